@@ -1,0 +1,401 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one table of errors: code, message, remedy.
+
+Everything that can go wrong and reach a person is an `OtaError` whose code stands in `ERRORS`.
+The message says what happened, the remedy what to do about it; both are complete sentences
+without secrets. Codes are part of the product's outside and are never renamed.
+
+    OtaError
+    |-- blame "config"    the configuration or the command is wrong
+    |-- blame "firmware"  the file at the url, or the way to it
+    |-- blame "board"     what is on the board, or what the board is
+    |-- blame "link"      the port, the cable, the way to the board
+    |-- blame "policy"    nothing is wrong: it may not happen now
+    `-- blame "host"      this computer: disk, journal
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Blame = Literal["config", "firmware", "board", "link", "policy", "host"]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """One row of the table.
+
+    message: what happened, in general; an `OtaError` usually says it more precisely.
+    remedy: what a person can do about it.
+    transient: the same attempt may succeed a moment later without anybody's doing.
+    counts: it uses up one of a board's `max_attempts`.
+    """
+
+    code: str
+    blame: Blame
+    message: str
+    remedy: str
+    transient: bool = False
+    counts: bool = True
+
+
+_ROWS: tuple[ErrorKind, ...] = (
+    ErrorKind(
+        "config-invalid",
+        "config",
+        "The configuration of the service is not valid.",
+        "Correct the named attributes in the machine's configuration.",
+        counts=False,
+    ),
+    # --- the firmware and the way to it
+    ErrorKind(
+        "download-failed",
+        "firmware",
+        "The firmware could not be downloaded.",
+        "Check that the url can be reached from this machine, and that its server is running.",
+        transient=True,
+        counts=False,
+    ),
+    ErrorKind(
+        "http-status",
+        "firmware",
+        "The firmware's server answered with an error.",
+        "Check the path, the user and password, or the token in the url.",
+        counts=False,
+    ),
+    ErrorKind(
+        "download-truncated",
+        "firmware",
+        "The download ended before the whole file had arrived.",
+        "Check the network and the firmware's server; the update tries again by itself.",
+        transient=True,
+        counts=False,
+    ),
+    ErrorKind(
+        "download-too-large",
+        "firmware",
+        "The file at the url is larger than max_image_bytes.",
+        "Check that the url serves an App Image, or raise max_image_bytes.",
+        counts=False,
+    ),
+    ErrorKind(
+        "digest-mismatch",
+        "firmware",
+        "The file at the url does not have the configured SHA-256.",
+        "Correct sha256, or publish the file that it belongs to.",
+        counts=False,
+    ),
+    ErrorKind(
+        "tls",
+        "firmware",
+        "The certificate of the firmware's server could not be verified.",
+        "For a private certificate authority set ca_file; otherwise check the server's "
+        "certificate and this machine's clock.",
+        counts=False,
+    ),
+    ErrorKind(
+        "disk-full",
+        "host",
+        "The disk has no room for the firmware.",
+        "Free some space in the folder named, or point VIAM_MODULE_DATA at a larger disk.",
+        counts=False,
+    ),
+    ErrorKind(
+        "not-an-image",
+        "firmware",
+        "The file is not an ESP32 App Image.",
+        "Serve the App Image at the url: `make build-esp32-ota` makes and checks one.",
+        counts=False,
+    ),
+    ErrorKind(
+        "image-corrupt",
+        "firmware",
+        "The App Image is damaged.",
+        "Build and publish the App Image again.",
+        counts=False,
+    ),
+    ErrorKind(
+        "merged-binary",
+        "firmware",
+        "The file is a Merged Binary (bootloader, partition table and partitions), "
+        "not an App Image.",
+        "Serve the App Image at the url (`make build-esp32-ota`). A Merged Binary is written "
+        "with `make flash-esp32-bin` or the verb flash.",
+        counts=False,
+    ),
+    ErrorKind(
+        "bootloader-image",
+        "firmware",
+        "The file is a bootloader, not an App Image.",
+        "Serve the App Image at the url: `make build-esp32-ota` makes and checks one.",
+        counts=False,
+    ),
+    ErrorKind(
+        "no-app-descriptor",
+        "firmware",
+        "The image has no app descriptor, so it is not an App Image.",
+        "Serve the App Image at the url: `make build-esp32-ota` makes and checks one.",
+        counts=False,
+    ),
+    ErrorKind(
+        "wrong-chip",
+        "board",
+        "The App Image is for another chip than the board's.",
+        "Configure the url of an image that was built for this board's chip.",
+    ),
+    ErrorKind(
+        "chip-revision",
+        "board",
+        "The App Image does not run on this revision of the chip.",
+        "Build the image for this chip revision (CONFIG_ESP32_REV_MIN and _MAX).",
+    ),
+    ErrorKind(
+        "image-too-large",
+        "board",
+        "The App Image is larger than the board's slots.",
+        "Make the image smaller, or give the board a partition table with larger slots: write "
+        "a Merged Binary with `make flash-esp32-bin`.",
+    ),
+    # --- ports and the link
+    ErrorKind(
+        "no-board",
+        "link",
+        "No board was found.",
+        "Attach a board, list it in boards, or call update with probe once for a board on a "
+        "generic USB bridge.",
+        counts=False,
+    ),
+    ErrorKind(
+        "port-missing",
+        "link",
+        "The port does not exist.",
+        "Plug the board in, or correct its port; `esp32-ota ports` lists what is there.",
+        counts=False,
+    ),
+    ErrorKind(
+        "port-busy",
+        "link",
+        "Another program or service is using the port.",
+        "Close the program named; the update waits and then goes on by itself.",
+        transient=True,
+        counts=False,
+    ),
+    ErrorKind(
+        "permission",
+        "link",
+        "This user may not open the port.",
+        "Add the user that runs viam-server to the port's group (dialout or uucp), then log in "
+        "again or restart viam-server.",
+    ),
+    ErrorKind(
+        "no-answer",
+        "link",
+        "No ESP32 answered on the port.",
+        "Check the cable and the board's power; a board without automatic reset needs its BOOT "
+        "button held while the update connects.",
+        transient=True,
+    ),
+    ErrorKind(
+        "wrong-board",
+        "board",
+        "Another board than the one known is attached to this port.",
+        "Put the right board back, or call release for this name to accept the new one.",
+        counts=False,
+    ),
+    ErrorKind(
+        "other-project",
+        "board",
+        "The board runs another project than the image's.",
+        "List the board in boards, set adopt, or call update with force if it is meant.",
+        counts=False,
+    ),
+    ErrorKind(
+        "link-lost",
+        "link",
+        "The connection to the board was lost.",
+        "Check the cable and the USB hub; the update tries again by itself and starts from what "
+        "it then finds on the board.",
+        transient=True,
+    ),
+    # --- what is on the board
+    ErrorKind(
+        "flash-size",
+        "board",
+        "The size of the board's flash is unknown or too small for its partition table.",
+        "Check the board; write a Merged Binary that fits its flash with `make flash-esp32-bin`.",
+    ),
+    ErrorKind(
+        "flash-protected",
+        "board",
+        "The board's flash did not accept what was written.",
+        "The flash is write-protected or worn out; nothing else was changed. Clear its "
+        "protection bits, or replace the board.",
+    ),
+    ErrorKind(
+        "partition-table-invalid",
+        "board",
+        "The board's partition table is damaged or missing.",
+        "Write a Merged Binary with `make flash-esp32-bin`.",
+    ),
+    ErrorKind(
+        "no-ota-slots",
+        "board",
+        "The board's partition table has no two OTA slots to update between.",
+        "Give the board a partition table with OTA slots: write a Merged Binary with "
+        "`make flash-esp32-bin`.",
+    ),
+    ErrorKind(
+        "otadata-invalid",
+        "board",
+        "It cannot be told for certain which slot the board runs, so none was written.",
+        "Restart the board and see whether it boots; otherwise write a Merged Binary with "
+        "`make flash-esp32-bin`.",
+    ),
+    ErrorKind(
+        "nvs-missing",
+        "board",
+        "The board's partition table has no writable NVS partition.",
+        "Give the board a partition table with an nvs partition: write a Merged Binary with "
+        "`make flash-esp32-bin`.",
+    ),
+    ErrorKind(
+        "nvs-invalid",
+        "board",
+        "The board's NVS is in a state that cannot be changed without risk to its keys.",
+        "Let the board start its firmware once, which repairs its NVS, then update again.",
+    ),
+    ErrorKind(
+        "nvs-full",
+        "board",
+        "The board's NVS has no room for the version.",
+        "Remove keys on the board, or use a shorter version.",
+    ),
+    ErrorKind(
+        "flash-encrypted",
+        "board",
+        "The board encrypts its flash or its NVS, so the host cannot read what must be kept.",
+        "Update this board with its own on-device OTA service.",
+    ),
+    ErrorKind(
+        "secure-boot",
+        "board",
+        "The board accepts signed images only, and this image is not signed.",
+        "Sign the image with the board's key.",
+    ),
+    ErrorKind(
+        "secure-version",
+        "board",
+        "The image's secure version is lower than the running app's; "
+        "the bootloader would refuse it.",
+        "Configure an image with the same or a higher secure version.",
+    ),
+    ErrorKind(
+        "secure-download",
+        "board",
+        "The board is in secure download mode, so the host cannot read its flash.",
+        "Update this board with its own on-device OTA service.",
+    ),
+    ErrorKind(
+        "awaiting-confirmation",
+        "policy",
+        "The board's new app has not confirmed itself yet; restarting it now would undo the "
+        "update.",
+        "Wait until confirm_timeout_s is over; the run goes on by itself.",
+        transient=True,
+        counts=False,
+    ),
+    ErrorKind(
+        "changed-elsewhere",
+        "board",
+        "Something else changed the board's version since the last update.",
+        "Remove the on-device ota_service from the board's own configuration, or keep both "
+        "versions equal.",
+    ),
+    ErrorKind(
+        "not-allowed-now",
+        "policy",
+        "The sensor of allow_restart does not allow boards to be restarted now.",
+        "The run goes on when the sensor allows it; update with force overrides.",
+        transient=True,
+        counts=False,
+    ),
+    ErrorKind(
+        "state-busy",
+        "host",
+        "Another process uses this state folder.",
+        "Stop the process named, or use a state folder of your own (--state-dir or state_dir).",
+        counts=False,
+    ),
+    ErrorKind(
+        "verify-failed",
+        "board",
+        "What was read back from the board is not what was written.",
+        "Check the cable and the power supply; the running firmware was not touched.",
+        transient=True,
+    ),
+    ErrorKind(
+        "boot-failed",
+        "board",
+        "The new firmware did not come up, so the board was rolled back.",
+        "Look at the boot log in the history, correct the firmware, and configure a new version.",
+    ),
+    ErrorKind(
+        "cancelled",
+        "policy",
+        "The update was cancelled.",
+        "Call update to start it again.",
+        counts=False,
+    ),
+    ErrorKind(
+        "stopped",
+        "policy",
+        "The run was stopped because too many boards failed with this firmware.",
+        "Correct the firmware and configure a new version, or call update to try again.",
+        counts=False,
+    ),
+    ErrorKind(
+        "internal",
+        "host",
+        "The updater met a state that it does not know.",
+        "Please report this with the module's log; the board keeps what it had.",
+    ),
+)
+
+ERRORS: dict[str, ErrorKind] = {row.code: row for row in _ROWS}
+
+
+class OtaError(Exception):
+    """A failure that a person can read: what happened, to which board, what to do.
+
+    code: a key of `ERRORS`. message: one sentence, more precise than the table's; without it
+    the table's stands. board: the board's name, where one is concerned. remedy: where it can
+    be more precise than the table's.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str = "",
+        *,
+        board: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.kind = ERRORS[code]
+        self.message = message or self.kind.message
+        self.board = board
+        self.remedy = remedy or self.kind.remedy
+        super().__init__(f"{self.kind.code}: {self.message}")
+
+    @property
+    def code(self) -> str:
+        """The error's code, a key of `ERRORS`."""
+        return self.kind.code
+
+    def __str__(self) -> str:
+        where = f"{self.board}: " if self.board else ""
+        return f"{where}{self.message} {self.remedy} [{self.code}]"
+
+    def to_dict(self) -> dict[str, str]:
+        """{"code", "message", "remedy"}, as the status and the replies carry it."""
+        return {"code": self.code, "message": self.message, "remedy": self.remedy}
