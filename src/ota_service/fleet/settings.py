@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a service was configured to do, as plain values: the module's configuration, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ota_service.firmware.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class BoardEntry:
+    """One entry of `boards`: a name, and either a MAC ("aa:bb:cc:dd:ee:ff") or a port.
+
+    url, version and sha256 pin the board to a target of its own; None: the service's.
+    """
+
+    name: str
+    mac: str | None = None
+    port: str | None = None
+    url: str | None = None
+    version: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One service's configuration. Names and defaults are the contract's attributes.
+
+    boards: None where the attribute is not set (then boards are found by themselves).
+    state_dir: journal and history. cache_dir: downloads.
+    """
+
+    service: str
+    target: Target
+    boards: tuple[BoardEntry, ...] | None = None
+    auto_update: bool = True
+    check_on_start: bool = True
+    adopt: bool = False
+    baud: int = 921_600
+    max_parallel: int = 8
+    canary: bool = True
+    boot_timeout_s: float = 20.0
+    boot_stable_s: float = 5.0
+    boot_expect: str | None = None
+    confirm_timeout_s: float = 120.0
+    max_attempts: int = 3
+    ca_file: str | None = None
+    max_image_bytes: int = 16_777_216
+    state_dir: Path = field(default_factory=Path)
+    cache_dir: Path = field(default_factory=Path)
