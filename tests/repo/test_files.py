@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The files at the top of the repository agree with each other and with the code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from importlib.metadata import requires
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+
+
+def pins(file: str) -> dict[str, str]:
+    """Canonical name -> exact version, of a requirements file."""
+    lines = (ROOT / file).read_text().splitlines()
+    found = {}
+    for line in lines:
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            found[canonicalize_name(name)] = version
+    return found
+
+
+def test_meta_names_both_models_and_files_that_exist() -> None:
+    """A missing triplet leaves one of the two usual configurations without a service."""
+    meta = json.loads((ROOT / "meta.json").read_text())
+    assert {model["model"] for model in meta["models"]} == {
+        "rdk:generic:ota_service",
+        "rdk:builtin:ota_service",
+    }
+    assert {model["api"] for model in meta["models"]} == {"rdk:service:generic"}
+    for model in meta["models"]:
+        assert (ROOT / model["markdown_link"]).is_file()
+    for script in (meta["entrypoint"], meta["first_run"]):
+        assert os.access(ROOT / script, os.X_OK), script
+
+
+def test_the_pins_are_closed() -> None:
+    """An unpinned dependency of a dependency could change under a board's feet."""
+    runtime, dev = pins("requirements.txt"), pins("requirements-dev.txt")
+    assert not runtime.keys() & dev.keys()
+    for known in (runtime, runtime | dev):
+        for name in known:
+            for text in requires(name) or []:
+                need = Requirement(text)
+                if need.marker is None or need.marker.evaluate({"extra": ""}):
+                    assert canonicalize_name(need.name) in known, f"{name} needs {need.name}"
+
+
+def test_the_pins_fit_what_the_package_asks_for() -> None:
+    """`pip install .` and setup.sh must not disagree about a version."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    runtime = pins("requirements.txt")
+    for text in project["dependencies"]:
+        need = Requirement(text)
+        assert need.specifier.contains(runtime[canonicalize_name(need.name)]), text
+
+
+def test_each_python_file_names_its_licence() -> None:
+    """A file that leaves the repository must carry its licence along."""
+    files = [*ROOT.glob("src/**/*.py"), *ROOT.glob("tests/**/*.py")]
+    assert files
+    missing = [
+        str(file.relative_to(ROOT))
+        for file in files
+        if not re.match(r"# SPDX-License-Identifier: GPL-3.0-or-later\n", file.read_text())
+    ]
+    assert not missing
