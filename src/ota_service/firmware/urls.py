@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Urls of firmware: checked before use, and shown without their secrets."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import SplitResult, urlsplit
+
+HIDDEN = "***"
+EXAMPLE = "http://10.0.0.5:3001/app.bin"
+
+# An address inside a sentence ends at white space or at a character that no url may hold.
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"<>\\^`{|}]+")
+# RFC 3986, appendix A: what stands in a url only percent-encoded. Other scripts are let
+# through: the client encodes them.
+_NOT_IN_URL = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
+_CLOSING = ".,;:!?)]}'\""
+
+
+def redact(text: str) -> str:
+    """`text` with the secrets of each url in it replaced; see `redact_url`."""
+    return _URL_IN_TEXT.sub(lambda found: _redact_found(found.group()), text)
+
+
+def redact_url(url: str) -> str:
+    """`url` with user info, query values and fragment as `***`; host and path stay readable.
+
+    Whatever cannot be taken apart with certainty is hidden whole.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    parts = _split(url)
+    if parts is None:
+        return f"{scheme}://{HIDDEN}"
+    user_info, at, host = parts.netloc.rpartition("@")
+    # An unencoded #, ? or / inside a password moves a part of it behind the host's place.
+    torn = not at and "@" in parts.query + parts.fragment
+    if not _port_is_sound(parts) or torn:
+        return f"{scheme}://{HIDDEN}"
+    shown = f"{scheme}://{HIDDEN}@{host}" if at or user_info else f"{scheme}://{host}"
+    shown += parts.path
+    if parts.query:
+        shown += "?" + "&".join(_redact_pair(pair) for pair in parts.query.split("&"))
+    elif "?" in rest.partition("#")[0]:
+        shown += "?"
+    if parts.fragment:
+        shown += f"#{HIDDEN}"
+    return shown
+
+
+def check_url(url: str) -> str | None:
+    """What is wrong with `url` as the address of a firmware, in words; None: nothing is.
+
+    The words never repeat the url. Nothing is looked up or opened.
+    """
+    if not url:
+        return (
+            f'is empty; fill in the http or https address of the App Image, such as "{EXAMPLE}"'
+        )
+    bad = _NOT_IN_URL.search(url)
+    if bad:
+        code = f"%{ord(bad.group()):02X}"
+        return (
+            f"holds the character {bad.group()!r}, which a url cannot; "
+            f"write it percent-encoded ({code})"
+        )
+    scheme = url.partition(":")[0].lower()
+    if scheme not in ("http", "https") or "://" not in url:
+        return f'must begin with http:// or https://, such as "{EXAMPLE}"'
+    parts = _split(url)
+    if parts is None:
+        return "cannot be read as a url: look at its brackets"
+    if not _port_is_sound(parts) or (
+        "@" not in parts.netloc and "@" in parts.query + parts.fragment
+    ):
+        return (
+            "has no valid port after its host; a /, ?, # or @ in a user name or password is "
+            "written percent-encoded (%2F, %3F, %23, %40)"
+        )
+    if not parts.hostname:
+        return f'has no host, such as "{EXAMPLE}" has 10.0.0.5'
+    return None
+
+
+def _redact_found(found: str) -> str:
+    """Redact an address found in a sentence, whose closing marks are not part of it."""
+    url = found.rstrip(_CLOSING)
+    return redact_url(url) + found[len(url) :]
+
+
+def _redact_pair(pair: str) -> str:
+    name, equals, value = pair.partition("=")
+    if not equals:
+        return HIDDEN if name else ""  # a bare token
+    return f"{name}={HIDDEN}" if value else pair
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return None
+
+
+def _port_is_sound(parts: SplitResult) -> bool:
+    try:
+        _ = parts.port
+    except ValueError:
+        return False
+    return True
