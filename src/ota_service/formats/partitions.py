@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The partition table of a board: where its slots, otadata and NVS are.
+
+Format: ESP-IDF, "Partition Tables" (API guides) and `esp_flash_partitions.h`. What is refused is
+what the bootloader refuses (`flash_partitions.c`) plus what `gen_esp32part.py` refuses to build:
+overlaps and misaligned partitions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ota_service.errors import OtaError
+from ota_service.formats._text import field_text
+
+TABLE_OFFSET = 0x8000
+"""Where the table is by default (CONFIG_PARTITION_TABLE_OFFSET), bytes from flash start."""
+TABLE_BYTES = 0xC00
+"""ESP_PARTITION_TABLE_MAX_LEN: the table's longest form, its end marker included."""
+ENTRY_BYTES = 32
+MAX_ENTRIES = TABLE_BYTES // ENTRY_BYTES
+
+MAGIC = b"\xaa\x50"
+MD5_MAGIC = b"\xeb\xeb"
+
+TYPE_APP, TYPE_DATA, TYPE_BOOTLOADER, TYPE_TABLE = 0, 1, 2, 3
+SUBTYPE_FACTORY, SUBTYPE_OTA_0, SUBTYPE_TEST = 0x00, 0x10, 0x20
+SUBTYPE_OTADATA, SUBTYPE_NVS, SUBTYPE_NVS_KEYS = 0x00, 0x02, 0x04
+OTADATA_BYTES = 0x2000
+_FLAG_ENCRYPTED, _FLAG_READ_ONLY = 1, 2
+_ALIGN_BYTES = {TYPE_APP: 0x10000, TYPE_DATA: 0x1000}
+_SECTOR_BYTES = 0x1000
+
+_TYPE_NAMES = {
+    TYPE_APP: "app",
+    TYPE_DATA: "data",
+    TYPE_BOOTLOADER: "bootloader",
+    TYPE_TABLE: "partition_table",
+}
+# Names as ESP-IDF's table tool spells them in its CSV files.
+_SUBTYPE_NAMES = {
+    TYPE_APP: {SUBTYPE_FACTORY: "factory", SUBTYPE_TEST: "test"}
+    | {SUBTYPE_OTA_0 + index: f"ota_{index}" for index in range(16)},
+    TYPE_DATA: {
+        0x00: "ota",
+        0x01: "phy",
+        0x02: "nvs",
+        0x03: "coredump",
+        0x04: "nvs_keys",
+        0x05: "efuse",
+        0x06: "undefined",
+        0x80: "esphttpd",
+        0x81: "fat",
+        0x82: "spiffs",
+        0x83: "littlefs",
+    },
+    TYPE_BOOTLOADER: {0x00: "primary", 0x01: "ota", 0x02: "recovery"},
+    TYPE_TABLE: {0x00: "primary", 0x01: "ota"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One entry of the table. `offset` is a flash address; sizes in bytes."""
+
+    label: str
+    type: int
+    subtype: int
+    offset: int
+    size_bytes: int
+    flags: int = 0
+
+    @property
+    def end(self) -> int:
+        """The flash address just behind the partition."""
+        return self.offset + self.size_bytes
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether it is read through flash encryption."""
+        return bool(self.flags & _FLAG_ENCRYPTED)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the firmware never writes there."""
+        return bool(self.flags & _FLAG_READ_ONLY)
+
+    @property
+    def is_app(self) -> bool:
+        """Whether an App Image belongs there."""
+        return self.type == TYPE_APP
+
+    @property
+    def ota_index(self) -> int | None:
+        """N for ota_N (0 to 15), None for every other partition."""
+        if self.type == TYPE_APP and SUBTYPE_OTA_0 <= self.subtype < SUBTYPE_OTA_0 + 16:
+            return self.subtype - SUBTYPE_OTA_0
+        return None
+
+    @property
+    def kind(self) -> str:
+        """Type and subtype for people: "app/ota_0", "data/nvs", "0x40/0x01"."""
+        kind = _TYPE_NAMES.get(self.type, f"{self.type:#04x}")
+        subtype = _SUBTYPE_NAMES.get(self.type, {}).get(self.subtype, f"{self.subtype:#04x}")
+        return f"{kind}/{subtype}"
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionTable:
+    """A whole partition table, in the order of its entries."""
+
+    partitions: tuple[Partition, ...]
+    has_md5: bool
+
+    def _first(self, kind: int, subtype: int) -> Partition | None:
+        for part in self.partitions:
+            if part.type == kind and part.subtype == subtype:
+                return part
+        return None
+
+    @property
+    def ota_slots(self) -> tuple[Partition, ...]:
+        """The OTA slots, ordered by their index."""
+        slots = [part for part in self.partitions if part.ota_index is not None]
+        return tuple(sorted(slots, key=lambda part: part.subtype))
+
+    @property
+    def factory(self) -> Partition | None:
+        """The factory app's partition."""
+        return self._first(TYPE_APP, SUBTYPE_FACTORY)
+
+    @property
+    def otadata(self) -> Partition | None:
+        """The partition that says which slot boots."""
+        return self._first(TYPE_DATA, SUBTYPE_OTADATA)
+
+    @property
+    def nvs(self) -> Partition | None:
+        """The default NVS partition, the one with the label "nvs" (`NVS_DEFAULT_PART_NAME`)."""
+        for part in self.partitions:
+            if part.label == "nvs" and part.type == TYPE_DATA and part.subtype == SUBTYPE_NVS:
+                return part
+        return None
+
+    @property
+    def nvs_keys(self) -> Partition | None:
+        """The partition of the NVS encryption keys."""
+        return self._first(TYPE_DATA, SUBTYPE_NVS_KEYS)
+
+    @property
+    def end(self) -> int:
+        """The flash address behind the last partition; 0 for a table without partitions."""
+        return max((part.end for part in self.partitions), default=0)
+
+    def by_label(self, label: str) -> Partition | None:
+        """The first partition with this label, as the firmware finds it."""
+        for part in self.partitions:
+            if part.label == label:
+                return part
+        return None
+
+    def containing(self, offset: int) -> Partition | None:
+        """The partition that flash address `offset` lies in."""
+        for part in self.partitions:
+            if part.offset <= offset < part.end:
+                return part
+        return None
+
+
+def _invalid(message: str) -> OtaError:
+    return OtaError("partition-table-invalid", message)
+
+
+def parse_partition_table(
+    data: bytes, *, flash_bytes: int | None = None, table_offset: int = TABLE_OFFSET
+) -> PartitionTable:
+    """The table in `data`, which begins at its first entry; bytes behind its end are ignored.
+
+    data: up to 0xC00 bytes count. flash_bytes: the size of the board's flash, where it is known.
+    table_offset: where the table stands in flash.
+    Raises `OtaError`: "partition-table-invalid" for a blank or damaged table, "flash-size" for a
+    partition behind the end of the flash. Tables without MD5 (built before ESP-IDF v3.0, or with
+    it disabled) are accepted.
+    """
+    data = bytes(data[:TABLE_BYTES])
+    if not data.strip(b"\xff"):
+        raise _invalid("The partition table is blank.")
+    partitions: list[Partition] = []
+    has_md5 = False
+    for index in range(MAX_ENTRIES):
+        start = index * ENTRY_BYTES
+        entry = data[start : start + ENTRY_BYTES]
+        if len(entry) < ENTRY_BYTES:
+            raise _invalid(f"The partition table is cut off after {len(partitions)} partitions.")
+        if entry[:2] == MD5_MAGIC and not has_md5:
+            # The hash is no secret: it only tells a damaged table.
+            if hashlib.md5(data[:start], usedforsecurity=False).digest() != entry[16:]:
+                raise _invalid("The partition table's MD5 does not match its contents.")
+            has_md5 = True
+        elif entry[:4] == b"\xff\xff\xff\xff":
+            break
+        elif entry[:2] == MAGIC and not has_md5:
+            kind, subtype, offset, size = struct.unpack_from("<BBII", entry, 2)
+            label, (flags,) = field_text(entry[12:28]), struct.unpack_from("<I", entry, 28)
+            partitions.append(Partition(label, kind, subtype, offset, size, flags))
+        else:
+            raise _invalid(
+                f"Entry {index} of the partition table begins with {entry[:2].hex(' ').upper()}, "
+                "which is neither a partition nor the end of the table."
+            )
+    else:
+        raise _invalid(f"The partition table has no end: more than {MAX_ENTRIES - 1} entries.")
+    if not partitions:
+        raise _invalid("The partition table has no partitions.")
+    _check_places(partitions, table_offset)
+    if flash_bytes is not None:
+        for part in partitions:
+            if part.end > flash_bytes:
+                raise OtaError(
+                    "flash-size",
+                    f"The partition {part.label!r} ends at {part.end:#x}, behind the end of the "
+                    f"board's flash ({flash_bytes:#x}).",
+                )
+    return PartitionTable(tuple(partitions), has_md5)
+
+
+def _check_places(partitions: list[Partition], table_offset: int) -> None:
+    for part in partitions:
+        if part.size_bytes == 0:
+            raise _invalid(f"The partition {part.label!r} has no size.")
+        if part.end > 1 << 32:
+            raise _invalid(f"The partition {part.label!r} ends behind 4 GiB.")
+        align = _ALIGN_BYTES.get(part.type, 1)
+        if part.offset % align:
+            raise _invalid(
+                f"The partition {part.label!r} begins at {part.offset:#x}, which is no multiple "
+                f"of {align:#x}."
+            )
+        if (
+            part.type in _ALIGN_BYTES
+            and part.offset < table_offset + _SECTOR_BYTES
+            and part.end > table_offset
+        ):
+            raise _invalid(f"The partition {part.label!r} overlaps the partition table.")
+    by_place = sorted(partitions, key=lambda part: part.offset)
+    for before, after in pairwise(by_place):
+        if after.offset < before.end:
+            raise _invalid(f"The partitions {before.label!r} and {after.label!r} overlap.")
+
+
+def require_ota(table: PartitionTable) -> None:
+    """Raise unless the board can be updated between two OTA slots.
+
+    Raises `OtaError`: "no-ota-slots" without otadata or with fewer than two OTA slots;
+    "partition-table-invalid" where the bootloader would count the slots otherwise than the
+    firmware does: an index missing or twice (`bootloader_utility.c` counts the slots and
+    indexes 0 to count - 1), two factory or otadata partitions, otadata of another size.
+    """
+    slots = table.ota_slots
+    if len(slots) < 2 or table.otadata is None:
+        if table.otadata is None:
+            why = "no otadata partition"
+        elif slots and table.factory is not None:
+            # ota_0 could be written while factory runs, but never again afterwards.
+            why = "one OTA slot only beside its factory app"
+        else:
+            why = f"{len(slots)} of the two OTA slots needed"
+        raise OtaError("no-ota-slots", f"The board's partition table has {why}.")
+    indices = [part.ota_index for part in slots]
+    if indices != list(range(len(slots))):
+        names = ", ".join(part.kind.split("/")[1] for part in slots)
+        raise _invalid(f"The OTA slots are not numbered from ota_0 without gaps: {names}.")
+    for kind, subtype in ((TYPE_APP, SUBTYPE_FACTORY), (TYPE_DATA, SUBTYPE_OTADATA)):
+        same = [p for p in table.partitions if (p.type, p.subtype) == (kind, subtype)]
+        if len(same) > 1:
+            raise _invalid(f"The partition table has {len(same)} partitions {same[0].kind}.")
+    if table.otadata.size_bytes != OTADATA_BYTES:
+        raise _invalid(
+            f"The otadata partition has {table.otadata.size_bytes:#x} bytes "
+            f"instead of {OTADATA_BYTES:#x}."
+        )
