@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which serial ports there are, and what each looks like, without opening any.
+
+Opening a port can restart what is attached to it, so everything here comes from the names under
+/dev, from sysfs and from udev's database; other systems than Linux are asked through pyserial's
+own list. A port is a device path or a url that pyserial opens (`rfc2217://`, `socket://`, a
+simulated board's `esp32sim://`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from ota_service.errors import OtaError
+
+ESPRESSIF_VID = 0x303A
+"""Espressif's own USB vendor id (USB-Serial-JTAG and USB-OTG of S2, S3, C3, C6, H2, P4...)."""
+
+BRIDGES: dict[int, str] = {
+    0x10C4: "CP210x",  # Silicon Labs; Linux drivers/usb/serial/cp210x.c
+    0x1A86: "CH34x",  # WCH, CH340 to CH9102; Linux drivers/usb/serial/ch341.c, cdc-acm
+    0x0403: "FTDI",  # Linux drivers/usb/serial/ftdi_sio_ids.h
+    0x067B: "PL2303",  # Prolific; Linux drivers/usb/serial/pl2303.h
+}
+"""USB vendor ids of the usual serial bridges. What is behind one may be no ESP32 at all."""
+
+CandidateKind = Literal["native", "bridge", "other"]
+
+_NAMES = ("ttyUSB*", "ttyACM*", "ttyAMA*", "ttyS*", "ttyXRUSB*", "ttyAP*", "ttyTHS*", "rfcomm*")
+_SIM_SCHEME = "esp32sim"
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(?:[:-]?[0-9A-Fa-f]{2}){5}")
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """Where the system keeps its devices; tests point these at folders of their own."""
+
+    dev: Path = Path("/dev")
+    sys: Path = Path("/sys")
+    udev: Path = Path("/run/udev/data")
+
+
+SYSTEM = Roots()
+
+
+@dataclass(frozen=True, slots=True)
+class PortInfo:
+    """What is known of a port without opening it.
+
+    device: the device itself, links resolved. by_path: its name under /dev/serial/by-path, which
+    follows the USB socket. location: USB place, bus-port.port ("1-1.2"), with the interface
+    ("1-1.2:1.0") where the device has several; it survives a re-plug into the same socket.
+    vid, pid, serial_number, product, manufacturer: from the USB descriptors.
+    appeared_at: when the device appeared, UTC (see `_appeared_at`).
+    """
+
+    device: str
+    by_path: str | None = None
+    location: str | None = None
+    vid: int | None = None
+    pid: int | None = None
+    serial_number: str | None = None
+    product: str | None = None
+    manufacturer: str | None = None
+    appeared_at: datetime | None = None
+
+    @property
+    def native(self) -> bool:
+        """Whether this is Espressif's own USB: an ESP32 for certain."""
+        return self.vid == ESPRESSIF_VID
+
+    @property
+    def mac(self) -> str | None:
+        """The chip's MAC, "aa:bb:cc:dd:ee:ff", where the USB serial number of a native port is it.
+
+        USB-Serial-JTAG always does so; an app that brings its own USB stack may choose another.
+        """
+        if not self.native or not self.serial_number or not _MAC.fullmatch(self.serial_number):
+            return None
+        digits = re.sub("[:-]", "", self.serial_number).lower()
+        return ":".join(digits[i : i + 2] for i in range(0, 12, 2))
+
+    @property
+    def bridge(self) -> str | None:
+        """The family of the USB bridge ("CP210x", "CH34x", "FTDI", "PL2303"), if it is one."""
+        return BRIDGES.get(self.vid) if self.vid is not None else None
+
+    @property
+    def likely_esp32(self) -> bool:
+        """Whether an ESP32 may well be behind it: native USB, or a usual bridge."""
+        return self.native or self.bridge is not None
+
+    @property
+    def place(self) -> str:
+        """The key under which this port is remembered: its USB location, else its device."""
+        return self.location or self.device
+
+    @property
+    def identity(self) -> str | None:
+        """Which USB device it is, wherever it is plugged: "303a:1001:SERIAL"; None if not USB."""
+        if self.vid is None or self.pid is None:
+            return None
+        return f"{self.vid:04x}:{self.pid:04x}:{self.serial_number or ''}"
+
+
+def candidate_kind(info: PortInfo) -> CandidateKind:
+    """How a port may come to be opened: by itself (native), by a person's word, or as listed."""
+    if info.native:
+        return "native"
+    return "bridge" if info.bridge else "other"
+
+
+def list_ports(roots: Roots = SYSTEM) -> list[PortInfo]:
+    """Every serial port of this machine, in natural order. Opens none."""
+    if not sys.platform.startswith("linux"):
+        return _list_elsewhere()
+    devices = {path for name in _NAMES for path in roots.dev.glob(name)}
+    by_path = _by_path(roots)
+    found = (_describe_linux(path, roots, by_path) for path in devices if _present(path, roots))
+    return sorted(found, key=lambda info: _natural(info.device))
+
+
+def describe(port: str, roots: Roots = SYSTEM) -> PortInfo | None:
+    """What is known of one configured port, links resolved; None for urls and missing ones."""
+    if is_url(port) or not os.path.exists(port):
+        return None
+    device = os.path.realpath(port)
+    if not sys.platform.startswith("linux"):
+        listed = {os.path.realpath(info.device): info for info in _list_elsewhere()}
+        return listed.get(device, PortInfo(device, appeared_at=_node_time(Path(device))))
+    return _describe_linux(Path(device), roots, _by_path(roots))
+
+
+def is_url(port: str) -> bool:
+    """Whether `port` is a url for pyserial rather than a device path."""
+    return "://" in port
+
+
+def is_simulated(port: str) -> bool:
+    """Whether `port` is the url of a simulated board."""
+    return port.lower().startswith(f"{_SIM_SCHEME}://")
+
+
+def canonical(port: str) -> str:
+    """One name for one port: device paths with their links resolved, urls as they are."""
+    return port if is_url(port) else os.path.realpath(port)
+
+
+def shown(port: str) -> str:
+    """`port` as it may be shown and logged: a url without its user info and query."""
+    if not is_url(port):
+        return port
+    scheme, rest = port.split("://", 1)
+    # Cut by hand: urlsplit refuses some ports and hosts, and a secret must go in any case.
+    rest, question, _ = rest.partition("?")
+    rest, _, _ = rest.partition("#")
+    host, slash, path = rest.partition("/")
+    if "@" in host:
+        host = "***@" + host.rpartition("@")[2]
+    return f"{scheme}://{host}{slash}{path}{'?***' if question else ''}"
+
+
+def exists(port: str) -> bool:
+    """Whether the port is there now: the device, or the simulated board's address file.
+
+    Of other urls nothing can be known without opening them; they count as there.
+    """
+    if is_simulated(port):
+        parts = urlsplit(port)
+        return os.path.exists(os.path.join(unquote(parts.netloc + parts.path), "address"))
+    return is_url(port) or os.path.exists(port)
+
+
+def require_exists(port: str, board: str | None = None) -> None:
+    """Raise `port-missing` if the port is not there."""
+    if not exists(port):
+        raise OtaError("port-missing", f"The port {shown(port)} does not exist.", board=board)
+
+
+def find_mac(mac: str, infos: Iterable[PortInfo]) -> PortInfo | None:
+    """The native port whose serial number is `mac` ("aa:bb:cc:dd:ee:ff"), if it is attached."""
+    wanted = mac.lower().replace("-", ":")
+    return next((info for info in infos if info.mac == wanted), None)
+
+
+# --- Linux
+
+
+def _by_path(roots: Roots) -> dict[str, str]:
+    """Device -> its name under /dev/serial/by-path."""
+    names: dict[str, str] = {}
+    folder = roots.dev / "serial" / "by-path"
+    try:
+        links = sorted(folder.iterdir(), key=lambda link: link.name)
+    except OSError:
+        return names
+    # Since systemd 255 a port has two names, one with the USB version ("usbv2") in it. The older
+    # form comes first in the order and is the one that every system understands.
+    for link in links:
+        names.setdefault(os.path.realpath(link), str(link))
+    return names
+
+
+def _present(path: Path, roots: Roots) -> bool:
+    """Whether a device stands for real hardware.
+
+    A PC has up to 32 ttyS names; those without a UART behind them have type 0 (PORT_UNKNOWN,
+    linux/serial_core.h).
+    """
+    return _line(roots.sys / "class" / "tty" / path.name / "type") != "0"
+
+
+def _describe_linux(path: Path, roots: Roots, by_path: dict[str, str]) -> PortInfo:
+    info = PortInfo(
+        device=str(path),
+        by_path=by_path.get(os.path.realpath(path)),
+        appeared_at=_appeared_at(path, roots),
+    )
+    entry = roots.sys / "class" / "tty" / path.name / "device"
+    if not entry.exists():
+        return info
+    node = entry.resolve()
+    subsystem = (node / "subsystem").resolve().name
+    # A bridge's tty hangs below its interface through a usb-serial node; a CDC-ACM tty hangs on
+    # the interface itself.
+    if subsystem == "usb-serial":
+        interface = node.parent
+    elif subsystem == "usb":
+        interface = node
+    else:
+        return info
+    device = interface.parent
+    several = (_line(device / "bNumInterfaces") or "1").strip() not in ("0", "1")
+    return PortInfo(
+        device=info.device,
+        by_path=info.by_path,
+        location=interface.name if several else device.name,
+        vid=_hex(_line(device / "idVendor")),
+        pid=_hex(_line(device / "idProduct")),
+        serial_number=_line(device / "serial"),
+        product=_line(device / "product"),
+        manufacturer=_line(device / "manufacturer"),
+        appeared_at=info.appeared_at,
+    )
+
+
+def _appeared_at(path: Path, roots: Roots) -> datetime | None:
+    """When the device appeared, in today's wall clock.
+
+    udev stores the moment at which it first handled the device, as microseconds of
+    CLOCK_MONOTONIC in an `I:` line of its database, and drops it when the device goes. Counted
+    back from now, it follows later corrections of the wall clock, and a suspend can only make it
+    look later, which at worst reads a board once more. Without udev (containers) the node's
+    ctime serves: it changes with owner and mode, which is just after the start, whereas mtime
+    and atime change with every use of the port and sysfs invents its times at first sight.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    if stat.S_ISCHR(status.st_mode):
+        major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
+        since = _udev_initialized_us(roots.udev / f"c{major}:{minor}")
+        if since is not None:
+            age_us = max(0.0, time.monotonic_ns() / 1000 - since)
+            return datetime.now(UTC) - timedelta(microseconds=age_us)
+    return datetime.fromtimestamp(status.st_ctime, UTC)
+
+
+def _udev_initialized_us(entry: Path) -> int | None:
+    try:
+        lines = entry.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("I:") and line[2:].isdigit():
+            return int(line[2:])
+    return None
+
+
+def _line(path: Path) -> str | None:
+    """The first line of a sysfs attribute, stripped; None where there is none."""
+    try:
+        text = path.read_text("utf-8", "replace")
+    except OSError:
+        return None
+    return text.split("\n", 1)[0].strip() or None
+
+
+def _hex(text: str | None) -> int | None:
+    try:
+        return int(text, 16) if text else None
+    except ValueError:
+        return None
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """A key that sorts ttyUSB2 before ttyUSB10."""
+    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", text)]
+
+
+# --- other systems
+
+
+def _list_elsewhere() -> list[PortInfo]:
+    from serial.tools.list_ports import comports
+
+    return [
+        PortInfo(
+            device=port.device,
+            location=port.location,
+            vid=port.vid,
+            pid=port.pid,
+            serial_number=port.serial_number,
+            product=port.product,
+            manufacturer=port.manufacturer,
+            appeared_at=_node_time(Path(port.device)),
+        )
+        for port in sorted(comports(), key=lambda port: _natural(port.device))
+    ]
+
+
+def _node_time(path: Path) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(path.stat().st_ctime, UTC)
+    except OSError:
+        return None
