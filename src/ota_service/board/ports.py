@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote, urlsplit
 
 from ota_service.errors import OtaError
 
@@ -176,8 +175,7 @@ def exists(port: str) -> bool:
     Of other urls nothing can be known without opening them; they count as there.
     """
     if is_simulated(port):
-        parts = urlsplit(port)
-        return os.path.exists(os.path.join(unquote(parts.netloc + parts.path), "address"))
+        return os.path.exists(os.path.join(port.split("://", 1)[1], "address"))
     return is_url(port) or os.path.exists(port)
 
 

@@ -19,6 +19,7 @@ import fcntl
 import grp
 import importlib.util
 import os
+import re
 import struct
 import termios
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from collections.abc import Iterator
 import serial
 from serial.serialutil import SerialBase, SerialException
 
-from ota_service.board.ownership import holders
+from ota_service.board.ownership import Holder, holders, process_name
 from ota_service.board.ports import canonical, is_url, require_exists, shown
 from ota_service.errors import OtaError
 
@@ -174,7 +175,7 @@ def _open_error(error: Exception, port: str, board: str | None) -> OtaError:
             message = f"The port {name} cannot be opened as configured ({_reason(error, port)})."
         return OtaError("config-invalid", message, board=board)
     if number in _BUSY or (is_url(port) and "busy" in text):
-        names = [str(holder) for holder in holders(port)] or ["another program"]
+        names = [str(holder) for holder in holders(port) or _named_holder(text)]
         message = f"The port {name} is in use by {', '.join(names)}."
         return OtaError("port-busy", message, board=board)
     if number in _MISSING or (is_url(port) and "errno 2]" in text):
@@ -189,6 +190,15 @@ def _open_error(error: Exception, port: str, board: str | None) -> OtaError:
         return OtaError("no-answer", message, board=board)
     message = f"The port {name} could not be opened ({_reason(error, port)})."
     return OtaError("link-lost", message, board=board)
+
+
+def _named_holder(text: str) -> list[Holder]:
+    """Who has the port, by the words of a url's handler ("port is busy (process 123)")."""
+    found = re.search(r"\bprocess (\d+)", text)
+    if not found:
+        return [Holder(None, "another program")]
+    pid = int(found.group(1))
+    return [Holder(pid, process_name(pid))]
 
 
 def _numbers(error: BaseException) -> Iterator[int]:
