@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The service's attributes: what is taken, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ota_service.errors import OtaError
+from ota_service.module.config import ServiceConfig, parse_config
+from ota_service.module.patterns import pattern_problem
+
+GOOD: dict[str, Any] = {"url": "http://10.0.0.5:3001/app.bin", "version": "1.2.3"}
+MAC = "24:0a:c4:12:34:56"
+
+
+def refusal(attributes: dict[str, Any]) -> list[str]:
+    """The faults that parse_config reports, one a text."""
+    with pytest.raises(OtaError) as caught:
+        parse_config(attributes)
+    assert caught.value.code == "config-invalid"
+    return caught.value.message.split(" | ")
+
+
+def fault(**attributes: Any) -> str:
+    """The one fault of a configuration that is good but for `attributes`."""
+    faults = refusal(GOOD | attributes)
+    assert len(faults) == 1, faults
+    return faults[0]
+
+
+def test_the_defaults_are_those_of_the_documentation() -> None:
+    """What users read in docs/ota_service.md is what an absent attribute means."""
+    config = parse_config(GOOD)
+    page = (Path(__file__).parents[2] / "docs/ota_service.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+\| (Required|Optional) \| ([^|]*)\|", page, re.M)
+    documented = {name: default.strip().strip("`") for name, _, default in rows}
+    assert {name: kind for name, kind, _ in rows if name in ("url", "version")} == {
+        "url": "Required",
+        "version": "Required",
+    }
+    own = {
+        name: str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+        for name, value in config.model_dump().items()
+        if value is not None and name not in GOOD
+    }
+    assert {name: documented[name] for name in own} == own
+    assert set(ServiceConfig.model_fields) <= set(documented)
+
+
+def test_the_guides_empty_configuration_says_what_to_fill_in() -> None:
+    """The OTA guide's snippet has empty strings: a person must learn what belongs there."""
+    faults = refusal({"url": "", "version": ""})
+    assert len(faults) == 2
+    assert faults[0].startswith("url: is empty; fill in the http or https address of the App Image")
+    assert faults[1].startswith("version: is empty; fill in the tag")
+
+
+def test_absent_attributes_are_named_like_empty_ones() -> None:
+    """No attributes at all is the other way to begin."""
+    faults = refusal({})
+    assert [text.split(":")[0] for text in faults] == ["url", "version"]
+    assert all("is missing; fill in" in text for text in faults)
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    """Correcting a machine's configuration takes minutes a round, so one round must do."""
+    faults = refusal(
+        {
+            "url": "ftp://h/x",
+            "version": "x" * 131,
+            "baud": 8.5,
+            "max_paralel": 2,
+            "auto_update": "yes",
+            "boards": [
+                {"name": "a"},
+                {"name": "a", "port": "ttyUSB0", "macc": MAC},
+                {"name": "b", "mac": MAC, "port": "/dev/ttyUSB0"},
+            ],
+            "allow_restart": {"sensor": "door"},
+        }
+    )
+    named = sorted(text.split(":")[0] for text in faults)
+    assert named == sorted(
+        [
+            "url",
+            "version",
+            "baud",
+            "max_paralel",
+            "auto_update",
+            "boards[0]",
+            "boards[1].name",
+            "boards[1].port",
+            "boards[1].macc",
+            "boards[2]",
+            "allow_restart.key",
+        ]
+    )
+
+
+def test_the_length_of_a_version_counts_bytes() -> None:
+    """NVS stores bytes: 64 characters of two bytes fit, 65 do not."""
+    assert parse_config(GOOD | {"version": "x" * 128}).version == "x" * 128
+    assert parse_config(GOOD | {"version": "é" * 64}).version == "é" * 64
+    assert fault(version="x" * 131) == "version: 131 bytes; the limit is 128"
+    assert fault(version="é" * 65) == "version: 130 bytes; the limit is 128"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({"version": 1.2}, 'version: must be text: write it in quotation marks, "1.2"'),
+        ({"version": "a\0b"}, "NUL"),
+        ({"sha256": "abc"}, "sha256: must be 64 hex digits"),
+        ({"sha256": "g" * 64}, "sha256: must be 64 hex digits"),
+        ({"baud": True}, "baud: must be a whole number"),
+        ({"baud": "115200"}, "baud: must be a whole number"),
+        ({"baud": 8.5}, "baud: 8.5 is not a whole number"),
+        ({"baud": 300}, "baud: 300 is out of range; it may be 9,600 to 4,000,000"),
+        ({"max_parallel": 0}, "max_parallel: 0 is out of range"),
+        ({"max_attempts": float("inf")}, "max_attempts: inf is not a whole number"),
+        ({"boot_timeout_s": float("nan")}, "boot_timeout_s: nan is out of range"),
+        ({"boot_stable_s": -1}, "boot_stable_s: -1 is out of range"),
+        ({"boot_timeout_s": False}, "boot_timeout_s: must be a number"),
+        ({"canary": 1}, "canary: must be true or false"),
+        ({"adopt": "true"}, "adopt: must be true or false"),
+        ({"boot_expect": "["}, "boot_expect: is not a regular expression: unterminated"),
+        ({"boot_expect": "(a+)+$"}, "boot_expect: repeats something that itself can match"),
+        ({"ca_file": "ca.pem"}, "ca_file: must be a whole path"),
+        ({"state_dir": 5}, "state_dir: must be text"),
+        ({"URL": "x"}, "URL: is no attribute here; did you mean url?"),
+        ({"sha-256": "x"}, "sha-256: is no attribute here; did you mean sha256?"),
+        ({"boot_timeout": 3}, "boot_timeout: is no attribute here; did you mean boot_timeout_s?"),
+        ({"boards": {}}, "boards: must be a list of objects"),
+        ({"boards": ["x"]}, "boards[0]: must be an object"),
+        ({"boards": [{"mac": MAC}]}, "boards[0].name: is missing"),
+        ({"boards": [{"name": " ", "mac": MAC}]}, "boards[0].name: is empty"),
+        ({"boards": [{"name": "a", "mac": "24:0a"}]}, "boards[0].mac: must be six pairs"),
+        ({"boards": [{"name": "a", "port": "http://h"}]}, "boards[0].port: is not the url of a"),
+        ({"boards": [{"name": "a", "mac": MAC, "url": "x"}]}, "boards[0].url: must begin with"),
+        ({"boards": [{"name": "a", "mac": MAC, "version": "x" * 129}]}, "boards[0].version: 129"),
+        ({"allow_restart": "door"}, "allow_restart: must be an object"),
+        ({"allow_restart": {"sensor": "d", "key": ""}}, "allow_restart.key: is empty"),
+    ],
+)
+def test_a_fault_is_named_in_words(attributes: dict[str, Any], words: str) -> None:
+    """Each fault names its attribute, what is wrong, and what would be right."""
+    assert words in fault(**attributes)
+
+
+def test_numbers_arrive_as_floats() -> None:
+    """Viam carries every number as a float: 8.0 is a whole number."""
+    config = parse_config(GOOD | {"max_parallel": 8.0, "baud": 115200.0, "boot_stable_s": 3})
+    assert (config.max_parallel, config.baud, config.boot_stable_s) == (8, 115_200, 3.0)
+    assert type(config.max_parallel) is int
+
+
+def test_null_and_empty_text_count_as_not_given() -> None:
+    """A form that was left empty must not become a fault or a value."""
+    config = parse_config(
+        GOOD | {"sha256": "", "boot_expect": "", "ca_file": "", "state_dir": None, "boards": None}
+    )
+    assert config == parse_config(GOOD)
+
+
+def test_macs_are_compared_in_one_form() -> None:
+    """Labels print MACs in several forms; they are the same board."""
+    boards = [
+        {"name": "a", "mac": "240AC4123456"},
+        {"name": "b", "mac": "24-0a-c4-12-34-56"},
+    ]
+    assert fault(boards=boards) == "boards[1].mac: boards[0] already has it"
+    config = parse_config(GOOD | {"boards": boards[:1]})
+    assert config.boards is not None
+    assert config.boards[0].mac == MAC
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"name": "a", "port": "/dev/ttyUSB1"},
+        {"name": "b", "port": "/dev/ttyUSB0"},
+        {"name": "/dev/ttyUSB0", "port": "/dev/ttyUSB1"},
+    ],
+)
+def test_a_name_stands_for_one_board(second: dict[str, str]) -> None:
+    """Verbs take names, MACs and ports alike, so each may mean only one board."""
+    first = {"name": "a", "port": "/dev/ttyUSB0"}
+    assert "boards[0] already has it" in fault(boards=[first, second])
+
+
+def test_a_pinned_board_keeps_what_it_leaves_out() -> None:
+    """Its own url, version and digest are each optional."""
+    boards = [{"name": "a", "mac": MAC, "version": "0.9"}, {"name": "b", "port": "/dev/x"}]
+    settings = parse_config(GOOD | {"boards": boards}).settings(
+        "OTA", state_dir=Path("/s"), cache_dir=Path("/c")
+    )
+    assert settings.boards is not None
+    assert [(b.name, b.version, b.url) for b in settings.boards] == [
+        ("a", "0.9", None),
+        ("b", None, None),
+    ]
+    assert settings.state_dir == Path("/s")
+
+
+def test_the_urls_secrets_are_not_in_the_fault() -> None:
+    """Faults end in the server's log."""
+    url = "http://user:hunter2/x@host/app.bin?token=s3cret value"
+    assert not re.search("hunter2|s3cret", str(refusal(GOOD | {"url": url, "baud": 1})))
+
+
+@pytest.mark.parametrize(
+    "port", ["rfc2217://10.0.0.9:2217", "esp32sim:///tmp/b/0", "/dev/x", "COM3"]
+)
+def test_ports_by_path_and_by_url(port: str) -> None:
+    """All forms of a port that the documentation names."""
+    config = parse_config(GOOD | {"boards": [{"name": "a", "port": port}]})
+    assert config.boards is not None
+    assert config.boards[0].port == port
+
+
+@pytest.mark.parametrize(
+    ("pattern", "taken"),
+    [
+        (r"ready.*ip=\d+\.\d+\.\d+\.\d+", True),
+        (r"(\d{1,3}\.){3}\d{1,3}", True),
+        (r"(?i)(started|running) v[0-9.]+", True),
+        (r"(?:foo )+bar", True),
+        (r"(a+)+b", False),
+        (r"(a|aa)+b", False),
+        (r"(aa?)*b", False),
+        (r"((a?){16}){16}b", False),
+        (r"(?=(a+)+)b", False),
+        (r"(x)(?(1)(b+)+|c)", False),
+        (r"a{99999999999}", False),
+        ("a" * 501, False),
+        ("(" * 400, False),
+    ],
+)
+def test_patterns_that_could_search_for_ever_are_refused(pattern: str, taken: bool) -> None:
+    """Python's `re` would hold the whole module meanwhile."""
+    assert (pattern_problem(pattern) is None) == taken
+
+
+@given(st.text(alphabet="ab()|*+?{}[]1,.^$\\", max_size=24))
+def test_a_taken_pattern_searches_a_line_in_bounded_time(pattern: str) -> None:
+    """No pattern that gets through doubles its time with each character of a line."""
+    if pattern_problem(pattern) is not None:
+        return
+    compiled = re.compile(pattern)
+    begun = time.process_time()
+    compiled.search("ab" * 15 + "c")
+    compiled.search("a" * 30 + "c")
+    assert time.process_time() - begun < 2.0
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+_NAMES = st.sampled_from(sorted(ServiceConfig.model_fields)) | st.text(max_size=8)
+
+
+@given(st.dictionaries(_NAMES, _VALUES, max_size=8))
+def test_any_attributes_give_a_configuration_or_its_faults(attributes: dict[str, Any]) -> None:
+    """Nothing that a configuration may hold ends in another exception."""
+    try:
+        parse_config(GOOD | attributes)
+    except OtaError as error:
+        assert error.code == "config-invalid"
+        assert error.message
+
+
+_BOARDS = st.lists(
+    st.dictionaries(st.sampled_from(["name", "mac", "port", "url", "version", "x"]), _VALUES)
+)
+
+
+@given(_BOARDS)
+def test_any_boards_give_a_configuration_or_its_faults(boards: list[dict[str, Any]]) -> None:
+    """The same, deeper down."""
+    try:
+        parse_config(GOOD | {"boards": boards})
+    except OtaError as error:
+        assert error.code == "config-invalid"
