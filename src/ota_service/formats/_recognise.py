@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a file is that is not an App Image: for messages that name it."""
+
+from __future__ import annotations
+
+import re
+import struct
+
+from ota_service.errors import OtaError
+from ota_service.formats.chips import CHIP_BY_ID
+from ota_service.formats.partitions import (
+    MAGIC as PARTITION_MAGIC,
+)
+from ota_service.formats.partitions import (
+    MAX_ENTRIES,
+    TABLE_OFFSET,
+    parse_partition_table,
+)
+
+IMAGE_MAGIC = 0xE9
+DESCRIPTOR_OFFSET = 32
+DESCRIPTOR_MAGIC = b"\x32\x54\xcd\xab"  # 0xABCD5432
+MAX_SEGMENTS = 16
+
+_STARTS: tuple[tuple[bytes, str], ...] = (
+    (b"\x7fELF", "an ELF file: `make build-esp32-ota ELF=..` makes an App Image of it"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"PK\x05\x06", "an empty zip archive"),
+    (b"\x1f\x8b", "a gzip archive: unpack it first"),
+    (b"BZh", "a bzip2 archive: unpack it first"),
+    (b"\xfd7zXZ\0", "an xz archive: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive: unpack it first"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (PARTITION_MAGIC, "a partition table"),
+    (b"UF2\n", "a UF2 file"),
+    (b"\xea\x04", "an image for the ESP8266"),
+    (b"version https://git-lfs", "a Git LFS pointer: the file itself was not fetched"),
+)
+_HTML = re.compile(rb"\s*(<!doctype|<html|<head|<body|<\?xml|<!--)", re.IGNORECASE)
+_HEX = re.compile(rb":[0-9A-Fa-f]{10,}\s*[\r\n]")
+_SREC = re.compile(rb"S0[0-9A-Fa-f]{8,}\s*[\r\n]")
+
+
+def name_of(data: bytes) -> str | None:
+    """What `data` is, as the end of "The file is ..."; None where it begins like an image.
+
+    Never fails and looks at the first bytes only, except for files of one repeated byte.
+    """
+    if not data:
+        return "empty"
+    for byte, name in ((b"\xff", "erased flash (all FF)"), (b"\0", "all zeros")):
+        if data[:1] == byte and not data.strip(byte):
+            return name
+    for start, name in _STARTS:
+        if data.startswith(start):
+            return name
+    if data[257:262] == b"ustar":
+        return "a tar archive"
+    head = data[:512]
+    if _HTML.match(head):
+        return "a web page: perhaps the server's login or error page"
+    if _HEX.match(head):
+        return "an Intel HEX file"
+    if _SREC.match(head):
+        return "a Motorola S-record file"
+    if head[0] != IMAGE_MAGIC and all(
+        byte in b"\t\n\r\f\x1b" or 32 <= byte < 127 or byte >= 128 for byte in head
+    ):
+        try:
+            head.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if error.start < len(head) - 3:  # not merely a character cut in two
+                return None
+        return "JSON" if head.lstrip()[:1] in (b"{", b"[") else "a text file"
+    return None
+
+
+def has_descriptor(data: bytes, start: int = 0) -> bool:
+    """Whether an app descriptor stands where an App Image at `start` has it."""
+    place = start + DESCRIPTOR_OFFSET
+    return data[place : place + 4] == DESCRIPTOR_MAGIC
+
+
+def is_esp8266(data: bytes) -> bool:
+    """Whether an image with magic 0xE9 has the ESP8266's header of 8 bytes.
+
+    Its first segment's load address then stands where the ESP32 has its WP pin and drive
+    settings (0x000000EE in every image that esptool builds).
+    """
+    if len(data) < 16 or data[0] != IMAGE_MAGIC:
+        return False
+    address = int.from_bytes(data[8:12], "little")
+    return 0x3FFE8000 <= address < 0x40000000 or 0x40100000 <= address < 0x40300000
+
+
+def is_image_header(data: bytes, start: int) -> bool:
+    """Whether the bytes at `start` can be an image's header."""
+    return (
+        len(data) >= start + 24
+        and data[start] == IMAGE_MAGIC
+        and 1 <= data[start + 1] <= MAX_SEGMENTS
+    )
+
+
+def _has_table(data: bytes, offset: int) -> bool:
+    """Whether a whole partition table with MD5 stands at `offset`."""
+    if data[offset : offset + 2] != PARTITION_MAGIC:
+        return False
+    try:
+        table = parse_partition_table(data[offset : offset + MAX_ENTRIES * 32], table_offset=offset)
+    except OtaError:
+        return False
+    return table.has_md5
+
+
+def _bootloader_at(data: bytes, start: int) -> bool:
+    return is_image_header(data, start) and not has_descriptor(data, start)
+
+
+def find_partition_table(data: bytes) -> tuple[int, int] | None:
+    """(bootloader offset, partition table offset) of a Merged Binary; None for another file.
+
+    `data` is the flash from its first byte. The bootloader is at 0x1000, 0x0 or 0x2000, as its
+    chip has it. At the default place 0x8000 the table's first magic is enough, so that a damaged
+    one is still recognised; at other places (0x9000 to 0x20000) the table must be whole, with
+    its MD5.
+    """
+    bootloader = None
+    for start in (0x1000, 0x2000, 0x0):
+        if not _bootloader_at(data, start):
+            continue
+        chip = CHIP_BY_ID.get(struct.unpack_from("<H", data, start + 12)[0])
+        if chip is not None and chip.bootloader_offset == start:
+            bootloader = start
+            break
+    if bootloader is None or (bootloader and has_descriptor(data) and data[0] == IMAGE_MAGIC):
+        return None
+    if data[TABLE_OFFSET : TABLE_OFFSET + 2] == PARTITION_MAGIC:
+        return bootloader, TABLE_OFFSET
+    for offset in range(TABLE_OFFSET + 0x1000, 0x21000, 0x1000):
+        if _has_table(data, offset):
+            return bootloader, offset
+    return None
+
+
+def is_cut_merged(data: bytes) -> bool:
+    """Whether this is a Merged Binary that begins at its bootloader instead of at flash 0.
+
+    (esptool's `merge-bin --target-offset 0x1000` makes them.)
+    """
+    if not _bootloader_at(data, 0):
+        return False
+    return any(_has_table(data, TABLE_OFFSET - start) for start in (0x1000, 0x2000))

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An App Image checked as the bootloader checks it, before anything is written.
+
+Format: ESP-IDF, "App Image Format" (system API reference), `esp_app_format.h`,
+`esp_app_desc.h`; what is refused is what `esp_image_format.c` refuses. Signatures:
+`esp_secure_boot.h` (version 2: one sector behind the image, padded to 4 KiB).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from dataclasses import dataclass
+
+from ota_service.errors import OtaError
+from ota_service.formats._recognise import (
+    DESCRIPTOR_OFFSET,
+    IMAGE_MAGIC,
+    MAX_SEGMENTS,
+    find_partition_table,
+    has_descriptor,
+    is_cut_merged,
+    is_esp8266,
+    name_of,
+)
+from ota_service.formats._text import field_text
+from ota_service.formats.chips import CHIP_BY_ID, CHIPS, chip_name
+
+__all__ = [
+    "CHIPS",
+    "AppDescriptor",
+    "AppImage",
+    "Segment",
+    "parse_app_image",
+    "parse_header",
+]
+
+HEADER_BYTES = 24
+SEGMENT_HEADER_BYTES = 8
+DESCRIPTOR_BYTES = 256
+HASH_BYTES = 32
+SECTOR_BYTES = 0x1000
+MAX_SEGMENT_BYTES = 0x1000000
+"""SIXTEEN_MB in esp_image_format.c: the bootloader refuses longer segments."""
+_CHECKSUM_SEED = 0xEF
+_BOOTLOADER_DESCRIPTOR_MAGIC = 0x50
+_SIGNATURE_BLOCK_BYTES = 1216
+_SIGNATURE_V1_BYTES = 68
+_RESERVED_BELOW = 0x10000000
+"""Load addresses below are padding blocks, neither loaded nor mapped (`should_load`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppDescriptor:
+    """What an app says of itself (`esp_app_desc_t`). Texts are safe to print."""
+
+    secure_version: int
+    version: str
+    project: str
+    time: str
+    date: str
+    idf_version: str
+    elf_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One segment. file_offset: where its data begins, from the image's first byte."""
+
+    load_address: int
+    file_offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AppImage:
+    """A whole App Image that has passed every check.
+
+    chip: the name as esptool spells it, or "chip id N".
+    min_revision, max_revision: as 100 * major + minor. max_revision 0 and 0xFFFF: no limit.
+    size_bytes: the image with its padding, checksum and hash.
+    signed: a secure boot signature follows the image; whether a board accepts it, only that
+    board knows. total_bytes: what has to be written, the signature included.
+    sha256: the digest of those total_bytes bytes.
+    """
+
+    chip_id: int
+    chip: str
+    entry: int
+    min_revision: int
+    max_revision: int
+    segments: tuple[Segment, ...]
+    hash_appended: bool
+    size_bytes: int
+    signed: bool
+    total_bytes: int
+    descriptor: AppDescriptor
+    sha256: bytes
+
+    def runs_on_revision(self, revision: int) -> bool:
+        """Whether the bootloader of a chip of this revision (100 * major + minor) starts it.
+
+        Source: `bootloader_common_check_chip_revision_validity`.
+        """
+        limited = self.max_revision not in (0, 0xFFFF)
+        return self.min_revision <= revision and not (limited and revision > self.max_revision)
+
+
+def parse_header(data: bytes) -> AppDescriptor | None:
+    """The app descriptor from the first 288 bytes of a slot; None where there is none.
+
+    For display only: a header alone proves nothing about the image behind it.
+    """
+    if (
+        len(data) < DESCRIPTOR_OFFSET + DESCRIPTOR_BYTES
+        or data[0] != IMAGE_MAGIC
+        or not 1 <= data[1] <= MAX_SEGMENTS
+        or not has_descriptor(data)
+    ):
+        return None
+    return _descriptor(data)
+
+
+def _descriptor(data: bytes) -> AppDescriptor:
+    secure_version, version, project, time, date, idf, digest = struct.unpack_from(
+        "<4xI8x32s32s16s16s32s32s", data, DESCRIPTOR_OFFSET
+    )
+    return AppDescriptor(
+        secure_version,
+        field_text(version),
+        field_text(project),
+        field_text(time),
+        field_text(date),
+        field_text(idf),
+        digest,
+    )
+
+
+def parse_app_image(data: bytes, *, trailing: bool = False) -> AppImage:
+    """The App Image at the start of `data`, checked completely.
+
+    trailing: False for a file, where only a signature and padding (FF, 00) may follow the image;
+    True for the contents of a slot, where anything may follow.
+    Raises `OtaError`: "not-an-image", "merged-binary", "bootloader-image", "no-app-descriptor",
+    "image-corrupt"; the message says what the bytes are instead, or where they are damaged.
+    """
+    what = "file" if not trailing else "slot's content"
+    name = name_of(data)
+    if name is not None:
+        raise OtaError("not-an-image", f"The {what} is {name}, not an ESP32 App Image.")
+    if find_partition_table(data) is not None:
+        raise OtaError("merged-binary")
+    if data[0] != IMAGE_MAGIC:
+        raise OtaError(
+            "not-an-image",
+            f"The {what} is not an ESP32 App Image: its first byte is 0x{data[0]:02X}, not 0xE9.",
+        )
+    if is_esp8266(data):
+        raise OtaError("not-an-image", f"The {what} is an image for the ESP8266.")
+    if is_cut_merged(data):
+        raise OtaError(
+            "merged-binary",
+            "The file is a Merged Binary that begins at its bootloader, not an App Image.",
+        )
+    chip_id = _chip_id(data)
+    segments, end = _walk(data)
+    hash_appended = data[23] != 0  # as the bootloader reads it
+    size_bytes = _check_sums(data, segments, end, hash_appended)
+    _check_kind(data, segments, chip_id)
+    _check_mapping(data, segments, chip_id)
+    entry = struct.unpack_from("<I", data, 4)[0]
+    if not any(
+        seg.load_address >= _RESERVED_BELOW
+        and seg.load_address <= entry < seg.load_address + seg.size_bytes
+        for seg in segments
+    ):
+        raise _corrupt(f"its entry point {entry:#010x} lies in none of its segments")
+    signed, total_bytes = _signature(data, size_bytes, trailing)
+    if not trailing and data[total_bytes:].strip(b"\xff\0"):
+        raise _corrupt(
+            f"{len(data) - total_bytes} bytes that belong to no image follow its end at "
+            f"{total_bytes:#x}"
+        )
+    min_revision, max_revision = _revisions(data, chip_id)
+    return AppImage(
+        chip_id=chip_id,
+        chip=chip_name(chip_id),
+        entry=entry,
+        min_revision=min_revision,
+        max_revision=max_revision,
+        segments=segments,
+        hash_appended=hash_appended,
+        size_bytes=size_bytes,
+        signed=signed,
+        total_bytes=total_bytes,
+        descriptor=_descriptor(data),
+        sha256=hashlib.sha256(memoryview(data)[:total_bytes]).digest(),
+    )
+
+
+def _corrupt(why: str) -> OtaError:
+    return OtaError("image-corrupt", f"The App Image is damaged: {why}.")
+
+
+def _chip_id(data: bytes) -> int:
+    if len(data) < HEADER_BYTES:
+        raise _corrupt(f"it ends after {len(data)} bytes, within its header")
+    return int.from_bytes(data[12:14], "little")
+
+
+def _revisions(data: bytes, chip_id: int) -> tuple[int, int]:
+    """Least and highest chip revision, 100 * major + minor.
+
+    Images from before ESP-IDF v5.0 have the old field only. It holds the major revision, on the
+    ESP32-C3 the minor one (`esp_app_format.h`, min_chip_rev).
+    """
+    old, least, highest = struct.unpack_from("<BHH", data, 14)
+    if least == 0 and old:
+        least = old if chip_id == 5 else old * 100
+    return least, highest
+
+
+def _walk(data: bytes) -> tuple[tuple[Segment, ...], int]:
+    """The segments, and the offset behind the last one's data."""
+    count = data[1]
+    if not 1 <= count <= MAX_SEGMENTS:
+        raise _corrupt(f"its header says {count} segments, where 1 to {MAX_SEGMENTS} are possible")
+    segments = []
+    place = HEADER_BYTES
+    for index in range(count):
+        if place + SEGMENT_HEADER_BYTES > len(data):
+            raise _corrupt(f"it ends at {len(data)} bytes, before segment {index} of {count}")
+        address, size = struct.unpack_from("<II", data, place)
+        place += SEGMENT_HEADER_BYTES
+        if size % 4 or size >= MAX_SEGMENT_BYTES:
+            raise _corrupt(f"segment {index} has an impossible length of {size} bytes")
+        if place + size > len(data):
+            raise _corrupt(
+                f"it ends at {len(data)} bytes, within segment {index} of {count}, which goes on "
+                f"to {place + size}"
+            )
+        segments.append(Segment(address, place, size))
+        place += size
+    return tuple(segments), place
+
+
+def _check_sums(data: bytes, segments: tuple[Segment, ...], end: int, hash_appended: bool) -> int:
+    """The image's length; raises where checksum or hash are missing or wrong."""
+    length = end + 16 - end % 16
+    size_bytes = length + (HASH_BYTES if hash_appended else 0)
+    if size_bytes > len(data):
+        raise _corrupt(f"it ends at {len(data)} bytes, {size_bytes - len(data)} before its end")
+    checksum = _CHECKSUM_SEED
+    view = memoryview(data)
+    for seg in segments:
+        checksum ^= _xor(view[seg.file_offset : seg.file_offset + seg.size_bytes])
+    if checksum != data[length - 1]:
+        raise _corrupt(
+            f"its checksum is 0x{data[length - 1]:02X}, its contents give 0x{checksum:02X}"
+        )
+    if hash_appended and hashlib.sha256(view[:length]).digest() != data[length:size_bytes]:
+        raise _corrupt("its SHA-256 does not match its contents")
+    return size_bytes
+
+
+def _xor(data: memoryview) -> int:
+    """XOR of all bytes; folds halves of one large number, which is fast for megabytes."""
+    size = len(data)
+    folded = int.from_bytes(data, "little")
+    while size > 1:
+        half = (size + 1) // 2
+        folded = (folded >> (8 * half)) ^ (folded & ((1 << (8 * half)) - 1))
+        size = half
+    return folded
+
+
+def _check_kind(data: bytes, segments: tuple[Segment, ...], chip_id: int) -> None:
+    """Raise unless a whole image is an app's: its descriptor heads its first segment."""
+    if has_descriptor(data) and segments[0].size_bytes >= DESCRIPTOR_BYTES:
+        return
+    chip = CHIP_BY_ID.get(chip_id)
+    mapped = chip is not None and any(
+        seg.size_bytes and chip.maps(seg.load_address) for seg in segments
+    )
+    # A bootloader runs from memory alone; newer ones have a descriptor of their own.
+    if data[DESCRIPTOR_OFFSET] == _BOOTLOADER_DESCRIPTOR_MAGIC or (chip and not mapped):
+        raise OtaError("bootloader-image")
+    raise OtaError("no-app-descriptor")
+
+
+def _check_mapping(data: bytes, segments: tuple[Segment, ...], chip_id: int) -> None:
+    """Raise where a mapped segment does not stand at its address modulo the mapping's page.
+
+    The page is 64 KiB, except on chips that can be built with smaller ones: newer apps say
+    which in their descriptor (`esp_app_desc_t.mmu_page_size`, a power of two); for older ones
+    the smallest is taken.
+    """
+    chip = CHIP_BY_ID.get(chip_id)
+    if chip is None:
+        return
+    page = min(chip.mmu_page_bytes)
+    said = data[DESCRIPTOR_OFFSET + 180]
+    if said < 32 and 1 << said in chip.mmu_page_bytes:
+        page = 1 << said
+    for index, seg in enumerate(segments):
+        if chip.maps(seg.load_address) and (seg.load_address - seg.file_offset) % page:
+            raise _corrupt(
+                f"segment {index} stands at {seg.file_offset:#x}, which cannot be mapped to its "
+                f"address {seg.load_address:#010x}"
+            )
+
+
+def _signature(data: bytes, size_bytes: int, trailing: bool) -> tuple[bool, int]:
+    """(whether a signature follows, the length with it), for an image of `size_bytes` bytes.
+
+    Version 2 (`espsecure`): up to three blocks of 1216 bytes in a sector of their own at the next
+    4 KiB boundary, each with magic E7, a CRC, and the digest of everything before the sector.
+    Version 1 (the first ESP32): 68 bytes, a zero word and the signature, right behind the image.
+    It has no magic, so it is only seen in files.
+    """
+    start = -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+    block = data[start : start + _SIGNATURE_BLOCK_BYTES]
+    if (
+        len(block) == _SIGNATURE_BLOCK_BYTES
+        and block[0] == 0xE7
+        and block[1] in (2, 3)
+        and zlib.crc32(block[:1196]) == int.from_bytes(block[1196:1200], "little")
+    ):
+        signed = memoryview(data)[:start]
+        if block[1] == 3 and block[2] == 1:  # ECDSA with SHA-384
+            right = hashlib.sha384(signed).digest() == block[4:52]
+        else:
+            right = hashlib.sha256(signed).digest() == block[4:36]
+        if right:
+            return True, min(start + SECTOR_BYTES, len(data))
+        if not trailing:
+            raise _corrupt("its signature belongs to other contents")
+    if not trailing and len(data) == size_bytes + _SIGNATURE_V1_BYTES:
+        behind = data[size_bytes:]
+        if behind[:4] == b"\0\0\0\0" and behind.strip(b"\xff\0"):
+            return True, len(data)
+    return False, size_bytes
