@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a chip says of itself: kind, revision, MAC, flash and security fuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ChipInfo:
+    """One attached chip.
+
+    name: as esptool spells it ("ESP32", "ESP32-S3"). chip_id: the id that images for it carry.
+    mac: "aa:bb:cc:dd:ee:ff". revision: full revision, major * 100 + minor. flash_bytes: None
+    where the flash chip's size is not known.
+    """
+
+    name: str
+    chip_id: int
+    mac: str
+    revision: int
+    flash_bytes: int | None
+    flash_encrypted: bool = False
+    secure_boot: bool = False
+    secure_download: bool = False

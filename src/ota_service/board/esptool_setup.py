@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Prepares esptool for use as a library: no configuration files, no output, own resets.
+
+Must be imported before esptool: it reads `esptool.cfg`, `setup.cfg` and `tox.ini` from the
+working directory when it is imported (esp32.md, "Talking to the chip").
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Any
+
+os.environ.setdefault("ESPTOOL_CFGFILE", os.devnull)
+
+from esp_pylib.logger import EspLog, EspLogBase
+from esptool.loader import ESPLoader
+from esptool.reset import CustomReset
+
+_LOGGER = logging.getLogger("ota_service.esptool")
+
+RESET_INTO_DOWNLOAD = "D0|R1|W0.1|D1|R0|W0.05|D0"
+"""DTR asserted = IO0 low, RTS asserted = EN low; IO0 is sampled when EN has risen."""
+
+
+class _QuietLog(EspLogBase):
+    """esptool's messages as debug lines of ours, with the name of the board's thread.
+
+    esptool has one global logger, so the output of boards would mix on a terminal. Its trace
+    shows whole packets, credentials included, and is never turned on.
+    """
+
+    def _say(self, *args: Any) -> None:
+        text = "".join(str(arg) for arg in args).strip()
+        if text and _LOGGER.isEnabledFor(logging.DEBUG):
+            _LOGGER.debug("[%s] %s", threading.current_thread().name, text)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        self._say(*args)
+
+    def note(self, *args: Any) -> None:
+        self._say(*args)
+
+    def warn(self, *args: Any, suggestion: str | None = None) -> None:
+        self._say(*args)
+
+    def err(self, *args: Any, suggestion: str | None = None) -> None:
+        self._say(*args)
+
+    def debug(self, *args: Any) -> None:
+        self._say(*args)
+
+    def hint(self, *args: Any) -> None:
+        self._say(*args)
+
+    def progress_bar(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def set_verbosity(self, verbosity: Any) -> None:
+        pass
+
+
+_standard_resets = ESPLoader._construct_reset_strategy_sequence
+
+
+def _resets(self: Any, mode: str) -> Any:
+    """Ports behind a url take the reset sequence that needs no file descriptor.
+
+    esptool's first two strategies set both lines with one ioctl, which such ports do not have:
+    two failing attempts would cost 1.5 s at each connect.
+    """
+    if "://" in str(self._port.name or ""):
+        return (CustomReset(self._port, RESET_INTO_DOWNLOAD),)
+    return _standard_resets(self, mode)
+
+
+def install() -> None:
+    """Make esptool quiet and our resets its own; idempotent."""
+    if not isinstance(EspLog.instance, _QuietLog):
+        EspLog.set_logger(_QuietLog())
+    ESPLoader._construct_reset_strategy_sequence = _resets  # type: ignore[method-assign]

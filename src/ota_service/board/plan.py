@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Plans one board's update: a pure function of what is wanted, what is there and what is known.
+
+A plan is an ordered list of steps, each with its reason. Everything that can be known before
+the first write is checked here, so a plan that is not a refusal can be carried out as it is:
+the edits of otadata and NVS in it were already computed, and proven on a copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ota_service.board.facts import BoardFacts
+from ota_service.board.inspect import NAMESPACE, VERSION_KEY, Inspection
+from ota_service.errors import OtaError
+from ota_service.formats import nvs, otadata
+from ota_service.formats.image import AppImage
+from ota_service.formats.otadata import OtaState
+from ota_service.formats.partitions import Partition
+
+Action = Literal["none", "write", "switch", "record", "refuse"]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSlot:
+    """Write the image into a spare slot, and read its digest back."""
+
+    slot: Partition
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchOtadata:
+    """Make the bootloader start the slot from now on."""
+
+    slot: Partition
+    edit: otadata.OtaEdit
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordVersion:
+    """Store the version in NVS."""
+
+    version: str
+    edit: nvs.NvsEdit
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Reset the board into its firmware."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WatchBoot:
+    """Watch the board start from `slot`, and roll it back if it does not come up.
+
+    confirms: the bootloader uses rollback, so the app itself must confirm.
+    """
+
+    slot: Partition
+    confirms: bool
+    reason: str
+
+
+Step = WriteSlot | SwitchOtadata | RecordVersion | Restart | WatchBoot
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be done to one board, and why.
+
+    code: the error's code of a refusal, "rolled-back" where the board had gone back by itself.
+    slot: the slot that will run afterwards. from_version, to_version: the stored tag before and
+    after.
+    """
+
+    action: Action
+    reason: str
+    code: str | None = None
+    error: OtaError | None = None
+    steps: tuple[Step, ...] = ()
+    slot: Partition | None = None
+    from_version: str = ""
+    to_version: str = ""
+    rolled_back: bool = False
+
+    def to_dict(self) -> dict[str, str]:
+        """{"action", "reason", "code"}, as a dry run replies; no code, no key."""
+        shown = {"action": self.action, "reason": self.reason}
+        if self.code is not None:
+            shown["code"] = self.code
+        return shown
+
+
+def plan(
+    found: Inspection,
+    *,
+    version: str,
+    image: AppImage | None,
+    facts: BoardFacts,
+    force: bool = False,
+    adopted: bool = True,
+) -> Plan:
+    """What brings the board to `version` and `image`.
+
+    image None: only what can be told without one. adopted: the board may be updated whatever
+    project it runs; otherwise it must hold VIAM_NS and run the image's project.
+    Never raises for what is on the board: a board that cannot be updated gets a refusal.
+    """
+    try:
+        return _plan(found, version, image, facts, force, adopted)
+    except OtaError as error:
+        return refuse(error, found.version)
+
+
+def refuse(error: OtaError, from_version: str = "") -> Plan:
+    """The plan of a board that is left as it is."""
+    return Plan(
+        "refuse",
+        error.message,
+        code=error.code,
+        error=error,
+        from_version=from_version,
+        to_version=from_version,
+    )
+
+
+def _plan(
+    found: Inspection,
+    version: str,
+    image: AppImage | None,
+    facts: BoardFacts,
+    force: bool,
+    adopted: bool,
+) -> Plan:
+    if found.problem is not None:
+        raise found.problem
+    if found.pending:
+        raise OtaError("awaiting-confirmation")
+    assert found.table is not None
+    running = found.running.partition
+    if running is None:
+        raise OtaError("otadata-invalid")
+    if not adopted and not force:
+        _require_ours(found, image)
+    if not force:
+        if (corrected := _rolled_back(found, version, facts)) is not None:
+            return corrected
+        if found.version == version:
+            return _up_to_date(found, facts, running)
+    if image is None:
+        raise OtaError("no-board", "No image was given to plan an update with.")
+    _require_runnable(found, image)
+    reason = _why(found.version, version, force)
+    if running.label in found.holding and not force:
+        return _record(found, version, facts, running)
+    slots = found.table.ota_slots
+    spares = [slot for slot in slots if slot != running]
+    ready = [slot for slot in spares if slot.label in found.holding]
+    if ready and not force:
+        return _switch(found, version, ready[0], f"{reason}; {READY}", write=False)
+    return _switch(found, version, _spare(slots, running), reason, write=True)
+
+
+READY = "spare slot already holds this image: switch only"
+
+
+def _why(stored: str, configured: str, force: bool) -> str:
+    if stored != configured:
+        return f'version differs: stored "{stored}", configured "{configured}"'
+    if force:
+        return f'forced: "{configured}" is stored already'
+    return "the board does not run this image"
+
+
+def _up_to_date(found: Inspection, facts: BoardFacts, running: Partition) -> Plan:
+    steps: tuple[Step, ...] = (Restart("back into its firmware"),)
+    reason = "up to date"
+    if facts.unwatched and facts.last_slot != running.label:
+        reason = "up to date; its last update was interrupted before its boot was watched"
+        steps = (
+            Restart("to watch the boot that an interruption left unwatched"),
+            WatchBoot(running, _uses_rollback(found), "its boot was never watched"),
+        )
+    return Plan(
+        "none",
+        reason,
+        steps=steps,
+        slot=running,
+        from_version=found.version,
+        to_version=found.version,
+    )
+
+
+def _rolled_back(found: Inspection, version: str, facts: BoardFacts) -> Plan | None:
+    """Equal tags are not enough: a board that went back by itself has a wrong tag (esp32.md)."""
+    running = found.running.partition
+    if found.version != version or running is None or running.label in found.holding:
+        return None
+    assert found.otadata is not None
+    rejected = found.otadata.newest_rejected
+    moved = facts.last_slot is not None and facts.last_slot != running.label
+    if facts.unwatched and moved and not rejected:
+        moved = False  # our own switch was interrupted; nothing was ever seen to go back
+    if not rejected and not moved:
+        return None
+    fact = facts.slots.get(running.label)
+    app = found.running_app
+    if fact is not None and fact.version is not None and fact.md5 == found.running.md5:
+        tag = fact.version
+    elif app is not None and app.descriptor is not None:
+        tag = app.descriptor.version
+    else:
+        tag = ""
+    if tag == version:
+        return None  # the tag is right for what runs
+    reason = (
+        f"rolled back by its bootloader: tag corrected; {running.label} runs, "
+        f'which is "{tag}", not "{version}"'
+    )
+    edit = _record_edit(found, tag)
+    return Plan(
+        "record",
+        reason,
+        steps=(
+            RecordVersion(tag, edit, "the stored tag is not that of the firmware that runs"),
+            Restart("back into its firmware"),
+        ),
+        slot=running,
+        from_version=found.version,
+        to_version=tag,
+        rolled_back=True,
+    )
+
+
+def _record(found: Inspection, version: str, facts: BoardFacts, running: Partition) -> Plan:
+    steps: list[Step] = [
+        RecordVersion(version, _record_edit(found, version), "the image runs already"),
+        Restart("so that the firmware reads the new version"),
+        WatchBoot(running, False, "so that the boot of this image was seen once"),
+    ]
+    return Plan(
+        "record",
+        "running image is already this one: record the version only",
+        steps=tuple(steps),
+        slot=running,
+        from_version=found.version,
+        to_version=version,
+    )
+
+
+def _switch(found: Inspection, version: str, slot: Partition, reason: str, *, write: bool) -> Plan:
+    assert found.table is not None
+    slots = found.table.ota_slots
+    running = found.running.partition
+    assert running is not None
+    at = found.table.otadata
+    assert at is not None
+    confirms = _uses_rollback(found)
+    edit = otadata.switch(
+        found.otadata_raw,
+        base=at.offset,
+        n_slots=len(slots),
+        to_slot=slots.index(slot),
+        running_slot=slots.index(running) if running in slots else None,
+        has_factory=found.table.factory is not None,
+        state=OtaState.NEW if confirms else OtaState.UNDEFINED,
+    )
+    record = _record_edit(found, version)
+    steps: list[Step] = []
+    if write:
+        steps.append(WriteSlot(slot, reason))
+    steps += [
+        SwitchOtadata(slot, edit, f"start {slot.label} instead of {running.label}"),
+        RecordVersion(version, record, "so that the firmware does not update itself again"),
+        Restart("into the new firmware"),
+        WatchBoot(slot, confirms, "the outcome is what the board shows"),
+    ]
+    return Plan(
+        "write" if write else "switch",
+        reason,
+        steps=tuple(steps),
+        slot=slot,
+        from_version=found.version,
+        to_version=version,
+    )
+
+
+def _record_edit(found: Inspection, version: str) -> nvs.NvsEdit:
+    assert found.table is not None
+    at = found.table.nvs
+    assert at is not None
+    if at.read_only:
+        raise OtaError("nvs-missing", "The board's NVS partition is marked read-only.")
+    return nvs.set_string(
+        found.nvs_raw, base=at.offset, namespace=NAMESPACE, key=VERSION_KEY, value=version
+    )
+
+
+def _uses_rollback(found: Inspection) -> bool:
+    assert found.table is not None
+    assert found.otadata is not None
+    return otadata.shows_rollback(
+        found.otadata,
+        has_factory=found.table.factory is not None,
+        n_slots=len(found.table.ota_slots),
+    )
+
+
+def _spare(slots: tuple[Partition, ...], running: Partition) -> Partition:
+    """The slot after the running one, in a circle; the first where no OTA slot runs.
+
+    As the firmware itself chooses (esp_ota_ops.c, esp_ota_get_next_update_partition).
+    """
+    if running not in slots:
+        return slots[0]
+    return slots[(slots.index(running) + 1) % len(slots)]
+
+
+def _require_ours(found: Inspection, image: AppImage | None) -> None:
+    app = found.running_app
+    holds_namespace = found.nvs is not None and any(ns == NAMESPACE for ns, _ in found.nvs.keys())  # noqa: SIM118
+    if not holds_namespace:
+        raise OtaError("other-project", "The board's NVS holds no VIAM_NS, so it is not ours.")
+    project = app.descriptor.project if app is not None and app.descriptor is not None else ""
+    if image is not None and project != image.descriptor.project:
+        raise OtaError(
+            "other-project",
+            f'The board runs the project "{project}", '
+            f'the image is of "{image.descriptor.project}".',
+        )
+
+
+def _require_runnable(found: Inspection, image: AppImage) -> None:
+    """Refuse what the chip or its bootloader would not run."""
+    chip = found.chip
+    assert found.table is not None
+    if image.chip_id != chip.chip_id:
+        raise OtaError(
+            "wrong-chip", f"The image is for {image.chip}, the board's chip is {chip.name}."
+        )
+    if not image.runs_on_revision(chip.revision):
+        wanted = f"{_revision(image.min_revision)} or later"
+        if chip.revision >= image.min_revision:
+            wanted = f"{_revision(image.min_revision)} to {_revision(image.max_revision)}"
+        raise OtaError(
+            "chip-revision",
+            f"The image runs on revision {wanted}; the chip's is {_revision(chip.revision)}.",
+        )
+    smallest = min(slot.size_bytes for slot in found.table.ota_slots)
+    if image.total_bytes > smallest:
+        raise OtaError(
+            "image-too-large",
+            f"The image has {image.total_bytes} bytes, the board's slots {smallest}.",
+        )
+    if chip.secure_boot and not image.signed:
+        raise OtaError("secure-boot")
+    app = found.running_app
+    if app is not None and app.descriptor is not None:
+        lowest = app.descriptor.secure_version
+        if image.descriptor.secure_version < lowest:
+            raise OtaError(
+                "secure-version",
+                f"The image's secure version is {image.descriptor.secure_version}, "
+                f"the running app's {lowest}.",
+            )
+
+
+def _revision(full: int) -> str:
+    return f"v{full // 100}.{full % 100}"

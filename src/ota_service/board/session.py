@@ -1,0 +1,474 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One board's session, from the open port to what the board shows in the end.
+
+Blocking; runs in a thread of its own. Everything it learns on the way goes to `Hooks`, and what
+came out of it is an `Outcome`. Whatever happens, the board is not left in download mode as long
+as its port can be used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from serial import SerialBase
+
+from ota_service.board.boot import BootMonitor, Expected, Matcher, Verdict
+from ota_service.board.carry_out import (
+    RollbackPlan,
+    carry_out,
+    plan_rollback,
+    rearm,
+)
+from ota_service.board.facts import BoardFacts, KnownImage
+from ota_service.board.flash import apply_verified
+from ota_service.board.inspect import NAMESPACE, VERSION_KEY, Inspection, inspect
+from ota_service.board.link import EspLink
+from ota_service.board.plan import Plan, WatchBoot, WriteSlot, plan, refuse
+from ota_service.board.secrets import Redactor
+from ota_service.board.stream import STREAMS
+from ota_service.board.watch import watch
+from ota_service.errors import OtaError
+from ota_service.formats.image import AppImage
+from ota_service.formats.otadata import OtaState, parse_otadata
+from ota_service.formats.partitions import Partition
+
+LOGGER = logging.getLogger("ota_service.board")
+
+Phase = Literal[
+    "connecting",
+    "inspecting",
+    "writing",
+    "verifying",
+    "switching",
+    "recording",
+    "booting",
+    "rolling_back",
+]
+End = Literal["up_to_date", "rolled_back", "awaiting_confirmation", "refused", "failed", "read"]
+
+FIRST_LOOK_S = 4.0
+"""How long the bootloader's log is waited for when a board is restarted to see what runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A checked App Image, as a session needs it."""
+
+    data: bytes
+    sha256: str
+    md5: str
+    parsed: AppImage
+
+    @property
+    def known(self) -> KnownImage:
+        """As evidence for what a slot holds."""
+        return KnownImage(len(self.data), self.md5, self.data[:512])
+
+
+@dataclass(frozen=True, slots=True)
+class BootRules:
+    """How a start is judged; the configuration's boot_* attributes."""
+
+    timeout_s: float = 20.0
+    stable_s: float = 5.0
+    matches: Matcher | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """An update whose app was left alone to confirm itself: which slot, and the tag before."""
+
+    slot: str
+    previous_version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to do with one board.
+
+    name: for messages. port: a device path or a url. mac: the board that must answer; None: any.
+    version, image: what to bring the board to; image None with dry_run or read_only only.
+    baud: the highest speed. rearm: an app found waiting for confirmation gets its time again
+    (first contact), instead of being passed by the bootloader.
+    """
+
+    name: str
+    version: str = ""
+    image: Image | None = None
+    known: tuple[KnownImage, ...] = ()
+    baud: int = 921_600
+    boot: BootRules = field(default_factory=BootRules)
+    force: bool = False
+    adopted: bool = True
+    read_only: bool = False
+    dry_run: bool = False
+    rearm: bool = True
+    confirm: Awaited | None = None
+    refusal: OtaError | None = None
+
+
+class Hooks(Protocol):
+    """What a session tells while it goes on; called from its thread."""
+
+    def identified(self, mac: str) -> BoardFacts:
+        """The chip answered; returns what is known of it. Raises OtaError `wrong-board`."""
+
+    def inspected(self, found: Inspection) -> None:
+        """The board was looked at."""
+
+    def planned(self, made: Plan) -> None:
+        """What will be done with it."""
+
+    def phase(self, name: Phase) -> None:
+        """A phase begins."""
+
+    def progress(self, bytes_done: int, bytes_total: int) -> None:
+        """Bytes of the image that were sent."""
+
+    def cancelled(self) -> bool:
+        """Whether to stop at the next place where that leaves the board bootable."""
+
+    def stopping(self) -> bool:
+        """Whether the process ends: then boots are no longer watched either."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a session: what the board shows, not what a tool returned.
+
+    version: the tag stored at the end. slot: what runs. confirmed: the boot was seen to be good;
+    False where its log showed nothing to judge by; None where no boot was watched.
+    boot_log: the watched lines, without the board's secrets.
+    """
+
+    end: End
+    plan: Plan | None = None
+    found: Inspection | None = None
+    version: str | None = None
+    slot: Partition | None = None
+    confirmed: bool | None = None
+    wrote: bool = False
+    error: OtaError | None = None
+    previous_version: str | None = None
+    boot_log: tuple[str, ...] = ()
+
+
+def run(port: SerialBase, job: Job, hooks: Hooks) -> Outcome:
+    """Do `job` with the board behind `port`, which is open with its lines released.
+
+    Raises OtaError where the board could not be reached or was lost; it may then be in any
+    state that the next session can start from.
+    """
+    return _Session(port, job, hooks).run()
+
+
+class _Session:
+    def __init__(self, port: SerialBase, job: Job, hooks: Hooks) -> None:
+        self.port = port
+        self.job = job
+        self.hooks = hooks
+        self.facts = BoardFacts()
+        self.redact = Redactor()
+        self.log: list[str] = []
+
+    def run(self) -> Outcome:
+        self.hooks.phase("connecting")
+        link = EspLink.connect(self.port, baud=self.job.baud, identified=self._identified)
+        with self._left_running(link):
+            self.hooks.phase("inspecting")
+            found = self._look(link)
+            if self.job.confirm is not None:
+                return self._confirm(link, found, self.job.confirm)
+            if self.job.read_only:
+                self._put_back(link, found)
+                return Outcome(
+                    "read", found=found, version=found.version, slot=found.running.partition
+                )
+            made = self._plan(found)
+            self.hooks.planned(made)
+            if self.job.dry_run or made.action == "refuse":
+                self._put_back(link, found)
+                return self._refused(found, made)
+            return self._update(link, found, made)
+
+    def _identified(self, mac: str) -> None:
+        self.facts = self.hooks.identified(mac)
+
+    def _look(self, link: EspLink) -> Inspection:
+        job = self.job
+        found = self._inspect(link)
+        if found.pending and not job.rearm and job.confirm is None:
+            # Nobody's update of ours, and its app has had its time: let the bootloader decide.
+            self._first_look(link)
+            found = self._inspect(link)
+        self.redact = Redactor(found.secrets)
+        self.hooks.inspected(found)
+        return found
+
+    def _inspect(self, link: EspLink) -> Inspection:
+        may_restart = self.job.confirm is None
+        return inspect(
+            link,
+            link.chip,
+            facts=self.facts,
+            known=self.job.known,
+            firmware=self.job.image.known if self.job.image is not None else None,
+            loaded_offset=(lambda: self._first_look(link)) if may_restart else None,
+        )
+
+    def _first_look(self, link: EspLink) -> int | None:
+        """One ordinary restart, to read from the bootloader's log what it starts."""
+        LOGGER.info("%s: restarted once to see which slot runs", self.job.name)
+        link.restart()
+        monitor = BootMonitor(Expected(), FIRST_LOOK_S, FIRST_LOOK_S)
+        watch(
+            self.port,
+            monitor,
+            until=lambda seen: seen.loaded_offset is not None,
+            stopped=self.hooks.cancelled,
+            limit_s=FIRST_LOOK_S,
+        )
+        link.reconnect()
+        return monitor.loaded_offset
+
+    def _plan(self, found: Inspection) -> Plan:
+        job = self.job
+        if job.refusal is not None:
+            return refuse(job.refusal, found.version)
+        return plan(
+            found,
+            version=job.version,
+            image=job.image.parsed if job.image is not None else None,
+            facts=self.facts,
+            force=job.force,
+            adopted=job.adopted,
+        )
+
+    def _refused(self, found: Inspection, made: Plan) -> Outcome:
+        end: End = "read" if self.job.dry_run else "refused"
+        if found.pending and not self.job.dry_run:
+            end = "awaiting_confirmation"
+        return Outcome(
+            end,
+            plan=made,
+            found=found,
+            version=found.version,
+            slot=found.running.partition,
+            error=made.error,
+        )
+
+    def _put_back(self, link: EspLink, found: Inspection) -> None:
+        """Leave a board that was only looked at as it was found."""
+        if found.pending and found.table is not None and self.job.rearm:
+            rearm(link, found.table)
+        link.restart()
+
+    # --- the update
+
+    def _update(self, link: EspLink, found: Inspection, made: Plan) -> Outcome:
+        self._require_writable(link, found, made)
+        switched = self._write(link, found, made)
+        boot = next((step for step in made.steps if isinstance(step, WatchBoot)), None)
+        self.hooks.phase("booting")
+        outcome = Outcome(
+            "rolled_back" if made.rolled_back else "up_to_date",
+            plan=made,
+            found=found,
+            version=made.to_version,
+            slot=made.slot,
+            wrote=switched,
+            previous_version=_stored(found),
+        )
+        if boot is None:
+            link.restart()
+            if made.rolled_back:
+                outcome.error = OtaError(
+                    "boot-failed", f"The board went back by itself: {made.reason}."
+                )
+            return outcome
+        monitor = self._boot(link, boot.slot, self._expected(boot.slot))
+        if monitor.verdict is Verdict.FAILED:
+            return self._roll_back(link, found, outcome, boot.slot, monitor.reason)
+        outcome.confirmed = monitor.verdict is Verdict.RUNNING
+        if boot.confirms:
+            outcome.end = "awaiting_confirmation"
+        return outcome
+
+    def _require_writable(self, link: EspLink, found: Inspection, made: Plan) -> None:
+        """Refuse a flash whose protection bits cover what will be written."""
+        assert found.table is not None
+        places = [found.table.otadata, found.table.nvs]
+        places += [step.slot for step in made.steps if isinstance(step, WriteSlot)]
+        if made.action == "none":
+            return
+        status = link.protection()
+        for place in places:
+            if place is not None and status.covers(place.offset, place.size_bytes):
+                raise OtaError(
+                    "flash-protected",
+                    f"The flash chip's protection bits cover {place.label}, so nothing was "
+                    "written.",
+                )
+
+    def _write(self, link: EspLink, found: Inspection, made: Plan) -> bool:
+        """The plan's writes; where they fail behind the switch, the switch is taken back."""
+        job = self.job
+        stream = None
+        if any(isinstance(step, WriteSlot) for step in made.steps):
+            assert job.image is not None
+            stream = STREAMS.get(job.image.sha256, job.image.data)
+        total = len(job.image.data) if job.image is not None else 0
+        switching = False
+
+        def phase(name: Phase) -> None:
+            nonlocal switching
+            if not switching and self.hooks.cancelled():
+                raise OtaError("cancelled")
+            switching = switching or name == "switching"
+            self.hooks.phase(name)
+
+        def progress(done: int) -> None:
+            if self.hooks.cancelled():
+                raise OtaError("cancelled")
+            self.hooks.progress(done, total)
+
+        try:
+            carry_out(made, link, stream, phase=phase, progress=progress)
+        except OtaError as error:
+            if switching and error.code != "link-lost" and made.slot is not None:
+                self._take_back(link, found, made.slot)
+            raise
+        return any(not isinstance(step, WatchBoot) for step in made.steps[:-1])
+
+    def _take_back(self, link: EspLink, found: Inspection, slot: Partition) -> None:
+        with contextlib.suppress(OtaError):
+            apply_verified(link, self._plan_back(link, found, slot).ops)
+
+    # --- the boot
+
+    def _boot(self, link: EspLink, slot: Partition, expected: Expected) -> BootMonitor:
+        rules = self.job.boot
+        monitor = BootMonitor(expected, rules.timeout_s, rules.stable_s, redact=self.redact)
+        link.restart()
+        watch(self.port, monitor, stopped=self.hooks.stopping)
+        self.log += [f"--- start of {slot.label}", *monitor.lines]
+        if monitor.verdict is None:
+            raise OtaError(
+                "cancelled",
+                "The updater was stopped before the board's start was judged.",
+                remedy="The next start of the module looks at the board and goes on.",
+            )
+        return monitor
+
+    def _expected(self, slot: Partition) -> Expected:
+        image = self.job.image
+        if image is None:
+            return Expected(offset=slot.offset, matches=self.job.boot.matches)
+        about = image.parsed.descriptor
+        return Expected(
+            offset=slot.offset,
+            project=about.project,
+            version=about.version,
+            elf_sha256=about.elf_sha256.hex(),
+            matches=self.job.boot.matches,
+        )
+
+    def _plan_back(self, link: EspLink, found: Inspection, bad: Partition) -> RollbackPlan:
+        assert found.table is not None
+        before = found.running.partition
+
+        def version_of(slot: Partition) -> str | None:
+            awaited = self.job.confirm
+            if awaited is not None:
+                return awaited.previous_version
+            if before is not None and slot == before != bad:
+                return _stored(found)
+            fact = self.facts.slots.get(slot.label)
+            if fact is not None and fact.version is not None:
+                return fact.version
+            app = found.app(slot.label)
+            return app.descriptor.version if app is not None and app.descriptor else ""
+
+        return plan_rollback(link, found.table, bad=bad, version_of=version_of)
+
+    def _roll_back(
+        self, link: EspLink, found: Inspection, outcome: Outcome, bad: Partition, why: str
+    ) -> Outcome:
+        """Back to the firmware before: otadata and the version, then watch that one start."""
+        name = self.job.name
+        LOGGER.warning("%s: %s; rolling back", name, why)
+        self.hooks.phase("rolling_back")
+        outcome.boot_log = tuple(self.log)
+        outcome.confirmed = None
+        link.reconnect()
+        back = self._plan_back(link, found, bad)
+        apply_verified(link, back.ops)
+        monitor = self._boot(link, back.slot, Expected(offset=back.slot.offset))
+        outcome.boot_log = tuple(self.log)
+        outcome.version = back.version or ""
+        outcome.slot = back.slot
+        if monitor.verdict is Verdict.FAILED:
+            outcome.end = "failed"
+            outcome.error = OtaError(
+                "boot-failed",
+                f"The new firmware did not come up ({why}), and neither did the one before "
+                f"({monitor.reason}).",
+                remedy="Look at the board's power and wiring; its previous firmware and version "
+                "are in place.",
+            )
+            return outcome
+        outcome.end = "rolled_back"
+        outcome.error = OtaError(
+            "boot-failed",
+            f"The new firmware did not come up: {why}. The board is back on {back.slot.label}"
+            f' with version "{back.version or ""}".',
+        )
+        return outcome
+
+    def _confirm(self, link: EspLink, found: Inspection, awaited: Awaited) -> Outcome:
+        """The app's time to confirm itself is over: what does otadata say?"""
+        if found.problem is not None:
+            raise found.problem
+        assert found.table is not None
+        assert found.table.otadata is not None
+        slot = found.table.by_label(awaited.slot)
+        if slot is None:
+            raise OtaError("otadata-invalid", f"The board has no slot {awaited.slot} any more.")
+        at = found.table.otadata
+        entries = parse_otadata(link.read(at.offset, at.size_bytes)).entries
+        slots = found.table.ota_slots
+        states = [e.state for e in entries if e.names(len(slots)) == slots.index(slot)]
+        outcome = Outcome("up_to_date", found=found, version=found.version, slot=slot)
+        if OtaState.VALID in states:
+            outcome.confirmed = True
+            link.restart()
+            return outcome
+        if OtaState.NEW in states and self.job.rearm:
+            # It never started: nothing has passed the bootloader since the switch.
+            link.restart()
+            outcome.end = "awaiting_confirmation"
+            return outcome
+        why = "its app did not confirm itself in time"
+        if OtaState.PENDING_VERIFY not in states:
+            why = "the board's bootloader went back by itself"
+        return self._roll_back(link, found, outcome, slot, why)
+
+    @contextlib.contextmanager
+    def _left_running(self, link: EspLink) -> Iterator[None]:
+        """Whatever goes wrong, reset the board into its firmware as far as its port allows."""
+        try:
+            yield
+        except BaseException:
+            if not link.running:
+                with contextlib.suppress(Exception):
+                    link.restart()
+            raise
+
+
+def _stored(found: Inspection) -> str | None:
+    """The tag in NVS, None where the key is missing."""
+    return found.nvs.get_string(NAMESPACE, VERSION_KEY) if found.nvs is not None else None

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An image as the stub loader takes it: compressed once, in blocks, its first page left blank.
+
+A slot that is being written must never look bootable. So the stream carries the image with its
+first page (the image header's) as 0xFF, which NOR flash takes as "nothing written"; the page is
+programmed last, after the digest of the rest was read back (see `carry_out`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from ota_service.formats.flashops import PAGE_BYTES
+
+BLOCK_BYTES = 0x4000
+"""esptool's ESP32StubLoader.FLASH_WRITE_SIZE: what the stub loader takes at once."""
+
+_KEPT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block of the stream: its bytes, and how many bytes it inflates to."""
+
+    data: bytes
+    inflated_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotStream:
+    """An image ready for a slot.
+
+    size_bytes: the image's length. blocks: the zlib stream of the image with a blank first
+    page. head: the first page. body_md5: MD5 (hex) of everything behind the first page.
+    image_md5: of the whole image.
+    """
+
+    size_bytes: int
+    blocks: tuple[Block, ...]
+    compressed_bytes: int
+    head: bytes
+    body_md5: str
+    image_md5: str
+
+
+def make_stream(image: bytes) -> SlotStream:
+    """Compress `image` (zlib, level 9) and cut it into blocks."""
+    compressed = zlib.compress(b"\xff" * PAGE_BYTES + image[PAGE_BYTES:], 9)
+    inflate = zlib.decompressobj()
+    blocks = []
+    for at in range(0, len(compressed), BLOCK_BYTES):
+        block = compressed[at : at + BLOCK_BYTES]
+        blocks.append(Block(block, len(inflate.decompress(block))))
+    return SlotStream(
+        size_bytes=len(image),
+        blocks=tuple(blocks),
+        compressed_bytes=len(compressed),
+        head=image[:PAGE_BYTES],
+        body_md5=_md5(image[PAGE_BYTES:]),
+        image_md5=_md5(image),
+    )
+
+
+class StreamCache:
+    """The last few streams by the image's SHA-256, so that many boards share one compression."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._streams: OrderedDict[str, SlotStream] = OrderedDict()
+
+    def get(self, sha256: str, image: bytes) -> SlotStream:
+        """The stream of `image`; a second caller waits for the first one's work."""
+        with self._lock:
+            stream = self._streams.pop(sha256, None) or make_stream(image)
+            self._streams[sha256] = stream
+            while len(self._streams) > _KEPT:
+                self._streams.popitem(last=False)
+            return stream
+
+
+STREAMS = StreamCache()
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()

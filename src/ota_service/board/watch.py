@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reads a board's log from its port and feeds it to a `BootMonitor`, in real time.
+
+The port stays open from before the reset, with DTR and RTS released. Ports on native USB vanish
+at a reset and come back: they are opened again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+from serial import SerialBase, SerialException
+
+from ota_service.board.boot import BootMonitor
+from ota_service.errors import OtaError
+
+READ_TIMEOUT_S = 0.05
+RETURN_TIMEOUT_S = 5.0
+"""How long a port on native USB may take to come back after a reset."""
+
+_RETRY_S = 0.1
+
+
+def watch(
+    port: SerialBase,
+    monitor: BootMonitor,
+    *,
+    until: Callable[[BootMonitor], bool] = lambda monitor: monitor.verdict is not None,
+    stopped: Callable[[], bool] = lambda: False,
+    limit_s: float | None = None,
+) -> None:
+    """Read until `until` holds, `stopped` says so, or `limit_s` are over.
+
+    Raises OtaError `link-lost` where the port is gone and does not come back.
+    """
+    start_s = time.monotonic()
+    with contextlib.suppress(SerialException, OSError):
+        port.timeout = READ_TIMEOUT_S
+    while not until(monitor) and not stopped():
+        try:
+            data = port.read(max(1, min(port.in_waiting, 4096)))
+        except (SerialException, OSError, TypeError) as error:
+            # TypeError: pyserial's port object after its device vanished under a read
+            _reopen(port, error)
+            data = b""
+        now_s = time.monotonic() - start_s
+        if data:
+            monitor.feed(data, now_s)
+        else:
+            monitor.tick(now_s)
+        if limit_s is not None and now_s >= limit_s:
+            return
+
+
+def _reopen(port: SerialBase, error: BaseException) -> None:
+    deadline_s = time.monotonic() + RETURN_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        with contextlib.suppress(Exception):
+            port.close()
+        try:
+            port.open()
+        except (SerialException, OSError):
+            time.sleep(_RETRY_S)  # the device is made by the kernel: there is no event to await
+        else:
+            return
+    raise OtaError(
+        "link-lost", "The board's port went away while its start was watched."
+    ) from error
