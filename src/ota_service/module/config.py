@@ -7,10 +7,7 @@ ports nor files.
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,182 +16,32 @@ from pydantic_core import PydanticCustomError
 
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
-from ota_service.firmware.urls import check_url
 from ota_service.fleet.settings import BoardEntry, Settings
-from ota_service.module.patterns import pattern_problem
+from ota_service.module.checks import (
+    UNSET,
+    check_firmware_url,
+    check_flag,
+    check_key,
+    check_mac,
+    check_name,
+    check_path,
+    check_pattern,
+    check_port,
+    check_sensor,
+    check_sha256,
+    check_version,
+    nearest,
+    number_type,
+    optional_type,
+    where,
+    whole_type,
+)
 
-# The version is an NVS string; the contract sets its longest length.
-VERSION_MAX_BYTES = 128
-NAME_MAX_BYTES = 64
-# Ports by url: RFC 2217, a bare socket (an emulator's), and the simulated board.
-PORT_SCHEMES = ("rfc2217", "socket", "esp32sim")
-
-_UNSET = ("", None)
-
-
-def _fault(words: str) -> PydanticCustomError:
-    # The words are no template: braces in them stand for themselves.
-    return PydanticCustomError("fault", "{words}", {"words": words})
-
-
-def _text(value: object, words: str = "") -> str:
-    if not isinstance(value, str):
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            raise _fault(f'must be text: write it in quotation marks, "{value:g}"')
-        raise _fault("must be text" + (f", {words}" if words else ""))
-    return value
-
-
-def _url(value: object) -> str:
-    url = _text(value)
-    problem = check_url(url)
-    if problem:
-        raise _fault(problem)
-    return url
-
-
-def _version(value: object) -> str:
-    version = _text(value)
-    if not version:
-        raise _fault('is empty; fill in the tag of the firmware at url, such as "1.0.0"')
-    try:
-        size_bytes = len(version.encode())
-    except UnicodeEncodeError:
-        raise _fault("is not valid Unicode text") from None
-    if size_bytes > VERSION_MAX_BYTES:
-        raise _fault(f"{size_bytes} bytes; the limit is {VERSION_MAX_BYTES}")
-    if "\0" in version:
-        raise _fault("holds a NUL character, which ends a string in a board's NVS")
-    return version
-
-
-def _sha256(value: object) -> str | None:
-    if value in _UNSET:
-        return None
-    digest = _text(value, "64 hex digits")
-    if not re.fullmatch(r"[0-9A-Fa-f]{64}", digest):
-        raise _fault(
-            f"must be 64 hex digits, as `sha256sum` prints them; these are {len(digest)} characters"
-            if len(digest) != 64
-            else "must be 64 hex digits, as `sha256sum` prints them; other characters are in it"
-        )
-    return digest.lower()
-
-
-def _name(value: object) -> str:
-    name = _text(value)
-    if not name.strip():
-        raise _fault('is empty; give the board a name, such as "kitchen"')
-    if len(name.encode(errors="replace")) > NAME_MAX_BYTES:
-        raise _fault(f"{len(name.encode(errors='replace'))} bytes; the limit is {NAME_MAX_BYTES}")
-    if not name.isprintable():
-        raise _fault("holds characters that cannot be printed")
-    return name
-
-
-def _sensor(value: object) -> str:
-    if not value:
-        raise _fault('is empty; fill in the name of a sensor of this machine, such as "door"')
-    return _name(value)
-
-
-def _key(value: object) -> str:
-    if not value:
-        raise _fault(
-            "is empty; fill in the key of the sensor's reading that is true when boards may be "
-            "restarted"
-        )
-    return _name(value)
-
-
-def _mac(value: object) -> str | None:
-    if value in _UNSET:
-        return None
-    digits = _text(value, 'such as "24:0a:c4:12:34:56"').replace("-", ":").lower()
-    if re.fullmatch(r"[0-9a-f]{12}", digits):
-        digits = ":".join(digits[at : at + 2] for at in range(0, 12, 2))
-    if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", digits):
-        raise _fault('must be six pairs of hex digits, such as "24:0a:c4:12:34:56"')
-    return digits
-
-
-def _port(value: object) -> str | None:
-    if value in _UNSET:
-        return None
-    port = _text(value, "the path or url of a port")
-    scheme, separator, rest = port.partition("://")
-    if separator:
-        if scheme not in PORT_SCHEMES or not rest:
-            known = ", ".join(f"{name}://" for name in PORT_SCHEMES)
-            raise _fault(f"is not the url of a port; those known begin with {known}")
-    elif not (port.startswith("/") or re.fullmatch(r"COM\d+", port)):
-        raise _fault(
-            'must be a device\'s whole path, such as "/dev/serial/by-path/..." or "/dev/ttyUSB0", '
-            "or the url of a port"
-        )
-    elif not port.isprintable():
-        raise _fault("holds characters that cannot be printed")
-    return port
-
-
-def _number(value: object, low: float, high: float, unit: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _fault(f"must be a number, from {low:,g} to {high:,g}{unit}")
-    # NaN compares false with everything, so it must not slip through "too low or too high".
-    if not low <= value <= high:
-        raise _fault(f"{value:,.15g} is out of range; it may be {low:,.15g} to {high:,.15g}{unit}")
-    return float(value)
-
-
-def _whole(value: object, low: int, high: int, unit: str) -> int:
-    # Viam carries every number as a float.
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _fault(f"must be a whole number, from {low:,} to {high:,}{unit}")
-    if isinstance(value, float) and not value.is_integer():
-        raise _fault(f"{value:g} is not a whole number")
-    if not low <= value <= high:
-        raise _fault(f"{value:,.15g} is out of range; it may be {low:,} to {high:,}{unit}")
-    return int(value)
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _fault("must be true or false, without quotation marks")
-    return value
-
-
-def _path(value: object) -> str | None:
-    if value in _UNSET:
-        return None
-    path = _text(value, "the path of a file or folder")
-    if "\0" in path or not os.path.expanduser(path).startswith("/"):
-        raise _fault("must be a whole path, from / on")
-    return os.path.expanduser(path)
-
-
-def _pattern(value: object) -> str | None:
-    if value in _UNSET:
-        return None
-    pattern = _text(value, "a regular expression")
-    problem = pattern_problem(pattern)
-    if problem:
-        raise _fault(problem)
-    return pattern
-
-
-def _whole_type(low: int, high: int, unit: str = "") -> BeforeValidator:
-    return BeforeValidator(lambda value: _whole(value, low, high, unit))
-
-
-def _number_type(low: float, high: float, unit: str = "") -> BeforeValidator:
-    return BeforeValidator(lambda value: _number(value, low, high, unit))
-
-
-Flag = Annotated[bool, BeforeValidator(_flag)]
-Url = Annotated[str, BeforeValidator(_url)]
-Version = Annotated[str, BeforeValidator(_version)]
-Digest = Annotated[str | None, BeforeValidator(_sha256)]
-FilePath = Annotated[str | None, BeforeValidator(_path)]
+Flag = Annotated[bool, BeforeValidator(check_flag)]
+Url = Annotated[str, BeforeValidator(check_firmware_url)]
+Version = Annotated[str, BeforeValidator(check_version)]
+Digest = Annotated[str | None, BeforeValidator(check_sha256)]
+FilePath = Annotated[str | None, BeforeValidator(check_path)]
 
 
 class _Strict(BaseModel):
@@ -204,21 +51,19 @@ class _Strict(BaseModel):
 class BoardConfig(_Strict):
     """One entry of `boards`: a name, a mac or a port, and what pins the board."""
 
-    name: Annotated[str, BeforeValidator(_name)]
-    mac: Annotated[str | None, BeforeValidator(_mac)] = None
-    port: Annotated[str | None, BeforeValidator(_port)] = None
-    url: Annotated[str | None, BeforeValidator(lambda v: None if v in _UNSET else _url(v))] = None
-    version: Annotated[
-        str | None, BeforeValidator(lambda v: None if v in _UNSET else _version(v))
-    ] = None
+    name: Annotated[str, BeforeValidator(check_name)]
+    mac: Annotated[str | None, BeforeValidator(check_mac)] = None
+    port: Annotated[str | None, BeforeValidator(check_port)] = None
+    url: Annotated[str | None, optional_type(check_firmware_url)] = None
+    version: Annotated[str | None, optional_type(check_version)] = None
     sha256: Digest = None
 
 
 class RestartCondition(_Strict):
     """`allow_restart`: the sensor, and the key of its reading that must be true."""
 
-    sensor: Annotated[str, BeforeValidator(_sensor)]
-    key: Annotated[str, BeforeValidator(_key)]
+    sensor: Annotated[str, BeforeValidator(check_sensor)]
+    key: Annotated[str, BeforeValidator(check_key)]
 
     @property
     def sensor_name(self) -> str:
@@ -238,17 +83,17 @@ class ServiceConfig(_Strict):
     adopt: Flag = False
     allow_restart: RestartCondition | None = None
     # From the slowest speed that bridges are used at to the fastest that esptool offers.
-    baud: Annotated[int, _whole_type(9_600, 4_000_000)] = 921_600
-    max_parallel: Annotated[int, _whole_type(1, 64)] = 8
+    baud: Annotated[int, whole_type(9_600, 4_000_000)] = 921_600
+    max_parallel: Annotated[int, whole_type(1, 64)] = 8
     canary: Flag = True
-    boot_timeout_s: Annotated[float, _number_type(1, 600, " s")] = 20.0
-    boot_stable_s: Annotated[float, _number_type(0, 600, " s")] = 5.0
-    boot_expect: Annotated[str | None, BeforeValidator(_pattern)] = None
-    confirm_timeout_s: Annotated[float, _number_type(1, 86_400, " s")] = 120.0
-    max_attempts: Annotated[int, _whole_type(1, 100)] = 3
+    boot_timeout_s: Annotated[float, number_type(1, 600, " s")] = 20.0
+    boot_stable_s: Annotated[float, number_type(0, 600, " s")] = 5.0
+    boot_expect: Annotated[str | None, BeforeValidator(check_pattern)] = None
+    confirm_timeout_s: Annotated[float, number_type(1, 86_400, " s")] = 120.0
+    max_attempts: Annotated[int, whole_type(1, 100)] = 3
     ca_file: FilePath = None
     # The largest flash that an ESP32-family chip addresses is 128 MiB.
-    max_image_bytes: Annotated[int, _whole_type(1_024, 128 << 20, " bytes")] = 16_777_216
+    max_image_bytes: Annotated[int, whole_type(1_024, 128 << 20, " bytes")] = 16_777_216
     state_dir: FilePath = Field(default=None)
 
     def settings(self, service: str, *, state_dir: Path, cache_dir: Path) -> Settings:
@@ -303,19 +148,19 @@ def parse_config(attributes: Mapping[str, Any]) -> ServiceConfig:
 
 def _in_words(found: dict[str, Any], given: Mapping[str, Any]) -> str:
     loc: tuple[str | int, ...] = found["loc"]
-    where = _where(loc)
+    place = where(loc)
     match found["type"]:
         case "missing":
-            return f"{where}: {_missing(loc, given)}"
+            return f"{place}: {_missing(loc, given)}"
         case "extra_forbidden":
-            model = _model_at(loc[:-1])
-            return f"{where}: is no attribute here; did you mean {_nearest(str(loc[-1]), model)}?"
+            known = list(_model_at(loc[:-1]).model_fields)
+            return f"{place}: is no attribute here; did you mean {nearest(str(loc[-1]), known)}?"
         case "list_type":
-            return f"{where}: must be a list of objects, such as {_BOARDS_EXAMPLE}"
+            return f"{place}: must be a list of objects, such as {_BOARDS_EXAMPLE}"
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{where}: must be an object, such as {_OBJECT_EXAMPLES[str(loc[0])]}"
+            return f"{place}: must be an object, such as {_OBJECT_EXAMPLES[str(loc[0])]}"
         case _:
-            return f"{where}: {found['msg']}"
+            return f"{place}: {found['msg']}"
 
 
 _BOARDS_EXAMPLE = '[{"name": "kitchen", "mac": "24:0a:c4:12:34:56"}]'
@@ -325,17 +170,10 @@ _OBJECT_EXAMPLES = {
 }
 
 
-def _where(loc: Sequence[str | int]) -> str:
-    text = ""
-    for part in loc:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
-
-
 def _missing(loc: Sequence[str | int], given: Mapping[str, Any]) -> str:
-    check = {"url": _url, "version": _version}.get(str(loc[-1]), _name)
+    check = {"url": check_firmware_url, "version": check_version}.get(str(loc[-1]), check_name)
     if loc[0] == "allow_restart":
-        check = _sensor if loc[-1] == "sensor" else _key
+        check = check_sensor if loc[-1] == "sensor" else check_key
     try:
         check("")
     except PydanticCustomError as error:
@@ -350,11 +188,6 @@ def _model_at(loc: Sequence[str | int]) -> type[BaseModel]:
     return BoardConfig if loc[0] == "boards" else RestartCondition
 
 
-def _nearest(name: str, model: type[BaseModel]) -> str:
-    folded = name.casefold().replace("-", "_").replace(" ", "_")
-    return get_close_matches(folded, list(model.model_fields), n=1, cutoff=0.0)[0]
-
-
 def _faults_between_boards(boards: object) -> Iterator[str]:
     """What pydantic cannot see in one field: mac or port, and names that clash.
 
@@ -366,7 +199,7 @@ def _faults_between_boards(boards: object) -> Iterator[str]:
     for index, board in enumerate(boards):
         if not isinstance(board, Mapping):
             continue
-        has = [key for key in ("mac", "port") if board.get(key) not in _UNSET]
+        has = [key for key in ("mac", "port") if board.get(key) not in UNSET]
         if not has:
             yield f"boards[{index}]: needs a mac or a port, to say which board it is"
         elif len(has) == 2:
@@ -385,6 +218,6 @@ def _comparable(value: object) -> str:
     if not isinstance(value, str):
         return ""
     try:
-        return _mac(value) or ""
+        return check_mac(value) or ""
     except PydanticCustomError:
         return value

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Checks of single values that come from a person, and the words for what is wrong with them.
+
+Each check takes any value and returns it in the form that the program uses, or raises a
+PydanticCustomError whose text continues "ATTRIBUTE: ...". They are made for pydantic's
+BeforeValidator.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
+
+from ota_service.firmware.urls import check_url
+from ota_service.module.patterns import pattern_problem
+
+# The version is an NVS string; the contract sets its longest length.
+VERSION_MAX_BYTES = 128
+NAME_MAX_BYTES = 64
+# Ports by url: RFC 2217, a bare socket (an emulator's), and the simulated board.
+PORT_SCHEMES = ("rfc2217", "socket", "esp32sim")
+
+UNSET = ("", None)
+
+
+def a_fault(words: str) -> PydanticCustomError:
+    """An error whose text is `words`."""
+    # The words are no template: braces in them stand for themselves.
+    return PydanticCustomError("fault", "{words}", {"words": words})
+
+
+def check_text(value: object, words: str = "") -> str:
+    """Text; `words` say what it should be."""
+    if not isinstance(value, str):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise a_fault(f'must be text: write it in quotation marks, "{value:g}"')
+        raise a_fault("must be text" + (f", {words}" if words else ""))
+    return value
+
+
+def check_firmware_url(value: object) -> str:
+    """The address of a firmware."""
+    url = check_text(value)
+    problem = check_url(url)
+    if problem:
+        raise a_fault(problem)
+    return url
+
+
+def check_version(value: object) -> str:
+    """A version tag that fits a board's NVS."""
+    version = check_text(value)
+    if not version:
+        raise a_fault('is empty; fill in the tag of the firmware at url, such as "1.0.0"')
+    try:
+        size_bytes = len(version.encode())
+    except UnicodeEncodeError:
+        raise a_fault("is not valid Unicode text") from None
+    if size_bytes > VERSION_MAX_BYTES:
+        raise a_fault(f"{size_bytes} bytes; the limit is {VERSION_MAX_BYTES}")
+    if "\0" in version:
+        raise a_fault("holds a NUL character, which ends a string in a board's NVS")
+    return version
+
+
+def check_sha256(value: object) -> str | None:
+    """A digest in lower case; None where it is not given."""
+    if value in UNSET:
+        return None
+    digest = check_text(value, "64 hex digits")
+    if not re.fullmatch(r"[0-9A-Fa-f]{64}", digest):
+        raise a_fault(
+            f"must be 64 hex digits, as `sha256sum` prints them; these are {len(digest)} characters"
+            if len(digest) != 64
+            else "must be 64 hex digits, as `sha256sum` prints them; other characters are in it"
+        )
+    return digest.lower()
+
+
+def check_name(value: object) -> str:
+    """A name that can be shown in a line."""
+    name = check_text(value)
+    if not name.strip():
+        raise a_fault('is empty; give the board a name, such as "kitchen"')
+    if len(name.encode(errors="replace")) > NAME_MAX_BYTES:
+        raise a_fault(f"{len(name.encode(errors='replace'))} bytes; the limit is {NAME_MAX_BYTES}")
+    if not name.isprintable():
+        raise a_fault("holds characters that cannot be printed")
+    return name
+
+
+def check_sensor(value: object) -> str:
+    """The name of a sensor."""
+    if not value:
+        raise a_fault('is empty; fill in the name of a sensor of this machine, such as "door"')
+    return check_name(value)
+
+
+def check_key(value: object) -> str:
+    """The key of a sensor's reading."""
+    if not value:
+        raise a_fault(
+            "is empty; fill in the key of the sensor's reading that is true when boards may be "
+            "restarted"
+        )
+    return check_name(value)
+
+
+def check_mac(value: object) -> str | None:
+    """A MAC as aa:bb:cc:dd:ee:ff, however it was written; None where it is not given."""
+    if value in UNSET:
+        return None
+    digits = check_text(value, 'such as "24:0a:c4:12:34:56"').replace("-", ":").lower()
+    if re.fullmatch(r"[0-9a-f]{12}", digits):
+        digits = ":".join(digits[at : at + 2] for at in range(0, 12, 2))
+    if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", digits):
+        raise a_fault('must be six pairs of hex digits, such as "24:0a:c4:12:34:56"')
+    return digits
+
+
+def check_port(value: object) -> str | None:
+    """A port's path or url; None where it is not given."""
+    if value in UNSET:
+        return None
+    port = check_text(value, "the path or url of a port")
+    scheme, separator, rest = port.partition("://")
+    if separator:
+        if scheme not in PORT_SCHEMES or not rest:
+            known = ", ".join(f"{name}://" for name in PORT_SCHEMES)
+            raise a_fault(f"is not the url of a port; those known begin with {known}")
+    elif not (port.startswith("/") or re.fullmatch(r"COM\d+", port)):
+        raise a_fault(
+            'must be a device\'s whole path, such as "/dev/serial/by-path/..." or "/dev/ttyUSB0", '
+            "or the url of a port"
+        )
+    elif not port.isprintable():
+        raise a_fault("holds characters that cannot be printed")
+    return port
+
+
+def check_number(value: object, low: float, high: float, unit: str) -> float:
+    """A finite number within bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise a_fault(f"must be a number, from {low:,g} to {high:,g}{unit}")
+    # NaN compares false with everything, so it must not slip through "too low or too high".
+    if not low <= value <= high:
+        raise a_fault(f"{value:,.15g} is out of range; it may be {low:,.15g} to {high:,.15g}{unit}")
+    return float(value)
+
+
+def check_whole(value: object, low: int, high: int, unit: str) -> int:
+    """A whole number within bounds."""
+    # Viam carries every number as a float.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise a_fault(f"must be a whole number, from {low:,} to {high:,}{unit}")
+    if isinstance(value, float) and not value.is_integer():
+        raise a_fault(f"{value:g} is not a whole number")
+    if not low <= value <= high:
+        raise a_fault(f"{value:,.15g} is out of range; it may be {low:,} to {high:,}{unit}")
+    return int(value)
+
+
+def check_flag(value: object) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise a_fault("must be true or false, without quotation marks")
+    return value
+
+
+def check_path(value: object) -> str | None:
+    """A whole path, with ~ resolved; None where it is not given."""
+    if value in UNSET:
+        return None
+    path = check_text(value, "the path of a file or folder")
+    if "\0" in path or not os.path.expanduser(path).startswith("/"):
+        raise a_fault("must be a whole path, from / on")
+    return os.path.expanduser(path)
+
+
+def check_pattern(value: object) -> str | None:
+    """A regular expression that searches in bounded time; None where it is not given."""
+    if value in UNSET:
+        return None
+    pattern = check_text(value, "a regular expression")
+    problem = pattern_problem(pattern)
+    if problem:
+        raise a_fault(problem)
+    return pattern
+
+
+def whole_type(low: int, high: int, unit: str = "") -> BeforeValidator:
+    """The pydantic validator of whole numbers from `low` to `high`."""
+    return BeforeValidator(lambda value: check_whole(value, low, high, unit))
+
+
+def number_type(low: float, high: float, unit: str = "") -> BeforeValidator:
+    """The pydantic validator of numbers from `low` to `high`."""
+    return BeforeValidator(lambda value: check_number(value, low, high, unit))
+
+
+def optional_type(check: Callable[[object], object]) -> BeforeValidator:
+    """The pydantic validator of a value that may be left out, or else passes `check`."""
+    return BeforeValidator(lambda value: None if value in UNSET else check(value))
+
+
+def where(loc: Sequence[str | int]) -> str:
+    """A place in nested values as a person writes it: boards[1].mac."""
+    shown = ""
+    for part in loc:
+        shown += f"[{part}]" if isinstance(part, int) else f".{part}" if shown else str(part)
+    return shown
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The one of `known` that is most like `name`."""
+    folded = name.casefold().replace("-", "_").replace(" ", "_")
+    return get_close_matches(folded, list(known), n=1, cutoff=0.0)[0]

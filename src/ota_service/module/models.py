@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The Generic service that Viam sees, under both of its names.
+
+An instance is thin: it turns a configuration into a fleet's settings and commands into the
+fleet's calls. Updates live in the fleet, outside of instances and of the calls' handlers, since
+Viam removes and adds an instance at every change of an attribute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, Self
+
+from viam.components.sensor import Sensor
+from viam.logging import getLogger
+from viam.proto.app.robot import ComponentConfig
+from viam.proto.common import ResourceName
+from viam.resource.base import ResourceBase
+from viam.resource.registry import Registry, ResourceCreatorRegistration
+from viam.resource.types import Model, ModelFamily
+from viam.services.generic import Generic
+
+from ota_service.errors import OtaError
+from ota_service.firmware.urls import redact
+from ota_service.fleet.settings import Settings
+from ota_service.module.config import RestartCondition, ServiceConfig, parse_config
+from ota_service.module.folders import default_cache_dir, default_state_dir
+from ota_service.module.plain import from_struct, plain
+from ota_service.module.verbs import help_reply, parse_command
+
+LOGGER = getLogger("ota_service.module")
+
+# The explicit name, and the one that viam-server makes of a plain "model": "ota_service".
+MODELS = (
+    Model(ModelFamily("rdk", "generic"), "ota_service"),
+    Model(ModelFamily("rdk", "builtin"), "ota_service"),
+)
+SENSOR_TIMEOUT_S = 5.0
+
+RestartAllowed = Callable[[], Awaitable[bool]]
+
+
+class Fleet(Protocol):
+    """What this service asks of the fleet."""
+
+    async def command(self, verb: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Carry out a verb and return its reply."""
+
+    def status(self) -> dict[str, Any]:
+        """Everything known, at once."""
+
+    async def close(self) -> None:
+        """Let go of the boards."""
+
+
+class OtaService(Generic):
+    """The OTA service of one configuration."""
+
+    def __init__(
+        self, name: str, config: ServiceConfig, *, restart_allowed: RestartAllowed | None = None
+    ) -> None:
+        super().__init__(name)
+        self.settings = config.settings(
+            name, state_dir=default_state_dir(), cache_dir=default_cache_dir()
+        )
+        # Made here and not at the first command: an update begins with the configuration.
+        self._fleet: asyncio.Task[Fleet] = asyncio.get_running_loop().create_task(
+            _open_fleet(self.settings, restart_allowed)
+        )
+
+    @classmethod
+    def new(
+        cls, config: ComponentConfig, dependencies: Mapping[ResourceName, ResourceBase]
+    ) -> Self:
+        """Make the service of a configuration. Raises OtaError config-invalid."""
+        checked = parse_config(from_struct(config.attributes))
+        allowed = None
+        if checked.allow_restart is not None:
+            allowed = _asking(checked.allow_restart, dependencies)
+        return cls(config.name, checked, restart_allowed=allowed)
+
+    @classmethod
+    def validate_config(cls, config: ComponentConfig) -> tuple[Sequence[str], Sequence[str]]:
+        """Check a configuration; returns the names of required and of optional dependencies.
+
+        Raises OtaError config-invalid, which names every fault.
+        """
+        checked = parse_config(from_struct(config.attributes))
+        required = [checked.allow_restart.sensor_name] if checked.allow_restart else []
+        return required, []
+
+    async def opened(self) -> None:
+        """Wait until the fleet has taken over. Raises OtaError where it refuses."""
+        await asyncio.shield(self._fleet)
+
+    async def do_command(self, command: Mapping[str, Any], **_: Any) -> Mapping[str, Any]:
+        """Carry out one verb. Raises VerbError or OtaError, whose text reaches the client."""
+        call = parse_command(_without_nulls(command))
+        if call.verb.name == "help":
+            return help_reply()
+        fleet = await asyncio.shield(self._fleet)
+        try:
+            reply = await fleet.command(call.verb.name, call.arguments)
+        except (OtaError, ValueError):
+            raise
+        except Exception as error:
+            raise _internal(error) from None
+        return {"ok": True, **plain(reply)}
+
+    async def get_status(self, **_: Any) -> Mapping[str, Any]:
+        """What the verb status replies."""
+        fleet = await asyncio.shield(self._fleet)
+        try:
+            return {"ok": True, **plain(fleet.status())}
+        except Exception as error:
+            raise _internal(error) from None
+
+    async def close(self) -> None:
+        """Let go of the boards; a run goes on for its grace."""
+        try:
+            fleet = await self._fleet
+        except Exception:
+            return  # it never had them, which opened() has told
+        await fleet.close()
+
+
+def register() -> None:
+    """Tell the SDK about both models."""
+    for model in MODELS:
+        Registry.register_resource_creator(
+            Generic.API,
+            model,
+            ResourceCreatorRegistration(OtaService.new, OtaService.validate_config),
+        )
+
+
+async def _open_fleet(settings: Settings, restart_allowed: RestartAllowed | None) -> Fleet:
+    # Imported here, in a thread: it brings esptool along, and the module must be ready before.
+    service = await asyncio.to_thread(importlib.import_module, "ota_service.fleet.service")
+    fleet: Fleet = await service.FleetService.open(settings, restart_allowed=restart_allowed)
+    return fleet
+
+
+def _asking(
+    condition: RestartCondition, dependencies: Mapping[ResourceName, ResourceBase]
+) -> RestartAllowed:
+    """A question to the sensor of `allow_restart`; no sure yes is a no."""
+    sensor = next(
+        (
+            resource
+            for name, resource in dependencies.items()
+            if name.name == condition.sensor_name and isinstance(resource, Sensor)
+        ),
+        None,
+    )
+    if sensor is None:
+        raise OtaError(
+            "config-invalid",
+            f'allow_restart.sensor: this machine has no sensor "{condition.sensor_name}"',
+        )
+    said = ""
+
+    async def allowed() -> bool:
+        nonlocal said
+        try:
+            readings = await sensor.get_readings(timeout=SENSOR_TIMEOUT_S)
+            value = readings.get(condition.key)
+            now = "" if isinstance(value, bool) else f'it has no true or false "{condition.key}"'
+        except Exception as error:
+            value, now = False, f"{type(error).__name__}: {error}"
+        if now and now != said:
+            LOGGER.warning(
+                "sensor %s cannot be read, so boards are not restarted: %s", sensor.name, now
+            )
+        said = now
+        return value is True
+
+    return allowed
+
+
+def _without_nulls(command: Mapping[str, Any]) -> dict[str, Any]:
+    """A command without the arguments that were sent as null.
+
+    The SDK's reader makes null the integer 0, where every number that was sent is a float. The
+    one value of `{VERB: null}` is no argument and stays.
+    """
+    if len(command) == 1:
+        return {
+            verb: {key: item for key, item in value.items() if not _was_null(item)}
+            if isinstance(value, Mapping)
+            else value
+            for verb, value in command.items()
+        }
+    return {key: value for key, value in command.items() if not _was_null(value)}
+
+
+def _was_null(value: object) -> bool:
+    return type(value) is int and value == 0
+
+
+def _internal(error: Exception) -> OtaError:
+    """A failure that nobody foresaw, for the client; its trace goes into the log."""
+    LOGGER.error("unforeseen failure\n%s", redact(traceback.format_exc()))
+    return OtaError("internal", f"{type(error).__name__}: {redact(str(error))}")

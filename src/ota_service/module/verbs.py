@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""DoCommand's verbs: one row each, with the arguments that they take.
+
+A command is `{"command": VERB, ...arguments}` or `{VERB: {...arguments}}`. Whatever is not
+understood is refused by naming what exists. A further verb is one more row in `VERBS` and its
+method in the fleet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ota_service.module.checks import (
+    a_fault,
+    check_flag,
+    nearest,
+    number_type,
+    optional_type,
+    where,
+)
+
+# How long a verb that reads boards waits before it replies with its run's id.
+WAIT_DEFAULT_S = 30.0
+# A client's own timeout ends a call long before; this only refuses what cannot be meant.
+WAIT_MAX_S = 86_400
+
+
+class VerbError(ValueError):
+    """A command that names no verb, or arguments that its verb does not take."""
+
+
+def _boards(value: object) -> list[str]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise a_fault('must be a list of names, MACs or ports, such as ["kitchen"]')
+    if not names or not all(names):
+        raise a_fault("names no board; leave boards out to mean all of them")
+    return list(dict.fromkeys(names))
+
+
+Boards = Annotated[
+    list[str] | None,
+    optional_type(_boards),
+    Field(description="names, MACs or ports; default: all boards"),
+]
+Flag = Annotated[bool, BeforeValidator(check_flag)]
+Wait = Annotated[float | None, number_type(0, WAIT_MAX_S, " s")]
+
+
+class Arguments(BaseModel):
+    """The arguments of one verb; a verb without any uses this class itself."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    def values(self) -> dict[str, Any]:
+        """The arguments for the fleet, without those that have no value."""
+        return self.model_dump(exclude_none=True)
+
+
+class UpdateArguments(Arguments):
+    """Arguments of `update`."""
+
+    boards: Boards = None
+    force: Annotated[Flag, Field(description="write although the version is equal")] = False
+    probe: Annotated[
+        Flag, Field(description="also open ports that are not known to be an ESP32's")
+    ] = False
+    dry_run: Annotated[
+        Flag, Field(description="read the boards and reply with the plan; write nothing")
+    ] = False
+    wait_s: Annotated[
+        Wait,
+        Field(description="reply when the run ends, or after this many seconds"),
+    ] = None
+
+    def values(self) -> dict[str, Any]:
+        """As for every verb; a dry run waits by default, since its reply is its purpose."""
+        values = super().values()
+        if self.dry_run:
+            values.setdefault("wait_s", WAIT_DEFAULT_S)
+        return values
+
+
+class ReadArguments(Arguments):
+    """Arguments of the verbs that read boards."""
+
+    boards: Boards = None
+    wait_s: Annotated[
+        Wait,
+        Field(description="reply with the run's id after this many seconds, and go on"),
+    ] = WAIT_DEFAULT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One row: the verb, what it does, which boards it restarts, and its arguments."""
+
+    name: str
+    does: str
+    restarts: str
+    arguments: type[Arguments] = Arguments
+
+
+VERBS: dict[str, Verb] = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            "update",
+            "Bring boards to the configured firmware; the run goes on in the background. With "
+            "dry_run: reply with what would be done to each board, and why.",
+            "those that it reads or writes",
+            UpdateArguments,
+        ),
+        Verb("status", "Everything that is known, at once; opens no port.", "none"),
+        Verb(
+            "version",
+            "Read the version that is stored in the boards' NVS, now.",
+            "those that it reads",
+            ReadArguments,
+        ),
+        Verb("help", "The verbs and their arguments.", "none"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A command that was understood."""
+
+    verb: Verb
+    arguments: dict[str, Any]
+
+
+def parse_command(command: Mapping[str, Any]) -> Call:
+    """Read one DoCommand. Raises VerbError, which names what exists."""
+    name, given = _take_apart(command)
+    verb = VERBS.get(name)
+    if verb is None:
+        raise VerbError(
+            f'there is no verb "{name}"; did you mean {nearest(name, list(VERBS))}? {_existing()}'
+        )
+    try:
+        # What arrives as null was not given.
+        values = {key: value for key, value in given.items() if value is not None}
+        return Call(verb, verb.arguments.model_validate(values).values())
+    except ValidationError as error:
+        faults = [_in_words(dict(found), verb) for found in error.errors(include_url=False)]
+        raise VerbError(" | ".join(faults)) from None
+
+
+def help_reply() -> dict[str, Any]:
+    """The reply of `help`: every verb with its arguments, their types and defaults."""
+    return {
+        "ok": True,
+        "verbs": {
+            verb.name: {
+                "does": verb.does,
+                "restarts_boards": verb.restarts,
+                "arguments": {
+                    name: _describe(name, verb.arguments) for name in verb.arguments.model_fields
+                },
+            }
+            for verb in VERBS.values()
+        },
+        "forms": ['{"command": VERB, ...arguments}', "{VERB: {...arguments}}"],
+    }
+
+
+def _take_apart(command: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The verb's name and its arguments, from either form."""
+    if "command" in command:
+        name = command["command"]
+        if not isinstance(name, str) or not name:
+            raise VerbError(f'"command" must be the name of a verb. {_existing()}')
+        return name, {key: value for key, value in command.items() if key != "command"}
+    if not command:
+        raise VerbError(f"the command is empty. {_existing()}")
+    if len(command) > 1:
+        known = [key for key in command if key in VERBS]
+        if len(known) == 1:
+            raise VerbError(
+                f"arguments go inside the verb's object, or beside "
+                f'"command": {{"command": "{known[0]}", ...}}'
+            )
+        raise VerbError(
+            f"a command holds one verb; this one has {len(command)} keys. {_existing()}"
+        )
+    ((name, value),) = command.items()
+    if isinstance(value, Mapping):
+        return name, value
+    # JSON has no way to write a verb without arguments; all of these are in use for it.
+    if value is True or value is None or (value in ("", 0) and value is not False):
+        return name, {}
+    if name not in VERBS:
+        return name, {}  # let the caller say that the verb does not exist
+    raise VerbError(
+        f'the arguments of {name} must be an object, such as {{"{name}": {{}}}}; '
+        f"true, empty text and 0 mean no arguments"
+    )
+
+
+def _in_words(found: dict[str, Any], verb: Verb) -> str:
+    place = where(found["loc"])
+    if found["type"] == "extra_forbidden":
+        known = list(verb.arguments.model_fields)
+        if not known:
+            return f"{verb.name} takes no arguments, but {place} was given"
+        return (
+            f"{verb.name} has no argument {place}; did you mean {nearest(place, known)}? "
+            f"It takes {', '.join(known)}"
+        )
+    return f"{verb.name}: {place}: {found['msg']}"
+
+
+def _existing() -> str:
+    return f"The verbs are {', '.join(sorted(VERBS))}."
+
+
+_TYPES = {"boards": "list of text", "wait_s": "number of seconds"}
+
+
+def _describe(name: str, arguments: type[Arguments]) -> dict[str, Any]:
+    field = arguments.model_fields[name]
+    shown: dict[str, Any] = {
+        "type": _TYPES.get(name, "true or false"),
+        "does": field.description or "",
+    }
+    if field.default is not None:
+        shown["default"] = field.default
+    return shown

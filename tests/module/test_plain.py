@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Values on the way through Viam, and the folders and log of the module's process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from viam.utils import dict_to_struct, struct_to_dict
+
+from ota_service.module.folders import default_cache_dir, default_state_dir
+from ota_service.module.logs import set_up_logging
+from ota_service.module.plain import from_struct, plain
+
+
+class Colour(Enum):
+    """An enum to send."""
+
+    RED = "red"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A dataclass to send."""
+
+    x: int
+    y: int | None
+
+
+def test_every_kind_of_value_gets_through() -> None:
+    """What the SDK refuses or changes is brought into a form that it keeps."""
+    east = timezone(timedelta(hours=2))
+    value = {
+        "none": None,
+        "list": (1, None, "a"),
+        "set": {"b", "a"},
+        "when": datetime(2026, 1, 2, 5, 4, 5, tzinfo=east),
+        "naive": datetime(2026, 1, 2, 3, 4, 5),
+        "bytes": b"\xde\xad",
+        "enum": Colour.RED,
+        "point": Point(1, None),
+        "nan": float("nan"),
+        "path": Path("/x"),
+        "deep": [{"none": None, "flag": False}],
+    }
+    sent = plain(value)
+    assert sent == {
+        "list": [1, "a"],
+        "set": ["a", "b"],
+        "when": "2026-01-02T03:04:05Z",
+        "naive": "2026-01-02T03:04:05Z",
+        "bytes": "dead",
+        "enum": "red",
+        "point": {"x": 1},
+        "path": "/x",
+        "deep": [{"flag": False}],
+    }
+    assert struct_to_dict(dict_to_struct(sent)) == sent
+
+
+_ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.datetimes(min_value=datetime(2000, 1, 1)),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.text(), _ANYTHING))
+def test_what_plain_returns_arrives_as_it_was_sent(value: dict[str, Any]) -> None:
+    """In particular no None, which would arrive as 0."""
+    sent = plain(value)
+    assert struct_to_dict(dict_to_struct(sent)) == sent
+
+
+def test_null_is_read_as_none() -> None:
+    """The SDK's own reader makes it 0, which would be a value."""
+    values: dict[str, Any] = {"a": None, "b": [None, 1.0], "c": {"d": None, "e": False}}
+    assert from_struct(dict_to_struct(values)) == values
+
+
+def test_folders_follow_viam_and_else_the_desktop() -> None:
+    """What must last is not in VIAM_MODULE_DATA, which viam-server may delete."""
+    viam = {"VIAM_HOME": "/v", "VIAM_MODULE_DATA": "/v/data/m", "XDG_STATE_HOME": "/s"}
+    assert default_state_dir(viam) == Path("/v/ota-service")
+    assert default_cache_dir(viam) == Path("/v/data/m")
+    desktop = {"XDG_STATE_HOME": "/s", "XDG_CACHE_HOME": "relative"}
+    assert default_state_dir(desktop) == Path("/s/ota-service")
+    assert default_cache_dir(desktop) == Path.home() / ".cache/ota-service"
+
+
+@pytest.fixture
+def records() -> Iterator[list[logging.LogRecord]]:
+    """What a foreign library logs while the module's log is set up."""
+    before = logging.getLogRecordFactory()
+    kept: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = kept.append  # type: ignore[method-assign,assignment]
+    logger = logging.getLogger("some.library")
+    logger.addHandler(handler)
+    set_up_logging()
+    yield kept
+    logging.setLogRecordFactory(before)
+    logger.removeHandler(handler)
+
+
+def test_no_librarys_log_shows_a_secret(records: list[logging.LogRecord]) -> None:
+    """Neither in a message nor in the trace of an exception."""
+    logger = logging.getLogger("some.library")
+    logger.warning("GET %s failed", "https://user:hunter2@h/x?token=s3cret")
+    try:
+        raise RuntimeError("https://user:hunter2@h/x?token=s3cret")
+    except RuntimeError:
+        logger.exception("it broke")
+    shown = [logging.Formatter().format(record) for record in records]
+    assert shown[0] == "GET https://***@h/x?token=*** failed"
+    assert "RuntimeError: https://***@h/x?token=***" in shown[1]
+    assert all(record.exc_info is None for record in records)
+
+
+def test_utc_is_what_a_time_without_a_zone_means() -> None:
+    """A local time in a status would be wrong on every machine in another zone."""
+    assert plain(datetime(2026, 6, 1, tzinfo=UTC)) == plain(datetime(2026, 6, 1))

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module's process, driven over its socket as viam-server drives it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grpclib import GRPCError
+
+from tests.support.module_client import BUILTIN_MODEL, MODEL, ModuleProcess
+
+# No board, and nothing to download: what these tests are about needs neither.
+IDLE: dict[str, Any] = {
+    "url": "http://user:hunter2@127.0.0.1:9/app.bin?token=s3cret",
+    "version": "1.2.3",
+    "boards": [],
+    "auto_update": False,
+}
+
+
+@pytest.mark.parametrize("tcp", [False, True], ids=["unix socket", "tcp"])
+async def test_it_starts_within_two_seconds_and_offers_both_models(
+    tmp_path: Path, tcp: bool
+) -> None:
+    """viam-server asks for Ready again and again; a slow start delays the whole machine."""
+    async with ModuleProcess.start(tmp_path, tcp=tcp) as module:
+        assert sorted(module.models) == sorted([MODEL, BUILTIN_MODEL])
+        assert module.start_s < 2.0
+
+
+@pytest.mark.parametrize("model", [MODEL, BUILTIN_MODEL])
+async def test_faults_reach_viam_in_our_words(tmp_path: Path, model: str) -> None:
+    """The text stands in the machine's log and in the app: all faults, and nothing around them."""
+    async with ModuleProcess.start(tmp_path) as module:
+        with pytest.raises(GRPCError) as caught:
+            await module.validate({"url": "", "version": "x" * 131}, model=model)
+        text = caught.value.message or ""
+        assert text.startswith("url: is empty; fill in the http or https address")
+        assert "version: 131 bytes; the limit is 128" in text
+        assert "config-invalid" in text
+        assert await module.validate(IDLE, model=model) == ([], [])
+
+
+async def test_the_sensor_of_allow_restart_is_a_dependency(tmp_path: Path) -> None:
+    """Viam builds the sensor first and hands it over."""
+    condition = {"sensor": "rdk:component:sensor/door", "key": "closed"}
+    async with ModuleProcess.start(tmp_path) as module:
+        assert await module.validate(IDLE | {"allow_restart": condition}) == (["door"], [])
+        with pytest.raises(GRPCError, match='no sensor "door"'):
+            await module.add("OTA", IDLE | {"allow_restart": condition})
+
+
+async def test_null_attributes_count_as_not_given(tmp_path: Path) -> None:
+    """The SDK's own reader would make them 0, which is out of every range."""
+    async with ModuleProcess.start(tmp_path) as module:
+        assert await module.validate(IDLE | {"sha256": None, "baud": None}) == ([], [])
+
+
+async def test_a_signal_ends_it_with_its_socket(tmp_path: Path) -> None:
+    """viam-server sends SIGTERM and waits for the end."""
+    async with ModuleProcess.start(tmp_path) as module:
+        await module.terminate(timeout_s=5.0)
+        assert "SIGTERM: stopping" in module.log
+        assert "Traceback" not in module.log

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""DoCommand's two forms, what each verb takes, and how a mistake is answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ota_service.module.verbs import VERBS, VerbError, help_reply, parse_command
+
+
+def understood(command: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The verb and the arguments that parse_command finds."""
+    call = parse_command(command)
+    return call.verb.name, call.arguments
+
+
+@pytest.mark.parametrize("nothing", [True, "", {}, 0, 0.0, None])
+def test_a_verb_without_arguments_can_be_written_in_many_ways(nothing: object) -> None:
+    """JSON has no form for it, and null arrives as 0."""
+    assert understood({"status": nothing}) == ("status", {})
+
+
+def test_both_forms_mean_the_same() -> None:
+    """Data capture and jobs use the one, people at the app's test card the other."""
+    arguments = {"boards": ["kitchen"], "force": True, "wait_s": 5.0}
+    assert understood({"command": "update", **arguments}) == understood({"update": arguments})
+
+
+def test_arguments_get_their_defaults() -> None:
+    """The fleet gets every switch, and a time to wait only where a verb waits."""
+    switches = {"force": False, "probe": False, "dry_run": False}
+    assert understood({"update": {}}) == ("update", switches)
+    assert understood({"update": {"dry_run": True}}) == (
+        "update",
+        switches | {"dry_run": True, "wait_s": 30.0},
+    )
+    assert understood({"version": {}}) == ("version", {"wait_s": 30.0})
+    assert understood({"version": {"boards": "a", "wait_s": 8}}) == (
+        "version",
+        {"boards": ["a"], "wait_s": 8.0},
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ({}, "the command is empty. The verbs are"),
+        ({"command": "updat"}, 'no verb "updat"; did you mean update? The verbs are help, '),
+        ({"Status": {}}, "did you mean status?"),
+        ({"stats": "x"}, "did you mean status?"),
+        ({"command": 5}, "must be the name of a verb"),
+        ({"update": {}, "boards": ["a"]}, "arguments go inside the verb's object"),
+        ({"a": 1, "b": 2}, "one verb; this one has 2 keys"),
+        ({"update": False}, "the arguments of update must be an object"),
+        ({"update": "kitchen"}, "the arguments of update must be an object"),
+        ({"update": ["kitchen"]}, "the arguments of update must be an object"),
+        ({"command": "update", "bords": []}, "no argument bords; did you mean boards?"),
+        ({"status": {"boards": ["a"]}}, "status takes no arguments, but boards was given"),
+        ({"update": {"boards": []}}, "names no board; leave boards out"),
+        ({"update": {"boards": [1.0]}}, "must be a list of names"),
+        ({"update": {"force": 1.0}}, "force: must be true or false"),
+        ({"update": {"wait_s": "5"}}, "wait_s: must be a number"),
+        ({"version": {"wait_s": -1.0}}, "wait_s: -1 is out of range"),
+        ({"version": {"wait_s": float("nan")}}, "out of range"),
+    ],
+)
+def test_what_is_not_understood_is_answered_with_what_exists(
+    command: dict[str, Any], words: str
+) -> None:
+    """The answer is read in an app far away from the documentation."""
+    with pytest.raises(VerbError) as caught:
+        parse_command(command)
+    assert words in str(caught.value)
+
+
+def test_all_mistakes_in_arguments_are_named_at_once() -> None:
+    """One round must do."""
+    with pytest.raises(VerbError) as caught:
+        parse_command({"update": {"force": "yes", "wait_s": -1.0, "x": 1.0}})
+    assert str(caught.value).count(" | ") == 2
+
+
+def test_help_describes_every_verb_and_argument() -> None:
+    """Who has only the app can learn everything from help."""
+    verbs = help_reply()["verbs"]
+    assert verbs.keys() == VERBS.keys()
+    for name, verb in VERBS.items():
+        assert verbs[name]["arguments"].keys() == verb.arguments.model_fields.keys()
+        for argument in verbs[name]["arguments"].values():
+            assert argument["does"]
+            assert argument["type"]
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=8) | st.just(0),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["boards", "force", "wait_s", "dry_run"]) | st.text(max_size=4), inner
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*VERBS, "command"]) | st.text(max_size=6), _VALUES))
+def test_any_command_is_understood_or_refused(command: dict[str, Any]) -> None:
+    """Nothing that a client may send ends in another exception."""
+    try:
+        assert parse_command(command).verb.name in VERBS
+    except VerbError as error:
+        assert str(error)
