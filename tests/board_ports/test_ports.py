@@ -15,6 +15,7 @@ import pytest
 from ota_service.board import ports
 from ota_service.board.ports import PortInfo, Roots
 from ota_service.errors import OtaError
+from ota_service.sim import wire
 
 
 class FakeSystem:
@@ -242,7 +243,7 @@ def test_exists(tmp_path: Path) -> None:
     assert not ports.exists(url)
     board.mkdir()
     assert not ports.exists(url)
-    (board / "address").touch()
+    (board / wire.PORT_FILE).touch()
     assert ports.exists(url)
     assert ports.exists("rfc2217://10.0.0.1:4000")
     assert not ports.exists(str(tmp_path / "ttyUSB0"))

@@ -37,6 +37,7 @@ CandidateKind = Literal["native", "bridge", "other"]
 
 _NAMES = ("ttyUSB*", "ttyACM*", "ttyAMA*", "ttyS*", "ttyXRUSB*", "ttyAP*", "ttyTHS*", "rfcomm*")
 _SIM_SCHEME = "esp32sim"
+_SIM_ADDRESS = "port.json"  # in the simulated board's folder while it is plugged in
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?:[:-]?[0-9A-Fa-f]{2}){5}")
 
 
@@ -175,7 +176,7 @@ def exists(port: str) -> bool:
     Of other urls nothing can be known without opening them; they count as there.
     """
     if is_simulated(port):
-        return os.path.exists(os.path.join(port.split("://", 1)[1], "address"))
+        return os.path.exists(os.path.join(port.split("://", 1)[1], _SIM_ADDRESS))
     return is_url(port) or os.path.exists(port)
 
 

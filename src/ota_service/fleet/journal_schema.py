@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The journal's tables, and the way from each version of them to the next.
+
+The version is SQLite's `user_version`: the number of migrations that have been carried out. A
+migration that has been released is never changed; a new one is added below it. Times are text,
+ISO 8601 in UTC with microseconds, so that they sort as they are.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+_FIRST = """
+CREATE TABLE meta (
+    key TEXT PRIMARY KEY, value TEXT NOT NULL
+) WITHOUT ROWID;
+
+-- What was last seen on each board; `mac` is the identity.
+CREATE TABLE boards (
+    mac TEXT PRIMARY KEY, chip TEXT, flash_bytes INTEGER,
+    port TEXT, usb_location TEXT, usb_serial TEXT, seen_at TEXT,
+    version TEXT, version_read_at TEXT,
+    slot TEXT, project TEXT, app_version TEXT, confirmed INTEGER, layout TEXT
+) WITHOUT ROWID;
+
+-- What each slot holds, as far as this program wrote or saw it.
+CREATE TABLE slots (
+    mac TEXT NOT NULL, slot TEXT NOT NULL, md5 TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+    sha256 TEXT, version TEXT, project TEXT, app_version TEXT,
+    installed_at TEXT, seen_running_at TEXT,
+    PRIMARY KEY (mac, slot)
+) WITHOUT ROWID;
+
+CREATE TABLE names (
+    service TEXT NOT NULL, name TEXT NOT NULL, mac TEXT NOT NULL,
+    PRIMARY KEY (service, name)
+) WITHOUT ROWID;
+
+-- Configured ports: what was behind them at the first success.
+CREATE TABLE ports (
+    port TEXT PRIMARY KEY, mac TEXT NOT NULL, usb_location TEXT, usb_serial TEXT,
+    learned_at TEXT NOT NULL, wrong_board TEXT
+) WITHOUT ROWID;
+
+CREATE TABLE not_ours (
+    place TEXT PRIMARY KEY, reason TEXT NOT NULL, mac TEXT, since TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE bridges (
+    place TEXT PRIMARY KEY, identity TEXT, mac TEXT, since TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE speeds (
+    port TEXT PRIMARY KEY, baud INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE attempts (
+    board TEXT NOT NULL, target TEXT NOT NULL, failed INTEGER NOT NULL DEFAULT 0,
+    state TEXT NOT NULL DEFAULT 'none', code TEXT, message TEXT, since TEXT,
+    open_since TEXT, updated_at TEXT NOT NULL,
+    PRIMARY KEY (board, target)
+) WITHOUT ROWID;
+
+CREATE TABLE pending (
+    mac TEXT PRIMARY KEY, target TEXT NOT NULL, version TEXT NOT NULL, slot TEXT NOT NULL,
+    since TEXT NOT NULL, until TEXT NOT NULL, previous_slot TEXT, previous_version TEXT
+) WITHOUT ROWID;
+
+CREATE TABLE targets (
+    service TEXT PRIMARY KEY, key TEXT NOT NULL, since TEXT NOT NULL, stopped TEXT
+) WITHOUT ROWID;
+
+CREATE TABLE confirmed_firmware (
+    sha256 TEXT PRIMARY KEY, at TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE runs (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
+    service TEXT NOT NULL, "trigger" TEXT NOT NULL, target TEXT NOT NULL,
+    started_at TEXT NOT NULL, updated_at TEXT NOT NULL, finished_at TEXT,
+    outcome TEXT NOT NULL, error TEXT, result TEXT,
+    interrupted INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX runs_service ON runs (service, seq);
+
+CREATE TABLE run_boards (
+    run TEXT NOT NULL, name TEXT NOT NULL, mac TEXT, port TEXT, data TEXT NOT NULL,
+    PRIMARY KEY (run, name)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST,)
+"""Statements, each leading from the version that is its index to the next."""
+
+TABLES: tuple[str, ...] = (
+    *("meta", "boards", "slots", "names", "ports", "not_ours", "bridges", "speeds"),
+    *("attempts", "pending", "targets", "confirmed_firmware", "runs", "run_boards"),
+)
+
+
+def version(connection: sqlite3.Connection) -> int:
+    """The version of the tables of a database; 0: it has none yet."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...] = MIGRATIONS) -> bool:
+    """Bring a database's tables up to date; whether there was anything to do."""
+    start = version(connection)
+    for number in range(start, len(migrations)):
+        connection.executescript(
+            f"BEGIN; {migrations[number]} PRAGMA user_version = {number + 1}; COMMIT;"
+        )
+    return start < len(migrations)

@@ -1,0 +1,545 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the journal survives: kills, damage, full disks, other processes, other versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ota_service.errors import OtaError
+from ota_service.fleet import journal_schema
+from ota_service.fleet.journal import FILE_NAME, Journal, open_journal
+from ota_service.fleet.journal_rows import Statement
+from ota_service.fleet.journal_store import Store
+
+MAC = "aa:bb:cc:dd:ee:01"
+
+
+@contextmanager
+def process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Another Python process, killed at the end; its first line says that it is ready."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def put(key: str, value: str) -> Statement:
+    """A statement that stores a value of the program's own."""
+    return ("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def is_safe(store: Store) -> bool:
+    """Whether the file has everything."""
+    return store.problem is None
+
+
+def in_file(path: Path, key: str) -> str | None:
+    """The value that another process would find, read from a copy of the files."""
+    copy = path.parent / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir()
+    for found in path.parent.glob(f"{path.name}*"):
+        shutil.copy(found, copy)
+    connection = sqlite3.connect(copy / path.name)
+    try:
+        row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    finally:
+        connection.close()
+    return str(row[0]) if row else None
+
+
+# --- modes
+
+
+def test_modes(tmp_path: Path) -> None:
+    """Folder 700, every file in it 600, whatever the umask, also while it is open."""
+    old = os.umask(0)
+    try:
+        with open_journal(tmp_path / "a" / "state") as journal:
+            journal.set_meta("k", "v")
+            names = sorted(path.name for path in journal.folder.iterdir())
+            assert names == ["journal.lock", "journal.sqlite3", "journal.sqlite3-wal"]
+            for path in journal.folder.iterdir():
+                assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
+            assert stat.S_IMODE(journal.folder.stat().st_mode) == 0o700
+    finally:
+        os.umask(old)
+
+
+def test_an_empty_folder_is_made_private_a_shared_one_is_left(tmp_path: Path) -> None:
+    """Only a folder that is the journal's alone is closed to others."""
+    for name, mode in (("empty", 0o700), ("shared", 0o755)):
+        folder = tmp_path / name
+        folder.mkdir()
+        folder.chmod(0o755)
+        if name == "shared":
+            (folder / "something").touch()
+        with open_journal(folder):
+            assert stat.S_IMODE(folder.stat().st_mode) == mode
+
+
+# --- one a process, one process
+
+
+def test_services_share_one_journal(tmp_path: Path) -> None:
+    """Opened twice it is the same one; it ends with its last user, and then opens anew."""
+    (tmp_path / "link").symlink_to(tmp_path / "state")
+    first = open_journal(tmp_path / "state")
+    second = open_journal(str(tmp_path / "link"))
+    assert first is second
+    first.close()
+    second.set_meta("k", "v")
+    second.close()
+    with open_journal(tmp_path / "state") as third:
+        assert third is not first
+        assert third.meta("k") == "v"
+
+
+def test_two_folders_in_one_process(tmp_path: Path) -> None:
+    """Services that name different folders are told both."""
+    with open_journal(tmp_path / "one"), pytest.raises(OtaError) as caught:
+        open_journal(tmp_path / "two")
+    assert caught.value.code == "config-invalid"
+    assert str(tmp_path / "one") in caught.value.message
+    assert str(tmp_path / "two") in caught.value.message
+    assert not (tmp_path / "two").exists()
+    open_journal(tmp_path / "two").close()
+
+
+HOLDER = """
+import sys
+from ota_service.fleet.journal import open_journal
+sys.argv[0] = "/opt/bin/esp32-ota"
+journal = open_journal(sys.argv[1])
+journal.set_meta("k", "theirs")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_another_process_is_named(tmp_path: Path) -> None:
+    """`state-busy` says who has the folder; when that process is killed, the folder is free."""
+    with process(HOLDER, str(tmp_path), "--url", "http://me:hunter2@host") as child:
+        with pytest.raises(OtaError, match=f"pid {child.pid} \\(esp32-ota\\)") as caught:
+            open_journal(tmp_path)
+        assert caught.value.code == "state-busy"
+        assert "hunter2" not in (tmp_path / "journal.lock").read_text()
+    with open_journal(tmp_path) as journal:
+        assert journal.meta("k") == "theirs"
+
+
+# --- kills
+
+
+WRITER = """
+import sys
+from ota_service.fleet.journal import open_journal
+journal = open_journal(sys.argv[1])
+print("ready", flush=True)
+number = int(journal.meta("n") or 0)
+while True:
+    number += 1
+    journal.begin_attempt("board", f"t{number}")
+    journal.set_meta("n", str(number))
+    journal.end_attempt("board", f"t{number}", succeeded=False)
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("kill", range(10))
+def test_killed_in_the_middle_of_writes(tmp_path: Path, kill: int) -> None:
+    """Whatever a write has returned for is there after SIGKILL, and nothing is damaged."""
+    with process(WRITER, str(tmp_path)) as child:
+        assert child.stdout is not None
+        for _ in range(1 + 3 * kill):
+            child.stdout.readline()
+        child.send_signal(signal.SIGKILL)
+        lines = child.stdout.read().split()
+    with open_journal(tmp_path) as journal:
+        assert journal.warning is None
+        assert journal.problem is None
+        number = int(journal.meta("n") or 0)
+        said = int(lines[-1]) if lines else 1 + 3 * kill
+        assert number in (said, said + 1)
+        assert journal.attempt("board", f"t{said}").failed == 1
+        assert len(journal.interrupted_attempts) <= 1
+
+
+def test_late_writes_reach_the_file_with_the_next_durable_one(tmp_path: Path) -> None:
+    """Details are held back for the disk's sake, in their order, until something must last."""
+    path = tmp_path / FILE_NAME
+    store = Store(path)
+    store.write(put("detail", "1"), durable=False)
+    store.write(put("detail", "2"), durable=False)
+    rows = store.read("SELECT value FROM meta WHERE key = 'detail'")
+    assert [row["value"] for row in rows] == ["2"]
+    assert in_file(path, "detail") is None
+    store.write(put("k", "v"))
+    assert in_file(path, "detail") == "2"
+    store.write(put("detail", "3"), durable=False)
+    store.close()
+    assert in_file(path, "detail") == "3"
+
+
+def test_a_wrong_statement_changes_nothing(tmp_path: Path) -> None:
+    """A transaction with an error in it leaves neither half of itself, nor a problem."""
+    path = tmp_path / FILE_NAME
+    store = Store(path)
+    with pytest.raises(sqlite3.Error):
+        store.write(put("k", "v"), ("INSERT INTO nothing VALUES (1)", ()))
+    assert store.read("SELECT * FROM meta") == []
+    store.write(put("l", "v"))
+    assert is_safe(store)
+    assert in_file(path, "k") is None
+    assert in_file(path, "l") == "v"
+    store.close()
+
+
+# --- damage
+
+
+def damaged(kind: str, good: bytes) -> bytes:
+    """A journal's file in some state that a disk may leave it in."""
+    if kind == "text":
+        return b"this is no database\n" * 500
+    if kind == "header":
+        return b"\xff" * 100 + good[100:]
+    if kind == "zeros":
+        return bytes(len(good))
+    if kind == "half":
+        return good[: len(good) // 2]
+    return good[:4096] + b"\xa5" * (len(good) - 4096)
+
+
+@pytest.mark.parametrize("kind", ["text", "header", "zeros", "half", "pages"])
+def test_a_damaged_file_is_set_aside(tmp_path: Path, kind: str) -> None:
+    """It is renamed, not removed; a warning says so; the journal begins anew and works."""
+    path = tmp_path / FILE_NAME
+    with open_journal(tmp_path) as journal:
+        journal.set_meta("k", "v")
+    bad = damaged(kind, path.read_bytes())
+    path.write_bytes(bad)
+    with open_journal(tmp_path) as journal:
+        assert journal.warning is not None
+        (aside,) = tmp_path.glob("journal.damaged-*.sqlite3")
+        assert aside.name in journal.warning
+        assert aside.read_bytes() == bad
+        assert journal.meta("k") is None
+        journal.set_meta("k", "new")
+        assert journal.problem is None
+    with open_journal(tmp_path) as journal:
+        assert journal.warning is None
+        assert journal.meta("k") == "new"
+
+
+def test_damaged_twice_in_a_second(tmp_path: Path) -> None:
+    """Two damaged files do not overwrite each other."""
+    for _ in range(2):
+        (tmp_path / FILE_NAME).write_bytes(b"no database" * 100)
+        open_journal(tmp_path).close()
+    assert len(list(tmp_path.glob("journal.damaged-*.sqlite3"))) == 2
+
+
+def test_an_empty_file_is_a_new_journal(tmp_path: Path) -> None:
+    """A file that was made and never written is no damage."""
+    (tmp_path / FILE_NAME).touch()
+    with open_journal(tmp_path) as journal:
+        assert journal.warning is None
+        assert journal.problem is None
+
+
+# --- a disk that does not take what is written
+
+
+FULL = """
+import json, os, resource, sys
+from pathlib import Path
+from ota_service.fleet.journal_store import Store
+
+def put(key, value):
+    return ("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+def limit(soft):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
+
+path = Path(sys.argv[1])
+store = Store(path, retry_s=0)
+store.write(put("before", "1"))
+limit(os.path.getsize(f"{path}-wal") + 5000)
+problems = []
+for number in range(20):
+    store.write(put(f"k{number}", "x" * 3000))
+    problems.append(store.problem is not None)
+seen = [row["key"] for row in store.read("SELECT key FROM meta")]
+message = store.problem.message
+limit(resource.RLIM_INFINITY)
+store.write(put("after", "1"))
+print(json.dumps([problems, sorted(seen), message, store.problem is None]), flush=True)
+os._exit(0)  # without closing: what is in the file now must be enough
+"""
+
+
+def test_a_full_disk_does_not_stop_writes(tmp_path: Path) -> None:
+    """Writes go on in memory with a problem shown, and all of it reaches the file later.
+
+    The limit on the size of files stands for the full disk.
+    """
+    path = tmp_path / FILE_NAME
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True
+    )
+    problems, seen, message, solved = json.loads(done.stdout)
+    assert problems[-1], "the disk never was full"
+    assert problems == sorted(problems), "once full, it stays a problem until it is solved"
+    assert seen == sorted(["before", *(f"k{number}" for number in range(20))])
+    assert str(path) in message
+    assert solved
+    for key in (*seen, "after"):
+        assert in_file(path, key) is not None
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A file system of that size at `folder`; needs root."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    """On a file system without room a new journal works in memory, as `disk-full`."""
+    with small_disk(tmp_path, "128k"):
+        ballast = tmp_path / "ballast"
+        with pytest.raises(OSError, match="No space left"):
+            ballast.write_bytes(bytes(1 << 20))
+        store = Store(tmp_path / FILE_NAME, retry_s=0)
+        store.write(put("k", "v"))
+        assert store.problem is not None
+        assert store.problem.code == "disk-full"
+        assert len(store.read("SELECT * FROM meta")) == 1
+        ballast.unlink()
+        store.retry()
+        assert is_safe(store)
+        store.close()
+        again = Store(tmp_path / FILE_NAME)
+        assert len(again.read("SELECT * FROM meta")) == 1
+        again.close()
+
+
+def test_a_refused_file_is_left_alone_for_a_while(tmp_path: Path) -> None:
+    """Each write does not copy everything to a disk that has just refused it; `retry` does."""
+    path = tmp_path / FILE_NAME
+    store = Store(path, retry_s=3600)
+    shutil.rmtree(tmp_path)
+    store.write(put("k", "1"))
+    assert not is_safe(store)
+    tmp_path.mkdir()
+    store.write(put("k", "2"))
+    assert not is_safe(store)
+    assert not path.exists()
+    store.retry()
+    assert is_safe(store)
+    assert in_file(path, "k") == "2"
+    store.close()
+
+
+def test_a_file_damaged_while_it_is_in_use(tmp_path: Path) -> None:
+    """A file that comes back as nonsense is set aside, and memory is written anew."""
+    path = tmp_path / FILE_NAME
+    store = Store(path, retry_s=0)
+    store.write(put("k", "1"))
+    shutil.rmtree(tmp_path)
+    store.write(put("l", "1"))
+    assert not is_safe(store)
+    tmp_path.mkdir()
+    path.write_bytes(b"no database" * 100)
+    store.write(put("m", "1"))
+    assert is_safe(store)
+    assert store.warning is not None
+    assert [in_file(path, key) for key in "klm"] == ["1", "1", "1"]
+    assert len(list(tmp_path.glob("journal.damaged-*.sqlite3"))) == 1
+    store.close()
+
+
+def test_a_removed_file_is_made_again(tmp_path: Path) -> None:
+    """Whoever removes the file of a running process does not make it forget."""
+    path = tmp_path / FILE_NAME
+    store = Store(path, retry_s=0)
+    store.write(put("k", "1"))
+    for found in tmp_path.glob(f"{FILE_NAME}*"):
+        found.unlink()
+    store.write(put("l", "1"))
+    assert is_safe(store)
+    assert in_file(path, "k") == in_file(path, "l") == "1"
+    store.close()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    """Where there can be no file at all, everything works in memory, and the problem says so."""
+    (tmp_path / "file").touch()
+    with open_journal(tmp_path / "file" / "state") as journal:
+        assert journal.problem is not None
+        assert journal.problem.code == "internal"
+        journal.set_meta("k", "v")
+        assert journal.meta("k") == "v"
+
+
+def test_a_read_only_disk_still_knows_what_it_knew(tmp_path: Path) -> None:
+    """A journal that can be read but not written is read."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    with small_disk(folder, "1m"):
+        with open_journal(folder) as journal:
+            journal.set_meta("k", "v")
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        with open_journal(folder) as journal:
+            assert journal.meta("k") == "v"
+            assert journal.problem is not None
+            journal.set_meta("k", "w")
+            assert journal.meta("k") == "w"
+
+
+# --- versions
+
+
+def test_migrations_keep_what_is_there(tmp_path: Path) -> None:
+    """An older journal is brought up to date, in the file as well."""
+    path = tmp_path / FILE_NAME
+    old = Store(path)
+    old.write(put("k", "v"))
+    old.close()
+    more = (*journal_schema.MIGRATIONS, "ALTER TABLE meta ADD COLUMN note TEXT DEFAULT 'n';")
+    new = Store(path, migrations=more)
+    (row,) = new.read("SELECT * FROM meta")
+    assert dict(row) == {"key": "k", "value": "v", "note": "n"}
+    assert new.warning is None
+    assert is_safe(new)
+    new.close()
+    connection = sqlite3.connect(path)
+    assert journal_schema.version(connection) == len(more)
+    assert connection.execute("SELECT note FROM meta").fetchone() == ("n",)
+    connection.close()
+
+
+def test_a_failed_migration_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    """A migration is one step: its error changes nothing on the disk."""
+    path = tmp_path / FILE_NAME
+    old = Store(path)
+    old.write(put("k", "v"))
+    old.close()
+    wrong = (*journal_schema.MIGRATIONS, "DROP TABLE meta; DROP TABLE nothing;")
+    with pytest.raises(sqlite3.Error):
+        Store(path, migrations=wrong)
+    assert in_file(path, "k") == "v"
+
+
+def test_a_newer_journal_is_set_aside(tmp_path: Path) -> None:
+    """After a downgrade, a journal that this program does not understand is kept, unread."""
+    path = tmp_path / FILE_NAME
+    newer = Store(path, migrations=(*journal_schema.MIGRATIONS, "CREATE TABLE t (a);"))
+    newer.write(put("k", "v"))
+    newer.close()
+    with open_journal(tmp_path) as journal:
+        assert journal.warning is not None
+        assert "newer version" in journal.warning
+        assert journal.meta("k") is None
+        assert journal.problem is None
+    (aside,) = tmp_path.glob("journal.newer-*.sqlite3")
+    assert in_file(aside, "k") == "v"
+
+
+def test_every_table_is_named(tmp_path: Path) -> None:
+    """The list of tables is the schema's."""
+    store = Store(tmp_path / FILE_NAME)
+    rows = store.read("SELECT name FROM sqlite_master WHERE type = 'table'")
+    names = {str(row["name"]) for row in rows if not str(row["name"]).startswith("sqlite_")}
+    assert names == set(journal_schema.TABLES)
+    store.close()
+
+
+# --- threads
+
+
+def test_threads(tmp_path: Path) -> None:
+    """Eight threads that count together lose nothing, in memory or in the file."""
+    with open_journal(tmp_path) as journal:
+        start = threading.Barrier(8)
+        errors: list[BaseException] = []
+
+        def work(index: int) -> None:
+            try:
+                start.wait()
+                run = journal.start_run(f"S{index}", "command", {})
+                for number in range(25):
+                    journal.end_attempt(MAC, "t", succeeded=False)
+                    journal.update_board(MAC, **{("chip", "slot")[index % 2]: str(number)})
+                    journal.update_run_board(run.id, "left", {"n": number})
+                    assert journal.history(f"S{index}")[0].boards["left"] == {"n": number}
+                journal.finish_run(run.id, "succeeded")
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+    with open_journal(tmp_path) as journal:
+        assert journal.attempt(MAC, "t").failed == 200
+        board = journal.board(MAC)
+        assert board is not None
+        assert (board.chip, board.slot) == ("24", "24")
+        runs = journal.history()
+        assert len(runs) == 8
+        assert all(run.boards["left"] == {"n": 24} for run in runs)
+
+
+def test_reads_do_not_wait_for_the_disk(tmp_path: Path) -> None:
+    """While a writer holds the file for long, readers are answered from memory."""
+    with open_journal(tmp_path) as journal:
+        journal.set_meta("k", "v")
+        answered: list[str | None] = []
+        with journal._store.exclusive():
+            reader = threading.Thread(target=lambda: answered.append(journal.meta("k")))
+            reader.start()
+            reader.join(timeout=10)
+        assert answered == ["v"]
+
+
+def test_no_descriptor_stays_behind(tmp_path: Path) -> None:
+    """100 openings, damaged and busy ones among them, leave the process with the files it had."""
+    open_journal(tmp_path).close()
+    before = len(os.listdir("/proc/self/fd"))
+    for index in range(50):
+        if index % 10 == 0:
+            (tmp_path / FILE_NAME).write_bytes(b"no database" * 100)
+        with open_journal(tmp_path), pytest.raises(OtaError):
+            Journal(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
