@@ -18,6 +18,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -64,10 +65,14 @@ class Store:
         self._late: list[Statement] = []
         self._order = threading.RLock()  # one writer at a time, so both copies see one order
         self._mutex = threading.Lock()  # the copy in memory; never held during disk work
-        self._memory = _connect(":memory:")
+        self._memory = self._new_memory()
         self._file: sqlite3.Connection | None = None
         self._inode = 0
-        self._load()
+        try:
+            self._load()
+        except BaseException:
+            _close(self._file)
+            raise
 
     @property
     def problem(self) -> OtaError | None:
@@ -132,9 +137,9 @@ class Store:
             found = journal_schema.version(self._memory)
             if found > len(self._migrations):
                 self._set_aside("newer", f"is of a newer version ({found}) of this program")
-                self._memory = _connect(":memory:")
+                self._memory = self._new_memory()
         except (sqlite3.Error, OSError) as error:
-            self._memory = _connect(":memory:")
+            self._memory = self._new_memory()
             if _is_damaged(error):
                 self._set_aside("damaged", f"is damaged ({error})")
             else:
@@ -142,6 +147,12 @@ class Store:
                 self._failed(error)
         if journal_schema.migrate(self._memory, self._migrations):
             self._copy_to_file()
+
+    def _new_memory(self) -> sqlite3.Connection:
+        """An empty database in memory, closed when the store itself goes: reads outlive `close`."""
+        memory = _connect(":memory:")
+        weakref.finalize(self, memory.close)
+        return memory
 
     def _load_read_only(self) -> None:
         """Fill memory from a file that can be read but not written."""
