@@ -12,11 +12,13 @@ import socket
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import serial
+import serial.rfc2217
 
 from ota_service.board import serial_port
 from ota_service.board.serial_port import close_port, has_control_lines, link_error, open_port
@@ -214,6 +216,35 @@ def test_a_socket_url_opens(listener: socket.socket) -> None:
         assert opened.read(5) == b"hello"
         assert not has_control_lines(opened)
         close_port(opened)
+
+
+def serve_rfc2217(listener: socket.socket, far: serial.SerialBase) -> None:
+    """pyserial's own RFC 2217 server for one client; `far` (`loop://`) is its serial port."""
+    link, _ = listener.accept()
+    sender = type("Sender", (), {"write": staticmethod(link.sendall)})
+    manager = serial.rfc2217.PortManager(far, sender)
+    with link, contextlib.suppress(OSError):
+        while data := link.recv(1024):
+            far.write(b"".join(manager.filter(data)))
+            link.sendall(b"".join(manager.escape(far.read(far.in_waiting))))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:serial.rfc2217")
+def test_the_stock_rfc2217_client_opens(listener: socket.socket) -> None:
+    """It refuses a write timeout, which must not stop it; both lines are released at the far end."""
+    far = serial.serial_for_url("loop://")
+    far.dtr = far.rts = True
+    server = threading.Thread(target=serve_rfc2217, args=(listener, far))
+    server.start()
+    opened = open_port(f"rfc2217://127.0.0.1:{listener.getsockname()[1]}", timeout_s=5)
+    assert has_control_lines(opened)
+    assert not far.dtr
+    assert not far.rts
+    opened.write(b"hello\xff")
+    assert opened.read(6) == b"hello\xff"
+    close_port(opened)
+    server.join(10)
+    assert not server.is_alive()
 
 
 @pytest.mark.parametrize("scheme", ["socket", "rfc2217"])

@@ -100,13 +100,15 @@ def open_port(
         else:
             opened = _QuietSerial()
             opened.port = port
+            opened.write_timeout = write_timeout_s
         opened.baudrate = baud
         opened.timeout = timeout_s
-        opened.write_timeout = write_timeout_s
         opened.exclusive = True
         opened.dtr = False
         opened.rts = False
         opened.open()
+        if is_url(port):
+            _set_write_timeout(opened, write_timeout_s)
         _keep_to_ourselves(opened)
     except (OSError, ValueError, termios.error) as error:
         close_port(opened)
@@ -149,6 +151,14 @@ def link_error(error: BaseException, port: str, board: str | None = None) -> Ota
         f"The connection to {shown(port)} was lost ({_reason(error, port)}).",
         board=board,
     )
+
+
+def _set_write_timeout(opened: SerialBase, write_timeout_s: float | None) -> None:
+    """Set it where the url's handler can: pyserial's `rfc2217://` refuses, after taking it."""
+    try:
+        opened.write_timeout = write_timeout_s
+    except NotImplementedError:
+        opened.write_timeout = None
 
 
 def _keep_to_ourselves(opened: SerialBase) -> None:
