@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a simulated board is: the settings that it is created with, as a value and as a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIG_FILE = "board.json"
+FLASH_FILE = "flash.bin"
+
+# How long EN takes to rise after its transistor lets go (10 kOhm, about 1 uF, and the threshold
+# of 0.75 VDD). It has to outlast the moment in which esptool's reset sequence has both lines
+# asserted (that is, none pulled), and to end before the sequence releases IO0 50 ms later.
+EN_RISE_S = 0.025
+
+
+@dataclass(frozen=True)
+class BoardConfig:
+    """One simulated board.
+
+    mac: six bytes as text, "24:0a:c4:00:00:01". revision: (major, minor) of the chip.
+    flash_crypt_cnt: eFuse count, an odd number of bits means encrypted. rollback: whether the
+    bootloader was built with app rollback. timed: wire, bridge and flash take their real time.
+    time_scale: seconds of an app's behaviour are multiplied by it.
+    """
+
+    mac: str = "24:0a:c4:00:00:01"
+    revision: tuple[int, int] = (3, 1)
+    package: int = 1
+    flash_crypt_cnt: int = 0
+    secure_boot_v1: bool = False
+    secure_boot_v2: bool = False
+    download_encrypt_disabled: bool = False
+    rollback: bool = False
+    timed: bool = False
+    bridge_latency_ms: float = 1.0
+    time_scale: float = 1.0
+    en_rise_s: float = EN_RISE_S
+    boots_at_start: bool = True
+    seed: int = 0
+
+    def save(self, directory: Path) -> None:
+        """Write it beside the flash."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, directory: Path) -> BoardConfig:
+        """Read it back; a directory without one is a default board."""
+        try:
+            values = json.loads((directory / CONFIG_FILE).read_text())
+        except FileNotFoundError:
+            return cls()
+        values["revision"] = tuple(values["revision"])
+        return cls(**values)
+
+    def mac_bytes(self) -> bytes:
+        """The MAC as six bytes; raises ValueError for anything else."""
+        mac = bytes.fromhex(self.mac.replace(":", ""))
+        if len(mac) != 6:
+            raise ValueError(f"{self.mac!r} is not a MAC")
+        return mac

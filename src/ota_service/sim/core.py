@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The chip's processor as the loaders and the app see it: its time, its UART, its flash.
+
+The processor's time runs in the event loop's seconds. It may be ahead of the loop by a few
+milliseconds: work is done at once, and only its answer waits for the time at which the chip
+would have given it. So deadlines are exact and never add up scheduling delays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ota_service.sim import slip
+from ota_service.sim.flash import (
+    BLOCK_BYTES,
+    PAGE_BYTES,
+    SECTOR_BYTES,
+    NorFlash,
+    Who,
+    next_erase_bytes,
+)
+
+# How far the processor may run ahead of the event loop before it waits.
+AHEAD_S = 0.003
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How long things take, in seconds; all zero for a board without times.
+
+    Flash: 25Q64 data sheets (esp32.md, "Flash"). Commands: measured on ESP32 boards with
+    esptool's stub (esp32.md, "Talking to the chip").
+    """
+
+    timed: bool = True
+    page_program_s: float = 0.0005
+    sector_erase_s: float = 0.045
+    block_erase_s: float = 0.175
+    command_s: float = 0.00015
+    block_s: float = 0.002
+    md5_call_s: float = 0.002
+    md5_s_per_mib: float = 0.025
+    read_s_per_mib: float = 0.1
+    boot_s: float = 0.06
+    latency_s: float = 0.001
+
+    @classmethod
+    def off(cls) -> Times:
+        """Everything at once."""
+        return cls(False, *([0.0] * 10))
+
+    def wire_s(self, size_bytes: int, baud: int) -> float:
+        """8N1: ten bits a byte."""
+        return size_bytes * 10 / baud if self.timed else 0.0
+
+    def flash_s(self, kind: str, size_bytes: int) -> float:
+        """One flash operation."""
+        if kind == "program":
+            return self.page_program_s
+        return self.block_erase_s if size_bytes == BLOCK_BYTES else self.sector_erase_s
+
+
+class Core:
+    """One power-up of the processor: made at reset, thrown away at the next one."""
+
+    def __init__(
+        self,
+        flash: NorFlash,
+        times: Times,
+        send: Callable[[bytes, float], None],
+        set_baud: Callable[[int], None],
+    ) -> None:
+        self.flash = flash
+        self.times = times
+        self._send = send
+        self.set_baud = set_baud
+        self._loop = asyncio.get_running_loop()
+        self.time_s = self._loop.time()
+        self.flash_ready_s = 0.0
+        self._decoder = slip.Decoder()
+        self._frames: deque[tuple[float, bytes]] = deque()
+        self._arrived = asyncio.Event()
+
+    # --- time
+
+    def spend(self, seconds: float) -> None:
+        """The processor is busy for so long."""
+        self.time_s += seconds
+
+    async def settle(self) -> None:
+        """Wait until the event loop has nearly reached the processor's time."""
+        ahead = self.time_s - self._loop.time()
+        if ahead > AHEAD_S:
+            await asyncio.sleep(ahead)
+
+    def catch_up(self) -> None:
+        """The processor was idle until now."""
+        self.time_s = max(self.time_s, self._loop.time())
+
+    async def sleep(self, seconds: float) -> None:
+        """Idle for so long, in real time."""
+        self.time_s = max(self.time_s, self._loop.time()) + seconds
+        delay = self.time_s - self._loop.time()
+        await asyncio.sleep(max(0.0, delay))
+
+    # --- the UART
+
+    def receive(self, data: bytes, arrival_s: float) -> None:
+        """Bytes whose last one arrives at `arrival_s`."""
+        for frame in self._decoder.feed(data):
+            self._frames.append((arrival_s, frame))
+            self._arrived.set()
+
+    async def frame(self) -> bytes:
+        """The next SLIP frame's contents; the processor's time becomes its arrival."""
+        while not self._frames:
+            self._arrived.clear()
+            await self._arrived.wait()
+        arrival_s, frame = self._frames.popleft()
+        self.time_s = max(self.time_s, arrival_s)
+        await self.settle()
+        return frame
+
+    def send_frame(self, payload: bytes) -> None:
+        """Send one SLIP frame."""
+        self._send(slip.encode(payload), self.time_s)
+
+    def print(self, text: str) -> None:
+        """Write text to the console."""
+        self._send(text.encode("utf-8", "replace"), self.time_s)
+
+    # --- the flash, as code on the chip uses it
+
+    def wait_flash(self) -> None:
+        """Wait until the flash's last operation is over."""
+        self.time_s = max(self.time_s, self.flash_ready_s)
+
+    def flash_is_busy(self) -> bool:
+        """Whether an erase or a program still runs."""
+        return self.time_s < self.flash_ready_s
+
+    def start_erase(self, address: int, size_bytes: int, who: Who) -> None:
+        """Begin to erase one sector or block; the flash is busy afterwards."""
+        self.wait_flash()
+        self.flash.write_enabled = False
+        self.flash.erase(address, size_bytes, who)
+        self.flash_ready_s = self.time_s + self.times.flash_s("erase", size_bytes)
+
+    async def erase_range(self, address: int, size_bytes: int, who: Who) -> None:
+        """Erase whole sectors and wait for the end."""
+        end = address + size_bytes
+        while address < end:
+            step = next_erase_bytes(address, end - address)
+            self.start_erase(address, step, who)
+            self.wait_flash()
+            await self.settle()
+            address += step
+
+    async def program(self, address: int, data: bytes, who: Who) -> None:
+        """Program any length page by page and wait for the end."""
+        at = 0
+        self.flash.write_enabled = False
+        while at < len(data):
+            step = PAGE_BYTES - (address + at) % PAGE_BYTES
+            self.wait_flash()
+            self.flash.program_page(address + at, data[at : at + step], who)
+            self.flash_ready_s = self.time_s + self.times.page_program_s
+            at += step
+            if self.times.timed and self.flash_ready_s - self._loop.time() > 0.02:
+                self.wait_flash()
+                await self.settle()
+        self.wait_flash()
+
+
+def sector_span(address: int, size_bytes: int) -> tuple[int, int]:
+    """(start, size) of the whole sectors that hold a range."""
+    start = address & ~(SECTOR_BYTES - 1)
+    end = -(-(address + size_bytes) // SECTOR_BYTES) * SECTOR_BYTES
+    return start, end - start
