@@ -53,7 +53,12 @@ def test_a_pty_opens_and_carries_data(pty: tuple[int, str]) -> None:
 
 def test_hupcl_is_cleared_and_stays_so(pty: tuple[int, str]) -> None:
     """Closing must not lower the lines: HUPCL is off, also after a change of speed."""
+    before = os.open(pty[1], os.O_RDWR | os.O_NOCTTY)
+    attributes = termios.tcgetattr(before)
+    attributes[2] |= termios.HUPCL
+    termios.tcsetattr(before, termios.TCSANOW, attributes)
     opened = open_port(pty[1])
+    os.close(before)
     try:
         for baud in (115200, 921600):
             opened.baudrate = baud
@@ -231,7 +236,7 @@ def serve_rfc2217(listener: socket.socket, far: serial.SerialBase) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:serial.rfc2217")
 def test_the_stock_rfc2217_client_opens(listener: socket.socket) -> None:
-    """It refuses a write timeout, which must not stop it; both lines are released at the far end."""
+    """It refuses a write timeout, which must not stop it; the far end's lines are released."""
     far = serial.serial_for_url("loop://")
     far.dtr = far.rts = True
     server = threading.Thread(target=serve_rfc2217, args=(listener, far))

@@ -187,6 +187,15 @@ def test_killed_in_the_middle_of_writes(tmp_path: Path, kill: int) -> None:
         assert len(journal.interrupted_attempts) <= 1
 
 
+def test_writes_wait_for_the_disk(tmp_path: Path) -> None:
+    """A power cut cannot be had here, so SQLite is asked: commits are synchronous, in WAL."""
+    store = Store(tmp_path / FILE_NAME)
+    assert store._file is not None
+    assert store._file.execute("PRAGMA synchronous").fetchone()[0] == 2
+    assert store._file.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    store.close()
+
+
 def test_late_writes_reach_the_file_with_the_next_durable_one(tmp_path: Path) -> None:
     """Details are held back for the disk's sake, in their order, until something must last."""
     path = tmp_path / FILE_NAME
