@@ -33,12 +33,10 @@ def redact_url(url: str) -> str:
     parts = _split(url)
     if parts is None:
         return f"{scheme}://{HIDDEN}"
-    user_info, at, host = parts.netloc.rpartition("@")
-    # An unencoded #, ? or / inside a password moves a part of it behind the host's place.
-    torn = not at and "@" in parts.query + parts.fragment
-    if not _port_is_sound(parts) or torn:
+    _, at, host = parts.netloc.rpartition("@")
+    if not _host_is_certain(parts):
         return f"{scheme}://{HIDDEN}"
-    shown = f"{scheme}://{HIDDEN}@{host}" if at or user_info else f"{scheme}://{host}"
+    shown = f"{scheme}://{HIDDEN}@{host}" if at else f"{scheme}://{host}"
     shown += parts.path
     if parts.query:
         shown += "?" + "&".join(_redact_pair(pair) for pair in parts.query.split("&"))
@@ -55,9 +53,7 @@ def check_url(url: str) -> str | None:
     The words never repeat the url. Nothing is looked up or opened.
     """
     if not url:
-        return (
-            f'is empty; fill in the http or https address of the App Image, such as "{EXAMPLE}"'
-        )
+        return f'is empty; fill in the http or https address of the App Image, such as "{EXAMPLE}"'
     bad = _NOT_IN_URL.search(url)
     if bad:
         code = f"%{ord(bad.group()):02X}"
@@ -71,9 +67,7 @@ def check_url(url: str) -> str | None:
     parts = _split(url)
     if parts is None:
         return "cannot be read as a url: look at its brackets"
-    if not _port_is_sound(parts) or (
-        "@" not in parts.netloc and "@" in parts.query + parts.fragment
-    ):
+    if not _host_is_certain(parts):
         return (
             "has no valid port after its host; a /, ?, # or @ in a user name or password is "
             "written percent-encoded (%2F, %3F, %23, %40)"
@@ -103,7 +97,14 @@ def _split(url: str) -> SplitResult | None:
         return None
 
 
-def _port_is_sound(parts: SplitResult) -> bool:
+def _host_is_certain(parts: SplitResult) -> bool:
+    """Whether what stands in the host's place is the host and not a part of a password.
+
+    An unencoded / in a password leaves its beginning as the port; an unencoded # or ? leaves an
+    @ behind the host's place and no path between.
+    """
+    if "@" in parts.query + parts.fragment and not parts.path:
+        return False
     try:
         _ = parts.port
     except ValueError:

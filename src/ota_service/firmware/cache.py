@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Downloaded files on disk, addressed by their SHA-256, and what each url last gave.
+
+    CACHE_DIR/firmware/images/<sha256>.bin     whole files
+    CACHE_DIR/firmware/urls/<name>.json        what the url gave: digest, version, validators
+    CACHE_DIR/firmware/incoming/<random>.part  downloads in progress
+
+Several processes may use it at once: files appear under their names whole, by rename. No name
+and no content holds a url. Nothing here has to last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ota_service.errors import OtaError
+
+MAX_CACHE_BYTES = 256 << 20
+# A download that was not touched for this long belongs to no process any more.
+STALE_PART_S = 24 * 3600.0
+# Room that is left to others on the disk.
+SPARE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a url gave last time. etag, last_modified: its validators, as the server sent them."""
+
+    sha256: str
+    version: str
+    etag: str | None = None
+    last_modified: str | None = None
+
+
+class Part:
+    """A file in the making: bytes are appended, counted and digested; at the end it is kept."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed by `discard`
+            dir=cache.incoming, suffix=".part", delete=False
+        )
+        self._digest = hashlib.sha256()
+        self.size_bytes = 0
+
+    def append(self, data: bytes) -> None:
+        """Add `data` at the end."""
+        with self._cache.explained():
+            self._file.write(data)
+        self._digest.update(data)
+        self.size_bytes += len(data)
+
+    def restart(self) -> None:
+        """Forget everything that was added."""
+        with self._cache.explained():
+            self._file.seek(0)
+            self._file.truncate()
+        self._digest = hashlib.sha256()
+        self.size_bytes = 0
+
+    def read(self) -> bytes:
+        """Everything that was added."""
+        with self._cache.explained():
+            self._file.flush()
+            return Path(self._file.name).read_bytes()
+
+    def keep(self) -> str:
+        """Make it an image of the cache; returns its SHA-256."""
+        sha256 = self._digest.hexdigest()
+        with self._cache.explained():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._file.name, self._cache.image_path(sha256))
+        return sha256
+
+    def discard(self) -> None:
+        """Remove what is left of it; does nothing after `keep`."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._file.name)
+
+
+class Cache:
+    """The cache of one folder. Raises OtaError disk-full, or internal where it cannot write."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self.root = cache_dir / "firmware"
+        self.images = self.root / "images"
+        self.urls = self.root / "urls"
+        self.incoming = self.root / "incoming"
+
+    def part(self, expected_bytes: int | None) -> Part:
+        """A new file in the making, where the disk has room for it."""
+        with self.explained():
+            for folder in (self.root, self.images, self.urls, self.incoming):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._remove_stale_parts()
+        self.require_room(expected_bytes or 0)
+        with self.explained():
+            return Part(self)
+
+    def require_room(self, size_bytes: int) -> None:
+        """Raise OtaError disk-full where `size_bytes` more do not fit."""
+        with self.explained():
+            free_bytes = shutil.disk_usage(self.root).free
+        if free_bytes < size_bytes + SPARE_BYTES:
+            raise OtaError(
+                "disk-full",
+                f"The firmware has {size_bytes:,} bytes, and the disk of {self.root} has "
+                f"{free_bytes:,} bytes left.",
+            )
+
+    def image_path(self, sha256: str) -> Path:
+        """Where the file with this digest is or will be."""
+        return self.images / f"{sha256}.bin"
+
+    def image(self, sha256: str) -> bytes | None:
+        """The file with this digest; None where there is none, or a damaged one."""
+        path = self.image_path(sha256)
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # its last use: the oldest goes first
+        return data
+
+    def known(self, url: str) -> Known | None:
+        """What `url` gave last time, as far as its file is still there."""
+        try:
+            known = Known(**json.loads(self._url_path(url).read_text()))
+            return known if self.image_path(known.sha256).is_file() else None
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def remember(self, url: str, known: Known) -> None:
+        """Note what `url` gave, and make room where the cache has grown too large."""
+        with self.explained():
+            fd, name = tempfile.mkstemp(dir=self.incoming, suffix=".part")
+            with os.fdopen(fd, "w") as file:
+                json.dump(asdict(known), file)
+            os.replace(name, self._url_path(url))
+        self._shrink(keep=known.sha256)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn a disk's errors into ours."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OtaError("disk-full", f"The disk of {self.root} is full.") from None
+            raise OtaError(
+                "internal",
+                f"The cache folder {self.root} cannot be used: {error.strerror}.",
+                remedy="Give the user that runs viam-server the right to write there.",
+            ) from None
+
+    def _url_path(self, url: str) -> Path:
+        return self.urls / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
+
+    def _remove_stale_parts(self) -> None:
+        for path in self.incoming.glob("*.part"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > STALE_PART_S:
+                    path.unlink()
+
+    def _shrink(self, *, keep: str) -> None:
+        """Remove the images that were used longest ago, until the rest fits."""
+        found = []
+        for path in self.images.glob("*.bin"):
+            with contextlib.suppress(OSError):
+                found.append((path.stat().st_mtime, path.stat().st_size, path))
+        total_bytes = sum(size for _, size, _ in found)
+        for _, size_bytes, path in sorted(found):
+            if total_bytes <= MAX_CACHE_BYTES:
+                return
+            if path != self.image_path(keep):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    total_bytes -= size_bytes

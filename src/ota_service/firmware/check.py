@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From a file's bytes to a firmware that may be written, or the reason why not."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from ota_service.errors import OtaError
+from ota_service.formats.image import AppImage, parse_app_image
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """A checked App Image.
+
+    data: what is written to a slot: the image with its signature, without the padding that may
+    follow in the file. sha256: of the whole file, as `sha256sum` prints it and as it is
+    configured. md5: of `data`, as the stub loader computes it. Both lower-case hex.
+    """
+
+    data: bytes = field(repr=False)
+    sha256: str
+    md5: str
+    image: AppImage = field(repr=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """How much is written to a slot."""
+        return len(self.data)
+
+
+def check_firmware(data: bytes, *, sha256: str | None = None) -> Firmware:
+    """Check a whole file.
+
+    sha256: the digest that the file must have, hex, or None.
+    Raises OtaError digest-mismatch, and what `parse_app_image` raises.
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and digest != sha256.lower():
+        raise OtaError(
+            "digest-mismatch",
+            f"The file's SHA-256 is {digest}, and sha256 is configured as {sha256.lower()}.",
+        )
+    image = parse_app_image(data)
+    written = data[: image.total_bytes]
+    # MD5 is what the chip offers for comparing flash; nothing is proven by it.
+    md5 = hashlib.md5(written, usedforsecurity=False).hexdigest()
+    return Firmware(data=written, sha256=digest, md5=md5, image=image)

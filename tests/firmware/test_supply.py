@@ -1,0 +1,449 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Downloads from a real server over real connections, with its faults, into a real cache."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import ssl
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from ota_service.errors import OtaError
+from ota_service.firmware.supply import Supply
+from ota_service.firmware.target import Target
+from ota_service.sim.images import build_app
+from tests.support.firmware_server import FirmwareServer
+
+APP = build_app("demo", "1.0", size_bytes=300_000)
+OTHER = build_app("demo", "2.0", size_bytes=280_000)
+DIGEST = hashlib.sha256(APP).hexdigest()
+PATH = "/fw/app.bin"
+DELAYS_S = (0.01, 0.01)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FirmwareServer]:
+    """A server that has APP at PATH."""
+    async with FirmwareServer.start() as running:
+        running.put(PATH, APP)
+        yield running
+
+
+@pytest.fixture
+def supply(tmp_path: Path) -> Supply:
+    """A supply with an empty cache, which does not wait long between its attempts."""
+    return Supply(tmp_path, retry_delays_s=DELAYS_S)
+
+
+def statuses(server: FirmwareServer) -> list[int]:
+    """What the server answered, in order."""
+    return [request.status for request in server.requests]
+
+
+async def refusal(supply: Supply, target: Target, *, max_image_bytes: int = 16 << 20) -> OtaError:
+    """The error that a download ends in."""
+    with pytest.raises(OtaError) as caught:
+        await supply.get(target, max_image_bytes=max_image_bytes)
+    return caught.value
+
+
+async def test_a_firmware_is_what_the_server_has(supply: Supply, server: FirmwareServer) -> None:
+    """Bytes, digests and descriptor of the file, and progress up to its end."""
+    seen: list[tuple[int, int | None]] = []
+    firmware = await supply.get(
+        Target(server.url(PATH), "1.0"), progress=lambda done, total: seen.append((done, total))
+    )
+    assert firmware.data == APP
+    assert firmware.sha256 == DIGEST
+    assert firmware.md5 == hashlib.md5(APP).hexdigest()
+    assert (firmware.image.descriptor.project, firmware.size_bytes) == ("demo", len(APP))
+    assert seen[0] == (0, len(APP))
+    assert seen[-1] == (len(APP), len(APP))
+    assert seen == sorted(seen)
+
+
+async def test_padding_behind_the_image_is_not_written(
+    supply: Supply, server: FirmwareServer
+) -> None:
+    """Build tools pad files; the digest is the file's, the data the image's."""
+    padded = APP + b"\xff" * 1000
+    firmware = await supply.get(Target(server.put("/padded", padded), "1"))
+    assert firmware.data == APP
+    assert firmware.sha256 == hashlib.sha256(padded).hexdigest()
+
+
+async def test_an_unchanged_file_is_not_sent_again(
+    supply: Supply, server: FirmwareServer, tmp_path: Path
+) -> None:
+    """Also by the next process: the cache is on disk."""
+    target = Target(server.url(PATH), "1.0")
+    first = await supply.get(target)
+    again = await Supply(tmp_path).get(target)
+    assert again == first
+    assert statuses(server) == [200, 304]
+
+
+async def test_a_changed_file_is_fetched(supply: Supply, server: FirmwareServer) -> None:
+    """The same url may give another file tomorrow."""
+    await supply.get(Target(server.url(PATH), "1.0"))
+    server.put(PATH, OTHER)
+    assert (await supply.get(Target(server.url(PATH), "2.0"))).data == OTHER
+    assert statuses(server) == [200, 200]
+
+
+async def test_a_known_digest_needs_no_network(supply: Supply, server: FirmwareServer) -> None:
+    """What is in the cache under its digest is the file."""
+    await supply.get(Target(server.url(PATH), "1.0"))
+    elsewhere = Target("http://127.0.0.1:9/gone.bin", "1.0", DIGEST)
+    assert (await supply.get(elsewhere)).data == APP
+    assert len(server.requests) == 1
+
+
+async def test_a_server_that_is_gone(supply: Supply, tmp_path: Path) -> None:
+    """The same url and version can still be had from the cache; another version cannot."""
+    async with FirmwareServer.start() as server:
+        url = server.put(PATH, APP)
+        await supply.get(Target(url, "1.0"))
+    assert (await supply.get(Target(url, "1.0"))).data == APP
+    error = await refusal(supply, Target(url, "2.0"))
+    assert error.code == "download-failed"
+    assert "Connection refused" in error.message or "Connect call failed" in error.message
+
+
+async def test_a_damaged_cache_is_noticed(
+    supply: Supply, server: FirmwareServer, tmp_path: Path
+) -> None:
+    """A disk that lost bytes must not end on a board."""
+    target = Target(server.url(PATH), "1.0", DIGEST)
+    await supply.get(target)
+    (cached,) = (tmp_path / "firmware/images").iterdir()
+    cached.write_bytes(APP[:-1] + b"x")
+    assert (await supply.get(target)).data == APP
+    without_digest = Target(server.url(PATH), "1.0")
+    cached.write_bytes(APP[:-1] + b"x")
+    assert (await supply.get(without_digest)).data == APP
+    assert cached.read_bytes() == APP
+
+
+async def test_another_digest_is_refused(
+    supply: Supply, server: FirmwareServer, tmp_path: Path
+) -> None:
+    """And the file is not kept."""
+    error = await refusal(supply, Target(server.url(PATH), "1.0", "0" * 64))
+    assert error.code == "digest-mismatch"
+    assert DIGEST in error.message
+    assert list((tmp_path / "firmware/images").iterdir()) == []
+    assert list((tmp_path / "firmware/incoming").iterdir()) == []
+
+
+async def test_what_is_no_app_image_is_refused(supply: Supply, server: FirmwareServer) -> None:
+    """A login page with status 200 is the usual case."""
+    page = server.put("/page", b"<html>please log in</html>", headers={"Content-Type": "image/x"})
+    assert (await refusal(supply, Target(page, "1"))).code == "not-an-image"
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+async def test_too_large_is_refused(
+    supply: Supply, server: FirmwareServer, tmp_path: Path, chunked: bool
+) -> None:
+    """Before the body where the server says its size, else on the way."""
+    server.put(PATH, APP, chunked=chunked)
+    error = await refusal(supply, Target(server.url(PATH), "1"), max_image_bytes=100_000)
+    assert error.code == "download-too-large"
+    assert "100,000" in error.message
+    assert statuses(server) == [200]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+async def test_a_file_without_a_size_is_taken(supply: Supply, server: FirmwareServer) -> None:
+    """Chunked, and its total unknown to the progress."""
+    server.put(PATH, APP, chunked=True)
+    seen: list[int | None] = []
+    target = Target(server.url(PATH), "1")
+    firmware = await supply.get(target, progress=lambda _, total: seen.append(total))
+    assert firmware.data == APP
+    assert set(seen) == {None}
+
+
+async def test_a_cut_download_goes_on_where_it_ended(
+    supply: Supply, server: FirmwareServer
+) -> None:
+    """On a slow link, starting over could take for ever."""
+    server.cut_next(PATH, after_bytes=150_000)
+    server.cut_next(PATH, after_bytes=50_000)
+    assert (await supply.get(Target(server.url(PATH), "1"))).data == APP
+    assert statuses(server) == [200, 206, 206]
+    assert server.requests[1].headers["Range"].startswith("bytes=")
+
+
+@pytest.mark.parametrize("case", ["no ranges", "no validators", "changed"])
+async def test_a_cut_download_starts_over_where_it_must(
+    supply: Supply, server: FirmwareServer, case: str
+) -> None:
+    """Two files must never be joined."""
+    server.put(PATH, APP, ranges=case != "no ranges", validators=case != "no validators")
+    server.cut_next(PATH, after_bytes=150_000)
+    getting = asyncio.create_task(supply.get(Target(server.url(PATH), "1")))
+    if case == "changed":
+        await server.wait_requests(1)
+        server.put(PATH, OTHER)
+    assert (await getting).data == (OTHER if case == "changed" else APP)
+    assert statuses(server) == [200, 200]
+
+
+async def test_a_download_that_is_always_cut_ends(
+    supply: Supply, server: FirmwareServer, tmp_path: Path
+) -> None:
+    """After a bounded number of attempts, with nothing left behind."""
+    for _ in range(9):
+        server.cut_next(PATH, after_bytes=1000)
+    error = await refusal(supply, Target(server.url(PATH), "1"))
+    assert error.code == "download-truncated"
+    assert len(server.requests) == len(DELAYS_S) + 1
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize(("status", "tries"), [(500, 3), (503, 3), (429, 3), (404, 1), (403, 1)])
+async def test_a_servers_refusal_is_named_and_retried_where_it_may_pass(
+    supply: Supply, server: FirmwareServer, status: int, tries: int
+) -> None:
+    """A missing file does not appear by asking again; an overloaded server recovers."""
+    for _ in range(5):
+        server.fail_next(PATH, status)
+    error = await refusal(supply, Target(server.url(PATH), "1"))
+    assert error.code == "http-status"
+    assert str(status) in error.message
+    assert len(server.requests) == tries
+
+
+async def test_a_server_that_recovers(supply: Supply, server: FirmwareServer) -> None:
+    """One bad answer is not the end of a run."""
+    server.fail_next(PATH, 503, headers={"Retry-After": "0"})
+    assert (await supply.get(Target(server.url(PATH), "1"))).data == APP
+
+
+async def test_compressed_content_is_refused_in_clear_words(
+    supply: Supply, server: FirmwareServer
+) -> None:
+    """It was not asked for, and its digest would not be the file's."""
+    server.put(PATH, APP, headers={"Content-Encoding": "gzip"})
+    error = await refusal(supply, Target(server.url(PATH), "1"))
+    assert error.code == "download-failed"
+    assert "gzip" in error.message
+    assert server.requests[0].headers["Accept-Encoding"] == "identity"
+
+
+async def test_user_and_password_are_sent_and_never_shown(
+    supply: Supply, server: FirmwareServer, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Not in errors, not in a debug log, not in the cache."""
+    caplog.set_level(logging.DEBUG)
+    server.put(PATH, APP, login="user:hunter2")
+    url = server.url(PATH, user_info="user:hunter2", query="token=s3cret")
+    assert (await supply.get(Target(url, "1"))).data == APP
+    wrong = server.url(PATH, user_info="user:hunter2x", query="token=s3cret")
+    error = await refusal(supply, Target(wrong, "2"))
+    assert error.code == "http-status"
+    assert "401" in error.message
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*.json"))
+    names = " ".join(str(path) for path in tmp_path.rglob("*"))
+    everything = f"{error!r} {error} {caplog.text} {names} {kept!r} {supply!r}"
+    assert "hunter2" not in everything
+    assert "s3cret" not in everything
+
+
+async def test_redirects_are_followed_without_the_password(
+    supply: Supply, server: FirmwareServer
+) -> None:
+    """It is carried to the same server only."""
+    server.redirect("/same", PATH)
+    server.put(PATH, APP, login="user:hunter2")
+    await supply.get(Target(server.url("/same", user_info="user:hunter2"), "1"))
+    async with FirmwareServer.start() as other:
+        away = other.put(PATH, APP)
+        server.redirect("/away", away)
+        await supply.get(Target(server.url("/away", user_info="user:hunter2"), "1"))
+        assert "Authorization" not in other.requests[0].headers
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("ftp://h/a", "no http address"),
+        ("file:///etc/passwd", "no http address"),
+        ("/loop", "more than 10 times"),
+    ],
+)
+async def test_redirects_that_are_not_followed(
+    supply: Supply, server: FirmwareServer, location: str, words: str
+) -> None:
+    """Only http and https, and not for ever."""
+    error = await refusal(supply, Target(server.redirect("/loop", location), "1"))
+    assert error.code == "http-status"
+    assert words in error.message
+
+
+async def test_one_target_is_downloaded_once(supply: Supply, server: FirmwareServer) -> None:
+    """However many services and runs ask for it at the same time."""
+    gate = server.hold(PATH)
+    target = Target(server.url(PATH), "1")
+    seen: list[int] = []
+    asking = [
+        asyncio.create_task(supply.get(target, progress=lambda done, _: seen.append(done)))
+        for _ in range(5)
+    ]
+    await server.wait_requests(1)
+    gate.set()
+    results = await asyncio.gather(*asking)
+    assert len({id(result) for result in results}) == 1
+    assert len(server.requests) == 1
+    assert seen.count(len(APP)) == 5
+
+
+async def test_a_download_ends_with_the_last_who_waits(
+    supply: Supply, server: FirmwareServer, tmp_path: Path
+) -> None:
+    """One who goes away does not stop the others; the last one does, and leaves nothing."""
+    gate = server.hold(PATH)
+    target = Target(server.url(PATH), "1")
+    first, second = (asyncio.create_task(supply.get(target)) for _ in range(2))
+    await server.wait_requests(1)
+    first.cancel()
+    await asyncio.wait([first])
+    gate.set()
+    assert (await second).data == APP
+
+    server.put("/b", OTHER)
+    server.hold("/b")
+    only = asyncio.create_task(supply.get(Target(server.url("/b"), "1")))
+    await server.wait_requests(2)
+    only.cancel()
+    await asyncio.wait([only])
+    others = [task for task in asyncio.all_tasks() if "_fetch" in repr(task.get_coro())]
+    await asyncio.wait(others, timeout=5) if others else None
+    assert not list(tmp_path.rglob("*.part"))
+
+
+async def test_the_cache_is_private(supply: Supply, server: FirmwareServer, tmp_path: Path) -> None:
+    """Firmware can hold credentials: 700 for folders, 600 for files."""
+    await supply.get(Target(server.url(PATH), "1"))
+    found = [tmp_path / "firmware", *(tmp_path / "firmware").rglob("*")]
+    assert len(found) > 4
+    for path in found:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (0o700 if path.is_dir() else 0o600), path
+
+
+async def test_a_disk_without_room_is_named(server: FirmwareServer, tmp_path: Path) -> None:
+    """Before the download, where its size is known."""
+    free_bytes = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.content_length = free_bytes * 2
+        await response.prepare(request)
+        return response
+
+    server.answer_next(PATH, endless)
+    error = await refusal(
+        Supply(tmp_path, retry_delays_s=()),
+        Target(server.url(PATH), "1"),
+        max_image_bytes=free_bytes * 4,
+    )
+    assert error.code == "disk-full"
+    assert str(tmp_path) in error.message
+
+
+async def test_a_cache_folder_that_cannot_be_used_is_named(
+    server: FirmwareServer, tmp_path: Path
+) -> None:
+    """A file where the folder should be: no stack trace, but its name."""
+    (tmp_path / "firmware").write_text("")
+    error = await refusal(Supply(tmp_path), Target(server.url(PATH), "1"))
+    assert str(tmp_path) in error.message
+
+
+async def test_plain_http_at_an_https_url(supply: Supply, server: FirmwareServer) -> None:
+    """The most usual slip of all."""
+    url = server.url(PATH).replace("http://", "https://")
+    error = await refusal(supply, Target(url, "1"))
+    assert error.code == "tls"
+    assert len(server.requests) == 0
+
+
+async def test_a_ca_file_that_cannot_be_read_is_named(
+    supply: Supply, server: FirmwareServer, tmp_path: Path
+) -> None:
+    """Before anything is opened."""
+    (tmp_path / "empty.pem").write_text("")
+    for name in ("missing.pem", "empty.pem"):
+        with pytest.raises(OtaError, match=name) as caught:
+            await supply.get(Target(server.url(PATH), "1"), ca_file=str(tmp_path / name))
+        assert caught.value.code == "tls"
+
+
+async def test_a_private_authority_is_trusted_through_ca_file(
+    supply: Supply, tmp_path: Path
+) -> None:
+    """And not without it."""
+    ca_file, tls = _private_authority(tmp_path)
+    async with FirmwareServer.start(tls=tls) as server:
+        target = Target(server.put(PATH, APP), "1")
+        error = await refusal(supply, target)
+        assert error.code == "tls"
+        assert server.requests == []
+        assert (await supply.get(target, ca_file=ca_file)).data == APP
+        plain = FirmwareServer.start()
+        async with plain as http:
+            down = server.redirect("/down", http.put(PATH, APP))
+            with pytest.raises(OtaError, match="from https to http"):
+                await supply.get(Target(down, "1"), ca_file=ca_file)
+
+
+def _private_authority(folder: Path) -> tuple[str, ssl.SSLContext]:
+    """A certificate for 127.0.0.1 that vouches for itself: its file, and a server's context."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a private authority")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = folder / "ca.pem"
+    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_pem = folder / "key.pem"
+    key_pem.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, key_pem)
+    return str(pem), context
