@@ -4,12 +4,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import heapq
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from ota_service.sim import layouts
+from ota_service.sim.bootmodel import PENDING_VERIFY, VALID, Select
 from ota_service.sim.core import Core
+from ota_service.sim.flash import SECTOR_BYTES
 from ota_service.sim.images import Behaviour, Ending, find_behaviour, read_descriptor
 from ota_service.sim.layouts import Partition
+from ota_service.sim.nvsmodel import FlashRegion, MemoryRegion, NvsStore, Write
+from ota_service.sim.nvspage import SECTOR, NvsError
+
+NAMESPACE = "VIAM_NS"
+WATCHDOG_S = 5.0
+# Between two flash operations of the app's own NVS writer: long enough to be met by a reset.
+WRITER_PAUSE_S = 0.004
+# A life shorter than this would keep the simulator's process busy for nothing.
+SHORTEST_LIFE_S = 0.05
+
+PANIC = (
+    "Guru Meditation Error: Core  0 panic'ed (LoadProhibited). Exception was unhandled.",
+    "",
+    "Core  0 register dump:",
+    "PC      : 0x400d3f5a  PS      : 0x00060530  A0      : 0x800d2a71  A1      : 0x3ffb4e70",
+    "EXCVADDR: 0x00000000  LBEG    : 0x40089e15  LEND    : 0x40089e25  LCOUNT  : 0xffffffff",
+    "",
+    "Backtrace: 0x400d3f57:0x3ffb4e70 0x400d2a6e:0x3ffb4ea0 0x40087c3a:0x3ffb4ed0",
+    "",
+    "Rebooting...",
+)
 
 
 class App:
@@ -21,6 +47,7 @@ class App:
         core: Core,
         image: bytes,
         partition: Partition,
+        partitions: tuple[Partition, ...],
         time_scale: float,
         record: Callable[..., None],
         set_baud: Callable[[int], None],
@@ -29,10 +56,17 @@ class App:
         self.partition = partition
         self.behaviour = find_behaviour(image) or Behaviour()
         self.info = read_descriptor(image)
+        self._partitions = partitions
         self._scale = time_scale
         self._record = record
         self._set_baud = set_baud
         self._clock_ms = 280
+        self._store: NvsStore | None = None
+        self._nvs: Partition | None = None
+        self._due: list[tuple[float, int, str]] = []
+        self._order = itertools.count()
+        self._pending: Iterator[Write] = iter(())
+        self._counter = 0
 
     def describe(self) -> dict[str, Any]:
         """What runs, for the control channel."""
@@ -42,6 +76,8 @@ class App:
             "project": self.info.project if self.info else "",
             "version": self.info.version if self.info else "",
         }
+
+    # --- its console
 
     def log(self, level: str, tag: str, text: str) -> None:
         """A line of ESP-IDF's log, unless the build has it off."""
@@ -55,16 +91,7 @@ class App:
         if self.behaviour.console_baud:
             self.core.print(line + "\r\n")
 
-    async def run(self) -> Ending:
-        """Live; returns how the app brought about its own reset."""
-        if self.behaviour.console_baud:
-            self._set_baud(self.behaviour.console_baud)
-        self.start_lines()
-        self._record("app", **self.describe())
-        await asyncio.Event().wait()
-        return "run"
-
-    def start_lines(self) -> None:
+    def _start_lines(self) -> None:
         """ESP-IDF's own lines at an app's start (v5: app_init, cpu_start)."""
         self.log("I", "cpu_start", "Multicore app")
         self.log("I", "cpu_start", "cpu freq: 160000000 Hz")
@@ -76,3 +103,151 @@ class App:
             self.log("I", "app_init", f"ELF file SHA256:  {self.info.elf_sha256.hex()[:16]}...")
             self.log("I", "app_init", f"ESP-IDF:          {self.info.idf_version}")
         self.log("I", "main_task", "Calling app_main()")
+
+    # --- its life
+
+    async def run(self) -> Ending:
+        """Live; returns how the app brought about its own reset."""
+        behaviour = self.behaviour
+        if behaviour.console_baud:
+            self._set_baud(behaviour.console_baud)
+        self._start_lines()
+        self._record("app", **self.describe())
+        self._start_nvs()
+        if behaviour.confirm_after_s is not None:
+            self._plan(behaviour.confirm_after_s, "confirm")
+        if behaviour.say:
+            self._plan(behaviour.say_after_s, "say")
+        if behaviour.tick_s:
+            self._plan(behaviour.tick_s, "tick")
+        if behaviour.nvs_writes and self._store is not None:
+            self._plan(0.0, "nvs")
+        if behaviour.ending != "run":
+            shortest = SHORTEST_LIFE_S / max(self._scale, 1e-6)
+            self._plan(max(behaviour.ending_after_s, shortest), "end")
+        started_s = self.core.time_s
+        while self._due:
+            due, _, what = heapq.heappop(self._due)
+            self.core.catch_up()
+            await self.core.sleep(max(0.0, started_s + due * self._scale - self.core.time_s))
+            if what == "end":
+                return await self._end()
+            await self._act(what, due)
+        await asyncio.Event().wait()
+        raise AssertionError("an app that runs for ever ends by a reset from outside")
+
+    def _plan(self, due: float, what: str) -> None:
+        heapq.heappush(self._due, (due, next(self._order), what))
+
+    async def _act(self, what: str, due: float) -> None:
+        if what == "confirm":
+            self._confirm()
+        elif what == "say":
+            self.print(self.behaviour.say)
+            self._record("said", text=self.behaviour.say)
+        elif what == "tick":
+            self.log("I", "app", "alive")
+            self._plan(due + self.behaviour.tick_s, "tick")
+        elif what == "nvs":
+            self._write_nvs_step()
+            self._plan(due + WRITER_PAUSE_S / max(self._scale, 1e-6), "nvs")
+
+    async def _end(self) -> Ending:
+        ending = self.behaviour.ending
+        if ending == "panic":
+            for line in PANIC:
+                self.print(line)
+            self._record("panic")
+        elif ending == "loop":
+            self.log("I", "app", "restarting")
+        elif ending in ("hang", "watchdog"):
+            self._record("hang")
+            if ending == "hang":
+                await asyncio.Event().wait()
+            await self.core.sleep(WATCHDOG_S * self._scale)
+        return ending
+
+    # --- otadata
+
+    def _confirm(self) -> None:
+        """esp_ota_mark_app_valid_cancel_rollback: PENDING_VERIFY becomes VALID."""
+        otadata = self._find(layouts.DATA_OTA)
+        if otadata is None:
+            return
+        flash = self.core.flash
+        entries = [
+            Select.parse(flash.read(otadata.offset + i * SECTOR_BYTES, 32)) for i in range(2)
+        ]
+        active = max(
+            (i for i in range(2) if entries[i].counts),
+            key=lambda i: entries[i].seq,
+            default=None,
+        )
+        if active is None or entries[active].state != PENDING_VERIFY:
+            return
+        entry = entries[active]
+        address = otadata.offset + active * SECTOR_BYTES
+        flash.erase(address, SECTOR_BYTES, "app")
+        flash.program(address, Select(entry.seq, VALID, entry.crc, entry.label).encode(), "app")
+        self.log("I", "app", "confirmed: rollback cancelled")
+        self._record("confirmed", **self.describe())
+
+    def _find(self, subtype: int) -> Partition | None:
+        for partition in self._partitions:
+            if (partition.type, partition.subtype) == (layouts.TYPE_DATA, subtype):
+                return partition
+        return None
+
+    # --- NVS
+
+    def _start_nvs(self) -> None:
+        """nvs_flash_init, and what stock apps do when it fails: erase everything."""
+        self._nvs = self._find(layouts.DATA_NVS)
+        if self._nvs is None:
+            return
+        region = FlashRegion(self.core.flash, self._nvs.offset, self._nvs.size)
+        store = NvsStore(region)
+        try:
+            store.init()
+        except NvsError as error:
+            self.log("E", "app", f"nvs_flash_init failed: {error}")
+            self.log("W", "app", "erasing NVS")
+            for offset in range(0, region.size, SECTOR):
+                region.erase_sector(offset)
+            self._record("nvs-erased", error=str(error))
+            store = NvsStore(region)
+            store.init()
+        self._store = store
+        version = store.get(NAMESPACE, "OTA_VERSION")
+        text = version[1].decode("utf-8", "replace") if version else ""
+        self.log("I", "app", f"{NAMESPACE} OTA_VERSION: {text!r}")
+        if self.behaviour.print_secrets:
+            for (space, key), (kind, value) in store.read_all().items():
+                if space == NAMESPACE and kind == "string":
+                    self.print(f"{key}={value.decode('utf-8', 'replace')}")
+
+    def _write_nvs_step(self) -> None:
+        """One flash operation of an endless series of NVS writes."""
+        assert self._nvs is not None
+        write = next(self._pending, None)
+        if write is None:
+            self._pending = iter(self._next_writes())
+            return
+        region = FlashRegion(self.core.flash, self._nvs.offset, self._nvs.size)
+        if write.data:
+            region.program(write.offset, write.data)
+        else:
+            region.erase_sector(write.offset)
+
+    def _next_writes(self) -> list[Write]:
+        """What setting a counter and a note would write, found on a copy in memory."""
+        assert self._nvs is not None
+        copy = MemoryRegion(
+            bytearray(self.core.flash.read(self._nvs.offset, self._nvs.size))
+        )
+        store = NvsStore(copy)
+        store.init()
+        self._counter += 1
+        store.set("app", "counter", self._counter)
+        store.set("app", "note", f"{self._counter}: " + "x" * 150)
+        return copy.writes

@@ -75,7 +75,6 @@ class Board:
         self._sending: deque[tuple[float, asyncio.TimerHandle]] = deque()
         self._tx_free_s = 0.0
         self._rx_free_s = 0.0
-        self._nvs_torn = False
 
     def _times(self) -> Times:
         if not self.config.timed:
@@ -203,11 +202,10 @@ class Board:
                 reason = await self._one_life(download, reason)
                 self.registers.reset()
                 self.history.add("reset", reason=reason)
-        except PowerLossError as loss:
+        except PowerLossError:
             # Not from within this task: it is the one to be stopped.
-            self._loop.call_soon(
-                lambda: self.power_off("power-cut", operation=self.flash.op_count, text=str(loss))
-            )
+            operation = self.flash.op_count
+            self._loop.call_soon(lambda: self.power_off("power-cut", operation=operation))
 
     async def _one_life(self, download: bool, reason: str) -> str:
         """From one reset to the next one that the chip makes by itself; its reason."""
@@ -269,6 +267,7 @@ class Board:
             core=core,
             image=image,
             partition=result.partition,
+            partitions=result.partitions,
             time_scale=self.config.time_scale,
             record=self.history.add,
             set_baud=self._set_chip_baud,

@@ -80,8 +80,8 @@ class BootResult:
     """What one pass of the bootloader led to.
 
     partition: the app that runs; None where none does (then error says why). index: its slot
-    number, -1 for factory. log: the lines printed, without line ends. writes: the flash
-    operations that the bootloader made.
+    number, -1 for factory, None for a test app. log: the lines printed, without line ends. writes: the flash
+    operations that the bootloader made. partitions: the table that it read.
     """
 
     partition: Partition | None
@@ -90,6 +90,7 @@ class BootResult:
     log: tuple[str, ...]
     writes: tuple[FlashOp, ...]
     error: str = ""
+    partitions: tuple[Partition, ...] = ()
 
     @property
     def slot(self) -> str | None:
@@ -133,6 +134,7 @@ class _Boot:
         self.lines: list[str] = []
         self.writes: list[FlashOp] = []
         self.clock_ms = 31
+        self.partitions: tuple[Partition, ...] = ()
 
     # --- printing
 
@@ -166,6 +168,7 @@ class _Boot:
             self.error("Failed to verify partition table")
             self.error("load partition table error!")
             return self.result(None, None, None, "partition table")
+        self.partitions = tuple(partitions)
         previous = self.flash.on_op
 
         def record(op: FlashOp) -> None:
@@ -187,7 +190,13 @@ class _Boot:
         error: str = "",
     ) -> BootResult:
         return BootResult(
-            partition, index, image, tuple(self.lines), tuple(self.writes), error
+            partition,
+            index,
+            image,
+            tuple(self.lines),
+            tuple(self.writes),
+            error,
+            self.partitions,
         )
 
     def read_table(self) -> list[Partition] | None:

@@ -143,9 +143,9 @@ class BoardControl:
         self._request("reset")
 
     def set_faults(self, **faults: Any) -> None:
-        """stuck_in_download, no_answer, garbage; to_board, from_board: {"lose", "double", "change"}.
+        """Switch faults: stuck_in_download, no_answer, garbage (booleans); to_board, from_board.
 
-        Rates are per byte, 0 to 1.
+        The last two are dictionaries of rates per byte, 0 to 1: lose, double, change.
         """
         self._request("faults", **faults)
 

@@ -38,8 +38,8 @@ DATA_HEADER_BYTES = 16
 CHECKSUM_SEED = 0xEF
 
 
-class Leave(Exception):  # noqa: N818 - not an error: how a loader ends
-    """The loader ends: run the app in flash, restart the chip, or run code from RAM."""
+class Leave(Exception):
+    """The loader ends (no error): run the app in flash, restart the chip, or run code in RAM."""
 
     def __init__(self, how: str, entry: int = 0) -> None:
         super().__init__(how)
