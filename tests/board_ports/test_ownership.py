@@ -101,6 +101,25 @@ def test_another_process_of_ours_is_named(port: str, tmp_path: Path) -> None:
     PortOwners(tmp_path).claim(port, "service OTA").release()
 
 
+def test_a_stale_name_in_a_lock_file_is_not_believed(tmp_path: Path) -> None:
+    """A holder that could not write its name (the file is another user's) is named by the system,
+    never by what an earlier holder left there."""
+    port = "esp32sim:///somewhere/board"
+    owners = PortOwners(tmp_path)
+    owners.claim(port, "service OTA").release()
+    (lock,) = tmp_path.iterdir()
+    code = (
+        "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX);"
+        "print('ready', flush=True); sys.stdin.read()"
+    )
+    with process(code, str(lock)) as child:
+        for text in ("", "1 service OLD\n", "999999999 service OLD\n"):
+            lock.write_text(text)
+            with pytest.raises(OtaError, match=f"in use by pid {child.pid} ") as caught:
+                owners.claim(port, "service OTA")
+            assert "OLD" not in caught.value.message
+
+
 def test_no_secret_in_a_lock_file_s_name(tmp_path: Path) -> None:
     """A url with a password leaves neither it nor the host in the folder."""
     owners = PortOwners(tmp_path)

@@ -324,16 +324,41 @@ def _write_owner(fd: int, owner: str) -> None:
             os.pwrite(fd, f"{os.getpid()} {owner}\n".encode(), 0)
 
 
-def _lock_owner(fd: int) -> str:
-    """The owner named in a lock file: "service OTA2, pid 1234 (python3)"."""
+def _lock_owner(fd: int, locks: Path = Path("/proc/locks")) -> str:
+    """Who has the lock: "service OTA2, pid 1234 (python3)".
+
+    The file's text may be another's who had the lock before: where the file is not the holder's
+    own, the holder could not write it. So it counts only if the system names the same process.
+    """
+    holder = _flock_pid(fd, locks)
     try:
         text = os.pread(fd, 512, 0).decode("utf-8", "replace").strip()
     except OSError:
         text = ""
     pid, _, owner = text.partition(" ")
-    if not pid.isdigit():
-        return "another process of this program"
-    return f"{owner}, {Holder(int(pid), process_name(int(pid)))}"
+    if pid.isdigit() and int(pid) == (holder or int(pid)) and os.path.exists(f"/proc/{pid}"):
+        return f"{owner}, {Holder(int(pid), process_name(int(pid)))}"
+    if holder is not None:
+        return str(Holder(holder, process_name(holder)))
+    return "another process of this program"
+
+
+def _flock_pid(fd: int, locks: Path) -> int | None:
+    """The process that has an open file locked, by the system's table (man 5 proc, /proc/locks).
+
+    None where it does not tell: other systems, other process namespaces, some file systems.
+    """
+    status = os.fstat(fd)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        lines = locks.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        words = line.split()
+        if len(words) >= 6 and words[1] == "FLOCK" and words[5] == device and words[4].isdigit():
+            return int(words[4]) or None
+    return None
 
 
 # --- who is configured with a board

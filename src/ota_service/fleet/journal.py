@@ -40,7 +40,12 @@ class Journal(BoardsPart, AttemptsPart, RunsPart):
             self._lock = FolderLock(folder)
         except OSError:
             pass  # the store finds the same and says so, in `problem`
-        super().__init__(Store(folder / FILE_NAME))
+        try:
+            super().__init__(Store(folder / FILE_NAME))
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
         self.interrupted_attempts = self._close_interrupted_attempts()
         self._close_interrupted_runs()
         self._uses = 1
