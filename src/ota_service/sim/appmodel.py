@@ -242,9 +242,7 @@ class App:
     def _next_writes(self) -> list[Write]:
         """What setting a counter and a note would write, found on a copy in memory."""
         assert self._nvs is not None
-        copy = MemoryRegion(
-            bytearray(self.core.flash.read(self._nvs.offset, self._nvs.size))
-        )
+        copy = MemoryRegion(bytearray(self.core.flash.read(self._nvs.offset, self._nvs.size)))
         store = NvsStore(copy)
         store.init()
         self._counter += 1

@@ -31,6 +31,7 @@ from ota_service.sim.loader_stub import StubLoader, is_stub
 ROM_BAUD = 115200
 # A UART samples a byte's last bit wrongly from about this difference on.
 BAUD_TOLERANCE = 0.03
+UART_FIFO_BYTES = 128
 # How long a chip without a bootable app takes to its next attempt (RTC watchdog).
 RETRY_S = 1.0
 
@@ -286,21 +287,23 @@ class Board:
     def _garbled(self, baud: int) -> bool:
         return abs(self.client_baud - baud) > BAUD_TOLERANCE * baud
 
-    def _chip_sends(self, data: bytes, at_s: float) -> None:
+    def _chip_sends(self, data: bytes, at_s: float) -> float:
+        """The chip transmits; returns when the last byte is in the UART's FIFO."""
         baud = self.chip_baud
         if self.state in ("bootloader", "app", "reset"):
             self.history.print(data)
         if baud <= 0 or self.faults.no_answer:
-            return
+            return at_s
         if not self.times.timed:
             self._arrives(data, baud)
-            return
+            return at_s
         end_s = max(at_s, self._tx_free_s) + self.times.wire_s(len(data), baud)
         self._tx_free_s = end_s
         while self._sending and self._sending[0][0] < self._loop.time() - 1:
             self._sending.popleft()
         handle = self._loop.call_at(end_s + self.times.latency_s, self._arrives, data, baud)
         self._sending.append((end_s, handle))
+        return end_s - self.times.wire_s(UART_FIFO_BYTES, baud)
 
     def _arrives(self, data: bytes, baud: int) -> None:
         if self.deliver is None:

@@ -80,8 +80,8 @@ class BootResult:
     """What one pass of the bootloader led to.
 
     partition: the app that runs; None where none does (then error says why). index: its slot
-    number, -1 for factory, None for a test app. log: the lines printed, without line ends. writes: the flash
-    operations that the bootloader made. partitions: the table that it read.
+    number, -1 for factory, None for a test app. log: the lines printed, without line ends.
+    writes: the flash operations that the bootloader made. partitions: the table that it read.
     """
 
     partition: Partition | None
@@ -275,9 +275,7 @@ class _Boot:
         self.error("No bootable app partitions in the partition table")
         return self.result(None, None, None, "no bootable app")
 
-    def select(
-        self, otadata: Partition, slot_count: int, has_factory: bool
-    ) -> tuple[int, bool]:
+    def select(self, otadata: Partition, slot_count: int, has_factory: bool) -> tuple[int, bool]:
         """(index to try first, whether otadata has never been written)."""
         entries = [
             Select.parse(self.flash.read(otadata.offset + i * SECTOR_BYTES, SELECT.size))
@@ -286,9 +284,7 @@ class _Boot:
         if self.rollback:
             for i in range(2):
                 if entries[i].state == PENDING_VERIFY:
-                    entries[i] = Select(
-                        entries[i].seq, ABORTED, entries[i].crc, entries[i].label
-                    )
+                    entries[i] = Select(entries[i].seq, ABORTED, entries[i].crc, entries[i].label)
                     self.write_select(otadata, i, entries[i])
         if all(entry.is_invalid for entry in entries) or slot_count == 0:
             if has_factory:
@@ -321,9 +317,7 @@ class _Boot:
 
     def try_load(self, partition: Partition) -> LoadedImage | None:
         try:
-            image = verify_app(
-                self.flash, partition.offset, partition.size, revision=self.revision
-            )
+            image = verify_app(self.flash, partition.offset, partition.size, revision=self.revision)
         except BadImageError as error:
             self.error(str(error), "esp_image")
             return None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The test's end of the control channel: look into a board, break it, wait for events.
 
-    control = BoardControl(Path("/dir/of/board"))
-    control.cut_power_at(12, "torn")
-    event = control.wait_for("power-cut", timeout_s=10)
+control = BoardControl(Path("/dir/of/board"))
+control.cut_power_at(12, "torn")
+event = control.wait_for("power-cut", timeout_s=10)
 """
 
 from __future__ import annotations

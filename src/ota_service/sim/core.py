@@ -39,7 +39,7 @@ class Times:
     page_program_s: float = 0.0005
     sector_erase_s: float = 0.045
     block_erase_s: float = 0.175
-    command_s: float = 0.00015
+    command_s: float = 0.00005
     block_s: float = 0.002
     md5_call_s: float = 0.002
     md5_s_per_mib: float = 0.025
@@ -70,9 +70,10 @@ class Core:
         self,
         flash: NorFlash,
         times: Times,
-        send: Callable[[bytes, float], None],
+        send: Callable[[bytes, float], float],
         set_baud: Callable[[int], None],
     ) -> None:
+        """Make one; send(data, at_s) returns when the last byte is in the UART's FIFO."""
         self.flash = flash
         self.times = times
         self._send = send
@@ -126,11 +127,15 @@ class Core:
 
     def send_frame(self, payload: bytes) -> None:
         """Send one SLIP frame."""
-        self._send(slip.encode(payload), self.time_s)
+        self._transmit(slip.encode(payload))
 
     def print(self, text: str) -> None:
         """Write text to the console."""
-        self._send(text.encode("utf-8", "replace"), self.time_s)
+        self._transmit(text.encode("utf-8", "replace"))
+
+    def _transmit(self, data: bytes) -> None:
+        """Hand bytes to the UART; the processor waits for what its FIFO does not hold."""
+        self.time_s = max(self.time_s, self._send(data, self.time_s))
 
     # --- the flash, as code on the chip uses it
 

@@ -179,9 +179,7 @@ class NorFlash:
         if size not in (SECTOR_BYTES, BLOCK_BYTES):
             raise ValueError(f"no erase command for {size} bytes")
         start = address % self.size & ~(size - 1)
-        protected = any(
-            self.is_protected(at) for at in range(start, start + size, SECTOR_BYTES)
-        )
+        protected = any(self.is_protected(at) for at in range(start, start + size, SECTOR_BYTES))
         outcome = self._begin(protected)
         if outcome in ("done", "whole"):
             self._cells[start : start + size] = b"\xff" * size

@@ -86,8 +86,7 @@ def verify_app(
         segment = Segment(at, load_address, size)
         if segment.mapped and at % PAGE != load_address % PAGE:
             raise BadImageError(
-                f"Segment {index} load address {load_address:#010x}, "
-                f"doesn't match data {at:#010x}"
+                f"Segment {index} load address {load_address:#010x}, doesn't match data {at:#010x}"
             )
         if at + size - offset > limit_bytes:
             raise BadImageError(
@@ -102,7 +101,7 @@ def verify_app(
     if size > limit_bytes:
         raise BadImageError(f"Image length {size} doesn't fit in partition length {limit_bytes}")
     stored = flash.read(offset + length - 1, 1)[0]
-    calculated = checksum(data)
+    calculated = checksum(bytes(data))
     if stored != calculated:
         raise BadImageError(f"Checksum failed. Calculated {calculated:#x} read {stored:#x}")
     if hashed:
@@ -132,7 +131,7 @@ def bootloader_problem(flash: NorFlash, offset: int = 0x1000) -> str | None:
     length = at - offset
     length += 16 - length % 16
     stored = flash.read(offset + length - 1, 1)[0]
-    calculated = checksum(data)
+    calculated = checksum(bytes(data))
     if stored != calculated:
         return f"csum err:{stored:#x}!={calculated:#x}\nets_main.c 371 "
     return None

@@ -160,9 +160,7 @@ def assemble(
     return bytes(body)
 
 
-def descriptor(
-    project: str, version: str, *, secure_version: int = 0, elf_sha256: bytes
-) -> bytes:
+def descriptor(project: str, version: str, *, secure_version: int = 0, elf_sha256: bytes) -> bytes:
     """The 256 bytes at the start of an app's first segment."""
     return DESCRIPTOR.pack(
         DESCRIPTOR_MAGIC,

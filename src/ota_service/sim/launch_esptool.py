@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The unchanged esptool command, taught the url of simulated boards.
 
-    python -m ota_service.sim.launch_esptool --port esp32sim:///path/of/board chip-id
+python -m ota_service.sim.launch_esptool --port esp32sim:///path/of/board chip-id
 """
 
 from __future__ import annotations
 
 import sys
 
-import serial  # type: ignore[import-untyped]
+import serial
 
 HANDLER_PACKAGE = "ota_service.sim.urlhandler"
 

@@ -230,9 +230,7 @@ class RomLoader:
     }
 
 
-def write_registers(
-    core: Core, registers: Registers, command: Command, bad_length: bytes
-) -> None:
+def write_registers(core: Core, registers: Registers, command: Command, bad_length: bytes) -> None:
     """WRITE_REG: any number of (address, value, mask, delay in us) records."""
     if not command.data or len(command.data) % 16:
         raise RefusedError(bad_length)

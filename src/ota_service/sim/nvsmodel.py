@@ -152,9 +152,7 @@ class NvsStore:
     """NVS in use: `init` first, then `get`, `set`, `erase_key`."""
 
     def __init__(self, region: Region | bytearray) -> None:
-        self._region: Region = (
-            MemoryRegion(region) if isinstance(region, bytearray) else region
-        )
+        self._region: Region = MemoryRegion(region) if isinstance(region, bytearray) else region
         self._pages: list[Page] = []
         self._free: list[Page] = []
         self._next_seq = 0
@@ -219,9 +217,7 @@ class NvsStore:
         kinds = [last.type, BLOB] if last.type == BLOB_IDX else [last.type]
         for kind in kinds:
             for page in self._pages[:-1]:
-                if page.state != FREEING and page.erase_item(
-                    last.ns, kind, last.name, last.chunk
-                ):
+                if page.state != FREEING and page.erase_item(last.ns, kind, last.name, last.chunk):
                     return
 
     def _finish_freeing(self) -> None:

@@ -126,9 +126,7 @@ class Item:
     @property
     def crc_ok(self) -> bool:
         """Whether the header is intact."""
-        return self.crc == self._crc(
-            self.ns, self.type, self.span, self.chunk, self.key, self.data
-        )
+        return self.crc == self._crc(self.ns, self.type, self.span, self.chunk, self.key, self.data)
 
     @property
     def name(self) -> str:
@@ -427,9 +425,7 @@ class Page:
             self.first_used = self.next_free
         self.next_free += 1
 
-    def write_item(
-        self, ns: int, kind: int, key: str, data: bytes, chunk: int = CHUNK_ANY
-    ) -> bool:
+    def write_item(self, ns: int, kind: int, key: str, data: bytes, chunk: int = CHUNK_ANY) -> bool:
         """Append an item; False where the page is full."""
         if self.state == UNINIT:
             self.initialize()

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Simulated boards for tests: a process of their own, started and stopped with a `with`.
 
-    from ota_service.sim.process import SimBoard, SimProcess
+from ota_service.sim.process import SimBoard, SimProcess
 
-    @pytest.fixture
-    def board(tmp_path):
-        with SimProcess(tmp_path, [SimBoard(layout="guide")]) as sim:
-            yield sim.boards[0]
+@pytest.fixture
+def board(tmp_path):
+    with SimProcess(tmp_path, [SimBoard(layout="guide")]) as sim:
+        yield sim.boards[0]
 
-    def test_reads_its_mac(board):
-        subprocess.run([sys.executable, "-m", "ota_service.sim.launch_esptool",
-                        "--port", board.url, "read-mac"], check=True)
-        board.control.wait_for("stub")
+def test_reads_its_mac(board):
+    subprocess.run([sys.executable, "-m", "ota_service.sim.launch_esptool",
+                    "--port", board.url, "read-mac"], check=True)
+    board.control.wait_for("stub")
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serial.serialutil import (  # type: ignore[import-untyped]
+from serial.serialutil import (
     PortNotOpenError,
     SerialBase,
     SerialException,
@@ -50,6 +50,7 @@ class Serial(SerialBase):  # type: ignore[misc]
         self._send_lock = threading.Lock()
         self._receive_lock = threading.Lock()
         self._cancel_read_pipe: tuple[int, int] | None = None
+        self.is_open: bool = False
         super().__init__(*args, **kwargs)
 
     # --- open and close
@@ -79,10 +80,7 @@ class Serial(SerialBase):  # type: ignore[misc]
         return Path(url[len(SCHEME) :])
 
     def _connect(self) -> dict[str, Any]:
-        missing = (
-            f"could not open port {self._port}: [Errno 2] No such file or directory: "
-            f"{self._port!r}"
-        )
+        missing = f"could not open port {self._port}: [Errno 2] No such file or directory"
         try:
             address = wire.read_address(self._directory(), wire.PORT_FILE)
             link = socket.create_connection((address["host"], address["port"]), timeout=10)
@@ -228,7 +226,7 @@ class Serial(SerialBase):  # type: ignore[misc]
         if link is None or pipe is None:
             return False
         try:
-            ready, _, _ = select.select([link, pipe[0]], [], [], wait_s)
+            ready, _, _ = select.select([link.fileno(), pipe[0]], [], [], wait_s)
         except (OSError, ValueError) as error:
             if self.is_open:
                 raise self._vanished() from error
