@@ -4,20 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from grpclib import GRPCError
 
 from tests.support.module_client import BUILTIN_MODEL, MODEL, ModuleProcess
-
-# No board, and nothing to download: what these tests are about needs neither.
-IDLE: dict[str, Any] = {
-    "url": "http://user:hunter2@127.0.0.1:9/app.bin?token=s3cret",
-    "version": "1.2.3",
-    "boards": [],
-    "auto_update": False,
-}
+from tests.support.module_client import IDLE_ATTRIBUTES as IDLE
 
 
 @pytest.mark.parametrize("tcp", [False, True], ids=["unix socket", "tcp"])

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def pins(file: str) -> dict[str, str]:
     """Canonical name -> exact version, of a requirements file."""
     lines = (ROOT / file).read_text().splitlines()
-    found = {}
+    found: dict[str, str] = {}
     for line in lines:
         if line and not line.startswith("#"):
             name, version = line.split("==")

@@ -42,6 +42,14 @@ API = "rdk:service:generic"
 MODEL = "rdk:generic:ota_service"
 BUILTIN_MODEL = "rdk:builtin:ota_service"
 
+# No board, and nothing to download: for tests of what needs neither.
+IDLE_ATTRIBUTES: dict[str, Any] = {
+    "url": "http://user:hunter2@127.0.0.1:9/app.bin?token=s3cret",
+    "version": "1.2.3",
+    "boards": [],
+    "auto_update": False,
+}
+
 # What viam-server allows for each call (viam.md, "Life of a module").
 READY_TIMEOUT_S = 3.0
 VALIDATE_TIMEOUT_S = 5.0
@@ -73,6 +81,7 @@ class ModuleProcess:
         tcp: bool = False,
         executable: Sequence[str | Path] | None = None,
         arguments: Sequence[str] = (),
+        cwd: Path = ROOT,
         start_timeout_s: float = 30.0,
     ) -> AsyncIterator[ModuleProcess]:
         """Start the module and wait until it is ready; kill it at the end if it still runs.
@@ -90,7 +99,7 @@ class ModuleProcess:
             address,
             *(["--tcp-mode"] if tcp else []),
             *arguments,
-            cwd=ROOT,
+            cwd=cwd,
             env={
                 **own,
                 "HOME": str(folder),
