@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A configured service without boards: its commands, changes and end, over the real protocol.
+
+What it does with boards stands in the tests of the fleet and end to end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grpclib import GRPCError
+
+from tests.support.module_client import BUILTIN_MODEL, MODEL, ModuleProcess
+from tests.support.module_client import IDLE_ATTRIBUTES as IDLE
+
+
+@pytest.fixture
+async def module(tmp_path: Path) -> AsyncIterator[ModuleProcess]:
+    """A module with the service OTA."""
+    async with ModuleProcess.start(tmp_path) as running:
+        await running.add("OTA", IDLE)
+        yield running
+
+
+async def error_of(module: ModuleProcess, command: dict[str, Any]) -> str:
+    """The text that a client reads when a command fails."""
+    with pytest.raises(GRPCError) as caught:
+        await module.command("OTA", command)
+    return caught.value.message or ""
+
+
+async def test_help_and_status_answer_at_once(module: ModuleProcess) -> None:
+    """In both forms, with "ok", and get_status like the verb."""
+    reply = await module.command("OTA", {"help": True})
+    assert reply["ok"] is True
+    assert {"update", "status", "version", "help"} <= reply["verbs"].keys()
+    begun = time.monotonic()
+    status = await module.command("OTA", {"command": "status"})
+    assert time.monotonic() - begun < 0.1
+    assert status["ok"] is True
+    assert status["state"] == "idle"
+    assert status["target"]["version"] == IDLE["version"]
+    assert (await module.status("OTA"))["target"] == status["target"]
+
+
+async def test_mistakes_are_answered_with_what_exists(module: ModuleProcess) -> None:
+    """The words reach the client through the SDK."""
+    assert 'no verb "updat"; did you mean update?' in await error_of(module, {"updat": {}})
+    text = await error_of(module, {"command": "update", "bords": ["a"]})
+    assert "no argument bords; did you mean boards?" in text
+    assert "nowhere" in await error_of(module, {"update": {"boards": ["nowhere"]}})
+
+
+async def test_null_arguments_count_as_not_given(module: ModuleProcess) -> None:
+    """They arrive as 0, which would be no board's name and no switch."""
+    command = {"command": "update", "boards": None, "force": None, "wait_s": None}
+    assert (await module.command("OTA", command))["ok"] is True
+    assert (await module.command("OTA", {"status": None}))["ok"] is True
+
+
+async def test_a_change_is_remove_and_add_or_one_call(module: ModuleProcess) -> None:
+    """As newer and older servers do it; afterwards the new target counts, within 5 s."""
+    begun = time.monotonic()
+    await module.change("OTA", IDLE | {"version": "2"})
+    assert (await module.status("OTA"))["target"]["version"] == "2"
+    await module.reconfigure("OTA", IDLE | {"version": "3"})
+    assert (await module.status("OTA"))["target"]["version"] == "3"
+    assert time.monotonic() - begun < 5.0
+    await module.remove("OTA")
+    with pytest.raises(GRPCError, match="OTA"):
+        await module.status("OTA")
+
+
+async def test_both_models_serve_side_by_side(module: ModuleProcess) -> None:
+    """Two services of one module share its journal."""
+    await module.add("OTA2", IDLE | {"version": "9"}, model=BUILTIN_MODEL)
+    assert (await module.status("OTA2"))["target"]["version"] == "9"
+    assert (await module.status("OTA"))["target"]["version"] == IDLE["version"]
+
+
+async def test_two_services_cannot_have_one_board(module: ModuleProcess) -> None:
+    """The refusal names the other service, and leaves nothing behind."""
+    boards = [{"name": "a", "mac": "24:0a:c4:12:34:56"}]
+    await module.change("OTA", IDLE | {"boards": boards})
+    with pytest.raises(GRPCError, match="OTA") as caught:
+        await module.add("OTA2", IDLE | {"boards": boards}, model=MODEL)
+    assert "config-invalid" in (caught.value.message or "")
+    await module.add("OTA2", IDLE)
+    assert (await module.status("OTA2"))["ok"] is True
+
+
+async def test_the_url_is_shown_without_its_secrets(module: ModuleProcess) -> None:
+    """In the status, in what commands reply, and in all that the process prints."""
+    status = await module.status("OTA")
+    assert status["target"]["url"] == "http://***@127.0.0.1:9/app.bin?token=***"
+    reply = await module.command("OTA", {"update": {"wait_s": 5.0}})
+    assert (await module.status("OTA"))["ok"] is True
+    await module.terminate()
+    for secret in ("hunter2", "s3cret"):
+        assert secret not in f"{status} {reply} {module.log}"
+
+
+async def test_a_second_signal_does_not_cut_the_end_short(module: ModuleProcess) -> None:
+    """viam-server repeats SIGTERM after 3.3 s, in the middle of a board's way back."""
+    module.process.terminate()
+    await module.wait_log("SIGTERM: stopping")
+    if module.process.returncode is None:
+        module.process.terminate()
+    assert await module.process.wait() == 0
+    assert "Traceback" not in module.log
