@@ -58,9 +58,7 @@ class Board:
         self.random = random.Random(config.seed)
         self.state = "off"
         self.app: dict[str, Any] = {}
-        self.registers = Registers(
-            config, self.flash, clock=self._chip_clock, flash_busy=self._flash_busy
-        )
+        self.registers = Registers(config, self.flash)
         self.deliver: Callable[[bytes], None] | None = None
         self.client_baud = ROM_BAUD
         self.chip_baud = ROM_BAUD
@@ -81,12 +79,6 @@ class Board:
         if not self.config.timed:
             return Times.off()
         return Times(latency_s=self.config.bridge_latency_ms / 1000)
-
-    def _chip_clock(self) -> float:
-        return self._core.time_s if self._core is not None else self._loop.time()
-
-    def _flash_busy(self, kind: str, size: int) -> float:
-        return self.times.flash_s(kind, size)
 
     def _count_op(self, op: FlashOp) -> None:
         self.ops_by[op.who] = self.ops_by.get(op.who, 0) + 1
@@ -173,7 +165,7 @@ class Board:
         if self._task is not None:
             self._task.cancel()
             self._task = None
-        self._core = None
+        self._core = self.registers.core = None
         self._rom = None
         now = self._loop.time()
         for end_s, handle in self._sending:
@@ -211,6 +203,7 @@ class Board:
     async def _one_life(self, download: bool, reason: str) -> str:
         """From one reset to the next one that the chip makes by itself; its reason."""
         core = self._core = Core(self.flash, self.times, self._chip_sends, self._set_chip_baud)
+        self.registers.core = core
         self._set_chip_baud(ROM_BAUD)
         core.print("ets Jul 29 2019 12:21:46\r\n\r\n")
         if download:

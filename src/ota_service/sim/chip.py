@@ -7,9 +7,8 @@ ones that esptool reads. Every other register reads 0 and ignores writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ota_service.sim.config import BoardConfig
+from ota_service.sim.core import Core
 from ota_service.sim.flash import SR1_BUSY, SR1_WEL, NorFlash
 
 CHIP_MAGIC_ADDRESS = 0x40001000
@@ -87,21 +86,12 @@ def efuse_words(config: BoardConfig) -> dict[int, int]:
 class Registers:
     """Memory-mapped registers, as READ_REG and WRITE_REG reach them.
 
-    clock: the chip's time in seconds. program_s, erase_s: how long the flash stays busy.
+    `core` is the processor that runs at present; its time decides whether the flash is busy.
     """
 
-    def __init__(
-        self,
-        config: BoardConfig,
-        flash: NorFlash,
-        *,
-        clock: Callable[[], float],
-        flash_busy: Callable[[str, int], float],
-    ) -> None:
+    def __init__(self, config: BoardConfig, flash: NorFlash) -> None:
         self._flash = flash
-        self._clock = clock
-        self._flash_busy = flash_busy
-        self._busy_until_s = 0.0
+        self.core: Core | None = None
         self.efuses = efuse_words(config)
         self.major_revision = config.revision[0]
         self.baud = 115200
@@ -118,7 +108,6 @@ class Registers:
         """What a chip reset does to the registers."""
         self._spi.clear()
         self.spi_attached = False
-        self._busy_until_s = 0.0
         self._flash.write_enabled = False
 
     def read(self, address: int) -> int:
@@ -182,7 +171,7 @@ class Registers:
 
     def _flash_command(self, command: int, address: int | None, sent: bytes, size: int) -> bytes:
         flash = self._flash
-        busy = self._clock() < self._busy_until_s
+        busy = self.core is not None and self.core.flash_is_busy()
         if command == 0x05:
             status = flash.status1 | (SR1_WEL if flash.write_enabled else 0)
             return bytes((status | (SR1_BUSY if busy else 0),)) * size
@@ -218,9 +207,13 @@ class Registers:
         elif address is None:
             return
         elif command == 0x02 and sent:
-            self._busy_until_s = self._clock() + self._flash_busy("program", len(sent))
             flash.program_page(address, sent, "loader")
+            self._occupy("program", len(sent))
         elif command in (0x20, 0xD8):
             size = 4096 if command == 0x20 else 65536
-            self._busy_until_s = self._clock() + self._flash_busy("erase", size)
             flash.erase(address, size, "loader")
+            self._occupy("erase", size)
+
+    def _occupy(self, kind: str, size: int) -> None:
+        if self.core is not None:
+            self.core.occupy_flash(kind, size)

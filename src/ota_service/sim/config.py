@@ -24,7 +24,8 @@ class BoardConfig:
     mac: six bytes as text, "24:0a:c4:00:00:01". revision: (major, minor) of the chip.
     flash_crypt_cnt: eFuse count, an odd number of bits means encrypted. rollback: whether the
     bootloader was built with app rollback. timed: wire, bridge and flash take their real time.
-    time_scale: seconds of an app's behaviour are multiplied by it.
+    time_scale: seconds of an app's behaviour are multiplied by it. resets_on_open: opening the
+    port resets the board, as with drivers that move DTR and RTS one after the other.
     """
 
     mac: str = "24:0a:c4:00:00:01"
@@ -40,6 +41,7 @@ class BoardConfig:
     time_scale: float = 1.0
     en_rise_s: float = EN_RISE_S
     boots_at_start: bool = True
+    resets_on_open: bool = False
     seed: int = 0
 
     def save(self, directory: Path) -> None:

@@ -149,9 +149,9 @@ class BoardControl:
         """
         self._request("faults", **faults)
 
-    def unplug(self) -> None:
-        """The port vanishes; an open client gets errors. The board keeps its power."""
-        self._request("unplug")
+    def unplug(self, *, keep_power: bool = True) -> None:
+        """The port vanishes; an open client gets errors. Most boards lose their power, too."""
+        self._request("unplug", power=keep_power)
 
     def plug(self, directory: Path | None = None) -> str:
         """The port comes back, perhaps under another directory's name; returns its url."""

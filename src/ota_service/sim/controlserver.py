@@ -130,14 +130,17 @@ class Control:
         """Switch faults on or off; see `faults.Faults`."""
         self.board.faults.update(faults)
 
-    def do_unplug(self) -> None:
-        """Pull the USB cable's data side: the port vanishes, the board keeps its power."""
+    def do_unplug(self, power: bool = True) -> None:
+        """The port vanishes; power: whether the board keeps it."""
         self.host.unplug()
+        if not power:
+            self.board.power_off()
 
     def do_plug(self, directory: str | None = None) -> str:
         """Plug in again, perhaps at another place; returns the port's url."""
         where = Path(directory) if directory else self.host.directory
         self.host.plug(where)
+        self.board.power_on()
         return f"esp32sim://{where}"
 
     def do_configure(self, **changes: Any) -> None:

@@ -143,6 +143,10 @@ class Core:
         """Wait until the flash's last operation is over."""
         self.time_s = max(self.time_s, self.flash_ready_s)
 
+    def occupy_flash(self, kind: str, size_bytes: int) -> None:
+        """The flash works on an operation from now on."""
+        self.flash_ready_s = self.time_s + self.times.flash_s(kind, size_bytes)
+
     def flash_is_busy(self) -> bool:
         """Whether an erase or a program still runs."""
         return self.time_s < self.flash_ready_s
@@ -152,7 +156,7 @@ class Core:
         self.wait_flash()
         self.flash.write_enabled = False
         self.flash.erase(address, size_bytes, who)
-        self.flash_ready_s = self.time_s + self.times.flash_s("erase", size_bytes)
+        self.occupy_flash("erase", size_bytes)
 
     async def erase_range(self, address: int, size_bytes: int, who: Who) -> None:
         """Erase whole sectors and wait for the end."""
@@ -172,7 +176,7 @@ class Core:
             step = PAGE_BYTES - (address + at) % PAGE_BYTES
             self.wait_flash()
             self.flash.program_page(address + at, data[at : at + step], who)
-            self.flash_ready_s = self.time_s + self.times.page_program_s
+            self.occupy_flash("program", step)
             at += step
             if self.times.timed and self.flash_ready_s - self._loop.time() > 0.02:
                 self.wait_flash()

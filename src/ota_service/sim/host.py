@@ -59,7 +59,7 @@ class BoardHost:
     # --- the USB cable
 
     def plug(self, directory: Path) -> None:
-        """Make the port appear under a directory's name; it powers the board."""
+        """Make the port appear under a directory's name."""
         if self.port_directory is not None:
             self.unplug()
         self.port_directory = directory
@@ -132,6 +132,8 @@ class BoardHost:
         lines = int(str(hello["lines"]))
         board.history.add("opened", pid=self._client_pid, baud=board.client_baud, lines=lines)
         self._set_lines(lines, float(str(hello["time"])))
+        if board.config.resets_on_open:
+            board.reset_button()
         frames = wire.FrameReader()
         while data := await reader.read(1 << 18):
             for kind, payload in frames.feed(data):

@@ -283,7 +283,7 @@ class NvsStore:
         data = page.payload(at, item)
         if data is None:
             return None
-        return TYPE_NAMES[item.type], data.rstrip(b"\x00") if item.type == SZ else data
+        return TYPE_NAMES[item.type], data.split(b"\x00")[0] if item.type == SZ else data
 
     def _read_blob(self, ns: int, key: str, index: Item) -> tuple[str, bytes] | None:
         size = int.from_bytes(index.data[:4], "little")

@@ -122,11 +122,11 @@ class SimProcess:
                 create_board(directory, spec.make_flash(seed), config)
             directories.append(directory)
             macs.append(config.mac)
-        command = [sys.executable, "-m", "ota_service.sim"]
+        command = [sys.executable, "-m", "ota_service.sim", "--until-stdin-closes"]
         for directory in directories:
             command += ["--board-dir", str(directory)]
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+            command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
         self.boards = []
@@ -156,6 +156,7 @@ class SimProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(10)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
         self._process = None

@@ -45,6 +45,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--board-dir", type=Path, action="append", default=[], help="serve a prepared board"
     )
+    parser.add_argument(
+        "--until-stdin-closes", action="store_true", help="end with the process that started it"
+    )
     options = parser.parse_args(argv)
     if not options.board_dir and options.dir is None:
         parser.error("--dir is needed")
@@ -62,7 +65,7 @@ def prepare(options: argparse.Namespace) -> list[Path]:
         seed = options.seed + index
         if not (directory / FLASH_FILE).exists():
             if options.flash is not None:
-                flash: bytes | bytearray = options.flash.read_bytes()
+                flash: bytes | bytearray = whole_chip(options.flash.read_bytes())
             else:
                 layout = options.layout or OTA_LAYOUTS[index % len(OTA_LAYOUTS)]
                 flash = make_flash(
@@ -72,6 +75,14 @@ def prepare(options: argparse.Namespace) -> list[Path]:
         else:
             board_config(options, index).save(directory)
     return directories
+
+
+def whole_chip(dump: bytes) -> bytes:
+    """A dump filled up to the size of a chip: 1, 2, 4, 8 or 16 MiB."""
+    size = 1 << 20
+    while size < len(dump):
+        size *= 2
+    return dump.ljust(size, b"\xff")
 
 
 def board_config(options: argparse.Namespace, index: int) -> BoardConfig:
@@ -85,12 +96,14 @@ def board_config(options: argparse.Namespace, index: int) -> BoardConfig:
     )
 
 
-async def serve(directories: Sequence[Path]) -> None:
+async def serve(directories: Sequence[Path], *, until_stdin_closes: bool = False) -> None:
     """Serve boards until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if until_stdin_closes:
+        loop.add_reader(sys.stdin.fileno(), stop.set)
     hosts = [BoardHost(directory) for directory in directories]
     try:
         for host in hosts:
@@ -114,5 +127,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     # epoll rounds timers up to whole milliseconds; select does not.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     with contextlib.closing(loop):
-        loop.run_until_complete(serve(directories))
+        loop.run_until_complete(serve(directories, until_stdin_closes=options.until_stdin_closes))
     return 0
