@@ -17,7 +17,7 @@ def set_up_logging() -> None:
     The records of all libraries are included: an HTTP client names the url that it could not
     open, with its user info, in its own words.
     """
-    getLogger("ota_service")
+    getLogger("ota_service")  # gets the SDK's handlers; all loggers below it use them
     made = logging.getLogRecordFactory()
 
     def factory(*args: object, **kwargs: object) -> logging.LogRecord:

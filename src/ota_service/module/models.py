@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 from viam.components.sensor import Sensor
-from viam.logging import getLogger
 from viam.proto.app.robot import ComponentConfig
 from viam.proto.common import ResourceName
 from viam.resource.base import ResourceBase
@@ -31,7 +31,7 @@ from ota_service.module.folders import default_cache_dir, default_state_dir
 from ota_service.module.plain import from_struct, plain
 from ota_service.module.verbs import help_reply, parse_command
 
-LOGGER = getLogger("ota_service.module")
+LOGGER = logging.getLogger("ota_service.module")
 
 # The explicit name, and the one that viam-server makes of a plain "model": "ota_service".
 MODELS = (

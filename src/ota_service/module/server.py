@@ -11,12 +11,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import Awaitable, Callable
 
 from grpclib import GRPCError, Status
 from grpclib.metadata import Deadline
-from viam.logging import getLogger
 from viam.module.module import Module
 from viam.proto.module import AddResourceRequest, ValidateConfigRequest, ValidateConfigResponse
 from viam.resource.types import API
@@ -24,7 +24,7 @@ from viam.resource.types import API
 from ota_service.errors import OtaError
 from ota_service.module.models import OtaService
 
-LOGGER = getLogger("ota_service.module")
+LOGGER = logging.getLogger("ota_service.module")
 
 # viam-server kills about 13 s after its first signal; a board needs less than 10 s.
 SHUTDOWN_LIMIT_S = 10.0
