@@ -18,8 +18,9 @@ from ota_service.board.plan import Plan, RecordVersion, SwitchOtadata, WriteSlot
 from ota_service.board.stream import SlotStream
 from ota_service.errors import OtaError
 from ota_service.formats import nvs, otadata
-from ota_service.formats.flashops import PAGE_BYTES, FlashOp, Program
+from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES, FlashOp, Program
 from ota_service.formats.image import parse_app_image
+from ota_service.formats.otadata import OtaState
 from ota_service.formats.partitions import Partition, PartitionTable
 
 Phase = Literal["writing", "verifying", "switching", "recording"]
@@ -29,6 +30,10 @@ PhaseHook = Callable[[Phase], None]
 VersionOf = Callable[[Partition], str | None]
 
 IMAGE_MAGIC = 0xE9
+OTA_STATE_AT = 24
+"""Of ota_state in an otadata entry (esp32.md, "otadata")."""
+
+NEW_STATE = bytes(4)
 
 
 def carry_out(
@@ -115,7 +120,7 @@ def plan_rollback(
     ops: list[FlashOp] = []
     if bad in slots:
         for sector, entry in enumerate(entries.entries):
-            if entry.names(len(slots)) == slots.index(bad):
+            if entry.written and entry.slot_index(len(slots)) == slots.index(bad):
                 edit = otadata.take_away(raw, base=at.offset, sector=sector)
                 ops += edit.ops
                 raw = edit.result
@@ -170,5 +175,8 @@ def rearm(flash: Flash, table: PartitionTable) -> None:
     """
     at = table.otadata
     assert at is not None
-    raw = flash.read(at.offset, at.size_bytes)
-    apply_verified(flash, otadata.rearm(raw, base=at.offset))
+    entries = otadata.parse_otadata(flash.read(at.offset, at.size_bytes)).entries
+    for sector, entry in enumerate(entries):
+        if entry.counts and entry.state == OtaState.PENDING_VERIFY:
+            state_at = at.offset + sector * SECTOR_BYTES + OTA_STATE_AT
+            apply_verified(flash, [Program(state_at, NEW_STATE, "its time to confirm again")])

@@ -79,4 +79,4 @@ def install() -> None:
     """Make esptool quiet and our resets its own; idempotent."""
     if not isinstance(EspLog.instance, _QuietLog):
         EspLog.set_logger(_QuietLog())
-    ESPLoader._construct_reset_strategy_sequence = _resets  # type: ignore[method-assign]
+    ESPLoader._construct_reset_strategy_sequence = _resets

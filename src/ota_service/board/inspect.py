@@ -17,6 +17,7 @@ from ota_service.board.chip import ChipInfo
 from ota_service.board.facts import BoardFacts, KnownImage
 from ota_service.board.flash import Flash
 from ota_service.errors import OtaError
+from ota_service.formats import otadata
 from ota_service.formats.extent import image_length
 from ota_service.formats.image import AppDescriptor, parse_app_image, parse_header
 from ota_service.formats.nvs import Nvs, parse_nvs
@@ -198,18 +199,14 @@ def _with_nvs(flash: Flash, found: Inspection) -> Inspection:
     return replace(found, nvs_raw=raw, nvs=nvs, version=version)
 
 
-def boot_order(table: PartitionTable, otadata: OtaData) -> list[Partition]:
-    """The app partitions in the order in which the bootloader tries them.
-
-    The named slot first, then lower slots down to factory, then higher ones
-    (bootloader_utility.c, bootloader_utility_load_boot_image).
-    """
-    slots = list(table.ota_slots)
-    factory = [table.factory] if table.factory is not None else []
-    index = otadata.slot_index(len(slots))
-    if index is None:
-        return [*factory, *slots]
-    return [*reversed(slots[: index + 1]), *factory, *slots[index + 1 :]]
+def boot_order(table: PartitionTable, entries: OtaData) -> list[Partition]:
+    """The app partitions in the order in which the bootloader tries them."""
+    slots = table.ota_slots
+    order = otadata.boot_order(
+        entries, has_factory=table.factory is not None, n_slots=max(1, len(slots))
+    )
+    found = [table.factory if index is None else slots[index] for index in order]
+    return [partition for partition in found if partition is not None]
 
 
 def _running(

@@ -155,6 +155,7 @@ class Outcome:
     error: OtaError | None = None
     previous_version: str | None = None
     boot_log: tuple[str, ...] = ()
+    baud: int | None = None
 
 
 def run(port: SerialBase, job: Job, hooks: Hooks) -> Outcome:
@@ -178,6 +179,11 @@ class _Session:
     def run(self) -> Outcome:
         self.hooks.phase("connecting")
         link = EspLink.connect(self.port, baud=self.job.baud, identified=self._identified)
+        outcome = self._connected(link)
+        outcome.baud = link.baud
+        return outcome
+
+    def _connected(self, link: EspLink) -> Outcome:
         with self._left_running(link):
             self.hooks.phase("inspecting")
             found = self._look(link)
@@ -441,7 +447,8 @@ class _Session:
         at = found.table.otadata
         entries = parse_otadata(link.read(at.offset, at.size_bytes)).entries
         slots = found.table.ota_slots
-        states = [e.state for e in entries if e.names(len(slots)) == slots.index(slot)]
+        index = slots.index(slot)
+        states = [e.state for e in entries if e.written and e.slot_index(len(slots)) == index]
         outcome = Outcome("up_to_date", found=found, version=found.version, slot=slot)
         if OtaState.VALID in states:
             outcome.confirmed = True

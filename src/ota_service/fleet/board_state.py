@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a service knows of one board, as the status shows it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from ota_service.board.ports import shown
+from ota_service.errors import OtaError
+from ota_service.fleet.settings import BoardEntry
+
+State = Literal[
+    "unknown",
+    "candidate",
+    "absent",
+    "unsupported",
+    "unrecognised",
+    "outdated",
+    "updating",
+    "awaiting_confirmation",
+    "up_to_date",
+    "rolled_back",
+    "failed",
+    "set_aside",
+]
+
+UNSUPPORTED = frozenset(
+    {
+        *("no-ota-slots", "flash-encrypted", "wrong-chip", "chip-revision", "secure-download"),
+        *("partition-table-invalid", "nvs-missing", "flash-size", "secure-boot"),
+        *("image-too-large", "secure-version"),
+    }
+)
+"""Codes of boards that can never take this update as it is."""
+
+
+def utc_now() -> datetime:
+    """The present, UTC."""
+    return datetime.now(UTC)
+
+
+def iso(moment: datetime) -> str:
+    """ISO 8601 in UTC to the second: "2026-01-02T03:04:05Z"."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(slots=True)
+class Progress:
+    """Bytes of an image on their way, and when they began to move."""
+
+    bytes_done: int = 0
+    bytes_total: int = 0
+    started_s: float = field(default_factory=time.monotonic)
+
+    def to_dict(self) -> dict[str, Any]:
+        """bytes_done, bytes_total, percent, eta_s; the last two where they can be told."""
+        shown: dict[str, Any] = {"bytes_done": self.bytes_done}
+        if self.bytes_total:
+            shown["bytes_total"] = self.bytes_total
+            shown["percent"] = round(100.0 * self.bytes_done / self.bytes_total, 1)
+        elapsed_s = time.monotonic() - self.started_s
+        if self.bytes_done and self.bytes_total and elapsed_s > 0:
+            left = self.bytes_total - self.bytes_done
+            shown["eta_s"] = round(left * elapsed_s / self.bytes_done, 1)
+        return shown
+
+
+@dataclass(slots=True)
+class BoardState:
+    """One board. Written by its session's thread, read by the event loop: plain assignments only.
+
+    name: from `boards`, else the MAC, else the port. entry: its entry in `boards`. port: where
+    it is now. running: {"slot", "project", "app_version"}. stale: its target has changed since
+    its state was set.
+    """
+
+    name: str
+    entry: BoardEntry | None = None
+    port: str | None = None
+    mac: str | None = None
+    chip: str | None = None
+    flash_bytes: int | None = None
+    version: str | None = None
+    version_read_at: datetime | None = None
+    running: dict[str, str] = field(default_factory=dict)
+    state: State = "unknown"
+    phase: str | None = None
+    progress: Progress | None = None
+    confirmed: bool | None = None
+    attempts: int = 0
+    error: OtaError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the status; what has no value is left out."""
+        out: dict[str, Any] = {"state": self.state}
+        for key in ("mac", "chip", "flash_bytes", "version", "phase", "confirmed"):
+            value = getattr(self, key)
+            if value is not None:
+                out[key] = value
+        if self.port is not None:
+            out["port"] = shown(self.port)
+        if self.version_read_at is not None:
+            out["version_read_at"] = iso(self.version_read_at)
+        if self.running:
+            out["running"] = dict(self.running)
+        if self.attempts:
+            out["attempts"] = self.attempts
+        progress = self.progress
+        if progress is not None:
+            out["progress"] = progress.to_dict()
+        error = self.error
+        if error is not None:
+            out["error"] = error.to_dict()
+        return out
+
+    def answers_to(self, word: str) -> bool:
+        """Whether a person who says `word` (name, MAC or port) means this board."""
+        if word in (self.name, self.port):
+            return True
+        mac = self.mac or (self.entry.mac if self.entry is not None else None)
+        return mac is not None and word.lower().replace("-", ":") == mac
+
+    def set_error(self, error: OtaError) -> None:
+        """Show what went wrong, under the state that belongs to its code."""
+        self.error = error
+        self.state = state_of(error)
+        self.phase = None
+        self.progress = None
+
+
+def state_of(error: OtaError) -> State:
+    """The state of a board whose last word is this error."""
+    code = error.code
+    if code == "port-missing":
+        return "absent"
+    if code == "wrong-board":
+        return "set_aside"
+    if code in ("no-answer", "other-project"):
+        return "unrecognised"
+    if code in UNSUPPORTED:
+        return "unsupported"
+    if code == "awaiting-confirmation":
+        return "awaiting_confirmation"
+    if code in ("cancelled", "stopped", "not-allowed-now", "port-busy"):
+        return "outdated"
+    return "failed"

@@ -1,0 +1,536 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What one service is, beyond its configured instances: boards, firmware, runs.
+
+Viam removes and adds an instance at every change of an attribute, so everything that an update
+needs lives here, by the service's name, and outlasts the instance for a grace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+from ota_service.board.ownership import SERVICE_CLAIMS
+from ota_service.board.ports import canonical, list_ports
+from ota_service.board.session import Awaited, Image, Job, Outcome
+from ota_service.errors import OtaError
+from ota_service.firmware.supply import Supply
+from ota_service.firmware.target import Target
+from ota_service.fleet.board_state import BoardState, Progress
+from ota_service.fleet.hooks import BoardWork
+from ota_service.fleet.journal import Journal, open_journal
+from ota_service.fleet.memory import Memory
+from ota_service.fleet.places import Place, place_entry, place_found, stands_in
+from ota_service.fleet.run import EXECUTOR, Purpose, Run, Trigger, boot_rules
+from ota_service.fleet.settings import BoardEntry, Settings
+
+LOGGER = logging.getLogger("ota_service.fleet")
+
+POLL_S = 1.0
+STATE_BUSY_RETRY_S = 2.0
+STOP_LIMIT_S = 8.0
+"""Boards in the middle of a slot write are back in their old firmware before that."""
+
+Result = TypeVar("Result")
+RestartAllowed = Callable[[], Awaitable[bool]]
+
+
+def effective_target(settings: Settings, entry: BoardEntry | None) -> Target:
+    """A board's own target where it is pinned, else the service's."""
+    if entry is None:
+        return settings.target
+    return settings.target.pinned(url=entry.url, version=entry.version, sha256=entry.sha256)
+
+
+class Core:
+    """One service's state. Lives in the event loop; what blocks goes through `journaled`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.owner = f"service {settings.service}"
+        self.boards: dict[str, BoardState] = {}
+        self.runs: list[Run] = []
+        self.last_run: Run | None = None
+        self.error: OtaError | None = None
+        self.download: Progress | None = None
+        self.images: dict[str, Image] = {}
+        self.closing = False
+        self.slots = asyncio.Semaphore(settings.max_parallel)
+        self.restart_allowed: RestartAllowed | None = None
+        self.handle: object | None = None
+        self._memory: Memory | None = None
+        self._ready = asyncio.Event()
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._woken = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._supply = Supply(settings.cache_dir)
+        self._seen_ports: set[str] = set()
+
+    # --- its life
+
+    async def open(self, settings: Settings) -> None:
+        """Claim the boards and open the journal. Raises OtaError `config-invalid`."""
+        self._claim(settings)
+        try:
+            self._use(await asyncio.to_thread(open_journal, settings.state_dir))
+        except OtaError as error:
+            if error.code != "state-busy":
+                SERVICE_CLAIMS.release(settings.service)
+                raise
+            # A module that is being restarted may overlap with its old process for seconds.
+            self.error = error
+            LOGGER.error("%s", error)
+            self.spawn(self._open_later(settings))
+        self.spawn(self._watch_ports())
+
+    async def _open_later(self, settings: Settings) -> None:
+        while self._memory is None and not self.closing:
+            await asyncio.sleep(STATE_BUSY_RETRY_S)
+            with contextlib.suppress(OtaError):
+                self._use(await asyncio.to_thread(open_journal, settings.state_dir))
+                self.error = None
+
+    def _use(self, journal: Journal) -> None:
+        if journal.warning:
+            LOGGER.warning("%s", journal.warning)
+        self._memory = Memory(journal, self.settings.service)
+        self._ready.set()
+
+    @property
+    def memory(self) -> Memory:
+        """The journal. Raises OtaError `state-busy` while another process has it."""
+        if self._memory is None:
+            raise self.error or OtaError("state-busy")
+        return self._memory
+
+    @property
+    def journal_problem(self) -> OtaError | None:
+        """Why the journal is kept in memory alone for now, if it is."""
+        return self._memory.journal.problem if self._memory is not None else None
+
+    async def may_restart(self) -> bool:
+        """Whether boards may be restarted now, as the sensor of `allow_restart` says."""
+        return self.restart_allowed is None or await self.restart_allowed()
+
+    def allow_again(self) -> None:
+        """A person called update: a target that was stopped for all is tried again."""
+        journal = self.memory.journal
+        self.spawn(self.journaled(partial(journal.unstop_target, self.settings.service)))
+
+    def stop_target(self, reason: str) -> None:
+        """Start nothing more with this target by itself, also after a restart."""
+        journal = self.memory.journal
+        self.spawn(self.journaled(partial(journal.stop_target, self.settings.service, reason)))
+
+    async def stopped(self) -> OtaError | None:
+        """Why nothing is started with this target by itself, if so."""
+        journal = self.memory.journal
+        record = await self.journaled(partial(journal.target, self.settings.service))
+        if record is None or record.stopped is None:
+            return None
+        return OtaError("stopped", record.stopped)
+
+    def spawn(self, work: Awaitable[Any]) -> None:
+        """A task of the service's own, kept until it is over."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def end(self) -> None:
+        """Stop everything, with boards in a firmware that boots."""
+        self.closing = True
+        active = [run for run in self.runs if not run.done.is_set()]
+        for run in active:
+            run.stop()
+        self.wake()
+        if active:
+            waits = [asyncio.ensure_future(run.done.wait()) for run in active]
+            await asyncio.wait(waits, timeout=STOP_LIMIT_S)
+            for wait in waits:
+                wait.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        SERVICE_CLAIMS.release(self.settings.service)
+        if self._memory is not None:
+            journal, self._memory = self._memory.journal, None
+            await asyncio.to_thread(journal.close)
+
+    async def configure(self, settings: Settings, *, first: bool) -> None:
+        """Take a configuration over, and start what follows from it by itself."""
+        before = self.settings
+        if not first:
+            self._claim(settings)
+        changed = self._adopt(settings, before, first)
+        self.spawn(self._follow_configuration(before, changed, first))
+
+    def _claim(self, settings: Settings) -> None:
+        keys = set()
+        for entry in settings.boards or ():
+            keys |= {key for key in (entry.mac,) if key is not None}
+            keys |= {canonical(entry.port)} if entry.port is not None else set()
+        SERVICE_CLAIMS.claim(settings.service, keys)
+
+    def _adopt(self, settings: Settings, before: Settings, first: bool) -> list[str]:
+        """Take the settings; returns the boards that are new or have another target now."""
+        old = {} if first else dict(self.boards)
+        self.settings = settings
+        if settings.max_parallel != before.max_parallel:
+            self.slots = asyncio.Semaphore(settings.max_parallel)
+        if settings.boards is None:
+            kept = {name: board for name, board in old.items() if board.entry is None}
+            self.boards = kept
+            same = effective_target(before, None).key == settings.target.key
+            return [] if same and not first else list(kept)
+        changed = []
+        self.boards = {}
+        for entry in settings.boards:
+            board = old.get(entry.name)
+            where = (entry.mac, entry.port)
+            if board is None or board.entry is None or where != (board.entry.mac, board.entry.port):
+                board = BoardState(entry.name)
+                changed.append(entry.name)
+            elif effective_target(before, board.entry).key != effective_target(settings, entry).key:
+                changed.append(entry.name)
+            board.entry = entry
+            self.boards[entry.name] = board
+        return changed
+
+    async def _follow_configuration(
+        self, before: Settings, changed: Sequence[str], first: bool
+    ) -> None:
+        settings = self.settings
+        await self._ready.wait()
+        service, key = settings.service, self._targets_key(settings)
+        journal = self.memory.journal
+        new_target = await asyncio.to_thread(journal.set_target, service, key)
+        if first:
+            await asyncio.to_thread(self._remember_boards)
+            interrupted = await asyncio.to_thread(journal.interrupted_runs, service)
+            for run in interrupted:
+                await asyncio.to_thread(journal.take_up, run.id)
+            resumed = any(run.target.get("purpose") is None for run in interrupted)
+            if settings.auto_update and (settings.check_on_start or new_target or resumed):
+                self.start("resumed" if resumed and not new_target else "configured")
+            elif settings.boards is not None:
+                await self.place_boards(None, False, False, None)
+            return
+        names = set(changed)
+        if settings.auto_update and not before.auto_update:
+            names |= {b.name for b in self.boards.values() if b.state in ("outdated", "unknown")}
+        self._redirect()
+        if not settings.auto_update:
+            return
+        if settings.boards is None and new_target:
+            self.start("configured")
+        elif names:
+            self.start("configured", sorted(names))
+
+    def _redirect(self) -> None:
+        """Boards that are on their way to a target that is no longer theirs stop before the
+        switch; those behind it finish first."""
+        for run in self.runs:
+            for work in run.works.values():
+                board = self.boards.get(work.board.name)
+                gone = board is not work.board
+                target = effective_target(self.settings, work.board.entry)
+                if gone or target.key != work.target.key:
+                    work.cancel.set()
+        self.wake()
+
+    @staticmethod
+    def _targets_key(settings: Settings) -> str:
+        keys = [settings.target.key]
+        keys += [effective_target(settings, entry).key for entry in settings.boards or ()]
+        return hashlib.sha256(" ".join(keys).encode()).hexdigest()[:32]
+
+    def _remember_boards(self) -> None:
+        """Show from the start what the journal has of the boards."""
+        for board in self.boards.values():
+            entry = board.entry
+            mac = entry.mac if entry is not None else None
+            record = self.memory.board(mac) if mac else self.memory.board_named(board.name)
+            if record is None:
+                continue
+            board.mac, board.chip, board.flash_bytes = record.mac, record.chip, record.flash_bytes
+            board.version, board.version_read_at = record.version, record.version_read_at
+            board.confirmed = record.confirmed
+            shown = {"slot": record.slot, "project": record.project}
+            shown["app_version"] = record.app_version
+            board.running = {key: value for key, value in shown.items() if value is not None}
+            target = effective_target(self.settings, entry)
+            if record.version is not None:
+                board.state = "up_to_date" if record.version == target.version else "outdated"
+
+    # --- runs
+
+    def start(
+        self,
+        trigger: Trigger,
+        names: Sequence[str] | None = None,
+        *,
+        purpose: Purpose = "update",
+        force: bool = False,
+        probe: bool = False,
+    ) -> Run:
+        """Begin a run; boards that another run holds wait for it."""
+        run = Run(self, trigger, names, purpose, force, probe)
+        self.runs = [other for other in self.runs if not other.done.is_set()]
+        self.runs.append(run)
+        if purpose == "update":
+            self.last_run = run
+            self.error = None
+        self.spawn(self._go(run))
+        return run
+
+    async def _go(self, run: Run) -> None:
+        await self._ready.wait()
+        if run.trigger != "command" and (stopped := await self.stopped()) is not None:
+            run.refuse(stopped)
+        await run.go()
+        if run.purpose == "update" and run.error is not None:
+            self.error = run.error
+
+    def joinable(self, names: Sequence[str] | None, force: bool) -> Run | None:
+        """A run in progress that does what is asked for already."""
+        for run in self.runs:
+            if run.done.is_set() or run.purpose != "update" or (force and not run.force):
+                continue
+            if any(work.cancel.is_set() for work in run.works.values()):
+                continue
+            if any(
+                effective_target(self.settings, work.board.entry).key != work.target.key
+                for work in run.works.values()
+            ):
+                continue
+            if run.names is None or (names is not None and set(names) <= set(run.names)):
+                return run
+        return None
+
+    async def pause(self, seconds: float, work: BoardWork) -> None:
+        """Wait, unless the board is cancelled meanwhile."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + seconds
+        while not (work.cancel.is_set() or work.stop.is_set()):
+            left_s = until_s - loop.time()
+            if left_s <= 0:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), left_s)
+
+    def wake(self) -> None:
+        """Let boards that wait look whether they were cancelled."""
+        woken, self._woken = self._woken, asyncio.Event()
+        woken.set()
+
+    def board_lock(self, name: str) -> asyncio.Lock:
+        """Held by the one session of a board."""
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    async def journaled(self, call: Callable[[], Result]) -> Result:
+        """Something that blocks for as long as a disk takes, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(EXECUTOR, call)
+
+    # --- boards
+
+    async def place_boards(
+        self, names: Sequence[str] | None, probe: bool, by_person: bool, run: Run | None
+    ) -> list[BoardWork]:
+        """Find where the boards are, and show it; opens no port."""
+        settings, memory = self.settings, self.memory
+
+        def find() -> list[Place]:
+            infos = list_ports()
+            if settings.boards is not None:
+                return [place_entry(entry, infos, memory) for entry in settings.boards]
+            taken = {
+                info.device: owner
+                for info in infos
+                if (owner := SERVICE_CLAIMS.owner(info.device)) not in (None, settings.service)
+            }
+            return place_found(infos, memory, by_person=by_person, taken=taken)
+
+        places = await self.journaled(find)
+        works = []
+        for place in places:
+            board = self._show_place(place)
+            if names is not None and not any(board.answers_to(name) for name in names):
+                continue
+            works.append(BoardWork(board, place, effective_target(settings, board.entry)))
+        if settings.boards is None:
+            here = {place.port for place in places}
+            for board in self.boards.values():
+                if board.port not in here:
+                    board.set_error(
+                        OtaError("port-missing", "The board is not attached.", board=board.name)
+                    )
+        return works
+
+    def _show_place(self, place: Place) -> BoardState:
+        board = self.boards.get(place.name)
+        if board is None:
+            board = next(
+                (b for b in self.boards.values() if b.entry is None and b.port == place.port), None
+            )
+        if board is None:
+            board = self.boards[place.name] = BoardState(place.name)
+        if place.port is not None:
+            board.port = place.port
+        if place.mac is not None:
+            board.mac = place.mac
+        if self.board_lock(board.name).locked():
+            return board  # a session has it: what it shows is newer
+        if place.kind == "absent":
+            board.error = place.error
+            board.state = "absent"
+        elif place.kind == "candidate":
+            board.state = "candidate"
+        elif place.error is not None:
+            board.set_error(place.error)
+        elif board.state in ("absent", "candidate"):
+            board.state = "unknown"
+            board.error = None
+        return board
+
+    def rename(self, board: BoardState, mac: str) -> None:
+        """A board that is not in `boards` goes by its MAC once that is known."""
+        if board.entry is not None or board.name == mac:
+            return
+        self.boards.pop(board.name, None)
+        board.name = mac
+        self.boards[mac] = board
+
+    def stands_in(self, work: BoardWork) -> bool:
+        """Whether the journal's entry stands in for reading the board."""
+        return stands_in(work.place, self.memory, work.target.version)
+
+    async def _watch_ports(self) -> None:
+        """Boards that are plugged in are taken up; polling opens no port."""
+        while not self.closing:
+            await asyncio.sleep(POLL_S)
+            if self._memory is None or not self.settings.auto_update:
+                continue
+            try:
+                await self._poll()
+            except OtaError as error:
+                LOGGER.debug("%s", error)
+
+    async def _poll(self) -> None:
+        if self.settings.boards is None:
+            ports = {info.device for info in await self.journaled(list_ports)}
+            fresh, self._seen_ports = ports - self._seen_ports, ports
+            known = {canonical(board.port) for board in self.boards.values() if board.port}
+            gone = [
+                board
+                for board in self.boards.values()
+                if board.state == "absent" and board.port and canonical(board.port) in fresh
+            ]
+            if (fresh - known or gone) and not self._covered(None):
+                self.start("attached")
+            return
+        absent = [b for b in self.boards.values() if b.state == "absent" and b.entry is not None]
+        if not absent:
+            return
+        entries = [board.entry for board in absent if board.entry is not None]
+        memory = self.memory
+
+        def find() -> list[str]:
+            infos = list_ports()
+            found = [place_entry(entry, infos, memory) for entry in entries]
+            return [place.name for place in found if place.kind == "here"]
+
+        back = await self.journaled(find)
+        if back and not self._covered(back):
+            for name in back:
+                self.boards[name].state = "unknown"
+                self.boards[name].error = None
+            self.start("attached", back)
+
+    def _covered(self, names: Sequence[str] | None) -> bool:
+        """Whether a run that is still looking for its boards will find these."""
+        return any(
+            run.stage == "checking" and (run.names is None or set(names or ()) <= set(run.names))
+            for run in self.runs
+            if not run.done.is_set()
+        )
+
+    # --- firmware and jobs
+
+    async def image(self, target: Target) -> Image:
+        """The checked App Image of a target. Raises OtaError."""
+        self.download = Progress()
+
+        def progress(done: int, total: int | None) -> None:
+            if self.download is not None:
+                self.download.bytes_done = done
+                self.download.bytes_total = total or 0
+
+        try:
+            firmware = await self._supply.get(
+                target,
+                ca_file=self.settings.ca_file,
+                max_image_bytes=self.settings.max_image_bytes,
+                progress=progress,
+            )
+        finally:
+            self.download = None
+        made = Image(firmware.data, firmware.sha256, firmware.md5, firmware.image)
+        self.images[target.key] = made
+        return made
+
+    def job(self, work: BoardWork, image: Image | None, *, force: bool, purpose: Purpose) -> Job:
+        """What a session does with a board."""
+        settings = self.settings
+        known = tuple(other.known for other in self.images.values() if other is not image)
+        return Job(
+            work.board.name,
+            version=work.target.version,
+            image=image,
+            known=known,
+            baud=settings.baud,
+            boot=boot_rules(settings.boot_timeout_s, settings.boot_stable_s, settings.boot_expect),
+            force=force,
+            adopted=work.board.entry is not None or settings.adopt or force,
+            read_only=purpose == "version",
+            dry_run=purpose == "plan",
+        )
+
+    @staticmethod
+    def confirming(job: Job, awaited: Awaited) -> Job:
+        """The look at a board whose app had time to confirm itself."""
+        return replace(job, confirm=awaited)
+
+    @staticmethod
+    def slower(job: Job, baud: int) -> Job:
+        """The same at another speed."""
+        return replace(job, baud=baud)
+
+    @staticmethod
+    def after_waiting(job: Job, outcome: Outcome) -> Job:
+        """What to do when a board that awaited confirmation had its time."""
+        if job.confirm is not None or outcome.plan is None or outcome.plan.action == "refuse":
+            return replace(job, rearm=False)
+        assert outcome.slot is not None
+        return replace(job, confirm=Awaited(outcome.slot.label, outcome.previous_version))
+
+    @staticmethod
+    def running_of(outcome: Outcome, image: Image | None) -> dict[str, str]:
+        """What runs after a session, as the status shows it."""
+        slot, found = outcome.slot, outcome.found
+        assert slot is not None
+        about = None
+        wrote = outcome.plan is not None and outcome.plan.action in ("write", "switch")
+        if image is not None and outcome.end in ("up_to_date", "awaiting_confirmation") and wrote:
+            about = image.parsed.descriptor
+        elif found is not None and (app := found.app(slot.label)) is not None:
+            about = app.descriptor
+        shown = {"slot": slot.label}
+        if about is not None:
+            shown |= {"project": about.project, "app_version": about.version}
+        return shown

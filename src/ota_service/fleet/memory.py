@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What runs remember from one to the next: the journal in the terms of a board's session.
+
+Blocks; called in threads. The journal's own words are kept out of the run and the session.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from ota_service.board.facts import BoardFacts, SlotFact
+from ota_service.board.inspect import Inspection
+from ota_service.board.ports import PortInfo
+from ota_service.board.session import Image, Outcome
+from ota_service.fleet.board_state import utc_now
+from ota_service.fleet.journal import Journal
+from ota_service.fleet.journal_rows import (
+    AttemptRecord,
+    BoardRecord,
+    NotOursRecord,
+    PendingRecord,
+    PortRecord,
+    SlotRecord,
+)
+from ota_service.formats.partitions import Partition
+
+
+class Memory:
+    """One service's view of the journal."""
+
+    def __init__(self, journal: Journal, service: str) -> None:
+        self.journal = journal
+        self.service = service
+
+    # --- where boards are
+
+    def board(self, mac: str) -> BoardRecord | None:
+        """What was last seen on this board."""
+        return self.journal.board(mac)
+
+    def board_named(self, name: str) -> BoardRecord | None:
+        """What was last seen on the board that this configured name stands for."""
+        mac = self.journal.mac_of(self.service, name)
+        return self.journal.board(mac) if mac is not None else None
+
+    def board_at(self, info: PortInfo) -> BoardRecord | None:
+        """The board that was last seen at this port, if the same USB device is there."""
+        record = self.journal.board_at(info.place)
+        if record is None or record.usb_serial != info.serial_number:
+            return None
+        return record
+
+    def port(self, port: str) -> PortRecord | None:
+        """What was learned of a configured port."""
+        return self.journal.known_port(port)
+
+    def not_ours(self, place: str) -> NotOursRecord | None:
+        """Why what is attached at a place is left alone."""
+        return self.journal.not_ours(place)
+
+    def is_our_bridge(self, info: PortInfo) -> bool:
+        """Whether a person has had this bridge opened before, and a board answered."""
+        return self.journal.known_bridge(info.place, info.identity) is not None
+
+    def learn_place(self, name: str, port: str, info: PortInfo | None, mac: str) -> None:
+        """A board answered at a port."""
+        journal = self.journal
+        journal.learn_name(self.service, name, mac)
+        journal.update_board(
+            mac,
+            port=port,
+            usb_location=info.location if info is not None else None,
+            usb_serial=info.serial_number if info is not None else None,
+            seen_at=utc_now(),
+        )
+        if info is not None and info.bridge is not None:
+            journal.remember_bridge(info.place, info.identity, mac)
+
+    # --- what is on them
+
+    def facts(self, mac: str, target: str) -> BoardFacts:
+        """What a plan for this board may depend on."""
+        record = self.journal.board(mac)
+        attempt = self.journal.attempt(mac, target)
+        slots = {
+            label: SlotFact(slot.size_bytes, slot.md5, slot.version, slot.project, slot.app_version)
+            for label, slot in self.journal.slots(mac).items()
+            if slot.seen_running_at is not None
+        }
+        return BoardFacts(
+            slots=slots,
+            last_slot=record.slot if record is not None else None,
+            unwatched=attempt.open_since is not None or attempt.failed > 0,
+            known_tag=record.version if record is not None else None,
+        )
+
+    def saw(self, found: Inspection) -> None:
+        """A board was looked at."""
+        mac = found.chip.mac
+        app = found.running_app
+        about = app.descriptor if app is not None else None
+        self.journal.update_board(
+            mac,
+            chip=found.chip.name,
+            flash_bytes=found.chip.flash_bytes,
+            version=found.version if found.nvs is not None else None,
+            version_read_at=utc_now() if found.nvs is not None else None,
+            project=about.project if about is not None else None,
+            app_version=about.version if about is not None else None,
+        )
+
+    def runs(
+        self, found: Inspection, slot: Partition, *, version: str, size_bytes: int, md5: str,
+        sha256: str | None = None,
+    ) -> None:  # fmt: skip
+        """A slot's content was seen running: evidence for the next time."""
+        app = found.app(slot.label)
+        about = app.descriptor if app is not None else None
+        moment = utc_now()
+        self.journal.record_slot(
+            SlotRecord(
+                found.chip.mac,
+                slot.label,
+                md5,
+                size_bytes,
+                sha256=sha256,
+                version=version,
+                project=about.project if about is not None else None,
+                app_version=about.version if about is not None else None,
+                installed_at=moment,
+                seen_running_at=moment,
+            )
+        )
+
+    def last_slot(self, mac: str, slot: str) -> None:
+        """This is the slot that runs, as far as was seen to be right."""
+        self.journal.update_board(mac, slot=slot)
+
+    def overwrites(self, mac: str, slot: str) -> None:
+        """A slot is about to be written: what was known of it is void."""
+        self.journal.forget_slot(mac, slot)
+
+    def succeeded(self, outcome: Outcome, image: Image | None, target: str) -> None:
+        """A board came to its target, seen or at least not seen to fail."""
+        found, slot = outcome.found, outcome.slot
+        assert found is not None
+        assert slot is not None
+        mac = found.chip.mac
+        journal = self.journal
+        if image is not None and outcome.confirmed is not None:
+            about = image.parsed.descriptor
+            moment = utc_now()
+            journal.record_slot(
+                SlotRecord(
+                    mac,
+                    slot.label,
+                    image.md5,
+                    len(image.data),
+                    sha256=image.sha256,
+                    version=outcome.version,
+                    project=about.project,
+                    app_version=about.version,
+                    installed_at=moment,
+                    seen_running_at=moment,
+                )
+            )
+            if outcome.confirmed:
+                journal.confirm_firmware(image.sha256)
+            journal.update_board(mac, project=about.project, app_version=about.version)
+        journal.update_board(
+            mac,
+            slot=slot.label,
+            version=outcome.version,
+            version_read_at=utc_now(),
+            confirmed=outcome.confirmed,
+        )
+        journal.end_attempt(mac, target, succeeded=True)
+        journal.clear_pending(mac)
+
+    def rolled_back(self, outcome: Outcome, target: str) -> None:
+        """A board went back: this target is not tried again by itself."""
+        found = outcome.found
+        assert found is not None
+        mac = found.chip.mac
+        changes: dict[str, str | datetime] = {"version_read_at": utc_now()}
+        if outcome.version is not None:
+            changes["version"] = outcome.version
+        if outcome.slot is not None:
+            changes["slot"] = outcome.slot.label
+        self.journal.update_board(mac, **changes)
+        error = outcome.error
+        code, message = (error.code, error.message) if error is not None else (None, None)
+        self.journal.end_attempt(mac, target, succeeded=False, code=code, message=message)
+        self.journal.set_attempt_state(mac, target, "rolled_back", code=code, message=message)
+        self.journal.clear_pending(mac)
+
+    # --- attempts
+
+    def attempt(self, mac: str, target: str) -> AttemptRecord:
+        """How a board fared with a target."""
+        return self.journal.attempt(mac, target)
+
+    def awaits(
+        self, mac: str, target: str, *, version: str, slot: str, seconds: float,
+        previous_slot: str | None, previous_version: str | None,
+    ) -> None:  # fmt: skip
+        """A board is left alone until its app had time to confirm itself."""
+        from datetime import timedelta
+
+        moment = utc_now()
+        self.journal.set_pending(
+            PendingRecord(
+                mac,
+                target,
+                version,
+                slot,
+                moment,
+                moment + timedelta(seconds=seconds),
+                previous_slot,
+                previous_version,
+            )
+        )

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which port each board is at, without opening any.
+
+The rules are the contract's ("Which boards are touched"): opening a port can restart what is
+attached to it, and a usual serial bridge may belong to a lidar or a motor controller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ota_service.board.ports import PortInfo, describe, exists, find_mac, is_url, shown
+from ota_service.errors import OtaError
+from ota_service.fleet.board_state import utc_now
+from ota_service.fleet.memory import Memory
+from ota_service.fleet.settings import BoardEntry
+
+Kind = Literal["here", "absent", "candidate", "not_ours", "wrong_board"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a board is, or why its port stays closed.
+
+    name: as in `boards`, else the MAC, else the port. port: to open; None where there is none.
+    info: what is known of a port without opening it; None for urls.
+    """
+
+    name: str
+    kind: Kind
+    port: str | None = None
+    info: PortInfo | None = None
+    mac: str | None = None
+    error: OtaError | None = None
+
+
+def place_entry(entry: BoardEntry, infos: Iterable[PortInfo], memory: Memory) -> Place:
+    """Where a board of `boards` is now."""
+    if entry.port is not None:
+        return _at_port(entry.name, entry.port, memory)
+    assert entry.mac is not None
+    return _of_mac(entry.name, entry.mac, list(infos), memory)
+
+
+def _at_port(name: str, port: str, memory: Memory) -> Place:
+    if not exists(port):
+        error = OtaError("port-missing", f"The port {shown(port)} does not exist.", board=name)
+        return Place(name, "absent", port, error=error)
+    info = describe(port)
+    known = memory.port(port)
+    if known is not None and known.wrong_board is not None:
+        return Place(name, "wrong_board", port, info, error=_wrong(name, known.wrong_board))
+    if known is not None and info is not None:
+        before = (known.usb_location, known.usb_serial)
+        if before != (info.location, info.serial_number):
+            why = f"The USB device at {shown(port)} is another one than before."
+            return Place(name, "wrong_board", port, info, error=_wrong(name, why))
+    return Place(name, "here", port, info, mac=known.mac if known is not None else None)
+
+
+def _wrong(name: str, why: str) -> OtaError:
+    return OtaError("wrong-board", why, board=name)
+
+
+def _of_mac(name: str, mac: str, infos: list[PortInfo], memory: Memory) -> Place:
+    record = memory.board(mac)
+    if record is not None and record.port is not None and exists(record.port):
+        info = describe(record.port)
+        same = info is None or (record.usb_location, record.usb_serial) == (
+            info.location,
+            info.serial_number,
+        )
+        if same:
+            return Place(name, "here", record.port, info, mac)
+    found = find_mac(mac, infos)
+    if found is not None:
+        return Place(name, "here", found.device, found, mac)
+    error = OtaError(
+        "no-board",
+        f"The board {mac} is not attached where it was last seen, nor on a native USB port.",
+        board=name,
+        remedy="Attach the board; if it is on a generic USB bridge, call update with probe once.",
+    )
+    return Place(name, "absent", mac=mac, error=error)
+
+
+def place_found(
+    infos: Iterable[PortInfo], memory: Memory, *, by_person: bool, taken: Mapping[str, str]
+) -> list[Place]:
+    """The boards of a service without `boards`.
+
+    by_person: a person called update, which may open generic bridges for the first time.
+    taken: ports (canonical) that belong to other services, with their names.
+    """
+    places = []
+    for info in infos:
+        if info.device in taken:
+            continue
+        record = memory.board_at(info)
+        name = record.mac if record is not None else info.mac or info.device
+        mac = record.mac if record is not None else info.mac
+        if (other := memory.not_ours(info.place)) is not None:
+            error = OtaError("other-project", other.reason, board=name)
+            places.append(Place(name, "not_ours", info.device, info, mac, error))
+        elif info.native or memory.is_our_bridge(info) or (by_person and info.bridge is not None):
+            places.append(Place(name, "here", info.device, info, mac))
+        elif info.bridge is not None:
+            places.append(Place(name, "candidate", info.device, info, mac))
+    return places
+
+
+def stands_in(place: Place, memory: Memory, version: str) -> bool:
+    """Whether the journal proves that the board needs no reading (contract).
+
+    An entry newer than the appearance of the port's device stands in for reading the board;
+    ports without a device file are always read.
+    """
+    if place.port is None or place.info is None or is_url(place.port) or place.mac is None:
+        return False
+    record = memory.board(place.mac)
+    if record is None or record.version != version or record.version_read_at is None:
+        return False
+    appeared_at = place.info.appeared_at
+    # An entry from the future comes from a clock that was set back: it proves nothing.
+    return appeared_at is not None and appeared_at < record.version_read_at <= utc_now()

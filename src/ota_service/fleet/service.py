@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The fleet's front: what a configured service asks of it, verb by verb.
+
+A `FleetService` is a handle of one instance. What it stands for, the `Core`, is found by the
+service's name and outlasts the instance for a grace, so that a changed attribute (remove, then
+add) joins or redirects the run that goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from ota_service.fleet.core import Core, effective_target
+from ota_service.fleet.run import Run
+from ota_service.fleet.settings import Settings
+from ota_service.fleet.status import status_of
+
+GRACE_S = 5.0
+"""How long a run goes on after its service was removed (design.md, item 6)."""
+
+DEFAULT_WAIT_S = 30.0
+
+RestartAllowed = Callable[[], Awaitable[bool]]
+
+_cores: dict[str, Core] = {}
+_graces: dict[str, asyncio.TimerHandle] = {}
+_ending: set[asyncio.Task[None]] = set()
+
+
+class UnknownBoard(ValueError):
+    """A command that names a board which the service does not have."""
+
+
+class FleetService:
+    """One configured instance of a service."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls, settings: Settings, *, restart_allowed: RestartAllowed | None = None
+    ) -> FleetService:
+        """Take a configuration over; what follows from it goes on behind.
+
+        Raises OtaError `config-invalid` where another service has one of the boards, or where
+        the services of this process name different state folders.
+        """
+        grace = _graces.pop(settings.service, None)
+        if grace is not None:
+            grace.cancel()
+        core = _cores.get(settings.service)
+        same_folders = core is not None and (
+            core.settings.state_dir == settings.state_dir
+            and core.settings.cache_dir == settings.cache_dir
+        )
+        if core is not None and not same_folders:
+            await _end(core)
+            core = None
+        first = core is None
+        if core is None:
+            core = Core(settings)
+            await core.open(settings)
+            _cores[settings.service] = core
+        core.restart_allowed = restart_allowed
+        await core.configure(settings, first=first)
+        service = cls(core)
+        core.handle = service
+        return service
+
+    def status(self) -> dict[str, Any]:
+        """Everything known, at once."""
+        return status_of(self._core)
+
+    async def command(self, verb: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Carry a verb out. Raises OtaError, and ValueError for what cannot be meant."""
+        match verb:
+            case "status":
+                return self.status()
+            case "update":
+                return await self._update(**arguments)
+            case "version":
+                return await self._version(**arguments)
+        raise ValueError(f"there is no verb {verb}")
+
+    async def close(self) -> None:
+        """Let go: the run goes on for the grace. Idempotent; returns at once."""
+        core = self._core
+        if self._closed or core.handle is not self:
+            return
+        self._closed = True
+        core.handle = None
+        name = core.settings.service
+
+        def over() -> None:
+            _graces.pop(name, None)
+            task = asyncio.ensure_future(_end(core))
+            _ending.add(task)
+            task.add_done_callback(_ending.discard)
+
+        if not any(not run.done.is_set() for run in core.runs):
+            over()
+            return
+        _graces[name] = asyncio.get_running_loop().call_later(GRACE_S, over)
+
+    # --- verbs
+
+    async def _update(
+        self,
+        boards: Sequence[str] | None = None,
+        force: bool = False,
+        probe: bool = False,
+        dry_run: bool = False,
+        wait_s: float | None = None,
+    ) -> dict[str, Any]:
+        core = self._core
+        _ = core.memory  # another process may have it: say so now
+        names = self._names(boards)
+        if dry_run:
+            run = core.start("command", names, purpose="plan", force=force, probe=probe)
+            return await self._read(run, "plan", DEFAULT_WAIT_S if wait_s is None else wait_s)
+        core.allow_again()
+        joined = core.joinable(names, force)
+        run = joined or core.start("command", names, force=force, probe=probe)
+        if wait_s:
+            await _wait(run, wait_s)
+        return {"ok": True, "run": run.to_dict(), "joined": joined is not None}
+
+    async def _version(
+        self, boards: Sequence[str] | None = None, wait_s: float = DEFAULT_WAIT_S
+    ) -> dict[str, Any]:
+        _ = self._core.memory
+        run = self._core.start("command", self._names(boards), purpose="version")
+        return await self._read(run, "boards", wait_s)
+
+    async def _read(self, run: Run, key: str, wait_s: float) -> dict[str, Any]:
+        """The reply of a read, or its run's id where it takes longer."""
+        held = self._held_plans(run) if key == "plan" else {}
+        if not await _wait(run, wait_s):
+            return {"ok": True, "run": run.to_dict(), key: dict(run.results)}
+        if run.error is not None and not run.results:
+            raise run.error
+        return {"ok": True, "run": run.to_dict(), key: {**run.results, **held}}
+
+    def _held_plans(self, reading: Run) -> dict[str, Any]:
+        """Where a run holds a board, the plan that this run carries out."""
+        plans: dict[str, Any] = {}
+        for run in self._core.runs:
+            if run is reading or run.done.is_set() or run.purpose != "update":
+                continue
+            for name, work in run.works.items():
+                if work.plan is not None and not work.report.get("ended"):
+                    plans[name] = work.plan.to_dict()
+        return plans
+
+    def _names(self, words: Sequence[str] | None) -> list[str] | None:
+        """Boards by name, MAC or port; None: all. Raises UnknownBoard naming what exists."""
+        if words is None:
+            return None
+        names = []
+        for word in words:
+            found = [board for board in self._core.boards.values() if board.answers_to(word)]
+            if not found:
+                known = ", ".join(sorted(self._core.boards)) or "none yet"
+                raise UnknownBoard(f'there is no board "{word}"; the boards are: {known}')
+            names += [board.name for board in found if board.name not in names]
+        return names
+
+
+async def _wait(run: Run, wait_s: float) -> bool:
+    """Whether the run ended within the time; the run itself goes on in any case."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(run.done.wait()), wait_s)
+    return run.done.is_set()
+
+
+async def _end(core: Core) -> None:
+    if _cores.get(core.settings.service) is core:
+        del _cores[core.settings.service]
+    await core.end()
+
+
+async def shutdown() -> None:
+    """The process is asked to stop: boards in the middle of a write are back in their old
+    firmware when this returns, without any grace. Idempotent."""
+    for grace in _graces.values():
+        grace.cancel()
+    _graces.clear()
+    cores = list(_cores.values())
+    _cores.clear()
+    await asyncio.gather(*(core.end() for core in cores), *list(_ending), return_exceptions=True)
+
+
+__all__ = ["FleetService", "UnknownBoard", "effective_target", "shutdown"]
