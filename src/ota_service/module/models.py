@@ -79,7 +79,7 @@ class OtaService(Generic):
         checked = parse_config(from_struct(config.attributes))
         allowed = None
         if checked.allow_restart is not None:
-            allowed = _asking(checked.allow_restart, dependencies)
+            allowed = ask_sensor(checked.allow_restart, dependencies)
         return cls(config.name, checked, restart_allowed=allowed)
 
     @classmethod
@@ -144,7 +144,7 @@ async def _open_fleet(settings: Settings, restart_allowed: RestartAllowed | None
     return fleet
 
 
-def _asking(
+def ask_sensor(
     condition: RestartCondition, dependencies: Mapping[ResourceName, ResourceBase]
 ) -> RestartAllowed:
     """A question to the sensor of `allow_restart`; no sure yes is a no."""

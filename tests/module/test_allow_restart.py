@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sensor that says whether boards may be restarted: only a clear yes is one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from viam.components.sensor import Sensor
+from viam.proto.common import ResourceName
+from viam.resource.base import ResourceBase
+
+from ota_service.errors import OtaError
+from ota_service.module.config import RestartCondition
+from ota_service.module.models import ask_sensor
+
+CONDITION = RestartCondition(sensor="rdk:component:sensor/door", key="closed")
+
+
+class Door(Sensor):
+    """A sensor whose reading the test sets; an exception is raised."""
+
+    def __init__(self, reading: Any) -> None:
+        super().__init__("door")
+        self.reading = reading
+
+    async def get_readings(self, **_: Any) -> Mapping[str, Any]:
+        """What the test has set."""
+        if isinstance(self.reading, BaseException):
+            raise self.reading
+        return dict(self.reading)
+
+    @property
+    def found(self) -> dict[ResourceName, ResourceBase]:
+        """The sensor as Viam hands over a dependency."""
+        return {Sensor.get_resource_name("door"): self}
+
+
+@pytest.mark.parametrize(
+    ("reading", "allowed"),
+    [
+        ({"closed": True}, True),
+        ({"closed": False}, False),
+        ({}, False),
+        ({"closed": 1.0}, False),
+        ({"closed": "true"}, False),
+        (RuntimeError("no power"), False),
+        (TimeoutError(), False),
+    ],
+)
+async def test_only_a_clear_yes_allows_a_restart(reading: Any, allowed: bool) -> None:
+    """A sensor that is broken must not let boards be restarted."""
+    assert await ask_sensor(CONDITION, Door(reading).found)() is allowed
+
+
+async def test_the_reason_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A run asks every few seconds, perhaps all night; a new reason is said again."""
+    caplog.set_level(logging.INFO, logger="ota_service.module")
+    door = Door({})
+    ask = ask_sensor(CONDITION, door.found)
+    for _ in range(3):
+        await ask()
+    assert len(caplog.records) == 1
+    assert 'no true or false "closed"' in caplog.text
+    door.reading = RuntimeError("no power")
+    await ask()
+    assert "no power" in caplog.text
+    door.reading = {"closed": True}
+    assert await ask()
+    door.reading = {}
+    await ask()
+    assert len(caplog.records) == 3
+
+
+async def test_a_call_that_is_given_up_ends(caplog: pytest.LogCaptureFixture) -> None:
+    """A cancelled run must not hang at its sensor."""
+    door = Door(asyncio.CancelledError())
+    with pytest.raises(asyncio.CancelledError):
+        await ask_sensor(CONDITION, door.found)()
+    assert caplog.records == []
+
+
+def test_a_sensor_that_is_not_there_is_a_fault() -> None:
+    """It names the sensor."""
+    with pytest.raises(OtaError, match='no sensor "door"') as caught:
+        ask_sensor(CONDITION, {})
+    assert caught.value.code == "config-invalid"
