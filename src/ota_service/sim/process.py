@@ -35,6 +35,12 @@ from ota_service.sim.nvsmodel import NvsValue
 START_TIMEOUT_S = 30.0
 
 
+def child_environment() -> dict[str, str]:
+    """The environment in which another Python finds this package, installed or not."""
+    found = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in found if path)}
+
+
 @dataclass(frozen=True)
 class SimBoard:
     """One board to be made: its flash, and its settings.
@@ -126,7 +132,11 @@ class SimProcess:
         for directory in directories:
             command += ["--board-dir", str(directory)]
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            text=True,
+            env=child_environment(),
         )
         assert self._process.stdout is not None
         self.boards = []

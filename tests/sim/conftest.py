@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Boards in a process of their own, and the unchanged esptool against them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import serial
+
+from ota_service.sim.launch_esptool import configure_esptool, install_handler
+from ota_service.sim.process import RunningBoard, SimBoard, SimProcess, child_environment
+
+StartBoard = Callable[..., RunningBoard]
+OpenPort = Callable[..., Any]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartBoard]:
+    """Start one board: `start(layout=..., config={...})`, as `SimBoard` takes it."""
+    with ExitStack() as stack:
+        count = 0
+
+        def start_board(**options: Any) -> RunningBoard:
+            nonlocal count
+            count += 1
+            sim = SimProcess(tmp_path / f"sim-{count}", [SimBoard(**options)])
+            return stack.enter_context(sim).boards[0]
+
+        yield start_board
+
+
+@pytest.fixture
+def open_port() -> Iterator[OpenPort]:
+    """Open a port with both lines released; closed at the end of the test."""
+    install_handler()
+    with ExitStack() as stack:
+
+        def open_it(url: str, *, dtr: bool = False, rts: bool = False, **settings: Any) -> Any:
+            settings.setdefault("timeout", 2)
+            settings.setdefault("baudrate", 115200)
+            port = serial.serial_for_url(url, do_not_open=True, **settings)
+            port.dtr = dtr
+            port.rts = rts
+            port.open()
+            stack.callback(port.close)
+            return port
+
+        yield open_it
+
+
+def run_esptool(
+    url: str, *arguments: str, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run the esptool command against a board."""
+    command = [sys.executable, "-m", "ota_service.sim.launch_esptool", "--port", url, *arguments]
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=child_environment(),
+    )
+    if check:
+        assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., Any]]:
+    """Connect with esptool as a library: `connect(board, stub=True)` gives its object."""
+    install_handler()
+    configure_esptool()
+    from esptool import cmds
+
+    with ExitStack() as stack:
+
+        def connect_board(board: RunningBoard, *, stub: bool = True) -> Any:
+            esp = cmds.detect_chip(board.url)
+            stack.callback(esp._port.close)
+            if stub:
+                esp = cmds.run_stub(esp)
+            cmds.attach_flash(esp)
+            return esp
+
+        yield connect_board

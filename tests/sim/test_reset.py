@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""DTR and RTS decide between download mode and the app, as on a board with two transistors."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.sim.conftest import OpenPort, StartBoard
+
+
+def enter_download_mode(port: Any) -> None:
+    """esptool's sequence, line by line."""
+    port.dtr = False
+    port.rts = True
+    time.sleep(0.1)
+    port.dtr = True
+    port.rts = False
+    time.sleep(0.05)
+    port.dtr = False
+
+
+def test_download_mode_and_back(start: StartBoard, open_port: OpenPort) -> None:
+    """The ROM says that it waits; RTS alone brings the app back, and its log."""
+    board = start(version="5.0.0")
+    since = board.control.wait_for("app")["number"]
+    port = open_port(board.url)
+    enter_download_mode(port)
+    event = board.control.wait_for("download", since=since)
+    assert b"waiting for download" in port.read_until(b"download\r\n")
+    assert board.control.state()["state"] == "download"
+    port.rts = True
+    time.sleep(0.02)
+    port.rts = False
+    board.control.wait_for("app", since=event["number"])
+    log = port.read_until(b"Calling app_main()")
+    assert b"rst:0x1 (POWERON_RESET),boot:0x13 (SPI_FAST_FLASH_BOOT)" in log
+    assert b"Loaded app from partition at offset 0x20000" in log
+    assert b"Project name:     micro-rdk-server" in log
+    assert b"App version:      5.0.0" in log
+
+
+@pytest.mark.parametrize(
+    ("en_rise_s", "outcome"), [(0.0, "app"), (0.025, "download"), (0.075, "app")]
+)
+def test_the_reset_delay_decides(
+    start: StartBoard, open_port: OpenPort, en_rise_s: float, outcome: str
+) -> None:
+    """Without delay EN has risen before IO0 falls; with too much IO0 is released before."""
+    board = start(config={"en_rise_s": en_rise_s})
+    board.control.wait_for("app")
+    port = open_port(board.url)
+    since = board.control.state()["events"]
+    enter_download_mode(port)
+    assert board.control.wait_for(outcome, since=since)
+
+
+def test_both_lines_at_once(start: StartBoard, open_port: OpenPort) -> None:
+    """The tight sequence, which sets both lines in one call, enters download mode, too."""
+    board = start()
+    since = board.control.wait_for("app")["number"]
+    port = open_port(board.url)
+    port.set_lines(dtr=True, rts=True)
+    port.set_lines(dtr=False, rts=True)
+    time.sleep(0.05)
+    port.set_lines(dtr=True, rts=False)
+    time.sleep(0.05)
+    port.set_lines(dtr=False, rts=False)
+    board.control.wait_for("download", since=since)
+
+
+def test_closing_releases_the_board(start: StartBoard, open_port: OpenPort) -> None:
+    """A port that is closed while it holds the board in reset lets it boot."""
+    board = start()
+    since = board.control.wait_for("app")["number"]
+    port = open_port(board.url)
+    port.rts = True
+    port.flush()
+    assert board.control.state()["state"] == "reset"
+    port.close()
+    board.control.wait_for("app", since=since)
+
+
+def test_held_in_reset(start: StartBoard, open_port: OpenPort) -> None:
+    """EN low: nothing runs, nothing is printed."""
+    board = start()
+    board.control.wait_for("app")
+    port = open_port(board.url, timeout=0.3)
+    port.rts = True
+    port.flush()
+    port.reset_input_buffer()
+    assert port.read(1) == b""
