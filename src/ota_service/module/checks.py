@@ -16,8 +16,8 @@ from difflib import get_close_matches
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
+from ota_service.firmware.expectation import Expectation, PatternError
 from ota_service.firmware.urls import check_url
-from ota_service.module.patterns import pattern_problem
 
 # The version is an NVS string; the contract sets its longest length.
 VERSION_MAX_BYTES = 128
@@ -183,13 +183,14 @@ def check_path(value: object) -> str | None:
 
 
 def check_pattern(value: object) -> str | None:
-    """A regular expression that searches in bounded time; None where it is not given."""
+    """A regular expression that a line can be searched for; None where it is not given."""
     if value in UNSET:
         return None
     pattern = check_text(value, "a regular expression")
-    problem = pattern_problem(pattern)
-    if problem:
-        raise a_fault(problem)
+    try:
+        Expectation(pattern)
+    except PatternError as error:
+        raise a_fault(str(error)) from None
     return pattern
 
 
