@@ -3,7 +3,6 @@
 # `make help` lists the targets.
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-HERE := $(patsubst %/,%,$(dir $(realpath $(lastword $(MAKEFILE_LIST)))))
 
 .PHONY: help demo test test-quick lint
 

@@ -61,7 +61,9 @@ _PIECES = st.sampled_from(
 )
 
 
-@given(st.lists(_PIECES, max_size=9).map("".join), st.text(alphabet="aabBc1_ ", min_size=1, max_size=8))
+@given(
+    st.lists(_PIECES, max_size=9).map("".join), st.text(alphabet="aabBc1_ ", min_size=1, max_size=8)
+)
 @settings(max_examples=500)
 def test_any_pattern_finds_what_re_finds(pattern: str, line: str) -> None:
     """What is taken means the same; what is refused does not compile or cannot be linear.
