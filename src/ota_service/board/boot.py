@@ -215,4 +215,4 @@ class BootMonitor:
 
     def _decide(self, verdict: Verdict, reason: str) -> None:
         self.verdict = verdict
-        self.reason = reason
+        self.reason = reason.rstrip(".")

@@ -8,6 +8,7 @@ it open: esp32.md, "Talking to the chip").
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
 from esptool.loader import DEFAULT_TIMEOUT, ESPLoader  # isort: skip
+from esptool.reset import HardReset  # isort: skip
 from esptool.util import FatalError, flash_size_bytes  # isort: skip
 from serial import SerialException  # isort: skip
 
@@ -256,6 +258,18 @@ class EspLink:
         records = b"".join(struct.pack("<IIII", at, v, 0xFFFFFFFF, 0) for at, v in writes)
         esp = self._esp
         esp.check_command("write target memory", esp.ESP_CMDS["WRITE_REG"], records)
+
+
+def leave_download_mode(port: SerialBase) -> None:
+    """Reset whatever is behind a port by its lines alone, as far as the port allows.
+
+    For a chip that could not be talked to, or was not the one that is meant: it may wait in
+    download mode, and would go on to do so.
+    """
+    with contextlib.suppress(Exception):
+        if not port.is_open:
+            port.open()
+        HardReset(port)()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from ota_service.board.carry_out import (
 from ota_service.board.facts import BoardFacts, KnownImage
 from ota_service.board.flash import apply_verified
 from ota_service.board.inspect import NAMESPACE, VERSION_KEY, Inspection, inspect
-from ota_service.board.link import EspLink
+from ota_service.board.link import EspLink, leave_download_mode
 from ota_service.board.plan import Plan, WatchBoot, WriteSlot, plan, refuse
 from ota_service.board.secrets import Redactor
 from ota_service.board.stream import STREAMS
@@ -90,10 +90,12 @@ class Awaited:
 class Job:
     """What to do with one board.
 
-    name: for messages. port: a device path or a url. mac: the board that must answer; None: any.
-    version, image: what to bring the board to; image None with dry_run or read_only only.
-    baud: the highest speed. rearm: an app found waiting for confirmation gets its time again
-    (first contact), instead of being passed by the bootloader.
+    name: for messages. version, image: what to bring the board to; image None with dry_run or
+    read_only only. known: other checked images, as evidence for what runs. baud: the highest
+    speed. adopted: it may be updated whatever project it runs. read_only: look, and plan
+    nothing. rearm: an app found waiting for confirmation gets its time again (first contact),
+    instead of being passed by the bootloader. confirm: the look at a board whose app had its
+    time. refusal: why the board is left as it is, whatever is found on it.
     """
 
     name: str
@@ -155,7 +157,6 @@ class Outcome:
     error: OtaError | None = None
     previous_version: str | None = None
     boot_log: tuple[str, ...] = ()
-    baud: int | None = None
 
 
 def run(port: SerialBase, job: Job, hooks: Hooks) -> Outcome:
@@ -178,10 +179,12 @@ class _Session:
 
     def run(self) -> Outcome:
         self.hooks.phase("connecting")
-        link = EspLink.connect(self.port, baud=self.job.baud, identified=self._identified)
-        outcome = self._connected(link)
-        outcome.baud = link.baud
-        return outcome
+        try:
+            link = EspLink.connect(self.port, baud=self.job.baud, identified=self._identified)
+        except BaseException:
+            leave_download_mode(self.port)
+            raise
+        return self._connected(link)
 
     def _connected(self, link: EspLink) -> Outcome:
         with self._left_running(link):

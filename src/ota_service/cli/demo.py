@@ -186,7 +186,7 @@ async def _server() -> AsyncIterator[str]:
 
 def main() -> int:
     """The command; returns the exit code."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     try:
         return 0 if asyncio.run(demo(console)) else 1
     except KeyboardInterrupt:

@@ -462,8 +462,6 @@ class Run:
         name = board.name
         if outcome.found is not None:
             core.rename(board, outcome.found.chip.mac)
-        if outcome.baud is not None and board.port is not None:
-            core.memory.journal.record_baud(board.port, outcome.baud)
         if self.purpose != "update":
             self._read(work, name, outcome)
             return

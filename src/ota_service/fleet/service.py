@@ -102,9 +102,6 @@ class FleetService:
             _ending.add(task)
             task.add_done_callback(_ending.discard)
 
-        if not any(not run.done.is_set() for run in core.runs):
-            over()
-            return
         _graces[name] = asyncio.get_running_loop().call_later(GRACE_S, over)
 
     # --- verbs
