@@ -216,9 +216,7 @@ async def test_the_running_image_under_another_tag_is_only_recorded(tmp_path: Pa
         await rig.updated("1.1.0")
         reply = None
         last = await rig.run_id()
-        await rig.configure(
-            url=rig.server.url("/1.1.0.bin"), version="renamed", auto_update=False
-        )
+        await rig.configure(url=rig.server.url("/1.1.0.bin"), version="renamed", auto_update=False)
         reply = await rig.command("update", dry_run=True)
         assert reply["plan"]["a"]["action"] == "record"
         assert reply["plan"]["a"]["reason"] == (

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A board in memory: our planner and steps over a flash that the simulator's models judge.
+
+The boot model and the NVS model are the simulator's, which share nothing with `formats/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from ota_service.board.carry_out import carry_out
+from ota_service.board.chip import ChipInfo
+from ota_service.board.facts import BoardFacts, KnownImage
+from ota_service.board.flash import MemoryFlash
+from ota_service.board.inspect import Inspection, inspect
+from ota_service.board.plan import Plan, plan
+from ota_service.board.stream import STREAMS
+from ota_service.formats.image import AppImage, parse_app_image
+from ota_service.sim.bootmodel import BootResult, boot
+from ota_service.sim.nvsmodel import NvsState, nvs_init
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """An App Image, parsed once."""
+
+    data: bytes
+    parsed: AppImage
+    known: KnownImage
+    sha256: str
+
+    @classmethod
+    def of(cls, data: bytes) -> Firmware:
+        """From a file's bytes."""
+        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        known = KnownImage(len(data), md5, data[:512])
+        return cls(data, parse_app_image(data), known, hashlib.sha256(data).hexdigest())
+
+
+@dataclass
+class MemoryBoard:
+    """A flash, and what its bootloader was built with."""
+
+    data: bytearray
+    rollback: bool = False
+    chip: ChipInfo = field(
+        default_factory=lambda: ChipInfo("ESP32", 0, "24:0a:c4:00:00:01", 301, None)
+    )
+
+    def __post_init__(self) -> None:
+        if self.chip.flash_bytes is None:
+            self.chip = ChipInfo("ESP32", 0, self.chip.mac, self.chip.revision, len(self.data))
+
+    def boot(self) -> BootResult:
+        """One pass of the bootloader; it may write."""
+        return boot(self.data, rollback=self.rollback)
+
+    def look(self, firmware: Firmware | None = None, facts: BoardFacts | None = None) -> Inspection:
+        """As a session looks: an ordinary restart where nothing else tells what runs."""
+        flash = MemoryFlash(self.data)
+
+        def loaded_offset() -> int | None:
+            offset = boot(flash.data, rollback=self.rollback).offset
+            self.data[:] = flash.data
+            return offset
+
+        found = inspect(
+            flash,
+            self.chip,
+            facts=facts or BoardFacts(),
+            firmware=firmware.known if firmware is not None else None,
+            loaded_offset=loaded_offset,
+        )
+        self.data[:] = flash.data
+        return found
+
+    def plan(
+        self, firmware: Firmware, version: str, *, facts: BoardFacts | None = None,
+        force: bool = False,
+    ) -> tuple[Inspection, Plan]:  # fmt: skip
+        """Look, and plan."""
+        facts = facts or BoardFacts()
+        found = self.look(firmware, facts)
+        return found, plan(found, version=version, image=firmware.parsed, facts=facts, force=force)
+
+    def carry_out(self, made: Plan, firmware: Firmware) -> MemoryFlash:
+        """Do the plan's writes; returns the flash with its trace."""
+        flash = MemoryFlash(self.data)
+        stream = STREAMS.get(firmware.sha256, firmware.data)
+        carry_out(made, flash, stream, phase=lambda _: None, progress=lambda _: None)
+        self.data[:] = flash.data
+        return flash
+
+    def nvs(self) -> NvsState:
+        """The NVS as firmware would find it, on a copy."""
+        for at in range(0x8000, 0x8C00, 32):
+            entry = self.data[at : at + 32]
+            if entry[2:4] == b"\x01\x02":
+                offset = int.from_bytes(entry[4:8], "little")
+                size = int.from_bytes(entry[8:12], "little")
+                return nvs_init(bytearray(self.data[offset : offset + size]))
+        raise LookupError("nvs")
