@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The bootloader's choice, as a table: otadata, images, rollback in; slot and writes out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+
+from ota_service.sim import layouts
+from ota_service.sim.bootmodel import (
+    ABORTED,
+    INVALID,
+    NEW,
+    PENDING_VERIFY,
+    UNDEFINED,
+    VALID,
+    Select,
+    boot,
+)
+from ota_service.sim.factory import make_flash
+from ota_service.sim.images import build_app, build_bootloader
+from ota_service.sim.layouts import LAYOUTS, Layout, Partition, encode_table
+
+SMALL = build_app(size_bytes=20_000)
+BLANK = None
+
+
+def board(
+    layout: str | Layout,
+    first: Select | None,
+    second: Select | None,
+    *,
+    apps: tuple[str, ...] | None = None,
+) -> bytearray:
+    """A flash with these two otadata entries, and the same app in all (or these) slots."""
+    layout = LAYOUTS[layout] if isinstance(layout, str) else layout
+    flash = make_flash(layout, app=SMALL, nvs={}, otadata="blank")
+    for partition in layout.partitions:
+        if partition.type == layouts.TYPE_APP:
+            here = apps is None or partition.label in apps
+            data = SMALL if here else b"\xff" * len(SMALL)
+            flash[partition.offset : partition.offset + len(data)] = data
+    otadata = layout.find("otadata").offset
+    for index, entry in enumerate((first, second)):
+        if entry is not None:
+            at = otadata + index * 4096
+            flash[at : at + 32] = entry.encode()
+    return flash
+
+
+def entries(flash: bytearray, layout: str) -> list[Select]:
+    """Both otadata entries of a flash."""
+    at = LAYOUTS[layout].find("otadata").offset
+    return [Select.parse(bytes(flash[at + i * 4096 : at + i * 4096 + 32])) for i in range(2)]
+
+
+make = Select.make
+BAD_CRC = dataclasses.replace(make(9), crc=0x12345678)
+
+# layout, first entry, second entry, slot that boots
+CHOICES: list[tuple[str, Select | None, Select | None, str]] = [
+    ("guide", BLANK, BLANK, "factory"),
+    ("guide", make(1), BLANK, "ota_0"),
+    ("guide", BLANK, make(2), "ota_1"),
+    ("guide", make(1), make(2), "ota_1"),
+    ("guide", make(3), make(2), "ota_0"),
+    ("guide", make(1), BAD_CRC, "ota_0"),
+    ("guide", BAD_CRC, BAD_CRC, "factory"),
+    ("guide", make(1, INVALID), make(2, ABORTED), "factory"),
+    ("guide", make(1), make(2, ABORTED), "ota_0"),
+    ("guide", make(1), make(2, INVALID), "ota_0"),
+    ("guide", make(1, VALID), make(4, NEW), "ota_1"),
+    ("guide", make(0xFFFFFFFE), make(2), "ota_1"),
+    ("micro-rdk", BLANK, BLANK, "ota_0"),
+    ("micro-rdk", make(1), make(2), "ota_1"),
+    ("micro-rdk", make(1, ABORTED), BLANK, "ota_0"),
+    ("micro-rdk", BAD_CRC, BLANK, "ota_0"),
+    ("micro-rdk-8mb", make(5), make(4), "ota_0"),
+]
+
+
+@pytest.mark.parametrize(("layout", "first", "second", "slot"), CHOICES)
+def test_choice(layout: str, first: Select | None, second: Select | None, slot: str) -> None:
+    """Valid entries only, the higher sequence number wins, factory or ota_0 otherwise."""
+    result = boot(board(layout, first, second))
+    assert result.slot == slot
+    offset = LAYOUTS[layout].find(slot).offset
+    assert any(f"Loaded app from partition at offset {offset:#x}" in line for line in result.log)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "written"),
+    [
+        (BLANK, BLANK, True),
+        (BAD_CRC, BLANK, False),
+        (make(1, ABORTED), BLANK, False),
+        (make(1), BLANK, False),
+    ],
+)
+def test_first_boot_without_factory_writes_otadata(
+    first: Select | None, second: Select | None, written: bool
+) -> None:
+    """Only a table without factory and an otadata never written: seq 1, VALID, sector 0."""
+    flash = board("micro-rdk", first, second)
+    result = boot(flash)
+    assert bool(result.writes) is written
+    if written:
+        assert entries(flash, "micro-rdk")[0] == make(1, VALID)
+        assert [op.kind for op in result.writes] == ["erase", "program"]
+        assert not boot(flash).writes
+
+
+def test_first_boot_with_factory_writes_nothing() -> None:
+    """The factory app needs no otadata."""
+    assert not boot(board("guide", BLANK, BLANK)).writes
+
+
+def test_first_boot_writes_the_slot_that_really_booted() -> None:
+    """Where ota_0 is not bootable, seq is that of ota_1."""
+    flash = board("micro-rdk", BLANK, BLANK, apps=("ota_1",))
+    assert boot(flash).slot == "ota_1"
+    assert entries(flash, "micro-rdk")[0] == make(2, VALID)
+
+
+# rollback on: layout, entries before, slot, states after
+ROLLBACK: list[tuple[str, Select | None, Select | None, str, int, int]] = [
+    ("guide", make(1, VALID), make(2, NEW), "ota_1", VALID, PENDING_VERIFY),
+    ("guide", make(1, VALID), make(2, PENDING_VERIFY), "ota_0", VALID, ABORTED),
+    ("guide", make(1, VALID), make(2, VALID), "ota_1", VALID, VALID),
+    ("guide", make(1, UNDEFINED), make(2, UNDEFINED), "ota_1", UNDEFINED, UNDEFINED),
+    ("guide", make(3, NEW), make(2, VALID), "ota_0", PENDING_VERIFY, VALID),
+    ("guide", make(1, PENDING_VERIFY), make(2, PENDING_VERIFY), "factory", ABORTED, ABORTED),
+    # An entry that is not the active one is aborted all the same.
+    ("guide", make(1, PENDING_VERIFY), make(2, VALID), "ota_1", ABORTED, VALID),
+    ("micro-rdk", make(1, VALID), make(2, PENDING_VERIFY), "ota_0", VALID, ABORTED),
+]
+
+
+@pytest.mark.parametrize(("layout", "first", "second", "slot", "after1", "after2"), ROLLBACK)
+def test_rollback(
+    layout: str, first: Select, second: Select, slot: str, after1: int, after2: int
+) -> None:
+    """NEW becomes PENDING_VERIFY, PENDING_VERIFY becomes ABORTED, at each pass."""
+    flash = board(layout, first, second)
+    assert boot(flash, rollback=True).slot == slot
+    assert [entry.state for entry in entries(flash, layout)] == [after1, after2]
+    assert [entry.seq for entry in entries(flash, layout)] == [first.seq, second.seq]
+
+
+def test_new_app_that_does_not_confirm_is_rolled_back() -> None:
+    """First boot runs it, the second one the app before."""
+    flash = board("micro-rdk", make(1, VALID), make(2, NEW))
+    assert boot(flash, rollback=True).slot == "ota_1"
+    assert boot(flash, rollback=True).slot == "ota_0"
+    assert boot(flash, rollback=True).slot == "ota_0"
+
+
+def test_without_rollback_states_stay() -> None:
+    """A bootloader without rollback writes no state, and boots a PENDING_VERIFY entry."""
+    flash = board("guide", make(1), make(2, NEW))
+    assert boot(flash).slot == "ota_1"
+    assert not boot(flash).writes
+    flash = board("guide", make(1), make(2, PENDING_VERIFY))
+    assert boot(flash).slot == "ota_1"
+
+
+def test_ota_counts_slots_of_any_number() -> None:
+    """Slot = (seq - 1) modulo the number of slots, here three."""
+    base = 0x20000
+    layout = Layout(
+        "three",
+        4 << 20,
+        (
+            Partition("nvs", 1, 2, 0x9000, 0x6000),
+            Partition("otadata", 1, 0, 0xF000, 0x2000),
+            *(Partition(f"ota_{i}", 0, 0x10 + i, base + i * 0x100000, 0x100000) for i in range(3)),
+        ),
+    )
+    for seq, slot in ((1, "ota_0"), (2, "ota_1"), (3, "ota_2"), (4, "ota_0"), (6, "ota_2")):
+        assert boot(board(layout, make(seq), BLANK)).slot == slot
+
+
+# --- images that do not hold
+
+
+def damage_magic(image: bytearray) -> None:
+    """Blank the first byte."""
+    image[0] = 0xFF
+
+
+def damage_data(image: bytearray) -> None:
+    """One bit in a segment: the checksum fails."""
+    image[1000] ^= 1
+
+
+def damage_twice(image: bytearray) -> None:
+    """Two bits that cancel out in the checksum, not in the digest."""
+    image[1000] ^= 1
+    image[1001] ^= 1
+
+
+def damage_digest(image: bytearray) -> None:
+    """The digest itself."""
+    image[-1] ^= 1
+
+
+def damage_segment_count(image: bytearray) -> None:
+    """More segments than there can be."""
+    image[1] = 17
+
+
+def other_chip(image: bytearray) -> None:
+    """An ESP32-C3's image."""
+    image[12] = 5
+
+
+def newer_revision(image: bytearray) -> None:
+    """Needs revision 9.9."""
+    image[15:17] = (909).to_bytes(2, "little")
+
+
+def odd_segment(image: bytearray) -> None:
+    """A segment length that is not a multiple of 4."""
+    image[28] ^= 2
+
+
+def wrong_mapping(image: bytearray) -> None:
+    """A mapped segment whose address does not fit its place."""
+    image[25] ^= 1
+
+
+DAMAGES: list[tuple[Callable[[bytearray], None], str]] = [
+    (damage_magic, "invalid magic byte"),
+    (damage_data, "Checksum failed"),
+    (damage_twice, "Image hash failed"),
+    (damage_digest, "Image hash failed"),
+    (damage_segment_count, "segment count"),
+    (other_chip, "mismatch chip ID"),
+    (newer_revision, "Image requires chip rev"),
+    (odd_segment, "invalid segment length"),
+    (wrong_mapping, "doesn't match data"),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGES)
+def test_bad_image_falls_back(damage: Callable[[bytearray], None], words: str) -> None:
+    """The chosen slot's image does not hold: logged, and a lower slot boots."""
+    flash = board("guide", make(1), make(2))
+    at = LAYOUTS["guide"].find("ota_1").offset
+    image = bytearray(SMALL)
+    damage(image)
+    flash[at : at + len(image)] = image
+    result = boot(flash)
+    text = "\n".join(result.log)
+    assert result.slot == "ota_0"
+    assert words in text
+    assert "OTA app partition slot 1 is not bootable" in text
+
+
+def test_image_longer_than_its_partition() -> None:
+    """An image that runs over its partition's end is refused."""
+    layout = LAYOUTS["guide"]
+    small = dataclasses.replace(layout.find("ota_0"), size=0x4000)
+    table = tuple(small if p.label == "ota_0" else p for p in layout.partitions)
+    flash = board("guide", make(1), BLANK)
+    flash[0x8000 : 0x8000 + 0xC00] = encode_table(table)
+    result = boot(flash)
+    assert result.slot == "factory"
+    assert "doesn't fit in partition length" in "\n".join(result.log)
+
+
+@pytest.mark.parametrize(
+    ("apps", "first", "slot"),
+    [
+        (("factory", "ota_1"), make(1), "factory"),
+        (("ota_1",), make(1), "ota_1"),
+        (("ota_0",), make(2), "ota_0"),
+        (("factory",), make(2), "factory"),
+        (("ota_0", "ota_1"), BLANK, "ota_0"),
+    ],
+)
+def test_fallback_order(apps: tuple[str, ...], first: Select | None, slot: str) -> None:
+    """Down from the chosen slot to factory, then up."""
+    assert boot(board("guide", first, BLANK, apps=apps)).slot == slot
+
+
+def test_nothing_bootable() -> None:
+    """No app at all: the bootloader says so."""
+    result = boot(board("micro-rdk", make(1), BLANK, apps=()))
+    assert result.slot is None
+    assert "No bootable app partitions in the partition table" in result.log[-1]
+    assert not result.writes
+
+
+def test_table_with_a_wrong_md5() -> None:
+    """A damaged partition table boots nothing."""
+    flash = board("guide", make(1), BLANK)
+    flash[0x8004] ^= 1
+    result = boot(flash)
+    assert result.slot is None
+    assert "Failed to verify partition table" in "\n".join(result.log)
+
+
+def test_blank_flash() -> None:
+    """The ROM finds no bootloader."""
+    result = boot(bytearray(b"\xff" * (1 << 20)))
+    assert result.log == ("invalid header: 0xffffffff",)
+
+
+def test_damaged_bootloader() -> None:
+    """The ROM checks the second stage's checksum."""
+    flash = board("guide", make(1), BLANK)
+    flash[0x1000 + 200] ^= 1
+    assert "csum err" in boot(flash).log[0]
+    flash[0x1000 : 0x1000 + 100] = build_bootloader()[:100]
+    assert "csum err" in boot(flash).log[0]
+
+
+def test_log_shows_the_table() -> None:
+    """Partition lines as ESP-IDF prints them."""
+    text = "\n".join(boot(board("micro-rdk-8mb", make(1), BLANK)).log)
+    assert "boot:  2 nvs              WiFi data        01 02 0000c000 00014000" in text
+    assert "boot:  4 ota_1            OTA app          00 11 00400000 003e0000" in text
+    assert "boot: End of partition table" in text
