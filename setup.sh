@@ -116,7 +116,9 @@ set_up() {
         echo "ota_service: installing the pinned packages into $venv"
     else
         echo "ota_service: setting up its Python environment in $venv (once; about a minute)"
-        make_environment # clears the folder: until .installed is written it is not sound
+        # Gone first, so that an interruption in the middle leaves nothing that looks finished.
+        rm -f -- "$venv/.installed" "$venv/.installed-dev" "$venv/.python"
+        make_environment
     fi
     : >"$venv/.unfinished"
     # The packages of the tests leave those of the module as they are: while they are added,
