@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from ota_service.board.ports import require_exists
 from ota_service.board.serial_port import close_port, open_port
 from ota_service.board.session import Awaited, BootRules, Image, Job, Outcome
 from ota_service.errors import OtaError
+from ota_service.firmware.expectation import Expectation
 from ota_service.fleet.board_state import iso, utc_now
 from ota_service.fleet.hooks import BoardWork, SessionHooks
 
@@ -585,6 +585,5 @@ def _run_session(port: str, owner: str, job: Job, hooks: SessionHooks) -> Outcom
 
 def boot_rules(timeout_s: float, stable_s: float, expect: str | None) -> BootRules:
     """The configuration's boot_* attributes; `expect` was checked when it was configured."""
-    pattern = re.compile(expect) if expect else None
-    matches = (lambda line: pattern.search(line) is not None) if pattern is not None else None
+    matches = Expectation(expect).found_in if expect else None
     return BootRules(timeout_s, stable_s, matches)
