@@ -19,7 +19,6 @@ PAGE_BYTES = 0x1000
 ENTRY_BYTES = 32
 ENTRY_COUNT = 126
 BITMAP_AT, ENTRIES_AT = 32, 64
-HEADER_BYTES = 32
 VERSION_2 = 0xFE
 """The page version of today; 0xFF is the first one, lower ones are from the future."""
 

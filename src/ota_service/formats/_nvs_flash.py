@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Steps on NVS pages as flash operations, each safe at every cut and in every torn form.
+
+A program that is cut has cleared any subset of its bits, an erase has set any subset. The steps
+use this:
+
+- A page comes alive with the one bit of its state, after everything else in it; it dies with any
+  bit of its CRC. Its state alone would not do (a later torn erase could take CORRUPT back to
+  FREEING), nor its whole header in zeros (the CRC of zeros is FFFFFFFF: a torn erase could make a
+  page of format version 0, at which the firmware refuses to start).
+- An item of an active page is written in the firmware's own order: its header, its header's bit,
+  its payload, the payload's bits. A header whose span is not wholly WRITTEN is a torn item: the
+  firmware erases the span when it loads the page, whatever stands there. The header's first word
+  goes first and alone, because the firmware tells a free entry by that word only.
+- An item is erased payload first, header last, so that its header covers it to the end.
+- The bitmap never takes an entry from EMPTY to ERASED in one step unless a header covers it: torn,
+  that could be ILLEGAL, over which old firmware stumbles at every start.
+
+Every program's data are the bytes as they stand on flash afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ota_service.errors import OtaError
+from ota_service.formats._nvs_page import (
+    BITMAP_AT,
+    ENTRIES_AT,
+    ENTRY_BYTES,
+    ENTRY_COUNT,
+    PAGE_BYTES,
+    STATE_WORDS,
+    EntryState,
+    Item,
+    Page,
+    PageState,
+    crc32,
+    entry_states,
+    header_bytes,
+)
+from ota_service.formats._nvs_read import Nvs, parse_nvs
+from ota_service.formats.flashops import Erase, FlashOp, apply_ops, program
+
+
+class NvsFlash:
+    """The partition's bytes, and the operations so far that made them."""
+
+    def __init__(self, data: bytes, base: int) -> None:
+        self.flash = bytearray(data)
+        self.base = base
+        self.ops: list[FlashOp] = []
+
+    def read(self) -> Nvs:
+        """The contents as they are after the operations so far."""
+        return parse_nvs(bytes(self.flash))
+
+    # --- single operations
+
+    def _add(self, ops: list[FlashOp]) -> None:
+        apply_ops(self.flash, ops, self.base)
+        self.ops += ops
+
+    def program(self, page: int, offset: int, data: bytes, reason: str) -> None:
+        """Clear the bits of `data` at `offset` of a page; nothing where they are clear."""
+        start = page * PAGE_BYTES + offset
+        now = self.flash[start : start + len(data)]
+        after = bytes(old & new for old, new in zip(now, data, strict=True))
+        if after != now:
+            self._add(program(self.base + start, after, reason))
+
+    def _mark(self, page: int, entries: Iterable[int], clear: int, reason: str) -> None:
+        """Clear the bits `clear` (1: WRITTEN, 2: ERASED, 3: both) of entries, last byte first."""
+        masks: dict[int, int] = {}
+        for entry in entries:
+            masks[entry // 4] = masks.get(entry // 4, 0xFF) & ~(clear << entry % 4 * 2)
+        for place in sorted(masks, reverse=True):
+            self.program(page, BITMAP_AT + place, bytes([masks[place]]), reason)
+
+    # --- items
+
+    def append(self, page: int, index: int, entries: bytes, reason: str) -> None:
+        """An item at entry `index` of an active page, where all is blank."""
+        place = ENTRIES_AT + index * ENTRY_BYTES
+        count = len(entries) // ENTRY_BYTES
+        self.program(page, place, entries[:4], f"{reason}: first word")
+        self.program(page, place + 4, entries[4:ENTRY_BYTES], f"{reason}: header")
+        self._mark(page, [index], 1, f"{reason}: header written")
+        if count > 1:
+            self.program(page, place + ENTRY_BYTES, entries[ENTRY_BYTES:], f"{reason}: payload")
+            self._mark(page, range(index + 1, index + count), 1, f"{reason}: payload written")
+
+    def erase_item(self, page: int, item: Item, reason: str) -> None:
+        """Mark an item's entries erased, its header last."""
+        self._mark(page, range(item.index + 1, item.index + item.span), 3, reason)
+        self._mark(page, [item.index], 3, reason)
+
+    def _discard(self, page: int, entries: list[int], reason: str) -> None:
+        """Mark entries erased that belong to no item: bytes of a cut write, or blank ones."""
+        for entry in entries:
+            start = page * PAGE_BYTES + ENTRIES_AT + entry * ENTRY_BYTES
+            raw = bytes(self.flash[start : start + ENTRY_BYTES])
+            if crc32(raw[:4] + raw[8:]) == int.from_bytes(raw[4:8], "little"):
+                # Whole but for its bit: marked WRITTEN on the way it would come alive.
+                self.program(page, start % PAGE_BYTES + 4, bytes(4), f"{reason}: its CRC")
+        for entry in entries:
+            self._mark(page, [entry], 1, reason)
+        for entry in entries:
+            self._mark(page, [entry], 2, reason)
+
+    def repair_page(self, page: Page) -> None:
+        """Do to an active page what the firmware does when it loads it."""
+        reason = "as the firmware does at its start"
+        pending = [
+            i
+            for i in range(page.next_free)
+            if page.states[i] is EntryState.ERASED and page.on_flash[i] is not EntryState.ERASED
+        ]
+        covered: set[int] = set()
+        for item in headers(page):
+            span = range(item.index, item.index + item.span)
+            if page.states[item.index] is EntryState.ERASED:
+                self.erase_item(page.index, item, reason)
+                covered.update(span)
+        loose = [i for i in pending if i not in covered]
+        self._discard(
+            page.index, [i for i in loose if page.on_flash[i] is EntryState.EMPTY], reason
+        )
+        self._mark(page.index, loose, 3, reason)
+
+    def skip_to(self, page: Page, index: int) -> None:
+        """Mark the free entries before `index` erased: some of them are not blank."""
+        self._discard(
+            page.index, list(range(page.next_free, index)), "skipped: not all of it is blank"
+        )
+
+    # --- pages
+
+    def mark_full(self, page: Page) -> None:
+        """Let the firmware write no more to this page; one bit."""
+        self._set_state(page.index, PageState.FULL, "no room in it")
+
+    def mark_freeing(self, page: Page) -> None:
+        """Say that this page's items are being moved; one bit at a time."""
+        self._set_state(page.index, PageState.FULL, "before it is freed")
+        self._set_state(page.index, PageState.FREEING, "its items are being moved")
+
+    def _set_state(self, page: int, state: PageState, reason: str) -> None:
+        word = STATE_WORDS[state].to_bytes(4, "little")
+        self.program(page, 0, word[:1], reason)
+
+    def kill(self, page: Page, reason: str) -> None:
+        """Make a page with items free. The CRC does it; the state says it to simple readers."""
+        if page.raw[28:32] == bytes(4):
+            raise OtaError("nvs-invalid")
+        self.program(page.index, 28, bytes(4), f"{reason}: its CRC")
+        self._set_state(page.index, PageState.CORRUPT, f"{reason}: its state")
+
+    def blank_page(self, nvs: Nvs) -> int:
+        """A free page without a single byte, erased now if there is none."""
+        free = [page for page in nvs.pages if not page.live]
+        for page in free:
+            if page.state is PageState.BLANK:
+                return page.index
+        if not free:
+            raise OtaError("nvs-invalid", "The board's NVS has no free page.")
+        index = free[0].index
+        if free[0].raw[:4] != b"\xff" * 4:
+            # A torn erase must not bring a dead page back.
+            self.program(index, 28, bytes(4), "a dead page's CRC")
+        start = self.base + index * PAGE_BYTES
+        self._add([Erase(start, PAGE_BYTES, "a free page that is not blank")])
+        return index
+
+    def write_page(self, index: int, entries: bytes, seq: int, version: int, reason: str) -> None:
+        """Fill a blank page and bring it to life as the active page, its state's bit last."""
+        if seq >= 0xFFFFFFFF:
+            raise OtaError("nvs-invalid", "The page numbers of NVS are used up.")
+        count = len(entries) // ENTRY_BYTES
+        if entries:
+            self.program(index, ENTRIES_AT, entries, f"{reason}: items")
+            bitmap = bytearray(b"\xff" * (ENTRIES_AT - BITMAP_AT))
+            for entry in range(count):
+                bitmap[entry // 4] &= ~(1 << entry % 4 * 2)
+            size = -(-count // 4)
+            self.program(index, BITMAP_AT, bytes(bitmap[:size]), f"{reason}: bitmap")
+        header = header_bytes(PageState.ACTIVE, seq, version)
+        self.program(index, 4, header[4:], f"{reason}: header")
+        self.program(index, 0, header[:1], f"{reason}: alive")
+
+    def move_items(
+        self, nvs: Nvs, victim: Page, *, without: list[Item] | None = None, more: bytes = b""
+    ) -> None:
+        """Move the items of a page that is FREEING into a blank one, and free it.
+
+        without: items that are left behind. more: entries that are written behind them.
+        """
+        left = {item.index for item in without or []}
+        entries = b"".join(item.raw for item in victim.items if item.index not in left) + more
+        if entries:
+            target = self.blank_page(nvs)
+            self.write_page(target, entries, next_seq(nvs), victim.version, "moved")
+        self.kill(victim, "its items have been moved")
+
+
+def next_seq(nvs: Nvs) -> int:
+    """The number of the next page."""
+    return max((page.seq for page in nvs.order), default=-1) + 1
+
+
+def headers(page: Page) -> list[Item]:
+    """Items whose header is WRITTEN with its right CRC on flash, torn ones included, by a walk
+    like the firmware's."""
+    found: list[Item] = []
+    states = entry_states(page.raw[BITMAP_AT:ENTRIES_AT])
+    index = 0
+    while index < min(page.next_free, ENTRY_COUNT):
+        raw = page.entry(index)
+        whole = crc32(raw[:4] + raw[8:]) == int.from_bytes(raw[4:8], "little")
+        if states[index] is EntryState.WRITTEN and whole and 0 < raw[2] <= ENTRY_COUNT - index:
+            start = ENTRIES_AT + index * ENTRY_BYTES
+            data = page.raw[start : start + raw[2] * ENTRY_BYTES]
+            found.append(Item(index, raw[0], raw[1], raw[2], raw[3], raw[8:24], data))
+            index += raw[2]
+        else:
+            index += 1
+    return found
