@@ -184,7 +184,7 @@ def test_what_the_board_would_not_run_is_refused(
     image: dict[str, int], changes: dict[str, object], code: str
 ) -> None:
     """Everything that can be known before the first write is checked before it."""
-    firmware = Firmware.of(build_app(version="9", **({"size_bytes": SIZE} | image)))
+    firmware = Firmware.of(build_app("robot", "9", **({"size_bytes": SIZE} | image)))  # type: ignore[arg-type]
     target = board("guide")
     target.chip = replace(target.chip, **changes)  # type: ignore[arg-type]
     _, made = target.plan(firmware, "9")
