@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,19 +19,25 @@ StartBoard = Callable[..., RunningBoard]
 OpenPort = Callable[..., Any]
 
 
+@pytest.fixture(scope="session")
+def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimProcess]:
+    """One process for the boards of all tests: starting one takes longer than many a test."""
+    with SimProcess(tmp_path_factory.mktemp("boards"), []) as sim:
+        yield sim
+
+
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[StartBoard]:
+def start(simulator: SimProcess) -> Iterator[StartBoard]:
     """Start one board: `start(layout=..., config={...})`, as `SimBoard` takes it."""
-    with ExitStack() as stack:
-        count = 0
+    boards: list[RunningBoard] = []
 
-        def start_board(**options: Any) -> RunningBoard:
-            nonlocal count
-            count += 1
-            sim = SimProcess(tmp_path / f"sim-{count}", [SimBoard(**options)])
-            return stack.enter_context(sim).boards[0]
+    def start_board(**options: Any) -> RunningBoard:
+        boards.append(simulator.add(SimBoard(**options)))
+        return boards[-1]
 
-        yield start_board
+    yield start_board
+    for board in boards:
+        board.control.power_off()
 
 
 @pytest.fixture
@@ -54,9 +59,7 @@ def open_port() -> Iterator[OpenPort]:
         yield open_it
 
 
-def run_esptool(
-    url: str, *arguments: str, check: bool = True
-) -> subprocess.CompletedProcess[str]:
+def run_esptool(url: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run the esptool command against a board."""
     command = [sys.executable, "-m", "ota_service.sim.launch_esptool", "--port", url, *arguments]
     result = subprocess.run(
@@ -74,16 +77,21 @@ def run_esptool(
 
 @pytest.fixture
 def connect() -> Iterator[Callable[..., Any]]:
-    """Connect with esptool as a library: `connect(board, stub=True)` gives its object."""
+    """Connect with esptool as a library: `connect(board, stub=True)` gives its object.
+
+    Without asking for the chip's type first, which takes 0.4 s of waiting on an ESP32.
+    """
     install_handler()
     configure_esptool()
     from esptool import cmds
+    from esptool.targets.esp32 import ESP32ROM
 
     with ExitStack() as stack:
 
         def connect_board(board: RunningBoard, *, stub: bool = True) -> Any:
-            esp = cmds.detect_chip(board.url)
+            esp = ESP32ROM(board.url)
             stack.callback(esp._port.close)
+            esp.connect(detecting=True)
             if stub:
                 esp = cmds.run_stub(esp)
             cmds.attach_flash(esp)

@@ -54,7 +54,7 @@ def test_mac_and_its_crc() -> None:
     """The MAC stands where esptool reads it, with the CRC byte that espefuse expects."""
     config = BoardConfig(mac="24:0a:c4:12:34:56")
     assert bytes(esptool_on(config).read_mac()).hex(":") == config.mac
-    from espefuse.efuse.esp32.fields import EfuseMacField
+    from espefuse.efuse.esp32.fields import EfuseMacField  # type: ignore[import-untyped]
 
     word2 = esptool_on(config).read_efuse(2)
     assert word2 >> 16 & 0xFF == EfuseMacField.calc_crc(config.mac_bytes())

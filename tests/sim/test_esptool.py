@@ -61,6 +61,7 @@ def test_write_flash(
     assert board.control.read_flash(0x310000, len(image)) == image
 
 
+@pytest.mark.slow
 @STUB
 def test_verify_and_read_flash(start: StartBoard, tmp_path: Path, stub: tuple[str, ...]) -> None:
     """esptool reads back what stands in the flash, and notices one wrong bit."""

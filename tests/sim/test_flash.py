@@ -177,12 +177,8 @@ def test_locked_status_register(spi: Spi, flash: NorFlash) -> None:
     assert spi.run(0x05, read=1)[0] & 0x1C == 0x1C
 
 
-@pytest.mark.parametrize(
-    ("mode", "expected"), [("before", b"\xff" * 8), ("whole", b"\x00" * 8)]
-)
-def test_cut_at_the_second_operation(
-    flash: NorFlash, mode: str, expected: bytes
-) -> None:
+@pytest.mark.parametrize(("mode", "expected"), [("before", b"\xff" * 8), ("whole", b"\x00" * 8)])
+def test_cut_at_the_second_operation(flash: NorFlash, mode: str, expected: bytes) -> None:
     """The first operation is whole; the second happens or does not; no third."""
     flash.cut_power_at(2, mode)  # type: ignore[arg-type]
     flash.program(0, b"\x00" * 8, "host")

@@ -61,12 +61,16 @@ def test_espressifs_reader_finds_the_descriptor() -> None:
 def test_same_arguments_same_bytes() -> None:
     """Deterministic, and different for another version or seed."""
     assert build_app(version="1") == build_app(version="1")
-    assert len({build_app(version="1"), build_app(version="2"), build_app(version="1", seed=1)}) == 3
+    assert (
+        len({build_app(version="1"), build_app(version="2"), build_app(version="1", seed=1)}) == 3
+    )
 
 
 def test_behaviour_survives() -> None:
     """What goes into an image comes out of it; other firmware has none."""
-    behaviour = Behaviour(ending="panic", ending_after_s=2.5, say="it's ready", confirm_after_s=None)
+    behaviour = Behaviour(
+        ending="panic", ending_after_s=2.5, say="it's ready", confirm_after_s=None
+    )
     for size in SIZES:
         assert find_behaviour(build_app(size_bytes=size, behaviour=behaviour)) == behaviour
     assert find_behaviour(build_bootloader()) is None

@@ -69,9 +69,7 @@ def test_stub_erases_at_begin(start: StartBoard, connect: Connect) -> None:
     assert board.control.read_flash(0x310000, 0x1000) == b"\xff" * 0x1000
 
 
-def test_stub_tells_a_write_error_at_the_next_command(
-    start: StartBoard, connect: Connect
-) -> None:
+def test_stub_tells_a_write_error_at_the_next_command(start: StartBoard, connect: Connect) -> None:
     """A block is acknowledged before it is inflated; garbage shows up one command later."""
     esp = connect(start(layout="guide"))
     esp.flash_defl_begin(0x1000, 100, 0x310000)

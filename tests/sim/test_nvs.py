@@ -45,7 +45,7 @@ def same(state: NvsState, expected: dict[str, NvsValue]) -> bool:
     return found == {key: plain(value) for key, value in expected.items()}
 
 
-def idftool_items(cells: bytes) -> dict[tuple[str, str], Any]:
+def idftool_items(cells: bytes | bytearray) -> dict[tuple[str, str], Any]:
     """What idftool's independent reader finds."""
     image = parse(bytes(cells))
     return {(entry.namespace, entry.key): entry.value for entry in image.entries}
@@ -342,10 +342,15 @@ def test_full_store_refuses() -> None:
     cells = fresh(3)
     store = opened(cells)
     written = 0
-    with pytest.raises(NvsError, match="NOT_ENOUGH_SPACE"):
+
+    def fill() -> None:
+        nonlocal written
         for i in range(200):
             store.set(SPACE, f"k{i}", "v" * 200)
             written += 1
+
+    with pytest.raises(NvsError, match="NOT_ENOUGH_SPACE"):
+        fill()
     state = nvs_init(cells)
     assert state.error is None
     assert len(state.items) == written > 20

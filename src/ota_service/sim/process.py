@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ota_service.sim.config import BoardConfig
+from ota_service.sim.config import FLASH_FILE, BoardConfig
 from ota_service.sim.control import BoardControl
 from ota_service.sim.factory import create_board, make_flash
 from ota_service.sim.nvsmodel import NvsValue
@@ -117,35 +117,43 @@ class SimProcess:
 
     def start(self) -> None:
         """Make the boards that do not exist yet, start the process, wait for the urls."""
-        directories: list[Path] = []
-        macs: list[str] = []
-        for index, spec in enumerate(self._specs):
-            directory = self.directory / f"board-{index + 1}"
-            seed = self._seed + index
-            mac = bytes((0x24, 0x0A, 0xC4, self._seed & 0xFF, 0x10, index + 1)).hex(":")
-            config = dataclasses.replace(BoardConfig(mac=mac, seed=seed), **spec.config)
-            if not (directory / "flash.bin").exists():
-                create_board(directory, spec.make_flash(seed), config)
-            directories.append(directory)
-            macs.append(config.mac)
-        command = [sys.executable, "-m", "ota_service.sim", "--until-stdin-closes"]
-        for directory in directories:
-            command += ["--board-dir", str(directory)]
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "ota_service.sim", "--boards-from-stdin"],
             stdout=subprocess.PIPE,
             stdin=subprocess.PIPE,
             text=True,
             env=child_environment(),
         )
-        assert self._process.stdout is not None
         self.boards = []
-        for directory, mac in zip(directories, macs, strict=True):
-            url = self._process.stdout.readline().strip()
-            if not url:
-                self._process.wait(START_TIMEOUT_S)
-                raise RuntimeError("the simulator did not start")
-            self.boards.append(RunningBoard(url, directory, BoardControl(directory), mac))
+        for spec in self._specs:
+            self._start_board(spec)
+
+    def add(self, spec: SimBoard) -> RunningBoard:
+        """One more board in the running process."""
+        self._specs.append(spec)
+        return self._start_board(spec)
+
+    def _start_board(self, spec: SimBoard) -> RunningBoard:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        index = len(self.boards)
+        seed = self._seed + index
+        directory = self.directory / f"board-{index + 1}"
+        number = (self._seed & 0xFF) << 16 | 0x1000 + index + 1
+        mac = (b"\x24\x0a\xc4" + number.to_bytes(3, "big")).hex(":")
+        config = dataclasses.replace(BoardConfig(mac=mac, seed=seed), **spec.config)
+        if not (directory / FLASH_FILE).exists():
+            create_board(directory, spec.make_flash(seed), config)
+        process.stdin.write(f"{directory}\n")
+        process.stdin.flush()
+        url = process.stdout.readline().strip()
+        if not url:
+            raise RuntimeError(f"the simulator ended with code {process.wait(START_TIMEOUT_S)}")
+        board = RunningBoard(url, directory, BoardControl(directory), config.mac)
+        self.boards.append(board)
+        return board
 
     def stop(self) -> None:
         """End the process in good order."""

@@ -46,17 +46,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--board-dir", type=Path, action="append", default=[], help="serve a prepared board"
     )
     parser.add_argument(
-        "--until-stdin-closes", action="store_true", help="end with the process that started it"
+        "--boards-from-stdin",
+        action="store_true",
+        help="serve the prepared boards named on stdin, a line each, and end when it closes",
     )
     options = parser.parse_args(argv)
-    if not options.board_dir and options.dir is None:
+    if not options.board_dir and not options.boards_from_stdin and options.dir is None:
         parser.error("--dir is needed")
     return options
 
 
 def prepare(options: argparse.Namespace) -> list[Path]:
     """Create the boards that do not exist yet; their directories."""
-    if options.board_dir:
+    if options.board_dir or options.boards_from_stdin:
         return [Path(os.path.abspath(directory)) for directory in options.board_dir]
     directories: list[Path] = []
     for index in range(options.boards):
@@ -96,22 +98,44 @@ def board_config(options: argparse.Namespace, index: int) -> BoardConfig:
     )
 
 
-async def serve(directories: Sequence[Path], *, until_stdin_closes: bool = False) -> None:
-    """Serve boards until SIGTERM or SIGINT."""
+async def serve(directories: Sequence[Path], *, boards_from_stdin: bool = False) -> None:
+    """Serve boards until SIGTERM or SIGINT, or until stdin closes where boards come from it."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if until_stdin_closes:
-        loop.add_reader(sys.stdin.fileno(), stop.set)
-    hosts = [BoardHost(directory) for directory in directories]
+    hosts: list[BoardHost] = []
+
+    async def start(directory: Path) -> None:
+        host = BoardHost(directory)
+        await host.start()
+        hosts.append(host)
+
+    def announce(directory: Path) -> None:
+        print(f"{SCHEME}{directory}", flush=True)
+
+    async def start_more() -> None:
+        lines = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+        while line := (await lines.readline()).decode().rstrip("\n"):
+            await start(Path(line))
+            announce(Path(line))
+        stop.set()
+
+    more: asyncio.Task[None] | None = None
     try:
-        for host in hosts:
-            await host.start()
-        for host in hosts:
-            print(f"{SCHEME}{host.directory}", flush=True)
+        for directory in directories:
+            await start(directory)
+        for directory in directories:
+            announce(directory)
+        if boards_from_stdin:
+            more = asyncio.create_task(start_more())
         await stop.wait()
+        if more is not None and more.done():
+            more.result()
     finally:
+        if more is not None:
+            more.cancel()
         for host in hosts:
             await host.stop()
 
@@ -127,5 +151,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     # epoll rounds timers up to whole milliseconds; select does not.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     with contextlib.closing(loop):
-        loop.run_until_complete(serve(directories, until_stdin_closes=options.until_stdin_closes))
+        loop.run_until_complete(serve(directories, boards_from_stdin=options.boards_from_stdin))
     return 0

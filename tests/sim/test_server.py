@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The simulator as a command: what it prints, keeps, and how it ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ota_service.sim.control import BoardControl
+from ota_service.sim.factory import make_flash
+from ota_service.sim.layouts import LAYOUTS
+from ota_service.sim.nvsmodel import nvs_init
+from ota_service.sim.process import child_environment
+
+
+@contextmanager
+def running(*arguments: str, boards: int = 1) -> Iterator[tuple[list[str], subprocess.Popen[str]]]:
+    """`python -m ota_service.sim ...`; the urls, and the process."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ota_service.sim", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=child_environment(),
+    )
+    assert process.stdout is not None
+    try:
+        yield [process.stdout.readline().strip() for _ in range(boards)], process
+    finally:
+        process.terminate()
+        process.wait(10)
+        process.stdout.close()
+
+
+def control(url: str) -> BoardControl:
+    """The control channel of the board behind a url."""
+    return BoardControl(url.removeprefix("esp32sim://"))
+
+
+def test_boards_of_all_layouts_with_slots(tmp_path: Path) -> None:
+    """One url a line; the layouts with OTA slots in turn; 8 MB; an older firmware; NVS filled."""
+    with running("--boards", "4", "--dir", str(tmp_path), "--times", "off", boards=4) as (urls, _):
+        assert urls == [f"esp32sim://{tmp_path}/board-{i}" for i in (1, 2, 3, 4)]
+        macs = set()
+        for url, name in zip(urls, ["guide", "micro-rdk", "micro-rdk-8mb", "guide"], strict=True):
+            board = control(url)
+            assert board.wait_for("app")["version"] == "1.0.0"
+            layout = LAYOUTS[name]
+            nvs = layout.find("nvs")
+            state = nvs_init(bytearray(board.read_flash(nvs.offset, nvs.size)))
+            assert state.string("VIAM_NS", "OTA_VERSION") == "1.0.0"
+            assert state.string("VIAM_NS", "ROBOT_SECRET")
+            assert len(board.read_flash(0, 8 << 20)) == 8 << 20
+            assert (tmp_path / url.rsplit("/", 1)[1] / "flash.bin").stat().st_size == 8 << 20
+            macs.add(board.state()["mac"])
+        assert len(macs) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ends_at_a_signal(tmp_path: Path, number: int) -> None:
+    """Exit code 0, and the ports are gone."""
+    with running("--dir", str(tmp_path), "--times", "off") as (_, process):
+        process.send_signal(number)
+        assert process.wait(10) == 0
+        assert not (tmp_path / "board-1" / "port.json").exists()
+
+
+def test_starts_from_a_dump(tmp_path: Path) -> None:
+    """The dump's size is the flash's; a shorter one is filled up."""
+    dump = tmp_path / "dump.bin"
+    dump.write_bytes(make_flash("no-ota", version="7.7.7").rstrip(b"\xff"))
+    folder = tmp_path / "boards"
+    with running("--dir", str(folder), "--flash", str(dump), "--times", "off") as (urls, _):
+        assert control(urls[0]).wait_for("app")["version"] == "7.7.7"
+    assert (folder / "board-1" / "flash.bin").stat().st_size == 1 << 20
+
+
+def test_keeps_its_boards(tmp_path: Path) -> None:
+    """Started again on the same directory, the boards have what they had."""
+    arguments = ("--dir", str(tmp_path), "--times", "off")
+    with running(*arguments) as (urls, _):
+        control(urls[0]).write_flash(0x7F0000, b"kept")
+    with running(*arguments) as (urls, _):
+        assert control(urls[0]).read_flash(0x7F0000, 4) == b"kept"
+
+
+def test_needs_a_directory() -> None:
+    """Without --dir it says so and does nothing."""
+    result = subprocess.run(
+        [sys.executable, "-m", "ota_service.sim"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=child_environment(),
+    )
+    assert result.returncode == 2
+    assert "--dir is needed" in result.stderr
