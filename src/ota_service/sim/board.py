@@ -278,6 +278,8 @@ class Board:
         self.registers.baud = max(1, baud)
 
     def _garbled(self, baud: int) -> bool:
+        if 0 < self.config.max_baud < baud:
+            return True
         return abs(self.client_baud - baud) > BAUD_TOLERANCE * baud
 
     def _chip_sends(self, data: bytes, at_s: float) -> float:

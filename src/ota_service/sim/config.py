@@ -25,7 +25,8 @@ class BoardConfig:
     flash_crypt_cnt: eFuse count, an odd number of bits means encrypted. rollback: whether the
     bootloader was built with app rollback. timed: wire, bridge and flash take their real time.
     time_scale: seconds of an app's behaviour are multiplied by it. resets_on_open: opening the
-    port resets the board, as with drivers that move DTR and RTS one after the other.
+    port resets the board, as with drivers that move DTR and RTS one after the other. max_baud:
+    above it the wire carries noise; 0: it holds every speed.
     """
 
     mac: str = "24:0a:c4:00:00:01"
@@ -42,6 +43,7 @@ class BoardConfig:
     en_rise_s: float = EN_RISE_S
     boots_at_start: bool = True
     resets_on_open: bool = False
+    max_baud: int = 0
     seed: int = 0
 
     def save(self, directory: Path) -> None:

@@ -316,6 +316,8 @@ class StubLoader:
         self.core.send_frame(digest.digest())
 
     async def _erase_flash(self, command: Command) -> None:
+        # A READ_FLASH with one bit changed must not do: stub_flasher.c checks the length, too.
+        self._need(command, 0)
         await self.core.erase_range(0, self.flash_bytes, "loader")
         self._answer(command)
 
