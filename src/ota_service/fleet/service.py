@@ -28,6 +28,7 @@ RestartAllowed = Callable[[], Awaitable[bool]]
 _cores: dict[str, Core] = {}
 _graces: dict[str, asyncio.TimerHandle] = {}
 _ending: set[asyncio.Task[None]] = set()
+_leaving: set[Core] = set()
 
 
 class UnknownBoard(ValueError):
@@ -178,7 +179,16 @@ async def _wait(run: Run, wait_s: float) -> bool:
 async def _end(core: Core) -> None:
     if _cores.get(core.settings.service) is core:
         del _cores[core.settings.service]
-    await core.end()
+    _leaving.add(core)
+    try:
+        await core.end()
+    finally:
+        _leaving.discard(core)
+
+
+def cores() -> list[Core]:
+    """The services of this process, also in their grace and, first, those that are ending."""
+    return [*_leaving, *_cores.values()]
 
 
 async def shutdown() -> None:
@@ -192,4 +202,4 @@ async def shutdown() -> None:
     await asyncio.gather(*(core.end() for core in cores), *list(_ending), return_exceptions=True)
 
 
-__all__ = ["FleetService", "UnknownBoard", "effective_target", "shutdown"]
+__all__ = ["FleetService", "UnknownBoard", "cores", "effective_target", "shutdown"]
