@@ -27,7 +27,9 @@ def cut_states(
         after = bytes(flash)
         size = op.size_bytes if isinstance(op, Erase) else len(op.data)
         start = op.offset - base
-        places = {1, 2, 4, 24, 28, 29, 32, 64, size // 2, size - 1, size - 4, size - 8, size - 32}
+        places = {1, 4, 24, 28, size // 2, size - 1}
+        if size > 32:
+            places |= {32, 64, size - 4, size - 32}
         for length in sorted(places):
             if 0 < length < size:
                 cut = start + length

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Callable
+from functools import lru_cache
 
 EMPTY, WRITTEN, ERASED = 3, 2, 0
 UNINIT, ACTIVE, FULL, FREEING = 0xFFFFFFFF, 0xFFFFFFFE, 0xFFFFFFFC, 0xFFFFFFF8
@@ -39,6 +40,12 @@ def crc(data: bytes) -> int:
     return binascii.crc32(data, 0xFFFFFFFF)
 
 
+@lru_cache(maxsize=1 << 16)
+def whole(raw: bytes) -> bool:
+    """Whether an entry has the CRC of an item's header."""
+    return crc(raw[:4] + raw[8:]) == int.from_bytes(raw[4:8], "little")
+
+
 class Pg:
     """One page in the firmware's memory."""
 
@@ -47,6 +54,7 @@ class Pg:
         self.state = self.word(0)
         self.seq = self.word(4)
         self.free = N  # next free entry
+        self.known: tuple[tuple[int, int], list[tuple[int, bytes]]] | None = None
         header = nvs.flash[self.at : self.at + 32]
         if self.state == UNINIT:
             if nvs.flash[self.at : self.at + 4096] != b"\xff" * 4096:
@@ -56,6 +64,8 @@ class Pg:
         elif header[8] < 0xFE:
             raise NewVersion
         self.live = self.state in (ACTIVE, FULL, FREEING)
+        if not self.live and self.state != UNINIT:
+            self.state = 0  # CORRUPT
         if self.state == ACTIVE:
             self.load_active()
         elif self.live:
@@ -84,8 +94,7 @@ class Pg:
         return bytes(self.nvs.flash[self.at + 64 + i * 32 : self.at + 96 + i * 32])
 
     def good(self, i: int) -> bool:
-        raw = self.raw(i)
-        return crc(raw[:4] + raw[8:]) == int.from_bytes(raw[4:8], "little")
+        return whole(self.raw(i))
 
     def erase(self, i: int) -> None:
         span = self.raw(i)[2] if self.get(i) == WRITTEN and self.good(i) else 1
@@ -143,6 +152,8 @@ class Pg:
 
     def items(self) -> list[tuple[int, bytes]]:
         """(index, header) of each item that findItem walks over."""
+        if self.known is not None and self.known[0] == (self.nvs.writes, self.free):
+            return self.known[1]
         found, i, end = [], 0, min(self.free, N)
         while i < end:
             if self.get(i) == WRITTEN:
@@ -153,6 +164,7 @@ class Pg:
                     continue
                 self.erase(i)
             i += 1
+        self.known = ((self.nvs.writes, self.free), found)
         return found
 
     def find(self, ns: int, key: bytes, kind: int | None, chunk: int = 0xFF) -> int | None:
@@ -231,6 +243,7 @@ class Firmware:
         on_write: Callable[[int, bytes | None], None] | None = None,
     ) -> None:
         self.flash, self.legacy, self.on_write = flash, legacy, on_write
+        self.writes = 0
         self.pages = [Pg(self, i) for i in range(len(flash) // 4096)]
         self.list = sorted((p for p in self.pages if p.live), key=lambda p: p.seq)
         self.free = [p for p in self.pages if not p.live]
@@ -247,12 +260,14 @@ class Firmware:
     def program(self, place: int, data: bytes) -> None:
         if self.on_write:
             self.on_write(place, data)
+        self.writes += 1
         for i, byte in enumerate(data):
             self.flash[place + i] &= byte
 
     def erase_sector(self, place: int) -> None:
         if self.on_write:
             self.on_write(place, None)
+        self.writes += 1
         self.flash[place : place + 4096] = b"\xff" * 4096
 
     def activate(self) -> Pg:

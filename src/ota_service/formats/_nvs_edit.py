@@ -149,8 +149,11 @@ def set_string(data: bytes, *, base: int, namespace: str, key: str, value: str) 
         index = _new_index(nvs)
         blocks.append(_head(NAMESPACES, TYPE_U8, 1, namespace, bytes([index]) + b"\xff" * 7))
     blocks.append(_string_entries(index, key, payload))
-    old = nvs.find(index, key.encode())
-    strategy = _write(flash, nvs, blocks, old)
+    if sum(map(len, blocks)) > ENTRY_COUNT * ENTRY_BYTES:
+        _write(flash, nvs, blocks[:1], [])  # They do not fit into one page.
+        del blocks[0]
+        nvs = flash.read()
+    strategy = _write(flash, nvs, blocks, nvs.find(index, key.encode()))
     _erase_old(flash, index, key.encode(), blocks[-1])
     _prove(before, flash, namespace, key, value)
     return NvsEdit(tuple(flash.ops), strategy, bytes(flash.flash))
