@@ -104,6 +104,28 @@ def test_get_security_info_fails_as_on_silicon(start: StartBoard, stub: tuple[st
     )
 
 
+def test_staying_in_the_loader(start: StartBoard) -> None:
+    """--after no-reset goes back from the stub to the ROM, no-reset-stub stays in the stub."""
+    board = start()
+    run_esptool(board.url, "--after", "no-reset", "read-mac")
+    assert board.control.state()["state"] == "download"
+    run_esptool(board.url, "--before", "no-reset", "--after", "no-reset-stub", "read-mac")
+    assert board.control.state()["state"] == "stub"
+    said = run_esptool(board.url, "--before", "no-reset", "--after", "no-reset-stub", "read-mac")
+    assert board.mac in said.stdout
+    assert "Uploading stub" not in said.stdout
+    assert board.control.counters()["stub"] == 2
+
+
+def test_erase_flash(start: StartBoard) -> None:
+    """The whole chip; afterwards the ROM finds nothing to boot."""
+    board = start(layout="no-ota")
+    since = board.control.wait_for("app")["number"]
+    run_esptool(board.url, "erase-flash")
+    assert board.control.read_flash(0, 4 << 20) == b"\xff" * (4 << 20)
+    assert "0xffffffff" in board.control.wait_for("boot-failed", since=since)["error"]
+
+
 def test_esptool_leaves_the_board_running_its_app(start: StartBoard) -> None:
     """After its hard reset the board boots normally, although the port was closed meanwhile."""
     board = start(version="3.2.1")

@@ -138,6 +138,26 @@ def test_changed_bytes_are_noticed(start: StartBoard, connect: Connect) -> None:
     assert board.control.read_flash(0x310000, 16384) == b"\xff" * 16384
 
 
+def test_noise_from_the_board_is_noticed(start: StartBoard, connect: Connect) -> None:
+    """Bytes doubled on the way back break the frames or the digest of what is read."""
+    board = start(layout="guide")
+    esp = connect(board)
+    board.control.set_faults(from_board={"double": 0.001})
+    with pytest.raises(FatalError):
+        esp.read_flash(0x10000, 16384)
+
+
+def test_wire_with_a_highest_speed(start: StartBoard, connect: Connect) -> None:
+    """Above max_baud nothing gets through, although both sides agree."""
+    board = start(config={"max_baud": 460800})
+    esp = connect(board)
+    esp.change_baud(460800)
+    esp.read_reg(0x40001000)
+    esp.change_baud(921600)
+    with pytest.raises(FatalError):
+        esp.command(esp.ESP_CMDS["READ_REG"], b"\x00\x10\x00\x40", timeout=0.1)
+
+
 def test_protected_flash(start: StartBoard, connect: Connect) -> None:
     """The stub writes, nothing happens, and only reading back tells."""
     board = start(layout="guide")

@@ -271,6 +271,20 @@ def test_duplicate_of_the_last_item_is_erased() -> None:
     assert nvs_init(cells).writes == ()
 
 
+def test_duplicate_on_the_active_page_is_erased() -> None:
+    """On the active page the newer of two items wins, wherever it stands."""
+    cells = fresh(3)
+    page = Page(MemoryRegion(cells), 0)
+    page.initialize()
+    page.write_item(0, 0x01, SPACE, b"\x01")
+    page.write_item(1, 0x21, "V", b"old\x00")
+    page.write_item(1, 0x21, "V", b"new\x00")
+    page.write_item(1, 0x21, "W", b"x\x00")
+    state = nvs_init(cells)
+    assert state.string(SPACE, "V") == "new"
+    assert len(state.writes) == 1
+
+
 def test_duplicate_that_is_not_the_last_item_stays() -> None:
     """Only the last item is looked for: otherwise the older page's value is read."""
     cells = fresh(4)
@@ -305,6 +319,8 @@ def test_freeing_is_finished_at_init() -> None:
     state = nvs_init(cells)
     assert state.string(SPACE, "V") == "kept"
     assert state.free_pages == 3
+    # Both are erased; the copy stands in the first page that was free.
+    assert cells[:8192] == b"\xff" * 8192
 
 
 def test_freeing_without_a_full_page_loses_keys() -> None:

@@ -127,7 +127,12 @@ class BoardHost:
         self._client = writer
         self._client_pid = int(str(hello.get("pid", 0)))
         board.client_baud = int(str(hello["baud"]))
-        board.deliver = lambda data: writer.write(wire.frame(wire.DATA, data))
+
+        def deliver(data: bytes) -> None:
+            if not writer.is_closing():
+                writer.write(wire.frame(wire.DATA, data))
+
+        board.deliver = deliver
         await self._say(writer, {"timed": board.config.timed})
         lines = int(str(hello["lines"]))
         board.history.add("opened", pid=self._client_pid, baud=board.client_baud, lines=lines)

@@ -316,7 +316,9 @@ class StubLoader:
         self.core.send_frame(digest.digest())
 
     async def _erase_flash(self, command: Command) -> None:
-        # A READ_FLASH with one bit changed must not do: stub_flasher.c checks the length, too.
+        # esptool 5.6's stub does not look at the length (command_handler.c), the one before did:
+        # the stricter one is modelled, because with the other a READ_FLASH with one bit changed
+        # on the wire erases the chip, whatever the host does.
         self._need(command, 0)
         await self.core.erase_range(0, self.flash_bytes, "loader")
         self._answer(command)
