@@ -164,6 +164,38 @@ def test_power_cut_after_every_write(pages: int) -> None:
     assert cuts > 150
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_power_cut_anywhere_in_random_histories(seed: int) -> None:
+    """Strings, blobs and numbers in any order, in small partitions, cut after every write."""
+    rng = random.Random(seed)
+    cells = fresh(3 + seed)
+    expected: dict[str, NvsValue] = {}
+    opened(cells).set(SPACE, "k0", "first")
+    expected["k0"] = "first"
+    for step in range(60):
+        number = rng.randrange(8)
+        text = f"t{step}" + "x" * rng.randrange(120)
+        value: NvsValue = (text, rng.randbytes(rng.randrange(1, 700)), step)[number % 3]
+        copy = MemoryRegion(bytearray(cells))
+        writer = NvsStore(copy)
+        writer.init()
+        assert copy.writes == []
+        writer.set(SPACE, f"k{number}", value)
+        after = {**expected, f"k{number}": value}
+        for count in range(len(copy.writes) + 1):
+            cut = MemoryRegion(bytearray(cells))
+            for write in copy.writes[:count]:
+                if write.data:
+                    cut.program(write.offset, write.data)
+                else:
+                    cut.erase_sector(write.offset)
+            state = nvs_init(cut.cells)
+            assert state.error is None
+            assert same(state, expected) or same(state, after), (step, count)
+        cells[:] = copy.cells
+        expected = after
+
+
 def test_no_free_page() -> None:
     """All pages in use: init fails with the error that makes stock apps erase everything."""
     cells = fresh(3)
