@@ -12,8 +12,9 @@ from esp_idf_nvs_partition_gen import nvs_partition_gen
 from idftool.nvs.parser import parse
 
 from ota_service.sim.factory import build_nvs, default_nvs
+from ota_service.sim.nvsformat import ACTIVE, ERASED, FREEING, FULL, Item, NvsError, crc32
 from ota_service.sim.nvsmodel import MemoryRegion, NvsState, NvsStore, NvsValue, nvs_init
-from ota_service.sim.nvspage import ACTIVE, ERASED, FREEING, FULL, Item, NvsError, Page, crc32
+from ota_service.sim.nvspage import Page
 
 SPACE = "VIAM_NS"
 

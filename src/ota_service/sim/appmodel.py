@@ -15,8 +15,8 @@ from ota_service.sim.core import Core
 from ota_service.sim.flash import SECTOR_BYTES
 from ota_service.sim.images import Behaviour, Ending, find_behaviour, read_descriptor
 from ota_service.sim.layouts import Partition
+from ota_service.sim.nvsformat import SECTOR, NvsError
 from ota_service.sim.nvsmodel import FlashRegion, MemoryRegion, NvsStore, Write
-from ota_service.sim.nvspage import SECTOR, NvsError
 
 NAMESPACE = "VIAM_NS"
 WATCHDOG_S = 5.0
