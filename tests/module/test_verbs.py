@@ -49,7 +49,7 @@ def test_arguments_get_their_defaults() -> None:
     ("command", "words"),
     [
         ({}, "the command is empty. The verbs are"),
-        ({"command": "updat"}, 'no verb "updat"; did you mean update? The verbs are help, '),
+        ({"command": "updat"}, 'no verb "updat"; did you mean update? The verbs are cancel, '),
         ({"Status": {}}, "did you mean status?"),
         ({"stats": "x"}, "did you mean status?"),
         ({"command": 5}, "must be the name of a verb"),

@@ -89,7 +89,7 @@ def write_slot(
 
 @dataclass(frozen=True, slots=True)
 class RollbackPlan:
-    """How a board goes back: the new otadata entry taken away, then the version.
+    """How a board goes back to another firmware on it: otadata first, then the version.
 
     slot: what will run then. version: the tag that will be stored; None: the key is removed.
     ops: in their order.
@@ -103,7 +103,7 @@ class RollbackPlan:
 def plan_rollback(
     flash: Flash, table: PartitionTable, *, bad: Partition, version_of: VersionOf
 ) -> RollbackPlan:
-    """Look at the board again, and plan its way back from the slot `bad`.
+    """Look at the board again, and plan its way back from the slot `bad`, which did not come up.
 
     version_of: the tag that belongs to the slot gone back to; None: none did. Where the
     bootloader has gone back by itself (fallback or its own rollback), the entry is taken away
@@ -111,45 +111,96 @@ def plan_rollback(
     Raises OtaError `boot-failed` where nothing else on the board is bootable: then nothing is
     changed.
     """
-    at, store = table.otadata, table.nvs
+    raw, ops = _without_entries_of(flash, table, bad)
+    order = boot_order(table, otadata.parse_otadata(raw))
+    slot = next((p for p in order if p != bad and is_bootable(flash, p)), None)
+    if slot is None:
+        raise OtaError(
+            "boot-failed",
+            f"The firmware in {bad.label} did not come up, and no other slot holds a whole image "
+            "to go back to, so nothing was changed.",
+            remedy="Correct the firmware and update again, or write a Merged Binary with "
+            "`make flash-esp32-bin`.",
+        )
+    if bad in order and order.index(bad) < order.index(slot):
+        # No entry is needed for the bootloader to try it first (the old firmware ran by
+        # fallback), so the image itself must go: its magic byte, in one program.
+        ops.append(Program(bad.offset, b"\x00", "no image any more"))
+    return _with_version(flash, table, slot, version_of, ops)
+
+
+def plan_go_back(
+    flash: Flash, table: PartitionTable, *, running: Partition, version_of: VersionOf
+) -> RollbackPlan:
+    """Plan the way from a firmware that works to the one in another slot, because a person says.
+
+    The running entry is taken away where that alone leads to another whole image; otherwise the
+    other slot is chosen like an update chooses it.
+    Raises OtaError `boot-failed` where no other slot holds a whole image.
+    """
+    raw, ops = _without_entries_of(flash, table, running)
+    order = boot_order(table, otadata.parse_otadata(raw))
+    first = next((p for p in order if is_bootable(flash, p)), None)
+    if ops and first is not None and first != running:
+        return _with_version(flash, table, first, version_of, ops)
+    slots, at = table.ota_slots, table.otadata
     assert at is not None
-    assert store is not None
+    other = next((p for p in slots if p != running and is_bootable(flash, p)), None)
+    if other is None:
+        raise OtaError(
+            "boot-failed",
+            f"No slot but {running.label} holds a whole image to go back to, so nothing was "
+            "changed.",
+            remedy="Update the board to the firmware that it is to run.",
+        )
+    edit = otadata.switch(
+        flash.read(at.offset, at.size_bytes),
+        base=at.offset,
+        n_slots=len(slots),
+        to_slot=slots.index(other),
+        running_slot=slots.index(running) if running in slots else None,
+        has_factory=table.factory is not None,
+        state=OtaState.UNDEFINED,
+    )
+    return _with_version(flash, table, other, version_of, list(edit.ops))
+
+
+def _without_entries_of(
+    flash: Flash, table: PartitionTable, slot: Partition
+) -> tuple[bytes, list[FlashOp]]:
+    """otadata with every entry that names `slot` taken away, and the operations for that."""
+    at, slots = table.otadata, table.ota_slots
+    assert at is not None
     raw = flash.read(at.offset, at.size_bytes)
-    entries = otadata.parse_otadata(raw)
-    slots = table.ota_slots
+    entries = otadata.parse_otadata(raw).entries
     ops: list[FlashOp] = []
-    if bad in slots:
-        for sector, entry in enumerate(entries.entries):
-            if entry.written and entry.slot_index(len(slots)) == slots.index(bad):
+    if slot in slots:
+        for sector, entry in enumerate(entries):
+            if entry.written and entry.slot_index(len(slots)) == slots.index(slot):
                 edit = otadata.take_away(raw, base=at.offset, sector=sector)
                 ops += edit.ops
                 raw = edit.result
-    slot = _will_boot(flash, table, raw, bad)
-    nvs_raw = flash.read(store.offset, store.size_bytes)
+    return raw, ops
+
+
+def _with_version(
+    flash: Flash,
+    table: PartitionTable,
+    slot: Partition,
+    version_of: VersionOf,
+    ops: list[FlashOp],
+) -> RollbackPlan:
+    store = table.nvs
+    assert store is not None
+    raw = flash.read(store.offset, store.size_bytes)
     version = version_of(slot)
     if version is None:
-        back = nvs.erase_key(nvs_raw, base=store.offset, namespace=NAMESPACE, key=VERSION_KEY)
+        back = nvs.erase_key(raw, base=store.offset, namespace=NAMESPACE, key=VERSION_KEY)
     else:
         back = nvs.set_string(
-            nvs_raw, base=store.offset, namespace=NAMESPACE, key=VERSION_KEY, value=version
+            raw, base=store.offset, namespace=NAMESPACE, key=VERSION_KEY, value=version
         )
     return RollbackPlan(slot, version, (*ops, *back.ops))
-
-
-def _will_boot(flash: Flash, table: PartitionTable, raw: bytes, bad: Partition) -> Partition:
-    """The partition that the bootloader starts with this otadata; verified by its image."""
-    for partition in boot_order(table, otadata.parse_otadata(raw)):
-        if partition == bad:
-            continue
-        if is_bootable(flash, partition):
-            return partition
-    raise OtaError(
-        "boot-failed",
-        f"The firmware in {bad.label} did not come up, and no other slot holds a whole image "
-        "to go back to, so nothing was changed.",
-        remedy="Correct the firmware and update again, or write a Merged Binary with "
-        "`make flash-esp32-bin`.",
-    )
 
 
 def is_bootable(flash: Flash, partition: Partition) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -20,6 +20,7 @@ from ota_service.board.boot import BootMonitor, Expected, Matcher, Verdict
 from ota_service.board.carry_out import (
     RollbackPlan,
     carry_out,
+    plan_go_back,
     plan_rollback,
     rearm,
 )
@@ -93,9 +94,10 @@ class Job:
     name: for messages. version, image: what to bring the board to; image None with dry_run or
     read_only only. known: other checked images, as evidence for what runs. baud: the highest
     speed. adopted: it may be updated whatever project it runs. read_only: look, and plan
-    nothing. rearm: an app found waiting for confirmation gets its time again (first contact),
-    instead of being passed by the bootloader. confirm: the look at a board whose app had its
-    time. refusal: why the board is left as it is, whatever is found on it.
+    nothing. go_back: to the firmware in the other slot. rearm: an app found waiting for
+    confirmation gets its time again (first contact), instead of being passed by the bootloader.
+    confirm: the look at a board whose app had its time. refusal: why the board is left as it
+    is, whatever is found on it.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Job:
     force: bool = False
     adopted: bool = True
     read_only: bool = False
+    go_back: bool = False
     dry_run: bool = False
     rearm: bool = True
     confirm: Awaited | None = None
@@ -130,6 +133,9 @@ class Hooks(Protocol):
 
     def progress(self, bytes_done: int, bytes_total: int) -> None:
         """Bytes of the image that were sent."""
+
+    def restarting(self, reason: str) -> None:
+        """The board is restarted now, and why."""
 
     def cancelled(self) -> bool:
         """Whether to stop at the next place where that leaves the board bootable."""
@@ -179,6 +185,7 @@ class _Session:
 
     def run(self) -> Outcome:
         self.hooks.phase("connecting")
+        self.hooks.restarting("into download mode, to be looked at")
         try:
             link = EspLink.connect(self.port, baud=self.job.baud, identified=self._identified)
         except BaseException:
@@ -192,6 +199,8 @@ class _Session:
             found = self._look(link)
             if self.job.confirm is not None:
                 return self._confirm(link, found, self.job.confirm)
+            if self.job.go_back:
+                return self._go_back(link, found)
             if self.job.read_only:
                 self._put_back(link, found)
                 return Outcome(
@@ -231,7 +240,7 @@ class _Session:
 
     def _first_look(self, link: EspLink) -> int | None:
         """One ordinary restart, to read from the bootloader's log what it starts."""
-        LOGGER.info("%s: restarted once to see which slot runs", self.job.name)
+        self.hooks.restarting("once into its firmware, to see which slot runs")
         link.restart()
         monitor = BootMonitor(Expected(), FIRST_LOOK_S, FIRST_LOOK_S)
         watch(
@@ -279,7 +288,9 @@ class _Session:
     # --- the update
 
     def _update(self, link: EspLink, found: Inspection, made: Plan) -> Outcome:
-        self._require_writable(link, found, made)
+        if made.action != "none":
+            slots = [step.slot for step in made.steps if isinstance(step, WriteSlot)]
+            self._require_writable(link, found, slots)
         switched = self._write(link, found, made)
         boot = next((step for step in made.steps if isinstance(step, WatchBoot)), None)
         self.hooks.phase("booting")
@@ -299,7 +310,7 @@ class _Session:
                     "boot-failed", f"The board went back by itself: {made.reason}."
                 )
             return outcome
-        monitor = self._boot(link, boot.slot, self._expected(boot.slot))
+        monitor = self._boot(link, boot.slot, self._expected(found, made, boot.slot))
         if monitor.verdict is Verdict.FAILED:
             return self._roll_back(link, found, outcome, boot.slot, monitor.reason)
         outcome.confirmed = monitor.verdict is Verdict.RUNNING
@@ -307,13 +318,12 @@ class _Session:
             outcome.end = "awaiting_confirmation"
         return outcome
 
-    def _require_writable(self, link: EspLink, found: Inspection, made: Plan) -> None:
+    def _require_writable(
+        self, link: EspLink, found: Inspection, slots: Sequence[Partition] = ()
+    ) -> None:
         """Refuse a flash whose protection bits cover what will be written."""
         assert found.table is not None
-        places = [found.table.otadata, found.table.nvs]
-        places += [step.slot for step in made.steps if isinstance(step, WriteSlot)]
-        if made.action == "none":
-            return
+        places = [found.table.otadata, found.table.nvs, *slots]
         status = link.protection()
         for place in places:
             if place is not None and status.covers(place.offset, place.size_bytes):
@@ -362,6 +372,7 @@ class _Session:
     def _boot(self, link: EspLink, slot: Partition, expected: Expected) -> BootMonitor:
         rules = self.job.boot
         monitor = BootMonitor(expected, rules.timeout_s, rules.stable_s, redact=self.redact)
+        self.hooks.restarting(f"into {slot.label}, and watched")
         link.restart()
         watch(self.port, monitor, stopped=self.hooks.stopping)
         self.log += [f"--- start of {slot.label}", *monitor.lines]
@@ -373,18 +384,57 @@ class _Session:
             )
         return monitor
 
-    def _expected(self, slot: Partition) -> Expected:
-        image = self.job.image
-        if image is None:
-            return Expected(offset=slot.offset, matches=self.job.boot.matches)
+    def _expected(self, found: Inspection, made: Plan, slot: Partition) -> Expected:
+        """What the start must show; the image's descriptor only where the image is in the slot."""
+        image, rules = self.job.image, self.job.boot
+        holds = made.action in ("write", "switch") or slot.label in found.holding
+        if image is None or not holds:
+            return Expected(offset=slot.offset, matches=rules.matches)
         about = image.parsed.descriptor
         return Expected(
             offset=slot.offset,
             project=about.project,
             version=about.version,
             elf_sha256=about.elf_sha256.hex(),
-            matches=self.job.boot.matches,
+            matches=rules.matches,
         )
+
+    # --- back
+
+    def _go_back(self, link: EspLink, found: Inspection) -> Outcome:
+        """To the firmware in the other slot, because a person says so."""
+        if found.problem is not None:
+            raise found.problem
+        if found.pending:
+            self._put_back(link, found)
+            raise OtaError("awaiting-confirmation")
+        running = found.running.partition
+        if running is None:
+            raise OtaError("otadata-invalid")
+        assert found.table is not None
+        self._require_writable(link, found)
+        back = plan_go_back(
+            link, found.table, running=running, version_of=lambda slot: self._tag_of(found, slot)
+        )
+        self.hooks.phase("rolling_back")
+        apply_verified(link, back.ops)
+        outcome = Outcome(
+            "rolled_back", found=found, version=back.version or "", slot=back.slot, wrote=True
+        )
+        monitor = self._boot(link, back.slot, Expected(offset=back.slot.offset))
+        if monitor.verdict is Verdict.FAILED:
+            return self._roll_back(link, found, outcome, back.slot, monitor.reason)
+        outcome.confirmed = monitor.verdict is Verdict.RUNNING
+        outcome.boot_log = tuple(self.log)
+        return outcome
+
+    def _tag_of(self, found: Inspection, slot: Partition) -> str:
+        """The version that belongs to a slot: the journal's, else its descriptor's."""
+        fact = self.facts.slots.get(slot.label)
+        if fact is not None and fact.version is not None:
+            return fact.version
+        app = found.app(slot.label)
+        return app.descriptor.version if app is not None and app.descriptor else ""
 
     def _plan_back(self, link: EspLink, found: Inspection, bad: Partition) -> RollbackPlan:
         assert found.table is not None
@@ -396,11 +446,7 @@ class _Session:
                 return awaited.previous_version
             if before is not None and slot == before != bad:
                 return _stored(found)
-            fact = self.facts.slots.get(slot.label)
-            if fact is not None and fact.version is not None:
-                return fact.version
-            app = found.app(slot.label)
-            return app.descriptor.version if app is not None and app.descriptor else ""
+            return self._tag_of(found, slot)
 
         return plan_rollback(link, found.table, bad=bad, version_of=version_of)
 
@@ -413,7 +459,9 @@ class _Session:
         self.hooks.phase("rolling_back")
         outcome.boot_log = tuple(self.log)
         outcome.confirmed = None
-        link.reconnect()
+        if link.running:
+            self.hooks.restarting("into download mode, to be rolled back")
+            link.reconnect()
         back = self._plan_back(link, found, bad)
         apply_verified(link, back.ops)
         monitor = self._boot(link, back.slot, Expected(offset=back.slot.offset))

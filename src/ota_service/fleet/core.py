@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ota_service.board.ownership import SERVICE_CLAIMS
-from ota_service.board.ports import canonical, list_ports
+from ota_service.board.ports import PortInfo, canonical, describe, list_ports
 from ota_service.board.session import Awaited, Image, Job, Outcome
 from ota_service.errors import OtaError
 from ota_service.firmware.supply import Supply
@@ -27,7 +27,7 @@ from ota_service.fleet.hooks import BoardWork
 from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.places import Place, place_entry, place_found, stands_in
-from ota_service.fleet.run import EXECUTOR, Purpose, Run, Trigger, boot_rules
+from ota_service.fleet.run import EXECUTOR, Purpose, Run, Trigger, boot_rules, mac_at
 from ota_service.fleet.settings import BoardEntry, Settings
 
 LOGGER = logging.getLogger("ota_service.fleet")
@@ -313,6 +313,27 @@ class Core:
                 return run
         return None
 
+    async def release(self, boards: Sequence[BoardState]) -> int:
+        """Let boards that were set aside, rolled back, wrong or not ours be taken up again."""
+        keys: list[str] = []
+        for board in boards:
+            entry = board.entry
+            named = [board.mac, board.name, board.port, entry.port if entry else None]
+            keys += [key for key in named if key is not None]
+            info = await self.journaled(partial(describe, board.port)) if board.port else None
+            if info is not None:
+                keys.append(info.place)
+        freed = await self.journaled(partial(self.memory.release, keys))
+        for board in boards:
+            if board.state in ("set_aside", "rolled_back", "failed", "unrecognised"):
+                board.error = None
+                board.attempts = 0
+                target = effective_target(self.settings, board.entry)
+                known = board.version is not None
+                same = board.version == target.version
+                board.state = "unknown" if not known else "up_to_date" if same else "outdated"
+        return freed
+
     async def pause(self, seconds: float, work: BoardWork) -> None:
         """Wait, unless the board is cancelled meanwhile."""
         loop = asyncio.get_running_loop()
@@ -354,7 +375,7 @@ class Core:
                 for info in infos
                 if (owner := SERVICE_CLAIMS.owner(info.device)) not in (None, settings.service)
             }
-            return place_found(infos, memory, by_person=by_person, taken=taken)
+            return place_found(infos, memory, by_person=by_person, taken=taken, probe=probe)
 
         places = await self.journaled(find)
         works = []
@@ -371,6 +392,35 @@ class Core:
                         OtaError("port-missing", "The board is not attached.", board=board.name)
                     )
         return works
+
+    async def probe(self, run: Run, works: Sequence[BoardWork]) -> None:
+        """Look for boards known by their MAC on ports that nothing but a person's word opens."""
+        lost = {
+            entry.mac: work
+            for work in works
+            if (entry := work.board.entry) is not None
+            and entry.mac is not None
+            and work.place.kind == "absent"
+        }
+        if not lost:
+            return
+        used = {canonical(b.port) for b in self.boards.values() if b.port is not None}
+
+        def candidates() -> list[PortInfo]:
+            return [
+                info
+                for info in list_ports()
+                if info.device not in used and SERVICE_CLAIMS.owner(info.device) is None
+            ]
+
+        for info in await self.journaled(candidates):
+            mac = await self.journaled(partial(mac_at, info.device, self.owner))
+            work = lost.get(mac) if mac is not None else None
+            if work is None or mac is None:
+                continue
+            work.place = Place(work.board.name, "here", info.device, info, mac)
+            work.board.port, work.board.state, work.board.error = info.device, "unknown", None
+            LOGGER.info("%s: found at %s by probing", work.board.name, info.device)
 
     def _show_place(self, place: Place) -> BoardState:
         board = self.boards.get(place.name)
@@ -497,7 +547,8 @@ class Core:
             boot=boot_rules(settings.boot_timeout_s, settings.boot_stable_s, settings.boot_expect),
             force=force,
             adopted=work.board.entry is not None or settings.adopt or force,
-            read_only=purpose == "version",
+            read_only=purpose in ("version", "verify"),
+            go_back=purpose == "rollback",
             dry_run=purpose == "plan",
         )
 

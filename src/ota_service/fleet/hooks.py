@@ -44,18 +44,22 @@ class BoardWork:
     plan: Plan | None = None
     report: dict[str, Any] = field(default_factory=dict)
     pausing: bool = False
+    set_aside: bool = False
 
 
 class SessionHooks:
     """Implements `board.session.Hooks` for one session of a run."""
 
     def __init__(
-        self, work: BoardWork, memory: Memory, *, confirm_timeout_s: float, writes: bool
-    ) -> None:
+        self, work: BoardWork, memory: Memory, *, confirm_timeout_s: float, writes: bool, why: str,
+        max_attempts: int,
+    ) -> None:  # fmt: skip
         self.work = work
         self.memory = memory
         self.confirm_timeout_s = confirm_timeout_s
         self.writes = writes
+        self.why = why
+        self.max_attempts = max_attempts
         self.facts = BoardFacts()
         self.found: Inspection | None = None
         self._phase_began_s = time.monotonic()
@@ -111,7 +115,25 @@ class SessionHooks:
             if app is not None and app.descriptor is not None:
                 about = app.descriptor
                 board.running |= {"project": about.project, "app_version": about.version}
+        if self.writes and found.nvs is not None:
+            self._end_duel(found)
         self.memory.saw(found)
+
+    def _end_duel(self, found: Inspection) -> None:
+        """Another updater with another version would change the board for ever."""
+        target = self.work.target
+        times = self.memory.duel(found.chip.mac, target.key, found.version, target.version)
+        if times == 0:
+            return
+        message = (
+            f'Something else changed the version from "{target.version}" to "{found.version}"'
+            f" ({times} of {self.max_attempts} times)."
+        )
+        error = OtaError("changed-elsewhere", message, board=self.work.board.name)
+        LOGGER.warning("%s", error)
+        self.work.board.error = error
+        if times >= self.max_attempts:
+            raise error
 
     def planned(self, made: Plan) -> None:
         """The plan stands; from here on the journal must know what is being done."""
@@ -159,7 +181,7 @@ class SessionHooks:
             phases[before] = round(phases.get(before, 0.0) + now_s - self._phase_began_s, 3)
         self._phase_began_s = now_s
         work.board.phase = name
-        LOGGER.debug("%s: %s", work.board.name, name)
+        LOGGER.info("%s: %s", work.board.name, name.replace("_", " "))
         if name == "booting":
             work.board.progress = None
             self._await_confirmation()
@@ -192,6 +214,11 @@ class SessionHooks:
         if percent >= self._logged_percent + _LOG_EACH_PERCENT:
             self._logged_percent = percent - percent % _LOG_EACH_PERCENT
             LOGGER.info("%s: %d %% written", board.name, self._logged_percent)
+
+    def restarting(self, reason: str) -> None:
+        """Each restart's reason is in the log and in the history."""
+        LOGGER.info("%s: restarted %s (%s)", self.work.board.name, reason, self.why)
+        self.work.report.setdefault("restarts", []).append(reason)
 
     def cancelled(self) -> bool:
         """Whether to stop where that leaves the board bootable."""

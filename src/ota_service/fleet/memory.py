@@ -24,6 +24,8 @@ from ota_service.fleet.journal_rows import (
 )
 from ota_service.formats.partitions import Partition
 
+_ELSEWHERE = "/elsewhere"
+
 
 class Memory:
     """One service's view of the journal."""
@@ -177,8 +179,11 @@ class Memory:
         journal.end_attempt(mac, target, succeeded=True)
         journal.clear_pending(mac)
 
-    def rolled_back(self, outcome: Outcome, target: str) -> None:
-        """A board went back: this target is not tried again by itself."""
+    def rolled_back(self, outcome: Outcome, target: str, *, held: bool = False) -> None:
+        """A board went back: this target is not tried again by itself.
+
+        held: a person had it go back, so nothing has failed.
+        """
         found = outcome.found
         assert found is not None
         mac = found.chip.mac
@@ -190,11 +195,35 @@ class Memory:
         self.journal.update_board(mac, **changes)
         error = outcome.error
         code, message = (error.code, error.message) if error is not None else (None, None)
+        self.journal.clear_pending(mac)
+        if held:
+            why = "rolled back by a person"
+            self.journal.set_attempt_state(mac, target, "held", code="cancelled", message=why)
+            return
         self.journal.end_attempt(mac, target, succeeded=False, code=code, message=message)
         self.journal.set_attempt_state(mac, target, "rolled_back", code=code, message=message)
-        self.journal.clear_pending(mac)
 
     # --- attempts
+
+    def duel(self, mac: str, target: str, found_version: str, wanted: str) -> int:
+        """How often something else has changed a tag that we had brought to this target.
+
+        Counted when it is seen, so that a duel with another updater ends (esp32.md, "Beside
+        us"). 0: nobody did.
+        """
+        record = self.journal.board(mac)
+        if record is None or record.version != wanted or found_version in (wanted, ""):
+            return 0
+        key = f"{target}{_ELSEWHERE}"
+        self.journal.begin_attempt(mac, key)
+        ended = self.journal.end_attempt(
+            mac, key, succeeded=False, counts=True, code="changed-elsewhere"
+        )
+        return ended.failed
+
+    def release(self, keys: list[str]) -> int:
+        """Let boards be taken up again; how many entries held them."""
+        return self.journal.release(*keys)
 
     def attempt(self, mac: str, target: str) -> AttemptRecord:
         """How a board fared with a target."""

@@ -87,12 +87,18 @@ def _of_mac(name: str, mac: str, infos: list[PortInfo], memory: Memory) -> Place
 
 
 def place_found(
-    infos: Iterable[PortInfo], memory: Memory, *, by_person: bool, taken: Mapping[str, str]
+    infos: Iterable[PortInfo],
+    memory: Memory,
+    *,
+    by_person: bool,
+    taken: Mapping[str, str],
+    probe: bool = False,
 ) -> list[Place]:
     """The boards of a service without `boards`.
 
     by_person: a person called update, which may open generic bridges for the first time.
-    taken: ports (canonical) that belong to other services, with their names.
+    probe: and any other serial port as well. taken: ports (canonical) that belong to other
+    services, with their names.
     """
     places = []
     for info in infos:
@@ -104,7 +110,12 @@ def place_found(
         if (other := memory.not_ours(info.place)) is not None:
             error = OtaError("other-project", other.reason, board=name)
             places.append(Place(name, "not_ours", info.device, info, mac, error))
-        elif info.native or memory.is_our_bridge(info) or (by_person and info.bridge is not None):
+        elif (
+            info.native
+            or probe
+            or memory.is_our_bridge(info)
+            or (by_person and info.bridge is not None)
+        ):
             places.append(Place(name, "here", info.device, info, mac))
         elif info.bridge is not None:
             places.append(Place(name, "candidate", info.device, info, mac))

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from ota_service.board import session
-from ota_service.board.link import bauds_to_try
+from ota_service.board.link import ROM_BAUD, EspLink, bauds_to_try, leave_download_mode
 from ota_service.board.ownership import PORT_OWNERS
 from ota_service.board.ports import require_exists
 from ota_service.board.serial_port import close_port, open_port
@@ -35,7 +35,9 @@ LOGGER = logging.getLogger("ota_service.fleet")
 
 Trigger = Literal["configured", "command", "attached", "resumed"]
 RunOutcome = Literal["running", "succeeded", "partly", "failed", "cancelled"]
-Purpose = Literal["update", "plan", "version"]
+Purpose = Literal["update", "plan", "version", "verify", "rollback"]
+READS = ("plan", "version", "verify")
+"""Purposes that write nothing."""
 
 BUSY_POLL_S = 1.0
 RETRY_PAUSES_S = (1.0, 5.0, 20.0, 60.0)
@@ -102,6 +104,15 @@ class Run:
             work.cancel.set()
         self.core.wake()
 
+    def cancel_boards(self, names: Sequence[str] | None) -> None:
+        """As `cancel`, for some boards; with None, or all of them, for the whole run."""
+        if names is None or set(self.works) <= set(names):
+            self.cancel()
+            return
+        for name in names:
+            if name in self.works:
+                self.works[name].cancel.set()
+
     def refuse(self, why: OtaError) -> None:
         """Look where the boards are, but take none up."""
         self._cancelled = self._stopped = why
@@ -147,6 +158,8 @@ class Run:
             work.board.name: work
             for work in await core.place_boards(self.names, self.probe, self.by_person, self)
         }
+        if self.probe:
+            await core.probe(self, list(self.works.values()))
         todo = [work for work in self.works.values() if work.place.kind == "here"]
         for work in self.works.values():
             if work not in todo:
@@ -159,7 +172,7 @@ class Run:
             ):
                 self._fail(self._nobody())
             return
-        if self.purpose != "version":
+        if self.purpose in ("update", "plan", "verify"):
             await self._download({work.target.key: work for work in todo})
         self.stage = "updating"
         self._check_cancelled()
@@ -225,6 +238,11 @@ class Run:
         """Whether a person asked for it, who may have ports opened that nothing else opens."""
         return self.trigger == "command"
 
+    @property
+    def why(self) -> str:
+        """Why boards are restarted, for the log: what started the run, and what it is for."""
+        return f"{self.trigger}, {self.purpose}" if self.purpose != "update" else self.trigger
+
     def _nobody(self) -> OtaError:
         candidates = [w.board.port for w in self.works.values() if w.board.state == "candidate"]
         if candidates:
@@ -244,7 +262,7 @@ class Run:
             refused = {"action": "refuse", "reason": error.message, "code": error.code}
             if self.purpose == "plan":
                 self.results[board.name] = refused
-            elif self.purpose == "version":
+            elif self.purpose != "update":
                 self.results[board.name] = {"error": error.to_dict()}
 
     def _spared(self, work: BoardWork) -> bool:
@@ -298,8 +316,8 @@ class Run:
                 await self._attempts(work)
         except OtaError as error:
             error.board = board.name
-            board.set_error(error)
             work.report["error"] = error.to_dict()
+            self._show_error(work, error)
             LOGGER.error("%s", error)
         except Exception as error:
             LOGGER.exception("%s: the session failed", board.name)
@@ -309,19 +327,26 @@ class Run:
             work.report |= {"ended": True, "outcome": board.state}
             await self.core.journaled(partial(self._journal_board, work))
 
+    def _show_error(self, work: BoardWork, error: OtaError) -> None:
+        """A read's error is its reply; it says nothing of the board's update."""
+        if self.purpose == "update":
+            work.board.set_error(error)
+            if work.set_aside:
+                work.board.state = "set_aside"
+        elif self.purpose == "plan":
+            refused = {"action": "refuse", "reason": error.message, "code": error.code}
+            self.results[work.board.name] = refused
+        else:
+            self.results[work.board.name] = {"error": error.to_dict()}
+
     async def _attempts(self, work: BoardWork) -> None:
         """Session after session, until the board's outcome stands."""
         core, board = self.core, work.board
         image = self.images.get(work.target.key)
         if isinstance(image, OtaError):
-            if self.purpose == "plan":
-                self.results[board.name] = {
-                    "action": "refuse",
-                    "reason": image.message,
-                    "code": image.code,
-                }
-            else:
-                self._without_firmware(work, image)
+            if self.purpose != "update":
+                raise image
+            self._without_firmware(work, image)
             return
         job = core.job(work, image, force=self.force, purpose=self.purpose)
         if (awaited := await core.journaled(partial(self._awaited, work))) is not None:
@@ -384,6 +409,8 @@ class Run:
                 core.memory,
                 confirm_timeout_s=core.settings.confirm_timeout_s,
                 writes=self.purpose == "update",
+                why=self.why,
+                max_attempts=core.settings.max_attempts,
             )
             loop = asyncio.get_running_loop()
             try:
@@ -425,6 +452,9 @@ class Run:
         board.attempts = failed
         if not error.kind.counts and not error.kind.transient:
             raise error
+        if error.code == "changed-elsewhere":
+            await core.journaled(partial(self._set_aside, work, error))
+            raise error
         if failed >= core.settings.max_attempts and self.purpose == "update":
             await core.journaled(partial(self._set_aside, work, error))
             raise error
@@ -444,6 +474,7 @@ class Run:
         return failed, core.slower(job, slower[1] if len(slower) > 1 else slower[0])
 
     def _set_aside(self, work: BoardWork, error: OtaError) -> None:
+        work.set_aside = True
         key = work.board.mac or work.board.name
         self.core.memory.journal.set_attempt_state(
             key, work.target.key, "set_aside", code=error.code, message=error.message
@@ -459,11 +490,13 @@ class Run:
 
     def _ended(self, work: BoardWork, image: Image | None, outcome: Outcome) -> None:
         core, board = self.core, work.board
-        name = board.name
         if outcome.found is not None:
             core.rename(board, outcome.found.chip.mac)
-        if self.purpose != "update":
-            self._read(work, name, outcome)
+        if self.purpose in READS:
+            self._read(work, outcome)
+            return
+        if self.purpose == "rollback":
+            self._went_back(work, outcome)
             return
         if outcome.error is not None:
             outcome.error.board = board.name
@@ -503,21 +536,46 @@ class Run:
         if error.code == "other-project" and board.entry is None and info is not None:
             self.core.memory.journal.mark_not_ours(info.place, error.message, board.mac)
 
-    def _read(self, work: BoardWork, name: str, outcome: Outcome) -> None:
-        board = work.board
+    def _went_back(self, work: BoardWork, outcome: Outcome) -> None:
+        """A person's rollback: the board is held until its target changes, or `release`."""
+        core, board, found = self.core, work.board, outcome.found
+        assert found is not None
+        assert outcome.slot is not None
+        mac, label = found.chip.mac, outcome.slot.label
+        fact = core.memory.facts(mac, work.target.key).slots.get(label)
+        known = fact is not None and fact.version is not None
+        core.memory.rolled_back(outcome, work.target.key, held=outcome.error is None)
+        board.state = "rolled_back" if outcome.end == "rolled_back" else "failed"
+        board.version, board.version_read_at = outcome.version, utc_now()
+        board.confirmed = outcome.confirmed
+        board.running = core.running_of(outcome, None)
+        board.error = outcome.error
+        reply: dict[str, Any] = {
+            "slot": label,
+            "version": outcome.version or "",
+            "version_from": "journal" if known else "descriptor",
+        }
+        if outcome.error is not None:
+            outcome.error.board = board.name
+            reply["error"] = outcome.error.to_dict()
+        work.report |= {"to": outcome.version, "slot": label}
+        self.results[board.name] = reply
+
+    def _read(self, work: BoardWork, outcome: Outcome) -> None:
+        name = work.board.name
         if self.purpose == "plan":
-            made = outcome.plan
-            assert made is not None
-            self.results[name] = dict(made.to_dict())
+            assert outcome.plan is not None
+            self.results[name] = dict(outcome.plan.to_dict())
             return
         found = outcome.found
-        problem = found.problem if found is not None else None
-        reply: dict[str, Any] = {}
-        if found is not None and found.nvs is not None:
-            reply = {"version": found.version, "version_read_at": iso(utc_now())}
-        elif problem is not None:
-            reply = {"error": problem.to_dict()}
-        self.results[board.name] = reply
+        assert found is not None
+        if self.purpose == "version" and found.nvs is not None:
+            self.results[name] = {"version": found.version, "version_read_at": iso(utc_now())}
+        elif self.purpose == "verify" and found.running.partition is not None:
+            self.results[name] = {"matches": found.running.partition.label in found.holding}
+        else:
+            problem = found.problem or OtaError("otadata-invalid")
+            self.results[name] = {"error": problem.to_dict()}
 
     def _judge(self) -> RunOutcome:
         if self._cancelled is not None and self._cancelled.code == "cancelled":
@@ -581,6 +639,31 @@ def _run_session(port: str, owner: str, job: Job, hooks: SessionHooks) -> Outcom
             return session.run(opened, job, hooks)
         finally:
             close_port(opened)
+
+
+class _Found(Exception):
+    """A chip has said its MAC: that was all to be known."""
+
+
+def mac_at(port: str, owner: str) -> str | None:
+    """The MAC of the chip behind a port, None where no ESP32 answers. Restarts it."""
+    found: list[str] = []
+
+    def identified(mac: str) -> None:
+        found.append(mac)
+        raise _Found
+
+    try:
+        with PORT_OWNERS.claim(port, owner):
+            opened = open_port(port)
+            try:
+                EspLink.connect(opened, baud=ROM_BAUD, attempts=1, identified=identified)
+            finally:
+                leave_download_mode(opened)
+                close_port(opened)
+    except (OtaError, _Found) as error:
+        LOGGER.debug("%s: %s", port, error)
+    return found[0] if found else None
 
 
 def boot_rules(timeout_s: float, stable_s: float, expect: str | None) -> BootRules:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ota_service.fleet.core import Core, effective_target
-from ota_service.fleet.run import Run
+from ota_service.fleet.run import Purpose, Run
 from ota_service.fleet.settings import Settings
 from ota_service.fleet.status import status_of
 
@@ -84,8 +85,14 @@ class FleetService:
                 return self.status()
             case "update":
                 return await self._update(**arguments)
-            case "version":
-                return await self._version(**arguments)
+            case "version" | "verify" | "rollback":
+                return await self._read_boards(verb, **arguments)
+            case "cancel":
+                return self._cancel(**arguments)
+            case "release":
+                return await self._release(**arguments)
+            case "history":
+                return await self._history(**arguments)
         raise ValueError(f"there is no verb {verb}")
 
     async def close(self) -> None:
@@ -128,12 +135,41 @@ class FleetService:
             await _wait(run, wait_s)
         return {"ok": True, "run": run.to_dict(), "joined": joined is not None}
 
-    async def _version(
-        self, boards: Sequence[str] | None = None, wait_s: float = DEFAULT_WAIT_S
+    async def _read_boards(
+        self,
+        purpose: Purpose,
+        boards: Sequence[str] | None = None,
+        wait_s: float = DEFAULT_WAIT_S,
     ) -> dict[str, Any]:
         _ = self._core.memory
-        run = self._core.start("command", self._names(boards), purpose="version")
+        run = self._core.start("command", self._names(boards), purpose=purpose)
         return await self._read(run, "boards", wait_s)
+
+    def _cancel(self, boards: Sequence[str] | None = None) -> dict[str, Any]:
+        core = self._core
+        names = self._names(boards)
+        runs = [run for run in core.runs if run.purpose == "update" and not run.done.is_set()]
+        for run in runs:
+            run.cancel_boards(names)
+        core.wake()
+        reply: dict[str, Any] = {"ok": True, "cancelled": bool(runs)}
+        if core.last_run is not None:
+            reply["run"] = core.last_run.to_dict()
+        return reply
+
+    async def _release(self, boards: Sequence[str] | None = None) -> dict[str, Any]:
+        core = self._core
+        names = self._names(boards)
+        chosen = [b for b in core.boards.values() if names is None or b.name in names]
+        await core.release(chosen)
+        return {"ok": True, "released": [board.name for board in chosen]}
+
+    async def _history(self, board: str | None = None, limit: int = 20) -> dict[str, Any]:
+        core = self._core
+        journal = core.memory.journal
+        service = core.settings.service
+        runs = await core.journaled(partial(journal.history, service, board, limit))
+        return {"ok": True, "runs": [run.to_dict() for run in runs]}
 
     async def _read(self, run: Run, key: str, wait_s: float) -> dict[str, Any]:
         """The reply of a read, or its run's id where it takes longer."""

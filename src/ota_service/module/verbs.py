@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ota_service.module.checks import (
     a_fault,
     check_flag,
+    check_whole,
     nearest,
     number_type,
     optional_type,
@@ -27,6 +28,7 @@ from ota_service.module.checks import (
 WAIT_DEFAULT_S = 30.0
 # A client's own timeout ends a call long before; this only refuses what cannot be meant.
 WAIT_MAX_S = 86_400
+HISTORY_MAX = 1000
 
 
 class VerbError(ValueError):
@@ -95,6 +97,25 @@ class ReadArguments(Arguments):
     ] = WAIT_DEFAULT_S
 
 
+class BoardsArguments(Arguments):
+    """Arguments of the verbs that answer at once."""
+
+    boards: Boards = None
+
+
+class HistoryArguments(Arguments):
+    """Arguments of `history`."""
+
+    board: Annotated[
+        str | None, Field(description="a name, MAC or port; default: the runs of all boards")
+    ] = None
+    limit: Annotated[
+        int,
+        BeforeValidator(lambda value: check_whole(value, 1, HISTORY_MAX, " runs")),
+        Field(description="how many at most"),
+    ] = 20
+
+
 @dataclass(frozen=True, slots=True)
 class Verb:
     """One row: the verb, what it does, which boards it restarts, and its arguments."""
@@ -122,6 +143,33 @@ VERBS: dict[str, Verb] = {
             "those that it reads",
             ReadArguments,
         ),
+        Verb(
+            "verify",
+            "Whether the running slot holds the target image, by its digest, now.",
+            "those that it reads",
+            ReadArguments,
+        ),
+        Verb(
+            "cancel",
+            "Stop the run where that leaves every board bootable; boards before the switch keep "
+            "the old firmware.",
+            "those being written",
+            BoardsArguments,
+        ),
+        Verb(
+            "rollback",
+            "Go back to the other slot if its image is intact, with the version that belongs to "
+            "it; the board is held until its target changes, or release.",
+            "those that it rolls back",
+            ReadArguments,
+        ),
+        Verb(
+            "release",
+            "Let boards that were set aside, rolled back, wrong or not ours be taken up again.",
+            "none",
+            BoardsArguments,
+        ),
+        Verb("history", "What runs did, newest first.", "none", HistoryArguments),
         Verb("help", "The verbs and their arguments.", "none"),
     )
 }
@@ -220,7 +268,12 @@ def _existing() -> str:
     return f"The verbs are {', '.join(sorted(VERBS))}."
 
 
-_TYPES = {"boards": "list of text", "wait_s": "number of seconds"}
+_TYPES = {
+    "boards": "list of text",
+    "wait_s": "number of seconds",
+    "board": "text",
+    "limit": "whole number",
+}
 
 
 def _describe(name: str, arguments: type[Arguments]) -> dict[str, Any]:
