@@ -4,18 +4,26 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import logging
 import os
 import ssl
 import stat
-from collections.abc import AsyncIterator
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
 from ota_service.errors import OtaError
+from ota_service.firmware import cache
+from ota_service.firmware.cache import Cache
+from ota_service.firmware.download import Download, Patience
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.sim.images import build_app
@@ -25,7 +33,9 @@ APP = build_app("demo", "1.0", size_bytes=300_000)
 OTHER = build_app("demo", "2.0", size_bytes=280_000)
 DIGEST = hashlib.sha256(APP).hexdigest()
 PATH = "/fw/app.bin"
+ROOT = Path(__file__).parents[2]
 DELAYS_S = (0.01, 0.01)
+PATIENCE = Patience(delays_s=DELAYS_S)
 
 
 @pytest.fixture
@@ -37,9 +47,12 @@ async def server() -> AsyncIterator[FirmwareServer]:
 
 
 @pytest.fixture
-def supply(tmp_path: Path) -> Supply:
+def supply(tmp_path: Path) -> Iterator[Supply]:
     """A supply with an empty cache, which does not wait long between its attempts."""
-    return Supply(tmp_path, retry_delays_s=DELAYS_S)
+    made = Supply(tmp_path, patience=PATIENCE)
+    yield made
+    made.close()
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def statuses(server: FirmwareServer) -> list[int]:
@@ -198,15 +211,31 @@ async def test_a_cut_download_starts_over_where_it_must(
     assert statuses(server) == [200, 200]
 
 
-async def test_a_download_that_is_always_cut_ends(
+async def test_a_download_that_gets_no_further_ends(supply: Supply, server: FirmwareServer) -> None:
+    """After a bounded number of attempts; and the next call goes on with what there is."""
+    server.cut_next(PATH, after_bytes=100_000)
+    for _ in DELAYS_S:
+        server.cut_next(PATH, after_bytes=0)
+    target = Target(server.url(PATH), "1")
+    error = await refusal(supply, target)
+    assert error.code == "download-truncated"
+    assert statuses(server) == [200, 206, 206]
+    assert (await supply.get(target)).data == APP
+    assert statuses(server)[3:] == [206]
+    begin = int(server.requests[3].headers["Range"].removeprefix("bytes=").removesuffix("-"))
+    assert 0 < begin <= 100_000
+
+
+async def test_a_file_that_changed_meanwhile_is_not_joined(
     supply: Supply, server: FirmwareServer, tmp_path: Path
 ) -> None:
-    """After a bounded number of attempts, with nothing left behind."""
-    for _ in range(9):
-        server.cut_next(PATH, after_bytes=1000)
-    error = await refusal(supply, Target(server.url(PATH), "1"))
-    assert error.code == "download-truncated"
-    assert len(server.requests) == len(DELAYS_S) + 1
+    """What an earlier call left is dropped where the server has another file now."""
+    for after_bytes in (100_000, 0, 0):
+        server.cut_next(PATH, after_bytes=after_bytes)
+    target = Target(server.url(PATH), "1")
+    await refusal(supply, target)
+    server.put(PATH, OTHER)
+    assert (await supply.get(target)).data == OTHER
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -227,6 +256,122 @@ async def test_a_server_that_recovers(supply: Supply, server: FirmwareServer) ->
     """One bad answer is not the end of a run."""
     server.fail_next(PATH, 503, headers={"Retry-After": "0"})
     assert (await supply.get(Target(server.url(PATH), "1"))).data == APP
+
+
+async def test_retry_after_is_waited_for(server: FirmwareServer, tmp_path: Path) -> None:
+    """In seconds or as a date; where it asks for more than a run has, it is said."""
+    supply = Supply(tmp_path, patience=Patience(delays_s=(0.01, 0.01), retry_after_s=5))
+    server.fail_next(PATH, 429, headers={"Retry-After": "1"})
+    begun = time.monotonic()
+    await supply.get(Target(server.url(PATH), "1"))
+    assert time.monotonic() - begun >= 1.0
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=900), usegmt=True)
+    server.put("/b", APP)
+    server.fail_next("/b", 503, headers={"Retry-After": later})
+    error = await refusal(supply, Target(server.url("/b"), "1"))
+    assert error.code == "http-status"
+    assert "left alone for" in error.remedy
+
+
+async def test_another_file_under_the_same_version_is_noticed(
+    supply: Supply, server: FirmwareServer, tmp_path: Path
+) -> None:
+    """Also by the next process, and not where the version changed with it."""
+    target = Target(server.url(PATH), "1.0")
+    assert (await supply.get(target)).changed_from is None
+    server.put(PATH, OTHER)
+    assert (await supply.get(target)).changed_from == DIGEST
+    assert (await Supply(tmp_path).get(target)).changed_from == DIGEST
+    assert (await supply.get(Target(server.url(PATH), "2.0"))).changed_from is None
+    server.put(PATH, APP)
+    assert (await supply.get(target)).changed_from is None
+
+
+async def test_the_index_of_digests_outlives_the_files(
+    supply: Supply, server: FirmwareServer, tmp_path: Path
+) -> None:
+    """A cache that had to make room still notices."""
+    target = Target(server.url(PATH), "1.0")
+    await supply.get(target)
+    for path in (tmp_path / "firmware/images").iterdir():
+        path.unlink()
+    server.put(PATH, OTHER)
+    assert (await supply.get(target)).changed_from == DIGEST
+
+
+async def test_the_least_recently_used_files_make_room(
+    supply: Supply,
+    server: FirmwareServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The size is limited; what was used last stays, the new file always does."""
+    monkeypatch.setattr(cache, "MAX_CACHE_BYTES", 700_000)
+    apps = [build_app("demo", str(number), size_bytes=300_000) for number in range(3)]
+    paths = []
+    for number, app in enumerate(apps):
+        digest = hashlib.sha256(app).hexdigest()
+        paths.append(tmp_path / f"firmware/images/{digest}.bin")
+        if number == 2:
+            os.utime(paths[1], (1, 1))  # used longest ago, although fetched later than 0
+        await supply.get(Target(server.put(f"/{number}", app), "1"))
+    assert [path.is_file() for path in paths] == [True, False, True]
+
+
+async def test_several_processes_share_a_cache(server: FirmwareServer, tmp_path: Path) -> None:
+    """They fetch at the same time, and each ends with the file; nothing half is left."""
+    code = (
+        "import asyncio, pathlib, sys\n"
+        "from ota_service.firmware.supply import Supply\n"
+        "from ota_service.firmware.target import Target\n"
+        "got = asyncio.run(Supply(pathlib.Path(sys.argv[1])).get(Target(sys.argv[2], '1')))\n"
+        "print(got.sha256)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), server.url(PATH)]
+    gate = server.hold(PATH)
+    running = [
+        await asyncio.create_subprocess_exec(
+            *command,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        )
+        for _ in range(3)
+    ]
+    await server.wait_requests(3, timeout_s=30)
+    gate.set()
+    for process in running:
+        out, _ = await process.communicate()
+        assert out.decode().strip() == DIGEST
+    assert [path.name for path in (tmp_path / "firmware/images").iterdir()] == [f"{DIGEST}.bin"]
+    assert list((tmp_path / "firmware/incoming").iterdir()) == []
+
+
+async def test_what_a_killed_process_left_is_removed(
+    supply: Supply, server: FirmwareServer, tmp_path: Path
+) -> None:
+    """But not what another process is still writing."""
+    target = Target(server.url(PATH), "1")
+    await supply.get(target)
+    incoming = tmp_path / "firmware/incoming"
+    dead, alive = incoming / "dead.part", incoming / "alive.part"
+    for path in (dead, alive):
+        path.write_bytes(b"x")
+        os.utime(path, (1, 1))
+    with alive.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        await supply.get(Target(server.put("/b", OTHER), "1"))
+    assert not dead.exists()
+    alive.unlink()  # it was still there
+
+
+async def test_any_file_can_be_fetched_and_is_not_kept(
+    supply: Supply, server: FirmwareServer, tmp_path: Path
+) -> None:
+    """A Merged Binary can hold a board's keys."""
+    server.put("/merged", b"whatever" * 1000)
+    server.cut_next("/merged", after_bytes=3000)
+    assert await supply.fetch(server.url("/merged")) == b"whatever" * 1000
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 async def test_compressed_content_is_refused_in_clear_words(
@@ -254,7 +399,8 @@ async def test_user_and_password_are_sent_and_never_shown(
     assert "401" in error.message
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*.json"))
     names = " ".join(str(path) for path in tmp_path.rglob("*"))
-    everything = f"{error!r} {error} {caplog.text} {names} {kept!r} {supply!r}"
+    shown = Download(url, Cache(tmp_path), 1, print)
+    everything = f"{error!r} {error} {caplog.text} {names} {kept!r} {supply!r} {shown!r}"
     assert "hunter2" not in everything
     assert "s3cret" not in everything
 
@@ -353,7 +499,7 @@ async def test_a_disk_without_room_is_named(server: FirmwareServer, tmp_path: Pa
 
     server.answer_next(PATH, endless)
     error = await refusal(
-        Supply(tmp_path, retry_delays_s=()),
+        Supply(tmp_path, patience=Patience(delays_s=())),
         Target(server.url(PATH), "1"),
         max_image_bytes=free_bytes * 4,
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -21,26 +22,33 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ota_service.errors import OtaError
 
 MAX_CACHE_BYTES = 256 << 20
-# A download that was not touched for this long belongs to no process any more.
-STALE_PART_S = 24 * 3600.0
+# A part belongs to whoever holds its lock; it may take this long to take it.
+UNLOCKED_PART_S = 60.0
+# How many urls are remembered, and how many versions of each.
+MAX_URLS = 1000
+MAX_VERSIONS = 50
 # Room that is left to others on the disk.
 SPARE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a url gave last time. etag, last_modified: its validators, as the server sent them."""
+    """What a url gave last time. etag, last_modified: its validators, as the server sent them.
+
+    first: version -> the digest that the url first gave under it.
+    """
 
     sha256: str
     version: str
     etag: str | None = None
     last_modified: str | None = None
+    first: dict[str, str] = field(default_factory=dict)
 
 
 class Part:
@@ -51,6 +59,8 @@ class Part:
         self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed by `discard`
             dir=cache.incoming, suffix=".part", delete=False
         )
+        # The lock ends with the process, so a part without it belongs to nobody any more.
+        fcntl.flock(self._file, fcntl.LOCK_EX)
         self._digest = hashlib.sha256()
         self.size_bytes = 0
 
@@ -144,14 +154,28 @@ class Cache:
 
     def known(self, url: str) -> Known | None:
         """What `url` gave last time, as far as its file is still there."""
+        known = self._record(url)
+        return known if known is not None and self.image_path(known.sha256).is_file() else None
+
+    def first(self, url: str, version: str) -> str | None:
+        """The digest that `url` gave when it was first asked for `version`."""
+        known = self._record(url)
+        return known.first.get(version) if known is not None else None
+
+    def _record(self, url: str) -> Known | None:
         try:
             known = Known(**json.loads(self._url_path(url).read_text()))
-            return known if self.image_path(known.sha256).is_file() else None
-        except (OSError, ValueError, TypeError):
+            hash((known.sha256, known.version, *known.first.items()))
+        except (OSError, ValueError, TypeError, AttributeError):
             return None
+        return known
 
     def remember(self, url: str, known: Known) -> None:
         """Note what `url` gave, and make room where the cache has grown too large."""
+        before = self._record(url)
+        first = dict(before.first) if before is not None else {}
+        first.setdefault(known.version, known.sha256)
+        known = replace(known, first=dict(list(first.items())[-MAX_VERSIONS:]))
         with self.explained():
             fd, name = tempfile.mkstemp(dir=self.incoming, suffix=".part")
             with os.fdopen(fd, "w") as file:
@@ -177,13 +201,21 @@ class Cache:
         return self.urls / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
 
     def _remove_stale_parts(self) -> None:
+        """Remove what processes left behind that were killed."""
         for path in self.incoming.glob("*.part"):
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > STALE_PART_S:
+                if time.time() - path.stat().st_mtime < UNLOCKED_PART_S:
+                    continue
+                with path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
 
     def _shrink(self, *, keep: str) -> None:
         """Remove the images that were used longest ago, until the rest fits."""
+        records = sorted(self.urls.glob("*.json"), key=_changed_s)
+        for path in records[:-MAX_URLS]:
+            with contextlib.suppress(OSError):
+                path.unlink()
         found = []
         for path in self.images.glob("*.bin"):
             with contextlib.suppress(OSError):
@@ -196,3 +228,11 @@ class Cache:
                 with contextlib.suppress(OSError):
                     path.unlink()
                     total_bytes -= size_bytes
+
+
+def _changed_s(path: Path) -> float:
+    """When a file was last written; 0 for one that another process has just removed."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

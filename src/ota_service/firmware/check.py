@@ -17,12 +17,15 @@ class Firmware:
     data: what is written to a slot: the image with its signature, without the padding that may
     follow in the file. sha256: of the whole file, as `sha256sum` prints it and as it is
     configured. md5: of `data`, as the stub loader computes it. Both lower-case hex.
+    changed_from: the SHA-256 that the same url gave under the same version before, where that
+    was another one.
     """
 
     data: bytes = field(repr=False)
     sha256: str
     md5: str
     image: AppImage = field(repr=False)
+    changed_from: str | None = field(default=None, compare=False)
 
     @property
     def size_bytes(self) -> int:

@@ -11,7 +11,9 @@ import asyncio
 import re
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 import aiohttp
@@ -23,13 +25,29 @@ from ota_service.firmware.urls import redact_url
 
 Progress = Callable[[int, int | None], None]
 
-CONNECT_TIMEOUT_S = 15.0
-# A server that sends no byte for this long counts as gone.
-STALL_TIMEOUT_S = 30.0
 MAX_REDIRECTS = 10
 CHUNK_BYTES = 64 << 10
+# An attempt that brought at least this much was not in vain: the delays begin anew after it.
+PROGRESS_BYTES = 1024
 # RFC 6585, section 4; RFC 9110, section 15.5.9.
 _RETRIED_STATUS = (408, 425, 429)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a download waits, in seconds.
+
+    connect_s: for one address to take the connection, its TLS included; lookup_s: for names and
+    all addresses together. stall_s: a server that sends no byte for this long counts as gone.
+    delays_s: before each further attempt since the last one that brought anything.
+    retry_after_s: the longest that a server may ask for in its Retry-After.
+    """
+
+    connect_s: float = 15.0
+    lookup_s: float = 60.0
+    stall_s: float = 30.0
+    delays_s: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
+    retry_after_s: float = 60.0
 
 
 class Transient(Exception):
@@ -48,30 +66,42 @@ class Download:
 
     part: what has arrived; None before the first answer, and where the cached file is still
     current (`unchanged`). etag, last_modified: the validators of what has arrived.
+    open_ended: the server never said where the file ends, so nothing but the file itself can
+    tell whether it is whole. gave_up: it ended by a failure that may pass.
     """
 
-    url: str
-    cache: Cache
+    url: str = field(repr=False)
+    cache: Cache = field(repr=False)
     max_bytes: int
-    progress: Progress
+    progress: Progress = field(repr=False)
     known: Known | None = None
-    part: Part | None = None
+    part: Part | None = field(default=None, repr=False)
     unchanged: bool = False
     etag: str | None = None
     last_modified: str | None = None
+    open_ended: bool = False
+    gave_up: bool = False
 
     @property
     def shown(self) -> str:
         """The url without its secrets."""
         return redact_url(self.url)
 
-    async def attempt(self, context: ssl.SSLContext) -> None:
+    @property
+    def size_bytes(self) -> int:
+        """How much of the file is there."""
+        return self.part.size_bytes if self.part is not None else 0
+
+    async def attempt(self, context: ssl.SSLContext, patience: Patience) -> None:
         """Try once; go on where an earlier attempt ended, if the server can.
 
         Raises OtaError where another attempt would end alike, Transient where it may not.
         """
         timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=STALL_TIMEOUT_S
+            total=None,
+            connect=patience.lookup_s,
+            sock_connect=patience.connect_s,
+            sock_read=patience.stall_s,
         )
         try:
             async with aiohttp.ClientSession(
@@ -94,9 +124,28 @@ class Download:
             raise Transient(OtaError("download-truncated", self._truncated_words())) from None
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
             raise OtaError("download-failed", f"{self.shown} is not a usable address.") from None
+        except aiohttp.SocketTimeoutError:
+            raise Transient(
+                OtaError(
+                    "download-failed",
+                    f"The server of {self.shown} sent nothing for {patience.stall_s:g} s.",
+                )
+            ) from None
         except TimeoutError:
             raise Transient(
                 OtaError("download-failed", f"The server of {self.shown} does not answer.")
+            ) from None
+        except aiohttp.ClientHttpProxyError as error:
+            raise self._proxy_refused(error.status) from None
+        except aiohttp.ClientProxyConnectionError as error:
+            reason = error.os_error.strerror or type(error.os_error).__name__
+            raise Transient(
+                OtaError(
+                    "download-failed",
+                    f"No connection to the proxy for {self.shown}: {reason}.",
+                    remedy="Check the proxy in this process's environment (HTTP_PROXY, "
+                    "HTTPS_PROXY, NO_PROXY).",
+                )
             ) from None
         except aiohttp.ClientConnectorDNSError:
             raise Transient(
@@ -204,6 +253,8 @@ class Download:
                 total = self.part.size_bytes + length
         else:
             total = length
+            chunked = answer.headers.get("Transfer-Encoding", "").lower() == "chunked"
+            self.open_ended = total is None and not chunked
             self.etag = answer.headers.get("ETag")
             self.last_modified = answer.headers.get("Last-Modified")
         if total is not None and total > self.max_bytes:
@@ -234,9 +285,16 @@ class Download:
             remedy=remedy or ("Look at the firmware's server." if status >= 500 else None),
         )
         if status >= 500 or status in _RETRIED_STATUS:
-            after = answer.headers.get("Retry-After", "")
-            return Transient(error, after_s=float(after) if after.isdecimal() else 0.0)
+            return Transient(error, after_s=_retry_after_s(answer.headers.get("Retry-After", "")))
         return error
+
+    def _proxy_refused(self, status: int) -> Exception:
+        error = OtaError(
+            "http-status",
+            f"The proxy for {self.shown} answered {status}.",
+            remedy="Check the proxy in this process's environment, its user and password.",
+        )
+        return Transient(error) if status >= 500 or status in _RETRIED_STATUS else error
 
     def _too_large(self, total_bytes: int | None) -> OtaError:
         size = f"{total_bytes:,} bytes" if total_bytes else f"more than {self.max_bytes:,} bytes"
@@ -279,19 +337,48 @@ def make_ssl_context(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
-async def run_attempts(
-    download: Download, context: ssl.SSLContext, delays_s: tuple[float, ...]
-) -> None:
-    """Attempt the download, once more after each of `delays_s` where it may help.
+def _retry_after_s(value: str) -> float:
+    """Seconds from a Retry-After (RFC 9110, section 10.2.3): a number, or a date."""
+    if value.isdecimal():
+        return float(value[:9])
+    try:
+        until = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    until = until if until.tzinfo is not None else until.replace(tzinfo=UTC)
+    return max(0.0, (until - datetime.now(UTC)).total_seconds())
 
-    Raises OtaError.
+
+async def run_attempts(download: Download, context: ssl.SSLContext, patience: Patience) -> None:
+    """Attempt the download until it is whole; raises OtaError.
+
+    It ends when as many attempts in a row as there are delays brought nothing: a link that is
+    cut again and again still gets the file, as long as each attempt gets further.
     """
-    for delay_s in (*delays_s, None):
+    vain = 0
+    furthest_bytes = download.size_bytes
+    while True:
         try:
-            await download.attempt(context)
+            await download.attempt(context, patience)
             return
         except Transient as failure:
-            if delay_s is None:
+            if download.size_bytes >= furthest_bytes + PROGRESS_BYTES:
+                vain, furthest_bytes = 0, download.size_bytes
+            if vain >= len(patience.delays_s):
+                download.gave_up = True
                 raise failure.error from None
-            # A server may ask for more patience than a run has: the next run asks again.
-            await asyncio.sleep(min(max(delay_s, failure.after_s), max(delays_s)))
+            if failure.after_s > patience.retry_after_s:
+                download.gave_up = True
+                raise _not_now(failure) from None
+            delay_s = max(patience.delays_s[vain], failure.after_s)
+        vain += 1
+        await asyncio.sleep(delay_s)
+
+
+def _not_now(failure: Transient) -> OtaError:
+    """The server asks for more patience than a run has: the next run asks again."""
+    return OtaError(
+        failure.error.code,
+        failure.error.message,
+        remedy=f"The server asks to be left alone for {failure.after_s:.0f} s; try again then.",
+    )

@@ -7,19 +7,25 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ota_service.errors import OtaError
 from ota_service.firmware.cache import Cache, Known
 from ota_service.firmware.check import Firmware, check_firmware
-from ota_service.firmware.download import Download, Progress, make_ssl_context, run_attempts
+from ota_service.firmware.download import (
+    Download,
+    Patience,
+    Progress,
+    make_ssl_context,
+    run_attempts,
+)
 from ota_service.firmware.target import Target
 
 LOGGER = logging.getLogger(__name__)
 
-# Growing and bounded; what still fails then waits for the fleet's next try.
-RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0)
+# Downloads that were given up and may be gone on with: on a bad link each byte counts.
+MAX_UNFINISHED = 4
 
 _Key = tuple[str, str | None, int]
 
@@ -36,12 +42,11 @@ class _Shared:
 class Supply:
     """Fetches firmware. All calls belong to one event loop."""
 
-    def __init__(
-        self, cache_dir: Path, *, retry_delays_s: tuple[float, ...] = RETRY_DELAYS_S
-    ) -> None:
+    def __init__(self, cache_dir: Path, *, patience: Patience | None = None) -> None:
         self._cache = Cache(cache_dir)
-        self._retry_delays_s = retry_delays_s
+        self._patience = patience or Patience()
         self._shared: dict[_Key, _Shared] = {}
+        self._unfinished: dict[str, Download] = {}
 
     async def get(
         self,
@@ -58,7 +63,8 @@ class Supply:
         for the same version is used. Calls for one target at the same time share a download,
         which ends when nobody waits for it any more.
         progress: called with the bytes that have arrived and the file's size, if known.
-        Raises OtaError, blame "firmware" or "host"; no message holds a secret.
+        The firmware's `changed_from` says where the url gave another file under this version
+        before. Raises OtaError, blame "firmware" or "host"; no message holds a secret.
         """
         key = (target.key, ca_file, max_image_bytes)
         shared = self._shared.get(key)
@@ -95,7 +101,37 @@ class Supply:
         task.add_done_callback(forget)
         return shared
 
+    async def fetch(
+        self,
+        url: str,
+        *,
+        ca_file: str | None = None,
+        max_bytes: int = 16_777_216,
+        progress: Progress | None = None,
+    ) -> bytes:
+        """A whole file of whatever kind, unchecked and not kept: it may hold a board's keys.
+
+        Raises OtaError as `get` does.
+        """
+        context = await asyncio.to_thread(make_ssl_context, ca_file)
+        download = Download(url, self._cache, max_bytes, progress or _quiet)
+        try:
+            await run_attempts(download, context, self._patience)
+            assert download.part is not None
+            return await asyncio.to_thread(download.part.read)
+        finally:
+            if download.part is not None:
+                download.part.discard()
+
     async def _fetch(
+        self, target: Target, ca_file: str | None, max_image_bytes: int, report: Progress
+    ) -> Firmware:
+        firmware = await self._find(target, ca_file, max_image_bytes, report)
+        first = await asyncio.to_thread(self._cache.first, target.url, target.version)
+        changed = first if first not in (None, firmware.sha256) else None
+        return replace(firmware, changed_from=changed)
+
+    async def _find(
         self, target: Target, ca_file: str | None, max_image_bytes: int, report: Progress
     ) -> Firmware:
         if target.sha256 is not None:
@@ -107,20 +143,50 @@ class Supply:
         if target.sha256 is not None:
             known = None  # it is known to be another file, or a damaged one
         download = Download(target.url, self._cache, max_image_bytes, report, known)
+        self._take_up(download)
         try:
             return await self._download(download, context, target)
         finally:
-            if download.part is not None:
-                download.part.discard()
+            self._put_away(download)
+
+    def _take_up(self, download: Download) -> None:
+        """Go on with what an earlier call had to give up, if the server can tell its end."""
+        before = self._unfinished.pop(download.url, None)
+        if before is not None:
+            download.part = before.part
+            download.etag, download.last_modified = before.etag, before.last_modified
+
+    def _put_away(self, download: Download) -> None:
+        """Keep what arrived where a later call may go on with it, else remove it."""
+        if download.part is None:
+            return
+        resumable = download.gave_up and (download.etag or download.last_modified)
+        if resumable and download.size_bytes:
+            self._unfinished[download.url] = download
+            while len(self._unfinished) > MAX_UNFINISHED:
+                oldest = self._unfinished.pop(next(iter(self._unfinished)))
+                self._discard(oldest)
+        else:
+            self._discard(download)
+
+    def close(self) -> None:
+        """Remove what unfinished downloads left; call it when nothing is fetched any more."""
+        while self._unfinished:
+            self._discard(self._unfinished.popitem()[1])
+
+    @staticmethod
+    def _discard(download: Download) -> None:
+        if download.part is not None:
+            download.part.discard()
 
     async def _download(
         self, download: Download, context: ssl.SSLContext, target: Target
     ) -> Firmware:
         known = download.known
         try:
-            await run_attempts(download, context, self._retry_delays_s)
+            await run_attempts(download, context, self._patience)
         except OtaError as error:
-            if not error.kind.transient or known is None or known.version != target.version:
+            if not download.gave_up or known is None or known.version != target.version:
                 raise
             cached = await asyncio.to_thread(self._from_cache, known.sha256, download.max_bytes)
             if cached is None:
@@ -133,7 +199,7 @@ class Supply:
                 await asyncio.to_thread(self._remember, target, known.sha256, download)
                 return cached
             download.known, download.unchanged = None, False  # damaged on disk: once more, whole
-            await run_attempts(download, context, self._retry_delays_s)
+            await run_attempts(download, context, self._patience)
         return await asyncio.to_thread(self._check_and_keep, download, target)
 
     def _from_cache(self, sha256: str, max_image_bytes: int) -> Firmware | None:
@@ -144,7 +210,17 @@ class Supply:
 
     def _check_and_keep(self, download: Download, target: Target) -> Firmware:
         assert download.part is not None
-        firmware = check_firmware(download.part.read(), sha256=target.sha256)
+        try:
+            firmware = check_firmware(download.part.read(), sha256=target.sha256)
+        except OtaError as error:
+            if download.open_ended and error.code == "image-corrupt":
+                # Its server marked no end, so this is how a cut shows.
+                raise OtaError(
+                    "download-truncated",
+                    f"What {download.shown} gave is not whole, and its server does not say how "
+                    f"long the file is: {error.message}",
+                ) from None
+            raise
         sha256 = download.part.keep()
         self._remember(target, sha256, download)
         return firmware
