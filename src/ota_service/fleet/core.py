@@ -20,6 +20,7 @@ from ota_service.board.ownership import SERVICE_CLAIMS
 from ota_service.board.ports import PortInfo, canonical, describe, list_ports
 from ota_service.board.session import Awaited, Image, Job, Outcome
 from ota_service.errors import OtaError
+from ota_service.firmware.check import Firmware
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.fleet.board_state import BoardState, Progress
@@ -60,6 +61,7 @@ class Core:
         self.error: OtaError | None = None
         self.download: Progress | None = None
         self.images: dict[str, Image] = {}
+        self.notices: dict[str, str] = {}
         self.closing = False
         self.slots = asyncio.Semaphore(settings.max_parallel)
         self.restart_allowed: RestartAllowed | None = None
@@ -158,6 +160,7 @@ class Core:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         SERVICE_CLAIMS.release(self.settings.service)
+        self._supply.close()
         if self._memory is not None:
             journal, self._memory = self._memory.journal, None
             await asyncio.to_thread(journal.close)
@@ -531,8 +534,24 @@ class Core:
         finally:
             self.download = None
         made = Image(firmware.data, firmware.sha256, firmware.md5, firmware.image)
+        self._notice(target, firmware)
         self.images[target.key] = made
         return made
+
+    def _notice(self, target: Target, firmware: Firmware) -> None:
+        """A file that changed under its version: boards that hold that version do not get it."""
+        before = firmware.changed_from
+        if before is None:
+            self.notices.pop(target.key, None)
+            return
+        text = (
+            f"The url gave another file under this version before (SHA-256 {before[:16]}..., now "
+            f"{firmware.sha256[:16]}...). Boards that hold the version already keep what they "
+            "have: publish the file under a new version, or call update with force."
+        )
+        if self.notices.get(target.key) != text:
+            LOGGER.warning("%s, version %s: %s", target.shown_url, target.version, text)
+        self.notices[target.key] = text
 
     def job(self, work: BoardWork, image: Image | None, *, force: bool, purpose: Purpose) -> Job:
         """What a session does with a board."""

@@ -21,7 +21,7 @@ class BoardEntry:
     name: str
     mac: str | None = None
     port: str | None = None
-    url: str | None = None
+    url: str | None = field(default=None, repr=False)  # it may hold a password
     version: str | None = None
     sha256: str | None = None
 

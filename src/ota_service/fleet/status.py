@@ -38,6 +38,9 @@ def status_of(core: Core) -> dict[str, Any]:
             "app_version": about.version,
             "chip": image.parsed.chip,
         }
+    notice = core.notices.get(target.key)
+    if notice is not None:
+        shown["notice"] = notice
     out: dict[str, Any] = {
         "ok": True,
         "state": overall(core),
