@@ -29,6 +29,7 @@ from ota_service.module.checks import (
     check_port,
     check_sensor,
     check_sha256,
+    check_text,
     check_version,
     nearest,
     number_type,
@@ -49,7 +50,10 @@ class _Strict(BaseModel):
 
 
 class BoardConfig(_Strict):
-    """One entry of `boards`: a name, a mac or a port, and what pins the board."""
+    """One entry of `boards`: a name, a mac or a port, and what pins the board.
+
+    note: for people, such as what discovery found; it has no effect.
+    """
 
     name: Annotated[str, BeforeValidator(check_name)]
     mac: Annotated[str | None, BeforeValidator(check_mac)] = None
@@ -57,6 +61,7 @@ class BoardConfig(_Strict):
     url: Annotated[str | None, optional_type(check_firmware_url)] = None
     version: Annotated[str | None, optional_type(check_version)] = None
     sha256: Digest = None
+    note: Annotated[str | None, optional_type(check_text)] = None
 
 
 class RestartCondition(_Strict):
@@ -100,7 +105,7 @@ class ServiceConfig(_Strict):
         """The same as plain values for the fleet; `state_dir` holds where none is configured."""
         boards = None
         if self.boards is not None:
-            boards = tuple(BoardEntry(**board.model_dump()) for board in self.boards)
+            boards = tuple(BoardEntry(**board.model_dump(exclude={"note"})) for board in self.boards)
         return Settings(
             service=service,
             target=Target(self.url, self.version, self.sha256),

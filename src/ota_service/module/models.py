@@ -26,9 +26,12 @@ from viam.services.generic import Generic
 from ota_service.errors import OtaError
 from ota_service.firmware.urls import redact
 from ota_service.fleet.settings import Settings
+from ota_service.module import discovery, sensor
 from ota_service.module.config import RestartCondition, ServiceConfig, parse_config
+from ota_service.module.discovery import OtaDiscovery
 from ota_service.module.folders import default_cache_dir, default_state_dir
 from ota_service.module.plain import from_struct, plain
+from ota_service.module.sensor import OtaSensor
 from ota_service.module.verbs import help_reply, parse_command
 
 LOGGER = logging.getLogger("ota_service.module")
@@ -128,13 +131,23 @@ class OtaService(Generic):
 
 
 def register() -> None:
-    """Tell the SDK about both models."""
+    """Tell the SDK about the service's two models, and about its companions."""
     for model in MODELS:
         Registry.register_resource_creator(
             Generic.API,
             model,
             ResourceCreatorRegistration(OtaService.new, OtaService.validate_config),
         )
+    Registry.register_resource_creator(
+        OtaDiscovery.API,
+        discovery.MODEL,
+        ResourceCreatorRegistration(OtaDiscovery.new, OtaDiscovery.validate_config),
+    )
+    Registry.register_resource_creator(
+        OtaSensor.API,
+        sensor.MODEL,
+        ResourceCreatorRegistration(OtaSensor.new, OtaSensor.validate_config),
+    )
 
 
 async def _open_fleet(settings: Settings, restart_allowed: RestartAllowed | None) -> Fleet:

@@ -17,9 +17,12 @@ from collections.abc import Awaitable, Callable
 
 from grpclib import GRPCError, Status
 from grpclib.metadata import Deadline
-from viam.module.module import Module
+from viam.module.module import NO_MODULE_PARENT, Module
+from viam.proto.common import ResourceName
 from viam.proto.module import AddResourceRequest, ValidateConfigRequest, ValidateConfigResponse
-from viam.resource.types import API
+from viam.resource.base import ResourceBase
+from viam.resource.registry import Registry
+from viam.resource.types import API, Model
 
 from ota_service.errors import OtaError
 from ota_service.module.models import OtaService
@@ -41,12 +44,22 @@ class OtaModule(Module):
     async def validate_config(self, request: ValidateConfigRequest) -> ValidateConfigResponse:
         """Check a configuration."""
         try:
-            required, optional = OtaService.validate_config(request.config)
+            config = request.config
+            validate = Registry.lookup_validator(
+                API.from_string(config.api), Model.from_string(config.model)
+            )
+            required, optional = validate(config)
         except OtaError as error:
             raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from None
         return ValidateConfigResponse(
             dependencies=list(required), optional_dependencies=list(optional)
         )
+
+    async def _get_resource(self, name: ResourceName) -> ResourceBase:
+        """A dependency: from viam-server, and where there is none (as in tests) one of our own."""
+        if self.parent is None and NO_MODULE_PARENT:
+            return self.server.get_resource(ResourceBase, name)  # type: ignore[type-abstract]
+        return await super()._get_resource(name)
 
     async def add_resource(
         self, request: AddResourceRequest, *, deadline: Deadline | None = None
