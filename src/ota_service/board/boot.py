@@ -15,6 +15,8 @@ from enum import Enum
 from typing import Protocol
 
 MAX_LINE_CHARS = 1000
+MAX_LINE_BYTES = 8192
+"""Longer lines are dropped from there on: a part of one could begin within a secret."""
 KEPT_LINES = 200
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -91,6 +93,7 @@ class BootMonitor:
     lines: list[str] = field(default_factory=list)
     descriptor_at_s: float | None = None
     _partial: bytes = b""
+    _overlong: bool = False
     _why_not: str = ""
     _power_ons: int = 0
     _window_from_s: float = 0.0
@@ -99,11 +102,15 @@ class BootMonitor:
         """Bytes as they came from the port at `now_s`."""
         self._partial += data
         *whole, self._partial = self._partial.split(b"\n")
-        if len(self._partial) > MAX_LINE_CHARS:
-            whole.append(self._partial)
-            self._partial = b""
+        if whole and self._overlong:
+            del whole[0]
+            self._overlong = False
+        if len(self._partial) > MAX_LINE_BYTES:
+            if not self._overlong:
+                whole.append(self._partial)
+            self._partial, self._overlong = b"", True
         for raw in whole:
-            self._line(raw[:MAX_LINE_CHARS], now_s)
+            self._line(raw, now_s)
         self.tick(now_s)
 
     def tick(self, now_s: float) -> None:
@@ -132,10 +139,10 @@ class BootMonitor:
         text = _CONTROL.sub("", _ANSI.sub("", raw.decode("utf-8", "replace"))).strip()
         if not text:
             return
-        self.lines.append(self.redact(text))
+        self.lines.append(self.redact(text)[:MAX_LINE_CHARS])
         del self.lines[:-KEPT_LINES]
         if self.verdict is None:
-            self._judge(text, now_s)
+            self._judge(text[:MAX_LINE_CHARS], now_s)
 
     def _judge(self, text: str, now_s: float) -> None:
         if match := _RESET.search(text):
@@ -215,4 +222,4 @@ class BootMonitor:
 
     def _decide(self, verdict: Verdict, reason: str) -> None:
         self.verdict = verdict
-        self.reason = reason.rstrip(".")
+        self.reason = self.redact(reason).rstrip(".")

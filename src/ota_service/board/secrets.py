@@ -3,25 +3,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import base64
+import json
+import re
+from collections.abc import Iterable, Iterator
+from urllib.parse import quote, quote_plus
 
 MIN_SECRET_BYTES = 4
+MIN_LINE_CHARS = 8
+"""Of a line of a longer secret: shorter ones are the brackets of a JSON text and the like."""
 MASK = "***"
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 
 class Redactor:
     """Replaces every known secret in a text.
 
     secrets: the values of a board's NVS strings but `OTA_VERSION`; values shorter than 4 bytes
-    are not secrets (design.md, item 9). Longer ones first, so that a secret which contains
-    another leaves no rest.
+    are not secrets (design.md, item 9). Each is replaced as it is, line by line where it has
+    several, and in the forms in which programs print such values: JSON, percent-encoded,
+    base64. Longer ones first, so that a secret which contains another leaves no rest.
     """
 
     def __init__(self, secrets: Iterable[bytes] = ()) -> None:
         texts = {
-            secret.decode("utf-8", "replace")
+            form
             for secret in secrets
             if len(secret) >= MIN_SECRET_BYTES
+            for form in _forms(secret)
+            if len(form) >= MIN_SECRET_BYTES
         }
         self._secrets = sorted(texts, key=len, reverse=True)
 
@@ -33,4 +44,19 @@ class Redactor:
         return text
 
     def __repr__(self) -> str:
-        return f"Redactor({len(self._secrets)} secrets)"
+        return "Redactor()"
+
+
+def _forms(secret: bytes) -> Iterator[str]:
+    text = secret.decode("utf-8", "replace")
+    yield text
+    yield _CONTROL.sub("", text).strip()  # as a line of a log has it
+    yield quote(secret, safe="")
+    yield quote_plus(secret)
+    yield json.dumps(text)[1:-1]
+    yield json.dumps(text, ensure_ascii=False)[1:-1]
+    for encoded in (base64.b64encode(secret), base64.urlsafe_b64encode(secret)):
+        yield encoded.decode().rstrip("=")
+    lines = [line.strip() for line in _CONTROL.split(text)]
+    if len(lines) > 1:
+        yield from (line for line in lines if len(line) >= MIN_LINE_CHARS)
