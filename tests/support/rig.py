@@ -131,15 +131,21 @@ class Rig:
 
     def nvs(self, name: str = "a") -> bytes:
         """A board's NVS partition as it stands in flash."""
-        at = self._partition(name, "nvs")
+        at = self.partition(name, "nvs")
         return self.board(name).control.read_flash(at[0], at[1])
 
     def otadata(self, name: str = "a") -> bytes:
         """A board's otadata as it stands in flash."""
-        at = self._partition(name, "otadata")
+        at = self.partition(name, "otadata")
         return self.board(name).control.read_flash(at[0], at[1])
 
-    def _partition(self, name: str, label: str) -> tuple[int, int]:
+    async def configure_and_wait(self, version: str, before: str | None) -> dict[str, Any]:
+        """Serve and configure `version`; the status when a run other than `before` has ended."""
+        await self.configure(url=self.serve(version), version=version)
+        return await self.next_run(before)
+
+    def partition(self, name: str, label: str) -> tuple[int, int]:
+        """A partition's offset and size, from the board's own table."""
         table = self.board(name).control.read_flash(0x8000, 0xC00)
         for at in range(0, len(table), 32):
             entry = table[at : at + 32]

@@ -117,17 +117,19 @@ class RunsPart:
         *,
         error: dict[str, Any] | None = None,
         result: dict[str, Any] | None = None,
+        interrupted: bool = False,
     ) -> None:
-        """Note how a run ended."""
+        """Note how a run ended. interrupted: its process was asked to end, so that the next one
+        takes it up."""
         moment = iso(now())
         self._store.write(
             (
                 "UPDATE runs SET outcome = ?, error = ?, result = coalesce(?, result), "
-                "finished_at = ?, updated_at = ? WHERE id = ?",
+                "finished_at = ?, updated_at = ?, interrupted = ? WHERE id = ?",
                 (
                     *(outcome, dump(error) if error is not None else None),
                     *(dump(without_none(result)) if result is not None else None,),
-                    *(moment, moment, run_id),
+                    *(moment, moment, int(interrupted), run_id),
                 ),
             ),
             (_PRUNE, (MAX_RUNS, MAX_HISTORY_BYTES)),

@@ -622,6 +622,7 @@ class Run:
             self.outcome,
             error=self.error.to_dict() if self.error is not None else None,
             result=self.results or None,
+            interrupted=self._stopping and self.purpose == "update",
         )
 
 
