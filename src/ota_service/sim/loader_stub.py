@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import json
 import zlib
 from base64 import b64decode
-from importlib import resources
+from pathlib import Path
 
 from ota_service.sim import loader_common as lc
 from ota_service.sim.chip import Registers
@@ -42,14 +43,18 @@ GREETING = b"OHAI"
 
 @functools.cache
 def known_stubs() -> dict[int, bytes]:
-    """Entry point to code of the stubs that the installed esptool ships for the ESP32."""
+    """Entry point to code of the stubs that the installed esptool ships for the ESP32.
+
+    esptool itself is not imported: that would stop all boards of the process for too long.
+    """
     found: dict[int, bytes] = {}
-    folder = resources.files("esptool") / "targets" / "stub_flasher"
-    for version in folder.iterdir():
-        file = version / "esp32.json"
-        if file.is_file():
-            stub = json.loads(file.read_text())
-            found[stub["entry"]] = b64decode(stub["text"])
+    spec = importlib.util.find_spec("esptool")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("esptool is not installed, so its stub loader is not known")
+    folder = Path(spec.origin).parent / "targets" / "stub_flasher"
+    for file in folder.glob("*/esp32.json"):
+        stub = json.loads(file.read_text())
+        found[stub["entry"]] = b64decode(stub["text"])
     return found
 
 

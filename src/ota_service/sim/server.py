@@ -24,6 +24,7 @@ from ota_service.sim.factory import create_board, make_flash
 from ota_service.sim.host import BoardHost
 from ota_service.sim.images import build_app
 from ota_service.sim.layouts import LAYOUTS, OTA_LAYOUTS
+from ota_service.sim.loader_stub import known_stubs
 
 SCHEME = "esp32sim://"
 
@@ -104,6 +105,7 @@ async def serve(directories: Sequence[Path], *, boards_from_stdin: bool = False)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    known_stubs()  # now, not when a board's time runs
     hosts: list[BoardHost] = []
 
     async def start(directory: Path) -> None:
