@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from pydantic_core import PydanticCustomError
@@ -46,6 +46,7 @@ class OtaDiscovery(Discovery):
     def __init__(self, name: str, ports: Sequence[str] = ()) -> None:
         super().__init__(name)
         self.ports = tuple(ports)
+        self._owner = f"discovery {name}"
         self._probing = asyncio.Lock()
         self._given_up: set[threading.Event] = set()
 
@@ -102,11 +103,15 @@ class OtaDiscovery(Discovery):
 
     async def find(self, *, probe: bool) -> list[Finding]:
         """What is attached, in the order of the ports."""
-        found = await asyncio.to_thread(_look, self.ports, await statuses(), await directory())
         if not probe:
-            return found
+            return await self._look()
         async with self._probing:  # two at a time would find each other's ports busy
-            return await self._probe(found)
+            return await self._probe(await self._look())
+
+    async def _look(self) -> list[Finding]:
+        """What is known while all ports stay closed."""
+        here = _Here(await statuses(), await directory(), self._owner)
+        return await asyncio.to_thread(_look, self.ports, here)
 
     async def _probe(self, found: list[Finding]) -> list[Finding]:
         probing = await asyncio.to_thread(importlib.import_module, "ota_service.module.probe")
@@ -116,7 +121,7 @@ class OtaDiscovery(Discovery):
 
         def look(finding: Finding) -> Finding:
             try:
-                inspection = probing.probe(finding.port, f"discovery {self.name}", given_up)
+                inspection = probing.probe(finding.port, self._owner, given_up)
             except OtaError as error:
                 return replace(finding, probed=True, problem=error)
             probing.remember(default_state_dir(), finding.port, finding.info, inspection)
@@ -139,19 +144,28 @@ class OtaDiscovery(Discovery):
 # --- looking without opening anything; called in threads
 
 
-def _look(ports: Sequence[str], services: Mapping[str, Any], directory: Any) -> list[Finding]:
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """What this process knows: its services by name, its journal, and who is looking."""
+
+    services: Mapping[str, Any]
+    directory: Any
+    owner: str
+
+
+def _look(ports: Sequence[str], here: _Here) -> list[Finding]:
     infos = {info.device: info for info in list_ports()}
     found = [Finding(device, info) for device, info in infos.items()]
     for port in ports:
         device = canonical(port)
         finding = Finding(port, infos.get(device) or describe(port), listed=True)
         found = [other for other in found if other.port != device] + [finding]
-    return [_recognise(finding, services, directory) for finding in found]
+    return [_recognise(finding, here) for finding in found]
 
 
-def _recognise(finding: Finding, services: Mapping[str, Any], directory: Any) -> Finding:
+def _recognise(finding: Finding, here: _Here) -> Finding:
     """Fill in what can be known of a port while it stays closed."""
-    info = finding.info
+    info, directory = finding.info, here.directory
     finding = replace(finding, mac=info.mac if info is not None else None)
     if info is not None and directory is not None and (seen := directory.recall(info)) is not None:
         finding = replace(
@@ -166,10 +180,10 @@ def _recognise(finding: Finding, services: Mapping[str, Any], directory: Any) ->
             return replace(finding, problem=OtaError("awaiting-confirmation"))
     if not exists(finding.port):
         return replace(finding, problem=OtaError("port-missing"))
-    owned = _of_a_service(finding, services)
+    owned = _of_a_service(finding, here.services)
     if owned is not None:
         return owned
-    return replace(finding, problem=_held(finding.port))
+    return replace(finding, problem=_held(finding.port, here.owner))
 
 
 def _of_a_service(finding: Finding, services: Mapping[str, Any]) -> Finding | None:
@@ -199,9 +213,11 @@ def _of_a_service(finding: Finding, services: Mapping[str, Any]) -> Finding | No
     return replace(finding, service=claimed) if claimed is not None else None
 
 
-def _held(port: str) -> OtaError | None:
-    """Who has the port open, as an error; nobody: None."""
+def _held(port: str, looking: str) -> OtaError | None:
+    """Who else has the port open, as an error; nobody: None."""
     owner = PORT_OWNERS.owner(port)
+    if owner == looking:
+        return None
     names = [owner] if owner is not None else [str(holder) for holder in holders(port)]
     if not names:
         return None
