@@ -16,7 +16,7 @@ import binascii
 from collections.abc import Callable
 from functools import lru_cache
 
-EMPTY, WRITTEN, ERASED = 3, 2, 0
+EMPTY, WRITTEN, ILLEGAL, ERASED = 3, 2, 1, 0
 UNINIT, ACTIVE, FULL, FREEING = 0xFFFFFFFF, 0xFFFFFFFE, 0xFFFFFFFC, 0xFFFFFFF8
 SZ, BLOB, DATA, IDX, U8 = 0x21, 0x41, 0x42, 0x48, 0x01
 LONG = (SZ, BLOB, DATA)
@@ -29,6 +29,10 @@ class NoFreePages(Exception):
 
 class NewVersion(Exception):
     """ESP_ERR_NVS_NEW_VERSION_FOUND: the same."""
+
+
+class StopsAtStart(Exception):
+    """An assertion of old firmware: it restarts for ever."""
 
 
 class NoSpace(Exception):
@@ -109,6 +113,10 @@ class Pg:
         i, end = 0, self.free
         seen: dict[bytes, int] = {}
         while i < end:
+            if self.get(i) == ILLEGAL:
+                if self.nvs.legacy:
+                    raise StopsAtStart
+                self.erase(i)
             if self.get(i) != WRITTEN:
                 i += 1
                 continue

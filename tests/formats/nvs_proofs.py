@@ -7,9 +7,9 @@ import contextlib
 import random
 
 from ota_service.formats.flashops import Erase, Program, apply_ops
-from ota_service.formats.nvs import NvsEdit, erase_key, parse_nvs, set_string
+from ota_service.formats.nvs import NvsEdit, PageState, erase_key, parse_nvs, set_string
 from tests.formats.cuts import cut_states
-from tests.formats.nvs_firmware import IDX, SZ, Firmware, NoSpace
+from tests.formats.nvs_firmware import IDX, SZ, Firmware, NoSpace, StopsAtStart
 
 BASE = 0x9000
 NS, KEY = b"VIAM_NS", b"OTA_VERSION"
@@ -90,10 +90,16 @@ def prove(
     check_operations(data, edit)
     encoded = None if value is None else value.encode()
     for old_firmware in (False, True) if legacy is None else (legacy,):
+        try:
+            booted(data, legacy=old_firmware)
+        except StopsAtStart:
+            continue  # as it was; nothing can be said of changes to it
         check_cuts(data, edit, encoded, torn=torn, legacy=old_firmware, rng=rng)
     nvs = parse_nvs(edit.result)
     assert nvs.get_string(NS.decode(), KEY.decode()) == value
     assert nvs.free_pages >= 1
+    active = [page for page in nvs.order if page.state is PageState.ACTIVE]
+    assert active in ([], [nvs.last])
     assert not change(edit.result, value).ops
     return edit
 

@@ -326,6 +326,19 @@ def test_dirty_free_entries_are_skipped() -> None:
     assert [i.index for i in page.items] == [0, 1, 5]
 
 
+def test_old_firmware_never_meets_an_illegal_entry() -> None:
+    """Remains of a cut write are marked erased by a way that old firmware starts from."""
+    data = bytearray(nvs_images.generated(0x3000, [("VIAM_NS", [("a", "u8", "1")])]))
+    data[64 + 2 * 32 : 64 + 3 * 32] = item(1, 0x01, b"b", b"\x05")  # its bit is missing
+    data[64 + 4 * 32 + 9] = 0x55
+    flash = bytes(data)
+    for op in change(flash, "v" * 90).ops:
+        after = dict(cut_states(flash, [op], BASE, torn_each=0))["op 0 done"]
+        for state in single_bits(flash, after):
+            booted(state, legacy=True)
+        flash = after
+
+
 def test_the_twin_of_another_key() -> None:
     """An app cut before it erased the older form of a key: that is done before we append."""
     flash = bytearray(BLANK * 3)
@@ -354,6 +367,16 @@ def test_free_pages_that_are_not_blank(dead: str) -> None:
     edit = prove(bytes(data), "2.0.0", torn=9)
     assert edit.strategy == "collect"
     assert sum(isinstance(op, Erase) for op in edit.ops) == 1
+    others = {k: v for k, v in booted(bytes(data))[0].items() if k != (NS, KEY)}
+    flash = bytes(data)
+    for op in edit.ops:
+        after = dict(cut_states(flash, [op], BASE, torn_each=0))["op 0 done"]
+        if isinstance(op, Erase):
+            for state in single_bits(flash, after):
+                found, _ = booted(state)
+                assert found.pop((NS, KEY)) == (SZ, b"1.0.0\0")
+                assert found == others
+        flash = after
 
 
 def test_rotated_pages() -> None:

@@ -59,6 +59,13 @@ def test_active_entry_and_slot() -> None:
         assert (ota.active, ota.slot_index(2)) == (active, slot)
 
 
+def test_sequence_number_zero() -> None:
+    """Nothing writes it, but it counts, and the bootloader's arithmetic has 32 bits."""
+    for slots in range(1, 17):
+        ota = parse_otadata(entry(0, 2) + BLANK)
+        assert ota.slot_index(slots) == choose(entry(0, 2) + BLANK, slots, False, range(slots))
+
+
 def test_any_state_number_counts_but_the_two_rejected() -> None:
     """The bootloader knows only INVALID and ABORTED as reasons not to boot."""
     for state in (*range(10), 0x12345678, 0xFFFFFFFF):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ota_service.errors import OtaError
-from ota_service.formats._nvs_flash import NvsFlash, next_seq
+from ota_service.formats._nvs_flash import NvsFlash, headers, next_seq
 from ota_service.formats._nvs_page import (
     CHUNK_ANY,
     ENTRY_BYTES,
@@ -28,7 +28,6 @@ from ota_service.formats._nvs_page import (
     Page,
     PageState,
     crc32,
-    load_page,
 )
 from ota_service.formats._nvs_read import Nvs, parse_nvs
 from ota_service.formats.flashops import FlashOp
@@ -100,15 +99,16 @@ def _repair(flash: NvsFlash) -> Nvs:
 def _erase_twins(flash: NvsFlash, last: Page) -> None:
     """Erase on flash what only counts as erased: the older twin of the last item.
 
-    It is what a page holds without the last page in view, and does not hold with it.
+    A twin of which a part is marked erased already goes as well: firmware before v5 reads such
+    an item in a full page as if it were whole.
     """
-    shown = flash.read()
-    for page in shown.order[:-1]:
-        alone = load_page(page.raw, page.index)
-        kept = {item.index for item in page.items}
-        for item in alone.items:
-            if item.index not in kept:
-                flash.erase_item(page.index, item, "the older form of the last item")
+    nvs = flash.read()
+    item = last.items[-1] if last.items else None
+    for page in nvs.order[:-1]:
+        kept = {other.index for other in page.items}
+        for header in headers(page):
+            if item and header.index not in kept and header.hash == item.hash:
+                flash.erase_item(page.index, header, "the older form of the last item")
 
 
 def _string_entries(namespace: int, key: str, value: bytes) -> bytes:
@@ -191,6 +191,13 @@ def _write(
         return "new-page"
     # The page with the least in it, as the firmware chooses; then behind its items.
     victim = min(nvs.order, key=lambda page: page.used)
+    if not victim.used:
+        # Nothing to move: it is free as soon as it is dead, and then two pages are.
+        flash.mark_full(last)
+        flash.kill(victim, "nothing is in it")
+        page = flash.blank_page(flash.read())
+        flash.write_page(page, b"".join(blocks), next_seq(nvs), last.version, "new page")
+        return "collect"
     if victim.used + needed <= ENTRY_COUNT:
         _free(flash, last, victim)
         flash.move_items(nvs, victim)
