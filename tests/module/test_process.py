@@ -13,12 +13,13 @@ from tests.support.module_client import IDLE_ATTRIBUTES as IDLE
 
 
 @pytest.mark.parametrize("tcp", [False, True], ids=["unix socket", "tcp"])
-async def test_it_starts_within_two_seconds_and_offers_both_models(
+async def test_it_starts_within_two_seconds_and_offers_all_models(
     tmp_path: Path, tcp: bool
 ) -> None:
     """viam-server asks for Ready again and again; a slow start delays the whole machine."""
     async with ModuleProcess.start(tmp_path, tcp=tcp) as module:
-        assert sorted(module.models) == sorted([MODEL, BUILTIN_MODEL])
+        companions = ["rdk:generic:ota_discovery", "rdk:generic:ota_sensor"]
+        assert sorted(module.models) == sorted([MODEL, BUILTIN_MODEL, *companions])
         assert module.start_s < 2.0
 
 

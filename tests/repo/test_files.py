@@ -27,14 +27,15 @@ def pins(file: str) -> dict[str, str]:
     return found
 
 
-def test_meta_names_both_models_and_files_that_exist() -> None:
-    """A missing triplet leaves one of the two usual configurations without a service."""
+def test_meta_names_all_models_and_files_that_exist() -> None:
+    """A missing triplet leaves one of the usual configurations without its resource."""
     meta = json.loads((ROOT / "meta.json").read_text())
-    assert {model["model"] for model in meta["models"]} == {
-        "rdk:generic:ota_service",
-        "rdk:builtin:ota_service",
+    assert {(model["api"], model["model"]) for model in meta["models"]} == {
+        ("rdk:service:generic", "rdk:generic:ota_service"),
+        ("rdk:service:generic", "rdk:builtin:ota_service"),
+        ("rdk:service:discovery", "rdk:generic:ota_discovery"),
+        ("rdk:component:sensor", "rdk:generic:ota_sensor"),
     }
-    assert {model["api"] for model in meta["models"]} == {"rdk:service:generic"}
     for model in meta["models"]:
         assert (ROOT / model["markdown_link"]).is_file()
     for script in (meta["entrypoint"], meta["first_run"]):
