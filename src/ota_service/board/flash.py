@@ -74,18 +74,28 @@ def apply_verified(flash: Flash, ops: Iterable[FlashOp]) -> None:
 
 
 def program_verified(flash: Flash, op: Program) -> None:
-    """Program one page and read it back. Raises OtaError `flash-protected`."""
+    """Program one page and read it back.
+
+    Raises OtaError `flash-protected` where the flash took nothing of it, `verify-failed` where
+    it took something else: then the bytes were changed on their way.
+    """
     before = flash.read(op.offset, len(op.data))
     wanted = bytes(a & b for a, b in zip(before, op.data, strict=True))
     if before == wanted:
         return  # already so: nothing to do, and a page saved from wear
     flash.program(op.offset, op.data)
     after = flash.read(op.offset, len(op.data))
-    if after != wanted:
+    if after == wanted:
+        return
+    if after == before:
         raise OtaError(
             "flash-protected",
             f"The flash did not take {len(op.data)} bytes programmed at {op.offset:#x}.",
         )
+    raise OtaError(
+        "verify-failed",
+        f"{len(op.data)} bytes programmed at {op.offset:#x} are not what was sent.",
+    )
 
 
 class PowerCut(Exception):

@@ -9,11 +9,13 @@ it open: esp32.md, "Talking to the chip").
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ota_service.board import esptool_setup
 from ota_service.board.chip import ChipInfo
@@ -40,10 +42,18 @@ MAX_SPI_BYTES = 64
 # SPI user commands: bits of SPI_USER, and of SPI_CMD (ESP32 TRM, "SPI controller")
 _USR_COMMAND, _USR_ADDR, _USR_MISO, _USR_MOSI = 1 << 31, 1 << 30, 1 << 28, 1 << 27
 _CMD_USR = 1 << 18
-_WREN, _PAGE_PROGRAM, _RDSR = 0x06, 0x02, 0x05
+_WREN, _PAGE_PROGRAM, _RDSR, _SECTOR_ERASE = 0x06, 0x02, 0x05, 0x20
+_OPCODE_BITS = 7 << 28
 _WIP = 0x01
 _BP_MASK, _TB, _SEC = 0x1C, 0x20, 0x40
 _POLLS = 200
+_BUSY_LIMIT_S = 5.0
+"""Data sheets allow a sector erase 0.4 s, worn chips take longer."""
+
+CHECKED_BYTES = 32
+"""Programs up to this size change what is in use (entries' states, otadata), so their bytes are
+looked at in the controller's buffer before the command starts. Longer ones go to blank flash,
+where a byte that was changed on the wire is found when it is read back."""
 
 _ERRORS = (FatalError, SerialException, OSError, struct.error, StopIteration)
 
@@ -52,6 +62,20 @@ def bauds_to_try(highest: int) -> list[int]:
     """The speeds to try, fastest first: `highest` itself, then the usual ones below it."""
     return [highest, *[baud for baud in BAUD_LADDER if baud < highest]]
 
+
+PROOF_TIMEOUT_S = 0.5
+"""How long one answer at a new speed is waited for, against milliseconds that it takes."""
+
+STARTS = 3
+"""How often the stub loader is sent to a chip that answered: its 7 kB go at the ROM's speed, each
+block with a checksum, and one damaged byte ends it."""
+
+
+class _NotStarted(Exception):
+    """The chip answered, but its stub loader did not start."""
+
+
+Read = TypeVar("Read")
 
 Identified = Callable[[str], None]
 """Called with the MAC of the chip that answered; raises to go no further."""
@@ -83,7 +107,13 @@ class EspLink:
         """
         esptool_setup.install()
         for speed in bauds_to_try(baud):
-            link = cls._connect_at(port, speed, attempts, identified)
+            for again in reversed(range(STARTS)):
+                try:
+                    link = cls._connect_at(port, speed, attempts, identified)
+                    break
+                except _NotStarted as error:
+                    if not again:
+                        raise OtaError("no-answer", _no_answer(error)) from error
             if link is not None:
                 return link
         raise OtaError("no-answer", "The chip answers, but no speed of the port can be used.")
@@ -95,22 +125,25 @@ class EspLink:
         try:
             port.baudrate = ROM_BAUD
             esp = cmds.detect_chip(port, ROM_BAUD, "default-reset", False, attempts)
+        except _ERRORS as error:
+            raise OtaError("no-answer", _no_answer(error)) from error
+        try:
             if esp.secure_download_mode:
                 raise OtaError("secure-download")
-            mac = _mac(esp)
+            mac = _twice(lambda: _mac(esp))
             if identified is not None:
                 identified(mac)
             esp = cmds.run_stub(esp)
+            if not esp.IS_STUB:
+                raise FatalError("The stub loader could not be started on the chip")
         except _ERRORS as error:
-            raise OtaError("no-answer", _no_answer(error)) from error
-        if not esp.IS_STUB:
-            raise OtaError("no-answer", "The stub loader could not be started on the chip.")
+            raise _NotStarted(str(error)) from error
         try:
             if baud != ROM_BAUD:
-                esp.change_baud(baud)
+                _change_baud(esp, baud)
                 _prove(esp)
             cmds.attach_flash(esp)
-            chip = _chip_info(esp, mac)
+            chip = _twice(lambda: _chip_info(esp, mac))
             if chip.flash_bytes is not None:
                 esp.flash_set_parameters(chip.flash_bytes)
         except _ERRORS as error:
@@ -122,9 +155,17 @@ class EspLink:
     # --- Flash
 
     def read(self, offset: int, size_bytes: int) -> bytes:
-        """The bytes at `offset`; their digest is checked on the way."""
+        """The bytes at `offset`; their digest is checked on the way.
+
+        It is asked for once more by another command: requests carry no checksum, and one whose
+        address was changed on the wire is answered from there, with that place's digest.
+        """
         with _lost_link():
-            return bytes(self._esp.read_flash(offset, size_bytes))
+            data = bytes(self._esp.read_flash(offset, size_bytes))
+            digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+            if self._esp.flash_md5sum(offset, size_bytes) != digest:
+                raise FatalError("two answers of the chip differ")
+            return data
 
     def md5(self, offset: int, size_bytes: int) -> str:
         """The MD5 of a region, computed by the stub loader."""
@@ -132,11 +173,16 @@ class EspLink:
             return str(self._esp.flash_md5sum(offset, size_bytes))
 
     def erase(self, offset: int, size_bytes: int) -> None:
-        """Erase whole sectors."""
+        """Erase whole sectors, by SPI user commands as in `program`.
+
+        The stub's own command would erase another place where its address was changed on the
+        wire.
+        """
         if offset % SECTOR_BYTES or size_bytes % SECTOR_BYTES:
             raise ValueError(f"erase of {size_bytes:#x} bytes at {offset:#x}")
         with _lost_link():
-            self._esp.erase_region(offset, size_bytes)
+            for at in range(offset, offset + size_bytes, SECTOR_BYTES):
+                self._spi_change(_SECTOR_ERASE, at)
 
     def program(self, offset: int, data: bytes) -> None:
         """Program one page without an erase, by SPI user commands through registers.
@@ -148,7 +194,7 @@ class EspLink:
             raise ValueError(f"program of {len(data)} bytes at {offset:#x}")
         with _lost_link():
             for at in range(0, len(data), MAX_SPI_BYTES):
-                self._spi_program(offset + at, data[at : at + MAX_SPI_BYTES])
+                self._spi_change(_PAGE_PROGRAM, offset + at, data[at : at + MAX_SPI_BYTES])
 
     def write_stream(self, offset: int, stream: SlotStream, progress: Progress) -> None:
         """Erase the slot's sectors and write the stream; returns when it is in flash."""
@@ -201,51 +247,62 @@ class EspLink:
             self._esp.hard_reset()
         self.running = True
 
-    def _spi_program(self, address: int, data: bytes) -> None:
+    def _spi_change(self, opcode: int, address: int, data: bytes = b"") -> None:
+        """One flash command that changes something: write enable, the command, and its end."""
         esp = self._esp
         base = esp.SPI_REG_BASE
         cmd, addr = base, base + 0x04
         usr, usr1 = base + esp.SPI_USR_OFFS, base + esp.SPI_USR1_OFFS
         usr2, w0 = base + esp.SPI_USR2_OFFS, base + esp.SPI_W0_OFFS
-        mosi_len, miso_len = base + esp.SPI_MOSI_DLEN_OFFS, base + esp.SPI_MISO_DLEN_OFFS
-        opcode_len = 7 << 28
         old_usr, old_usr2 = esp.read_reg(usr), esp.read_reg(usr2)
         padded = data + b"\xff" * (-len(data) % 4)
         words = struct.unpack(f"<{len(padded) // 4}I", padded)
-        setup = [
-            (usr1, 23 << 26),
-            (addr, address << 8 if esp.SPI_ADDR_REG_MSB else address),
-            (mosi_len, len(data) * 8 - 1),
-            *[(w0 + 4 * i, word) for i, word in enumerate(words)],
-        ]
-        enable = [(usr, _USR_COMMAND), (usr2, opcode_len | _WREN), (cmd, _CMD_USR)]
-        go = [(usr, _USR_COMMAND | _USR_ADDR | _USR_MOSI), (usr2, opcode_len | _PAGE_PROGRAM)]
-        self._write_regs(setup)
+        where = [(usr1, 23 << 26), (addr, address << 8 if esp.SPI_ADDR_REG_MSB else address)]
+        what = [(w0 + 4 * i, word) for i, word in enumerate(words)]
+        if data:
+            where.append((base + esp.SPI_MOSI_DLEN_OFFS, len(data) * 8 - 1))
+        self._write_regs([*where, *what])
         # Register writes carry no checksum, and a wrong address would change another place:
-        # look at it before the command starts.
-        if esp.read_reg(addr) != setup[1][1] or esp.read_reg(mosi_len) != setup[2][1]:
-            raise FatalError("a register of the chip did not take its value")
-        self._write_regs(enable)
+        # everything is looked at before the command starts.
+        self._require_regs(where if len(data) > CHECKED_BYTES else [*where, *what])
+        self._write_regs([(usr, _USR_COMMAND), (usr2, _OPCODE_BITS | _WREN), (cmd, _CMD_USR)])
         self._wait_spi(cmd)
+        go = [
+            (usr, _USR_COMMAND | _USR_ADDR | (_USR_MOSI if data else 0)),
+            (usr2, _OPCODE_BITS | opcode),
+        ]
         self._write_regs(go)
+        self._require_regs(go)
         self._write_regs([(cmd, _CMD_USR)])
         self._wait_spi(cmd)
-        for _ in range(_POLLS):
-            self._write_regs(
-                [
-                    (usr, _USR_COMMAND | _USR_MISO),
-                    (usr2, opcode_len | _RDSR),
-                    (miso_len, 7),
-                    (w0, 0),
-                    (cmd, _CMD_USR),
-                ]
-            )
-            self._wait_spi(cmd)
-            if not esp.read_reg(w0) & _WIP:
-                break
-        else:
-            raise FatalError("the flash chip stays busy after a program")
+        self._wait_flash()
         self._write_regs([(usr, old_usr), (usr2, old_usr2)])
+
+    def _wait_flash(self) -> None:
+        """Until the flash chip's status says that it is done."""
+        esp = self._esp
+        base = esp.SPI_REG_BASE
+        w0 = base + esp.SPI_W0_OFFS
+        ask = [
+            (base + esp.SPI_USR_OFFS, _USR_COMMAND | _USR_MISO),
+            (base + esp.SPI_USR2_OFFS, _OPCODE_BITS | _RDSR),
+            (base + esp.SPI_MISO_DLEN_OFFS, 7),
+            (w0, 0),
+            (base, _CMD_USR),
+        ]
+        limit_s = time.monotonic() + _BUSY_LIMIT_S
+        while True:
+            self._write_regs(ask)
+            self._wait_spi(base)
+            if not esp.read_reg(w0) & _WIP:
+                return
+            if time.monotonic() > limit_s:
+                raise FatalError("the flash chip stays busy")
+
+    def _require_regs(self, values: Sequence[tuple[int, int]]) -> None:
+        for address, value in values:
+            if self._esp.read_reg(address) != value:
+                raise FatalError("a register of the chip did not take its value")
 
     def _wait_spi(self, cmd: int) -> None:
         for _ in range(_POLLS):
@@ -324,11 +381,28 @@ def _mac(esp: Any) -> str:
     return ":".join(f"{byte:02x}" for byte in mac)
 
 
+def _twice(read: Callable[[], Read]) -> Read:
+    """What `read` says two times alike: registers come without a checksum, and a byte changed on
+    the wire must not make another board, or an encrypted one, of this one."""
+    first = read()
+    if read() != first:
+        raise FatalError("the chip's answers differ")
+    return first
+
+
+def _change_baud(esp: Any, baud: int) -> None:
+    try:
+        esp.change_baud(baud)
+    except (ValueError, NotImplementedError) as error:  # pyserial's, where the port cannot
+        raise FatalError(f"the port cannot be set to {baud} baud") from error
+
+
 def _prove(esp: Any) -> None:
     """A few exchanges at the new speed; raises FatalError where it does not hold."""
     for _ in range(3):
-        first = esp.read_reg(ESPLoader.CHIP_DETECT_MAGIC_REG_ADDR)
-        if first != esp.read_reg(ESPLoader.CHIP_DETECT_MAGIC_REG_ADDR):
+        first = esp.read_reg(ESPLoader.CHIP_DETECT_MAGIC_REG_ADDR, timeout=PROOF_TIMEOUT_S)
+        again = esp.read_reg(ESPLoader.CHIP_DETECT_MAGIC_REG_ADDR, timeout=PROOF_TIMEOUT_S)
+        if first != again:
             raise FatalError("answers differ at this speed")
 
 
