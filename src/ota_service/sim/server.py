@@ -25,6 +25,7 @@ from ota_service.sim.host import BoardHost
 from ota_service.sim.images import build_app
 from ota_service.sim.layouts import LAYOUTS, OTA_LAYOUTS
 from ota_service.sim.loader_stub import known_stubs
+from ota_service.sim.loader_stub import known_stubs
 
 SCHEME = "esp32sim://"
 
@@ -102,6 +103,8 @@ def board_config(options: argparse.Namespace, index: int) -> BoardConfig:
 async def serve(directories: Sequence[Path], *, boards_from_stdin: bool = False) -> None:
     """Serve boards until SIGTERM or SIGINT, or until stdin closes where boards come from it."""
     loop = asyncio.get_running_loop()
+    # Reading them takes longer than esptool waits for the start of a stub (0.2 s) under load.
+    known_stubs()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
