@@ -4,10 +4,11 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo test test-quick lint
+.PHONY: help demo test test-quick prove lint
+.PHONY: serve-ota build-esp32-ota build-esp32-bin flash-esp32-bin
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9-]*\): ## /\1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\): ## /\1\t/p' Makefile | expand -t 17
 
 demo: ## two simulated boards updated, and one rolled back, before your eyes
 	@./setup.sh -- -m ota_service.cli.demo
@@ -18,6 +19,28 @@ test: ## every test
 test-quick: ## the tests that end within a minute
 	@./setup.sh --dev -- -m pytest -n 2 -m "not slow"
 
+prove: ## every interruption of an update, tried (QUICK=1: thinned; CASE=..: one of them again)
+	@./setup.sh --dev -- -m tests.prove
+
 lint: ## ruff, and mypy in its strict mode
 	@./setup.sh --dev -- -m ruff check .
 	@./setup.sh --dev -- -m mypy
+
+CLI := ./setup.sh -- -m ota_service.cli.main
+
+serve-ota: ## serve an App Image: FIRMWARE=app.bin [HOST=..] [PORT=3001] [AUTH=user:password]
+	@ESP32_OTA_AUTH='$(AUTH)' $(CLI) serve \
+	    $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)') \
+	    '$(or $(FIRMWARE),$(error FIRMWARE=app.bin is missing))'
+
+build-esp32-ota: ## make an App Image: ELF=app.elf or APP=app.bin [PARTITIONS=..] [CHIP=..] [OUT=..]
+	@$(CLI) image ota $(if $(CHIP),--chip '$(CHIP)') $(if $(OUT),-o '$(OUT)') \
+	    $(if $(PARTITIONS),--partitions '$(PARTITIONS)') \
+	    '$(or $(ELF),$(APP),$(error ELF=app.elf or APP=app.bin is missing))'
+
+build-esp32-bin: ## make a Merged Binary: BOOTLOADER=.. PARTITIONS=.. APP=.. [NVS=..] [FLASH_SIZE=8MB]
+	@$(CLI) image merge $(if $(NVS),--nvs '$(NVS)') $(if $(OUT),-o '$(OUT)') \
+	    $(if $(FLASH_SIZE),--flash-size '$(FLASH_SIZE)') \
+	    --bootloader '$(or $(BOOTLOADER),$(error BOOTLOADER=bootloader.bin is missing))' \
+	    --partitions '$(or $(PARTITIONS),$(error PARTITIONS=partitions.csv is missing))' \
+	    --app '$(or $(APP),$(error APP=app.bin is missing))'

@@ -20,10 +20,20 @@ EXIT_FAILED = 1
 
 # Name -> module and attribute of its click command, and its line in `--help`.
 SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
+    "image": (
+        "ota_service.cli.image",
+        "image",
+        "Look into firmware files; make App Images and Merged Binaries.",
+    ),
     "ports": (
         "ota_service.cli.ports",
         "ports",
         "List serial ports, and which look like ESP32 boards. Opens none.",
+    ),
+    "serve": (
+        "ota_service.cli.serve",
+        "serve",
+        "Serve the App Image FILE over http, and print its url and what to configure.",
     ),
 }
 

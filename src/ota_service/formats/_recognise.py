@@ -143,11 +143,18 @@ def find_partition_table(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def is_cut_merged(data: bytes) -> bool:
-    """Whether this is a Merged Binary that begins at its bootloader instead of at flash 0.
+def cut_merged_start(data: bytes) -> int | None:
+    """The flash address of the first byte of a Merged Binary that begins at its bootloader.
 
-    (esptool's `merge-bin --target-offset 0x1000` makes them.)
+    (esptool's `merge-bin --target-offset 0x1000` makes them.) None for every other file.
     """
-    if not _bootloader_at(data, 0):
-        return False
-    return any(_has_table(data, TABLE_OFFSET - start) for start in (0x1000, 0x2000))
+    if _bootloader_at(data, 0):
+        for start in (0x1000, 0x2000):
+            if _has_table(data, TABLE_OFFSET - start):
+                return start
+    return None
+
+
+def is_cut_merged(data: bytes) -> bool:
+    """Whether this is a Merged Binary that begins at its bootloader instead of at flash 0."""
+    return cut_merged_start(data) is not None

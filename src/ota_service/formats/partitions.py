@@ -34,14 +34,14 @@ _FLAG_ENCRYPTED, _FLAG_READ_ONLY = 1, 2
 _ALIGN_BYTES = {TYPE_APP: 0x10000, TYPE_DATA: 0x1000}
 _SECTOR_BYTES = 0x1000
 
-_TYPE_NAMES = {
+TYPE_NAMES = {
     TYPE_APP: "app",
     TYPE_DATA: "data",
     TYPE_BOOTLOADER: "bootloader",
     TYPE_TABLE: "partition_table",
 }
 # Names as ESP-IDF's table tool spells them in its CSV files.
-_SUBTYPE_NAMES = {
+SUBTYPE_NAMES = {
     TYPE_APP: {SUBTYPE_FACTORY: "factory", SUBTYPE_TEST: "test"}
     | {SUBTYPE_OTA_0 + index: f"ota_{index}" for index in range(16)},
     TYPE_DATA: {
@@ -103,8 +103,8 @@ class Partition:
     @property
     def kind(self) -> str:
         """Type and subtype for people: "app/ota_0", "data/nvs", "0x40/0x01"."""
-        kind = _TYPE_NAMES.get(self.type, f"{self.type:#04x}")
-        subtype = _SUBTYPE_NAMES.get(self.type, {}).get(self.subtype, f"{self.subtype:#04x}")
+        kind = TYPE_NAMES.get(self.type, f"{self.type:#04x}")
+        subtype = SUBTYPE_NAMES.get(self.type, {}).get(self.subtype, f"{self.subtype:#04x}")
         return f"{kind}/{subtype}"
 
 

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From a linked program (ELF) to its App Image, by esptool's own image code.
+
+Identical input gives identical bytes: nothing of the time or the machine goes into an image.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ota_service.board import esptool_setup
+from ota_service.errors import OtaError
+
+import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
+from esptool.bin_image import ELFFile  # isort: skip
+from esptool.targets import CHIP_DEFS  # isort: skip
+from esptool.util import FatalError  # isort: skip
+
+ELF_MAGIC = b"\x7fELF"
+CHIPS = tuple(name for name in CHIP_DEFS if name != "esp8266")
+"""Every chip of the family that esptool knows, as it spells them: "esp32", "esp32s3", ..."""
+_FLASH_SIZES = ("1MB", "2MB", "4MB", "8MB", "16MB", "32MB")
+
+_MACHINES = {0x5E: "Xtensa", 0xF3: "RISC-V"}
+_XTENSA = ("esp32", "esp32s2", "esp32s3")
+_REMEDY = "Name the ELF file of an ESP32 app: with ESP-IDF build/PROJECT.elf."
+
+
+def app_image(
+    elf: bytes,
+    *,
+    chip: str | None = None,
+    flash_mode: str = "dio",
+    flash_freq: str | None = None,
+    flash_size: str = "4MB",
+    min_revision: int = 0,
+    max_revision: int = 0xFFFF,
+) -> bytes:
+    """The App Image of the program in `elf`; it is not checked yet.
+
+    chip: as in `CHIPS`; None: told from the program's addresses. Revisions as 100 * major +
+    minor. flash_mode, flash_freq, flash_size: of the image's header, as esptool spells them.
+    Raises OtaError "not-an-image", and "wrong-chip" where the chip cannot be told.
+    """
+    esptool_setup.install()
+    program = _read(elf)
+    chip = chip or _chip_of(elf, program)
+    if chip not in CHIPS:
+        raise OtaError(
+            "wrong-chip",
+            f"There is no chip {chip!r}.",
+            remedy=f"Use one of {', '.join(CHIPS)}.",
+        )
+    if flash_size not in _FLASH_SIZES:
+        raise OtaError(
+            "flash-size",
+            f"There is no flash size {flash_size!r}.",
+            remedy=f"Use one of {', '.join(_FLASH_SIZES)}.",
+        )
+    try:
+        image = cmds.elf2image(
+            elf,
+            chip,
+            flash_mode=flash_mode,
+            flash_freq=flash_freq,
+            flash_size=flash_size,
+            # The old field: the major revision, on the ESP32-C3 the minor (esp_app_format.h).
+            min_rev=min_revision % 100 if chip == "esp32c3" else min_revision // 100,
+            min_rev_full=min_revision,
+            max_rev_full=max_revision,
+            elf_sha256_offset=_sha256_offset(program),
+        )
+    except (FatalError, KeyError, ValueError) as error:
+        raise OtaError("not-an-image", _words(error), remedy=_REMEDY) from error
+    return bytes(image)
+
+
+def candidates(elf: bytes) -> list[str]:
+    """The chips whose memory the program in `elf` fits, in esptool's order.
+
+    Raises OtaError "not-an-image".
+    """
+    program = _read(elf)
+    places = [part.addr for part in program.sections]
+    machine = int.from_bytes(elf[18:20], "little")
+    fitting = [name for name in CHIPS if (name in _XTENSA) == (machine == 0x5E)]
+    return [
+        name
+        for name in fitting
+        if all(
+            any(low <= place < high for low, high, _ in CHIP_DEFS[name].MEMORY_MAP)
+            for place in places
+        )
+        and any(_mapped(CHIP_DEFS[name], place) for place in places)
+    ]
+
+
+def _read(elf: bytes) -> Any:
+    if not elf.startswith(ELF_MAGIC):
+        raise OtaError("not-an-image", "The file is not an ELF file.", remedy=_REMEDY)
+    machine = int.from_bytes(elf[18:20], "little")
+    if machine not in _MACHINES or elf[4:5] != b"\x01":
+        raise OtaError(
+            "not-an-image", "The ELF file is a program for no ESP32 chip.", remedy=_REMEDY
+        )
+    try:
+        program = ELFFile(elf)
+    except (FatalError, ValueError, IndexError) as error:
+        raise OtaError("not-an-image", _words(error), remedy=_REMEDY) from error
+    if not program.sections:
+        raise OtaError("not-an-image", "The ELF file holds no program.", remedy=_REMEDY)
+    return program
+
+
+def _chip_of(elf: bytes, program: Any) -> str:
+    found = candidates(elf)
+    if len(found) == 1:
+        return found[0]
+    machine = _MACHINES[int.from_bytes(elf[18:20], "little")]
+    which = f"fits {', '.join(found)}" if found else f"is a {machine} program that fits no chip"
+    raise OtaError(
+        "wrong-chip",
+        f"The ELF file {which}: its chip cannot be told.",
+        remedy="Name the chip: --chip, or CHIP=.. with make.",
+    )
+
+
+def _mapped(chip: Any, address: int) -> bool:
+    return any(
+        low <= address < high for low, high, name in chip.MEMORY_MAP if name in ("IROM", "DROM")
+    )
+
+
+def _sha256_offset(program: Any) -> int | None:
+    """Where the ELF's digest belongs in an app with a descriptor (esp_app_desc_t)."""
+    magic = b"\x32\x54\xcd\xab"
+    return 0xB0 if any(part.data[:4] == magic for part in program.sections) else None
+
+
+def _words(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"esptool cannot use the ELF file: {text[0] if text else type(error).__name__}"

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An NVS partition from a CSV file, so that a board starts with its credentials.
+
+Made by Espressif's own generator (esp-idf-nvs-partition-gen), read back by our reader.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+
+from esp_idf_nvs_partition_gen import nvs_partition_gen
+
+from ota_service.errors import OtaError
+from ota_service.formats.nvs import parse_nvs
+
+_REMEDY = (
+    "Correct the CSV file; its form is key,type,encoding,value, beginning with a line such as "
+    "VIAM_NS,namespace,,"
+)
+_FORMAT_VERSION = 2
+
+
+def nvs_from_csv(path: Path, size_bytes: int) -> bytes:
+    """The NVS partition of `size_bytes` that the CSV file describes.
+
+    Files that it names are looked for beside it, then in the working directory. What it holds
+    is repeated nowhere, not even in errors.
+    Raises OtaError "nvs-invalid"; OSError where the file cannot be read.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    rows = _rows(text, path.parent)
+    with tempfile.TemporaryDirectory(prefix="esp32-ota-nvs-") as folder:
+        source, result = Path(folder, "nvs.csv"), Path(folder, "nvs.bin")
+        source.touch(mode=0o600)
+        with source.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(rows)
+        arguments = Namespace(
+            input=str(source),
+            output=str(result),
+            size=str(size_bytes),
+            version=_FORMAT_VERSION,
+            outdir=folder,
+        )
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                nvs_partition_gen.generate(arguments)
+        except (SystemExit, Exception) as error:
+            raise OtaError("nvs-invalid", _why(error, rows), remedy=_REMEDY) from None
+        data = result.read_bytes()
+    if len(data) != size_bytes:
+        raise OtaError("nvs-full", f"The keys do not fit into {size_bytes:#x} bytes of NVS.")
+    nvs = parse_nvs(data)
+    if nvs.free_pages < 1:
+        raise OtaError("nvs-full", f"The keys do not fit into {size_bytes:#x} bytes of NVS.")
+    return data
+
+
+def _rows(text: str, beside: Path) -> list[list[str]]:
+    """The rows with comments left out, and the names of files as whole paths."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    rows = [[field.strip() for field in row] for row in csv.reader(lines)]
+    if not rows or rows[0][:4] != ["key", "type", "encoding", "value"]:
+        raise OtaError(
+            "nvs-invalid",
+            "The CSV file of the NVS does not begin with the line key,type,encoding,value.",
+            remedy=_REMEDY,
+        )
+    for number, row in enumerate(rows[1:], 2):
+        row += [""] * (4 - len(row))
+        if row[1] not in ("namespace", "data", "file"):
+            raise OtaError(
+                "nvs-invalid",
+                f"Row {number} of the NVS's CSV file has the type {row[1]!r}, which is none of "
+                "namespace, data, file.",
+                remedy=_REMEDY,
+            )
+        if row[1] == "file" and (beside / row[3]).is_file():
+            row[3] = str((beside / row[3]).resolve())
+    if len(rows) > 1 and rows[1][1] != "namespace":
+        raise OtaError(
+            "nvs-invalid", "The first key of the NVS belongs to no namespace.", remedy=_REMEDY
+        )
+    return rows
+
+
+def _why(error: BaseException, rows: list[list[str]]) -> str:
+    """The generator's own words only where they repeat no value."""
+    if isinstance(error, FileNotFoundError):
+        return f"The CSV file of the NVS names a file that does not exist: {error.filename}."
+    text = str(error).strip()
+    values = [row[3] for row in rows[1:] if row[3] and row[1] != "file"]
+    if isinstance(error, SystemExit) or not text or any(value in text for value in values):
+        return "The CSV file of the NVS has a row that cannot be used, or too many of them."
+    return f"The CSV file of the NVS cannot be used: {text}."

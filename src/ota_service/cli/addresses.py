@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""This machine's own addresses, as boards' hosts in the same network can reach them."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import struct
+
+# ioctl number of Linux: an interface's IPv4 address (linux/sockios.h).
+_SIOCGIFADDR = 0x8915
+# Bridges and tunnels of containers and virtual machines: nobody outside reaches them.
+_INNER = ("docker", "br-", "veth", "virbr", "cni", "flannel", "lxc", "podman")
+# Nothing is sent there: connecting a datagram socket only asks for the route (RFC 5737).
+_ELSEWHERE = ("192.0.2.1", 9)
+
+
+def own_addresses() -> list[str]:
+    """IPv4 addresses, that of the default route first; the loopback's where there is no other.
+
+    Private ones come before public ones, which are rarely meant.
+    """
+    found = [address for address in (_routed(), *_of_interfaces()) if address is not None]
+    usable = list(dict.fromkeys(address for address in found if not _loopback(address)))
+    usable.sort(key=lambda address: not ipaddress.ip_address(address).is_private)
+    return usable or ["127.0.0.1"]
+
+
+def _loopback(address: str) -> bool:
+    parsed = ipaddress.ip_address(address)
+    return parsed.is_loopback or parsed.is_unspecified or parsed.is_link_local
+
+
+def _routed() -> str | None:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(_ELSEWHERE)
+        return str(probe.getsockname()[0])
+    return None
+
+
+def _of_interfaces() -> list[str]:
+    try:
+        import fcntl
+    except ImportError:  # no such calls on this system
+        return []
+    found = []
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            if name.startswith(_INNER):
+                continue
+            with contextlib.suppress(OSError):
+                asked = struct.pack("256s", name.encode()[:15])
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, asked)
+                found.append(socket.inet_ntoa(answer[20:24]))
+    return found

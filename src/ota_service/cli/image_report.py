@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is in a firmware file, as data: the JSON of `esp32-ota image inspect`.
+
+No value of NVS is in it, only keys and types: a Merged Binary may hold credentials.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from ota_service.errors import OtaError
+from ota_service.formats._recognise import name_of
+from ota_service.formats._text import field_text
+from ota_service.formats.bootloader import Bootloader, parse_bootloader
+from ota_service.formats.image import AppImage, Segment, parse_app_image, parse_header
+from ota_service.formats.merged import (
+    MergedBinary,
+    find_partition_table,
+    parse_merged,
+    whole_flash,
+)
+from ota_service.formats.nvs import Nvs, parse_nvs
+from ota_service.formats.otadata import OtaData
+from ota_service.formats.partitions import (
+    MAGIC,
+    Partition,
+    PartitionTable,
+    parse_partition_table,
+)
+
+Report = dict[str, Any]
+
+NVS_TYPES = {
+    0x01: "u8", 0x02: "u16", 0x04: "u32", 0x08: "u64",
+    0x11: "i8", 0x12: "i16", 0x14: "i32", 0x18: "i64",
+    0x21: "string", 0x41: "blob", 0x42: "blob", 0x48: "blob",
+}  # fmt: skip
+"""Item types of NVS (`nvs_types.hpp`); a blob's parts and its index count as one key."""
+
+
+def report(data: bytes) -> Report:
+    """Everything in a file.
+
+    {"kind": "app-image|merged-binary|bootloader|partition-table|nvs|unknown", "ok": whole and
+    usable as that, "problems": where not, "size_bytes", "sha256", ...what the kind has}.
+    """
+    about: Report = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    if data.startswith(MAGIC):
+        return about | _table_file(data)
+    if find_partition_table(whole_flash(data)) is not None:
+        return about | _merged_file(data)
+    if _is_nvs(data):
+        return about | _nvs_file(data)
+    return about | _image_file(data)
+
+
+def _result(kind: str, problems: list[str], **values: Any) -> Report:
+    return {"kind": kind, "ok": not problems, "problems": problems, **values}
+
+
+def _image_file(data: bytes) -> Report:
+    try:
+        image = parse_app_image(data)
+    except OtaError as error:
+        if error.code == "bootloader-image":
+            return _bootloader_file(data)
+        kind = "unknown" if error.code == "not-an-image" else "app-image"
+        values: Report = {"error": error.to_dict()}
+        if kind == "app-image" and (shown := parse_header(data)) is not None:
+            values["app"] = {"project": shown.project, "version": shown.version}
+        name = name_of(data)
+        if name is not None:
+            values["looks_like"] = name
+        return _result(kind, [error.message], **values)
+    return _result("app-image", [], app=app(image), segments=segments(image.segments))
+
+
+def _bootloader_file(data: bytes) -> Report:
+    try:
+        loader = parse_bootloader(data)
+    except OtaError as error:
+        return _result("bootloader", [error.message], error=error.to_dict())
+    return _result(
+        "bootloader", [], bootloader=bootloader(loader), segments=segments(loader.segments)
+    )
+
+
+def _table_file(data: bytes) -> Report:
+    try:
+        table = parse_partition_table(data)
+    except OtaError as error:
+        return _result("partition-table", [error.message], error=error.to_dict())
+    return _result("partition-table", [], partitions=partitions(table), has_md5=table.has_md5)
+
+
+def _is_nvs(data: bytes) -> bool:
+    if len(data) % 0x1000 or not data or data[8:9] not in (b"\xfe", b"\xff"):
+        return False
+    word = int.from_bytes(data[:4], "little")
+    return word in (0xFFFFFFFE, 0xFFFFFFFC, 0xFFFFFFF8)
+
+
+def _nvs_file(data: bytes) -> Report:
+    try:
+        contents = nvs(parse_nvs(data))
+    except OtaError as error:
+        return _result("nvs", [error.message], error=error.to_dict())
+    return _result("nvs", [], nvs=[contents])
+
+
+def _merged_file(data: bytes) -> Report:
+    flash = whole_flash(data)
+    begins_at = len(flash) - len(data)
+    try:
+        merged = parse_merged(flash)
+    except OtaError as error:
+        return _result("merged-binary", [error.message], error=error.to_dict())
+    values: Report = {
+        "chip": merged.chip,
+        "begins_at": begins_at,
+        "bootloader_offset": merged.bootloader_offset,
+        "table_offset": merged.table_offset,
+        "has_md5": merged.table.has_md5,
+        "partitions": [
+            row | _held(merged, part, len(flash))
+            for row, part in zip(partitions(merged.table), merged.table.partitions, strict=True)
+        ],
+        "nvs": [
+            {"partition": part.label, **nvs(found)}
+            for part, found in merged.nvs
+            if isinstance(found, Nvs)
+        ],
+    }
+    if isinstance(merged.bootloader, Bootloader):
+        values["bootloader"] = bootloader(merged.bootloader)
+        size = merged.bootloader.flash_bytes
+        if size is not None:
+            values["flash_bytes"] = size
+    if merged.otadata is not None:
+        values["otadata"] = otadata(merged.otadata, merged.table)
+    if merged.booted is not None:
+        values["boots"] = merged.booted.label
+    return _result("merged-binary", merged.problems + _beyond(merged), **values)
+
+
+def _beyond(merged: MergedBinary) -> list[str]:
+    loader = merged.bootloader
+    size = loader.flash_bytes if isinstance(loader, Bootloader) else None
+    if size is None or merged.table.end <= size:
+        return []
+    return [
+        f"the partition table ends at {merged.table.end:#x}, and the bootloader is built for a "
+        f"flash of {size:#x} bytes: partitions beyond are not found at boot"
+    ]
+
+
+def _held(merged: MergedBinary, part: Partition, file_bytes: int) -> Report:
+    """What the file has in a partition: "app", "error", or how much of it the file covers."""
+    if part.offset >= file_bytes:
+        return {"in_file": False}
+    for held, image in merged.apps:
+        if held == part:
+            if isinstance(image, AppImage):
+                return {"in_file": True, "app": app(image)}
+            return {"in_file": True, "error": image.to_dict()}
+    return {"in_file": True}
+
+
+def app(image: AppImage) -> Report:
+    """An App Image's facts."""
+    about = image.descriptor
+    shown: Report = {
+        "project": about.project,
+        "version": about.version,
+        "chip": image.chip,
+        "size_bytes": image.total_bytes,
+        "sha256": image.sha256.hex(),
+        "idf_version": about.idf_version,
+        "built": f"{about.date} {about.time}".strip(),
+        "elf_sha256": about.elf_sha256.hex(),
+        "secure_version": about.secure_version,
+        "min_revision": image.min_revision,
+        "entry": image.entry,
+        "hash_appended": image.hash_appended,
+        "signed": image.signed,
+    }
+    if image.max_revision not in (0, 0xFFFF):
+        shown["max_revision"] = image.max_revision
+    return shown
+
+
+def bootloader(loader: Bootloader) -> Report:
+    """A bootloader's facts."""
+    shown: Report = {
+        "chip": loader.chip,
+        "size_bytes": loader.size_bytes,
+        "flash_mode": loader.flash_mode,
+        "hash_appended": loader.hash_appended,
+    }
+    if loader.flash_bytes is not None:
+        shown["flash_bytes"] = loader.flash_bytes
+    if loader.idf_version:
+        shown |= {"idf_version": loader.idf_version, "built": loader.built}
+    return shown
+
+
+def segments(found: tuple[Segment, ...]) -> list[Report]:
+    """An image's segments."""
+    return [
+        {
+            "load_address": seg.load_address,
+            "file_offset": seg.file_offset,
+            "size_bytes": seg.size_bytes,
+        }
+        for seg in found
+    ]
+
+
+def partitions(table: PartitionTable) -> list[Report]:
+    """A table's rows."""
+    return [
+        {
+            "label": part.label,
+            "kind": part.kind,
+            "offset": part.offset,
+            "size_bytes": part.size_bytes,
+            **({"encrypted": True} if part.encrypted else {}),
+            **({"read_only": True} if part.read_only else {}),
+        }
+        for part in table.partitions
+    ]
+
+
+def otadata(found: OtaData, table: PartitionTable) -> list[Report]:
+    """Both entries of otadata."""
+    slots = table.ota_slots
+    shown = []
+    for index, entry in enumerate(found.entries):
+        row: Report = {"sector": index, "blank": entry.blank}
+        if not entry.blank:
+            row |= {"seq": entry.seq, "state": entry.state_name, "valid": entry.written}
+            if entry.written and slots:
+                row["slot"] = slots[entry.slot_index(len(slots))].label
+            row["active"] = found.active == index
+        shown.append(row)
+    return shown
+
+
+def nvs(found: Nvs) -> Report:
+    """The keys of an NVS partition with their types, without any value."""
+    names = {index: name for name, index in reversed(found.namespaces.items())}
+    keys: dict[str, dict[str, str]] = {}
+    for namespace, key, kind in found.contents():
+        if namespace == 0:
+            continue
+        space = keys.setdefault(names.get(namespace, f"#{namespace}"), {})
+        space[field_text(key)] = NVS_TYPES.get(kind, f"{kind:#04x}")
+    return {"pages": len(found.pages), "free_pages": found.free_pages, "keys": keys}

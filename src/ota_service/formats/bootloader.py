@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A second-stage bootloader's image, checked whole, and the flash size that it is built for.
+
+Format: as an App Image's, without an app descriptor; `esp_bootloader_desc.h` for newer ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from ota_service.errors import OtaError
+from ota_service.formats._recognise import (
+    IMAGE_MAGIC,
+    has_descriptor,
+    is_esp8266,
+    is_image_header,
+    name_of,
+)
+from ota_service.formats._text import field_text
+from ota_service.formats.chips import CHIP_BY_ID, chip_name
+from ota_service.formats.image import HASH_BYTES, Segment, _check_sums, _walk
+
+_DESCRIPTOR_AT = 32
+_DESCRIPTOR_MAGIC = 0x50
+_SIZE_AT = 3
+FLASH_MODES = {0: "qio", 1: "qout", 2: "dio", 3: "dout"}
+FLASH_BYTES = {code: 1 << (20 + code) for code in range(8)}
+"""Size code of the image header (upper half of byte 3) -> bytes; esp_image_flash_size_t."""
+_REMEDY = "Name the bootloader that the project built: build/bootloader/bootloader.bin."
+
+
+@dataclass(frozen=True, slots=True)
+class Bootloader:
+    """A bootloader that has passed every check.
+
+    size_bytes: the image with its checksum and hash. flash_bytes: the flash that its header is
+    made for, None for an unknown code: partitions beyond it are not found at boot.
+    idf_version: "" for builds that do not say it.
+    """
+
+    chip_id: int
+    chip: str
+    entry: int
+    segments: tuple[Segment, ...]
+    hash_appended: bool
+    size_bytes: int
+    flash_bytes: int | None
+    flash_mode: str
+    idf_version: str
+    built: str
+
+    @property
+    def offset(self) -> int | None:
+        """The flash address that the chip's ROM loads it from; None for an unknown chip."""
+        chip = CHIP_BY_ID.get(self.chip_id)
+        return chip.bootloader_offset if chip is not None else None
+
+
+def parse_bootloader(data: bytes, *, trailing: bool = False) -> Bootloader:
+    """The bootloader at the start of `data`, checked completely.
+
+    trailing: False for a file, where only padding (FF, 00) may follow the image.
+    Raises OtaError "not-an-image", "image-corrupt".
+    """
+    name = name_of(data)
+    if name is not None:
+        raise OtaError("not-an-image", f"The bootloader is {name}.", remedy=_REMEDY)
+    if data[0] != IMAGE_MAGIC or not is_image_header(data, 0):
+        raise OtaError(
+            "not-an-image",
+            f"The bootloader is no image: it begins with 0x{data[0]:02X}, not 0xE9.",
+            remedy=_REMEDY,
+        )
+    if is_esp8266(data):
+        raise OtaError("not-an-image", "The bootloader is for the ESP8266.", remedy=_REMEDY)
+    if has_descriptor(data):
+        raise OtaError(
+            "not-an-image",
+            "What was given as the bootloader is an App Image: it has an app descriptor.",
+            remedy=_REMEDY,
+        )
+    hash_appended = data[23] != 0
+    try:
+        segments, end = _walk(data)
+        size_bytes = _check_sums(data, segments, end, hash_appended)
+    except OtaError as error:
+        raise OtaError(
+            "image-corrupt",
+            error.message.replace("The App Image is", "The bootloader is"),
+            remedy="Build the bootloader again.",
+        ) from None
+    rest = data[size_bytes:]
+    if not trailing and rest.strip(b"\xff\0") and data[size_bytes:][:1] not in (b"\xe7", b"\xff"):
+        raise OtaError(
+            "image-corrupt",
+            f"The bootloader ends at {size_bytes:#x}, and {len(rest)} bytes of something else "
+            "follow.",
+            remedy=_REMEDY,
+        )
+    chip_id = int.from_bytes(data[12:14], "little")
+    described = data[_DESCRIPTOR_AT] == _DESCRIPTOR_MAGIC
+    return Bootloader(
+        chip_id=chip_id,
+        chip=chip_name(chip_id),
+        entry=int.from_bytes(data[4:8], "little"),
+        segments=segments,
+        hash_appended=hash_appended,
+        size_bytes=size_bytes,
+        flash_bytes=FLASH_BYTES.get(data[_SIZE_AT] >> 4),
+        flash_mode=FLASH_MODES.get(data[2], f"{data[2]:#04x}"),
+        idf_version=field_text(data[40:72]) if described else "",
+        built=field_text(data[72:96]) if described else "",
+    )
+
+
+def with_flash_bytes(data: bytes, flash_bytes: int) -> bytes:
+    """The bootloader in `data` with another flash size in its header, its hash made anew.
+
+    As esptool does when it writes one. Raises ValueError for a size that has no code; a signed
+    bootloader would lose its signature's validity, so that one is refused with OtaError.
+    """
+    code = next((code for code, size in FLASH_BYTES.items() if size == flash_bytes), None)
+    if code is None:
+        raise ValueError(f"a flash of {flash_bytes} bytes")
+    found = parse_bootloader(data)
+    changed = bytearray(data)
+    changed[_SIZE_AT] = code << 4 | data[_SIZE_AT] & 0x0F
+    if changed == data:
+        return data
+    if data[found.size_bytes :].strip(b"\xff\0"):
+        raise OtaError(
+            "flash-size",
+            "The bootloader is signed, so its flash size cannot be changed afterwards.",
+            remedy="Build the bootloader for this flash size (CONFIG_ESPTOOLPY_FLASHSIZE).",
+        )
+    if found.hash_appended:
+        end = found.size_bytes - HASH_BYTES
+        changed[end : found.size_bytes] = hashlib.sha256(changed[:end]).digest()
+    return bytes(changed)
