@@ -30,6 +30,22 @@ from tests.formats.test_nvs_read import ODD_PAGE, PAGE
 BLANK = b"\xff" * PAGE
 
 
+def every_bit(data: bytes, edit: NvsEdit, *, erases_only: bool = False) -> None:
+    """Each operation with one of its bits changed alone, or all but one: old or new only."""
+    others, _ = booted(data)
+    end, _ = booted(edit.result)
+    values = (others.pop((NS, KEY), None), end.pop((NS, KEY), None))
+    flash = data
+    for op in edit.ops:
+        after = dict(cut_states(flash, [op], BASE, torn_each=0))["op 0 done"]
+        if isinstance(op, Erase) or not erases_only:
+            for state in single_bits(flash, after):
+                found, _ = booted(state)
+                assert found.pop((NS, KEY), None) in values, op
+                assert found == others, op
+        flash = after
+
+
 def fill(app: Firmware, entries: int, name: bytes = b"app") -> None:
     """Write numbers until the page that is written to has `entries` entries left."""
     ns = app.namespace(name)
@@ -237,16 +253,7 @@ def test_taking_the_key_away() -> None:
 def test_every_single_bit_of_an_append() -> None:
     """Each operation of an append with its first or its last bit alone, whichever it is."""
     data = nvs_images.board(0x4000, "1.0")
-    old, new = (SZ, b"1.0\0"), (SZ, b"2.0\0")
-    others = {k: v for k, v in booted(data)[0].items() if k != (NS, KEY)}
-    flash = data
-    for op in change(data, "2.0").ops:
-        after = dict(cut_states(flash, [op], BASE, torn_each=0))["op 0 done"]
-        for state in single_bits(flash, after):
-            found, _ = booted(state)
-            assert found.pop((NS, KEY)) in (old, new)
-            assert found == others
-        flash = after
+    every_bit(data, change(data, "2.0"))
 
 
 @pytest.mark.parametrize(
@@ -314,6 +321,7 @@ def test_a_torn_item_of_the_app() -> None:
             state[page.at + 32 + 25] &= ~1  # its header is marked written
         edit = prove(bytes(state), "2.0.0", torn=2)
         assert edit.strategy == "append"
+        every_bit(bytes(state), edit)
 
 
 def test_dirty_free_entries_are_skipped() -> None:
@@ -367,16 +375,7 @@ def test_free_pages_that_are_not_blank(dead: str) -> None:
     edit = prove(bytes(data), "2.0.0", torn=9)
     assert edit.strategy == "collect"
     assert sum(isinstance(op, Erase) for op in edit.ops) == 1
-    others = {k: v for k, v in booted(bytes(data))[0].items() if k != (NS, KEY)}
-    flash = bytes(data)
-    for op in edit.ops:
-        after = dict(cut_states(flash, [op], BASE, torn_each=0))["op 0 done"]
-        if isinstance(op, Erase):
-            for state in single_bits(flash, after):
-                found, _ = booted(state)
-                assert found.pop((NS, KEY)) == (SZ, b"1.0.0\0")
-                assert found == others
-        flash = after
+    every_bit(bytes(data), edit, erases_only=True)
 
 
 def test_rotated_pages() -> None:

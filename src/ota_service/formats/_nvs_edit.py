@@ -91,7 +91,7 @@ def _repair(flash: NvsFlash) -> Nvs:
             raise OtaError(
                 "nvs-invalid", f"Page {last.index} of NVS has entries behind its first free one."
             )
-        flash.repair_page(last)
+        flash.repair_page(last.index)
     _erase_twins(flash, last)
     return flash.read()
 

@@ -12,7 +12,8 @@ use this:
   its payload, the payload's bits. A header whose span is not wholly WRITTEN is a torn item: the
   firmware erases the span when it loads the page, whatever stands there. The header's first word
   goes first and alone, because the firmware tells a free entry by that word only.
-- An item is erased payload first, header last, so that its header covers it to the end.
+- An item is erased payload first, header last, so that its header covers it to the end; of a torn
+  item first what is WRITTEN, so that a torn step can never make it whole.
 - The bitmap never takes an entry from EMPTY to ERASED in one step unless a header covers it: torn,
   that could be ILLEGAL, over which old firmware stumbles at every start.
 
@@ -38,6 +39,7 @@ from ota_service.formats._nvs_page import (
     crc32,
     entry_states,
     header_bytes,
+    load_page,
 )
 from ota_service.formats._nvs_read import Nvs, parse_nvs
 from ota_service.formats.flashops import Erase, FlashOp, apply_ops, program
@@ -91,9 +93,19 @@ class NvsFlash:
             self._mark(page, range(index + 1, index + count), 1, f"{reason}: payload written")
 
     def erase_item(self, page: int, item: Item, reason: str) -> None:
-        """Mark an item's entries erased, its header last."""
-        self._mark(page, range(item.index + 1, item.index + item.span), 3, reason)
-        self._mark(page, [item.index], 3, reason)
+        """Mark an item's entries erased, its header last.
+
+        Of a torn item some entries may be EMPTY. Marked in one step they may be WRITTEN when
+        that is torn: one ERASED entry must be among them by then, or the item would seem whole.
+        Where there is none, its header goes alone; what is left are the bytes of a cut write.
+        """
+        start = page * PAGE_BYTES
+        states = entry_states(bytes(self.flash[start + BITMAP_AT : start + ENTRIES_AT]))
+        payload = range(item.index + 1, item.index + item.span)
+        self._mark(page, [i for i in payload if states[i] is EntryState.WRITTEN], 2, reason)
+        if any(states[i] in (EntryState.WRITTEN, EntryState.ERASED) for i in payload):
+            self._mark(page, payload, 3, reason)
+        self._mark(page, [item.index], 2, reason)
 
     def _discard(self, page: int, entries: list[int], reason: str) -> None:
         """Mark entries erased that belong to no item: bytes of a cut write, or blank ones."""
@@ -108,25 +120,26 @@ class NvsFlash:
         for entry in entries:
             self._mark(page, [entry], 2, reason)
 
-    def repair_page(self, page: Page) -> None:
+    def repair_page(self, index: int) -> None:
         """Do to an active page what the firmware does when it loads it."""
         reason = "as the firmware does at its start"
-        pending = [
+        page = self._page(index)
+        while gone := [h for h in headers(page) if page.states[h.index] is EntryState.ERASED]:
+            for header in gone:
+                self.erase_item(index, header, reason)
+            page = self._page(index)
+        loose = [
             i
             for i in range(page.next_free)
             if page.states[i] is EntryState.ERASED and page.on_flash[i] is not EntryState.ERASED
         ]
-        covered: set[int] = set()
-        for item in headers(page):
-            span = range(item.index, item.index + item.span)
-            if page.states[item.index] is EntryState.ERASED:
-                self.erase_item(page.index, item, reason)
-                covered.update(span)
-        loose = [i for i in pending if i not in covered]
-        self._discard(
-            page.index, [i for i in loose if page.on_flash[i] is EntryState.EMPTY], reason
-        )
-        self._mark(page.index, loose, 3, reason)
+        empty = [i for i in loose if page.on_flash[i] is EntryState.EMPTY]
+        self._discard(index, empty, reason)
+        self._mark(index, loose, 3, reason)
+
+    def _page(self, index: int) -> Page:
+        start = index * PAGE_BYTES
+        return load_page(bytes(self.flash[start : start + PAGE_BYTES]), index)
 
     def skip_to(self, page: Page, index: int) -> None:
         """Mark the free entries before `index` erased: some of them are not blank."""
