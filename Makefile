@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo test test-quick prove lint
+.PHONY: help demo test test-quick test-viam-server prove lint
 .PHONY: serve-ota build-esp32-ota build-esp32-bin flash-esp32-bin
 
 help: ## this list
@@ -18,6 +18,9 @@ test: ## every test
 
 test-quick: ## the tests that end within a minute
 	@./setup.sh --dev -- -m pytest -n 2 -m "not slow"
+
+test-viam-server: ## the scenarios under a real viam-server: VIAM_SERVER=/path make test-viam-server
+	@./setup.sh --dev -- -m pytest tests/viam_server -rs
 
 prove: ## every interruption of an update, tried (QUICK=1: thinned; CASE=..: one of them again)
 	@./setup.sh --dev -- -m tests.prove
