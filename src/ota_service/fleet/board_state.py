@@ -73,8 +73,8 @@ class BoardState:
     """One board. Written by its session's thread, read by the event loop: plain assignments only.
 
     name: from `boards`, else the MAC, else the port. entry: its entry in `boards`. port: where
-    it is now. running: {"slot", "project", "app_version"}. stale: its target has changed since
-    its state was set.
+    it is now. running: {"slot", "project", "app_version"}. left_s: when its last
+    session ended, monotonic.
     """
 
     name: str
@@ -92,6 +92,7 @@ class BoardState:
     confirmed: bool | None = None
     attempts: int = 0
     error: OtaError | None = None
+    left_s: float = float("-inf")
 
     def to_dict(self) -> dict[str, Any]:
         """As in the status; what has no value is left out."""

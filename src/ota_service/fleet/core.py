@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,6 +35,9 @@ from ota_service.fleet.settings import BoardEntry, Settings
 LOGGER = logging.getLogger("ota_service.fleet")
 
 POLL_S = 1.0
+SETTLE_S = 3.0
+"""How long after a session a port may come and go by the board's own restart."""
+
 STATE_BUSY_RETRY_S = 2.0
 STOP_LIMIT_S = 8.0
 """Boards in the middle of a slot write are back in their old firmware before that."""
@@ -72,7 +76,6 @@ class Core:
         self._woken = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._supply = Supply(settings.cache_dir)
-        self._seen_ports: set[str] = set()
 
     # --- its life
 
@@ -467,7 +470,7 @@ class Core:
         """Boards that are plugged in are taken up; polling opens no port."""
         while not self.closing:
             await asyncio.sleep(POLL_S)
-            if self._memory is None or not self.settings.auto_update:
+            if self._memory is None:
                 continue
             try:
                 await self._poll()
@@ -475,35 +478,62 @@ class Core:
                 LOGGER.debug("%s", error)
 
     async def _poll(self) -> None:
-        if self.settings.boards is None:
-            ports = {info.device for info in await self.journaled(list_ports)}
-            fresh, self._seen_ports = ports - self._seen_ports, ports
-            known = {canonical(board.port) for board in self.boards.values() if board.port}
-            gone = [
-                board
-                for board in self.boards.values()
-                if board.state == "absent" and board.port and canonical(board.port) in fresh
-            ]
-            if (fresh - known or gone) and not self._covered(None):
-                self.start("attached")
-            return
-        absent = [b for b in self.boards.values() if b.state == "absent" and b.entry is not None]
-        if not absent:
-            return
-        entries = [board.entry for board in absent if board.entry is not None]
-        memory = self.memory
+        """One look at what is plugged in; boards that a session has are left out.
 
-        def find() -> list[str]:
+        A port on native USB vanishes and comes back when its board is restarted, also just
+        after a session: that is neither a board that went nor one that came.
+        """
+        settings, memory = self.settings, self.memory
+
+        def find() -> list[Place]:
             infos = list_ports()
-            found = [place_entry(entry, infos, memory) for entry in entries]
-            return [place.name for place in found if place.kind == "here"]
+            if settings.boards is not None:
+                return [place_entry(entry, infos, memory) for entry in settings.boards]
+            return place_found(infos, memory, by_person=False, taken={})
 
-        back = await self.journaled(find)
-        if back and not self._covered(back):
-            for name in back:
-                self.boards[name].state = "unknown"
-                self.boards[name].error = None
-            self.start("attached", back)
+        places = await self.journaled(find)
+        if settings is not self.settings:
+            return  # configured meanwhile
+        back = [place for place in places if self._came_or_went(place)]
+        if settings.boards is None:
+            here = {place.port for place in places}
+            for board in self._at_rest():
+                if board.state != "absent" and board.port is not None and board.port not in here:
+                    self._went(board, OtaError("port-missing", board=board.name))
+        names = [place.name if settings.boards is not None else str(place.port) for place in back]
+        if names and settings.auto_update and not self._covered(names):
+            LOGGER.info("plugged in: %s", ", ".join(names))
+            self.start("attached", names)
+
+    def _came_or_went(self, place: Place) -> bool:
+        """Show a board that was unplugged as absent; whether a board has come."""
+        board = self.boards.get(place.name)
+        if board is None and self.settings.boards is None:
+            board = next((b for b in self.boards.values() if b.port == place.port), None)
+            if board is None:
+                return place.kind in ("here", "candidate")
+        if board is None or board not in self._at_rest():
+            return False
+        if place.kind == "absent" and board.state != "absent":
+            self._went(board, place.error)
+        elif place.kind == "here" and board.state == "absent":
+            board.state, board.error = "unknown", None
+            return True
+        return False
+
+    def _went(self, board: BoardState, error: OtaError | None) -> None:
+        LOGGER.info("%s: unplugged", board.name)
+        board.state, board.error = "absent", error
+
+    def _at_rest(self) -> list[BoardState]:
+        """Boards that no session has, nor had a moment ago."""
+        now_s = time.monotonic()
+        held = {name for run in self.runs if not run.done.is_set() for name in run.unfinished}
+        return [
+            board
+            for board in self.boards.values()
+            if board.name not in held and now_s - board.left_s > SETTLE_S
+        ]
 
     def _covered(self, names: Sequence[str] | None) -> bool:
         """Whether a run that is still looking for its boards will find these."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,6 +89,13 @@ class Run:
         if self.finished_at is not None:
             out["finished_at"] = iso(self.finished_at)
         return out
+
+    @property
+    def unfinished(self) -> list[str]:
+        """The boards that it still has to do with."""
+        if self.stage == "checking":
+            return list(self.names) if self.names is not None else list(self.core.boards)
+        return [w.board.name for w in self.works.values() if not w.report.get("ended")]
 
     @property
     def idle(self) -> bool:
@@ -324,6 +332,7 @@ class Run:
             board.set_error(OtaError("internal", f"{type(error).__name__}: {error}"))
         finally:
             board.phase = board.progress = None
+            board.left_s = time.monotonic()
             work.report |= {"ended": True, "outcome": board.state}
             await self.core.journaled(partial(self._journal_board, work))
 
