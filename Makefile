@@ -47,3 +47,8 @@ build-esp32-bin: ## make a Merged Binary: BOOTLOADER=.. PARTITIONS=.. APP=.. [NV
 	    --bootloader '$(or $(BOOTLOADER),$(error BOOTLOADER=bootloader.bin is missing))' \
 	    --partitions '$(or $(PARTITIONS),$(error PARTITIONS=partitions.csv is missing))' \
 	    --app '$(or $(APP),$(error APP=app.bin is missing))'
+
+flash-esp32-bin: ## write a Merged Binary: PORT=.. [BIN=the newest in build/] [KEEP_NVS=1] [YES=1]
+	@$(CLI) flash $(if $(KEEP_NVS),--keep-nvs) $(if $(YES),--yes) \
+	    '$(or $(PORT),$(error PORT=/dev/.. is missing))' \
+	    '$(or $(BIN),$(shell ls -t build/*-merged.bin 2>/dev/null | head -n 1),$(error BIN=.. is missing))'

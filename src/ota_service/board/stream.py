@@ -48,8 +48,17 @@ class SlotStream:
 
 
 def make_stream(image: bytes) -> SlotStream:
-    """Compress `image` (zlib, level 9) and cut it into blocks."""
-    compressed = zlib.compress(b"\xff" * PAGE_BYTES + image[PAGE_BYTES:], 9)
+    """Compress `image` (zlib, level 9), its first page left blank, and cut it into blocks."""
+    return _stream(image, b"\xff" * PAGE_BYTES + image[PAGE_BYTES:])
+
+
+def make_plain_stream(data: bytes) -> SlotStream:
+    """The same for what is written whole, from its first page on."""
+    return _stream(data, data)
+
+
+def _stream(image: bytes, written: bytes) -> SlotStream:
+    compressed = zlib.compress(written, 9)
     inflate = zlib.decompressobj()
     blocks = []
     for at in range(0, len(compressed), BLOCK_BYTES):

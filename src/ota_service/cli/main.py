@@ -20,6 +20,11 @@ EXIT_FAILED = 1
 
 # Name -> module and attribute of its click command, and its line in `--help`.
 SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
+    "flash": (
+        "ota_service.cli.flash",
+        "flash",
+        "Write the Merged Binary FILE to the board at PORT: everything on it is replaced.",
+    ),
     "image": (
         "ota_service.cli.image",
         "image",

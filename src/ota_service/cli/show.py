@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -85,7 +85,7 @@ def failures() -> Iterator[None]:
         fail(f"{name}{error.strerror or error}")
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Say what went wrong and exit with code 1."""
     out = console(stderr=True)
     out.print(Text.assemble(("Error: ", "bold red"), " ".join(message.split())), soft_wrap=True)

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`esp32-ota flash`: write a Merged Binary to one board, after showing what that changes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from ota_service.board.chip import ChipInfo
+from ota_service.board.flash_merged import (
+    AGAIN,
+    FlashHooks,
+    FlashJob,
+    FlashOutcome,
+    FlashPhase,
+    plan_dict,
+    run_flash,
+)
+from ota_service.board.flash_plan import Before, FlashPlan, MergedFile, check_merged
+from ota_service.board.ownership import PORT_OWNERS
+from ota_service.board.ports import require_exists
+from ota_service.board.serial_port import close_port, open_port
+from ota_service.board.session import BootRules
+from ota_service.cli.show import console, fail, failures, print_json, size, table
+from ota_service.errors import OtaError
+from ota_service.formats.merge import describe_app
+from ota_service.formats.partitions import PartitionTable
+from ota_service.module.folders import default_state_dir
+
+_PHASES: dict[FlashPhase, str] = {
+    "connecting": "Connecting",
+    "inspecting": "Looking at what the board has",
+    "writing": "Writing",
+    "verifying": "Reading back",
+    "booting": "Watching the board start",
+}
+
+
+@click.command()
+@click.argument("port")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--keep-nvs", is_flag=True, help="Carry all keys of the board's NVS over.")
+@click.option("--confirm", metavar="MAC", help="Only if the board has this MAC.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
+@click.option("--baud", default=921_600, show_default=True, help="The highest speed to use.")
+@click.option("--boot-timeout-s", default=20.0, show_default=True,
+              help="How long the app may take to show that it starts.")  # fmt: skip
+@click.option("--boot-stable-s", default=5.0, show_default=True,
+              help="How long it must then run.")  # fmt: skip
+@click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path),
+              help="Where keys are kept meanwhile; default: the service's folder.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def flash(
+    port: str,
+    file: Path,
+    keep_nvs: bool,
+    confirm: str | None,
+    yes: bool,
+    dry_run: bool,
+    baud: int,
+    boot_timeout_s: float,
+    boot_stable_s: float,
+    state_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Write the Merged Binary FILE to the board at PORT: everything on it is replaced.
+
+    What the board has and will have is shown first, and on a terminal you are asked. With
+    --keep-nvs its keys stay, also where their partition moves.
+    """
+    with failures():
+        merged = check_merged(file.read_bytes())
+        job = FlashJob(
+            port,
+            merged,
+            keep_nvs=keep_nvs,
+            state_dir=state_dir or default_state_dir(),
+            confirm=confirm.lower().replace("-", ":") if confirm else None,
+            baud=baud,
+            boot=BootRules(boot_timeout_s, boot_stable_s),
+        )
+        hooks = _Terminal(console(stderr=as_json), merged, keep_nvs, yes or as_json, dry_run)
+        try:
+            outcome = _run(port, job, hooks)
+        except KeyboardInterrupt:
+            hooks.close()
+            fail(f"Interrupted. {AGAIN}" if hooks.writing else "Interrupted; nothing was written.")
+        except _Enough as enough:
+            if as_json:
+                print_json({"ok": True, "dry_run": True, **enough.plan})
+            return
+        finally:
+            hooks.close()
+    _tell(hooks.out, outcome, as_json)
+    if outcome.error is not None:
+        raise SystemExit(1)
+
+
+class _Enough(Exception):
+    """A dry run has shown what it was asked for."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        super().__init__()
+        self.plan = plan
+
+
+def _run(port: str, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
+    require_exists(port, port)
+    with PORT_OWNERS.claim(port, "esp32-ota flash", port):
+        opened = open_port(port, board=port)
+        try:
+            return run_flash(opened, job, hooks)
+        finally:
+            close_port(opened)
+
+
+class _Terminal:
+    """Implements `FlashHooks` for a person: shows, asks, and draws one bar."""
+
+    def __init__(
+        self, out: Console, file: MergedFile, keep_nvs: bool, yes: bool, dry_run: bool
+    ) -> None:
+        self.out = out
+        self._file = file
+        self._keep_nvs = keep_nvs
+        self._ask = not yes and not dry_run and sys.stdin.isatty() and out.is_terminal
+        self._dry_run = dry_run
+        self._bar: Progress | None = None
+        self._last_percent = 0
+        self.writing = False
+
+    def identified(self, mac: str) -> None:
+        """The chip answered."""
+        self.out.print(Text(f"The board {mac} answers."))
+
+    def planned(self, chip: ChipInfo, before: Before, plan: FlashPlan) -> None:
+        """Show it, and ask."""
+        show_plan(self.out, chip, before, self._file, plan, self._keep_nvs)
+        if self._dry_run:
+            raise _Enough(
+                {"mac": chip.mac, "chip": chip.name, **plan_dict(before, self._file, plan)}
+            )
+        if self._ask and not click.confirm("Replace everything on this board?"):
+            raise OtaError(
+                "cancelled", "Nothing was written.", remedy="Call flash again if it is meant."
+            )
+
+    def phase(self, name: FlashPhase) -> None:
+        """A line each; a bar for the writing."""
+        self.writing = name in ("writing", "verifying")
+        if name == "writing" and self.out.is_terminal:
+            self._bar = Progress(
+                TextColumn("Writing"),
+                BarColumn(bar_width=32),
+                DownloadColumn(),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TimeRemainingColumn(compact=True),
+                console=self.out,
+            )
+            self._bar.add_task("flash", total=None)
+            self._bar.start()
+            return
+        if name == "booting":
+            self.close()
+        if self._bar is None:
+            self.out.print(f"{_PHASES[name]} ...")
+
+    def progress(self, bytes_done: int, bytes_total: int) -> None:
+        """Move the bar, or say each quarter."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=bytes_done, total=bytes_total)
+            return
+        percent = bytes_done * 100 // bytes_total // 25 * 25 if bytes_total else 100
+        if percent > self._last_percent:
+            self._last_percent = percent
+            self.out.print(f"  {percent} % of {bytes_total:,} bytes")
+
+    def cancelled(self) -> bool:
+        """Ctrl-C ends the process itself."""
+        return False
+
+    def stopping(self) -> bool:
+        """The same."""
+        return False
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def show_plan(
+    out: Console,
+    chip: ChipInfo,
+    before: Before,
+    file: MergedFile,
+    plan: FlashPlan,
+    keep_nvs: bool,
+) -> None:
+    """What the board has, what it will have, and what becomes of its keys."""
+    flash_text = size(chip.flash_bytes) if chip.flash_bytes else "unknown"
+    out.print(Text(f"{chip.name}, revision v{chip.revision // 100}.{chip.revision % 100}, flash "
+                   f"{flash_text}"))  # fmt: skip
+    if before.table is None:
+        why = before.table_problem.message if before.table_problem is not None else ""
+        out.print(Text(f"Before: no partition table. {why}"))
+    out.print(_tables(before.table, file.merged.table))
+    app = file.app
+    if app is not None:
+        out.print(Text(f"It will start {file.booted.label}: {describe_app(app)}"))
+    for part in plan.kept:
+        where = "stay where they are"
+        if not part.in_place:
+            was = part.before
+            origin = f"from {was.offset:#x} ({size(was.size_bytes)}) " if was is not None else ""
+            where = f"move {origin}to {part.after.offset:#x} ({size(part.after.size_bytes)})"
+        out.print(Text(f"{part.label}: {part.keys} keys {where}", style="green"))
+    if keep_nvs and not plan.kept:
+        out.print(Text("The board's NVS holds no keys to keep."))
+    for label in plan.lost:
+        out.print(
+            Text(f"{label}: what the board has there is LOST (--keep-nvs keeps it)", style="red")
+        )
+    for note in plan.notes:
+        out.print(Text(note))
+
+
+def _tables(before: PartitionTable | None, after: PartitionTable) -> Any:
+    made = table("Partition", "Type", "Before", "After")
+    labels = list(
+        dict.fromkeys(
+            part.label
+            for found in (before, after)
+            if found is not None
+            for part in sorted(found.partitions, key=lambda part: part.offset)
+        )
+    )
+    for label in labels:
+        old = before.by_label(label) if before is not None else None
+        new = after.by_label(label)
+        kind = new.kind if new is not None else old.kind if old is not None else ""
+        texts = [
+            f"{part.offset:#x} {size(part.size_bytes)}" if part is not None else "-"
+            for part in (old, new)
+        ]
+        style = "" if texts[0] == texts[1] else "yellow"
+        made.add_row(Text(label), kind, texts[0], texts[1], style=style)
+    return made
+
+
+def _tell(out: Console, outcome: FlashOutcome, as_json: bool) -> None:
+    if as_json:
+        print_json({"ok": outcome.error is None, **outcome.to_dict()})
+        return
+    error = outcome.error
+    if error is not None:
+        out.print(Text(f"Error: {error.message} {error.remedy} [{error.code}]", style="bold red"))
+        for line in outcome.boot_log[-20:]:
+            out.print(Text(f"  | {line}", style="dim"))
+    elif outcome.confirmed:
+        app = outcome.file.app
+        what = describe_app(app) if app is not None else "the app"
+        out.print(Text(f"Done: the board runs {what} from {outcome.file.booted.label}.", "green"))
+    else:
+        out.print(Text("Written and read back; the board's log showed nothing to judge by."))
+    if outcome.version:
+        out.print(Text(f'Its NVS holds version "{outcome.version}".'))
+    if outcome.kept_at is not None:
+        out.print(Text(f"The NVS that it had is still kept in {outcome.kept_at}."))
