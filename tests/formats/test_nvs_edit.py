@@ -305,20 +305,33 @@ def states(data: bytes) -> list[int]:
 
 def test_a_torn_item_of_the_app() -> None:
     """A header whose payload was never marked written does not swallow the version."""
-    flash = bytearray(nvs_images.board(0x4000))
-    app = Firmware(flash)
-    page = app.list[-1]
-    page.free = 100  # far from the end
-    for index in range(100):
-        if page.get(index) == 3:
-            page.set(index, 1, 0)
-    torn = item(1, SZ, b"WIFI_SSID", b"a name that is longer than one entry is\0")
-    start = page.at + 64 + 100 * 32
-    for length in (0, 4, 32, 40, 64, 96):
+    flash = bytearray(
+        nvs_images.generated(
+            0x4000, [("VIAM_NS", [*nvs_images.MICRO_RDK[:5], ("OTA_VERSION", "string", "1.0.0")])]
+        )
+    )
+    page = Firmware(flash).list[-1]
+    free = page.free
+    start = page.at + 64 + free * 32
+    short = item(1, SZ, b"WIFI_SSID", b"short\0")
+    long = item(1, SZ, b"WIFI_SSID", b"a name that is longer than one entry is\0")
+    for torn, length, marked in (
+        (long, 0, []),
+        (long, 4, []),
+        (long, 32, []),
+        (long, 32, [0]),
+        (long, 40, [0]),
+        (long, 96, [0]),
+        (long, 96, [0, 1]),
+        (long, 96, [0, 2]),
+        (short, 32, [0]),
+        (short, 64, [0]),
+        (short, 64, []),
+    ):
         state = bytearray(flash)
         state[start : start + length] = torn[:length]
-        if length >= 32:
-            state[page.at + 32 + 25] &= ~1  # its header is marked written
+        for entry in marked:
+            state[page.at + 32 + (free + entry) // 4] &= ~(1 << (free + entry) % 4 * 2)
         edit = prove(bytes(state), "2.0.0", torn=2)
         assert edit.strategy == "append"
         every_bit(bytes(state), edit)

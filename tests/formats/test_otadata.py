@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ota_service.errors import OtaError
-from ota_service.formats.flashops import Erase, Program
+from ota_service.formats.flashops import Erase, Program, apply_ops
 from ota_service.formats.otadata import (
     OtaEdit,
     OtaState,
@@ -211,6 +211,12 @@ def prove(
     assert not new.newest_rejected, where
     # A second call finds nothing left to do.
     assert not run(edit.result, slots, factory, running, to_slot, OtaState.NEW).ops, where
+    flash = bytearray(data)
+    for op in edit.ops:  # each reads back as its own data
+        apply_ops(flash, [op], BASE)
+        if isinstance(op, Program):
+            assert flash[op.offset - BASE :][: len(op.data)] == op.data, where
+    assert flash == edit.result, where
     seen = 0
     for name, state in cut_states(data, edit.ops, BASE, torn_each=6 if deep else 0):
         if deep or "first" not in name or name.endswith((" 4", " 24", " 28")):
