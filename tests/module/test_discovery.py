@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,17 @@ from grpclib import GRPCError
 from viam.proto.app.robot import ComponentConfig
 from viam.services.discovery import DiscoveryClient
 
-from ota_service.board.ownership import PORT_OWNERS
+from ota_service.board.ownership import PORT_OWNERS, SERVICE_CLAIMS
 from ota_service.board.ports import PortInfo
 from ota_service.errors import OtaError
+from ota_service.firmware.target import Target
+from ota_service.fleet import service
+from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.directory import remember
 from ota_service.fleet.journal import open_journal
+from ota_service.fleet.journal_rows import PendingRecord
+from ota_service.fleet.settings import Settings
+from ota_service.module import discovery
 from ota_service.module.config import parse_config
 from ota_service.module.discovery import OtaDiscovery
 from ota_service.module.findings import Finding, configurations, report_of
@@ -152,6 +160,90 @@ def test_a_service_is_shown_without_its_secrets_and_without_half_a_url() -> None
         finding = Finding("/dev/a", service="OTA", board="a", state="up_to_date", status=status)
         ((name, attributes),) = configurations([finding], {"OTA"})
         assert (name, attributes["url"], attributes["version"]) == ("OTA", shown, "1.2.3")
+
+
+# --- what is known of closed ports
+
+
+def attached(folder: Path, *infos: PortInfo) -> list[PortInfo]:
+    """The same ports with devices that exist: files, which nothing here opens."""
+    found = []
+    for info in infos:
+        path = folder / Path(info.device).name
+        path.touch()
+        found.append(replace(info, device=str(path)))
+    return found
+
+
+@pytest.fixture
+def usb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[PortInfo]:
+    """A native port, a bridge and a UART, as the system would list them."""
+    infos = attached(tmp_path, NATIVE, BRIDGE, UART)
+    monkeypatch.setattr(discovery, "list_ports", lambda: infos)
+    return infos
+
+
+async def test_usb_ports_by_their_descriptors(usb: list[PortInfo]) -> None:
+    """Certain boards, and candidates; the UART is reported, and never opened."""
+    finder = OtaDiscovery("find")
+    made = [(c.name, attributes_of(c)["boards"]) for c in await finder.discover_resources()]
+    assert [(name, [board.get("mac", board.get("port")) for board in boards]) for name, boards in
+            made] == [("OTA", [NATIVE.mac]), ("OTA-unprobed", [BRIDGE.by_path])]  # fmt: skip
+    native, bridge, uart = await finder.find(probe=False)
+    assert (native.may_be_probed, bridge.may_be_probed, uart.may_be_probed) == (True, True, False)
+
+
+async def test_what_another_service_is_configured_with_is_its_own(usb: list[PortInfo]) -> None:
+    """Also before it has opened anything; a candidate of a service belongs to nobody yet."""
+    native, bridge, _ = usb
+    candidate = {"state": "candidate", "port": bridge.device}
+    here = discovery._Here({"AUTO": {"boards": {bridge.device: candidate}}}, None, "discovery x")
+    assert native.mac is not None
+    SERVICE_CLAIMS.claim("OTHER", [native.mac])
+    try:
+        found = discovery._look([], here)
+    finally:
+        SERVICE_CLAIMS.release("OTHER")
+    assert [item.service for item in found] == ["OTHER", None, None]
+    assert [item.may_be_probed for item in found] == [False, True, False]
+
+
+async def test_a_board_that_was_seen_before_is_certain_without_a_probe(
+    tmp_path: Path, usb: list[PortInfo]
+) -> None:
+    """A service's journal knows the bridge, and what was read of the board; one that is being
+    left alone to confirm its firmware is not probed."""
+    settings = Settings(
+        "OTA", Target("http://127.0.0.1:9/app.bin", "1"), boards=(), auto_update=False,
+        state_dir=tmp_path / "state", cache_dir=tmp_path / "cache",
+    )  # fmt: skip
+    _, bridge, _ = usb
+    seen = MemoryBoard(make_flash("guide", version="1.0.0")).look()
+    finder = OtaDiscovery("find")
+    await service.FleetService.open(settings)
+    try:
+        remember(tmp_path / "elsewhere", bridge.device, bridge, seen)
+        _, known, _ = await finder.find(probe=False)
+        assert known.is_board
+        assert (known.mac, known.version, known.chip) == (seen.chip.mac, "1.0.0", "ESP32")
+        journal = open_journal(settings.state_dir)
+        journal.set_pending(
+            PendingRecord(
+                seen.chip.mac,
+                "x" * 64,
+                "1.1.0",
+                "ota_1",
+                utc_now(),
+                utc_now() + timedelta(minutes=1),
+            )
+        )
+        journal.close()
+        _, waiting, _ = await finder.find(probe=True)
+        assert waiting.problem is not None
+        assert waiting.problem.code == "awaiting-confirmation"
+        assert not waiting.may_be_probed
+    finally:
+        await service.shutdown()
 
 
 # --- configuration and commands
@@ -340,12 +432,12 @@ async def test_boards_of_a_service_are_reported_and_not_touched(
             "boards": [{"name": "kitchen", "port": boards[0].url}],
         }
         await machine.add(SERVICE, "OTA", attributes)
-        service = machine.service("OTA")
+        ota = machine.service("OTA")
 
         def writes(status: Any) -> bool:
             return bool(status["boards"]["kitchen"].get("progress", {}).get("percent", 0) > 5)
 
-        await eventually(service.get_status, writes)
+        await eventually(ota.get_status, writes)
         client = machine.discovery("find")
         reply: Any = await client.do_command(PROBE)
         seen = reply["ports"]
@@ -353,7 +445,7 @@ async def test_boards_of_a_service_are_reported_and_not_touched(
         assert seen[boards[0].url]["probed"] is False
         assert seen[boards[1].url]["probed"] is True
         status: Any = await eventually(
-            service.get_status, lambda status: status["run"]["outcome"] != "running"
+            ota.get_status, lambda status: status["run"]["outcome"] != "running"
         )
         assert status["run"]["outcome"] == "succeeded"
         assert opened(boards[0]) == 1

@@ -76,6 +76,7 @@ class ViamServer:
     async def run(self) -> None:
         """Start the process, and wait until a client can connect."""
         program = os.environ["VIAM_SERVER"]
+        environment = {key: item for key, item in os.environ.items() if key != "VIAM_HOME"}
         log = (self.folder / "viam-server.log").open("ab")
         with log:
             self._process = await asyncio.create_subprocess_exec(
@@ -83,7 +84,8 @@ class ViamServer:
                 "-config",
                 str(self._file),
                 cwd=self.folder,
-                env={**os.environ, "HOME": str(self.folder)},
+                # A home of its own: nothing of this user's machine is read.
+                env={**environment, "HOME": str(self.folder)},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=asyncio.subprocess.STDOUT,
