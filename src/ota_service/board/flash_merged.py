@@ -340,8 +340,11 @@ def _half_written(outcome: FlashOutcome) -> Iterator[None]:
     try:
         yield
     except OtaError as error:
-        where = f" Its NVS is kept in {outcome.kept_at}." if outcome.kept_at is not None else ""
-        raise OtaError(error.code, error.message + where, remedy=AGAIN) from error
+        raise OtaError(error.code, error.message + _where(outcome), remedy=AGAIN) from error
+
+
+def _where(outcome: FlashOutcome) -> str:
+    return f" Its NVS is kept in {outcome.kept_at}." if outcome.kept_at is not None else ""
 
 
 def _boot(
@@ -371,7 +374,7 @@ def _boot(
         outcome.error = OtaError(
             "boot-failed",
             f"Everything was written and read back, but the firmware does not start: "
-            f"{monitor.reason}.",
+            f"{monitor.reason}.{_where(outcome)}",
             remedy="Look at the boot log, correct the firmware, and flash it again.",
         )
     else:

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -39,6 +39,8 @@ SETTLE_S = 3.0
 """How long after a session a port may come and go by the board's own restart."""
 
 STATE_BUSY_RETRY_S = 2.0
+MERGED_BYTES = 16 << 20
+"""A Merged Binary may be as large as a flash, whatever the limit for App Images is."""
 STOP_LIMIT_S = 8.0
 """Boards in the middle of a slot write are back in their old firmware before that."""
 
@@ -286,10 +288,13 @@ class Core:
         probe: bool = False,
     ) -> Run:
         """Begin a run; boards that another run holds wait for it."""
-        run = Run(self, trigger, names, purpose, force, probe)
+        return self.begin(Run(self, trigger, names, purpose, force, probe))
+
+    def begin(self, run: Run) -> Run:
+        """Let a run go on behind."""
         self.runs = [other for other in self.runs if not other.done.is_set()]
         self.runs.append(run)
-        if purpose == "update":
+        if run.purpose == "update":
             self.last_run = run
             self.error = None
         self.spawn(self._go(run))
@@ -547,26 +552,42 @@ class Core:
 
     async def image(self, target: Target) -> Image:
         """The checked App Image of a target. Raises OtaError."""
-        self.download = Progress()
-
-        def progress(done: int, total: int | None) -> None:
-            if self.download is not None:
-                self.download.bytes_done = done
-                self.download.bytes_total = total or 0
-
-        try:
+        with self._downloading() as progress:
             firmware = await self._supply.get(
                 target,
                 ca_file=self.settings.ca_file,
                 max_image_bytes=self.settings.max_image_bytes,
                 progress=progress,
             )
-        finally:
-            self.download = None
         made = Image(firmware.data, firmware.sha256, firmware.md5, firmware.image)
         self._notice(target, firmware)
         self.images[target.key] = made
         return made
+
+    async def fetch(self, url: str) -> bytes:
+        """A file of whatever kind, unchecked. Raises OtaError."""
+        with self._downloading() as progress:
+            return await self._supply.fetch(
+                url,
+                ca_file=self.settings.ca_file,
+                max_bytes=max(self.settings.max_image_bytes, MERGED_BYTES),
+                progress=progress,
+            )
+
+    @contextlib.contextmanager
+    def _downloading(self) -> Iterator[Callable[[int, int | None], None]]:
+        """Show a download's progress in the status."""
+        shown = self.download = Progress()
+
+        def progress(done: int, total: int | None) -> None:
+            shown.bytes_done = done
+            shown.bytes_total = total or 0
+
+        try:
+            yield progress
+        finally:
+            if self.download is shown:
+                self.download = None
 
     def _notice(self, target: Target, firmware: Firmware) -> None:
         """A file that changed under its version: boards that hold that version do not get it."""

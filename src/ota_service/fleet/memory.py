@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from ota_service.board.facts import BoardFacts, SlotFact
+from ota_service.board.flash_merged import FlashOutcome
 from ota_service.board.inspect import Inspection
 from ota_service.board.ports import PortInfo
 from ota_service.board.session import Image, Outcome
@@ -202,6 +203,28 @@ class Memory:
             return
         self.journal.end_attempt(mac, target, succeeded=False, code=code, message=message)
         self.journal.set_attempt_state(mac, target, "rolled_back", code=code, message=message)
+
+    def flashing(self, mac: str) -> None:
+        """A board's whole flash is being replaced: what was known of its slots is void."""
+        self.journal.forget_slots(mac)
+        self.journal.clear_pending(mac)
+
+    def flashed(self, outcome: FlashOutcome) -> None:
+        """A board's whole flash was replaced."""
+        mac, app = outcome.chip.mac, outcome.file.app
+        self.flashing(mac)
+        about = app.descriptor if app is not None else None
+        self.journal.update_board(
+            mac,
+            chip=outcome.chip.name,
+            flash_bytes=outcome.chip.flash_bytes,
+            slot=outcome.file.booted.label,
+            version=outcome.version,
+            version_read_at=utc_now(),
+            project=about.project if about is not None else "",
+            app_version=about.version if about is not None else "",
+            confirmed=outcome.confirmed,
+        )
 
     # --- attempts
 

@@ -36,7 +36,7 @@ LOGGER = logging.getLogger("ota_service.fleet")
 
 Trigger = Literal["configured", "command", "attached", "resumed"]
 RunOutcome = Literal["running", "succeeded", "partly", "failed", "cancelled"]
-Purpose = Literal["update", "plan", "version", "verify", "rollback"]
+Purpose = Literal["update", "plan", "version", "verify", "rollback", "flash"]
 READS = ("plan", "version", "verify")
 """Purposes that write nothing."""
 

@@ -12,9 +12,12 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from ota_service.errors import OtaError
 from ota_service.fleet.core import Core, effective_target
+from ota_service.fleet.flash_run import FlashOrder, new_flash_run
 from ota_service.fleet.run import Purpose, Run
 from ota_service.fleet.settings import Settings
 from ota_service.fleet.status import status_of
@@ -87,6 +90,8 @@ class FleetService:
                 return await self._update(**arguments)
             case "version" | "verify" | "rollback":
                 return await self._read_boards(verb, **arguments)
+            case "flash":
+                return await self._flash(**arguments)
             case "cancel":
                 return self._cancel(**arguments)
             case "release":
@@ -145,10 +150,43 @@ class FleetService:
         run = self._core.start("command", self._names(boards), purpose=purpose)
         return await self._read(run, "boards", wait_s)
 
+    async def _flash(
+        self,
+        board: str,
+        confirm: str,
+        path: str | None = None,
+        url: str | None = None,
+        keep_nvs: bool = False,
+        wait_s: float = DEFAULT_WAIT_S,
+    ) -> dict[str, Any]:
+        """Write a Merged Binary to one board; the file is checked before any port is opened."""
+        core = self._core
+        _ = core.memory
+        names = self._names([board]) or []
+        if len(names) != 1:
+            raise UnknownBoard(f'"{board}" stands for {len(names)} boards: name one of them')
+        known = core.boards[names[0]]
+        mac = known.mac or (known.entry.mac if known.entry is not None else None)
+        if mac is not None and mac != confirm:
+            raise OtaError(
+                "wrong-board",
+                f"The board {known.name} is {mac}, and {confirm} was confirmed.",
+                remedy="Confirm the MAC of the board that is to be written.",
+            )
+        order = FlashOrder(
+            known.name, confirm, Path(path) if path is not None else None, url, keep_nvs
+        )
+        run = core.begin(new_flash_run(core, order, names))
+        if await _wait(run, wait_s) and run.error is not None:
+            raise run.error
+        return {"ok": True, "run": run.to_dict(), "boards": dict(run.results)}
+
     def _cancel(self, boards: Sequence[str] | None = None) -> dict[str, Any]:
         core = self._core
         names = self._names(boards)
-        runs = [run for run in core.runs if run.purpose == "update" and not run.done.is_set()]
+        runs = [
+            run for run in core.runs if run.purpose in ("update", "flash") and not run.done.is_set()
+        ]
         for run in runs:
             run.cancel_boards(names)
         core.wake()

@@ -10,13 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from ota_service.module.checks import (
     a_fault,
+    check_firmware_url,
     check_flag,
+    check_mac,
     check_whole,
     nearest,
     number_type,
@@ -116,6 +126,52 @@ class HistoryArguments(Arguments):
     ] = 20
 
 
+def _confirmed(value: object) -> str:
+    mac = check_mac(value)
+    if mac is None:
+        raise a_fault("must be the board's MAC, such as 24:0a:c4:12:34:56")
+    return mac
+
+
+def _path(value: object) -> str:
+    if not isinstance(value, str) or not PurePath(value).is_absolute():
+        raise a_fault("must be a file's whole path on the machine that has the boards")
+    return value
+
+
+class FlashArguments(Arguments):
+    """Arguments of `flash`: one board, one file, and the MAC that confirms it."""
+
+    board: Annotated[str, Field(min_length=1, description="a name, MAC or port")]
+    confirm: Annotated[
+        str,
+        BeforeValidator(_confirmed),
+        Field(description="the board's MAC: everything on it goes"),
+    ]
+    path: Annotated[
+        str | None,
+        optional_type(_path),
+        Field(description="the Merged Binary on the machine"),
+    ] = None
+    url: Annotated[
+        str | None,
+        optional_type(check_firmware_url),
+        Field(description="or its http or https address"),
+    ] = None
+    keep_nvs: Annotated[
+        Flag, Field(description="carry all keys of its NVS over, also where NVS moves")
+    ] = False
+    wait_s: Annotated[
+        Wait, Field(description="reply with the run's id after this many seconds, and go on")
+    ] = WAIT_DEFAULT_S
+
+    @model_validator(mode="after")
+    def _one_file(self) -> FlashArguments:
+        if (self.path is None) == (self.url is None):
+            raise a_fault("needs either path or url")
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class Verb:
     """One row: the verb, what it does, which boards it restarts, and its arguments."""
@@ -168,6 +224,13 @@ VERBS: dict[str, Verb] = {
             "Let boards that were set aside, rolled back, wrong or not ours be taken up again.",
             "none",
             BoardsArguments,
+        ),
+        Verb(
+            "flash",
+            "Write a Merged Binary to one board: everything on it is replaced. With keep_nvs its "
+            "keys stay. confirm must be its MAC.",
+            "the one that it writes",
+            FlashArguments,
         ),
         Verb("history", "What runs did, newest first.", "none", HistoryArguments),
         Verb("help", "The verbs and their arguments.", "none"),
@@ -253,6 +316,10 @@ def _take_apart(command: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 
 def _in_words(found: dict[str, Any], verb: Verb) -> str:
     place = where(found["loc"])
+    if found["type"] == "missing":
+        return f"{verb.name} needs {place}: {verb.arguments.model_fields[place].description}"
+    if not place:
+        return f"{verb.name} {found['msg']}"
     if found["type"] == "extra_forbidden":
         known = list(verb.arguments.model_fields)
         if not known:
@@ -271,7 +338,7 @@ def _existing() -> str:
 _TYPES = {
     "boards": "list of text",
     "wait_s": "number of seconds",
-    "board": "text",
+    **dict.fromkeys(("board", "confirm", "path", "url"), "text"),
     "limit": "whole number",
 }
 
@@ -282,6 +349,8 @@ def _describe(name: str, arguments: type[Arguments]) -> dict[str, Any]:
         "type": _TYPES.get(name, "true or false"),
         "does": field.description or "",
     }
-    if field.default is not None:
+    if field.is_required():
+        shown["required"] = True
+    elif field.default is not None:
         shown["default"] = field.default
     return shown
