@@ -1,39 +1,74 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Shows a service's boards while they are updated: bars on a terminal, plain lines elsewhere."""
+"""Shows a service's boards while they are updated: bars on a terminal, plain lines elsewhere.
+
+A frame is a function of a status, the space there is and the time, so it can be looked at
+without an update. 80 columns and a bar a board; where there are more boards than lines, those
+that something happens to come first and the others are counted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, Group, RenderableType
+from rich.live import Live as RichLive
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ota_service.cli.output import error_text, rate_text, time_text
+
+Board = Mapping[str, Any]
+Status = Mapping[str, Any]
 
 _PLAIN_STEP_PERCENT = 25
+_NAME_COLUMNS = (8, 17)  # 17: a MAC
+_WHAT_COLUMNS = 14
+_FIXED_COLUMNS = 3 + _WHAT_COLUMNS + 4 + 9 + 5 + 5  # margin, phase, percent, rate, time, gaps
+_BAR_COLUMNS = (8, 40)
+
+STYLES = {
+    "up_to_date": "green",
+    "updating": "cyan",
+    "outdated": "yellow",
+    "awaiting_confirmation": "yellow",
+    "rolled_back": "red",
+    "failed": "red",
+    "set_aside": "red",
+    "unsupported": "red",
+    "unrecognised": "red",
+    "absent": "dim",
+    "candidate": "dim",
+    "unknown": "dim",
+}
+"""The colour of a board's state."""
+
+_SHORT = {"awaiting_confirmation": "to be confirmed", "unrecognised": "unrecognised"}
+_BUSY_FIRST = {"waiting": 1}
 
 
 class Live:
-    """A context manager; `show` takes a status each time there is one."""
+    """A context manager; `show` takes a status each time there is one.
 
-    def __init__(self, console: Console) -> None:
+    names: the boards to show; None: all.
+    """
+
+    def __init__(self, console: Console, names: Sequence[str] | None = None) -> None:
         self._console = console
-        self._bars: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._names = names
         self._said: dict[str, str] = {}
-        if console.is_terminal:
-            self._bars = Progress(
-                TextColumn("   {task.description:<12.12}"),
-                TextColumn("{task.fields[what]:<22.22}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.percentage:>3.0f} %"),
-                TimeRemainingColumn(compact=True),
-                console=console,
+        self._status: Status = {}
+        self._live: RichLive | None = None
+        if console.is_terminal and not console.is_dumb_terminal:
+            self._live = RichLive(
+                console=console, refresh_per_second=12, get_renderable=self._frame, transient=False
             )
 
     def __enter__(self) -> Live:
-        if self._bars is not None:
-            self._bars.start()
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(
@@ -42,40 +77,170 @@ class Live:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+        if self._live is not None:
+            self._live.stop()
 
-    def show(self, status: Mapping[str, Any]) -> None:
+    def show(self, status: Status) -> None:
         """Bring what is shown up to this status."""
-        for name, board in dict(status.get("boards", {})).items():
-            if self._bars is not None:
-                self._bar(self._bars, name, board)
-            else:
-                self._line(name, board)
+        self._status = status
+        if self._live is None:
+            self._lines(status)
 
-    def _bar(self, bars: Progress, name: str, board: Mapping[str, Any]) -> None:
-        if name not in self._tasks:
-            self._tasks[name] = bars.add_task(name, total=100, what="")
-        percent = float(dict(board.get("progress", {})).get("percent", 0))
-        if _done(board):
-            percent = 100.0
-        bars.update(self._tasks[name], completed=percent, what=_what(board))
+    def _frame(self) -> RenderableType:
+        size = self._console.size
+        return frame(self._status, self._names, columns=size.width, lines=size.height - 1)
 
-    def _line(self, name: str, board: Mapping[str, Any]) -> None:
-        percent = float(dict(board.get("progress", {})).get("percent", 0))
-        step = int(percent) // _PLAIN_STEP_PERCENT * _PLAIN_STEP_PERCENT
-        what = _what(board)
-        if board.get("phase") == "writing":
-            what = f"{what} {step} %"
-        if self._said.get(name) != what:
-            self._said[name] = what
-            self._console.print(f"   {name:<12} {what}")
-
-
-def _done(board: Mapping[str, Any]) -> bool:
-    return board.get("state") in ("up_to_date", "rolled_back", "awaiting_confirmation")
+    def _lines(self, status: Status) -> None:
+        download = _download_text(status)
+        if download and self._said.get("") != download.split()[0]:
+            self._said[""] = download.split()[0]
+            self._console.print(f"   {download.split(',')[0]}")
+        for name, board in boards_of(status, self._names).items():
+            what = _what(board)
+            if board.get("phase") == "writing":
+                step = int(_percent(board)) // _PLAIN_STEP_PERCENT * _PLAIN_STEP_PERCENT
+                what = f"{what} {step} %"
+            if not board.get("phase") and board.get("error"):
+                what = f"{what}: {error_text(board['error'])}"
+            if self._said.get(name) != what:
+                self._said[name] = what
+                self._console.print(f"   {name:<12} {what}", soft_wrap=True)
 
 
-def _what(board: Mapping[str, Any]) -> str:
+def boards_of(status: Status, names: Sequence[str] | None = None) -> dict[str, Board]:
+    """The boards of a status by name, those of `names` alone where given."""
+    boards = dict(status.get("boards", {}))
+    if names is None:
+        return boards
+    wanted = {word.lower() for word in names}
+    return {
+        name: board
+        for name, board in boards.items()
+        if wanted & {name.lower(), str(board.get("mac", "")), str(board.get("port", "")).lower()}
+    }
+
+
+def frame(
+    status: Status, names: Sequence[str] | None = None, *, columns: int = 80, lines: int = 24
+) -> RenderableType:
+    """What a terminal of this size shows of a status: one line a board, and one below them."""
+    boards = boards_of(status, names)
+    room = max(1, lines - 1)
+    shown = dict(boards)
+    if len(boards) > room:
+        first = sorted(boards, key=lambda name: _urgency(boards[name]))[: max(1, room - 1)]
+        shown = {name: board for name, board in boards.items() if name in first}
+    longest = max((len(name) for name in shown), default=0)
+    name_columns = min(max(longest, _NAME_COLUMNS[0]), _NAME_COLUMNS[1])
+    bar_columns = columns - _FIXED_COLUMNS - name_columns - 1
+    bar_columns = min(max(bar_columns, _BAR_COLUMNS[0]), _BAR_COLUMNS[1])
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(width=2)
+    grid.add_column(width=name_columns, no_wrap=True, overflow="ellipsis")
+    grid.add_column(width=_WHAT_COLUMNS, no_wrap=True, overflow="ellipsis")
+    grid.add_column(width=bar_columns)
+    grid.add_column(width=4, justify="right", no_wrap=True)
+    grid.add_column(width=9, justify="right", no_wrap=True)
+    grid.add_column(width=5, justify="right", no_wrap=True)
+    for name, board in shown.items():
+        grid.add_row(*_row(name, board, bar_columns))
+    parts: list[RenderableType] = [grid]
+    if len(shown) < len(boards):
+        left = [board for name, board in boards.items() if name not in shown]
+        parts.append(Text(f"   and {len(left)} more: {counts_text(left)}", style="dim"))
+    parts.append(Text(f"   {_summary(status, boards)}", style="dim", no_wrap=True))
+    return Group(*parts)
+
+
+def _row(name: str, board: Board, bar_columns: int) -> tuple[RenderableType, ...]:
+    state, phase = str(board.get("state", "")), board.get("phase")
+    style = STYLES["updating"] if phase else STYLES.get(state, "")
+    progress = dict(board.get("progress", {}))
+    percent: str = ""
+    rate = left = ""
+    bar: RenderableType = Text("")
+    if phase == "waiting":
+        bar = ProgressBar(total=100, completed=0, width=bar_columns)
+    elif phase == "writing" and progress.get("bytes_total"):
+        bar = ProgressBar(total=100, completed=_percent(board), width=bar_columns)
+        percent = f"{_percent(board):.0f}%"
+        rate, left = _rate_and_left(progress)
+    elif phase:
+        bar = ProgressBar(total=None, pulse=True, width=bar_columns)
+    elif state == "up_to_date":
+        bar = ProgressBar(total=1, completed=1, width=bar_columns, finished_style="green")
+        percent = "100%"
+    elif board.get("error"):
+        bar = Text(str(board["error"].get("code", "")), style=style, no_wrap=True)
+    return (_mark(board), Text(name), Text(_what(board), style=style), bar, percent, rate, left)
+
+
+def _mark(board: Board) -> Text:
+    """A sign beside the colour: not everyone sees colours, and not every terminal has them."""
+    state = str(board.get("state", ""))
+    if board.get("phase"):
+        return Text("")
+    if state == "up_to_date":
+        return Text(" ✓", style="green")
+    if STYLES.get(state) == "red":
+        return Text(" ✗", style="red")
+    return Text("")
+
+
+def _rate_and_left(progress: Mapping[str, Any]) -> tuple[str, str]:
+    """The mean rate so far, and the time left."""
+    eta_s = progress.get("eta_s")
+    left_bytes = progress.get("bytes_total", 0) - progress.get("bytes_done", 0)
+    if not eta_s or left_bytes <= 0:
+        return "", ""
+    return rate_text(left_bytes / eta_s), time_text(eta_s)
+
+
+def _percent(board: Board) -> float:
+    return float(dict(board.get("progress", {})).get("percent", 0))
+
+
+def _urgency(board: Board) -> int:
+    """Boards that something happens to, then those with an error, then the rest."""
+    if board.get("phase"):
+        return _BUSY_FIRST.get(str(board["phase"]), 0)
+    return 2 if STYLES.get(str(board.get("state"))) == "red" else 3
+
+
+def _what(board: Board) -> str:
     """The phase while there is one, else the state, in a person's words."""
-    return str(board.get("phase") or board.get("state", "")).replace("_", " ")
+    phase, state = board.get("phase"), str(board.get("state", ""))
+    if phase == "waiting" and state == "awaiting_confirmation":
+        return _SHORT[state]
+    if phase:
+        return str(phase).replace("_", " ")
+    return _SHORT.get(state, state.replace("_", " "))
+
+
+def counts_text(boards: Sequence[Board]) -> str:
+    """How many boards there are in each state: "3 up to date, 1 failed"."""
+    counts: dict[str, int] = {}
+    for board in boards:
+        words = "waiting" if board.get("phase") == "waiting" else _state_words(board)
+        counts[words] = counts.get(words, 0) + 1
+    return ", ".join(f"{count} {words}" for words, count in counts.items())
+
+
+def _state_words(board: Board) -> str:
+    return str(board.get("state", "unknown")).replace("_", " ")
+
+
+def _download_text(status: Status) -> str:
+    if status.get("state") != "downloading":
+        return ""
+    percent = dict(status.get("progress", {})).get("percent")
+    return "downloading the firmware" + (f", {percent:.0f} %" if percent is not None else "")
+
+
+def _summary(status: Status, boards: Mapping[str, Board]) -> str:
+    download = _download_text(status)
+    if download:
+        return download
+    if not boards:
+        return str(status.get("state", "connecting"))
+    return counts_text(list(boards.values()))

@@ -8,15 +8,30 @@ called, so that `--help` answers at once; `SUBCOMMANDS` says where each one is.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
 
+from ota_service.cli.failure import Failure
 from ota_service.errors import OtaError
 
+PROGRAM = "esp32-ota"
 EXIT_FAILED = 1
+PURPOSE = "Updates the firmware of ESP32 boards from the computer that they are attached to."
+DEBUG = "ESP32_OTA_DEBUG"
+"""Environment variable that shows the trace of an unforeseen failure, and logs."""
 
+FIRST_STEPS = (
+    ("See what is attached", "esp32-ota ports"),
+    ("See what is on a board", "esp32-ota inspect /dev/ttyUSB0"),
+    ("Update it", "esp32-ota update /dev/ttyUSB0 --file app.bin"),
+    ("Watch a machine", "esp32-ota remote watch --address localhost:8080"),
+    ("The same as a page", "esp32-ota dashboard --address localhost:8080"),
+    ("Try it without a board", "esp32-ota sim --boards 2 --dir /tmp/boards"),
+)
 
 # Name -> module and attribute of its click command, and its line in `--help`.
 SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
@@ -39,6 +54,31 @@ SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
         "ota_service.cli.serve",
         "serve",
         "Serve the App Image FILE over http, and print its url and what to configure.",
+    ),
+    "inspect": (
+        "ota_service.cli.inspect",
+        "inspect",
+        "Show what is on one attached board. Restarts it.",
+    ),
+    "update": (
+        "ota_service.cli.update",
+        "update",
+        "Update one attached board, without Viam. Restarts it.",
+    ),
+    "remote": (
+        "ota_service.cli.remote",
+        "remote",
+        "Command and watch the OTA service of a machine, through the Viam SDK.",
+    ),
+    "dashboard": (
+        "ota_service.cli.dashboard",
+        "dashboard",
+        "Show a machine's boards on a page in the browser, live.",
+    ),
+    "completion": (
+        "ota_service.cli.completion",
+        "completion",
+        "Print what lets a shell complete this command.",
     ),
 }
 
@@ -72,9 +112,33 @@ class LazyGroup(click.Group):
         return command.get_short_help_str(limit=80) if command is not None else ""
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-def cli() -> None:
-    """Updates the firmware of ESP32 boards from the computer that they are attached to."""
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="ota-service", prog_name=PROGRAM, message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Updates the firmware of ESP32 boards from the computer that they are attached to.
+
+    Every subcommand has --help. Exit codes: 0 done, 1 failed, 2 wrong usage.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(first_use(ctx))
+
+
+def first_use(ctx: click.Context) -> str:
+    """What a person sees who calls the command alone: what it is for, and how to begin."""
+    formatter = ctx.make_formatter()
+    formatter.write(f"{PURPOSE}\n")
+    with formatter.section("To begin"):
+        formatter.write_dl([(f"{words}:", command) for words, command in FIRST_STEPS])
+    assert isinstance(ctx.command, LazyGroup)
+    ctx.command.format_commands(ctx, formatter)
+    formatter.write_paragraph()
+    formatter.write("esp32-ota COMMAND --help says more.\n")
+    return formatter.getvalue().rstrip("\n")
 
 
 @cli.command(
@@ -96,10 +160,29 @@ def sim(arguments: tuple[str, ...]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command with `arguments` (default: the process's own) and exit."""
     try:
-        cli.main(args=arguments, prog_name="esp32-ota", standalone_mode=True)
-    except OtaError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(EXIT_FAILED)
+        cli.main(
+            args=arguments,
+            prog_name=PROGRAM,
+            complete_var="_ESP32_OTA_COMPLETE",
+            standalone_mode=True,
+        )
+    except (OtaError, Failure) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("Stopped.")
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            traceback.print_exc()
+        fail(
+            f"{type(error).__name__}: {error} This was not foreseen: please report it, with what "
+            f"{DEBUG}=1 shows in addition."
+        )
+
+
+def fail(message: str) -> None:
+    """Say what went wrong in one line, and exit with code 1."""
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    sys.exit(EXIT_FAILED)
 
 
 if __name__ == "__main__":

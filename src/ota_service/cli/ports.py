@@ -3,27 +3,44 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from typing import Any
 
 import click
-from rich.console import Console
+from click.shell_completion import CompletionItem
 from rich.table import Table
 
 from ota_service.board.ports import PortInfo, list_ports
+from ota_service.cli.output import Command, json_option, out, print_json
+from ota_service.cli.show import table
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@json_option
 def ports(as_json: bool) -> None:
     """List serial ports, and which look like ESP32 boards. Opens none."""
     found = list_ports()
     if as_json:
-        click.echo(json.dumps([describe(info) for info in found], indent=2))
+        print_json([describe(info) for info in found])
     elif not found:
-        click.echo("No serial ports were found.")
+        click.echo("No serial ports were found. Is the board attached, and by a data cable?")
     else:
-        Console().print(table_of(found))
+        out().print(table_of(found))
+
+
+def port_argument(function: Command) -> Command:
+    """The argument PORT, which the shell completes with what is attached."""
+    return click.argument("port", shell_complete=_complete)(function)
+
+
+def _complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[Any]:
+    names = {info.device: looks_like(info) for info in list_ports()}
+    names |= {info.by_path: looks_like(info) for info in list_ports() if info.by_path}
+    return [
+        CompletionItem(name, help=words)
+        for name, words in names.items()
+        if name.startswith(incomplete)
+    ]
 
 
 def looks_like(info: PortInfo) -> str:
@@ -53,9 +70,7 @@ def describe(info: PortInfo) -> dict[str, object]:
 
 def table_of(found: Sequence[PortInfo]) -> Table:
     """The ports as a table; the name to configure is the one that follows the socket."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("Port", "Looks like", "MAC", "Name to configure"):
-        table.add_column(title, overflow="fold")
+    made = table("port", "looks like", "MAC", "name to configure")
     for info in found:
-        table.add_row(info.device, looks_like(info), info.mac or "", info.by_path or info.device)
-    return table
+        made.add_row(info.device, looks_like(info), info.mac or "", info.by_path or info.device)
+    return made

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`esp32-ota dashboard`: a local page of a machine's boards, live."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import signal
+from typing import TYPE_CHECKING
+
+import click
+
+from ota_service.cli.machine import Access
+from ota_service.cli.remote import access_options
+
+if TYPE_CHECKING:
+    from ota_service.dashboard.guard import Guard
+
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8032
+TOKEN_MIN_CHARACTERS = 16
+
+
+@click.command()
+@click.option(
+    "--host",
+    default=DEFAULT_HOST,
+    show_default=True,
+    help="Address to listen at. Elsewhere than on this computer a token is needed.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=DEFAULT_PORT,
+    show_default=True,
+    help="Port to listen at; 0: any that is free.",
+)
+@click.option(
+    "--token",
+    metavar="TEXT",
+    envvar="ESP32_OTA_TOKEN",
+    help="What a browser must know to be let in, 16 characters or more. Better set "
+    "ESP32_OTA_TOKEN. Without it, one is made up where one is needed.",
+)
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="A further name that browsers use for this computer.",
+)
+@access_options
+def dashboard(
+    access: Access, host: str, port: int, token: str | None, allow_host: tuple[str, ...]
+) -> None:
+    """Show a machine's boards on a page in the browser, live.
+
+    The page is for this computer alone unless --host says otherwise. Buttons update, cancel, roll
+    back and release; what restarts a board asks first. Runs until Ctrl-C.
+    """
+    from ota_service.dashboard.guard import Guard
+
+    if token is not None and len(token) < TOKEN_MIN_CHARACTERS:
+        raise click.UsageError(f"A token has {TOKEN_MIN_CHARACTERS} characters or more.")
+    if token is None and not Guard.is_loopback(host):
+        token = secrets.token_urlsafe(24)
+    guard = Guard(host, token=token, extra_hosts=allow_host)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve(access, guard, host, port))
+
+
+async def _serve(access: Access, guard: Guard, host: str, port: int) -> None:
+    from ota_service.cli.failure import Failure
+    from ota_service.cli.machine import connect
+    from ota_service.dashboard.server import serving
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with connect(access) as machine:
+        try:
+            async with serving(machine, guard, host, port, label=access.address) as url:
+                click.echo(url)
+                click.echo("Press Ctrl-C to stop.", err=True)
+                if guard.token is not None:
+                    click.echo(
+                        "Whoever has this address is let in; give it to nobody else. It is "
+                        "not encrypted on its way.",
+                        err=True,
+                    )
+                try:
+                    await machine.status()
+                except Failure as error:
+                    click.echo(f"Not connected yet, trying again: {error}", err=True)
+                await stop.wait()
+        except OSError as error:
+            raise Failure(
+                f"{host} port {port} cannot be listened at ({error.strerror or error}).",
+                "Choose another one with --port; 0 takes any that is free.",
+            ) from None

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A failure that the command tells in one line and ends with exit code 1."""
+
+from __future__ import annotations
+
+
+class Failure(Exception):
+    """What happened, and what to do about it.
+
+    code: of the error table, where the failure is one of its kinds. unreachable: nobody
+    answered, so that asking again later may help.
+    """
+
+    def __init__(
+        self, message: str, remedy: str = "", *, code: str = "", unreachable: bool = False
+    ) -> None:
+        self.message = message
+        self.remedy = remedy
+        self.code = code
+        self.unreachable = unreachable
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        code = f"[{self.code}]" if self.code else ""
+        return " ".join(part for part in (self.message, self.remedy, code) if part)
+
+    def to_dict(self) -> dict[str, str]:
+        """{"message", "remedy", "code"}, without those that are empty."""
+        values = {"message": self.message, "remedy": self.remedy, "code": self.code}
+        return {key: value for key, value in values.items() if value}

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`esp32-ota inspect PORT`: what is on one attached board."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from ota_service.cli.output import err, json_option, out, print_json
+from ota_service.cli.ports import port_argument
+from ota_service.cli.show import size, table
+
+if TYPE_CHECKING:
+    from ota_service.board.facts import BoardFacts
+    from ota_service.board.inspect import App, Inspection
+    from ota_service.board.plan import Plan
+    from ota_service.board.session import Phase
+
+OWNER = "esp32-ota inspect"
+DEFAULT_BAUD = 921_600
+
+_EVIDENCE = {
+    "journal": "by its digest",
+    "image": "by its digest",
+    "log": "by the bootloader's log",
+    "verified": "by otadata and its whole image",
+    "none": "",
+}
+
+
+@click.command()
+@port_argument
+@click.option(
+    "--baud",
+    type=click.IntRange(9_600, 4_000_000),
+    default=DEFAULT_BAUD,
+    show_default=True,
+    help="Highest speed to use; falls back by itself.",
+)
+@json_option
+def inspect(port: str, baud: int, as_json: bool) -> None:
+    """Show what is on one attached board. Restarts it.
+
+    Prints its chip and MAC, partition table, otadata, the slots with their apps, and the version
+    in NVS. PORT is a device such as /dev/ttyUSB0, or an address such as rfc2217://host:port.
+
+    The board is restarted into download mode to be read, once more if it takes its own log to
+    tell which slot runs, and at the end into its firmware. Nothing is written.
+    """
+    console = err()
+    console.print(f"Restarting the board at {_shown(port)} to read it; nothing is written.")
+    with console.status("connecting") as spinner:
+        found = look(port, baud, lambda phase: spinner.update(phase.replace("_", " ")))
+    if as_json:
+        print_json({"port": _shown(port), **describe(found)})
+    else:
+        show_board(out(), port, found)
+
+
+def look(port: str, baud: int, phase: Any) -> Inspection:
+    """Read the board at `port`. Blocks for seconds. Raises OtaError."""
+    from ota_service.board import session
+    from ota_service.board.ownership import PORT_OWNERS
+    from ota_service.board.ports import require_exists
+    from ota_service.board.serial_port import close_port, open_port
+
+    require_exists(port)
+    with PORT_OWNERS.claim(port, OWNER):
+        opened = open_port(port)
+        try:
+            job = session.Job("board", baud=baud, read_only=True)
+            outcome = session.run(opened, job, _Hooks(phase))
+        finally:
+            close_port(opened)
+    assert outcome.found is not None
+    return outcome.found
+
+
+class _Hooks:
+    """Implements `session.Hooks` for a look: nothing is known, nothing is kept."""
+
+    def __init__(self, phase: Any) -> None:
+        self._phase = phase
+
+    def identified(self, mac: str) -> BoardFacts:
+        from ota_service.board.facts import BoardFacts
+
+        return BoardFacts()
+
+    def inspected(self, found: Inspection) -> None: ...
+
+    def planned(self, made: Plan) -> None: ...
+
+    def phase(self, name: Phase) -> None:
+        self._phase(name)
+
+    def progress(self, bytes_done: int, bytes_total: int) -> None: ...
+
+    def restarting(self, reason: str) -> None: ...
+
+    def cancelled(self) -> bool:
+        return False
+
+    def stopping(self) -> bool:
+        return False
+
+
+# --- as values
+
+
+def describe(found: Inspection) -> dict[str, Any]:
+    """An inspection as JSON; what is not known is left out."""
+    chip = found.chip
+    told: dict[str, Any] = {
+        "mac": chip.mac,
+        "chip": {
+            "name": chip.name,
+            "revision": revision_text(chip.revision),
+            "flash_bytes": chip.flash_bytes,
+            "flash_encrypted": chip.flash_encrypted,
+            "secure_boot": chip.secure_boot,
+            "secure_download": chip.secure_download,
+        },
+        "version": found.version if found.nvs is not None else None,
+        "running": _running(found),
+        "partitions": [
+            {
+                "label": part.label,
+                "kind": part.kind,
+                "offset": part.offset,
+                "size_bytes": part.size_bytes,
+                "encrypted": part.encrypted,
+                "read_only": part.read_only,
+            }
+            for part in (found.table.partitions if found.table is not None else ())
+        ],
+        "otadata": _otadata(found),
+        "apps": [_app(found, app) for app in found.apps],
+        "problem": found.problem.to_dict() if found.problem is not None else None,
+    }
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def _running(found: Inspection) -> dict[str, Any] | None:
+    running = found.running
+    if running.partition is None:
+        return None
+    told: dict[str, Any] = {"slot": running.partition.label, "evidence": running.evidence}
+    app = found.running_app
+    if app is not None and app.descriptor is not None:
+        told |= {"project": app.descriptor.project, "app_version": app.descriptor.version}
+    return told
+
+
+def _otadata(found: Inspection) -> dict[str, Any] | None:
+    otadata, table = found.otadata, found.table
+    if otadata is None or table is None:
+        return None
+    slots = table.ota_slots
+    entries = []
+    for index, entry in enumerate(otadata.entries):
+        told: dict[str, Any] = {"sector": index, "written": entry.written, "blank": entry.blank}
+        if entry.written:
+            told |= {
+                "seq": entry.seq,
+                "state": entry.state_name,
+                "slot": slots[entry.slot_index(len(slots))].label if slots else None,
+            }
+        entries.append({key: value for key, value in told.items() if value is not None})
+    named = otadata.slot_index(len(slots)) if slots else None
+    told = {
+        "entries": entries,
+        "active": otadata.active,
+        "names": slots[named].label if named is not None else None,
+        "pending": found.pending,
+    }
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def _app(found: Inspection, app: App) -> dict[str, Any]:
+    about = app.descriptor
+    told: dict[str, Any] = {
+        "slot": app.partition.label,
+        "offset": app.partition.offset,
+        "size_bytes": app.partition.size_bytes,
+        "running": found.running.partition == app.partition,
+        "empty": about is None and not app.head.strip(b"\xff"),
+    }
+    if about is not None:
+        told |= {
+            "project": about.project,
+            "app_version": about.version,
+            "idf_version": about.idf_version,
+            "built": f"{about.date} {about.time}".strip(),
+            "secure_version": about.secure_version,
+        }
+    return told
+
+
+def revision_text(revision: int) -> str:
+    """A full chip revision as Espressif writes it: 301 is "v3.1"."""
+    return f"v{revision // 100}.{revision % 100}"
+
+
+# --- for people
+
+
+def show_board(console: Console, port: str, found: Inspection) -> None:
+    """An inspection for people."""
+    chip, told = found.chip, describe(found)
+    flash = size(chip.flash_bytes) if chip.flash_bytes is not None else "unknown size"
+    _field(console, "port", _shown(port))
+    _field(console, "chip", f"{chip.name} {revision_text(chip.revision)}, {flash} of flash")
+    _field(console, "MAC", chip.mac)
+    locks = [
+        name
+        for name, on in (
+            ("flash encryption", chip.flash_encrypted),
+            ("secure boot", chip.secure_boot),
+            ("secure download mode", chip.secure_download),
+        )
+        if on
+    ]
+    if locks:
+        _field(console, "security", ", ".join(locks))
+    running = told.get("running")
+    if running is not None:
+        app = f"{running.get('project', '')} {running.get('app_version', '')}".strip()
+        how = _EVIDENCE[running["evidence"]]
+        _field(console, "running", f"{running['slot']}: {app or 'no app descriptor'} ({how})")
+    if "version" in told:
+        _field(console, "version", f"{told['version'] or 'none'} (VIAM_NS/OTA_VERSION in NVS)")
+    if found.table is not None:
+        console.print()
+        console.print(_partitions(told))
+    if "otadata" in told:
+        console.print()
+        _show_otadata(console, told["otadata"])
+    if found.problem is not None:
+        console.print()
+        console.print(Text.assemble(("It cannot be updated: ", "bold red"), str(found.problem)))
+
+
+def _field(console: Console, name: str, value: str) -> None:
+    console.print(Text.assemble((f"{name:<9}", "bold"), value))
+
+
+def _partitions(told: dict[str, Any]) -> Any:
+    apps = {app["slot"]: app for app in told["apps"]}
+    made = table("partition", "kind", "offset", "size", "app", right=("offset", "size"))
+    for part in told["partitions"]:
+        app = apps.get(part["label"])
+        text = Text("")
+        if app is not None and "project" in app:
+            text = Text(f"{app['project']} {app['app_version']}")
+        elif app is not None:
+            text = Text("empty" if app["empty"] else "no app descriptor", style="dim")
+        if app is not None and app["running"]:
+            text.append("  running", style="green")
+        made.add_row(
+            part["label"], part["kind"], f"{part['offset']:#x}", size(part["size_bytes"]), text
+        )
+    return made
+
+
+def _show_otadata(console: Console, told: dict[str, Any]) -> None:
+    for entry in told["entries"]:
+        active = told.get("active") == entry["sector"]
+        words = "blank" if entry["blank"] else "damaged"
+        if entry["written"]:
+            words = f"seq {entry['seq']}, {entry['state']}, names {entry.get('slot', '?')}"
+        line = Text.assemble((f"otadata {entry['sector']}  ", "bold"), words)
+        if active:
+            line.append("  decides", style="green")
+        console.print(line)
+    if told["pending"]:
+        console.print("An app waits for its confirmation; it got its time again.")
+
+
+def _shown(port: str) -> str:
+    from ota_service.board.ports import shown
+
+    return shown(port)

@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`esp32-ota remote ...`: the OTA service on a machine, through the Viam SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import wraps
+from typing import Any
+
+import click
+from rich.text import Text
+
+from ota_service.cli.failure import Failure
+from ota_service.cli.follow import find_run, follow_call, follow_run, running, until
+from ota_service.cli.live import Live
+from ota_service.cli.machine import DEFAULT_NAME, Access, Machine, connect
+from ota_service.cli.output import Command, err, error_text, json_option, out, print_json
+from ota_service.cli.report import (
+    history_table,
+    plan_table,
+    print_run,
+    print_status,
+)
+from ota_service.cli.show import table
+
+READ_WAIT_S = 120.0
+_KEY_WARNING = (
+    "Better set VIAM_API_KEY and VIAM_API_KEY_ID: everyone on this computer can see a command "
+    "line, and shells keep it."
+)
+
+Reply = dict[str, Any]
+Asks = Callable[[Machine], Coroutine[Any, Any, Any]]
+
+
+def access_options(function: Command) -> Command:
+    """The options that say which service is meant, as the one argument `access`."""
+
+    @click.option(
+        "--address",
+        required=True,
+        metavar="HOST:PORT",
+        envvar="ESP32_OTA_ADDRESS",
+        help="Of the machine: a viam-server's, or its address in the Viam app.",
+    )
+    @click.option(
+        "--name",
+        default=DEFAULT_NAME,
+        show_default=True,
+        help="Of the service in the machine's configuration.",
+    )
+    @click.option("--api-key", metavar="KEY", envvar="VIAM_API_KEY", help=_KEY_WARNING)
+    @click.option(
+        "--api-key-id",
+        metavar="ID",
+        envvar="VIAM_API_KEY_ID",
+        help="The key's id. Without a key the connection is not encrypted.",
+    )
+    @wraps(function)
+    def with_access(
+        address: str, name: str, api_key: str | None, api_key_id: str | None, **rest: Any
+    ) -> Any:
+        access = Access(address, name, api_key or None, api_key_id or None)
+        check_access(access)
+        return function(access=access, **rest)
+
+    return with_access  # type: ignore[return-value]
+
+
+def check_access(access: Access) -> None:
+    """Refuse half a key before anything is asked. Raises click.UsageError."""
+    from uuid import UUID
+
+    if (access.api_key is None) != (access.api_key_id is None):
+        raise click.UsageError("A key needs both VIAM_API_KEY and VIAM_API_KEY_ID.")
+    if access.api_key_id is not None:
+        try:
+            UUID(access.api_key_id)
+        except ValueError:
+            raise click.UsageError("VIAM_API_KEY_ID is no UUID: is it the key itself?") from None
+
+
+def ask(access: Access, asks: Asks) -> Any:
+    """Connect, ask, disconnect."""
+
+    async def go() -> Any:
+        async with connect(access) as machine:
+            return await asks(machine)
+
+    return asyncio.run(go())
+
+
+boards_argument = click.argument("boards", nargs=-1, metavar="[BOARD]...")
+wait_option = click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(0, 600),
+    default=READ_WAIT_S,
+    show_default=True,
+    metavar="S",
+    help="Seconds to wait for the reply.",
+)
+
+
+def _named(boards: Sequence[str]) -> list[str] | None:
+    return list(boards) or None
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def remote() -> None:
+    """Command and watch the OTA service of a machine, through the Viam SDK.
+
+    Boards are named as in the service's configuration, or by MAC or port; without names all
+    boards are meant.
+
+    The machine's API key and its id are read from VIAM_API_KEY and VIAM_API_KEY_ID. Do not write
+    them on the command line: everyone on this computer can see it, and shells keep it. Without a
+    key the connection is not encrypted; use that for a viam-server on this machine or in a
+    network that you trust.
+
+    \b
+    esp32-ota remote status --address localhost:8080
+    esp32-ota remote update --address my-robot-main.abc123.viam.cloud kitchen cellar
+    """
+
+
+# --- runs
+
+
+@remote.command()
+@boards_argument
+@click.option("--force", is_flag=True, help="Write although the stored version is equal.")
+@click.option("--probe", is_flag=True, help="Also open ports that are not known to be an ESP32's.")
+@click.option(
+    "--dry-run", is_flag=True, help="Read the boards, say what would be done, write nothing."
+)
+@click.option("--no-wait", is_flag=True, help="Start it and do not watch.")
+@wait_option
+@json_option
+@access_options
+def update(
+    access: Access,
+    boards: tuple[str, ...],
+    force: bool,
+    probe: bool,
+    dry_run: bool,
+    no_wait: bool,
+    wait_s: float,
+    as_json: bool,
+) -> None:
+    """Bring boards to the configured firmware, and watch. Restarts them.
+
+    The update goes on on the machine whatever happens here; Ctrl-C stops the watching alone.
+    Exit code 0 only if every board ended up to date.
+    """
+    arguments: Reply = {"boards": _named(boards), "probe": probe or None}
+    if dry_run:
+        arguments |= {"dry_run": True, "force": force or None}
+        reply = ask(access, lambda machine: _read(machine, "update", arguments, "plan", wait_s))
+        if as_json:
+            print_json(reply)
+        else:
+            out().print(plan_table(reply["plan"]))
+        return
+    arguments["force"] = force or None
+
+    async def asks(machine: Machine) -> Reply:
+        reply = await machine.command("update", arguments)
+        if no_wait:
+            return reply
+        console = err() if as_json else out()
+        if reply.get("joined"):
+            console.print("A run for this firmware is in progress; watching it.")
+        with Live(console, _named(boards)) as live:
+            return await _watched(follow_run(machine, live, str(reply["run"]["id"])))
+
+    reply = ask(access, asks)
+    if as_json:
+        print_json(reply)
+    if no_wait:
+        if not as_json:
+            click.echo(f"Run {reply['run']['id']} began.")
+        return
+    _end(reply, as_json)
+
+
+@remote.command()
+@boards_argument
+@click.option("--follow", is_flag=True, help="Go on with the next runs, until Ctrl-C.")
+@json_option
+@access_options
+def watch(access: Access, boards: tuple[str, ...], follow: bool, as_json: bool) -> None:
+    """Watch the run in progress to its end; without one, show the last one's. Restarts nothing."""
+    console = err() if as_json else out()
+
+    async def asks(machine: Machine) -> Reply:
+        with Live(console, _named(boards)) as live:
+            status = await machine.status()
+            live.show(status)
+            if follow and not running(status):
+                status = await until(machine, live, running)
+            run = dict(status.get("run", {}))
+            if not run:
+                return {}
+            return await _watched(follow_run(machine, live, str(run["id"])))
+
+    while True:
+        run = ask(access, asks)
+        if as_json:
+            print_json(run)
+        if not run:
+            if not as_json:
+                click.echo("There was no run yet.")
+            return
+        if not follow:
+            _end(run, as_json)
+            return
+        if not as_json:
+            print_run(console, run)
+
+
+async def _watched(following: Coroutine[Any, Any, Reply]) -> Reply:
+    try:
+        return await following
+    except asyncio.CancelledError:
+        click.echo(
+            "No longer watching; the run goes on. `esp32-ota remote cancel` stops it.", err=True
+        )
+        raise
+
+
+def _end(run: Reply, as_json: bool) -> None:
+    if not as_json:
+        print_run(out(), run)
+    if run.get("outcome") != "succeeded":
+        raise SystemExit(1)
+
+
+@remote.command()
+@boards_argument
+@json_option
+@access_options
+def cancel(access: Access, boards: tuple[str, ...], as_json: bool) -> None:
+    """Stop the run where that leaves every board bootable. Restarts those being written."""
+    reply = _told(access, "cancel", boards, as_json)
+    if not as_json:
+        click.echo(
+            "Cancelled; boards before the switch keep their firmware."
+            if reply.get("cancelled")
+            else "Nothing was in progress."
+        )
+
+
+@remote.command()
+@boards_argument
+@json_option
+@access_options
+def release(access: Access, boards: tuple[str, ...], as_json: bool) -> None:
+    """Let boards that were set aside, rolled back, wrong or not ours be taken up again."""
+    reply = _told(access, "release", boards, as_json)
+    if not as_json:
+        click.echo(f"Released: {', '.join(map(str, reply.get('released', []))) or 'no board'}.")
+
+
+def _told(access: Access, verb: str, boards: Sequence[str], as_json: bool) -> Reply:
+    reply: Reply = ask(access, lambda machine: machine.command(verb, {"boards": _named(boards)}))
+    if as_json:
+        print_json(reply)
+    return reply
+
+
+@remote.command()
+@boards_argument
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@wait_option
+@json_option
+@access_options
+def rollback(
+    access: Access, boards: tuple[str, ...], yes: bool, wait_s: float, as_json: bool
+) -> None:
+    """Go back to the firmware in the other slot. Restarts the boards.
+
+    A board that was rolled back is held until its target changes or `release`.
+    """
+    if not boards and not yes and sys.stdin.isatty():
+        click.confirm("Roll back all boards of this service?", abort=True, err=True)
+    arguments = {"boards": _named(boards)}
+    reply = ask(access, lambda machine: _read(machine, "rollback", arguments, "boards", wait_s))
+    if as_json:
+        print_json(reply)
+    else:
+        made = table("board", "slot", "version", "note")
+        for name, board in reply["boards"].items():
+            note: Text | str = (
+                "version from the image's descriptor"
+                if (board.get("version_from") == "descriptor")
+                else ""
+            )
+            if "error" in board:
+                note = Text(error_text(board["error"]), style="red")
+            made.add_row(name, str(board.get("slot", "")), str(board.get("version", "")), note)
+        out().print(made)
+    _fail_on_errors(reply)
+
+
+# --- what is known, and what is read
+
+
+@remote.command()
+@json_option
+@access_options
+def status(access: Access, as_json: bool) -> None:
+    """Show everything that the service knows. Restarts nothing."""
+    reply = ask(access, lambda machine: machine.status())
+    if as_json:
+        print_json(reply)
+    else:
+        print_status(out(), reply)
+
+
+@remote.command()
+@boards_argument
+@wait_option
+@json_option
+@access_options
+def version(access: Access, boards: tuple[str, ...], wait_s: float, as_json: bool) -> None:
+    """Read the version in the boards' NVS, now. Restarts them."""
+    _reading(access, "version", boards, wait_s, as_json, lambda b: Text(str(b.get("version", ""))))
+
+
+@remote.command()
+@boards_argument
+@wait_option
+@json_option
+@access_options
+def verify(access: Access, boards: tuple[str, ...], wait_s: float, as_json: bool) -> None:
+    """Check whether the boards run the target image, by its digest. Restarts them.
+
+    Exit code 0 only if all of them do.
+    """
+
+    def words(board: Mapping[str, Any]) -> Text:
+        if "matches" not in board:
+            return Text("")
+        return Text("runs it", "green") if board["matches"] else Text("runs another", "red")
+
+    reply = _reading(access, "verify", boards, wait_s, as_json, words)
+    if not all(board.get("matches") for board in reply["boards"].values()):
+        raise SystemExit(1)
+
+
+@remote.command()
+@click.option("--board", help="Only runs of this board: its name, MAC or port.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1000),
+    default=20,
+    show_default=True,
+    help="How many runs at most.",
+)
+@click.option("--id", "run_id", help="Show one run: what it did to each board.")
+@json_option
+@access_options
+def history(
+    access: Access, board: str | None, limit: int, run_id: str | None, as_json: bool
+) -> None:
+    """Show what runs did, newest first. Restarts nothing."""
+
+    async def asks(machine: Machine) -> list[Reply]:
+        if run_id is None:
+            reply = await machine.command("history", {"board": board, "limit": limit})
+            return [dict(run) for run in reply["runs"]]
+        found = await find_run(machine, run_id)
+        if found is None:
+            raise Failure(
+                f"The history has no run {run_id} among its newest.",
+                "`esp32-ota remote history` lists them.",
+            )
+        return [found]
+
+    runs = ask(access, asks)
+    if as_json:
+        print_json({"ok": True, "runs": runs})
+    elif run_id is not None:
+        print_run(out(), runs[0])
+    elif runs:
+        out().print(history_table(runs))
+    else:
+        click.echo("There was no run yet.")
+
+
+def _reading(
+    access: Access,
+    verb: str,
+    boards: Sequence[str],
+    wait_s: float,
+    as_json: bool,
+    words: Callable[[Mapping[str, Any]], Text],
+) -> Reply:
+    """Read boards, print what was read; exit code 1 where one could not be."""
+    arguments = {"boards": _named(boards)}
+    reply: Reply = ask(access, lambda machine: _read(machine, verb, arguments, "boards", wait_s))
+    if as_json:
+        print_json(reply)
+    else:
+        made = table("board", verb, "error")
+        for name, board in reply["boards"].items():
+            error = error_text(board["error"]) if "error" in board else ""
+            made.add_row(name, words(board), Text(error, style="red"))
+        out().print(made)
+    _fail_on_errors(reply)
+    return reply
+
+
+async def _read(machine: Machine, verb: str, arguments: Reply, key: str, wait_s: float) -> Reply:
+    """A verb that replies when the boards have answered; shows meanwhile what happens to them."""
+    call = machine.command(verb, {**arguments, "wait_s": wait_s}, wait_s=wait_s)
+    with Live(err(), arguments.get("boards")) as live:
+        reply = await follow_call(machine, live, call)
+    if dict(reply.get("run", {})).get("outcome") == "running":
+        run_id = reply["run"]["id"]
+        raise Failure(
+            f"The boards have not all answered within {wait_s:.0f} s; the reading goes on.",
+            f"`esp32-ota remote history --id {run_id}` shows its end; --wait waits longer.",
+        )
+    if not reply.get(key):
+        reply[key] = {}
+    return reply
+
+
+def _fail_on_errors(reply: Reply) -> None:
+    if not reply["boards"]:
+        click.echo("No board was there to ask.", err=True)
+        raise SystemExit(1)
+    if any("error" in board for board in reply["boards"].values()):
+        raise SystemExit(1)

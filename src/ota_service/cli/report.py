@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a service says, as tables: its status, what a run did, its history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ota_service.cli.live import STYLES
+from ota_service.cli.output import error_text, errors_of
+from ota_service.cli.show import size, table
+
+Reply = Mapping[str, Any]
+
+_OUTCOME_STYLES = {"succeeded": "green", "running": "cyan", "partly": "yellow"}
+
+
+def state_text(state: str) -> Text:
+    """A board's state in words and colour."""
+    return Text(state.replace("_", " "), style=STYLES.get(state, ""))
+
+
+def status_table(status: Reply) -> Table:
+    """The boards of a status."""
+    made = table("board", "state", "version", "slot", "app", "port")
+    for name, board in dict(status.get("boards", {})).items():
+        running = dict(board.get("running", {}))
+        app = f"{running.get('project', '')} {running.get('app_version', '')}".strip()
+        made.add_row(
+            name,
+            state_text(str(board.get("state", ""))),
+            str(board.get("version", "")),
+            str(running.get("slot", "")),
+            app,
+            str(board.get("port", "")),
+        )
+    return made
+
+
+def print_status(console: Console, status: Reply) -> None:
+    """A whole status: the target, the boards, what is wrong."""
+    target = dict(status.get("target", {}))
+    console.print(Text.assemble(("version  ", "bold"), str(target.get("version", ""))))
+    console.print(Text.assemble(("url      ", "bold"), str(target.get("url", ""))))
+    if target.get("size_bytes"):
+        about = f"{target.get('project', '')} {target.get('app_version', '')}"
+        image = f"{about} for {target.get('chip', '?')}, {size(int(target['size_bytes']))}"
+        console.print(Text.assemble(("image    ", "bold"), image))
+    if target.get("notice"):
+        console.print(Text.assemble(("notice   ", "bold yellow"), str(target["notice"])))
+    console.print(Text.assemble(("state    ", "bold"), _state_line(status)))
+    console.print()
+    boards = dict(status.get("boards", {}))
+    if boards:
+        console.print(status_table(status))
+    else:
+        console.print("No boards are known.")
+    problems = errors_of(boards)
+    if status.get("error"):
+        problems.insert(0, Text(error_text(status["error"])))
+    if problems:
+        console.print()
+    for line in problems:
+        console.print(line)
+
+
+def _state_line(status: Reply) -> Text:
+    run = dict(status.get("run", {}))
+    line = Text(str(status.get("state", "")))
+    if run:
+        outcome = str(run.get("outcome", ""))
+        line.append("; last run ")
+        line.append(outcome, style=_OUTCOME_STYLES.get(outcome, "red"))
+        moment = run.get("finished_at") or run.get("started_at")
+        line.append(f", {ago(str(moment))}")
+    return line
+
+
+def run_table(run: Reply) -> Table:
+    """What one run of the history did to each board."""
+    made = table("board", "from", "to", "outcome", "seconds", right=("seconds",))
+    for name, board in dict(run.get("boards", {})).items():
+        outcome = str(board.get("outcome", "running"))
+        seconds = seconds_of(board)
+        made.add_row(
+            name,
+            str(board.get("from", "")),
+            str(board.get("to", "")),
+            state_text(outcome),
+            f"{seconds:.1f}" if seconds else "",
+        )
+    return made
+
+
+def print_run(console: Console, run: Reply) -> None:
+    """The end of a run: its table, and an error with its remedy for each board that has one."""
+    boards = dict(run.get("boards", {}))
+    if boards:
+        console.print(run_table(run))
+    for line in errors_of(boards):
+        console.print(line)
+    error = run.get("error")
+    if error and error.get("code") not in {_code(board) for board in boards.values()}:
+        console.print(Text(error_text(error)))
+    outcome = str(run.get("outcome", ""))
+    console.print(Text(f"Run {outcome}.", style=_OUTCOME_STYLES.get(outcome, "red")))
+
+
+def _code(board: Reply) -> str:
+    return str(dict(board.get("error", {})).get("code", ""))
+
+
+def seconds_of(board: Reply) -> float:
+    """How long a run was busy with a board: the sum of its phases."""
+    return float(sum(dict(board.get("phases", {})).values()))
+
+
+def history_table(runs: Sequence[Reply]) -> Table:
+    """Runs, newest first, one a line."""
+    made = table("started", "trigger", "for", "version", "outcome", "boards", "id")
+    for run in runs:
+        target, boards = dict(run.get("target", {})), dict(run.get("boards", {}))
+        outcome = str(run.get("outcome", ""))
+        good = sum(board.get("outcome") == "up_to_date" for board in boards.values())
+        purpose = str(target.get("purpose", "update"))
+        made.add_row(
+            local_time(str(run.get("started_at", ""))),
+            str(run.get("trigger", "")),
+            purpose,
+            str(target.get("version", "")),
+            Text(outcome, style=_OUTCOME_STYLES.get(outcome, "red")),
+            f"{good} of {len(boards)} up to date" if purpose == "update" else str(len(boards)),
+            str(run.get("id", "")),
+        )
+    return made
+
+
+def plan_table(plan: Reply) -> Table:
+    """The reply of a dry run."""
+    made = table("board", "would", "because")
+    styles = {"refuse": "red", "none": "green"}
+    for name, step in plan.items():
+        action = str(step.get("action", ""))
+        made.add_row(
+            name,
+            Text(_ACTIONS.get(action, action), style=styles.get(action, "cyan")),
+            str(step.get("reason", "")),
+        )
+    return made
+
+
+_ACTIONS = {
+    "none": "stay as it is",
+    "write": "be written",
+    "switch": "switch slots",
+    "record": "get the version",
+    "refuse": "be refused",
+}
+
+
+def local_time(moment: str) -> str:
+    """An ISO 8601 moment in this machine's time: "2026-01-02 03:04:05"."""
+    try:
+        return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return moment
+
+
+def ago(moment: str, now: datetime | None = None) -> str:
+    """How long ago an ISO 8601 moment was, roughly: "12 s ago", "3 h ago"."""
+    try:
+        age_s = ((now or datetime.now(UTC)) - datetime.fromisoformat(moment)).total_seconds()
+    except (ValueError, TypeError):
+        return moment
+    for unit_s, name in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if age_s >= 2 * unit_s:
+            return f"{age_s / unit_s:.0f} {name} ago"
+    return f"{max(0, age_s):.0f} s ago"

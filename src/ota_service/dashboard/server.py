@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The page's server: the page, the status as a stream of events, and the verbs.
+
+GET  /                the page
+GET  /static/...      its style and script
+GET  /api/events      {"status": ..} or {"error": ..}, one event a change (SSE)
+POST /api/command     {"command": VERB, ...}: the service's reply, or {"error": ..}
+GET  /api/session     whether this browser is let in
+POST /api/login       {"token": ..}: lets this browser in, where there is a token
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from importlib import resources
+from typing import Any
+
+from aiohttp import web
+
+from ota_service.cli.failure import Failure
+from ota_service.cli.output import whole_numbers
+from ota_service.dashboard.feed import Feed, Service
+from ota_service.dashboard.guard import HEADERS, Guard
+
+VERBS = ("update", "cancel", "rollback", "release", "history")
+"""What the page may ask for. `flash` is left to the command, where a MAC is typed."""
+
+WAIT_S = 120.0
+"""How long a dry run or a rollback may take before the page no longer waits for its reply."""
+_MAX_BODY_BYTES = 64 << 10
+_WRONG_TOKEN_S = 1.0
+_KEEP_ALIVE_S = 15.0
+_FILES = {
+    "style.css": "text/css",
+    "app.js": "text/javascript",
+    "board.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+
+
+class Page:
+    """The handlers of one server. label: what the page calls the machine."""
+
+    def __init__(self, service: Service, guard: Guard, label: str) -> None:
+        self._service = service
+        self._guard = guard
+        self._label = label
+        self._feed = Feed(service)
+        self._streams: set[asyncio.Task[Any]] = set()
+        folder = resources.files("ota_service.dashboard") / "static"
+        self._index = (folder / "index.html").read_text("utf-8")
+        self._static = {name: (folder / name).read_text("utf-8") for name in _FILES}
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application(middlewares=[self._guard.middleware], client_max_size=_MAX_BODY_BYTES)
+        app.router.add_get("/", self._get_index)
+        app.router.add_get("/static/{name}", self._get_static)
+        app.router.add_get("/api/session", self._get_session)
+        app.router.add_get("/api/events", self._get_events)
+        app.router.add_post("/api/command", self._post_command)
+        app.router.add_post("/api/login", self._post_login)
+        app.on_shutdown.append(self._end_streams)
+        return app
+
+    async def _get_index(self, _: web.Request) -> web.Response:
+        return web.Response(text=self._index, content_type="text/html")
+
+    async def _get_static(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in _FILES:
+            raise web.HTTPNotFound
+        return web.Response(text=self._static[name], content_type=_FILES[name])
+
+    async def _get_session(self, _: web.Request) -> web.Response:
+        return web.json_response({"ok": True, "machine": self._label})
+
+    async def _get_events(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams.add(task)
+        try:
+            async with contextlib.aclosing(self._feed.watch()) as news:
+                waiting = asyncio.ensure_future(anext(news))
+                try:
+                    while True:
+                        done, _ = await asyncio.wait({waiting}, timeout=_KEEP_ALIVE_S)
+                        if not done:
+                            await response.write(b": still here\n\n")
+                            continue
+                        await _send(response, waiting.result())
+                        waiting = asyncio.ensure_future(anext(news))
+                finally:
+                    waiting.cancel()
+                    await asyncio.wait({waiting})
+        except ConnectionError:
+            pass  # the page was closed
+        finally:
+            self._streams.discard(task)
+        return response
+
+    async def _end_streams(self, _: web.Application) -> None:
+        for task in self._streams:
+            task.cancel()
+
+    async def _post_command(self, request: web.Request) -> web.Response:
+        asked = await _body(request)
+        verb = asked.pop("command", None)
+        if verb not in VERBS:
+            return _error("The page knows no such command.", 400)
+        reads = verb == "rollback" or bool(asked.get("dry_run"))
+        if reads:
+            asked["wait_s"] = WAIT_S
+        try:
+            reply = await self._service.command(verb, asked, wait_s=WAIT_S if reads else 0)
+        except Failure as error:
+            status = 502 if error.unreachable else 409
+            return web.json_response({"error": error.to_dict()}, status=status)
+        finally:
+            self._feed.hurry()
+        return web.json_response(whole_numbers(reply))
+
+    async def _post_login(self, request: web.Request) -> web.Response:
+        asked = await _body(request)
+        if not self._guard.is_token(str(asked.get("token", ""))):
+            await asyncio.sleep(_WRONG_TOKEN_S)  # guessing takes time
+            return _error("This is not the token.", 401)
+        response = web.json_response({"ok": True})
+        self._guard.let_in(response)
+        return response
+
+
+async def _send(response: web.StreamResponse, news: Mapping[str, Any]) -> None:
+    text = json.dumps(whole_numbers(news), ensure_ascii=False)
+    await response.write(f"data: {text}\n\n".encode())
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    try:
+        asked = await request.json()
+    except (ValueError, UnicodeDecodeError):
+        asked = None
+    if not isinstance(asked, dict):
+        raise web.HTTPBadRequest(text="A JSON object is expected.")
+    return asked
+
+
+def _error(message: str, status: int) -> web.Response:
+    return web.json_response({"error": {"message": message}}, status=status)
+
+
+@asynccontextmanager
+async def serving(
+    service: Service, guard: Guard, host: str, port: int, *, label: str
+) -> AsyncIterator[str]:
+    """Serve the page for the length of a block; its address, with the token where there is one.
+
+    port 0: any that is free. Raises OSError where it cannot listen.
+    """
+    app = Page(service, guard, label).application()
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, handle_signals=False)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        bound = runner.addresses[0]
+        name = host if host not in ("0.0.0.0", "::", "") else _own_address()
+        name = f"[{name}]" if ":" in name else name
+        # Behind the #, where it is sent to nobody: the page takes it from there.
+        secret = f"#token={guard.token}" if guard.token is not None else ""
+        yield f"http://{name}:{bound[1]}/{secret}"
+    finally:
+        await runner.cleanup()
+
+
+def _own_address() -> str:
+    from ota_service.cli.addresses import own_addresses
+
+    found = own_addresses()
+    return found[0] if found else "127.0.0.1"
