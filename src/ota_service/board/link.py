@@ -66,7 +66,7 @@ def bauds_to_try(highest: int) -> list[int]:
 PROOF_TIMEOUT_S = 0.5
 """How long one answer at a new speed is waited for, against milliseconds that it takes."""
 
-STARTS = 3
+STARTS = 2
 """How often the stub loader is sent to a chip that answered: its 7 kB go at the ROM's speed, each
 block with a checksum, and one damaged byte ends it."""
 
@@ -124,6 +124,8 @@ class EspLink:
     ) -> EspLink | None:
         try:
             port.baudrate = ROM_BAUD
+            # esptool waits for the stub loader's first word by the port's own timeout.
+            port.timeout = DEFAULT_TIMEOUT
             esp = cmds.detect_chip(port, ROM_BAUD, "default-reset", False, attempts)
         except _ERRORS as error:
             raise OtaError("no-answer", _no_answer(error)) from error
