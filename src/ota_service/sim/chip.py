@@ -158,7 +158,8 @@ class Registers:
             sent = words[: bits // 8]
         reply_bytes = 0
         if user & USER_MISO:
-            reply_bytes = (self._spi.get(SPI_MISO_DLEN, 0) + 8) // 8
+            bits = self._spi.get(SPI_MISO_DLEN, 0) + 8
+            reply_bytes = min(bits // 8, 4 * SPI_W_COUNT)
         reply = b"\x00" * reply_bytes
         if self.spi_attached:
             reply = self._flash_command(command, address, sent, reply_bytes)
