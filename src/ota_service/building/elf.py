@@ -10,6 +10,7 @@ from typing import Any
 
 from ota_service.board import esptool_setup
 from ota_service.errors import OtaError
+from ota_service.formats.chips import CHIP_BY_ID
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
 from esptool.bin_image import ELFFile  # isort: skip
@@ -92,6 +93,9 @@ def candidates(elf: bytes) -> list[str]:
             for place in places
         )
         and any(_mapped(CHIP_DEFS[name], place) for place in places)
+        # On the Xtensa chips constants in flash lie below everything else, and each of the
+        # three has another window for them.
+        and (machine != 0x5E or CHIP_BY_ID[CHIP_DEFS[name].IMAGE_CHIP_ID].maps(min(places)))
     ]
 
 

@@ -36,7 +36,12 @@ def load_table(
         return table_from_csv(entry.read_text(encoding="utf-8"), table_offset=table_offset)
     data = Path(source).read_bytes()
     if data.startswith(MAGIC):
-        parse_partition_table(data, table_offset=table_offset)
+        try:
+            parse_partition_table(data, table_offset=table_offset)
+        except OtaError as error:
+            raise OtaError(
+                error.code, f"{source}: {error.message}", remedy="Build the table again."
+            ) from None
         return data[:TABLE_BYTES].ljust(TABLE_BYTES, b"\xff")
     try:
         text = data.decode("utf-8-sig")

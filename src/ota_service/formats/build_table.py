@@ -84,7 +84,10 @@ def table_from_csv(
         if part.type not in (TYPE_BOOTLOADER, TYPE_TABLE):
             end = part.end
     data = encode_table(parts)
-    read = parse_partition_table(data, table_offset=table_offset)
+    try:
+        read = parse_partition_table(data, table_offset=table_offset)
+    except OtaError as error:
+        raise _wrong(error.message) from None
     assert read.partitions == tuple(parts)
     return data
 
