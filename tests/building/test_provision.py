@@ -15,8 +15,8 @@ from ota_service.errors import OtaError
 from ota_service.formats.nvs import parse_nvs
 from ota_service.formats.nvs_move import move_nvs
 from ota_service.sim.factory import build_nvs, default_nvs
+from ota_service.sim.nvsformat import NvsError
 from ota_service.sim.nvsmodel import NvsStore, nvs_init
-from ota_service.sim.nvspage import NvsError
 
 CSV = """key,type,encoding,value
 # the robot's credentials
