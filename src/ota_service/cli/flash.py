@@ -27,7 +27,9 @@ from ota_service.board.ownership import PORT_OWNERS
 from ota_service.board.ports import require_exists
 from ota_service.board.serial_port import close_port, open_port
 from ota_service.board.session import BootRules
-from ota_service.cli.show import console, fail, failures, print_json, size, table
+from ota_service.cli.failure import Failure
+from ota_service.cli.output import err, json_option, out, print_json
+from ota_service.cli.show import files, size, table
 from ota_service.errors import OtaError
 from ota_service.formats.merge import describe_app
 from ota_service.formats.partitions import PartitionTable
@@ -56,7 +58,7 @@ _PHASES: dict[FlashPhase, str] = {
               help="How long it must then run.")  # fmt: skip
 @click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path),
               help="Where keys are kept meanwhile; default: the service's folder.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@json_option
 def flash(
     port: str,
     file: Path,
@@ -75,7 +77,7 @@ def flash(
     What the board has and will have is shown first, and on a terminal you are asked. With
     --keep-nvs its keys stay, also where their partition moves.
     """
-    with failures():
+    with files():
         merged = check_merged(file.read_bytes())
         job = FlashJob(
             port,
@@ -86,19 +88,20 @@ def flash(
             baud=baud,
             boot=BootRules(boot_timeout_s, boot_stable_s),
         )
-        hooks = _Terminal(console(stderr=as_json), merged, keep_nvs, yes or as_json, dry_run)
+        hooks = _Terminal(err() if as_json else out(), merged, keep_nvs, yes or as_json, dry_run)
         try:
             outcome = _run(port, job, hooks)
         except KeyboardInterrupt:
             hooks.close()
-            fail(f"Interrupted. {AGAIN}" if hooks.writing else "Interrupted; nothing was written.")
+            nothing = "Interrupted; nothing was written."
+            raise Failure(f"Interrupted. {AGAIN}" if hooks.writing else nothing) from None
         except _Enough as enough:
             if as_json:
                 print_json({"ok": True, "dry_run": True, **enough.plan})
             return
         finally:
             hooks.close()
-    _tell(hooks.out, outcome, as_json)
+    _tell(hooks.console, outcome, as_json)
     if outcome.error is not None:
         raise SystemExit(1)
 
@@ -125,12 +128,12 @@ class _Terminal:
     """Implements `FlashHooks` for a person: shows, asks, and draws one bar."""
 
     def __init__(
-        self, out: Console, file: MergedFile, keep_nvs: bool, yes: bool, dry_run: bool
+        self, console: Console, file: MergedFile, keep_nvs: bool, yes: bool, dry_run: bool
     ) -> None:
-        self.out = out
+        self.console = console
         self._file = file
         self._keep_nvs = keep_nvs
-        self._ask = not yes and not dry_run and sys.stdin.isatty() and out.is_terminal
+        self._ask = not yes and not dry_run and sys.stdin.isatty() and console.is_terminal
         self._dry_run = dry_run
         self._bar: Progress | None = None
         self._last_percent = 0
@@ -138,11 +141,11 @@ class _Terminal:
 
     def identified(self, mac: str) -> None:
         """The chip answered."""
-        self.out.print(Text(f"The board {mac} answers."))
+        self.console.print(Text(f"The board {mac} answers."))
 
     def planned(self, chip: ChipInfo, before: Before, plan: FlashPlan) -> None:
         """Show it, and ask."""
-        show_plan(self.out, chip, before, self._file, plan, self._keep_nvs)
+        show_plan(self.console, chip, before, self._file, plan, self._keep_nvs)
         if self._dry_run:
             raise _Enough(
                 {"mac": chip.mac, "chip": chip.name, **plan_dict(before, self._file, plan)}
@@ -155,14 +158,14 @@ class _Terminal:
     def phase(self, name: FlashPhase) -> None:
         """A line each; a bar for the writing."""
         self.writing = name in ("writing", "verifying")
-        if name == "writing" and self.out.is_terminal:
+        if name == "writing" and self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("Writing"),
                 BarColumn(bar_width=32),
                 DownloadColumn(),
                 TextColumn("{task.percentage:>3.0f} %"),
                 TimeRemainingColumn(compact=True),
-                console=self.out,
+                console=self.console,
             )
             self._bar.add_task("flash", total=None)
             self._bar.start()
@@ -170,7 +173,7 @@ class _Terminal:
         if name == "booting":
             self.close()
         if self._bar is None:
-            self.out.print(f"{_PHASES[name]} ...")
+            self.console.print(f"{_PHASES[name]} ...")
 
     def progress(self, bytes_done: int, bytes_total: int) -> None:
         """Move the bar, or say each quarter."""
@@ -180,7 +183,7 @@ class _Terminal:
         percent = bytes_done * 100 // bytes_total // 25 * 25 if bytes_total else 100
         if percent > self._last_percent:
             self._last_percent = percent
-            self.out.print(f"  {percent} % of {bytes_total:,} bytes")
+            self.console.print(f"  {percent} % of {bytes_total:,} bytes")
 
     def cancelled(self) -> bool:
         """Ctrl-C ends the process itself."""
@@ -198,7 +201,7 @@ class _Terminal:
 
 
 def show_plan(
-    out: Console,
+    console: Console,
     chip: ChipInfo,
     before: Before,
     file: MergedFile,
@@ -207,30 +210,30 @@ def show_plan(
 ) -> None:
     """What the board has, what it will have, and what becomes of its keys."""
     flash_text = size(chip.flash_bytes) if chip.flash_bytes else "unknown"
-    out.print(Text(f"{chip.name}, revision v{chip.revision // 100}.{chip.revision % 100}, flash "
-                   f"{flash_text}"))  # fmt: skip
+    revision = f"v{chip.revision // 100}.{chip.revision % 100}"
+    console.print(Text(f"{chip.name}, revision {revision}, flash {flash_text}"))
     if before.table is None:
         why = before.table_problem.message if before.table_problem is not None else ""
-        out.print(Text(f"Before: no partition table. {why}"))
-    out.print(_tables(before.table, file.merged.table))
+        console.print(Text(f"Before: no partition table. {why}"))
+    console.print(_tables(before.table, file.merged.table))
     app = file.app
     if app is not None:
-        out.print(Text(f"It will start {file.booted.label}: {describe_app(app)}"))
+        console.print(Text(f"It will start {file.booted.label}: {describe_app(app)}"))
     for part in plan.kept:
         where = "stay where they are"
         if not part.in_place:
             was = part.before
             origin = f"from {was.offset:#x} ({size(was.size_bytes)}) " if was is not None else ""
             where = f"move {origin}to {part.after.offset:#x} ({size(part.after.size_bytes)})"
-        out.print(Text(f"{part.label}: {part.keys} keys {where}", style="green"))
+        console.print(Text(f"{part.label}: {part.keys} keys {where}", style="green"))
     if keep_nvs and not plan.kept:
-        out.print(Text("The board's NVS holds no keys to keep."))
+        console.print(Text("The board's NVS holds no keys to keep."))
     for label in plan.lost:
-        out.print(
+        console.print(
             Text(f"{label}: what the board has there is LOST (--keep-nvs keeps it)", style="red")
         )
     for note in plan.notes:
-        out.print(Text(note))
+        console.print(Text(note))
 
 
 def _tables(before: PartitionTable | None, after: PartitionTable) -> Any:
@@ -256,22 +259,26 @@ def _tables(before: PartitionTable | None, after: PartitionTable) -> Any:
     return made
 
 
-def _tell(out: Console, outcome: FlashOutcome, as_json: bool) -> None:
+def _tell(console: Console, outcome: FlashOutcome, as_json: bool) -> None:
     if as_json:
         print_json({"ok": outcome.error is None, **outcome.to_dict()})
         return
     error = outcome.error
     if error is not None:
-        out.print(Text(f"Error: {error.message} {error.remedy} [{error.code}]", style="bold red"))
+        console.print(
+            Text(f"Error: {error.message} {error.remedy} [{error.code}]", style="bold red")
+        )
         for line in outcome.boot_log[-20:]:
-            out.print(Text(f"  | {line}", style="dim"))
+            console.print(Text(f"  | {line}", style="dim"))
     elif outcome.confirmed:
         app = outcome.file.app
         what = describe_app(app) if app is not None else "the app"
-        out.print(Text(f"Done: the board runs {what} from {outcome.file.booted.label}.", "green"))
+        console.print(
+            Text(f"Done: the board runs {what} from {outcome.file.booted.label}.", "green")
+        )
     else:
-        out.print(Text("Written and read back; the board's log showed nothing to judge by."))
+        console.print(Text("Written and read back; the board's log showed nothing to judge by."))
     if outcome.version:
-        out.print(Text(f'Its NVS holds version "{outcome.version}".'))
+        console.print(Text(f'Its NVS holds version "{outcome.version}".'))
     if outcome.kept_at is not None:
-        out.print(Text(f"The NVS that it had is still kept in {outcome.kept_at}."))
+        console.print(Text(f"The NVS that it had is still kept in {outcome.kept_at}."))

@@ -8,12 +8,13 @@ import tempfile
 from pathlib import Path
 
 import click
-from rich.console import Console, Group
+from rich.console import Group
 from rich.text import Text
 
 from ota_service.cli.image_report import Report, app, report
 from ota_service.cli.image_tables import found_in, merged_regions, slots_of
-from ota_service.cli.show import console, failures, print_json, size
+from ota_service.cli.output import json_option, out, print_json
+from ota_service.cli.show import files, size
 from ota_service.errors import OtaError
 from ota_service.formats.bootloader import parse_bootloader
 from ota_service.formats.chips import CHIP_BY_ID
@@ -27,7 +28,6 @@ ELF_MAGIC = b"\x7fELF"
 _SIZES = {f"{1 << n}MB": 1 << (20 + n) for n in range(8)}
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 
 def number(text: str) -> int:
@@ -53,18 +53,18 @@ def image() -> None:
 
 @image.command()
 @click.argument("file", type=FILE)
-@JSON
+@json_option
 def inspect(file: Path, as_json: bool) -> None:
     """Show everything in FILE: an App Image, a Merged Binary, a bootloader, a table or NVS.
 
     Exit code 1 where it is damaged or nothing of these; where, is said.
     """
-    with failures():
+    with files():
         found = report(file.read_bytes())
     if as_json:
         print_json({"file": str(file), **found})
     else:
-        console().print(found_in(file.name, found))
+        out().print(found_in(file.name, found))
     if not found["ok"]:
         raise SystemExit(1)
 
@@ -82,7 +82,7 @@ def inspect(file: Path, as_json: bool) -> None:
 @click.option("--flash-size", default="4MB", show_default=True, help="In the header.")
 @click.option("--min-rev", type=revision, default="0", help="Least chip revision, such as 3.0.")
 @click.option("--max-rev", type=revision, default="655.35", help="Highest chip revision.")
-@JSON
+@json_option
 def ota(
     file: Path,
     output: Path | None,
@@ -99,7 +99,7 @@ def ota(
 
     This is what an update writes, and what `serve` serves.
     """
-    with failures():
+    with files():
         data = file.read_bytes()
         if data.startswith(ELF_MAGIC):
             from ota_service.building.elf import app_image
@@ -123,11 +123,11 @@ def ota(
     if as_json:
         print_json({"file": str(output), "app": app(made)})
         return
-    out = console()
-    out.print(Text(f"{output}: an App Image for {made.chip}, {size(len(data))} bytes"))
-    out.print(Text(f"  {describe_app(made)}"))
+    console = out()
+    console.print(Text(f"{output}: an App Image for {made.chip}, {size(len(data))} bytes"))
+    console.print(Text(f"  {describe_app(made)}"))
     if table is not None:
-        out.print(slots_of(table, made.total_bytes))
+        console.print(slots_of(table, made.total_bytes))
 
 
 @image.command("merge")
@@ -145,7 +145,7 @@ def ota(
               help="Where the bootloader looks for the table.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
               help="Where to write it; default: build/NAME-merged.bin.")  # fmt: skip
-@JSON
+@json_option
 def merge_command(
     bootloader: Path,
     partitions: str,
@@ -162,7 +162,7 @@ def merge_command(
     The app goes to the factory partition, else to ota_0. Each input is checked first, the
     result is read back. It is written to a board with `flash`.
     """
-    with failures():
+    with files():
         loader = bootloader.read_bytes()
         app_data = app_file.read_bytes()
         chip_id = parse_bootloader(loader).chip_id
@@ -191,12 +191,12 @@ def merge_command(
     if as_json:
         print_json({"file": str(output), **found})
         return
-    out = console()
-    out.print(_built(output, made.data, found))
-    out.print(merged_regions(made))
+    console = out()
+    console.print(_built(output, made.data, found))
+    console.print(merged_regions(made))
     image_bytes = parse_app_image(app_data).total_bytes
-    out.print(Text(f"\nThe app in the slots of {partitions}:"))
-    out.print(slots_of(made.table, image_bytes))
+    console.print(Text(f"\nThe app in the slots of {partitions}:"))
+    console.print(slots_of(made.table, image_bytes))
 
 
 def _esptool_name(chip_id: int) -> str | None:
@@ -289,8 +289,3 @@ def _write(output: Path, data: bytes, *, secret: bool) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def show_report(name: str, found: Report, out: Console | None = None) -> None:
-    """Print what is in a file, for other commands."""
-    (out or console()).print(found_in(name, found))

@@ -18,7 +18,8 @@ from rich.text import Text
 
 from ota_service.cli.addresses import own_addresses
 from ota_service.cli.file_server import FileServer, Served, Stage, Transfer, load
-from ota_service.cli.show import console, failures
+from ota_service.cli.output import out
+from ota_service.cli.show import files
 from ota_service.errors import OtaError
 from ota_service.firmware.urls import HIDDEN
 from ota_service.formats.merge import describe_app
@@ -42,19 +43,19 @@ def serve(file: Path, host: str, port: int, auth: str | None) -> None:
     auth = auth or None
     if auth is not None and ":" not in auth:
         raise click.BadParameter("it has the form USER:PASSWORD", param_hint="--auth")
-    with failures():
+    with files():
         served = load(file)
         asyncio.run(_serve(file, served, host, port, auth))
 
 
 async def _serve(file: Path, served: Served, host: str, port: int, auth: str | None) -> None:
-    out = console()
+    console = out()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(number, stop.set)
-    with Downloads(out) as downloads:
+    with Downloads(console) as downloads:
         server = FileServer(
             file,
             served,
@@ -80,34 +81,34 @@ async def _serve(file: Path, served: Served, host: str, port: int, auth: str | N
                 f"{server.url_path}"
                 for address in (own_addresses() if host in _ANY else [host])
             ]
-            _introduce(out, file, served, urls, auth is not None)
+            _introduce(console, file, served, urls, auth is not None)
             await stop.wait()
         finally:
             await runner.cleanup()
-    out.print("Stopped.")
+    console.print("Stopped.")
 
 
 def _bracketed(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def _introduce(out: Console, file: Path, served: Served, urls: list[str], auth: bool) -> None:
+def _introduce(console: Console, file: Path, served: Served, urls: list[str], auth: bool) -> None:
     image = served.image
-    out.print(
+    console.print(
         Text(f"{file.name}: {describe_app(image)}, for {image.chip}, {len(served.data):,} bytes")
     )
-    out.print(Text(urls[0], style="bold"), soft_wrap=True)
+    console.print(Text(urls[0], style="bold"), soft_wrap=True)
     if len(urls) > 1:
         others = ", ".join(urls[1:])
-        out.print(Text(f"This machine has further addresses: {others}"), soft_wrap=True)
-    out.print("To configure:")
+        console.print(Text(f"This machine has further addresses: {others}"), soft_wrap=True)
+    console.print("To configure:")
     attributes = {"url": urls[0], "version": served.version or "1"}
-    out.print(Text(json.dumps(attributes, indent=2, ensure_ascii=False)), soft_wrap=True)
+    console.print(Text(json.dumps(attributes, indent=2, ensure_ascii=False)), soft_wrap=True)
     if auth:
-        out.print(
+        console.print(
             Text(f"Put the user and password of --auth (USER:PASSWORD) in place of {HIDDEN}.")
         )
-    out.print("Stop with Ctrl-C.")
+    console.print("Stop with Ctrl-C.")
 
 
 def _say_changed(downloads: Downloads, file: Path, found: Served | str) -> None:
@@ -123,8 +124,8 @@ def _say_changed(downloads: Downloads, file: Path, found: Served | str) -> None:
 class Downloads:
     """Who downloads what: a bar each on a terminal, a line at begin and end elsewhere."""
 
-    def __init__(self, out: Console) -> None:
-        self._out = out
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._tasks: dict[int, TaskID] = {}
         self._bars = (
             Progress(
@@ -132,10 +133,10 @@ class Downloads:
                 BarColumn(bar_width=24),
                 DownloadColumn(),
                 TextColumn("{task.percentage:>3.0f} %"),
-                console=out,
+                console=console,
                 transient=True,
             )
-            if out.is_terminal
+            if console.is_terminal
             else None
         )
 
@@ -151,7 +152,7 @@ class Downloads:
     def say(self, text: str) -> None:
         """One line with the time of day."""
         moment = time.strftime("%H:%M:%S")
-        self._out.print(Text(f"{moment} {text}"), soft_wrap=True)
+        self._console.print(Text(f"{moment} {text}"), soft_wrap=True)
 
     def watch(self, stage: Stage, transfer: Transfer) -> None:
         """As `FileServer` has it."""

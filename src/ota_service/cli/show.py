@@ -1,30 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How the commands show things: one style of tables and bars, plain where nobody looks on."""
+"""How the commands for files show them: one style of tables, sizes and bars."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ota_service.errors import OtaError
-
-PLAIN_WIDTH = 160
-EXIT_FAILED = 1
-
-
-def console(*, stderr: bool = False) -> Console:
-    """A console: colours and the terminal's width on a terminal, else plain wide lines."""
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(stderr=stderr, highlight=False, width=width)
+from ota_service.cli.failure import Failure
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -73,20 +61,10 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def failures() -> Iterator[None]:
-    """Errors as one line with what to do about them, and exit code 1."""
+def files() -> Iterator[None]:
+    """A file that cannot be read or written is a failure in one line."""
     try:
         yield
-    except OtaError as error:
-        where = f"{error.board}: " if error.board else ""
-        fail(f"{where}{error.message} {error.remedy} [{error.code}]")
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        fail(f"{name}{error.strerror or error}")
-
-
-def fail(message: str) -> NoReturn:
-    """Say what went wrong and exit with code 1."""
-    out = console(stderr=True)
-    out.print(Text.assemble(("Error: ", "bold red"), " ".join(message.split())), soft_wrap=True)
-    raise SystemExit(EXIT_FAILED)
+        raise Failure(f"{name}{error.strerror or error}.") from None
