@@ -152,6 +152,28 @@ async def test_cancel_keeps_the_old_firmware_and_update_starts_again(tmp_path: P
         assert done["run"]["outcome"] == "succeeded"
 
 
+async def test_a_dry_run_meanwhile_shows_the_plan_that_is_carried_out(tmp_path: Path) -> None:
+    """A board in the middle of an update is not looked at twice; a read's reply is kept."""
+    async with Rig.start(tmp_path, [slow("micro-rdk")]) as rig:
+        await rig.configure(url=rig.serve("1.1.0", size_bytes=LARGE), version="1.1.0")
+        await writing(rig)
+        opened = rig.board().control.counters()["opened"]
+        reply = await rig.command("update", dry_run=True, wait_s=5)
+        assert reply["plan"]["a"]["action"] == "write"
+        assert rig.board().control.counters()["opened"] == opened
+        late = await rig.command("version", wait_s=0)
+        assert late["boards"] == {}
+        await rig.settled()
+
+        for _ in range(200):
+            runs = (await rig.command("history"))["runs"]
+            entry = next(run for run in runs if run["id"] == late["run"]["id"])
+            if "result" in entry:
+                break
+            await asyncio.sleep(0.1)  # the history has no event to await
+        assert entry["result"]["boards"]["a"]["version"] == "1.1.0"
+
+
 async def test_rollback_holds_the_board_until_release(tmp_path: Path) -> None:
     """Back to the other slot with the journal's version; taken up again after release."""
     async with Rig.start(tmp_path, [SimBoard("guide")]) as rig:

@@ -308,6 +308,16 @@ class Core:
         if run.purpose == "update" and run.error is not None:
             self.error = run.error
 
+    def holder(self, name: str, asking: Run) -> BoardWork | None:
+        """The work of an update that has this board now."""
+        for run in self.runs:
+            if run is asking or run.purpose != "update" or run.done.is_set():
+                continue
+            work = run.works.get(name)
+            if work is not None and not work.report.get("ended"):
+                return work
+        return None
+
     def joinable(self, names: Sequence[str] | None, force: bool) -> Run | None:
         """A run in progress that does what is asked for already."""
         for run in self.runs:

@@ -41,6 +41,7 @@ READS = ("plan", "version", "verify")
 """Purposes that write nothing."""
 
 BUSY_POLL_S = 1.0
+PLAN_POLL_S = 0.1
 RETRY_PAUSES_S = (1.0, 5.0, 20.0, 60.0)
 EXECUTOR = ThreadPoolExecutor(max_workers=64, thread_name_prefix="board")
 """Sessions block; max_parallel bounds how many write at once, this only what can exist."""
@@ -89,6 +90,13 @@ class Run:
         if self.finished_at is not None:
             out["finished_at"] = iso(self.finished_at)
         return out
+
+    @property
+    def reply(self) -> dict[str, Any]:
+        """What a read replies, under its key; empty for an update."""
+        if self.purpose == "update" or not self.results:
+            return {}
+        return {"plan" if self.purpose == "plan" else "boards": dict(self.results)}
 
     @property
     def unfinished(self) -> list[str]:
@@ -320,6 +328,8 @@ class Run:
     async def _board(self, work: BoardWork) -> None:
         board = work.board
         try:
+            if self.purpose == "plan" and await self._plan_of_holder(work):
+                return
             async with self.core.board_lock(board.name):
                 await self._attempts(work)
         except OtaError as error:
@@ -335,6 +345,17 @@ class Run:
             board.left_s = time.monotonic()
             work.report |= {"ended": True, "outcome": board.state}
             await self.core.journaled(partial(self._journal_board, work))
+
+    async def _plan_of_holder(self, work: BoardWork) -> bool:
+        """Where a run holds the board, its plan is the reply: the board is not looked at twice."""
+        name = work.board.name
+        while (holder := self.core.holder(name, self)) is not None:
+            if holder.plan is not None:
+                self.results[name] = dict(holder.plan.to_dict())
+                return True
+            await self.core.pause(PLAN_POLL_S, work)
+            self._check_cancelled(work)
+        return False
 
     def _show_error(self, work: BoardWork, error: OtaError) -> None:
         """A read's error is its reply; it says nothing of the board's update."""
@@ -630,7 +651,7 @@ class Run:
             self.id,
             self.outcome,
             error=self.error.to_dict() if self.error is not None else None,
-            result=self.results or None,
+            result=self.reply or None,
             interrupted=self._stopping and self.purpose == "update",
         )
 

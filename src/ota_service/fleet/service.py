@@ -211,23 +211,10 @@ class FleetService:
 
     async def _read(self, run: Run, key: str, wait_s: float) -> dict[str, Any]:
         """The reply of a read, or its run's id where it takes longer."""
-        held = self._held_plans(run) if key == "plan" else {}
-        if not await _wait(run, wait_s):
-            return {"ok": True, "run": run.to_dict(), key: dict(run.results)}
-        if run.error is not None and not run.results:
+        over = await _wait(run, wait_s)
+        if over and run.error is not None and not run.results:
             raise run.error
-        return {"ok": True, "run": run.to_dict(), key: {**run.results, **held}}
-
-    def _held_plans(self, reading: Run) -> dict[str, Any]:
-        """Where a run holds a board, the plan that this run carries out."""
-        plans: dict[str, Any] = {}
-        for run in self._core.runs:
-            if run is reading or run.done.is_set() or run.purpose != "update":
-                continue
-            for name, work in run.works.items():
-                if work.plan is not None and not work.report.get("ended"):
-                    plans[name] = work.plan.to_dict()
-        return plans
+        return {"ok": True, "run": run.to_dict(), key: dict(run.results)}
 
     def _names(self, words: Sequence[str] | None) -> list[str] | None:
         """Boards by name, MAC or port; None: all. Raises UnknownBoard naming what exists."""
