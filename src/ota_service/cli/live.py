@@ -8,9 +8,10 @@ that something happens to come first and the others are counted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live as RichLive
@@ -18,10 +19,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ota_service.cli.output import error_text, rate_text, time_text
+from ota_service.cli.output import rate_text, time_text
 
 Board = Mapping[str, Any]
 Status = Mapping[str, Any]
+Value = TypeVar("Value")
 
 _PLAIN_STEP_PERCENT = 25
 _NAME_COLUMNS = (8, 17)  # 17: a MAC
@@ -52,10 +54,13 @@ _BUSY_FIRST = {"waiting": 1}
 class Live:
     """A context manager; `show` takes a status each time there is one.
 
-    names: the boards to show; None: all.
+    names: the boards to show; None: all. transient: the bars go at the end, where a table
+    takes their place.
     """
 
-    def __init__(self, console: Console, names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, console: Console, names: Sequence[str] | None = None, *, transient: bool = False
+    ) -> None:
         self._console = console
         self._names = names
         self._said: dict[str, str] = {}
@@ -63,7 +68,10 @@ class Live:
         self._live: RichLive | None = None
         if console.is_terminal and not console.is_dumb_terminal:
             self._live = RichLive(
-                console=console, refresh_per_second=12, get_renderable=self._frame, transient=False
+                console=console,
+                refresh_per_second=12,
+                get_renderable=self._frame,
+                transient=transient,
             )
 
     def __enter__(self) -> Live:
@@ -101,7 +109,7 @@ class Live:
                 step = int(_percent(board)) // _PLAIN_STEP_PERCENT * _PLAIN_STEP_PERCENT
                 what = f"{what} {step} %"
             if not board.get("phase") and board.get("error"):
-                what = f"{what}: {error_text(board['error'])}"
+                what = f"{what} [{board['error'].get('code', '')}]"
             if self._said.get(name) != what:
                 self._said[name] = what
                 self._console.print(f"   {name:<12} {what}", soft_wrap=True)
@@ -109,7 +117,7 @@ class Live:
 
 def boards_of(status: Status, names: Sequence[str] | None = None) -> dict[str, Board]:
     """The boards of a status by name, those of `names` alone where given."""
-    boards = dict(status.get("boards", {}))
+    boards = in_order(dict(status.get("boards", {})))
     if names is None:
         return boards
     wanted = {word.lower() for word in names}
@@ -118,6 +126,15 @@ def boards_of(status: Status, names: Sequence[str] | None = None) -> dict[str, B
         for name, board in boards.items()
         if wanted & {name.lower(), str(board.get("mac", "")), str(board.get("port", "")).lower()}
     }
+
+
+def in_order(boards: Mapping[str, Value]) -> dict[str, Value]:
+    """By name, "board 2" before "board 10": on their way through Viam they lose their order."""
+    return {name: boards[name] for name in sorted(boards, key=_natural)}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", name)]
 
 
 def frame(

@@ -130,6 +130,7 @@ async def connect(access: Access) -> AsyncIterator[Machine]:
 
 
 async def _dial(access: Access) -> RobotClient:
+    import viam.services.generic  # noqa: F401 - what is not imported gets no client
     from viam.robot.client import RobotClient
     from viam.rpc.dial import DialOptions
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ota_service.cli.failure import Failure
 from ota_service.cli.follow import find_run, follow_call, follow_run, running, until
-from ota_service.cli.live import Live
+from ota_service.cli.live import Live, in_order
 from ota_service.cli.machine import DEFAULT_NAME, Access, Machine, connect
 from ota_service.cli.output import Command, err, error_text, json_option, out, print_json
 from ota_service.cli.report import (
@@ -173,7 +173,7 @@ def update(
         console = err() if as_json else out()
         if reply.get("joined"):
             console.print("A run for this firmware is in progress; watching it.")
-        with Live(console, _named(boards)) as live:
+        with Live(console, _named(boards), transient=True) as live:
             return await _watched(follow_run(machine, live, str(reply["run"]["id"])))
 
     reply = ask(access, asks)
@@ -196,7 +196,7 @@ def watch(access: Access, boards: tuple[str, ...], follow: bool, as_json: bool) 
     console = err() if as_json else out()
 
     async def asks(machine: Machine) -> Reply:
-        with Live(console, _named(boards)) as live:
+        with Live(console, _named(boards), transient=True) as live:
             status = await machine.status()
             live.show(status)
             if follow and not running(status):
@@ -292,7 +292,7 @@ def rollback(
         print_json(reply)
     else:
         made = table("board", "slot", "version", "note")
-        for name, board in reply["boards"].items():
+        for name, board in in_order(reply["boards"]).items():
             note: Text | str = (
                 "version from the image's descriptor"
                 if (board.get("version_from") == "descriptor")
@@ -406,7 +406,7 @@ def _reading(
         print_json(reply)
     else:
         made = table("board", verb, "error")
-        for name, board in reply["boards"].items():
+        for name, board in in_order(reply["boards"]).items():
             error = error_text(board["error"]) if "error" in board else ""
             made.add_row(name, words(board), Text(error, style="red"))
         out().print(made)
@@ -417,8 +417,12 @@ def _reading(
 async def _read(machine: Machine, verb: str, arguments: Reply, key: str, wait_s: float) -> Reply:
     """A verb that replies when the boards have answered; shows meanwhile what happens to them."""
     call = machine.command(verb, {**arguments, "wait_s": wait_s}, wait_s=wait_s)
-    with Live(err(), arguments.get("boards")) as live:
-        reply = await follow_call(machine, live, call)
+    console = err()
+    if console.is_terminal:
+        with Live(console, arguments.get("boards"), transient=True) as live:
+            reply = await follow_call(machine, live, call)
+    else:
+        reply = await call
     if dict(reply.get("run", {})).get("outcome") == "running":
         run_id = reply["run"]["id"]
         raise Failure(

@@ -11,11 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ota_service.cli.live import STYLES
+from ota_service.cli.live import STYLES, in_order
 from ota_service.cli.output import error_text, errors_of
-from ota_service.cli.show import size, table
+from ota_service.cli.show import table
 
 Reply = Mapping[str, Any]
+
+WIDE = 110
+"""Columns from which a status has room for ports."""
 
 _OUTCOME_STYLES = {"succeeded": "green", "running": "cyan", "partly": "yellow"}
 
@@ -25,10 +28,11 @@ def state_text(state: str) -> Text:
     return Text(state.replace("_", " "), style=STYLES.get(state, ""))
 
 
-def status_table(status: Reply) -> Table:
-    """The boards of a status."""
-    made = table("board", "state", "version", "slot", "app", "port")
-    for name, board in dict(status.get("boards", {})).items():
+def status_table(status: Reply, *, ports: bool = True) -> Table:
+    """The boards of a status; `ports`: with the port of each."""
+    made = table("board", "state", "version", "slot", "app", *(["port"] if ports else []))
+    made.columns[0].no_wrap = True
+    for name, board in in_order(dict(status.get("boards", {}))).items():
         running = dict(board.get("running", {}))
         app = f"{running.get('project', '')} {running.get('app_version', '')}".strip()
         made.add_row(
@@ -37,7 +41,7 @@ def status_table(status: Reply) -> Table:
             str(board.get("version", "")),
             str(running.get("slot", "")),
             app,
-            str(board.get("port", "")),
+            *([str(board.get("port", ""))] if ports else []),
         )
     return made
 
@@ -49,15 +53,15 @@ def print_status(console: Console, status: Reply) -> None:
     console.print(Text.assemble(("url      ", "bold"), str(target.get("url", ""))))
     if target.get("size_bytes"):
         about = f"{target.get('project', '')} {target.get('app_version', '')}"
-        image = f"{about} for {target.get('chip', '?')}, {size(int(target['size_bytes']))}"
+        image = f"{about} for {target.get('chip', '?')}, {int(target['size_bytes']):,} bytes"
         console.print(Text.assemble(("image    ", "bold"), image))
     if target.get("notice"):
         console.print(Text.assemble(("notice   ", "bold yellow"), str(target["notice"])))
     console.print(Text.assemble(("state    ", "bold"), _state_line(status)))
     console.print()
-    boards = dict(status.get("boards", {}))
+    boards = in_order(dict(status.get("boards", {})))
     if boards:
-        console.print(status_table(status))
+        console.print(status_table(status, ports=console.width >= WIDE))
     else:
         console.print("No boards are known.")
     problems = errors_of(boards)
@@ -84,7 +88,7 @@ def _state_line(status: Reply) -> Text:
 def run_table(run: Reply) -> Table:
     """What one run of the history did to each board."""
     made = table("board", "from", "to", "outcome", "seconds", right=("seconds",))
-    for name, board in dict(run.get("boards", {})).items():
+    for name, board in in_order(dict(run.get("boards", {}))).items():
         outcome = str(board.get("outcome", "running"))
         seconds = seconds_of(board)
         made.add_row(
@@ -99,7 +103,7 @@ def run_table(run: Reply) -> Table:
 
 def print_run(console: Console, run: Reply) -> None:
     """The end of a run: its table, and an error with its remedy for each board that has one."""
-    boards = dict(run.get("boards", {}))
+    boards = in_order(dict(run.get("boards", {})))
     if boards:
         console.print(run_table(run))
     for line in errors_of(boards):
@@ -108,7 +112,9 @@ def print_run(console: Console, run: Reply) -> None:
     if error and error.get("code") not in {_code(board) for board in boards.values()}:
         console.print(Text(error_text(error)))
     outcome = str(run.get("outcome", ""))
-    console.print(Text(f"Run {outcome}.", style=_OUTCOME_STYLES.get(outcome, "red")))
+    words = {"partly": "The run succeeded in part."}.get(outcome, f"The run {outcome}.")
+    words = words.replace("run cancelled", "run was cancelled")
+    console.print(Text(words, style=_OUTCOME_STYLES.get(outcome, "red")))
 
 
 def _code(board: Reply) -> str:
@@ -121,8 +127,9 @@ def seconds_of(board: Reply) -> float:
 
 
 def history_table(runs: Sequence[Reply]) -> Table:
-    """Runs, newest first, one a line."""
+    """Runs, newest first, one a line. boards: of an update, how many ended up to date."""
     made = table("started", "trigger", "for", "version", "outcome", "boards", "id")
+    made.columns[0].no_wrap = made.columns[-1].no_wrap = True
     for run in runs:
         target, boards = dict(run.get("target", {})), dict(run.get("boards", {}))
         outcome = str(run.get("outcome", ""))
@@ -134,7 +141,7 @@ def history_table(runs: Sequence[Reply]) -> Table:
             purpose,
             str(target.get("version", "")),
             Text(outcome, style=_OUTCOME_STYLES.get(outcome, "red")),
-            f"{good} of {len(boards)} up to date" if purpose == "update" else str(len(boards)),
+            f"{good} of {len(boards)}" if purpose == "update" else str(len(boards)),
             str(run.get("id", "")),
         )
     return made
@@ -144,7 +151,7 @@ def plan_table(plan: Reply) -> Table:
     """The reply of a dry run."""
     made = table("board", "would", "because")
     styles = {"refuse": "red", "none": "green"}
-    for name, step in plan.items():
+    for name, step in in_order(plan).items():
         action = str(step.get("action", ""))
         made.add_row(
             name,
@@ -164,9 +171,9 @@ _ACTIONS = {
 
 
 def local_time(moment: str) -> str:
-    """An ISO 8601 moment in this machine's time: "2026-01-02 03:04:05"."""
+    """An ISO 8601 moment in this machine's time: "2026-01-02 03:04"."""
     try:
-        return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
     except ValueError:
         return moment
 

@@ -235,7 +235,7 @@ async def _run(
     try:
         await _forget_port(settings)
         await local.command("release")
-        with _stop_signals(local, console), Live(console) as live:
+        with _stop_signals(local, console), Live(console, transient=True) as live:
             if dry_run:
                 call = local.command("update", {"dry_run": True, "wait_s": _PLAN_WAIT_S})
                 return await follow_call(local, live, call)

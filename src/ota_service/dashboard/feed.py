@@ -42,7 +42,7 @@ class Feed:
         self._watchers += 1
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask())
-        seen = -1 if self._last else 0
+        seen = -1 if self._last else self._count
         try:
             while True:
                 while seen == self._count:

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 // The page: takes the status as it comes, keeps the cards up to date, and carries commands.
 
-import { BoardCard, errorNotice, h, runItem, setText, size, time, words } from "./board.js";
+import {
+  BoardCard, compare, errorNotice, h, inOrder, onPress, outcome, runItem, setIdle, setText, size,
+  time, trigger, words,
+} from "./board.js";
 
 const $ = (id) => document.getElementById(id);
 const TOAST_MS = 8000;
@@ -57,7 +60,7 @@ function lost(error) {
 function show(news) {
   status = news;
   link("on", machine);
-  const boards = Object.entries(status.boards ?? {});
+  const boards = inOrder(status.boards);
   showTarget(boards);
   showBoards(boards);
   const run = status.run ?? {};
@@ -78,8 +81,8 @@ function showTarget(boards) {
   const run = status.run;
   const busy = run?.outcome === "running";
   $("run").replaceChildren(...(run ? [
-    busy ? "A run is in progress, began " : `Last run ${words(run.outcome)}, `,
-    time(run.finished_at ?? run.started_at), ` (${words(run.trigger)})`] : ["No run yet."]));
+    busy ? "A run is in progress, began " : `Last run ${outcome(run.outcome)}, `,
+    time(run.finished_at ?? run.started_at), `, ${trigger(run.trigger)}.`] : ["No run yet."]));
   const percent = status.progress?.percent;
   $("download").hidden = status.state !== "downloading";
   if (percent === undefined) $("download-bar").removeAttribute("value");
@@ -94,7 +97,7 @@ function showTarget(boards) {
     $("notices").replaceChildren(...notices);
   }
   $("cancel-all").hidden = !busy;
-  $("update-all").disabled = $("dry-run-all").disabled = busy;
+  for (const id of ["update-all", "dry-run-all"]) setIdle($(id), busy);
   const moving = boards.filter(([, board]) => board.phase).length;
   document.title = moving ? `(${moving}) ESP32 boards` : "ESP32 boards";
 }
@@ -113,9 +116,10 @@ function showBoards(boards) {
     if (!card) {
       card = new BoardCard(name, act);
       cards.set(name, card);
-      list.append(card.element);
+      const next = [...cards.keys()].filter((other) => compare(other, name) > 0).sort(compare)[0];
+      list.insertBefore(card.element, cards.get(next)?.element ?? null);
     }
-    card.show(board, status.target?.version);
+    card.show(board);
     counts.set(board.state, (counts.get(board.state) ?? 0) + 1);
   });
   setText($("counts"), [...counts].map(([state, n]) => `${n} ${words(state)}`).join(", "));
@@ -265,9 +269,9 @@ $("login").addEventListener("submit", async (event) => {
     toast(error);
   }
 });
-$("update-all").addEventListener("click", () => act("update"));
-$("dry-run-all").addEventListener("click", () => act("dry_run"));
-$("cancel-all").addEventListener("click", () => act("cancel"));
+onPress($("update-all"), () => act("update"));
+onPress($("dry-run-all"), () => act("dry_run"));
+onPress($("cancel-all"), () => act("cancel"));
 setInterval(() => {
   for (const shown of document.querySelectorAll("time")) {
     setText(shown, time(shown.dateTime).textContent);

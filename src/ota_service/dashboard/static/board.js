@@ -7,7 +7,6 @@ export function h(tag, props = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
     if (name === "class") made.className = value;
-    else if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
     else if (name in made) made[name] = value;
     else made.setAttribute(name, value);
   }
@@ -18,6 +17,24 @@ export function h(tag, props = {}, ...children) {
 /** Change a text only where it differs, so that a selection in it stays. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
+}
+
+/** "board 2" comes before "board 10". */
+export const compare = new Intl.Collator(undefined, { numeric: true }).compare;
+
+/** The boards of a status or a run, by name: on their way through Viam they lose their order. */
+export const inOrder = (boards) => Object.entries(boards ?? {}).sort(([a], [b]) => compare(a, b));
+
+/** Grey a button out and let it keep the focus, which `disabled` would take from a keyboard. */
+export function setIdle(button, idle) {
+  button.setAttribute("aria-disabled", String(idle));
+}
+
+const isIdle = (button) => button.getAttribute("aria-disabled") === "true";
+
+/** Call `act` when a button is pressed that is not greyed out. */
+export function onPress(button, act) {
+  button.addEventListener("click", () => { if (!isIdle(button)) act(); });
 }
 
 const KINDS = {
@@ -34,11 +51,14 @@ export function badge(state, text = words(state)) {
   return h("span", { class: `badge ${kind}` }, (SIGNS[kind] ?? "") + text);
 }
 
+/** Text whose `words in backquotes` are code. */
+const prose = (text = "") => text.split("`").map((part, at) => (at % 2 ? h("code", {}, part) : part));
+
 export function errorNotice(error, before = "") {
   return h("div", { class: "notice bad" },
     before ? h("strong", {}, `${before}: `) : null,
-    error.message ?? "", " ", h("strong", {}, error.remedy ?? ""), " ",
-    error.code ? h("code", {}, error.code) : null);
+    ...prose(error.message), " ", h("strong", {}, ...prose(error.remedy)), " ",
+    error.code ? h("code", { class: "code" }, error.code) : null);
 }
 
 export function ago(moment) {
@@ -78,10 +98,12 @@ export class BoardCard {
     this.facts = h("dl");
     this.notices = h("div");
     this.plan = null;
-    const button = (text, verb, options = {}) => h("button", {
-      type: "button", "aria-label": `${text.replace("…", "")} ${name}`, ...options,
-      onclick: () => act(verb, name),
-    }, text);
+    const button = (text, verb, options = {}) => {
+      const label = `${text.replace("…", "")} ${name}`;
+      const made = h("button", { type: "button", "aria-label": label, ...options }, text);
+      onPress(made, () => act(verb, name));
+      return made;
+    };
     this.update = button("Update…", "update");
     this.dryRun = button("Dry run…", "dry_run");
     this.rollback = button("Roll back…", "rollback");
@@ -92,16 +114,16 @@ export class BoardCard {
       h("div", { class: "row buttons" }, this.update, this.dryRun, this.rollback, this.release));
   }
 
-  show(board, target) {
+  show(board) {
     const phase = board.phase;
     const shown = phase && board.state !== "awaiting_confirmation" ? "updating" : board.state;
     this.state.replaceChildren(badge(shown, words(board.state)));
     this.element.dataset.state = board.state;
     this.showProgress(board, phase);
-    this.showFacts(board, target);
+    this.showFacts(board);
     this.showNotices(board);
     for (const button of [this.update, this.dryRun, this.rollback]) {
-      button.disabled = Boolean(phase) || board.state === "absent";
+      setIdle(button, Boolean(phase) || board.state === "absent");
     }
     this.update.className = board.state === "outdated" ? "main" : "";
     this.release.hidden = !RELEASABLE.includes(board.state);
@@ -126,12 +148,11 @@ export class BoardCard {
     }
   }
 
-  showFacts(board, target) {
+  showFacts(board) {
     const running = board.running ?? {};
     const version = board.version === undefined ? "" : board.version || "none stored";
-    const differs = version && target && board.version !== target;
     const rows = [
-      ["Version", differs ? `${version} → ${target}` : version],
+      ["Version", version],
       ["Running", [running.project, running.app_version].filter(Boolean).join(" ")
         + (running.slot ? ` in ${running.slot}` : "")],
       ["Chip", [board.chip, board.flash_bytes ? size(board.flash_bytes) : ""]
@@ -166,20 +187,30 @@ const PLANS = {
   record: "it would get the version", refuse: "it would be refused",
 };
 
+const PURPOSES = { plan: "dry run", version: "versions read", verify: "images verified" };
+export const outcome = (name) => (name === "partly" ? "succeeded in part" : words(name));
+
+const TRIGGERS = {
+  command: "by command", configured: "at configuration", attached: "when attached",
+  resumed: "after an interruption",
+};
+export const trigger = (name) => TRIGGERS[name] ?? words(name);
+
 const OUTCOMES = { succeeded: "up_to_date", running: "updating", partly: "outdated" };
 
 /** One run of the history, to be unfolded. */
 export function runItem(run, open) {
-  const boards = Object.entries(run.boards ?? {});
+  const boards = inOrder(run.boards);
   const purpose = run.target?.purpose ?? "update";
   const good = boards.filter(([, board]) => board.outcome === "up_to_date").length;
   const told = purpose === "update" ? `${good} of ${boards.length} up to date`
     : `${boards.length} ${boards.length === 1 ? "board" : "boards"}`;
   const details = h("details", { open, "data-run": run.id },
     h("summary", {}, h("span", { class: "row" },
-      badge(OUTCOMES[run.outcome] ?? "failed", words(run.outcome)),
-      h("strong", {}, purpose === "update" ? `to ${run.target?.version ?? ""}` : words(purpose)),
-      h("span", { class: "dim" }, `${told}, ${words(run.trigger)}`),
+      badge(OUTCOMES[run.outcome] ?? "failed", outcome(run.outcome)),
+      h("strong", {}, purpose === "update" ? `to ${run.target?.version ?? ""}`
+        : PURPOSES[purpose] ?? words(purpose)),
+      h("span", { class: "dim" }, `${told}, ${trigger(run.trigger)}`),
       h("span", { class: "dim" }, time(run.finished_at ?? run.started_at)))),
     h("div", { class: "run" }, runTable(boards), ...runErrors(run, boards), ...bootLogs(boards)));
   return h("li", {}, details);
