@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from esp_idf_defs.otadata import OtaDataSelectEntry
+from idftool.nvs.parser import parse as parse_nvs_with_idftool
 
 from ota_service.sim.images import Behaviour
 from ota_service.sim.nvsmodel import nvs_init
@@ -55,6 +57,32 @@ async def test_configured_boards_are_updated_confirmed_and_keep_their_keys(tmp_p
         assert {n: b["version"] for n, b in stored["boards"].items()} == dict.fromkeys(
             rig.names, "1.1.0"
         )
+
+
+async def test_what_is_written_is_read_by_code_that_is_not_ours(tmp_path: Path) -> None:
+    """NVS by idftool's reader, otadata by esp-idf-defs, the slot by esptool: after two updates."""
+    async with Rig.start(tmp_path, [SimBoard("guide")]) as rig:
+        before = {(e.namespace, e.key): e.value for e in parse_nvs_with_idftool(rig.nvs()).entries}
+        assert before.pop(("VIAM_NS", "OTA_VERSION")) == "1.0.0"
+        await rig.updated("1.1.0")
+        await rig.updated("1.2.0")
+        after = {(e.namespace, e.key): e.value for e in parse_nvs_with_idftool(rig.nvs()).entries}
+        assert after.pop(("VIAM_NS", "OTA_VERSION")) == "1.2.0"
+        assert after == before
+        raw = rig.otadata()
+        entries = [OtaDataSelectEntry.from_bytes(raw[at : at + 32]) for at in (0, 0x1000)]
+        assert sorted(entry.seq for entry in entries if entry is not None) == [1, 2]
+        # Its reader checks no CRC, so its writer judges: byte for byte the same.
+        for at, entry in zip((0, 0x1000), entries, strict=True):
+            assert entry is not None
+            assert entry.to_bytes() == raw[at : at + 32]
+        chosen, _ = OtaDataSelectEntry.select(*entries)
+        assert chosen is not None
+        assert chosen.ota_slot(2) == 1
+        offset, size = rig.partition("a", "ota_1")
+        image = rig.image("1.2.0")
+        slot = rig.board().control.read_flash(offset, size)
+        assert slot[: len(image)] == image
 
 
 async def test_the_same_version_again_writes_nothing(tmp_path: Path) -> None:
