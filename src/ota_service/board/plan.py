@@ -151,7 +151,7 @@ def _plan(
     if not force:
         if (corrected := _rolled_back(found, version, facts)) is not None:
             return corrected
-        if found.version == version:
+        if found.version == version and not _way_back_interrupted(found, facts, running, image):
             return _up_to_date(found, facts, running)
     if image is None:
         raise OtaError("no-board", "No image was given to plan an update with.")
@@ -178,14 +178,23 @@ def _why(stored: str, configured: str, force: bool) -> str:
     return "the board does not run this image"
 
 
+def _way_back_interrupted(
+    found: Inspection, facts: BoardFacts, running: Partition, image: AppImage | None
+) -> bool:
+    """Whether the stored tag is the target's only because an update of ours was cut off while
+    it was being taken back: otadata first, then the version."""
+    return facts.unwatched and image is not None and running.label not in found.holding
+
+
 def _up_to_date(found: Inspection, facts: BoardFacts, running: Partition) -> Plan:
     steps: tuple[Step, ...] = (Restart("back into its firmware"),)
     reason = "up to date"
-    if facts.unwatched and facts.last_slot != running.label:
+    confirms = _has_yet_to_confirm(found, facts, running)
+    if confirms or (facts.unwatched and facts.last_slot != running.label):
         reason = "up to date; its last update was interrupted before its boot was watched"
         steps = (
             Restart("to watch the boot that an interruption left unwatched"),
-            WatchBoot(running, _uses_rollback(found), "its boot was never watched"),
+            WatchBoot(running, confirms, "its boot was never watched"),
         )
     return Plan(
         "none",
@@ -207,7 +216,9 @@ def _rolled_back(found: Inspection, version: str, facts: BoardFacts) -> Plan | N
     moved = facts.last_slot is not None and facts.last_slot != running.label
     if facts.unwatched and moved and not rejected:
         moved = False  # our own switch was interrupted; nothing was ever seen to go back
-    if not rejected and not moved:
+    # Without a memory of the board: the image that the tag belongs to stands in another slot.
+    left = facts.last_slot is None and not facts.unwatched and bool(found.holding)
+    if not rejected and not moved and not left:
         return None
     fact = facts.slots.get(running.label)
     app = found.running_app
@@ -242,7 +253,11 @@ def _record(found: Inspection, version: str, facts: BoardFacts, running: Partiti
     steps: list[Step] = [
         RecordVersion(version, _record_edit(found, version), "the image runs already"),
         Restart("so that the firmware reads the new version"),
-        WatchBoot(running, False, "so that the boot of this image was seen once"),
+        WatchBoot(
+            running,
+            _has_yet_to_confirm(found, facts, running),
+            "so that the boot of this image was seen once",
+        ),
     ]
     return Plan(
         "record",
@@ -310,6 +325,22 @@ def _uses_rollback(found: Inspection) -> bool:
         has_factory=found.table.factory is not None,
         n_slots=len(found.table.ota_slots),
     )
+
+
+def _has_yet_to_confirm(found: Inspection, facts: BoardFacts, running: Partition) -> bool:
+    """Whether the restart makes the running slot's entry PENDING_VERIFY: an update was cut off
+    between its switch and its first start. (An entry that is still NEW after a start shows that
+    the bootloader does not use rollback.)"""
+    assert found.table is not None
+    assert found.otadata is not None
+    active, slots = found.otadata.active, found.table.ota_slots
+    started = found.running.evidence == "log" or (
+        not facts.unwatched and facts.last_slot == running.label
+    )
+    if active is None or running not in slots or started:
+        return False
+    entry = found.otadata.entries[active]
+    return entry.state == OtaState.NEW and entry.slot_index(len(slots)) == slots.index(running)
 
 
 def _spare(slots: tuple[Partition, ...], running: Partition) -> Partition:

@@ -443,10 +443,15 @@ class _Session:
         def version_of(slot: Partition) -> str | None:
             awaited = self.job.confirm
             if awaited is not None:
-                return awaited.previous_version
-            if before is not None and slot == before != bad:
-                return _stored(found)
-            return self._tag_of(found, slot)
+                known = awaited.previous_version
+            elif before is not None and slot == before != bad:
+                known = _stored(found)
+            else:
+                return self._tag_of(found, slot)
+            if known == self.job.version and not self.job.force:
+                # The new firmware's own: an interruption had left it with the old one.
+                return self._tag_of(found, slot)
+            return known
 
         return plan_rollback(link, found.table, bad=bad, version_of=version_of)
 
@@ -505,10 +510,14 @@ class _Session:
             outcome.confirmed = True
             link.restart()
             return outcome
-        if OtaState.NEW in states and self.job.rearm:
-            # It never started: nothing has passed the bootloader since the switch.
+        if OtaState.NEW in states:
+            # Either it never started, or this bootloader does not use rollback: after one more
+            # start it is the latter, and nothing takes the firmware back.
             link.restart()
-            outcome.end = "awaiting_confirmation"
+            if self.job.rearm:
+                outcome.end = "awaiting_confirmation"
+            else:
+                outcome.confirmed = False
             return outcome
         why = "its app did not confirm itself in time"
         if OtaState.PENDING_VERIFY not in states:

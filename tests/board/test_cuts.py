@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Interruptions that once led to a wrong belief, each alone: what the next run makes of them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from ota_service.board.facts import BoardFacts
+from ota_service.formats import nvs
+from ota_service.sim.bootmodel import Select
+from ota_service.sim.nvsmodel import nvs_init
+from tests.prove import nvs_shapes
+from tests.prove.board import Link, Notes, quiet, update
+from tests.prove.cells import Cells
+from tests.prove.flows import Case
+from tests.prove.images import NEW, NEXT, OLD, PANICS
+from tests.prove.judge import running, stored
+from tests.prove.prover import record_in_memory
+from tests.prove.starts import SECTOR, Start
+
+
+def cut_in(case: Case, phase: str, after: int) -> Link:
+    """A board that lost its power after so many operations of a phase."""
+    board = Link(Cells(case.flash()), rollback=case.start.rollback)
+    for op in record_in_memory(case).ops:
+        if op.phase == phase:
+            after -= 1
+            if after < 0:
+                break
+        board.cells.apply(op.op)
+    return board
+
+
+def shows(board: Link, case: Case) -> tuple[str, str | None]:
+    """What it boots, and the tag stored."""
+    firmware, words = running(board.cells, rollback=case.start.rollback)
+    return firmware.name if firmware is not None else words, stored(board.cells, case.start.plan)
+
+
+def test_a_way_back_that_was_cut_off_is_gone_again_to_its_end() -> None:
+    """The new entry is taken away already, the new tag still stored: not "up to date"."""
+    case = Case("back", Start("micro-rdk", "first", False, "small"))
+    board = cut_in(case, "rolling_back", 1)
+    assert shows(board, case) == ("old", PANICS.tag)
+    notes = Notes(case.facts(interrupted=True))
+    with quiet():
+        outcome = update(board, PANICS, notes)
+    assert [made.action for made in notes.plans] == ["switch"]
+    assert outcome.end == "rolled_back"
+    assert shows(board, case) == ("old", OLD.tag)
+
+
+def test_without_a_journal_the_tag_is_put_right() -> None:
+    """Nobody remembers the update, but its image stands in the slot that does not run."""
+    case = Case("back", Start("micro-rdk", "first", False, "small"))
+    board = cut_in(case, "rolling_back", 1)
+    notes = Notes(BoardFacts())
+    with quiet():
+        outcome = update(board, PANICS, notes)
+    assert [made.action for made in notes.plans] == ["record"]
+    assert outcome.end == "rolled_back"
+    assert shows(board, case) == ("old", "1.0.0")  # its own version, for want of its tag
+    with quiet():
+        assert update(board, NEXT, Notes()).end == "up_to_date"
+
+
+@pytest.mark.parametrize("phase", ["recording", "booting"])
+def test_an_update_cut_off_before_its_first_start_still_waits_for_its_app(phase: str) -> None:
+    """A bootloader with rollback makes the entry PENDING_VERIFY at that start: a run that took
+    the board for done would let the next look at it undo the update."""
+    case = Case("update", Start("guide", "aborted", True, "small"))
+    board = cut_in(case, phase, 0)
+    notes = Notes(case.facts(interrupted=True))
+    with quiet():
+        outcome = update(board, NEW, notes)
+    assert outcome.end == "up_to_date"
+    assert outcome.confirmed is True
+    assert shows(board, case) == ("new", NEW.tag)
+
+
+def test_an_app_that_confirms_late_is_left_alone_until_then() -> None:
+    """Looked at too early, it gets its time again; looked at later, it is confirmed."""
+    case = Case("pending", Start("guide", "first", True, "small"))
+    board = Link(Cells(case.flash()), rollback=True)
+    notes = Notes(case.facts())
+    with quiet():
+        for _ in range(3):
+            early = board.session(case.job(), notes)
+            assert early.end == "awaiting_confirmation"
+            assert board.firmware is NEW
+        board.time_passes()
+        late = board.session(case.job(), notes)
+    assert late.end == "up_to_date"
+    assert shows(board, case) == ("new", NEW.tag)
+
+
+def test_a_new_entry_that_no_bootloader_turns_is_no_failure() -> None:
+    """NEW that stays NEW after a start: a bootloader without rollback, and a good firmware."""
+    case = Case("pending", replace(Start("guide", "first", False, "small"), spare=NEW))
+    flash = bytearray(case.flash())
+    at = case.start.plan.find("otadata").offset + SECTOR
+    flash[at : at + 32] = Select.make(2, 0).encode()
+    board = Link(Cells(bytes(flash)), rollback=False)
+    facts = case.facts(interrupted=True)
+    with quiet():
+        outcome = update(board, NEW, Notes(facts))
+    assert (outcome.end, outcome.confirmed) == ("up_to_date", False)
+    assert shows(board, case) == ("new", NEW.tag)
+
+
+def test_a_page_with_nothing_in_it_makes_room() -> None:
+    """Collecting a page whose items are all erased once ended in a refusal."""
+    before = nvs_shapes.no_second_free(0x14000, random.Random(1))
+    pages = nvs.parse_nvs(before)
+    assert pages.free_pages == 1
+    assert min(page.used for page in pages.order) == 0
+    edit = nvs.set_string(
+        before, base=0x9000, namespace="VIAM_NS", key="OTA_VERSION", value="rel-2"
+    )
+    old, new = nvs_init(bytearray(before)), nvs_init(bytearray(edit.result))
+    assert new.free_pages >= 1
+    key = ("VIAM_NS", "OTA_VERSION")
+    assert new.items == old.items | {key: ("string", b"rel-2")}

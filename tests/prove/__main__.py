@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`make prove`: every interruption, tried. QUICK=1: thinned. CASE=..: one of them again."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.prove import on_link, second_judge, suite
+from tests.prove.link import Boards
+from tests.prove.prover import Depth, Failure, Recording, Tally, prove, record_in_memory
+from tests.prove.suite import Trial
+from tests.prove.table import last_line, show
+
+WORKERS = 2
+SHOWN_FAILURES = 12
+
+
+class Progress:
+    """A line that says how far it is, now and then; one that is written over on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.began_s = self.said_s = time.monotonic()
+        self.each_s = 0.3 if console.is_terminal else 10.0
+
+    def say(self, what: str, done: int, total: int, *, last: bool = False) -> None:
+        """So many of so many."""
+        now_s = time.monotonic()
+        if not last and now_s - self.said_s < self.each_s:
+            return
+        self.said_s = now_s
+        text = f"[{now_s - self.began_s:5.0f} s] {what}: {done} of {total}"
+        end = "\r" if self.console.is_terminal and not last else "\n"
+        self.console.print(text, end=end, highlight=False)
+
+
+def run(trials: Sequence[Trial], boards_each: int, console: Console, *, link: bool = True) -> Tally:
+    """Record, cut, judge, recover; all that was found."""
+    tally = Tally()
+    progress = Progress(console)
+    with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+        recordings = _record(trials, Path(folder), boards_each, progress, tally)
+        context = multiprocessing.get_context("spawn")
+        work = [
+            (recordings[trial.case.name], trial.depth)
+            for trial in trials
+            if trial.case.name in recordings
+        ]
+        with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
+            waiting = [pool.submit(prove, *one) for one in work]
+            for done, future in enumerate(as_completed(waiting), 1):
+                tally.merge(future.result())
+                progress.say("cut, judged and recovered in memory", done, len(work))
+        progress.say("cut, judged and recovered in memory", len(work), len(work), last=True)
+        if link:
+            _over_link(trials, recordings, Path(folder), boards_each, progress, tally)
+    checked = second_judge.check(recordings.values())
+    for failure in checked.failures:
+        tally.add(failure.kind, failure.problem.kind)
+        tally.failures.append(failure)
+    console.print(checked.words, highlight=False)
+    return tally
+
+
+def _record(
+    trials: Sequence[Trial], folder: Path, count: int, progress: Progress, tally: Tally
+) -> dict[str, Recording]:
+    """Each case's session over the link, by the case's name."""
+    recordings: dict[str, Recording] = {}
+    cases = [trial.case for trial in trials]
+    what = "sessions recorded over the link"
+    with Boards(folder / "record", count) as boards:
+        for done, found in enumerate(on_link.record(boards, cases), 1):
+            if isinstance(found, Failure):
+                tally.add(found.kind, found.problem.kind)
+                tally.failures.append(found)
+            else:
+                recordings[found.case.name] = found
+            progress.say(what, done, len(cases))
+    progress.say(what, len(cases), len(cases), last=True)
+    return recordings
+
+
+def _over_link(
+    trials: Sequence[Trial], recordings: dict[str, Recording], folder: Path, count: int,
+    progress: Progress, tally: Tally,
+) -> None:  # fmt: skip
+    some = [
+        recovery
+        for trial in trials
+        if trial.case.name in recordings
+        for recovery in on_link.recoveries(trial, recordings[trial.case.name].ops)
+    ]
+    what = "recovered over the link"
+    with Boards(folder / "recover", count, seed=1) as boards:
+        for done, found in enumerate(on_link.recover_all(boards, some), 1):
+            tally.merge(found)
+            progress.say(what, done, len(some))
+    progress.say(what, len(some), len(some), last=True)
+
+
+def one(name: str, console: Console) -> Tally:
+    """A case again, or one cut of it: "case" or "case@op:how"."""
+    case, _, cut = name.partition("@")
+    trial = suite.named(case)
+    cut, _, again = cut.partition("+")
+    recording = record_in_memory(trial.case)
+    for number, op in enumerate(recording.ops):
+        console.print(f"{number:4} {op.who:10} {op.phase:12} {op.op}", highlight=False)
+    if again:
+        console.print("a second cut is repeated with all those of its first one")
+    depth = Depth(trial.depth.detail, twice=1 if again else 0)
+    return prove(recording, depth, cut or None)
+
+
+def faults(quick: bool, console: Console) -> int:
+    """The 200-fold runs of process and link faults, where they are there; how many failed."""
+    if importlib.util.find_spec("tests.faults.prove") is None:
+        return 0
+    module = importlib.import_module("tests.faults.prove")
+    found = module.run(quick)
+    console.print(found)
+    return int(getattr(found, "failed", 0))
+
+
+def report(failures: Iterable[Failure], console: Console) -> None:
+    """The first failures in words, with what repeats them and the image that shows them."""
+    folder: Path | None = None
+    shown = list(failures)
+    for number, failure in enumerate(shown[:SHOWN_FAILURES]):
+        console.print(f"{failure.problem.kind}: {failure.problem.text}", highlight=False)
+        console.print(f"    make prove CASE={failure.case}", highlight=False, soft_wrap=True)
+        if failure.image is not None:
+            folder = folder or Path(tempfile.mkdtemp(prefix="prove-failed-"))
+            file = folder / f"{number}.bin"
+            file.write_bytes(zlib.decompress(failure.image))
+            console.print(f"    {file}", highlight=False, soft_wrap=True)
+    if len(shown) > SHOWN_FAILURES:
+        console.print(f"... and {len(shown) - SHOWN_FAILURES} more that were kept")
+
+
+def main() -> int:
+    """Run the proof; 0 only where nothing was found."""
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    quick = os.environ.get("QUICK", "") not in ("", "0")
+    failed = 0
+    if case := os.environ.get("CASE"):
+        tally = one(case, console)
+    else:
+        trials = suite.quick() if quick else suite.whole()
+        tally = run(trials, 8 if quick else 12, console)
+        failed = faults(quick, console)
+    show(tally, console)
+    report(tally.failures, console)
+    print(last_line(tally), flush=True)
+    bad = sum(tally.total(column) for column in ("lost", "keys", "converge"))
+    return 1 if bad or failed or not tally.total("cuts") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is interrupted: the kinds of change that a run makes on a board, and what is to come of it.
+
+A `Case` is one start and one flow. `plan_of` says how to set the board up, what to run, which
+operations of its trace are cut, and what one more update has to lead to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from ota_service.board.facts import BoardFacts
+from ota_service.board.session import Awaited, Job
+from ota_service.sim.bootmodel import PENDING_VERIFY, VALID, Select
+from ota_service.sim.nvsmodel import NvsStore
+from tests.prove import images
+from tests.prove.board import BOOT, Board, Notes, known_facts, update
+from tests.prove.cells import Cells
+from tests.prove.images import Firmware
+from tests.prove.judge import VERSION, Judge, Problem, keys_of, region_of, running, stored
+from tests.prove.nvs_init import nvs_of
+from tests.prove.starts import SECTOR, Start
+
+FLOWS = ("update", "plain-image", "switch", "record", "correct", "back", "pending", "shy")
+"""update: a write of the slot, otadata, the version. plain-image: the same with an image that
+has no SHA-256. switch: the spare slot holds the image already. record: it runs already.
+correct: the bootloader has gone back by itself, and the tag is put right. back: the new firmware
+panics, and the host goes back. pending: a board is met while its app has yet to confirm itself.
+shy: it never does, and the host goes back."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One flow from one start."""
+
+    flow: str
+    start: Start
+
+    @property
+    def name(self) -> str:
+        """As `CASE=` takes it."""
+        return f"{self.flow}/{self.start.name}"
+
+    @property
+    def firmware(self) -> Firmware:
+        """The firmware that the run brings."""
+        named = {"back": images.PANICS, "shy": images.SHY, "plain-image": images.PLAIN}
+        return named.get(self.flow, images.NEW)
+
+    @property
+    def old(self) -> Firmware:
+        """What runs before."""
+        return self.start.running
+
+    def flash(self) -> bytes:
+        """The board's flash when the recorded session begins."""
+        start = self.start
+        if self.flow == "switch":
+            start = replace(start, spare=self.firmware)
+        elif self.flow in ("pending", "shy"):
+            return self._pending()
+        elif self.flow == "correct":
+            return _with_tag(replace(start, spare=self.firmware), self.firmware.tag)
+        return start.build()
+
+    def _pending(self) -> bytes:
+        """After an update by a host: the new entry PENDING_VERIFY, the new tag stored."""
+        start = replace(self.start, spare=self.firmware)
+        flash = bytearray(_with_tag(start, self.firmware.tag))
+        at = start.plan.find("otadata").offset
+        # ota_0 runs, so that the new firmware is in ota_1, which every layout has.
+        flash[at : at + 2 * SECTOR] = b"\xff" * 2 * SECTOR
+        flash[at : at + 32] = Select.make(1, VALID).encode()
+        flash[at + SECTOR : at + SECTOR + 32] = Select.make(2, PENDING_VERIFY).encode()
+        return bytes(flash)
+
+    @property
+    def spare(self) -> str:
+        """The label of the slot that the new firmware is or comes in, where it is known."""
+        return "ota_1" if self.start.runs == "ota_0" else "ota_0"
+
+    @property
+    def old_tag(self) -> str | None:
+        """The tag that belongs to the old firmware; None where NVS has none as a string."""
+        return _old_tag(self.start)
+
+    def facts(self, *, interrupted: bool = False) -> BoardFacts:
+        """What the journal has of the board before the session, or after it was cut."""
+        start = self.start
+        if self.flow == "record" and not interrupted:
+            return BoardFacts()
+        facts = known_facts(start.plan, start.runs, self.old, self.old_tag or "")
+        if self.flow in ("pending", "shy", "correct"):
+            # The last success of ours was what ran before the update that is being judged.
+            interrupted = interrupted or self.flow != "correct"
+        return replace(facts, unwatched=interrupted)
+
+    def job(self) -> Job:
+        """The recorded session's job."""
+        job = Job("board", version=self.firmware.tag, image=self.firmware.image, boot=BOOT)
+        if self.flow == "shy":
+            job = replace(job, confirm=Awaited(self.spare, self.old_tag))
+        return job
+
+    def cut_from(self) -> str:
+        """The phase from which operations are cut; "" for all."""
+        return "rolling_back" if self.flow == "back" else ""
+
+    def judge(self, flash: bytes) -> Judge:
+        """What has to stay, whatever happens."""
+        start = self.start
+        cells = Cells(flash)
+        before = nvs_of(region_of(cells, start.plan))
+        assert before.error is None, (self.name, before.error)
+        tags: list[object] = [before.items.get(VERSION), ("string", self.firmware.tag.encode())]
+        old = self.old_tag
+        tags.append(("string", old.encode()) if old is not None else None)
+        spares = {
+            p.label: cells.read(p.offset, max(images.SIZES))
+            for p in start.plan.partitions
+            if p.type == 0 and p.label != start.runs
+        }
+        boots = (self.old, self.firmware)
+        return Judge(start.plan, start.rollback, keys_of(before), boots, tuple(tags), spares)
+
+
+@lru_cache(maxsize=64)
+def _old_tag(start: Start) -> str | None:
+    return stored(Cells(start.build()), start.plan)
+
+
+def _with_tag(start: Start, tag: str) -> bytes:
+    flash = bytearray(start.build())
+    at = start.plan.find("nvs")
+    store = NvsStore(region := bytearray(flash[at.offset : at.end]))
+    store.init()
+    store.set(*VERSION, tag)
+    flash[at.offset : at.end] = region
+    return bytes(flash)
+
+
+# --- what one more update leads to
+
+
+def recover(case: Case, board: Board, facts: BoardFacts, *, own: bool = False) -> list[Problem]:
+    """One more update of a cut board, and what is not right then.
+
+    own: the board itself was writing: its bootloader may have gone back to the old firmware,
+    because power failed before the new one had confirmed itself.
+    """
+    notes = Notes(facts)
+    try:
+        if own and case.start.rollback and case.flow not in ("back", "shy"):
+            problems = _settled(case, board, notes)
+        elif case.flow in ("update", "plain-image", "switch", "record"):
+            problems = _to_target(case, board, notes)
+        elif case.flow in ("back", "shy"):
+            problems = _back(case, board, notes)
+        else:
+            problems = _settled(case, board, notes)
+    except Exception as error:
+        problems = [Problem("converge", f"{type(error).__name__}: {error}")]
+    if board.nvs_erased:
+        problems.append(Problem("keys", "the app erased its NVS"))
+    return problems
+
+
+def _is(case: Case, board: Board, firmware: Firmware, tag: str | None) -> list[Problem]:
+    found = []
+    plan, rollback = case.start.plan, case.start.rollback
+    now, words = running(board.cells, rollback=rollback)
+    if now is not firmware:
+        found.append(Problem("converge", f"boots {words} instead of {firmware.name}"))
+    if (have := stored(board.cells, plan)) != tag:
+        found.append(Problem("converge", f"stored {have!r} instead of {tag!r}"))
+    return found
+
+
+def _to_target(case: Case, board: Board, notes: Notes) -> list[Problem]:
+    outcome = update(board, case.firmware, notes)
+    found = _is(case, board, case.firmware, case.firmware.tag)
+    if found:
+        plans = "; ".join(f"{p.action}: {p.reason}" for p in notes.plans)
+        return [Problem("converge", f"{found[0].text} ({outcome.end}; {plans})"), *found[1:]]
+    if outcome.end != "up_to_date":
+        found.append(Problem("converge", f"ended {outcome.end}: {outcome.error}"))
+    return found
+
+
+def _forced(case: Case, board: Board, firmware: Firmware) -> list[Problem]:
+    """What a person's update leads to, with a journal that knows nothing."""
+    outcome = update(board, firmware, Notes(), force=True)
+    found = _is(case, board, firmware, firmware.tag)
+    if outcome.end != "up_to_date":
+        found.append(Problem("converge", f"forced: ended {outcome.end}: {outcome.error}"))
+    return found
+
+
+def _back(case: Case, board: Board, notes: Notes) -> list[Problem]:
+    """The firmware is bad: the old one with its own tag must run, and a next one must come."""
+    if case.flow == "shy":
+        _shy_again(case, board, notes)
+    else:
+        update(board, case.firmware, notes)
+    found = _is_old(case, board, notes)
+    if found and not notes.facts.slots and notes.plans[0].action == "none":
+        # Nobody remembers that this start was being watched, and the board runs what it is to.
+        found = _is(case, board, case.firmware, case.firmware.tag)
+    return found or _forced(case, board, images.NEXT)
+
+
+def _is_old(case: Case, board: Board, notes: Notes) -> list[Problem]:
+    tags = {case.old_tag, case.old_tag or ""}
+    if not notes.facts.slots:
+        # Without a journal the image's own version stands for a tag that nobody knows.
+        tags.add(case.old.image.parsed.descriptor.version)
+    found = min((_is(case, board, case.old, tag) for tag in tags), key=len)
+    if found:
+        plans = "; ".join(f"{p.action}: {p.reason}" for p in notes.plans)
+        return [Problem("converge", f"{found[0].text} ({plans})"), *found[1:]]
+    return found
+
+
+def _shy_again(case: Case, board: Board, notes: Notes) -> None:
+    """The journal knows that the board waits for its app; its time is over."""
+    if notes.facts.slots:
+        board.session(case.job(), notes)
+    if running(board.cells, rollback=case.start.rollback)[0] is not case.old or stored(
+        board.cells, case.start.plan
+    ) != (case.old_tag or stored(board.cells, case.start.plan)):
+        update(board, case.firmware, notes)
+
+
+def _settled(case: Case, board: Board, notes: Notes) -> list[Problem]:
+    """The board may have gone back by itself; tag and firmware must belong together then."""
+    update(board, case.firmware, notes)
+    if _is(case, board, case.firmware, case.firmware.tag):
+        found = _is_old(case, board, notes)
+        if found:
+            return found
+    return _forced(case, board, case.firmware)
+
+
+__all__ = ["FLOWS", "Case", "recover"]

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The App Images of the proof, small so that slots take few operations, and their tags.
+
+The tags differ from the images' own versions: taking one for the other must show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from ota_service.board.session import Image
+from ota_service.formats.image import parse_app_image
+from ota_service.sim.images import Behaviour, build_app
+
+CONFIRM_S = 0.05
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """An App Image with its tag. starts: it comes up. confirms: it confirms itself, too."""
+
+    name: str
+    tag: str
+    image: Image
+    starts: bool = True
+    confirms: bool = True
+
+    @property
+    def data(self) -> bytes:
+        """The image's bytes."""
+        return self.image.data
+
+
+def _firmware(
+    name: str, tag: str, version: str, size_bytes: int, *, starts: bool = True,
+    confirms: bool = True, hash_appended: bool = True,
+) -> Firmware:  # fmt: skip
+    behaviour = Behaviour(
+        confirm_after_s=CONFIRM_S if confirms else None,
+        ending="run" if starts else "panic",
+        ending_after_s=0.02,
+    )
+    data = build_app(
+        version=version, size_bytes=size_bytes, seed=len(name), behaviour=behaviour,
+        hash_appended=hash_appended,
+    )  # fmt: skip
+    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    image = Image(data, hashlib.sha256(data).hexdigest(), md5, parse_app_image(data))
+    return Firmware(name, tag, image, starts, confirms)
+
+
+OLD = _firmware("old", "rel-1", "1.0.0", 19_000)
+NEW = _firmware("new", "rel-2", "1.1.0", 20_400)
+PLAIN = _firmware("plain", "rel-2", "1.1.0", 20_416, hash_appended=False)
+"""A new firmware without the SHA-256 at its end: the bootloader has its checksum only."""
+PANICS = _firmware("panics", "rel-2", "1.1.0-panics", 20_000, starts=False, confirms=False)
+SHY = _firmware("shy", "rel-2", "1.1.0-shy", 20_000, confirms=False)
+"""A new firmware that never confirms itself."""
+NEXT = _firmware("next", "rel-3", "1.2.0", 20_000)
+OTHER = _firmware("other", "", "0.9.0", 21_000)
+"""What stands in slots that do not run."""
+
+ALL = (OLD, NEW, PLAIN, PANICS, SHY, NEXT, OTHER)
+
+
+def named(data: bytes) -> Firmware | None:
+    """The firmware with these bytes."""
+    return _BY_DATA.get(data)
+
+
+_BY_DATA = {firmware.data: firmware for firmware in ALL}
+SIZES = tuple(sorted({len(firmware.data) for firmware in ALL}))

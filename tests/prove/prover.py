@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Cuts recorded sessions wherever they can be cut, judges what is left, and recovers it."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from ota_service.board.facts import BoardFacts
+from tests.prove.board import Link, Notes, Op, quiet
+from tests.prove.cells import Cells
+from tests.prove.cuts import OWN, Cut, Detail, cuts
+from tests.prove.flows import Case, recover
+from tests.prove.judge import Judge, Problem
+
+COLUMNS = ("cases", "cuts", "judged", "memory", "link", "lost", "keys", "converge")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What was found, and where: `case` with the cut's name repeats it."""
+
+    kind: str
+    case: str
+    problem: Problem
+    image: bytes | None = field(default=None, repr=False)
+
+
+@dataclass
+class Tally:
+    """Numbers by kind of cut and column, and the failures."""
+
+    numbers: Counter[tuple[str, str]] = field(default_factory=Counter)
+    failures: list[Failure] = field(default_factory=list)
+
+    def add(self, kind: str, column: str, count: int = 1) -> None:
+        """Count."""
+        self.numbers[kind, column] += count
+
+    def merge(self, other: Tally) -> None:
+        """Add what another process has found."""
+        self.numbers.update(other.numbers)
+        self.failures += other.failures
+
+    def fail(self, kind: str, case: str, problems: Sequence[Problem], cells: Cells) -> None:
+        """Count each kind of problem once for this cut; keep the first as an example."""
+        for column in {problem.kind for problem in problems}:
+            first = next(p for p in problems if p.kind == column)
+            self.add(kind, column)
+            keep = sum(f.problem.kind == column and f.kind == kind for f in self.failures) < 3
+            if keep:
+                image = zlib.compress(cells.whole(), 1)
+                self.failures.append(Failure(kind, case, first, image))
+
+    def total(self, column: str) -> int:
+        """The sum over all kinds."""
+        return sum(count for (_, name), count in self.numbers.items() if name == column)
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How much is done with each case.
+
+    detail: which cuts. journals: every image is recovered with the journal and without; else
+    only those between two operations are recovered without. twice: of so many images one has
+    its recovery cut again.
+    """
+
+    detail: Detail = field(default_factory=Detail)
+    journals: bool = True
+    twice: int = 40
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A case and the operations of its session."""
+
+    case: Case
+    ops: tuple[Op, ...]
+
+
+def record_in_memory(case: Case) -> Recording:
+    """The operations of a case's session with a board in memory."""
+    link = Link(Cells(case.flash()), rollback=case.start.rollback)
+    facts = BoardFacts() if case.start.first_contact else case.facts()
+    with quiet():
+        outcome = link.session(case.job(), Notes(facts))
+        if outcome.end == "awaiting_confirmation":
+            link.time_passes()
+    return Recording(case, tuple(link.ops))
+
+
+def kind_of(case: Case, cut: Cut) -> str:
+    """The row of the table that a cut belongs to."""
+    flow = "update" if case.flow == "plain-image" else case.flow
+    return f"{flow}: {cut.region}"
+
+
+def prove(recording: Recording, depth: Depth, only: str | None = None) -> Tally:
+    """Cut one recorded session everywhere, judge every image, and recover it in memory.
+
+    only: the name of the single cut to look at.
+    """
+    tally = Tally()
+    case = recording.case
+    flash = case.flash()
+    judge = case.judge(flash)
+    seen: set[bytes] = set()
+    kinds: set[str] = set()
+    rng = random.Random(f"{case.name}/{depth.seed}")
+    made = cuts(
+        flash, recording.ops, case.start.plan, depth.detail,
+        from_phase=case.cut_from(), seed=f"{case.name}/{depth.seed}",
+    )  # fmt: skip
+    with quiet():
+        for cut in made:
+            kind = kind_of(case, cut)
+            kinds.add(kind)
+            tally.add(kind, "cuts")
+            if only is not None and cut.name != only:
+                continue
+            key = cut.cells.key()
+            if key in seen:
+                continue
+            seen.add(key)
+            name = f"{case.name}@{cut.name}"
+            _one(tally, kind, name, case, judge, cut, depth, rng)
+    for kind in kinds:
+        tally.add(kind, "cases")
+    return tally
+
+
+def _one(
+    tally: Tally, kind: str, name: str, case: Case, judge: Judge, cut: Cut, depth: Depth,
+    rng: random.Random,
+) -> None:  # fmt: skip
+    """One image: judged, recovered from what may have become of it, and cut again."""
+    cells, own = cut.cells, cut.region == OWN
+    between = cut.how == "before"
+    tally.add(kind, "judged")
+    problems = judge.problems(cells)
+    journal = case.facts(interrupted=True)
+    for variant, board, facts in _variants(case, cells, journal, depth.journals or between):
+        tally.add(kind, "memory")
+        found = recover(case, board, facts, own=own)
+        found += judge.nvs(board.cells, any_tag=True)
+        problems += [replace(p, text=f"{variant}: {p.text}") for p in found]
+    if problems:
+        tally.fail(kind, name, problems, cells)
+    if depth.twice and rng.randrange(depth.twice) == 0:
+        _again(tally, name, case, judge, cells, depth, rng)
+
+
+def _variants(
+    case: Case, cells: Cells, journal: BoardFacts, forgotten: bool
+) -> Iterable[tuple[str, Link, BoardFacts]]:
+    """The board as it was left; after it ran once; and as somebody meets it who knows nothing."""
+    rollback = case.start.rollback
+    yield "left so", Link(cells.copy(), rollback=rollback), journal
+    ran = Link(cells.copy(), rollback=rollback)
+    ran.restart()
+    ran.time_passes()
+    if ran.ops or ran.nvs_erased:
+        yield "after a start", ran, journal
+    if forgotten:
+        yield "journal lost", Link(cells.copy(), rollback=rollback), BoardFacts()
+
+
+def _again(
+    tally: Tally, name: str, case: Case, judge: Judge, cells: Cells, depth: Depth,
+    rng: random.Random,
+) -> None:  # fmt: skip
+    """Two cuts in a row: the recovery of a cut board is cut."""
+    kind = "during recovery"
+    link = Link(cells.copy(), rollback=case.start.rollback)
+    journal = case.facts(interrupted=True)
+    flash = cells.whole()
+    try:
+        link.session(case.job(), Notes(journal))
+    except Exception:
+        return  # counted where it was recovered without a cut
+    tally.add(kind, "cases")
+    detail = replace(depth.detail, tears=2, ends=3, body=40)
+    seen = {Cells(flash).key()}
+    for cut in cuts(flash, link.ops, case.start.plan, detail, seed=f"{name}/{depth.seed}"):
+        tally.add(kind, "cuts")
+        if (key := cut.cells.key()) in seen:
+            continue
+        seen.add(key)
+        tally.add(kind, "judged")
+        problems = judge.problems(cut.cells)
+        board = Link(cut.cells.copy(), rollback=case.start.rollback)
+        tally.add(kind, "memory")
+        problems += recover(case, board, journal, own=cut.region == OWN)
+        problems += judge.nvs(board.cells, any_tag=True)
+        if problems:
+            tally.fail(kind, f"{name}+{cut.name}", problems, cut.cells)

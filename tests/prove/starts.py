@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The states that a board may be in before it is updated: layout, otadata, bootloader, NVS."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+from ota_service.sim.bootmodel import ABORTED, INVALID, NEW, UNDEFINED, VALID, Select
+from ota_service.sim.factory import make_flash
+from ota_service.sim.layouts import LAYOUTS, OTA_LAYOUTS, Layout
+from tests.prove import nvs_shapes
+from tests.prove.images import OLD, OTHER, Firmware
+
+SECTOR = 0x1000
+Entry = bytes | None
+
+DEFAULT = "the first app"
+"""What boots where otadata names nothing: factory, else ota_0."""
+
+
+@dataclass(frozen=True)
+class Otadata:
+    """A starting state of otadata. runs: the label of the slot that then runs.
+
+    entries: the two sectors' beginnings. broken: labels of slots whose image is damaged.
+    rollback: whether only a bootloader with rollback (True) or without it (False) leaves this.
+    """
+
+    runs: str
+    entries: tuple[Entry, Entry]
+    broken: tuple[str, ...] = ()
+    rollback: bool | None = None
+
+
+def _entry(seq: int, state: int = UNDEFINED) -> bytes:
+    return Select.make(seq, state).encode()
+
+
+def _bad_crc(seq: int) -> bytes:
+    return Select(seq, UNDEFINED, Select.make(seq).crc ^ 0x10).encode()
+
+
+TOP = 0xFFFFFFFE
+"""The highest sequence number there is; it names ota_1 of two slots."""
+
+CORE: dict[str, Otadata] = {
+    "blank": Otadata(DEFAULT, (None, None)),
+    "first": Otadata("ota_0", (_entry(1), None)),
+    "both": Otadata("ota_1", (_entry(1), _entry(2))),
+    "aborted": Otadata("ota_0", (_entry(1, VALID), _entry(2, ABORTED))),
+    "crc": Otadata("ota_0", (_entry(1), _bad_crc(2))),
+    "both-crc": Otadata(DEFAULT, (_bad_crc(1), _bad_crc(2))),
+    "top": Otadata("ota_1", (_entry(TOP - 1), _entry(TOP))),
+    "not-bootable": Otadata("ota_0", (_entry(1), _entry(2)), broken=("ota_1",)),
+}
+"""The states that are combined with everything else."""
+
+MORE: dict[str, Otadata] = {
+    "second": Otadata("ota_1", (None, _entry(2))),
+    "invalid": Otadata("ota_0", (_entry(1, VALID), _entry(2, INVALID))),
+    "valid": Otadata("ota_1", (_entry(3, VALID), _entry(4, VALID))),
+    "top-alone": Otadata("ota_1", (None, _entry(TOP))),
+    "top-below": Otadata("ota_0", (_entry(TOP - 1), None)),
+    "new": Otadata("ota_1", (_entry(1), _entry(2, NEW)), rollback=False),
+    "equal": Otadata("ota_1", (_entry(2), _entry(2))),
+    "zeros": Otadata("ota_0", (_entry(1), bytes(32))),
+    "torn": Otadata("ota_0", (_entry(3), _entry(2)[:14] + b"\xff" * 18)),
+    "lone-not-bootable": Otadata("ota_0", (None, _entry(2)), broken=("ota_1",)),
+    "aborted-only": Otadata(DEFAULT, (None, _entry(2, ABORTED))),
+    "upwards": Otadata("ota_1", (_entry(1), None), broken=("ota_0", "factory")),
+}
+"""Further ones, which meet each of the other dimensions' values pairwise."""
+
+STATES = CORE | MORE
+
+
+@dataclass(frozen=True)
+class Start:
+    """One board before its update. running: what it runs; spare: what its other slot holds.
+
+    first_contact: nothing is known of it, so the update restarts it once to see what runs.
+    tag: the version stored, where NVS has a place for it; the shape's own if None.
+    """
+
+    layout: str
+    otadata: str
+    rollback: bool
+    nvs: str
+    first_contact: bool = False
+    running: Firmware = OLD
+    spare: Firmware = OTHER
+
+    @property
+    def name(self) -> str:
+        """layout/otadata/rollback/nvs, for people and for `CASE=`."""
+        contact = "/first-contact" if self.first_contact else ""
+        return f"{self.layout}/{self.otadata}/{_words(self.rollback)}/{self.nvs}{contact}"
+
+    @property
+    def plan(self) -> Layout:
+        """The partition table."""
+        return LAYOUTS[self.layout]
+
+    @property
+    def runs(self) -> str:
+        """The label of the slot that runs."""
+        label = STATES[self.otadata].runs
+        return self.plan.first_app().label if label == DEFAULT else label
+
+    def build(self) -> bytes:
+        """The whole flash, as it is when the update begins."""
+        return _build(self)
+
+    def _make(self) -> bytes:
+        state = STATES[self.otadata]
+        layout = self.plan
+        at = layout.find("otadata").offset
+        flash = make_flash(layout, app=self.running.data, slot=self.runs, nvs={}, otadata="blank")
+        for partition in layout.partitions:
+            if partition.type == 0 and partition.label != self.runs:
+                data = OTHER.data if partition.label == "factory" else self.spare.data
+                if partition.label in state.broken:
+                    data = data[:9000] + b"\xff" * 200 + data[9200:]
+                flash[partition.offset : partition.offset + len(data)] = data
+        for number, entry in enumerate(state.entries):
+            if entry is not None:
+                start = at + number * SECTOR
+                flash[start : start + 32] = entry
+        store = layout.find("nvs")
+        flash[store.offset : store.end] = _nvs(self.nvs, store.size)
+        return bytes(flash)
+
+
+def _words(rollback: bool) -> str:
+    return "rollback" if rollback else "no-rollback"
+
+
+@cache
+def _nvs(shape: str, size: int) -> bytes:
+    return nvs_shapes.SHAPES[shape](size, random.Random(f"{shape}/{size}"))
+
+
+@lru_cache(maxsize=4)
+def _build(start: Start) -> bytes:
+    return start._make()
+
+
+def possible(start: Start) -> bool:
+    """Whether a board can be in this state."""
+    only = STATES[start.otadata].rollback
+    return only is None or only == start.rollback
+
+
+def one_rare(start: Start) -> bool:
+    """Possible, and out of the ordinary in one respect only."""
+    return possible(start) and not (start.otadata in MORE and start.nvs in nvs_shapes.MORE)
+
+
+def product(
+    layouts: Iterable[str], states: Iterable[str], rollbacks: Iterable[bool], shapes: Iterable[str]
+) -> list[Start]:
+    """All combinations that are possible."""
+    found = [Start(*values) for values in itertools.product(layouts, states, rollbacks, shapes)]
+    return [start for start in found if possible(start)]
+
+
+def pairwise(
+    layouts: Sequence[str],
+    states: Sequence[str],
+    rollbacks: Sequence[bool],
+    shapes: Sequence[str],
+    allowed: Callable[[Start], bool] = possible,
+    seed: int = 0,
+) -> list[Start]:
+    """Few starts in which each two values of two dimensions meet, where that is possible.
+
+    Greedy: each start is the one of some candidates that brings the most new pairs.
+    """
+    rng = random.Random(seed)
+    everything = [
+        start
+        for values in itertools.product(layouts, states, rollbacks, shapes)
+        if allowed(start := Start(*values))
+    ]
+    missing = set().union(*(_pairs(start) for start in everything)) if everything else set()
+    chosen: list[Start] = []
+    while missing:
+        candidates = rng.sample(everything, min(60, len(everything)))
+        wanted = min(missing)
+        candidates += [s for s in everything if wanted in _pairs(s)][:20]
+        best = max(candidates, key=lambda s: len(_pairs(s) & missing))
+        if gained := _pairs(best) & missing:
+            missing -= gained
+            chosen.append(best)
+    return chosen
+
+
+def _pairs(start: Start) -> set[tuple[int, str, int, str]]:
+    values = (start.layout, start.otadata, str(start.rollback), start.nvs)
+    return {
+        (i, values[i], j, values[j]) for i in range(len(values)) for j in range(i + 1, len(values))
+    }
+
+
+__all__ = ["CORE", "MORE", "OTA_LAYOUTS", "STATES", "Start", "pairwise", "possible", "product"]

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which cases are tried, and how deeply: the whole proof, and its thinned form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from tests.prove import images, nvs_shapes, starts
+from tests.prove.cuts import Detail
+from tests.prove.flows import Case
+from tests.prove.prover import Depth
+from tests.prove.starts import OTA_LAYOUTS, Start, one_rare, pairwise, product
+
+BOTH = (False, True)
+ROLLBACK = (True,)
+GONE_BACK = ("aborted",)
+WAITING = ("first",)
+
+ALL_TEARS = Depth(Detail())
+SOME_TEARS = Depth(Detail(tears=3, body=24), journals=False, twice=60)
+QUICK = Depth(Detail(tears=2, ends=3, body=40), journals=False, twice=25)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A case, and how deeply it is tried. on_link: cuts that are recovered over the link as
+    well: 0 none, 1 a few, 2 every operation of otadata and NVS.
+    """
+
+    case: Case
+    depth: Depth
+    on_link: int = 0
+
+
+def whole() -> list[Trial]:
+    """Everything: every start of the core with every other, the rare ones pairwise."""
+    core_states, core_shapes = list(starts.CORE), list(nvs_shapes.CORE)
+    pairs = pairwise(OTA_LAYOUTS, core_states, BOTH, core_shapes)
+    rare = pairwise(OTA_LAYOUTS, list(starts.STATES), BOTH, list(nvs_shapes.SHAPES), one_rare)
+    grid = product(OTA_LAYOUTS, core_states, BOTH, core_shapes)
+    waiting = product(OTA_LAYOUTS, WAITING, ROLLBACK, nvs_shapes.SHAPES)
+    gone = product(OTA_LAYOUTS, GONE_BACK, BOTH, nvs_shapes.SHAPES)
+    trials = [
+        *_trials("update", rare, ALL_TEARS),
+        *_trials("update", pairs, ALL_TEARS, on_link=2),
+        *_trials("update", [s for s in grid if s not in set(pairs)], SOME_TEARS),
+        *_trials("update", [replace(s, first_contact=True) for s in pairs], SOME_TEARS),
+        *_trials("plain-image", pairs, SOME_TEARS),
+        *_trials("switch", pairs, ALL_TEARS, on_link=1),
+        *_trials("record", [replace(s, running=images.NEW) for s in pairs], ALL_TEARS, on_link=1),
+        *_trials("back", [*pairs, *rare], ALL_TEARS, on_link=1),
+        *_trials("correct", gone, SOME_TEARS),
+        *_trials("pending", waiting, ALL_TEARS, on_link=1),
+        *_trials("shy", waiting, ALL_TEARS, on_link=1),
+    ]
+    return _few_on_link(trials, each=12)
+
+
+def quick() -> list[Trial]:
+    """Every flow, every kind of operation, each value of each dimension once."""
+    shapes, states = list(nvs_shapes.CORE), list(starts.CORE)
+    some = [
+        Start(OTA_LAYOUTS[i % 3], states[i], bool(i % 2), shapes[(i + 3) % 8]) for i in range(8)
+    ]
+    rare_shapes, rare_states = list(nvs_shapes.MORE), list(starts.MORE)
+    some += [Start(OTA_LAYOUTS[i % 3], "both", False, name) for i, name in enumerate(rare_shapes)]
+    some += [
+        start
+        for i, name in enumerate(rare_states)
+        if starts.possible(start := Start(OTA_LAYOUTS[i % 3], name, i % 2 == 0, "small"))
+    ]
+    few = some[:8:3]
+    waiting = [Start(OTA_LAYOUTS[i], "first", True, shapes[i]) for i in range(2)]
+    gone = [Start(OTA_LAYOUTS[i], "aborted", True, shapes[i]) for i in range(2)]
+    trials = [
+        *_trials("update", some, QUICK, on_link=1),
+        *_trials("update", [replace(s, first_contact=True) for s in few], QUICK),
+        *_trials("plain-image", few[:1], QUICK),
+        *_trials("switch", few, QUICK, on_link=1),
+        *_trials("record", [replace(s, running=images.NEW) for s in few], QUICK, on_link=1),
+        *_trials("back", few, QUICK, on_link=1),
+        *_trials("correct", gone, QUICK),
+        *_trials("pending", waiting, QUICK, on_link=1),
+        *_trials("shy", waiting, QUICK, on_link=1),
+    ]
+    return _few_on_link(trials, each=1)
+
+
+def _trials(flow: str, some: Iterable[Start], depth: Depth, on_link: int = 0) -> list[Trial]:
+    return [Trial(Case(flow, start), depth, on_link) for start in some]
+
+
+def _few_on_link(trials: Sequence[Trial], *, each: int) -> list[Trial]:
+    """Of those that are tried over the link a little, so many of each flow."""
+    left: dict[str, int] = {}
+    found = []
+    for trial in trials:
+        if trial.on_link == 1:
+            left[trial.case.flow] = left.get(trial.case.flow, each) - 1
+            if left[trial.case.flow] < 0:
+                trial = replace(trial, on_link=0)
+        found.append(trial)
+    return found
+
+
+def named(name: str) -> Trial:
+    """The trial of a case by its name, with all tears; raises LookupError."""
+    for trial in [*whole(), *quick()]:
+        if trial.case.name == name:
+            return replace(trial, depth=replace(ALL_TEARS, twice=0))
+    raise LookupError(f"no case is called {name}")

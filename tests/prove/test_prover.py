@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The proof can fail: ways of writing that are known to hurt are caught, each by its own judge."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ota_service.board import carry_out, plan
+from ota_service.formats import _nvs_edit, nvs, otadata
+from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES, Erase, FlashOp, Program, program
+from tests.prove.cuts import Detail
+from tests.prove.flows import Case
+from tests.prove.prover import Depth, Tally, prove, record_in_memory
+from tests.prove.starts import Start
+
+DEPTH = Depth(Detail(tears=2, ends=3, body=40), twice=0)
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def tried(flow: str, *start: Any) -> Tally:
+    """A case's numbers."""
+    return prove(record_in_memory(Case(flow, Start(*start))), DEPTH)
+
+
+def rewritten(before: bytes, after: bytes, base: int) -> tuple[FlashOp, ...]:
+    """Operations that write each changed sector anew, in its place."""
+    ops: list[FlashOp] = []
+    for at in range(0, len(before), SECTOR_BYTES):
+        if before[at : at + SECTOR_BYTES] != after[at : at + SECTOR_BYTES]:
+            ops.append(Erase(base + at, SECTOR_BYTES))
+            ops += program(base + at, after[at : at + SECTOR_BYTES])
+    return tuple(ops)
+
+
+def nvs_in_place(patch: pytest.MonkeyPatch) -> None:
+    """Erase NVS's sector and write it anew."""
+    right = nvs.set_string
+
+    def set_string(data: bytes, **arguments: Any) -> nvs.NvsEdit:
+        edit = right(data, **arguments)
+        ops = rewritten(data, edit.result, arguments["base"])
+        return nvs.NvsEdit(ops, edit.strategy, edit.result)
+
+    patch.setattr(nvs, "set_string", set_string)
+
+
+def both_entries_first(patch: pytest.MonkeyPatch) -> None:
+    """Erase both sectors of otadata, then write them."""
+    right = otadata.switch
+
+    def switch(data: bytes, **arguments: Any) -> otadata.OtaEdit:
+        edit = right(data, **arguments)
+        base = arguments["base"]
+        ops: list[FlashOp] = [Erase(base, SECTOR_BYTES), Erase(base + SECTOR_BYTES, SECTOR_BYTES)]
+        for at in (0, SECTOR_BYTES):
+            ops.append(Program(base + at, edit.result[at : at + 32]))
+        return otadata.OtaEdit(tuple(ops), edit.sector, edit.seq, edit.state, edit.result)
+
+    patch.setattr(otadata, "switch", switch)
+
+
+def head_first(patch: pytest.MonkeyPatch) -> None:
+    """Write a slot from its first page to its last one."""
+
+    def write_slot(flash: Any, slot: Any, stream: Any, **hooks: Any) -> None:
+        hooks["phase"]("writing")
+        body = zlib.decompress(b"".join(block.data for block in stream.blocks))[PAGE_BYTES:]
+        flash.erase(slot.offset, -(-stream.size_bytes // SECTOR_BYTES) * SECTOR_BYTES)
+        for op in program(slot.offset, stream.head + body):
+            flash._do(op)
+
+    patch.setattr(carry_out, "write_slot", write_slot)
+
+
+def version_first(patch: pytest.MonkeyPatch) -> None:
+    """Store the version before otadata is switched."""
+    right = plan._switch
+
+    def switch(*arguments: Any, **options: Any) -> plan.Plan:
+        made = right(*arguments, **options)
+        order = {plan.WriteSlot: 0, plan.RecordVersion: 1, plan.SwitchOtadata: 2}
+        steps = sorted(made.steps, key=lambda step: order.get(type(step), 3))
+        object.__setattr__(made, "steps", tuple(steps))
+        return made
+
+    patch.setattr(plan, "_switch", switch)
+
+
+def freeing_without_full(patch: pytest.MonkeyPatch) -> None:
+    """Mark a page of NVS FREEING while the last one is still ACTIVE."""
+    patch.setattr(_nvs_edit, "_free", lambda flash, last, victim: flash.mark_freeing(victim))
+
+
+def way_back_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """Believe the stored tag although the way back was interrupted."""
+    patch.setattr(plan, "_way_back_interrupted", lambda *_: False)
+
+
+def old_entry_taken(patch: pytest.MonkeyPatch) -> None:
+    """Take both entries away where the new one is to go."""
+    right = otadata.take_away
+
+    def take_away(data: bytes, *, base: int, sector: int) -> otadata.OtaEdit:
+        edit = right(data, base=base, sector=sector)
+        other = right(edit.result, base=base, sector=1 - sector)
+        ops = (*other.ops, *edit.ops)
+        return otadata.OtaEdit(ops, edit.sector, edit.seq, edit.state, other.result)
+
+    patch.setattr(otadata, "take_away", take_away)
+
+
+def confirmation_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """Take an update for done although its app has yet to confirm itself."""
+    patch.setattr(plan, "_has_yet_to_confirm", lambda *_: False)
+
+
+MUTANTS: list[tuple[Patch, str, tuple[Any, ...]]] = [
+    (nvs_in_place, "keys", ("update", "guide", "first", False, "blobs")),
+    (both_entries_first, "lost", ("update", "guide", "both", False, "small")),
+    (head_first, "lost", ("update", "micro-rdk", "both", False, "small")),
+    (version_first, "converge", ("update", "micro-rdk", "both", False, "small")),
+    (freeing_without_full, "keys", ("update", "guide", "first", False, "no-second-free")),
+    (way_back_forgotten, "converge", ("back", "micro-rdk", "first", False, "small")),
+    (old_entry_taken, "lost", ("back", "guide", "both", False, "small")),
+    (confirmation_forgotten, "converge", ("update", "micro-rdk", "aborted", True, "small")),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mutant", "column", "case"), MUTANTS, ids=[mutant.__name__ for mutant, _, _ in MUTANTS]
+)
+def test_a_way_of_writing_that_hurts_is_caught(
+    mutant: Patch, column: str, case: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right as it is, the case has no failures; with the mutant its own judge finds some."""
+    right = tried(*case)
+    assert right.total("cuts") > 10
+    assert [right.total(name) for name in ("lost", "keys", "converge")] == [0, 0, 0]
+    mutant(monkeypatch)
+    assert tried(*case).total(column) > 0
