@@ -11,21 +11,13 @@ from typing import Any
 import pytest
 from grpclib import GRPCError
 
-from ota_service.building.tables import load_table
-from ota_service.formats.merge import merge
-from ota_service.sim.images import Behaviour, build_app, build_bootloader
+from ota_service.sim.images import Behaviour
 from ota_service.sim.nvsmodel import nvs_init
 from ota_service.sim.process import SimBoard
-from tests.support.rig import NAME, PROJECT, Rig
+from tests.flash.merged_files import merged
+from tests.support.rig import NAME, Rig
 
 pytestmark = pytest.mark.slow
-
-
-def merged(table: str = "ota-guide", *, version: str = "1.0.5", **options: Any) -> bytes:
-    """A Merged Binary for a board with 4 MB of flash."""
-    app = build_app(PROJECT, version, size_bytes=100_000, **options)
-    loader = build_bootloader(flash_size_code=2)
-    return merge(bootloader=loader, table=load_table(table), app=app).data
 
 
 def keys(raw: bytes) -> dict[tuple[str, str], Any]:

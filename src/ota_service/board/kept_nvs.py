@@ -34,8 +34,10 @@ class KeptNvs:
         On disk when this returns. Raises OtaError disk-full, or internal where that fails.
         """
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.folder.chmod(0o700)
+            self.folder.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.folder.parent, self.folder):
+                folder.mkdir(mode=0o700, exist_ok=True)
+                folder.chmod(0o700)
             for label, data in partitions.items():
                 self._write(self.folder / f"{quote(label, safe='')}.bin", data)
             names = {f"{quote(label, safe='')}.bin" for label in partitions}

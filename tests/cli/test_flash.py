@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`esp32-ota flash` and `make flash-esp32-bin` on a simulated board without OTA slots."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ota_service.sim.images import Behaviour
+from ota_service.sim.nvsmodel import nvs_init
+from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
+from tests.flash.merged_files import merged
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+QUICK = ("--boot-timeout-s", "4", "--boot-stable-s", "0.5")
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[RunningBoard]:
+    """A 4 MB board without OTA slots whose app prints its secrets at every start."""
+    with SimProcess(tmp_path / "boards", [SimBoard("no-ota")]) as sim:
+        yield sim.boards[0]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A Merged Binary with the OTA guide's table, whose app prints what NVS holds."""
+    path = tmp_path / "merged.bin"
+    path.write_bytes(merged(behaviour=Behaviour(print_secrets=True)))
+    return path
+
+
+def flash(
+    board: RunningBoard, file: Path, folder: Path, *arguments: str, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Run the command."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "ota_service.cli.main", "flash", board.url, str(file)),
+            *("--state-dir", str(folder / "state"), *QUICK, *arguments),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def secrets(board: RunningBoard) -> list[str]:
+    """The strings of a board's NVS that nobody may see."""
+    state = nvs_init(bytearray(board.control.read_flash(0x9000, 0x6000)))
+    names = ("WIFI_PASSWORD", "ROBOT_SECRET", "ROBOT_ID")
+    return [state.items["VIAM_NS", name][1].decode() for name in names]
+
+
+def test_it_shows_what_changes_writes_and_watches(
+    board: RunningBoard, file: Path, tmp_path: Path
+) -> None:
+    """First only shown, then done with the keys kept; the secrets that the app prints stay out."""
+    hidden = secrets(board)
+    before = board.control.read_flash(0, 0x310000)
+    shown = flash(board, file, tmp_path, "--keep-nvs", "--dry-run")
+    assert board.control.read_flash(0, 0x310000) == before
+    for words in ("factory", "0x10000 1536 KB", "0x110000 1 MB", "11 keys move from 0x9000"):
+        assert words in shown.stdout
+    lost = flash(board, file, tmp_path, "--dry-run").stdout
+    assert "nvs: what the board has there is LOST" in lost
+
+    done = flash(board, file, tmp_path, "--keep-nvs", "--confirm", board.mac.upper())
+    assert "Done: the board runs micro-rdk-server 1.0.5" in done.stdout
+    assert 'version "1.0.0"' in done.stdout
+    board.control.wait_for_text(f"ROBOT_SECRET={hidden[1]}")
+    for secret in hidden:
+        assert secret not in done.stdout + done.stderr + shown.stdout
+    assert not (tmp_path / "state/kept-nvs").exists()
+    again = flash(board, file, tmp_path, "--keep-nvs", "--json")
+    reply = json.loads(again.stdout)
+    assert (reply["ok"], reply["confirmed"], reply["nvs"][0]["moved"]) == (True, True, False)
+
+
+def test_the_make_target_writes_too(board: RunningBoard, file: Path) -> None:
+    """`make flash-esp32-bin PORT=.. BIN=.. KEEP_NVS=1`, as a person types it."""
+    done = subprocess.run(
+        ["make", "flash-esp32-bin", f"PORT={board.url}", f"BIN={file}", "KEEP_NVS=1"],
+        cwd=ROOT,
+        env={**os.environ, "XDG_STATE_HOME": str(board.dir)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Done: the board runs micro-rdk-server 1.0.5" in done.stdout
+
+
+def test_another_boards_mac_and_other_files_write_nothing(
+    board: RunningBoard, file: Path, tmp_path: Path
+) -> None:
+    """One line each, with exit code 1."""
+    board.control.start_trace()
+    done = flash(board, file, tmp_path, "--confirm", "24:0a:c4:ff:ff:ff", code=1)
+    assert "wrong-board" in done.stderr
+    (tmp_path / "s3.bin").write_bytes(b"\xe9\x02" + bytes(2000))
+    assert "not-an-image" in flash(board, tmp_path / "s3.bin", tmp_path, code=1).stderr
+    ops = [op for op in board.control.stop_trace() if op["who"] == "loader"]
+    assert ops == []
+
+
+def test_a_power_cut_in_the_middle_is_mended_by_the_same_command(
+    board: RunningBoard, file: Path, tmp_path: Path
+) -> None:
+    """The error says where the keys are; nothing starts; the same again finds them there."""
+    hidden = secrets(board)
+    board.control.cut_power_at(60, "torn")
+    done = flash(board, file, tmp_path, "--keep-nvs", code=1)
+    assert "link-lost" in done.stderr
+    folder = tmp_path / "state/kept-nvs" / board.mac.replace(":", "")
+    assert str(folder) in done.stderr
+    assert (folder / "nvs.bin").is_file()
+    board.control.power_on()
+    done = flash(board, file, tmp_path, "--keep-nvs")
+    assert "Done" in done.stdout
+    state = nvs_init(bytearray(board.control.read_flash(0x9000, 0x4000)))
+    assert state.items["VIAM_NS", "ROBOT_SECRET"][1].decode() == hidden[1]
+    assert not folder.exists()
+
+
+def test_a_firmware_that_does_not_start_is_told_with_its_log(
+    board: RunningBoard, tmp_path: Path
+) -> None:
+    """Written and read back is not enough; the keys stay on disk, and no secret is shown."""
+    hidden = secrets(board)
+    bad = tmp_path / "bad.bin"
+    behaviour = Behaviour(ending="panic", ending_after_s=0.3, print_secrets=True)
+    bad.write_bytes(merged(behaviour=behaviour))
+    done = flash(board, bad, tmp_path, "--keep-nvs", code=1)
+    assert "boot-failed" in done.stdout
+    assert "Guru Meditation" in done.stdout
+    assert "still kept in" in done.stdout
+    assert "ROBOT_SECRET=***" in done.stdout
+    for secret in hidden:
+        assert secret not in done.stdout + done.stderr

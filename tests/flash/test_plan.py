@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What `flash` writes, in which order, and what an interruption at any place leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ota_service.board.chip import ChipInfo
+from ota_service.board.flash import MemoryFlash, PowerCut
+from ota_service.board.flash_merged import (
+    FlashJob,
+    FlashOutcome,
+    FlashPhase,
+    _write,
+    look_before,
+    to_keep,
+)
+from ota_service.board.flash_plan import Before, FlashPlan, check_merged, plan_flash
+from ota_service.board.kept_nvs import KeptNvs
+from ota_service.errors import OtaError
+from ota_service.formats.merged import parse_merged
+from ota_service.formats.nvs import parse_nvs
+from ota_service.sim.bootmodel import boot
+from ota_service.sim.factory import build_nvs, default_nvs, make_flash
+from ota_service.sim.images import build_app
+from ota_service.sim.layouts import LAYOUTS
+from ota_service.sim.nvsmodel import nvs_init
+from tests.flash.merged_files import merged
+
+MIB = 1 << 20
+MAC = "24:0a:c4:00:00:01"
+
+
+def chip(flash_bytes: int = 4 * MIB, **changes: Any) -> ChipInfo:
+    """A plain ESP32."""
+    values = {"name": "ESP32", "chip_id": 0, "mac": MAC, "revision": 301, **changes}
+    return ChipInfo(flash_bytes=flash_bytes, **values)
+
+
+class Hooks:
+    """Nobody stops it."""
+
+    def __init__(self) -> None:
+        self.phases: list[str] = []
+
+    def identified(self, mac: str) -> None:
+        pass
+
+    def planned(self, chip: ChipInfo, before: Before, plan: FlashPlan) -> None:
+        pass
+
+    def phase(self, name: FlashPhase) -> None:
+        self.phases.append(name)
+
+    def progress(self, bytes_done: int, bytes_total: int) -> None:
+        assert 0 <= bytes_done <= bytes_total
+
+    def cancelled(self) -> bool:
+        return False
+
+    def stopping(self) -> bool:
+        return False
+
+
+def prepare(
+    flash: MemoryFlash, data: bytes, *, keep: bool, saved: Mapping[str, bytes] | None = None
+) -> FlashOutcome:
+    """What a session knows when it begins to write."""
+    file = check_merged(data)
+    about = chip(len(flash.data))
+    before = look_before(flash, about)
+    wanted = to_keep(before, dict(saved or {})) if keep else None
+    plan = plan_flash(file, about, before, keep=wanted)
+    return FlashOutcome(about, before, file, plan)
+
+
+def write(flash: MemoryFlash, outcome: FlashOutcome) -> None:
+    """Carry it out."""
+    job = FlashJob("a", outcome.file, keep_nvs=bool(outcome.plan.kept), state_dir=Path("/nowhere"))
+    _write(flash, job, Hooks(), outcome)
+
+
+def keys(raw: bytes) -> dict[tuple[str, str], Any]:
+    """What the simulator's reader finds."""
+    state = nvs_init(bytearray(raw))
+    assert state.error is None
+    return dict(state.items)
+
+
+def nvs_of(flash: bytes | bytearray, layout: str) -> bytes:
+    """The nvs partition as it stands in flash."""
+    part = LAYOUTS[layout].find("nvs")
+    return bytes(flash[part.offset : part.end])
+
+
+def boots(flash: bytes | bytearray) -> str | None:
+    """The label of the slot that the simulator's bootloader starts."""
+    return boot(bytearray(flash)).slot
+
+
+@pytest.mark.parametrize(
+    ("layout", "table", "mib", "named"),
+    [
+        ("no-ota", "ota-guide", 4, "guide"),
+        ("no-ota", "micro-rdk", 8, "micro-rdk"),
+        ("guide", "micro-rdk-8mb", 8, "micro-rdk-8mb"),
+        ("micro-rdk-8mb", "ota-guide", 8, "guide"),
+        ("micro-rdk", "micro-rdk", 8, "micro-rdk"),
+    ],
+)
+def test_all_keys_arrive_from_each_table_in_each_other(
+    layout: str, table: str, mib: int, named: str
+) -> None:
+    """NVS smaller, larger, elsewhere and in place; and the board starts the new app."""
+    flash = MemoryFlash(make_flash(layout, mib * MIB))
+    before = keys(nvs_of(flash.data, layout))
+    outcome = prepare(flash, merged(table, flash_mb=mib), keep=True)
+    write(flash, outcome)
+    assert keys(nvs_of(flash.data, named)) == before
+    read = parse_merged(bytes(flash.data))
+    assert read.problems == []
+    assert read.booted == outcome.file.booted
+    places = [(p.offset, p.size) for p in (LAYOUTS[n].find("nvs") for n in (layout, named))]
+    assert outcome.plan.kept[0].in_place == (places[0] == places[1])
+    assert not outcome.plan.lost
+
+
+def test_an_nvs_that_stays_is_never_touched() -> None:
+    """Not one operation reaches it: nothing can go wrong with it."""
+    flash = MemoryFlash(make_flash("micro-rdk", 8 * MIB))
+    part = LAYOUTS["micro-rdk"].find("nvs")
+    write(flash, prepare(flash, merged("micro-rdk", flash_mb=8), keep=True))
+    assert flash.trace
+    assert not [op for op in flash.trace if part.offset <= op.offset < part.end]
+
+
+def test_without_keep_nvs_everything_is_the_files() -> None:
+    """The file is the flash; what it leaves out of the table's places is blank."""
+    flash = MemoryFlash(make_flash("guide", 8 * MIB, other_app=build_app("x"), other_slot="ota_1"))
+    data = merged("ota-guide", flash_mb=8)
+    outcome = prepare(flash, data, keep=False)
+    assert outcome.plan.lost == ("nvs",)
+    write(flash, outcome)
+    assert bytes(flash.data[: len(data)]) == data
+    assert flash.data[0x9000:0xD000] == b"\xff" * 0x4000
+    for label in ("ota_0", "ota_1"):
+        part = LAYOUTS["guide"].find(label)
+        assert flash.data[part.offset : part.offset + 0x1000] == b"\xff" * 0x1000
+
+
+def test_keys_in_the_file_are_written_unless_the_boards_are_kept() -> None:
+    """Provisioning; a note says which keys won."""
+    own = build_nvs(0x4000, {"WIFI_SSID": "factory", "OTA_VERSION": "0"})
+    data = merged(contents={"nvs": own})
+    flash = MemoryFlash(make_flash("no-ota"))
+    before = keys(nvs_of(flash.data, "no-ota"))
+    fresh = MemoryFlash(bytes(flash.data))
+    write(fresh, prepare(fresh, data, keep=False))
+    assert keys(nvs_of(fresh.data, "guide"))["VIAM_NS", "WIFI_SSID"][1] == b"factory"
+    outcome = prepare(flash, data, keep=True)
+    assert "kept instead" in outcome.plan.notes[0]
+    write(flash, outcome)
+    assert keys(nvs_of(flash.data, "guide")) == before
+
+
+@pytest.mark.slow
+def test_a_cut_anywhere_leaves_a_board_that_starts_nothing_and_the_same_again_mends_it() -> None:
+    """Keys are in place or on disk at every moment, and no firmware runs on half a flash.
+
+    Cut at every operation of a flash whose NVS moves into a smaller place.
+    """
+    start = bytes(make_flash("no-ota", app=build_app(size_bytes=20_000)))
+    before = keys(nvs_of(start, "no-ota"))
+    data = merged(size_bytes=20_000)
+    whole = MemoryFlash(start)
+    outcome = prepare(whole, data, keep=True)
+    saved = {"nvs": nvs_of(start, "no-ota")}
+    write(whole, outcome)
+    cuts = range(len(whole.trace))
+    assert len(cuts) > 150
+    for cut_at in cuts:
+        flash = MemoryFlash(start, cut_at=cut_at)
+        with pytest.raises(PowerCut):
+            write(flash, prepare(flash, data, keep=True))
+        if cut_at:
+            assert boots(flash.data) is None, cut_at
+        again = MemoryFlash(flash.data)
+        write(again, prepare(again, data, keep=True, saved=saved))
+        assert keys(nvs_of(again.data, "guide")) == before, cut_at
+        assert boots(again.data) == "factory", cut_at
+
+
+@pytest.mark.parametrize(
+    ("changes", "table", "code"),
+    [
+        ({"chip_id": 9, "name": "ESP32-S3"}, "ota-guide", "wrong-chip"),
+        ({"flash_bytes": 2 * MIB}, "ota-guide", "flash-size"),
+        ({"flash_bytes": None}, "ota-guide", "flash-size"),
+        ({"flash_encrypted": True}, "ota-guide", "flash-encrypted"),
+        ({"secure_boot": True}, "ota-guide", "secure-boot"),
+    ],
+)
+def test_boards_that_it_would_not_start_are_refused(
+    changes: dict[str, Any], table: str, code: str
+) -> None:
+    """Before the first write."""
+    with pytest.raises(OtaError) as caught:
+        plan_flash(check_merged(merged(table)), chip(**changes), Before(None), keep=None)
+    assert caught.value.code == code
+
+
+def test_a_file_for_a_larger_flash_is_refused() -> None:
+    """Its app would find the flash smaller than its header says, and give up at its start."""
+    file = check_merged(merged(flash_mb=8))
+    with pytest.raises(OtaError, match="0x800000") as caught:
+        plan_flash(file, chip(4 * MIB), Before(None), keep=None)
+    assert "FLASH_SIZE" in caught.value.remedy
+    assert plan_flash(file, chip(16 * MIB), Before(None), keep=None).writes
+
+
+def test_an_app_for_another_revision_is_refused() -> None:
+    """As the bootloader would."""
+    with pytest.raises(OtaError) as caught:
+        plan_flash(check_merged(merged(min_revision=400)), chip(), Before(None), keep=None)
+    assert caught.value.code == "chip-revision"
+
+
+def damaged(at: int) -> bytes:
+    """A Merged Binary with one bit changed."""
+    data = bytearray(merged())
+    data[at] ^= 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", "not-an-image"),
+        (build_app(), "not-an-image"),
+        (damaged(0x1000 + 3000), "image-corrupt"),
+        (damaged(0x10000 + 3000), "image-corrupt"),
+        (damaged(0x8000 + 40), "partition-table-invalid"),
+        (merged()[:0x10000], "image-corrupt"),
+    ],
+)
+def test_files_that_are_not_whole_are_refused(data: bytes, code: str) -> None:
+    """Before any port is opened."""
+    with pytest.raises(OtaError) as caught:
+        check_merged(data)
+    assert caught.value.code == code
+
+
+def test_a_board_whose_keys_cannot_be_found_is_refused_with_keep_nvs() -> None:
+    """Better no flash than lost keys; without keep_nvs it is written."""
+    flash = MemoryFlash(make_flash("no-ota"))
+    flash.data[0x8000:0x9000] = b"\xff" * 0x1000
+    with pytest.raises(OtaError, match="cannot be kept") as caught:
+        prepare(flash, merged(), keep=True)
+    assert "without keep_nvs" in caught.value.remedy
+    write(flash, prepare(flash, merged(), keep=False))
+    assert boots(flash.data) == "factory"
+
+
+def test_keys_that_the_new_table_has_no_place_for_are_refused() -> None:
+    """An NVS partition of another name, with keys in it."""
+    before = look_before(MemoryFlash(make_flash("no-ota")), chip())
+    keep = {"nvs_factory": before.nvs["nvs"]}
+    with pytest.raises(OtaError) as caught:
+        plan_flash(check_merged(merged()), chip(), before, keep=keep)
+    assert caught.value.code == "nvs-missing"
+
+
+def test_a_damaged_nvs_is_refused_with_keep_nvs() -> None:
+    """It may be one that only the firmware can repair."""
+    flash = MemoryFlash(make_flash("no-ota"))
+    flash.data[0x9000:0xF000] = bytes(range(1, 256)) * 96 + bytes(96)
+    with pytest.raises(OtaError):
+        prepare(flash, merged(), keep=True)
+
+
+def test_what_was_saved_counts_where_the_board_lacks_a_key_of_it() -> None:
+    """A firmware that erased NVS, or a cut; but newer values on the board win."""
+    old = build_nvs(0x6000, default_nvs(version="1"))
+    table = look_before(MemoryFlash(make_flash("no-ota")), chip()).table
+    erased = Before(table, nvs={"nvs": b"\xff" * 0x6000})
+    assert to_keep(erased, {"nvs": old}) == {"nvs": old}
+    newer = build_nvs(0x6000, {**default_nvs(version="2"), "MORE": "x"})
+    assert to_keep(Before(table, nvs={"nvs": newer}), {"nvs": old}) == {"nvs": newer}
+    assert to_keep(Before(None, OtaError("partition-table-invalid")), {"nvs": old}) == {"nvs": old}
+
+
+def test_kept_nvs_is_private_and_whole(tmp_path: Path) -> None:
+    """Saved, replaced, found again, removed."""
+    store = KeptNvs(tmp_path, MAC)
+    assert store.load() == {}
+    store.save({"nvs": b"a" * 100, "odd/label": b"b"})
+    assert store.load() == {"nvs": b"a" * 100, "odd/label": b"b"}
+    store.save({"nvs": b"c"})
+    assert KeptNvs(tmp_path, MAC).load() == {"nvs": b"c"}
+    assert {oct(p.stat().st_mode)[-3:] for p in tmp_path.rglob("*") if p.is_dir()} == {"700"}
+    assert {oct(p.stat().st_mode)[-3:] for p in tmp_path.rglob("*.bin")} == {"600"}
+    store.remove()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OtaError, match="cannot be kept"):
+        KeptNvs(tmp_path / "file", MAC).save({"nvs": b""})
+
+
+def test_the_plan_says_the_tag_that_will_be_stored() -> None:
+    """`nvs.keys()` and the version are what the reply carries."""
+    flash = MemoryFlash(make_flash("no-ota", version="0.8"))
+    plan = prepare(flash, merged(), keep=True).plan
+    assert parse_nvs(plan.kept[0].data).get_string("VIAM_NS", "OTA_VERSION") == "0.8"
+    assert plan.kept[0].to_dict()["moved"] is True
