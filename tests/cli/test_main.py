@@ -4,25 +4,31 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from ota_service.board.ports import PortInfo
-from ota_service.cli.main import SUBCOMMANDS, cli
+from ota_service.cli.main import FIRST_STEPS, SUBCOMMANDS, cli, main
 from ota_service.cli.ports import describe, looks_like
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "ota_service.cli.main", *arguments],
         cwd=ROOT / "src",
+        env=env,
         capture_output=True,
         text=True,
         timeout=60,
@@ -80,3 +86,73 @@ def test_a_port_in_words() -> None:
     assert looks_like(bridge) == "perhaps an ESP32 (CH34x bridge)"
     assert "mac" not in describe(bridge)
     assert looks_like(PortInfo("/dev/ttyS0")) == "unknown"
+
+
+def test_a_first_use_shows_how_to_begin() -> None:
+    """Without arguments: examples and the subcommands, within 80 columns, exit code 0."""
+    done = run()
+    assert done.returncode == 0
+    for _, example in FIRST_STEPS:
+        assert example in done.stdout
+    for name in SUBCOMMANDS:
+        assert f"  {name} " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("step", FIRST_STEPS)
+def test_the_examples_of_a_first_use_are_valid(step: tuple[str, str]) -> None:
+    """Each is a subcommand with options that it has."""
+    _, name, *arguments = step[1].split()
+    command = cli.get_command(cli.make_context("esp32-ota", [name]), name)
+    assert command is not None
+    for word in arguments:
+        if word.startswith("--") and name not in ("sim", "remote"):
+            assert any(word in param.opts for param in command.params), word
+
+
+def test_the_version_is_told() -> None:
+    """For reports; also from a checkout that was never installed."""
+    done = run("--version")
+    assert done.returncode == 0
+    assert re.fullmatch(r"esp32-ota \d+\.\d+\.\d+\S*\n", done.stdout)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_printed_for_each_shell(shell: str) -> None:
+    """What the shell evaluates calls this command for its words."""
+    done = run("completion", shell)
+    assert done.returncode == 0
+    assert "_ESP32_OTA_COMPLETE" in done.stdout
+    assert "esp32-ota" in done.stdout
+
+
+def test_words_are_completed() -> None:
+    """Subcommands and options, in the way that click's script asks for them."""
+    env = {**os.environ, "_ESP32_OTA_COMPLETE": "bash_complete"}
+
+    def words(line: str) -> list[str]:
+        asked = {**env, "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+        done = run(env=asked)
+        return [row.partition(",")[2] for row in done.stdout.splitlines()]
+
+    assert words("esp32-ota in") == ["inspect"]
+    assert "status" in words("esp32-ota remote st")
+    assert words("esp32-ota update --versi") == ["--version"]
+
+
+def test_an_unforeseen_failure_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And says how to see more, instead of a trace."""
+
+    def broken() -> None:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr("ota_service.cli.ports.list_ports", broken)
+    monkeypatch.delenv("ESP32_OTA_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["ports"])
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Error: RuntimeError: no such luck")
+    assert "ESP32_OTA_DEBUG=1" in line

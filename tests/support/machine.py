@@ -133,12 +133,19 @@ class Machine:
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, folder: Path, *, parent: bool = True) -> AsyncIterator[Machine]:
-        """Start both. parent False: the module alone, as the demonstration runs it."""
+    async def start(
+        cls, folder: Path, *, parent: bool = True, tcp: bool = False
+    ) -> AsyncIterator[Machine]:
+        """Start both. parent False: the module alone, as the demonstration runs it. tcp: the
+        machine is at HOST:PORT, as users give it."""
         sockets = tempfile.mkdtemp(prefix="ota-")
         address = f"{sockets}/parent.sock"
         server = Server([])
-        await server._server.start(path=address)
+        if tcp:
+            await server._server.start("127.0.0.1", 0)
+            address = f"127.0.0.1:{_port_of(server)}"
+        else:
+            await server._server.start(path=address)
 
         class Child(_Child):
             parent_address = address
@@ -209,6 +216,12 @@ class Machine:
             if name.name == short:
                 return f"{API(name.namespace, name.type, name.subtype)}/{short}"
         return f"{SERVICE.api}/{short}"
+
+
+def _port_of(server: Server) -> int:
+    listening = server._server._server
+    assert isinstance(listening, asyncio.Server)
+    return int(listening.sockets[0].getsockname()[1])
 
 
 def _config(kind: Kind, name: str, attributes: Mapping[str, Any]) -> ComponentConfig:

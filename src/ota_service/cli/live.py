@@ -47,7 +47,7 @@ STYLES = {
 }
 """The colour of a board's state."""
 
-_SHORT = {"awaiting_confirmation": "to be confirmed", "unrecognised": "unrecognised"}
+_SHORT = {"awaiting_confirmation": "unconfirmed", "unrecognised": "unrecognised"}
 _BUSY_FIRST = {"waiting": 1}
 
 
@@ -102,7 +102,7 @@ class Live:
         download = _download_text(status)
         if download and self._said.get("") != download.split()[0]:
             self._said[""] = download.split()[0]
-            self._console.print(f"   {download.split(',')[0]}")
+            self._console.print(Text(f"   {download.split(',')[0]}"))
         for name, board in boards_of(status, self._names).items():
             what = _what(board)
             if board.get("phase") == "writing":
@@ -112,7 +112,7 @@ class Live:
                 what = f"{what} [{board['error'].get('code', '')}]"
             if self._said.get(name) != what:
                 self._said[name] = what
-                self._console.print(f"   {name:<12} {what}", soft_wrap=True)
+                self._console.print(Text(f"   {name:<12} {what}"), soft_wrap=True)
 
 
 def boards_of(status: Status, names: Sequence[str] | None = None) -> dict[str, Board]:
@@ -164,8 +164,11 @@ def frame(
     parts: list[RenderableType] = [grid]
     if len(shown) < len(boards):
         left = [board for name, board in boards.items() if name not in shown]
-        parts.append(Text(f"   and {len(left)} more: {counts_text(left)}", style="dim"))
-    parts.append(Text(f"   {_summary(status, boards)}", style="dim", no_wrap=True))
+        more = f"   and {len(left)} more: {counts_text(left)}"
+        parts.append(Text(more, style="dim", no_wrap=True, overflow="ellipsis"))
+    parts.append(
+        Text(f"   {_summary(status, boards)}", style="dim", no_wrap=True, overflow="ellipsis")
+    )
     return Group(*parts)
 
 
@@ -238,7 +241,8 @@ def counts_text(boards: Sequence[Board]) -> str:
     """How many boards there are in each state: "3 up to date, 1 failed"."""
     counts: dict[str, int] = {}
     for board in boards:
-        words = "waiting" if board.get("phase") == "waiting" else _state_words(board)
+        waits = board.get("phase") == "waiting" and board.get("state") == "updating"
+        words = "waiting" if waits else _state_words(board)
         counts[words] = counts.get(words, 0) + 1
     return ", ".join(f"{count} {words}" for words, count in counts.items())
 

@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -20,7 +21,7 @@ from ota_service.errors import OtaError
 
 PROGRAM = "esp32-ota"
 EXIT_FAILED = 1
-PURPOSE = "Updates the firmware of ESP32 boards from the computer that they are attached to."
+PURPOSE = "Updates the firmware of the ESP32 boards that are attached to this computer."
 DEBUG = "ESP32_OTA_DEBUG"
 """Environment variable that shows the trace of an unforeseen failure, and logs."""
 
@@ -117,15 +118,39 @@ class LazyGroup(click.Group):
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(package_name="ota-service", prog_name=PROGRAM, message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, given: _tell_version(ctx) if given else None,
+    help="Show the version and exit.",
+)
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Updates the firmware of ESP32 boards from the computer that they are attached to.
+    """Updates the firmware of the ESP32 boards that are attached to this computer.
 
     Every subcommand has --help. Exit codes: 0 done, 1 failed, 2 wrong usage.
     """
     if ctx.invoked_subcommand is None:
         click.echo(first_use(ctx))
+
+
+def _tell_version(ctx: click.Context) -> None:
+    click.echo(f"{PROGRAM} {own_version()}")
+    ctx.exit()
+
+
+def own_version() -> str:
+    """The version of the installed package, or of the checkout that this runs from."""
+    import tomllib
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("ota-service")
+    except PackageNotFoundError:
+        project = Path(__file__).parents[3] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text("utf-8"))["project"]["version"])
 
 
 def first_use(ctx: click.Context) -> str:

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`esp32-ota inspect` against simulated boards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
+from tests.support.command import environment, run_command
+
+
+def digest(board: RunningBoard) -> str:
+    """Of a board's whole flash."""
+    return hashlib.sha256((board.dir / "flash.bin").read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
+async def test_it_shows_what_is_on_a_board_and_changes_nothing(tmp_path: Path) -> None:
+    """Chip, MAC, table, otadata, slots with their apps and the version; then the app runs on."""
+    with SimProcess(tmp_path, [SimBoard("guide", version="1.4.2")]) as sim:
+        board = sim.boards[0]
+        before = digest(board)
+        done = await run_command("inspect", board.url, "--json", env=environment(tmp_path))
+        assert done.code == 0, done.err
+        told = json.loads(done.out)
+        assert told["mac"] == board.mac
+        assert told["chip"]["name"] == "ESP32"
+        assert told["chip"]["flash_bytes"] == 8 << 20
+        assert told["version"] == "1.4.2"
+        assert told["running"]["app_version"] == "1.4.2"
+        assert told["running"]["evidence"] == "log"
+        labels = {part["label"]: part for part in told["partitions"]}
+        assert {"nvs", "otadata", "ota_0", "ota_1"} <= labels.keys()
+        assert labels["ota_0"]["offset"] % 0x10000 == 0
+        assert len(told["otadata"]["entries"]) == 2
+        assert [app["slot"] for app in told["apps"] if app["running"]] == [told["running"]["slot"]]
+        assert "problem" not in told
+        assert "Restarting the board" in done.err
+        assert digest(board) == before
+        assert board.control.state()["app"]["version"] == "1.4.2"
+
+        done = await run_command("inspect", board.url, env=environment(tmp_path))
+        for part in (board.mac, "ota_1", "1.4.2", "running", "otadata 0"):
+            assert part in done.out
+        assert "\x1b" not in done.out
+
+
+async def test_a_board_that_cannot_be_updated_is_shown_with_the_reason(tmp_path: Path) -> None:
+    """What is on it is the answer, so the exit code is 0; the remedy stands there as well."""
+    with SimProcess(tmp_path, [SimBoard("no-ota")]) as sim:
+        done = await run_command("inspect", sim.boards[0].url, "--json", env=environment(tmp_path))
+        assert done.code == 0, done.err
+        told = json.loads(done.out)
+        assert told["problem"]["code"] == "no-ota-slots"
+        assert told["problem"]["remedy"]
+        assert told["partitions"]
+
+
+async def test_without_a_board_it_is_one_line_with_the_remedy(tmp_path: Path) -> None:
+    """And exit code 1; no trace."""
+    done = await run_command("inspect", "/dev/ttyUSB77", env=environment(tmp_path))
+    assert done.code == 1
+    assert done.out == ""
+    error = done.err.splitlines()[-1]
+    assert error.startswith("Error: The port /dev/ttyUSB77 does not exist.")
+    assert error.endswith("[port-missing]")
+    assert "Traceback" not in done.err

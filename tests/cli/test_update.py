@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`esp32-ota update`: one board without Viam, on simulated boards, in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from ota_service.sim.images import Behaviour, build_app
+from ota_service.sim.process import SimBoard, SimProcess
+from tests.support.command import (
+    ended,
+    environment,
+    on_terminal,
+    run_command,
+    start_command,
+)
+from tests.support.firmware_server import FirmwareServer
+from tests.support.machine import eventually
+from tests.support.rig import PROJECT
+
+QUICK = ("--boot-timeout", "4", "--boot-stable", "0.5")
+
+
+def image_file(folder: Path, version: str, name: str = "app.bin", **options: object) -> Path:
+    """An App Image in a file."""
+    path = folder / name
+    path.write_bytes(build_app(PROJECT, version, size_bytes=100_000, **options))  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.slow
+async def test_a_file_is_written_and_a_second_time_left_alone(tmp_path: Path) -> None:
+    """The version is the descriptor's; equal versions need --force; JSON is the run's history."""
+    env = environment(tmp_path)
+    app = image_file(tmp_path, "1.1.0")
+    with SimProcess(tmp_path / "boards", [SimBoard("guide")]) as sim:
+        board = sim.boards[0]
+        command = ("update", board.url, "--file", str(app), *QUICK)
+        done = await run_command(*command, env=env)
+        assert done.code == 0, done.err + done.out
+        assert done.out.splitlines()[-3].split() == ["board", "from", "to", "outcome", "seconds"]
+        row = done.out.splitlines()[-2].split()
+        assert row[:5] == ["board-1", "1.0.0", "1.1.0", "up", "to"]
+        assert "\x1b" not in done.out
+        assert done.err == ""
+        assert board.control.state()["app"]["version"] == "1.1.0"
+
+        again = await run_command(*command, "--json", env=env)
+        assert again.code == 0
+        assert json.loads(again.out)["boards"]["board-1"]["action"] == "none"
+        dry = await run_command(*command, "--dry-run", "--force", "--json", env=env)
+        assert json.loads(dry.out)["plan"]["board-1"]["action"] in ("none", "write", "switch")
+        forced = await run_command(*command, "--force", "--json", env=env)
+        assert json.loads(forced.out)["boards"]["board-1"]["action"] != "none"
+
+
+@pytest.mark.slow
+async def test_a_url_is_fetched_and_a_bad_firmware_is_taken_back(tmp_path: Path) -> None:
+    """Exit code 1, and one line that says what happened and what to do."""
+    async with FirmwareServer.start() as server:
+        bad = build_app(PROJECT, "2.0.0", size_bytes=80_000, behaviour=Behaviour(
+            ending="panic", ending_after_s=0.2))  # fmt: skip
+        url = server.put("/bad.bin", bad, login="me:s3cret").replace("//", "//me:s3cret@")
+        with SimProcess(tmp_path / "boards", [SimBoard("micro-rdk")]) as sim:
+            done = await run_command(
+                *("update", sim.boards[0].url, "--url", url, "--version", "two", *QUICK),
+                env=environment(tmp_path),
+            )
+            assert done.code == 1
+            assert "rolled back" in done.out
+            assert "[boot-failed]" in done.out
+            assert "s3cret" not in done.out + done.err
+            assert sim.boards[0].control.state()["app"]["version"] == "1.0.0"
+
+
+@pytest.mark.slow
+async def test_another_board_at_the_same_port_is_welcome(tmp_path: Path) -> None:
+    """Who names a port means what is there now: boards are flashed one after another."""
+    env = environment(tmp_path)
+    app = image_file(tmp_path, "1.1.0")
+    with SimProcess(tmp_path / "boards", [SimBoard("guide"), SimBoard("guide")]) as sim:
+        port = tmp_path / "port"
+        for board in sim.boards:
+            port.unlink(missing_ok=True)
+            port.symlink_to(board.dir)
+            done = await run_command(
+                *("update", f"esp32sim://{port}", "--file", str(app), *QUICK), env=env
+            )
+            assert done.code == 0, done.out + done.err
+            assert board.control.state()["app"]["version"] == "1.1.0"
+
+
+@pytest.mark.slow
+async def test_ctrl_c_leaves_the_board_bootable_and_says_so(tmp_path: Path) -> None:
+    """In the middle of the writing: the old firmware runs when the command has ended."""
+    app = tmp_path / "app.bin"
+    app.write_bytes(build_app(PROJECT, "1.1.0", size_bytes=700_000))
+    with SimProcess(tmp_path / "b", [SimBoard("guide", config={"timed": True})]) as sim:
+        board = sim.boards[0]
+        process = await start_command(
+            *("update", board.url, "--file", str(app)), env=environment(tmp_path)
+        )
+        assert process.stdout is not None
+        seen = b""
+        while b"writing 25 %" not in seen:
+            line = await asyncio.wait_for(process.stdout.readline(), 30)
+            assert line, seen
+            seen += line
+        process.send_signal(signal.SIGINT)
+        done = await ended(process, limit_s=20)
+        assert done.code == 1, done
+        assert "Stopping where that leaves the board bootable" in done.out
+        assert "The board is left bootable: it runs factory (micro-rdk-server 1.0.0)." in done.out
+
+        async def version() -> str:
+            return str((board.control.state().get("app") or {}).get("version"))
+
+        await eventually(version, lambda found: found == "1.0.0", timeout_s=5)
+
+
+async def test_what_cannot_be_meant_is_wrong_usage(tmp_path: Path) -> None:
+    """Exit code 2, before any port is opened."""
+    app = str(image_file(tmp_path, "1.1.0"))
+    wrong = [
+        (("update", "/dev/ttyUSB0"), "either --url or --file"),
+        (("update", "/dev/ttyUSB0", "--file", app, "--url", "http://x/a"), "either --url or"),
+        (("update", "/dev/ttyUSB0", "--url", "http://x/a.bin"), "--version"),
+        (("update", "/dev/ttyUSB0", "--url", "ftp://x/a.bin", "--version", "1"), "http://"),
+        (("update", "gopher://x", "--file", app), "port"),
+        (("update", "/dev/ttyUSB0", "--file", app, "--boot-expect", "("), "boot_expect"),
+    ]
+    runs = await asyncio.gather(
+        *(run_command(*arguments, env=environment(tmp_path)) for arguments, _ in wrong)
+    )
+    for done, (arguments, words) in zip(runs, wrong, strict=True):
+        assert done.code == 2, (arguments, done)
+        assert words in done.err, (arguments, done.err)
+        assert "Traceback" not in done.err
+
+
+async def test_a_file_that_is_no_app_image_is_refused_first(tmp_path: Path) -> None:
+    """One line with the remedy and the code; the board is never opened."""
+    junk = tmp_path / "junk.bin"
+    junk.write_bytes(b"\x00" * 5000)
+    with SimProcess(tmp_path / "boards", [SimBoard("guide")]) as sim:
+        board = sim.boards[0]
+        done = await run_command(
+            "update", board.url, "--file", str(junk), env=environment(tmp_path)
+        )
+        assert (done.code, done.out) == (1, "")
+        assert done.err.startswith("Error: ")
+        assert done.err.strip().endswith("[not-an-image]")
+        assert len(done.err.splitlines()) == 1
+        assert board.control.counters().get("open", 0) == 0
+
+
+@pytest.mark.slow
+def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
+    """With percent, rate and time left, within 80 columns; NO_COLOR keeps it without colours."""
+    app = tmp_path / "app.bin"
+    app.write_bytes(build_app(PROJECT, "1.1.0", size_bytes=300_000))
+    with SimProcess(tmp_path / "b", [SimBoard("guide", config={"timed": True})]) as sim:
+        command = ("update", sim.boards[0].url, "--file", str(app), *QUICK)
+        code, seen = on_terminal(*command, env=environment(tmp_path, NO_COLOR="1"))
+        assert code == 0, seen
+        assert "━" in seen
+        assert "kB/s" in seen
+        assert "\x1b[3" not in seen
+        assert "up to date" in seen
