@@ -50,6 +50,10 @@ class Patience:
     retry_after_s: float = 60.0
 
 
+class GaveUp(OtaError):
+    """A download that ended by a failure that may pass: the same one may succeed later."""
+
+
 class Transient(Exception):
     """A failure that a further attempt may mend. error: what to tell where none does."""
 
@@ -366,7 +370,8 @@ async def run_attempts(download: Download, context: ssl.SSLContext, patience: Pa
                 vain, furthest_bytes = 0, download.size_bytes
             if vain >= len(patience.delays_s):
                 download.gave_up = True
-                raise failure.error from None
+                error = failure.error
+                raise GaveUp(error.code, error.message, remedy=error.remedy) from None
             if failure.after_s > patience.retry_after_s:
                 download.gave_up = True
                 raise _not_now(failure) from None
@@ -375,9 +380,9 @@ async def run_attempts(download: Download, context: ssl.SSLContext, patience: Pa
         await asyncio.sleep(delay_s)
 
 
-def _not_now(failure: Transient) -> OtaError:
+def _not_now(failure: Transient) -> GaveUp:
     """The server asks for more patience than a run has: the next run asks again."""
-    return OtaError(
+    return GaveUp(
         failure.error.code,
         failure.error.message,
         remedy=f"The server asks to be left alone for {failure.after_s:.0f} s; try again then.",

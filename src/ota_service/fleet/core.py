@@ -22,6 +22,7 @@ from ota_service.board.ports import PortInfo, canonical, describe, list_ports
 from ota_service.board.session import Awaited, Image, Job, Outcome
 from ota_service.errors import OtaError
 from ota_service.firmware.check import Firmware
+from ota_service.firmware.download import GaveUp
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.fleet.board_state import BoardState, Progress
@@ -39,6 +40,8 @@ SETTLE_S = 3.0
 """How long after a session a port may come and go by the board's own restart."""
 
 STATE_BUSY_RETRY_S = 2.0
+DOWNLOAD_PAUSES_S = (30.0, 60.0, 120.0, 300.0, 600.0)
+"""Before a download that was given up is tried again: a machine may start before its network."""
 MERGED_BYTES = 16 << 20
 """A Merged Binary may be as large as a flash, whatever the limit for App Images is."""
 STOP_LIMIT_S = 8.0
@@ -68,6 +71,7 @@ class Core:
         self.download: Progress | None = None
         self.images: dict[str, Image] = {}
         self.notices: dict[str, str] = {}
+        self._failed_downloads = 0
         self.closing = False
         self.slots = asyncio.Semaphore(settings.max_parallel)
         self.restart_allowed: RestartAllowed | None = None
@@ -305,8 +309,26 @@ class Core:
         if run.trigger != "command" and (stopped := await self.stopped()) is not None:
             run.refuse(stopped)
         await run.go()
-        if run.purpose == "update" and run.error is not None:
-            self.error = run.error
+        if run.purpose == "update":
+            if run.error is not None:
+                self.error = run.error
+            self.spawn(self._download_again(run))
+
+    async def _download_again(self, run: Run) -> None:
+        """A download that failed by what may pass is tried again by itself, later and later."""
+        if not any(isinstance(error, GaveUp) for error in run.images.values()):
+            self._failed_downloads = 0
+            return
+        key = self._targets_key(self.settings)
+        pause_s = DOWNLOAD_PAUSES_S[min(self._failed_downloads, len(DOWNLOAD_PAUSES_S) - 1)]
+        self._failed_downloads += 1
+        if not self.settings.auto_update or self.closing:
+            return
+        LOGGER.info("the download is tried again in %g s", pause_s)
+        await asyncio.sleep(pause_s)
+        same = self.last_run is run and key == self._targets_key(self.settings)
+        if same and self.settings.auto_update and not self.closing:
+            self.start("resumed", run.names)
 
     def holder(self, name: str, asking: Run) -> BoardWork | None:
         """The work of an update that has this board now."""

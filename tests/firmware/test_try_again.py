@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A firmware that could not be had for now is asked for again, by the service itself."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ota_service.firmware import supply
+from ota_service.firmware.download import Patience
+from ota_service.firmware.target import Target
+from ota_service.fleet import core
+from ota_service.fleet.service import FleetService, shutdown
+from ota_service.fleet.settings import BoardEntry, Settings
+from ota_service.sim.images import build_app
+from ota_service.sim.process import SimProcess
+from tests.support.firmware_server import FirmwareServer
+
+pytestmark = pytest.mark.slow
+
+
+async def until(
+    service: FleetService, condition: Callable[[dict[str, Any]], object]
+) -> dict[str, Any]:
+    """The first status that fulfils `condition`."""
+    async with asyncio.timeout(60):
+        while True:
+            status = service.status()
+            if condition(status):
+                return status
+            await asyncio.sleep(0.05)  # the status has no event to await
+
+
+async def test_a_server_that_comes_back_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine may start before its network; what does not pass by itself is not tried again."""
+    monkeypatch.setattr(core, "DOWNLOAD_PAUSES_S", (0.3,))
+    monkeypatch.setattr(supply, "Patience", lambda: Patience(delays_s=(0.01,)))
+    with SimProcess(tmp_path / "boards", 1) as sim:
+        async with FirmwareServer.start() as server:
+            url = server.put("/a.bin", build_app(version="1.1.0", size_bytes=60_000))
+            for _ in range(2):
+                server.fail_next("/a.bin", 503)
+            wanted = Settings(
+                service="OTA",
+                target=Target(url, "1.1.0"),
+                boards=(BoardEntry("a", port=sim.boards[0].url),),
+                boot_timeout_s=4,
+                boot_stable_s=0.5,
+                state_dir=tmp_path / "state",
+                cache_dir=tmp_path / "cache",
+            )
+            service = await FleetService.open(wanted)
+            try:
+                first = await until(service, lambda s: s.get("run", {}).get("outcome") == "failed")
+                assert first["error"]["code"] == "http-status"
+                assert first["state"] == "idle"
+                status = await until(service, lambda s: s["run"]["outcome"] == "succeeded")
+                assert status["run"]["trigger"] == "resumed"
+                assert status["boards"]["a"]["version"] == "1.1.0"
+                assert "error" not in status
+
+                gone = Target(server.url("/gone.bin"), "1.2.0")
+                service = await FleetService.open(dataclasses.replace(wanted, target=gone))
+                await until(service, lambda s: s["run"]["outcome"] == "failed")
+                asked = len(server.requests)
+                await asyncio.sleep(1.0)  # that nothing happens has no event
+                assert len(server.requests) == asked
+            finally:
+                await shutdown()
