@@ -29,7 +29,6 @@ PhaseHook = Callable[[Phase], None]
 
 VersionOf = Callable[[Partition], str | None]
 
-IMAGE_MAGIC = 0xE9
 OTA_STATE_AT = 24
 """Of ota_state in an otadata entry (esp32.md, "otadata")."""
 
@@ -68,14 +67,14 @@ def write_slot(
 ) -> None:
     """Write an image into a slot that does not run, so that it never looks half bootable.
 
-    What stands there loses its magic byte first, by one program that can only clear bits. The
+    What stands there loses its magic byte first, by one program that can only clear bits; in a
+    blank slot, too, so that a flash that ignores programs is found before the first erase. The
     body is written and its digest read back while the first page is blank. Then the first page
     is programmed but for its magic byte, and the magic byte alone last: an interruption leaves
     either no image or the whole one.
     """
     phase("writing")
-    if flash.read(slot.offset, 1)[0] == IMAGE_MAGIC:
-        program_verified(flash, Program(slot.offset, b"\x00", "no image any more"))
+    program_verified(flash, Program(slot.offset, b"\x00", "no image any more"))
     flash.write_stream(slot.offset, stream, progress)
     phase("verifying")
     body = slot.offset + PAGE_BYTES
