@@ -11,8 +11,8 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from rich.console import Console
@@ -51,19 +51,18 @@ def run(trials: Sequence[Trial], boards_each: int, console: Console, *, link: bo
     tally = Tally()
     progress = Progress(console)
     with tempfile.TemporaryDirectory(prefix="prove-") as folder:
-        recordings = _record(trials, Path(folder), boards_each, progress, tally)
         context = multiprocessing.get_context("spawn")
-        work = [
-            (recordings[trial.case.name], trial.depth)
-            for trial in trials
-            if trial.case.name in recordings
-        ]
         with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
-            waiting = [pool.submit(prove, *one) for one in work]
+            # The first ones are cut while the others are recorded, which is mostly waiting.
+            recordings: dict[str, Recording] = {}
+            waiting: list[Future[Tally]] = []
+            for trial, recording in _record(trials, Path(folder), boards_each, progress, tally):
+                recordings[trial.case.name] = recording
+                waiting.append(pool.submit(prove, recording, trial.depth))
+            what = "cut, judged and recovered in memory"
             for done, future in enumerate(as_completed(waiting), 1):
                 tally.merge(future.result())
-                progress.say("cut, judged and recovered in memory", done, len(work))
-        progress.say("cut, judged and recovered in memory", len(work), len(work), last=True)
+                progress.say(what, done, len(waiting), last=done == len(waiting))
         if link:
             _over_link(trials, recordings, Path(folder), boards_each, progress, tally)
     checked = second_judge.check(recordings.values())
@@ -76,21 +75,18 @@ def run(trials: Sequence[Trial], boards_each: int, console: Console, *, link: bo
 
 def _record(
     trials: Sequence[Trial], folder: Path, count: int, progress: Progress, tally: Tally
-) -> dict[str, Recording]:
-    """Each case's session over the link, by the case's name."""
-    recordings: dict[str, Recording] = {}
+) -> Iterator[tuple[Trial, Recording]]:
+    """Each case's session over the link."""
     cases = [trial.case for trial in trials]
     what = "sessions recorded over the link"
     with Boards(folder / "record", count) as boards:
         for done, found in enumerate(on_link.record(boards, cases), 1):
+            progress.say(what, done, len(cases), last=done == len(cases))
             if isinstance(found, Failure):
                 tally.add(found.kind, found.problem.kind)
                 tally.failures.append(found)
             else:
-                recordings[found.case.name] = found
-            progress.say(what, done, len(cases))
-    progress.say(what, len(cases), len(cases), last=True)
-    return recordings
+                yield trials[done - 1], found
 
 
 def _over_link(
@@ -107,8 +103,7 @@ def _over_link(
     with Boards(folder / "recover", count, seed=1) as boards:
         for done, found in enumerate(on_link.recover_all(boards, some), 1):
             tally.merge(found)
-            progress.say(what, done, len(some))
-    progress.say(what, len(some), len(some), last=True)
+            progress.say(what, done, len(some), last=done == len(some))
 
 
 def one(name: str, console: Console) -> Tally:

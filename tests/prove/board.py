@@ -34,7 +34,7 @@ from tests.prove.nvs_init import nvs_of
 
 SECTOR = 0x1000
 MAC = "24:0a:c4:00:00:01"
-BOOT = BootRules(timeout_s=5.0, stable_s=0.06)
+BOOT = BootRules(timeout_s=5.0, stable_s=0.3)
 """Long enough for `images.PANICS` to panic, no longer."""
 
 

@@ -40,12 +40,13 @@ class Detail:
 
     tears: ways in which each operation is torn (in turn, where fewer than there are). ends: so
     many operations at the beginning and end of a slot's writing are all cut; body: of those
-    between them each so many-th.
+    between them each so many-th. slot: whether a slot's writing is cut at all.
     """
 
     tears: int = 99
     ends: int = 6
     body: int = 12
+    slot: bool = True
 
 
 def region_of(op: Op, layout: Layout) -> str:
@@ -107,8 +108,11 @@ def _torn(
 
 def _chosen(ops: Sequence[Op], regions: Sequence[str], detail: Detail) -> set[int]:
     """The operations that are cut: all but most of a slot's body, whose kind is one."""
+    others = {i for i, region in enumerate(regions) if region != "slot"}
+    if not detail.slot:
+        return others
     slot = [i for i, region in enumerate(regions) if region == "slot"]
-    chosen = {i for i, region in enumerate(regions) if region != "slot"}
+    chosen = others
     chosen.update(slot[: detail.ends], slot[-detail.ends :], slot[:: detail.body])
     erases = [i for i in slot if isinstance(ops[i].op, Erase)]
     chosen.update(erases[:2], erases[-2:])

@@ -22,12 +22,22 @@ from tests.prove.judge import VERSION, Judge, Problem, keys_of, region_of, runni
 from tests.prove.nvs_init import nvs_of
 from tests.prove.starts import SECTOR, Start
 
-FLOWS = ("update", "plain-image", "switch", "record", "correct", "back", "pending", "shy")
+FLOWS = (
+    "update",
+    "plain-image",
+    "switch",
+    "record",
+    "correct",
+    "back",
+    "pending",
+    "shy",
+    "go-back",
+)
 """update: a write of the slot, otadata, the version. plain-image: the same with an image that
 has no SHA-256. switch: the spare slot holds the image already. record: it runs already.
 correct: the bootloader has gone back by itself, and the tag is put right. back: the new firmware
 panics, and the host goes back. pending: a board is met while its app has yet to confirm itself.
-shy: it never does, and the host goes back."""
+shy: it never does, and the host goes back. go-back: a person wants the other slot's firmware."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +104,15 @@ class Case:
         if self.flow in ("pending", "shy", "correct"):
             # The last success of ours was what ran before the update that is being judged.
             interrupted = interrupted or self.flow != "correct"
-        return replace(facts, unwatched=interrupted)
+        return replace(facts, unwatched=interrupted and self.flow != "go-back")
 
     def job(self) -> Job:
         """The recorded session's job."""
         job = Job("board", version=self.firmware.tag, image=self.firmware.image, boot=BOOT)
         if self.flow == "shy":
             job = replace(job, confirm=Awaited(self.spare, self.old_tag))
+        elif self.flow == "go-back":
+            job = replace(job, go_back=True)
         return job
 
     def cut_from(self) -> str:
@@ -122,6 +134,10 @@ class Case:
             if p.type == 0 and p.label != start.runs
         }
         boots = (self.old, self.firmware)
+        if self.flow == "go-back":
+            boots = (self.old, images.OTHER)
+            version = images.OTHER.image.parsed.descriptor.version
+            tags.append(("string", version.encode()))
         return Judge(start.plan, start.rollback, keys_of(before), boots, tuple(tags), spares)
 
 
@@ -153,7 +169,7 @@ def recover(case: Case, board: Board, facts: BoardFacts, *, own: bool = False) -
     try:
         if own and case.start.rollback and case.flow not in ("back", "shy"):
             problems = _settled(case, board, notes)
-        elif case.flow in ("update", "plain-image", "switch", "record"):
+        elif case.flow in ("update", "plain-image", "switch", "record", "go-back"):
             problems = _to_target(case, board, notes)
         elif case.flow in ("back", "shy"):
             problems = _back(case, board, notes)
@@ -170,16 +186,28 @@ def _is(case: Case, board: Board, firmware: Firmware, tag: str | None) -> list[P
     found = []
     plan, rollback = case.start.plan, case.start.rollback
     now, words = running(board.cells, rollback=rollback)
-    if now is not firmware:
+    if now is None or now.name != firmware.name:
         found.append(Problem("converge", f"boots {words} instead of {firmware.name}"))
     if (have := stored(board.cells, plan)) != tag:
         found.append(Problem("converge", f"stored {have!r} instead of {tag!r}"))
     return found
 
 
-def _to_target(case: Case, board: Board, notes: Notes) -> list[Problem]:
-    outcome = update(board, case.firmware, notes)
-    found = _is(case, board, case.firmware, case.firmware.tag)
+def retarget(case: Case, board: Board, facts: BoardFacts) -> list[Problem]:
+    """Meanwhile another firmware is wanted, whose update was never begun."""
+    try:
+        found = _to_target(case, board, Notes(facts), images.NEXT)
+    except Exception as error:
+        return [Problem("converge", f"{type(error).__name__}: {error}")]
+    return found
+
+
+def _to_target(
+    case: Case, board: Board, notes: Notes, firmware: Firmware | None = None
+) -> list[Problem]:
+    firmware = firmware or case.firmware
+    outcome = update(board, firmware, notes)
+    found = _is(case, board, firmware, firmware.tag)
     if found:
         plans = "; ".join(f"{p.action}: {p.reason}" for p in notes.plans)
         return [Problem("converge", f"{found[0].text} ({outcome.end}; {plans})"), *found[1:]]
@@ -226,7 +254,7 @@ def _shy_again(case: Case, board: Board, notes: Notes) -> None:
     """The journal knows that the board waits for its app; its time is over."""
     if notes.facts.slots:
         board.session(case.job(), notes)
-    if running(board.cells, rollback=case.start.rollback)[0] is not case.old or stored(
+    if running(board.cells, rollback=case.start.rollback)[0] != case.old or stored(
         board.cells, case.start.plan
     ) != (case.old_tag or stored(board.cells, case.start.plan)):
         update(board, case.firmware, notes)
@@ -242,4 +270,4 @@ def _settled(case: Case, board: Board, notes: Notes) -> list[Problem]:
     return _forced(case, board, case.firmware)
 
 
-__all__ = ["FLOWS", "Case", "recover"]
+__all__ = ["FLOWS", "Case", "recover", "retarget"]

@@ -43,7 +43,7 @@ def _record(board: RealBoard, case: Case) -> Recording | Failure:
         return _failed(case, f"{type(error).__name__}: {error}", board)
     ends = {"update": "up_to_date", "plain-image": "up_to_date", "switch": "up_to_date"}
     ends |= {"record": "up_to_date", "correct": "rolled_back", "back": "rolled_back"}
-    ends |= {"pending": "awaiting_confirmation", "shy": "rolled_back"}
+    ends |= {"pending": "awaiting_confirmation", "shy": "rolled_back", "go-back": "rolled_back"}
     waits = case.start.rollback and outcome.end == "awaiting_confirmation"
     if outcome.end != ends[case.flow] and not waits:
         return _failed(case, f"ended {outcome.end}: {outcome.error}", board)

@@ -13,7 +13,7 @@ from ota_service.board.facts import BoardFacts
 from tests.prove.board import Link, Notes, Op, quiet
 from tests.prove.cells import Cells
 from tests.prove.cuts import OWN, Cut, Detail, cuts
-from tests.prove.flows import Case, recover
+from tests.prove.flows import Case, recover, retarget
 from tests.prove.judge import Judge, Problem
 
 COLUMNS = ("cases", "cuts", "judged", "memory", "link", "lost", "keys", "converge")
@@ -149,6 +149,12 @@ def _one(
         found = recover(case, board, facts, own=own)
         found += judge.nvs(board.cells, any_tag=True)
         problems += [replace(p, text=f"{variant}: {p.text}") for p in found]
+    if between and not own and case.flow not in ("pending", "shy"):
+        tally.add(kind, "memory")
+        board = Link(cells.copy(), rollback=case.start.rollback)
+        found = retarget(case, board, case.facts())
+        found += judge.nvs(board.cells, any_tag=True)
+        problems += [replace(p, text=f"another target: {p.text}") for p in found]
     if problems:
         tally.fail(kind, name, problems, cells)
     if depth.twice and rng.randrange(depth.twice) == 0:

@@ -11,12 +11,23 @@ from functools import cache, lru_cache
 
 from ota_service.sim.bootmodel import ABORTED, INVALID, NEW, UNDEFINED, VALID, Select
 from ota_service.sim.factory import make_flash
-from ota_service.sim.layouts import LAYOUTS, OTA_LAYOUTS, Layout
+from ota_service.sim.layouts import LAYOUTS, OTA_LAYOUTS, Layout, Partition
 from tests.prove import nvs_shapes
 from tests.prove.images import OLD, OTHER, Firmware
 
 SECTOR = 0x1000
 Entry = bytes | None
+
+THREE_SLOTS = Layout(
+    "three-slots",
+    8 << 20,
+    (
+        Partition("nvs", 1, 2, 0x9000, 0x5000),
+        Partition("otadata", 1, 0, 0xE000, 0x2000),
+        *(Partition(f"ota_{i}", 0, 0x10 + i, 0x10000 + i * 0x100000, 0x100000) for i in range(3)),
+    ),
+)
+"""Not met in the field so far, but valid: sequence numbers count modulo three."""
 
 DEFAULT = "the first app"
 """What boots where otadata names nothing: factory, else ota_0."""
@@ -62,13 +73,13 @@ CORE: dict[str, Otadata] = {
 MORE: dict[str, Otadata] = {
     "second": Otadata("ota_1", (None, _entry(2))),
     "invalid": Otadata("ota_0", (_entry(1, VALID), _entry(2, INVALID))),
-    "valid": Otadata("ota_1", (_entry(3, VALID), _entry(4, VALID))),
+    "valid": Otadata("ota_1", (_entry(1, VALID), _entry(2, VALID))),
     "top-alone": Otadata("ota_1", (None, _entry(TOP))),
     "top-below": Otadata("ota_0", (_entry(TOP - 1), None)),
     "new": Otadata("ota_1", (_entry(1), _entry(2, NEW)), rollback=False),
     "equal": Otadata("ota_1", (_entry(2), _entry(2))),
     "zeros": Otadata("ota_0", (_entry(1), bytes(32))),
-    "torn": Otadata("ota_0", (_entry(3), _entry(2)[:14] + b"\xff" * 18)),
+    "torn": Otadata("ota_0", (_entry(1), _entry(2)[:14] + b"\xff" * 18)),
     "lone-not-bootable": Otadata("ota_0", (None, _entry(2)), broken=("ota_1",)),
     "aborted-only": Otadata(DEFAULT, (None, _entry(2, ABORTED))),
     "upwards": Otadata("ota_1", (_entry(1), None), broken=("ota_0", "factory")),
@@ -103,7 +114,7 @@ class Start:
     @property
     def plan(self) -> Layout:
         """The partition table."""
-        return LAYOUTS[self.layout]
+        return THREE_SLOTS if self.layout == THREE_SLOTS.name else LAYOUTS[self.layout]
 
     @property
     def runs(self) -> str:
@@ -157,7 +168,12 @@ def possible(start: Start) -> bool:
 
 def one_rare(start: Start) -> bool:
     """Possible, and out of the ordinary in one respect only."""
-    return possible(start) and not (start.otadata in MORE and start.nvs in nvs_shapes.MORE)
+    rare = (
+        start.otadata in MORE,
+        start.nvs in nvs_shapes.MORE,
+        start.layout == THREE_SLOTS.name,
+    )
+    return possible(start) and sum(rare) <= 1
 
 
 def product(
@@ -206,4 +222,14 @@ def _pairs(start: Start) -> set[tuple[int, str, int, str]]:
     }
 
 
-__all__ = ["CORE", "MORE", "OTA_LAYOUTS", "STATES", "Start", "pairwise", "possible", "product"]
+__all__ = [
+    "CORE",
+    "MORE",
+    "OTA_LAYOUTS",
+    "STATES",
+    "THREE_SLOTS",
+    "Start",
+    "pairwise",
+    "possible",
+    "product",
+]

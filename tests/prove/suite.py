@@ -16,10 +16,13 @@ BOTH = (False, True)
 ROLLBACK = (True,)
 GONE_BACK = ("aborted",)
 WAITING = ("first",)
+WHOLE_BESIDE = ("blank", "first", "both", "aborted", "top")
+"""States of otadata beside whose running slot another one holds a whole image."""
 
 ALL_TEARS = Depth(Detail())
 SOME_TEARS = Depth(Detail(tears=3, body=24), journals=False, twice=60)
-QUICK = Depth(Detail(tears=2, ends=3, body=40), journals=False, twice=25)
+QUICK_RARE = Depth(Detail(tears=1, slot=False), journals=False, twice=200)
+QUICK = Depth(Detail(tears=2, ends=3, body=40), journals=False, twice=150)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ def whole() -> list[Trial]:
     """Everything: every start of the core with every other, the rare ones pairwise."""
     core_states, core_shapes = list(starts.CORE), list(nvs_shapes.CORE)
     pairs = pairwise(OTA_LAYOUTS, core_states, BOTH, core_shapes)
-    rare = pairwise(OTA_LAYOUTS, list(starts.STATES), BOTH, list(nvs_shapes.SHAPES), one_rare)
+    layouts = [*OTA_LAYOUTS, starts.THREE_SLOTS.name]
+    rare = pairwise(layouts, list(starts.STATES), BOTH, list(nvs_shapes.SHAPES), one_rare)
     grid = product(OTA_LAYOUTS, core_states, BOTH, core_shapes)
     waiting = product(OTA_LAYOUTS, WAITING, ROLLBACK, nvs_shapes.SHAPES)
     gone = product(OTA_LAYOUTS, GONE_BACK, BOTH, nvs_shapes.SHAPES)
@@ -50,6 +54,7 @@ def whole() -> list[Trial]:
         *_trials("switch", pairs, ALL_TEARS, on_link=1),
         *_trials("record", [replace(s, running=images.NEW) for s in pairs], ALL_TEARS, on_link=1),
         *_trials("back", [*pairs, *rare], ALL_TEARS, on_link=1),
+        *_trials("go-back", [s for s in pairs if s.otadata in WHOLE_BESIDE], ALL_TEARS, on_link=1),
         *_trials("correct", gone, SOME_TEARS),
         *_trials("pending", waiting, ALL_TEARS, on_link=1),
         *_trials("shy", waiting, ALL_TEARS, on_link=1),
@@ -64,22 +69,26 @@ def quick() -> list[Trial]:
         Start(OTA_LAYOUTS[i % 3], states[i], bool(i % 2), shapes[(i + 3) % 8]) for i in range(8)
     ]
     rare_shapes, rare_states = list(nvs_shapes.MORE), list(starts.MORE)
-    some += [Start(OTA_LAYOUTS[i % 3], "both", False, name) for i, name in enumerate(rare_shapes)]
+    # The large NVS of the third layout takes long to read, so it is tried with a few only.
+    some += [Start(OTA_LAYOUTS[i % 2], "both", False, name) for i, name in enumerate(rare_shapes)]
+    some += [Start(starts.THREE_SLOTS.name, "both", False, "small")]
     some += [
         start
         for i, name in enumerate(rare_states)
         if starts.possible(start := Start(OTA_LAYOUTS[i % 3], name, i % 2 == 0, "small"))
     ]
-    few = some[:8:3]
+    few, common, rare = some[:8:3], some[:8], some[8:]
     waiting = [Start(OTA_LAYOUTS[i], "first", True, shapes[i]) for i in range(2)]
     gone = [Start(OTA_LAYOUTS[i], "aborted", True, shapes[i]) for i in range(2)]
     trials = [
-        *_trials("update", some, QUICK, on_link=1),
+        *_trials("update", common, QUICK, on_link=1),
+        *_trials("update", rare, QUICK_RARE),
         *_trials("update", [replace(s, first_contact=True) for s in few], QUICK),
         *_trials("plain-image", few[:1], QUICK),
         *_trials("switch", few, QUICK, on_link=1),
         *_trials("record", [replace(s, running=images.NEW) for s in few], QUICK, on_link=1),
         *_trials("back", few, QUICK, on_link=1),
+        *_trials("go-back", few, QUICK, on_link=1),
         *_trials("correct", gone, QUICK),
         *_trials("pending", waiting, QUICK, on_link=1),
         *_trials("shy", waiting, QUICK, on_link=1),
