@@ -190,8 +190,9 @@ def _up_to_date(found: Inspection, facts: BoardFacts, running: Partition) -> Pla
     steps: tuple[Step, ...] = (Restart("back into its firmware"),)
     reason = "up to date"
     confirms = _has_yet_to_confirm(found, facts, running)
-    if confirms or (facts.unwatched and facts.last_slot != running.label):
-        reason = "up to date; its last update was interrupted before its boot was watched"
+    moved = facts.last_slot is not None and facts.last_slot != running.label
+    if confirms or moved or (facts.unwatched and facts.last_slot is None):
+        reason = "up to date; the boot of the slot that runs was never watched"
         steps = (
             Restart("to watch the boot that an interruption left unwatched"),
             WatchBoot(running, confirms, "its boot was never watched"),
