@@ -40,6 +40,7 @@ SETTLE_S = 3.0
 """How long after a session a port may come and go by the board's own restart."""
 
 STATE_BUSY_RETRY_S = 2.0
+SAVE_RETRY_S = 5.0
 DOWNLOAD_PAUSES_S = (30.0, 60.0, 120.0, 300.0, 600.0)
 """Before a download that was given up is tried again: a machine may start before its network."""
 MERGED_BYTES = 16 << 20
@@ -81,6 +82,7 @@ class Core:
         self._locks: dict[str, asyncio.Lock] = {}
         self._woken = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._save_at_s = 0.0
         self._supply = Supply(settings.cache_dir)
 
     # --- its life
@@ -511,8 +513,22 @@ class Core:
                 continue
             try:
                 await self._poll()
+                await self._save_journal()
             except OtaError as error:
                 LOGGER.debug("%s", error)
+            except Exception:
+                # Boards that are plugged in later must be found all the same.
+                LOGGER.exception("looking at the ports failed")
+
+    async def _save_journal(self) -> None:
+        """Bring to the disk what it had no room for, without waiting for the next update."""
+        loop, journal = asyncio.get_running_loop(), self.memory.journal
+        if journal.problem is None or loop.time() < self._save_at_s:
+            return
+        self._save_at_s = loop.time() + SAVE_RETRY_S
+        await self.journaled(journal.retry)
+        if journal.problem is None:
+            LOGGER.info("the journal is on the disk again")
 
     async def _poll(self) -> None:
         """One look at what is plugged in; boards that a session has are left out.
