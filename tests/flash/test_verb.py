@@ -141,4 +141,4 @@ async def test_a_long_flash_replies_with_its_run(tmp_path: Path) -> None:
                     break
                 await asyncio.sleep(0.2)
         assert run["outcome"] == "succeeded"
-        assert run["result"]["a"]["confirmed"] is True
+        assert run["result"]["boards"]["a"]["confirmed"] is True
