@@ -345,8 +345,11 @@ class Core:
     def joinable(self, names: Sequence[str] | None, force: bool) -> Run | None:
         """A run in progress that does what is asked for already."""
         for run in self.runs:
-            if run.done.is_set() or run.purpose != "update" or (force and not run.force):
+            if run.stage == "done" or run.purpose != "update" or (force and not run.force):
                 continue
+            asked = [w for name, w in run.works.items() if names is None or name in names]
+            if asked and all(work.report.get("ended") for work in asked):
+                continue  # it has nothing left to do for these boards
             if any(work.cancel.is_set() for work in run.works.values()):
                 continue
             if any(
@@ -527,7 +530,7 @@ class Core:
             return
         self._save_at_s = loop.time() + SAVE_RETRY_S
         await self.journaled(journal.retry)
-        if journal.problem is None:
+        if self.journal_problem is None:
             LOGGER.info("the journal is on the disk again")
 
     async def _poll(self) -> None:
