@@ -102,7 +102,7 @@ async def killed(folder: Path, seed: int) -> str:
 
 def over(status: dict[str, Any]) -> bool:
     """Whether the run of a status has ended."""
-    return status.get("run", {}).get("outcome", "running") != "running"
+    return bool(status.get("run", {}).get("outcome", "running") != "running")
 
 
 async def _random_moment(rig: Rig, rng: random.Random) -> None:
