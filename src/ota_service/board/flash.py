@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ota_service.errors import OtaError
@@ -24,6 +24,7 @@ from ota_service.formats.flashops import (
 )
 
 if TYPE_CHECKING:
+    from ota_service.board.sparse import Region
     from ota_service.board.stream import SlotStream
 
 Progress = Callable[[int], None]
@@ -38,6 +39,9 @@ class Flash(Protocol):
 
     def read(self, offset: int, size_bytes: int) -> bytes:
         """The bytes at `offset`."""
+
+    def prefetch(self, regions: Sequence[Region]) -> None:
+        """Have these regions ready for `read`, by fewer bytes where they are mostly blank."""
 
     def md5(self, offset: int, size_bytes: int) -> str:
         """The MD5 of a region as 32 lower-case hex digits, computed by the board."""
@@ -64,7 +68,7 @@ def apply_verified(flash: Flash, ops: Iterable[FlashOp]) -> None:
     for op in ops:
         if isinstance(op, Erase):
             flash.erase(op.offset, op.size_bytes)
-            if flash.read(op.offset, op.size_bytes) != b"\xff" * op.size_bytes:
+            if flash.md5(op.offset, op.size_bytes) != _md5(b"\xff" * op.size_bytes):
                 raise OtaError(
                     "flash-protected",
                     f"The flash did not erase {op.size_bytes} bytes at {op.offset:#x}.",
@@ -84,6 +88,8 @@ def program_verified(flash: Flash, op: Program) -> None:
     if before == wanted:
         return  # already so: nothing to do, and a page saved from wear
     flash.program(op.offset, op.data)
+    if flash.md5(op.offset, len(op.data)) == _md5(wanted):
+        return
     after = flash.read(op.offset, len(op.data))
     if after == wanted:
         return
@@ -96,6 +102,10 @@ def program_verified(flash: Flash, op: Program) -> None:
         "verify-failed",
         f"{len(op.data)} bytes programmed at {op.offset:#x} are not what was sent.",
     )
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 class PowerCut(Exception):
@@ -119,9 +129,12 @@ class MemoryFlash:
         self._check(offset, size_bytes)
         return bytes(self.data[offset : offset + size_bytes])
 
+    def prefetch(self, regions: Sequence[Region]) -> None:
+        """Nothing to do: all of it is at hand."""
+
     def md5(self, offset: int, size_bytes: int) -> str:
         """The MD5 of a region as hex."""
-        return hashlib.md5(self.read(offset, size_bytes), usedforsecurity=False).hexdigest()
+        return _md5(self.read(offset, size_bytes))
 
     def erase(self, offset: int, size_bytes: int) -> None:
         """Erase sector by sector, each an operation of its own."""

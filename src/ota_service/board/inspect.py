@@ -16,6 +16,7 @@ from typing import Literal
 from ota_service.board.chip import ChipInfo
 from ota_service.board.facts import BoardFacts, KnownImage
 from ota_service.board.flash import Flash
+from ota_service.board.sparse import Region, nvs_region, otadata_region, table_region, whole
 from ota_service.errors import OtaError
 from ota_service.formats import otadata
 from ota_service.formats.extent import image_length
@@ -32,8 +33,8 @@ from ota_service.formats.partitions import (
 TABLE_OFFSET = 0x8000
 TABLE_BYTES = 0xC00
 OTADATA_BYTES = 0x2000
-HEAD_BYTES = 0x200
-"""Image header, first segment header and app descriptor (288 bytes), rounded up."""
+HEAD_BYTES = 0x120
+"""Image header, first segment header and app descriptor."""
 
 NAMESPACE = "VIAM_NS"
 VERSION_KEY = "OTA_VERSION"
@@ -127,6 +128,7 @@ def inspect(
     """
     if problem := _unreadable(chip):
         return Inspection(chip, problem=problem)
+    flash.prefetch([table_region(TABLE_OFFSET)])
     try:
         table = parse_partition_table(
             flash.read(TABLE_OFFSET, TABLE_BYTES), flash_bytes=chip.flash_bytes
@@ -135,6 +137,7 @@ def inspect(
         if error.code == "link-lost":
             raise
         return Inspection(chip, problem=error)
+    flash.prefetch([*_stores(table), *(whole(p.offset, HEAD_BYTES) for p in _app_places(table))])
     apps = tuple(_apps(flash, table))
     found = Inspection(chip, table=table, apps=apps)
     try:
@@ -146,6 +149,7 @@ def inspect(
     if found.problem is None:
         running = _running(flash, found, facts, images, loaded_offset)
         if running.evidence == "log":
+            flash.prefetch(_stores(table))
             found = _with_otadata(flash, found)  # the firmware ran in between
         found = replace(found, running=running)
     if firmware is not None:
@@ -163,11 +167,20 @@ def _unreadable(chip: ChipInfo) -> OtaError | None:
     return None
 
 
+def _app_places(table: PartitionTable) -> list[Partition]:
+    return [p for p in table.partitions if p.is_app and p.size_bytes >= HEAD_BYTES]
+
+
+def _stores(table: PartitionTable) -> list[Region]:
+    """otadata and NVS, which are mostly blank."""
+    places = [(table.otadata, otadata_region), (table.nvs, nvs_region)]
+    return [make(place.offset, place.size_bytes) for place, make in places if place is not None]
+
+
 def _apps(flash: Flash, table: PartitionTable) -> Iterable[App]:
-    for partition in table.partitions:
-        if partition.is_app and partition.size_bytes >= HEAD_BYTES:
-            head = flash.read(partition.offset, HEAD_BYTES)
-            yield App(partition, head, parse_header(head))
+    for partition in _app_places(table):
+        head = flash.read(partition.offset, HEAD_BYTES)
+        yield App(partition, head, parse_header(head))
 
 
 def _with_otadata(flash: Flash, found: Inspection) -> Inspection:

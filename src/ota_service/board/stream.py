@@ -9,25 +9,34 @@ programmed last, after the digest of the rest was read back (see `carry_out`).
 from __future__ import annotations
 
 import hashlib
+import struct
 import threading
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from ota_service.board.esptool_setup import checksum
 from ota_service.formats.flashops import PAGE_BYTES
 
 BLOCK_BYTES = 0x4000
 """esptool's ESP32StubLoader.FLASH_WRITE_SIZE: what the stub loader takes at once."""
+
+BLOCK_COMMAND = 0x11
+"""FLASH_DEFL_DATA (esptool's serial protocol)."""
 
 _KEPT = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block of the stream: its bytes, and how many bytes it inflates to."""
+    """One block of the stream: its bytes, and how many bytes it inflates to.
+
+    packet: as it goes over the wire, made once for all boards.
+    """
 
     data: bytes
     inflated_bytes: int
+    packet: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +70,9 @@ def _stream(image: bytes, written: bytes) -> SlotStream:
     compressed = zlib.compress(written, 9)
     inflate = zlib.decompressobj()
     blocks = []
-    for at in range(0, len(compressed), BLOCK_BYTES):
+    for seq, at in enumerate(range(0, len(compressed), BLOCK_BYTES)):
         block = compressed[at : at + BLOCK_BYTES]
-        blocks.append(Block(block, len(inflate.decompress(block))))
+        blocks.append(Block(block, len(inflate.decompress(block)), _packet(block, seq)))
     return SlotStream(
         size_bytes=len(image),
         blocks=tuple(blocks),
@@ -72,6 +81,13 @@ def _stream(image: bytes, written: bytes) -> SlotStream:
         body_md5=_md5(image[PAGE_BYTES:]),
         image_md5=_md5(image),
     )
+
+
+def _packet(data: bytes, seq: int) -> bytes:
+    """A block's request in its SLIP frame (esptool's serial protocol, "Low Level Protocol")."""
+    body = struct.pack("<IIII", len(data), seq, 0, 0) + data
+    request = struct.pack("<BBHI", 0, BLOCK_COMMAND, len(body), checksum(data)) + body
+    return b"\xc0" + request.replace(b"\xdb", b"\xdb\xdd").replace(b"\xc0", b"\xdb\xdc") + b"\xc0"
 
 
 class StreamCache:

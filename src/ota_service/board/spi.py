@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""SPI commands to the flash chip through the SPI controller's registers, few packets for each.
+
+The stub loader's own write commands always erase, and trust every byte of a request. Here one
+WRITE_REG packet carries many registers, and what would do damage in another place is read back
+from the controller before the command starts: register writes have no checksum.
+
+Registers and bits: ESP32 Technical Reference Manual, "SPI Controller"; esptool's
+`run_spiflash_command` for the other chips' offsets. Opcodes: W25Q64 data sheet.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+from esptool.util import FatalError
+
+MAX_SPI_BYTES = 64
+"""One SPI user command carries at most the 16 words of the controller's buffer."""
+
+CHECKED_BYTES = 32
+"""Programs up to this size may change what is in use (entries' states, otadata), so their bytes
+are looked at in the controller's buffer before the command starts. Longer ones go to blank
+flash, where a byte that was changed on the wire is found when it is read back."""
+
+PAGE_PROGRAM, SECTOR_ERASE = 0x02, 0x20
+READ_ID, RESET_ENABLE, RESET, READ_STATUS = 0x9F, 0x66, 0x99, 0x05
+_WRITE_ENABLE = 0x06
+
+_USR_COMMAND, _USR_ADDR, _USR_MISO, _USR_MOSI = 1 << 31, 1 << 30, 1 << 28, 1 << 27
+_CMD_USR = 1 << 18
+_OPCODE_BITS = 7 << 28
+_ADDRESS_BITS = 23 << 26
+_WIP = 0x01
+_ALL = 0xFFFFFFFF
+
+_SHORT_US = 10
+"""A command and its few bytes are through the SPI bus in less than 4 us at 20 MHz."""
+_PROGRAM_US = 600
+"""What a program of a few bytes takes (0.4 to 0.7 ms, data sheet): the status that is read after
+it is then the last one nearly always."""
+_PAGE_PART_US = 3000
+"""The longest that a page program may take (W25Q64 data sheet, tPP)."""
+_BUSY_LIMIT_S = 5.0
+"""Data sheets allow a sector erase 0.4 s, worn chips take longer."""
+
+Record = tuple[int, int, int, int]
+"""One register write of a WRITE_REG packet: address, value, mask, delay afterwards in us."""
+
+
+class Look(Enum):
+    """What is read back from the controller before a changing command starts.
+
+    ALL: on a line about which nothing is known. PLACE: where and what is done, on a line that
+    has just carried a large transfer without an error.
+    """
+
+    ALL = "all"
+    PLACE = "place"
+
+
+class SpiBus:
+    """The SPI controller that leads to the flash chip, of a chip with the stub loader running.
+
+    Raises esptool's FatalError where the chip stops answering or its answers do not fit.
+    """
+
+    def __init__(self, esp: Any) -> None:
+        self._esp = esp
+        base = esp.SPI_REG_BASE
+        self._cmd, self._addr = base, base + 0x04
+        self._usr, self._usr1 = base + esp.SPI_USR_OFFS, base + esp.SPI_USR1_OFFS
+        self._usr2, self._w0 = base + esp.SPI_USR2_OFFS, base + esp.SPI_W0_OFFS
+        self._mosi_len = base + esp.SPI_MOSI_DLEN_OFFS
+        self._miso_len = base + esp.SPI_MISO_DLEN_OFFS
+        # The ROM's flash functions, which the stub loader calls, rely on these two.
+        self._rest = [self._set(at, esp.read_reg(at)) for at in (self._usr, self._usr2)]
+
+    def run(self, *opcodes: int, then_us: int = _SHORT_US) -> None:
+        """Commands without address and data, one after the other in one packet."""
+        records = [record for opcode in opcodes for record in self._plain(opcode, then_us)]
+        self._write([*records, *self._rest])
+
+    def ask(self, opcode: int, size_bytes: int) -> int:
+        """A command with an answer of up to 4 bytes, little-endian; read twice alike."""
+        self._write([*self._question(opcode, size_bytes), *self._rest])
+        first: int = self._esp.read_reg(self._w0)
+        if self._esp.read_reg(self._w0) != first:
+            raise FatalError("the chip's answers differ")
+        return first & ((1 << 8 * size_bytes) - 1)
+
+    def change(self, opcode: int, address: int, data: bytes, look: Look) -> None:
+        """One command that changes flash, with up to 64 bytes; returns when it is done.
+
+        Write enable comes late, so that no earlier damage on the wire can change flash.
+        """
+        place, rest = self._setup(address, data)
+        self._write([*place, *rest])
+        self._require(rest[: _words(data)] if len(data) <= CHECKED_BYTES else [])
+        self._require(place if look is Look.ALL else place[:1])
+        go = self._go(opcode, bool(data))
+        self._write([*self._plain(_WRITE_ENABLE, _SHORT_US), *go])
+        self._require(go if look is Look.ALL else go[1:])
+        wait_us = _PROGRAM_US if data else _SHORT_US
+        self._write([self._start(wait_us), *self._question(READ_STATUS, 1), *self._rest])
+        self._wait_flash()
+
+    def program_page(self, address: int, data: bytes) -> None:
+        """Up to a page into blank flash by one packet, on a proven line only.
+
+        What the flash did not take, because it was slower than its data sheet allows, is found
+        when it is read back.
+        """
+        records: list[Record] = []
+        for at in range(0, len(data), MAX_SPI_BYTES):
+            part = data[at : at + MAX_SPI_BYTES]
+            place, rest = self._setup(address + at, part)
+            records += [*place, *rest, *self._plain(_WRITE_ENABLE, _SHORT_US)]
+            records += [*self._go(PAGE_PROGRAM, True), self._start(_PAGE_PART_US)]
+        self._write([*records, *self._question(READ_STATUS, 1), *self._rest])
+        self._wait_flash()
+
+    # --- records
+
+    @staticmethod
+    def _set(register: int, value: int) -> Record:
+        return register, value, _ALL, 0
+
+    def _start(self, wait_us: int) -> Record:
+        # By a mask: a bit of the value that was changed on the wire must not start something
+        # else, for this register's other bits erase and write as well.
+        return self._cmd, _CMD_USR, _CMD_USR, wait_us
+
+    def _plain(self, opcode: int, wait_us: int) -> list[Record]:
+        return [
+            self._set(self._usr, _USR_COMMAND),
+            self._set(self._usr2, _OPCODE_BITS | opcode),
+            self._start(wait_us),
+        ]
+
+    def _question(self, opcode: int, size_bytes: int) -> list[Record]:
+        return [
+            self._set(self._usr, _USR_COMMAND | _USR_MISO),
+            self._set(self._usr2, _OPCODE_BITS | opcode),
+            self._set(self._miso_len, size_bytes * 8 - 1),
+            self._set(self._w0, 0),
+            self._start(_SHORT_US),
+        ]
+
+    def _setup(self, address: int, data: bytes) -> tuple[list[Record], list[Record]]:
+        """(the place, its length included; the bytes)."""
+        at = address << 8 if self._esp.SPI_ADDR_REG_MSB else address
+        place = [self._set(self._addr, at), self._set(self._usr1, _ADDRESS_BITS)]
+        if data:
+            place.append(self._set(self._mosi_len, len(data) * 8 - 1))
+        padded = data + b"\xff" * (-len(data) % 4)
+        words = struct.unpack(f"<{len(padded) // 4}I", padded)
+        return place, [self._set(self._w0 + 4 * i, word) for i, word in enumerate(words)]
+
+    def _go(self, opcode: int, with_data: bool) -> list[Record]:
+        usr = _USR_COMMAND | _USR_ADDR | (_USR_MOSI if with_data else 0)
+        return [self._set(self._usr, usr), self._set(self._usr2, _OPCODE_BITS | opcode)]
+
+    # --- exchanges
+
+    def _write(self, records: Sequence[Record]) -> None:
+        """One packet: the stub loader takes any number of 16-byte records.
+
+        It waits before the write that a delay stands with, so each goes to the next record.
+        """
+        packet, wait_us = b"", 0
+        for register, value, mask, then_us in records:
+            packet += struct.pack("<IIII", register, value, mask, wait_us)
+            wait_us = then_us
+        esp = self._esp
+        esp.check_command("write target memory", esp.ESP_CMDS["WRITE_REG"], packet)
+
+    def _require(self, records: Sequence[Record]) -> None:
+        for register, value, _, _ in records:
+            if self._esp.read_reg(register) != value:
+                raise FatalError("a register of the chip did not take its value")
+
+    def _wait_flash(self) -> None:
+        """Until the flash chip's status, which was just asked for, says that it is done."""
+        limit_s = time.monotonic() + _BUSY_LIMIT_S
+        while self._esp.read_reg(self._w0) & _WIP:
+            if time.monotonic() > limit_s:
+                raise FatalError("the flash chip stays busy")
+            self._write([*self._question(READ_STATUS, 1), *self._rest])
+
+
+def _words(data: bytes) -> int:
+    return -(-len(data) // 4)
