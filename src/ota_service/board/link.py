@@ -104,6 +104,7 @@ class EspLink:
         self._expected: dict[tuple[int, int], bytes] = {}
         self._awaited: tuple[int, int, str] | None = None
         self._proven = False
+        self._now_baud = baud
         self.chip = chip
         self.baud = baud
         self.running = False
@@ -221,6 +222,7 @@ class EspLink:
             raise ValueError(f"erase of {size_bytes:#x} bytes at {offset:#x}")
         self._changes(offset, b"\xff" * size_bytes)
         with _lost_link():
+            self._slow_unless_proven()
             for at in range(offset, offset + size_bytes, SECTOR_BYTES):
                 self._spi.change(SECTOR_ERASE, at, b"", self._look)
 
@@ -236,12 +238,24 @@ class EspLink:
         after = None if before is None else bytes(map(and_, before, data))
         self._changes(offset, after, len(data))
         with _lost_link():
+            self._slow_unless_proven()
             if self._proven and len(data) > MAX_SPI_BYTES:
                 self._spi.program_page(offset, data)
                 return
             for at in range(0, len(data), MAX_SPI_BYTES):
                 part = data[at : at + MAX_SPI_BYTES]
                 self._spi.change(PAGE_PROGRAM, offset + at, part, self._look)
+
+    def _slow_unless_proven(self) -> None:
+        """Register writes have no checksum: they go at a speed that a slot's digest has just
+        proven, or at the ROM's, at which the stub loader came."""
+        if not self._proven:
+            self._speed(ROM_BAUD)
+
+    def _speed(self, baud: int) -> None:
+        if self._now_baud != baud:
+            _change_baud(self._esp, baud)
+            self._now_baud = baud
 
     @property
     def _look(self) -> Look:
@@ -259,6 +273,7 @@ class EspLink:
         self._changes(offset, None, -(-stream.size_bytes // SECTOR_BYTES) * SECTOR_BYTES)
         self._proven, self._awaited = False, None
         with _lost_link():
+            self._speed(self.baud)
             esp.flash_defl_begin(stream.size_bytes, stream.compressed_bytes, offset)
         # The stub loader acknowledges a block before it inflates and writes it, so what a block
         # takes is waited for with the next one.
@@ -298,7 +313,8 @@ class EspLink:
                 )
 
         again = EspLink.connect(self._port, baud=self.baud, identified=same)
-        self._esp, self._spi, self.baud = again._esp, again._spi, again.baud
+        self._esp, self._spi = again._esp, again._spi
+        self.baud = self._now_baud = again.baud
         self._forget()
         self.running = False
 

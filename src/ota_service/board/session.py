@@ -150,7 +150,7 @@ class Outcome:
 
     version: the tag stored at the end. slot: what runs. confirmed: the boot was seen to be good;
     False where its log showed nothing to judge by; None where no boot was watched.
-    boot_log: the watched lines, without the board's secrets.
+    boot_log: the watched lines, without the board's secrets. baud: the speed that was used.
     """
 
     end: End
@@ -163,6 +163,7 @@ class Outcome:
     error: OtaError | None = None
     previous_version: str | None = None
     boot_log: tuple[str, ...] = ()
+    baud: int | None = None
 
 
 def run(port: SerialBase, job: Job, hooks: Hooks) -> Outcome:
@@ -191,7 +192,9 @@ class _Session:
         except BaseException:
             leave_download_mode(self.port)
             raise
-        return self._connected(link)
+        outcome = self._connected(link)
+        outcome.baud = link.baud
+        return outcome
 
     def _connected(self, link: EspLink) -> Outcome:
         with self._left_running(link):

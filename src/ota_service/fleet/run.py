@@ -379,6 +379,9 @@ class Run:
             self._without_firmware(work, image)
             return
         job = core.job(work, image, force=self.force, purpose=self.purpose)
+        known = await core.journaled(partial(core.memory.journal.proven_baud, str(board.port)))
+        if known is not None and known < job.baud and not self.force:
+            job = core.slower(job, known)  # what the port fell back to; `force` tries again
         if (awaited := await core.journaled(partial(self._awaited, work))) is not None:
             if self.purpose != "update":
                 raise OtaError("awaiting-confirmation", board=board.name)
@@ -522,6 +525,8 @@ class Run:
         core, board = self.core, work.board
         if outcome.found is not None:
             core.rename(board, outcome.found.chip.mac)
+        if outcome.baud is not None and (outcome.baud < core.settings.baud or self.force):
+            core.memory.journal.record_baud(str(board.port), outcome.baud)
         if self.purpose in READS:
             self._read(work, outcome)
             return
