@@ -51,7 +51,7 @@ Phase = Literal[
 ]
 End = Literal["up_to_date", "rolled_back", "awaiting_confirmation", "refused", "failed", "read"]
 
-FIRST_LOOK_S = 4.0
+FIRST_LOOK_S = 5.0
 """How long the bootloader's log is waited for when a board is restarted to see what runs."""
 
 
