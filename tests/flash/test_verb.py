@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ota_service.sim.images import Behaviour
 from ota_service.sim.nvsmodel import nvs_init
 from ota_service.sim.process import SimBoard
 from tests.flash.merged_files import merged
+from tests.support.module_client import ModuleProcess
 from tests.support.rig import NAME, Rig
 
 pytestmark = pytest.mark.slow
@@ -142,3 +144,31 @@ async def test_a_long_flash_replies_with_its_run(tmp_path: Path) -> None:
                 await asyncio.sleep(0.2)
         assert run["outcome"] == "succeeded"
         assert run["result"]["boards"]["a"]["confirmed"] is True
+
+
+async def test_the_module_may_end_in_the_middle(tmp_path: Path) -> None:
+    """It ends in time; the keys are on disk, and the next module's flash brings them back."""
+    folder = tmp_path / "machine"
+    file = tmp_path / "m.bin"
+    file.write_bytes(merged(version="1.0.0", size_bytes=600_000))
+    kept = folder / "viam/ota-service/kept-nvs"
+    async with Rig.start(tmp_path, [SimBoard("no-ota", config={"timed": True})]) as rig:
+        await rig.configure(url=rig.serve("1.0.0"), version="1.0.0")
+        await rig.settled()
+        before = keys(rig.nvs())
+        wanted = {"board": "a", "path": str(file), "keep_nvs": True, "confirm": rig.board().mac}
+        await rig.command("flash", **wanted, wait_s=0)
+        await rig.module.wait_status(
+            NAME, lambda s: s["boards"]["a"].get("progress", {}).get("percent", 0) > 20
+        )
+        begun = time.monotonic()
+        await rig.module.terminate()
+        assert time.monotonic() - begun < 10
+        assert keys(next(kept.rglob("nvs.bin")).read_bytes()) == before
+        async with ModuleProcess.start(folder) as module:
+            again = Rig(tmp_path, rig.sim, rig.server, module, ["a"])
+            await again.configure(url=rig.server.url("/1.0.0.bin"), version="1.0.0")
+            reply = await again.command("flash", **wanted, wait_s=60)
+            assert reply["boards"]["a"]["confirmed"] is True
+            assert keys(again.nvs()) == before
+            assert not kept.exists()
