@@ -235,6 +235,7 @@ class EspLink:
         if not data or offset % PAGE_BYTES + len(data) > PAGE_BYTES:
             raise ValueError(f"program of {len(data)} bytes at {offset:#x}")
         before = self._seen.get(offset, len(data))
+        blank = before is not None and not before.strip(b"\xff")
         after = None if before is None else bytes(map(and_, before, data))
         self._changes(offset, after, len(data))
         with _lost_link():
@@ -244,7 +245,7 @@ class EspLink:
                 return
             for at in range(0, len(data), MAX_SPI_BYTES):
                 part = data[at : at + MAX_SPI_BYTES]
-                self._spi.change(PAGE_PROGRAM, offset + at, part, self._look)
+                self._spi.change(PAGE_PROGRAM, offset + at, part, self._look, blank=blank)
 
     def _slow_unless_proven(self) -> None:
         """Register writes have no checksum: they go at a speed that a slot's digest has just

@@ -93,14 +93,18 @@ class SpiBus:
             raise FatalError("the chip's answers differ")
         return first & ((1 << 8 * size_bytes) - 1)
 
-    def change(self, opcode: int, address: int, data: bytes, look: Look) -> None:
+    def change(
+        self, opcode: int, address: int, data: bytes, look: Look, *, blank: bool = False
+    ) -> None:
         """One command that changes flash, with up to 64 bytes; returns when it is done.
 
+        blank: nothing stands there yet, so wrong bytes do no harm before they are read back.
         Write enable comes late, so that no earlier damage on the wire can change flash.
         """
         place, rest = self._setup(address, data)
         self._write([*place, *rest])
-        self._require(rest[: _words(data)] if len(data) <= CHECKED_BYTES else [])
+        if len(data) <= CHECKED_BYTES and not blank:
+            self._require(rest)
         self._require(place if look is Look.ALL else place[:1])
         go = self._go(opcode, bool(data))
         self._write([*self._plain(_WRITE_ENABLE, _SHORT_US), *go])
@@ -191,7 +195,3 @@ class SpiBus:
             if time.monotonic() > limit_s:
                 raise FatalError("the flash chip stays busy")
             self._write([*self._question(READ_STATUS, 1), *self._rest])
-
-
-def _words(data: bytes) -> int:
-    return -(-len(data) // 4)
