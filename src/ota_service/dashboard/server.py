@@ -81,11 +81,11 @@ class Page:
 
     async def _get_events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
-        await response.prepare(request)
         task = asyncio.current_task()
         assert task is not None
         self._streams.add(task)
         try:
+            await response.prepare(request)
             async with contextlib.aclosing(self._feed.watch()) as news:
                 waiting = asyncio.ensure_future(anext(news))
                 try:
@@ -164,7 +164,10 @@ async def serving(
     port 0: any that is free. Raises OSError where it cannot listen.
     """
     app = Page(service, guard, label).application()
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, handle_signals=False)
+    # A page that was closed ends its stream at once, and with the last one the questions end.
+    runner = web.AppRunner(
+        app, access_log=None, shutdown_timeout=1.0, handle_signals=False, handler_cancellation=True
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()

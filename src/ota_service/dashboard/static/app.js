@@ -182,10 +182,18 @@ function ask({ title, text, yes, no = "Leave it", check = "" }) {
   setText($("ask-check-text"), check);
   $("ask-option").hidden = !check;
   $("ask-check").checked = false;
-  dialog.returnValue = "no";
   dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(
-    dialog.returnValue === "yes" ? { checked: $("ask-check").checked } : null), { once: true }));
+  // At the press itself: the event of the closing comes later, perhaps after the next question.
+  return new Promise((resolve) => {
+    const answered = new AbortController();
+    const answer = (yes) => {
+      answered.abort();
+      resolve(yes ? { checked: $("ask-check").checked } : null);
+    };
+    const { signal } = answered;
+    dialog.addEventListener("submit", (event) => answer(event.submitter.value === "yes"), { signal });
+    dialog.addEventListener("cancel", () => answer(false), { signal });
+  });
 }
 
 async function act(verb, name = null) {

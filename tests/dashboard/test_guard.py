@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who is let in: over real HTTP, against the page's own server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from ota_service.cli.failure import Failure
+from ota_service.dashboard.feed import Feed
+from ota_service.dashboard.guard import HEADERS, Guard
+from ota_service.dashboard.server import serving
+
+TOKEN = "a token of more than sixteen characters"
+
+
+class Shelf:
+    """A service whose replies stand on a shelf, and that notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.failure: Failure | None = None
+        self.questions = 0
+
+    async def status(self) -> dict[str, Any]:
+        """The same each time, or the failure."""
+        self.questions += 1
+        if self.failure is not None:
+            raise self.failure
+        return {"state": "idle", "boards": {"a": {"state": "up_to_date", "attempts": 2.0}}}
+
+    async def command(
+        self, verb: str, arguments: Mapping[str, Any] | None = None, *, wait_s: float = 0
+    ) -> dict[str, Any]:
+        """Noted, and granted."""
+        self.asked.append((verb, dict(arguments or {})))
+        if self.failure is not None:
+            raise self.failure
+        return {"ok": True}
+
+
+@asynccontextmanager
+async def served(
+    token: str | None = None, host: str = "127.0.0.1", listens: str = "127.0.0.1"
+) -> AsyncIterator[tuple[Shelf, str, aiohttp.ClientSession]]:
+    """A server whose guard was told that it listens at `host`."""
+    shelf, guard = Shelf(), Guard(host, token=token, extra_hosts=("boards.example",))
+    async with (
+        serving(shelf, guard, listens, 0, label="m:1") as url,
+        aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as client,
+    ):
+        yield shelf, url.partition("#")[0].rstrip("/"), client
+
+
+async def asked(client: aiohttp.ClientSession, url: str, **headers: str) -> int:
+    """The status of a command with these headers."""
+    body = json.dumps({"command": "update"})
+    given = {"Content-Type": "application/json", **headers}
+    async with client.post(f"{url}/api/command", data=body, headers=given) as response:
+        return response.status
+
+
+async def test_every_reply_carries_the_strict_headers() -> None:
+    """Also refusals and what does not exist; nothing inline is in the page."""
+    async with served() as (_, url, client):
+        for path, status in (("/", 200), ("/static/app.js", 200), ("/nowhere", 404),
+                             ("/static/../guard.py", 404), ("/static/server.py", 404)):  # fmt: skip
+            async with client.get(url + path) as response:
+                assert response.status == status, path
+                for name, value in HEADERS.items():
+                    assert response.headers[name] == value, (path, name)
+        async with client.get(url, headers={"Host": "evil.example"}) as response:
+            assert response.status == 403
+            assert response.headers["Content-Security-Policy"]
+        async with client.get(url) as response:
+            page = await response.text()
+    assert "default-src 'none'" in HEADERS["Content-Security-Policy"]
+    assert "unsafe" not in HEADERS["Content-Security-Policy"]
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "onclick" not in page
+    assert "style=" not in page
+
+
+async def test_other_sites_and_foreign_names_are_refused() -> None:
+    """A page of another site in the same browser, and a name that was made to resolve to us."""
+    async with served() as (shelf, url, client):
+        host = url.removeprefix("http://")
+        refused: list[dict[str, str]] = [
+            {"Origin": "http://evil.example"},
+            {"Origin": f"http://{host}.evil.example"},
+            {"Origin": "null"},
+            {"Origin": f"http://127.0.0.1:{int(host.rpartition(':')[2]) ^ 1}"},
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site"},
+            {"Host": "evil.example"},
+            {"Host": "127.0.0.1.evil.example"},
+            {"Host": "10.1.2.3"},
+            {"Host": ""},
+            {"Content-Type": "text/plain"},
+            {"Content-Type": "application/x-www-form-urlencoded"},
+        ]
+        for headers in refused:
+            assert await asked(client, url, **headers) == 403, headers
+        assert shelf.asked == []
+        async with client.get(f"{url}/api/events", headers={"Sec-Fetch-Site": "cross-site"}) as r:
+            assert r.status == 403
+        async with client.put(f"{url}/api/command", json={}) as r:
+            assert r.status == 403
+        let_in: list[dict[str, str]] = [
+            {},
+            {"Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"},
+            {"Host": "localhost:9"},
+            {"Host": "[::1]:9"},
+            {"Host": "boards.example"},
+        ]
+        for headers in let_in:
+            assert await asked(client, url, **headers) == 200, headers
+        assert len(shelf.asked) == len(let_in)
+
+
+async def test_elsewhere_a_token_is_needed() -> None:
+    """As a header for programs, or once for a browser, which then has a cookie that no script and
+    no other site can use."""
+    async with served(TOKEN, host="0.0.0.0") as (shelf, url, client):
+        for path in ("/api/session", "/api/events"):
+            async with client.get(url + path) as response:
+                assert response.status == 401
+        assert await asked(client, url) == 401
+        assert await asked(client, url, Authorization="Bearer wrong") == 401
+        assert await asked(client, url, Cookie="ota_dashboard=wrong") == 401
+        assert shelf.asked == []
+        assert await asked(client, url, Authorization=f"Bearer {TOKEN}") == 200
+        # A literal address cannot be rebound; a foreign name is refused with a token, too.
+        assert await asked(client, url, Host="10.1.2.3", Authorization=f"Bearer {TOKEN}") == 200
+        assert await asked(client, url, Host="evil.example", Authorization=f"Bearer {TOKEN}") == 403
+        async with client.get(url) as response:
+            assert response.status == 200  # the page itself, where the token is entered
+        async with client.post(f"{url}/api/login", json={"token": "wrong"}) as response:
+            assert response.status == 401
+        assert await asked(client, url) == 401
+        async with client.post(f"{url}/api/login", json={"token": TOKEN}) as response:
+            assert response.status == 200
+            cookie = response.cookies["ota_dashboard"]
+            assert cookie["httponly"]
+            assert cookie["samesite"] == "Strict"
+            assert TOKEN not in cookie.value
+        assert await asked(client, url) == 200
+
+
+async def test_only_the_pages_own_verbs_are_passed_on() -> None:
+    """`flash` asks a person for a MAC, elsewhere; nonsense does not reach the machine."""
+    async with served() as (shelf, url, client):
+        bodies: tuple[Any, ...] = ({"command": "flash"}, {"command": "nonsense"}, {}, [], "x", 1)
+        for body in bodies:
+            async with client.post(f"{url}/api/command", json=body) as response:
+                assert response.status == 400, body
+        async with client.post(
+            f"{url}/api/command", data=b"{", headers={"Content-Type": "application/json"}
+        ) as response:
+            assert response.status == 400
+        async with client.post(f"{url}/api/command", json={"command": "x" * 70_000}) as response:
+            assert response.status == 413
+        assert shelf.asked == []
+        dry = {"command": "update", "boards": ["a"], "dry_run": True}
+        async with client.post(f"{url}/api/command", json=dry) as response:
+            assert response.status == 200
+        assert shelf.asked == [("update", {"boards": ["a"], "dry_run": True, "wait_s": 120.0})]
+
+
+async def events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    """The events of a stream."""
+    async for line in response.content:
+        if line.startswith(b"data: "):
+            yield json.loads(line[6:])
+
+
+async def test_the_status_streams_and_a_failure_is_told_with_its_remedy() -> None:
+    """Whole numbers are whole again; a command makes the next question come at once."""
+    async with served() as (shelf, url, client), client.get(f"{url}/api/events") as response:
+        stream = events(response)
+        first = await asyncio.wait_for(anext(stream), 5)
+        assert first["status"]["boards"]["a"]["attempts"] == 2
+        shelf.failure = Failure("It is gone.", "Look.", unreachable=True)
+        assert await asked(client, url) == 502  # a command makes it ask at once
+        news = await asyncio.wait_for(anext(stream), 5)
+        assert news == {"error": {"message": "It is gone.", "remedy": "Look."}}
+
+
+async def test_nobody_is_asked_when_nobody_looks_on() -> None:
+    """A machine has better things to do; the next one who looks gets a fresh status."""
+    shelf = Shelf()
+    feed = Feed(shelf)
+    for looks in (1, 2):
+        before = asyncio.all_tasks()
+        async with contextlib.aclosing(feed.watch()) as news:
+            assert "status" in await asyncio.wait_for(anext(news), 5)
+            assert shelf.questions == looks
+            asking = asyncio.all_tasks() - before
+            assert asking
+        await asyncio.wait(asking, timeout=5)
+        assert all(task.done() for task in asking)
+
+
+async def test_two_lookers_on_share_the_questions() -> None:
+    """A page more is no load more for the machine."""
+    async with (
+        served() as (shelf, url, client),
+        client.get(f"{url}/api/events") as one,
+        client.get(f"{url}/api/events") as two,
+    ):
+        streams = [events(one), events(two)]
+        for stream in streams:
+            assert "status" in await asyncio.wait_for(anext(stream), 5)
+        before = shelf.questions
+        assert before <= 2
+        for stream in streams:
+            await asyncio.wait_for(anext(stream), 5)
+        assert shelf.questions <= before + 1
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.9.9.9", True),
+     ("0.0.0.0", False), ("192.168.1.4", False), ("example.com", False), ("", False)],
+)  # fmt: skip
+def test_what_is_this_computer_alone(host: str, loopback: bool) -> None:
+    """Decides whether a token is made up; in doubt it is."""
+    assert Guard.is_loopback(host) is loopback
