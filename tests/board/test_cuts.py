@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ota_service.board.facts import BoardFacts
+from ota_service.fleet.journal import open_journal
+from ota_service.fleet.memory import Memory
 from ota_service.formats import nvs
 from ota_service.sim.bootmodel import Select
 from ota_service.sim.nvsmodel import nvs_init
@@ -53,18 +57,33 @@ def test_a_way_back_that_was_cut_off_is_gone_again_to_its_end() -> None:
     assert shows(board, case) == ("old", OLD.tag)
 
 
-def test_without_a_journal_the_tag_is_put_right() -> None:
-    """Nobody remembers the update, but its image stands in the slot that does not run."""
+def test_without_a_journal_the_image_in_the_other_slot_tells() -> None:
+    """Nobody remembers the update, but the firmware that the tag belongs to does not run."""
     case = Case("back", Start("micro-rdk", "first", False, "small"))
     board = cut_in(case, "rolling_back", 1)
     notes = Notes(BoardFacts())
     with quiet():
         outcome = update(board, PANICS, notes)
-    assert [made.action for made in notes.plans] == ["record"]
+    assert [made.action for made in notes.plans] == ["switch"]
     assert outcome.end == "rolled_back"
     assert shows(board, case) == ("old", "1.0.0")  # its own version, for want of its tag
     with quiet():
         assert update(board, NEXT, Notes()).end == "up_to_date"
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_going_back_to_the_old_target_after_an_interruption(journal: bool) -> None:
+    """The new firmware boots already, the old tag is still stored, and now that one is wanted."""
+    case = Case("update", Start("micro-rdk", "first", False, "small"))
+    board = cut_in(case, "recording", 0)
+    assert shows(board, case) == ("new", OLD.tag)
+    known = replace(case.facts(), interrupted=True)
+    notes = Notes(known if journal else BoardFacts())
+    with quiet():
+        outcome = update(board, OLD, notes)
+    assert [made.action for made in notes.plans] == ["switch"]
+    assert outcome.end == "up_to_date"
+    assert shows(board, case) == ("old", OLD.tag)
 
 
 @pytest.mark.parametrize("phase", ["recording", "booting"])
@@ -124,3 +143,21 @@ def test_a_page_with_nothing_in_it_makes_room() -> None:
     assert new.free_pages >= 1
     key = ("VIAM_NS", "OTA_VERSION")
     assert new.items == old.items | {key: ("string", b"rel-2")}
+
+
+def test_the_journal_tells_of_an_update_to_another_target(tmp_path: Path) -> None:
+    """Only where it was the last thing done to the board, and never came to an end."""
+    with contextlib.closing(open_journal(tmp_path)) as journal:
+        memory = Memory(journal, "OTA")
+        journal.begin_attempt("board", "one")
+        assert memory.facts("board", "two").interrupted
+        assert not memory.facts("board", "one").interrupted
+        assert memory.facts("board", "one").unwatched
+        assert not memory.facts("other", "two").interrupted
+        journal.end_attempt("board", "one", succeeded=True)
+        assert not memory.facts("board", "two").interrupted
+        journal.begin_attempt("board", "two")
+        journal.end_attempt("board", "two", succeeded=False, code="link-lost")
+        assert memory.facts("board", "one").interrupted
+        journal.set_attempt_state("board", "two", "rolled_back")
+        assert not memory.facts("board", "one").interrupted

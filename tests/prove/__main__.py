@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.prove import on_link, second_judge, suite
+from tests.prove.board import quiet
 from tests.prove.link import Boards
 from tests.prove.prover import Depth, Failure, Recording, Tally, prove, record_in_memory
 from tests.prove.suite import Trial
@@ -155,7 +156,8 @@ def main() -> int:
         tally = one(case, console)
     else:
         trials = suite.quick() if quick else suite.whole()
-        tally = run(trials, 8 if quick else 12, console)
+        with quiet():
+            tally = run(trials, 8 if quick else 12, console)
         failed = faults(quick, console)
     show(tally, console)
     report(tally.failures, console)

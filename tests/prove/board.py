@@ -18,8 +18,8 @@ from ota_service.board.boot import BootMonitor, Expected, Verdict
 from ota_service.board.chip import ChipInfo
 from ota_service.board.facts import BoardFacts, SlotFact
 from ota_service.board.inspect import Inspection
-from ota_service.board.protection import Protection
 from ota_service.board.plan import Plan
+from ota_service.board.protection import Protection
 from ota_service.board.session import BootRules, Job, Outcome, _Session
 from ota_service.fleet.core import Core
 from ota_service.formats.flashops import Erase, FlashOp, Program, program

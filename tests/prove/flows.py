@@ -138,7 +138,9 @@ class Case:
             boots = (self.old, images.OTHER)
             version = images.OTHER.image.parsed.descriptor.version
             tags.append(("string", version.encode()))
-        return Judge(start.plan, start.rollback, keys_of(before), boots, tuple(tags), spares)
+        forward = self.flow in ("update", "plain-image", "switch")
+        early = self.firmware.tag if forward and self.firmware.tag != old else None
+        return Judge(start.plan, start.rollback, keys_of(before), boots, tuple(tags), spares, early)
 
 
 @lru_cache(maxsize=64)
@@ -193,10 +195,10 @@ def _is(case: Case, board: Board, firmware: Firmware, tag: str | None) -> list[P
     return found
 
 
-def retarget(case: Case, board: Board, facts: BoardFacts) -> list[Problem]:
+def retarget(case: Case, board: Board, facts: BoardFacts, firmware: Firmware) -> list[Problem]:
     """Meanwhile another firmware is wanted, whose update was never begun."""
     try:
-        found = _to_target(case, board, Notes(facts), images.NEXT)
+        found = _to_target(case, board, Notes(facts), firmware)
     except Exception as error:
         return [Problem("converge", f"{type(error).__name__}: {error}")]
     return found

@@ -54,6 +54,7 @@ def running(cells: Cells, *, rollback: bool) -> tuple[Firmware | None, str]:
 class Judge:
     """Knows what has to stay. boots: the firmwares that may run; tags: the versions that may be
     stored (None: none); keys: every other key and its value; spares: what stood in the slots.
+    early: a version that must not be stored while the old firmware, the first of `boots`, boots.
     """
 
     layout: Layout
@@ -62,10 +63,19 @@ class Judge:
     boots: tuple[Firmware, ...]
     tags: tuple[object, ...]
     spares: dict[str, bytes]
+    early: str | None = None
 
-    def problems(self, cells: Cells) -> list[Problem]:
-        """All that is wrong with a board whose power failed with this flash."""
-        return [*self._boot(cells), *self._slots(cells), *self.nvs(cells)]
+    def problems(self, cells: Cells, *, own: bool = False) -> list[Problem]:
+        """All that is wrong with a board whose power failed with this flash.
+
+        own: while the board itself was writing, so that its bootloader may have gone back.
+        """
+        found = [*self._boot(cells), *self._slots(cells), *self.nvs(cells)]
+        if self.early is not None and not own and stored(cells, self.layout) == self.early:
+            firmware, _ = running(cells, rollback=self.rollback)
+            if firmware == self.boots[0]:
+                found.append(Problem("keys", "the old firmware runs with the new version"))
+        return found
 
     def _boot(self, cells: Cells) -> list[Problem]:
         after = cells.copy()

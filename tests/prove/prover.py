@@ -14,6 +14,7 @@ from tests.prove.board import Link, Notes, Op, quiet
 from tests.prove.cells import Cells
 from tests.prove.cuts import OWN, Cut, Detail, cuts
 from tests.prove.flows import Case, recover, retarget
+from tests.prove.images import NEXT, Firmware
 from tests.prove.judge import Judge, Problem
 
 COLUMNS = ("cases", "cuts", "judged", "memory", "link", "lost", "keys", "converge")
@@ -142,7 +143,7 @@ def _one(
     cells, own = cut.cells, cut.region == OWN
     between = cut.how == "before"
     tally.add(kind, "judged")
-    problems = judge.problems(cells)
+    problems = judge.problems(cells, own=own)
     journal = case.facts(interrupted=True)
     for variant, board, facts in _variants(case, cells, journal, depth.journals or between):
         tally.add(kind, "memory")
@@ -150,11 +151,12 @@ def _one(
         found += judge.nvs(board.cells, any_tag=True)
         problems += [replace(p, text=f"{variant}: {p.text}") for p in found]
     if between and not own and case.flow not in ("pending", "shy"):
-        tally.add(kind, "memory")
-        board = Link(cells.copy(), rollback=case.start.rollback)
-        found = retarget(case, board, case.facts())
-        found += judge.nvs(board.cells, any_tag=True)
-        problems += [replace(p, text=f"another target: {p.text}") for p in found]
+        for words, firmware, facts in _targets(case):
+            tally.add(kind, "memory")
+            board = Link(cells.copy(), rollback=case.start.rollback)
+            found = retarget(case, board, facts, firmware)
+            found += judge.nvs(board.cells, any_tag=True)
+            problems += [replace(p, text=f"{words}: {p.text}") for p in found]
     if problems:
         tally.fail(kind, name, problems, cells)
     if depth.twice and rng.randrange(depth.twice) == 0:
@@ -176,6 +178,16 @@ def _variants(
         yield "journal lost", Link(cells.copy(), rollback=rollback), BoardFacts()
 
 
+def _targets(case: Case) -> Iterable[tuple[str, Firmware, BoardFacts]]:
+    """What may be wanted of the board after its interrupted update, instead of that one."""
+    known = replace(case.facts(interrupted=True), unwatched=False, interrupted=True)
+    yield "another target", NEXT, known
+    if case.old_tag:
+        old = replace(case.old, tag=case.old_tag)
+        yield "the old target", old, known
+        yield "the old target, journal lost", old, BoardFacts()
+
+
 def _again(
     tally: Tally, name: str, case: Case, judge: Judge, cells: Cells, depth: Depth,
     rng: random.Random,
@@ -190,7 +202,8 @@ def _again(
     except Exception:
         return  # counted where it was recovered without a cut
     tally.add(kind, "cases")
-    detail = replace(depth.detail, tears=2, ends=3, body=40)
+    own = True  # a first cut may have left the old firmware with any version
+    detail = replace(depth.detail, tears=2, ends=2, body=60)
     seen = {Cells(flash).key()}
     for cut in cuts(flash, link.ops, case.start.plan, detail, seed=f"{name}/{depth.seed}"):
         tally.add(kind, "cuts")
@@ -198,7 +211,7 @@ def _again(
             continue
         seen.add(key)
         tally.add(kind, "judged")
-        problems = judge.problems(cut.cells)
+        problems = judge.problems(cut.cells, own=own or cut.region == OWN)
         board = Link(cut.cells.copy(), rollback=case.start.rollback)
         tally.add(kind, "memory")
         problems += recover(case, board, journal, own=cut.region == OWN)

@@ -19,8 +19,8 @@ WAITING = ("first",)
 WHOLE_BESIDE = ("blank", "first", "both", "aborted", "top")
 """States of otadata beside whose running slot another one holds a whole image."""
 
-ALL_TEARS = Depth(Detail())
-SOME_TEARS = Depth(Detail(tears=3, body=24), journals=False, twice=60)
+ALL_TEARS = Depth(Detail(body=20), twice=80)
+SOME_TEARS = Depth(Detail(tears=3, ends=3, body=40), journals=False, twice=150)
 QUICK_RARE = Depth(Detail(tears=1, slot=False), journals=False, twice=200)
 QUICK = Depth(Detail(tears=2, ends=3, body=40), journals=False, twice=150)
 
@@ -46,14 +46,15 @@ def whole() -> list[Trial]:
     waiting = product(OTA_LAYOUTS, WAITING, ROLLBACK, nvs_shapes.SHAPES)
     gone = product(OTA_LAYOUTS, GONE_BACK, BOTH, nvs_shapes.SHAPES)
     trials = [
-        *_trials("update", rare, ALL_TEARS),
         *_trials("update", pairs, ALL_TEARS, on_link=2),
-        *_trials("update", [s for s in grid if s not in set(pairs)], SOME_TEARS),
+        *_trials("update", [s for s in rare if s not in set(pairs)], SOME_TEARS),
+        *_trials("update", [s for s in grid if s not in {*pairs, *rare}], SOME_TEARS),
         *_trials("update", [replace(s, first_contact=True) for s in pairs], SOME_TEARS),
         *_trials("plain-image", pairs, SOME_TEARS),
         *_trials("switch", pairs, ALL_TEARS, on_link=1),
         *_trials("record", [replace(s, running=images.NEW) for s in pairs], ALL_TEARS, on_link=1),
-        *_trials("back", [*pairs, *rare], ALL_TEARS, on_link=1),
+        *_trials("back", pairs, ALL_TEARS, on_link=1),
+        *_trials("back", [s for s in rare if s.nvs in ("small", "robot")], SOME_TEARS),
         *_trials("go-back", [s for s in pairs if s.otadata in WHOLE_BESIDE], ALL_TEARS, on_link=1),
         *_trials("correct", gone, SOME_TEARS),
         *_trials("pending", waiting, ALL_TEARS, on_link=1),
@@ -97,7 +98,13 @@ def quick() -> list[Trial]:
 
 
 def _trials(flow: str, some: Iterable[Start], depth: Depth, on_link: int = 0) -> list[Trial]:
-    return [Trial(Case(flow, start), depth, on_link) for start in some]
+    found = []
+    for start in some:
+        # How a slot is written does not depend on NVS: where tears are thinned, so are slots.
+        slot = depth.detail.tears > 3 or (depth.detail.slot and start.nvs == "small")
+        detail = replace(depth.detail, slot=slot)
+        found.append(Trial(Case(flow, start), replace(depth, detail=detail), on_link))
+    return found
 
 
 def _few_on_link(trials: Sequence[Trial], *, each: int) -> list[Trial]:

@@ -97,7 +97,7 @@ def freeing_without_full(patch: pytest.MonkeyPatch) -> None:
 
 def way_back_forgotten(patch: pytest.MonkeyPatch) -> None:
     """Believe the stored tag although the way back was interrupted."""
-    patch.setattr(plan, "_way_back_interrupted", lambda *_: False)
+    patch.setattr(plan, "_tag_of_another", lambda *_: False)
 
 
 def old_entry_taken(patch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ MUTANTS: list[tuple[Patch, str, tuple[Any, ...]]] = [
     (nvs_in_place, "keys", ("update", "guide", "first", False, "blobs")),
     (both_entries_first, "lost", ("update", "guide", "both", False, "small")),
     (head_first, "lost", ("update", "micro-rdk", "both", False, "small")),
-    (version_first, "converge", ("update", "micro-rdk", "both", False, "small")),
+    (version_first, "keys", ("update", "micro-rdk", "both", False, "small")),
     (freeing_without_full, "keys", ("update", "guide", "first", False, "no-second-free")),
     (way_back_forgotten, "converge", ("back", "micro-rdk", "first", False, "small")),
     (old_entry_taken, "lost", ("back", "guide", "both", False, "small")),

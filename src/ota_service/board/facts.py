@@ -40,10 +40,12 @@ class BoardFacts:
 
     slots: by label, slots whose content was seen running. last_slot: label of the slot that ran
     at the last success. unwatched: an update of this board to this target began and never
-    ended, so that its boot was never judged. known_tag: the tag that we wrote or saw last.
+    ended, so that its boot was never judged. interrupted: the last thing done to this board was an
+    update to another target, which never ended. known_tag: the tag that we wrote or saw last.
     """
 
     slots: Mapping[str, SlotFact] = field(default_factory=dict)
     last_slot: str | None = None
     unwatched: bool = False
+    interrupted: bool = False
     known_tag: str | None = None

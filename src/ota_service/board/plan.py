@@ -151,7 +151,7 @@ def _plan(
     if not force:
         if (corrected := _rolled_back(found, version, facts)) is not None:
             return corrected
-        if found.version == version and not _way_back_interrupted(found, facts, running, image):
+        if found.version == version and not _tag_of_another(found, facts, running, image):
             return _up_to_date(found, facts, running)
     if image is None:
         raise OtaError("no-board", "No image was given to plan an update with.")
@@ -178,12 +178,16 @@ def _why(stored: str, configured: str, force: bool) -> str:
     return "the board does not run this image"
 
 
-def _way_back_interrupted(
+def _tag_of_another(
     found: Inspection, facts: BoardFacts, running: Partition, image: AppImage | None
 ) -> bool:
-    """Whether the stored tag is the target's only because an update of ours was cut off while
-    it was being taken back: otadata first, then the version."""
-    return facts.unwatched and image is not None and running.label not in found.holding
+    """Whether the stored tag is the target's, and another firmware runs, because an interruption
+    fell between otadata and the version: on the way to another target, or on the way back from
+    this one. Without a memory of the board, the target's image in another slot says so."""
+    if image is None or running.label in found.holding:
+        return False
+    forgotten = facts.last_slot is None and bool(found.holding)
+    return facts.unwatched or facts.interrupted or forgotten
 
 
 def _up_to_date(found: Inspection, facts: BoardFacts, running: Partition) -> Plan:
@@ -215,11 +219,9 @@ def _rolled_back(found: Inspection, version: str, facts: BoardFacts) -> Plan | N
     assert found.otadata is not None
     rejected = found.otadata.newest_rejected
     moved = facts.last_slot is not None and facts.last_slot != running.label
-    if facts.unwatched and moved and not rejected:
+    if (facts.unwatched or facts.interrupted) and moved and not rejected:
         moved = False  # our own switch was interrupted; nothing was ever seen to go back
-    # Without a memory of the board: the image that the tag belongs to stands in another slot.
-    left = facts.last_slot is None and not facts.unwatched and bool(found.holding)
-    if not rejected and not moved and not left:
+    if not rejected and not moved:
         return None
     fact = facts.slots.get(running.label)
     app = found.running_app

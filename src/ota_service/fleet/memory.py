@@ -85,6 +85,7 @@ class Memory:
         """What a plan for this board may depend on."""
         record = self.journal.board(mac)
         attempt = self.journal.attempt(mac, target)
+        latest = next(iter(self.journal.attempts(mac)), attempt)
         slots = {
             label: SlotFact(slot.size_bytes, slot.md5, slot.version, slot.project, slot.app_version)
             for label, slot in self.journal.slots(mac).items()
@@ -94,6 +95,9 @@ class Memory:
             slots=slots,
             last_slot=record.slot if record is not None else None,
             unwatched=attempt.open_since is not None or attempt.failed > 0,
+            interrupted=latest.target != target
+            and latest.state in ("none", "set_aside")
+            and (latest.open_since is not None or latest.failed > 0),
             known_tag=record.version if record is not None else None,
         )
 
