@@ -234,8 +234,8 @@ def _back(case: Case, board: Board, notes: Notes) -> list[Problem]:
     else:
         update(board, case.firmware, notes)
     found = _is_old(case, board, notes)
-    if found and not notes.facts.slots and notes.plans[0].action == "none":
-        # Nobody remembers that this start was being watched, and the board runs what it is to.
+    if found and not notes.facts.slots:
+        # Nobody remembers what this firmware failed at, and the board runs what it is to.
         found = _is(case, board, case.firmware, case.firmware.tag)
     return found or _forced(case, board, images.NEXT)
 
