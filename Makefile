@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo test test-quick test-viam-server prove lint
+.PHONY: help demo module wheels test test-quick test-viam-server prove lint
 .PHONY: serve-ota build-esp32-ota build-esp32-bin flash-esp32-bin
 
 help: ## this list
@@ -24,6 +24,13 @@ test-viam-server: ## the scenarios under a real viam-server: VIAM_SERVER=/path m
 
 prove: ## every interruption of an update, tried (QUICK=1: thinned; CASE=..: one of them again)
 	@./setup.sh --dev -- -m tests.prove
+
+module: ## dist/archive.tar.gz for Viam: [NAMESPACE=acme] [WHEELS=build/wheels]
+	@./setup.sh -- tools/module_archive.py $(if $(NAMESPACE),--namespace '$(NAMESPACE)') \
+	    $(if $(WHEELS),--wheels '$(WHEELS)')
+
+wheels: ## build/wheels: the packages for machines like this one that have no package index
+	@./setup.sh -- -m pip wheel --disable-pip-version-check -q -r requirements.txt -w build/wheels
 
 lint: ## ruff, and mypy in its strict mode
 	@./setup.sh --dev -- -m ruff check .

@@ -85,6 +85,15 @@ make_environment() {
 install_packages() {
     local files=(-r "$here/requirements.txt")
     if [ -n "$dev" ]; then files+=(-r "$here/requirements-dev.txt"); fi
+    # An archive may carry its packages along, for machines without a package index.
+    if [ -d "$here/wheels" ]; then
+        if "$venv/bin/python" -I -m pip install --disable-pip-version-check --no-input -q \
+            --no-index --find-links "$here/wheels" "${files[@]}" >"$log" 2>&1; then
+            return 0
+        fi
+        echo "ota_service: the packages in $here/wheels are not all that this Python needs;" \
+            "asking the package index"
+    fi
     if ! "$venv/bin/python" -I -m pip install --disable-pip-version-check --no-input -q \
         "${files[@]}" >"$log" 2>&1; then
         cat -- "$log" >&2

@@ -31,6 +31,7 @@ from ota_service.module.config import RestartCondition, ServiceConfig, parse_con
 from ota_service.module.discovery import OtaDiscovery
 from ota_service.module.folders import default_cache_dir, default_state_dir
 from ota_service.module.plain import from_struct, plain
+from ota_service.module.published import published_models
 from ota_service.module.sensor import OtaSensor
 from ota_service.module.verbs import help_reply, parse_command
 
@@ -131,23 +132,26 @@ class OtaService(Generic):
 
 
 def register() -> None:
-    """Tell the SDK about the service's two models, and about its companions."""
-    for model in MODELS:
+    """Tell the SDK about the service's two models and about its companions, also under the names
+    that a publisher gave them."""
+    for model in (*MODELS, *published_models(MODELS[0].name)):
         Registry.register_resource_creator(
             Generic.API,
             model,
             ResourceCreatorRegistration(OtaService.new, OtaService.validate_config),
         )
-    Registry.register_resource_creator(
-        OtaDiscovery.API,
-        discovery.MODEL,
-        ResourceCreatorRegistration(OtaDiscovery.new, OtaDiscovery.validate_config),
-    )
-    Registry.register_resource_creator(
-        OtaSensor.API,
-        sensor.MODEL,
-        ResourceCreatorRegistration(OtaSensor.new, OtaSensor.validate_config),
-    )
+    for model in (discovery.MODEL, *published_models(discovery.MODEL.name)):
+        Registry.register_resource_creator(
+            OtaDiscovery.API,
+            model,
+            ResourceCreatorRegistration(OtaDiscovery.new, OtaDiscovery.validate_config),
+        )
+    for model in (sensor.MODEL, *published_models(sensor.MODEL.name)):
+        Registry.register_resource_creator(
+            OtaSensor.API,
+            model,
+            ResourceCreatorRegistration(OtaSensor.new, OtaSensor.validate_config),
+        )
 
 
 async def _open_fleet(settings: Settings, restart_allowed: RestartAllowed | None) -> Fleet:
