@@ -105,7 +105,9 @@ class ServiceConfig(_Strict):
         """The same as plain values for the fleet; `state_dir` holds where none is configured."""
         boards = None
         if self.boards is not None:
-            boards = tuple(BoardEntry(**board.model_dump(exclude={"note"})) for board in self.boards)
+            boards = tuple(
+                BoardEntry(**board.model_dump(exclude={"note"})) for board in self.boards
+            )
         return Settings(
             service=service,
             target=Target(self.url, self.version, self.sha256),

@@ -25,7 +25,6 @@ from ota_service.sim.host import BoardHost
 from ota_service.sim.images import build_app
 from ota_service.sim.layouts import LAYOUTS, OTA_LAYOUTS
 from ota_service.sim.loader_stub import known_stubs
-from ota_service.sim.loader_stub import known_stubs
 
 SCHEME = "esp32sim://"
 
