@@ -18,10 +18,12 @@ from typing import Any
 
 from aiohttp import web
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
 from ota_service.cli.live import Live
 from ota_service.cli.local_module import LocalModule, local_module
+from ota_service.cli.report import status_table
 from ota_service.sim.images import Behaviour, build_app
 from ota_service.sim.process import SimBoard, SimProcess
 
@@ -60,6 +62,8 @@ async def demo(console: Console) -> bool:
                     console.print("[bold]The module[/], started as viam-server starts it\n")
                     seen = await _show(console, module, url, ports)
     console.print(f"\nDone in {time.monotonic() - began_s:.0f} s.")
+    if seen:
+        console.print("With boards of your own: README.md, or the command [bold]esp32-ota[/].")
     return seen
 
 
@@ -85,15 +89,17 @@ async def _show(
     _say(console, back, f"right was rolled back to {NEW}, left was left alone")
     error = status["boards"].get("right", {}).get("error", {})
     if error:
-        console.print(f"   [dim]{error.get('code')}: {error.get('message')}[/]")
+        console.print(Text(f"   {error.get('code')}: {error.get('message')}", style="dim"))
 
     console.print("\n[bold]3. The status[/], asked through the Viam SDK's client:")
     client = module.client(NAME)
-    console.print(_table(await client.get_status(timeout=10.0)))
+    table = status_table(await client.get_status(timeout=10.0), ports=False)
+    console.print(Padding(table, (0, 0, 0, 3)))
     read = await client.do_command({"command": "version"}, timeout=60.0)
     stored = {name: board.get("version") for name, board in _dict(read["boards"]).items()}
     held = stored == dict.fromkeys(ports, NEW)
-    _say(console, held, f"read back from both boards' NVS: {stored}")
+    told = ", ".join(f"{name} {version}" for name, version in sorted(stored.items()))
+    _say(console, held, f"read back from both boards' NVS: {told}")
     return good and back and held
 
 
@@ -128,23 +134,6 @@ def _runs(status: Status, name: str, state: str, version: str) -> bool:
 
 def _say(console: Console, seen: bool, what: str) -> None:
     console.print(f"   [green]✓[/] {what}" if seen else f"   [red]✗ not seen:[/] {what}")
-
-
-def _table(status: Status) -> Table:
-    table = Table(title=None)
-    for column in ("board", "state", "version", "slot", "app", "error"):
-        table.add_column(column)
-    for name, board in _dict(status["boards"]).items():
-        running = board.get("running", {})
-        table.add_row(
-            name,
-            board["state"],
-            board.get("version", ""),
-            running.get("slot", ""),
-            f"{running.get('project', '')} {running.get('app_version', '')}",
-            board.get("error", {}).get("code", ""),
-        )
-    return table
 
 
 def _dict(value: Any) -> dict[str, Any]:
