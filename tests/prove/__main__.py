@@ -20,7 +20,7 @@ from rich.console import Console
 from tests.prove import on_link, second_judge, suite
 from tests.prove.board import quiet
 from tests.prove.link import Boards
-from tests.prove.prover import Depth, Failure, Recording, Tally, prove, record_in_memory
+from tests.prove.prover import Depth, Failure, Recording, Tally, prove
 from tests.prove.suite import Trial
 from tests.prove.table import last_line, show
 
@@ -112,7 +112,13 @@ def one(name: str, console: Console) -> Tally:
     case, _, cut = name.partition("@")
     trial = suite.named(case)
     cut, _, again = cut.partition("+")
-    recording = record_in_memory(trial.case)
+    with tempfile.TemporaryDirectory(prefix="prove-") as folder, Boards(Path(folder), 1) as boards:
+        recording = next(on_link.record(boards, [trial.case]))
+    if isinstance(recording, Failure):
+        tally = Tally()
+        tally.add(recording.kind, recording.problem.kind)
+        tally.failures.append(recording)
+        return tally
     for number, op in enumerate(recording.ops):
         console.print(f"{number:4} {op.who:10} {op.phase:12} {op.op}", highlight=False)
     if again:

@@ -21,9 +21,10 @@ HEADINGS = (
 )
 NOTE = (
     "cuts: interruptions made; judged: distinct contents of the flash after them. In the body of "
-    "a slot, where one page program is like the next, only some are cut: the first and last ones "
-    "and each 12th to 40th between them. A board's own writes (bootloader, app) are cut between "
-    "operations only."
+    "a slot, where one page program is like the next, the first and last ones are cut and some "
+    "between them, and not from every start again. A board's own writes (bootloader, app) are cut "
+    "between operations only. recovered in memory: each image several times (as it was left, after "
+    "a start, with and without the journal, to other targets)."
 )
 
 
