@@ -104,7 +104,6 @@ class EspLink:
         self._expected: dict[tuple[int, int], bytes] = {}
         self._awaited: tuple[int, int, str] | None = None
         self._proven = False
-        self._now_baud = baud
         self.chip = chip
         self.baud = baud
         self.running = False
@@ -222,7 +221,6 @@ class EspLink:
             raise ValueError(f"erase of {size_bytes:#x} bytes at {offset:#x}")
         self._changes(offset, b"\xff" * size_bytes)
         with _lost_link():
-            self._slow_unless_proven()
             for at in range(offset, offset + size_bytes, SECTOR_BYTES):
                 self._spi.change(SECTOR_ERASE, at, b"", self._look)
 
@@ -239,7 +237,6 @@ class EspLink:
         after = None if before is None else bytes(map(and_, before, data))
         self._changes(offset, after, len(data))
         with _lost_link():
-            self._slow_unless_proven()
             if self._proven and len(data) > MAX_SPI_BYTES:
                 self._spi.program_page(offset, data)
                 return
@@ -247,19 +244,10 @@ class EspLink:
                 part = data[at : at + MAX_SPI_BYTES]
                 self._spi.change(PAGE_PROGRAM, offset + at, part, self._look, blank=blank)
 
-    def _slow_unless_proven(self) -> None:
-        """Register writes have no checksum: they go at a speed that a slot's digest has just
-        proven, or at the ROM's, at which the stub loader came."""
-        if not self._proven:
-            self._speed(ROM_BAUD)
-
-    def _speed(self, baud: int) -> None:
-        if self._now_baud != baud:
-            _change_baud(self._esp, baud)
-            self._now_baud = baud
-
     @property
     def _look(self) -> Look:
+        """Register writes have no checksum. Where this speed has not just carried a slot whose
+        digest was right, every register is looked at before a command starts."""
         return Look.PLACE if self._proven else Look.ALL
 
     def _changes(self, offset: int, expected: bytes | None, size_bytes: int = 0) -> None:
@@ -274,7 +262,6 @@ class EspLink:
         self._changes(offset, None, -(-stream.size_bytes // SECTOR_BYTES) * SECTOR_BYTES)
         self._proven, self._awaited = False, None
         with _lost_link():
-            self._speed(self.baud)
             esp.flash_defl_begin(stream.size_bytes, stream.compressed_bytes, offset)
         # The stub loader acknowledges a block before it inflates and writes it, so what a block
         # takes is waited for with the next one.
@@ -315,7 +302,7 @@ class EspLink:
 
         again = EspLink.connect(self._port, baud=self.baud, identified=same)
         self._esp, self._spi = again._esp, again._spi
-        self.baud = self._now_baud = again.baud
+        self.baud = again.baud
         self._forget()
         self.running = False
 
