@@ -614,7 +614,8 @@ def configs() -> Iterator[Config]:
     for name in ("baud", "max_parallel", "max_attempts", "max_image_bytes"):
         yield one(f"{name} 1.5", name, **{name: 1.5})
     for name in ("auto_update", "check_on_start", "adopt", "canary"):
-        for flag in ("true", 1, 0, []):
+        flags: tuple[object, ...] = ("true", 1, 0, [])
+        for flag in flags:
             yield one(f"{name} {flag!r}", name, **{name: flag})
     for pattern in ("(", "[a", "a{99999}", "(?=x)", r"(a)\1", "x" * 501):
         yield one(f"boot_expect {pattern[:10]}", "boot_expect", boot_expect=pattern)

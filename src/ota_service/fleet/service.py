@@ -26,6 +26,8 @@ GRACE_S = 5.0
 """How long a run goes on after its service was removed (design.md, item 6)."""
 
 DEFAULT_WAIT_S = 30.0
+_WORD_MAX_CHARS = 200
+"""How much of a word that names no board is quoted: a command may have 32 MiB."""
 
 RestartAllowed = Callable[[], Awaitable[bool]]
 
@@ -225,7 +227,8 @@ class FleetService:
             found = [board for board in self._core.boards.values() if board.answers_to(word)]
             if not found:
                 known = ", ".join(sorted(self._core.boards)) or "none yet"
-                raise UnknownBoard(f'there is no board "{word}"; the boards are: {known}')
+                named = word if len(word) <= _WORD_MAX_CHARS else f"{word[:_WORD_MAX_CHARS]}..."
+                raise UnknownBoard(f'there is no board "{named}"; the boards are: {known}')
             names += [board.name for board in found if board.name not in names]
         return names
 

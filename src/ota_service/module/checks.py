@@ -27,6 +27,9 @@ PORT_SCHEMES = ("rfc2217", "socket", "esp32sim")
 
 UNSET = ("", None)
 
+# A longer word is like none of ours, and comparing takes the square of its length.
+_COMPARED_CHARS = 100
+
 
 def a_fault(words: str) -> PydanticCustomError:
     """An error whose text is `words`."""
@@ -219,5 +222,5 @@ def where(loc: Sequence[str | int]) -> str:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """The one of `known` that is most like `name`."""
-    folded = name.casefold().replace("-", "_").replace(" ", "_")
+    folded = name[:_COMPARED_CHARS].casefold().replace("-", "_").replace(" ", "_")
     return get_close_matches(folded, list(known), n=1, cutoff=0.0)[0]

@@ -41,8 +41,18 @@ WAIT_MAX_S = 86_400
 HISTORY_MAX = 1000
 
 
+MESSAGE_MAX_CHARS = 1000
+
+
 class VerbError(ValueError):
-    """A command that names no verb, or arguments that its verb does not take."""
+    """A command that names no verb, or arguments that its verb does not take.
+
+    A command may have 32 MiB, and its words are quoted: the text is shortened.
+    """
+
+    def __init__(self, text: str) -> None:
+        cut = len(text) - MESSAGE_MAX_CHARS
+        super().__init__(text if cut <= 0 else f"{text[:MESSAGE_MAX_CHARS]}... ({cut} more)")
 
 
 def _boards(value: object) -> list[str]:
