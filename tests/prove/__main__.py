@@ -159,7 +159,11 @@ def main() -> int:
     quick = os.environ.get("QUICK", "") not in ("", "0")
     failed = 0
     if case := os.environ.get("CASE"):
-        tally = one(case, console)
+        try:
+            tally = one(case, console)
+        except LookupError as error:
+            print(error.args[0], file=sys.stderr)
+            return 2
     else:
         trials = suite.quick() if quick else suite.whole()
         with quiet():

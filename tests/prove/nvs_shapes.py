@@ -116,7 +116,7 @@ def _crowd(size: int, rng: random.Random, values: dict[str, NvsValue]) -> bytear
         store.set("app", f"log{number % 9}", rng.randbytes(300 + number % 7 * 40))
         number += 1
         if number > 9:
-            store.set("app", f"note{number}", rng.randbytes(700))
+            store.set("app", f"note{number}", rng.randbytes(700 if size < 0x10000 else 3600))
     return cells
 
 

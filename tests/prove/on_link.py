@@ -44,7 +44,10 @@ def _record(board: RealBoard, case: Case) -> Recording | Failure:
     ends = {"update": "up_to_date", "plain-image": "up_to_date", "switch": "up_to_date"}
     ends |= {"record": "up_to_date", "correct": "rolled_back", "back": "rolled_back"}
     ends |= {"pending": "awaiting_confirmation", "shy": "rolled_back", "go-back": "rolled_back"}
-    waits = case.start.rollback and outcome.end == "awaiting_confirmation"
+    # Where an entry shows rollback, the app is waited for.
+    waits = case.flow in ("update", "plain-image", "switch") and (
+        outcome.end == "awaiting_confirmation"
+    )
     if outcome.end != ends[case.flow] and not waits:
         return _failed(case, f"ended {outcome.end}: {outcome.error}", board)
     return Recording(case, tuple(ops))

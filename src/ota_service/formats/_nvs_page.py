@@ -145,9 +145,12 @@ class Page:
             self.next_free = max(self.next_free, item.index + item.span)
 
 
+_STATES_OF = [[EntryState(byte >> shift & 3) for shift in (0, 2, 4, 6)] for byte in range(256)]
+
+
 def entry_states(bitmap: bytes) -> list[EntryState]:
     """The states of the 126 entries."""
-    return [EntryState(bitmap[i // 4] >> (i % 4 * 2) & 3) for i in range(ENTRY_COUNT)]
+    return [state for byte in bitmap for state in _STATES_OF[byte]][:ENTRY_COUNT]
 
 
 def header_bytes(state: PageState, seq: int, version: int) -> bytes:

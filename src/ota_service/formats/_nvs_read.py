@@ -135,10 +135,13 @@ class Nvs:
             if item.type == TYPE_BLOB_INDEX:
                 size = int.from_bytes(item.raw[24:28], "little")
                 count, start = item.raw[28], item.raw[29]
-                joined = b"".join(
-                    parts.get((*place[:2], chunk), b"") for chunk in range(start, start + count)
-                )
-                contents[place] = size.to_bytes(4, "little") + joined
+                found_parts = [
+                    parts.get((*place[:2], chunk)) for chunk in range(start, start + count)
+                ]
+                whole = b"".join(part for part in found_parts if part is not None)
+                if None in found_parts or len(whole) != size:
+                    continue  # a part is missing or damaged: the firmware finds no blob
+                contents[place] = size.to_bytes(4, "little") + whole
             elif item.type in (TYPE_STRING, TYPE_BLOB) and not item.value_ok:
                 continue
             else:

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Power that fails while a session is going on: what replays in memory cannot show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ota_service.board.session import Job
+from ota_service.errors import OtaError
+from tests.prove.board import BOOT, Notes, quiet
+from tests.prove.flows import Case, recover
+from tests.prove.images import NEW
+from tests.prove.link import Boards, RealBoard
+from tests.prove.starts import Start
+
+pytestmark = pytest.mark.slow
+
+CASE = Case("update", Start("guide", "blank", False, "no-second-free"))
+
+
+@pytest.fixture(scope="module")
+def boards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boards]:
+    """One simulator process with four boards."""
+    with Boards(tmp_path_factory.mktemp("boards"), 4) as running:
+        yield running
+
+
+def test_power_that_fails_within_a_session_is_a_lost_link(boards: Boards) -> None:
+    """Cut in the slot, in otadata and in NVS, whole and torn: the session says that the link was
+    lost, the judge finds nothing wrong, and the next session comes to the target."""
+    judge = CASE.judge(CASE.flash())
+    total = len(next(boards.each(recorded, [CASE])))
+    cuts = [
+        (1, "torn"),
+        (9, "whole"),
+        (60, "torn"),
+        *((total - k, "torn") for k in range(1, 22, 4)),
+    ]
+
+    def cut(board: RealBoard, at: tuple[int, str]) -> list[str]:
+        board.load(CASE.flash(), rollback=False)
+        board.control.cut_power_at(at[0], at[1])  # type: ignore[arg-type]
+        job = Job("board", version=NEW.tag, image=NEW.image, boot=BOOT)
+        with quiet():
+            with pytest.raises(OtaError) as caught:
+                board.session(job, Notes(CASE.facts()))
+            assert caught.value.code == "link-lost"
+            assert board.control.state()["state"] == "off"
+            problems = judge.problems(board.cells)
+            board.control.power_on()
+            problems += recover(CASE, board, CASE.facts(interrupted=True))
+        return [f"{at}: {problem.text}" for problem in problems]
+
+    assert [text for texts in boards.each(cut, cuts) for text in texts] == []
+
+
+def recorded(board: RealBoard, case: Case) -> list[object]:
+    """The loader's operations of a session that nothing disturbs."""
+    board.load(case.flash(), rollback=False)
+    _, ops = board.record(case.job(), Notes(case.facts()))
+    return [op for op in ops if op.who == "loader"]
