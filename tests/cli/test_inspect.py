@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
 from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
-from tests.support.command import environment, run_command
+from tests.support.command import ended, environment, run_command, start_command
+from tests.support.machine import eventually
 
 
 def digest(board: RunningBoard) -> str:
@@ -69,3 +71,27 @@ async def test_without_a_board_it_is_one_line_with_the_remedy(tmp_path: Path) ->
     assert error.startswith("Error: The port /dev/ttyUSB77 does not exist.")
     assert error.endswith("[port-missing]")
     assert "Traceback" not in done.err
+
+
+@pytest.mark.slow
+async def test_ctrl_c_leaves_the_board_in_its_firmware(tmp_path: Path) -> None:
+    """Also where it comes between the look at its log and the way back into download mode."""
+    with SimProcess(tmp_path, [SimBoard("guide", config={"timed": True})]) as sim:
+        board = sim.boards[0]
+        before = board.control.counters()["reset"]
+        process = await start_command("inspect", board.url, env=environment(tmp_path))
+
+        async def resets() -> int:
+            return board.control.counters()["reset"]
+
+        # The first one is into download mode, the second one into the firmware to read its log.
+        await eventually(resets, lambda now: now >= before + 2, interval_s=0.01)
+        process.send_signal(signal.SIGINT)
+        done = await ended(process, limit_s=20)
+        assert (done.code, done.out) == (1, "")
+        assert "Error: Stopped; the board was restarted into its firmware." in done.err
+
+        async def state() -> str:
+            return str(board.control.state()["state"])
+
+        await eventually(state, lambda now: now == "app", timeout_s=5)

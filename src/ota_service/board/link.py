@@ -300,11 +300,11 @@ class EspLink:
                     f"Another board answers on the port: {found} instead of {mac}.",
                 )
 
+        self.running = False  # from the first reset on, also where it does not answer then
         again = EspLink.connect(self._port, baud=self.baud, identified=same)
         self._esp, self._spi = again._esp, again._spi
         self.baud = again.baud
         self._forget()
-        self.running = False
 
     def restart(self) -> None:
         """Leave download mode: reset the chip into its firmware, at the log's speed."""

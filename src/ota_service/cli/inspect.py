@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.text import Text
 
+from ota_service.cli.failure import Failure
 from ota_service.cli.output import err, json_option, out, print_json
 from ota_service.cli.ports import port_argument
 from ota_service.cli.show import size, table
@@ -61,29 +66,55 @@ def inspect(port: str, baud: int, as_json: bool) -> None:
 
 
 def look(port: str, baud: int, phase: Any) -> Inspection:
-    """Read the board at `port`. Blocks for seconds. Raises OtaError."""
+    """Read the board at `port`. Blocks for seconds, in the main thread. Raises OtaError, and
+    Failure after Ctrl-C, when the board is back in its firmware."""
     from ota_service.board import session
     from ota_service.board.ownership import PORT_OWNERS
     from ota_service.board.ports import require_exists
     from ota_service.board.serial_port import close_port, open_port
 
     require_exists(port)
-    with PORT_OWNERS.claim(port, OWNER):
+    hooks = _Hooks(phase)
+    with PORT_OWNERS.claim(port, OWNER), _stopping(hooks):
         opened = open_port(port)
         try:
             job = session.Job("board", baud=baud, read_only=True)
-            outcome = session.run(opened, job, _Hooks(phase))
+            outcome = session.run(opened, job, hooks)
         finally:
             close_port(opened)
+    if hooks.stopped:
+        raise Failure("Stopped; the board was restarted into its firmware.")
     assert outcome.found is not None
     return outcome.found
 
 
+@contextmanager
+def _stopping(hooks: _Hooks) -> Iterator[None]:
+    """At Ctrl-C the session ends where that leaves the board in its firmware; at the second one,
+    at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if hooks.stopped:
+            raise KeyboardInterrupt
+        hooks.stopped = True
+        click.echo("Stopping; the board is restarted into its firmware...", err=True)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Hooks:
-    """Implements `session.Hooks` for a look: nothing is known, nothing is kept."""
+    """Implements `session.Hooks` for a look: nothing is known, nothing is kept.
+
+    stopped: a person wants no more of it.
+    """
 
     def __init__(self, phase: Any) -> None:
         self._phase = phase
+        self.stopped = False
 
     def identified(self, mac: str) -> BoardFacts:
         from ota_service.board.facts import BoardFacts
@@ -102,7 +133,7 @@ class _Hooks:
     def restarting(self, reason: str) -> None: ...
 
     def cancelled(self) -> bool:
-        return False
+        return self.stopped
 
     def stopping(self) -> bool:
         return False

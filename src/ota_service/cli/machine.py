@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -134,6 +135,8 @@ async def _dial(access: Access) -> RobotClient:
     from viam.robot.client import RobotClient
     from viam.rpc.dial import DialOptions
 
+    # The SDK's native library logs on stdout, with whole traces, what is told in one line here.
+    os.environ.setdefault("RUST_LOG", "off")
     if access.api_key is not None and access.api_key_id is not None:
         dial = DialOptions.with_api_key(access.api_key, access.api_key_id)
     else:

@@ -31,6 +31,8 @@ _KEY_WARNING = (
     "line, and shells keep it."
 )
 
+_WATCHED_ON = "No longer watching; a run in progress goes on. `esp32-ota remote cancel` stops it."
+
 Reply = dict[str, Any]
 Asks = Callable[[Machine], Coroutine[Any, Any, Any]]
 
@@ -82,14 +84,20 @@ def check_access(access: Access) -> None:
             raise click.UsageError("VIAM_API_KEY_ID is no UUID: is it the key itself?") from None
 
 
-def ask(access: Access, asks: Asks) -> Any:
-    """Connect, ask, disconnect."""
+def ask(access: Access, asks: Asks, *, interrupted: str = "") -> Any:
+    """Connect, ask, disconnect. interrupted: what to say at Ctrl-C."""
 
     async def go() -> Any:
         async with connect(access) as machine:
             return await asks(machine)
 
-    return asyncio.run(go())
+    try:
+        return asyncio.run(go())
+    except KeyboardInterrupt:
+        if not interrupted:
+            raise
+        click.echo(interrupted, err=True)
+        raise SystemExit(1) from None
 
 
 boards_argument = click.argument("boards", nargs=-1, metavar="[BOARD]...")
@@ -174,9 +182,9 @@ def update(
         if reply.get("joined"):
             console.print("A run for this firmware is in progress; watching it.")
         with Live(console, _named(boards), transient=True) as live:
-            return await _watched(follow_run(machine, live, str(reply["run"]["id"])))
+            return await follow_run(machine, live, str(reply["run"]["id"]))
 
-    reply = ask(access, asks)
+    reply = ask(access, asks, interrupted=_WATCHED_ON)
     if as_json:
         print_json(reply)
     if no_wait:
@@ -204,10 +212,10 @@ def watch(access: Access, boards: tuple[str, ...], follow: bool, as_json: bool) 
             run = dict(status.get("run", {}))
             if not run:
                 return {}
-            return await _watched(follow_run(machine, live, str(run["id"])))
+            return await follow_run(machine, live, str(run["id"]))
 
     while True:
-        run = ask(access, asks)
+        run = ask(access, asks, interrupted=_WATCHED_ON)
         if as_json:
             print_json(run)
         if not run:
@@ -219,16 +227,6 @@ def watch(access: Access, boards: tuple[str, ...], follow: bool, as_json: bool) 
             return
         if not as_json:
             print_run(console, run)
-
-
-async def _watched(following: Coroutine[Any, Any, Reply]) -> Reply:
-    try:
-        return await following
-    except asyncio.CancelledError:
-        click.echo(
-            "No longer watching; the run goes on. `esp32-ota remote cancel` stops it.", err=True
-        )
-        raise
 
 
 def _end(run: Reply, as_json: bool) -> None:
