@@ -78,20 +78,20 @@ async def test_ctrl_c_leaves_the_board_in_its_firmware(tmp_path: Path) -> None:
     """Also where it comes between the look at its log and the way back into download mode."""
     with SimProcess(tmp_path, [SimBoard("guide", config={"timed": True})]) as sim:
         board = sim.boards[0]
-        before = board.control.counters()["reset"]
-        process = await start_command("inspect", board.url, env=environment(tmp_path))
+
+        async def state() -> str:
+            return str(board.control.state()["state"])
 
         async def resets() -> int:
             return board.control.counters()["reset"]
 
+        await eventually(state, lambda now: now == "app")
+        before = await resets()
+        process = await start_command("inspect", board.url, env=environment(tmp_path))
         # The first one is into download mode, the second one into the firmware to read its log.
         await eventually(resets, lambda now: now >= before + 2, interval_s=0.01)
         process.send_signal(signal.SIGINT)
         done = await ended(process, limit_s=20)
         assert (done.code, done.out) == (1, "")
         assert "Error: Stopped; the board was restarted into its firmware." in done.err
-
-        async def state() -> str:
-            return str(board.control.state()["state"])
-
         await eventually(state, lambda now: now == "app", timeout_s=5)
