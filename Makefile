@@ -32,6 +32,9 @@ module: ## dist/archive.tar.gz for Viam: [NAMESPACE=acme] [WHEELS=build/wheels]
 wheels: ## build/wheels: the packages for machines like this one that have no package index
 	@./setup.sh -- -m pip wheel --disable-pip-version-check -q -r requirements.txt -w build/wheels
 
+bench: ## what updates cost, beside scripts and the floor (QUICK=1: under a minute; RUNS=3)
+	@./setup.sh --dev -- -m bench $(if $(RUNS),--runs '$(RUNS)') $(ARGS)
+
 lint: ## ruff, and mypy in its strict mode
 	@./setup.sh --dev -- -m ruff check .
 	@./setup.sh --dev -- -m mypy

@@ -13,6 +13,7 @@ from bench.boards import State
 from bench.ours import Measured
 from ota_service.board.session import Image
 from ota_service.board.stream import make_stream
+from ota_service.sim.process import RunningBoard
 
 Way = Literal["ours", "separate", "best", "idftool"]
 WAYS: tuple[Way, ...] = ("ours", "best", "separate", "idftool")
@@ -106,7 +107,7 @@ def measure(cell: Cell, runs: int, told: Callable[[str], None]) -> Result:
     return result
 
 
-def _ours(cell: Cell, board: Any, data: bytes, image: Image) -> Measured:
+def _ours(cell: Cell, board: RunningBoard, data: bytes, image: Image) -> Measured:
     if cell.task == "update":
         return ours.measure(board, image, cell.baud)
     if cell.task == "version":
@@ -114,11 +115,21 @@ def _ours(cell: Cell, board: Any, data: bytes, image: Image) -> Measured:
     return ours.measure(board, boards.running(), cell.baud, version=boards.OLD)
 
 
-_WAYS: dict[Way, Callable[[Cell, Any, bytes, Image], Measured]] = {
+_Script = Callable[[RunningBoard, bytes, Image, int], Measured]
+
+
+def _scripted(script: _Script) -> Callable[[Cell, RunningBoard, bytes, Image], Measured]:
+    def run(cell: Cell, board: RunningBoard, data: bytes, image: Image) -> Measured:
+        return script(board, data, image, cell.baud)
+
+    return run
+
+
+_WAYS: dict[Way, Callable[[Cell, RunningBoard, bytes, Image], Measured]] = {
     "ours": _ours,
-    "separate": lambda cell, *rest: scripted.separate(*rest, cell.baud),
-    "best": lambda cell, *rest: scripted.best(*rest, cell.baud),
-    "idftool": lambda cell, *rest: scripted.idftool(*rest, cell.baud),
+    "separate": _scripted(scripted.separate),
+    "best": _scripted(scripted.best),
+    "idftool": _scripted(scripted.idftool),
 }
 
 

@@ -51,7 +51,12 @@ def test_timeouts_are_its_own_affair(tmp_path: Path) -> None:
         port = open_port(url)
         sent: list[bytes] = []
         real = port._send
-        port._send = lambda data: (sent.append(data), real(data))[1]
+
+        def send(data: bytes) -> None:
+            sent.append(data)
+            real(data)
+
+        port._send = send
         begun_s = time.monotonic()
         for step in range(100):
             port.timeout = 0.1 + step / 1000

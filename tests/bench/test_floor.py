@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The benchmark's own arithmetic and its selection of cells."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import boards, floor, tables, updates
+from bench.ours import Measured
+from ota_service.formats.nvs import parse_nvs
+
+
+def test_the_image_costs_what_wire_or_flash_asks() -> None:
+    """esp32.md's table: 1 MiB compressed at 115200 takes 53 s; at 2 Mbaud the flash is slower."""
+    slow = floor.image(floor.Line(115_200, 0.001), 600_000, 1 << 20)
+    assert floor.total(slow) == pytest.approx(52.2, abs=0.2)
+    fast = floor.image(floor.Line(2_000_000, 0.001), 600_000, 1 << 20)
+    assert floor.total(fast) == pytest.approx(16 * 0.175 + 4096 * 0.0005)
+
+
+def test_latency_counts_once_for_each_exchange() -> None:
+    """15 ms more of latency make a register read 15 ms longer, and a flash read 30 ms."""
+    near, far = floor.Line(921_600, 0.001), floor.Line(921_600, 0.016)
+    assert far.exchange(4) - near.exchange(4) == pytest.approx(0.015)
+    assert far.read(64) - near.read(64) == pytest.approx(0.030)
+
+
+def test_the_stub_is_most_of_a_connect() -> None:
+    """0.6 s at the ROM's speed, as measured (esp32.md)."""
+    items = {item.name.split(" (")[0]: item.seconds
+             for item in floor.connect(floor.Line(921_600, 0.001))}  # fmt: skip
+    assert items["stub loader"] == pytest.approx(0.6, abs=0.05)
+    assert sum(items.values()) < 0.9
+
+
+def test_a_script_writes_what_an_update_leaves() -> None:
+    """The partitions given to scripts boot ota_1 and hold the new version."""
+    new = boards.edited(boards.flash("blank", 100_000))
+    assert parse_nvs(new.nvs).get_string("VIAM_NS", "OTA_VERSION") == boards.NEW
+    assert len(new.otadata) == 0x2000
+
+
+def test_selection() -> None:
+    """Only cells whose fields are named."""
+    cells = updates.select(list(updates.standard()), image="1 MiB", baud="921600,2000000", way=None)
+    assert cells
+    assert {cell.image for cell in cells} == {"1 MiB"}
+    assert {cell.baud for cell in cells} == {921_600, 2_000_000}
+
+
+def test_tables_show_ratios() -> None:
+    """Ours beside the floor and beside a script, medians of several runs."""
+    cell = updates.Cell("update", "1 MiB", "random", 921_600, 1, "ours")
+    mine = updates.Result(cell, [Measured(9.0), Measured(8.0), Measured(10.0)],
+                          [floor.Item("wire", 6.0)])  # fmt: skip
+    other = updates.Cell("update", "1 MiB", "random", 921_600, 1, "best")
+    script = updates.Result(other, [Measured(12.0)], [floor.Item("wire", 6.0)])
+    table = tables.ways([mine, script])
+    cells = [list(column.cells) for column in table.columns]
+    assert [column[0] for column in cells[1:6]] == ["6.00", "9.00", "2.00", "1.50", "12.00 (0.75)"]
+    assert mine.to_json()["ratio_to_floor"] == 1.5
