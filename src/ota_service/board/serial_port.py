@@ -162,9 +162,12 @@ def _set_write_timeout(opened: SerialBase, write_timeout_s: float | None) -> Non
 
 
 def _keep_to_ourselves(opened: SerialBase) -> None:
-    """Clear HUPCL, and refuse further opens of the device (TIOCEXCL; root is not refused)."""
+    """Clear HUPCL, refuse further opens of the device (TIOCEXCL; root is not refused), and ask
+    the bridge's driver for short answers: FTDI's waits 16 ms with each otherwise."""
     if not isinstance(opened, serial.Serial):
         return
+    with contextlib.suppress(OSError, ValueError):
+        opened.set_low_latency_mode(True)
     with contextlib.suppress(OSError, termios.error):
         attributes = termios.tcgetattr(opened.fd)
         attributes[2] &= ~termios.HUPCL

@@ -9,6 +9,7 @@ programmed last, after the digest of the rest was read back (see `carry_out`).
 from __future__ import annotations
 
 import hashlib
+import importlib
 import struct
 import threading
 import zlib
@@ -56,8 +57,21 @@ class SlotStream:
     image_md5: str
 
 
+def compress(data: bytes) -> bytes:
+    """The shortest zlib stream that takes no noticeable time to make.
+
+    libdeflate's level 12 where the package `deflate` is installed: 3 to 4 % less than zlib's level
+    9 for machine code, in the same time (docs/performance.md).
+    """
+    try:
+        deflate = importlib.import_module("deflate")
+    except ImportError:
+        return zlib.compress(data, 9)
+    return bytes(deflate.zlib_compress(data, 12))
+
+
 def make_stream(image: bytes) -> SlotStream:
-    """Compress `image` (zlib, level 9), its first page left blank, and cut it into blocks."""
+    """Compress `image`, its first page left blank, and cut it into blocks."""
     return _stream(image, b"\xff" * PAGE_BYTES + image[PAGE_BYTES:])
 
 
@@ -67,7 +81,7 @@ def make_plain_stream(data: bytes) -> SlotStream:
 
 
 def _stream(image: bytes, written: bytes) -> SlotStream:
-    compressed = zlib.compress(written, 9)
+    compressed = compress(written)
     inflate = zlib.decompressobj()
     blocks = []
     for seq, at in enumerate(range(0, len(compressed), BLOCK_BYTES)):
