@@ -115,6 +115,11 @@ class Machine:
         except (StreamTerminatedError, OSError) as error:
             await self.close()
             raise self._lost(f"is no longer connected ({_reason(error)})") from None
+        except NotImplementedError:
+            raise _no_ota_service(self.access) from None
+        except Exception as error:  # of the libraries below, which have many of their own
+            await self.close()
+            raise self._lost(f"could not be asked ({_reason(error)})") from error
 
     def _lost(self, what: str) -> Failure:
         return Failure(f"{self.access.address} {what}.", _UNREACHABLE, unreachable=True)
@@ -192,6 +197,8 @@ def _refusal(status: Any, text: str, access: Access) -> Failure:
         return Failure(
             f"{access.address} is not available ({text}).", _UNREACHABLE, unreachable=True
         )
+    if status.name == "UNIMPLEMENTED" or text.startswith("NotImplementedError -"):
+        return _no_ota_service(access)
     if status.name in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         return Failure(
             f"{access.address} does not let us in ({text}).",
@@ -200,6 +207,13 @@ def _refusal(status: Any, text: str, access: Access) -> Failure:
     if status.name == "DEADLINE_EXCEEDED":
         return Failure(f"{access.address} did not answer in time.", _UNREACHABLE, unreachable=True)
     return from_module(text)
+
+
+def _no_ota_service(access: Access) -> Failure:
+    return Failure(
+        f'"{access.name}" does not answer as the OTA service does.',
+        "Name the OTA service with --name.",
+    )
 
 
 def from_module(text: str) -> Failure:
