@@ -118,6 +118,19 @@ def test_a_status_knows_no_order_and_is_shown_in_one() -> None:
     assert list(boards_of({"boards": mac}, ["24:0A:C4:00:00:01"])) == ["x"]
 
 
+def test_a_board_that_waits_for_somebody_else_says_for_whom() -> None:
+    """A port that another program has open would look like a hang."""
+    error = {"code": "port-busy", "message": "The port /dev/ttyUSB0 is in use by pid 7 (minicom)."}
+    status = {"boards": {"a": {"state": "updating", "phase": "waiting", "error": error}}}
+    lines = rendered(status)
+    assert "port-busy" in lines[0]
+    assert lines[1] == "   a waits: The port /dev/ttyUSB0 is in use by pid 7 (minicom)."
+    file = io.StringIO()
+    with Live(Console(file=file, width=1000)) as live:
+        live.show(status)
+    assert "a            waiting: The port /dev/ttyUSB0 is in use" in file.getvalue()
+
+
 def test_without_a_terminal_each_change_is_a_plain_line() -> None:
     """For logs: no bar, no colour, nothing twice, quarters of the writing."""
     file = io.StringIO()

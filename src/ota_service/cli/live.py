@@ -108,7 +108,9 @@ class Live:
             if board.get("phase") == "writing":
                 step = int(_percent(board)) // _PLAIN_STEP_PERCENT * _PLAIN_STEP_PERCENT
                 what = f"{what} {step} %"
-            if not board.get("phase") and board.get("error"):
+            if board.get("error") and (waits := _waits_for(board)):
+                what = f"{what}: {waits}"
+            elif board.get("error") and not board.get("phase"):
                 what = f"{what} [{board['error'].get('code', '')}]"
             if self._said.get(name) != what:
                 self._said[name] = what
@@ -179,7 +181,9 @@ def _row(name: str, board: Board, bar_columns: int) -> tuple[RenderableType, ...
     percent: str = ""
     rate = left = ""
     bar: RenderableType = Text("")
-    if phase == "waiting":
+    if _waits_for(board):
+        bar = Text(str(board["error"].get("code", "")), style="yellow", no_wrap=True)
+    elif phase == "waiting":
         bar = ProgressBar(total=100, completed=0, width=bar_columns)
     elif phase == "writing" and progress.get("bytes_total"):
         bar = ProgressBar(total=100, completed=_percent(board), width=bar_columns)
@@ -214,6 +218,13 @@ def _rate_and_left(progress: Mapping[str, Any]) -> tuple[str, str]:
     if not eta_s or left_bytes <= 0:
         return "", ""
     return rate_text(left_bytes / eta_s), time_text(eta_s)
+
+
+def _waits_for(board: Board) -> str:
+    """What a board waits for that others must do, such as free its port; "": for nothing."""
+    if board.get("phase") != "waiting" or board.get("state") != "updating":
+        return ""
+    return str(dict(board.get("error", {})).get("message", ""))
 
 
 def _percent(board: Board) -> float:
@@ -264,4 +275,7 @@ def _summary(status: Status, boards: Mapping[str, Board]) -> str:
         return download
     if not boards:
         return str(status.get("state", "connecting"))
+    for name, board in boards.items():
+        if waits := _waits_for(board):
+            return f"{name} waits: {waits}"
     return counts_text(list(boards.values()))
