@@ -59,6 +59,10 @@ def effective_target(settings: Settings, entry: BoardEntry | None) -> Target:
     return settings.target.pinned(url=entry.url, version=entry.version, sha256=entry.sha256)
 
 
+def _is_wrong(board: BoardState) -> bool:
+    return board.error is not None and board.error.code == "wrong-board"
+
+
 class Core:
     """One service's state. Lives in the event loop; what blocks goes through `journaled`."""
 
@@ -371,6 +375,9 @@ class Core:
             info = await self.journaled(partial(describe, board.port)) if board.port else None
             if info is not None:
                 keys.append(info.place)
+            if entry is not None and entry.port is not None and _is_wrong(board):
+                # What was learned of the port goes, or its new USB device stays the wrong one.
+                await self.journaled(partial(self.memory.journal.forget_port, entry.port))
         freed = await self.journaled(partial(self.memory.release, keys))
         for board in boards:
             if board.state in ("set_aside", "rolled_back", "failed", "unrecognised"):
