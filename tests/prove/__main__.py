@@ -23,6 +23,7 @@ from tests.prove.link import Boards
 from tests.prove.prover import Depth, Failure, Recording, Tally, prove
 from tests.prove.suite import Trial
 from tests.prove.table import last_line, show
+from tests.prove.workers import end_with_parent
 
 WORKERS = 2
 SHOWN_FAILURES = 12
@@ -34,6 +35,7 @@ class Progress:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.began_s = self.said_s = time.monotonic()
+        self.told = False
         self.each_s = 0.3 if console.is_terminal else 10.0
 
     def say(self, what: str, done: int, total: int, *, last: bool = False) -> None:
@@ -46,6 +48,13 @@ class Progress:
         end = "\r" if self.console.is_terminal and not last else "\n"
         self.console.print(text, end=end, highlight=False)
 
+    def tell(self, found: Tally) -> None:
+        """The first thing that was wrong, as soon as it is known; the rest comes at the end."""
+        if found.failures and not self.told:
+            self.told = True
+            first = found.failures[0]
+            self.console.print(f"FOUND {first.case}: {first.problem.text}", highlight=False)
+
 
 def run(trials: Sequence[Trial], boards_each: int, console: Console, *, link: bool = True) -> Tally:
     """Record, cut, judge, recover; all that was found."""
@@ -53,7 +62,7 @@ def run(trials: Sequence[Trial], boards_each: int, console: Console, *, link: bo
     progress = Progress(console)
     with tempfile.TemporaryDirectory(prefix="prove-") as folder:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
+        with ProcessPoolExecutor(WORKERS, context, end_with_parent) as pool:
             # The first ones are cut while the others are recorded, which is mostly waiting.
             recordings: dict[str, Recording] = {}
             waiting: list[Future[Tally]] = []
@@ -62,7 +71,8 @@ def run(trials: Sequence[Trial], boards_each: int, console: Console, *, link: bo
                 waiting.append(pool.submit(prove, recording, trial.depth))
             what = "cut, judged and recovered in memory"
             for done, future in enumerate(as_completed(waiting), 1):
-                tally.merge(future.result())
+                progress.tell(found := future.result())
+                tally.merge(found)
                 progress.say(what, done, len(waiting), last=done == len(waiting))
         if link:
             _over_link(trials, recordings, Path(folder), boards_each, progress, tally)
@@ -103,6 +113,7 @@ def _over_link(
     what = "recovered over the link"
     with Boards(folder / "recover", count, seed=1) as boards:
         for done, found in enumerate(on_link.recover_all(boards, some), 1):
+            progress.tell(found)
             tally.merge(found)
             progress.say(what, done, len(some), last=done == len(some))
 
