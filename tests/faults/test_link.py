@@ -19,11 +19,12 @@ import pytest
 from serial.serialutil import SerialBase
 
 from ota_service.board.link import EspLink
+from ota_service.board.ports import ESPRESSIF_VID, PortInfo
 from ota_service.board.serial_port import close_port, open_port
 from ota_service.sim.images import Behaviour
 from ota_service.sim.process import RunningBoard, SimBoard, SimProcess, child_environment
 from tests.faults import scenarios
-from tests.faults.desk import Desk
+from tests.faults.desk import Desk, require_truth
 
 PANICS = Behaviour(ending="panic", ending_after_s=0.2)
 
@@ -351,3 +352,44 @@ async def test_a_board_listed_by_its_mac_is_known_again_where_it_was(tmp_path: P
         status = await desk.wait(
             lambda now: now["boards"]["m"].get("error", {}).get("code") == "wrong-board"
         )
+
+
+@pytest.mark.slow
+async def test_a_board_listed_by_its_mac_comes_back_under_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Espressif's own USB it is found by its serial number, wherever it is plugged in.
+
+    The list of ports is made up, since a simulated board is at no USB port; all else is real.
+    """
+    async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
+        before = await desk.look()
+        control, mac = desk.board().control, desk.board().mac
+        ports = [_native(desk.board().url, mac)]
+        monkeypatch.setattr("ota_service.fleet.core.list_ports", lambda: list(ports))
+        board = {"name": "m", "mac": mac}
+
+        def pull() -> None:
+            ports.clear()
+            control.unplug()
+
+        with scenarios.at_phase("writing", pull) as seen:
+            last = desk.run_id()
+            await desk.configure(url=desk.serve("1.1.0"), version="1.1.0", boards=[board])
+            status = await desk.next_run(last)
+        assert seen
+        assert status["boards"]["m"]["state"] == "absent", status
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        last = desk.run_id()
+        ports.append(_native(control.plug(elsewhere), mac))
+        status = await desk.next_run(last)
+        assert status["run"]["trigger"] == "attached"
+        shown = status["boards"]["m"]
+        assert shown["state"] == "up_to_date", shown
+        assert shown["port"].endswith("elsewhere")
+        await asyncio.to_thread(require_truth, control, shown, before, "1.1.0")
+
+
+def _native(url: str, mac: str) -> PortInfo:
+    return PortInfo(url, location="1-2:1.0", vid=ESPRESSIF_VID, pid=0x1001, serial_number=mac)
