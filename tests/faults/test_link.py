@@ -287,7 +287,10 @@ async def test_a_port_in_use_is_waited_for(tmp_path: Path, way: str) -> None:
         assert board["phase"] == "waiting"
         assert "attempts" not in board
         assert control.counters().get("opened", 0) == opened
-        await holder.communicate()
+        # Not communicate(): without input Python 3.11 leaves the pipe open, and both wait.
+        assert holder.stdin is not None
+        holder.stdin.close()
+        await holder.wait()
         status = await desk.next_run(last)
         board = status["boards"]["a"]
         assert board["state"] == "up_to_date", board
