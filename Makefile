@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo module wheels test test-quick test-viam-server prove lint
+.PHONY: bench help demo module wheels test test-quick test-viam-server prove lint
 .PHONY: serve-ota build-esp32-ota build-esp32-bin flash-esp32-bin
 
 help: ## this list
