@@ -143,9 +143,9 @@ def test_a_firmware_that_does_not_start_is_told_with_its_log(
     hidden = secrets(board)
     bad = tmp_path / "bad.bin"
     # Late enough that the app has printed them first, also on a busy machine.
-    behaviour = Behaviour(ending="panic", ending_after_s=0.7, print_secrets=True)
+    behaviour = Behaviour(ending="panic", ending_after_s=1.0, print_secrets=True)
     bad.write_bytes(merged(behaviour=behaviour))
-    done = flash(board, bad, tmp_path, "--keep-nvs", code=1)
+    done = flash(board, bad, tmp_path, "--keep-nvs", "--boot-stable-s", "4", code=1)
     assert "boot-failed" in done.stdout
     assert "Guru Meditation" in done.stdout
     assert "still kept in" in done.stdout
