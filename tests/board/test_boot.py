@@ -151,6 +151,15 @@ def test_secrets_are_taken_out_of_what_is_kept() -> None:
     assert "wifi password *** abc" in watched.lines
 
 
+def test_the_log_ends_where_it_was_decided() -> None:
+    """A board that panics and starts again in the same breath must not push out the reason."""
+    watched = monitor()
+    again = [ROM, LOADED, PROJECT, VERSION, SHA] * 60
+    feed(watched, 0.2, ROM, LOADED, "Guru Meditation Error: Core 0", "PC: 0x400d", *again)
+    assert watched.verdict is Verdict.FAILED
+    assert watched.lines[-2:] == ["Guru Meditation Error: Core 0", "PC: 0x400d"]
+
+
 @given(st.lists(st.tuples(st.binary(max_size=3000), st.floats(0, 3)), max_size=20))
 def test_any_bytes_end_in_a_verdict(chunks: list[tuple[bytes, float]]) -> None:
     """Whatever a port delivers, the watch ends, and what it keeps is bounded."""

@@ -18,6 +18,9 @@ MAX_LINE_CHARS = 1000
 MAX_LINE_BYTES = 8192
 """Longer lines are dropped from there on: a part of one could begin within a secret."""
 KEPT_LINES = 200
+LINES_BEHIND = 8
+"""How many lines behind the one that decided are kept: a register dump, a backtrace."""
+
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -92,6 +95,7 @@ class BootMonitor:
     resets: int = 0
     lines: list[str] = field(default_factory=list)
     descriptor_at_s: float | None = None
+    _behind: int = 0
     _partial: bytes = b""
     _overlong: bool = False
     _why_not: str = ""
@@ -139,6 +143,12 @@ class BootMonitor:
         text = _CONTROL.sub("", _ANSI.sub("", raw.decode("utf-8", "replace"))).strip()
         if not text:
             return
+        if self.verdict is not None:
+            # What tells why is before; a board that restarts would push it out of the log.
+            if self._behind >= LINES_BEHIND or _RESET.search(text):
+                self._behind = LINES_BEHIND
+                return
+            self._behind += 1
         self.lines.append(self.redact(text)[:MAX_LINE_CHARS])
         del self.lines[:-KEPT_LINES]
         if self.verdict is None:
