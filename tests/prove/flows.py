@@ -127,7 +127,10 @@ class Case:
         assert before.error is None, (self.name, before.error)
         tags: list[object] = [before.items.get(VERSION), ("string", self.firmware.tag.encode())]
         old = self.old_tag
-        tags.append(("string", old.encode()) if old is not None else None)
+        if old is None:
+            tags += [None, ("string", b"")]  # they read the same
+        else:
+            tags.append(("string", old.encode()))
         spares = {
             p.label: cells.read(p.offset, max(images.SIZES))
             for p in start.plan.partitions
@@ -256,9 +259,7 @@ def _shy_again(case: Case, board: Board, notes: Notes) -> None:
     """The journal knows that the board waits for its app; its time is over."""
     if notes.facts.slots:
         board.session(case.job(), notes)
-    if running(board.cells, rollback=case.start.rollback)[0] != case.old or stored(
-        board.cells, case.start.plan
-    ) != (case.old_tag or stored(board.cells, case.start.plan)):
+    if not notes.facts.slots or _is_old(case, board, notes):
         update(board, case.firmware, notes)
 
 

@@ -192,7 +192,7 @@ def _with_version(
     store = table.nvs
     assert store is not None
     raw = flash.read(store.offset, store.size_bytes)
-    version = version_of(slot)
+    version = version_of(slot) or None  # a missing key reads as "", and leaves no trace
     if version is None:
         back = nvs.erase_key(raw, base=store.offset, namespace=NAMESPACE, key=VERSION_KEY)
     else:
