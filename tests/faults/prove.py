@@ -15,7 +15,7 @@ import multiprocessing
 import sys
 import tempfile
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,24 +75,32 @@ class Found(list[tuple[str, int, int]]):
 
 
 def run(quick: bool) -> Found:
-    """Inject the faults, in several processes.
+    """Inject the faults. Each broken promise is told on stderr, with the seed that repeats it."""
+    tasks = [(row.name, seed) for row in ROWS for seed in (row.quick if quick else row.seeds)]
+    problems = several(tasks, workers=WORKERS)
+    found = Found()
+    for row in ROWS:
+        times = sum(name == row.name for name, _ in tasks) * row.each
+        if times:
+            found.append((row.words, times, sum(name == row.name for name, _ in problems)))
+    return found
 
-    Each broken promise is told on stderr, with the seed that repeats it.
+
+def several(tasks: Sequence[tuple[str, int]], *, workers: int = 3) -> dict[tuple[str, int], str]:
+    """Run scenarios, each by name and seed, side by side; the promises that were broken.
+
+    A process each, since a service's state is a process's own.
     """
-    tasks = [(row, seed) for row in ROWS for seed in (row.quick if quick else row.seeds)]
-    failed = {row.name: 0 for row in ROWS}
-    done = {row.name: 0 for row in ROWS}
+    problems: dict[tuple[str, int], str] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
-        waiting = {pool.submit(one, row.name, seed): (row, seed) for row, seed in tasks}
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting = {pool.submit(one, name, seed): (name, seed) for name, seed in tasks}
         for future in as_completed(waiting):
-            row, seed = waiting[future]
-            problem = future.result()
-            done[row.name] += row.each
-            if problem:
-                failed[row.name] += 1
-                print(f"{row.name} {seed}: {problem}", file=sys.stderr, flush=True)
-    return Found((row.words, done[row.name], failed[row.name]) for row in ROWS if done[row.name])
+            if problem := future.result():
+                name, seed = waiting[future]
+                problems[name, seed] = problem
+                print(f"{name} {seed}: {problem}", file=sys.stderr, flush=True)
+    return problems
 
 
 def one(name: str, seed: int) -> str:

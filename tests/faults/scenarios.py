@@ -89,14 +89,15 @@ async def noise(folder: Path, seed: int) -> str:
         return state
 
 
-async def unplugged(folder: Path, seed: int, phase: str | None = None) -> None:
-    """Unplugged in a phase, with or without losing power, and plugged in again."""
+async def unplugged(folder: Path, seed: int) -> None:
+    """Unplugged in a phase (each in its turn), with or without losing power, and plugged in
+    again."""
     rng = random.Random(seed)
-    phase = phase or rng.choice(PHASES)
+    phase = PHASES[seed % len(PHASES)]
     power = rng.random() < 0.5
     delay_s = rng.choice([0.0, rng.uniform(0.0, 0.3)])
     bad = phase == "rolling_back"
-    board = SimBoard(LAYOUTS[seed % len(LAYOUTS)], config={"seed": seed})
+    board = SimBoard(LAYOUTS[seed // len(PHASES) % len(LAYOUTS)], config={"seed": seed})
     async with Desk.start(folder, [board]) as desk:
         control = desk.board().control
         before = await desk.look()

@@ -23,7 +23,7 @@ from ota_service.board.ports import ESPRESSIF_VID, PortInfo
 from ota_service.board.serial_port import close_port, open_port
 from ota_service.sim.images import Behaviour
 from ota_service.sim.process import RunningBoard, SimBoard, SimProcess, child_environment
-from tests.faults import scenarios
+from tests.faults import prove, scenarios
 from tests.faults.desk import Desk, require_truth
 
 PANICS = Behaviour(ending="panic", ending_after_s=0.2)
@@ -34,31 +34,24 @@ NOISE_SEEDS = (1, 3, 4, 6, 7, 9, 11, 12, 16, 18)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", NOISE_SEEDS)
-async def test_noise_leads_to_no_wrong_belief(tmp_path: Path, seed: int) -> None:
+def test_noise_leads_to_no_wrong_belief() -> None:
     """Bytes lost, doubled or changed at up to 1 in 1,000: updated, or as it was; never between."""
-    await scenarios.noise(tmp_path, seed)
+    assert prove.several([("noise", seed) for seed in NOISE_SEEDS]) == {}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", scenarios.PHASES)
-async def test_unplugged_in_a_phase_and_plugged_in_again(tmp_path: Path, phase: str) -> None:
-    """The board is absent, and its return finishes the job by itself."""
-    await scenarios.unplugged(tmp_path, len(phase), phase)
+def test_unplugged_in_a_phase_and_plugged_in_again() -> None:
+    """In each phase: the board is absent, and its return finishes the job by itself."""
+    seeds = range(len(scenarios.PHASES))
+    assert prove.several([("unplugged", seed) for seed in seeds]) == {}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-async def test_a_board_that_does_not_answer_well_is_given_up(tmp_path: Path, seed: int) -> None:
-    """Silent, sending garbage, stuck in download mode: attempts are bounded, nothing is lost."""
-    await scenarios.never_answers(tmp_path, seed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-async def test_a_board_that_keeps_rebooting(tmp_path: Path, seed: int) -> None:
-    """Restarts in the middle of everything; when they stop, the next update succeeds."""
-    await scenarios.keeps_rebooting(tmp_path, seed)
+def test_boards_that_answer_badly() -> None:
+    """Silence, garbage, stuck in download mode: attempts are bounded, nothing is lost. A board
+    that keeps rebooting is updated once it stops doing so."""
+    bad = [("answers", seed) for seed in range(3)] + [("reboots", seed) for seed in range(2)]
+    assert prove.several(bad) == {}
 
 
 @pytest.mark.slow
