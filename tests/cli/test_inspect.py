@@ -43,7 +43,7 @@ async def test_it_shows_what_is_on_a_board_and_changes_nothing(tmp_path: Path) -
         assert "problem" not in told
         assert "Restarting the board" in done.err
         assert digest(board) == before
-        assert board.control.state()["app"]["version"] == "1.4.2"
+        assert board.control.running()["version"] == "1.4.2"
 
         done = await run_command("inspect", board.url, env=environment(tmp_path))
         for part in (board.mac, "ota_1", "1.4.2", "running", "otadata 0"):

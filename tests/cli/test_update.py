@@ -48,7 +48,7 @@ async def test_a_file_is_written_and_a_second_time_left_alone(tmp_path: Path) ->
         assert row[:5] == ["board-1", "1.0.0", "1.1.0", "up", "to"]
         assert "\x1b" not in done.out
         assert done.err == ""
-        assert board.control.state()["app"]["version"] == "1.1.0"
+        assert board.control.running()["version"] == "1.1.0"
 
         again = await run_command(*command, "--json", env=env)
         assert again.code == 0
@@ -75,7 +75,7 @@ async def test_a_url_is_fetched_and_a_bad_firmware_is_taken_back(tmp_path: Path)
             assert "rolled back" in done.out
             assert "[boot-failed]" in done.out
             assert "s3cret" not in done.out + done.err
-            assert sim.boards[0].control.state()["app"]["version"] == "1.0.0"
+            assert sim.boards[0].control.running()["version"] == "1.0.0"
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ async def test_another_board_at_the_same_port_is_welcome(tmp_path: Path) -> None
                 *("update", f"esp32sim://{port}", "--file", str(app), *QUICK), env=env
             )
             assert done.code == 0, done.out + done.err
-            assert board.control.state()["app"]["version"] == "1.1.0"
+            assert board.control.running()["version"] == "1.1.0"
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ async def test_a_file_that_is_no_app_image_is_refused_first(tmp_path: Path) -> N
         assert done.err.startswith("Error: ")
         assert done.err.strip().endswith("[not-an-image]")
         assert len(done.err.splitlines()) == 1
-        assert board.control.counters().get("open", 0) == 0
+        assert board.control.counters().get("opened", 0) == 0
 
 
 @pytest.mark.slow

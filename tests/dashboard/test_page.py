@@ -92,7 +92,7 @@ async def test_a_persons_day_with_the_page(tmp_path: Path) -> None:
             text = await page.run("document.body.innerText")
             assert kitchen in text  # a name is text, never markup
             assert "s3cret" not in text
-            opens = [board.control.counters().get("open", 0) for board in sim.boards]
+            opens = [board.control.counters().get("opened", 0) for board in sim.boards]
 
             await page.click("#dry-run-all")
             assert await page.run(DIALOG)
@@ -101,7 +101,7 @@ async def test_a_persons_day_with_the_page(tmp_path: Path) -> None:
             )
             await page.click("#ask-no")
             await page.until(f"!{DIALOG}")
-            assert [board.control.counters().get("open", 0) for board in sim.boards] == opens
+            assert [board.control.counters().get("opened", 0) for board in sim.boards] == opens
 
             await page.click("#dry-run-all")
             await page.click("#ask-yes")
@@ -139,7 +139,7 @@ async def test_a_persons_day_with_the_page(tmp_path: Path) -> None:
             await page.until(f"{state(kitchen)} === 'rolled_back'", limit_s=30)
 
             async def version() -> str:
-                return str(sim.boards[0].control.state()["app"]["version"])
+                return str(sim.boards[0].control.running()["version"])
 
             await eventually(version, lambda found: found == "1.0.0")
             await no_complaints(page)
@@ -176,7 +176,7 @@ async def test_progress_cancel_and_the_keyboard(tmp_path: Path) -> None:
             await page.press("Escape")
             await page.until(f"!{DIALOG}")
             assert await page.run(FOCUS) == "Update all…"
-            assert sim.boards[0].control.counters().get("open", 0) == 0
+            assert sim.boards[0].control.counters().get("opened", 0) == 0
 
             await page.press("Enter")
             for _ in range(4):

@@ -51,7 +51,7 @@ async def test_configured_boards_are_updated_confirmed_and_keep_their_keys(tmp_p
             shows(status, name, "1.1.0")
             assert status["boards"][name]["confirmed"] is True
             assert keys(rig, name) == before[name]
-            app = rig.board(name).control.state()["app"]
+            app = rig.board(name).control.running()
             assert app["version"] == "1.1.0"
         stored = await rig.command("version")
         assert {n: b["version"] for n, b in stored["boards"].items()} == dict.fromkeys(
@@ -137,7 +137,7 @@ async def test_a_firmware_that_panics_seconds_after_its_start_is_rolled_back(
         assert "panicked" in error["message"]
         shows(status, "b", "1.1.0")
         assert keys(rig) == before
-        assert rig.board("a").control.state()["app"]["version"] == "1.1.0"
+        assert rig.board("a").control.running()["version"] == "1.1.0"
         board = rig.board("a")
         board.control.start_trace()
         await rig.command("update", wait_s=30)
@@ -293,9 +293,9 @@ async def test_a_damaged_file_opens_no_port(tmp_path: Path) -> None:
     async with Rig.start(tmp_path, [SimBoard("guide")]) as rig:
         image = bytearray(rig.image("1.1.0"))
         image[50_000] ^= 0x10
-        opens = rig.board().control.counters().get("open", 0)
+        opens = rig.board().control.counters().get("opened", 0)
         await rig.configure(url=rig.server.put("/x.bin", bytes(image)), version="1.1.0")
         status = await rig.settled()
         assert status["run"]["outcome"] == "failed"
         assert status["error"]["code"] == "image-corrupt"
-        assert rig.board().control.counters().get("open", 0) == opens
+        assert rig.board().control.counters().get("opened", 0) == opens

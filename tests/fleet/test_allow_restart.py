@@ -90,4 +90,4 @@ async def test_close_is_idempotent_and_a_second_shutdown_does_no_harm(tmp_path: 
             await service.close()
             await shutdown()
             await shutdown()
-            assert sim.boards[0].control.state()["state"] == "app"
+            assert sim.boards[0].control.running()["version"] == "1.0.0"

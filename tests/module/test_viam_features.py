@@ -223,7 +223,7 @@ async def test_two_services_update_their_own_boards_side_by_side(tmp_path: Path)
                 assert status["boards"]["it"]["mac"] == board.mac
                 version = resource["attributes"]["version"]
                 assert status["boards"]["it"]["version"] == version
-                assert board.control.state()["app"]["version"] == version
+                assert board.control.running()["version"] == version
                 assert board.control.counters()["opened"] == 1
 
 

@@ -55,6 +55,18 @@ class BoardControl:
         state: dict[str, Any] = self._request("state")
         return state
 
+    def running(self, timeout_s: float = 10.0) -> dict[str, Any]:
+        """Wait until an app runs; its slot, offset, project and version. Raises ControlError.
+
+        A board that was just started or restarted is on its way for a moment, and no app
+        runs on it meanwhile.
+        """
+        app = self._request("running", timeout_s + 10, timeout_s=timeout_s)
+        if app is None:
+            raise ControlError(f"no app ran within {timeout_s} s, but: {self.state()['state']}")
+        result: dict[str, Any] = app
+        return result
+
     def counters(self) -> dict[str, int]:
         """Event name to how often it happened, and flash_ops."""
         state = self.state()

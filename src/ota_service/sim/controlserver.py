@@ -55,6 +55,14 @@ class Control:
             "mac": board.config.mac,
         }
 
+    async def do_running(self, timeout_s: float) -> dict[str, Any] | None:
+        """The app that runs, waiting for one."""
+        board = self.board
+        found: dict[str, Any] | None = await board.history.wait(
+            lambda: board.app if board.state == "app" else None, timeout_s
+        )
+        return found
+
     def do_events(self, since: int = 0) -> list[dict[str, Any]]:
         """Events after number `since`."""
         return self.board.history.events[since:]
