@@ -3,7 +3,8 @@
 
 Everything that can go wrong and reach a person is an `OtaError` whose code stands in `ERRORS`.
 The message says what happened, the remedy what to do about it; both are complete sentences
-without secrets. Codes are part of the product's outside and are never renamed.
+without secrets. Codes are part of the product's outside and are never renamed; so is `__all__`
+(docs/python.md).
 
     OtaError
     |-- blame "config"    the configuration or the command is wrong
@@ -18,6 +19,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+__all__ = ["ERRORS", "ErrorKind", "OtaError"]
 
 Blame = Literal["config", "firmware", "board", "link", "policy", "host"]
 
@@ -249,8 +252,8 @@ _ROWS: tuple[ErrorKind, ...] = (
         "otadata-invalid",
         "board",
         "It cannot be told for certain which slot the board runs, so none was written.",
-        "Restart the board and see whether it boots; otherwise write a Merged Binary with "
-        "`make flash-esp32-bin`.",
+        "Restart the board and see whether it boots. If it does not, `update` with `force` writes "
+        "the firmware all the same, or write a Merged Binary with `make flash-esp32-bin`.",
     ),
     ErrorKind(
         "nvs-missing",
@@ -363,6 +366,7 @@ _ROWS: tuple[ErrorKind, ...] = (
 )
 
 ERRORS: dict[str, ErrorKind] = {row.code: row for row in _ROWS}
+"""Every row by its code, in the order of the table."""
 
 
 class OtaError(Exception):

@@ -247,3 +247,45 @@ def test_chip_information_is_a_plain_value() -> None:
     chip = ChipInfo("ESP32", 0, "aa", 300, 1)
     with pytest.raises(AttributeError):
         chip.mac = "b"  # type: ignore[misc]
+
+
+def dead(layout: str, *, rollback: bool = False) -> MemoryBoard:
+    """A board none of whose app partitions holds a whole image."""
+    target = board(layout, rollback=rollback)
+    for part in LAYOUTS[layout].partitions:
+        if part.type == 0:
+            target.data[part.offset + 0x1000] ^= 0x01
+    assert target.boot().slot is None
+    return target
+
+
+@pytest.mark.parametrize("rollback", [False, True])
+@pytest.mark.parametrize("layout", OTA_LAYOUTS)
+def test_a_board_on_which_nothing_boots_is_written_when_a_person_says_so(
+    layout: str, rollback: bool
+) -> None:
+    """Left alone by itself; with force the firmware is written, and every other key stays."""
+    target = dead(layout, rollback=rollback)
+    before = target.nvs().items
+    _, refused = target.plan(NEW, "1.1.0")
+    assert refused.code == "otadata-invalid"
+    assert refused.error is not None
+    assert "Nothing on the board boots" in refused.error.message
+    assert "`force`" in refused.error.remedy
+
+    _, made = target.plan(NEW, "1.1.0", force=True)
+    assert (made.action, made.reason) == ("write", "forced: nothing on the board boots")
+    target.carry_out(made, NEW)
+    for _ in range(3):  # with rollback, too: there is nothing to go back to
+        assert target.boot().slot == "ota_0"
+    after = target.nvs()
+    assert after.error is None
+    changed = {key for key in before | after.items if before.get(key) != after.items.get(key)}
+    assert {key for _, key in changed} == {"OTA_VERSION"}
+
+
+def test_what_the_chip_cannot_run_is_not_written_to_a_dead_board_either() -> None:
+    """The rules of every update hold."""
+    target = dead("guide")
+    large = Firmware.of(build_app(version="1.1.0", size_bytes=0x100000 + 0x1000, seed=1))
+    assert target.plan(large, "1.1.0", force=True)[1].code == "image-too-large"

@@ -11,7 +11,9 @@ import pytest
 from esp_idf_defs.otadata import OtaDataSelectEntry
 from idftool.nvs.parser import parse as parse_nvs_with_idftool
 
+from ota_service.sim.factory import make_flash
 from ota_service.sim.images import Behaviour
+from ota_service.sim.layouts import LAYOUTS
 from ota_service.sim.nvsmodel import nvs_init
 from ota_service.sim.process import SimBoard
 from tests.support.rig import NAME, Rig
@@ -299,3 +301,44 @@ async def test_a_damaged_file_opens_no_port(tmp_path: Path) -> None:
         assert status["run"]["outcome"] == "failed"
         assert status["error"]["code"] == "image-corrupt"
         assert rig.board().control.counters().get("opened", 0) == opens
+
+
+async def test_a_board_on_which_nothing_boots_is_rescued_by_force(tmp_path: Path) -> None:
+    """Refused by itself, with what to do; a person's force writes it, and it runs."""
+    broken = bytearray(make_flash("micro-rdk"))
+    for part in LAYOUTS["micro-rdk"].partitions:
+        if part.type == 0:
+            broken[part.offset + 0x1000] ^= 0x01
+    async with Rig.start(tmp_path, [SimBoard("micro-rdk", flash=bytes(broken))]) as rig:
+        before = keys(rig)
+        await rig.configure(url=rig.serve("1.1.0"), version="1.1.0")
+        status = await rig.settled()
+        error = status["boards"]["a"]["error"]
+        assert error["code"] == "otadata-invalid"
+        assert "`force`" in error["remedy"]
+        reply = await rig.command("update", force=True, wait_s=60)
+        assert reply["run"]["outcome"] == "succeeded", reply
+        shows(await rig.module.status(NAME), "a", "1.1.0")
+        assert keys(rig) == before
+        assert rig.board().control.running()["version"] == "1.1.0"
+
+
+async def test_a_bad_firmware_on_a_rescued_board_says_that_there_is_nothing_to_go_back_to(
+    tmp_path: Path,
+) -> None:
+    """Nothing is taken away then, and a better firmware can still be written."""
+    broken = bytearray(make_flash("guide"))
+    for part in LAYOUTS["guide"].partitions:
+        if part.type == 0:
+            broken[part.offset + 0x1000] ^= 0x01
+    async with Rig.start(tmp_path, [SimBoard("guide", flash=bytes(broken))]) as rig:
+        bad = rig.serve("1.1.0", behaviour=Behaviour(ending="panic", ending_after_s=0.2))
+        await rig.configure(url=bad, version="1.1.0", auto_update=False)
+        reply = await rig.command("update", force=True, wait_s=60)
+        assert reply["run"]["outcome"] == "failed"
+        error = (await rig.module.status(NAME))["boards"]["a"]["error"]
+        assert error["code"] == "boot-failed"
+        assert "no other slot holds a whole image" in error["message"]
+        last = await rig.run_id()
+        await rig.configure(url=rig.serve("1.2.0"), version="1.2.0")
+        shows(await rig.next_run(last), "a", "1.2.0")

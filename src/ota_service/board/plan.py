@@ -145,7 +145,7 @@ def _plan(
     assert found.table is not None
     running = found.running.partition
     if running is None:
-        raise OtaError("otadata-invalid")
+        return _rescue(found, version, image, force)
     if not adopted and not force:
         _require_ours(found, image)
     if not force:
@@ -165,6 +165,21 @@ def _plan(
     if ready and not force:
         return _switch(found, version, ready[0], f"{reason}; {READY}", write=False)
     return _switch(found, version, _spare(slots, running), reason, write=True)
+
+
+def _rescue(found: Inspection, version: str, image: AppImage | None, force: bool) -> Plan:
+    """A board on which nothing boots by its bootloader's own rules: a new firmware cannot make
+    that worse, but it is a person who says so."""
+    assert found.table is not None
+    if image is None or not force:
+        raise OtaError(
+            "otadata-invalid",
+            "Nothing on the board boots: no app partition that its bootloader would try holds a "
+            "whole image.",
+        )
+    _require_runnable(found, image)
+    slot = found.table.ota_slots[0]
+    return _switch(found, version, slot, "forced: nothing on the board boots", write=True)
 
 
 READY = "spare slot already holds this image: switch only"
@@ -276,25 +291,27 @@ def _switch(found: Inspection, version: str, slot: Partition, reason: str, *, wr
     assert found.table is not None
     slots = found.table.ota_slots
     running = found.running.partition
-    assert running is not None
     at = found.table.otadata
     assert at is not None
-    confirms = _uses_rollback(found)
+    # Where nothing runs there is nothing that a bootloader could go back to.
+    confirms = running is not None and _uses_rollback(found)
+    vouched = slot if running is None else running
     edit = otadata.switch(
         found.otadata_raw,
         base=at.offset,
         n_slots=len(slots),
         to_slot=slots.index(slot),
-        running_slot=slots.index(running) if running in slots else None,
+        running_slot=slots.index(vouched) if vouched in slots else None,
         has_factory=found.table.factory is not None,
         state=OtaState.NEW if confirms else OtaState.UNDEFINED,
     )
     record = _record_edit(found, version)
+    instead = "nothing" if running is None else running.label
     steps: list[Step] = []
     if write:
         steps.append(WriteSlot(slot, reason))
     steps += [
-        SwitchOtadata(slot, edit, f"start {slot.label} instead of {running.label}"),
+        SwitchOtadata(slot, edit, f"start {slot.label} instead of {instead}"),
         RecordVersion(version, record, "so that the firmware does not update itself again"),
         Restart("into the new firmware"),
         WatchBoot(slot, confirms, "the outcome is what the board shows"),

@@ -87,7 +87,10 @@ class UpdateArguments(Arguments):
     """Arguments of `update`."""
 
     boards: Boards = None
-    force: Annotated[Flag, Field(description="write although the version is equal")] = False
+    force: Annotated[
+        Flag,
+        Field(description="write although the version is equal, or nothing on the board boots"),
+    ] = False
     probe: Annotated[
         Flag, Field(description="also open ports that are not known to be an ESP32's")
     ] = False
