@@ -12,32 +12,16 @@ from typing import Any
 import pytest
 import serial
 
+from ota_service.sim import pytest_plugin
 from ota_service.sim.launch_esptool import configure_esptool, install_handler
-from ota_service.sim.process import RunningBoard, SimBoard, SimProcess, child_environment
+from ota_service.sim.process import RunningBoard, child_environment
+from ota_service.sim.pytest_plugin import StartBoard as StartBoard
 
-StartBoard = Callable[..., RunningBoard]
 OpenPort = Callable[..., Any]
 
-
-@pytest.fixture(scope="session")
-def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimProcess]:
-    """One process for the boards of all tests: starting one takes longer than many a test."""
-    with SimProcess(tmp_path_factory.mktemp("boards"), []) as sim:
-        yield sim
-
-
-@pytest.fixture
-def start(simulator: SimProcess) -> Iterator[StartBoard]:
-    """Start one board: `start(layout=..., config={...})`, as `SimBoard` takes it."""
-    boards: list[RunningBoard] = []
-
-    def start_board(**options: Any) -> RunningBoard:
-        boards.append(simulator.add(SimBoard(**options)))
-        return boards[-1]
-
-    yield start_board
-    for board in boards:
-        board.control.power_off()
+# What other people's tests use; `start` is what it is called here.
+_esp32_simulator = pytest_plugin._esp32_simulator
+start = pytest_plugin.esp32_boards
 
 
 @pytest.fixture
