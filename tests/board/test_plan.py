@@ -10,6 +10,7 @@ import pytest
 from ota_service.board.chip import ChipInfo
 from ota_service.board.facts import BoardFacts, SlotFact
 from ota_service.board.plan import RecordVersion, SwitchOtadata, WriteSlot
+from ota_service.formats.flashops import apply_ops
 from ota_service.sim.bootmodel import ABORTED, PENDING_VERIFY, UNDEFINED, Select
 from ota_service.sim.factory import make_flash
 from ota_service.sim.images import build_app
@@ -282,6 +283,31 @@ def test_a_board_on_which_nothing_boots_is_written_when_a_person_says_so(
     assert after.error is None
     changed = {key for key in before | after.items if before.get(key) != after.items.get(key)}
     assert {key for _, key in changed} == {"OTA_VERSION"}
+
+
+@pytest.mark.parametrize("layout", OTA_LAYOUTS)
+def test_a_rescue_may_be_cut_off_anywhere(layout: str) -> None:
+    """The keys stay, the board boots nothing or the new firmware, and force finishes the job."""
+    start = dead(layout)
+    keys = start.nvs().items
+    keys.pop(("VIAM_NS", "OTA_VERSION"))
+    made = start.plan(NEW, "1.1.0", force=True)[1]
+    trace = MemoryBoard(bytearray(start.data)).carry_out(made, NEW).trace
+    slot_ends = len(trace) - 12  # of the slot's many programs a few are enough
+    cut = MemoryBoard(bytearray(start.data))
+    for number, op in enumerate(trace):
+        if number % 20 == 0 or number > slot_ends:
+            again = MemoryBoard(bytearray(cut.data))
+            needs_force = again.boot().slot is None
+            plan = again.plan(NEW, "1.1.0", force=needs_force)[1]
+            assert plan.action == "write" if needs_force else plan.action != "refuse", number
+            again.carry_out(plan, NEW)
+            assert again.boot().slot == "ota_0", number
+            after = again.nvs()
+            assert after.error is None
+            assert after.items.pop(("VIAM_NS", "OTA_VERSION"))[1] == b"1.1.0"
+            assert after.items == keys, number
+        apply_ops(cut.data, [op])
 
 
 def test_what_the_chip_cannot_run_is_not_written_to_a_dead_board_either() -> None:
