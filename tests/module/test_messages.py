@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Our way between dictionaries and protobuf means the same as viam-sdk's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import viam.utils
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ota_service.module.messages import MAX_COMMAND_BYTES, read_command, to_struct
+from ota_service.module.plain import plain
+from ota_service.module.verbs import MESSAGE_MAX_CHARS, VerbError
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20
+)
+
+
+@given(st.dictionaries(st.text(), VALUES))
+def test_a_reply_is_what_viam_sdk_would_make_of_it(reply: dict[str, Any]) -> None:
+    """Bit by bit the same message, for everything that `plain` lets through."""
+    wanted = plain(reply)
+    assert to_struct(wanted) == viam.utils.dict_to_struct(wanted)
+
+
+@given(st.dictionaries(st.text(), VALUES))
+def test_a_command_is_read_as_viam_sdk_reads_it(command: dict[str, Any]) -> None:
+    """Below the limit nothing differs."""
+    struct = viam.utils.dict_to_struct(command)
+    assert read_command(struct) == viam.utils.struct_to_dict(struct)
+
+
+def test_a_command_of_megabytes_is_refused_before_it_is_read() -> None:
+    """With its size and the limit, and without its words."""
+    struct = to_struct({"command": "update", "boards": ["x" * MAX_COMMAND_BYTES]})
+    with pytest.raises(VerbError, match=f"the limit is {MAX_COMMAND_BYTES}") as caught:
+        read_command(struct)
+    assert len(str(caught.value)) < 200
+    struct = to_struct({"command": "x" * (MAX_COMMAND_BYTES - 100)})
+    assert len(read_command(struct)["command"]) > MESSAGE_MAX_CHARS
