@@ -7,15 +7,26 @@ where that is not what the code says today.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from ota_service.errors import ERRORS
+from ota_service.module.discovery import DiscoveryAttributes, ProbeArguments
+from ota_service.module.sensor import SensorAttributes
+from ota_service.module.service_attributes import BoardConfig, ServiceConfig
+from ota_service.module.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/errors.md",)
+PAGES = ("docs/errors.md", "docs/ota_service.md", "docs/ota_discovery.md", "docs/ota_sensor.md")
 _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.S)
 
 BLAMES = {
@@ -44,7 +55,81 @@ def errors() -> str:
     return "".join(parts)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"errors": errors}
+# --- tables of attributes and arguments
+
+
+def table(model: type[BaseModel], head: str = "Name") -> str:
+    """One row a field: name, type, whether it must be given, default, description."""
+    rows = [f"| {head} | Type | Inclusion | Default | Description |\n|---|---|---|---|---|\n"]
+    for name, field in model.model_fields.items():
+        cells = (f"`{name}`", kind(field.annotation), inclusion(field), default(field))
+        rows.append("|".join(["", *(f" {cell} " if cell else " " for cell in cells), ""]))
+        rows.append(f" {description(field)} |\n")
+    return "".join(rows)
+
+
+def kind(annotation: Any) -> str:
+    """A type in the words of JSON and of Viam's pages."""
+    if get_origin(annotation) is UnionType:  # what may be left out is "X | None"
+        (annotation,) = set(get_args(annotation)) - {NoneType}
+    of = get_origin(annotation) or annotation
+    if issubclass(of, BaseModel):
+        return "object"
+    return {
+        bool: "bool",
+        float: "number",
+        int: "int",
+        list: "list",
+        str: "string",
+        tuple: "list",
+    }[of]
+
+
+def inclusion(field: FieldInfo) -> str:
+    """Required, Optional, or Either: just one of those that say so."""
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "inclusion" in extra:
+        return str(extra["inclusion"])
+    return "Required" if field.is_required() else "Optional"
+
+
+def default(field: FieldInfo) -> str:
+    """What stands for a field that is not given, as JSON; empty where nothing does."""
+    if field.is_required() or field.default is None:
+        return ""
+    whole = isinstance(field.default, float) and field.default.is_integer()
+    return f"`{json.dumps(int(field.default) if whole else field.default)}`"
+
+
+def description(field: FieldInfo) -> str:
+    """A sentence, with the field's bounds in the place of `{range}`."""
+    text = field.description or ""
+    for low, high in bounds(field):
+        text = text.replace("{range}", f"{low} to {high}")
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}.".replace("|", "\\|")
+
+
+def bounds(field: FieldInfo) -> Iterator[tuple[int, int]]:
+    """The lowest and the highest value that a number may have."""
+    for check in field.metadata:
+        function = getattr(check, "func", None)
+        if isinstance(function, partial):
+            yield function.keywords["low"], function.keywords["high"]
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "errors": errors,
+    "service-attributes": lambda: table(ServiceConfig),
+    "board-attributes": lambda: table(BoardConfig),
+    "sensor-attributes": lambda: table(SensorAttributes),
+    "discovery-attributes": lambda: table(DiscoveryAttributes),
+    "discovery-arguments": lambda: table(ProbeArguments),
+    **{
+        f"{verb.name}-arguments": partial(table, verb.arguments, "Argument")
+        for verb in VERBS.values()
+        if verb.arguments.model_fields
+    },
+}
 
 
 def generated(text: str) -> str:

@@ -14,8 +14,8 @@ from viam.proto.common import ResourceName
 from viam.resource.base import ResourceBase
 
 from ota_service.errors import OtaError
-from ota_service.module.config import RestartCondition
 from ota_service.module.models import ask_sensor
+from ota_service.module.service_attributes import RestartCondition
 
 CONDITION = RestartCondition(sensor="rdk:component:sensor/door", key="closed")
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ota_service.errors import OtaError
-from ota_service.module.config import ServiceConfig, parse_config
+from ota_service.module.config import parse_config
+from ota_service.module.service_attributes import ServiceConfig
 
 GOOD: dict[str, Any] = {"url": "http://10.0.0.5:3001/app.bin", "version": "1.2.3"}
 MAC = "24:0a:c4:12:34:56"
@@ -37,6 +38,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
     """What users read in docs/ota_service.md is what an absent attribute means."""
     config = parse_config(GOOD)
     page = (Path(__file__).parents[2] / "docs/ota_service.md").read_text()
+    page = page.partition("### Attributes\n")[2].partition("\n### ")[0]
     rows = re.findall(r"^\| `(\w+)` \| [^|]+\| (Required|Optional) \| ([^|]*)\|", page, re.M)
     documented = {name: default.strip().strip("`") for name, _, default in rows}
     assert {name: kind for name, kind, _ in rows if name in ("url", "version")} == {

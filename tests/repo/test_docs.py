@@ -11,6 +11,8 @@ from types import ModuleType
 import pytest
 
 from ota_service.errors import ERRORS
+from ota_service.module.service_attributes import BoardConfig, ServiceConfig
+from ota_service.module.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -34,6 +36,21 @@ def test_generated_parts_are_what_the_code_says_today() -> None:
     for page in made.PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         assert made.generated(text) == text, f"{page}: run python docs/generate.py"
+
+
+def test_every_generated_part_has_its_place() -> None:
+    """And each attribute and argument has a sentence, with its bounds where it has some."""
+    made = generator()
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in made.PAGES)
+    placed = re.findall(r"<!-- generated: ([a-z-]+) -->", text)
+    assert sorted(placed) == sorted(made.BLOCKS)
+    for model in (ServiceConfig, BoardConfig, *(verb.arguments for verb in VERBS.values())):
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name}"
+            assert "{" not in made.description(field).replace('{"sensor": NAME', "")
+    for name, field in ServiceConfig.model_fields.items():
+        bounded = bool(list(made.bounds(field)))
+        assert bounded == ("{range}" in (field.description or "")), name
 
 
 def test_every_error_is_in_the_troubleshooting() -> None:

@@ -3,41 +3,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic_core import PydanticCustomError
+from pydantic import ValidationError
 from viam.proto.app.robot import ComponentConfig
 
 from ota_service.errors import OtaError
-from ota_service.module.checks import nearest
+from ota_service.module.checks import Strict, nearest, where
 from ota_service.module.plain import from_struct
 
+Attributes = TypeVar("Attributes", bound=Strict)
 
-def read_attributes(
-    config: ComponentConfig, checks: Mapping[str, Callable[[object], Any]]
-) -> dict[str, Any]:
-    """Every attribute of `checks`, in the form that its check makes of it.
 
-    A check gets None where the attribute is null or not given. Raises OtaError config-invalid
-    whose message names every fault, each with the attribute's name before it.
+def read_attributes(config: ComponentConfig, model: type[Attributes]) -> Attributes:
+    """The attributes of one companion, checked.
+
+    A field's check gets None where the attribute is null or not given. Raises OtaError
+    config-invalid whose message names every fault, each with the attribute's name before it.
     """
-    given = {
+    given: dict[str, Any] = dict.fromkeys(model.model_fields)
+    given |= {
         name: item for name, item in from_struct(config.attributes).items() if item is not None
     }
-    faults = list(_unknown(given, list(checks)))
-    values: dict[str, Any] = {}
-    for name, check in checks.items():
-        try:
-            values[name] = check(given.get(name))
-        except PydanticCustomError as error:
-            faults.append(f"{name}: {error.message()}")
-    if faults:
-        raise OtaError("config-invalid", " | ".join(faults))
-    return values
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        faults = [_in_words(dict(found), model) for found in error.errors(include_url=False)]
+        raise OtaError("config-invalid", " | ".join(faults)) from None
 
 
-def _unknown(given: Mapping[str, Any], known: list[str]) -> Iterator[str]:
-    for name in given:
-        if name not in known:
-            yield f"{name}: is no attribute here; did you mean {nearest(name, known)}?"
+def _in_words(found: dict[str, Any], model: type[Strict]) -> str:
+    place = where(found["loc"])
+    if found["type"] == "extra_forbidden":
+        known = list(model.model_fields)
+        return f"{place}: is no attribute here; did you mean {nearest(place, known)}?"
+    return f"{place}: {found['msg']}"

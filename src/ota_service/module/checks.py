@@ -3,7 +3,7 @@
 
 Each check takes any value and returns it in the form that the program uses, or raises a
 PydanticCustomError whose text continues "ATTRIBUTE: ...". They are made for pydantic's
-BeforeValidator.
+BeforeValidator, in fields of models that are `Strict`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 
-from pydantic import BeforeValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
 from ota_service.firmware.expectation import Expectation, PatternError
@@ -29,6 +30,12 @@ UNSET = ("", None)
 
 # A longer word is like none of ours, and comparing takes the square of its length.
 _COMPARED_CHARS = 100
+
+
+class Strict(BaseModel):
+    """What a person wrote: no name that is not known, no value bent into another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
 
 def a_fault(words: str) -> PydanticCustomError:
@@ -199,12 +206,12 @@ def check_pattern(value: object) -> str | None:
 
 def whole_type(low: int, high: int, unit: str = "") -> BeforeValidator:
     """The pydantic validator of whole numbers from `low` to `high`."""
-    return BeforeValidator(lambda value: check_whole(value, low, high, unit))
+    return BeforeValidator(partial(check_whole, low=low, high=high, unit=unit))
 
 
 def number_type(low: float, high: float, unit: str = "") -> BeforeValidator:
     """The pydantic validator of numbers from `low` to `high`."""
-    return BeforeValidator(lambda value: check_number(value, low, high, unit))
+    return BeforeValidator(partial(check_number, low=low, high=high, unit=unit))
 
 
 def optional_type(check: Callable[[object], object]) -> BeforeValidator:

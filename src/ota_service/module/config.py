@@ -8,126 +8,24 @@ ports nor files.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
 from ota_service.errors import OtaError
-from ota_service.firmware.target import Target
-from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.module.checks import (
     UNSET,
     check_firmware_url,
-    check_flag,
     check_key,
     check_mac,
     check_name,
-    check_path,
-    check_pattern,
-    check_port,
     check_sensor,
-    check_sha256,
-    check_text,
     check_version,
     nearest,
-    number_type,
-    optional_type,
     where,
-    whole_type,
 )
-
-Flag = Annotated[bool, BeforeValidator(check_flag)]
-Url = Annotated[str, BeforeValidator(check_firmware_url)]
-Version = Annotated[str, BeforeValidator(check_version)]
-Digest = Annotated[str | None, BeforeValidator(check_sha256)]
-FilePath = Annotated[str | None, BeforeValidator(check_path)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
-
-
-class BoardConfig(_Strict):
-    """One entry of `boards`: a name, a mac or a port, and what pins the board.
-
-    note: for people, such as what discovery found; it has no effect.
-    """
-
-    name: Annotated[str, BeforeValidator(check_name)]
-    mac: Annotated[str | None, BeforeValidator(check_mac)] = None
-    port: Annotated[str | None, BeforeValidator(check_port)] = None
-    url: Annotated[str | None, optional_type(check_firmware_url)] = None
-    version: Annotated[str | None, optional_type(check_version)] = None
-    sha256: Digest = None
-    note: Annotated[str | None, optional_type(check_text)] = None
-
-
-class RestartCondition(_Strict):
-    """`allow_restart`: the sensor, and the key of its reading that must be true."""
-
-    sensor: Annotated[str, BeforeValidator(check_sensor)]
-    key: Annotated[str, BeforeValidator(check_key)]
-
-    @property
-    def sensor_name(self) -> str:
-        """The sensor's short name, also where the whole resource name was given."""
-        return self.sensor.rpartition("/")[2]
-
-
-class ServiceConfig(_Strict):
-    """Every attribute of the service. Names and defaults are part of the product's outside."""
-
-    url: Url
-    version: Version
-    sha256: Digest = None
-    boards: list[BoardConfig] | None = None
-    auto_update: Flag = True
-    check_on_start: Flag = True
-    adopt: Flag = False
-    allow_restart: RestartCondition | None = None
-    # From the slowest speed that bridges are used at to the fastest that esptool offers.
-    baud: Annotated[int, whole_type(9_600, 4_000_000)] = 921_600
-    max_parallel: Annotated[int, whole_type(1, 64)] = 8
-    canary: Flag = True
-    boot_timeout_s: Annotated[float, number_type(1, 600, " s")] = 20.0
-    boot_stable_s: Annotated[float, number_type(0, 600, " s")] = 5.0
-    boot_expect: Annotated[str | None, BeforeValidator(check_pattern)] = None
-    confirm_timeout_s: Annotated[float, number_type(1, 86_400, " s")] = 120.0
-    max_attempts: Annotated[int, whole_type(1, 100)] = 3
-    ca_file: FilePath = None
-    # The largest flash that an ESP32-family chip addresses is 128 MiB.
-    max_image_bytes: Annotated[int, whole_type(1_024, 128 << 20, " bytes")] = 16_777_216
-    state_dir: FilePath = Field(default=None)
-
-    def settings(self, service: str, *, state_dir: Path, cache_dir: Path) -> Settings:
-        """The same as plain values for the fleet; `state_dir` holds where none is configured."""
-        boards = None
-        if self.boards is not None:
-            boards = tuple(
-                BoardEntry(**board.model_dump(exclude={"note"})) for board in self.boards
-            )
-        return Settings(
-            service=service,
-            target=Target(self.url, self.version, self.sha256),
-            boards=boards,
-            auto_update=self.auto_update,
-            check_on_start=self.check_on_start,
-            adopt=self.adopt,
-            baud=self.baud,
-            max_parallel=self.max_parallel,
-            canary=self.canary,
-            boot_timeout_s=self.boot_timeout_s,
-            boot_stable_s=self.boot_stable_s,
-            boot_expect=self.boot_expect,
-            confirm_timeout_s=self.confirm_timeout_s,
-            max_attempts=self.max_attempts,
-            ca_file=self.ca_file,
-            max_image_bytes=self.max_image_bytes,
-            state_dir=Path(self.state_dir) if self.state_dir else state_dir,
-            cache_dir=cache_dir,
-        )
+from ota_service.module.service_attributes import BoardConfig, RestartCondition, ServiceConfig
 
 
 def parse_config(attributes: Mapping[str, Any]) -> ServiceConfig:

@@ -14,9 +14,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, ValidationError
 from viam.proto.app.robot import ComponentConfig
 from viam.proto.common import ResourceName
 from viam.resource.base import ResourceBase
@@ -28,7 +28,7 @@ from ota_service.board.ownership import PORT_OWNERS, SERVICE_CLAIMS, holders
 from ota_service.board.ports import canonical, describe, exists, list_ports, shown
 from ota_service.errors import OtaError
 from ota_service.module.attributes import read_attributes
-from ota_service.module.checks import a_fault, check_flag, check_port
+from ota_service.module.checks import Strict, a_fault, check_flag, check_port
 from ota_service.module.findings import Finding, configurations, of_inspection, report_of
 from ota_service.module.folders import default_state_dir
 from ota_service.module.neighbours import directory, statuses
@@ -55,12 +55,12 @@ class OtaDiscovery(Discovery):
         cls, config: ComponentConfig, dependencies: Mapping[ResourceName, ResourceBase]
     ) -> Self:
         """Make the service of a configuration. Raises OtaError config-invalid."""
-        return cls(config.name, read_attributes(config, _CHECKS)["ports"])
+        return cls(config.name, read_attributes(config, DiscoveryAttributes).ports)
 
     @classmethod
     def validate_config(cls, config: ComponentConfig) -> tuple[Sequence[str], Sequence[str]]:
         """Check a configuration; it depends on nothing. Raises OtaError config-invalid."""
-        read_attributes(config, _CHECKS)
+        read_attributes(config, DiscoveryAttributes)
         return [], []
 
     async def discover_resources(
@@ -227,11 +227,23 @@ def _held(port: str, looking: str) -> OtaError | None:
 # --- what is given
 
 
+class ProbeArguments(Strict):
+    """What discovery can be asked for; the description stands in docs/ota_discovery.md."""
+
+    probe: Annotated[bool, BeforeValidator(check_flag)] = Field(
+        False,
+        description="Open the ports that may have a board, up to 8 at once: Espressif's own USB, "
+        "USB bridges, and those in `ports`. Takes a few seconds. A USB bridge behind which a "
+        "board answered is known from then on, so that a service without `boards` may open it by "
+        "itself.",
+    )
+
+
 def _wants_probe(given: Mapping[str, Any]) -> bool:
     try:
-        return check_flag(given.get("probe", False))
-    except PydanticCustomError as error:
-        raise ValueError(f"probe: {error.message()}") from None
+        return ProbeArguments(probe=given.get("probe", False)).probe
+    except ValidationError as error:
+        raise ValueError(f"probe: {error.errors()[0]['msg']}") from None
 
 
 def _check_ports(value: object) -> tuple[str, ...]:
@@ -243,4 +255,11 @@ def _check_ports(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(port for port in ports if port is not None))
 
 
-_CHECKS = {"ports": _check_ports}
+class DiscoveryAttributes(Strict):
+    """Every attribute of discovery; the description stands in docs/ota_discovery.md."""
+
+    ports: Annotated[tuple[str, ...], BeforeValidator(_check_ports)] = Field(
+        (),
+        description="Further ports to look at: a device's whole path, `rfc2217://host:port`, "
+        "`socket://host:port`, or a simulated board's url.",
+    )

@@ -27,12 +27,13 @@ from ota_service.errors import OtaError
 from ota_service.firmware.urls import redact
 from ota_service.fleet.settings import Settings
 from ota_service.module import discovery, sensor
-from ota_service.module.config import RestartCondition, ServiceConfig, parse_config
+from ota_service.module.config import parse_config
 from ota_service.module.discovery import OtaDiscovery
 from ota_service.module.folders import default_cache_dir, default_state_dir
 from ota_service.module.plain import from_struct, plain
 from ota_service.module.published import published_models
 from ota_service.module.sensor import OtaSensor
+from ota_service.module.service_attributes import RestartCondition, ServiceConfig
 from ota_service.module.verbs import help_reply, parse_command
 
 LOGGER = logging.getLogger("ota_service.module")

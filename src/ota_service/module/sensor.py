@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
+from pydantic import BeforeValidator, Field
 from viam.components.sensor import Sensor
 from viam.proto.app.robot import ComponentConfig
 from viam.proto.common import ResourceName
@@ -23,7 +24,7 @@ from viam.services.generic import Generic
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import State
 from ota_service.module.attributes import read_attributes
-from ota_service.module.checks import a_fault, check_name
+from ota_service.module.checks import Strict, a_fault, check_name
 from ota_service.module.neighbours import statuses
 
 MODEL = Model(ModelFamily("rdk", "generic"), "ota_sensor")
@@ -52,7 +53,7 @@ class OtaSensor(Sensor):
         cls, config: ComponentConfig, dependencies: Mapping[ResourceName, ResourceBase]
     ) -> Self:
         """Make the sensor of a configuration. Raises OtaError config-invalid."""
-        service = _short(read_attributes(config, _CHECKS)["service"])
+        service = _short(read_attributes(config, SensorAttributes).service)
         elsewhere = next(
             (
                 resource
@@ -69,7 +70,7 @@ class OtaSensor(Sensor):
 
         Raises OtaError config-invalid, which names every fault.
         """
-        return [_short(read_attributes(config, _CHECKS)["service"])], []
+        return [_short(read_attributes(config, SensorAttributes).service)], []
 
     async def get_readings(self, **_: Any) -> Mapping[str, Reading]:
         """The readings; see `readings_of`. Raises OtaError where there is no such service."""
@@ -175,7 +176,12 @@ def _check_service(value: object) -> str:
     return check_name(value)
 
 
-_CHECKS = {"service": _check_service}
+class SensorAttributes(Strict):
+    """Every attribute of the sensor; the description stands in docs/ota_sensor.md."""
+
+    service: Annotated[str, BeforeValidator(_check_service)] = Field(
+        description="The name of the OTA service. It becomes a dependency of the sensor."
+    )
 
 
 def _short(service: str) -> str:

@@ -14,24 +14,23 @@ from pathlib import PurePath
 from typing import Annotated, Any
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     model_validator,
 )
 
 from ota_service.module.checks import (
+    Strict,
     a_fault,
     check_firmware_url,
     check_flag,
     check_mac,
-    check_whole,
     nearest,
     number_type,
     optional_type,
     where,
+    whole_type,
 )
 
 # How long a verb that reads boards waits before it replies with its run's id.
@@ -67,16 +66,24 @@ def _boards(value: object) -> list[str]:
 Boards = Annotated[
     list[str] | None,
     optional_type(_boards),
-    Field(description="names, MACs or ports; default: all boards"),
+    Field(description="only these, by name, MAC or port; default: all boards"),
 ]
 Flag = Annotated[bool, BeforeValidator(check_flag)]
 Wait = Annotated[float | None, number_type(0, WAIT_MAX_S, " s")]
+LongestWait = Annotated[
+    Wait,
+    Field(
+        description="how long to wait; then the reply has the run's id, what was asked for goes "
+        "on, and its result is in the run's entry of history"
+    ),
+]
 
 
-class Arguments(BaseModel):
-    """The arguments of one verb; a verb without any uses this class itself."""
+class Arguments(Strict):
+    """The arguments of one verb; a verb without any uses this class itself.
 
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+    The descriptions are in the reply of `help`, and in docs/ota_service.md (docs/generate.py).
+    """
 
     def values(self) -> dict[str, Any]:
         """The arguments for the fleet, without those that have no value."""
@@ -89,17 +96,23 @@ class UpdateArguments(Arguments):
     boards: Boards = None
     force: Annotated[
         Flag,
-        Field(description="write although the version is equal, or nothing on the board boots"),
+        Field(
+            description="write although the version is equal; also a board on which nothing boots"
+        ),
     ] = False
     probe: Annotated[
         Flag, Field(description="also open ports that are not known to be an ESP32's")
     ] = False
     dry_run: Annotated[
-        Flag, Field(description="read the boards and reply with the plan; write nothing")
+        Flag,
+        Field(description="read the boards and reply with the plan for each; write nothing"),
     ] = False
     wait_s: Annotated[
         Wait,
-        Field(description="reply when the run ends, or after this many seconds"),
+        Field(
+            description="reply when the run ends, or after this many seconds; default: at once, "
+            "with dry_run after 30"
+        ),
     ] = None
 
     def values(self) -> dict[str, Any]:
@@ -114,10 +127,7 @@ class ReadArguments(Arguments):
     """Arguments of the verbs that read boards."""
 
     boards: Boards = None
-    wait_s: Annotated[
-        Wait,
-        Field(description="reply with the run's id after this many seconds, and go on"),
-    ] = WAIT_DEFAULT_S
+    wait_s: LongestWait = WAIT_DEFAULT_S
 
 
 class BoardsArguments(Arguments):
@@ -130,12 +140,13 @@ class HistoryArguments(Arguments):
     """Arguments of `history`."""
 
     board: Annotated[
-        str | None, Field(description="a name, MAC or port; default: the runs of all boards")
+        str | None,
+        Field(description="only runs of this board: a name, MAC or port; default: all runs"),
     ] = None
     limit: Annotated[
         int,
-        BeforeValidator(lambda value: check_whole(value, 1, HISTORY_MAX, " runs")),
-        Field(description="how many at most"),
+        whole_type(1, HISTORY_MAX, " runs"),
+        Field(description="how many runs at most"),
     ] = 20
 
 
@@ -155,28 +166,35 @@ def _path(value: object) -> str:
 class FlashArguments(Arguments):
     """Arguments of `flash`: one board, one file, and the MAC that confirms it."""
 
-    board: Annotated[str, Field(min_length=1, description="a name, MAC or port")]
+    board: Annotated[str, Field(min_length=1, description="its name, MAC or port")]
     confirm: Annotated[
         str,
         BeforeValidator(_confirmed),
-        Field(description="the board's MAC: everything on it goes"),
+        Field(description="its MAC, since everything on it goes; any other board is left alone"),
     ]
     path: Annotated[
         str | None,
         optional_type(_path),
-        Field(description="the Merged Binary on the machine"),
+        Field(
+            description="the file's whole path on the machine that has the boards",
+            json_schema_extra={"inclusion": "Either"},
+        ),
     ] = None
     url: Annotated[
         str | None,
         optional_type(check_firmware_url),
-        Field(description="or its http or https address"),
+        Field(
+            description="instead of path: its http or https address",
+            json_schema_extra={"inclusion": "Either"},
+        ),
     ] = None
     keep_nvs: Annotated[
-        Flag, Field(description="carry all keys of its NVS over, also where NVS moves")
+        Flag,
+        Field(
+            description="carry all keys of the board's NVS over, also where its partition moves"
+        ),
     ] = False
-    wait_s: Annotated[
-        Wait, Field(description="reply with the run's id after this many seconds, and go on")
-    ] = WAIT_DEFAULT_S
+    wait_s: LongestWait = WAIT_DEFAULT_S
 
     @model_validator(mode="after")
     def _one_file(self) -> FlashArguments:

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every attribute of the service: its type, its default, its bounds, and what it is for.
+
+The descriptions are the tables of docs/ota_service.md (docs/generate.py); `{range}` in one stands
+for the bounds of its field. Names and defaults are part of the product's outside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from ota_service.firmware.target import Target
+from ota_service.fleet.settings import BoardEntry, Settings
+from ota_service.module.checks import (
+    Strict,
+    check_firmware_url,
+    check_flag,
+    check_key,
+    check_mac,
+    check_name,
+    check_path,
+    check_pattern,
+    check_port,
+    check_sensor,
+    check_sha256,
+    check_text,
+    check_version,
+    number_type,
+    optional_type,
+    whole_type,
+)
+
+Flag = Annotated[bool, BeforeValidator(check_flag)]
+Digest = Annotated[str | None, BeforeValidator(check_sha256)]
+FilePath = Annotated[str | None, BeforeValidator(check_path)]
+
+
+class BoardConfig(Strict):
+    """One entry of `boards`: a name, a mac or a port, and what pins the board."""
+
+    name: Annotated[str, BeforeValidator(check_name)] = Field(
+        description="What the board is called in the status and in commands, at most 64 bytes."
+    )
+    mac: Annotated[str | None, BeforeValidator(check_mac)] = Field(
+        None,
+        description="The board's MAC, such as `24:0a:c4:12:34:56`; capitals and dashes are fine.",
+        json_schema_extra={"inclusion": "Either"},
+    )
+    port: Annotated[str | None, BeforeValidator(check_port)] = Field(
+        None,
+        description="Instead of `mac`: a device's whole path, best one below "
+        "`/dev/serial/by-path/`; `rfc2217://host:port`; or a simulated board's url.",
+        json_schema_extra={"inclusion": "Either"},
+    )
+    url: Annotated[str | None, optional_type(check_firmware_url)] = Field(
+        None,
+        description="Pins the board to an App Image of its own. Default: the service's `url`.",
+    )
+    version: Annotated[str | None, optional_type(check_version)] = Field(
+        None, description="Pins the board to this version. Default: the service's `version`."
+    )
+    sha256: Digest = Field(
+        None,
+        description="The digest of the board's own App Image. Default: the service's `sha256` "
+        "where the `url` is the service's, too; else none.",
+    )
+    note: Annotated[str | None, optional_type(check_text)] = Field(
+        None,
+        description="For people, such as what [discovery](ota_discovery.md) found. It has no "
+        "effect.",
+    )
+
+
+class RestartCondition(Strict):
+    """`allow_restart`: the sensor, and the key of its reading that must be true."""
+
+    sensor: Annotated[str, BeforeValidator(check_sensor)]
+    key: Annotated[str, BeforeValidator(check_key)]
+
+    @property
+    def sensor_name(self) -> str:
+        """The sensor's short name, also where the whole resource name was given."""
+        return self.sensor.rpartition("/")[2]
+
+
+class ServiceConfig(Strict):
+    """Every attribute of the service."""
+
+    url: Annotated[str, BeforeValidator(check_firmware_url)] = Field(
+        description="The http or https address of the App Image. `user:password@` and tokens in "
+        "the query are allowed; they are shown as `***` everywhere."
+    )
+    version: Annotated[str, BeforeValidator(check_version)] = Field(
+        description="The tag of that firmware, 1 to 128 bytes of UTF-8. It is stored in the "
+        "boards' NVS."
+    )
+    sha256: Digest = Field(
+        None, description="64 hex digits. An image with another digest is refused."
+    )
+    boards: list[BoardConfig] | None = Field(
+        None,
+        description="The boards to update, and no others: see [below](#boards). Without it, "
+        "boards are found: see [Which boards are touched](#which-boards-are-touched).",
+    )
+    auto_update: Flag = Field(
+        True,
+        description="Update by itself when a version differs: at configuration, and when a board "
+        "is plugged in. `false`: only on command.",
+    )
+    check_on_start: Flag = Field(
+        True,
+        description="`false`: a start of the module by itself reads no board. A new target still "
+        "does.",
+    )
+    adopt: Flag = Field(
+        False,
+        description="Without `boards`: also update OTA-capable boards that hold no `VIAM_NS` yet, "
+        "or that run another project than the image's.",
+    )
+    allow_restart: RestartCondition | None = Field(
+        None,
+        description='`{"sensor": NAME, "key": KEY}`: boards are restarted only while this '
+        "sensor's reading KEY is true. Where it is false or cannot be read, the run waits "
+        "(`not-allowed-now`); `force` overrides. The sensor becomes a dependency of the service.",
+    )
+    # From the slowest speed that bridges are used at to the fastest that esptool offers.
+    baud: Annotated[int, whole_type(9_600, 4_000_000)] = Field(
+        921_600, description="The highest speed to use, {range}. It falls back by itself."
+    )
+    max_parallel: Annotated[int, whole_type(1, 64)] = Field(
+        8, description="How many boards are written at once, {range}."
+    )
+    canary: Flag = Field(
+        True,
+        description="With more than 3 boards and a firmware that none has confirmed yet: update "
+        "one first, then the rest.",
+    )
+    boot_timeout_s: Annotated[float, number_type(1, 600, " s")] = Field(
+        20.0, description="How long the new app may take to show that it starts, {range}."
+    )
+    boot_stable_s: Annotated[float, number_type(0, 600, " s")] = Field(
+        5.0, description="How long it must then run without a reset, a panic or a loop, {range}."
+    )
+    boot_expect: Annotated[str | None, BeforeValidator(check_pattern)] = Field(
+        None,
+        description="A regular expression (RE2's syntax, which is also Go's) that a line of the "
+        "new app's log must match for the app to count as running. RE2 has no back-references "
+        "and no look-arounds, so the search always ends.",
+    )
+    confirm_timeout_s: Annotated[float, number_type(1, 86_400, " s")] = Field(
+        120.0,
+        description="Where the bootloader uses rollback: how long a board is left alone so that "
+        "its app can confirm itself, {range}.",
+    )
+    max_attempts: Annotated[int, whole_type(1, 100)] = Field(
+        3,
+        description="How many attempts may fail, {range}, before a board is set aside until "
+        "`url`, `version` or `sha256` change, or until `release`.",
+    )
+    ca_file: FilePath = Field(
+        None, description="A file with a further certificate authority for https."
+    )
+    # The largest flash that an ESP32-family chip addresses is 128 MiB.
+    max_image_bytes: Annotated[int, whole_type(1_024, 128 << 20, " bytes")] = Field(
+        16_777_216, description="The largest file to download, {range} bytes. Larger ones are refused."
+    )
+    state_dir: FilePath = Field(
+        None,
+        description="Where the journal and the history are kept; default "
+        "`$VIAM_HOME/ota-service`. All services of one module use the same folder.",
+    )
+
+    def settings(self, service: str, *, state_dir: Path, cache_dir: Path) -> Settings:
+        """The same as plain values for the fleet; `state_dir` holds where none is configured."""
+        boards = None
+        if self.boards is not None:
+            boards = tuple(
+                BoardEntry(**board.model_dump(exclude={"note"})) for board in self.boards
+            )
+        return Settings(
+            service=service,
+            target=Target(self.url, self.version, self.sha256),
+            boards=boards,
+            auto_update=self.auto_update,
+            check_on_start=self.check_on_start,
+            adopt=self.adopt,
+            baud=self.baud,
+            max_parallel=self.max_parallel,
+            canary=self.canary,
+            boot_timeout_s=self.boot_timeout_s,
+            boot_stable_s=self.boot_stable_s,
+            boot_expect=self.boot_expect,
+            confirm_timeout_s=self.confirm_timeout_s,
+            max_attempts=self.max_attempts,
+            ca_file=self.ca_file,
+            max_image_bytes=self.max_image_bytes,
+            state_dir=Path(self.state_dir) if self.state_dir else state_dir,
+            cache_dir=cache_dir,
+        )
