@@ -165,7 +165,8 @@ class ServiceConfig(Strict):
     )
     # The largest flash that an ESP32-family chip addresses is 128 MiB.
     max_image_bytes: Annotated[int, whole_type(1_024, 128 << 20, " bytes")] = Field(
-        16_777_216, description="The largest file to download, {range} bytes. Larger ones are refused."
+        16_777_216,
+        description="The largest file to download, {range} bytes. Larger ones are refused.",
     )
     state_dir: FilePath = Field(
         None,
