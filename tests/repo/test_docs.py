@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pydantic import BaseModel
 
 from ota_service.errors import ERRORS
 from ota_service.module.service_attributes import BoardConfig, ServiceConfig
@@ -44,7 +45,8 @@ def test_every_generated_part_has_its_place() -> None:
     text = "".join((ROOT / page).read_text(encoding="utf-8") for page in made.PAGES)
     placed = re.findall(r"<!-- generated: ([a-z-]+) -->", text)
     assert sorted(placed) == sorted(made.BLOCKS)
-    for model in (ServiceConfig, BoardConfig, *(verb.arguments for verb in VERBS.values())):
+    models: list[type[BaseModel]] = [ServiceConfig, BoardConfig]
+    for model in models + [verb.arguments for verb in VERBS.values()]:
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"
             assert "{" not in made.description(field).replace('{"sensor": NAME', "")
