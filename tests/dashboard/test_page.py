@@ -92,6 +92,10 @@ async def test_a_persons_day_with_the_page(tmp_path: Path) -> None:
             text = await page.run("document.body.innerText")
             assert kitchen in text  # a name is text, never markup
             assert "s3cret" not in text
+            facts = await page.run(f"document.querySelector('{card('roof')} dl').innerText")
+            assert f"1.2.0, {boards[1]['url']}" in facts  # what it is pinned to
+            facts = await page.run(f"document.querySelector('{card(kitchen)} dl').innerText")
+            assert "Pinned to" not in facts
             opens = [board.control.counters().get("opened", 0) for board in sim.boards]
 
             await page.click("#dry-run-all")
@@ -134,6 +138,9 @@ async def test_a_persons_day_with_the_page(tmp_path: Path) -> None:
             release = f"{card('roof')} button[aria-label='Release roof']"
             await page.click(release)
             await page.until(f"{state('roof')} === 'outdated'")
+            # Where it goes: to its own version, not to the service's.
+            shown = f"document.querySelector('{card('roof')} dl').innerText"
+            await page.until(f"{shown}.includes('1.0.0 → 1.2.0')")
             await page.click(f"{card(kitchen)} button[aria-label^='Roll back']")
             await page.click("#ask-yes")
             await page.until(f"{state(kitchen)} === 'rolled_back'", limit_s=30)

@@ -47,6 +47,37 @@ async def test_help_and_status_answer_at_once(module: ModuleProcess) -> None:
     assert (await module.status("OTA"))["target"] == status["target"]
 
 
+async def test_a_pinned_board_shows_its_own_target_without_its_secrets(
+    module: ModuleProcess,
+) -> None:
+    """What it leaves out is the service's; the others have none; it goes with the pin."""
+    own = "http://other:pa55@127.0.0.1:9/rc.bin?key=t0ken"
+    boards: list[dict[str, Any]] = [
+        {"name": "plain"},
+        {"name": "lab", "url": own, "version": "1.3.0-rc1"},
+        {"name": "tagged", "version": "9"},
+        {"name": "moved", "url": own},
+        {"name": "digest", "sha256": "0" * 64},
+    ]
+    listed = [{**board, "port": f"esp32sim:///nowhere/{board['name']}"} for board in boards]
+    await module.change("OTA", IDLE | {"boards": listed})
+    status = await module.status("OTA")
+    shown = {name: board.get("target") for name, board in status["boards"].items()}
+    theirs, service = "http://***@127.0.0.1:9/rc.bin?key=***", status["target"]["url"]
+    assert service == "http://***@127.0.0.1:9/app.bin?token=***"
+    assert shown == {
+        "plain": None,
+        "lab": {"url": theirs, "version": "1.3.0-rc1"},
+        "tagged": {"url": service, "version": "9"},
+        "moved": {"url": theirs, "version": IDLE["version"]},
+        "digest": {"url": service, "version": IDLE["version"]},
+    }
+    for reply in (status, await module.command("OTA", {"command": "status"})):
+        assert not any(secret in repr(reply) for secret in ("other", "pa55", "t0ken", "hunter2"))
+    await module.change("OTA", IDLE | {"boards": [{k: listed[1][k] for k in ("name", "port")}]})
+    assert "target" not in (await module.status("OTA"))["boards"]["lab"]
+
+
 async def test_mistakes_are_answered_with_what_exists(module: ModuleProcess) -> None:
     """The words reach the client through the SDK."""
     assert 'no verb "updat"; did you mean update?' in await error_of(module, {"updat": {}})

@@ -29,16 +29,27 @@ def state_text(state: str) -> Text:
 
 
 def status_table(status: Reply, *, ports: bool = True) -> Table:
-    """The boards of a status; `ports`: with the port of each."""
-    made = table("board", "state", "version", "slot", "app", *(["port"] if ports else []))
+    """The boards of a status; `ports`: with the port of each.
+
+    Where boards are pinned a column says to which version; all others go to the service's.
+    """
+    boards = in_order(dict(status.get("boards", {})))
+    pins = any("target" in board for board in boards.values())
+    made = table(
+        *("board", "state", "version"),
+        *(["pinned to"] if pins else []),
+        *("slot", "app"),
+        *(["port"] if ports else []),
+    )
     made.columns[0].no_wrap = True
-    for name, board in in_order(dict(status.get("boards", {}))).items():
+    for name, board in boards.items():
         running = dict(board.get("running", {}))
         app = f"{running.get('project', '')} {running.get('app_version', '')}".strip()
         made.add_row(
             name,
             state_text(str(board.get("state", ""))),
             str(board.get("version", "")),
+            *([str(dict(board.get("target", {})).get("version", ""))] if pins else []),
             str(running.get("slot", "")),
             app,
             *([str(board.get("port", ""))] if ports else []),

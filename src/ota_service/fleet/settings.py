@@ -25,6 +25,11 @@ class BoardEntry:
     version: str | None = None
     sha256: str | None = None
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the board has a target of its own."""
+        return any(value is not None for value in (self.url, self.version, self.sha256))
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from ota_service.fleet.core import effective_target
+
 if TYPE_CHECKING:
+    from ota_service.fleet.board_state import BoardState
     from ota_service.fleet.core import Core
 
 Overall = Literal["idle", "checking", "downloading", "updating", "closing"]
@@ -45,7 +48,7 @@ def status_of(core: Core) -> dict[str, Any]:
         "ok": True,
         "state": overall(core),
         "target": shown,
-        "boards": {name: board.to_dict() for name, board in list(core.boards.items())},
+        "boards": {name: _board(core, board) for name, board in list(core.boards.items())},
     }
     if core.download is not None:
         out["progress"] = core.download.to_dict()
@@ -59,3 +62,12 @@ def status_of(core: Core) -> dict[str, Any]:
     if error is not None:
         out["error"] = error.to_dict()
     return out
+
+
+def _board(core: Core, board: BoardState) -> dict[str, Any]:
+    """One board, with its own target where it has one: the service's is not for it."""
+    shown = board.to_dict()
+    if board.entry is not None and board.entry.is_pinned:
+        target = effective_target(core.settings, board.entry)
+        shown["target"] = {"url": target.shown_url, "version": target.version}
+    return shown

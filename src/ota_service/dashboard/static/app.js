@@ -119,7 +119,7 @@ function showBoards(boards) {
       const next = [...cards.keys()].filter((other) => compare(other, name) > 0).sort(compare)[0];
       list.insertBefore(card.element, cards.get(next)?.element ?? null);
     }
-    card.show(board);
+    card.show(board, status.target);
     counts.set(board.state, (counts.get(board.state) ?? 0) + 1);
   });
   setText($("counts"), [...counts].map(([state, n]) => `${n} ${words(state)}`).join(", "));

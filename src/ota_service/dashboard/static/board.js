@@ -42,6 +42,7 @@ const KINDS = {
   rolled_back: "bad", failed: "bad", set_aside: "bad", unsupported: "bad", unrecognised: "bad",
 };
 const SIGNS = { good: "✓ ", bad: "✗ ", warn: "! ", busy: "" };
+const GOING = ["outdated", "updating"];
 const RELEASABLE = ["set_aside", "rolled_back", "failed", "unrecognised"];
 
 export const words = (name) => String(name ?? "").replaceAll("_", " ");
@@ -114,13 +115,14 @@ export class BoardCard {
       h("div", { class: "row buttons" }, this.update, this.dryRun, this.rollback, this.release));
   }
 
-  show(board) {
+  /** board: of the status. target: the service's, for boards that have none of their own. */
+  show(board, target = {}) {
     const phase = board.phase;
     const shown = phase && board.state !== "awaiting_confirmation" ? "updating" : board.state;
     this.state.replaceChildren(badge(shown, words(board.state)));
     this.element.dataset.state = board.state;
     this.showProgress(board, phase);
-    this.showFacts(board);
+    this.showFacts(board, board.target ?? target);
     this.showNotices(board);
     for (const button of [this.update, this.dryRun, this.rollback]) {
       setIdle(button, Boolean(phase) || board.state === "absent");
@@ -148,11 +150,14 @@ export class BoardCard {
     }
   }
 
-  showFacts(board) {
+  showFacts(board, target) {
     const running = board.running ?? {};
     const version = board.version === undefined ? "" : board.version || "none stored";
+    const goes = GOING.includes(board.state) && version && target.version
+      && board.version !== target.version;
     const rows = [
-      ["Version", version],
+      ["Version", goes ? `${version} → ${target.version}` : version],
+      ["Pinned to", board.target ? `${target.version}, ${target.url}` : ""],
       ["Running", [running.project, running.app_version].filter(Boolean).join(" ")
         + (running.slot ? ` in ${running.slot}` : "")],
       ["Chip", [board.chip, board.flash_bytes ? size(board.flash_bytes) : ""]
