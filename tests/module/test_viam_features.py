@@ -18,9 +18,11 @@ from grpclib import GRPCError
 from viam.proto.app.robot import ComponentConfig
 from viam.utils import dict_to_struct
 
+from ota_service.board.ports import PortInfo
+from ota_service.errors import OtaError
 from ota_service.module.config import parse_config
 from ota_service.module.discovery import OtaDiscovery
-from ota_service.module.findings import Finding, configurations
+from ota_service.module.findings import Finding, configurations, report_of
 from ota_service.module.sensor import OtaSensor, readings_of
 from ota_service.module.verbs import parse_command
 from ota_service.sim.images import build_app
@@ -104,6 +106,44 @@ def test_the_discovered_example_is_what_discovery_makes() -> None:
     assert example["boards"][0]["name"] == made["boards"][0]["name"]
     assert (example["url"], example["version"]) == (made["url"], made["version"]) == ("", "")
     parse_config(example | {"url": "http://x/app.bin", "version": "1"})
+
+
+def test_the_reply_of_discover_is_what_discovery_makes() -> None:
+    """The command is taken, and each port of the example can be said of a port."""
+    found = blocks("ota_discovery.md")
+    command, reply = (block for block in found if block.keys() & {"ok", "command"})
+    assert command == {"command": "discover", "probe": True}
+    vids = {"bridge": 0x10C4, "native": 0x303A}
+    for device, shown in reply["ports"].items():
+        info = PortInfo(
+            device,
+            by_path=shown.get("by_path"),
+            vid=vids[shown["kind"]],
+            serial_number=shown.get("usb_serial_number"),
+        )
+        facts = {key: value for key, value in shown.items() if hasattr(Finding, key)}
+        facts = {key: value for key, value in facts.items() if key != "kind"}
+        error = shown.get("error")
+        problem = OtaError(error["code"]) if error else None
+        made = report_of(Finding(device, info, problem=problem, **facts))
+        assert made.keys() == shown.keys(), device
+        assert {key: value for key, value in made.items() if key != "error"} == {
+            key: value for key, value in shown.items() if key != "error"
+        }
+
+
+def test_the_fragment_is_valid_with_its_variables() -> None:
+    """docs/fleets.md: what a machine gets when the variables of its group are put in."""
+    fragment, use = blocks("fleets.md")
+    (values,) = (each["variables"] for each in use["fragments"])
+
+    def filled(value: Any) -> Any:
+        return values[value["$variable"]["name"]] if isinstance(value, dict) else value
+
+    (service,) = fragment["services"]
+    given = {name: filled(value) for name, value in service["attributes"].items()}
+    assert set(values.values()) <= set(given.values())
+    assert parse_config(given).version == values["firmware_version"]
 
 
 # --- what viam-server calls
