@@ -26,7 +26,13 @@ from ota_service.module.service_attributes import BoardConfig, ServiceConfig
 from ota_service.module.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/errors.md", "docs/ota_service.md", "docs/ota_discovery.md", "docs/ota_sensor.md")
+PAGES = (
+    "README.md",
+    "docs/errors.md",
+    "docs/ota_service.md",
+    "docs/ota_discovery.md",
+    "docs/ota_sensor.md",
+)
 _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.S)
 
 BLAMES = {
@@ -37,6 +43,30 @@ BLAMES = {
     "policy": "Nothing is wrong: it may not happen now",
     "host": "This computer",
 }
+
+
+# What a person meets on the way from an empty configuration to the first update, in that order.
+FREQUENT = (
+    "config-invalid",
+    "no-board",
+    "permission",
+    "port-busy",
+    "no-answer",
+    "http-status",
+    "merged-binary",
+    "no-ota-slots",
+    "other-project",
+    "changed-elsewhere",
+    "boot-failed",
+)
+
+
+def frequent_errors() -> str:
+    """The rows of the errors that are met most."""
+    rows = (ERRORS[code] for code in FREQUENT)
+    return "| Code | What happened | What to do |\n|---|---|---|\n" + "".join(
+        f"| `{row.code}` | {row.message} | {row.remedy} |\n" for row in rows
+    )
 
 
 def errors() -> str:
@@ -119,6 +149,7 @@ def bounds(field: FieldInfo) -> Iterator[tuple[int, int]]:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "errors": errors,
+    "frequent-errors": frequent_errors,
     "service-attributes": lambda: table(ServiceConfig),
     "board-attributes": lambda: table(BoardConfig),
     "sensor-attributes": lambda: table(SensorAttributes),

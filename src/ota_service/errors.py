@@ -165,8 +165,8 @@ _ROWS: tuple[ErrorKind, ...] = (
         "no-board",
         "link",
         "No board was found.",
-        "Attach a board, list it in boards, or call update with probe once for a board on a "
-        "generic USB bridge.",
+        "Attach a board, list it in boards, or call update once for a board on a generic USB "
+        "bridge (with probe for one on any other port).",
         counts=False,
     ),
     ErrorKind(

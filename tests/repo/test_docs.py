@@ -56,9 +56,16 @@ def test_every_generated_part_has_its_place() -> None:
 
 
 def test_every_error_is_in_the_troubleshooting() -> None:
-    """A person who meets a code finds it."""
+    """A person who meets a code finds it: its row, under whose fault it is; README leads there."""
     text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
-    assert [code for code in ERRORS if f"`{code}`" not in text] == []
+    rows = re.findall(r"^\| `([a-z-]+)` \|", text, re.M)
+    assert sorted(rows) == sorted(ERRORS)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## When something goes wrong\n")[2].partition("\n## ")[0]
+    assert "](docs/errors.md)" in section
+    frequent = re.findall(r"^\| `([a-z-]+)` \|", section, re.M)
+    assert len(frequent) >= 10
+    assert set(frequent) <= set(ERRORS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
