@@ -29,8 +29,9 @@ module: ## dist/archive.tar.gz for Viam: [NAMESPACE=acme] [WHEELS=build/wheels]
 	@./setup.sh -- tools/module_archive.py $(if $(NAMESPACE),--namespace '$(NAMESPACE)') \
 	    $(if $(WHEELS),--wheels '$(WHEELS)')
 
-wheels: ## build/wheels: the packages for machines like this one that have no package index
-	@./setup.sh -- -m pip wheel --disable-pip-version-check -q -r requirements.txt -w build/wheels
+wheels: ## build/wheels: the packages for machines without an index [PLATFORM=linux/arm64 [PYVER=3.11]]
+	@./setup.sh -- tools/wheels.py $(if $(PLATFORM),--platform '$(PLATFORM)') \
+	    $(if $(PYVER),--python '$(PYVER)')
 
 bench: ## what updates cost, beside scripts and the floor (QUICK=1: under a minute; RUNS=3)
 	@./setup.sh --dev -- -m bench $(if $(RUNS),--runs '$(RUNS)') $(ARGS)
