@@ -117,6 +117,11 @@ class BootMonitor:
             self._line(raw, now_s)
         self.tick(now_s)
 
+    @property
+    def due_s(self) -> float | None:
+        """When time alone will show that the app runs; None while it has yet to show itself."""
+        return None if self.shown_at_s is None else self.shown_at_s + self.stable_s
+
     def tick(self, now_s: float) -> None:
         """Time has passed; decides where time alone decides."""
         if self.verdict is not None:
@@ -221,9 +226,10 @@ class BootMonitor:
                         Verdict.FAILED,
                         f"another app started: its {what} is {shown}, not {value}",
                     )
-                elif self.loaded_offset is not None or value is not None:
-                    self.shown_at_s = now_s
-                    self.descriptor_at_s = now_s
+                elif self.descriptor_at_s is None and (
+                    self.loaded_offset is not None or value is not None
+                ):
+                    self.shown_at_s = self.descriptor_at_s = now_s
                 return
 
     def _age(self, now_s: float) -> str:

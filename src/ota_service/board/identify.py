@@ -8,7 +8,10 @@ the same at once.
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ota_service.board import esptool_setup  # noqa: F401  (before esptool)
@@ -29,11 +32,52 @@ _MAC_WORDS = (2, 1)
 (ESP32 TRM, "eFuse controller")."""
 
 
-def twice(read: Callable[[], Read]) -> Read:
+Fuses = tuple[int, bool, bool]
+"""Chip revision, whether flash encryption is on, whether secure boot is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a chip answered twice alike, while this process runs."""
+
+    flash_id: int | None
+    fuses: Fuses
+
+
+class Known:
+    """The answers of the last chips, by their MACs: where one says the same again, one reading
+    is enough. Used from several threads."""
+
+    def __init__(self, limit: int = 1024) -> None:
+        self._answers: OrderedDict[str, Answers] = OrderedDict()
+        self._limit = limit
+        self._lock = threading.Lock()
+
+    def get(self, mac: str) -> Answers | None:
+        """What the chip with this MAC answered."""
+        with self._lock:
+            return self._answers.get(mac)
+
+    def put(self, mac: str, answers: Answers) -> None:
+        """Remember it, and forget the one that was seen longest ago."""
+        with self._lock:
+            self._answers[mac] = answers
+            self._answers.move_to_end(mac)
+            while len(self._answers) > self._limit:
+                self._answers.popitem(last=False)
+
+
+KNOWN = Known()
+
+
+def twice(read: Callable[[], Read], expected: Read | None = None) -> Read:
     """What `read` says two times alike: registers come without a checksum, and a byte changed on
-    the wire must not make another board, or an encrypted one, of this one."""
+    the wire must not make another board, or an encrypted one, of this one.
+
+    expected: what was read twice alike before; once more is enough then.
+    """
     first = read()
-    if read() != first:
+    if first != expected and read() != first:
         raise FatalError("the chip's answers differ")
     return first
 
@@ -87,7 +131,13 @@ def _mac(esp: Any) -> str:
 def chip_info(esp: Any, mac: str) -> ChipInfo:
     """What the fuses and the flash chip's id say, twice alike."""
     size = cmds.detect_flash_size(esp)
-    revision, encrypted, secure_boot = twice(lambda: _fuses(_Words(esp, isinstance(esp, ESP32ROM))))
+    known = KNOWN.get(mac)
+    fuses = twice(
+        lambda: _fuses(_Words(esp, isinstance(esp, ESP32ROM))),
+        known.fuses if known is not None else None,
+    )
+    revision, encrypted, secure_boot = fuses
+    KNOWN.put(mac, Answers(esp.cache.get("flash_id"), fuses))
     return ChipInfo(
         name=esp.CHIP_NAME,
         chip_id=int(esp.IMAGE_CHIP_ID),
@@ -125,7 +175,7 @@ class _Words:
         return self._read[address]
 
 
-def _fuses(words: _Words) -> tuple[int, bool, bool]:
+def _fuses(words: _Words) -> Fuses:
     with words as esp:
         return (
             int(esp.get_chip_revision()),

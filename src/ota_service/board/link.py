@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ota_service.board import esptool_setup
 from ota_service.board.chip import ChipInfo
-from ota_service.board.identify import chip_info, detect, read_mac
+from ota_service.board.identify import KNOWN, chip_info, detect, read_mac
 from ota_service.board.protection import Protection
 from ota_service.board.seen import Seen
 from ota_service.board.sparse import Region, digest, read_regions
@@ -157,7 +157,7 @@ class EspLink:
         try:
             if baud != ROM_BAUD:
                 _change_baud(esp, baud)
-            spi = _attach_flash(esp)
+            spi = _attach_flash(esp, mac)
             chip = chip_info(esp, mac)
             if chip.flash_bytes is not None:
                 esp.flash_set_parameters(chip.flash_bytes)
@@ -229,6 +229,7 @@ class EspLink:
 
         The stub's own write commands always erase. Write enable precedes every program, and
         nothing crosses a page: silicon wraps inside it (esp32.md, "Talking to the chip").
+        May return while the flash is still busy with it: ask for the digest next.
         """
         if not data or offset % PAGE_BYTES + len(data) > PAGE_BYTES:
             raise ValueError(f"program of {len(data)} bytes at {offset:#x}")
@@ -242,7 +243,10 @@ class EspLink:
                 return
             for at in range(0, len(data), MAX_SPI_BYTES):
                 part = data[at : at + MAX_SPI_BYTES]
-                self._spi.change(PAGE_PROGRAM, offset + at, part, self._look, blank=blank)
+                last = at + len(part) == len(data)
+                self._spi.change(
+                    PAGE_PROGRAM, offset + at, part, self._look, blank=blank, last=last
+                )
 
     @property
     def _look(self) -> Look:
@@ -403,11 +407,17 @@ def _change_baud(esp: Any, baud: int) -> None:
             return
 
 
-def _attach_flash(esp: Any) -> SpiBus:
+def _attach_flash(esp: Any, mac: str) -> SpiBus:
     """Reset the flash chip and read its id; esptool's many exchanges only where that is odd."""
     bus = SpiBus(esp)
-    bus.run(RESET_ENABLE, RESET, then_us=1000)
-    flash_id = bus.ask(READ_ID, 3)
+    known = KNOWN.get(mac)
+    flash_id = bus.ask(
+        READ_ID,
+        3,
+        after=(RESET_ENABLE, RESET),
+        then_us=1000,
+        expected=known.flash_id if known is not None else None,
+    )
     if flash_id in BAD_FLASH_IDS or flash_id & 0xFF == XMC_VENDOR_ID:
         cmds.attach_flash(esp)
     else:

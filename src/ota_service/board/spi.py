@@ -11,6 +11,7 @@ Registers and bits: ESP32 Technical Reference Manual, "SPI Controller"; esptool'
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ flash, where a byte that was changed on the wire is found when it is read back."
 
 PAGE_PROGRAM, SECTOR_ERASE = 0x02, 0x20
 READ_ID, RESET_ENABLE, RESET, READ_STATUS = 0x9F, 0x66, 0x99, 0x05
-_WRITE_ENABLE = 0x06
+_WRITE_ENABLE, _WRITE_DISABLE = 0x06, 0x04
 
 _USR_COMMAND, _USR_ADDR, _USR_MISO, _USR_MOSI = 1 << 31, 1 << 30, 1 << 28, 1 << 27
 _CMD_USR = 1 << 18
@@ -80,35 +81,52 @@ class SpiBus:
         # The ROM's flash functions, which the stub loader calls, rely on these two.
         self._rest = [self._set(at, esp.read_reg(at)) for at in (self._usr, self._usr2)]
 
-    def run(self, *opcodes: int, then_us: int = _SHORT_US) -> None:
+    def run(self, *opcodes: int) -> None:
         """Commands without address and data, one after the other in one packet."""
-        records = [record for opcode in opcodes for record in self._plain(opcode, then_us)]
-        self._write([*records, *self._rest])
+        self._write([*self._sequence(opcodes, _SHORT_US), *self._rest])
 
-    def ask(self, opcode: int, size_bytes: int) -> int:
-        """A command with an answer of up to 4 bytes, little-endian; read twice alike."""
-        self._write([*self._question(opcode, size_bytes), *self._rest])
+    def ask(
+        self, opcode: int, size_bytes: int, *, after: Sequence[int] = (), then_us: int = _SHORT_US,
+        expected: int | None = None,
+    ) -> int:  # fmt: skip
+        """A command with an answer of up to 4 bytes, little-endian; read twice alike.
+
+        after: commands before it in the same packet, with a pause of then_us behind each.
+        expected: what it answered before; then one reading that says the same is enough.
+        """
+        question = self._question(opcode, size_bytes)
+        self._write([*self._sequence(after, then_us), *question, *self._rest])
+        mask = (1 << 8 * size_bytes) - 1
         first: int = self._esp.read_reg(self._w0)
-        if self._esp.read_reg(self._w0) != first:
+        if first & mask != expected and self._esp.read_reg(self._w0) != first:
             raise FatalError("the chip's answers differ")
-        return first & ((1 << 8 * size_bytes) - 1)
+        return first & mask
 
     def change(
-        self, opcode: int, address: int, data: bytes, look: Look, *, blank: bool = False
-    ) -> None:
+        self, opcode: int, address: int, data: bytes, look: Look, *, blank: bool = False,
+        last: bool = False,
+    ) -> None:  # fmt: skip
         """One command that changes flash, with up to 64 bytes; returns when it is done.
 
         blank: nothing stands there yet, so wrong bytes do no harm before they are read back.
-        Write enable comes late, so that no earlier damage on the wire can change flash.
+        last: a digest is asked for next, which tells whether a program is done, so the flash's
+        status need not be. (Of an erase it does not: what is being erased may read as blank.)
+        Write enable comes late in the packet, so that no damage before it can change flash.
         """
         place, rest = self._setup(address, data)
-        self._write([*place, *rest])
-        if len(data) <= CHECKED_BYTES and not blank:
-            self._require(rest)
-        self._require(place if look is Look.ALL else place[:1])
         go = self._go(opcode, bool(data))
-        self._write([*self._plain(_WRITE_ENABLE, _SHORT_US), *go])
-        self._require(go if look is Look.ALL else go[1:])
+        self._write([*place, *rest, *self._plain(_WRITE_ENABLE, _SHORT_US), *go])
+        try:
+            if len(data) <= CHECKED_BYTES and not blank:
+                self._require(rest)
+            self._require([*place, *go] if look is Look.ALL else [place[0], go[1]])
+        except FatalError:
+            with contextlib.suppress(FatalError):
+                self.run(_WRITE_DISABLE)
+            raise
+        if last and data:
+            self._write([self._start(_PROGRAM_US), *self._rest])
+            return
         wait_us = _PROGRAM_US if data else _SHORT_US
         self._write([self._start(wait_us), *self._question(READ_STATUS, 1), *self._rest])
         self._wait_flash()
@@ -138,6 +156,9 @@ class SpiBus:
         # By a mask: a bit of the value that was changed on the wire must not start something
         # else, for this register's other bits erase and write as well.
         return self._cmd, _CMD_USR, _CMD_USR, wait_us
+
+    def _sequence(self, opcodes: Sequence[int], then_us: int) -> list[Record]:
+        return [record for opcode in opcodes for record in self._plain(opcode, then_us)]
 
     def _plain(self, opcode: int, wait_us: int) -> list[Record]:
         return [

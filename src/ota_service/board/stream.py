@@ -15,12 +15,23 @@ import threading
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ota_service.board.esptool_setup import checksum
 from ota_service.formats.flashops import PAGE_BYTES
 
 BLOCK_BYTES = 0x4000
 """esptool's ESP32StubLoader.FLASH_WRITE_SIZE: what the stub loader takes at once."""
+
+WINDOW_BYTES = 0x8000
+"""What the stub loader inflates before it writes to flash (its inflater's window)."""
+
+SMALLEST_BYTES = 0x2000
+"""A smaller window is not worth acknowledgements of its own."""
+
+_SPILL_BYTES = 16
+"""How far a block goes beyond the byte that fills a window, in case the stub loader's inflater asks
+for a few more than ours."""
 
 BLOCK_COMMAND = 0x11
 """FLASH_DEFL_DATA (esptool's serial protocol)."""
@@ -84,8 +95,8 @@ def _stream(image: bytes, written: bytes) -> SlotStream:
     compressed = compress(written)
     inflate = zlib.decompressobj()
     blocks = []
-    for seq, at in enumerate(range(0, len(compressed), BLOCK_BYTES)):
-        block = compressed[at : at + BLOCK_BYTES]
+    for seq, (start, end) in enumerate(pairwise([0, *block_ends(compressed, len(image))])):
+        block = compressed[start:end]
         blocks.append(Block(block, len(inflate.decompress(block)), _packet(block, seq)))
     return SlotStream(
         size_bytes=len(image),
@@ -95,6 +106,28 @@ def _stream(image: bytes, written: bytes) -> SlotStream:
         body_md5=_md5(image[PAGE_BYTES:]),
         image_md5=_md5(image),
     )
+
+
+def block_ends(compressed: bytes, size_bytes: int) -> list[int]:
+    """Where a stream that inflates to `size_bytes` is cut into blocks of up to `BLOCK_BYTES`.
+
+    The stub loader writes whenever its window is full, and starts to erase 64 KiB behind each
+    write while there is anything to erase: that is the first half of the image, in which it is
+    slower than a fast wire. There a block ends with each window, so that its write begins as soon
+    as the erase before it ends, and each window goes in parts, so that a part travels meanwhile.
+    Behind that blocks are as large as they may be, for fewer acknowledgements.
+    """
+    ends = [0]
+    inflate, left, inflated = zlib.decompressobj(), compressed, 0
+    while left and inflated < size_bytes // 2:
+        inflated += len(inflate.decompress(left, WINDOW_BYTES))
+        left = inflate.unconsumed_tail
+        start, end = ends[-1], len(compressed) - len(left) + _SPILL_BYTES
+        if end - start >= SMALLEST_BYTES and end < len(compressed):
+            parts = max(2, -(-(end - start) // BLOCK_BYTES))
+            ends += [start + (end - start) * part // parts for part in range(1, parts + 1)]
+    ends += range(ends[-1] + BLOCK_BYTES, len(compressed), BLOCK_BYTES)
+    return [*ends[1:], len(compressed)]
 
 
 def _packet(data: bytes, seq: int) -> bytes:

@@ -17,6 +17,7 @@ from ota_service.board.boot import BootMonitor
 from ota_service.errors import OtaError
 
 READ_TIMEOUT_S = 0.05
+SHORTEST_S = 0.001
 RETURN_TIMEOUT_S = 5.0
 """How long a port on native USB may take to come back after a reset."""
 
@@ -36,10 +37,16 @@ def watch(
     Raises OtaError `link-lost` where the port is gone and does not come back.
     """
     start_s = time.monotonic()
-    with contextlib.suppress(SerialException, OSError):
-        port.timeout = READ_TIMEOUT_S
+    timeout_s = -1.0
     while not until(monitor) and not stopped():
+        due_s = monitor.due_s
+        wait_s = READ_TIMEOUT_S
+        if due_s is not None:
+            # The last wait is a short one, so that the verdict comes when it is due.
+            wait_s = min(wait_s, max(SHORTEST_S, due_s - (time.monotonic() - start_s)))
         try:
+            if wait_s != timeout_s:
+                port.timeout = timeout_s = wait_s
             data = port.read(max(1, min(port.in_waiting, 4096)))
         except (SerialException, OSError, TypeError) as error:
             # TypeError: pyserial's port object after its device vanished under a read
