@@ -130,7 +130,9 @@ def test_the_example_test_file_passes(tmp_path: Path) -> None:
     name = re.search(r"(test_\w+\.py)", example)
     assert name is not None
     (tmp_path / name[1]).write_text(example)
-    done = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", name[1])
+    # A folder of its own: in pytest's usual one it would clean up after the tests that ran before.
+    own = f"--basetemp={tmp_path / 'temp'}"
+    done = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", own, name[1])
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{example.count('def test_')} passed" in done.stdout
 
