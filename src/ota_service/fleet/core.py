@@ -30,7 +30,8 @@ from ota_service.fleet.hooks import BoardWork
 from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.places import Place, place_entry, place_found, stands_in
-from ota_service.fleet.run import EXECUTOR, Purpose, Run, Trigger, boot_rules, mac_at
+from ota_service.fleet.run import Purpose, Run, Trigger
+from ota_service.fleet.sessions import EXECUTOR, boot_rules, mac_at
 from ota_service.fleet.settings import BoardEntry, Settings
 
 LOGGER = logging.getLogger("ota_service.fleet")

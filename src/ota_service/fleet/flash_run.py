@@ -25,7 +25,8 @@ from ota_service.errors import OtaError
 from ota_service.firmware.urls import redact_url
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.hooks import BoardWork, SessionHooks
-from ota_service.fleet.run import _BOOT_LOG_LINES, EXECUTOR, Run, boot_rules
+from ota_service.fleet.run import BOOT_LOG_LINES, Run
+from ota_service.fleet.sessions import EXECUTOR, boot_rules
 
 if TYPE_CHECKING:
     from ota_service.fleet.core import Core
@@ -150,7 +151,7 @@ class FlashRun(Run):
         self.results[board.name] = shown
         work.report |= {"to": outcome.version, "action": "flash"}
         if outcome.boot_log:
-            work.report["boot_log"] = list(outcome.boot_log[-_BOOT_LOG_LINES:])
+            work.report["boot_log"] = list(outcome.boot_log[-BOOT_LOG_LINES:])
         board.chip, board.flash_bytes = outcome.chip.name, outcome.chip.flash_bytes
         board.version, board.version_read_at = outcome.version, utc_now()
         board.running = dict(shown["running"])

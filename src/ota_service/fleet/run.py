@@ -12,22 +12,18 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from ota_service.board import session
-from ota_service.board.link import ROM_BAUD, EspLink, bauds_to_try, leave_download_mode
-from ota_service.board.ownership import PORT_OWNERS
+from ota_service.board.link import bauds_to_try
 from ota_service.board.ports import require_exists
-from ota_service.board.serial_port import close_port, open_port
-from ota_service.board.session import Awaited, BootRules, Image, Job, Outcome
+from ota_service.board.session import Awaited, Image, Job, Outcome
 from ota_service.errors import OtaError
-from ota_service.firmware.expectation import Expectation
 from ota_service.fleet.board_state import iso, utc_now
 from ota_service.fleet.hooks import BoardWork, SessionHooks
+from ota_service.fleet.sessions import EXECUTOR, run_session
 
 if TYPE_CHECKING:
     from ota_service.fleet.core import Core
@@ -43,12 +39,9 @@ READS = ("plan", "version", "verify")
 BUSY_POLL_S = 1.0
 PLAN_POLL_S = 0.1
 RETRY_PAUSES_S = (1.0, 5.0, 20.0, 60.0)
-EXECUTOR = ThreadPoolExecutor(max_workers=64, thread_name_prefix="board")
-"""Sessions block; max_parallel bounds how many write at once, this only what can exist."""
-
 CANARY_ABOVE = 3
 STOP_FROM_BOARDS = 4
-_BOOT_LOG_LINES = 60
+BOOT_LOG_LINES = 60
 
 
 @dataclass(slots=True, eq=False)
@@ -448,7 +441,7 @@ class Run:
             loop = asyncio.get_running_loop()
             try:
                 return await loop.run_in_executor(
-                    EXECUTOR, _run_session, str(board.port), core.owner, job, hooks
+                    EXECUTOR, run_session, str(board.port), core.owner, job, hooks
                 )
             finally:
                 hooks.end()
@@ -541,7 +534,7 @@ class Run:
             board.version_read_at = utc_now()
             work.report["to"] = outcome.version
         if outcome.boot_log:
-            work.report["boot_log"] = list(outcome.boot_log[-_BOOT_LOG_LINES:])
+            work.report["boot_log"] = list(outcome.boot_log[-BOOT_LOG_LINES:])
         if outcome.end == "refused":
             assert outcome.error is not None
             self._refused(work, outcome.error)
@@ -664,45 +657,3 @@ class Run:
 def _failed_to_boot(work: BoardWork) -> bool:
     error = work.report.get("error")
     return isinstance(error, dict) and error.get("code") == "boot-failed"
-
-
-def _run_session(port: str, owner: str, job: Job, hooks: SessionHooks) -> Outcome:
-    """One session in its thread: claim the port, open it, do the job, close it."""
-    require_exists(port, job.name)
-    with PORT_OWNERS.claim(port, owner, job.name):
-        opened = open_port(port, board=job.name)
-        try:
-            return session.run(opened, job, hooks)
-        finally:
-            close_port(opened)
-
-
-class _Found(Exception):
-    """A chip has said its MAC: that was all to be known."""
-
-
-def mac_at(port: str, owner: str) -> str | None:
-    """The MAC of the chip behind a port, None where no ESP32 answers. Restarts it."""
-    found: list[str] = []
-
-    def identified(mac: str) -> None:
-        found.append(mac)
-        raise _Found
-
-    try:
-        with PORT_OWNERS.claim(port, owner):
-            opened = open_port(port)
-            try:
-                EspLink.connect(opened, baud=ROM_BAUD, attempts=1, identified=identified)
-            finally:
-                leave_download_mode(opened)
-                close_port(opened)
-    except (OtaError, _Found) as error:
-        LOGGER.debug("%s: %s", port, error)
-    return found[0] if found else None
-
-
-def boot_rules(timeout_s: float, stable_s: float, expect: str | None) -> BootRules:
-    """The configuration's boot_* attributes; `expect` was checked when it was configured."""
-    matches = Expectation(expect).found_in if expect else None
-    return BootRules(timeout_s, stable_s, matches)
