@@ -358,6 +358,27 @@ _ROWS: tuple[ErrorKind, ...] = (
         counts=False,
     ),
     ErrorKind(
+        "file-access",
+        "host",
+        "A file or folder of this computer cannot be read or written.",
+        "Check that it exists, and that this user may read and write it.",
+        counts=False,
+    ),
+    ErrorKind(
+        "address-in-use",
+        "host",
+        "The address cannot be listened at.",
+        "Choose another port (--port), or stop the program that uses it.",
+        counts=False,
+    ),
+    ErrorKind(
+        "unreachable",
+        "link",
+        "The machine cannot be reached.",
+        "Check the address, the network, and that viam-server runs.",
+        counts=False,
+    ),
+    ErrorKind(
         "internal",
         "host",
         "The updater met a state that it does not know.",

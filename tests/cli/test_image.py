@@ -132,6 +132,7 @@ def test_a_merged_binary_without_keys_is_readable_as_any_file(files: Path) -> No
         (["--table-offset", "here"], 2, "0x8000"),
         (["--nvs", "app.bin"], 1, "nvs partition"),
         (["--partitions", "nowhere.csv"], 1, "nowhere.csv: No such file"),
+        (["--partitions", "nowhere"], 1, "one of micro-rdk, micro-rdk-8mb, ota-guide"),
     ],
 )
 def test_merge_names_what_is_wrong(
@@ -142,6 +143,14 @@ def test_merge_names_what_is_wrong(
     done = run(*base, "--app", "app.bin", *arguments, code=code)
     assert words in done.stderr
     assert not (files / "build").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(files: Path) -> None:
+    """As one line with what to look at."""
+    (files / "build").write_text("a file where the folder should be")
+    done = run("image", "ota", "app.bin", code=1)
+    assert "build" in done.stderr
+    assert "[file-access]" in done.stderr
 
 
 def test_inspect_shows_a_whole_flash(files: Path) -> None:

@@ -144,6 +144,7 @@ async def test_what_is_asked_wrongly_is_answered_in_one_line(tmp_path: Path) -> 
     nobody = await run_command("remote", "status", "--address", here.machine.address)
     assert nobody.code == 1
     assert nobody.err.startswith(f"Error: {here.machine.address} cannot be reached")
+    assert nobody.err.rstrip().endswith("[unreachable]")
     assert len(nobody.err.splitlines()) == 1
 
 

@@ -199,7 +199,10 @@ async def test_a_port_in_use_is_named(app_file: Path) -> None:
         port = re.search(r":(\d+)/", (await first.configuration())["url"])
         assert port is not None
         async with serving(app_file, "--port", port[1]) as second:
-            assert "--port" in await second.until("Error: ")
+            line = await second.until("Error: ")
+            assert f"Port {port[1]} of 127.0.0.1 cannot be listened at" in line
+            assert "--port" in line
+            assert line.rstrip().endswith("[address-in-use]")
             assert await second.process.wait() == 1
 
 

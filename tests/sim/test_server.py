@@ -16,7 +16,7 @@ from ota_service.sim.control import BoardControl
 from ota_service.sim.factory import make_flash
 from ota_service.sim.layouts import LAYOUTS
 from ota_service.sim.nvsmodel import nvs_init
-from ota_service.sim.process import child_environment
+from ota_service.sim.process import SimBoard, SimProcess, child_environment
 
 
 @contextmanager
@@ -100,3 +100,63 @@ def test_needs_a_directory() -> None:
     )
     assert result.returncode == 2
     assert "--dir is needed" in result.stderr
+
+
+def refused(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command, ended by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "ota_service.sim", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=child_environment(),
+    )
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two"])
+def test_less_than_one_board_is_wrong_usage(tmp_path: Path, count: str) -> None:
+    """Where it waited for ever, without a word."""
+    done = refused("--boards", count, "--dir", str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is not 1 or more" in done.stderr
+
+
+def test_a_folder_has_one_simulator_at_a_time(tmp_path: Path) -> None:
+    """The second one says whose the boards are, and leaves them and their addresses alone."""
+    arguments = ("--dir", str(tmp_path), "--times", "off")
+    with running(*arguments) as (urls, process):
+        done = refused(*arguments, "--boards", "2", "--seed", "9")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.strip() == (
+            f"esp32-ota sim: The boards in {tmp_path} are simulated already, "
+            f"by process {process.pid}."
+        )
+        assert control(urls[0]).wait_for("app")["version"] == "1.0.0"
+        assert control(urls[0]).state()["mac"] == "24:0a:c4:00:00:01"
+        process.kill()
+        process.wait(10)
+    with running(*arguments) as (urls, _):  # nothing of a killed one holds the folder
+        assert control(urls[0]).wait_for("app")["version"] == "1.0.0"
+
+
+def test_boards_of_a_program_are_claimed_too(tmp_path: Path) -> None:
+    """Prepared boards, which come on stdin, end the process that may not have them."""
+    with SimProcess(tmp_path, [SimBoard("guide")]) as sim:
+        done = refused("--dir", str(tmp_path))
+        assert done.returncode == 1
+        second = SimProcess(tmp_path, [SimBoard("guide")])
+        with pytest.raises(RuntimeError, match="ended with code 1"):
+            second.start()
+        second.stop()
+        assert sim.boards[0].control.wait_for("app")
+        sim.kill()
+        sim.start()
+        assert sim.boards[0].control.wait_for("app")
+
+
+def test_the_names_of_shipped_partition_tables_are_layouts(tmp_path: Path) -> None:
+    """Who built a Merged Binary with `ota-guide` finds the name here."""
+    assert make_flash("ota-guide", version="1") == make_flash("guide", version="1")
+    with pytest.raises(ValueError, match=r"there are guide, micro-rdk, .*ota-guide"):
+        make_flash("nowhere")

@@ -16,6 +16,8 @@ from ota_service.formats.partitions import (
 )
 
 _FOLDER = "partitions"
+# The name of the same table where boards are simulated.
+_ALIASES = {"guide": "ota-guide"}
 
 
 def shipped_tables() -> list[str]:
@@ -31,10 +33,18 @@ def load_table(
 
     Raises OtaError "partition-table-invalid"; OSError where a file cannot be read.
     """
+    source = _ALIASES.get(source, source)
     if source in shipped_tables():
         entry = files("ota_service").joinpath(_FOLDER, f"{source}.csv")
         return table_from_csv(entry.read_text(encoding="utf-8"), table_offset=table_offset)
-    data = Path(source).read_bytes()
+    try:
+        data = Path(source).read_bytes()
+    except FileNotFoundError:
+        raise OtaError(
+            "partition-table-invalid",
+            f"{source}: No such file, and no partition table that comes with this program.",
+            remedy=f"Name a file, or one of {', '.join(shipped_tables())}.",
+        ) from None
     if data.startswith(MAGIC):
         try:
             parse_partition_table(data, table_offset=table_offset)

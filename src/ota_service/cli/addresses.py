@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket
 import struct
 
@@ -25,6 +26,12 @@ def own_addresses() -> list[str]:
     usable = list(dict.fromkeys(address for address in found if not _loopback(address)))
     usable.sort(key=lambda address: not ipaddress.ip_address(address).is_private)
     return usable or ["127.0.0.1"]
+
+
+def listen_problem(error: OSError) -> str:
+    """Why an address cannot be listened at, in few words."""
+    # asyncio makes a long sentence of it, with the address once more.
+    return os.strerror(error.errno).lower() if error.errno else str(error)
 
 
 def _loopback(address: str) -> bool:

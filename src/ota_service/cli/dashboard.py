@@ -69,6 +69,7 @@ def dashboard(
 
 
 async def _serve(access: Access, guard: Guard, host: str, port: int) -> None:
+    from ota_service.cli.addresses import listen_problem
     from ota_service.cli.failure import Failure
     from ota_service.cli.machine import connect
     from ota_service.dashboard.server import serving
@@ -95,6 +96,7 @@ async def _serve(access: Access, guard: Guard, host: str, port: int) -> None:
                 await stop.wait()
         except OSError as error:
             raise Failure(
-                f"{host} port {port} cannot be listened at ({error.strerror or error}).",
+                f"Port {port} of {host} cannot be listened at ({listen_problem(error)}).",
                 "Choose another one with --port; 0 takes any that is free.",
+                code="address-in-use",
             ) from None

@@ -29,7 +29,7 @@ STATUS_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 30.0
 DIAL_TIMEOUT_S = 20.0
 
-_UNREACHABLE = "Check the address, the network, and that viam-server runs."
+_UNREACHABLE = ERRORS["unreachable"].remedy
 # How the SDK writes an exception of a module, with the file and line that it came from.
 _FROM_MODULE = re.compile(
     r"(?:rpc error: code = \w+ desc = )*(?:(\w+) - )?(.*?)"
@@ -122,7 +122,9 @@ class Machine:
             raise self._lost(f"could not be asked ({_reason(error)})") from error
 
     def _lost(self, what: str) -> Failure:
-        return Failure(f"{self.access.address} {what}.", _UNREACHABLE, unreachable=True)
+        return Failure(
+            f"{self.access.address} {what}.", _UNREACHABLE, code="unreachable", unreachable=True
+        )
 
 
 @asynccontextmanager
@@ -167,6 +169,7 @@ async def _dial(access: Access) -> RobotClient:
         raise Failure(
             f"{access.address} cannot be reached ({_reason(error)}).",
             _UNREACHABLE + hint,
+            code="unreachable",
             unreachable=True,
         ) from None
 
@@ -195,7 +198,10 @@ def _refusal(status: Any, text: str, access: Access) -> Failure:
     """What a gRPC error means."""
     if status.name == "UNAVAILABLE":
         return Failure(
-            f"{access.address} is not available ({text}).", _UNREACHABLE, unreachable=True
+            f"{access.address} is not available ({text}).",
+            _UNREACHABLE,
+            code="unreachable",
+            unreachable=True,
         )
     if status.name == "UNIMPLEMENTED" or text.startswith("NotImplementedError -"):
         return _no_ota_service(access)
@@ -205,7 +211,12 @@ def _refusal(status: Any, text: str, access: Access) -> Failure:
             "Check VIAM_API_KEY and VIAM_API_KEY_ID.",
         )
     if status.name == "DEADLINE_EXCEEDED":
-        return Failure(f"{access.address} did not answer in time.", _UNREACHABLE, unreachable=True)
+        return Failure(
+            f"{access.address} did not answer in time.",
+            _UNREACHABLE,
+            code="unreachable",
+            unreachable=True,
+        )
     return from_module(text)
 
 

@@ -76,6 +76,11 @@ SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
         "dashboard",
         "Show a machine's boards on a page in the browser, live.",
     ),
+    "sim": (
+        "ota_service.cli.sim",
+        "sim",
+        "Run simulated boards until stopped; prints one port url a line.",
+    ),
     "completion": (
         "ota_service.cli.completion",
         "completion",
@@ -164,22 +169,6 @@ def first_use(ctx: click.Context) -> str:
     formatter.write_paragraph()
     formatter.write("esp32-ota COMMAND --help says more.\n")
     return formatter.getvalue().rstrip("\n")
-
-
-@cli.command(
-    context_settings={
-        "ignore_unknown_options": True,
-        "allow_extra_args": True,
-        "help_option_names": [],
-    },
-    add_help_option=False,
-)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def sim(arguments: tuple[str, ...]) -> None:
-    """Run simulated boards until stopped; prints one port url a line."""
-    from ota_service.sim.server import main as sim_main
-
-    sys.exit(sim_main(list(arguments)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

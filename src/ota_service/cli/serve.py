@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from ota_service.cli.addresses import own_addresses
+from ota_service.cli.addresses import listen_problem, own_addresses
 from ota_service.cli.file_server import FileServer, Served, Stage, Transfer, load
 from ota_service.cli.output import out
 from ota_service.cli.show import files
@@ -71,9 +71,8 @@ async def _serve(file: Path, served: Served, host: str, port: int, auth: str | N
                 await site.start()
             except OSError as error:
                 raise OtaError(
-                    "internal",
-                    f"Port {port} of {host} cannot be used: {error.strerror or error}.",
-                    remedy="Choose another one with --port, or stop what uses it.",
+                    "address-in-use",
+                    f"Port {port} of {host} cannot be listened at ({listen_problem(error)}).",
                 ) from None
             actual_port = runner.addresses[0][1]
             urls = [

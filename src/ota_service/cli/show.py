@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ota_service.cli.failure import Failure
+from ota_service.errors import ERRORS
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -67,4 +69,7 @@ def files() -> Iterator[None]:
         yield
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        raise Failure(f"{name}{error.strerror or error}.") from None
+        remedy = ERRORS["file-access"].remedy
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "Free some space on its disk."
+        raise Failure(f"{name}{error.strerror or error}.", remedy, code="file-access") from None

@@ -192,9 +192,10 @@ class Cache:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OtaError("disk-full", f"The disk of {self.root} is full.") from None
             raise OtaError(
-                "internal",
+                "file-access",
                 f"The cache folder {self.root} cannot be used: {error.strerror}.",
-                remedy="Give the user that runs viam-server the right to write there.",
+                remedy="Give this user (viam-server's, where it is a service) the right to write "
+                "there, or name another folder in VIAM_MODULE_DATA.",
             ) from None
 
     def _url_path(self, url: str) -> Path:

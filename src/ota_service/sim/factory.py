@@ -20,7 +20,7 @@ from ota_service.sim.bootmodel import (
 from ota_service.sim.config import FLASH_FILE, BoardConfig
 from ota_service.sim.flash import SECTOR_BYTES, create_file
 from ota_service.sim.images import build_app, build_bootloader
-from ota_service.sim.layouts import LAYOUTS, TABLE_OFFSET, Layout, Partition, encode_table
+from ota_service.sim.layouts import TABLE_OFFSET, Layout, Partition, encode_table, layout_of
 from ota_service.sim.nvsmodel import NvsStore, NvsValue
 
 BOOTLOADER_OFFSET = 0x1000
@@ -123,7 +123,7 @@ def make_flash(
     without it, else updated.
     """
     if isinstance(layout, str):
-        layout = LAYOUTS[layout]
+        layout = layout_of(layout)
     size = flash_bytes or layout.flash_bytes
     flash = bytearray(b"\xff" * size)
     target = layout.find(slot) if slot else layout.first_app()

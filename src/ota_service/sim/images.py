@@ -13,6 +13,7 @@ import json
 import random
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ota_service.sim.loader_common import checksum
@@ -259,3 +260,23 @@ def build_bootloader(*, seed: int = 0, flash_size_code: int = 0x3) -> bytes:
         0x400805E4,
         flash_size_code=flash_size_code,
     )
+
+
+def write_firmware(folder: Path) -> dict[str, str]:
+    """Firmware to try on simulated boards, as files; what each is, by its name. Raises OSError.
+
+    The boards run 1.0.0 of the same project when they are made.
+    """
+    panics = Behaviour(ending="panic", ending_after_s=2.0)
+    files = {
+        "app.bin": (build_app(version="1.1.0", seed=1), "an App Image, version 1.1.0"),
+        "app-panics.bin": (
+            build_app(version="1.2.0", seed=2, behaviour=panics),
+            "an App Image, version 1.2.0, that panics 2 s after its start",
+        ),
+        "bootloader.bin": (build_bootloader(), "a bootloader, for Merged Binaries"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (data, _) in files.items():
+        (folder / name).write_bytes(data)
+    return {name: what for name, (_, what) in files.items()}

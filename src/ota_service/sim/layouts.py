@@ -140,4 +140,15 @@ NO_OTA = Layout(
 )
 
 LAYOUTS = {layout.name: layout for layout in (GUIDE, MICRO_RDK, MICRO_RDK_8MB, NO_OTA)}
+LAYOUT_ALIASES = {"ota-guide": "guide"}
+"""Further names: that of the same table where Merged Binaries are built."""
+LAYOUT_NAMES = tuple(sorted({*LAYOUTS, *LAYOUT_ALIASES}))
 OTA_LAYOUTS = tuple(layout.name for layout in LAYOUTS.values() if layout.slots())
+
+
+def layout_of(name: str) -> Layout:
+    """The layout of a name. Raises ValueError, naming those that exist."""
+    found = LAYOUTS.get(LAYOUT_ALIASES.get(name, name))
+    if found is None:
+        raise ValueError(f"there is no layout {name!r}; there are {', '.join(LAYOUT_NAMES)}")
+    return found

@@ -17,27 +17,60 @@ import selectors
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from ota_service.sim.claim import Claimed, claim
 from ota_service.sim.config import FLASH_FILE, BoardConfig
 from ota_service.sim.factory import create_board, make_flash
 from ota_service.sim.host import BoardHost
 from ota_service.sim.images import build_app
-from ota_service.sim.layouts import LAYOUTS, OTA_LAYOUTS
+from ota_service.sim.layouts import LAYOUT_NAMES, OTA_LAYOUTS
 from ota_service.sim.loader_stub import known_stubs
 
 SCHEME = "esp32sim://"
+TIMES = ("on", "off")
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is simulated.
+
+    dir: where the boards' files go; boards: how many; layout: the partition table of all, by
+    default those with OTA slots in turn; flash: a dump to start from; seed: of MACs, contents
+    and faults. board_dir: prepared boards instead; boards_from_stdin: their folders come a line
+    each on stdin, and its end is the simulator's.
+    """
+
+    boards: int = 1
+    dir: Path | None = None
+    layout: str | None = None
+    times: str = "on"
+    flash: Path | None = None
+    bridge_latency_ms: float = 1.0
+    seed: int = 0
+    board_dir: Sequence[Path] = ()
+    boards_from_stdin: bool = False
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the boards were made by somebody else."""
+        return bool(self.board_dir) or self.boards_from_stdin
+
+
+class Refused(Exception):
+    """The boards cannot be simulated: another process does."""
+
+
+def parse(argv: Sequence[str] | None) -> Options:
+    """The command line of `python -m ota_service.sim`, which programs call."""
     parser = argparse.ArgumentParser(
-        prog="esp32-ota sim", description="Simulated ESP32 boards, until stopped."
+        prog="python -m ota_service.sim", description="Simulated ESP32 boards, until stopped."
     )
-    parser.add_argument("--boards", type=int, default=1, help="how many (default 1)")
+    parser.add_argument("--boards", type=_count, default=1, help="how many (default 1)")
     parser.add_argument("--dir", type=Path, help="where their files go; needed without --board-dir")
-    parser.add_argument("--layout", choices=sorted(LAYOUTS), help="partition table of all boards")
-    parser.add_argument("--times", choices=("on", "off"), default="on", help="real times")
+    parser.add_argument("--layout", choices=LAYOUT_NAMES, help="partition table of all boards")
+    parser.add_argument("--times", choices=TIMES, default="on", help="real times")
     parser.add_argument("--flash", type=Path, help="a flash dump to start from")
     parser.add_argument(
         "--bridge-latency-ms", type=float, default=1.0, help="of the USB bridge: 1 or 16"
@@ -51,20 +84,36 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="serve the prepared boards named on stdin, a line each, and end when it closes",
     )
-    options = parser.parse_args(argv)
-    if not options.board_dir and not options.boards_from_stdin and options.dir is None:
+    options = Options(**vars(parser.parse_args(argv)))
+    if not options.prepared and options.dir is None:
         parser.error("--dir is needed")
     return options
 
 
-def prepare(options: argparse.Namespace) -> list[Path]:
-    """Create the boards that do not exist yet; their directories."""
-    if options.board_dir or options.boards_from_stdin:
-        return [Path(os.path.abspath(directory)) for directory in options.board_dir]
-    directories: list[Path] = []
-    for index in range(options.boards):
-        directory = Path(os.path.abspath(options.dir)) / f"board-{index + 1}"
-        directories.append(directory)
+def _count(text: str) -> int:
+    # Without any board nothing would be printed, and nobody could tell what it waits for.
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
+    return int(text)
+
+
+def prepare(options: Options) -> list[Path]:
+    """Claim the boards, and create those that do not exist yet; their directories.
+
+    Raises Refused, OSError, and ValueError for a flash that cannot be made.
+    """
+    if options.prepared:
+        directories = [Path(os.path.abspath(directory)) for directory in options.board_dir]
+        for directory in directories:
+            _claim(directory, directory)
+        return directories
+    assert options.dir is not None
+    folder = Path(os.path.abspath(options.dir))
+    directories = [folder / f"board-{index + 1}" for index in range(options.boards)]
+    # All of them first: nothing of another simulator's boards may change.
+    for directory in directories:
+        _claim(directory, folder)
+    for index, directory in enumerate(directories):
         seed = options.seed + index
         if not (directory / FLASH_FILE).exists():
             if options.flash is not None:
@@ -80,6 +129,16 @@ def prepare(options: argparse.Namespace) -> list[Path]:
     return directories
 
 
+def _claim(directory: Path, named: Path) -> None:
+    """Hold a board's folder until this process ends. named: what the refusal calls it."""
+    try:
+        claim(directory)
+    except Claimed as error:
+        raise Refused(
+            f"The boards in {named} are simulated already, by process {error.pid}."
+        ) from None
+
+
 def whole_chip(dump: bytes) -> bytes:
     """A dump filled up to the size of a chip: 1, 2, 4, 8 or 16 MiB."""
     size = 1 << 20
@@ -88,7 +147,7 @@ def whole_chip(dump: bytes) -> bytes:
     return dump.ljust(size, b"\xff")
 
 
-def board_config(options: argparse.Namespace, index: int) -> BoardConfig:
+def board_config(options: Options, index: int) -> BoardConfig:
     """Settings of board number `index`; MACs differ, and differ with the seed."""
     number = (options.seed * 256 + index + 1) & 0xFFFFFF
     return BoardConfig(
@@ -122,9 +181,9 @@ async def serve(directories: Sequence[Path], *, boards_from_stdin: bool = False)
         lines = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
         while line := (await lines.readline()).decode().rstrip("\n"):
+            _claim(Path(line), Path(line))
             await start(Path(line))
             announce(Path(line))
-        stop.set()
 
     more: asyncio.Task[None] | None = None
     try:
@@ -134,6 +193,7 @@ async def serve(directories: Sequence[Path], *, boards_from_stdin: bool = False)
             announce(directory)
         if boards_from_stdin:
             more = asyncio.create_task(start_more())
+            more.add_done_callback(lambda _: stop.set())  # also where it failed
         await stop.wait()
         if more is not None and more.done():
             more.result()
@@ -144,16 +204,21 @@ async def serve(directories: Sequence[Path], *, boards_from_stdin: bool = False)
             await host.stop()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the simulator; returns the exit code."""
-    options = parse(argv)
-    try:
-        directories = prepare(options)
-    except (OSError, ValueError) as error:
-        print(f"esp32-ota sim: {error}", file=sys.stderr)
-        return 1
+def run(options: Options) -> None:
+    """Simulate until stopped. Raises as `prepare`."""
+    directories = prepare(options)
     # epoll rounds timers up to whole milliseconds; select does not.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     with contextlib.closing(loop):
         loop.run_until_complete(serve(directories, boards_from_stdin=options.boards_from_stdin))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the simulator; returns the exit code."""
+    options = parse(argv)
+    try:
+        run(options)
+    except (OSError, ValueError, Refused) as error:
+        print(f"esp32-ota sim: {error}", file=sys.stderr)
+        return 1
     return 0
