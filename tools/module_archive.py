@@ -3,6 +3,7 @@
 
     python tools/module_archive.py [--namespace acme] [--wheels FOLDER] [--out dist/archive.tar.gz]
 
+Beside the archive its meta.json is written, which `viam module upload --module` needs to read.
 The registry takes models only in the namespace of the organisation that publishes them: with
 `--namespace` meta.json names them so, and the module, which reads meta.json when it starts,
 serves them beside its own two names. The same files give the same archive, byte for byte.
@@ -22,7 +23,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-FILES = ("LICENSE", "README.md", "pyproject.toml", "requirements.txt", "run.sh", "setup.sh")
+FILES = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "README.md",
+    "pyproject.toml",
+    "requirements.txt",
+    "run.sh",
+    "setup.sh",
+)
 FOLDERS = ("docs", "src")
 META = "meta.json"
 WHEELS = "wheels"
@@ -84,10 +94,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("a namespace has small letters, digits and dashes")
     if given.wheels is not None and not any(given.wheels.glob("*.whl")):
         parser.error(f"there are no wheels in {given.wheels}; `make wheels` makes them")
+    beside = given.out.parent / META
+    if beside.resolve() == ROOT / META:
+        parser.error(f"--out: {META} is written beside the archive, and would replace this one's")
     files = list(contents(ROOT, given.namespace, given.wheels))
     data = archive(files)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_bytes(data)
+    beside.write_bytes(next(text for name, text, _ in files if name == META))
     carried = sum(name.startswith(f"{WHEELS}/") for name, _, _ in files)
     print(f"{given.out}: {len(files)} files, {len(data):,} bytes, {carried} wheels")
     return 0

@@ -6,17 +6,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.module_client import IDLE_ATTRIBUTES, ROOT, ModuleProcess
 
 OWN = {"rdk:generic:ota_service", "rdk:builtin:ota_service"}
+# Python 3.11 before 3.11.4 (Debian 12 has 3.11.2) has no filters.
+FILTER: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
 def build(folder: Path, *arguments: str) -> Path:
@@ -30,7 +34,7 @@ def build(folder: Path, *arguments: str) -> Path:
     )
     unpacked = folder / "unpacked"
     with tarfile.open(out) as tar:
-        tar.extractall(unpacked, filter="data")
+        tar.extractall(unpacked, **FILTER)
     return unpacked
 
 
@@ -44,6 +48,9 @@ def test_the_archive_has_all_that_its_meta_names(tmp_path: Path) -> None:
         assert os.access(unpacked / program, os.X_OK)
     for model in meta["models"]:
         assert (unpacked / model["markdown_link"].partition("#")[0]).is_file()
+    for page in unpacked.rglob("*.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
     names = [path.name for path in unpacked.rglob("*")]
     assert "app.js" in names
     assert not [name for name in names if name.endswith((".pyc", "__pycache__", ".egg-info"))]
@@ -77,6 +84,8 @@ async def test_a_publishers_archive_serves_its_names_and_ours(tmp_path: Path) ->
         "acme:generic:ota_discovery",
         "acme:generic:ota_sensor",
     ]
+    # The upload tool reads the file beside the archive, not the one in it.
+    assert (tmp_path / "meta.json").read_bytes() == (unpacked / "meta.json").read_bytes()
     main = unpacked / "src" / "main.py"
     async with ModuleProcess.start(tmp_path / "m", executable=[sys.executable, main]) as module:
         assert set(module.models) >= OWN | set(listed)
@@ -90,6 +99,17 @@ def test_a_namespace_that_viam_would_refuse_is_refused_here(tmp_path: Path, name
     with pytest.raises(subprocess.CalledProcessError) as caught:
         build(tmp_path, f"--namespace={name}")
     assert caught.value.returncode == 2
+
+
+def test_the_checkouts_own_meta_is_not_written_over(tmp_path: Path) -> None:
+    """An archive beside it would leave the publisher's names in the checkout."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/module_archive.py", "--namespace", "acme", "--out", "a.tgz"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "meta.json is written beside the archive" in done.stderr
+    assert not (ROOT / "a.tgz").exists()
 
 
 def wheel(folder: Path, name: str, version: str) -> None:
