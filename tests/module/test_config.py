@@ -24,7 +24,8 @@ def refusal(attributes: dict[str, Any]) -> list[str]:
     with pytest.raises(OtaError) as caught:
         parse_config(attributes)
     assert caught.value.code == "config-invalid"
-    return caught.value.message.split(" | ")
+    # A sentence each, which begins with the place of what is wrong.
+    return re.split(r"(?<=[.?]) (?=[^\s\"]+: )", caught.value.message)
 
 
 def fault(**attributes: Any) -> str:
@@ -64,6 +65,19 @@ def test_the_guides_empty_configuration_says_what_to_fill_in() -> None:
     assert len(faults) == 2
     assert faults[0].startswith("url: is empty; fill in the http or https address of the App Image")
     assert faults[1].startswith("version: is empty; fill in the tag")
+
+
+def test_the_whole_message_reads_as_sentences() -> None:
+    """The remedy follows in the log and in the app: it must not run into the last fault."""
+    with pytest.raises(OtaError) as caught:
+        parse_config({"url": "", "version": "", "bord": []})
+    assert str(caught.value) == (
+        "url: is empty; fill in the http or https address of the App Image, such as "
+        '"http://10.0.0.5:3001/app.bin". '
+        'version: is empty; fill in the tag of the firmware at url, such as "1.0.0". '
+        "bord: is no attribute here; did you mean boards? "
+        "Correct the named attributes in the machine's configuration. [config-invalid]"
+    )
 
 
 def test_absent_attributes_are_named_like_empty_ones() -> None:
@@ -112,8 +126,8 @@ def test_the_length_of_a_version_counts_bytes() -> None:
     """NVS stores bytes: 64 characters of two bytes fit, 65 do not."""
     assert parse_config(GOOD | {"version": "x" * 128}).version == "x" * 128
     assert parse_config(GOOD | {"version": "é" * 64}).version == "é" * 64
-    assert fault(version="x" * 131) == "version: 131 bytes; the limit is 128"
-    assert fault(version="é" * 65) == "version: 130 bytes; the limit is 128"
+    assert fault(version="x" * 131) == "version: 131 bytes; the limit is 128."
+    assert fault(version="é" * 65) == "version: 130 bytes; the limit is 128."
 
 
 @pytest.mark.parametrize(
@@ -180,7 +194,7 @@ def test_macs_are_compared_in_one_form() -> None:
         {"name": "a", "mac": "240AC4123456"},
         {"name": "b", "mac": "24-0a-c4-12-34-56"},
     ]
-    assert fault(boards=boards) == "boards[1].mac: boards[0] already has it"
+    assert fault(boards=boards) == "boards[1].mac: boards[0] already has it."
     config = parse_config(GOOD | {"boards": boards[:1]})
     assert config.boards is not None
     assert config.boards[0].mac == MAC

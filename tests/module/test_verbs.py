@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ota_service.module.verbs import VERBS, VerbError, help_reply, parse_command
+from ota_service.module.verbs import VERBS, Verb, VerbError, help_reply, parse_command
 
 
 def understood(command: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -52,6 +52,11 @@ def test_arguments_get_their_defaults() -> None:
         ({"command": "updat"}, 'no verb "updat"; did you mean update? The verbs are cancel, '),
         ({"Status": {}}, "did you mean status?"),
         ({"stats": "x"}, "did you mean status?"),
+        ({"comand": "update"}, 'no verb "comand"; did you mean "command"? The verbs are cancel, '),
+        ({"Command": "status"}, 'did you mean "command"?'),
+        ({"comand": "update", "boards": ["a"]}, 'has 2 keys; did you mean "command"? The verbs'),
+        ({"command": "comand"}, 'there is no verb "comand". The verbs are cancel, '),
+        ({"command": "firmware"}, 'there is no verb "firmware". The verbs are cancel, '),
         ({"command": 5}, "must be the name of a verb"),
         ({"update": {}, "boards": ["a"]}, "arguments go inside the verb's object"),
         ({"a": 1, "b": 2}, "one verb; this one has 2 keys"),
@@ -77,11 +82,25 @@ def test_what_is_not_understood_is_answered_with_what_exists(
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("verb", [verb for verb in VERBS.values() if verb.restarts != "none"])
+def test_a_verb_that_restarts_is_hinted_at_only_where_it_is_very_near(verb: Verb) -> None:
+    """A letter too few is a slip; who meant something else must not be led to a restart."""
+    for name, hinted in ((verb.name[:-1], True), (verb.name[:3], False), ("comand", False)):
+        with pytest.raises(VerbError) as caught:
+            parse_command({"command": name})
+        assert (f"did you mean {verb.name}?" in str(caught.value)) is hinted, name
+
+
 def test_all_mistakes_in_arguments_are_named_at_once() -> None:
-    """One round must do."""
+    """One round must do; a sentence each."""
     with pytest.raises(VerbError) as caught:
-        parse_command({"update": {"force": "yes", "wait_s": -1.0, "x": 1.0}})
-    assert str(caught.value).count(" | ") == 2
+        parse_command({"update": {"force": "yes", "wait_s": -1.0, "bords": 1.0}})
+    assert str(caught.value) == (
+        "update: force: must be true or false, without quotation marks. "
+        "update: wait_s: -1 is out of range; it may be 0 to 86,400 s. "
+        "update has no argument bords; did you mean boards? It takes boards, force, probe, "
+        "dry_run, wait_s."
+    )
 
 
 def test_help_describes_every_verb_and_argument() -> None:

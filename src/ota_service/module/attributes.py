@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from viam.proto.app.robot import ComponentConfig
 
 from ota_service.errors import OtaError
-from ota_service.module.checks import Strict, nearest, where
+from ota_service.module.checks import Strict, nearest, sentences, where
 from ota_service.module.plain import from_struct
 
 Attributes = TypeVar("Attributes", bound=Strict)
@@ -29,7 +29,7 @@ def read_attributes(config: ComponentConfig, model: type[Attributes]) -> Attribu
         return model.model_validate(given)
     except ValidationError as error:
         faults = [_in_words(dict(found), model) for found in error.errors(include_url=False)]
-        raise OtaError("config-invalid", " | ".join(faults)) from None
+        raise OtaError("config-invalid", sentences(faults)) from None
 
 
 def _in_words(found: dict[str, Any], model: type[Strict]) -> str:

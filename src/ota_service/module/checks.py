@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import SequenceMatcher, get_close_matches
 from functools import partial
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -229,5 +229,21 @@ def where(loc: Sequence[str | int]) -> str:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """The one of `known` that is most like `name`."""
-    folded = name[:_COMPARED_CHARS].casefold().replace("-", "_").replace(" ", "_")
-    return get_close_matches(folded, list(known), n=1, cutoff=0.0)[0]
+    return get_close_matches(_folded(name), list(known), n=1, cutoff=0.0)[0]
+
+
+def near(name: str, known: Mapping[str, float]) -> str | None:
+    """The one of `known` that is most like `name`, of those that are as like it as their number
+    asks for: from 0 (whatever it is) to 1 (the same)."""
+    likeness = {word: SequenceMatcher(None, _folded(name), word).ratio() for word in known}
+    close = [word for word in known if likeness[word] >= known[word]]
+    return max(close, key=likeness.__getitem__, default=None)
+
+
+def sentences(faults: Iterable[str]) -> str:
+    """Faults in one text: a sentence each, since there are semicolons in them."""
+    return " ".join(text if text.endswith((".", "?")) else f"{text}." for text in faults)
+
+
+def _folded(name: str) -> str:
+    return name[:_COMPARED_CHARS].casefold().replace("-", "_").replace(" ", "_")

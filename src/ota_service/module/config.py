@@ -23,6 +23,7 @@ from ota_service.module.checks import (
     check_sensor,
     check_version,
     nearest,
+    sentences,
     where,
 )
 from ota_service.module.service_attributes import BoardConfig, RestartCondition, ServiceConfig
@@ -44,7 +45,7 @@ def parse_config(attributes: Mapping[str, Any]) -> ServiceConfig:
         faults += (_in_words(dict(found), given) for found in error.errors(include_url=False))
     faults += _faults_between_boards(given.get("boards"))
     if faults or config is None:
-        raise OtaError("config-invalid", " | ".join(faults))
+        raise OtaError("config-invalid", sentences(faults))
     return config
 
 

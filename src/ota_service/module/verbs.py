@@ -26,9 +26,11 @@ from ota_service.module.checks import (
     check_firmware_url,
     check_flag,
     check_mac,
+    near,
     nearest,
     number_type,
     optional_type,
+    sentences,
     where,
     whole_type,
 )
@@ -41,6 +43,10 @@ HISTORY_MAX = 1000
 
 
 MESSAGE_MAX_CHARS = 1000
+
+# How like a verb a word must be (1: the same) to be taken for a slip of the pen. Who follows a
+# hint in haste must not stop or restart something that was not meant.
+_LIKE, _VERY_LIKE = 0.6, 0.8
 
 
 class VerbError(ValueError):
@@ -282,16 +288,15 @@ def parse_command(command: Mapping[str, Any]) -> Call:
     name, given = _take_apart(command)
     verb = VERBS.get(name)
     if verb is None:
-        raise VerbError(
-            f'there is no verb "{name}"; did you mean {nearest(name, list(VERBS))}? {_existing()}'
-        )
+        hint = _meant(name, verbs_only="command" in command)
+        raise VerbError(f'there is no verb "{name}"{hint} {_existing()}')
     try:
         # What arrives as null was not given.
         values = {key: value for key, value in given.items() if value is not None}
         return Call(verb, verb.arguments.model_validate(values).values())
     except ValidationError as error:
         faults = [_in_words(dict(found), verb) for found in error.errors(include_url=False)]
-        raise VerbError(" | ".join(faults)) from None
+        raise VerbError(sentences(faults)) from None
 
 
 def help_reply() -> dict[str, Any]:
@@ -328,8 +333,10 @@ def _take_apart(command: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
                 f"arguments go inside the verb's object, or beside "
                 f'"command": {{"command": "{known[0]}", ...}}'
             )
+        slip = any(near(key, {"command": _LIKE}) for key in command)
         raise VerbError(
-            f"a command holds one verb; this one has {len(command)} keys. {_existing()}"
+            f"a command holds one verb; this one has {len(command)} keys"
+            f"{_hint('command') if slip else '.'} {_existing()}"
         )
     ((name, value),) = command.items()
     if isinstance(value, Mapping):
@@ -360,6 +367,19 @@ def _in_words(found: dict[str, Any], verb: Verb) -> str:
             f"It takes {', '.join(known)}"
         )
     return f"{verb.name}: {place}: {found['msg']}"
+
+
+def _meant(name: str, *, verbs_only: bool) -> str:
+    """The end of a sentence about a name that is no verb: what it was perhaps meant to be."""
+    known = {verb.name: _LIKE if verb.restarts == "none" else _VERY_LIKE for verb in VERBS.values()}
+    if not verbs_only:
+        known["command"] = _LIKE
+    word = near(name, known)
+    return _hint(word) if word is not None else "."
+
+
+def _hint(word: str) -> str:
+    return f"; did you mean {word}?" if word in VERBS else f'; did you mean "{word}"?'
 
 
 def _existing() -> str:
