@@ -36,5 +36,8 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:  # viam-server always names where to serve
+        print("run.sh is started by viam-server; try `make demo`.", file=sys.stderr)
+        sys.exit(2)
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(main())

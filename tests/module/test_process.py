@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from grpclib import GRPCError
 
-from tests.support.module_client import BUILTIN_MODEL, MODEL, ModuleProcess
+from tests.support.module_client import BUILTIN_MODEL, MODEL, ROOT, ModuleProcess
 from tests.support.module_client import IDLE_ATTRIBUTES as IDLE
 
 
@@ -21,6 +23,14 @@ async def test_it_starts_within_two_seconds_and_offers_all_models(
         companions = ["rdk:generic:ota_discovery", "rdk:generic:ota_sensor"]
         assert sorted(module.models) == sorted([MODEL, BUILTIN_MODEL, *companions])
         assert module.start_s < 2.0
+
+
+def test_who_starts_it_by_hand_is_told_what_to_do() -> None:
+    """viam-server always names where to serve; a person who tries the file does not."""
+    command = [sys.executable, str(ROOT / "src" / "main.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    said = "run.sh is started by viam-server; try `make demo`.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
 @pytest.mark.parametrize("model", [MODEL, BUILTIN_MODEL])
