@@ -125,7 +125,8 @@ def test_the_examples_run_and_print_what_the_page_says(
 
 
 def test_the_example_test_file_passes(tmp_path: Path) -> None:
-    """pytest finds the fixture by what the file itself says, without any other setting."""
+    """pytest finds the fixture by what the file itself says, without any other setting, and warns
+    of nothing."""
     (example,) = TESTS
     name = re.search(r"(test_\w+\.py)", example)
     assert name is not None
@@ -135,6 +136,7 @@ def test_the_example_test_file_passes(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", own, name[1])
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{example.count('def test_')} passed" in done.stdout
+    assert "warning" not in (done.stdout + done.stderr).lower()
 
 
 def test_the_examples_are_there() -> None:
