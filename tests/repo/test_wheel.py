@@ -46,6 +46,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sys.executable, "-m", "pip", "wheel", "--disable-pip-version-check", "-q", "--no-deps",
         "--no-index", "--no-build-isolation", "-w", folder, folder / "copy",
     )  # fmt: skip
+    # build/ holds firmware: what a build of the package leaves there has its own folder.
+    assert [path.name for path in (folder / "copy" / "build").iterdir()] == ["python"]
     (made,) = folder.glob("*.whl")
     return made
 
