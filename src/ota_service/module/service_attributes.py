@@ -171,7 +171,8 @@ class ServiceConfig(Strict):
     state_dir: FilePath = Field(
         None,
         description="Where the journal and the history are kept; default "
-        "`$VIAM_HOME/ota-service`. All services of one module use the same folder.",
+        "`$VIAM_HOME/ota-service`, where there is no VIAM_HOME `ota-service` in the user's XDG "
+        "state folder (`~/.local/state`). All services of one module use the same folder.",
     )
 
     def settings(self, service: str, *, state_dir: Path, cache_dir: Path) -> Settings:
