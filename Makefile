@@ -25,7 +25,7 @@ test-viam-server: ## the scenarios under a real viam-server: VIAM_SERVER=/path m
 prove: ## every interruption of an update, tried (QUICK=1: thinned; CASE=..: one of them again)
 	@./setup.sh --dev -- -m tests.prove
 
-module: ## dist/archive.tar.gz for Viam: [NAMESPACE=acme] [WHEELS=build/wheels]
+module: ## dist/archive.tar.gz and its meta.json for Viam: [NAMESPACE=acme] [WHEELS=build/wheels]
 	@./setup.sh -- tools/module_archive.py $(if $(NAMESPACE),--namespace '$(NAMESPACE)') \
 	    $(if $(WHEELS),--wheels '$(WHEELS)')
 
