@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.faults import process, scenarios
 
-WORKERS = 6
+WORKERS = 8
 """More than cores: a scenario mostly waits for its board's time."""
 
 

@@ -11,9 +11,10 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 
@@ -56,8 +57,14 @@ class Progress:
             self.console.print(f"FOUND {first.case}: {first.problem.text}", highlight=False)
 
 
-def run(trials: Sequence[Trial], boards_each: int, console: Console, *, link: bool = True) -> Tally:
-    """Record, cut, judge, recover; all that was found."""
+def run(
+    trials: Sequence[Trial], boards_each: int, console: Console, *, link: bool = True,
+    before_link: Callable[[], object] = lambda: None,
+) -> Tally:  # fmt: skip
+    """Record, cut, judge, recover; all that was found.
+
+    before_link: called when the cores are free, since what goes over the link mostly waits.
+    """
     tally = Tally()
     progress = Progress(console)
     with tempfile.TemporaryDirectory(prefix="prove-") as folder:
@@ -74,6 +81,7 @@ def run(trials: Sequence[Trial], boards_each: int, console: Console, *, link: bo
                 progress.tell(found := future.result())
                 tally.merge(found)
                 progress.say(what, done, len(waiting), last=done == len(waiting))
+        before_link()
         if link:
             _over_link(trials, recordings, Path(folder), boards_each, progress, tally)
     checked = second_judge.check(recordings.values())
@@ -138,14 +146,19 @@ def one(name: str, console: Console) -> Tally:
     return prove(recording, depth, cut or None)
 
 
-def faults(quick: bool, console: Console) -> int:
-    """The 200-fold runs of process and link faults, where they are there; how many failed."""
+class Found(Protocol):
+    """What came of the faults: printable, and how many broke a promise."""
+
+    failed: int
+
+
+def faults(quick: bool) -> Found | None:
+    """The 200-fold runs of process and link faults, where they are there."""
     if importlib.util.find_spec("tests.faults.prove") is None:
-        return 0
+        return None
     module = importlib.import_module("tests.faults.prove")
-    found = module.run(quick)
-    console.print(found)
-    return int(getattr(found, "failed", 0))
+    found: Found = module.run(quick)
+    return found
 
 
 def report(failures: Iterable[Failure], console: Console) -> None:
@@ -177,9 +190,18 @@ def main() -> int:
             return 2
     else:
         trials = suite.quick() if quick else suite.whole()
-        with quiet():
-            tally = run(trials, 8 if quick else 12, console)
-        failed = faults(quick, console)
+        with quiet(), ThreadPoolExecutor(1) as beside:
+            injected: list[Future[Found | None]] = []
+            tally = run(
+                trials,
+                8 if quick else 12,
+                console,
+                before_link=lambda: injected.append(beside.submit(faults, quick)),
+            )
+            found = injected[0].result()
+        if found is not None:
+            console.print(found)
+            failed = found.failed
     show(tally, console)
     report(tally.failures, console)
     print(last_line(tally), flush=True)
