@@ -78,6 +78,10 @@ def test_it_shows_what_changes_writes_and_watches(
     assert "nvs: what the board has there is LOST" in lost
 
     done = flash(board, file, tmp_path, "--keep-nvs", "--confirm", board.mac.upper())
+    assert done.stdout.splitlines()[0] == (
+        f"Writing {file} (a Merged Binary for ESP32 with micro-rdk-server 1.0.5, ESP-IDF v5.1.4, "
+        f"{len(file.read_bytes()):,} bytes) to {board.url}."
+    )
     assert "Done: the board runs micro-rdk-server 1.0.5" in done.stdout
     assert 'version "1.0.0"' in done.stdout
     board.control.wait_for_text(f"ROBOT_SECRET={hidden[1]}")
@@ -102,6 +106,18 @@ def test_the_make_target_writes_too(board: RunningBoard, file: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Done: the board runs micro-rdk-server 1.0.5" in done.stdout
+
+
+def test_a_script_is_told_what_is_lost_before_it_is_written(
+    board: RunningBoard, file: Path, tmp_path: Path
+) -> None:
+    """Without a terminal nobody is asked; the line is there, and the keys are gone."""
+    done = flash(board, file, tmp_path)
+    lines = done.stdout.splitlines()
+    (lost,) = (n for n, line in enumerate(lines) if line.startswith("nvs: ") and "LOST" in line)
+    assert lost < lines.index("Writing ...")
+    state = nvs_init(bytearray(board.control.read_flash(0x9000, 0x4000)))
+    assert ("VIAM_NS", "ROBOT_SECRET") not in state.items
 
 
 def test_another_boards_mac_and_other_files_write_nothing(

@@ -77,7 +77,7 @@ def test_an_app_image_is_checked_and_taken_over(files: Path) -> None:
     for name, words in (("full.bin", "Merged Binary"), ("loader.bin", "bootloader")):
         done = run("image", "ota", name, code=1)
         assert words in done.stderr
-        assert "make build-esp32-ota" in done.stderr
+        assert "esp32-ota image ota FILE" in done.stderr
         assert done.stderr.count("\n") == 1
         assert not (files / "build" / name).exists()
 
@@ -143,6 +143,15 @@ def test_merge_names_what_is_wrong(
     done = run(*base, "--app", "app.bin", *arguments, code=code)
     assert words in done.stderr
     assert not (files / "build").exists()
+
+
+def test_the_chip_of_an_app_image_is_not_overruled(files: Path) -> None:
+    """It would be an image for another chip under the name of this one."""
+    assert (
+        "is for ESP32, not for esp32c3"
+        in run("image", "ota", "app.bin", "--chip", "esp32c3", code=1).stderr
+    )
+    run("image", "ota", "app.bin", "--chip", "ESP32")
 
 
 def test_a_folder_that_cannot_be_written_is_named(files: Path) -> None:

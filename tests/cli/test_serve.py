@@ -143,11 +143,14 @@ async def test_a_user_and_password_are_asked_for_and_not_shown(
     """By option or variable; a download with them works, one without says what to check."""
     async with serving(app_file, ESP32_OTA_AUTH="me:hunter2:x") as server:
         shown = (await server.configuration())["url"]
-        assert "://***@127.0.0.1" in shown
+        assert "://USER:PASSWORD@127.0.0.1" in shown
         supply = Supply(tmp_path / "cache", patience=Patience(delays_s=()))
-        url = shown.replace("***", "me:hunter2%3Ax")
+        url = shown.replace("USER:PASSWORD", "me:hunter2%3Ax")
         assert (await supply.get(Target(url, "1"))).data == APP
-        for wrong in (shown.replace("***@", ""), shown.replace("***", "me:hunter3")):
+        for wrong in (
+                shown.replace("USER:PASSWORD@", ""),
+                shown.replace("USER:PASSWORD", "me:hunter3"),
+            ):
             with pytest.raises(OtaError, match="401") as caught:
                 await supply.get(Target(wrong, "2"))
             assert "user and password" in caught.value.remedy
@@ -179,9 +182,9 @@ async def test_a_new_build_is_taken_up_and_a_broken_one_is_not(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (bytes(make_flash("guide")), "make build-esp32-ota"),
+        (bytes(make_flash("guide")), "esp32-ota flash PORT FILE"),
         (APP[:-1], "damaged"),
-        (b"\x7fELF", "make build-esp32-ota ELF"),
+        (b"\x7fELF", "esp32-ota image ota FILE"),
     ],
 )
 async def test_only_app_images_are_served(tmp_path: Path, content: bytes, words: str) -> None:

@@ -50,6 +50,12 @@ async def test_a_file_is_written_and_a_second_time_left_alone(tmp_path: Path) ->
         assert done.err == ""
         assert board.control.running()["version"] == "1.1.0"
 
+        told = await run_command(*command, env=env)
+        assert told.code == 0
+        assert told.out.splitlines()[-1] == (
+            'Nothing was written: the board has version "1.1.0" already (--force writes anyway).'
+        )
+        assert not any(line != line.rstrip() for line in told.out.splitlines())
         again = await run_command(*command, "--json", env=env)
         assert again.code == 0
         assert json.loads(again.out)["boards"]["board-1"]["action"] == "none"
@@ -57,6 +63,75 @@ async def test_a_file_is_written_and_a_second_time_left_alone(tmp_path: Path) ->
         assert json.loads(dry.out)["plan"]["board-1"]["action"] in ("none", "write", "switch")
         forced = await run_command(*command, "--force", "--json", env=env)
         assert json.loads(forced.out)["boards"]["board-1"]["action"] != "none"
+
+
+@pytest.mark.slow
+async def test_it_says_where_less_was_done_than_a_write(tmp_path: Path) -> None:
+    """The image ran already, or was in the other slot: read off the plan, not guessed."""
+    env = environment(tmp_path)
+    app, old = image_file(tmp_path, "1.1.0"), image_file(tmp_path, "1.0.9", "old.bin")
+    with SimProcess(tmp_path / "boards", [SimBoard("micro-rdk")]) as sim:
+        url = sim.boards[0].url
+
+        async def last_line(file: Path, version: str) -> str:
+            done = await run_command(
+                "update", url, "--file", str(file), "--version", version, *QUICK, env=env
+            )
+            assert done.code == 0, done.out + done.err
+            return done.out.splitlines()[-1]
+
+        assert await last_line(old, "a") == "The run succeeded."
+        assert await last_line(app, "b") == "The run succeeded."
+        assert await last_line(app, "c") == (
+            "The board ran the image already: only the version was stored."
+        )
+        assert (await last_line(old, "d")).startswith("The image was in the other slot already:")
+
+
+@pytest.mark.slow
+async def test_another_projects_firmware_is_named_before_it_is_replaced(tmp_path: Path) -> None:
+    """Naming the port is consent; a slip shows in the dry run, and while it can be stopped."""
+    env = environment(tmp_path)
+    other = tmp_path / "other.bin"
+    other.write_bytes(build_app("thermostat", "3.0", size_bytes=100_000))
+    note = f'Note: replaces the project "{PROJECT}" by "thermostat".'
+    with SimProcess(tmp_path / "boards", [SimBoard("guide")]) as sim:
+        command = ("update", sim.boards[0].url, "--file", str(other), *QUICK)
+        dry = await run_command(*command, "--dry-run", "--json", env=env)
+        assert note in dry.err
+        (planned,) = json.loads(dry.out)["plan"].values()
+        assert planned["replaces"] == {"project": PROJECT, "by": "thermostat"}
+        done = await run_command(*command, env=env)
+        assert done.code == 0, done.out + done.err
+        lines = done.out.splitlines()
+        assert lines.count(note) == 1
+        writing = [n for n, line in enumerate(lines) if "writing" in line or "verifying" in line]
+        assert lines.index(note) < min(writing, default=len(lines))
+        again = await run_command(*command, "--force", "--json", env=env)
+        assert "Note:" not in again.err
+        assert "replaces" not in json.loads(again.out)["boards"]["board-1"]
+
+
+@pytest.mark.slow
+async def test_ctrl_c_behind_the_switch_is_too_late(tmp_path: Path) -> None:
+    """The update finishes, so the command has done what it was called for."""
+    app = image_file(tmp_path, "1.1.0")
+    with SimProcess(tmp_path / "b", [SimBoard("guide")]) as sim:
+        process = await start_command(
+            *("update", sim.boards[0].url, "--file", str(app), "--boot-stable", "3"),
+            env=environment(tmp_path),
+        )
+        assert process.stdout is not None
+        seen = b""
+        while b"booting" not in seen:
+            line = await asyncio.wait_for(process.stdout.readline(), 30)
+            assert line, seen
+            seen += line
+        process.send_signal(signal.SIGINT)
+        done = await ended(process, limit_s=30)
+        assert done.code == 0, done
+        assert done.out.splitlines()[-1] == "Too late to stop: the update was finished."
+        assert sim.boards[0].control.running()["version"] == "1.1.0"
 
 
 @pytest.mark.slow

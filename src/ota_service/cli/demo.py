@@ -63,13 +63,11 @@ async def demo(console: Console) -> bool:
                     seen = await _show(console, module, url, ports)
     console.print(f"\nDone in {time.monotonic() - began_s:.0f} s.")
     if seen:
-        console.print("With boards of your own: README.md, or the command [bold]esp32-ota[/].")
+        console.print("With boards of your own: README.md, or [bold].venv/bin/esp32-ota[/].")
     return seen
 
 
-async def _show(
-    console: Console, module: LocalModule, url: str, ports: Mapping[str, str]
-) -> bool:
+async def _show(console: Console, module: LocalModule, url: str, ports: Mapping[str, str]) -> bool:
     boards = [{"name": name, "port": port} for name, port in ports.items()]
     config: dict[str, Any] = {"url": f"{url}/good.bin", "version": NEW, "boards": boards}
     console.print(f"[bold]1. Configured[/] with the url of {PROJECT} {NEW} and version {NEW}:")

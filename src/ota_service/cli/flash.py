@@ -24,11 +24,14 @@ from ota_service.board.flash_merged import (
 )
 from ota_service.board.flash_plan import Before, FlashPlan, MergedFile, check_merged
 from ota_service.board.ownership import PORT_OWNERS
-from ota_service.board.ports import require_exists
+from ota_service.board.ports import require_exists, shown
 from ota_service.board.serial_port import close_port, open_port
 from ota_service.board.session import BootRules
 from ota_service.cli.failure import Failure
+from ota_service.cli.options import baud_option, boot_options
 from ota_service.cli.output import err, json_option, out, print_json
+from ota_service.cli.ports import port_argument
+from ota_service.cli.remedies import line_of, own_words
 from ota_service.cli.show import files, size, table
 from ota_service.errors import OtaError
 from ota_service.formats.merge import describe_app
@@ -45,19 +48,17 @@ _PHASES: dict[FlashPhase, str] = {
 
 
 @click.command()
-@click.argument("port")
+@port_argument
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--keep-nvs", is_flag=True, help="Carry all keys of the board's NVS over.")
 @click.option("--confirm", metavar="MAC", help="Only if the board has this MAC.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask, also on a terminal.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
-@click.option("--baud", default=921_600, show_default=True, help="The highest speed to use.")
-@click.option("--boot-timeout-s", default=20.0, show_default=True,
-              help="How long the app may take to show that it starts.")  # fmt: skip
-@click.option("--boot-stable-s", default=5.0, show_default=True,
-              help="How long it must then run.")  # fmt: skip
+@baud_option
+@boot_options
 @click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path),
-              help="Where keys are kept meanwhile; default: the service's folder.")  # fmt: skip
+              help="Where keys are kept meanwhile; default: $VIAM_HOME/ota-service, "
+              "without that ~/.local/state/ota-service.")  # fmt: skip
 @json_option
 def flash(
     port: str,
@@ -67,8 +68,8 @@ def flash(
     yes: bool,
     dry_run: bool,
     baud: int,
-    boot_timeout_s: float,
-    boot_stable_s: float,
+    boot_timeout: float,
+    boot_stable: float,
     state_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -79,6 +80,12 @@ def flash(
     """
     with files():
         merged = check_merged(file.read_bytes())
+        require_exists(port)
+        console = err() if as_json else out()
+        if not dry_run:
+            console.print(
+                Text(f"Writing {file} ({merged_text(merged)}) to {shown(port)}."), soft_wrap=True
+            )
         job = FlashJob(
             port,
             merged,
@@ -86,9 +93,9 @@ def flash(
             state_dir=state_dir or default_state_dir(),
             confirm=confirm.lower().replace("-", ":") if confirm else None,
             baud=baud,
-            boot=BootRules(boot_timeout_s, boot_stable_s),
+            boot=BootRules(boot_timeout, boot_stable),
         )
-        hooks = _Terminal(err() if as_json else out(), merged, keep_nvs, yes or as_json, dry_run)
+        hooks = _Terminal(console, merged, keep_nvs, yes or as_json, dry_run)
         try:
             outcome = _run(port, job, hooks)
         except KeyboardInterrupt:
@@ -106,6 +113,12 @@ def flash(
         raise SystemExit(1)
 
 
+def merged_text(file: MergedFile) -> str:
+    """What kind of file it is, its app, and how much of the flash it fills."""
+    app = f" with {describe_app(file.app)}" if file.app is not None else ""
+    return f"a Merged Binary for {file.merged.chip}{app}, {len(file.data):,} bytes"
+
+
 class _Enough(Exception):
     """A dry run has shown what it was asked for."""
 
@@ -115,7 +128,6 @@ class _Enough(Exception):
 
 
 def _run(port: str, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
-    require_exists(port, port)
     with PORT_OWNERS.claim(port, "esp32-ota flash", port):
         opened = open_port(port, board=port)
         try:
@@ -230,8 +242,14 @@ def show_plan(
         console.print(Text("The board's NVS holds no keys to keep."))
     for label in plan.lost:
         console.print(
-            Text(f"{label}: what the board has there is LOST (--keep-nvs keeps it)", style="red")
+            Text(
+                f"{label}: what the board has there is LOST, such as Wi-Fi credentials and robot "
+                "secrets (--keep-nvs, with make KEEP_NVS=1, keeps it)",
+                style="red",
+            )
         )
+    if not keep_nvs and not plan.lost:
+        console.print(Text("Keys that the board may have in NVS are not kept; none were found."))
     for note in plan.notes:
         console.print(Text(note))
 
@@ -261,13 +279,11 @@ def _tables(before: PartitionTable | None, after: PartitionTable) -> Any:
 
 def _tell(console: Console, outcome: FlashOutcome, as_json: bool) -> None:
     if as_json:
-        print_json({"ok": outcome.error is None, **outcome.to_dict()})
+        print_json({"ok": outcome.error is None, **own_words(outcome.to_dict())})
         return
     error = outcome.error
     if error is not None:
-        console.print(
-            Text(f"Error: {error.message} {error.remedy} [{error.code}]", style="bold red")
-        )
+        console.print(Text(f"Error: {line_of(error)}", style="bold red"))
         for line in outcome.boot_log[-20:]:
             console.print(Text(f"  | {line}", style="dim"))
     elif outcome.confirmed:

@@ -14,6 +14,7 @@ from rich.text import Text
 from ota_service.cli.image_report import Report, app, report
 from ota_service.cli.image_tables import found_in, merged_regions, slots_of
 from ota_service.cli.output import json_option, out, print_json
+from ota_service.cli.remedies import own_words
 from ota_service.cli.show import files, size
 from ota_service.errors import OtaError
 from ota_service.formats.bootloader import parse_bootloader
@@ -51,7 +52,7 @@ def image() -> None:
     """Look into firmware files; make App Images and Merged Binaries."""
 
 
-@image.command()
+@image.command(short_help="Show everything in a firmware file.")
 @click.argument("file", type=FILE)
 @json_option
 def inspect(file: Path, as_json: bool) -> None:
@@ -60,7 +61,7 @@ def inspect(file: Path, as_json: bool) -> None:
     Exit code 1 where it is damaged or nothing of these; where, is said.
     """
     with files():
-        found = report(file.read_bytes())
+        found = own_words(report(file.read_bytes()))
     if as_json:
         print_json({"file": str(file), **found})
     else:
@@ -69,13 +70,17 @@ def inspect(file: Path, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-@image.command()
+@image.command(short_help="Make an App Image of an ELF file, and check it.")
 @click.argument("file", type=FILE)
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
               help="Where to write it; default: build/NAME.bin.")  # fmt: skip
 @click.option("--partitions", help="Show how full the slots of this table are: a CSV or binary "
               "file, or ota-guide, micro-rdk, micro-rdk-8mb.")  # fmt: skip
-@click.option("--chip", help="esp32, esp32s3, ...; default: told from the ELF's addresses.")
+@click.option(
+    "--chip",
+    help="esp32, esp32s3, ...; default: told from the ELF's addresses. An App Image "
+    "for another chip is refused.",
+)
 @click.option("--flash-mode", default="dio", show_default=True,
               type=click.Choice(["qio", "qout", "dio", "dout"]), help="In the header.")  # fmt: skip
 @click.option("--flash-freq", help="In the header, such as 40m; default: the chip's usual one.")
@@ -101,12 +106,13 @@ def ota(
     """
     with files():
         data = file.read_bytes()
+        wanted = chip.lower().replace("-", "") if chip else None
         if data.startswith(ELF_MAGIC):
             from ota_service.building.elf import app_image
 
             data = app_image(
                 data,
-                chip=chip.lower().replace("-", "") if chip else None,
+                chip=wanted,
                 flash_mode=flash_mode,
                 flash_freq=flash_freq,
                 flash_size=flash_size,
@@ -114,6 +120,12 @@ def ota(
                 max_revision=max_rev,
             )
         made = parse_app_image(data)
+        if wanted is not None and wanted != _esptool_name(made.chip_id):
+            raise OtaError(
+                "wrong-chip",
+                f"{file} is for {made.chip}, not for {chip}.",
+                remedy="Give the build for that chip, or leave out --chip.",
+            )
         data = data[: made.total_bytes]
         table = _table(partitions, TABLE_OFFSET, made.chip_id) if partitions else None
         if table is not None:
@@ -130,7 +142,7 @@ def ota(
         console.print(slots_of(table, made.total_bytes))
 
 
-@image.command("merge")
+@image.command("merge", short_help="Make a Merged Binary for a whole flash.")
 @click.option("--bootloader", required=True, type=FILE, help="The bootloader's image.")
 @click.option("--partitions", required=True, help="The partition table: a CSV or binary file, "
               "or ota-guide, micro-rdk, micro-rdk-8mb.")  # fmt: skip

@@ -220,12 +220,15 @@ def merged_regions(made: Merged) -> Table:
         right=("Offset", "Size", "Room", "Full"),
     )  # fmt: skip
     for region in made.regions:
+        part = made.table.by_label(region.name)
+        # These always take all of their partition, however few keys there are in it.
+        whole = part is not None and part.kind in ("data/nvs", "data/ota")
         rows.add_row(
             Text(region.name),
             f"{region.offset:#x}",
             f"{region.size_bytes:,}",
             size(region.room_bytes),
-            share(region.size_bytes, region.room_bytes),
+            "" if whole else share(region.size_bytes, region.room_bytes),
             Text(region.what),
         )
     return rows

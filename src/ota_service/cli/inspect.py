@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.text import Text
 
 from ota_service.cli.failure import Failure
+from ota_service.cli.options import baud_option
 from ota_service.cli.output import err, json_option, out, print_json
 from ota_service.cli.ports import port_argument
+from ota_service.cli.remedies import line_of, own_words
 from ota_service.cli.show import size, table
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from ota_service.board.session import Phase
 
 OWNER = "esp32-ota inspect"
-DEFAULT_BAUD = 921_600
 
 _EVIDENCE = {
     "journal": "by its digest",
@@ -38,13 +39,7 @@ _EVIDENCE = {
 
 @click.command()
 @port_argument
-@click.option(
-    "--baud",
-    type=click.IntRange(9_600, 4_000_000),
-    default=DEFAULT_BAUD,
-    show_default=True,
-    help="Highest speed to use; falls back by itself.",
-)
+@baud_option
 @json_option
 def inspect(port: str, baud: int, as_json: bool) -> None:
     """Show what is on one attached board. Restarts it.
@@ -56,9 +51,15 @@ def inspect(port: str, baud: int, as_json: bool) -> None:
     tell which slot runs, and at the end into its firmware. Nothing is written.
     """
     console = err()
-    console.print(f"Restarting the board at {_shown(port)} to read it; nothing is written.")
+    words = [f"Restarting the board at {_shown(port)} to read it; nothing is written."]
     with console.status("connecting") as spinner:
-        found = look(port, baud, lambda phase: spinner.update(phase.replace("_", " ")))
+
+        def phase(name: str) -> None:
+            if words:  # now that it is known to be a port, and open
+                console.print(words.pop())
+            spinner.update(name.replace("_", " "))
+
+        found = look(port, baud, phase)
     if as_json:
         print_json({"port": _shown(port), **describe(found)})
     else:
@@ -170,7 +171,7 @@ def describe(found: Inspection) -> dict[str, Any]:
         ],
         "otadata": _otadata(found),
         "apps": [_app(found, app) for app in found.apps],
-        "problem": found.problem.to_dict() if found.problem is not None else None,
+        "problem": own_words(found.problem.to_dict()) if found.problem is not None else None,
     }
     return {key: value for key, value in told.items() if value is not None}
 
@@ -272,7 +273,7 @@ def show_board(console: Console, port: str, found: Inspection) -> None:
         _show_otadata(console, told["otadata"])
     if found.problem is not None:
         console.print()
-        console.print(Text.assemble(("It cannot be updated: ", "bold red"), str(found.problem)))
+        console.print(Text.assemble(("It cannot be updated: ", "bold red"), line_of(found.problem)))
 
 
 def _field(console: Console, name: str, value: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 
 from ota_service.cli.failure import Failure
+from ota_service.cli.remedies import line_of
 from ota_service.errors import OtaError
 
 PROGRAM = "esp32-ota"
@@ -180,7 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             complete_var="_ESP32_OTA_COMPLETE",
             standalone_mode=True,
         )
-    except (OtaError, Failure) as error:
+    except OtaError as error:
+        fail(line_of(error))
+    except Failure as error:
         fail(str(error))
     except KeyboardInterrupt:
         fail("Stopped.")

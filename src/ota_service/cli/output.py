@@ -8,8 +8,10 @@ answer goes to stdout, what only accompanies it to stderr, so that an answer can
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import IO, Any, TextIO, TypeVar, cast
 
 import click
 from rich.console import Console
@@ -19,6 +21,8 @@ from ota_service.cli import show
 
 PLAIN_WIDTH = 10_000
 """Columns where no terminal is: a line of a table must stay one line for grep and awk."""
+
+_TRAILING = re.compile(r" +(?=\n)")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -41,10 +45,30 @@ def err() -> Console:
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    stream = sys.stderr if stderr else sys.stdout
+    console = Console(
+        file=stream if stream.isatty() else cast(IO[str], _Trimmed(stream)),
+        stderr=stderr,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
     if not console.is_terminal and not os.environ.get("COLUMNS"):
         console.width = PLAIN_WIDTH
     return console
+
+
+class _Trimmed:
+    """A stream without the blanks that fill a table's last column: a pipe has no columns."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(_TRAILING.sub("", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def print_json(value: Any) -> None:

@@ -271,7 +271,7 @@ def _told(access: Access, verb: str, boards: Sequence[str], as_json: bool) -> Re
 
 @remote.command()
 @boards_argument
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask, also on a terminal.")
 @wait_option
 @json_option
 @access_options

@@ -102,18 +102,23 @@ def run_table(run: Reply) -> Table:
     for name, board in in_order(dict(run.get("boards", {}))).items():
         outcome = str(board.get("outcome", "running"))
         seconds = seconds_of(board)
+        # The state of a board that a run did not get to; of an update it says what came of it.
+        words = state_text(outcome)
+        if outcome == "outdated":
+            words = Text("not updated", style=STYLES[outcome])
         made.add_row(
             name,
             str(board.get("from", "")),
             str(board.get("to", "")),
-            state_text(outcome),
+            words,
             f"{seconds:.1f}" if seconds else "",
         )
     return made
 
 
-def print_run(console: Console, run: Reply) -> None:
-    """The end of a run: its table, and an error with its remedy for each board that has one."""
+def print_run(console: Console, run: Reply, *, words: str = "") -> None:
+    """The end of a run: its table, an error with its remedy for each board that has one, and in
+    the last line how it ended, or `words`."""
     boards = in_order(dict(run.get("boards", {})))
     if boards:
         console.print(run_table(run))
@@ -123,8 +128,11 @@ def print_run(console: Console, run: Reply) -> None:
     if error and error.get("code") not in {_code(board) for board in boards.values()}:
         console.print(Text(error_text(error)))
     outcome = str(run.get("outcome", ""))
-    words = {"partly": "The run succeeded in part."}.get(outcome, f"The run {outcome}.")
-    words = words.replace("run cancelled", "run was cancelled")
+    ends = {
+        "partly": "The run succeeded in part.",
+        "cancelled": "The run was cancelled.",
+    }
+    words = words or ends.get(outcome, f"The run {outcome}.")
     console.print(Text(words, style=_OUTCOME_STYLES.get(outcome, "red")))
 
 

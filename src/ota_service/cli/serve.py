@@ -21,10 +21,10 @@ from ota_service.cli.file_server import FileServer, Served, Stage, Transfer, loa
 from ota_service.cli.output import out
 from ota_service.cli.show import files
 from ota_service.errors import OtaError
-from ota_service.firmware.urls import HIDDEN
 from ota_service.formats.merge import describe_app
 
 DEFAULT_HOST, DEFAULT_PORT = "0.0.0.0", 3001
+_LOGIN = "USER:PASSWORD"
 _ANY = ("0.0.0.0", "::", "")
 
 
@@ -76,7 +76,7 @@ async def _serve(file: Path, served: Served, host: str, port: int, auth: str | N
                 ) from None
             actual_port = runner.addresses[0][1]
             urls = [
-                f"http://{f'{HIDDEN}@' if auth else ''}{_bracketed(address)}:{actual_port}"
+                f"http://{f'{_LOGIN}@' if auth else ''}{_bracketed(address)}:{actual_port}"
                 f"{server.url_path}"
                 for address in (own_addresses() if host in _ANY else [host])
             ]
@@ -104,9 +104,7 @@ def _introduce(console: Console, file: Path, served: Served, urls: list[str], au
     attributes = {"url": urls[0], "version": served.version or "1"}
     console.print(Text(json.dumps(attributes, indent=2, ensure_ascii=False)), soft_wrap=True)
     if auth:
-        console.print(
-            Text(f"Put the user and password of --auth (USER:PASSWORD) in place of {HIDDEN}.")
-        )
+        console.print(Text(f"Put the user and password that you gave in place of {_LOGIN}."))
     console.print("Stop with Ctrl-C.")
 
 

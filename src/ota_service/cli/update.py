@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from ota_service.cli.follow import follow_call, follow_run
 from ota_service.cli.live import Live
+from ota_service.cli.options import baud_option, boot_options
 from ota_service.cli.output import err, json_option, out, print_json
 from ota_service.cli.ports import port_argument
+from ota_service.cli.remedies import own_words
 from ota_service.cli.report import plan_table, print_run
 from ota_service.errors import OtaError
 
@@ -60,34 +63,13 @@ _PLAN_WAIT_S = 600.0
     is_flag=True,
     help="Read the board, say what would be done and why, and write nothing.",
 )
-@click.option(
-    "--baud",
-    type=click.IntRange(9_600, 4_000_000),
-    default=921_600,
-    show_default=True,
-    help="Highest speed to use; falls back by itself.",
-)
+@baud_option
 @click.option(
     "--boot-expect",
     metavar="REGEX",
     help="What a line of the new app's log must match for the app to count as running.",
 )
-@click.option(
-    "--boot-timeout",
-    type=click.FloatRange(1, 600),
-    default=20.0,
-    show_default=True,
-    metavar="S",
-    help="Seconds that the new app may take to show that it starts.",
-)
-@click.option(
-    "--boot-stable",
-    type=click.FloatRange(0, 600),
-    default=5.0,
-    show_default=True,
-    metavar="S",
-    help="Seconds that it must then run.",
-)
+@boot_options
 @click.option(
     "--ca-file",
     type=click.Path(exists=True, dir_okay=False),
@@ -96,8 +78,9 @@ _PLAN_WAIT_S = 600.0
 @click.option(
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the journal is kept, by default where the service keeps it. Only one "
-    "process uses a folder at a time.",
+    help="Where the journal is kept, by default where the service keeps it: "
+    "$VIAM_HOME/ota-service, without that ~/.local/state/ota-service. Only one process uses a "
+    "folder at a time. Firmware is kept in $VIAM_MODULE_DATA, else ~/.cache/ota-service.",
 )
 @json_option
 def update(
@@ -129,7 +112,11 @@ def update(
     _quiet_logs()
     settings = _settings(port, url, file, options)
     console = err() if as_json else out()
-    reply = asyncio.run(_run(settings, console, force=force, dry_run=dry_run))
+    with _replaced(console) as replaced:
+        reply = asyncio.run(_run(settings, console, replaced, force=force, dry_run=dry_run))
+    reply = own_words(reply)
+    for name, board in reply.get("plan" if dry_run else "boards", {}).items():
+        board |= {"replaces": replaced.found[name]} if name in replaced.found else {}
     if as_json:
         print_json(reply)
     if dry_run:
@@ -137,9 +124,27 @@ def update(
             console.print(plan_table(reply["plan"]))
         return
     if not as_json:
-        print_run(console, reply)
+        print_run(console, reply, words=said_of(reply, force=force))
     if reply.get("outcome") != "succeeded":
         raise SystemExit(1)
+
+
+def said_of(run: Mapping[str, Any], *, force: bool = False) -> str:
+    """What an update that succeeded did to the board, where it is less than one expects; "": all
+    that an update does."""
+    if run.get("outcome") != "succeeded":
+        return ""
+    if run.get("too_late"):
+        return "Too late to stop: the update was finished."
+    board: Mapping[str, Any] = next(iter(dict(run.get("boards", {})).values()), {})
+    hint = "" if force else " (--force writes anyway)"
+    return {
+        "none": f'Nothing was written: the board has version "{board.get("to", "")}" '
+        f"already{hint}.",
+        "switch": "The image was in the other slot already: nothing was written to it, the board "
+        "was only switched.",
+        "record": "The board ran the image already: only the version was stored.",
+    }.get(str(board.get("action", "")), "")
 
 
 def board_name(port: str) -> str:
@@ -225,7 +230,7 @@ class _Local:
 
 
 async def _run(
-    settings: Settings, console: Console, *, force: bool, dry_run: bool
+    settings: Settings, console: Console, replaced: _Replaced, *, force: bool, dry_run: bool
 ) -> dict[str, Any]:
     """The update, or its plan. Raises OtaError."""
     from ota_service.fleet import service as fleets
@@ -238,15 +243,66 @@ async def _run(
         with _stop_signals(local, console), Live(console, transient=True) as live:
             if dry_run:
                 call = local.command("update", {"dry_run": True, "wait_s": _PLAN_WAIT_S})
-                return await follow_call(local, live, call)
+                reply = await follow_call(local, live, call)
+                _would_replace(replaced, await local.status(), reply["plan"])
+                return reply
             reply = await local.command("update", {"force": force})
             run = await follow_run(local, live, reply["run"]["id"])
+        outcomes = {board.get("outcome") for board in dict(run.get("boards", {})).values()}
+        if run.get("outcome") == "cancelled" and outcomes == {"up_to_date"}:
+            # Behind the switch an update finishes whatever is asked of it.
+            return {**run, "outcome": "succeeded", "too_late": True}
         if run.get("outcome") == "cancelled":
             _say_what_runs(console, await local.status())
         return run
     finally:
         await fleet.close()
         await fleets.shutdown()
+
+
+class _Replaced(logging.Handler):
+    """Prints that another project's firmware is replaced; called before anything is written."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        self.found: dict[str, dict[str, str]] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A record of anything else is not for here."""
+        told = getattr(record, "replaced", None)
+        if told is not None:
+            self.say(*told)
+
+    def say(self, name: str, before: str, after: str) -> None:
+        """Once for a board, however often it is tried."""
+        if name not in self.found:
+            self.found[name] = {"project": before, "by": after}
+            self._console.print(Text(f'Note: replaces the project "{before}" by "{after}".'))
+
+
+def _would_replace(
+    replaced: _Replaced, status: Mapping[str, Any], plan: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """The same for a dry run, which has just read what the boards run."""
+    after = str(dict(status.get("target", {})).get("project", ""))
+    for name, board in dict(status.get("boards", {})).items():
+        before = str(dict(board.get("running", {})).get("project", ""))
+        writes = plan.get(name, {}).get("action") in ("write", "switch")
+        if writes and before and after and before != after:
+            replaced.say(name, before, after)
+
+
+@contextmanager
+def _replaced(console: Console) -> Iterator[_Replaced]:
+    """Say which project is replaced by which, as soon as the fleet finds it out."""
+    handler = _Replaced(console)
+    logger = logging.getLogger("ota_service.fleet")
+    logger.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
 
 
 def _say_what_runs(console: Console, status: Mapping[str, Any]) -> None:

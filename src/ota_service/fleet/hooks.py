@@ -33,7 +33,7 @@ class BoardWork:
     """One board's part in a run.
 
     cancel: set to stop it where that leaves the board bootable; stop: the process ends.
-    report: what the history shows of it.
+    report: what the history shows of it. project: the image's, "" while there is none.
     """
 
     board: BoardState
@@ -41,6 +41,7 @@ class BoardWork:
     target: Target
     cancel: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
+    project: str = ""
     plan: Plan | None = None
     report: dict[str, Any] = field(default_factory=dict)
     pausing: bool = False
@@ -142,6 +143,8 @@ class SessionHooks:
         work.report |= {"action": made.action, "reason": made.reason}
         LOGGER.info("%s: %s (%s)", work.board.name, made.action, made.reason)
         found = self.found
+        if found is not None and made.action in ("write", "switch"):
+            self._say_replaced(found)
         if found is None or not self.writes:
             return
         if not made.rolled_back and not self.facts.unwatched and not found.pending:
@@ -152,6 +155,16 @@ class SessionHooks:
         for step in made.steps:
             if isinstance(step, WriteSlot):
                 self.memory.overwrites(found.chip.mac, step.slot.label)
+
+    def _say_replaced(self, found: Inspection) -> None:
+        """Whoever named the board consented to another project's firmware; it is said anyway."""
+        app, after = found.running_app, self.work.project
+        before = app.descriptor.project if app is not None and app.descriptor is not None else ""
+        if before and after and before != after:
+            LOGGER.warning(
+                '%s: the project "%s" is replaced by "%s"', self.work.board.name, before, after,
+                extra={"replaced": (self.work.board.name, before, after)},
+            )  # fmt: skip
 
     def _remember_running(self, found: Inspection) -> None:
         """What runs now is the evidence for the next look, and what a rollback goes back to."""

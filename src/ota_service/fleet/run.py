@@ -371,6 +371,7 @@ class Run:
                 raise image
             self._without_firmware(work, image)
             return
+        work.project = image.parsed.descriptor.project if image is not None else ""
         job = core.job(work, image, force=self.force, purpose=self.purpose)
         known = await core.journaled(partial(core.memory.journal.proven_baud, str(board.port)))
         if known is not None and known < job.baud and not self.force:

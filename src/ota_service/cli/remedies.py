@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a person at a terminal does about an error.
+
+The table of errors speaks to those who configure the service; a person who called this command
+has a file and a port before them, and perhaps neither a configuration nor the Makefile.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ota_service.errors import ERRORS, OtaError
+
+_IMAGE = (
+    "Give an App Image: `esp32-ota image ota FILE` makes and checks one, and "
+    "`esp32-ota image inspect FILE` says what a file is."
+)
+_FLASH = "write a Merged Binary with `esp32-ota flash PORT FILE`"
+
+REMEDIES: dict[str, str] = {
+    "not-an-image": _IMAGE,
+    "bootloader-image": _IMAGE,
+    "no-app-descriptor": _IMAGE,
+    "image-corrupt": "Build the App Image again, or copy it once more.",
+    "merged-binary": "Give an App Image (`esp32-ota image ota FILE` makes one). A Merged Binary is "
+    "written with `esp32-ota flash PORT FILE`.",
+    "download-truncated": "Check the network and the firmware's server, then try again.",
+    "download-too-large": "Check that the url serves an App Image.",
+    "digest-mismatch": "Correct --sha256, or give the file that it belongs to.",
+    "tls": "For a private certificate authority give --ca-file; otherwise check the server's "
+    "certificate and this machine's clock.",
+    "wrong-chip": "Give an image that was built for this board's chip.",
+    "image-too-large": "Make the image smaller, or give the board a partition table with larger "
+    f"slots: {_FLASH}.",
+    "no-board": "Attach a board; `esp32-ota ports` lists what is there.",
+    "port-busy": "Close the program named.",
+    "permission": "Add this user to the port's group (dialout or uucp), then log in again.",
+    "no-answer": "Check the cable and the board's power; a board without automatic reset needs "
+    "its BOOT button held meanwhile.",
+    "link-lost": "Check the cable and the USB hub, then call the command again: it starts from "
+    "what it finds on the board.",
+    "flash-size": f"Check the board; to fit its flash, {_FLASH}.",
+    "partition-table-invalid": f"{_FLASH[0].upper()}{_FLASH[1:]}.",
+    "no-ota-slots": f"Give the board a partition table with OTA slots: {_FLASH}.",
+    "nvs-missing": f"Give the board a partition table with an nvs partition: {_FLASH}.",
+    "otadata-invalid": "Restart the board and see whether it boots. If it does not, "
+    f"`esp32-ota update` with --force writes the firmware all the same, or {_FLASH}.",
+    "secure-version": "Give an image with the same or a higher secure version.",
+    "awaiting-confirmation": "Wait two minutes, then call the command again.",
+    "boot-failed": "Correct the firmware, then call the command again.",
+    "cancelled": "Call the command again to start over.",
+    "internal": "Please report this, with what ESP32_OTA_DEBUG=1 shows in addition; the board "
+    "keeps what it had.",
+}
+"""By code; what is not here is said as in the table of errors."""
+
+# What a make target does, as a subcommand; texts from below name the targets.
+_TARGETS = (
+    (re.compile(r"`make build-esp32-ota[^`]*`"), "`esp32-ota image ota FILE`"),
+    (re.compile(r"`make build-esp32-bin FLASH_SIZE[^`]*`"), "`esp32-ota image merge --flash-size`"),
+    (re.compile(r"`make build-esp32-bin[^`]*`"), "`esp32-ota image merge`"),
+    (re.compile(r"`make flash-esp32-bin[^`]*`"), "`esp32-ota flash PORT FILE`"),
+)
+
+
+def remedy_of(code: str, remedy: str) -> str:
+    """What to do about an error here. A remedy that is more precise than the table's stays."""
+    general = code in ERRORS and remedy == ERRORS[code].remedy
+    return _subcommands(REMEDIES[code] if general and code in REMEDIES else remedy)
+
+
+def _subcommands(text: str) -> str:
+    for pattern, command in _TARGETS:
+        text = pattern.sub(command, text)
+    return text
+
+
+def line_of(error: OtaError) -> str:
+    """An error in one line, as this command says it."""
+    where = f"{error.board}: " if error.board else ""
+    message = _subcommands(error.message)
+    return f"{where}{message} {remedy_of(error.code, error.remedy)} [{error.code}]"
+
+
+def own_words(value: Any) -> Any:
+    """A reply of the service with this command's remedy at each error in it."""
+    if isinstance(value, list | tuple):
+        return [own_words(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    own = {key: own_words(item) for key, item in value.items()}
+    if {"code", "message", "remedy"} <= own.keys():
+        own["message"] = _subcommands(own["message"])
+        own["remedy"] = remedy_of(own["code"], own["remedy"])
+    return own

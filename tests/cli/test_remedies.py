@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a person at a terminal is told to do: nothing that takes a service or the Makefile."""
+
+from __future__ import annotations
+
+import pytest
+
+from ota_service.cli.remedies import REMEDIES, line_of, own_words, remedy_of
+from ota_service.errors import ERRORS, OtaError
+from tests.support.command import environment, run_command
+
+
+def test_each_is_of_the_table_and_names_subcommands() -> None:
+    """A code that is renamed or a target that is named by mistake is found here."""
+    assert REMEDIES.keys() <= ERRORS.keys()
+    for code, remedy in REMEDIES.items():
+        assert remedy[-1] == "."
+        assert "`make " not in remedy_of(code, ERRORS[code].remedy)
+
+
+@pytest.mark.parametrize("code", sorted(ERRORS))
+def test_no_make_target_is_left(code: str) -> None:
+    """People have the command without the Makefile, too."""
+    assert "`make " not in line_of(OtaError(code))
+
+
+def test_a_more_precise_remedy_stays() -> None:
+    """With the subcommand in place of the make target."""
+    error = OtaError("not-an-image", remedy="Name one: `make build-esp32-bin` makes it.", board="b")
+    assert line_of(error) == (
+        "b: The file is not an ESP32 App Image. Name one: `esp32-ota image merge` makes it. "
+        "[not-an-image]"
+    )
+
+
+def test_errors_in_replies_are_found() -> None:
+    """At any depth; everything else stays as it is."""
+    error = OtaError("no-ota-slots").to_dict()
+    reply = {"ok": True, "boards": {"a": {"error": error, "n": [1]}}}
+    own = own_words(reply)
+    assert own["boards"]["a"]["error"]["remedy"].endswith("`esp32-ota flash PORT FILE`.")
+    assert own["boards"]["a"]["n"] == [1]
+    assert reply["boards"]["a"]["error"]["remedy"] == ERRORS["no-ota-slots"].remedy  # type: ignore[index]
+
+
+async def test_a_file_that_is_no_port_is_not_said_to_be_restarted() -> None:
+    """It is looked at first."""
+    done = await run_command("inspect", __file__, env=environment())
+    assert done.code == 1
+    assert done.err.startswith("Error: ")
+    assert "[port-missing]" in done.err
