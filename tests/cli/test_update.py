@@ -234,6 +234,28 @@ async def test_a_file_that_is_no_app_image_is_refused_first(tmp_path: Path) -> N
         assert board.control.counters().get("opened", 0) == 0
 
 
+async def test_what_never_began_is_told_as_not_updated(tmp_path: Path) -> None:
+    """A url that nobody serves, and a cache that cannot be: one line each, and what to do."""
+    env = environment(tmp_path)
+    with SimProcess(tmp_path / "boards", [SimBoard("guide")]) as sim:
+        url = sim.boards[0].url
+        done = await run_command(
+            "update", url, "--url", "http://127.0.0.1:9/a.bin", "--version", "2", env=env
+        )
+        assert done.code == 1
+        assert "not updated" in done.out
+        assert "[download-failed]" in done.out
+        (tmp_path / "file").write_text("")
+        app = str(image_file(tmp_path, "1.1.0"))
+        env["XDG_CACHE_HOME"] = str(tmp_path / "file")
+        done = await run_command("update", url, "--file", app, env=env)
+        assert (done.code, done.out) == (1, "")
+        assert done.err.startswith(f"Error: The cache folder {tmp_path / 'file'}")
+        assert "VIAM_MODULE_DATA" in done.err
+        assert done.err.rstrip().endswith("[file-access]")
+        assert sim.boards[0].control.running()["version"] == "1.0.0"
+
+
 @pytest.mark.slow
 def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
     """With percent, rate and time left, within 80 columns; NO_COLOR keeps it without colours."""

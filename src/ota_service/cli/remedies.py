@@ -49,7 +49,8 @@ REMEDIES: dict[str, str] = {
     f"`esp32-ota update` with --force writes the firmware all the same, or {_FLASH}.",
     "secure-version": "Give an image with the same or a higher secure version.",
     "awaiting-confirmation": "Wait two minutes, then call the command again.",
-    "boot-failed": "Correct the firmware, then call the command again.",
+    "boot-failed": "Correct the firmware, then call the command again; with --json the "
+    "answer has the board's boot log.",
     "cancelled": "Call the command again to start over.",
     "internal": "Please report this, with what ESP32_OTA_DEBUG=1 shows in addition; the board "
     "keeps what it had.",

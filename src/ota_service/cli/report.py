@@ -102,10 +102,10 @@ def run_table(run: Reply) -> Table:
     for name, board in in_order(dict(run.get("boards", {}))).items():
         outcome = str(board.get("outcome", "running"))
         seconds = seconds_of(board)
-        # The state of a board that a run did not get to; of an update it says what came of it.
+        # What a board is in that a run did not get to says nothing about the run.
         words = state_text(outcome)
-        if outcome == "outdated":
-            words = Text("not updated", style=STYLES[outcome])
+        if outcome in ("outdated", "unknown"):
+            words = Text("not updated", style=STYLES["outdated"])
         made.add_row(
             name,
             str(board.get("from", "")),
