@@ -42,8 +42,6 @@ def find(words: list[str]) -> tuple[click.Command, list[str]]:
 def test_the_examples_can_be_called(example: str) -> None:
     """Subcommands, verbs and options of each exist."""
     command, words = find(shlex.split(example)[1:])
-    if command.name == "sim":
-        return  # it reads its arguments itself
     known = {option for param in command.params for option in param.opts}
     assert {word for word in words if word.startswith("--")} <= known
 
@@ -51,7 +49,7 @@ def test_the_examples_can_be_called(example: str) -> None:
 def test_every_subcommand_and_verb_is_described() -> None:
     """A reader of the page misses nothing."""
     page = (ROOT / "docs/command.md").read_text()
-    for name in (*SUBCOMMANDS, "sim"):
+    for name in SUBCOMMANDS:
         assert re.search(rf"`{name}[ `]", page), name
     for name in remote.commands:
         assert re.search(rf"\| `{name}[ `]", page), name

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -43,10 +44,9 @@ def test_help_names_every_subcommand() -> None:
     for name, (_, _, line) in SUBCOMMANDS.items():
         assert f"  {name} " in done.stdout
         assert line.split()[0] in done.stdout
-    assert "  sim " in done.stdout
 
 
-@pytest.mark.parametrize("name", [*SUBCOMMANDS, "sim"])
+@pytest.mark.parametrize("name", SUBCOMMANDS)
 def test_every_subcommand_has_help(name: str) -> None:
     """It says what it does and what it takes."""
     done = run(name, "--help")
@@ -106,7 +106,7 @@ def test_the_examples_of_a_first_use_are_valid(step: tuple[str, str]) -> None:
     command = cli.get_command(cli.make_context("esp32-ota", [name]), name)
     assert command is not None
     for word in arguments:
-        if word.startswith("--") and name not in ("sim", "remote"):
+        if word.startswith("--") and name != "remote":
             assert any(word in param.opts for param in command.params), word
 
 
@@ -138,6 +138,17 @@ def test_words_are_completed() -> None:
     assert words("esp32-ota in") == ["inspect"]
     assert "status" in words("esp32-ota remote st")
     assert words("esp32-ota update --versi") == ["--version"]
+
+
+def test_a_dashboard_on_a_port_in_use_is_told_in_one_line() -> None:
+    """With what to do, and a code of the table."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("dashboard", "--address", "127.0.0.1:9", "--port", str(port))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"Error: Port {port} of 127.0.0.1 cannot be listened at (")
+    assert line.endswith("[address-in-use]")
 
 
 def test_an_unforeseen_failure_is_one_line_too(
