@@ -105,6 +105,8 @@ def test_a_merged_binary_is_made_and_summarised(files: Path) -> None:
     for words in ("bootloader", "partition table", "otadata", "factory", "1 keys", "ota_1"):
         assert words in done.stdout
     assert "hunter2" not in done.output
+    assert "100 %" not in done.stdout  # nvs and otadata always take all of their partitions
+    assert not any(line != line.rstrip() for line in done.stdout.splitlines())
     run(*arguments)
     assert path.read_bytes() == first
     shown = json.loads(run(*arguments, "--json").stdout)
