@@ -155,7 +155,8 @@ def through_stub(line: Line, compressed: bytes, size_bytes: int) -> list[Item]:
         if erases > 0:
             erases -= 1
             free += times.block_erase_s
-    return [Item("image through this stub loader", written)]
+    physics = total(image(line, len(compressed), size_bytes))
+    return [Item("image through this stub loader", max(written, physics))]
 
 
 @dataclass(frozen=True)
