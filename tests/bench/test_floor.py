@@ -75,6 +75,6 @@ def test_the_stub_loaders_floor_is_never_below_physics(baud: int, bound: str) ->
     stub = floor.total(floor.through_stub(line, stream, 1 << 20))
     assert stub >= physics
     assert stub - physics < (0.1 if bound == "wire" else 1.0)
-    small = zlib.compress(build_app(size_bytes=300_000), 9)  # its last sectors are erased one by one
+    small = zlib.compress(build_app(size_bytes=300_000), 9)  # its end: sector by sector
     stub = floor.total(floor.through_stub(line, small, 300_000))
     assert stub >= floor.total(floor.image(line, len(small), 300_000))
