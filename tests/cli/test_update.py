@@ -234,6 +234,7 @@ async def test_a_file_that_is_no_app_image_is_refused_first(tmp_path: Path) -> N
         assert board.control.counters().get("opened", 0) == 0
 
 
+@pytest.mark.slow
 async def test_what_never_began_is_told_as_not_updated(tmp_path: Path) -> None:
     """A url that nobody serves, and a cache that cannot be: one line each, and what to do."""
     env = environment(tmp_path)

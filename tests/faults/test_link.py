@@ -327,6 +327,7 @@ def test_a_device_without_permission() -> None:
 # --- by MAC, under another name
 
 
+@pytest.mark.slow
 async def test_a_board_listed_by_its_mac_is_known_again_where_it_was(tmp_path: Path) -> None:
     """By MAC it is looked for where it was last seen; there another one is `wrong-board`."""
     async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:

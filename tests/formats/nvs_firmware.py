@@ -404,7 +404,12 @@ class Firmware:
             old = self.locate(ns, key, None)
             assert old is not None
             page, i = old
-            page.erase(i)
+            raw = page.raw(i)
+            if raw[1] == IDX:
+                # Its parts as well: left behind, they would double those of the key's next blob.
+                self.erase_blob(ns, key, raw[29])
+            else:
+                page.erase(i)
 
     def set_blob(self, name: bytes, key: bytes, value: bytes) -> None:
         ns = self.namespace(name)
