@@ -23,6 +23,8 @@ from tests.faults.process import machine, over
 from tests.support.module_client import IDLE_ATTRIBUTES, ROOT, ModuleProcess
 from tests.support.rig import BOOT, NAME, Rig
 
+pytestmark = pytest.mark.slow
+
 # What opens, makes, moves or removes files; the rest of strace's output is not wanted.
 CALLS = "open,openat,openat2,creat,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat"
 CALLS += ",rmdir,link,linkat,symlink,symlinkat,truncate,chmod,fchmodat,mknod,mknodat,utimensat"

@@ -26,6 +26,8 @@ from ota_service.sim.process import RunningBoard, SimBoard, SimProcess, child_en
 from tests.faults import prove, scenarios
 from tests.faults.desk import Desk, require_truth
 
+pytestmark = pytest.mark.slow
+
 PANICS = Behaviour(ending="panic", ending_after_s=0.2)
 
 

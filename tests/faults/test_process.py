@@ -15,6 +15,8 @@ from ota_service.sim.process import SimBoard
 from tests.faults import prove
 from tests.faults.desk import Desk, Shown, look
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_a_killed_module_carries_on() -> None:
@@ -158,6 +160,7 @@ async def test_a_damaged_journal_is_set_aside(
 # --- the board's flash
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["guide", "micro-rdk-8mb"])
 @pytest.mark.parametrize("fault", ["protected", "bottom protected", "ignores programs"])
 async def test_a_flash_that_takes_nothing_is_refused(

@@ -10,6 +10,8 @@ import pytest
 from ota_service.sim.images import build_app
 from tests.sim.conftest import StartBoard, run_esptool
 
+pytestmark = pytest.mark.slow
+
 STUB = pytest.mark.parametrize("stub", [(), ("--no-stub",)], ids=["stub", "rom"])
 
 

@@ -16,6 +16,8 @@ from ota_service.sim.images import build_app
 from ota_service.sim.process import SimBoard, SimProcess
 from tests.sim.conftest import OpenPort, StartBoard
 
+pytestmark = pytest.mark.slow
+
 Connect = Callable[..., Any]
 
 

@@ -25,6 +25,8 @@ from ota_service.sim.loader_stub import StubLoader
 from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
 from tests.sim.conftest import OpenPort, StartBoard
 
+pytestmark = pytest.mark.slow
+
 Connect = Callable[..., Any]
 
 
