@@ -39,11 +39,7 @@ def watch(
     start_s = time.monotonic()
     timeout_s = -1.0
     while not until(monitor) and not stopped():
-        due_s = monitor.due_s
-        wait_s = READ_TIMEOUT_S
-        if due_s is not None:
-            # The last wait is a short one, so that the verdict comes when it is due.
-            wait_s = min(wait_s, max(SHORTEST_S, due_s - (time.monotonic() - start_s)))
+        wait_s = read_timeout_s(monitor.due_s, time.monotonic() - start_s)
         try:
             if wait_s != timeout_s:
                 port.timeout = timeout_s = wait_s
@@ -59,6 +55,13 @@ def watch(
             monitor.tick(now_s)
         if limit_s is not None and now_s >= limit_s:
             return
+
+
+def read_timeout_s(due_s: float | None, now_s: float) -> float:
+    """How long to wait for a log's next bytes: the last wait is a short one, so that the verdict
+    comes when it is due. Past that (where boot_expect has yet to be met) nothing is due."""
+    left_s = due_s - now_s if due_s is not None else 0.0
+    return min(READ_TIMEOUT_S, max(SHORTEST_S, left_s)) if left_s > 0 else READ_TIMEOUT_S
 
 
 def _reopen(port: SerialBase, error: BaseException) -> None:
