@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -127,14 +126,9 @@ async def test_an_update_is_not_stopped_by_a_journal_that_cannot_be_written(
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["zeros", "text", "half", "one page"])
 async def test_a_damaged_journal_is_set_aside(
-    tmp_path: Path,
-    damage: str,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A warning that names the file; boards are read anew, and nothing that is right is written."""
-    # The command, run in this process by an earlier test, keeps the log to itself.
-    monkeypatch.setattr(logging.getLogger("ota_service"), "propagate", True)
     from ota_service.fleet.service import shutdown
 
     async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
