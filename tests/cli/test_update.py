@@ -16,6 +16,7 @@ from tests.support.command import (
     ended,
     environment,
     on_terminal,
+    printed,
     run_command,
     start_command,
 )
@@ -121,12 +122,7 @@ async def test_ctrl_c_behind_the_switch_is_too_late(tmp_path: Path) -> None:
             *("update", sim.boards[0].url, "--file", str(app), "--boot-stable", "3"),
             env=environment(tmp_path),
         )
-        assert process.stdout is not None
-        seen = b""
-        while b"booting" not in seen:
-            line = await asyncio.wait_for(process.stdout.readline(), 30)
-            assert line, seen
-            seen += line
+        await printed(process, b"booting")
         process.send_signal(signal.SIGINT)
         done = await ended(process, limit_s=30)
         assert done.code == 0, done
@@ -180,12 +176,7 @@ async def test_ctrl_c_leaves_the_board_bootable_and_says_so(tmp_path: Path) -> N
         process = await start_command(
             *("update", board.url, "--file", str(app)), env=environment(tmp_path)
         )
-        assert process.stdout is not None
-        seen = b""
-        while b"writing 25 %" not in seen:
-            line = await asyncio.wait_for(process.stdout.readline(), 30)
-            assert line, seen
-            seen += line
+        await printed(process, b"writing 25 %")
         process.send_signal(signal.SIGINT)
         done = await ended(process, limit_s=20)
         assert done.code == 1, done

@@ -64,6 +64,16 @@ async def run_command(
     return await ended(process, limit_s=limit_s)
 
 
+async def printed(process: asyncio.subprocess.Process, words: bytes) -> None:
+    """Wait until a started command has printed these words; fails where it ends without them."""
+    assert process.stdout is not None
+    seen = b""
+    while words not in seen:
+        line = await asyncio.wait_for(process.stdout.readline(), 30)
+        assert line, seen
+        seen += line
+
+
 async def ended(process: asyncio.subprocess.Process, *, limit_s: float = 60.0) -> Done:
     """Wait for a started command; it is killed where it takes too long."""
     try:
