@@ -27,7 +27,8 @@ def _name(result: Result) -> str:
     what = {"update": f"{cell.image}, spare slot {cell.state}", "version": "read the version",
             "unchanged": "find it up to date"}[cell.task]  # fmt: skip
     bridge = f", {cell.latency_ms} ms bridge" if cell.latency_ms != 1 else ""
-    return f"{what}, {cell.baud}{bridge}"
+    line = "" if cell.known_line else ", new port"
+    return f"{what}, {cell.baud}{bridge}{line}"
 
 
 def ways(results: Sequence[Result]) -> Table:

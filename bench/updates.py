@@ -35,6 +35,7 @@ class Cell:
     baud: int
     latency_ms: int
     way: Way
+    known_line: bool = True
 
 
 @dataclass
@@ -127,7 +128,7 @@ def measure(cell: Cell, runs: int, told: Callable[[str], None]) -> Result:
 
 def _ours(cell: Cell, board: RunningBoard, data: bytes, image: Image) -> Measured:
     if cell.task == "update":
-        return ours.measure(board, image, cell.baud)
+        return ours.measure(board, image, cell.baud, known_line=cell.known_line)
     if cell.task == "version":
         return ours.measure(board, None, cell.baud, read_only=True)
     return ours.measure(board, boards.running(), cell.baud, version=boards.OLD)
@@ -202,6 +203,8 @@ def small() -> Iterator[Cell]:
         yield Cell("version", "1 MiB", "random", 921_600, latency_ms, "ours")
         yield Cell("unchanged", "1 MiB", "random", 921_600, latency_ms, "ours")
     yield Cell("update", "1 MiB", "random", 921_600, 16, "ours")
+    for image in ("1 MiB", "3.5 MiB"):
+        yield Cell("update", image, "random", 921_600, 1, "ours", known_line=False)
 
 
 def everything() -> Iterator[Cell]:

@@ -168,10 +168,10 @@ def test_a_known_bridge_is_one_device_in_one_place(journal: Journal) -> None:
 
 def test_speeds(journal: Journal) -> None:
     """A port's last proven speed, up or down."""
-    assert journal.proven_baud("p") is None
+    assert journal.fallback_baud("p") is None
     for baud in (921600, 460800):
         journal.record_baud("p", baud)
-        assert journal.proven_baud("p") == baud
+        assert journal.fallback_baud("p") == baud
 
 
 def test_failures_are_counted_and_a_success_forgets_them(journal: Journal) -> None:

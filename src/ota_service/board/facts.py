@@ -42,6 +42,8 @@ class BoardFacts:
     at the last success. unwatched: an update of this board to this target began and never
     ended, so that its boot was never judged. interrupted: the last thing done to this board was an
     update to another target, which never ended. known_tag: the tag that we wrote or saw last.
+    carried_baud: a speed at which the port that it is at carried a whole slot to it without an
+    error, in the last session that tried.
     """
 
     slots: Mapping[str, SlotFact] = field(default_factory=dict)
@@ -49,3 +51,4 @@ class BoardFacts:
     unwatched: bool = False
     interrupted: bool = False
     known_tag: str | None = None
+    carried_baud: int | None = None

@@ -174,7 +174,7 @@ def run_flash(port: SerialBase, job: FlashJob, hooks: FlashHooks) -> FlashOutcom
     """
     hooks.phase("connecting")
 
-    def identified(mac: str) -> None:
+    def identified(mac: str) -> int | None:
         if job.confirm is not None and mac != job.confirm:
             raise OtaError(
                 "wrong-board",
@@ -183,6 +183,7 @@ def run_flash(port: SerialBase, job: FlashJob, hooks: FlashHooks) -> FlashOutcom
                 remedy="Confirm the MAC of the board that is meant.",
             )
         hooks.identified(mac)
+        return None
 
     try:
         link = EspLink.connect(port, baud=job.baud, identified=identified)

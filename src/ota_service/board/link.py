@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import struct
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import and_
@@ -20,9 +19,12 @@ from ota_service.board import esptool_setup
 from ota_service.board.chip import ChipInfo
 from ota_service.board.identify import KNOWN, chip_info, detect, read_mac
 from ota_service.board.protection import Protection
+from ota_service.board.registers import RefusedError, await_answer
 from ota_service.board.seen import Seen
 from ota_service.board.sparse import Region, digest, read_regions
 from ota_service.board.spi import (
+    BLOCK_BYTES,
+    BLOCK_ERASE,
     MAX_SPI_BYTES,
     PAGE_PROGRAM,
     READ_ID,
@@ -33,7 +35,8 @@ from ota_service.board.spi import (
     Look,
     SpiBus,
 )
-from ota_service.board.stream import BLOCK_COMMAND
+from ota_service.board.start_stub import ROM_BAUD, change_baud, start_stub
+from ota_service.board.stream import BLOCK_COMMAND, ahead_pays
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES
 
@@ -49,11 +52,7 @@ if TYPE_CHECKING:
     from ota_service.board.flash import Progress
     from ota_service.board.stream import SlotStream
 
-ROM_BAUD = 115_200
 BAUD_LADDER = (2_000_000, 1_500_000, 921_600, 460_800, 230_400, ROM_BAUD)
-_STALE_ANSWERS = 100
-"""How many answers to other commands may stand before the one that is waited for (esptool)."""
-
 _ERRORS = (FatalError, SerialException, OSError, struct.error, StopIteration)
 
 
@@ -62,38 +61,37 @@ def bauds_to_try(highest: int) -> list[int]:
     return [highest, *[baud for baud in BAUD_LADDER if baud < highest]]
 
 
-PROOF_TIMEOUT_S = 0.25
-"""How long one answer at a new speed is waited for, against milliseconds that it takes."""
-
-PROOF_TRIES = 2
-SETTLE_S = 0.01
-"""What the chip and a bridge are given to change their speed, before the first of the tries."""
-
 PROVEN_BYTES = 65_536
 """A transfer of this size without a repeated block, whose digest agrees, proves a speed."""
+
+AHEAD_BELOW_S = 0.004
+"""What an exchange may take where a slot is erased ahead: each erase takes six of them."""
 
 BAD_FLASH_IDS = (0x000000, 0xFFFFFF, 0xFFFF3F)
 """What no flash chip answers (esptool 5.6.0, `_verify_flash_connection`)."""
 XMC_VENDOR_ID = 0x20
 """Its chips may need esptool's start-up sequence (esptool 5.6.0, `attach_flash`)."""
 
-STARTS = 2
-"""How often the stub loader is sent to a chip that answered: its 7 kB go at the ROM's speed, each
-block with a checksum, and one damaged byte ends it."""
+STARTS = 3
+"""How often the stub loader is sent to a chip that answered: once fast, if at all; then at the
+ROM's speed. Each of its blocks has a checksum, and one damaged byte ends it."""
 
 
 class _NotStarted(Exception):
     """The chip answered, but its stub loader did not start."""
 
 
-Identified = Callable[[str], None]
-"""Called with the MAC of the chip that answered; raises to go no further."""
+Identified = Callable[[str], int | None]
+"""Called with the MAC of the chip that answered; raises to go no further. Returns a speed at which
+its port carried a whole slot to this board without an error, where one is known."""
 
 
 class EspLink:
     """A chip in download mode with the stub loader running; implements `board.flash.Flash`.
 
     baud: the speed in use. chip: what it is. running: it was restarted into its firmware.
+    carried_baud: a speed at which a whole slot went to this board without an error; 0: one went
+    with errors; None: none went.
     """
 
     def __init__(self, esp: Any, spi: SpiBus, port: SerialBase, chip: ChipInfo, baud: int) -> None:
@@ -106,6 +104,7 @@ class EspLink:
         self._proven = False
         self.chip = chip
         self.baud = baud
+        self.carried_baud: int | None = None
         self.running = False
 
     @classmethod
@@ -147,16 +146,13 @@ class EspLink:
             if esp.secure_download_mode:
                 raise OtaError("secure-download")
             mac = read_mac(esp)
-            if identified is not None:
-                identified(mac)
-            esp = cmds.run_stub(esp)
-            if not esp.IS_STUB:
-                raise FatalError("The stub loader could not be started on the chip")
+            carried = identified(mac) if identified is not None else None
+            esp = start_stub(esp, None if carried is None else min(carried, baud))
         except _ERRORS as error:
             raise _NotStarted(str(error)) from error
         try:
-            if baud != ROM_BAUD:
-                _change_baud(esp, baud)
+            if port.baudrate != baud:
+                change_baud(esp, baud)
             spi = _attach_flash(esp, mac)
             chip = chip_info(esp, mac)
             if chip.flash_bytes is not None:
@@ -206,6 +202,7 @@ class EspLink:
             found = str(self._esp.flash_md5sum(offset, size_bytes))
         if self._awaited == (offset, size_bytes, found):
             self._proven = True
+            self.carried_baud = self.baud
         expected = self._expected.pop((offset, size_bytes), None)
         if expected is not None and digest(expected) == found:
             self._seen.put(offset, expected)
@@ -265,25 +262,44 @@ class EspLink:
         esp = self._esp
         self._changes(offset, None, -(-stream.size_bytes // SECTOR_BYTES) * SECTOR_BYTES)
         self._proven, self._awaited = False, None
+        ahead = self._erases_ahead(offset, stream)
         with _lost_link():
+            if ahead:
+                self._spi.change(BLOCK_ERASE, offset, b"", self._look)
             esp.flash_defl_begin(stream.size_bytes, stream.compressed_bytes, offset)
         # The stub loader acknowledges a block before it inflates and writes it, so what a block
         # takes is waited for with the next one.
         timeout_s = DEFAULT_TIMEOUT
         done = repeats = 0
-        for block in stream.blocks:
+        for block in stream.ahead if ahead else stream.blocks:
             progress(done)  # between two blocks the stub loader is in sync: the place to stop at
             with _lost_link():
-                repeats += _send_block(esp, block.packet, timeout_s)
+                if block.erases is None:
+                    repeats += _send_block(esp, block.packet, timeout_s)
+                else:
+                    place = offset + block.erases
+                    self._spi.erase_block_during(place, self._look, block.packet)
+                    repeats += _send_block(esp, block.packet, timeout_s, sent=True)
             done += block.inflated_bytes
             timeout_s = cmds._get_flash_defl_block_timeout(esp, block.inflated_bytes)
         with _lost_link():
             # Not answered before the last block is in flash: the barrier before any MD5.
             esp.read_reg(ESPLoader.CHIP_DETECT_MAGIC_REG_ADDR, timeout=timeout_s)
-        if not repeats and stream.compressed_bytes >= PROVEN_BYTES:
+        if repeats:
+            self.carried_baud = 0
+        elif stream.compressed_bytes >= PROVEN_BYTES:
             body = stream.size_bytes - PAGE_BYTES
             self._awaited = (offset + PAGE_BYTES, body, stream.body_md5)
         progress(stream.size_bytes)
+
+    def _erases_ahead(self, offset: int, stream: SlotStream) -> bool:
+        """Whether the slot is erased from here, while the stream travels."""
+        return (
+            self.chip.name == "ESP32"
+            and offset % BLOCK_BYTES == 0
+            and self._spi.exchange_s < AHEAD_BELOW_S
+            and ahead_pays(stream, self.baud)
+        )
 
     # --- the chip
 
@@ -297,12 +313,13 @@ class EspLink:
         """Into download mode again, after the firmware ran; the same chip must answer."""
         mac = self.chip.mac
 
-        def same(found: str) -> None:
+        def same(found: str) -> int | None:
             if found != mac:
                 raise OtaError(
                     "wrong-board",
                     f"Another board answers on the port: {found} instead of {mac}.",
                 )
+            return self.carried_baud or None
 
         self.running = False  # from the first reset on, also where it does not answer then
         again = EspLink.connect(self._port, baud=self.baud, identified=same)
@@ -326,32 +343,32 @@ class EspLink:
         self._awaited, self._proven = None, False
 
 
-def _send_block(esp: Any, packet: bytes, timeout_s: float) -> int:
-    """Send a block that is framed already; returns how often it had to be repeated."""
+def _send_block(esp: Any, packet: bytes, timeout_s: float, *, sent: bool = False) -> int:
+    """Send a block that is framed already; returns how often it had to be repeated.
+
+    sent: its first copy is on its way already.
+    """
     port = esp._port
     if port.timeout != timeout_s:
         port.timeout = timeout_s
     for repeats in range(WRITE_BLOCK_ATTEMPTS):
         try:
-            port.write(packet)
-            _await_block(esp)
+            if repeats or not sent:
+                port.write(packet)
+            await_answer(esp, BLOCK_COMMAND)
+        except RefusedError:
+            if repeats + 1 == WRITE_BLOCK_ATTEMPTS:
+                raise
         except FatalError:
             if repeats + 1 == WRITE_BLOCK_ATTEMPTS:
                 raise
+            # Nothing came of it: a delimiter was lost, and the stub loader now takes the end of a
+            # frame for the beginning of one. One more puts that right.
+            esp.flush_input()
+            port.write(b"\xc0")
         else:
             return repeats
     raise AssertionError("not reached")
-
-
-def _await_block(esp: Any) -> None:
-    """The answer to a block: direction, command, length, value, two status bytes."""
-    for _ in range(_STALE_ANSWERS):
-        answer = esp.read()
-        if len(answer) >= 10 and answer[0] == 1 and answer[1] == BLOCK_COMMAND:
-            if answer[8]:
-                raise FatalError.WithResult("Failed to write a block", answer[8:10])
-            return
-    raise FatalError("no answer to a block")
 
 
 def leave_download_mode(port: SerialBase) -> None:
@@ -385,26 +402,6 @@ def _no_answer(error: BaseException) -> str:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return text[0].rstrip(".") if text else type(error).__name__
-
-
-def _change_baud(esp: Any, baud: int) -> None:
-    """Change the speed, and see that the chip answers at it; raises FatalError."""
-    old = esp._port.baudrate
-    try:
-        esp.command(esp.ESP_CMDS["CHANGE_BAUDRATE"], struct.pack("<II", baud, old))
-        esp._port.baudrate = baud
-    except (ValueError, NotImplementedError, OSError) as error:  # where the port cannot
-        raise FatalError(f"the port cannot be set to {baud} baud") from error
-    time.sleep(SETTLE_S)
-    for tries in reversed(range(PROOF_TRIES)):
-        esp.flush_input()
-        try:
-            esp.read_reg(ESPLoader.CHIP_DETECT_MAGIC_REG_ADDR, timeout=PROOF_TIMEOUT_S)
-        except FatalError:
-            if not tries:
-                raise
-        else:
-            return
 
 
 def _attach_flash(esp: Any, mac: str) -> SpiBus:

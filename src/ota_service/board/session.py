@@ -151,6 +151,8 @@ class Outcome:
     version: the tag stored at the end. slot: what runs. confirmed: the boot was seen to be good;
     False where its log showed nothing to judge by; None where no boot was watched.
     boot_log: the watched lines, without the board's secrets. baud: the speed that was used.
+    carried_baud: a speed at which a whole slot went to the board without an error; 0: one went
+    with errors; None: none went.
     """
 
     end: End
@@ -164,6 +166,7 @@ class Outcome:
     previous_version: str | None = None
     boot_log: tuple[str, ...] = ()
     baud: int | None = None
+    carried_baud: int | None = None
 
 
 def run(port: SerialBase, job: Job, hooks: Hooks) -> Outcome:
@@ -194,6 +197,7 @@ class _Session:
             raise
         outcome = self._connected(link)
         outcome.baud = link.baud
+        outcome.carried_baud = link.carried_baud
         return outcome
 
     def _connected(self, link: EspLink) -> Outcome:
@@ -216,8 +220,9 @@ class _Session:
                 return self._refused(found, made)
             return self._update(link, found, made)
 
-    def _identified(self, mac: str) -> None:
+    def _identified(self, mac: str) -> int | None:
         self.facts = self.hooks.identified(mac)
+        return self.facts.carried_baud
 
     def _look(self, link: EspLink) -> Inspection:
         job = self.job

@@ -20,6 +20,8 @@ from typing import Any
 
 from esptool.util import FatalError
 
+from ota_service.board.registers import Record, Registers
+
 MAX_SPI_BYTES = 64
 """One SPI user command carries at most the 16 words of the controller's buffer."""
 
@@ -28,7 +30,9 @@ CHECKED_BYTES = 32
 are looked at in the controller's buffer before the command starts. Longer ones go to blank
 flash, where a byte that was changed on the wire is found when it is read back."""
 
-PAGE_PROGRAM, SECTOR_ERASE = 0x02, 0x20
+PAGE_PROGRAM, SECTOR_ERASE, BLOCK_ERASE = 0x02, 0x20, 0xD8
+BLOCK_BYTES = 0x10000
+"""What BLOCK_ERASE erases, and how it is aligned."""
 READ_ID, RESET_ENABLE, RESET, READ_STATUS = 0x9F, 0x66, 0x99, 0x05
 _WRITE_ENABLE, _WRITE_DISABLE = 0x06, 0x04
 
@@ -46,11 +50,10 @@ _PROGRAM_US = 600
 it is then the last one nearly always."""
 _PAGE_PART_US = 3000
 """The longest that a page program may take (W25Q64 data sheet, tPP)."""
+_BLOCK_ERASE_US = 175_000
+"""What a block erase takes (0.15 to 0.2 s, data sheets)."""
 _BUSY_LIMIT_S = 5.0
-"""Data sheets allow a sector erase 0.4 s, worn chips take longer."""
-
-Record = tuple[int, int, int, int]
-"""One register write of a WRITE_REG packet: address, value, mask, delay afterwards in us."""
+"""Data sheets allow a sector erase 0.4 s and a block erase 2 s, worn chips take longer."""
 
 
 class Look(Enum):
@@ -78,12 +81,22 @@ class SpiBus:
         self._usr2, self._w0 = base + esp.SPI_USR2_OFFS, base + esp.SPI_W0_OFFS
         self._mosi_len = base + esp.SPI_MOSI_DLEN_OFFS
         self._miso_len = base + esp.SPI_MISO_DLEN_OFFS
+        self._registers = Registers(esp)
         # The ROM's flash functions, which the stub loader calls, rely on these two.
-        self._rest = [self._set(at, esp.read_reg(at)) for at in (self._usr, self._usr2)]
+        begun_s = time.monotonic()
+        self._rest = [self._set(self._usr, self._registers.read(self._usr))]
+        self._registers.exchange_s = time.monotonic() - begun_s
+        self._rest.append(self._set(self._usr2, self._registers.read(self._usr2)))
+
+    @property
+    def exchange_s(self) -> float:
+        """What one exchange took."""
+        assert self._registers.exchange_s is not None
+        return self._registers.exchange_s
 
     def run(self, *opcodes: int) -> None:
         """Commands without address and data, one after the other in one packet."""
-        self._write([*self._sequence(opcodes, _SHORT_US), *self._rest])
+        self._registers.write([*self._sequence(opcodes, _SHORT_US), *self._rest])
 
     def ask(
         self, opcode: int, size_bytes: int, *, after: Sequence[int] = (), then_us: int = _SHORT_US,
@@ -95,10 +108,10 @@ class SpiBus:
         expected: what it answered before; then one reading that says the same is enough.
         """
         question = self._question(opcode, size_bytes)
-        self._write([*self._sequence(after, then_us), *question, *self._rest])
+        records = [*self._sequence(after, then_us), *question, *self._rest]
         mask = (1 << 8 * size_bytes) - 1
-        first: int = self._esp.read_reg(self._w0)
-        if first & mask != expected and self._esp.read_reg(self._w0) != first:
+        (first,) = self._registers.exchange(records, [self._w0])
+        if first & mask != expected and self._registers.read(self._w0) != first:
             raise FatalError("the chip's answers differ")
         return first & mask
 
@@ -113,23 +126,21 @@ class SpiBus:
         status need not be. (Of an erase it does not: what is being erased may read as blank.)
         Write enable comes late in the packet, so that no damage before it can change flash.
         """
-        place, rest = self._setup(address, data)
-        go = self._go(opcode, bool(data))
-        self._write([*place, *rest, *self._plain(_WRITE_ENABLE, _SHORT_US), *go])
-        try:
-            if len(data) <= CHECKED_BYTES and not blank:
-                self._require(rest)
-            self._require([*place, *go] if look is Look.ALL else [place[0], go[1]])
-        except FatalError:
-            with contextlib.suppress(FatalError):
-                self.run(_WRITE_DISABLE)
-            raise
+        self._prepare(opcode, address, data, look, blank=blank)
         if last and data:
-            self._write([self._start(_PROGRAM_US), *self._rest])
+            self._registers.write([self._start(_PROGRAM_US), *self._rest])
             return
         wait_us = _PROGRAM_US if data else _SHORT_US
-        self._write([self._start(wait_us), *self._question(READ_STATUS, 1), *self._rest])
-        self._wait_flash()
+        self._ask_until_done([self._start(wait_us)])
+
+    def erase_block_during(self, address: int, look: Look, request: bytes) -> None:
+        """Erase 64 KiB while a request, in its frame, already travels.
+
+        The stub loader waits for as long as an erase usually takes before it works on the
+        request, whose answer is still to be awaited. An erase that takes longer goes on.
+        """
+        self._prepare(BLOCK_ERASE, address, b"", look)
+        self._registers.write_before([self._start(_BLOCK_ERASE_US), *self._rest], request)
 
     def program_page(self, address: int, data: bytes) -> None:
         """Up to a page into blank flash by one packet, on a proven line only.
@@ -143,8 +154,7 @@ class SpiBus:
             place, rest = self._setup(address + at, part)
             records += [*place, *rest, *self._plain(_WRITE_ENABLE, _SHORT_US)]
             records += [*self._go(PAGE_PROGRAM, True), self._start(_PAGE_PART_US)]
-        self._write([*records, *self._question(READ_STATUS, 1), *self._rest])
-        self._wait_flash()
+        self._ask_until_done(records)
 
     # --- records
 
@@ -192,27 +202,31 @@ class SpiBus:
 
     # --- exchanges
 
-    def _write(self, records: Sequence[Record]) -> None:
-        """One packet: the stub loader takes any number of 16-byte records.
-
-        It waits before the write that a delay stands with, so each goes to the next record.
-        """
-        packet, wait_us = b"", 0
-        for register, value, mask, then_us in records:
-            packet += struct.pack("<IIII", register, value, mask, wait_us)
-            wait_us = then_us
-        esp = self._esp
-        esp.check_command("write target memory", esp.ESP_CMDS["WRITE_REG"], packet)
-
-    def _require(self, records: Sequence[Record]) -> None:
-        for register, value, _, _ in records:
-            if self._esp.read_reg(register) != value:
+    def _prepare(
+        self, opcode: int, address: int, data: bytes, look: Look, *, blank: bool = False
+    ) -> None:
+        """Everything of a changing command but its start, looked at in the controller."""
+        place, rest = self._setup(address, data)
+        go = self._go(opcode, bool(data))
+        looked_at = [*place, *go] if look is Look.ALL else [place[0], go[1]]
+        if len(data) <= CHECKED_BYTES and not blank:
+            looked_at += rest
+        records = [*place, *rest, *self._plain(_WRITE_ENABLE, _SHORT_US), *go]
+        try:
+            found = self._registers.exchange(records, [register for register, _, _, _ in looked_at])
+            if found != [value for _, value, _, _ in looked_at]:
                 raise FatalError("a register of the chip did not take its value")
+        except FatalError:
+            with contextlib.suppress(FatalError):
+                self.run(_WRITE_DISABLE)
+            raise
 
-    def _wait_flash(self) -> None:
-        """Until the flash chip's status, which was just asked for, says that it is done."""
+    def _ask_until_done(self, records: Sequence[Record]) -> None:
+        """Write registers, then ask for the flash chip's status until it says that it is done."""
         limit_s = time.monotonic() + _BUSY_LIMIT_S
-        while self._esp.read_reg(self._w0) & _WIP:
+        question = [*self._question(READ_STATUS, 1), *self._rest]
+        busy = self._registers.exchange([*records, *question], [self._w0])[0] & _WIP
+        while busy:
             if time.monotonic() > limit_s:
                 raise FatalError("the flash chip stays busy")
-            self._write([*self._question(READ_STATUS, 1), *self._rest])
+            busy = self._registers.exchange(question, [self._w0])[0] & _WIP

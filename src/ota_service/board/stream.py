@@ -14,10 +14,11 @@ import struct
 import threading
 import zlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from ota_service.board.esptool_setup import checksum
+from ota_service.board.spi import BLOCK_BYTES as ERASED_BYTES
 from ota_service.formats.flashops import PAGE_BYTES
 
 BLOCK_BYTES = 0x4000
@@ -36,19 +37,28 @@ for a few more than ours."""
 BLOCK_COMMAND = 0x11
 """FLASH_DEFL_DATA (esptool's serial protocol)."""
 
+_SMALLEST_PAIR_BYTES = 48
+_PROGRAM_WINDOW_S = 0.064
+_ERASE_S = 0.175
+
 _KEPT = 4
+
+Cut = tuple[int, int | None]
+"""Where a block of the stream ends, and where in the slot 64 KiB are erased while it travels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """One block of the stream: its bytes, and how many bytes it inflates to.
 
-    packet: as it goes over the wire, made once for all boards.
+    packet: as it goes over the wire, made once for all boards. erases: where in the slot 64 KiB
+    are erased while the block travels; None: nothing is.
     """
 
     data: bytes
     inflated_bytes: int
     packet: bytes
+    erases: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +66,14 @@ class SlotStream:
     """An image ready for a slot.
 
     size_bytes: the image's length. blocks: the zlib stream of the image with a blank first
-    page. head: the first page. body_md5: MD5 (hex) of everything behind the first page.
-    image_md5: of the whole image.
+    page. ahead: the same stream, cut for a slot that is erased by the host while it travels (see
+    `ahead_cuts`); empty where there is nothing to erase ahead. head: the first page. body_md5:
+    MD5 (hex) of everything behind the first page. image_md5: of the whole image.
     """
 
     size_bytes: int
     blocks: tuple[Block, ...]
+    ahead: tuple[Block, ...]
     compressed_bytes: int
     head: bytes
     body_md5: str
@@ -93,19 +105,88 @@ def make_plain_stream(data: bytes) -> SlotStream:
 
 def _stream(image: bytes, written: bytes) -> SlotStream:
     compressed = compress(written)
-    inflate = zlib.decompressobj()
-    blocks = []
-    for seq, (start, end) in enumerate(pairwise([0, *block_ends(compressed, len(image))])):
-        block = compressed[start:end]
-        blocks.append(Block(block, len(inflate.decompress(block)), _packet(block, seq)))
+    ends = block_ends(compressed, len(image))
     return SlotStream(
         size_bytes=len(image),
-        blocks=tuple(blocks),
+        blocks=_blocks(compressed, [(end, None) for end in ends]),
+        ahead=_blocks(compressed, ahead_cuts(windows(compressed), len(image))),
         compressed_bytes=len(compressed),
         head=image[:PAGE_BYTES],
         body_md5=_md5(image[PAGE_BYTES:]),
         image_md5=_md5(image),
     )
+
+
+def _blocks(compressed: bytes, cuts: Sequence[Cut]) -> tuple[Block, ...]:
+    """The stream in blocks that end at the cuts."""
+    inflate = zlib.decompressobj()
+    blocks, start = [], 0
+    for seq, (end, erases) in enumerate(cuts):
+        block = compressed[start:end]
+        size_bytes = len(inflate.decompress(block))
+        blocks.append(Block(block, size_bytes, _packet(block, seq), erases))
+        start = end
+    return tuple(blocks)
+
+
+def windows(compressed: bytes) -> list[int]:
+    """Where in the stream each window of the inflater is full."""
+    inflate, left, ends = zlib.decompressobj(), compressed, []
+    while left:
+        inflate.decompress(left, WINDOW_BYTES)
+        left = inflate.unconsumed_tail
+        ends.append(len(compressed) - len(left))
+    return ends
+
+
+def ahead_pays(stream: SlotStream, baud: int) -> bool:
+    """Whether a slot that is erased ahead is written sooner at this speed.
+
+    Left to itself, the stub loader writes a window and starts to erase the next 64 KiB, twice as
+    fast as needed, and the wire waits. A slower wire never waits, and with a faster one the flash
+    is the limit either way (times: data sheets of 25Q64 chips).
+    """
+    if not stream.ahead:
+        return False
+    window_s = stream.compressed_bytes * WINDOW_BYTES / stream.size_bytes * 10 / baud
+    both_s = 2 * _PROGRAM_WINDOW_S + _ERASE_S
+    return both_s / 2 < window_s < _PROGRAM_WINDOW_S + _ERASE_S
+
+
+def ahead_cuts(ends: Sequence[int], size_bytes: int) -> list[Cut]:
+    """How a stream is cut where the host erases each 64 KiB while those before them travel.
+
+    ends: where in the stream each window of the inflater is full; two of them fill 64 KiB. The
+    stub loader skips the erase of what is blank already, as long as all of it was (1.4.1,
+    command_handler.c). It can take in one block while it works on another one, or waits for an
+    erase. So of each 64 KiB a short block goes first, while the window before is written; then
+    the longest possible one, while the next 64 KiB are erased; then the rest, while the first of
+    the two windows is written. What is left behind the last whole 64 KiB is the stub loader's to
+    erase. Empty where there is too little to cut.
+    """
+    cuts: list[Cut] = []
+    count = size_bytes // ERASED_BYTES
+    if count < 2:
+        return cuts
+    start = 0
+    for number in range(count):
+        first, last = (
+            min(end + _SPILL_BYTES, ends[-1]) for end in ends[2 * number : 2 * number + 2]
+        )
+        if last - start < _SMALLEST_PAIR_BYTES:
+            return []
+        short = min((last - start) // 6, (first - start) // 2)
+        long = min(BLOCK_BYTES, last - start - 2 * short)
+        erased = (number + 1) * ERASED_BYTES if number + 1 < count else None
+        cuts += [(start + short, None), (start + short + long, erased)]
+        cuts += _evenly(start + short + long, last)
+        start = last
+    return [*cuts, *_evenly(start, ends[-1])]
+
+
+def _evenly(start: int, end: int) -> list[Cut]:
+    parts = -(-(end - start) // BLOCK_BYTES)
+    return [(start + (end - start) * part // parts, None) for part in range(1, parts + 1)]
 
 
 def block_ends(compressed: bytes, size_bytes: int) -> list[int]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ota_service.board.facts import BoardFacts
@@ -74,7 +74,8 @@ class SessionHooks:
         board.mac = mac
         work.report["mac"] = mac
         memory.learn_place(board.name, str(board.port), work.place.info, mac)
-        self.facts = memory.facts(mac, work.target.key)
+        carried = memory.journal.carried_baud(mac, str(board.port))
+        self.facts = replace(memory.facts(mac, work.target.key), carried_baud=carried)
         return self.facts
 
     def _require_right(self, mac: str) -> None:

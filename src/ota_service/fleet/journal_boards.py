@@ -183,8 +183,26 @@ class BoardsPart:
 
     # --- speeds
 
-    def proven_baud(self, port: str) -> int | None:
-        """The highest speed that a whole transfer has proven at a port."""
+    def carried_baud(self, mac: str, port: str) -> int | None:
+        """A speed at which a port carried a whole slot to a board without an error."""
+        row = self._store.read_one("SELECT baud FROM lines WHERE mac = ? AND port = ?", (mac, port))
+        return int(row["baud"]) if row else None
+
+    def record_carried(self, mac: str, port: str, baud: int) -> None:
+        """Note it; 0: there were errors, so that nothing is known any more."""
+        if not baud:
+            self._store.write(("DELETE FROM lines WHERE mac = ?", (mac,)))
+            return
+        self._store.write(
+            (
+                "INSERT INTO lines VALUES (?, ?, ?) "
+                "ON CONFLICT (mac) DO UPDATE SET port = excluded.port, baud = excluded.baud",
+                (mac, port, baud),
+            )
+        )
+
+    def fallback_baud(self, port: str) -> int | None:
+        """The speed that a port has fallen back to."""
         row = self._store.read_one("SELECT baud FROM speeds WHERE port = ?", (port,))
         return int(row["baud"]) if row else None
 

@@ -89,11 +89,18 @@ CREATE TABLE run_boards (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST,)
+_LINES = """
+-- A speed at which a port carried a whole slot to a board without an error.
+CREATE TABLE lines (
+    mac TEXT PRIMARY KEY, port TEXT NOT NULL, baud INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES)
 """Statements, each leading from the version that is its index to the next."""
 
 TABLES: tuple[str, ...] = (
-    *("meta", "boards", "slots", "names", "ports", "not_ours", "bridges", "speeds"),
+    *("meta", "boards", "slots", "names", "ports", "not_ours", "bridges", "speeds", "lines"),
     *("attempts", "pending", "targets", "confirmed_firmware", "runs", "run_boards"),
 )
 

@@ -373,7 +373,7 @@ class Run:
             return
         work.project = image.parsed.descriptor.project if image is not None else ""
         job = core.job(work, image, force=self.force, purpose=self.purpose)
-        known = await core.journaled(partial(core.memory.journal.proven_baud, str(board.port)))
+        known = await core.journaled(partial(core.memory.journal.fallback_baud, str(board.port)))
         if known is not None and known < job.baud and not self.force:
             job = core.slower(job, known)  # what the port fell back to; `force` tries again
         if (awaited := await core.journaled(partial(self._awaited, work))) is not None:
@@ -462,6 +462,10 @@ class Run:
             self._check_cancelled(work)
             return failed, job
         mac = board.mac
+        if mac is not None and error.code in ("link-lost", "no-answer"):
+            await core.journaled(
+                partial(core.memory.journal.record_carried, mac, str(board.port), 0)
+            )
         if self.purpose == "update" and mac is not None and work.plan is not None:
             record = await core.journaled(
                 partial(
@@ -521,6 +525,8 @@ class Run:
             core.rename(board, outcome.found.chip.mac)
         if outcome.baud is not None and (outcome.baud < core.settings.baud or self.force):
             core.memory.journal.record_baud(str(board.port), outcome.baud)
+        if outcome.carried_baud is not None and board.mac is not None:
+            core.memory.journal.record_carried(board.mac, str(board.port), outcome.carried_baud)
         if self.purpose in READS:
             self._read(work, outcome)
             return

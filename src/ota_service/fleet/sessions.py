@@ -7,10 +7,10 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 
 from ota_service.board import session
-from ota_service.board.link import ROM_BAUD, EspLink, leave_download_mode
+from ota_service.board.link import EspLink, leave_download_mode
 from ota_service.board.ownership import PORT_OWNERS
 from ota_service.board.ports import require_exists
-from ota_service.board.serial_port import close_port, open_port
+from ota_service.board.serial_port import ROM_BAUD, close_port, open_port
 from ota_service.board.session import BootRules, Job, Outcome
 from ota_service.errors import OtaError
 from ota_service.firmware.expectation import Expectation
