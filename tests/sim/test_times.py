@@ -98,10 +98,12 @@ def test_erase_times(start: StartBoard, connect: Connect) -> None:
 async def acks(arrivals_s: list[float]) -> list[float]:
     """When the stub acknowledges 16 KiB blocks that arrive then; in the chip's own time."""
     sent: list[float] = []
+    greeted = asyncio.Event()
     done = asyncio.Event()
 
     def send(data: bytes, at_s: float) -> float:
         sent.append(at_s)
+        greeted.set()
         # The greeting and the answer to FLASH_BEGIN come first.
         if len(sent) == 2 + len(arrivals_s):
             done.set()
@@ -110,6 +112,7 @@ async def acks(arrivals_s: list[float]) -> list[float]:
     flash = NorFlash(bytearray(b"\xff" * (1 << 20)))
     core = Core(flash, Times(), send, lambda baud: None)
     stub = asyncio.create_task(StubLoader(core, Registers(BoardConfig(), flash)).run())
+    await greeted.wait()
     start_s = core.time_s
 
     def request(op: int, data: bytes, block: bytes = b"") -> bytes:

@@ -312,8 +312,8 @@ class Board:
     def host_sends(self, data: bytes) -> None:
         """Bytes from the host, at the client's baud."""
         now = self._loop.time()
-        wire_s = self.times.wire_s(len(data), self.client_baud)
-        self._rx_free_s = max(self._rx_free_s, now) + wire_s
+        byte_s = self.times.wire_s(1, self.client_baud)
+        self._rx_free_s = max(self._rx_free_s, now) + len(data) * byte_s
         core = self._core
         if core is None:
             return
@@ -324,7 +324,7 @@ class Board:
             data = noise(len(data), self.random)
         elif self.faults.to_board.active():
             data = self.faults.to_board.apply(data, self.random)
-        core.receive(data, self._rx_free_s if self.times.timed else now)
+        core.receive(data, self._rx_free_s if self.times.timed else now, byte_s)
 
     def host_drained_in_s(self) -> float:
         """Seconds until what the host has sent so far has left the wire."""

@@ -9,9 +9,10 @@ would have given it. So deadlines are exact and never add up scheduling delays.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ota_service.sim import slip
 from ota_service.sim.flash import (
@@ -22,9 +23,12 @@ from ota_service.sim.flash import (
     Who,
     next_erase_bytes,
 )
+from ota_service.sim.receivers import Receiver, RomReceiver
 
 # How far the processor may run ahead of the event loop before it waits.
 AHEAD_S = 0.003
+# So many writes are remembered for a receiver that is attached while they are on the wire.
+UNDERWAY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class Times:
     @classmethod
     def off(cls) -> Times:
         """Everything at once."""
-        return cls(False, *([0.0] * 10))
+        return cls(False, *([0.0] * (len(fields(cls)) - 1)))
 
     def wire_s(self, size_bytes: int, baud: int) -> float:
         """8N1: ten bits a byte."""
@@ -81,8 +85,8 @@ class Core:
         self._loop = asyncio.get_running_loop()
         self.time_s = self._loop.time()
         self.flash_ready_s = 0.0
-        self._decoder = slip.Decoder()
-        self._frames: deque[tuple[float, bytes]] = deque()
+        self._receiver: Receiver = RomReceiver()
+        self._underway: deque[tuple[bytes, float, float]] = deque(maxlen=UNDERWAY)
         self._arrived = asyncio.Event()
 
     # --- time
@@ -109,18 +113,27 @@ class Core:
 
     # --- the UART
 
-    def receive(self, data: bytes, arrival_s: float) -> None:
-        """Bytes whose last one arrives at `arrival_s`."""
-        for frame in self._decoder.feed(data):
-            self._frames.append((arrival_s, frame))
-            self._arrived.set()
+    def receive(self, data: bytes, arrival_s: float, byte_s: float = 0.0) -> None:
+        """Bytes, one every `byte_s`, whose last one arrives at `arrival_s`."""
+        self._underway.append((data, arrival_s, byte_s))
+        self._receiver.add(data, arrival_s, byte_s)
+        self._arrived.set()
+
+    def attach(self, receiver: Receiver) -> None:
+        """From now on another program's receiver gets what arrives."""
+        self._receiver = receiver
+        for data, arrival_s, byte_s in self._underway:
+            if arrival_s > self.time_s:
+                receiver.add(data, arrival_s, byte_s)
 
     async def frame(self) -> bytes:
         """The next SLIP frame's contents; the processor's time becomes its arrival."""
-        while not self._frames:
+        while (found := self._receiver.take(self.time_s, self._loop.time())) is None:
             self._arrived.clear()
-            await self._arrived.wait()
-        arrival_s, frame = self._frames.popleft()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._receiver.due_s):
+                    await self._arrived.wait()
+        arrival_s, frame = found
         self.time_s = max(self.time_s, arrival_s)
         await self.settle()
         return frame

@@ -23,6 +23,7 @@ from ota_service.sim.core import Core, sector_span
 from ota_service.sim.flash import next_erase_bytes
 from ota_service.sim.loader_common import Command, Leave, RefusedError
 from ota_service.sim.loader_rom import SYNC_DATA, write_registers
+from ota_service.sim.stubreceiver import StubReceiver
 
 OK = b"\x00\x00"
 BAD_DATA_LEN = b"\xc0\x00"
@@ -97,6 +98,7 @@ class StubLoader:
 
     async def run(self) -> None:
         """Greet and serve commands; raises Leave."""
+        self.core.attach(StubReceiver(self.core.time_s))
         self.core.send_frame(GREETING)
         while True:
             command = lc.parse(await self.core.frame())
