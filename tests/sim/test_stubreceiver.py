@@ -320,3 +320,17 @@ async def test_a_late_simulator_loses_nothing() -> None:
         pytest.approx(0.02 + number / 1000, abs=0.0005) for number in range(20)
     ]
     bench.task.cancel()
+
+
+async def test_what_arrives_before_the_greeting_is_lost() -> None:
+    """The stub attaches its receiver 10 ms after its start; then it greets."""
+    bench = Bench()
+    bench.receive(read_reg(), 0.005)
+    bench.receive(read_reg(), 0.0105)
+    bench.receive(read_reg(), 0.02)
+    sent = await bench.answers(3)
+    assert sent[0][0] == pytest.approx(0.01, abs=1e-6)
+    assert sent[0][1] == b"OHAI"
+    assert [frame[1] for _, frame in sent[1:]] == [lc.READ_REG, lc.READ_REG]
+    assert sent[1][0] == pytest.approx(0.0105, abs=0.0005)
+    bench.task.cancel()

@@ -36,7 +36,8 @@ class Times:
     """How long things take, in seconds; all zero for a board without times.
 
     Flash: 25Q64 data sheets (esp32.md, "Flash"). Commands: measured on ESP32 boards with
-    esptool's stub (esp32.md, "Talking to the chip").
+    esptool's stub (esp32.md, "Talking to the chip"). stub_start_s: the stub's own wait before it
+    receives and greets (espressif/esp-flasher-stub, main.c).
     """
 
     timed: bool = True
@@ -49,6 +50,7 @@ class Times:
     md5_s_per_mib: float = 0.025
     read_s_per_mib: float = 0.1
     boot_s: float = 0.06
+    stub_start_s: float = 0.01
     latency_s: float = 0.001
 
     @classmethod

@@ -98,6 +98,7 @@ class StubLoader:
 
     async def run(self) -> None:
         """Greet and serve commands; raises Leave."""
+        self.core.spend(self.core.times.stub_start_s)
         self.core.attach(StubReceiver(self.core.time_s))
         self.core.send_frame(GREETING)
         while True:
