@@ -29,6 +29,8 @@ from ota_service.sim.loader_rom import RomLoader
 from ota_service.sim.loader_stub import StubLoader, is_stub
 
 ROM_BAUD = 115200
+# What the stub takes where the ROM's UART structure says 0 (espressif/esp-flasher-stub, main.c).
+STUB_BAUD = 115200
 # A UART samples a byte's last bit wrongly from about this difference on.
 BAUD_TOLERANCE = 0.03
 UART_FIFO_BYTES = 128
@@ -227,6 +229,8 @@ class Board:
                 await asyncio.Event().wait()
             self._rom = None
             self.state = "stub"
+            if not self.config.rom_reports_baud:
+                self._set_chip_baud(STUB_BAUD)
             self.history.add("stub")
             leave = await _run_loader(StubLoader(core, self.registers))
         self._rom = None
