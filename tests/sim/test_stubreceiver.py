@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -12,18 +11,14 @@ import pytest
 
 from ota_service.sim import loader_common as lc
 from ota_service.sim import slip
-from ota_service.sim.chip import CHIP_MAGIC, CHIP_MAGIC_ADDRESS, Registers
-from ota_service.sim.config import BoardConfig
-from ota_service.sim.core import Core, Times
-from ota_service.sim.flash import NorFlash
-from ota_service.sim.loader_stub import StubLoader
+from ota_service.sim.chip import CHIP_MAGIC
 from ota_service.sim.stubreceiver import FRAME_LIMIT_BYTES, StubReceiver
 from tests.sim.conftest import StartBoard
+from tests.sim.stub_bench import BYTE_S, Bench, read_reg, request
 
 Connect = Callable[..., Any]
 
 PADDING = bytes(128)
-BYTE_S = 10 / 921600
 
 
 def frames(*writes: bytes) -> list[bytes]:
@@ -182,11 +177,6 @@ def test_a_line_that_is_never_idle() -> None:
 # --- with the stub behind it
 
 
-def read_reg() -> bytes:
-    """A request whose answer everybody knows."""
-    return slip.encode(struct.pack("<BBHII", 0, lc.READ_REG, 4, 0, CHIP_MAGIC_ADDRESS))
-
-
 ANSWER = slip.encode(lc.response(lc.READ_REG, CHIP_MAGIC, b"", b"\x00\x00"))
 
 
@@ -252,42 +242,6 @@ def test_read_flash_has_its_acknowledgements_received(start: StartBoard, connect
 
 
 # --- in the chip's own time
-
-
-class Bench:
-    """A stub whose wire is the test: bytes arrive when it says, answers are kept."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[float, bytes]] = []
-        self._more = asyncio.Event()
-        self.flash = NorFlash(bytearray(1 << 20))
-        self.core = Core(self.flash, Times(), self._send, lambda baud: None)
-        self.registers = Registers(BoardConfig(), self.flash)
-        self.registers.core = self.core
-        self.start_s = self.core.time_s
-        self.task = asyncio.create_task(StubLoader(self.core, self.registers).run())
-
-    def _send(self, data: bytes, at_s: float) -> float:
-        self.sent.append((at_s - self.start_s, slip.Decoder().feed(data)[0]))
-        self._more.set()
-        return at_s
-
-    async def answers(self, count: int) -> list[tuple[float, bytes]]:
-        """Wait for so many frames, the greeting among them."""
-        while len(self.sent) < count:
-            self._more.clear()
-            await self._more.wait()
-        return self.sent
-
-    def receive(self, data: bytes, begins_s: float) -> None:
-        """Bytes at 921600 from a time on."""
-        self.core.receive(data, self.start_s + begins_s + len(data) * BYTE_S, BYTE_S)
-
-
-def request(op: int, data: bytes, block: bytes = b"") -> bytes:
-    """One request, ready for the wire."""
-    header = struct.pack("<BBHI", 0, op, len(data) + len(block), lc.checksum(block))
-    return slip.encode(header + data + block)
 
 
 async def test_a_second_block_waits_and_a_third_is_lost() -> None:

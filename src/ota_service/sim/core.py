@@ -87,6 +87,7 @@ class Core:
         self._loop = asyncio.get_running_loop()
         self.time_s = self._loop.time()
         self.flash_ready_s = 0.0
+        self._unknown_until_s = 0.0
         self._receiver: Receiver = RomReceiver()
         self._underway: deque[tuple[bytes, float, float]] = deque(maxlen=UNDERWAY)
         self._arrived = asyncio.Event()
@@ -158,9 +159,31 @@ class Core:
         """Wait until the flash's last operation is over."""
         self.time_s = max(self.time_s, self.flash_ready_s)
 
-    def occupy_flash(self, kind: str, size_bytes: int) -> None:
-        """The flash works on an operation from now on."""
+    def occupy_flash(self, kind: str, size_bytes: int, *, known: bool = True) -> None:
+        """The flash works on an operation from now on.
+
+        known: to the code on the chip, which did not start it where the host did, by registers.
+        """
         self.flash_ready_s = self.time_s + self.times.flash_s(kind, size_bytes)
+        if not known:
+            self._unknown_until_s = self.flash_ready_s
+
+    def read_flash(self, address: int, size_bytes: int, s_per_mib: float) -> bytes:
+        """Read as code on the chip does; it waits for operations that it started itself.
+
+        While the flash works on another one it ignores reads, and the line floats: all ones.
+        """
+        if self.time_s >= self._unknown_until_s:
+            self.wait_flash()
+            self.spend(s_per_mib * size_bytes / (1 << 20))
+            return self.flash.read(address, size_bytes)
+        data = bytearray()
+        for at in range(address, address + size_bytes, SECTOR_BYTES):
+            size = min(SECTOR_BYTES, address + size_bytes - at)
+            ignored = self.time_s < self._unknown_until_s
+            data += b"\xff" * size if ignored else self.flash.read(at, size)
+            self.spend(s_per_mib * size / (1 << 20))
+        return bytes(data)
 
     def flash_is_busy(self) -> bool:
         """Whether an erase or a program still runs."""
