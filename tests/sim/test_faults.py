@@ -24,6 +24,7 @@ Connect = Callable[..., Any]
 def test_power_cut_in_the_middle_of_a_write(start: StartBoard, connect: Connect) -> None:
     """At the chosen operation everything stops: the flash has what was written before, no more."""
     board = start(layout="guide")
+    board.control.write_flash(0x310000, b"\x5a" * 4096)
     esp = connect(board)
     data = bytes(4096)
     board.control.start_trace()

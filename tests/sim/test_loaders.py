@@ -167,3 +167,27 @@ def test_code_that_is_not_the_stub_does_not_run(start: StartBoard, connect: Conn
     esp.mem_block(bytes(16), 0)
     esp.mem_finish(0x40090000)
     assert board.control.wait_for("crashed")["entry"] == 0x40090000
+
+
+@pytest.mark.parametrize(("rom_reports_baud", "stub_baud"), [(True, 460800), (False, 115200)])
+def test_speed_at_which_the_stub_starts(
+    start: StartBoard, connect: Connect, rom_reports_baud: bool, stub_baud: int
+) -> None:
+    """The ROM's changed speed, or 115200: only at that one its greeting can be read."""
+    from esptool import cmds
+
+    board = start(config={"rom_reports_baud": rom_reports_baud})
+    esp = connect(board, stub=False)
+    esp.change_baud(460800)
+    if rom_reports_baud:
+        esp = cmds.run_stub(esp)
+        assert esp.read_reg(chip.CHIP_MAGIC_ADDRESS) == chip.CHIP_MAGIC
+    else:
+        with pytest.raises(FatalError, match="Failed to start stub"):
+            cmds.run_stub(esp)
+        esp._port.baudrate = 115200
+        esp.flush_input()
+        esp.sync()
+        assert esp.sync_stub_detected
+    assert board.control.wait_for("stub")
+    assert board.control.state()["baud"] == stub_baud

@@ -98,18 +98,22 @@ def test_erase_times(start: StartBoard, connect: Connect) -> None:
 async def acks(arrivals_s: list[float]) -> list[float]:
     """When the stub acknowledges 16 KiB blocks that arrive then; in the chip's own time."""
     sent: list[float] = []
+    greeted = asyncio.Event()
     done = asyncio.Event()
 
     def send(data: bytes, at_s: float) -> float:
         sent.append(at_s)
+        greeted.set()
         # The greeting and the answer to FLASH_BEGIN come first.
         if len(sent) == 2 + len(arrivals_s):
             done.set()
         return at_s
 
-    flash = NorFlash(bytearray(b"\xff" * (1 << 20)))
+    # Not blank, so what is written is erased first.
+    flash = NorFlash(bytearray(1 << 20))
     core = Core(flash, Times(), send, lambda baud: None)
     stub = asyncio.create_task(StubLoader(core, Registers(BoardConfig(), flash)).run())
+    await greeted.wait()
     start_s = core.time_s
 
     def request(op: int, data: bytes, block: bytes = b"") -> bytes:
@@ -153,7 +157,7 @@ def test_barrier_waits_for_the_last_block(start: StartBoard, connect: Connect) -
     board = start(layout="guide", config={"timed": True, "bridge_latency_ms": 0})
     esp = connect(board)
     esp.change_baud(921600)
-    esp.erase_region(0x310000, 0x4000)
+    board.control.write_flash(0x310000, bytes(0x4000))
     esp.flash_begin(0x4000, 0x310000)
     esp.flash_block(bytes(range(256)) * 64, 0)
     # The begin's erase (a sector) and 3 more sectors, then 64 pages.

@@ -29,6 +29,8 @@ from ota_service.sim.loader_rom import RomLoader
 from ota_service.sim.loader_stub import StubLoader, is_stub
 
 ROM_BAUD = 115200
+# What the stub takes where the ROM's UART structure says 0 (espressif/esp-flasher-stub, main.c).
+STUB_BAUD = 115200
 # A UART samples a byte's last bit wrongly from about this difference on.
 BAUD_TOLERANCE = 0.03
 UART_FIFO_BYTES = 128
@@ -227,6 +229,8 @@ class Board:
                 await asyncio.Event().wait()
             self._rom = None
             self.state = "stub"
+            if not self.config.rom_reports_baud:
+                self._set_chip_baud(STUB_BAUD)
             self.history.add("stub")
             leave = await _run_loader(StubLoader(core, self.registers))
         self._rom = None
@@ -312,8 +316,8 @@ class Board:
     def host_sends(self, data: bytes) -> None:
         """Bytes from the host, at the client's baud."""
         now = self._loop.time()
-        wire_s = self.times.wire_s(len(data), self.client_baud)
-        self._rx_free_s = max(self._rx_free_s, now) + wire_s
+        byte_s = self.times.wire_s(1, self.client_baud)
+        self._rx_free_s = max(self._rx_free_s, now) + len(data) * byte_s
         core = self._core
         if core is None:
             return
@@ -324,7 +328,7 @@ class Board:
             data = noise(len(data), self.random)
         elif self.faults.to_board.active():
             data = self.faults.to_board.apply(data, self.random)
-        core.receive(data, self._rx_free_s if self.times.timed else now)
+        core.receive(data, self._rx_free_s if self.times.timed else now, byte_s)
 
     def host_drained_in_s(self) -> float:
         """Seconds until what the host has sent so far has left the wire."""

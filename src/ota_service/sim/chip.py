@@ -217,4 +217,4 @@ class Registers:
 
     def _occupy(self, kind: str, size: int) -> None:
         if self.core is not None:
-            self.core.occupy_flash(kind, size)
+            self.core.occupy_flash(kind, size, known=False)

@@ -26,7 +26,10 @@ class BoardConfig:
     bootloader was built with app rollback. timed: wire, bridge and flash take their real time.
     time_scale: seconds of an app's behaviour are multiplied by it. resets_on_open: opening the
     port resets the board, as with drivers that move DTR and RTS one after the other. max_baud:
-    above it the wire carries noise; 0: it holds every speed.
+    above it the wire carries noise; 0: it holds every speed. rom_reports_baud: the stub starts
+    at the speed that the ROM was set to; else at 115200, as where the ROM's CHANGE_BAUDRATE does
+    not note the speed in its UART structure, where the stub looks for it. Which one silicon does
+    is not documented.
     """
 
     mac: str = "24:0a:c4:00:00:01"
@@ -44,6 +47,7 @@ class BoardConfig:
     boots_at_start: bool = True
     resets_on_open: bool = False
     max_baud: int = 0
+    rom_reports_baud: bool = True
     seed: int = 0
 
     def save(self, directory: Path) -> None:

@@ -9,9 +9,10 @@ would have given it. So deadlines are exact and never add up scheduling delays.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ota_service.sim import slip
 from ota_service.sim.flash import (
@@ -22,9 +23,12 @@ from ota_service.sim.flash import (
     Who,
     next_erase_bytes,
 )
+from ota_service.sim.receivers import Receiver, RomReceiver
 
 # How far the processor may run ahead of the event loop before it waits.
 AHEAD_S = 0.003
+# So many writes are remembered for a receiver that is attached while they are on the wire.
+UNDERWAY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,8 @@ class Times:
     """How long things take, in seconds; all zero for a board without times.
 
     Flash: 25Q64 data sheets (esp32.md, "Flash"). Commands: measured on ESP32 boards with
-    esptool's stub (esp32.md, "Talking to the chip").
+    esptool's stub (esp32.md, "Talking to the chip"). stub_start_s: the stub's own wait before it
+    receives and greets (espressif/esp-flasher-stub, main.c).
     """
 
     timed: bool = True
@@ -45,12 +50,13 @@ class Times:
     md5_s_per_mib: float = 0.025
     read_s_per_mib: float = 0.1
     boot_s: float = 0.06
+    stub_start_s: float = 0.01
     latency_s: float = 0.001
 
     @classmethod
     def off(cls) -> Times:
         """Everything at once."""
-        return cls(False, *([0.0] * 10))
+        return cls(False, *([0.0] * (len(fields(cls)) - 1)))
 
     def wire_s(self, size_bytes: int, baud: int) -> float:
         """8N1: ten bits a byte."""
@@ -81,8 +87,9 @@ class Core:
         self._loop = asyncio.get_running_loop()
         self.time_s = self._loop.time()
         self.flash_ready_s = 0.0
-        self._decoder = slip.Decoder()
-        self._frames: deque[tuple[float, bytes]] = deque()
+        self._unknown_until_s = 0.0
+        self._receiver: Receiver = RomReceiver()
+        self._underway: deque[tuple[bytes, float, float]] = deque(maxlen=UNDERWAY)
         self._arrived = asyncio.Event()
 
     # --- time
@@ -109,18 +116,27 @@ class Core:
 
     # --- the UART
 
-    def receive(self, data: bytes, arrival_s: float) -> None:
-        """Bytes whose last one arrives at `arrival_s`."""
-        for frame in self._decoder.feed(data):
-            self._frames.append((arrival_s, frame))
-            self._arrived.set()
+    def receive(self, data: bytes, arrival_s: float, byte_s: float = 0.0) -> None:
+        """Bytes, one every `byte_s`, whose last one arrives at `arrival_s`."""
+        self._underway.append((data, arrival_s, byte_s))
+        self._receiver.add(data, arrival_s, byte_s)
+        self._arrived.set()
+
+    def attach(self, receiver: Receiver) -> None:
+        """From now on another program's receiver gets what arrives."""
+        self._receiver = receiver
+        for data, arrival_s, byte_s in self._underway:
+            if arrival_s > self.time_s:
+                receiver.add(data, arrival_s, byte_s)
 
     async def frame(self) -> bytes:
         """The next SLIP frame's contents; the processor's time becomes its arrival."""
-        while not self._frames:
+        while (found := self._receiver.take(self.time_s, self._loop.time())) is None:
             self._arrived.clear()
-            await self._arrived.wait()
-        arrival_s, frame = self._frames.popleft()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._receiver.due_s):
+                    await self._arrived.wait()
+        arrival_s, frame = found
         self.time_s = max(self.time_s, arrival_s)
         await self.settle()
         return frame
@@ -143,9 +159,31 @@ class Core:
         """Wait until the flash's last operation is over."""
         self.time_s = max(self.time_s, self.flash_ready_s)
 
-    def occupy_flash(self, kind: str, size_bytes: int) -> None:
-        """The flash works on an operation from now on."""
+    def occupy_flash(self, kind: str, size_bytes: int, *, known: bool = True) -> None:
+        """The flash works on an operation from now on.
+
+        known: to the code on the chip, which did not start it where the host did, by registers.
+        """
         self.flash_ready_s = self.time_s + self.times.flash_s(kind, size_bytes)
+        if not known:
+            self._unknown_until_s = self.flash_ready_s
+
+    def read_flash(self, address: int, size_bytes: int, s_per_mib: float) -> bytes:
+        """Read as code on the chip does; it waits for operations that it started itself.
+
+        While the flash works on another one it ignores reads, and the line floats: all ones.
+        """
+        if self.time_s >= self._unknown_until_s:
+            self.wait_flash()
+            self.spend(s_per_mib * size_bytes / (1 << 20))
+            return self.flash.read(address, size_bytes)
+        data = bytearray()
+        for at in range(address, address + size_bytes, SECTOR_BYTES):
+            size = min(SECTOR_BYTES, address + size_bytes - at)
+            ignored = self.time_s < self._unknown_until_s
+            data += b"\xff" * size if ignored else self.flash.read(at, size)
+            self.spend(s_per_mib * size / (1 << 20))
+        return bytes(data)
 
     def flash_is_busy(self) -> bool:
         """Whether an erase or a program still runs."""

@@ -2,9 +2,10 @@
 """esptool's stub loader, as its version for esptool 5.6 behaves.
 
 Facts: espressif/esp-flasher-stub (command_handler.c, main.c) and esp-stub-lib (flash.c): two
-status bytes, big-endian; erases start at FLASH_BEGIN and run ahead of the data; a block is
-acknowledged before it is written, an error in writing it is told at the next command; one
-unacknowledged packet while reading flash.
+status bytes, big-endian; erases start at FLASH_BEGIN and run ahead of the data, and leave out
+sectors that are blank before the first one that is not; a block is acknowledged before it is
+written, an error in writing it is told at the next command; one unacknowledged packet while
+reading flash.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from pathlib import Path
 from ota_service.sim import loader_common as lc
 from ota_service.sim.chip import Registers
 from ota_service.sim.core import Core, sector_span
-from ota_service.sim.flash import next_erase_bytes
+from ota_service.sim.flash import SECTOR_BYTES, next_erase_bytes
 from ota_service.sim.loader_common import Command, Leave, RefusedError
 from ota_service.sim.loader_rom import SYNC_DATA, write_registers
+from ota_service.sim.stubreceiver import StubReceiver
 
 OK = b"\x00\x00"
 BAD_DATA_LEN = b"\xc0\x00"
@@ -37,6 +39,7 @@ NOT_IMPLEMENTED = b"\xff\x00"
 
 # The inflater's window: the stub writes to flash whenever it is full.
 WINDOW_BYTES = 32768
+BLANK_SECTOR = b"\xff" * SECTOR_BYTES
 READ_PACKET_LIMIT_BYTES = 4096
 GREETING = b"OHAI"
 
@@ -90,6 +93,7 @@ class StubLoader:
         self._left = 0
         self._erase_at = 0
         self._erase_left = 0
+        self._dirty_seen = False
         self._inflater = zlib.decompressobj()
         self._window = bytearray()
         self._mem_left = -1
@@ -97,6 +101,8 @@ class StubLoader:
 
     async def run(self) -> None:
         """Greet and serve commands; raises Leave."""
+        self.core.spend(self.core.times.stub_start_s)
+        self.core.attach(StubReceiver(self.core.time_s))
         self.core.send_frame(GREETING)
         while True:
             command = lc.parse(await self.core.frame())
@@ -202,13 +208,24 @@ class StubLoader:
         self._inflater = zlib.decompressobj()
         self._window.clear()
         self._erase_at, self._erase_left = sector_span(offset, size) if size else (offset, 0)
+        self._dirty_seen = False
         self._erase_next()
         self._answer(command)
         await self.core.settle()
 
     def _erase_next(self) -> None:
-        """Start the next erase where the flash is free; never wait for it."""
-        if self._erase_left and not self.core.flash_is_busy():
+        """Pass one blank sector, or start the next erase where the flash is free; never wait."""
+        if not self._erase_left:
+            return
+        if not self._dirty_seen:
+            read_s_per_mib = self.core.times.read_s_per_mib
+            sector = self.core.read_flash(self._erase_at, SECTOR_BYTES, read_s_per_mib)
+            if sector == BLANK_SECTOR:
+                self._erase_at += SECTOR_BYTES
+                self._erase_left -= SECTOR_BYTES
+                return
+            self._dirty_seen = True
+        if not self.core.flash_is_busy():
             step = next_erase_bytes(self._erase_at, self._erase_left)
             self.core.start_erase(self._erase_at, step, "loader")
             self._erase_at += step
@@ -216,8 +233,9 @@ class StubLoader:
 
     async def _write(self, data: bytes) -> None:
         while self._erase_left and self._erase_at < self._at + len(data):
-            self.core.wait_flash()
-            await self.core.settle()
+            if self._dirty_seen:
+                self.core.wait_flash()
+                await self.core.settle()
             self._erase_next()
         if self._at + len(data) > self.flash_bytes:
             self._late_error = FAILED_SPI_OP
@@ -288,11 +306,10 @@ class StubLoader:
         self._need(command, 16)
         address, size = command.words(2)
         self._check_range(address, size)
-        self.core.wait_flash()
-        digest = hashlib.md5(self.core.flash.read(address, size)).digest()
         times = self.core.times
-        self.core.spend(times.md5_call_s + times.md5_s_per_mib * size / (1 << 20))
-        self._answer(command, data=digest)
+        data = self.core.read_flash(address, size, times.md5_s_per_mib)
+        self.core.spend(times.md5_call_s)
+        self._answer(command, data=hashlib.md5(data).digest())
 
     async def _read_flash(self, command: Command) -> None:
         self._need(command, 16)
@@ -304,14 +321,14 @@ class StubLoader:
         if address + size > self.flash_bytes:
             self._late_error = FAILED_SPI_OP
             return
-        self.core.wait_flash()
+        read_s_per_mib = self.core.times.read_s_per_mib
         digest = hashlib.md5()
         sent = acked = 0
         while sent < size or acked < size:
             if sent < size:
-                packet = self.core.flash.read(address + sent, min(packet_bytes, size - sent))
+                packet_size = min(packet_bytes, size - sent)
+                packet = self.core.read_flash(address + sent, packet_size, read_s_per_mib)
                 digest.update(packet)
-                self.core.spend(self.core.times.read_s_per_mib * len(packet) / (1 << 20))
                 self.core.send_frame(packet)
                 sent += len(packet)
             ack = await self.core.frame()
