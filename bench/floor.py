@@ -12,7 +12,6 @@ import base64
 import functools
 import importlib.util
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,47 +115,6 @@ def image(line: Line, compressed_bytes: int, size_bytes: int) -> list[Item]:
         return [Item(f"image over the wire ({compressed_bytes:,} bytes, compressed)", wire)]
     return [Item(f"image into flash (erase {erase:.2f} s, program {program:.2f} s)",
                  erase + program)]  # fmt: skip
-
-
-WINDOW_BYTES = 32_768
-"""What the stub loader inflates before it writes (its inflater's window)."""
-
-
-def windows(compressed: bytes) -> list[int]:
-    """How many compressed bytes each window of the stream takes."""
-    inflate, left, sizes = zlib.decompressobj(), compressed, []
-    while left:
-        inflate.decompress(left, WINDOW_BYTES)
-        sizes.append(len(left) - len(inflate.unconsumed_tail))
-        left = inflate.unconsumed_tail
-    return sizes
-
-
-def through_stub(line: Line, compressed: bytes, size_bytes: int) -> list[Item]:
-    """A slot's time as Espressif's stub loader takes it, from a host that never hesitates.
-
-    It writes a window at a time, and starts the next erase, of 64 KiB, whenever it has written
-    one (espressif/esp-flasher-stub, command_handler.c). A write waits for the erase before it,
-    and a block is taken, and the next one asked for, only when the one before is in flash. So
-    wire and flash overlap by one block at the most, until all is erased.
-    """
-    times = Times()
-    erases = -(-size_bytes // BLOCK_BYTES)
-    program_s = WINDOW_BYTES // PAGE_BYTES * times.page_program_s
-    block_s = (BLOCK_WIRE_BYTES + 42) * 10 / line.baud
-    arrived = written = 0.0
-    free = times.block_erase_s  # the first erase starts with the request to begin
-    erases -= 1
-    for size in windows(compressed):
-        wire_s = (size + 42 * size / BLOCK_WIRE_BYTES) * 10 / line.baud
-        arrived = max(arrived + wire_s, written + max(0.0, wire_s - block_s))
-        written = max(arrived, free) + program_s
-        free = written
-        if erases > 0:
-            erases -= 1
-            free += times.block_erase_s
-    physics = total(image(line, len(compressed), size_bytes))
-    return [Item("image through this stub loader", max(written, physics))]
 
 
 @dataclass(frozen=True)

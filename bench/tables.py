@@ -47,14 +47,13 @@ def ways(results: Sequence[Result]) -> Table:
             f"{result.median_s:.2f}",
             f"{result.spread_s:.2f}" if len(result.runs) > 1 else "-",
             f"{result.ratio:.2f}",
-            f"{result.stub_ratio:.2f}" if result.stub_ratio else "-",
         ]
         for way in ("best", "separate", "idftool"):
             other = scripts[name].get(way)
             row.append(f"{other:.2f} ({result.median_s / other:.2f})" if other else "-")
         rows.append(row)
     columns = ("Seconds (median)", "floor", "ours", "spread", "ours/floor",
-               "ours/stub's", "best script (ours/it)", "separate calls", "idftool ota")  # fmt: skip
+               "best script (ours/it)", "separate calls", "idftool ota")  # fmt: skip
     return _table("Updates of one board", columns, rows)
 
 

@@ -45,7 +45,6 @@ class Result:
     cell: Cell
     runs: list[Measured] = field(default_factory=list)
     floor: list[Item] = field(default_factory=list)
-    stub_floor: list[Item] = field(default_factory=list)
 
     @property
     def median_s(self) -> float:
@@ -68,11 +67,6 @@ class Result:
         """Of the median to the floor."""
         return self.median_s / self.floor_s
 
-    @property
-    def stub_ratio(self) -> float | None:
-        """Of the median to the floor of an image that goes through this stub loader."""
-        return self.median_s / floor.total(self.stub_floor) if self.stub_floor else None
-
     def phase_s(self, name: str) -> float:
         """A phase's median."""
         return statistics.median(run.phases.get(name, 0.0) for run in self.runs)
@@ -85,8 +79,6 @@ class Result:
             "spread_s": round(self.spread_s, 3),
             "floor_s": round(self.floor_s, 3),
             "ratio_to_floor": round(self.ratio, 3),
-            "ratio_to_stub_floor": round(self.stub_ratio, 3) if self.stub_ratio else None,
-            "stub_floor_s": round(floor.total(self.stub_floor), 3) if self.stub_floor else None,
             "floor": {item.name: round(item.seconds, 4) for item in self.floor},
             "runs": [
                 {
@@ -114,15 +106,6 @@ def measure(cell: Cell, runs: int, told: Callable[[str], None]) -> Result:
         told(f"{cell.task}, {cell.image}, {cell.state}, {cell.baud}, {cell.latency_ms} ms, "
              f"{cell.way}: run {run + 1}: {measured.total_s:.2f} s")  # fmt: skip
     result.floor = _floor(cell, data, image, result.runs[0], min(boots))
-    if cell.task == "update" and cell.state != "same":
-        line = floor.Line(cell.baud, cell.latency_ms / 1000)
-        sent = make_stream(image.data)
-        stream = b"".join(block.data for block in sent.blocks)
-        result.stub_floor = [
-            *floor.connect(line),
-            *floor.through_stub(line, stream, sent.size_bytes),
-            *floor.leave(min(boots)),
-        ]
     return result
 
 

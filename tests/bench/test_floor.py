@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import zlib
-
 import pytest
 
 from bench import boards, floor, tables, updates
 from bench.ours import Measured
 from ota_service.formats.nvs import parse_nvs
-from ota_service.sim.images import build_app
 
 
 def test_the_image_costs_what_wire_or_flash_asks() -> None:
@@ -55,26 +52,19 @@ def test_tables_show_ratios() -> None:
     """Ours beside the floor and beside a script, medians of several runs."""
     cell = updates.Cell("update", "1 MiB", "random", 921_600, 1, "ours")
     mine = updates.Result(cell, [Measured(9.0), Measured(8.0), Measured(10.0)],
-                          [floor.Item("wire", 6.0)], [floor.Item("stub", 7.5)])  # fmt: skip
+                          [floor.Item("wire", 6.0)])  # fmt: skip
     other = updates.Cell("update", "1 MiB", "random", 921_600, 1, "best")
     script = updates.Result(other, [Measured(12.0)], [floor.Item("wire", 6.0)])
     table = tables.ways([mine, script])
     cells = [list(column.cells) for column in table.columns]
-    shown = [column[0] for column in cells[1:7]]
-    assert shown == ["6.00", "9.00", "2.00", "1.50", "1.20", "12.00 (0.75)"]
+    shown = [column[0] for column in cells[1:6]]
+    assert shown == ["6.00", "9.00", "2.00", "1.50", "12.00 (0.75)"]
     assert mine.to_json()["ratio_to_floor"] == 1.5
 
 
-@pytest.mark.parametrize(("baud", "bound"), [(115_200, "wire"), (4_000_000, "flash")])
-def test_the_stub_loaders_floor_is_never_below_physics(baud: int, bound: str) -> None:
-    """At a slow wire both are the same but for the last write, at a fast one it is the flash."""
-    line = floor.Line(baud, 0.001)
-    stream = zlib.compress(build_app(size_bytes=1 << 20), 9)
-    assert sum(floor.windows(stream)) == len(stream)
-    physics = floor.total(floor.image(line, len(stream), 1 << 20))
-    stub = floor.total(floor.through_stub(line, stream, 1 << 20))
-    assert stub >= physics
-    assert stub - physics < (0.1 if bound == "wire" else 1.0)
-    small = zlib.compress(build_app(size_bytes=300_000), 9)  # its end: sector by sector
-    stub = floor.total(floor.through_stub(line, small, 300_000))
-    assert stub >= floor.total(floor.image(line, len(small), 300_000))
+def test_a_new_port_is_told_from_a_known_one() -> None:
+    """Its first session sends the stub loader at the ROM's speed."""
+    cells = [one for one in updates.standard() if not one.known_line]
+    assert {cell.image for cell in cells} == {"1 MiB", "3.5 MiB"}
+    result = updates.Result(cells[0], [Measured(9.0)], [floor.Item("wire", 6.0)])
+    assert next(iter(tables.ways([result]).columns[0].cells)).endswith(", new port")

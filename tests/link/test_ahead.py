@@ -63,7 +63,8 @@ def test_every_block_is_erased_once(tmp_path: Path, size_bytes: int) -> None:
 def test_an_erase_that_takes_longer_than_usual_does_no_harm(tmp_path: Path) -> None:
     """A worn chip: four times as slow as its data sheet says. What is written is right."""
     image = build_app("p", "1", size_bytes=262_144)
-    _write(tmp_path, image, bytes(len(image)), timed=True, erase_factor=4.0)
+    erases = _write(tmp_path, image, bytes(len(image)), timed=True, erase_factor=4.0)
+    assert erases == [ERASE_64K] * 4
 
 
 def test_it_pays_where_wire_and_flash_take_about_as_long() -> None:

@@ -80,7 +80,9 @@ class Board:
     def _times(self) -> Times:
         if not self.config.timed:
             return Times.off()
-        return Times(latency_s=self.config.bridge_latency_ms / 1000)
+        return Times(
+            latency_s=self.config.bridge_latency_ms / 1000, erase_factor=self.config.erase_factor
+        )
 
     def _count_op(self, op: FlashOp) -> None:
         self.ops_by[op.who] = self.ops_by.get(op.who, 0) + 1

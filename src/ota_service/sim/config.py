@@ -24,6 +24,7 @@ class BoardConfig:
     mac: six bytes as text, "24:0a:c4:00:00:01". revision: (major, minor) of the chip.
     flash_crypt_cnt: eFuse count, an odd number of bits means encrypted. rollback: whether the
     bootloader was built with app rollback. timed: wire, bridge and flash take their real time.
+    erase_factor: how much longer than their data sheets say erases take, where boards are timed.
     time_scale: seconds of an app's behaviour are multiplied by it. resets_on_open: opening the
     port resets the board, as with drivers that move DTR and RTS one after the other. max_baud:
     above it the wire carries noise; 0: it holds every speed. rom_reports_baud: the stub starts
@@ -42,6 +43,7 @@ class BoardConfig:
     rollback: bool = False
     timed: bool = False
     bridge_latency_ms: float = 1.0
+    erase_factor: float = 1.0
     time_scale: float = 1.0
     en_rise_s: float = EN_RISE_S
     boots_at_start: bool = True

@@ -52,6 +52,7 @@ class Times:
     boot_s: float = 0.06
     stub_start_s: float = 0.01
     latency_s: float = 0.001
+    erase_factor: float = 1.0
 
     @classmethod
     def off(cls) -> Times:
@@ -66,7 +67,8 @@ class Times:
         """One flash operation."""
         if kind == "program":
             return self.page_program_s
-        return self.block_erase_s if size_bytes == BLOCK_BYTES else self.sector_erase_s
+        usual_s = self.block_erase_s if size_bytes == BLOCK_BYTES else self.sector_erase_s
+        return usual_s * self.erase_factor
 
 
 class Core:
