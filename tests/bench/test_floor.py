@@ -67,4 +67,4 @@ def test_a_new_port_is_told_from_a_known_one() -> None:
     cells = [one for one in updates.standard() if not one.known_line]
     assert {cell.image for cell in cells} == {"1 MiB", "3.5 MiB"}
     result = updates.Result(cells[0], [Measured(9.0)], [floor.Item("wire", 6.0)])
-    assert next(iter(tables.ways([result]).columns[0].cells)).endswith(", new port")
+    assert str(next(iter(tables.ways([result]).columns[0].cells))).endswith(", new port")

@@ -50,7 +50,8 @@ def recorded(board: RunningBoard) -> Iterator[Recorded]:
     def noted(data: Any) -> int | None:
         frames = [frame for frame in bytes(data).strip(b"\0").split(b"\xc0") if frame.strip(b"\0")]
         notes.calls.append(Written(port.baudrate, tuple(frame[1] for frame in frames)))
-        return write(data)
+        written: int | None = write(data)
+        return written
 
     port.write = noted
     try:
