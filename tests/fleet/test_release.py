@@ -6,8 +6,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from ota_service.firmware.target import Target
 from ota_service.fleet.journal import open_journal
+from ota_service.fleet.journal_rows import BoardRecord
 from ota_service.fleet.service import FleetService, shutdown
 from ota_service.fleet.settings import BoardEntry, Settings
 
@@ -37,5 +40,69 @@ async def test_release_forgets_the_usb_device_that_was_learned(tmp_path: Path) -
             await service.command("release", {})
             assert journal.known_port(PORT) is None
             assert service.status()["boards"]["a"]["state"] == "unknown"
+        finally:
+            await shutdown()
+
+
+MAC = "24:0a:c4:00:00:01"
+
+
+@pytest.mark.parametrize(
+    ("stored", "how", "state"),
+    [
+        *[("1", None, "up_to_date"), ("1", "cut", "unknown"), ("1", "failed", "unknown")],
+        *[("0", None, "outdated"), ("0", "cut", "outdated")],
+    ],
+)
+async def test_a_version_that_was_read_before_a_lost_session_is_no_evidence(
+    tmp_path: Path, stored: str, how: str | None, state: str
+) -> None:
+    """A board is not called up to date by what was read of it before an attempt that failed."""
+    settings = Settings(
+        service="OTA",
+        target=Target("http://127.0.0.1:9/x.bin", "1"),
+        boards=(BoardEntry("a", port=PORT),),
+        auto_update=False,
+        state_dir=tmp_path / "state",
+        cache_dir=tmp_path / "cache",
+    )
+    with open_journal(settings.state_dir) as journal:
+        journal.learn_name("OTA", "a", MAC)
+        journal.save_board(BoardRecord(MAC, version=stored))
+        if how is not None:
+            journal.begin_attempt(MAC, settings.target.key)
+        if how == "failed":
+            journal.end_attempt(MAC, settings.target.key, succeeded=False, code="link-lost")
+        service = await FleetService.open(settings)
+        try:
+            await asyncio.to_thread(service._core._remember_boards)  # its start does so, later
+            assert service.status()["boards"]["a"]["state"] == state
+        finally:
+            await shutdown()
+
+
+@pytest.mark.parametrize(("stored", "state"), [("1", "unknown"), ("0", "outdated")])
+async def test_a_released_board_is_not_believed_to_be_up_to_date(
+    tmp_path: Path, stored: str, state: str
+) -> None:
+    """It was set aside by an attempt that failed behind the reading of its version."""
+    settings = Settings(
+        service="OTA",
+        target=Target("http://127.0.0.1:9/x.bin", "1"),
+        boards=(BoardEntry("a", port=PORT),),
+        auto_update=False,
+        state_dir=tmp_path / "state",
+        cache_dir=tmp_path / "cache",
+    )
+    with open_journal(settings.state_dir) as journal:
+        journal.learn_name("OTA", "a", MAC)
+        journal.save_board(BoardRecord(MAC, version=stored))
+        journal.set_attempt_state(MAC, settings.target.key, "set_aside", code="link-lost")
+        service = await FleetService.open(settings)
+        try:
+            await asyncio.to_thread(service._core._remember_boards)
+            service._core.boards["a"].state = "set_aside"
+            await service.command("release", {})
+            assert service.status()["boards"]["a"]["state"] == state
         finally:
             await shutdown()

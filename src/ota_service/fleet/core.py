@@ -284,8 +284,13 @@ class Core:
             shown["app_version"] = record.app_version
             board.running = {key: value for key, value in shown.items() if value is not None}
             target = effective_target(self.settings, entry)
-            if record.version is not None:
-                board.state = "up_to_date" if record.version == target.version else "outdated"
+            if record.version is None:
+                continue
+            attempt = self.memory.journal.attempt(record.mac, target.key)
+            if record.version != target.version:
+                board.state = "outdated"
+            elif attempt.open_since is None and not attempt.failed:
+                board.state = "up_to_date"  # else it may have been changed since it was read
 
     # --- runs
 
@@ -385,9 +390,10 @@ class Core:
                 board.error = None
                 board.attempts = 0
                 target = effective_target(self.settings, board.entry)
-                known = board.version is not None
-                same = board.version == target.version
-                board.state = "unknown" if not known else "up_to_date" if same else "outdated"
+                # With the configured version stored it would not have come to this: what was
+                # read was changed since, or is not what runs.
+                known = board.version not in (None, target.version)
+                board.state = "outdated" if known else "unknown"
         return freed
 
     async def pause(self, seconds: float, work: BoardWork) -> None:
