@@ -47,6 +47,15 @@ async def test_release_forgets_the_usb_device_that_was_learned(tmp_path: Path) -
 MAC = "24:0a:c4:00:00:01"
 
 
+async def _placed(service: FleetService) -> None:
+    """Wait until the service has looked at its journal, and then for its boards' ports."""
+    for _ in range(400):
+        if service.status()["boards"]["a"].get("port"):
+            return
+        await asyncio.sleep(0.05)  # the status has no event to await
+    raise TimeoutError("the board was not placed")
+
+
 @pytest.mark.parametrize(
     ("stored", "how", "state"),
     [
@@ -75,7 +84,7 @@ async def test_a_version_that_was_read_before_a_lost_session_is_no_evidence(
             journal.end_attempt(MAC, settings.target.key, succeeded=False, code="link-lost")
         service = await FleetService.open(settings)
         try:
-            await asyncio.to_thread(service._core._remember_boards)  # its start does so, later
+            await _placed(service)
             assert service.status()["boards"]["a"]["state"] == state
         finally:
             await shutdown()
@@ -100,7 +109,7 @@ async def test_a_released_board_is_not_believed_to_be_up_to_date(
         journal.set_attempt_state(MAC, settings.target.key, "set_aside", code="link-lost")
         service = await FleetService.open(settings)
         try:
-            await asyncio.to_thread(service._core._remember_boards)
+            await _placed(service)
             service._core.boards["a"].state = "set_aside"
             await service.command("release", {})
             assert service.status()["boards"]["a"]["state"] == state
