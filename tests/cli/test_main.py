@@ -22,9 +22,7 @@ from ota_service.cli.ports import describe, looks_like
 ROOT = Path(__file__).parents[2]
 
 
-def run(
-    *arguments: str, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "ota_service.cli.main", *arguments],

@@ -148,9 +148,9 @@ async def test_a_user_and_password_are_asked_for_and_not_shown(
         url = shown.replace("USER:PASSWORD", "me:hunter2%3Ax")
         assert (await supply.get(Target(url, "1"))).data == APP
         for wrong in (
-                shown.replace("USER:PASSWORD@", ""),
-                shown.replace("USER:PASSWORD", "me:hunter3"),
-            ):
+            shown.replace("USER:PASSWORD@", ""),
+            shown.replace("USER:PASSWORD", "me:hunter3"),
+        ):
             with pytest.raises(OtaError, match="401") as caught:
                 await supply.get(Target(wrong, "2"))
             assert "user and password" in caught.value.remedy

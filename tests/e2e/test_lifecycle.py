@@ -226,9 +226,7 @@ async def test_an_unfit_release_stops_for_the_other_boards(tmp_path: Path) -> No
         assert states == ["outdated", "outdated", "outdated", "rolled_back"]
         assert status["error"]["code"] == "stopped"
         assert "1 of 1 boards failed to boot" in status["error"]["message"]
-        assert all(
-            rig.board(name).control.running()["version"] == "1.0.0" for name in rig.names
-        )
+        assert all(rig.board(name).control.running()["version"] == "1.0.0" for name in rig.names)
         last = await rig.run_id()
         good = await rig.configure_and_wait("1.2.0", last)
         assert all(board["version"] == "1.2.0" for board in good["boards"].values())

@@ -12,21 +12,25 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from ota_service.board import registers
 from ota_service.fleet.hooks import SessionHooks
+from ota_service.fleet.journal import open_journal
 from ota_service.sim.control import BoardControl
 from ota_service.sim.images import Behaviour
 from ota_service.sim.process import SimBoard
-from tests.faults.desk import CLEAN_ENDS, Desk, Held
+from tests.faults.desk import CLEAN_ENDS, IMAGE_BYTES, Desk, Held
 
 LAYOUTS = ("guide", "micro-rdk", "micro-rdk-8mb")
 PHASES = (
     *("connecting", "inspecting", "writing", "verifying", "switching", "recording"),
     *("booting", "rolling_back"),
 )
+LARGE_BYTES = 200_000
+"""Of an image that says something of a line, and whose slot is erased while it travels."""
 PANICS = Behaviour(ending="panic", ending_after_s=0.2)
 
 
@@ -68,9 +72,23 @@ async def heal(desk: Desk, new: str, before: Any, name: str = "a") -> None:
     await desk.truth(before, new, name)
 
 
+@contextmanager
+def shortcuts(desk: Desk) -> Iterator[None]:
+    """The next session has a line that is known, and takes the bridge for a slow one."""
+    with open_journal(desk.folder / "state") as journal:
+        journal.record_carried(desk.board().mac, desk.board().url, 921_600)
+    before, registers.TOGETHER_FROM_S = registers.TOGETHER_FROM_S, 0.0
+    try:
+        yield
+    finally:
+        registers.TOGETHER_FROM_S = before
+
+
 async def noise(folder: Path, seed: int) -> str:
     """Bytes lost, doubled or changed, in one direction or both, up to 1 in 1,000.
 
+    With odd seeds every shortcut is taken: the stub loader is sent fast, registers are looked at
+    together, and the slot is erased while the image travels.
     Returns the state that the update ended in while the noise lasted.
     """
     rng = random.Random(seed)
@@ -80,8 +98,13 @@ async def noise(folder: Path, seed: int) -> str:
     board = SimBoard(LAYOUTS[seed % len(LAYOUTS)], config={"seed": seed})
     async with Desk.start(folder, [board]) as desk:
         before = await desk.look()
-        desk.board().control.set_faults(**{way: dict.fromkeys(kinds, rate) for way in ways})
-        status = await desk.updated("1.1.0", timeout_s=180)
+        size_bytes = LARGE_BYTES if seed % 2 else IMAGE_BYTES
+        url = desk.serve("1.1.0", size_bytes=size_bytes)
+        with ExitStack() as stack:
+            if seed % 2:
+                stack.enter_context(shortcuts(desk))
+            desk.board().control.set_faults(**{way: dict.fromkeys(kinds, rate) for way in ways})
+            status = await desk.updated("1.1.0", url=url, timeout_s=180)
         state: str = status["boards"]["a"]["state"]
         await desk.truth(before, "1.1.0")
         if state != "up_to_date":

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from serial.serialutil import SerialBase
 
+from ota_service.board import registers
+from ota_service.board import start_stub as start_stub_module
 from ota_service.board.link import EspLink
 from ota_service.board.ports import ESPRESSIF_VID, PortInfo
 from ota_service.board.serial_port import close_port, open_port
@@ -39,6 +41,38 @@ NOISE_SEEDS = (1, 3, 4, 6, 7, 9, 11, 12, 16, 18)
 def test_noise_leads_to_no_wrong_belief() -> None:
     """Bytes lost, doubled or changed at up to 1 in 1,000: updated, or as it was; never between."""
     assert prove.several([("noise", seed) for seed in NOISE_SEEDS]) == {}
+
+
+@pytest.mark.slow
+async def test_shortcuts_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is broken by noise with odd seeds is what it is said to be."""
+    together: list[int] = []
+    real = registers.Registers._send
+
+    def send(self: registers.Registers, data: bytes) -> None:
+        together.append(data.count(registers.GAP))
+        real(self, data)
+
+    monkeypatch.setattr(registers.Registers, "_send", send)
+    fast: list[int | None] = []
+    start = start_stub_module.start_stub
+
+    def start_stub(esp: Any, carried_baud: int | None) -> Any:
+        fast.append(carried_baud)
+        return start(esp, carried_baud)
+
+    monkeypatch.setattr("ota_service.board.link.start_stub", start_stub)
+    async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
+        before = await desk.look()
+        desk.board().control.start_trace()
+        with scenarios.shortcuts(desk):
+            url = desk.serve("1.1.0", size_bytes=scenarios.LARGE_BYTES)
+            await desk.updated("1.1.0", url=url)
+        ops = desk.board().control.stop_trace()
+        assert sum(op["kind"] == "erase" and op["size"] == 0x10000 for op in ops) == 3
+        assert len(together) > 20
+        assert fast[0] == 921_600
+        await desk.truth(before, "1.1.0")
 
 
 @pytest.mark.slow

@@ -60,6 +60,8 @@ SHY = _firmware("shy", "rel-2", "1.1.0-shy", 20_000, confirms=False)
 NEXT = _firmware("next", "rel-3", "1.2.0", 20_000)
 OTHER = _firmware("other", "", "0.9.0", 21_000)
 """What stands in slots that do not run."""
+LARGE = _firmware("large", "rel-2", "1.1.0", 400_000)
+"""A new firmware whose slot is erased while it travels. The others are too small for that."""
 
 ALL = (OLD, NEW, PLAIN, PANICS, SHY, NEXT, OTHER)
 

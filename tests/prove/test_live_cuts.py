@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from ota_service.board.session import Job
 from ota_service.errors import OtaError
-from tests.prove.board import BOOT, Notes, quiet
+from ota_service.formats.flashops import Erase
+from tests.prove.board import BOOT, Notes, Op, quiet
 from tests.prove.flows import Case, recover
-from tests.prove.images import NEW
+from tests.prove.images import LARGE
+from tests.prove.judge import Judge
 from tests.prove.link import Boards, RealBoard
 from tests.prove.starts import Start
 
@@ -39,10 +41,35 @@ def test_power_that_fails_within_a_session_is_a_lost_link(boards: Boards) -> Non
         *((total - k, "torn") for k in range(1, 22, 4)),
     ]
 
+    assert _cut_each(boards, CASE.job(), cuts, judge) == []
+
+
+def test_power_that_fails_while_a_slot_is_erased_ahead(boards: Boards) -> None:
+    """At each of its erases, whole and torn, and at the program behind: the old firmware runs, and
+    the next session comes to its target."""
+    job = Job("board", version=LARGE.tag, image=LARGE.image, boot=BOOT)
+    judge = CASE.judge(CASE.flash())
+    ops = next(boards.each(lambda board, _: recorded(board, CASE, job), [None]))
+    slot = [op for op in ops if op.phase == "writing"]
+    erases = [
+        number
+        for number, op in enumerate(slot, 1)
+        if isinstance(op.op, Erase) and op.op.size_bytes == 0x10000
+    ]
+    assert len(erases) == len(LARGE.data) // 0x10000
+    cuts = [(at + later, mode) for at in erases for later, mode in AROUND]
+    assert _cut_each(boards, job, cuts, judge) == []
+
+
+AROUND = ((0, "torn"), (0, "whole"), (1, "torn"))
+
+
+def _cut_each(boards: Boards, job: Job, cuts: Sequence[tuple[int, str]], judge: Judge) -> list[str]:
+    """Cut a session of `job` in each way; what the judge finds, and whether CASE is reached."""
+
     def cut(board: RealBoard, at: tuple[int, str]) -> list[str]:
         board.load(CASE.flash(), rollback=False)
         board.control.cut_power_at(at[0], at[1])  # type: ignore[arg-type]
-        job = Job("board", version=NEW.tag, image=NEW.image, boot=BOOT)
         with quiet():
             with pytest.raises(OtaError) as caught:
                 board.session(job, Notes(CASE.facts()))
@@ -53,11 +80,11 @@ def test_power_that_fails_within_a_session_is_a_lost_link(boards: Boards) -> Non
             problems += recover(CASE, board, CASE.facts(interrupted=True))
         return [f"{at}: {problem.text}" for problem in problems]
 
-    assert [text for texts in boards.each(cut, cuts) for text in texts] == []
+    return [text for texts in boards.each(cut, cuts) for text in texts]
 
 
-def recorded(board: RealBoard, case: Case) -> list[object]:
+def recorded(board: RealBoard, case: Case, job: Job | None = None) -> list[Op]:
     """The loader's operations of a session that nothing disturbs."""
     board.load(case.flash(), rollback=False)
-    _, ops = board.record(case.job(), Notes(case.facts()))
+    _, ops = board.record(job or case.job(), Notes(case.facts()))
     return [op for op in ops if op.who == "loader"]
