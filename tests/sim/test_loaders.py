@@ -14,9 +14,17 @@ import pytest
 from esptool.util import FatalError
 
 from ota_service.sim import chip
+from ota_service.sim.loader_stub import known_stubs
 from tests.sim.conftest import StartBoard
 
 Connect = Callable[..., Any]
+
+
+def test_the_stub_loader_is_the_one_that_is_modelled() -> None:
+    """Another one of the same protocol may receive, erase and start differently: look at its source
+    (espressif/esp-flasher-stub) before this is changed with esptool's pin."""
+    found = {hashlib.sha256(text).hexdigest()[:16] for text in known_stubs().values()}
+    assert "fc5fb606754d152b" in found  # 1.4.1, ESP32, with esptool 5.6.0
 
 
 def test_rom_knows_two_mebibytes_until_told(start: StartBoard, connect: Connect) -> None:
