@@ -58,6 +58,9 @@ class _Notes:
     def cancelled(self) -> bool:
         return False
 
+    def carried(self, baud: int) -> None:
+        pass
+
     def stopping(self) -> bool:
         return False
 

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ota_service.board import registers
+from ota_service.board import link, registers
 from ota_service.fleet.hooks import SessionHooks
 from ota_service.fleet.journal import open_journal
 from ota_service.sim.control import BoardControl
@@ -77,11 +77,12 @@ def shortcuts(desk: Desk) -> Iterator[None]:
     """The next session has a line that is known, and takes the bridge for a slow one."""
     with open_journal(desk.folder / "state") as journal:
         journal.record_carried(desk.board().mac, desk.board().url, 921_600)
-    before, registers.TOGETHER_FROM_S = registers.TOGETHER_FROM_S, 0.0
+    before = registers.TOGETHER_MARGIN_S, link.AHEAD_BELOW_S
+    registers.TOGETHER_MARGIN_S, link.AHEAD_BELOW_S = -1.0, 1.0
     try:
         yield
     finally:
-        registers.TOGETHER_FROM_S = before
+        registers.TOGETHER_MARGIN_S, link.AHEAD_BELOW_S = before
 
 
 async def noise(folder: Path, seed: int) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from ota_service.firmware.target import Target
 from ota_service.fleet.journal import open_journal
-from ota_service.fleet.journal_rows import BoardRecord
+from ota_service.fleet.journal_rows import BoardRecord, now
 from ota_service.fleet.service import FleetService, shutdown
 from ota_service.fleet.settings import BoardEntry, Settings
 
@@ -60,6 +60,7 @@ async def _placed(service: FleetService) -> None:
     ("stored", "how", "state"),
     [
         *[("1", None, "up_to_date"), ("1", "cut", "unknown"), ("1", "failed", "unknown")],
+        *[("1", "cancelled", "unknown"), ("1", "other", "unknown"), ("1", "read", "up_to_date")],
         *[("0", None, "outdated"), ("0", "cut", "outdated")],
     ],
 )
@@ -78,10 +79,15 @@ async def test_a_version_that_was_read_before_a_lost_session_is_no_evidence(
     with open_journal(settings.state_dir) as journal:
         journal.learn_name("OTA", "a", MAC)
         journal.save_board(BoardRecord(MAC, version=stored))
+        tried = "another target" if how == "other" else settings.target.key
+        codes = {"failed": "link-lost", "other": "link-lost", "read": "link-lost"}
         if how is not None:
-            journal.begin_attempt(MAC, settings.target.key)
-        if how == "failed":
-            journal.end_attempt(MAC, settings.target.key, succeeded=False, code="link-lost")
+            journal.begin_attempt(MAC, tried)
+        if how not in (None, "cut"):
+            code = codes.get(str(how), str(how))
+            journal.end_attempt(MAC, tried, succeeded=False, code=code)
+        if how == "read":  # and looked at since then
+            journal.update_board(MAC, version_read_at=now())
         service = await FleetService.open(settings)
         try:
             await _placed(service)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A board's port that notes what is written to it, and at which speed."""
+"""A board's port that notes what is written to it, and at which speed, and may damage it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,10 +26,11 @@ class Written:
 
 @dataclass
 class Recorded:
-    """A port, and what was written to it."""
+    """A port, and what was written to it. damage: what a write becomes on its way."""
 
     port: SerialBase
     calls: list[Written] = field(default_factory=list)
+    damage: Callable[[bytes], bytes] = bytes
 
     def bauds_of(self, command: int) -> set[int]:
         """At which speeds a command was sent."""
@@ -50,7 +51,7 @@ def recorded(board: RunningBoard) -> Iterator[Recorded]:
     def noted(data: Any) -> int | None:
         frames = [frame for frame in bytes(data).strip(b"\0").split(b"\xc0") if frame.strip(b"\0")]
         notes.calls.append(Written(port.baudrate, tuple(frame[1] for frame in frames)))
-        written: int | None = write(data)
+        written: int | None = write(notes.damage(bytes(data)))
         return written
 
     port.write = noted

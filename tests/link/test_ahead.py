@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ota_service.board import link as link_module
+from ota_service.board import registers
 from ota_service.board.link import EspLink
 from ota_service.board.stream import BLOCK_BYTES, ahead_cuts, ahead_pays, make_stream, windows
+from ota_service.errors import OtaError
 from ota_service.formats.flashops import PAGE_BYTES
+from ota_service.sim.control import BoardControl
 from ota_service.sim.images import build_app
 from ota_service.sim.process import SimBoard, SimProcess
-from tests.link.recorded import recorded
+from tests.link.recorded import DEFL_DATA, MEM_DATA, WRITE_REG, Recorded, recorded
 
 SLOT = 0x110000
+
+
+@pytest.fixture(autouse=True)
+def _whatever_this_machine_is_busy_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exchange that took long here says nothing of a bridge."""
+    monkeypatch.setattr(link_module, "AHEAD_BELOW_S", 10.0)
+    monkeypatch.setattr(registers, "_alone", set())
+
+
 ERASE_64K, ERASE_4K = ("erase", 0x10000), ("erase", 0x1000)
 
 
@@ -36,7 +51,7 @@ def _write(tmp_path: Path, image: bytes, before: bytes, **config: Any) -> list[t
         control = sim.boards[0].control
         control.write_flash(SLOT, before)
         link = EspLink.connect(notes.port, baud=921_600)
-        assert link._erases_ahead(SLOT, stream) or config
+        assert link._erases_ahead(SLOT, stream)
         control.start_trace()
         link.write_stream(SLOT, stream, lambda _: None)
         ops = control.stop_trace()
@@ -118,3 +133,128 @@ def test_windows_are_where_the_inflater_is_full() -> None:
     assert ends == sorted(ends)
     assert ends[-1] == stream.compressed_bytes
     assert ahead_cuts(ends, 0x1FFFF) == []
+
+
+# --- when something goes wrong on the way
+
+
+@contextmanager
+def _linked(tmp_path: Path, **config: Any) -> Iterator[tuple[EspLink, Recorded, BoardControl]]:
+    """A link to a board whose slot is dirty."""
+    with (
+        SimProcess(tmp_path, [SimBoard("guide", config=config)]) as sim,
+        recorded(sim.boards[0]) as notes,
+    ):
+        control = sim.boards[0].control
+        control.write_flash(SLOT, bytes(len(IMAGE)))
+        link = EspLink.connect(notes.port, baud=921_600)
+        yield link, notes, control
+        link.restart()
+
+
+IMAGE = build_app("p", "1", size_bytes=262_144)
+STREAM = make_stream(IMAGE)
+
+
+def _is_right(link: EspLink, control: BoardControl) -> bool:
+    body = SLOT + PAGE_BYTES, len(IMAGE) - PAGE_BYTES
+    assert control.read_flash(SLOT, len(IMAGE)) == _written(IMAGE)
+    return link.md5(*body) == STREAM.body_md5
+
+
+def _count(notes: Recorded) -> int:
+    """How many blocks went out together with the start of an erase."""
+    return sum(call.commands == (WRITE_REG, DEFL_DATA) for call in notes.calls)
+
+
+def test_a_block_that_is_lost_behind_an_erase_ends_that_way_of_erasing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a gap the stub loader loses it. It is sent once more, and the port is remembered."""
+    monkeypatch.setattr(registers, "GAP", b"")
+    monkeypatch.setattr(link_module, "DEFAULT_TIMEOUT", 0.4)
+    monkeypatch.setattr("esptool.cmds._get_flash_defl_block_timeout", lambda *_: 0.4)
+    with _linked(tmp_path, timed=True) as (link, notes, control):
+        assert link._erases_ahead(SLOT, STREAM)
+        link.write_stream(SLOT, STREAM, lambda _: None)
+        assert _count(notes) == 1
+        assert _is_right(link, control)
+        assert link.carried_baud == 0
+        assert not link._erases_ahead(SLOT, STREAM)
+
+
+def test_a_register_that_reads_wrong_starts_no_erase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The block goes alone, and what is left to erase is the stub loader's."""
+    with _linked(tmp_path) as (link, notes, control):
+        real = registers.Registers.read
+        wrong = iter([0x1000])
+
+        def read(self: registers.Registers, register: int) -> int:
+            value = real(self, register)
+            return value ^ next(wrong, 0) if value == (SLOT + 0x10000) << 8 else value
+
+        monkeypatch.setattr(registers.Registers, "read", read)
+        link.write_stream(SLOT, STREAM, lambda _: None)
+        assert next(wrong, None) is None, "the fault was not injected"
+        assert _count(notes) == 0
+        assert _is_right(link, control)
+
+
+def test_a_block_that_was_damaged_is_repeated_and_the_line_not_believed(tmp_path: Path) -> None:
+    """By its checksum. The speed is not taken for one that carries an image without errors."""
+    with _linked(tmp_path) as (link, notes, control):
+        left = [6]
+
+        def damage(data: bytes) -> bytes:
+            if data[2:3] == bytes([DEFL_DATA]) and len(data) > 100:
+                left[0] -= 1
+                if not left[0]:
+                    return data[:60] + bytes([data[60] ^ 1]) + data[61:]
+            return data
+
+        notes.damage = damage
+        link.write_stream(SLOT, STREAM, lambda _: None)
+        assert left[0] < 0
+        assert _is_right(link, control)
+        assert link.carried_baud == 0
+
+
+def test_a_digest_that_is_wrong_takes_a_speed_its_proof(tmp_path: Path) -> None:
+    """Whatever the blocks' checksums said."""
+    with _linked(tmp_path) as (link, _, control):
+        link.write_stream(SLOT, STREAM, lambda _: None)
+        assert link.carried_baud is None
+        control.write_flash(SLOT + 0x1000, b"\0")
+        assert link.md5(SLOT + PAGE_BYTES, len(IMAGE) - PAGE_BYTES) != STREAM.body_md5
+        assert link.carried_baud == 0
+
+
+def test_a_stop_between_two_blocks_leaves_the_stub_loader_in_sync(tmp_path: Path) -> None:
+    """Wherever it comes: the link goes on to work."""
+    for at in range(6):
+        (tmp_path / str(at)).mkdir()
+        with _linked(tmp_path / str(at)) as (link, _, _control):
+            seen: list[int] = []
+
+            def stop(done: int, seen: list[int] = seen, at: int = at) -> None:
+                seen.append(done)
+                if len(seen) > at:
+                    raise OtaError("cancelled")
+
+            with pytest.raises(OtaError):
+                link.write_stream(SLOT, STREAM, stop)
+            assert link.read(0x8000, 2) == b"\xaa\x50"
+            link.erase(0x300000, 0x1000)
+
+
+def test_a_second_connect_knows_what_the_first_one_knew(tmp_path: Path) -> None:
+    """After a look at what boots, nothing has to be proven again."""
+    with SimProcess(tmp_path, [SimBoard("guide")]) as sim, recorded(sim.boards[0]) as notes:
+        link = EspLink.connect(notes.port, baud=921_600, identified=lambda _: 921_600)
+        link.restart()
+        notes.clear()
+        link.reconnect()
+        assert notes.bauds_of(MEM_DATA) == {921_600}
+        link.restart()

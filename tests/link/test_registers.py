@@ -64,6 +64,7 @@ def test_a_loader_that_loses_requests_gets_them_one_by_one(
     monkeypatch.setattr(registers, "GAP", b"")
     monkeypatch.setattr(registers, "DEFAULT_TIMEOUT", 0.3)
     board = SimBoard("guide", config=SLOW)
+    monkeypatch.setattr(registers, "TOGETHER_MARGIN_S", -1.0)
     with SimProcess(tmp_path, [board]) as sim, recorded(sim.boards[0]) as notes:
         with pytest.raises(OtaError) as caught:
             EspLink.connect(notes.port, baud=115_200)

@@ -46,13 +46,31 @@ def test_a_line_that_carried_an_image_takes_the_stub_loader_at_that_speed(
             link.restart()
 
 
+@pytest.mark.parametrize(("estimate", "sent_at"), [(1.01, FAST), (0.99, FAST), (1.05, ROM)])
+@pytest.mark.parametrize("rom_reports_baud", [True, False])
+def test_a_rom_that_mistakes_its_crystal(
+    tmp_path: Path, estimate: float, sent_at: int, rom_reports_baud: bool
+) -> None:
+    """A little: it is asked for a speed that comes out right. By more: at the ROM's first speed."""
+    config = {"crystal_estimate": estimate, "rom_reports_baud": rom_reports_baud}
+    with (
+        SimProcess(tmp_path, [SimBoard("guide", config=config)]) as sim,
+        recorded(sim.boards[0]) as notes,
+    ):
+        link = _connect(notes, FAST)
+        assert notes.bauds_of(MEM_DATA) == {sent_at}
+        assert notes.port.baudrate == link.baud == FAST
+        link.restart()
+
+
 def test_a_speed_that_does_not_hold_any_more_costs_one_attempt(tmp_path: Path) -> None:
     """Another cable: the board is reset, started at the ROM's speed, and so from then on."""
     board = SimBoard("guide", config={"max_baud": 460_800})
     with SimProcess(tmp_path, [board]) as sim, recorded(sim.boards[0]) as notes:
         link = _connect(notes, FAST)
         assert link.baud == 460_800
-        assert MEM_DATA in notes.calls[-1].commands or ROM in notes.bauds_of(MEM_DATA)
+        assert notes.bauds_of(MEM_DATA) == {ROM}  # the ROM answered nothing at the high speed
+        assert link.carried_baud == 0
         link.restart()
         link = _connect(notes, FAST, 460_800)
         assert notes.bauds_of(MEM_DATA) == {ROM}

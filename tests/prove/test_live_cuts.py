@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from ota_service.board import link as link_module
 from ota_service.board.session import Job
+from ota_service.board.spi import Look, SpiBus
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import Erase
 from tests.prove.board import BOOT, Notes, Op, quiet
@@ -44,11 +46,22 @@ def test_power_that_fails_within_a_session_is_a_lost_link(boards: Boards) -> Non
     assert _cut_each(boards, CASE.job(), cuts, judge) == []
 
 
-def test_power_that_fails_while_a_slot_is_erased_ahead(boards: Boards) -> None:
+def test_power_that_fails_while_a_slot_is_erased_ahead(
+    boards: Boards, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At each of its erases, whole and torn, and at the program behind: the old firmware runs, and
     the next session comes to its target."""
     job = Job("board", version=LARGE.tag, image=LARGE.image, boot=BOOT)
     judge = CASE.judge(CASE.flash())
+    monkeypatch.setattr(link_module, "AHEAD_BELOW_S", 10.0)  # however busy this machine is
+    ahead: list[int] = []
+    erase = SpiBus.erase_block_during
+
+    def erase_block_during(self: SpiBus, address: int, look: Look, request: bytes) -> None:
+        ahead.append(address)
+        erase(self, address, look, request)
+
+    monkeypatch.setattr(SpiBus, "erase_block_during", erase_block_during)
     ops = next(boards.each(lambda board, _: recorded(board, CASE, job), [None]))
     slot = [op for op in ops if op.phase == "writing"]
     erases = [
@@ -56,7 +69,7 @@ def test_power_that_fails_while_a_slot_is_erased_ahead(boards: Boards) -> None:
         for number, op in enumerate(slot, 1)
         if isinstance(op.op, Erase) and op.op.size_bytes == 0x10000
     ]
-    assert len(erases) == len(LARGE.data) // 0x10000
+    assert len(erases) == len(LARGE.data) // 0x10000 == len(ahead) + 1
     cuts = [(at + later, mode) for at in erases for later, mode in AROUND]
     assert _cut_each(boards, job, cuts, judge) == []
 

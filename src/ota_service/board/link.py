@@ -19,7 +19,7 @@ from ota_service.board import esptool_setup
 from ota_service.board.chip import ChipInfo
 from ota_service.board.identify import KNOWN, chip_info, detect, read_mac
 from ota_service.board.protection import Protection
-from ota_service.board.registers import RefusedError, await_answer
+from ota_service.board.registers import RefusedError, await_answer, is_alone, keep_alone
 from ota_service.board.seen import Seen
 from ota_service.board.sparse import Region, digest, read_regions
 from ota_service.board.spi import (
@@ -33,6 +33,7 @@ from ota_service.board.spi import (
     RESET_ENABLE,
     SECTOR_ERASE,
     Look,
+    NotTakenError,
     SpiBus,
 )
 from ota_service.board.start_stub import ROM_BAUD, change_baud, start_stub
@@ -91,7 +92,8 @@ class EspLink:
 
     baud: the speed in use. chip: what it is. running: it was restarted into its firmware.
     carried_baud: a speed at which a whole slot went to this board without an error; 0: one went
-    with errors; None: none went.
+    with errors, or a known speed did not hold; None: nothing was learned. known_baud: what was
+    known of that when it was connected.
     """
 
     def __init__(self, esp: Any, spi: SpiBus, port: SerialBase, chip: ChipInfo, baud: int) -> None:
@@ -105,6 +107,7 @@ class EspLink:
         self.chip = chip
         self.baud = baud
         self.carried_baud: int | None = None
+        self.known_baud: int | None = None
         self.running = False
 
     @classmethod
@@ -128,6 +131,8 @@ class EspLink:
                     if not again:
                         raise OtaError("no-answer", _no_answer(error)) from error
             if link is not None:
+                if speed != baud:
+                    link.carried_baud = 0
                 return link
         raise OtaError("no-answer", "The chip answers, but no speed of the port can be used.")
 
@@ -147,7 +152,7 @@ class EspLink:
                 raise OtaError("secure-download")
             mac = read_mac(esp)
             carried = identified(mac) if identified is not None else None
-            esp = start_stub(esp, None if carried is None else min(carried, baud))
+            esp = start_stub(esp, mac, None if carried is None else min(carried, baud))
         except _ERRORS as error:
             raise _NotStarted(str(error)) from error
         try:
@@ -157,7 +162,9 @@ class EspLink:
             chip = chip_info(esp, mac)
             if chip.flash_bytes is not None:
                 esp.flash_set_parameters(chip.flash_bytes)
-            return cls(esp, spi, port, chip, baud)
+            link = cls(esp, spi, port, chip, baud)
+            link.known_baud = carried
+            return link
         except _ERRORS as error:
             if baud == ROM_BAUD:
                 raise OtaError("link-lost", _lost(error)) from error
@@ -200,9 +207,9 @@ class EspLink:
         """The MD5 of a region, computed by the stub loader."""
         with _lost_link():
             found = str(self._esp.flash_md5sum(offset, size_bytes))
-        if self._awaited == (offset, size_bytes, found):
-            self._proven = True
-            self.carried_baud = self.baud
+        if self._awaited is not None and self._awaited[:2] == (offset, size_bytes):
+            self._proven = self._awaited[2] == found
+            self.carried_baud = self.baud if self._proven else 0
         expected = self._expected.pop((offset, size_bytes), None)
         if expected is not None and digest(expected) == found:
             self._seen.put(offset, expected)
@@ -271,15 +278,16 @@ class EspLink:
         # takes is waited for with the next one.
         timeout_s = DEFAULT_TIMEOUT
         done = repeats = 0
-        for block in stream.ahead if ahead else stream.blocks:
+        blocks = stream.ahead if ahead else stream.blocks
+        for block in blocks:
             progress(done)  # between two blocks the stub loader is in sync: the place to stop at
             with _lost_link():
-                if block.erases is None:
-                    repeats += _send_block(esp, block.packet, timeout_s)
-                else:
-                    place = offset + block.erases
-                    self._spi.erase_block_during(place, self._look, block.packet)
-                    repeats += _send_block(esp, block.packet, timeout_s, sent=True)
+                sent = False
+                if ahead and block.erases is not None:
+                    sent = ahead = self._erase_during(offset + block.erases, block.packet)
+                failed = _send_block(esp, block.packet, timeout_s, sent=sent)
+                ahead = ahead and not failed  # then the stub loader erases the rest by itself
+                repeats += failed
             done += block.inflated_bytes
             timeout_s = cmds._get_flash_defl_block_timeout(esp, block.inflated_bytes)
         with _lost_link():
@@ -298,8 +306,17 @@ class EspLink:
             self.chip.name == "ESP32"
             and offset % BLOCK_BYTES == 0
             and self._spi.exchange_s < AHEAD_BELOW_S
+            and not is_alone(str(self._port.name))
             and ahead_pays(stream, self.baud)
         )
+
+    def _erase_during(self, offset: int, packet: bytes) -> bool:
+        """Erase 64 KiB while a block travels; False: nothing was started, nor the block sent."""
+        try:
+            self._spi.erase_block_during(offset, self._look, packet)
+        except NotTakenError:
+            return False
+        return True
 
     # --- the chip
 
@@ -319,7 +336,7 @@ class EspLink:
                     "wrong-board",
                     f"Another board answers on the port: {found} instead of {mac}.",
                 )
-            return self.carried_baud or None
+            return self.known_baud if self.carried_baud is None else self.carried_baud or None
 
         self.running = False  # from the first reset on, also where it does not answer then
         again = EspLink.connect(self._port, baud=self.baud, identified=same)
@@ -360,6 +377,8 @@ def _send_block(esp: Any, packet: bytes, timeout_s: float, *, sent: bool = False
             if repeats + 1 == WRITE_BLOCK_ATTEMPTS:
                 raise
         except FatalError:
+            if sent and not repeats:
+                keep_alone(str(port.name))
             if repeats + 1 == WRITE_BLOCK_ATTEMPTS:
                 raise
             # Nothing came of it: a delimiter was lost, and the stub loader now takes the end of a

@@ -29,8 +29,8 @@ One interrupt takes at most a FIFO of bytes, and the stub loader drops what stan
 a request in the same interrupt. Bytes outside of a frame mean nothing to it.
 """
 
-TOGETHER_FROM_S = 0.005
-"""From this time for an exchange on, a gap costs less than an answer: 1.4 ms at 921600 baud."""
+TOGETHER_MARGIN_S = 0.003
+"""How much longer than a gap an exchange must take for requests to go together."""
 
 _STALE_ANSWERS = 100
 """How many other answers may stand before the one that is waited for (esptool)."""
@@ -38,6 +38,18 @@ _STALE_ANSWERS = 100
 _alone: set[str] = set()
 """Ports on which requests that were sent together were not all answered, in this process."""
 _alone_lock = threading.Lock()
+
+
+def keep_alone(port: str) -> None:
+    """Send no two requests in one go to this port any more, as long as this process runs."""
+    with _alone_lock:
+        _alone.add(port)
+
+
+def is_alone(port: str) -> bool:
+    """Whether requests that were sent in one go were lost on this port."""
+    with _alone_lock:
+        return port in _alone
 
 
 def frame(command: int, data: bytes) -> bytes:
@@ -64,8 +76,8 @@ def await_answer(esp: Any, command: int) -> int:
 class Registers:
     """The registers of one chip.
 
-    exchange_s: what one exchange takes here; None until it was measured. Every method raises
-    esptool's FatalError where the chip stops answering.
+    exchange_s: what one exchange takes here at the least; None until it was measured. Every
+    method raises esptool's FatalError where the chip stops answering.
     """
 
     def __init__(self, esp: Any) -> None:
@@ -97,8 +109,7 @@ class Registers:
                 await_answer(self._esp, self._write_command)
             return [await_answer(self._esp, self._read_command) for _ in registers]
         except FatalError:
-            with _alone_lock:
-                _alone.add(self._port_name)
+            keep_alone(self._port_name)
             raise
 
     def write_before(self, records: Sequence[Record], request: bytes) -> None:
@@ -119,10 +130,10 @@ class Registers:
     @property
     def _together(self) -> bool:
         """Whether requests are sent together: on a slow bridge, unless that failed before."""
-        if self.exchange_s is None or self.exchange_s < TOGETHER_FROM_S:
+        if self.exchange_s is None:
             return False
-        with _alone_lock:
-            return self._port_name not in _alone
+        gap_s = len(GAP) * 10 / self._esp._port.baudrate
+        return self.exchange_s > gap_s + TOGETHER_MARGIN_S and not is_alone(self._port_name)
 
     @property
     def _port_name(self) -> str:

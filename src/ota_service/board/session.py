@@ -137,6 +137,9 @@ class Hooks(Protocol):
     def restarting(self, reason: str) -> None:
         """The board is restarted now, and why."""
 
+    def carried(self, baud: int) -> None:
+        """A whole slot went to the board at this speed without an error; 0: there were errors."""
+
     def cancelled(self) -> bool:
         """Whether to stop at the next place where that leaves the board bootable."""
 
@@ -151,8 +154,6 @@ class Outcome:
     version: the tag stored at the end. slot: what runs. confirmed: the boot was seen to be good;
     False where its log showed nothing to judge by; None where no boot was watched.
     boot_log: the watched lines, without the board's secrets. baud: the speed that was used.
-    carried_baud: a speed at which a whole slot went to the board without an error; 0: one went
-    with errors; None: none went.
     """
 
     end: End
@@ -166,7 +167,6 @@ class Outcome:
     previous_version: str | None = None
     boot_log: tuple[str, ...] = ()
     baud: int | None = None
-    carried_baud: int | None = None
 
 
 def run(port: SerialBase, job: Job, hooks: Hooks) -> Outcome:
@@ -195,9 +195,12 @@ class _Session:
         except BaseException:
             leave_download_mode(self.port)
             raise
-        outcome = self._connected(link)
+        try:
+            outcome = self._connected(link)
+        finally:
+            if link.carried_baud is not None:
+                self.hooks.carried(link.carried_baud)
         outcome.baud = link.baud
-        outcome.carried_baud = link.carried_baud
         return outcome
 
     def _connected(self, link: EspLink) -> Outcome:

@@ -23,7 +23,10 @@ from esptool.util import FatalError  # isort: skip
 
 ROM_BAUD = 115_200
 FASTEST_START_BAUD = 921_600
-"""The ROM estimates its crystal, and may miss speeds above 1 Mbaud (esptool, issue 365)."""
+"""What the ROM is asked for at the most. Its estimate of the crystal makes higher speeds a gamble
+(esptool, issue 365)."""
+CRYSTAL_TOLERANCE = 0.015
+"""How far the ROM's estimate may be off: the stub loader starts with a speed that is as wrong."""
 SETTLE_S = 0.01
 """What the chip and a bridge are given to change their speed, before the first of the tries."""
 PROOF_TIMEOUT_S = 0.25
@@ -31,11 +34,11 @@ PROOF_TIMEOUT_S = 0.25
 PROOF_TRIES = 2
 _GREETING = b"OHAI"
 _GREETING_TIMEOUT_S = 0.25
-"""The stub loader greets 40 ms after its start: it sets clocks, and waits for them, first."""
+"""The stub loader greets when it has set its clocks, some 10 ms after its start."""
 
 
 class _Ways:
-    """What was found in this process: ports on which a fast start failed, and the chips whose stub
+    """What was found in this process: ports on which a fast start failed, and boards whose stub
     loader starts at the ROM's first speed."""
 
     def __init__(self) -> None:
@@ -44,30 +47,35 @@ class _Ways:
         self._at_rom_baud: set[str] = set()
 
     def fast(self, port: str) -> bool:
+        """Whether a fast start may be tried."""
         with self._lock:
             return port not in self._slow
 
     def failed(self, port: str) -> None:
+        """A fast start failed."""
         with self._lock:
             self._slow.add(port)
 
-    def greets_at_rom_baud(self, chip: str) -> bool:
+    def greets_at_rom_baud(self, mac: str) -> bool:
+        """Whether the stub loader of this board was found to start at 115200."""
         with self._lock:
-            return chip in self._at_rom_baud
+            return mac in self._at_rom_baud
 
-    def learn(self, chip: str) -> None:
+    def learn(self, mac: str, at_rom_baud: bool) -> None:
+        """At which of both it answered."""
         with self._lock:
-            self._at_rom_baud.add(chip)
+            (self._at_rom_baud.add if at_rom_baud else self._at_rom_baud.discard)(mac)
 
 
 _WAYS = _Ways()
 
 
-def start_stub(esp: Any, carried_baud: int | None) -> Any:
+def start_stub(esp: Any, mac: str, carried_baud: int | None) -> Any:
     """Send the stub loader to a chip's ROM and start it; esptool's object for it.
 
-    carried_baud: a speed at which this port carried a whole slot to this very board without an
-    error; None: none is known, so the ROM's is used. The ROM checks each block by one byte only.
+    mac: of the board. carried_baud: a speed at which this port carried a whole slot to this very
+    board without an error; None: none is known, so the ROM's is used. The ROM checks each block
+    by one byte only.
     Raises FatalError; the chip must then be reset.
     """
     port = str(esp._port.name)
@@ -75,11 +83,13 @@ def start_stub(esp: Any, carried_baud: int | None) -> Any:
     if not fast or esp.sync_stub_detected or esp.CHIP_NAME != "ESP32":
         return _started(cmds.run_stub(esp))
     assert carried_baud is not None
+    baud = min(carried_baud, FASTEST_START_BAUD)
+    crystal = _crystal_error(esp)
+    if abs(crystal - 1) > CRYSTAL_TOLERANCE:
+        return _started(cmds.run_stub(esp))
     try:
-        change_baud(esp, min(carried_baud, FASTEST_START_BAUD))
-        _upload(esp)
-        return _greeted(esp)
-    except FatalError:
+        return _started_fast(esp, mac, baud, int(baud * crystal))
+    except Exception:
         _WAYS.failed(port)
         raise
 
@@ -90,25 +100,50 @@ def _started(esp: Any) -> Any:
     return esp
 
 
-def _upload(esp: Any) -> None:
+def _crystal_error(esp: Any) -> float:
+    """The ROM's estimate of the crystal, as a part of what it is: 40 or 26 MHz.
+
+    The ROM makes its divider from the estimate, so it must be asked for a speed that is as wrong
+    (esptool 5.6.0, targets/esp32.py, `change_baud`).
+    """
+    estimate = esp.get_rom_cal_crystal_freq()
+    return float(estimate / (40_000_000 if estimate > 33_000_000 else 26_000_000))
+
+
+def _started_fast(esp: Any, mac: str, baud: int, asked: int) -> Any:
+    """The stub loader, sent at `baud`, for which the ROM is asked for the speed `asked`."""
+    _set_baud(esp, asked, baud, 0)
     stub = StubFlasher(esp)
     for data, at in ((stub.text, stub.text_start), (stub.data, stub.data_start)):
         if data is not None:
             esp._upload_segment(data, at)
     esp.mem_finish(stub.entry)
+    started = _greeted(esp, mac, baud)
+    if esp._port.baudrate == baud and asked != baud:
+        change_baud(started, baud)  # it took what the ROM was asked for
+    return started
 
 
-def _greeted(esp: Any) -> Any:
-    """The started stub loader at the port's speed, or else at the ROM's first one."""
-    if _WAYS.greets_at_rom_baud(esp.CHIP_NAME):
-        esp._port.baudrate = ROM_BAUD
+def _greeted(esp: Any, mac: str, baud: int) -> Any:
+    """The started stub loader, at the speed at which it was sent or at the ROM's first one."""
+    speeds = [baud, ROM_BAUD]
+    if _WAYS.greets_at_rom_baud(mac):
+        speeds.reverse()
+    esp._port.baudrate = speeds[0]
     if _hears_greeting(esp):
         return esp.STUB_CLASS(esp)
-    esp._port.baudrate = ROM_BAUD
-    stub = esp.STUB_CLASS(esp)
-    prove_speed(stub)
-    _WAYS.learn(esp.CHIP_NAME)
-    return stub
+    for last, speed in enumerate(speeds):
+        esp._port.baudrate = speed
+        stub = esp.STUB_CLASS(esp)
+        try:
+            prove_speed(stub)
+        except FatalError:
+            if last:
+                raise
+        else:
+            _WAYS.learn(mac, speed == ROM_BAUD)
+            return stub
+    raise AssertionError("not reached")
 
 
 def _hears_greeting(esp: Any) -> bool:
@@ -122,10 +157,13 @@ def _hears_greeting(esp: Any) -> bool:
 
 
 def change_baud(esp: Any, baud: int) -> None:
-    """Change the speed, and see that the chip answers at it; raises FatalError."""
-    old = esp._port.baudrate if esp.IS_STUB else 0
+    """Change the stub loader's speed, and see that it answers at it; raises FatalError."""
+    _set_baud(esp, baud, baud, esp._port.baudrate)
+
+
+def _set_baud(esp: Any, asked: int, baud: int, old: int) -> None:
     try:
-        esp.command(esp.ESP_CMDS["CHANGE_BAUDRATE"], struct.pack("<II", baud, old))
+        esp.command(esp.ESP_CMDS["CHANGE_BAUDRATE"], struct.pack("<II", asked, old))
         esp._port.baudrate = baud
     except (ValueError, NotImplementedError, OSError) as error:  # where the port cannot
         raise FatalError(f"the port cannot be set to {baud} baud") from error

@@ -136,6 +136,9 @@ class _Hooks:
     def cancelled(self) -> bool:
         return self.stopped
 
+    def carried(self, baud: int) -> None:
+        """Nothing is kept of it."""
+
     def stopping(self) -> bool:
         return False
 

@@ -286,11 +286,10 @@ class Core:
             target = effective_target(self.settings, entry)
             if record.version is None:
                 continue
-            attempt = self.memory.journal.attempt(record.mac, target.key)
             if record.version != target.version:
                 board.state = "outdated"
-            elif attempt.open_since is None and not attempt.failed:
-                board.state = "up_to_date"  # else it may have been changed since it was read
+            elif self.memory.is_as_read(record):
+                board.state = "up_to_date"
 
     # --- runs
 

@@ -234,6 +234,12 @@ class SessionHooks:
         LOGGER.info("%s: restarted %s (%s)", self.work.board.name, reason, self.why)
         self.work.report.setdefault("restarts", []).append(reason)
 
+    def carried(self, baud: int) -> None:
+        """What the line was found to hold, or not to hold any more."""
+        board = self.work.board
+        if board.mac is not None:
+            self.memory.journal.record_carried(board.mac, str(board.port), baud)
+
     def cancelled(self) -> bool:
         """Whether to stop where that leaves the board bootable."""
         return self.work.cancel.is_set() or self.work.stop.is_set()

@@ -81,6 +81,15 @@ class Memory:
 
     # --- what is on them
 
+    def is_as_read(self, record: BoardRecord) -> bool:
+        """Whether a board's stored version is still what was read of it last: no attempt at any
+        target was begun since then that did not end well."""
+        latest = next(iter(self.journal.attempts(record.mac)), None)
+        if latest is None or (latest.open_since is None and latest.code is None):
+            return True
+        read, tried = record.version_read_at, latest.updated_at
+        return latest.open_since is None and bool(read and tried and read >= tried)
+
     def facts(self, mac: str, target: str) -> BoardFacts:
         """What a plan for this board may depend on."""
         record = self.journal.board(mac)

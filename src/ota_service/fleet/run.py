@@ -525,8 +525,6 @@ class Run:
             core.rename(board, outcome.found.chip.mac)
         if outcome.baud is not None and (outcome.baud < core.settings.baud or self.force):
             core.memory.journal.record_baud(str(board.port), outcome.baud)
-        if outcome.carried_baud is not None and board.mac is not None:
-            core.memory.journal.record_carried(board.mac, str(board.port), outcome.carried_baud)
         if self.purpose in READS:
             self._read(work, outcome)
             return

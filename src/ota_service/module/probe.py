@@ -61,6 +61,9 @@ class _Quiet:
         """Whether the caller has gone."""
         return self._given_up.is_set()
 
+    def carried(self, baud: int) -> None:
+        """Nothing is kept of it."""
+
     def stopping(self) -> bool:
         """The same: no boot is watched."""
         return self._given_up.is_set()

@@ -229,10 +229,12 @@ class Board:
                 self.state = "crashed"
                 self.history.add("crashed", entry=leave.entry)
                 await asyncio.Event().wait()
-            self._rom = None
+            noted, self._rom = self._rom.noted_baud, None
             self.state = "stub"
             if not self.config.rom_reports_baud:
                 self._set_chip_baud(STUB_BAUD)
+            elif noted is not None:
+                self._set_chip_baud(noted)
             self.history.add("stub")
             leave = await _run_loader(StubLoader(core, self.registers))
         self._rom = None

@@ -83,6 +83,11 @@ def efuse_words(config: BoardConfig) -> dict[int, int]:
     }
 
 
+def cali_value(config: BoardConfig) -> int:
+    """What the ROM counted of the crystal."""
+    return round(CALI_VALUE * config.crystal_estimate)
+
+
 class Registers:
     """Memory-mapped registers, as READ_REG and WRITE_REG reach them.
 
@@ -94,6 +99,7 @@ class Registers:
         self.core: Core | None = None
         self.efuses = efuse_words(config)
         self.major_revision = config.revision[0]
+        self.cali_value = cali_value(config)
         self.baud = 115200
         self.strap = STRAP_NORMAL
         self.spi_attached = False
@@ -103,6 +109,12 @@ class Registers:
         """Another MAC or other eFuses, as if another board had been plugged in."""
         self.efuses = efuse_words(config)
         self.major_revision = config.revision[0]
+        self.cali_value = cali_value(config)
+
+    @property
+    def crystal_estimate(self) -> float:
+        """What the ROM takes the crystal for, as a part of what it is."""
+        return self.cali_value / CALI_VALUE
 
     def reset(self) -> None:
         """What a chip reset does to the registers."""
@@ -123,7 +135,7 @@ class Registers:
             # Bit 31 is the third bit of the chip's revision (eFuse has the other two).
             return (1 << 31 if self.major_revision >= 3 else 0) | 0x16042000
         if address == RTC_CALI_CFG1:
-            return CALI_VALUE << 7
+            return self.cali_value << 7
         if address == GPIO_STRAP:
             return self.strap
         if SPI1_BASE <= address < SPI1_BASE + 0x100:

@@ -30,7 +30,8 @@ class BoardConfig:
     above it the wire carries noise; 0: it holds every speed. rom_reports_baud: the stub starts
     at the speed that the ROM was set to; else at 115200, as where the ROM's CHANGE_BAUDRATE does
     not note the speed in its UART structure, where the stub looks for it. Which one silicon does
-    is not documented.
+    is not documented. crystal_estimate: what the ROM takes its crystal for, as a part of what it
+    is: a speed that it is asked for comes out as wrong (esptool, targets/esp32.py).
     """
 
     mac: str = "24:0a:c4:00:00:01"
@@ -50,6 +51,7 @@ class BoardConfig:
     resets_on_open: bool = False
     max_baud: int = 0
     rom_reports_baud: bool = True
+    crystal_estimate: float = 1.0
     seed: int = 0
 
     def save(self, directory: Path) -> None:

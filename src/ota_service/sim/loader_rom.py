@@ -48,6 +48,8 @@ class RomLoader:
         self._block_bytes = 0
         self._inflater = zlib.decompressobj()
         self.synced = False
+        # What its UART structure would say, where CHANGE_BAUDRATE is noted there.
+        self.noted_baud: int | None = None
 
     async def run(self) -> None:
         """Serve commands until one leaves the loader; raises Leave."""
@@ -207,7 +209,8 @@ class RomLoader:
     async def _change_baudrate(self, command: Command) -> None:
         self._need(command, 8)
         self._answer(command)
-        self.core.set_baud(command.words(1)[0])
+        self.noted_baud = command.words(1)[0]
+        self.core.set_baud(round(self.noted_baud / self.registers.crystal_estimate))
 
     _HANDLERS = {  # noqa: RUF012 - a table of methods
         lc.SYNC: _sync,
