@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from ota_service.board import link, registers
 from ota_service.fleet.hooks import SessionHooks
@@ -77,12 +78,12 @@ def shortcuts(desk: Desk) -> Iterator[None]:
     """The next session has a line that is known, and takes the bridge for a slow one."""
     with open_journal(desk.folder / "state") as journal:
         journal.record_carried(desk.board().mac, desk.board().url, 921_600)
-    before = registers.TOGETHER_MARGIN_S, link.AHEAD_BELOW_S
-    registers.TOGETHER_MARGIN_S, link.AHEAD_BELOW_S = -1.0, 1.0
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(registers, "TOGETHER_MARGIN_S", -1.0))
+        stack.enter_context(mock.patch.object(link, "AHEAD_BELOW_S", 10.0))
+        always = mock.patch.object(link, "ahead_pays", lambda stream, _: bool(stream.ahead))
+        stack.enter_context(always)
         yield
-    finally:
-        registers.TOGETHER_MARGIN_S, link.AHEAD_BELOW_S = before
 
 
 async def noise(folder: Path, seed: int) -> str:

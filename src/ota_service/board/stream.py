@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from ota_service.board.esptool_setup import checksum
 from ota_service.board.spi import BLOCK_BYTES as ERASED_BYTES
-from ota_service.formats.flashops import PAGE_BYTES
+from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES
 
 BLOCK_BYTES = 0x4000
 """esptool's ESP32StubLoader.FLASH_WRITE_SIZE: what the stub loader takes at once."""
@@ -40,6 +40,9 @@ BLOCK_COMMAND = 0x11
 _SMALLEST_PAIR_BYTES = 48
 _PROGRAM_WINDOW_S = 0.064
 _ERASE_S = 0.175
+_ERASE_SECTOR_S = 0.045
+_LOOKS_S = 0.016
+"""What is exchanged for one erase that is looked at, on a bridge with 1 ms."""
 
 _KEPT = 4
 
@@ -143,14 +146,20 @@ def ahead_pays(stream: SlotStream, baud: int) -> bool:
     """Whether a slot that is erased ahead is written sooner at this speed.
 
     Left to itself, the stub loader writes a window and starts to erase the next 64 KiB, twice as
-    fast as needed, and the wire waits. A slower wire never waits, and with a faster one the flash
-    is the limit either way (times: data sheets of 25Q64 chips).
+    fast as needed, so in the first half of an image the wire waits. A slower wire never waits,
+    and with a faster one the flash is the limit either way. What erasing ahead costs is the first
+    erase, some exchanges for each further one, and at the end the sectors behind the last 64 KiB,
+    whose erases are hidden otherwise (times: data sheets of 25Q64 chips).
     """
     if not stream.ahead:
         return False
     window_s = stream.compressed_bytes * WINDOW_BYTES / stream.size_bytes * 10 / baud
-    both_s = 2 * _PROGRAM_WINDOW_S + _ERASE_S
-    return both_s / 2 < window_s < _PROGRAM_WINDOW_S + _ERASE_S
+    if window_s < (2 * _PROGRAM_WINDOW_S + _ERASE_S) / 2:
+        return False
+    waits_s = (_PROGRAM_WINDOW_S + _ERASE_S - window_s) * stream.size_bytes / WINDOW_BYTES / 2
+    erases, left = divmod(stream.size_bytes, ERASED_BYTES)
+    costs_s = _ERASE_S + erases * _LOOKS_S + -(-left // SECTOR_BYTES) * _ERASE_SECTOR_S
+    return waits_s > costs_s
 
 
 def ahead_cuts(ends: Sequence[int], size_bytes: int) -> list[Cut]:
