@@ -23,11 +23,11 @@ from ota_service.board import start_stub as start_stub_module
 from ota_service.board.link import EspLink
 from ota_service.board.ports import ESPRESSIF_VID, PortInfo
 from ota_service.board.serial_port import close_port, open_port
-from ota_service.board.spi import Look, SpiBus
 from ota_service.sim.images import Behaviour
 from ota_service.sim.process import RunningBoard, SimBoard, SimProcess, child_environment
 from tests.faults import prove, scenarios
 from tests.faults.desk import Desk, require_truth
+from tests.link.recorded import noted_erases
 
 pytestmark = pytest.mark.slow
 
@@ -55,14 +55,7 @@ async def test_shortcuts_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         real(self, data)
 
     monkeypatch.setattr(registers.Registers, "_send", send)
-    ahead: list[int] = []
-    erase = SpiBus.erase_block_during
-
-    def erase_block_during(self: SpiBus, address: int, look: Look, request: bytes) -> None:
-        ahead.append(address)
-        erase(self, address, look, request)
-
-    monkeypatch.setattr(SpiBus, "erase_block_during", erase_block_during)
+    ahead = noted_erases(monkeypatch)
     fast: list[int | None] = []
     start = start_stub_module.start_stub
 

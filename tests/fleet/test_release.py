@@ -18,16 +18,21 @@ from ota_service.fleet.settings import BoardEntry, Settings
 PORT = "/dev/null"
 
 
-async def test_release_forgets_the_usb_device_that_was_learned(tmp_path: Path) -> None:
-    """Until then the board is wrong-board; nothing is opened for it."""
-    settings = Settings(
+def _settings(folder: Path) -> Settings:
+    """One board at a port, and nothing that is done by itself."""
+    return Settings(
         service="OTA",
         target=Target("http://127.0.0.1:9/x.bin", "1"),
         boards=(BoardEntry("a", port=PORT),),
         auto_update=False,
-        state_dir=tmp_path / "state",
-        cache_dir=tmp_path / "cache",
+        state_dir=folder / "state",
+        cache_dir=folder / "cache",
     )
+
+
+async def test_release_forgets_the_usb_device_that_was_learned(tmp_path: Path) -> None:
+    """Until then the board is wrong-board; nothing is opened for it."""
+    settings = _settings(tmp_path)
     with open_journal(settings.state_dir) as journal:
         journal.learn_port(PORT, "24:0a:c4:00:00:01", location="1-2", serial="0001")
         service = await FleetService.open(settings)
@@ -68,14 +73,7 @@ async def test_a_version_that_was_read_before_a_lost_session_is_no_evidence(
     tmp_path: Path, stored: str, how: str | None, state: str
 ) -> None:
     """A board is not called up to date by what was read of it before an attempt that failed."""
-    settings = Settings(
-        service="OTA",
-        target=Target("http://127.0.0.1:9/x.bin", "1"),
-        boards=(BoardEntry("a", port=PORT),),
-        auto_update=False,
-        state_dir=tmp_path / "state",
-        cache_dir=tmp_path / "cache",
-    )
+    settings = _settings(tmp_path)
     with open_journal(settings.state_dir) as journal:
         journal.learn_name("OTA", "a", MAC)
         journal.save_board(BoardRecord(MAC, version=stored))
@@ -101,14 +99,7 @@ async def test_a_released_board_is_not_believed_to_be_up_to_date(
     tmp_path: Path, stored: str, state: str
 ) -> None:
     """It was set aside by an attempt that failed behind the reading of its version."""
-    settings = Settings(
-        service="OTA",
-        target=Target("http://127.0.0.1:9/x.bin", "1"),
-        boards=(BoardEntry("a", port=PORT),),
-        auto_update=False,
-        state_dir=tmp_path / "state",
-        cache_dir=tmp_path / "cache",
-    )
+    settings = _settings(tmp_path)
     with open_journal(settings.state_dir) as journal:
         journal.learn_name("OTA", "a", MAC)
         journal.save_board(BoardRecord(MAC, version=stored))

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from serial import SerialBase
 
 from ota_service.board.serial_port import close_port, open_port
+from ota_service.board.spi import Look, SpiBus
 from ota_service.sim.process import RunningBoard
 
 MEM_DATA, WRITE_REG, READ_REG, DEFL_DATA = 0x07, 0x09, 0x0A, 0x11
@@ -59,3 +61,16 @@ def recorded(board: RunningBoard) -> Iterator[Recorded]:
         yield notes
     finally:
         close_port(port)
+
+
+def noted_erases(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The addresses that are erased from here while a block travels, from now on."""
+    noted: list[int] = []
+    erase = SpiBus.erase_block_during
+
+    def erase_block_during(self: SpiBus, address: int, look: Look, request: bytes) -> None:
+        noted.append(address)
+        erase(self, address, look, request)
+
+    monkeypatch.setattr(SpiBus, "erase_block_during", erase_block_during)
+    return noted

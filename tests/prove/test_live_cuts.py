@@ -9,9 +9,9 @@ import pytest
 
 from ota_service.board import link as link_module
 from ota_service.board.session import Job
-from ota_service.board.spi import Look, SpiBus
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import Erase
+from tests.link.recorded import noted_erases
 from tests.prove.board import BOOT, Notes, Op, quiet
 from tests.prove.flows import Case, recover
 from tests.prove.images import LARGE
@@ -55,14 +55,7 @@ def test_power_that_fails_while_a_slot_is_erased_ahead(
     judge = CASE.judge(CASE.flash())
     monkeypatch.setattr(link_module, "AHEAD_BELOW_S", 10.0)  # however busy this machine is
     monkeypatch.setattr(link_module, "ahead_pays", lambda stream, _: bool(stream.ahead))
-    ahead: list[int] = []
-    erase = SpiBus.erase_block_during
-
-    def erase_block_during(self: SpiBus, address: int, look: Look, request: bytes) -> None:
-        ahead.append(address)
-        erase(self, address, look, request)
-
-    monkeypatch.setattr(SpiBus, "erase_block_during", erase_block_during)
+    ahead = noted_erases(monkeypatch)
     ops = next(boards.each(lambda board, _: recorded(board, CASE, job), [None]))
     slot = [op for op in ops if op.phase == "writing"]
     erases = [
