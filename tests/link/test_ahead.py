@@ -65,6 +65,7 @@ def _write(tmp_path: Path, image: bytes, before: bytes, **config: Any) -> list[t
     return [(str(op["kind"]), int(op["size"])) for op in ops if op["kind"] == "erase"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size_bytes", [200_000, 262_144, 400_000])
 def test_every_block_is_erased_once(tmp_path: Path, size_bytes: int) -> None:
     """Whole blocks by us, the rest behind them by the stub loader, sector by sector."""
@@ -76,6 +77,7 @@ def test_every_block_is_erased_once(tmp_path: Path, size_bytes: int) -> None:
     assert _write(tmp_path, image, dirty) == wanted
 
 
+@pytest.mark.slow
 def test_an_erase_that_takes_longer_than_usual_does_no_harm(tmp_path: Path) -> None:
     """A worn chip: four times as slow as its data sheet says. What is written is right."""
     image = build_app("p", "1", size_bytes=262_144)
@@ -171,6 +173,7 @@ def _count(notes: Recorded) -> int:
     return sum(call.commands == (WRITE_REG, DEFL_DATA) for call in notes.calls)
 
 
+@pytest.mark.slow
 def test_a_block_that_is_lost_behind_an_erase_ends_that_way_of_erasing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +190,7 @@ def test_a_block_that_is_lost_behind_an_erase_ends_that_way_of_erasing(
         assert not link._erases_ahead(SLOT, STREAM)
 
 
+@pytest.mark.slow
 def test_a_register_that_reads_wrong_starts_no_erase(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +210,7 @@ def test_a_register_that_reads_wrong_starts_no_erase(
         assert _is_right(link, control)
 
 
+@pytest.mark.slow
 def test_a_block_that_was_damaged_is_repeated_and_the_line_not_believed(tmp_path: Path) -> None:
     """By its checksum. The speed is not taken for one that carries an image without errors."""
     with _linked(tmp_path) as (link, notes, control):
@@ -225,6 +230,7 @@ def test_a_block_that_was_damaged_is_repeated_and_the_line_not_believed(tmp_path
         assert link.carried_baud == 0
 
 
+@pytest.mark.slow
 def test_a_digest_that_is_wrong_takes_a_speed_its_proof(tmp_path: Path) -> None:
     """Whatever the blocks' checksums said."""
     with _linked(tmp_path) as (link, _, control):
@@ -235,6 +241,7 @@ def test_a_digest_that_is_wrong_takes_a_speed_its_proof(tmp_path: Path) -> None:
         assert link.carried_baud == 0
 
 
+@pytest.mark.slow
 def test_a_stop_between_two_blocks_leaves_the_stub_loader_in_sync(tmp_path: Path) -> None:
     """Wherever it comes: the link goes on to work."""
     for at in range(6):
@@ -253,6 +260,7 @@ def test_a_stop_between_two_blocks_leaves_the_stub_loader_in_sync(tmp_path: Path
             link.erase(0x300000, 0x1000)
 
 
+@pytest.mark.slow
 def test_a_second_connect_knows_what_the_first_one_knew(tmp_path: Path) -> None:
     """After a look at what boots, nothing has to be proven again."""
     with SimProcess(tmp_path, [SimBoard("guide")]) as sim, recorded(sim.boards[0]) as notes:

@@ -17,6 +17,8 @@ PLACE = 0x300000
 SLOW = {"timed": True, "bridge_latency_ms": 16.0}
 FAST = {"timed": True, "bridge_latency_ms": 1.0}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:

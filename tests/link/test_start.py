@@ -17,6 +17,8 @@ from tests.link.recorded import DEFL_DATA, MEM_DATA, Recorded, recorded
 
 FAST, ROM = 921_600, 115_200
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +104,6 @@ async def _line(desk: Desk) -> int | None:
     )
 
 
-@pytest.mark.slow
 async def test_an_update_without_an_error_proves_the_line(tmp_path: Path) -> None:
     """Known from then on, also by the next process; forgotten when the link is lost."""
     async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
@@ -118,7 +119,6 @@ async def test_an_update_without_an_error_proves_the_line(tmp_path: Path) -> Non
         assert await _line(desk) is None
 
 
-@pytest.mark.slow
 async def test_a_small_image_proves_nothing(tmp_path: Path) -> None:
     """Less than 64 KiB over the wire say too little of a line."""
     async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:

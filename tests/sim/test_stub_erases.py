@@ -41,6 +41,7 @@ def write(esp: Any, address: int, data: bytes, *, packed: bool = False) -> None:
     esp.read_reg(chip.CHIP_MAGIC_ADDRESS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
     ("dirty", "expected"),
@@ -73,6 +74,7 @@ def test_blank_sectors_are_left_out(
     assert board.control.read_flash(AT, len(data)) == data
 
 
+@pytest.mark.slow
 def test_each_begin_looks_anew(start: StartBoard, connect: Connect) -> None:
     """A dirty sector of the write before does not count."""
     board = start(layout="guide")

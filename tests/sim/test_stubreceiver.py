@@ -193,6 +193,7 @@ def silent(port: Any) -> bool:
     return not port.read(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timed", [False, True])
 def test_requests_in_one_write(start: StartBoard, connect: Connect, timed: bool) -> None:
     """Two with 128 zeros between them are answered both; side by side the second is lost."""
@@ -218,6 +219,7 @@ def test_requests_in_one_write(start: StartBoard, connect: Connect, timed: bool)
     assert answers(port, 1) == ANSWER
 
 
+@pytest.mark.slow
 def test_second_request_is_lost_and_the_receiver_out_of_phase(
     start: StartBoard, connect: Connect
 ) -> None:
@@ -234,6 +236,7 @@ def test_second_request_is_lost_and_the_receiver_out_of_phase(
     assert answers(port, 1) == ANSWER
 
 
+@pytest.mark.slow
 def test_read_flash_has_its_acknowledgements_received(start: StartBoard, connect: Connect) -> None:
     """Each is a frame of its own; many packets and the digest come through."""
     board = start(layout="guide")
