@@ -19,6 +19,7 @@ from ota_service.board.stream import (
     block_ends,
     make_plain_stream,
     make_stream,
+    windows,
 )
 from ota_service.sim.images import build_app
 
@@ -66,7 +67,7 @@ def test_in_the_first_half_a_block_fills_each_window() -> None:
     """And not the one before it, so that something travels while the window before is written."""
     image = build_app(size_bytes=1 << 20)
     compressed = zlib.compress(image, 9)
-    ends = block_ends(compressed, len(image))
+    ends = block_ends(windows(compressed), len(image))
     filled = []
     for start, end in pairwise([0, *ends]):
         before = len(zlib.decompressobj().decompress(compressed[:start])) // WINDOW_BYTES

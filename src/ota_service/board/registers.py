@@ -52,9 +52,9 @@ def is_alone(port: str) -> bool:
         return port in _alone
 
 
-def frame(command: int, data: bytes) -> bytes:
-    """A request without a checksum, in its SLIP frame (esptool's serial protocol)."""
-    body = struct.pack("<BBHI", 0, command, len(data), 0) + data
+def frame(command: int, data: bytes, checksum: int = 0) -> bytes:
+    """A request in its SLIP frame (esptool's serial protocol, "Low Level Protocol")."""
+    body = struct.pack("<BBHI", 0, command, len(data), checksum) + data
     return b"\xc0" + body.replace(b"\xdb", b"\xdb\xdd").replace(b"\xc0", b"\xdb\xdc") + b"\xc0"
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ota_service.board.esptool_setup import checksum
+from ota_service.board.registers import frame
 from ota_service.board.spi import BLOCK_BYTES as ERASED_BYTES
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES
 
@@ -108,11 +109,12 @@ def make_plain_stream(data: bytes) -> SlotStream:
 
 def _stream(image: bytes, written: bytes) -> SlotStream:
     compressed = compress(written)
-    ends = block_ends(compressed, len(image))
+    ends = windows(compressed)
+    cuts = [(end, None) for end in block_ends(ends, len(image))]
     return SlotStream(
         size_bytes=len(image),
-        blocks=_blocks(compressed, [(end, None) for end in ends]),
-        ahead=_blocks(compressed, ahead_cuts(windows(compressed), len(image))),
+        blocks=_blocks(compressed, cuts),
+        ahead=_blocks(compressed, ahead_cuts(ends, len(image))),
         compressed_bytes=len(compressed),
         head=image[:PAGE_BYTES],
         body_md5=_md5(image[PAGE_BYTES:]),
@@ -188,43 +190,40 @@ def ahead_cuts(ends: Sequence[int], size_bytes: int) -> list[Cut]:
         long = min(BLOCK_BYTES, last - start - 2 * short)
         erased = (number + 1) * ERASED_BYTES if number + 1 < count else None
         cuts += [(start + short, None), (start + short + long, erased)]
-        cuts += _evenly(start + short + long, last)
+        cuts += [(end, None) for end in _evenly(start + short + long, last)]
         start = last
-    return [*cuts, *_evenly(start, ends[-1])]
+    return [*cuts, *((end, None) for end in _evenly(start, ends[-1]))]
 
 
-def _evenly(start: int, end: int) -> list[Cut]:
-    parts = -(-(end - start) // BLOCK_BYTES)
-    return [(start + (end - start) * part // parts, None) for part in range(1, parts + 1)]
+def _evenly(start: int, end: int, *, least: int = 0) -> list[int]:
+    """Where equal parts end, as few as may be but at least so many."""
+    parts = max(least, -(-(end - start) // BLOCK_BYTES))
+    return [start + (end - start) * part // parts for part in range(1, parts + 1)]
 
 
-def block_ends(compressed: bytes, size_bytes: int) -> list[int]:
+def block_ends(ends: Sequence[int], size_bytes: int) -> list[int]:
     """Where a stream that inflates to `size_bytes` is cut into blocks of up to `BLOCK_BYTES`.
 
-    The stub loader writes whenever its window is full, and starts to erase 64 KiB behind each
-    write while there is anything to erase: that is the first half of the image, in which it is
-    slower than a fast wire. There a block ends with each window, so that its write begins as soon
-    as the erase before it ends, and each window goes in parts, so that a part travels meanwhile.
-    Behind that blocks are as large as they may be, for fewer acknowledgements.
+    ends: where in the stream each window of the inflater is full. The stub loader writes whenever
+    its window is full, and starts to erase 64 KiB behind each write while there is anything to
+    erase: that is the first half of the image, in which it is slower than a fast wire. There a
+    block ends with each window, so that its write begins as soon as the erase before it ends, and
+    each window goes in parts, so that a part travels meanwhile. Behind that blocks are as large as
+    they may be, for fewer acknowledgements.
     """
-    ends = [0]
-    inflate, left, inflated = zlib.decompressobj(), compressed, 0
-    while left and inflated < size_bytes // 2:
-        inflated += len(inflate.decompress(left, WINDOW_BYTES))
-        left = inflate.unconsumed_tail
-        start, end = ends[-1], len(compressed) - len(left) + _SPILL_BYTES
-        if end - start >= SMALLEST_BYTES and end < len(compressed):
-            parts = max(2, -(-(end - start) // BLOCK_BYTES))
-            ends += [start + (end - start) * part // parts for part in range(1, parts + 1)]
-    ends += range(ends[-1] + BLOCK_BYTES, len(compressed), BLOCK_BYTES)
-    return [*ends[1:], len(compressed)]
+    cuts, start, last = [], 0, ends[-1]
+    for end in ends[: -(-(size_bytes // 2) // WINDOW_BYTES)]:
+        end += _SPILL_BYTES
+        if end - start >= SMALLEST_BYTES and end < last:
+            cuts += _evenly(start, end, least=2)
+            start = end
+    return [*cuts, *range(start + BLOCK_BYTES, last, BLOCK_BYTES), last]
 
 
 def _packet(data: bytes, seq: int) -> bytes:
-    """A block's request in its SLIP frame (esptool's serial protocol, "Low Level Protocol")."""
+    """A block's request in its SLIP frame."""
     body = struct.pack("<IIII", len(data), seq, 0, 0) + data
-    request = struct.pack("<BBHI", 0, BLOCK_COMMAND, len(body), checksum(data)) + body
-    return b"\xc0" + request.replace(b"\xdb", b"\xdb\xdd").replace(b"\xc0", b"\xdb\xdc") + b"\xc0"
+    return frame(BLOCK_COMMAND, body, checksum(data))
 
 
 class StreamCache:
