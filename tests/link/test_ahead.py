@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ota_service.board import link as link_module
 from ota_service.board import registers
 from ota_service.board.link import EspLink
+from ota_service.board.noted import Noted
 from ota_service.board.stream import BLOCK_BYTES, ahead_cuts, ahead_pays, make_stream, windows
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import PAGE_BYTES
@@ -32,7 +33,8 @@ def _whatever_this_machine_is_busy_with(monkeypatch: pytest.MonkeyPatch) -> None
     """An exchange that took long here says nothing of a bridge. And small images will do."""
     monkeypatch.setattr(link_module, "AHEAD_BELOW_S", 10.0)
     monkeypatch.setattr(link_module, "ahead_pays", lambda stream, _: bool(stream.ahead))
-    monkeypatch.setattr(registers, "_alone", set())
+    monkeypatch.setattr(registers, "ALONE", Noted())
+    monkeypatch.setattr(link_module, "ALONE", registers.ALONE)
 
 
 ERASE_64K, ERASE_4K = ("erase", 0x10000), ("erase", 0x1000)
@@ -269,4 +271,16 @@ def test_a_second_connect_knows_what_the_first_one_knew(tmp_path: Path) -> None:
         notes.clear()
         link.reconnect()
         assert notes.bauds_of(MEM_DATA) == {921_600}
+        link.restart()
+
+
+@pytest.mark.slow
+def test_a_second_connect_that_has_to_go_slower_takes_a_speed_its_proof(tmp_path: Path) -> None:
+    """As a first one does."""
+    with SimProcess(tmp_path, [SimBoard("guide")]) as sim, recorded(sim.boards[0]) as notes:
+        link = EspLink.connect(notes.port, baud=921_600)
+        link.restart()
+        sim.boards[0].control.configure(max_baud=460_800)
+        link.reconnect()
+        assert (link.baud, link.carried_baud) == (460_800, 0)
         link.restart()

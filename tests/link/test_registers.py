@@ -9,6 +9,7 @@ import pytest
 
 from ota_service.board import registers
 from ota_service.board.link import EspLink
+from ota_service.board.noted import Noted
 from ota_service.errors import OtaError
 from ota_service.sim.process import SimBoard, SimProcess
 from tests.link.recorded import READ_REG, WRITE_REG, Recorded, recorded
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def _nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test begins like a new process."""
-    monkeypatch.setattr(registers, "_alone", set())
+    monkeypatch.setattr(registers, "ALONE", Noted())
 
 
 def _changes(notes: Recorded, link: EspLink) -> list[tuple[int, ...]]:

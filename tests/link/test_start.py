@@ -10,6 +10,7 @@ import pytest
 
 from ota_service.board import start_stub
 from ota_service.board.link import EspLink
+from ota_service.board.noted import Noted
 from ota_service.errors import OtaError
 from ota_service.sim.process import SimBoard, SimProcess
 from tests.faults.desk import Desk
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def _nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test begins like a new process."""
-    monkeypatch.setattr(start_stub, "_WAYS", start_stub._Ways())
+    monkeypatch.setattr(start_stub, "SLOW_STARTS", Noted())
+    monkeypatch.setattr(start_stub, "AT_ROM_BAUD", Noted())
 
 
 def _connect(notes: Recorded, carried_baud: int | None, baud: int = FAST) -> EspLink:

@@ -19,8 +19,9 @@ from ota_service.board import esptool_setup
 from ota_service.board.chip import ChipInfo
 from ota_service.board.identify import KNOWN, chip_info, detect, read_mac
 from ota_service.board.protection import Protection
-from ota_service.board.registers import RefusedError, await_answer, is_alone, keep_alone
+from ota_service.board.registers import ALONE, RefusedError, await_answer
 from ota_service.board.seen import Seen
+from ota_service.board.serial_port import ROM_BAUD
 from ota_service.board.sparse import Region, digest, read_regions
 from ota_service.board.spi import (
     BLOCK_BYTES,
@@ -36,7 +37,7 @@ from ota_service.board.spi import (
     NotTakenError,
     SpiBus,
 )
-from ota_service.board.start_stub import ROM_BAUD, change_baud, start_stub
+from ota_service.board.start_stub import change_baud, start_stub
 from ota_service.board.stream import BLOCK_COMMAND, ahead_pays
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES
@@ -306,7 +307,7 @@ class EspLink:
             self.chip.name == "ESP32"
             and offset % BLOCK_BYTES == 0
             and self._spi.exchange_s < AHEAD_BELOW_S
-            and not is_alone(str(self._port.name))
+            and str(self._port.name) not in ALONE
             and ahead_pays(stream, self.baud)
         )
 
@@ -342,6 +343,8 @@ class EspLink:
         again = EspLink.connect(self._port, baud=self.baud, identified=same)
         self._esp, self._spi = again._esp, again._spi
         self.baud = again.baud
+        if again.carried_baud is not None:
+            self.carried_baud = again.carried_baud
         self._forget()
 
     def restart(self) -> None:
@@ -378,7 +381,7 @@ def _send_block(esp: Any, packet: bytes, timeout_s: float, *, sent: bool = False
                 raise
         except FatalError:
             if sent and not repeats:
-                keep_alone(str(port.name))
+                ALONE.add(str(port.name))
             if repeats + 1 == WRITE_BLOCK_ATTEMPTS:
                 raise
             # Nothing came of it: a delimiter was lost, and the stub loader now takes the end of a

@@ -10,11 +10,11 @@ espressif/esp-flasher-stub, slip.c, frame_buffer.c and its UART interrupt.
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 from ota_service.board import esptool_setup  # noqa: F401  (before esptool)
+from ota_service.board.noted import Noted
 
 from esptool.loader import DEFAULT_TIMEOUT  # isort: skip  (after esptool_setup)
 from esptool.util import FatalError  # isort: skip
@@ -35,21 +35,9 @@ TOGETHER_MARGIN_S = 0.003
 _STALE_ANSWERS = 100
 """How many other answers may stand before the one that is waited for (esptool)."""
 
-_alone: set[str] = set()
-"""Ports on which requests that were sent together were not all answered, in this process."""
-_alone_lock = threading.Lock()
-
-
-def keep_alone(port: str) -> None:
-    """Send no two requests in one go to this port any more, as long as this process runs."""
-    with _alone_lock:
-        _alone.add(port)
-
-
-def is_alone(port: str) -> bool:
-    """Whether requests that were sent in one go were lost on this port."""
-    with _alone_lock:
-        return port in _alone
+ALONE = Noted()
+"""Ports on which requests that were sent together were not all answered, so that none are any
+more."""
 
 
 def frame(command: int, data: bytes, checksum: int = 0) -> bytes:
@@ -109,7 +97,7 @@ class Registers:
                 await_answer(self._esp, self._write_command)
             return [await_answer(self._esp, self._read_command) for _ in registers]
         except FatalError:
-            keep_alone(self._port_name)
+            ALONE.add(self._port_name)
             raise
 
     def write_before(self, records: Sequence[Record], request: bytes) -> None:
@@ -133,7 +121,7 @@ class Registers:
         if self.exchange_s is None:
             return False
         gap_s = len(GAP) * 10 / self._esp._port.baudrate
-        return self.exchange_s > gap_s + TOGETHER_MARGIN_S and not is_alone(self._port_name)
+        return self.exchange_s > gap_s + TOGETHER_MARGIN_S and self._port_name not in ALONE
 
     @property
     def _port_name(self) -> str:

@@ -11,17 +11,17 @@ remembered. Where nothing answers, the board is reset and started at 115200, fro
 from __future__ import annotations
 
 import struct
-import threading
 import time
 from typing import Any
 
 from ota_service.board import esptool_setup  # noqa: F401  (before esptool)
+from ota_service.board.noted import Noted
+from ota_service.board.serial_port import ROM_BAUD
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
 from esptool.loader import DEFAULT_TIMEOUT, ESPLoader, StubFlasher  # isort: skip
 from esptool.util import FatalError  # isort: skip
 
-ROM_BAUD = 115_200
 FASTEST_START_BAUD = 921_600
 """What the ROM is asked for at the most. Its estimate of the crystal makes higher speeds a gamble
 (esptool, issue 365)."""
@@ -37,37 +37,10 @@ _GREETING_TIMEOUT_S = 0.25
 """The stub loader greets when it has set its clocks, some 10 ms after its start."""
 
 
-class _Ways:
-    """What was found in this process: ports on which a fast start failed, and boards whose stub
-    loader starts at the ROM's first speed."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._slow: set[str] = set()
-        self._at_rom_baud: set[str] = set()
-
-    def fast(self, port: str) -> bool:
-        """Whether a fast start may be tried."""
-        with self._lock:
-            return port not in self._slow
-
-    def failed(self, port: str) -> None:
-        """A fast start failed."""
-        with self._lock:
-            self._slow.add(port)
-
-    def greets_at_rom_baud(self, mac: str) -> bool:
-        """Whether the stub loader of this board was found to start at 115200."""
-        with self._lock:
-            return mac in self._at_rom_baud
-
-    def learn(self, mac: str, at_rom_baud: bool) -> None:
-        """At which of both it answered."""
-        with self._lock:
-            (self._at_rom_baud.add if at_rom_baud else self._at_rom_baud.discard)(mac)
-
-
-_WAYS = _Ways()
+SLOW_STARTS = Noted()
+"""Ports on which a fast start failed."""
+AT_ROM_BAUD = Noted()
+"""MACs of boards whose stub loader was found to start at the ROM's first speed."""
 
 
 def start_stub(esp: Any, mac: str, carried_baud: int | None) -> Any:
@@ -79,7 +52,7 @@ def start_stub(esp: Any, mac: str, carried_baud: int | None) -> Any:
     Raises FatalError; the chip must then be reset.
     """
     port = str(esp._port.name)
-    fast = carried_baud is not None and carried_baud > ROM_BAUD and _WAYS.fast(port)
+    fast = carried_baud is not None and carried_baud > ROM_BAUD and port not in SLOW_STARTS
     if not fast or esp.sync_stub_detected or esp.CHIP_NAME != "ESP32":
         return _started(cmds.run_stub(esp))
     assert carried_baud is not None
@@ -90,7 +63,7 @@ def start_stub(esp: Any, mac: str, carried_baud: int | None) -> Any:
     try:
         return _started_fast(esp, mac, baud, int(baud * crystal))
     except Exception:
-        _WAYS.failed(port)
+        SLOW_STARTS.add(port)
         raise
 
 
@@ -127,7 +100,7 @@ def _started_fast(esp: Any, mac: str, baud: int, asked: int) -> Any:
 def _greeted(esp: Any, mac: str, baud: int) -> Any:
     """The started stub loader, at the speed at which it was sent or at the ROM's first one."""
     speeds = [baud, ROM_BAUD]
-    if _WAYS.greets_at_rom_baud(mac):
+    if mac in AT_ROM_BAUD:
         speeds.reverse()
     esp._port.baudrate = speeds[0]
     if _hears_greeting(esp):
@@ -141,7 +114,7 @@ def _greeted(esp: Any, mac: str, baud: int) -> Any:
             if last:
                 raise
         else:
-            _WAYS.learn(mac, speed == ROM_BAUD)
+            (AT_ROM_BAUD.add if speed == ROM_BAUD else AT_ROM_BAUD.discard)(mac)
             return stub
     raise AssertionError("not reached")
 

@@ -84,17 +84,20 @@ class Memory:
     def is_as_read(self, record: BoardRecord) -> bool:
         """Whether a board's stored version is still what was read of it last: no attempt at any
         target was begun since then that did not end well."""
-        latest = next(iter(self.journal.attempts(record.mac)), None)
+        latest = self._latest_attempt(record.mac)
         if latest is None or (latest.open_since is None and latest.code is None):
             return True
         read, tried = record.version_read_at, latest.updated_at
         return latest.open_since is None and bool(read and tried and read >= tried)
 
+    def _latest_attempt(self, mac: str) -> AttemptRecord | None:
+        return next(iter(self.journal.attempts(mac)), None)
+
     def facts(self, mac: str, target: str) -> BoardFacts:
         """What a plan for this board may depend on."""
         record = self.journal.board(mac)
         attempt = self.journal.attempt(mac, target)
-        latest = next(iter(self.journal.attempts(mac)), attempt)
+        latest = self._latest_attempt(mac) or attempt
         slots = {
             label: SlotFact(slot.size_bytes, slot.md5, slot.version, slot.project, slot.app_version)
             for label, slot in self.journal.slots(mac).items()
