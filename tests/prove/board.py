@@ -21,7 +21,7 @@ from ota_service.board.inspect import Inspection
 from ota_service.board.plan import Plan
 from ota_service.board.protection import Protection
 from ota_service.board.session import BootRules, Job, Outcome, _Session
-from ota_service.fleet.core import Core
+from ota_service.fleet.sessions import after_waiting
 from ota_service.formats.flashops import Erase, FlashOp, Program, program
 from ota_service.formats.partitions import Partition
 from ota_service.sim.bootmodel import PENDING_VERIFY, VALID, BootResult, Select, boot
@@ -251,7 +251,7 @@ def update(board: Board, firmware: Firmware, notes: Notes, *, force: bool = Fals
         if outcome.end != "awaiting_confirmation":
             break
         board.time_passes()
-        job = Core.after_waiting(job, outcome)
+        job = after_waiting(job, outcome)
         outcome = board.session(job, notes)
     return outcome
 

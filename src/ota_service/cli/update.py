@@ -16,7 +16,6 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,8 +237,8 @@ async def _run(
     fleet = await fleets.FleetService.open(settings)
     local = _Local(fleet)
     try:
-        await _forget_port(settings)
-        await local.command("release")
+        await fleet.forget_ports()
+        await local.command("release", {"all": True})
         with _stop_signals(local, console), Live(console, transient=True) as live:
             if dry_run:
                 call = local.command("update", {"dry_run": True, "wait_s": _PLAN_WAIT_S})
@@ -313,15 +312,6 @@ def _say_what_runs(console: Console, status: Mapping[str, Any]) -> None:
             console.print(f"The board is left bootable: it runs {running['slot']} ({app}).")
         elif not board.get("mac"):
             console.print("The board was not touched.")
-
-
-async def _forget_port(settings: Settings) -> None:
-    from ota_service.fleet.service import cores
-
-    for core in cores():
-        for entry in settings.boards or ():
-            if entry.port is not None:
-                await core.journaled(partial(core.memory.journal.forget_port, entry.port))
 
 
 @contextmanager

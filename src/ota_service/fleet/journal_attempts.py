@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ota_service.errors import ERRORS
 from ota_service.fleet.journal_rows import (
     AttemptRecord,
@@ -244,8 +246,7 @@ class AttemptsPart:
         return from_row(TargetRecord, row) if row else None
 
     def set_target(self, service: str, key: str) -> bool:
-        """Note a service's target; whether it is another one than before, which also means
-        that it is not stopped."""
+        """Note a service's target; whether it is another one than before."""
         with self._store.exclusive():
             before = self.target(service)
             if before and before.key == key:
@@ -253,13 +254,28 @@ class AttemptsPart:
             self._store.write(upsert("targets", TargetRecord(service, key, now()), "service"))
             return True
 
-    def stop_target(self, service: str, reason: str) -> None:
-        """Start nothing more with the service's target by itself, also after a restart."""
-        self._store.write(("UPDATE targets SET stopped = ? WHERE service = ?", (reason, service)))
+    def stop(self, service: str, target: str, reason: str) -> None:
+        """Give this target to no further board of a service, also after a restart."""
+        self._store.write(
+            (
+                "INSERT OR REPLACE INTO stops VALUES (?, ?, ?, ?)",
+                (service, target, reason, iso(now())),
+            )
+        )
 
-    def unstop_target(self, service: str) -> None:
-        """A person has called `update`: try the target again."""
-        self._store.write(("UPDATE targets SET stopped = NULL WHERE service = ?", (service,)))
+    def stops(self, service: str, targets: Collection[str]) -> dict[str, str]:
+        """The targets of a service that are stopped, and why; forgets those that it has no more."""
+        rows = self._store.read("SELECT target, reason FROM stops WHERE service = ?", (service,))
+        found = {str(row["target"]): str(row["reason"]) for row in rows}
+        gone = "DELETE FROM stops WHERE service = ? AND target = ?"
+        for target in [target for target in found if target not in targets]:
+            del found[target]
+            self._store.write((gone, (service, target)))
+        return found
+
+    def lift(self, service: str) -> None:
+        """Let a service's stopped targets be tried again."""
+        self._store.write(("DELETE FROM stops WHERE service = ?", (service,)))
 
     def confirm_firmware(self, sha256: str) -> None:
         """Note that a board was seen running this firmware well, so that no canary is needed."""

@@ -139,12 +139,11 @@ class PendingRecord:
 
 @dataclass(frozen=True, slots=True)
 class TargetRecord:
-    """A service's last target. stopped: why its run was stopped for all; None: it was not."""
+    """A service's last target."""
 
     service: str
     key: str
     since: datetime
-    stopped: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from ota_service.fleet.journal_rows import Outcome, Run, dump, from_row, iso, now, without_none
@@ -142,16 +143,23 @@ class RunsPart:
         return runs[0] if runs else None
 
     def history(
-        self, service: str | None = None, board: str | None = None, limit: int = 20
+        self,
+        service: str | None = None,
+        board: Sequence[str] | None = None,
+        limit: int = 20,
+        *,
+        run_id: str | None = None,
     ) -> list[Run]:
-        """Runs, newest first. board: a name, MAC or port; its runs then show that board alone."""
+        """Runs, newest first. board: whatever one is called by (names, MAC, ports); its runs then
+        show that board alone."""
         conditions, values = ["1"], []
-        if service is not None:
-            conditions.append("service = ?")
-            values.append(service)
+        for column, value in (("service", service), ("id", run_id)):
+            if value is not None:
+                conditions.append(f"{column} = ?")
+                values.append(value)
         if board is not None:
-            conditions.append("id IN (SELECT run FROM run_boards WHERE ? IN (name, mac, port))")
-            values.append(board)
+            conditions.append(f"id IN (SELECT run FROM run_boards WHERE {_called(board)})")
+            values += [*board, *board, *board]
         limit = max(0, min(limit, MAX_RUNS))
         where = f"WHERE {' AND '.join(conditions)} ORDER BY seq DESC LIMIT {limit}"
         return self._runs(where, *values, board=board)
@@ -178,20 +186,29 @@ class RunsPart:
                 )
             )
 
-    def _runs(self, where: str, *values: str | None, board: str | None = None) -> list[Run]:
+    def _runs(
+        self, where: str, *values: str | None, board: Sequence[str] | None = None
+    ) -> list[Run]:
         rows = self._store.read(f"SELECT * FROM runs {where}", values)
+        meant = f" AND ({_called(board)})" if board is not None else ""
+        words = [*(board or ()), *(board or ()), *(board or ())]
         runs = []
         for row in rows:
             run = from_row(Run, row)
             boards = self._store.read(
-                "SELECT name, data FROM run_boards WHERE run = ? "
-                "AND (? IS NULL OR ? IN (name, mac, port)) ORDER BY name",
-                (run.id, board, board),
+                f"SELECT name, data FROM run_boards WHERE run = ?{meant} ORDER BY name",
+                (run.id, *words),
             )
             # In place of a copy: the record was made a line above, and nobody has it yet.
             run.boards.update({str(b["name"]): json.loads(b["data"]) for b in boards})
             runs.append(run)
         return runs
+
+
+def _called(words: Sequence[str]) -> str:
+    """A condition on rows of `run_boards`, whose values are the words three times."""
+    marks = ", ".join("?" * len(words))
+    return f"name IN ({marks}) OR mac IN ({marks}) OR port IN ({marks})"
 
 
 def _bounded(entry: dict[str, Any]) -> str:

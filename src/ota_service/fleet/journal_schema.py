@@ -113,12 +113,20 @@ UPDATE bridges SET mac = NULL WHERE mac IN {_NO_MAC};
 UPDATE run_boards SET mac = NULL WHERE mac IN {_NO_MAC};
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES, _UNKNOWN)
+_STOPS = """
+-- Firmwares that no further board of a service gets.
+CREATE TABLE stops (
+    service TEXT NOT NULL, target TEXT NOT NULL, reason TEXT NOT NULL, since TEXT NOT NULL,
+    PRIMARY KEY (service, target)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES, _UNKNOWN, _STOPS)
 """Statements, each leading from the version that is its index to the next."""
 
 TABLES: tuple[str, ...] = (
     *("meta", "boards", "slots", "names", "ports", "not_ours", "bridges", "speeds", "lines"),
-    *("attempts", "pending", "targets", "confirmed_firmware", "runs", "run_boards"),
+    *("attempts", "pending", "targets", "stops", "confirmed_firmware", "runs", "run_boards"),
 )
 
 

@@ -6,13 +6,13 @@ Blocks; called in threads. The journal's own words are kept out of the run and t
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ota_service.board.facts import BoardFacts, SlotFact
 from ota_service.board.flash_merged import FlashOutcome
 from ota_service.board.inspect import Inspection
 from ota_service.board.ports import PortInfo
-from ota_service.board.session import Image, Outcome
+from ota_service.board.session import Awaited, Image, Outcome
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import Journal
 from ota_service.fleet.journal_rows import (
@@ -41,10 +41,13 @@ class Memory:
         """What was last seen on this board."""
         return self.journal.board(mac)
 
-    def board_named(self, name: str) -> BoardRecord | None:
-        """What was last seen on the board that this configured name stands for."""
-        mac = self.journal.mac_of(self.service, name)
-        return self.journal.board(mac) if mac is not None else None
+    def board_named(self, name: str, port: str | None) -> BoardRecord | None:
+        """What was last seen on the board that this configured port, or else name, stands for."""
+        known = self.journal.known_port(port) if port is not None else None
+        mac = known.mac if known is not None else self.journal.mac_of(self.service, name)
+        record = self.journal.board(mac) if mac is not None else None
+        elsewhere = record is not None and record.port not in (None, port)
+        return None if elsewhere and known is None else record
 
     def board_at(self, info: PortInfo) -> BoardRecord | None:
         """The board that was last seen at this port, if the same USB device is there."""
@@ -260,21 +263,21 @@ class Memory:
         )
         return ended.failed
 
-    def release(self, keys: list[str]) -> int:
-        """Let boards be taken up again; how many entries held them."""
-        return self.journal.release(*keys)
-
-    def attempt(self, mac: str, target: str) -> AttemptRecord:
-        """How a board fared with a target."""
-        return self.journal.attempt(mac, target)
+    def awaited(self, mac: str | None) -> tuple[Awaited, float] | None:
+        """What a board's app has to confirm itself by, and how many seconds it has left."""
+        record = self.journal.pending(mac) if mac is not None else None
+        if record is None:
+            return None
+        left_s = (record.until - utc_now()).total_seconds()
+        # A clock that was set back must not make it wait for ever.
+        most_s = (record.until - record.since).total_seconds()
+        return Awaited(record.slot, record.previous_version), min(max(0.0, left_s), most_s)
 
     def awaits(
         self, mac: str, target: str, *, version: str, slot: str, seconds: float,
         previous_slot: str | None, previous_version: str | None,
     ) -> None:  # fmt: skip
         """A board is left alone until its app had time to confirm itself."""
-        from datetime import timedelta
-
         moment = utc_now()
         self.journal.set_pending(
             PendingRecord(

@@ -73,7 +73,7 @@ class OtaService(Generic):
         )
         # Made here and not at the first command: an update begins with the configuration.
         self._fleet: asyncio.Task[Fleet] = asyncio.get_running_loop().create_task(
-            _open_fleet(self.settings, restart_allowed)
+            _open_fleet(self.settings, restart_allowed, self.logger)
         )
 
     @classmethod
@@ -155,10 +155,14 @@ def register() -> None:
         )
 
 
-async def _open_fleet(settings: Settings, restart_allowed: RestartAllowed | None) -> Fleet:
+async def _open_fleet(
+    settings: Settings, restart_allowed: RestartAllowed | None, logger: logging.Logger
+) -> Fleet:
     # Imported here, in a thread: it brings esptool along, and the module must be ready before.
     service = await asyncio.to_thread(importlib.import_module, "ota_service.fleet.service")
-    fleet: Fleet = await service.FleetService.open(settings, restart_allowed=restart_allowed)
+    fleet: Fleet = await service.FleetService.open(
+        settings, restart_allowed=restart_allowed, logger=logger
+    )
     return fleet
 
 
