@@ -24,7 +24,9 @@ from ota_service.errors import OtaError
 from ota_service.firmware.download import GaveUp
 from ota_service.firmware.target import Target
 from ota_service.fleet import policy
+from ota_service.fleet.around import Log
 from ota_service.fleet.board import Board
+from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Firmwares
 from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.journal_rows import AttemptRecord
@@ -47,7 +49,6 @@ STOP_LIMIT_S = 8.0
 
 Result = TypeVar("Result")
 RestartAllowed = Callable[[], Awaitable[bool]]
-Log = logging.LoggerAdapter[logging.Logger]
 
 _JOURNAL = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
 """A thread of its own: sessions that fill all others must not hold the journal up."""
@@ -551,12 +552,13 @@ class Engine:
             self.log.info("%s: found at %s by probing", board.shown.name, info.device)
         return found
 
-    def renamed(self, board: Board, mac: str) -> None:
+    def renamed(self, about: BoardState, mac: str) -> None:
         """A board that is not in `boards` goes by its MAC once that is known."""
-        if board.shown.entry is not None or board.shown.name == mac:
+        board = self.boards.get(about.name)
+        if about.entry is not None or about.name == mac or board is None:
             return
-        self.boards.pop(board.shown.name, None)
-        board.shown.name = mac
+        del self.boards[about.name]
+        about.name = mac
         self.boards[mac] = board
 
     # --- boards that come and go

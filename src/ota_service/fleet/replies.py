@@ -12,8 +12,6 @@ from ota_service.errors import OtaError
 from ota_service.fleet.board_state import BoardState, iso, utc_now
 from ota_service.formats.partitions import Partition
 
-BOOT_LOG_LINES = 60
-
 
 def refusal(purpose: str, error: OtaError) -> dict[str, Any]:
     """The reply where a board could not be had."""
