@@ -171,7 +171,7 @@ async def in_wait(desk: Desk, board: Board, state: str) -> asyncio.Future[Answer
     if state == "fetching":
         desk.firmwares.at_once = None
     desk.allowed = state != "held"
-    desk.script = {"pausing": ["link-lost", DONE], "confirming": [WAITS, DONE]}.get(state, [DONE])
+    desk.script = {"pausing": ["link-lost", DONE], "confirming": [WAITS, DONE]}.get(state, [DONE, DONE])
     board.order(order)
     await desk.until(lambda: board.state == state)
     return order.answer

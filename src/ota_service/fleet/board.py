@@ -319,7 +319,9 @@ class Board:
         _order(message).give(Answer("error", error, refusal("rollback", error)))
 
     async def _release(self, message: Message) -> None:
-        self._sight.released()
+        if self.state == "rest":
+            self._sight.released()
+        message.value.set_result(None)
 
     async def _retarget(self, message: Message) -> None:
         """Another target is this board's from now on; None: it is no longer listed."""

@@ -175,7 +175,7 @@ class Engine:
             run.cancel()
         boards = [*self.boards.values(), *self._retired]
         for board in boards:
-            board.tell("end", None, None)
+            board.tell("end")
         waits = [asyncio.ensure_future(run.done.wait()) for run in active]
         waits += [asyncio.ensure_future(board.quiet.wait()) for board in boards]
         if waits:
@@ -243,7 +243,7 @@ class Engine:
         if board.target.key == target.key:
             return False
         board.target = target
-        board.tell("retarget", None, target)
+        board.tell("retarget", value=target)
         return True
 
     async def _retire(self, board: Board) -> None:
@@ -386,7 +386,7 @@ class Engine:
                 run.cancel()
         for name, board in self.boards.items():
             if names is None or name in names:
-                board.tell("cancel", None, None)
+                board.tell("cancel")
         return bool(active)
 
     # --- a firmware that is stopped
@@ -410,7 +410,7 @@ class Engine:
         self.spawn(self.journaled(partial(journal.stop, service, key, why.message)))
         for board in self.boards.values():
             if board.target.key == key:
-                board.tell("stopped", None, why)
+                board.tell("stopped", value=why)
         for run in self.runs:
             if any(order.target.key == key for order, _ in run.orders.values()):
                 run.error = run.error or why
@@ -435,8 +435,11 @@ class Engine:
     async def release(self, boards: Sequence[Board]) -> None:
         """Let boards that were set aside, rolled back, wrong or not ours be taken up again."""
         await self._free(boards)
-        for board in boards:
-            board.tell("release", None, None)
+        loop = asyncio.get_running_loop()
+        done: list[asyncio.Future[None]] = [loop.create_future() for _ in boards]
+        for board, answer in zip(boards, done, strict=True):
+            board.tell("release", value=answer)
+        await asyncio.gather(*done)
 
     async def _free(self, boards: Sequence[Board]) -> None:
         keys: list[str] = []
@@ -604,7 +607,7 @@ class Engine:
             for board in self.boards.values():
                 about = board.shown
                 if self._at_rest(board) and about.state != "absent" and about.port not in here:
-                    board.tell("gone", None, OtaError("port-missing", board=about.name))
+                    board.tell("gone", value=OtaError("port-missing", board=about.name))
         names = [place.name if settings.boards is not None else str(place.port) for place in came]
         if names and settings.auto_update and not first and not self._covered(names):
             self.log.info("plugged in: %s", ", ".join(names))
@@ -621,12 +624,12 @@ class Engine:
             return False
         absent = board.shown.state == "absent"
         if place.kind == "absent" and not absent:
-            board.tell("gone", None, place.error)
+            board.tell("gone", value=place.error)
         elif place.kind == "here" and (absent or first):
-            board.tell("came", None, place)
+            board.tell("came", value=place)
             return True
         elif first and place.error is not None:
-            board.tell("gone", None, place.error)
+            board.tell("gone", value=place.error)
         return False
 
     @staticmethod

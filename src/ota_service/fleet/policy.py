@@ -129,6 +129,7 @@ class Row:
     why: str
 
 
+STATES: tuple[State, ...] = get_args(State)
 WAITS: tuple[State, ...] = ("fetching", "queued", "held", "pausing", "confirming")
 SESSIONS: tuple[State, ...] = ("updating", "reading", "rewriting", "stopping")
 ENDS: tuple[Event, ...] = (
@@ -233,8 +234,7 @@ ROWS: _Rows = (
     (("stopping",), ("again", "hindered", "awaits", "cancelled"), "rest", "drop",
      "it goes no further"),
     # --- release, the port
-    (("rest",), ("release",), None, "release", "it may be taken up again"),
-    ((*WAITS, *SESSIONS), ("release",), None, "nothing", "it is under way; the journal is freed"),
+    (STATES, ("release",), None, "release", "what is at rest may be taken up again"),
     (("rest",), ("gone",), None, "show_gone", "absent"),
     (("rest",), ("came",), None, "show_came", "not looked at yet"),
     ((*WAITS, *SESSIONS), ("gone", "came"), None, "nothing", "a session's own restarts do that"),
