@@ -82,7 +82,7 @@ def test_what_is_overridden_and_rescued_is_named() -> None:
         ({"update": {"rescue": True}}, "with rescue needs boards"),
         ({"update": {"rescue": True, "boards": ["a", "b"]}}, "just the one board that is meant"),
         ({"update": {"rescue": True, "boards": ["a"]}}, "needs confirm, the board's MAC"),
-        ({"update": {"rescue": True, "boards": "a", "confirm": "x"}}, "must be the board's MAC"),
+        ({"update": {"rescue": True, "boards": "a", "confirm": "x"}}, "confirm: must be six pairs"),
         ({"update": {"confirm": "24:0a:c4:00:00:01"}}, "takes confirm with rescue only"),
         ({"update": {"wait_s": "5"}}, "wait_s: must be a number"),
         ({"version": {"wait_s": -1.0}}, "wait_s: -1 is out of range"),

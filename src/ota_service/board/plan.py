@@ -179,11 +179,12 @@ def _rescue(
 ) -> Plan:
     """A board on which nothing boots by its bootloader's own rules: a new firmware cannot make
     that worse, but it is a person who says so."""
+    if image is not None:
+        _require_runnable(found, image)
     if image is None or not rescue or not found.running.dead:
         raise found.running.why or OtaError("otadata-invalid")
     if not adopted:
         _require_namespace(found)
-    _require_runnable(found, image)
     assert found.table is not None
     slot = _that_fits(found.table.ota_slots, image)
     return _switch(found, version, slot, "rescued: nothing on the board boots", write=True)
