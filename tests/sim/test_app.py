@@ -14,6 +14,7 @@ from ota_service.sim.config import BoardConfig
 from ota_service.sim.factory import default_nvs, make_flash
 from ota_service.sim.images import Behaviour, assemble, build_app, descriptor
 from ota_service.sim.layouts import FLAG_READ_ONLY, LAYOUTS, Layout, Partition
+from ota_service.sim.logs import LOOKALIKES, PANICS
 from ota_service.sim.nvsmodel import nvs_init
 from tests.sim.conftest import OpenPort, StartBoard
 
@@ -81,6 +82,53 @@ def test_restarts(start: StartBoard, ending: str, reason: str) -> None:
     board = start(app=app(ending=ending), config=FAST)
     board.control.wait_for_text(reason)
     board.control.wait_for("app", since=board.control.wait_for("reset")["number"])
+
+
+@pytest.mark.parametrize("form", PANICS)
+def test_last_words(start: StartBoard, form: str) -> None:
+    """Panics have many forms; a reset of the processor ends them all."""
+    board = start(app=app(ending="panic", panic=form), config=FAST)
+    board.control.wait_for_text("\r\n".join(PANICS[form]) + "\r\n")
+    board.control.wait_for_text("rst:0xc (SW_CPU_RESET)")
+
+
+@pytest.mark.parametrize("kind", LOOKALIKES)
+def test_says_what_looks_like_trouble(start: StartBoard, kind: str) -> None:
+    """Nothing has happened to such an app."""
+    board = start(app=app(say=LOOKALIKES[kind], tick_s=0.5), config=FAST)
+    end = board.control.wait_for_text(LOOKALIKES[kind].replace("\n", "\r\n") + "\r\n")
+    board.control.wait_for_text("alive", since=end)
+    assert board.control.counters()["boot"] == 1
+
+
+ENDINGS = {
+    "restart": "rst:0xc (SW_CPU_RESET)",
+    "deep-sleep": "rst:0x5 (DEEPSLEEP_RESET)",
+    "brownout": "\r\nBrownout detector was triggered",
+    "brownout-tagged": "E BOD: Brownout detector was triggered",
+    "brownout-reset": "rst:0xf (RTCWDT_BROWN_OUT_RESET)",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_ends_again_and_again(start: StartBoard, ending: str) -> None:
+    """Each life ends like the one before."""
+    board = start(app=app(ending=ending), config=FAST)
+    at = board.control.wait_for_text(ENDINGS[ending])
+    board.control.wait_for_text(ENDINGS[ending], since=at)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_ends_once(start: StartBoard, ending: str) -> None:
+    """A planned restart, a nap, a dip of the voltage: then the app runs."""
+    board = start(app=app(ending=ending, ending_lives=1, say="hello", say_after_s=3), config=FAST)
+    board.control.wait_for("said")
+    assert board.control.console().count(ENDINGS[ending]) == 1
+    assert board.control.counters()["boot"] == 2
+    since = board.control.state()["events"]
+    board.control.reset()  # which clears what the app knew it by
+    board.control.wait_for("said", since=since)
+    assert board.control.counters()["boot"] == 4
 
 
 def test_hang_is_silent(start: StartBoard, open_port: OpenPort) -> None:

@@ -15,6 +15,7 @@ from ota_service.sim.core import Core
 from ota_service.sim.flash import SECTOR_BYTES
 from ota_service.sim.images import Behaviour, Ending, find_behaviour, read_descriptor
 from ota_service.sim.layouts import Partition
+from ota_service.sim.logs import BROWNOUTS, PANICS
 from ota_service.sim.nvsformat import SECTOR, NvsError, Region
 from ota_service.sim.nvsmodel import FlashRegion, MemoryRegion, NvsStore, Write
 
@@ -24,18 +25,6 @@ WATCHDOG_S = 5.0
 WRITER_PAUSE_S = 0.004
 # A life shorter than this would keep the simulator's process busy for nothing.
 SHORTEST_LIFE_S = 0.05
-
-PANIC = (
-    "Guru Meditation Error: Core  0 panic'ed (LoadProhibited). Exception was unhandled.",
-    "",
-    "Core  0 register dump:",
-    "PC      : 0x400d3f5a  PS      : 0x00060530  A0      : 0x800d2a71  A1      : 0x3ffb4e70",
-    "EXCVADDR: 0x00000000  LBEG    : 0x40089e15  LEND    : 0x40089e25  LCOUNT  : 0xffffffff",
-    "",
-    "Backtrace: 0x400d3f57:0x3ffb4e70 0x400d2a6e:0x3ffb4ea0 0x40087c3a:0x3ffb4ed0",
-    "",
-    "Rebooting...",
-)
 
 
 class App:
@@ -48,17 +37,23 @@ class App:
         image: bytes,
         partition: Partition,
         partitions: tuple[Partition, ...],
+        life: int,
         time_scale: float,
         record: Callable[..., None],
         set_baud: Callable[[int], None],
         burn: Callable[[int], None] | None = None,
     ) -> None:
-        """Make one. burn: sets the eFuses' secure version, where the build has anti-rollback."""
+        """Make one.
+
+        life: how many came before it since power or EN. burn: sets the eFuses' secure version,
+        where the build has anti-rollback.
+        """
         self.core = core
         self.partition = partition
         self.behaviour = find_behaviour(image) or Behaviour()
         self.info = read_descriptor(image)
         self._partitions = partitions
+        self._life = life
         self._scale = time_scale
         self._record = record
         self._set_baud = set_baud
@@ -125,7 +120,8 @@ class App:
             self._plan(behaviour.tick_s, "tick")
         if behaviour.nvs_writes and self._store is not None:
             self._plan(0.0, "nvs")
-        if behaviour.ending != "run":
+        lives = behaviour.ending_lives
+        if behaviour.ending != "run" and (lives == 0 or self._life < lives):
             shortest = SHORTEST_LIFE_S / max(self._scale, 1e-6)
             self._plan(max(behaviour.ending_after_s, shortest), "end")
         started_s = self.core.time_s
@@ -146,7 +142,8 @@ class App:
         if what == "confirm":
             self._confirm()
         elif what == "say":
-            self.print(self.behaviour.say)
+            for line in self.behaviour.say.split("\n"):
+                self.print(line)
             self._record("said", text=self.behaviour.say)
         elif what == "tick":
             self.log("I", "app", "alive")
@@ -158,11 +155,18 @@ class App:
     async def _end(self) -> Ending:
         ending = self.behaviour.ending
         if ending == "panic":
-            for line in PANIC:
+            for line in PANICS[self.behaviour.panic]:
                 self.print(line)
             self._record("panic")
-        elif ending == "loop":
+        elif ending in ("loop", "restart"):
             self.log("I", "app", "restarting")
+        elif ending in BROWNOUTS:
+            for line in BROWNOUTS[ending]:
+                self.print(line)
+        elif ending == "deep-sleep":
+            self.log("I", "app", "entering deep sleep")
+            self._record("asleep")
+            await self.core.sleep(self.behaviour.sleep_s * self._scale)
         elif ending in ("hang", "watchdog"):
             self._record("hang")
             if ending == "hang":

@@ -42,7 +42,16 @@ SW_RESET = "0x3 (SW_RESET)"
 TG0WDT = "0x7 (TG0WDT_SYS_RESET)"
 SW_CPU = "0xc (SW_CPU_RESET)"
 RTCWDT = "0x10 (RTCWDT_RTC_RESET)"
-RESET_REASONS = {"panic": SW_CPU, "loop": SW_RESET, "watchdog": TG0WDT, "restart": SW_CPU}
+RESET_REASONS = {
+    "panic": SW_CPU,
+    "loop": SW_RESET,
+    "watchdog": TG0WDT,
+    "restart": SW_CPU,
+    "deep-sleep": "0x5 (DEEPSLEEP_RESET)",
+    "brownout": SW_CPU,
+    "brownout-tagged": SW_RESET,
+    "brownout-reset": "0xf (RTCWDT_BROWN_OUT_RESET)",
+}
 
 
 class Board:
@@ -71,6 +80,7 @@ class Board:
         self._loop = asyncio.get_running_loop()
         self._rise: asyncio.TimerHandle | None = None
         self._boot_button = False
+        self._life = 0
         self._core: Core | None = None
         self._rom: RomLoader | None = None
         self._task: asyncio.Task[None] | None = None
@@ -200,9 +210,11 @@ class Board:
     async def _live(self, download: bool) -> None:
         self.registers.strap = STRAP_DOWNLOAD if download else STRAP_NORMAL
         reason = POWERON
+        self._life = 0
         try:
             while True:
                 reason = await self._one_life(download, reason)
+                self._life += 1
                 self.registers.reset()
                 self.history.add("reset", reason=reason)
         except PowerLossError:
@@ -282,6 +294,7 @@ class Board:
             image=image,
             partition=result.partition,
             partitions=result.partitions,
+            life=self._life,
             time_scale=self.config.time_scale,
             record=self.history.add,
             set_baud=self._set_chip_baud,

@@ -15,8 +15,8 @@ class History:
     """Events and console output of one board, and a way to wait for more.
 
     Events: reset, boot, boot-failed, app, download, stub, panic, confirmed, burnt, nvs-erased,
-    hang, power-off, power-cut, power-on, opened, closed, unplugged, plugged, said. Each is a
-    dictionary with number, event, time_s (the board process's monotonic clock) and details.
+    hang, asleep, power-off, power-cut, power-on, opened, closed, unplugged, plugged, said. Each
+    is a dictionary with number, event, time_s (the board process's monotonic clock) and details.
     """
 
     def __init__(self) -> None:
