@@ -34,6 +34,8 @@ STUB_BAUD = 115200
 # A UART samples a byte's last bit wrongly from about this difference on.
 BAUD_TOLERANCE = 0.03
 UART_FIFO_BYTES = 128
+# How long a host may take between two changes of the lines that belong together.
+BOTH_LINES_S = 1.0
 # How long a chip without a bootable app takes to its next attempt (RTC watchdog).
 RETRY_S = 1.0
 
@@ -79,6 +81,7 @@ class Board:
         self._io0_changes: deque[tuple[float, bool]] = deque([(0.0, False)], maxlen=64)
         self._loop = asyncio.get_running_loop()
         self._rise: asyncio.TimerHandle | None = None
+        self._rises_s = 0.0
         self._boot_button = False
         self._life = 0
         self._core: Core | None = None
@@ -142,6 +145,8 @@ class Board:
         self._io0_changes.append((at_s, dtr and not rts))
         en_low = rts and not dtr
         if en_low == self._en_low:
+            if self._rise is not None:
+                self._expect_rise(self._rises_s)
             return
         self._en_low = en_low
         if not self._powered:
@@ -150,13 +155,19 @@ class Board:
             self._stop_chip()
             self.state = "reset"
         else:
-            self._release_en(at_s)
+            # Nobody leaves both lines asserted: what follows at once may arrive late, where the
+            # host is busy, and decides by its time all the same.
+            self._release_en(at_s, patience_s=BOTH_LINES_S if dtr and rts else 0.0)
 
-    def _release_en(self, at_s: float) -> None:
-        rises_s = at_s + self.config.en_rise_s
+    def _release_en(self, at_s: float, *, patience_s: float = 0.0) -> None:
+        self._rises_s = at_s + self.config.en_rise_s
+        self._expect_rise(max(self._rises_s, self._loop.time() + patience_s))
+
+    def _expect_rise(self, at_s: float) -> None:
+        """Look then, or when a line has changed, at what IO0 was when EN had risen."""
         if self._rise is not None:
             self._rise.cancel()
-        self._rise = self._loop.call_at(rises_s, self._en_risen, rises_s)
+        self._rise = self._loop.call_at(at_s, self._en_risen, self._rises_s)
 
     def _en_risen(self, at_s: float) -> None:
         self._rise = None
