@@ -197,6 +197,25 @@ async def test_going_back_minds_the_fuses(tmp_path: Path) -> None:
         assert board.control.running()["version"] == "2.0.0"
 
 
+async def test_the_only_image_that_boots_is_left_to_boot(tmp_path: Path) -> None:
+    """The new app burns the fuses and panics a moment later: there is no way back any more, so
+    nothing is taken away, and the words say why."""
+    app = build_app(PROJECT, "1.0.0", size_bytes=IMAGE_BYTES, secure_version=1)
+    spec = SimBoard("micro-rdk", slot="ota_1", otadata="aborted",
+                    flash_options={"other_app": app}, config=SECURE)  # fmt: skip
+    async with Rig.start(tmp_path, [spec]) as rig:
+        ends = Behaviour(confirm_after_s=0.1, ending="panic", ending_after_s=0.8, ending_lives=1)
+        url = rig.serve("2.0.0", secure_version=2, behaviour=ends)
+        await rig.configure(url=url, version="2.0.0", boot_stable_s=3)
+        status = await rig.settled("2.0.0")
+        error = status["boards"]["a"]["error"]
+        assert error["code"] == "boot-failed", error
+        assert "ota_0 has secure version 1, and the board's fuses ask for 2" in error["message"]
+        assert rig.board().control.running()["version"] == "2.0.0"
+        image = rig.image("2.0.0", secure_version=2, behaviour=ends)
+        assert slot_bytes(rig, "ota_1") == image[:IMAGE_BYTES]
+
+
 UNEQUAL = Layout(
     "unequal",
     0x400000,
