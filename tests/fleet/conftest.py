@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from ota_service.board.session import Image, Job, Outcome
+from ota_service.board.session import Image
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet import board as board_module
@@ -35,6 +35,7 @@ Result = TypeVar("Result")
 TARGET = Target("http://127.0.0.1:9/x.bin", "2")
 OTHER = Target("http://127.0.0.1:9/y.bin", "3")
 PORT = "/dev/null"
+AtDesk = Callable[[Callable[["Desk"], Awaitable[None]]], None]
 
 
 class Shelf:
@@ -107,9 +108,7 @@ class Desk:
 
     def order(self, purpose: Purpose = "update", **options: Any) -> Order:
         """An order to the board, which is there."""
-        permits = Permits(
-            options.pop("force", False), frozenset(options.pop("override", ())), False
-        )
+        permits = Permits(options.pop("force", False), frozenset(options.pop("override", ())), None)
         place = options.pop("place", Place("a", "here", PORT))
         return Order(purpose, options.pop("target", TARGET), place, "test", permits, **options)
 
@@ -122,8 +121,8 @@ class Desk:
     async def until(self, condition: Callable[[], object], *, within_s: float = 600.0) -> None:
         """Let time pass until something is so."""
         async with asyncio.timeout(within_s):
-            while not condition():
-                await asyncio.sleep(0.01)  # in simulated time, which has no event for it
+            while not condition():  # noqa: ASYNC110 - what is waited for has no event
+                await asyncio.sleep(0.01)
 
     async def end(self) -> None:
         """End the board's task."""
@@ -134,9 +133,7 @@ class Desk:
 
 
 @pytest.fixture
-def at_desk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[Callable[[Desk], Awaitable[None]]], None]]:
+def at_desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AtDesk:
     """Runs a test's coroutine with a desk, in simulated time."""
 
     async def scripted(attempt: Attempt, after_s: float = 0) -> tuple[Event, SessionEnd]:
@@ -154,7 +151,7 @@ def at_desk(
             return error
         return None
 
-    monkeypatch.setattr(board_module.Attempt, "run", scripted)
+    monkeypatch.setattr(Attempt, "run", scripted)
     monkeypatch.setattr(board_module, "hindrance", asked)
 
     def run(test: Callable[[Desk], Awaitable[None]]) -> None:
@@ -168,7 +165,7 @@ def at_desk(
         with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
             runner.run(main())
 
-    yield run
+    return run
 
 
 async def _end_of(attempt: Attempt, step: Any) -> SessionEnd:
@@ -191,6 +188,3 @@ async def _end_of(attempt: Attempt, step: Any) -> SessionEnd:
     attempt.hooks.tell(Seen(step.found))
     await asyncio.sleep(0)
     return SessionEnd(step, failed=attempt._failed)
-
-
-__all__ = ["OTHER", "TARGET", "Desk", "Job", "Outcome", "Seen"]

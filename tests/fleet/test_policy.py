@@ -12,12 +12,15 @@ import pytest
 from ota_service.errors import ERRORS, OtaError
 from ota_service.fleet import policy
 from ota_service.fleet.board import Board
+from ota_service.fleet.board_state import State as Shown
 from ota_service.fleet.journal_rows import AttemptRecord
 from ota_service.fleet.policy import BOARD, FIRMWARE, Permits, Row
 
-STATES = get_args(policy.State)
-EVENTS = get_args(policy.Event)
-ORDERS = ("update", "more", "other", "read", "plan", "rollback", "flash", "missing", "spared")
+STATES: tuple[policy.State, ...] = get_args(policy.State)
+EVENTS: tuple[policy.Event, ...] = get_args(policy.Event)
+ORDERS: tuple[policy.Event, ...] = (
+    *("update", "more", "other", "read", "plan", "rollback", "flash", "missing", "spared"),
+)
 MOVING = {"updating", "reading", "rewriting", "stopping"}
 
 
@@ -45,7 +48,8 @@ def test_every_action_is_carried_out_by_the_board() -> None:
 def test_a_wait_reads_its_inbox() -> None:
     """In every wait an order changes something at once, or is answered at once."""
     for state in policy.WAITS:
-        for event in ("read", "plan", "cancel", "end", "retarget", "update"):
+        events: tuple[policy.Event, ...] = ("read", "plan", "cancel", "end", "retarget", "update")
+        for event in events:
             assert BOARD[state, event].action != "nothing", (state, event)
 
 
@@ -63,7 +67,8 @@ def test_cancel_ends_every_wait_at_once_and_stops_every_session() -> None:
     for state in policy.WAITS:
         assert BOARD[state, "cancel"] == BOARD[state, "end"]
         assert BOARD[state, "cancel"].state == "rest"
-    for state in ("updating", "rewriting"):
+    sessions: tuple[policy.State, ...] = ("updating", "rewriting")
+    for state in sessions:
         assert BOARD[state, "cancel"].state == "stopping"
     for state in policy.SESSIONS:
         assert BOARD[state, "end"].action == "stop_session"
@@ -92,7 +97,12 @@ def test_only_an_update_pauses_or_is_set_aside() -> None:
 
 def test_what_is_over_disturbs_nobody() -> None:
     """The end of a wait that nobody is in changes nothing."""
-    waits = {"firmware": "fetching", "no-firmware": "fetching", "turn": "queued", "free": "held"}
+    waits: dict[policy.Event, policy.State] = {
+        "firmware": "fetching",
+        "no-firmware": "fetching",
+        "turn": "queued",
+        "free": "held",
+    }
     for event, meant in waits.items():
         for state in STATES:
             if state != meant:
@@ -193,36 +203,32 @@ def test_an_order_that_permits_more_does_not_simply_join() -> None:
 
 @pytest.mark.parametrize("state", ["set_aside", "rolled_back", "held"])
 def test_a_board_that_is_held_is_spared(state: str) -> None:
-    """Until its target changes or it is released; a person's `force` takes it up."""
+    """Until its target changes or it is released, whoever asks."""
     record = AttemptRecord("m", "t", failed=3, state=state, code="link-lost")  # type: ignore[arg-type]
     for by_person in (True, False):
-        told = policy.spared(
-            record, Permits(), by_person=by_person, as_last_read=True, board="a"
-        )
+        told = policy.spared(record, by_person=by_person, as_last_read=True, board="a")
         assert told is not None
         assert told.error is not None
         assert told.state == ("set_aside" if state == "set_aside" else "rolled_back")
-    forced = Permits(force=True)
-    assert not policy.spared(record, forced, by_person=True, as_last_read=True, board="a")
 
 
 def test_the_journal_stands_in_for_a_look_only_where_nobody_asked() -> None:
     """A person's update always reads."""
     record = AttemptRecord("m", "t")
-    alone = policy.spared(record, Permits(), by_person=False, as_last_read=True, board="a")
+    alone = policy.spared(record, by_person=False, as_last_read=True, board="a")
     assert alone == policy.Spared("up_to_date")
-    assert not policy.spared(record, Permits(), by_person=True, as_last_read=True, board="a")
+    assert not policy.spared(record, by_person=True, as_last_read=True, board="a")
     failed = AttemptRecord("m", "t", failed=1)
-    assert not policy.spared(failed, Permits(), by_person=False, as_last_read=True, board="a")
+    assert not policy.spared(failed, by_person=False, as_last_read=True, board="a")
 
 
-SHOWN = get_args(policy.Shown)
+SHOWN = get_args(Shown)
 
 
 @pytest.mark.parametrize("before", SHOWN)
 @pytest.mark.parametrize("version", [None, "1", "2"])
 def test_outdated_is_never_said_of_a_board_with_the_wanted_version(
-    before: policy.Shown, version: str | None
+    before: Shown, version: str | None
 ) -> None:
     """Nor is up to date said of one with another."""
     wanted = "2"
@@ -237,7 +243,7 @@ def test_outdated_is_never_said_of_a_board_with_the_wanted_version(
 
 
 @pytest.mark.parametrize("before", ["unknown", "absent", "outdated", "up_to_date", "unrecognised"])
-def test_a_read_that_learns_something_shows_it(before: policy.Shown) -> None:
+def test_a_read_that_learns_something_shows_it(before: Shown) -> None:
     """A rollout's gate waits for `up_to_date`: it must not wait for ever."""
     assert policy.shown_after_read(before, "2", "2", None) == "up_to_date"
     assert policy.shown_after_read(before, "1", "2", None) == "outdated"

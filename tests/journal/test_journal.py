@@ -154,6 +154,16 @@ def test_not_ours_until_release(journal: Journal) -> None:
     journal.close()
 
 
+def test_a_release_lets_a_port_try_its_highest_speed_again(journal: Journal) -> None:
+    """What it fell back to was perhaps a bad cable's."""
+    journal.record_baud("/dev/ttyUSB0", 115_200)
+    journal.record_baud("/dev/ttyUSB1", 460_800)
+    journal.release(MAC, "/dev/ttyUSB0")
+    assert journal.fallback_baud("/dev/ttyUSB0") is None
+    assert journal.fallback_baud("/dev/ttyUSB1") == 460_800
+    journal.close()
+
+
 def test_a_known_bridge_is_one_device_in_one_place(journal: Journal) -> None:
     """Something else plugged into the socket of a known bridge is not known."""
     journal.remember_bridge("1-1.2", "10c4:ea60:0001", MAC)
@@ -291,21 +301,18 @@ def test_pending_boards(journal: Journal) -> None:
 def test_a_stopped_target_stays_stopped(journal: Journal) -> None:
     """Across restarts and the same target's configuration, until a person or another target."""
     assert journal.set_target("OTA", "t")
-    journal.stop_target("OTA", "3 of 4 boards failed to boot this firmware")
+    journal.stop("OTA", "t", "3 of 4 boards failed to boot this firmware")
     journal = reopened(journal)
     assert not journal.set_target("OTA", "t")
-    target = journal.target("OTA")
-    assert target is not None
-    assert target.stopped == "3 of 4 boards failed to boot this firmware"
-    journal.unstop_target("OTA")
-    target = journal.target("OTA")
-    assert target is not None
-    assert target.stopped is None
-    journal.stop_target("OTA", "again")
+    stopped = {"t": "3 of 4 boards failed to boot this firmware"}
+    assert journal.stops("OTA", ["t", "pinned"]) == stopped
+    assert journal.stops("OTA2", ["t"]) == {}
+    journal.lift("OTA")
+    assert journal.stops("OTA", ["t"]) == {}
+    journal.stop("OTA", "t", "again")
     assert journal.set_target("OTA", "u")
-    target = journal.target("OTA")
-    assert target is not None
-    assert (target.key, target.stopped) == ("u", None)
+    assert journal.stops("OTA", ["u"]) == {}
+    assert journal.stops("OTA", ["t"]) == {}, "another target was configured meanwhile"
     assert journal.target("OTA2") is None
     journal.close()
 
@@ -356,10 +363,10 @@ def test_a_run_s_life(journal: Journal) -> None:
     assert [entry.id for entry in journal.history("OTA")] == [run.id]
     assert [entry.id for entry in journal.history(limit=1)] == [second.id]
     for board in ("right", OTHER):
-        (entry,) = journal.history(board=board)
+        (entry,) = journal.history(board=[board])
         assert list(entry.boards) == ["right"]
-    assert journal.history(board="/dev/ttyUSB0")[0].id == run.id
-    assert journal.history("OTA2", board=MAC) == []
+    assert journal.history(board=["/dev/ttyUSB0"])[0].id == run.id
+    assert journal.history("OTA2", board=[MAC]) == []
     assert journal.run("nothing") is None
     journal.close()
 

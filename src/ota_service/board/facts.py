@@ -38,7 +38,7 @@ class SlotFact:
 class BoardFacts:
     """All that the journal has of one board which a plan may depend on.
 
-    slots: by label, slots whose content was seen running. last_slot: label of the slot that ran
+    slots: by name, slots whose content was seen running. last_slot: name of the slot that ran
     at the last success. unwatched: an update of this board to this target began and never
     ended, so that its boot was never judged. interrupted: the last thing done to this board was an
     update to another target, which never ended. known_tag: the tag that we wrote or saw last.

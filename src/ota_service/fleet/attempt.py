@@ -84,13 +84,13 @@ class Attempt:
                 return SessionEnd(failed=self._failed, awaited=awaited[0], waits_s=awaited[1])
             if awaited is not None:
                 raise OtaError("awaiting-confirmation")
-        force, journal = order.permits.force, around.memory.journal
+        journal = around.memory.journal
         known = await around.journaled(partial(journal.fallback_baud, port))
-        if known is not None and known < job.baud and not force:
-            job = replace(job, baud=known)  # what the port fell back to; `force` tries again
+        if known is not None and known < job.baud:
+            job = replace(job, baud=known)  # what the port fell back to; `release` forgets it
         call = partial(run_session, port, around.owner, job, self.hooks)
         outcome = await loop.run_in_executor(EXECUTOR, call)
-        if outcome.baud is not None and (outcome.baud < around.settings.baud or force):
+        if outcome.baud is not None and outcome.baud < around.settings.baud:
             await around.journaled(partial(journal.record_baud, port, outcome.baud))
         return SessionEnd(outcome, failed=self._failed)
 

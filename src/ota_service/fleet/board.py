@@ -241,6 +241,7 @@ class Board:
             adopted=entry is not None
             or settings.adopt
             or "other-project" in order.permits.override,
+            rescue=order.permits.rescue,
             read_only=order.purpose in ("version", "verify"),
             go_back=order.purpose == "rollback",
             dry_run=order.purpose == "plan",
@@ -397,7 +398,10 @@ class Board:
         if self._job is None:
             self._job = self._new_job(update)
         # What an order that joined meanwhile permits counts as well.
-        self._job = replace(self._job, force=update.permits.force)
+        allowed = self._new_job(update)
+        self._job = replace(
+            self._job, force=allowed.force, adopted=allowed.adopted, rescue=allowed.rescue
+        )
         self.shown.state = "updating"
         self._start(update, self._job, update.failed)
 

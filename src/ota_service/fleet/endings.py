@@ -114,8 +114,8 @@ async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd)
     assert isinstance(outcome, Outcome)
     assert outcome.found is not None
     assert outcome.slot is not None
-    mac, label, error = outcome.found.chip.mac, outcome.slot.label, outcome.error
-    fact = (await around.journaled(partial(memory.facts, mac, key))).slots.get(label)
+    mac, slot, error = outcome.found.chip.mac, outcome.slot.name, outcome.error
+    fact = (await around.journaled(partial(memory.facts, mac, key))).slots.get(slot)
     await around.journaled(partial(memory.rolled_back, outcome, key, held=error is None))
     around.renamed(about, mac)
     about.state = "rolled_back" if outcome.end == "rolled_back" else "failed"
@@ -123,16 +123,16 @@ async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd)
     about.confirmed, about.error = outcome.confirmed, error
     about.running = running_of(outcome.found, outcome.slot) or about.running
     reply: dict[str, Any] = {
-        "slot": label,
+        "slot": slot,
         "version": outcome.version or "",
         "version_from": "journal" if fact and fact.version is not None else "descriptor",
     }
     if error is not None:
         error.board = about.name
         reply["error"] = error.to_dict()
-    order.report |= {"to": outcome.version, "slot": label, "by": "a person"}
+    order.report |= {"to": outcome.version, "slot": slot, "by": "a person"}
     _keep_log(order, outcome.boot_log)
-    sight.log(logging.INFO, 'rolled back by a person to "%s" in %s', outcome.version, label)
+    sight.log(logging.INFO, 'rolled back by a person to "%s" in %s', outcome.version, slot)
     return Answer("done" if error is None else "error", error, reply)
 
 

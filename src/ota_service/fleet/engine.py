@@ -473,10 +473,10 @@ class Engine:
     # --- boards
 
     async def find(
-        self, names: Sequence[str] | None, *, probe: bool, by_person: bool
+        self, names: Sequence[str] | None, permits: policy.Permits, *, probe: bool, by_person: bool
     ) -> list[Found]:
         """Where the boards of a run are; opens no port but what `probe` opens."""
-        places = await asyncio.to_thread(self._places, by_person=by_person, probe=probe)
+        places = await asyncio.to_thread(self._places, permits, by_person=by_person, probe=probe)
         found = []
         for place in places:
             board = self._board_of(place)
@@ -490,7 +490,7 @@ class Engine:
             found = await self._probe(found)
         return await self.journaled(lambda: [self._with_record(one) for one in found])
 
-    def _places(self, *, by_person: bool, probe: bool) -> list[Place]:
+    def _places(self, permits: policy.Permits, *, by_person: bool, probe: bool) -> list[Place]:
         settings, memory = self.settings, self.memory
         infos = list_ports()
         if settings.boards is not None:
@@ -500,7 +500,14 @@ class Engine:
             for info in infos
             if (owner := SERVICE_CLAIMS.owner(info.device)) not in (None, settings.service)
         }
-        return place_found(infos, memory, by_person=by_person, taken=taken, probe=probe)
+        return place_found(
+            infos,
+            memory,
+            by_person=by_person,
+            taken=taken,
+            probe=probe,
+            other_project="other-project" in permits.override,
+        )
 
     def _board_of(self, place: Place) -> Board:
         board = self.boards.get(place.name)
@@ -598,7 +605,9 @@ class Engine:
         after a session: that is neither a board that went nor one that came.
         """
         settings = self.settings
-        places = await asyncio.to_thread(self._places, by_person=False, probe=False)
+        places = await asyncio.to_thread(
+            self._places, policy.Permits(), by_person=False, probe=False
+        )
         if settings is not self.settings:
             return  # configured meanwhile
         came = [place for place in places if self._came_or_went(place, first=first)]

@@ -140,15 +140,15 @@ class SessionHooks:
             self.memory.journal.begin_attempt(found.chip.mac, about.target)
         for step in made.steps:
             if isinstance(step, WriteSlot):
-                self.memory.overwrites(found.chip.mac, step.slot.label)
+                self.memory.overwrites(found.chip.mac, step.slot.name)
 
     def _remember_running(self, found: Inspection) -> None:
         """What runs now is the evidence for the next look, and what a rollback goes back to."""
         running = found.running
         if running.partition is None or running.md5 is None or running.size_bytes is None:
             return
-        label, mac = running.partition.label, found.chip.mac
-        fact = self.facts.slots.get(label)
+        name, mac = running.partition.name, found.chip.mac
+        fact = self.facts.slots.get(name)
         if fact is None or fact.md5 != running.md5 or fact.version is None:
             self.memory.runs(
                 found,
@@ -158,7 +158,7 @@ class SessionHooks:
                 md5=running.md5,
             )
         if self.facts.last_slot is None:
-            self.memory.last_slot(mac, label)
+            self.memory.last_slot(mac, name)
 
     def phase(self, name: Phase | FlashPhase) -> None:
         """A phase begins."""
@@ -177,9 +177,9 @@ class SessionHooks:
             found.chip.mac,
             about.target,
             version=about.version,
-            slot=boot.slot.label,
+            slot=boot.slot.name,
             seconds=about.confirm_timeout_s,
-            previous_slot=running.label if running is not None else None,
+            previous_slot=running.name if running is not None else None,
             previous_version=made.from_version if made is not None else None,
         )
 

@@ -19,6 +19,7 @@ from typing import Literal, get_args
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import State as Shown
 from ota_service.fleet.journal_rows import AttemptRecord
+from ota_service.fleet.settings import Override
 
 State = Literal[
     "rest",
@@ -342,13 +343,13 @@ def too_many(verdicts: Iterable[Verdict]) -> bool:
 class Permits:
     """What a person allowed beyond what happens by itself.
 
-    force: write although the version is equal. override: of "not-allowed-now", "stopped",
-    "other-project". rescue: a board on which nothing boots.
+    force: although the version is equal, and nothing else. override: what is overridden. rescue:
+    the MAC of the one board, on which nothing boots.
     """
 
     force: bool = False
-    override: frozenset[str] = frozenset()
-    rescue: bool = False
+    override: frozenset[Override] = frozenset()
+    rescue: str | None = None
 
     def __or__(self, other: Permits) -> Permits:
         return Permits(
@@ -486,14 +487,12 @@ class Spared:
 
 
 def spared(
-    record: AttemptRecord, permits: Permits, *, by_person: bool, as_last_read: bool, board: str
+    record: AttemptRecord, *, by_person: bool, as_last_read: bool, board: str
 ) -> Spared | None:
     """Why a board needs no session: held by an earlier failure, or known to be right.
 
     record: how it fared with the target. as_last_read: the journal proves that it has the version.
     """
-    if permits.force or permits.rescue:
-        return None
     if record.state in HELD:
         error = OtaError(
             record.code or "boot-failed",

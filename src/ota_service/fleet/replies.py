@@ -44,8 +44,8 @@ def read_reply(purpose: str, outcome: Outcome) -> tuple[dict[str, Any], OtaError
     if purpose == "version" and found.nvs is not None:
         return {"version": found.version, "version_read_at": iso(utc_now())}, None
     if purpose == "verify" and found.running.partition is not None:
-        return {"matches": found.running.partition.label in found.holding}, None
-    problem = found.problem or OtaError("otadata-invalid")
+        return {"matches": found.holds(found.running.partition)}, None
+    problem = found.problem or found.running.why or OtaError("otadata-invalid")
     return {"error": problem.to_dict()}, problem
 
 
@@ -55,11 +55,11 @@ def running_of(
     """What runs, as the status shows it. new: the image that was put into the slot."""
     if slot is None:
         return {}
-    app = found.app(slot.label) if found is not None else None
+    app = found.app(slot) if found is not None else None
     about = app.descriptor if app is not None else None
     if new is not None:
         about = new.parsed.descriptor
-    shown = {"slot": slot.label}
+    shown = {"slot": slot.name}
     if about is not None:
         shown |= {"project": about.project, "app_version": about.version}
     return shown

@@ -141,7 +141,9 @@ class Run:
             self.done.set()
 
     async def _go(self, engine: Engine, file: Coroutine[Any, Any, FlashFile] | None) -> None:
-        found = await engine.find(self.names, probe=self.probe, by_person=self.by_person)
+        found = await engine.find(
+            self.names, self.permits, probe=self.probe, by_person=self.by_person
+        )
         why = f"{self.trigger}, {self.purpose}" if self.purpose != "update" else self.trigger
         for one in found:
             order = Order(self.purpose, one.board.target, one.place, why, self.permits)
@@ -150,7 +152,6 @@ class Run:
                 if self.purpose == "update":
                     order.spared = spared(
                         one.record,
-                        self.permits,
                         by_person=self.by_person,
                         as_last_read=one.as_last_read,
                         board=one.board.shown.name,

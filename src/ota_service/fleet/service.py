@@ -23,7 +23,7 @@ from ota_service.fleet.flash_file import flash_file, shown_file
 from ota_service.fleet.orders import Purpose
 from ota_service.fleet.policy import Permits
 from ota_service.fleet.run import Run
-from ota_service.fleet.settings import Settings
+from ota_service.fleet.settings import Override, Settings
 from ota_service.fleet.status import status_of
 
 GRACE_S = 5.0
@@ -132,8 +132,9 @@ class FleetService:
         self,
         boards: Sequence[str] | None = None,
         force: bool = False,
-        override: Sequence[str] = (),
+        override: Sequence[Override] = (),
         rescue: bool = False,
+        confirm: str | None = None,
         probe: bool = False,
         dry_run: bool = False,
         wait_s: float | None = None,
@@ -142,7 +143,10 @@ class FleetService:
         engine = self._engine
         _ = engine.memory  # another process may have it: say so now
         names = self._names(boards)
-        permits = Permits(force, frozenset(override), rescue)
+        if rescue:
+            assert confirm is not None  # the verb's arguments are checked
+            self._one_board(names or [], "rescue", confirm)
+        permits = Permits(force, frozenset(override), confirm if rescue else None)
         if dry_run:
             run = engine.start(Run("command", names, "plan", permits, probe))
             return await self._read(run, "plan", DEFAULT_WAIT_S if wait_s is None else wait_s)
@@ -190,16 +194,7 @@ class FleetService:
         engine = self._engine
         _ = engine.memory
         names = self._names([board]) or []
-        if len(names) != 1:
-            raise UnknownBoard(f'"{board}" stands for {len(names)} boards: name one of them')
-        known = engine.boards[names[0]].shown
-        mac = known.mac or (known.entry.mac if known.entry is not None else None)
-        if mac is not None and mac != confirm:
-            raise OtaError(
-                "wrong-board",
-                f"The board {known.name} is {mac}, and {confirm} was confirmed.",
-                remedy="Confirm the MAC of the board that is to be written.",
-            )
+        self._one_board(names, "flash", confirm)
         place = Path(path) if path is not None else url
         assert place is not None
         about = {"purpose": "flash", "file": shown_file(place), "keep_nvs": keep_nvs}
@@ -268,6 +263,21 @@ class FleetService:
         if over and run.error is not None and not run.results:
             raise run.error
         return {"ok": True, "run": run.to_dict(), key: dict(run.results)}
+
+    def _one_board(self, names: Sequence[str], verb: str, confirm: str) -> None:
+        """Require that one board is meant, and that its MAC, as far as it is known by now, is the
+        one that was confirmed. Raises OtaError `wrong-board`."""
+        if len(names) != 1:
+            meant = ", ".join(names) or "none"
+            raise UnknownBoard(f"{verb} is for one board; the boards named are: {meant}")
+        known = self._engine.boards[names[0]].shown
+        mac = known.mac or (known.entry.mac if known.entry is not None else None)
+        if mac is not None and mac != confirm:
+            raise OtaError(
+                "wrong-board",
+                f"The board {known.name} is {mac}, and {confirm} was confirmed.",
+                remedy="Confirm the MAC of the board that is to be written.",
+            )
 
     def _words(self, word: str | None) -> list[str] | None:
         """Everything that a board was called by, of a board that the service has."""

@@ -85,4 +85,4 @@ def after_waiting(job: Job, outcome: Outcome) -> Job:
     if job.confirm is not None or outcome.plan is None or outcome.plan.action == "refuse":
         return replace(job, rearm=False)
     assert outcome.slot is not None
-    return replace(job, confirm=Awaited(outcome.slot.label, outcome.previous_version))
+    return replace(job, confirm=Awaited(outcome.slot.name, outcome.previous_version))
