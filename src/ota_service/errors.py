@@ -386,8 +386,8 @@ _ROWS: tuple[ErrorKind, ...] = (
         "stopped",
         "policy",
         "The run was stopped because too many boards failed with this firmware.",
-        "Correct the firmware and configure a new version, or call update with override "
-        '["stopped"] to try this one again.',
+        "Correct the firmware and configure a new version, or call release with stopped: true to "
+        "let this one be tried again.",
         counts=False,
     ),
     ErrorKind(
