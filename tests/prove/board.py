@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from ota_service.board.boot import BootMonitor, Expected, Verdict
 from ota_service.board.chip import ChipInfo
 from ota_service.board.facts import BoardFacts, SlotFact
+from ota_service.board.first_look import FirstLook
 from ota_service.board.inspect import Inspection
 from ota_service.board.plan import Plan
 from ota_service.board.protection import Protection
@@ -203,11 +204,11 @@ class MemorySession(_Session):
         self.memory_link.reconnect()
         return self._connected(self.memory_link)  # type: ignore[arg-type]
 
-    def _first_look(self, link: Any) -> int | None:
+    def _first_look(self, link: Any) -> FirstLook:
         link.restart()
         result: BootResult = link.boots
         link.reconnect()
-        return result.offset
+        return FirstLook(result.offset)
 
     def _boot(self, link: Any, slot: Partition, expected: Expected) -> BootMonitor:
         link.restart()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ota_service.board import esptool_setup  # noqa: F401  (before esptool)
 from ota_service.board.chip import ChipInfo
+from ota_service.errors import OtaError
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
 from esptool.loader import DEFAULT_TIMEOUT, ESPLoader  # isort: skip
@@ -32,8 +33,23 @@ _MAC_WORDS = (2, 1)
 (ESP32 TRM, "eFuse controller")."""
 
 
-Fuses = tuple[int, bool, bool]
-"""Chip revision, whether flash encryption is on, whether secure boot is."""
+SECURE_VERSION = {
+    "ESP32": (0x3FF5A088, 0, 32),
+    "ESP32-S2": (0x3F41A03C, 11, 16),
+    "ESP32-S3": (0x6000703C, 14, 16),
+    "ESP32-C2": (0x60008830, 22, 4),
+    "ESP32-C3": (0x6000883C, 14, 16),
+    "ESP32-C5": (0x600B483C, 9, 9),
+    "ESP32-C6": (0x600B083C, 14, 16),
+    "ESP32-C61": (0x600B4838, 8, 16),
+    "ESP32-H2": (0x600B083C, 9, 16),
+    "ESP32-P4": (0x5012D03C, 9, 16),
+}
+"""Chip -> register, lowest bit and number of bits of the fuses SECURE_VERSION (espefuse 5.6.0,
+`efuse_defs/*.yaml`): each step of the secure version burns one more of them."""
+
+Fuses = tuple[int, bool, bool, int]
+"""Chip revision, whether flash encryption is on, whether secure boot is, the secure version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +117,25 @@ def _magic(finder: Any) -> int | None:
 
 
 def read_mac(esp: Any) -> str:
-    """The chip's MAC, checked by the CRC beside it in the fuses, or else read twice alike."""
-    if isinstance(esp, ESP32ROM):
-        high, low = (esp.read_efuse(word) for word in _MAC_WORDS)
-        mac = bytes((high >> 8 & 0xFF, high & 0xFF)) + int(low).to_bytes(4, "big")
-        if mac_crc(mac) == high >> 16 & 0xFF:
-            return mac.hex(":")
-    return twice(lambda: _mac(esp))
+    """The chip's MAC, checked by the CRC beside it in the ESP32's fuses, else read twice alike.
+
+    Which chip it is says its name: esptool's classes for other chips derive from the ESP32's,
+    and the words that hold its MAC hold something else on them.
+    Raises OtaError `no-identity` for a MAC of zeros or ones: every such board would be the same.
+    """
+    mac = _checked_mac(esp) if esp.CHIP_NAME == ESP32ROM.CHIP_NAME else None
+    if mac is None:
+        mac = twice(lambda: _mac(esp))
+    if set(mac) in ({0x00}, {0xFF}):
+        raise OtaError("no-identity", f"The board's fuses hold {mac.hex(':')} as its MAC.")
+    return mac.hex(":")
+
+
+def _checked_mac(esp: Any) -> bytes | None:
+    """An ESP32's MAC; None where the CRC is not that of what was read."""
+    high, low = (int(esp.read_efuse(word)) for word in _MAC_WORDS)
+    mac = (high & 0xFFFF).to_bytes(2, "big") + low.to_bytes(4, "big")
+    return mac if mac_crc(mac) == high >> 16 & 0xFF else None
 
 
 def mac_crc(mac: bytes) -> int:
@@ -121,11 +149,12 @@ def mac_crc(mac: bytes) -> int:
     return crc
 
 
-def _mac(esp: Any) -> str:
+def _mac(esp: Any) -> bytes:
+    """As esptool reads it for this chip."""
     mac = esp.read_mac("BASE_MAC")
     if mac is None:
         raise FatalError("the chip has no MAC address in its fuses")
-    return ":".join(f"{byte:02x}" for byte in mac)
+    return bytes(mac)
 
 
 def chip_info(esp: Any, mac: str) -> ChipInfo:
@@ -133,10 +162,10 @@ def chip_info(esp: Any, mac: str) -> ChipInfo:
     size = cmds.detect_flash_size(esp)
     known = KNOWN.get(mac)
     fuses = twice(
-        lambda: _fuses(_Words(esp, isinstance(esp, ESP32ROM))),
+        lambda: _fuses(_Words(esp)),
         known.fuses if known is not None else None,
     )
-    revision, encrypted, secure_boot = fuses
+    revision, encrypted, secure_boot, secure_version = fuses
     KNOWN.put(mac, Answers(esp.cache.get("flash_id"), fuses))
     return ChipInfo(
         name=esp.CHIP_NAME,
@@ -146,30 +175,28 @@ def chip_info(esp: Any, mac: str) -> ChipInfo:
         flash_bytes=flash_size_bytes(size) if size else None,
         flash_encrypted=encrypted,
         secure_boot=secure_boot,
+        secure_version=secure_version,
     )
 
 
 class _Words:
-    """A chip whose registers are read once each for one round of questions.
+    """A chip whose registers are read once each for one round of questions about its fuses.
 
     esptool's functions read the same fuse words again and again.
     """
 
-    def __init__(self, esp: Any, remember: bool) -> None:
+    def __init__(self, esp: Any) -> None:
         self._esp = esp
-        self._read: dict[int, int] | None = {} if remember else None
+        self._read: dict[int, int] = {}
 
     def __enter__(self) -> Any:
-        if self._read is not None:
-            self._esp.read_reg = self._once
+        self._esp.read_reg = self._once
         return self._esp
 
     def __exit__(self, *_: object) -> None:
-        if self._read is not None:
-            del self._esp.read_reg
+        del self._esp.read_reg
 
     def _once(self, address: int, timeout: float = DEFAULT_TIMEOUT) -> int:
-        assert self._read is not None
         if address not in self._read:
             self._read[address] = int(type(self._esp).read_reg(self._esp, address, timeout))
         return self._read[address]
@@ -181,4 +208,13 @@ def _fuses(words: _Words) -> Fuses:
             int(esp.get_chip_revision()),
             bool(esp.get_flash_encryption_enabled()),
             bool(esp.get_secure_boot_enabled()),
+            _secure_version(esp),
         )
+
+
+def _secure_version(esp: Any) -> int:
+    """What the fuses hold for anti-rollback; 0 for a chip whose fuses are not known."""
+    if esp.CHIP_NAME not in SECURE_VERSION:
+        return 0
+    register, lowest, bits = SECURE_VERSION[esp.CHIP_NAME]
+    return (int(esp.read_reg(register)) >> lowest & (1 << bits) - 1).bit_count()
