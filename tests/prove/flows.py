@@ -248,7 +248,7 @@ def _is_old(case: Case, board: Board, notes: Notes) -> list[Problem]:
     tags = {case.old_tag, case.old_tag or ""}
     if not notes.facts.slots:
         # Without a journal the image's own version stands for a tag that nobody knows.
-        tags.add(case.old.version)
+        tags |= {case.old.version, case.old.version or None}  # none and empty read the same
     found = min((_is(case, board, case.old, tag) for tag in tags), key=len)
     if found:
         plans = "; ".join(f"{p.action}: {p.reason}" for p in notes.plans)

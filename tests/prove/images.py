@@ -7,7 +7,7 @@ The tags differ from the images' own versions: taking one for the other must sho
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ota_service.board.session import Image
@@ -28,7 +28,7 @@ class Firmware:
 
     name: str
     tag: str
-    image: Image
+    image: Image = field(repr=False)
     starts: bool = True
     confirms: bool = True
     described: bool = True
