@@ -156,7 +156,7 @@ _ROWS: tuple[ErrorKind, ...] = (
     ErrorKind(
         "image-too-large",
         "board",
-        "The App Image is larger than the board's slots.",
+        "The App Image is larger than the board's spare slots.",
         "Make the image smaller, or give the board a partition table with larger slots: write "
         "a Merged Binary with `make flash-esp32-bin`.",
     ),
@@ -217,7 +217,8 @@ _ROWS: tuple[ErrorKind, ...] = (
         "other-project",
         "board",
         "The board runs another project than the image's.",
-        "List the board in boards, set adopt, or call update with force if it is meant.",
+        "List the board in boards, set adopt, or call update with override "
+        '["other-project"] if it is meant.',
         counts=False,
     ),
     ErrorKind(
@@ -259,8 +260,16 @@ _ROWS: tuple[ErrorKind, ...] = (
         "otadata-invalid",
         "board",
         "It cannot be told for certain which slot the board runs, so none was written.",
-        "Restart the board and see whether it boots. If it does not, `update` with `force` writes "
-        "the firmware all the same, or write a Merged Binary with `make flash-esp32-bin`.",
+        "Restart the board and see whether it boots. If nothing on it does, call update with "
+        "rescue, this board alone in boards and its MAC as confirm; or write a Merged Binary "
+        "with `make flash-esp32-bin`.",
+    ),
+    ErrorKind(
+        "board-boots",
+        "policy",
+        "The board boots, so it needs no rescue, and nothing was written.",
+        "Call update without rescue.",
+        counts=False,
     ),
     ErrorKind(
         "nvs-missing",
@@ -326,7 +335,8 @@ _ROWS: tuple[ErrorKind, ...] = (
         "not-allowed-now",
         "policy",
         "The sensor of allow_restart does not allow boards to be restarted now.",
-        "The run goes on when the sensor allows it; update with force overrides.",
+        'The run goes on when the sensor allows it; update with override ["not-allowed-now"] does '
+        "not ask it.",
         transient=True,
         counts=False,
     ),
@@ -361,7 +371,8 @@ _ROWS: tuple[ErrorKind, ...] = (
         "stopped",
         "policy",
         "The run was stopped because too many boards failed with this firmware.",
-        "Correct the firmware and configure a new version, or call update to try again.",
+        "Correct the firmware and configure a new version, or call update with override "
+        '["stopped"] to try this one again.',
         counts=False,
     ),
     ErrorKind(

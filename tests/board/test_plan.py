@@ -261,21 +261,25 @@ def dead(layout: str, *, rollback: bool = False) -> MemoryBoard:
 
 
 @pytest.mark.parametrize("rollback", [False, True])
+@pytest.mark.parametrize("silent", [False, True])
 @pytest.mark.parametrize("layout", OTA_LAYOUTS)
-def test_a_board_on_which_nothing_boots_is_written_when_a_person_says_so(
-    layout: str, rollback: bool
+def test_a_board_on_which_nothing_boots_is_rescued_when_a_person_says_so(
+    layout: str, silent: bool, rollback: bool
 ) -> None:
-    """Left alone by itself; with force the firmware is written, and every other key stays."""
+    """Left alone by itself and by force; a rescue writes the firmware, and every key stays."""
     target = dead(layout, rollback=rollback)
-    before = target.nvs().items
-    _, refused = target.plan(NEW, "1.1.0")
-    assert refused.code == "otadata-invalid"
-    assert refused.error is not None
-    assert "Nothing on the board boots" in refused.error.message
-    assert "`force`" in refused.error.remedy
+    target.silent = silent
+    before, flash = target.nvs().items, bytes(target.data)
+    for force in (False, True):
+        _, refused = target.plan(NEW, "1.1.0", force=force)
+        assert (refused.action, refused.code) == ("refuse", "otadata-invalid")
+        assert refused.error is not None
+        assert "Nothing on the board boots" in refused.error.message
+        assert "rescue" in refused.error.remedy
+    assert bytes(target.data) == flash
 
-    _, made = target.plan(NEW, "1.1.0", force=True)
-    assert (made.action, made.reason) == ("write", "forced: nothing on the board boots")
+    _, made = target.plan(NEW, "1.1.0", rescue=True)
+    assert (made.action, made.reason) == ("write", "rescued: nothing on the board boots")
     target.carry_out(made, NEW)
     for _ in range(3):  # with rollback, too: there is nothing to go back to
         assert target.boot().slot == "ota_0"
@@ -285,22 +289,27 @@ def test_a_board_on_which_nothing_boots_is_written_when_a_person_says_so(
     assert {key for _, key in changed} == {"OTA_VERSION"}
 
 
+def test_a_rescue_needs_no_other_version() -> None:
+    """Nothing boots, whatever the tag says."""
+    assert dead("guide").plan(NEW, "1.0.0", rescue=True)[1].action == "write"
+
+
 @pytest.mark.parametrize("layout", OTA_LAYOUTS)
 def test_a_rescue_may_be_cut_off_anywhere(layout: str) -> None:
-    """The keys stay, the board boots nothing or the new firmware, and force finishes the job."""
+    """The keys stay, the board boots nothing or the new firmware, and a rescue finishes it."""
     start = dead(layout)
     keys = start.nvs().items
     keys.pop(("VIAM_NS", "OTA_VERSION"))
-    made = start.plan(NEW, "1.1.0", force=True)[1]
+    made = start.plan(NEW, "1.1.0", rescue=True)[1]
     trace = MemoryBoard(bytearray(start.data)).carry_out(made, NEW).trace
     slot_ends = len(trace) - 12  # of the slot's many programs a few are enough
     cut = MemoryBoard(bytearray(start.data))
     for number, op in enumerate(trace):
         if number % 20 == 0 or number > slot_ends:
             again = MemoryBoard(bytearray(cut.data))
-            needs_force = again.boot().slot is None
-            plan = again.plan(NEW, "1.1.0", force=needs_force)[1]
-            assert plan.action == "write" if needs_force else plan.action != "refuse", number
+            is_dead = again.boot().slot is None
+            plan = again.plan(NEW, "1.1.0", rescue=is_dead)[1]
+            assert plan.action == "write" if is_dead else plan.action != "refuse", number
             again.carry_out(plan, NEW)
             assert again.boot().slot == "ota_0", number
             after = again.nvs()
@@ -314,4 +323,13 @@ def test_what_the_chip_cannot_run_is_not_written_to_a_dead_board_either() -> Non
     """The rules of every update hold."""
     target = dead("guide")
     large = Firmware.of(build_app(version="1.1.0", size_bytes=0x100000 + 0x1000, seed=1))
-    assert target.plan(large, "1.1.0", force=True)[1].code == "image-too-large"
+    assert target.plan(large, "1.1.0", rescue=True)[1].code == "image-too-large"
+
+
+def test_a_board_that_boots_is_not_rescued() -> None:
+    """Also where the other slot is damaged: what runs stays."""
+    target = board("micro-rdk")
+    made = target.plan(NEW, "1.1.0", rescue=True)[1]
+    assert (made.action, made.code) == ("refuse", "board-boots")
+    assert made.error is not None
+    assert "boots ota_0" in made.error.message

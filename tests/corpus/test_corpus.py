@@ -86,7 +86,7 @@ def test_board(case: make.Board) -> None:
     chip = dataclasses.replace(found_board.chip, **case.chip)
     firmware = Firmware.of(make.good())
     flash = MemoryFlash(found_board.data)
-    found = inspect(flash, chip, facts=BoardFacts(), firmware=firmware.known, loaded_offset=None)
+    found = inspect(flash, chip, facts=BoardFacts(), firmware=firmware.known, look=None)
     made = plan(found, version="9.9.9", image=firmware.parsed, facts=BoardFacts())
     assert flash.trace == []
     assert made.code == case.code, (made.reason, case.code)

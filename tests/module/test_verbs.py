@@ -32,7 +32,7 @@ def test_both_forms_mean_the_same() -> None:
 
 def test_arguments_get_their_defaults() -> None:
     """The fleet gets every switch, and a time to wait only where a verb waits."""
-    switches = {"force": False, "probe": False, "dry_run": False}
+    switches = {"force": False, "rescue": False, "probe": False, "dry_run": False}
     assert understood({"update": {}}) == ("update", switches)
     assert understood({"update": {"dry_run": True}}) == (
         "update",
@@ -43,6 +43,14 @@ def test_arguments_get_their_defaults() -> None:
         "version",
         {"boards": ["a"], "wait_s": 8.0},
     )
+
+
+def test_what_is_overridden_and_rescued_is_named() -> None:
+    """Each override by itself; a rescue with the board and its MAC in any spelling."""
+    asked = understood({"update": {"override": ["stopped", "other-project", "stopped"]}})[1]
+    assert asked["override"] == ["stopped", "other-project"]
+    rescue = {"rescue": True, "boards": ["a"], "confirm": "24-0A-C4-00-00-01"}
+    assert understood({"update": rescue})[1]["confirm"] == "24:0a:c4:00:00:01"
 
 
 @pytest.mark.parametrize(
@@ -68,6 +76,14 @@ def test_arguments_get_their_defaults() -> None:
         ({"update": {"boards": []}}, "names no board; leave boards out"),
         ({"update": {"boards": [1.0]}}, "must be a list of names"),
         ({"update": {"force": 1.0}}, "force: must be true or false"),
+        ({"update": {"override": ["wrong-board"]}}, '"wrong-board" cannot be overridden; what can'),
+        ({"update": {"override": ["x"]}}, "is not-allowed-now, stopped, other-project"),
+        ({"update": {"override": True}}, "override: must be a list of what is overridden"),
+        ({"update": {"rescue": True}}, "with rescue needs boards"),
+        ({"update": {"rescue": True, "boards": ["a", "b"]}}, "just the one board that is meant"),
+        ({"update": {"rescue": True, "boards": ["a"]}}, "needs confirm, the board's MAC"),
+        ({"update": {"rescue": True, "boards": "a", "confirm": "x"}}, "confirm: must be six pairs"),
+        ({"update": {"confirm": "24:0a:c4:00:00:01"}}, "takes confirm with rescue only"),
         ({"update": {"wait_s": "5"}}, "wait_s: must be a number"),
         ({"version": {"wait_s": -1.0}}, "wait_s: -1 is out of range"),
         ({"version": {"wait_s": float("nan")}}, "out of range"),
@@ -98,8 +114,8 @@ def test_all_mistakes_in_arguments_are_named_at_once() -> None:
     assert str(caught.value) == (
         "update: force: must be true or false, without quotation marks. "
         "update: wait_s: -1 is out of range; it may be 0 to 86,400 s. "
-        "update has no argument bords; did you mean boards? It takes boards, force, probe, "
-        "dry_run, wait_s."
+        "update has no argument bords; did you mean boards? It takes boards, force, "
+        "override, rescue, confirm, probe, dry_run, wait_s."
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from ota_service.board.boot import BootMonitor, Expected, Verdict
 from ota_service.board.chip import ChipInfo
 from ota_service.board.facts import BoardFacts, SlotFact
+from ota_service.board.first_look import FirstLook
 from ota_service.board.inspect import Inspection
 from ota_service.board.plan import Plan
 from ota_service.board.protection import Protection
@@ -24,10 +25,11 @@ from ota_service.board.session import BootRules, Job, Outcome, _Session
 from ota_service.fleet.core import Core
 from ota_service.formats.flashops import Erase, FlashOp, Program, program
 from ota_service.formats.partitions import Partition
-from ota_service.sim.bootmodel import PENDING_VERIFY, VALID, BootResult, Select, boot
+from ota_service.sim.bootmodel import PENDING_VERIFY, VALID, BootResult, Select
 from ota_service.sim.flash import FlashOp as SimOp
 from ota_service.sim.flash import NorFlash
 from ota_service.sim.layouts import Layout
+from tests.prove.bootloader import Bootloader
 from tests.prove.cells import CellFlash, Cells
 from tests.prove.images import Firmware, named
 from tests.prove.nvs_init import nvs_of
@@ -54,10 +56,12 @@ class Link(CellFlash):
     restart. nvs_erased: the app found its NVS unusable and erased it, as stock apps do.
     """
 
-    def __init__(self, cells: Cells, *, rollback: bool) -> None:
+    def __init__(self, cells: Cells, bootloader: Bootloader) -> None:
         super().__init__(cells)
-        self.rollback = rollback
-        self.chip = ChipInfo("ESP32", 0, MAC, 301, len(cells))
+        self.bootloader = bootloader
+        self.chip = ChipInfo(
+            "ESP32", 0, MAC, 301, len(cells), secure_version=bootloader.secure_version
+        )
         self.running = False
         self.baud = 921_600
         self.phase = ""
@@ -83,7 +87,7 @@ class Link(CellFlash):
         self.running = True
         nor = NorFlash(self.cells)  # type: ignore[arg-type]  # used like a bytearray
         nor.on_op = self._note
-        self.boots = result = boot(nor, rollback=self.rollback)
+        self.boots = result = self.bootloader.boot(nor)
         self.firmware = None
         if result.image is not None:
             self.firmware = named(self.cells.read(result.image.offset, result.image.size))
@@ -203,11 +207,14 @@ class MemorySession(_Session):
         self.memory_link.reconnect()
         return self._connected(self.memory_link)  # type: ignore[arg-type]
 
-    def _first_look(self, link: Any) -> int | None:
+    def _first_look(self, link: Any) -> FirstLook:
         link.restart()
         result: BootResult = link.boots
         link.reconnect()
-        return result.offset
+        return FirstLook(
+            None if link.bootloader.silent else result.offset,
+            app_prints=result.image is not None and link.bootloader.silent,
+        )
 
     def _boot(self, link: Any, slot: Partition, expected: Expected) -> BootMonitor:
         link.restart()

@@ -165,24 +165,30 @@ def test_power_cut_after_every_write(pages: int) -> None:
     assert cuts > 150
 
 
+@pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_power_cut_anywhere_in_random_histories(seed: int) -> None:
-    """Strings, blobs and numbers in any order, in small partitions, cut after every write."""
+def test_power_cut_anywhere_in_random_histories(seed: int, older: bool) -> None:
+    """Strings, blobs and numbers in any order, in small partitions, cut after every write.
+
+    Newer ESP-IDF may lose a blob that was just being replaced (see `LAST_ITEM`), nothing else.
+    """
     rng = random.Random(seed)
     cells = fresh(3 + seed)
     expected: dict[str, NvsValue] = {}
     opened(cells).set(SPACE, "k0", "first")
     expected["k0"] = "first"
+    lost = 0
     for step in range(60):
         number = rng.randrange(8)
+        key = f"k{number}"
         text = f"t{step}" + "x" * rng.randrange(120)
         value: NvsValue = (text, rng.randbytes(rng.randrange(1, 700)), step)[number % 3]
         copy = MemoryRegion(bytearray(cells))
-        writer = NvsStore(copy)
+        writer = NvsStore(copy, older=older)
         writer.init()
         assert copy.writes == []
-        writer.set(SPACE, f"k{number}", value)
-        after = {**expected, f"k{number}": value}
+        writer.set(SPACE, key, value)
+        after = {**expected, key: value}
         for count in range(len(copy.writes) + 1):
             cut = MemoryRegion(bytearray(cells))
             for write in copy.writes[:count]:
@@ -190,11 +196,143 @@ def test_power_cut_anywhere_in_random_histories(seed: int) -> None:
                     cut.program(write.offset, write.data)
                 else:
                     cut.erase_sector(write.offset)
-            state = nvs_init(cut.cells)
+            state = nvs_init(cut.cells, older=older)
             assert state.error is None
-            assert same(state, expected) or same(state, after), (step, count)
+            if not (same(state, expected) or same(state, after)):
+                without = {name: kept for name, kept in expected.items() if name != key}
+                assert same(state, without), (step, count)
+                lost += 1
         cells[:] = copy.cells
         expected = after
+    assert bool(lost) is not older
+
+
+# What one page holds, what state it is in, and what the firmware reads of it at two starts in a
+# row: by older rules, and by newer ones. Items: key, type, value or span, and a flaw.
+Rows = list[tuple[str, str]]
+
+
+def page_of(rows: Rows, state: int) -> bytearray:
+    """A first page with these items, and two free ones.
+
+    "blob N": part N of a blob, "index N": its index for N parts, "text ..": a string. Behind "!":
+    broken (a header whose CRC is wrong), alone (and nothing of it written but that), torn (its
+    last entry not written), erased.
+    """
+    cells = fresh(3)
+    page = Page(MemoryRegion(cells), 0)
+    page.initialize()
+    page.write_item(0, 0x01, SPACE.encode(), b"\x01")
+    for key, what in rows:
+        kind, _, rest = what.partition(" ")
+        value, _, flaw = rest.partition("!")
+        at = page.next_free
+        assert at is not None
+        name = key.encode()
+        if kind == "blob":
+            page.write_item(1, 0x42, name, bytes((int(value),)) * 40, int(value))
+        elif kind == "index":
+            described = struct.pack("<IBBH", 40 * int(value), int(value), 0, 0xFFFF)
+            page.write_item(1, 0x48, name, described)
+        else:
+            page.write_item(1, 0x21, name, value.encode() + b"\x00")
+        end = page.next_free
+        assert end is not None
+        if flaw in ("broken", "alone"):
+            cells[64 + 32 * at + 4 : 64 + 32 * at + 8] = bytes(4)
+        for unwritten in range({"alone": at + 1, "torn": end - 1}.get(flaw, end), end):
+            cells[32 + unwritten // 4] |= 3 << unwritten % 4 * 2
+            cells[64 + 32 * unwritten : 96 + 32 * unwritten] = b"\xff" * 32
+        if flaw == "erased":
+            page.alter_range(at, end, ERASED)
+    page.set_state(state)
+    return cells
+
+
+BLOB = [("B", "blob 0"), ("B", "blob 1"), ("B", "index 2")]
+PARTS = bytes(40) + b"\x01" * 40
+LAST_ITEM: list[tuple[str, Rows, int, dict[str, NvsValue], dict[str, NvsValue]]] = [
+    ("whole", [*BLOB, ("V", "text a")], ACTIVE, {"B": PARTS, "V": "a"}, {"B": PARTS, "V": "a"}),
+    # A later value wins; the broken one is erased, and takes the good one before it along.
+    ("twin", [("V", "text a"), ("V", "text b"), ("W", "text c")], ACTIVE, {"V": "b", "W": "c"},
+     {"V": "b", "W": "c"}),
+    ("broken last", [("V", "text a"), ("V", "text b!alone")], ACTIVE, {}, {}),
+    # The data behind a broken header are taken for an item of their own.
+    ("broken with its data", [("V", "text a"), ("V", "text b!broken")], ACTIVE, {"V": "a"},
+     {"V": "a"}),
+    ("broken", [("V", "text a"), ("V", "text b!broken"), ("W", "text c")], ACTIVE,
+     {"V": "a", "W": "c"}, {"V": "a", "W": "c"}),
+    ("broken, then erased", [("V", "text a"), ("V", "text b!broken"), ("W", "text c!erased")],
+     ACTIVE, {"V": "a"}, {"V": "a"}),
+    ("torn last", [("V", "text a"), ("V", "text b!torn")], ACTIVE, {"V": "a"}, {"V": "a"}),
+    # A blob's last part: any part before it is taken for its twin, by newer rules.
+    ("part last", [("B", "index 2"), ("B", "blob 0"), ("B", "blob 1")], ACTIVE, {"B": PARTS}, {}),
+    ("part last, full", [("B", "index 2"), ("B", "blob 0"), ("B", "blob 1")], FULL, {"B": PARTS},
+     {"B": PARTS}),
+    ("broken part", [*BLOB, ("B", "blob 2!alone")], ACTIVE, {"B": PARTS}, {}),
+    ("broken, full", [("V", "text a"), ("V", "text b!broken")], FULL, {"V": "a"}, {"V": "a"}),
+    # Parts without an index go; an index without its parts is of no use to anybody.
+    ("no index", [("B", "blob 0"), ("V", "text a")], ACTIVE, {"V": "a"}, {"V": "a"}),
+    ("no part", [("B", "blob 0"), ("B", "index 2"), ("V", "text a")], ACTIVE, {"V": "a"},
+     {"V": "a"}),
+    # The type is not told apart: an index is the later value of a string.
+    ("type", [("B", "text a"), *BLOB, ("V", "text b")], ACTIVE, {"B": PARTS, "V": "b"},
+     {"B": PARTS, "V": "b"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("row", LAST_ITEM, ids=[row[0] for row in LAST_ITEM])
+def test_loading_a_page(
+    row: tuple[str, Rows, int, dict[str, NvsValue], dict[str, NvsValue]], older: bool
+) -> None:
+    """The procedure of esp32.md, "What the firmware does when it loads a page"."""
+    _, rows, page_state, by_older, by_newer = row
+    cells = page_of(rows, page_state)
+    for _ in range(2):
+        state = nvs_init(cells, older=older)
+        assert state.error is None
+        assert same(state, by_older if older else by_newer)
+    assert state.writes == ()
+
+
+def index_stands(cells: bytearray) -> bool:
+    """Whether the blob's index is still written."""
+    page = Page(MemoryRegion(cells), 0, older=True)
+    page.load()
+    return page.find(1, 0x48, b"B") is not None
+
+
+def test_an_index_without_its_parts() -> None:
+    """Newer ESP-IDF erases it at the start; older leaves it, and the key cannot be read."""
+    rows = [("B", "blob 0"), ("B", "index 2"), ("V", "text a")]
+    for older in (False, True):
+        cells = page_of(rows, ACTIVE)
+        nvs_init(cells, older=older)
+        assert index_stands(cells) is older
+
+
+def test_a_header_that_cannot_be() -> None:
+    """A right CRC over an impossible span: broken by newer rules."""
+    cells = fresh(3)
+    page = Page(MemoryRegion(cells), 0)
+    page.initialize()
+    page.write_item(0, 0x01, SPACE.encode(), b"\x01")
+    data = struct.pack("<HHI", 2, 0xFFFF, crc32(b"a\x00"))
+    page.write_entry(Item.make(1, 0x21, 3, 0xFF, b"V", data).encode())
+    for _ in range(2):
+        page.write_entry(b"a\x00".ljust(32, b"\xff"))
+    page.write_item(1, 0x21, b"W", b"b\x00")
+    assert same(nvs_init(bytearray(cells), older=True), {"V": "a", "W": "b"})
+    assert same(nvs_init(bytearray(cells)), {"W": "b"})
+
+
+def test_an_illegal_entry_state() -> None:
+    """A torn bitmap word may hold 01: that entry is given up, and is no last item."""
+    cells = page_of([("V", "text a"), ("V", "text b!alone")], ACTIVE)
+    assert same(nvs_init(bytearray(cells)), {})
+    cells[33] &= 0xFD  # of the entry behind the broken header
+    assert same(nvs_init(cells), {"V": "a"})
 
 
 def test_no_free_page() -> None:
@@ -225,7 +363,7 @@ def test_version_one_pages_are_read() -> None:
     cells = bytearray(build_nvs(0x4000, {"A": "text"}, other={}))
     page = Page(MemoryRegion(cells), 0)
     page.load()
-    page.write_item(1, 0x41, "OLD", b"\x01\x02\x03" * 20)
+    page.write_item(1, 0x41, b"OLD", b"\x01\x02\x03" * 20)
     cells[8] = 0xFF
     cells[28:32] = crc32(bytes(cells[4:28])).to_bytes(4, "little")
     state = nvs_init(cells)
@@ -250,7 +388,7 @@ def torn(cells: bytearray, *, bitmap: bool) -> tuple[Page, int]:
     at = page.next_free
     assert at is not None
     data = struct.pack("<HHI", 60, 0xFFFF, 0)
-    item = Item.make(1, 0x21, 3, 0xFF, "TORN", data)
+    item = Item.make(1, 0x21, 3, 0xFF, b"TORN", data)
     if bitmap:
         page.write_entry(item.encode())
     else:
@@ -280,7 +418,7 @@ def test_appending_behind_a_torn_item_loses_the_value() -> None:
     """The trap: an item written at the first EMPTY entry becomes the torn item's payload."""
     cells = bytearray(build_nvs(0x4000, {"A": "b"}, other={}))
     page, at = torn(cells, bitmap=True)
-    page.write_item(1, 0x21, "OTA_VERSION", b"2.0.0\x00")
+    page.write_item(1, 0x21, b"OTA_VERSION", b"2.0.0\x00")
     assert page.next_free == at + 3
     assert nvs_init(cells).string(SPACE, "OTA_VERSION") is None
 
@@ -291,13 +429,13 @@ def test_duplicate_of_the_last_item_is_erased() -> None:
     region = MemoryRegion(cells)
     first = Page(region, 0)
     first.initialize()
-    first.write_item(0, 0x01, SPACE, b"\x01")
-    first.write_item(1, 0x21, "V", b"old\x00")
+    first.write_item(0, 0x01, SPACE.encode(), b"\x01")
+    first.write_item(1, 0x21, b"V", b"old\x00")
     first.set_state(FULL)
     second = Page(region, 4096)
     second.seq = 1
     second.initialize()
-    second.write_item(1, 0x21, "V", b"new\x00")
+    second.write_item(1, 0x21, b"V", b"new\x00")
     state = nvs_init(cells)
     assert state.string(SPACE, "V") == "new"
     assert state.writes
@@ -309,10 +447,10 @@ def test_duplicate_on_the_active_page_is_erased() -> None:
     cells = fresh(3)
     page = Page(MemoryRegion(cells), 0)
     page.initialize()
-    page.write_item(0, 0x01, SPACE, b"\x01")
-    page.write_item(1, 0x21, "V", b"old\x00")
-    page.write_item(1, 0x21, "V", b"new\x00")
-    page.write_item(1, 0x21, "W", b"x\x00")
+    page.write_item(0, 0x01, SPACE.encode(), b"\x01")
+    page.write_item(1, 0x21, b"V", b"old\x00")
+    page.write_item(1, 0x21, b"V", b"new\x00")
+    page.write_item(1, 0x21, b"W", b"x\x00")
     state = nvs_init(cells)
     assert state.string(SPACE, "V") == "new"
     assert len(state.writes) == 1
@@ -324,14 +462,14 @@ def test_duplicate_that_is_not_the_last_item_stays() -> None:
     region = MemoryRegion(cells)
     first = Page(region, 0)
     first.initialize()
-    first.write_item(0, 0x01, SPACE, b"\x01")
-    first.write_item(1, 0x21, "V", b"old\x00")
+    first.write_item(0, 0x01, SPACE.encode(), b"\x01")
+    first.write_item(1, 0x21, b"V", b"old\x00")
     first.set_state(FULL)
     second = Page(region, 4096)
     second.seq = 1
     second.initialize()
-    second.write_item(1, 0x21, "V", b"new\x00")
-    second.write_item(1, 0x21, "W", b"x\x00")
+    second.write_item(1, 0x21, b"V", b"new\x00")
+    second.write_item(1, 0x21, b"W", b"x\x00")
     assert nvs_init(cells).string(SPACE, "V") == "old"
 
 
@@ -341,14 +479,14 @@ def test_freeing_is_finished_at_init() -> None:
     region = MemoryRegion(cells)
     old = Page(region, 0)
     old.initialize()
-    old.write_item(0, 0x01, SPACE, b"\x01")
-    old.write_item(1, 0x21, "V", b"kept\x00")
+    old.write_item(0, 0x01, SPACE.encode(), b"\x01")
+    old.write_item(1, 0x21, b"V", b"kept\x00")
     old.set_state(FULL)
     old.set_state(FREEING)
     new = Page(region, 4096)
     new.seq = 1
     new.initialize()
-    new.write_item(0, 0x01, SPACE, b"\x01")
+    new.write_item(0, 0x01, SPACE.encode(), b"\x01")
     state = nvs_init(cells)
     assert state.string(SPACE, "V") == "kept"
     assert state.free_pages == 3
@@ -362,12 +500,12 @@ def test_freeing_without_a_full_page_loses_keys() -> None:
     region = MemoryRegion(cells)
     first = Page(region, 0)
     first.initialize()
-    first.write_item(0, 0x01, SPACE, b"\x01")
+    first.write_item(0, 0x01, SPACE.encode(), b"\x01")
     first.set_state(FULL)
     last = Page(region, 4096)
     last.seq = 1
     last.initialize()
-    last.write_item(1, 0x21, "V", b"lost\x00")
+    last.write_item(1, 0x21, b"V", b"lost\x00")
     first.set_state(FREEING)
     assert nvs_init(cells).string(SPACE, "V") is None
 
@@ -379,7 +517,7 @@ def test_orphaned_blob_chunks_are_erased() -> None:
     page.load()
     at = page.next_free
     assert at is not None
-    page.write_item(1, 0x42, "B", bytes(40), 0)
+    page.write_item(1, 0x42, b"B", bytes(40), 0)
     nvs_init(cells)
     page = Page(MemoryRegion(cells), 0)
     page.load()

@@ -8,31 +8,65 @@ from typing import Any
 
 import pytest
 
+from ota_service.sim.urlhandler import protocol_esp32sim
 from tests.sim.conftest import OpenPort, StartBoard
 
 
-def enter_download_mode(port: Any) -> None:
+class Clock:
+    """The host's clock as the port tells it the board with each change of a line.
+
+    Time passes where a test lets it, so that what the reset circuit makes of a sequence does not
+    depend on how busy the machine is. It is ahead of the board's, which so knows all changes of
+    a sequence before it acts on the first.
+    """
+
+    AHEAD_S = 0.5
+
+    def __init__(self) -> None:
+        self.slept_s = 0.0
+        self.started_s: float | None = None
+
+    def monotonic(self) -> float:
+        """What `time.monotonic` would say."""
+        if self.started_s is None:
+            self.started_s = time.monotonic() + self.AHEAD_S
+        return self.started_s + self.slept_s
+
+    def sleep(self, seconds: float) -> None:
+        """As `time.sleep`."""
+        self.slept_s += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of line changes."""
+    made = Clock()
+    monkeypatch.setattr(protocol_esp32sim, "line_time_s", made.monotonic)
+    return made
+
+
+def enter_download_mode(port: Any, clock: Clock) -> None:
     """esptool's sequence, line by line."""
     port.dtr = False
     port.rts = True
-    time.sleep(0.1)
+    clock.sleep(0.1)
     port.dtr = True
     port.rts = False
-    time.sleep(0.05)
+    clock.sleep(0.05)
     port.dtr = False
 
 
-def test_download_mode_and_back(start: StartBoard, open_port: OpenPort) -> None:
+def test_download_mode_and_back(start: StartBoard, open_port: OpenPort, clock: Clock) -> None:
     """The ROM says that it waits; RTS alone brings the app back, and its log."""
     board = start(version="5.0.0")
     since = board.control.wait_for("app")["number"]
     port = open_port(board.url)
-    enter_download_mode(port)
+    enter_download_mode(port, clock)
     event = board.control.wait_for("download", since=since)
     assert b"waiting for download" in port.read_until(b"download\r\n")
     assert board.control.state()["state"] == "download"
     port.rts = True
-    time.sleep(0.02)
+    clock.sleep(0.1)
     port.rts = False
     board.control.wait_for("app", since=event["number"])
     log = port.read_until(b"Calling app_main()")
@@ -46,27 +80,44 @@ def test_download_mode_and_back(start: StartBoard, open_port: OpenPort) -> None:
     ("en_rise_s", "outcome"), [(0.0, "app"), (0.025, "download"), (0.075, "app")]
 )
 def test_the_reset_delay_decides(
-    start: StartBoard, open_port: OpenPort, en_rise_s: float, outcome: str
+    start: StartBoard, open_port: OpenPort, clock: Clock, en_rise_s: float, outcome: str
 ) -> None:
     """Without delay EN has risen before IO0 falls; with too much IO0 is released before."""
     board = start(config={"en_rise_s": en_rise_s})
     board.control.wait_for("app")
     port = open_port(board.url)
     since = board.control.state()["events"]
-    enter_download_mode(port)
+    enter_download_mode(port, clock)
     assert board.control.wait_for(outcome, since=since)
 
 
-def test_both_lines_at_once(start: StartBoard, open_port: OpenPort) -> None:
+def test_without_reset_lines(start: StartBoard, open_port: OpenPort, clock: Clock) -> None:
+    """A UART header without DTR and RTS: buttons alone lead into download mode and out of it."""
+    board = start(config={"reset_lines": False})
+    since = board.control.wait_for("app")["number"]
+    port = open_port(board.url)
+    enter_download_mode(port, clock)
+    assert board.control.events(since=since)[-1]["event"] == "opened"
+    board.control.reset(boot_button=True)
+    board.control.wait_for("download", since=since)
+    port.rts = True
+    port.rts = False
+    port.flush()
+    assert board.control.state()["state"] == "download"
+    board.control.reset()
+    board.control.wait_for("app", since=since)
+
+
+def test_both_lines_at_once(start: StartBoard, open_port: OpenPort, clock: Clock) -> None:
     """The tight sequence, which sets both lines in one call, enters download mode, too."""
     board = start()
     since = board.control.wait_for("app")["number"]
     port = open_port(board.url)
     port.set_lines(dtr=True, rts=True)
     port.set_lines(dtr=False, rts=True)
-    time.sleep(0.05)
+    clock.sleep(0.05)
     port.set_lines(dtr=True, rts=False)
-    time.sleep(0.05)
+    clock.sleep(0.05)
     port.set_lines(dtr=False, rts=False)
     board.control.wait_for("download", since=since)
 

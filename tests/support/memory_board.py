@@ -7,11 +7,13 @@ The boot model and the NVS model are the simulator's, which share nothing with `
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 
 from ota_service.board.carry_out import carry_out
 from ota_service.board.chip import ChipInfo
 from ota_service.board.facts import BoardFacts, KnownImage
+from ota_service.board.first_look import FirstLook, first_look
 from ota_service.board.flash import MemoryFlash
 from ota_service.board.inspect import Inspection, inspect
 from ota_service.board.plan import Plan, plan
@@ -19,6 +21,8 @@ from ota_service.board.stream import STREAMS
 from ota_service.formats.image import AppImage, parse_app_image
 from ota_service.sim.bootmodel import BootResult, boot
 from ota_service.sim.nvsmodel import NvsState, nvs_init
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,15 @@ class Firmware:
 
 @dataclass
 class MemoryBoard:
-    """A flash, and what its bootloader was built with."""
+    """A flash, and what its bootloader was built with.
+
+    silent: the bootloader prints nothing; chatty: its app prints something of its own then.
+    """
 
     data: bytearray
     rollback: bool = False
+    silent: bool = False
+    chatty: bool = False
     chip: ChipInfo = field(
         default_factory=lambda: ChipInfo("ESP32", 0, "24:0a:c4:00:00:01", 301, None)
     )
@@ -60,29 +69,34 @@ class MemoryBoard:
         """As a session looks: an ordinary restart where nothing else tells what runs."""
         flash = MemoryFlash(self.data)
 
-        def loaded_offset() -> int | None:
-            offset = boot(flash.data, rollback=self.rollback).offset
+        def look() -> FirstLook:
+            result = boot(flash.data, rollback=self.rollback)
             self.data[:] = flash.data
-            return offset
+            if self.silent:
+                return FirstLook(app_prints=result.offset is not None and self.chatty)
+            return first_look([_COLOUR.sub("", line) for line in result.log], result.offset)
 
         found = inspect(
             flash,
             self.chip,
             facts=facts or BoardFacts(),
             firmware=firmware.known if firmware is not None else None,
-            loaded_offset=loaded_offset,
+            look=look,
         )
         self.data[:] = flash.data
         return found
 
     def plan(
         self, firmware: Firmware, version: str, *, facts: BoardFacts | None = None,
-        force: bool = False,
+        force: bool = False, rescue: bool = False,
     ) -> tuple[Inspection, Plan]:  # fmt: skip
         """Look, and plan."""
         facts = facts or BoardFacts()
         found = self.look(firmware, facts)
-        return found, plan(found, version=version, image=firmware.parsed, facts=facts, force=force)
+        made = plan(
+            found, version=version, image=firmware.parsed, facts=facts, force=force, rescue=rescue
+        )
+        return found, made
 
     def carry_out(self, made: Plan, firmware: Firmware) -> MemoryFlash:
         """Do the plan's writes; returns the flash with its trace."""

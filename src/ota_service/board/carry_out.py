@@ -8,18 +8,18 @@ being written never looks bootable.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ota_service.board.bootable import candidate
 from ota_service.board.flash import Flash, Progress, apply_verified, program_verified
-from ota_service.board.inspect import NAMESPACE, VERSION_KEY, boot_order, image_bytes
+from ota_service.board.inspect import NAMESPACE, VERSION_KEY, Inspection, boot_order
 from ota_service.board.plan import Plan, RecordVersion, SwitchOtadata, WriteSlot
 from ota_service.board.stream import SlotStream
 from ota_service.errors import OtaError
 from ota_service.formats import nvs, otadata
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES, FlashOp, Program
-from ota_service.formats.image import parse_app_image
 from ota_service.formats.otadata import OtaState
 from ota_service.formats.partitions import Partition, PartitionTable
 
@@ -79,11 +79,11 @@ def write_slot(
     phase("verifying")
     body = slot.offset + PAGE_BYTES
     if flash.md5(body, stream.size_bytes - PAGE_BYTES) != stream.body_md5:
-        raise OtaError("verify-failed", f"The image in {slot.label} is not what was written.")
+        raise OtaError("verify-failed", f"The image in {slot.name} is not what was written.")
     program_verified(flash, Program(slot.offset + 1, stream.head[1:], "image header"))
     program_verified(flash, Program(slot.offset, stream.head[:1], "image magic"))
     if flash.md5(slot.offset, stream.size_bytes) != stream.image_md5:
-        raise OtaError("verify-failed", f"The image in {slot.label} is not what was written.")
+        raise OtaError("verify-failed", f"The image in {slot.name} is not what was written.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,24 +100,27 @@ class RollbackPlan:
 
 
 def plan_rollback(
-    flash: Flash, table: PartitionTable, *, bad: Partition, version_of: VersionOf
+    flash: Flash, found: Inspection, *, bad: Partition, fused: int, version_of: VersionOf
 ) -> RollbackPlan:
     """Look at the board again, and plan its way back from the slot `bad`, which did not come up.
 
-    version_of: the tag that belongs to the slot gone back to; None: none did. Where the
-    bootloader has gone back by itself (fallback or its own rollback), the entry is taken away
-    all the same, so that the next power-on does not try it again.
+    found: the board before its update. fused: the secure version that its fuses hold by now: the
+    bootloader may refuse the old firmware since. version_of: the tag that belongs to the slot
+    gone back to; None: none did. Where the bootloader has gone back by itself (fallback or its
+    own rollback), the entry is taken away all the same, so that the next power-on does not try
+    it again.
     Raises OtaError `boot-failed` where nothing else on the board is bootable: then nothing is
     changed.
     """
-    raw, ops = _without_entries_of(flash, table, bad)
-    order = boot_order(table, otadata.parse_otadata(raw))
-    slot = next((p for p in order if p != bad and is_bootable(flash, p)), None)
+    assert found.table is not None
+    raw, ops = _without_entries_of(flash, found.table, bad)
+    order = boot_order(found.table, otadata.parse_otadata(raw))
+    slot, why_not = _first_that_boots(flash, found, fused, [p for p in order if p != bad])
     if slot is None:
         raise OtaError(
             "boot-failed",
-            f"The firmware in {bad.label} did not come up, and no other slot holds a whole image "
-            "to go back to, so nothing was changed.",
+            f"The firmware in {bad.name} did not come up, and no other slot can be gone back to "
+            f"({why_not}), so nothing was changed.",
             remedy="Correct the firmware and update again, or write a Merged Binary with "
             "`make flash-esp32-bin`.",
         )
@@ -125,31 +128,32 @@ def plan_rollback(
         # No entry is needed for the bootloader to try it first (the old firmware ran by
         # fallback), so the image itself must go: its magic byte, in one program.
         ops.append(Program(bad.offset, b"\x00", "no image any more"))
-    return _with_version(flash, table, slot, version_of, ops)
+    return _with_version(flash, found, slot, version_of, ops)
 
 
 def plan_go_back(
-    flash: Flash, table: PartitionTable, *, running: Partition, version_of: VersionOf
+    flash: Flash, found: Inspection, *, running: Partition, fused: int, version_of: VersionOf
 ) -> RollbackPlan:
     """Plan the way from a firmware that works to the one in another slot, because a person says.
 
     The running entry is taken away where that alone leads to another whole image; otherwise the
-    other slot is chosen like an update chooses it.
-    Raises OtaError `boot-failed` where no other slot holds a whole image.
+    other slot is chosen like an update chooses it. found, fused: as in `plan_rollback`.
+    Raises OtaError `boot-failed` where no other slot holds an image that boots.
     """
+    table = found.table
+    assert table is not None
     raw, ops = _without_entries_of(flash, table, running)
     order = boot_order(table, otadata.parse_otadata(raw))
-    first = next((p for p in order if is_bootable(flash, p)), None)
-    if ops and first is not None and first != running:
-        return _with_version(flash, table, first, version_of, ops)
+    if ops and (first := _starts(flash, found, fused, order, but=running)) is not None:
+        return _with_version(flash, found, first, version_of, ops)
     slots, at = table.ota_slots, table.otadata
     assert at is not None
-    other = next((p for p in slots if p != running and is_bootable(flash, p)), None)
+    spares = [p for p in slots if p != running]
+    other, why_not = _first_that_boots(flash, found, fused, spares)
     if other is None:
         raise OtaError(
             "boot-failed",
-            f"No slot but {running.label} holds a whole image to go back to, so nothing was "
-            "changed.",
+            f"No slot but {running.name} can be gone back to ({why_not}), so nothing was changed.",
             remedy="Update the board to the firmware that it is to run.",
         )
     edit = otadata.switch(
@@ -161,7 +165,34 @@ def plan_go_back(
         has_factory=table.factory is not None,
         state=OtaState.UNDEFINED,
     )
-    return _with_version(flash, table, other, version_of, list(edit.ops))
+    return _with_version(flash, found, other, version_of, list(edit.ops))
+
+
+def _starts(
+    flash: Flash, found: Inspection, fused: int, order: Sequence[Partition], *, but: Partition
+) -> Partition | None:
+    """What a bootloader starts that tries these; None where it is `but`, or not certain."""
+    for partition in order:
+        if partition == but:
+            return None
+        image = candidate(flash, partition, found.chip, found.secure_floor(fused))
+        if image.boots != "no":
+            return partition if image.boots == "yes" else None
+    return None
+
+
+def _first_that_boots(
+    flash: Flash, found: Inspection, fused: int, partitions: Sequence[Partition]
+) -> tuple[Partition | None, str]:
+    """The first partition whose image certainly boots, and why the others do not."""
+    floor = found.secure_floor(fused)
+    why_not = []
+    for partition in partitions:
+        image = candidate(flash, partition, found.chip, floor)
+        if image.boots == "yes":
+            return partition, ""
+        why_not.append(f"{partition.name} {image.why}")
+    return None, "; ".join(why_not)
 
 
 def _without_entries_of(
@@ -184,12 +215,12 @@ def _without_entries_of(
 
 def _with_version(
     flash: Flash,
-    table: PartitionTable,
+    found: Inspection,
     slot: Partition,
     version_of: VersionOf,
     ops: list[FlashOp],
 ) -> RollbackPlan:
-    store = table.nvs
+    store = found.store
     assert store is not None
     raw = flash.read(store.offset, store.size_bytes)
     version = version_of(slot) or None  # a missing key reads as "", and leaves no trace
@@ -200,20 +231,6 @@ def _with_version(
             raw, base=store.offset, namespace=NAMESPACE, key=VERSION_KEY, value=version
         )
     return RollbackPlan(slot, version, (*ops, *back.ops))
-
-
-def is_bootable(flash: Flash, partition: Partition) -> bool:
-    """Whether a partition holds a whole image, as the bootloader verifies it."""
-    size_bytes = image_bytes(flash, partition)
-    if size_bytes is None:
-        return False
-    try:
-        parse_app_image(flash.read(partition.offset, size_bytes), trailing=True)
-    except OtaError as error:
-        if error.code == "link-lost":
-            raise
-        return False
-    return True
 
 
 def rearm(flash: Flash, table: PartitionTable) -> None:

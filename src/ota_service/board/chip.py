@@ -12,7 +12,8 @@ class ChipInfo:
 
     name: as esptool spells it ("ESP32", "ESP32-S3"). chip_id: the id that images for it carry.
     mac: "aa:bb:cc:dd:ee:ff". revision: full revision, major * 100 + minor. flash_bytes: None
-    where the flash chip's size is not known.
+    where the flash chip's size is not known. secure_version: what the fuses hold for
+    anti-rollback; it counts only where the bootloader minds it (`Inspection.secure_floor`).
     """
 
     name: str
@@ -23,3 +24,4 @@ class ChipInfo:
     flash_encrypted: bool = False
     secure_boot: bool = False
     secure_download: bool = False
+    secure_version: int = 0

@@ -19,6 +19,11 @@ class KnownImage:
     md5: str
     head: bytes
 
+    @property
+    def chip_id(self) -> int:
+        """The chip that it is for, as in its header."""
+        return int.from_bytes(self.head[12:14], "little")
+
 
 @dataclass(frozen=True, slots=True)
 class SlotFact:
@@ -38,7 +43,7 @@ class SlotFact:
 class BoardFacts:
     """All that the journal has of one board which a plan may depend on.
 
-    slots: by label, slots whose content was seen running. last_slot: label of the slot that ran
+    slots: by name, slots whose content was seen running. last_slot: name of the slot that ran
     at the last success. unwatched: an update of this board to this target began and never
     ended, so that its boot was never judged. interrupted: the last thing done to this board was an
     update to another target, which never ended. known_tag: the tag that we wrote or saw last.

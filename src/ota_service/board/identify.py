@@ -33,8 +33,23 @@ _MAC_WORDS = (2, 1)
 (ESP32 TRM, "eFuse controller")."""
 
 
-Fuses = tuple[int, bool, bool]
-"""Chip revision, whether flash encryption is on, whether secure boot is."""
+SECURE_VERSION = {
+    "ESP32": (0x3FF5A088, 0, 32),
+    "ESP32-S2": (0x3F41A03C, 11, 16),
+    "ESP32-S3": (0x6000703C, 14, 16),
+    "ESP32-C2": (0x60008830, 22, 4),
+    "ESP32-C3": (0x6000883C, 14, 16),
+    "ESP32-C5": (0x600B483C, 9, 9),
+    "ESP32-C6": (0x600B083C, 14, 16),
+    "ESP32-C61": (0x600B4838, 8, 16),
+    "ESP32-H2": (0x600B083C, 9, 16),
+    "ESP32-P4": (0x5012D03C, 9, 16),
+}
+"""Chip -> register, lowest bit and number of bits of the fuses SECURE_VERSION (espefuse 5.6.0,
+`efuse_defs/*.yaml`): each step of the secure version burns one more of them."""
+
+Fuses = tuple[int, bool, bool, int]
+"""Chip revision, whether flash encryption is on, whether secure boot is, the secure version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +165,7 @@ def chip_info(esp: Any, mac: str) -> ChipInfo:
         lambda: _fuses(_Words(esp)),
         known.fuses if known is not None else None,
     )
-    revision, encrypted, secure_boot = fuses
+    revision, encrypted, secure_boot, secure_version = fuses
     KNOWN.put(mac, Answers(esp.cache.get("flash_id"), fuses))
     return ChipInfo(
         name=esp.CHIP_NAME,
@@ -160,6 +175,7 @@ def chip_info(esp: Any, mac: str) -> ChipInfo:
         flash_bytes=flash_size_bytes(size) if size else None,
         flash_encrypted=encrypted,
         secure_boot=secure_boot,
+        secure_version=secure_version,
     )
 
 
@@ -192,4 +208,13 @@ def _fuses(words: _Words) -> Fuses:
             int(esp.get_chip_revision()),
             bool(esp.get_flash_encryption_enabled()),
             bool(esp.get_secure_boot_enabled()),
+            _secure_version(esp),
         )
+
+
+def _secure_version(esp: Any) -> int:
+    """What the fuses hold for anti-rollback; 0 for a chip whose fuses are not known."""
+    if esp.CHIP_NAME not in SECURE_VERSION:
+        return 0
+    register, lowest, bits = SECURE_VERSION[esp.CHIP_NAME]
+    return (int(esp.read_reg(register)) >> lowest & (1 << bits) - 1).bit_count()

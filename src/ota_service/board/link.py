@@ -91,7 +91,8 @@ its port carried a whole slot to this board without an error, where one is known
 class EspLink:
     """A chip in download mode with the stub loader running; implements `board.flash.Flash`.
 
-    baud: the speed in use. chip: what it is. running: it was restarted into its firmware.
+    baud: the speed in use. chip: what it is, by its fuses as they were at the last connection.
+    running: it was restarted into its firmware.
     carried_baud: a speed at which a whole slot went to this board without an error; 0: one went
     with errors, or a known speed did not hold; None: nothing was learned. known_baud: what was
     known of that when it was connected.
@@ -341,7 +342,7 @@ class EspLink:
 
         self.running = False  # from the first reset on, also where it does not answer then
         again = EspLink.connect(self._port, baud=self.baud, identified=same)
-        self._esp, self._spi = again._esp, again._spi
+        self._esp, self._spi, self.chip = again._esp, again._spi, again.chip
         self.baud = again.baud
         if again.carried_baud is not None:
             self.carried_baud = again.carried_baud

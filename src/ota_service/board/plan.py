@@ -105,15 +105,17 @@ def plan(
     facts: BoardFacts,
     force: bool = False,
     adopted: bool = True,
+    rescue: bool = False,
 ) -> Plan:
     """What brings the board to `version` and `image`.
 
-    image None: only what can be told without one. adopted: the board may be updated whatever
-    project it runs; otherwise it must hold VIAM_NS and run the image's project.
+    image None: only what can be told without one. force: although the version is equal. adopted:
+    the board may be updated whatever project it runs; otherwise it must hold VIAM_NS and run the
+    image's project. rescue: for a board on which nothing boots, and only for such a one.
     Never raises for what is on the board: a board that cannot be updated gets a refusal.
     """
     try:
-        return _plan(found, version, image, facts, force, adopted)
+        return _plan(found, version, image, facts, force, adopted, rescue)
     except OtaError as error:
         return refuse(error, found.version)
 
@@ -137,49 +139,55 @@ def _plan(
     facts: BoardFacts,
     force: bool,
     adopted: bool,
+    rescue: bool,
 ) -> Plan:
     if found.problem is not None:
         raise found.problem
     if found.pending:
         raise OtaError("awaiting-confirmation")
-    assert found.table is not None
     running = found.running.partition
     if running is None:
-        return _rescue(found, version, image, force)
-    if not adopted and not force:
+        return _rescue(found, version, image, adopted, rescue)
+    if rescue:
+        raise OtaError("board-boots", f"The board boots {running.name}, so nothing was written.")
+    if not adopted:
         _require_ours(found, image)
-    if not force:
+    equal = found.version == version and not force
+    if equal:
         if (corrected := _rolled_back(found, version, facts)) is not None:
             return corrected
-        if found.version == version and not _tag_of_another(found, facts, running, image):
+        if not _tag_of_another(found, facts, running, image):
             return _up_to_date(found, facts, running)
     if image is None:
         raise OtaError("no-board", "No image was given to plan an update with.")
     _require_runnable(found, image)
-    reason = _why(found.version, version, force)
-    if running.label in found.holding and not force:
+    if found.holds(running):
+        if found.version == version and force:
+            return _watched_again(found, facts, running)
         return _record(found, version, facts, running)
-    slots = found.table.ota_slots
-    spares = [slot for slot in slots if slot != running]
-    ready = [slot for slot in spares if slot.label in found.holding]
-    if ready and not force:
-        return _switch(found, version, ready[0], f"{reason}; {READY}", write=False)
-    return _switch(found, version, _spare(slots, running), reason, write=True)
+    assert found.table is not None
+    reason = _why(found.version, version, force)
+    spares = _spares(found.table.ota_slots, running)
+    ready = next((slot for slot in spares if found.holds(slot)), None)
+    if ready is not None:
+        return _switch(found, version, ready, f"{reason}; {READY}", write=False)
+    return _switch(found, version, _that_fits(spares, image), reason, write=True)
 
 
-def _rescue(found: Inspection, version: str, image: AppImage | None, force: bool) -> Plan:
+def _rescue(
+    found: Inspection, version: str, image: AppImage | None, adopted: bool, rescue: bool
+) -> Plan:
     """A board on which nothing boots by its bootloader's own rules: a new firmware cannot make
     that worse, but it is a person who says so."""
+    if image is not None:
+        _require_runnable(found, image)
+    if image is None or not rescue or not found.running.dead:
+        raise found.running.why or OtaError("otadata-invalid")
+    if not adopted:
+        _require_namespace(found)
     assert found.table is not None
-    if image is None or not force:
-        raise OtaError(
-            "otadata-invalid",
-            "Nothing on the board boots: no app partition that its bootloader would try holds a "
-            "whole image.",
-        )
-    _require_runnable(found, image)
-    slot = found.table.ota_slots[0]
-    return _switch(found, version, slot, "forced: nothing on the board boots", write=True)
+    slot = _that_fits(found.table.ota_slots, image)
+    return _switch(found, version, slot, "rescued: nothing on the board boots", write=True)
 
 
 READY = "spare slot already holds this image: switch only"
@@ -199,7 +207,7 @@ def _tag_of_another(
     """Whether the stored tag is the target's, and another firmware runs, because an interruption
     fell between otadata and the version: on the way to another target, or on the way back from
     this one. Without a memory of the board, the target's image in another slot says so."""
-    if image is None or running.label in found.holding:
+    if image is None or found.holds(running):
         return False
     forgotten = facts.last_slot is None and bool(found.holding)
     return facts.unwatched or facts.interrupted or forgotten
@@ -209,7 +217,7 @@ def _up_to_date(found: Inspection, facts: BoardFacts, running: Partition) -> Pla
     steps: tuple[Step, ...] = (Restart("back into its firmware"),)
     reason = "up to date"
     confirms = _has_yet_to_confirm(found, facts, running)
-    moved = facts.last_slot is not None and facts.last_slot != running.label
+    moved = _moved(facts, running)
     if confirms or moved or (facts.unwatched and facts.last_slot is None):
         reason = "up to date; the boot of the slot that runs was never watched"
         steps = (
@@ -226,19 +234,40 @@ def _up_to_date(found: Inspection, facts: BoardFacts, running: Partition) -> Pla
     )
 
 
+def _moved(facts: BoardFacts, running: Partition) -> bool:
+    """Whether another slot runs than at the last success. (A label alone is what was noted before
+    two partitions of one label were told apart: it may mean this one.)"""
+    return facts.last_slot not in (None, running.name, running.label)
+
+
+def _watched_again(found: Inspection, facts: BoardFacts, running: Partition) -> Plan:
+    """Forced, and there is nothing to write: the spare slot keeps the way back."""
+    return Plan(
+        "none",
+        "forced: the board runs this image already; it is restarted and watched",
+        steps=(
+            Restart("so that its start is seen"),
+            WatchBoot(running, _has_yet_to_confirm(found, facts, running), "forced"),
+        ),
+        slot=running,
+        from_version=found.version,
+        to_version=found.version,
+    )
+
+
 def _rolled_back(found: Inspection, version: str, facts: BoardFacts) -> Plan | None:
     """Equal tags are not enough: a board that went back by itself has a wrong tag (esp32.md)."""
     running = found.running.partition
-    if found.version != version or running is None or running.label in found.holding:
+    if found.version != version or running is None or found.holds(running):
         return None
     assert found.otadata is not None
     rejected = found.otadata.newest_rejected
-    moved = facts.last_slot is not None and facts.last_slot != running.label
+    moved = _moved(facts, running)
     if (facts.unwatched or facts.interrupted) and moved and not rejected:
         moved = False  # our own switch was interrupted; nothing was ever seen to go back
     if not rejected and not moved:
         return None
-    fact = facts.slots.get(running.label)
+    fact = facts.slots.get(running.name)
     app = found.running_app
     if fact is not None and fact.version is not None and fact.md5 == found.running.md5:
         tag = fact.version
@@ -249,7 +278,7 @@ def _rolled_back(found: Inspection, version: str, facts: BoardFacts) -> Plan | N
     if tag == version:
         return None  # the tag is right for what runs
     reason = (
-        f"rolled back by its bootloader: tag corrected; {running.label} runs, "
+        f"rolled back by its bootloader: tag corrected; {running.name} runs, "
         f'which is "{tag}", not "{version}"'
     )
     edit = _record_edit(found, tag)
@@ -306,12 +335,12 @@ def _switch(found: Inspection, version: str, slot: Partition, reason: str, *, wr
         state=OtaState.NEW if confirms else OtaState.UNDEFINED,
     )
     record = _record_edit(found, version)
-    instead = "nothing" if running is None else running.label
+    instead = "nothing" if running is None else running.name
     steps: list[Step] = []
     if write:
         steps.append(WriteSlot(slot, reason))
     steps += [
-        SwitchOtadata(slot, edit, f"start {slot.label} instead of {instead}"),
+        SwitchOtadata(slot, edit, f"start {slot.name} instead of {instead}"),
         RecordVersion(version, record, "so that the firmware does not update itself again"),
         Restart("into the new firmware"),
         WatchBoot(slot, confirms, "the outcome is what the board shows"),
@@ -327,8 +356,7 @@ def _switch(found: Inspection, version: str, slot: Partition, reason: str, *, wr
 
 
 def _record_edit(found: Inspection, version: str) -> nvs.NvsEdit:
-    assert found.table is not None
-    at = found.table.nvs
+    at = found.store
     assert at is not None
     if at.read_only:
         raise OtaError("nvs-missing", "The board's NVS partition is marked read-only.")
@@ -355,7 +383,7 @@ def _has_yet_to_confirm(found: Inspection, facts: BoardFacts, running: Partition
     assert found.otadata is not None
     active, slots = found.otadata.active, found.table.ota_slots
     started = found.running.evidence == "log" or (
-        not facts.unwatched and facts.last_slot == running.label
+        not facts.unwatched and facts.last_slot == running.name
     )
     if active is None or running not in slots or started:
         return False
@@ -363,21 +391,39 @@ def _has_yet_to_confirm(found: Inspection, facts: BoardFacts, running: Partition
     return entry.state == OtaState.NEW and entry.slot_index(len(slots)) == slots.index(running)
 
 
-def _spare(slots: tuple[Partition, ...], running: Partition) -> Partition:
-    """The slot after the running one, in a circle; the first where no OTA slot runs.
+def _spares(slots: tuple[Partition, ...], running: Partition) -> tuple[Partition, ...]:
+    """The slots behind the running one, in a circle; all of them where no OTA slot runs.
 
-    As the firmware itself chooses (esp_ota_ops.c, esp_ota_get_next_update_partition).
+    The first of them is the firmware's own choice (esp_ota_ops.c,
+    esp_ota_get_next_update_partition).
     """
     if running not in slots:
-        return slots[0]
-    return slots[(slots.index(running) + 1) % len(slots)]
+        return slots
+    at = slots.index(running)
+    return slots[at + 1 :] + slots[:at]
+
+
+def _that_fits(slots: tuple[Partition, ...], image: AppImage) -> Partition:
+    """The first slot that is large enough: slots of one board may differ."""
+    for slot in slots:
+        if image.total_bytes <= slot.size_bytes:
+            return slot
+    small = ", ".join(f"{slot.name} has {slot.size_bytes}" for slot in slots)
+    raise OtaError(
+        "image-too-large",
+        f"The image has {image.total_bytes} bytes, and the slots that may be written fewer: "
+        f"{small}.",
+    )
+
+
+def _require_namespace(found: Inspection) -> None:
+    if found.nvs is None or all(ns != NAMESPACE for ns, _ in found.nvs.keys()):  # noqa: SIM118
+        raise OtaError("other-project", "The board's NVS holds no VIAM_NS, so it is not ours.")
 
 
 def _require_ours(found: Inspection, image: AppImage | None) -> None:
+    _require_namespace(found)
     app = found.running_app
-    holds_namespace = found.nvs is not None and any(ns == NAMESPACE for ns, _ in found.nvs.keys())  # noqa: SIM118
-    if not holds_namespace:
-        raise OtaError("other-project", "The board's NVS holds no VIAM_NS, so it is not ours.")
     project = app.descriptor.project if app is not None and app.descriptor is not None else ""
     if image is not None and project != image.descriptor.project:
         raise OtaError(
@@ -390,7 +436,6 @@ def _require_ours(found: Inspection, image: AppImage | None) -> None:
 def _require_runnable(found: Inspection, image: AppImage) -> None:
     """Refuse what the chip or its bootloader would not run."""
     chip = found.chip
-    assert found.table is not None
     if image.chip_id != chip.chip_id:
         raise OtaError(
             "wrong-chip", f"The image is for {image.chip}, the board's chip is {chip.name}."
@@ -403,23 +448,19 @@ def _require_runnable(found: Inspection, image: AppImage) -> None:
             "chip-revision",
             f"The image runs on revision {wanted}; the chip's is {_revision(chip.revision)}.",
         )
-    smallest = min(slot.size_bytes for slot in found.table.ota_slots)
-    if image.total_bytes > smallest:
-        raise OtaError(
-            "image-too-large",
-            f"The image has {image.total_bytes} bytes, the board's slots {smallest}.",
-        )
     if chip.secure_boot and not image.signed:
         raise OtaError("secure-boot")
-    app = found.running_app
-    if app is not None and app.descriptor is not None:
-        lowest = app.descriptor.secure_version
-        if image.descriptor.secure_version < lowest:
-            raise OtaError(
-                "secure-version",
-                f"The image's secure version is {image.descriptor.secure_version}, "
-                f"the running app's {lowest}.",
-            )
+    runs = found.running.partition
+    lowest = found.secure_version_of(runs) if runs is not None else 0
+    fused = found.secure_floor(chip.secure_version)
+    if image.descriptor.secure_version < max(lowest, fused):
+        what = (
+            f"the running app's {lowest}" if lowest >= fused else f"the board's fuses hold {fused}"
+        )
+        raise OtaError(
+            "secure-version",
+            f"The image's secure version is {image.descriptor.secure_version}, {what}.",
+        )
 
 
 def _revision(full: int) -> str:

@@ -25,6 +25,7 @@ from ota_service.board.carry_out import (
     rearm,
 )
 from ota_service.board.facts import BoardFacts, KnownImage
+from ota_service.board.first_look import FirstLook, first_look
 from ota_service.board.flash import apply_verified
 from ota_service.board.inspect import NAMESPACE, VERSION_KEY, Inspection, inspect
 from ota_service.board.link import EspLink, leave_download_mode
@@ -81,7 +82,8 @@ class BootRules:
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """An update whose app was left alone to confirm itself: which slot, and the tag before."""
+    """An update whose app was left alone to confirm itself: which slot (its name), and the tag
+    before."""
 
     slot: str
     previous_version: str | None
@@ -93,9 +95,11 @@ class Job:
 
     name: for messages. version, image: what to bring the board to; image None with dry_run or
     read_only only. known: other checked images, as evidence for what runs. baud: the highest
-    speed. adopted: it may be updated whatever project it runs. read_only: look, and plan
-    nothing. go_back: to the firmware in the other slot. rearm: an app found waiting for
-    confirmation gets its time again (first contact), instead of being passed by the bootloader.
+    speed. force: although the version is equal. adopted: it may be updated whatever project it
+    runs. rescue: the MAC of a board on which nothing boots, to be written all the same.
+    read_only: look, and plan nothing. go_back: to the firmware in the other slot. rearm: an app
+    found waiting for confirmation gets its time again (first contact), instead of being passed
+    by the bootloader.
     confirm: the look at a board whose app had its time. refusal: why the board is left as it
     is, whatever is found on it.
     """
@@ -108,6 +112,7 @@ class Job:
     boot: BootRules = field(default_factory=BootRules)
     force: bool = False
     adopted: bool = True
+    rescue: str | None = None
     read_only: bool = False
     go_back: bool = False
     dry_run: bool = False
@@ -224,6 +229,12 @@ class _Session:
             return self._update(link, found, made)
 
     def _identified(self, mac: str) -> int | None:
+        if self.job.rescue not in (None, mac):
+            raise OtaError(
+                "wrong-board",
+                f"The board is {mac}, and {self.job.rescue} was confirmed.",
+                remedy="Confirm the MAC of the board that is to be rescued.",
+            )
         self.facts = self.hooks.identified(mac)
         return self.facts.carried_baud
 
@@ -246,10 +257,10 @@ class _Session:
             facts=self.facts,
             known=self.job.known,
             firmware=self.job.image.known if self.job.image is not None else None,
-            loaded_offset=(lambda: self._first_look(link)) if may_restart else None,
+            look=(lambda: self._first_look(link)) if may_restart else None,
         )
 
-    def _first_look(self, link: EspLink) -> int | None:
+    def _first_look(self, link: EspLink) -> FirstLook:
         """One ordinary restart, to read from the bootloader's log what it starts."""
         self.hooks.restarting("once into its firmware, to see which slot runs")
         link.restart()
@@ -257,12 +268,12 @@ class _Session:
         watch(
             self.port,
             monitor,
-            until=lambda seen: seen.loaded_offset is not None,
+            until=lambda seen: seen.loaded_offset is not None or seen.verdict is not None,
             stopped=self.hooks.cancelled,
             limit_s=FIRST_LOOK_S,
         )
         link.reconnect()
-        return monitor.loaded_offset
+        return first_look(monitor.lines, monitor.loaded_offset)
 
     def _plan(self, found: Inspection) -> Plan:
         job = self.job
@@ -275,6 +286,7 @@ class _Session:
             facts=self.facts,
             force=job.force,
             adopted=job.adopted,
+            rescue=job.rescue is not None,
         )
 
     def _refused(self, found: Inspection, made: Plan) -> Outcome:
@@ -334,14 +346,13 @@ class _Session:
     ) -> None:
         """Refuse a flash whose protection bits cover what will be written."""
         assert found.table is not None
-        places = [found.table.otadata, found.table.nvs, *slots]
+        places = [found.table.otadata, found.store, *slots]
         status = link.protection()
         for place in places:
             if place is not None and status.covers(place.offset, place.size_bytes):
                 raise OtaError(
                     "flash-protected",
-                    f"The flash chip's protection bits cover {place.label}, so nothing was "
-                    "written.",
+                    f"The flash chip's protection bits cover {place.name}, so nothing was written.",
                 )
 
     def _write(self, link: EspLink, found: Inspection, made: Plan) -> bool:
@@ -383,10 +394,10 @@ class _Session:
     def _boot(self, link: EspLink, slot: Partition, expected: Expected) -> BootMonitor:
         rules = self.job.boot
         monitor = BootMonitor(expected, rules.timeout_s, rules.stable_s, redact=self.redact)
-        self.hooks.restarting(f"into {slot.label}, and watched")
+        self.hooks.restarting(f"into {slot.name}, and watched")
         link.restart()
         watch(self.port, monitor, stopped=self.hooks.stopping)
-        self.log += [f"--- start of {slot.label}", *monitor.lines]
+        self.log += [f"--- start of {slot.name}", *monitor.lines]
         if monitor.verdict is None:
             raise OtaError(
                 "cancelled",
@@ -398,7 +409,7 @@ class _Session:
     def _expected(self, found: Inspection, made: Plan, slot: Partition) -> Expected:
         """What the start must show; the image's descriptor only where the image is in the slot."""
         image, rules = self.job.image, self.job.boot
-        holds = made.action in ("write", "switch") or slot.label in found.holding
+        holds = made.action in ("write", "switch") or found.holds(slot)
         if image is None or not holds:
             return Expected(offset=slot.offset, matches=rules.matches)
         about = image.parsed.descriptor
@@ -421,11 +432,14 @@ class _Session:
             raise OtaError("awaiting-confirmation")
         running = found.running.partition
         if running is None:
-            raise OtaError("otadata-invalid")
-        assert found.table is not None
+            raise found.running.why or OtaError("otadata-invalid")
         self._require_writable(link, found)
         back = plan_go_back(
-            link, found.table, running=running, version_of=lambda slot: self._tag_of(found, slot)
+            link,
+            found,
+            running=running,
+            fused=link.chip.secure_version,
+            version_of=lambda slot: self._tag_of(found, slot),
         )
         self.hooks.phase("rolling_back")
         apply_verified(link, back.ops)
@@ -441,14 +455,13 @@ class _Session:
 
     def _tag_of(self, found: Inspection, slot: Partition) -> str:
         """The version that belongs to a slot: the journal's, else its descriptor's."""
-        fact = self.facts.slots.get(slot.label)
+        fact = self.facts.slots.get(slot.name)
         if fact is not None and fact.version is not None:
             return fact.version
-        app = found.app(slot.label)
+        app = found.app(slot)
         return app.descriptor.version if app is not None and app.descriptor else ""
 
     def _plan_back(self, link: EspLink, found: Inspection, bad: Partition) -> RollbackPlan:
-        assert found.table is not None
         before = found.running.partition
 
         def version_of(slot: Partition) -> str | None:
@@ -464,7 +477,8 @@ class _Session:
                 return self._tag_of(found, slot)
             return known
 
-        return plan_rollback(link, found.table, bad=bad, version_of=version_of)
+        fused = link.chip.secure_version
+        return plan_rollback(link, found, bad=bad, fused=fused, version_of=version_of)
 
     def _roll_back(
         self, link: EspLink, found: Inspection, outcome: Outcome, bad: Partition, why: str
@@ -497,7 +511,7 @@ class _Session:
         outcome.end = "rolled_back"
         outcome.error = OtaError(
             "boot-failed",
-            f"The new firmware did not come up: {why}. The board is back on {back.slot.label}"
+            f"The new firmware did not come up: {why}. The board is back on {back.slot.name}"
             f' with version "{back.version or ""}".',
         )
         return outcome
@@ -508,12 +522,15 @@ class _Session:
             raise found.problem
         assert found.table is not None
         assert found.table.otadata is not None
-        slot = found.table.by_label(awaited.slot)
-        if slot is None:
+        at, slots = found.table.otadata, found.table.ota_slots
+        otadata = parse_otadata(link.read(at.offset, at.size_bytes))
+        entries = otadata.entries
+        named = [p for p in slots if awaited.slot in (p.name, p.label)]
+        if len(named) > 1 and otadata.newest is not None:  # noted before labels were told apart
+            named = [slots[entries[otadata.newest].slot_index(len(slots))]]
+        if not named:
             raise OtaError("otadata-invalid", f"The board has no slot {awaited.slot} any more.")
-        at = found.table.otadata
-        entries = parse_otadata(link.read(at.offset, at.size_bytes)).entries
-        slots = found.table.ota_slots
+        slot = named[0]
         index = slots.index(slot)
         states = [e.state for e in entries if e.written and e.slot_index(len(slots)) == index]
         outcome = Outcome("up_to_date", found=found, version=found.version, slot=slot)

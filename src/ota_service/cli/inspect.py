@@ -148,7 +148,7 @@ class _Hooks:
 
 def describe(found: Inspection) -> dict[str, Any]:
     """An inspection as JSON; what is not known is left out."""
-    chip = found.chip
+    chip, problem = found.chip, found.problem or found.running.why
     told: dict[str, Any] = {
         "mac": chip.mac,
         "chip": {
@@ -174,7 +174,7 @@ def describe(found: Inspection) -> dict[str, Any]:
         ],
         "otadata": _otadata(found),
         "apps": [_app(found, app) for app in found.apps],
-        "problem": own_words(found.problem.to_dict()) if found.problem is not None else None,
+        "problem": own_words(problem.to_dict()) if problem is not None else None,
     }
     return {key: value for key, value in told.items() if value is not None}
 
@@ -183,7 +183,7 @@ def _running(found: Inspection) -> dict[str, Any] | None:
     running = found.running
     if running.partition is None:
         return None
-    told: dict[str, Any] = {"slot": running.partition.label, "evidence": running.evidence}
+    told: dict[str, Any] = {"slot": running.partition.name, "evidence": running.evidence}
     app = found.running_app
     if app is not None and app.descriptor is not None:
         told |= {"project": app.descriptor.project, "app_version": app.descriptor.version}
@@ -202,14 +202,14 @@ def _otadata(found: Inspection) -> dict[str, Any] | None:
             told |= {
                 "seq": entry.seq,
                 "state": entry.state_name,
-                "slot": slots[entry.slot_index(len(slots))].label if slots else None,
+                "slot": slots[entry.slot_index(len(slots))].name if slots else None,
             }
         entries.append({key: value for key, value in told.items() if value is not None})
     named = otadata.slot_index(len(slots)) if slots else None
     told = {
         "entries": entries,
         "active": otadata.active,
-        "names": slots[named].label if named is not None else None,
+        "names": slots[named].name if named is not None else None,
         "pending": found.pending,
     }
     return {key: value for key, value in told.items() if value is not None}
@@ -218,7 +218,7 @@ def _otadata(found: Inspection) -> dict[str, Any] | None:
 def _app(found: Inspection, app: App) -> dict[str, Any]:
     about = app.descriptor
     told: dict[str, Any] = {
-        "slot": app.partition.label,
+        "slot": app.partition.name,
         "offset": app.partition.offset,
         "size_bytes": app.partition.size_bytes,
         "running": found.running.partition == app.partition,
@@ -274,9 +274,10 @@ def show_board(console: Console, port: str, found: Inspection) -> None:
     if "otadata" in told:
         console.print()
         _show_otadata(console, told["otadata"])
-    if found.problem is not None:
+    problem = found.problem or found.running.why
+    if problem is not None:
         console.print()
-        console.print(Text.assemble(("It cannot be updated: ", "bold red"), line_of(found.problem)))
+        console.print(Text.assemble(("It cannot be updated: ", "bold red"), line_of(problem)))
 
 
 def _field(console: Console, name: str, value: str) -> None:
@@ -284,10 +285,10 @@ def _field(console: Console, name: str, value: str) -> None:
 
 
 def _partitions(told: dict[str, Any]) -> Any:
-    apps = {app["slot"]: app for app in told["apps"]}
+    apps = {app["offset"]: app for app in told["apps"]}
     made = table("partition", "kind", "offset", "size", "app", right=("offset", "size"))
     for part in told["partitions"]:
-        app = apps.get(part["label"])
+        app = apps.get(part["offset"])
         text = Text("")
         if app is not None and "project" in app:
             text = Text(f"{app['project']} {app['app_version']}")

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from functools import wraps
+from typing import Any
+
 import click
 
 from ota_service.cli.output import Command
+from ota_service.fleet.settings import OVERRIDES
 
 
 def baud_option(function: Command) -> Command:
@@ -42,3 +46,48 @@ def boot_options(function: Command) -> Command:
         help="Seconds that the new app may take to show that it starts.",
     )
     return timeout(stable(function))
+
+
+def asked_options(function: Command) -> Command:
+    """What a person's update asks for beyond its boards: `--force`, `--override`, `--rescue` and
+    `--confirm`, as the one argument `asked`, in the verb's own words."""
+
+    @click.option(
+        "--force",
+        is_flag=True,
+        help="Although the stored version is equal. A board that runs the image already is "
+        "restarted and watched.",
+    )
+    @click.option(
+        "--override",
+        type=click.Choice(OVERRIDES),
+        multiple=True,
+        help="Override what else would keep the update from a board; may be given several times.",
+    )
+    @click.option(
+        "--rescue",
+        is_flag=True,
+        help="Write a board of which it is proven that nothing on it boots; needs --confirm.",
+    )
+    @click.option("--confirm", metavar="MAC", help="With --rescue: the board's MAC.")
+    @wraps(function)
+    def with_asked(
+        force: bool, override: tuple[str, ...], rescue: bool, confirm: str | None, **rest: Any
+    ) -> Any:
+        if rescue != (confirm is not None):
+            raise click.UsageError("Give --rescue and --confirm together.")
+        asked: dict[str, Any] = {"force": force or None, "override": list(override) or None}
+        if confirm is not None:
+            asked |= {"rescue": True, "confirm": _mac(confirm)}
+        return function(asked={k: v for k, v in asked.items() if v is not None}, **rest)
+
+    return with_asked  # type: ignore[return-value]
+
+
+def _mac(text: str) -> str:
+    from ota_service.module.checks import check_mac
+
+    mac = check_mac(text)
+    if mac is None:
+        raise click.UsageError("--confirm must be the board's MAC, such as 24:0a:c4:12:34:56.")
+    return mac

@@ -45,8 +45,14 @@ REMEDIES: dict[str, str] = {
     "partition-table-invalid": f"{_FLASH[0].upper()}{_FLASH[1:]}.",
     "no-ota-slots": f"Give the board a partition table with OTA slots: {_FLASH}.",
     "nvs-missing": f"Give the board a partition table with an nvs partition: {_FLASH}.",
-    "otadata-invalid": "Restart the board and see whether it boots. If it does not, "
-    f"`esp32-ota update` with --force writes the firmware all the same, or {_FLASH}.",
+    "otadata-invalid": "Restart the board and see whether it boots. If nothing on it does, "
+    f"`esp32-ota update PORT` with --rescue --confirm MAC writes the firmware; or {_FLASH}.",
+    "board-boots": "Call the command again without --rescue.",
+    "other-project": "Call the command again with --override other-project if it is meant.",
+    "not-allowed-now": "Wait until the sensor allows it, or call `esp32-ota remote update` with "
+    "--override not-allowed-now.",
+    "stopped": "Correct the firmware and configure a new version; `esp32-ota remote update` with "
+    "--override stopped tries this one again.",
     "secure-version": "Give an image with the same or a higher secure version.",
     "awaiting-confirmation": "Wait two minutes, then call the command again.",
     "boot-failed": "Correct the firmware, then call the command again; with --json the "

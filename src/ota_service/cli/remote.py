@@ -16,6 +16,7 @@ from ota_service.cli.failure import Failure
 from ota_service.cli.follow import find_run, follow_call, follow_run, running, until
 from ota_service.cli.live import Live, in_order
 from ota_service.cli.machine import DEFAULT_NAME, Access, Machine, connect
+from ota_service.cli.options import asked_options
 from ota_service.cli.output import Command, err, error_text, json_option, out, print_json
 from ota_service.cli.report import (
     history_table,
@@ -139,7 +140,7 @@ def remote() -> None:
 
 @remote.command()
 @boards_argument
-@click.option("--force", is_flag=True, help="Write although the stored version is equal.")
+@asked_options
 @click.option("--probe", is_flag=True, help="Also open ports that are not known to be an ESP32's.")
 @click.option(
     "--dry-run", is_flag=True, help="Read the boards, say what would be done, write nothing."
@@ -151,7 +152,7 @@ def remote() -> None:
 def update(
     access: Access,
     boards: tuple[str, ...],
-    force: bool,
+    asked: Reply,
     probe: bool,
     dry_run: bool,
     no_wait: bool,
@@ -163,16 +164,17 @@ def update(
     The update goes on on the machine whatever happens here; Ctrl-C stops the watching alone.
     Exit code 0 only if every board ended up to date.
     """
-    arguments: Reply = {"boards": _named(boards), "probe": probe or None}
+    if "rescue" in asked and len(boards) != 1:
+        raise click.UsageError("--rescue is for one board: name it.")
+    arguments: Reply = {"boards": _named(boards), "probe": probe or None, **asked}
     if dry_run:
-        arguments |= {"dry_run": True, "force": force or None}
+        arguments["dry_run"] = True
         reply = ask(access, lambda machine: _read(machine, "update", arguments, "plan", wait_s))
         if as_json:
             print_json(reply)
         else:
             out().print(plan_table(reply["plan"]))
         return
-    arguments["force"] = force or None
 
     async def asks(machine: Machine) -> Reply:
         reply = await machine.command("update", arguments)

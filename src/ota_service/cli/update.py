@@ -26,7 +26,7 @@ from rich.text import Text
 
 from ota_service.cli.follow import follow_call, follow_run
 from ota_service.cli.live import Live
-from ota_service.cli.options import baud_option, boot_options
+from ota_service.cli.options import asked_options, baud_option, boot_options
 from ota_service.cli.output import err, json_option, out, print_json
 from ota_service.cli.ports import port_argument
 from ota_service.cli.remedies import own_words
@@ -57,7 +57,7 @@ _PLAN_WAIT_S = 600.0
     "version in the image's app descriptor.",
 )
 @click.option("--sha256", help="Refuse an image with another digest (64 hex digits).")
-@click.option("--force", is_flag=True, help="Write although the stored version is equal.")
+@asked_options
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -89,7 +89,7 @@ def update(
     url: str | None,
     as_json: bool,
     dry_run: bool,
-    force: bool,
+    asked: dict[str, Any],
     **options: Any,
 ) -> None:
     """Update one attached board, without Viam. Restarts it.
@@ -97,7 +97,8 @@ def update(
     The App Image is checked, written to the slot that does not run, and read back; then the board
     is switched to it, gets the version in its NVS, and is watched while it boots. If the new
     firmware does not come up, the board goes back to its old firmware and version. Where the
-    stored version is equal already, nothing is written without --force.
+    stored version is equal already, nothing is written without --force. A slot that may be the
+    one that runs is never written, whatever is asked.
 
     Ctrl-C stops where that leaves the board bootable.
 
@@ -113,7 +114,7 @@ def update(
     settings = _settings(port, url, file, options)
     console = err() if as_json else out()
     with _replaced(console) as replaced:
-        reply = asyncio.run(_run(settings, console, replaced, force=force, dry_run=dry_run))
+        reply = asyncio.run(_run(settings, console, replaced, asked=asked, dry_run=dry_run))
     reply = own_words(reply)
     for name, board in reply.get("plan" if dry_run else "boards", {}).items():
         board |= {"replaces": replaced.found[name]} if name in replaced.found else {}
@@ -124,7 +125,7 @@ def update(
             console.print(plan_table(reply["plan"]))
         return
     if not as_json:
-        print_run(console, reply, words=said_of(reply, force=force))
+        print_run(console, reply, words=said_of(reply, force="force" in asked))
     if reply.get("outcome") != "succeeded":
         raise SystemExit(1)
 
@@ -138,6 +139,8 @@ def said_of(run: Mapping[str, Any], *, force: bool = False) -> str:
         return "Too late to stop: the update was finished."
     board: Mapping[str, Any] = next(iter(dict(run.get("boards", {})).values()), {})
     hint = "" if force else " (--force writes anyway)"
+    if force and board.get("action") == "none":
+        return "Nothing was written: the board runs this image already; its start was watched."
     return {
         "none": f'Nothing was written: the board has version "{board.get("to", "")}" '
         f"already{hint}.",
@@ -230,23 +233,30 @@ class _Local:
 
 
 async def _run(
-    settings: Settings, console: Console, replaced: _Replaced, *, force: bool, dry_run: bool
+    settings: Settings,
+    console: Console,
+    replaced: _Replaced,
+    *,
+    asked: dict[str, Any],
+    dry_run: bool,
 ) -> dict[str, Any]:
     """The update, or its plan. Raises OtaError."""
     from ota_service.fleet import service as fleets
 
     fleet = await fleets.FleetService.open(settings)
     local = _Local(fleet)
+    if "rescue" in asked:
+        asked = {**asked, "boards": [entry.name for entry in settings.boards or ()]}
     try:
         await _forget_port(settings)
         await local.command("release")
         with _stop_signals(local, console), Live(console, transient=True) as live:
             if dry_run:
-                call = local.command("update", {"dry_run": True, "wait_s": _PLAN_WAIT_S})
+                call = local.command("update", {**asked, "dry_run": True, "wait_s": _PLAN_WAIT_S})
                 reply = await follow_call(local, live, call)
                 _would_replace(replaced, await local.status(), reply["plan"])
                 return reply
-            reply = await local.command("update", {"force": force})
+            reply = await local.command("update", asked)
             run = await follow_run(local, live, reply["run"]["id"])
         outcomes = {board.get("outcome") for board in dict(run.get("boards", {})).values()}
         if run.get("outcome") == "cancelled" and outcomes == {"up_to_date"}:

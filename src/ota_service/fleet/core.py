@@ -32,7 +32,7 @@ from ota_service.fleet.memory import Memory
 from ota_service.fleet.places import Place, place_entry, place_found, stands_in
 from ota_service.fleet.run import Purpose, Run, Trigger
 from ota_service.fleet.sessions import EXECUTOR, boot_rules, mac_at
-from ota_service.fleet.settings import BoardEntry, Settings
+from ota_service.fleet.settings import BoardEntry, Override, Settings
 
 LOGGER = logging.getLogger("ota_service.fleet")
 
@@ -136,10 +136,9 @@ class Core:
         """Whether boards may be restarted now, as the sensor of `allow_restart` says."""
         return self.restart_allowed is None or await self.restart_allowed()
 
-    def allow_again(self) -> None:
-        """A person called update: a target that was stopped for all is tried again."""
-        journal = self.memory.journal
-        self.spawn(self.journaled(partial(journal.unstop_target, self.settings.service)))
+    async def allow_again(self) -> None:
+        """A person overrides it: a target that was stopped for all is tried again."""
+        await self.journaled(partial(self.memory.journal.unstop_target, self.settings.service))
 
     def stop_target(self, reason: str) -> None:
         """Start nothing more with this target by itself, also after a restart."""
@@ -300,10 +299,12 @@ class Core:
         *,
         purpose: Purpose = "update",
         force: bool = False,
+        override: frozenset[Override] = frozenset(),
+        rescue: str | None = None,
         probe: bool = False,
     ) -> Run:
         """Begin a run; boards that another run holds wait for it."""
-        return self.begin(Run(self, trigger, names, purpose, force, probe))
+        return self.begin(Run(self, trigger, names, purpose, force, override, rescue, probe))
 
     def begin(self, run: Run) -> Run:
         """Let a run go on behind."""
@@ -351,10 +352,19 @@ class Core:
                 return work
         return None
 
-    def joinable(self, names: Sequence[str] | None, force: bool) -> Run | None:
+    def joinable(
+        self,
+        names: Sequence[str] | None,
+        *,
+        force: bool,
+        override: frozenset[Override],
+        rescue: str | None,
+    ) -> Run | None:
         """A run in progress that does what is asked for already."""
         for run in self.runs:
             if run.stage == "done" or run.purpose != "update" or (force and not run.force):
+                continue
+            if not override <= run.override or rescue not in (None, run.rescue):
                 continue
             asked = [w for name, w in run.works.items() if names is None or name in names]
             if asked and all(work.report.get("ended") for work in asked):
@@ -436,7 +446,10 @@ class Core:
                 for info in infos
                 if (owner := SERVICE_CLAIMS.owner(info.device)) not in (None, settings.service)
             }
-            return place_found(infos, memory, by_person=by_person, taken=taken, probe=probe)
+            meant = run is not None and "other-project" in run.override
+            return place_found(
+                infos, memory, by_person=by_person, taken=taken, probe=probe, other_project=meant
+            )
 
         places = await self.journaled(find)
         works = []
@@ -668,9 +681,9 @@ class Core:
             LOGGER.warning("%s, version %s: %s", target.shown_url, target.version, text)
         self.notices[target.key] = text
 
-    def job(self, work: BoardWork, image: Image | None, *, force: bool, purpose: Purpose) -> Job:
-        """What a session does with a board."""
-        settings = self.settings
+    def job(self, work: BoardWork, image: Image | None, run: Run) -> Job:
+        """What a session of a run does with a board."""
+        settings, purpose = self.settings, run.purpose
         known = tuple(other.known for other in self.images.values() if other is not image)
         return Job(
             work.board.name,
@@ -679,8 +692,11 @@ class Core:
             known=known,
             baud=settings.baud,
             boot=boot_rules(settings.boot_timeout_s, settings.boot_stable_s, settings.boot_expect),
-            force=force,
-            adopted=work.board.entry is not None or settings.adopt or force,
+            force=run.force,
+            adopted=work.board.entry is not None
+            or settings.adopt
+            or "other-project" in run.override,
+            rescue=run.rescue,
             read_only=purpose in ("version", "verify"),
             go_back=purpose == "rollback",
             dry_run=purpose == "plan",
@@ -702,7 +718,7 @@ class Core:
         if job.confirm is not None or outcome.plan is None or outcome.plan.action == "refuse":
             return replace(job, rearm=False)
         assert outcome.slot is not None
-        return replace(job, confirm=Awaited(outcome.slot.label, outcome.previous_version))
+        return replace(job, confirm=Awaited(outcome.slot.name, outcome.previous_version))
 
     @staticmethod
     def running_of(outcome: Outcome, image: Image | None) -> dict[str, str]:
@@ -713,9 +729,9 @@ class Core:
         wrote = outcome.plan is not None and outcome.plan.action in ("write", "switch")
         if image is not None and outcome.end in ("up_to_date", "awaiting_confirmation") and wrote:
             about = image.parsed.descriptor
-        elif found is not None and (app := found.app(slot.label)) is not None:
+        elif found is not None and (app := found.app(slot)) is not None:
             about = app.descriptor
-        shown = {"slot": slot.label}
+        shown = {"slot": slot.name}
         if about is not None:
             shown |= {"project": about.project, "app_version": about.version}
         return shown

@@ -113,7 +113,7 @@ class SessionHooks:
             self.work.report.setdefault("from", found.version)
         app, partition = found.running_app, found.running.partition
         if partition is not None:
-            board.running = {"slot": partition.label}
+            board.running = {"slot": partition.name}
             if app is not None and app.descriptor is not None:
                 about = app.descriptor
                 board.running |= {"project": about.project, "app_version": about.version}
@@ -155,7 +155,7 @@ class SessionHooks:
             self.memory.journal.begin_attempt(found.chip.mac, work.target.key)
         for step in made.steps:
             if isinstance(step, WriteSlot):
-                self.memory.overwrites(found.chip.mac, step.slot.label)
+                self.memory.overwrites(found.chip.mac, step.slot.name)
 
     def _say_replaced(self, found: Inspection) -> None:
         """Whoever named the board consented to another project's firmware; it is said anyway."""
@@ -172,8 +172,8 @@ class SessionHooks:
         running = found.running
         if running.partition is None or running.md5 is None or running.size_bytes is None:
             return
-        label, mac = running.partition.label, found.chip.mac
-        fact = self.facts.slots.get(label)
+        name, mac = running.partition.name, found.chip.mac
+        fact = self.facts.slots.get(name)
         if fact is None or fact.md5 != running.md5 or fact.version is None:
             self.memory.runs(
                 found,
@@ -183,7 +183,7 @@ class SessionHooks:
                 md5=running.md5,
             )
         if self.facts.last_slot is None:
-            self.memory.last_slot(mac, label)
+            self.memory.last_slot(mac, name)
 
     def phase(self, name: Phase) -> None:
         """A phase begins."""
@@ -211,9 +211,9 @@ class SessionHooks:
             found.chip.mac,
             self.work.target.key,
             version=self.work.target.version,
-            slot=boot.slot.label,
+            slot=boot.slot.name,
             seconds=self.confirm_timeout_s,
-            previous_slot=running.label if running is not None else None,
+            previous_slot=running.name if running is not None else None,
             previous_version=made.from_version if made is not None else None,
         )
 

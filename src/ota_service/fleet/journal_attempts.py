@@ -164,7 +164,8 @@ class AttemptsPart:
         """Let boards be taken up again; how many entries that held them there were.
 
         keys: everything that names the boards: MACs, names, ports, USB locations. Forgets their
-        attempts, "not ours", and what was learned of a port with the wrong board behind it.
+        attempts, "not ours", what was learned of a port with the wrong board behind it, and the
+        speed that a port has fallen back to.
         """
         if not keys:
             return 0
@@ -199,6 +200,7 @@ class AttemptsPart:
                 f"AND (port IN ({marks}) OR mac IN ({marks}))",
                 both,
             ),
+            (f"DELETE FROM speeds WHERE port IN ({marks})", keys),
         )
 
     def _close_interrupted_attempts(self) -> list[AttemptRecord]:

@@ -66,7 +66,7 @@ class BoardsPart:
     # --- slots
 
     def slots(self, mac: str) -> dict[str, SlotRecord]:
-        """What is known of the slots of a board, by their labels."""
+        """What is known of the slots of a board, by their names (`Partition.name`)."""
         rows = self._store.read("SELECT * FROM slots WHERE mac = ? ORDER BY slot", (mac,))
         return {str(row["slot"]): from_row(SlotRecord, row) for row in rows}
 

@@ -27,7 +27,7 @@ class BoardRecord:
     """What was last seen on a board.
 
     mac: "aa:bb:cc:dd:ee:ff". version: the stored tag, "" where the board has none, None where it
-    was not read. slot: label of the running slot. layout: fingerprint of the partition table.
+    was not read. slot: name of the running slot. layout: fingerprint of the partition table.
     """
 
     mac: str

@@ -99,8 +99,8 @@ class Memory:
         attempt = self.journal.attempt(mac, target)
         latest = self._latest_attempt(mac) or attempt
         slots = {
-            label: SlotFact(slot.size_bytes, slot.md5, slot.version, slot.project, slot.app_version)
-            for label, slot in self.journal.slots(mac).items()
+            name: SlotFact(slot.size_bytes, slot.md5, slot.version, slot.project, slot.app_version)
+            for name, slot in self.journal.slots(mac).items()
             if slot.seen_running_at is not None
         }
         return BoardFacts(
@@ -133,13 +133,13 @@ class Memory:
         sha256: str | None = None,
     ) -> None:  # fmt: skip
         """A slot's content was seen running: evidence for the next time."""
-        app = found.app(slot.label)
+        app = found.app(slot)
         about = app.descriptor if app is not None else None
         moment = utc_now()
         self.journal.record_slot(
             SlotRecord(
                 found.chip.mac,
-                slot.label,
+                slot.name,
                 md5,
                 size_bytes,
                 sha256=sha256,
@@ -172,7 +172,7 @@ class Memory:
             journal.record_slot(
                 SlotRecord(
                     mac,
-                    slot.label,
+                    slot.name,
                     image.md5,
                     len(image.data),
                     sha256=image.sha256,
@@ -188,7 +188,7 @@ class Memory:
             journal.update_board(mac, project=about.project, app_version=about.version)
         journal.update_board(
             mac,
-            slot=slot.label,
+            slot=slot.name,
             version=outcome.version,
             version_read_at=utc_now(),
             confirmed=outcome.confirmed,
@@ -208,7 +208,7 @@ class Memory:
         if outcome.version is not None:
             changes["version"] = outcome.version
         if outcome.slot is not None:
-            changes["slot"] = outcome.slot.label
+            changes["slot"] = outcome.slot.name
         self.journal.update_board(mac, **changes)
         error = outcome.error
         code, message = (error.code, error.message) if error is not None else (None, None)
@@ -234,7 +234,7 @@ class Memory:
             mac,
             chip=outcome.chip.name,
             flash_bytes=outcome.chip.flash_bytes,
-            slot=outcome.file.booted.label,
+            slot=outcome.file.booted.name,
             version=outcome.version,
             version_read_at=utc_now(),
             project=about.project if about is not None else "",

@@ -93,11 +93,13 @@ def place_found(
     by_person: bool,
     taken: Mapping[str, str],
     probe: bool = False,
+    other_project: bool = False,
 ) -> list[Place]:
     """The boards of a service without `boards`.
 
     by_person: a person called update, which may open generic bridges for the first time.
-    probe: and any other serial port as well. taken: ports (canonical) that belong to other
+    probe: and any other serial port as well. other_project: also boards that were found not to be
+    ours. taken: ports (canonical) that belong to other
     services, with their names.
     """
     places = []
@@ -107,7 +109,8 @@ def place_found(
         record = memory.board_at(info)
         name = record.mac if record is not None else info.mac or info.device
         mac = record.mac if record is not None else info.mac
-        if (other := memory.not_ours(info.place)) is not None:
+        other = None if other_project else memory.not_ours(info.place)
+        if other is not None:
             error = OtaError("other-project", other.reason, board=name)
             places.append(Place(name, "not_ours", info.device, info, mac, error))
         elif (

@@ -24,6 +24,7 @@ from ota_service.errors import OtaError
 from ota_service.fleet.board_state import iso, utc_now
 from ota_service.fleet.hooks import BoardWork, SessionHooks
 from ota_service.fleet.sessions import EXECUTOR, run_session
+from ota_service.fleet.settings import Override
 
 if TYPE_CHECKING:
     from ota_service.fleet.core import Core
@@ -49,7 +50,8 @@ class Run:
     """A run and its boards.
 
     names: the boards asked for; None: all. purpose: "update", or a read that writes nothing.
-    results: for reads, by board name.
+    force: although the version is equal. override: what is overridden. rescue: the MAC of the one
+    board, on which nothing boots. results: for reads, by board name.
     """
 
     core: Core
@@ -57,6 +59,8 @@ class Run:
     names: Sequence[str] | None = None
     purpose: Purpose = "update"
     force: bool = False
+    override: frozenset[Override] = frozenset()
+    rescue: str | None = None
     probe: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     started_at: datetime = field(default_factory=utc_now)
@@ -278,7 +282,7 @@ class Run:
         """Whether a board needs no session: held by an earlier failure, or known to be right."""
         core, board, target = self.core, work.board, work.target
         mac = work.place.mac
-        if mac is None or self.force:
+        if mac is None:
             return False
         record = core.memory.attempt(mac, target.key)
         board.attempts = record.failed
@@ -372,10 +376,10 @@ class Run:
             self._without_firmware(work, image)
             return
         work.project = image.parsed.descriptor.project if image is not None else ""
-        job = core.job(work, image, force=self.force, purpose=self.purpose)
+        job = core.job(work, image, self)
         known = await core.journaled(partial(core.memory.journal.fallback_baud, str(board.port)))
-        if known is not None and known < job.baud and not self.force:
-            job = core.slower(job, known)  # what the port fell back to; `force` tries again
+        if known is not None and known < job.baud:
+            job = core.slower(job, known)  # what the port fell back to; `release` forgets it
         if (awaited := await core.journaled(partial(self._awaited, work))) is not None:
             if self.purpose != "update":
                 raise OtaError("awaiting-confirmation", board=board.name)
@@ -429,7 +433,7 @@ class Run:
         async with core.slots:
             self._check_cancelled(work)
             # At the last moment: a robot that drives must not lose its motor board.
-            if not (self.force or await core.may_restart()):
+            if not ("not-allowed-now" in self.override or await core.may_restart()):
                 raise OtaError("not-allowed-now", board=board.name)
             hooks = SessionHooks(
                 work,
@@ -523,7 +527,7 @@ class Run:
         core, board = self.core, work.board
         if outcome.found is not None:
             core.rename(board, outcome.found.chip.mac)
-        if outcome.baud is not None and (outcome.baud < core.settings.baud or self.force):
+        if outcome.baud is not None and outcome.baud < core.settings.baud:
             core.memory.journal.record_baud(str(board.port), outcome.baud)
         if self.purpose in READS:
             self._read(work, outcome)
@@ -574,8 +578,8 @@ class Run:
         core, board, found = self.core, work.board, outcome.found
         assert found is not None
         assert outcome.slot is not None
-        mac, label = found.chip.mac, outcome.slot.label
-        fact = core.memory.facts(mac, work.target.key).slots.get(label)
+        mac, name = found.chip.mac, outcome.slot.name
+        fact = core.memory.facts(mac, work.target.key).slots.get(name)
         known = fact is not None and fact.version is not None
         core.memory.rolled_back(outcome, work.target.key, held=outcome.error is None)
         board.state = "rolled_back" if outcome.end == "rolled_back" else "failed"
@@ -584,14 +588,14 @@ class Run:
         board.running = core.running_of(outcome, None)
         board.error = outcome.error
         reply: dict[str, Any] = {
-            "slot": label,
+            "slot": name,
             "version": outcome.version or "",
             "version_from": "journal" if known else "descriptor",
         }
         if outcome.error is not None:
             outcome.error.board = board.name
             reply["error"] = outcome.error.to_dict()
-        work.report |= {"to": outcome.version, "slot": label}
+        work.report |= {"to": outcome.version, "slot": name}
         self.results[board.name] = reply
 
     def _read(self, work: BoardWork, outcome: Outcome) -> None:
@@ -605,9 +609,9 @@ class Run:
         if self.purpose == "version" and found.nvs is not None:
             self.results[name] = {"version": found.version, "version_read_at": iso(utc_now())}
         elif self.purpose == "verify" and found.running.partition is not None:
-            self.results[name] = {"matches": found.running.partition.label in found.holding}
+            self.results[name] = {"matches": found.holds(found.running.partition)}
         else:
-            problem = found.problem or OtaError("otadata-invalid")
+            problem = found.problem or found.running.why or OtaError("otadata-invalid")
             self.results[name] = {"error": problem.to_dict()}
 
     def _judge(self) -> RunOutcome:

@@ -13,13 +13,14 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ota_service.errors import OtaError
+from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.core import Core, effective_target
 from ota_service.fleet.flash_run import FlashOrder, new_flash_run
 from ota_service.fleet.run import Purpose, Run
-from ota_service.fleet.settings import Settings
+from ota_service.fleet.settings import Override, Settings
 from ota_service.fleet.status import status_of
 
 GRACE_S = 5.0
@@ -30,6 +31,15 @@ _WORD_MAX_CHARS = 200
 """How much of a word that names no board is quoted: a command may have 32 MiB."""
 
 RestartAllowed = Callable[[], Awaitable[bool]]
+
+
+class _Asked(TypedDict):
+    """What a person's update asks for beyond its boards."""
+
+    force: bool
+    override: frozenset[Override]
+    rescue: str | None
+
 
 _cores: dict[str, Core] = {}
 _graces: dict[str, asyncio.TimerHandle] = {}
@@ -125,6 +135,9 @@ class FleetService:
         self,
         boards: Sequence[str] | None = None,
         force: bool = False,
+        override: Sequence[Override] = (),
+        rescue: bool = False,
+        confirm: str | None = None,
         probe: bool = False,
         dry_run: bool = False,
         wait_s: float | None = None,
@@ -132,12 +145,20 @@ class FleetService:
         core = self._core
         _ = core.memory  # another process may have it: say so now
         names = self._names(boards)
+        asked: _Asked = {"force": force, "override": frozenset(override), "rescue": None}
+        if rescue:
+            assert confirm is not None  # the verb's arguments are checked
+            self._one_board(names or [], "rescue", confirm)
+            asked["rescue"] = confirm
         if dry_run:
-            run = core.start("command", names, purpose="plan", force=force, probe=probe)
+            run = core.start("command", names, purpose="plan", probe=probe, **asked)
             return await self._read(run, "plan", DEFAULT_WAIT_S if wait_s is None else wait_s)
-        core.allow_again()
-        joined = core.joinable(names, force)
-        run = joined or core.start("command", names, force=force, probe=probe)
+        if "stopped" in override:
+            await core.allow_again()
+        elif (stopped := await core.stopped()) is not None:
+            raise stopped
+        joined = core.joinable(names, **asked)
+        run = joined or core.start("command", names, probe=probe, **asked)
         if wait_s:
             await _wait(run, wait_s)
         return {"ok": True, "run": run.to_dict(), "joined": joined is not None}
@@ -165,16 +186,7 @@ class FleetService:
         core = self._core
         _ = core.memory
         names = self._names([board]) or []
-        if len(names) != 1:
-            raise UnknownBoard(f'"{board}" stands for {len(names)} boards: name one of them')
-        known = core.boards[names[0]]
-        mac = known.mac or (known.entry.mac if known.entry is not None else None)
-        if mac is not None and mac != confirm:
-            raise OtaError(
-                "wrong-board",
-                f"The board {known.name} is {mac}, and {confirm} was confirmed.",
-                remedy="Confirm the MAC of the board that is to be written.",
-            )
+        known = self._one_board(names, "flash", confirm)
         order = FlashOrder(
             known.name, confirm, Path(path) if path is not None else None, url, keep_nvs
         )
@@ -182,6 +194,22 @@ class FleetService:
         if await _wait(run, wait_s) and run.error is not None:
             raise run.error
         return {"ok": True, "run": run.to_dict(), "boards": dict(run.results)}
+
+    def _one_board(self, names: Sequence[str], verb: str, confirm: str) -> BoardState:
+        """The one board that is meant. Raises OtaError `wrong-board` where its MAC, as far as it
+        is known by now, is not the one that was confirmed."""
+        if len(names) != 1:
+            meant = ", ".join(names) or "none"
+            raise UnknownBoard(f"{verb} is for one board; the boards named are: {meant}")
+        known = self._core.boards[names[0]]
+        mac = known.mac or (known.entry.mac if known.entry is not None else None)
+        if mac is not None and mac != confirm:
+            raise OtaError(
+                "wrong-board",
+                f"The board {known.name} is {mac}, and {confirm} was confirmed.",
+                remedy="Confirm the MAC of the board that is to be written.",
+            )
+        return known
 
     def _cancel(self, boards: Sequence[str] | None = None) -> dict[str, Any]:
         core = self._core

@@ -5,10 +5,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from ota_service.firmware.target import Target
+
+
+Override = Literal["not-allowed-now", "stopped", "other-project"]
+OVERRIDES: tuple[Override, ...] = get_args(Override)
+"""What a person's update may override, by the code of the error that it would end with."""
 
 
 @dataclass(frozen=True, slots=True)

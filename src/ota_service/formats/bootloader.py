@@ -114,6 +114,12 @@ def parse_bootloader(data: bytes, *, trailing: bool = False) -> Bootloader:
     )
 
 
+def header_flash_bytes(head: bytes) -> int | None:
+    """The flash that a bootloader's header is made for; None where no image stands there, or its
+    code is unknown. head: its first bytes."""
+    return FLASH_BYTES.get(head[_SIZE_AT] >> 4) if is_image_header(head, 0) else None
+
+
 def with_flash_bytes(data: bytes, flash_bytes: int) -> bytes:
     """The bootloader in `data` with another flash size in its header, its hash made anew.
 

@@ -35,6 +35,6 @@ def image_length(read: Callable[[int, int], bytes], limit_bytes: int) -> int | N
         if at >= limit_bytes:
             return None
     at = (at // 16 + 1) * 16  # padding to 15 mod 16, then the checksum byte
-    if header[_HASH_APPENDED_AT] == 1:
+    if header[_HASH_APPENDED_AT]:  # any value, as the bootloader reads it
         at += SHA256_BYTES
     return at if at <= limit_bytes else None

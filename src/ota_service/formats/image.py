@@ -31,8 +31,12 @@ __all__ = [
     "CHIPS",
     "AppDescriptor",
     "AppImage",
+    "BootHeader",
+    "BootImage",
     "Segment",
     "parse_app_image",
+    "parse_boot_header",
+    "parse_boot_image",
     "parse_header",
 ]
 
@@ -99,12 +103,40 @@ class AppImage:
     sha256: bytes
 
     def runs_on_revision(self, revision: int) -> bool:
-        """Whether the bootloader of a chip of this revision (100 * major + minor) starts it.
+        """Whether the bootloader of a chip of this revision (100 * major + minor) starts it."""
+        return _runs_on(revision, self.min_revision, self.max_revision)
 
-        Source: `bootloader_common_check_chip_revision_validity`.
-        """
-        limited = self.max_revision not in (0, 0xFFFF)
-        return self.min_revision <= revision and not (limited and revision > self.max_revision)
+
+@dataclass(frozen=True, slots=True)
+class BootHeader:
+    """What the first bytes of an image say of where it runs; fields as an `AppImage`'s.
+
+    descriptor: None for apps by ESP-IDF before 3.3: a bootloader needs none.
+    """
+
+    chip_id: int
+    min_revision: int
+    max_revision: int
+    descriptor: AppDescriptor | None
+
+    def runs_on_revision(self, revision: int) -> bool:
+        """Whether the bootloader of a chip of this revision (100 * major + minor) starts it."""
+        return _runs_on(revision, self.min_revision, self.max_revision)
+
+
+@dataclass(frozen=True, slots=True)
+class BootImage:
+    """A slot's image that a bootloader finds whole, whoever built it; sizes as an `AppImage`'s."""
+
+    header: BootHeader
+    size_bytes: int
+    signed: bool
+
+
+def _runs_on(revision: int, least: int, highest: int) -> bool:
+    """Source: `bootloader_common_check_chip_revision_validity`."""
+    limited = highest not in (0, 0xFFFF)
+    return least <= revision and not (limited and revision > highest)
 
 
 def parse_header(data: bytes) -> AppDescriptor | None:
@@ -197,6 +229,32 @@ def parse_app_image(data: bytes, *, trailing: bool = False) -> AppImage:
         descriptor=_descriptor(data),
         sha256=hashlib.sha256(memoryview(data)[:total_bytes]).digest(),
     )
+
+
+def parse_boot_image(data: bytes) -> BootImage:
+    """The image at the start of a slot's contents, checked as the bootloader checks it and no
+    further (`esp_image_verify`): its segments, where mapped ones stand, checksum and SHA-256.
+
+    Raises `OtaError`: "not-an-image", "image-corrupt".
+    """
+    if data[:1] != bytes((IMAGE_MAGIC,)):
+        raise OtaError("not-an-image", "The slot holds no image.")
+    chip_id = _chip_id(data)
+    segments, end = _walk(data)
+    size_bytes = _check_sums(data, segments, end, data[23] != 0)
+    _check_mapping(data, segments, chip_id)
+    signed = _signature(data, size_bytes, trailing=True)[0]
+    return BootImage(parse_boot_header(data), size_bytes, signed)
+
+
+def parse_boot_header(data: bytes) -> BootHeader:
+    """From the first 288 bytes of an image; of fewer, what they hold.
+
+    Raises `OtaError` "image-corrupt" for less than an image's header.
+    """
+    chip_id = _chip_id(data)
+    least, highest = _revisions(data, chip_id)
+    return BootHeader(chip_id, least, highest, parse_header(data))
 
 
 def _corrupt(why: str) -> OtaError:
@@ -300,9 +358,9 @@ def _check_mapping(data: bytes, segments: tuple[Segment, ...], chip_id: int) -> 
     if chip is None:
         return
     page = min(chip.mmu_page_bytes)
-    said = data[DESCRIPTOR_OFFSET + 180]
-    if said < 32 and 1 << said in chip.mmu_page_bytes:
-        page = 1 << said
+    said = data[DESCRIPTOR_OFFSET + 180 : DESCRIPTOR_OFFSET + 181] if has_descriptor(data) else b""
+    if said and 1 << min(said[0], 31) in chip.mmu_page_bytes:
+        page = 1 << said[0]
     for index, seg in enumerate(segments):
         if chip.maps(seg.load_address) and (seg.load_address - seg.file_offset) % page:
             raise _corrupt(

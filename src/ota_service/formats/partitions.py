@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ota_service.errors import OtaError
@@ -64,7 +65,10 @@ SUBTYPE_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """One entry of the table. `offset` is a flash address; sizes in bytes."""
+    """One entry of the table. `offset` is a flash address; sizes in bytes.
+
+    shared_label: another partition of its table has this label too (the firmware never asks).
+    """
 
     label: str
     type: int
@@ -72,6 +76,12 @@ class Partition:
     offset: int
     size_bytes: int
     flags: int = 0
+    shared_label: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its label, with its place ("app@0x110000") where the label alone does not say which."""
+        return f"{self.label}@{self.offset:#x}" if self.shared_label else self.label
 
     @property
     def end(self) -> int:
@@ -144,6 +154,13 @@ class PartitionTable:
             if part.label == "nvs" and part.type == TYPE_DATA and part.subtype == SUBTYPE_NVS:
                 return part
         return None
+
+    @property
+    def nvs_stores(self) -> tuple[Partition, ...]:
+        """All NVS partitions, in the order in which the version is looked for: the default one,
+        then the table's order."""
+        stores = [p for p in self.partitions if (p.type, p.subtype) == (TYPE_DATA, SUBTYPE_NVS)]
+        return tuple(sorted(stores, key=lambda part: part != self.nvs))
 
     @property
     def nvs_keys(self) -> Partition | None:
@@ -224,7 +241,13 @@ def parse_partition_table(
                     f"The partition {part.label!r} ends at {part.end:#x}, behind the end of the "
                     f"board's flash ({flash_bytes:#x}).",
                 )
-    return PartitionTable(tuple(partitions), has_md5)
+    return PartitionTable(_told_apart(partitions), has_md5)
+
+
+def _told_apart(partitions: list[Partition]) -> tuple[Partition, ...]:
+    """With a mark at those that share a label."""
+    times = Counter(part.label for part in partitions)
+    return tuple(replace(part, shared_label=times[part.label] > 1) for part in partitions)
 
 
 def _check_places(partitions: list[Partition], table_offset: int) -> None:

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from ota_service.fleet.settings import OVERRIDES
 from ota_service.module.checks import (
     Strict,
     a_fault,
@@ -96,6 +97,23 @@ class Arguments(Strict):
         return self.model_dump(exclude_none=True)
 
 
+def _overrides(value: object) -> list[str]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise a_fault(f'must be a list of what is overridden, such as ["{OVERRIDES[0]}"]')
+    unknown = [name for name in names if name not in OVERRIDES]
+    if unknown:
+        raise a_fault(f'"{unknown[0]}" cannot be overridden; what can is {", ".join(OVERRIDES)}')
+    return list(dict.fromkeys(names))
+
+
+def _confirmed(value: object) -> str:
+    mac = check_mac(value)
+    if mac is None:
+        raise a_fault("must be the board's MAC, such as 24:0a:c4:12:34:56")
+    return mac
+
+
 class UpdateArguments(Arguments):
     """Arguments of `update`."""
 
@@ -103,9 +121,31 @@ class UpdateArguments(Arguments):
     force: Annotated[
         Flag,
         Field(
-            description="write although the version is equal; also a board on which nothing boots"
+            description="although the version is equal, and nothing else; a board that runs the "
+            "target's image already is restarted and watched, and keeps its way back"
         ),
     ] = False
+    override: Annotated[
+        list[str] | None,
+        optional_type(_overrides),
+        Field(
+            description="a list of what is overridden: not-allowed-now (the sensor of "
+            "allow_restart), stopped (a firmware that failed on too many boards), other-project "
+            "(a board of another project, or not ours)"
+        ),
+    ] = None
+    rescue: Annotated[
+        Flag,
+        Field(
+            description="write a board of which it is proven that nothing on it boots: alone in "
+            "boards, and with confirm; implies nothing else"
+        ),
+    ] = False
+    confirm: Annotated[
+        str | None,
+        optional_type(_confirmed),
+        Field(description="with rescue: the board's MAC; any other board is left alone"),
+    ] = None
     probe: Annotated[
         Flag, Field(description="also open ports that are not known to be an ESP32's")
     ] = False
@@ -120,6 +160,16 @@ class UpdateArguments(Arguments):
             "with dry_run after 30"
         ),
     ] = None
+
+    @model_validator(mode="after")
+    def _rescues_one(self) -> UpdateArguments:
+        if self.rescue and (self.boards is None or len(self.boards) != 1):
+            raise a_fault("with rescue needs boards, with just the one board that is meant")
+        if self.rescue and self.confirm is None:
+            raise a_fault("with rescue needs confirm, the board's MAC")
+        if self.confirm is not None and not self.rescue:
+            raise a_fault("takes confirm with rescue only")
+        return self
 
     def values(self) -> dict[str, Any]:
         """As for every verb; a dry run waits by default, since its reply is its purpose."""
@@ -156,13 +206,6 @@ class HistoryArguments(Arguments):
     ] = 20
 
 
-def _confirmed(value: object) -> str:
-    mac = check_mac(value)
-    if mac is None:
-        raise a_fault("must be the board's MAC, such as 24:0a:c4:12:34:56")
-    return mac
-
-
 def _path(value: object) -> str:
     if not isinstance(value, str) or not PurePath(value).is_absolute():
         raise a_fault("must be a file's whole path on the machine that has the boards")
@@ -196,9 +239,7 @@ class FlashArguments(Arguments):
     ] = None
     keep_nvs: Annotated[
         Flag,
-        Field(
-            description="carry all keys of the board's NVS over, also where its partition moves"
-        ),
+        Field(description="carry all keys of the board's NVS over, also where its partition moves"),
     ] = False
     wait_s: LongestWait = WAIT_DEFAULT_S
 
@@ -388,6 +429,7 @@ def _existing() -> str:
 
 _TYPES = {
     "boards": "list of text",
+    "override": "list of text",
     "wait_s": "number of seconds",
     **dict.fromkeys(("board", "confirm", "path", "url"), "text"),
     "limit": "whole number",

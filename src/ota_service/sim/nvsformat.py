@@ -94,6 +94,10 @@ def not_enough_space() -> NvsError:
     return NvsError("ESP_ERR_NVS_NOT_ENOUGH_SPACE", 0x1105)
 
 
+Identity = tuple[int, bytes, int]
+"""Namespace, key with its padding, chunk number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One 32-byte entry with a header."""
@@ -113,9 +117,9 @@ class Item:
         return cls(ns, kind, span, chunk, crc, key, data)
 
     @classmethod
-    def make(cls, ns: int, kind: int, span: int, chunk: int, key: str, data: bytes) -> Item:
+    def make(cls, ns: int, kind: int, span: int, chunk: int, key: bytes, data: bytes) -> Item:
         """With its CRC."""
-        name = key.encode()[:KEY_MAX].ljust(16, b"\x00")
+        name = key[:KEY_MAX].ljust(16, b"\x00")
         return cls(ns, kind, span, chunk, cls._crc(ns, kind, span, chunk, name, data), name, data)
 
     @staticmethod
@@ -128,14 +132,14 @@ class Item:
         return self.crc == self._crc(self.ns, self.type, self.span, self.chunk, self.key, self.data)
 
     @property
-    def name(self) -> str:
-        """The key as text."""
-        return self.key.split(b"\x00")[0].decode("utf-8", "replace")
+    def name(self) -> bytes:
+        """The key."""
+        return self.key[:KEY_MAX].split(b"\x00")[0]
 
     @property
-    def identity(self) -> tuple[int, bytes, int]:
+    def identity(self) -> Identity:
         """What ESP-IDF's hash list tells items apart by; the type is not in it."""
-        return self.ns, self.key.split(b"\x00")[0], self.chunk
+        return self.ns, self.key, self.chunk
 
     def encode(self) -> bytes:
         """Its 32 bytes."""

@@ -80,13 +80,13 @@ class NvsState:
         return found[1].decode("utf-8", "replace") if found and found[0] == "string" else None
 
 
-def nvs_init(cells: bytearray) -> NvsState:
+def nvs_init(cells: bytearray, *, older: bool = False) -> NvsState:
     """Initialise NVS in a partition's bytes as firmware does at start, repairs included.
 
-    `cells` changes as the flash would.
+    `cells` changes as the flash would. older: by the rules of older ESP-IDF (`nvspage.Page`).
     """
     region = MemoryRegion(cells)
-    store = NvsStore(region)
+    store = NvsStore(region, older=older)
     try:
         store.init()
     except NvsError as error:
@@ -98,7 +98,8 @@ def nvs_init(cells: bytearray) -> NvsState:
 class NvsStore:
     """NVS in use: `init` first, then `get`, `set`, `erase_key`."""
 
-    def __init__(self, region: Region | bytearray) -> None:
+    def __init__(self, region: Region | bytearray, *, older: bool = False) -> None:
+        self._older = older
         self._region: Region = MemoryRegion(region) if isinstance(region, bytearray) else region
         self._pages: list[Page] = []
         self._free: list[Page] = []
@@ -121,7 +122,7 @@ class NvsStore:
         """Load, repair, and list the namespaces; raises NvsError."""
         self._pages, self._free, self._namespaces = [], [], {}
         for index in range(self._region.size // SECTOR):
-            page = Page(self._region, index * SECTOR)
+            page = Page(self._region, index * SECTOR, older=self._older)
             page.load()
             if page.is_free:
                 self._free.append(page)
@@ -139,8 +140,11 @@ class NvsStore:
                 raise no_free_pages()
         for page in self._pages:
             for _, item in _items(page, NS_INDEX, U8):
-                self._namespaces.setdefault(item.name, item.data[0])
-        self._erase_orphans()
+                self._namespaces.setdefault(_text(item), item.data[0])
+        indices = self._blob_indices()
+        if not self._older:
+            indices = self._erase_incomplete(indices)
+        self._erase_orphans(indices)
 
     def _activate(self) -> Page:
         if not self._free:
@@ -183,15 +187,43 @@ class NvsStore:
             self._free.append(page)
             return
 
-    def _erase_orphans(self) -> None:
-        indices: set[tuple[int, str, int]] = set()
+    def _blob_indices(self) -> list[Item]:
+        return [item for page in self._pages for _, item in _items(page, ANY_NS, BLOB_IDX)]
+
+    def _erase_incomplete(self, indices: list[Item]) -> list[Item]:
+        """Erase indices of blobs whose parts are too few, too many or too small; the others."""
+        sizes: list[list[int]] = [[] for _ in indices]
         for page in self._pages:
-            for _, item in _items(page, ANY_NS, BLOB_IDX):
-                count, start = item.data[4], item.data[5]
-                indices.update((item.ns, item.name, start + i) for i in range(count))
+            for _, part in _items(page, ANY_NS, BLOB_DATA):
+                for at, index in enumerate(indices):
+                    start = index.data[5]
+                    end = VERSION_1 if start == VERSION_0 else CHUNK_ANY
+                    same = (index.ns, index.name) == (part.ns, part.name)
+                    if same and start <= part.chunk < end:
+                        sizes[at].append(part.var_size)
+                        break
+        kept = []
+        for index, found in zip(indices, sizes, strict=True):
+            size = int.from_bytes(index.data[:4], "little")
+            if (sum(found), len(found)) == (size, index.data[4]):
+                kept.append(index)
+                continue
+            any(
+                page.erase_item(index.ns, BLOB_IDX, index.name, chunk_start=index.data[5])
+                for page in self._pages
+            )
+        return kept
+
+    def _erase_orphans(self, indices: list[Item]) -> None:
+        """Erase parts of blobs that no index names: a failed write left them."""
+        named = {
+            (index.ns, index.name, index.data[5] + i)
+            for index in indices
+            for i in range(index.data[4])
+        }
         for page in self._pages:
             for _, item in _items(page, ANY_NS, BLOB_DATA):
-                if (item.ns, item.name, item.chunk) not in indices:
+                if (item.ns, item.name, item.chunk) not in named:
                     page.erase_item(item.ns, BLOB_DATA, item.name, item.chunk)
 
     # --- reading
@@ -200,7 +232,7 @@ class NvsStore:
         self,
         ns: int,
         kind: int,
-        key: str,
+        key: bytes,
         *,
         chunk: int = CHUNK_ANY,
         chunk_start: int | None = None,
@@ -214,9 +246,9 @@ class NvsStore:
     def get(self, namespace: str, key: str) -> tuple[str, bytes] | None:
         """(type name, value) of a key; None where it is missing or its data is broken."""
         ns = self._namespaces.get(namespace)
-        return None if ns is None else self._get(ns, key)
+        return None if ns is None else self._get(ns, key.encode())
 
-    def _get(self, ns: int, key: str) -> tuple[str, bytes] | None:
+    def _get(self, ns: int, key: bytes) -> tuple[str, bytes] | None:
         index = self._find(ns, BLOB_IDX, key)
         if index is not None:
             return self._read_blob(ns, key, index[2])
@@ -232,7 +264,7 @@ class NvsStore:
             return None
         return TYPE_NAMES[item.type], data.split(b"\x00")[0] if item.type == SZ else data
 
-    def _read_blob(self, ns: int, key: str, index: Item) -> tuple[str, bytes] | None:
+    def _read_blob(self, ns: int, key: bytes, index: Item) -> tuple[str, bytes] | None:
         size = int.from_bytes(index.data[:4], "little")
         data = b""
         for i in range(index.data[4]):
@@ -250,11 +282,11 @@ class NvsStore:
         for page in self._pages:
             for _, item in _items(page):
                 name = names.get(item.ns)
-                if item.ns == NS_INDEX or name is None or (name, item.name) in values:
+                if item.ns == NS_INDEX or name is None or (name, _text(item)) in values:
                     continue
                 value = self._get(item.ns, item.name)
                 if value is not None:
-                    values[name, item.name] = value
+                    values[name, _text(item)] = value
         return values
 
     # --- writing
@@ -267,24 +299,26 @@ class NvsStore:
         if not 1 <= len(key.encode()) <= KEY_MAX:
             raise NvsError("ESP_ERR_NVS_KEY_TOO_LONG", 0x1109)
         ns = self._namespace(namespace)
+        name = key.encode()
         if isinstance(value, str):
-            self._write(ns, SZ, key, value.encode() + b"\x00")
+            self._write(ns, SZ, name, value.encode() + b"\x00")
         elif isinstance(value, int):
             code = 0x04 if value >= 0 else 0x14
-            self._write(ns, code, key, struct.pack("<" + INT_TYPES[code], value))
+            self._write(ns, code, name, struct.pack("<" + INT_TYPES[code], value))
         else:
-            self._write_blob(ns, key, value)
+            self._write_blob(ns, name, value)
 
     def erase_key(self, namespace: str, key: str) -> bool:
         """Erase a key; False where there is none."""
         ns = self._namespaces.get(namespace)
         if ns is None:
             return False
-        index = self._find(ns, BLOB_IDX, key)
+        name = key.encode()
+        index = self._find(ns, BLOB_IDX, name)
         if index is not None:
-            self._erase_blob(ns, key, index[2].data[5])
+            self._erase_blob(ns, name, index[2].data[5])
             return True
-        found = self._find(ns, ANY_TYPE, key)
+        found = self._find(ns, ANY_TYPE, name)
         if found is None:
             return False
         found[0].erase_entry(found[1])
@@ -294,11 +328,11 @@ class NvsStore:
         if name not in self._namespaces:
             used = set(self._namespaces.values())
             number = next(i for i in range(1, 255) if i not in used)
-            self._write(NS_INDEX, U8, name, bytes((number,)))
+            self._write(NS_INDEX, U8, name.encode(), bytes((number,)))
             self._namespaces[name] = number
         return self._namespaces[name]
 
-    def _write(self, ns: int, kind: int, key: str, data: bytes) -> None:
+    def _write(self, ns: int, kind: int, key: bytes, data: bytes) -> None:
         if len(data) > CHUNK_MAX_BYTES:
             raise NvsError("ESP_ERR_NVS_VALUE_TOO_LONG", 0x110E)
         old = self._find(ns, ANY_TYPE, key)
@@ -317,7 +351,7 @@ class NvsStore:
             return item.data[: len(data)] == data
         return page.payload(at, item) == data
 
-    def _erase_old(self, ns: int, key: str, old: tuple[Page, int, Item] | None) -> None:
+    def _erase_old(self, ns: int, key: bytes, old: tuple[Page, int, Item] | None) -> None:
         if old is None:
             return
         page, at, item = old
@@ -349,7 +383,7 @@ class NvsStore:
         self._pages.remove(victim)
         self._free.append(victim)
 
-    def _write_blob(self, ns: int, key: str, data: bytes) -> None:
+    def _write_blob(self, ns: int, key: bytes, data: bytes) -> None:
         old = self._find(ns, BLOB_IDX, key)
         if old is not None and self._read_blob(ns, key, old[2]) == ("blob", data):
             return
@@ -360,7 +394,7 @@ class NvsStore:
         if old is not None:
             self._erase_blob(ns, key, old[2].data[5])
 
-    def _write_chunks(self, ns: int, key: str, data: bytes, start: int) -> None:
+    def _write_chunks(self, ns: int, key: bytes, data: bytes, start: int) -> None:
         left = data
         count = 0
         while True:
@@ -383,7 +417,7 @@ class NvsStore:
         if not self._pages[-1].write_item(ns, BLOB_IDX, key, index):
             raise not_enough_space()
 
-    def _erase_blob(self, ns: int, key: str, start: int) -> None:
+    def _erase_blob(self, ns: int, key: bytes, start: int) -> None:
         found = self._find(ns, BLOB_IDX, key, chunk_start=start)
         if found is None:
             return
@@ -403,3 +437,7 @@ def _items(page: Page, ns: int = ANY_NS, kind: int = ANY_TYPE) -> list[tuple[int
         found.append(hit)
         at = hit[0] + max(1, hit[1].span)
     return found
+
+
+def _text(item: Item) -> str:
+    return item.name.decode("utf-8", "replace")

@@ -29,6 +29,16 @@ from ota_service.sim import wire
 SCHEME = "esp32sim://"
 # What a tty and a bridge hold before a write blocks (Linux N_TTY: 4 KiB).
 WRITE_BUFFER_BYTES = 4096
+# What no reset sequence waits for less than. Changes of the lines that follow one another faster
+# belong together, and a busy machine's delays between them are none of the circuit's: they are
+# told the board as one USB frame apart.
+SHORTEST_WAIT_S = 0.045
+LINE_CHANGE_S = 0.001
+
+
+def line_time_s() -> float:
+    """When a line changes: what the reset circuit makes of it depends on the times between."""
+    return time.monotonic()
 
 
 class Serial(SerialBase):  # type: ignore[misc]
@@ -46,6 +56,7 @@ class Serial(SerialBase):  # type: ignore[misc]
         self._drained: set[bytes] = set()
         self._drain_count = 0
         self._timed = False
+        self._line_changed_s = 0.0
         self._sent_until_s = 0.0
         self._send_lock = threading.Lock()
         self._receive_lock = threading.Lock()
@@ -94,7 +105,7 @@ class Serial(SerialBase):  # type: ignore[misc]
             hello = {
                 "token": address["token"],
                 "lines": flags,
-                "time": time.monotonic(),
+                "time": line_time_s(),
                 "baud": self._baudrate,
                 "pid": os.getpid(),
             }
@@ -155,7 +166,11 @@ class Serial(SerialBase):  # type: ignore[misc]
         flags = (wire.FLAG_DTR if self._dtr_state else 0) | (
             wire.FLAG_RTS if self._rts_state else 0
         )
-        self._send(wire.LINES, wire.LINES_BODY.pack(flags, time.monotonic()))
+        now_s = line_time_s()
+        if now_s - self._line_changed_s < SHORTEST_WAIT_S:
+            now_s = self._line_changed_s + LINE_CHANGE_S
+        self._line_changed_s = now_s
+        self._send(wire.LINES, wire.LINES_BODY.pack(flags, now_s))
 
     def _update_break_state(self) -> None:
         """A break condition means nothing to the boot ROM."""
