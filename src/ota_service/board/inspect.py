@@ -24,14 +24,13 @@ from ota_service.formats.image import AppDescriptor, parse_app_image, parse_head
 from ota_service.formats.nvs import Nvs, parse_nvs
 from ota_service.formats.otadata import OtaData, parse_otadata
 from ota_service.formats.partitions import (
+    TABLE_OFFSET,
     Partition,
     PartitionTable,
-    parse_partition_table,
     require_ota,
 )
+from ota_service.formats.table_places import find_table, require_only
 
-TABLE_OFFSET = 0x8000
-TABLE_BYTES = 0xC00
 OTADATA_BYTES = 0x2000
 HEAD_BYTES = 0x120
 """Image header, first segment header and app descriptor."""
@@ -130,14 +129,15 @@ def inspect(
         return Inspection(chip, problem=problem)
     flash.prefetch([table_region(TABLE_OFFSET)])
     try:
-        table = parse_partition_table(
-            flash.read(TABLE_OFFSET, TABLE_BYTES), flash_bytes=chip.flash_bytes
+        table = find_table(flash.read, flash_bytes=chip.flash_bytes)
+        flash.prefetch(
+            [*_stores(table), *(whole(p.offset, HEAD_BYTES) for p in _app_places(table))]
         )
+        require_only(flash.read, table)
     except OtaError as error:
         if error.code == "link-lost":
             raise
         return Inspection(chip, problem=error)
-    flash.prefetch([*_stores(table), *(whole(p.offset, HEAD_BYTES) for p in _app_places(table))])
     apps = tuple(_apps(flash, table))
     found = Inspection(chip, table=table, apps=apps)
     try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import codecs
 from importlib.resources import files
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def load_table(
             ) from None
         return data[:TABLE_BYTES].ljust(TABLE_BYTES, b"\xff")
     try:
-        text = data.decode("utf-8-sig")
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError:
         raise OtaError(
             "partition-table-invalid",

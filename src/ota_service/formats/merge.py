@@ -13,13 +13,13 @@ from ota_service.formats.nvs import parse_nvs
 from ota_service.formats.otadata import boots_after
 from ota_service.formats.partitions import (
     OTADATA_BYTES,
+    SECTOR_BYTES,
     TABLE_OFFSET,
     Partition,
     PartitionTable,
     parse_partition_table,
 )
-
-SECTOR_BYTES = 0x1000
+from ota_service.formats.table_places import TABLE_PLACES
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,13 @@ def merge(
     if offset is None:
         raise OtaError(
             "wrong-chip", f"It is not known where {loader.chip} has its bootloader in flash."
+        )
+    if table_offset not in TABLE_PLACES:
+        raise OtaError(
+            "config-invalid",
+            f"No partition table stands at {table_offset:#x}.",
+            remedy=f"Give the CONFIG_PARTITION_TABLE_OFFSET of the project's build: a multiple of "
+            f"{SECTOR_BYTES:#x} from {TABLE_PLACES[0]:#x} to {TABLE_PLACES[-1]:#x}.",
         )
     parts = parse_partition_table(table, table_offset=table_offset)
     flash_bytes = flash_bytes or loader.flash_bytes

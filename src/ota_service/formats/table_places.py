@@ -52,7 +52,7 @@ def require_only(read: Read, table: PartitionTable) -> None:
     for. The inside of an app is not searched: a table there is that app's data.
     Raises `OtaError`: "partition-table-invalid".
     """
-    for other in tables_behind(read, table):
+    for other in _tables_behind(read, table):
         raise OtaError(
             "partition-table-invalid",
             f"The flash has a partition table at {table.offset:#x} and another one at "
@@ -60,7 +60,7 @@ def require_only(read: Read, table: PartitionTable) -> None:
         )
 
 
-def tables_behind(read: Read, table: PartitionTable) -> Iterator[PartitionTable]:
+def _tables_behind(read: Read, table: PartitionTable) -> Iterator[PartitionTable]:
     """The whole tables at places behind `table` that no app of its slots explains."""
     for offset in TABLE_PLACES:
         if offset <= table.offset:
@@ -71,6 +71,11 @@ def tables_behind(read: Read, table: PartitionTable) -> Iterator[PartitionTable]
             continue
         if (other := table_at(read, offset)) is not None:
             yield other
+
+
+def all_tables(read: Read) -> tuple[int, ...]:
+    """The places of all whole tables, also of such as are part of an app."""
+    return tuple(offset for offset in TABLE_PLACES if table_at(read, offset) is not None)
 
 
 def table_at(read: Read, offset: int) -> PartitionTable | None:
