@@ -8,9 +8,10 @@ import pytest
 from ota_service.board.flash import MemoryFlash, PowerCut
 from ota_service.errors import OtaError
 from ota_service.sim.bootmodel import boot
-from ota_service.sim.factory import make_flash
+from ota_service.sim.factory import build_nvs, default_nvs, make_flash
 from ota_service.sim.images import build_app
 from ota_service.sim.layouts import LAYOUTS, Partition, encode_table
+from ota_service.sim.nvsmodel import nvs_init
 from tests.flash.test_plan import boots, prepare, write
 from tests.support.elsewhere import layout_at, merged_at
 from tests.support.memory_board import Firmware, MemoryBoard
@@ -40,6 +41,27 @@ def test_a_board_with_its_table_elsewhere_is_updated(at: int) -> None:
     assert board.boot().slot == "ota_1"
     assert board.nvs().items["VIAM_NS", "OTA_VERSION"][1] == b"1.1.0"
     assert board.plan(NEW, "1.1.0")[1].action == "none"
+
+
+def test_old_tables_of_working_boards_are_updated() -> None:
+    """Sizes that newer versions of ESP-IDF refuse to build, and an NVS with half a sector."""
+    nvs, ota, phy, *rest = LAYOUTS["guide"].partitions
+    parts = [
+        Partition("nvs", nvs.type, nvs.subtype, nvs.offset, 0x3800),
+        *(ota, phy),
+        *(Partition(p.label, p.type, p.subtype, p.offset, 0xF4F80) for p in rest),
+        Partition("small", 1, 2, 0x310000, 0x1000),
+        Partition("small", 1, 0x90, 0x311000, 0x100),
+    ]
+    flash = make_flash("guide", app=OLD.data, nvs={})
+    flash[0x8000:0x8C00] = encode_table(tuple(parts))
+    flash[0x9000:0xC000] = build_nvs(0x3000, default_nvs(version="1.0.0"))
+    board = MemoryBoard(flash)
+    found, made = board.plan(NEW, "1.1.0")
+    assert (found.problem, made.action) == (None, "write")
+    board.carry_out(made, NEW)
+    assert board.boot().slot == "ota_0"
+    assert nvs_init(bytearray(board.data[0x9000:0xC000])).items["VIAM_NS", "OTA_VERSION"]
 
 
 def bad_tables() -> dict[str, tuple[Partition, ...]]:

@@ -81,3 +81,28 @@ def test_two_tables_cannot_both_be_meant() -> None:
     data[0x10000] = 0xFF
     with pytest.raises(OtaError):
         require_only(Reads(data), find_table(Reads(data)))
+
+
+def test_blank_places_need_not_be_read() -> None:
+    """One look at a gap tells that no table is in it; a gap that is not blank is searched."""
+    asked: list[tuple[int, int]] = []
+    data = flash_with(0x9000)
+    data[0x11000] = 0
+
+    def blank(at: int, size: int) -> bool:
+        asked.append((at, size))
+        return not data[at : at + size].strip(b"\xff")
+
+    read = Reads(data)
+    table = find_table(read)
+    read.sent = 0
+    require_only(read, table, blank)
+    assert asked == [(0xD000, 0x21000 - 0xD000)]
+    assert read.sent == (3 + 20) * 32
+    data[0x11000] = 0xFF
+    read.sent = 0
+    require_only(read, table, blank)
+    assert read.sent == 3 * 32
+    data[0x1F000:0x1FC00] = flash_with(0x1F000)[0x1F000:0x1FC00]
+    with pytest.raises(OtaError, match="0x1f000"):
+        require_only(read, table, blank)

@@ -16,7 +16,14 @@ from typing import Literal
 from ota_service.board.chip import ChipInfo
 from ota_service.board.facts import BoardFacts, KnownImage
 from ota_service.board.flash import Flash
-from ota_service.board.sparse import Region, nvs_region, otadata_region, table_region, whole
+from ota_service.board.sparse import (
+    Region,
+    blank_digest,
+    nvs_region,
+    otadata_region,
+    table_region,
+    whole,
+)
 from ota_service.errors import OtaError
 from ota_service.formats import otadata
 from ota_service.formats.extent import image_length
@@ -24,6 +31,7 @@ from ota_service.formats.image import AppDescriptor, parse_app_image, parse_head
 from ota_service.formats.nvs import Nvs, parse_nvs
 from ota_service.formats.otadata import OtaData, parse_otadata
 from ota_service.formats.partitions import (
+    SECTOR_BYTES,
     TABLE_OFFSET,
     Partition,
     PartitionTable,
@@ -133,7 +141,7 @@ def inspect(
         flash.prefetch(
             [*_stores(table), *(whole(p.offset, HEAD_BYTES) for p in _app_places(table))]
         )
-        require_only(flash.read, table)
+        require_only(flash.read, table, lambda at, size: flash.md5(at, size) == blank_digest(size))
     except OtaError as error:
         if error.code == "link-lost":
             raise
@@ -201,7 +209,8 @@ def _with_nvs(flash: Flash, found: Inspection) -> Inspection:
     if partition is None:
         problem = found.problem or OtaError("nvs-missing")
         return replace(found, problem=problem)
-    raw = flash.read(partition.offset, partition.size_bytes)
+    # What is behind the last whole sector is none of the firmware's NVS either.
+    raw = flash.read(partition.offset, partition.size_bytes // SECTOR_BYTES * SECTOR_BYTES)
     try:
         if partition.encrypted:
             raise OtaError("flash-encrypted", "The board encrypts its NVS.")

@@ -8,6 +8,7 @@ it; so it is looked for by what a table is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import groupby
 
 from ota_service.errors import OtaError
 from ota_service.formats.partitions import (
@@ -27,6 +28,8 @@ _IMAGE_MAGIC = b"\xe9"
 
 Read = Callable[[int, int], bytes]
 """The bytes at (flash address, size)."""
+Blank = Callable[[int, int], bool]
+"""Whether all of (flash address, size) is erased."""
 
 
 def find_table(read: Read, *, flash_bytes: int | None = None) -> PartitionTable:
@@ -45,32 +48,43 @@ def find_table(read: Read, *, flash_bytes: int | None = None) -> PartitionTable:
     return parse_partition_table(data, flash_bytes=flash_bytes)
 
 
-def require_only(read: Read, table: PartitionTable) -> None:
+def require_only(read: Read, table: PartitionTable, blank: Blank | None = None) -> None:
     """Raise where a second whole table stands behind `table`.
 
     One of the two is a leftover, and nothing in them tells which one the bootloader was built
-    for. The inside of an app is not searched: a table there is that app's data.
+    for. The inside of an app is not searched: a table there is that app's data. blank: saves
+    reading the places that no partition takes, which are mostly blank.
     Raises `OtaError`: "partition-table-invalid".
     """
-    for other in _tables_behind(read, table):
-        raise OtaError(
-            "partition-table-invalid",
-            f"The flash has a partition table at {table.offset:#x} and another one at "
-            f"{other.offset:#x}, and it cannot be told which one its bootloader uses.",
-        )
+    for offset in _unexplained(read, table, blank):
+        if table_at(read, offset) is not None:
+            raise OtaError(
+                "partition-table-invalid",
+                f"The flash has a partition table at {table.offset:#x} and another one at "
+                f"{offset:#x}, and it cannot be told which one its bootloader uses.",
+            )
 
 
-def _tables_behind(read: Read, table: PartitionTable) -> Iterator[PartitionTable]:
-    """The whole tables at places behind `table` that no app of its slots explains."""
+def _unexplained(read: Read, table: PartitionTable, blank: Blank | None) -> Iterator[int]:
+    gap: list[int] = []
     for offset in TABLE_PLACES:
         if offset <= table.offset:
             continue
         part = table.containing(offset)
-        app = part if part is not None and part.is_app and part.offset < offset else None
-        if app is not None and read(app.offset, 1) == _IMAGE_MAGIC:
-            continue
-        if (other := table_at(read, offset)) is not None:
-            yield other
+        if part is None:
+            gap.append(offset)
+        elif not part.is_app or part.offset == offset or read(part.offset, 1) != _IMAGE_MAGIC:
+            yield offset
+    for first, end in _runs(gap):
+        if blank is None or not blank(first, end - first):
+            yield from range(first, end, SECTOR_BYTES)
+
+
+def _runs(offsets: list[int]) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the regions that sectors at these offsets make up."""
+    for _, run in groupby(enumerate(offsets), lambda pair: pair[1] - pair[0] * SECTOR_BYTES):
+        places = [offset for _, offset in run]
+        yield places[0], places[-1] + SECTOR_BYTES
 
 
 def all_tables(read: Read) -> tuple[int, ...]:
