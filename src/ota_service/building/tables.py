@@ -15,6 +15,7 @@ from ota_service.formats.partitions import (
     TABLE_OFFSET,
     parse_partition_table,
 )
+from ota_service.formats.table_places import require_place
 
 _FOLDER = "partitions"
 # The name of the same table where boards are simulated.
@@ -32,8 +33,10 @@ def load_table(
 ) -> bytes:
     """The table in its binary form: of a shipped table's name, a CSV file, or a binary one.
 
-    Raises OtaError "partition-table-invalid"; OSError where a file cannot be read.
+    Raises OtaError "partition-table-invalid", and "config-invalid" for a place that no table has;
+    OSError where a file cannot be read.
     """
+    require_place(table_offset)
     source = _ALIASES.get(source, source)
     if source in shipped_tables():
         entry = files("ota_service").joinpath(_FOLDER, f"{source}.csv")

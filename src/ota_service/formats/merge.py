@@ -19,7 +19,7 @@ from ota_service.formats.partitions import (
     PartitionTable,
     parse_partition_table,
 )
-from ota_service.formats.table_places import TABLE_PLACES
+from ota_service.formats.table_places import require_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,7 @@ def merge(
         raise OtaError(
             "wrong-chip", f"It is not known where {loader.chip} has its bootloader in flash."
         )
-    if table_offset not in TABLE_PLACES:
-        raise OtaError(
-            "config-invalid",
-            f"No partition table stands at {table_offset:#x}.",
-            remedy=f"Give the CONFIG_PARTITION_TABLE_OFFSET of the project's build: a multiple of "
-            f"{SECTOR_BYTES:#x} from {TABLE_PLACES[0]:#x} to {TABLE_PLACES[-1]:#x}.",
-        )
+    require_place(table_offset)
     parts = parse_partition_table(table, table_offset=table_offset)
     flash_bytes = flash_bytes or loader.flash_bytes
     if flash_bytes is None:

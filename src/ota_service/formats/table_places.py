@@ -32,6 +32,17 @@ Blank = Callable[[int, int], bool]
 """Whether all of (flash address, size) is erased."""
 
 
+def require_place(offset: int) -> None:
+    """Raise `OtaError` "config-invalid" where no table would be looked for."""
+    if offset not in TABLE_PLACES:
+        raise OtaError(
+            "config-invalid",
+            f"No partition table is looked for at {offset:#x}.",
+            remedy="Give the CONFIG_PARTITION_TABLE_OFFSET of the project's build: a multiple of "
+            f"{SECTOR_BYTES:#x} from {TABLE_PLACES[0]:#x} to {TABLE_PLACES[-1]:#x}.",
+        )
+
+
 def find_table(read: Read, *, flash_bytes: int | None = None) -> PartitionTable:
     """The table of a board: at 0x8000, else the first whole one of `TABLE_PLACES`.
 
