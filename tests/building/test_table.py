@@ -103,6 +103,7 @@ def test_the_chips_own_partitions_get_their_places() -> None:
         ("o, data, ota, , 8K\np, data, ota, , 8K", "2 partitions data/ota"),
         ("o, data, ota, , 8K, readonly", "cannot be read-only"),
         ("c, data, coredump, , 64K, readonly", "cannot be read-only"),
+        ("r, bootloader, recovery, N/A, N/A", "recovery bootloader has its place"),
         ("t, data, tee_ota, , 4K", "data/tee_ota has 0x2000 bytes"),
         ("t, data, tee_ota, , 8K\nu, data, 0x90, , 8K", "Line 2: .* data/tee_ota already"),
         ("\0, data, nvs, , 0x4000", "a byte 0"),

@@ -24,6 +24,7 @@ from ota_service.formats.partitions import (
     SUBTYPE_NAMES,
     SUBTYPE_NVS,
     SUBTYPE_PRIMARY,
+    SUBTYPE_RECOVERY,
     SUBTYPE_TEE_OTADATA,
     SUBTYPE_UNDEFINED,
     TABLE_BYTES,
@@ -165,6 +166,11 @@ def _row(number: int, line: str, table_offset: int, bootloader_offset: int) -> _
         }[kind]
         size_bytes = own_size
         offset = own_offset if subtype == SUBTYPE_PRIMARY else None
+        if (kind, subtype) == (TYPE_BOOTLOADER, SUBTYPE_RECOVERY):
+            raise _wrong(
+                f"Line {number}: a recovery bootloader has its place from the project's "
+                "configuration, which is not known here."
+            )
     if offset is None and offset_text:
         offset = _number(number, "offset", offset_text)
     if size_bytes is None:
