@@ -30,7 +30,7 @@ from ota_service.board.flash_plan import (
     Write,
     plan_flash,
 )
-from ota_service.board.inspect import NAMESPACE, TABLE_BYTES, TABLE_OFFSET, VERSION_KEY
+from ota_service.board.inspect import NAMESPACE, VERSION_KEY
 from ota_service.board.kept_nvs import KeptNvs
 from ota_service.board.link import EspLink, leave_download_mode
 from ota_service.board.secrets import Redactor
@@ -40,7 +40,8 @@ from ota_service.board.watch import watch
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import SECTOR_BYTES, Erase
 from ota_service.formats.nvs import Nvs, parse_nvs
-from ota_service.formats.partitions import PartitionTable, parse_partition_table
+from ota_service.formats.partitions import TABLE_OFFSET, PartitionTable
+from ota_service.formats.table_places import all_tables, find_table, require_only
 
 LOGGER = logging.getLogger("ota_service.board")
 
@@ -199,20 +200,20 @@ def run_flash(port: SerialBase, job: FlashJob, hooks: FlashHooks) -> FlashOutcom
 
 def look_before(flash: Flash, chip: ChipInfo) -> Before:
     """What the board has: its table, and the contents of its NVS partitions."""
+    tables = all_tables(flash.read)
     try:
-        table = parse_partition_table(
-            flash.read(TABLE_OFFSET, TABLE_BYTES), flash_bytes=chip.flash_bytes
-        )
+        table = find_table(flash.read, flash_bytes=chip.flash_bytes)
+        require_only(flash.read, table)
     except OtaError as error:
         if error.code == "link-lost":
             raise
-        return Before(None, error)
+        return Before(None, error, tables=tables)
     nvs = {
         part.label: flash.read(part.offset, part.size_bytes)
         for part in table.partitions
         if part.kind == NVS_KIND and not part.encrypted
     }
-    return Before(table, nvs=nvs)
+    return Before(table, nvs=nvs, tables=tables)
 
 
 def to_keep(before: Before, saved: dict[str, bytes]) -> dict[str, bytes]:
@@ -309,7 +310,7 @@ def _write(link: Flash, job: FlashJob, hooks: FlashHooks, outcome: FlashOutcome)
     with _half_written(outcome):
         # From here until the last write no app starts on this board.
         place = outcome.plan.table.offset
-        for offset in sorted({TABLE_OFFSET, place}):
+        for offset in sorted({TABLE_OFFSET, place, *outcome.before.tables}):
             apply_verified(link, [Erase(offset, SECTOR_BYTES, "nothing starts meanwhile")])
         for write in plan.writes:
             _write_verified(link, write, progress)

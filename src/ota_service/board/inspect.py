@@ -19,7 +19,14 @@ from ota_service.board.chip import ChipInfo
 from ota_service.board.facts import BoardFacts, KnownImage
 from ota_service.board.first_look import FLASH_SIZE_REMEDY, FirstLook
 from ota_service.board.flash import Flash
-from ota_service.board.sparse import Region, nvs_region, otadata_region, table_region, whole
+from ota_service.board.sparse import (
+    Region,
+    blank_digest,
+    nvs_region,
+    otadata_region,
+    table_region,
+    whole,
+)
 from ota_service.errors import OtaError
 from ota_service.formats import otadata
 from ota_service.formats.bootloader import header_flash_bytes
@@ -28,14 +35,14 @@ from ota_service.formats.image import HEADER_BYTES, AppDescriptor, parse_header
 from ota_service.formats.nvs import Nvs, parse_nvs
 from ota_service.formats.otadata import OtaData, parse_otadata
 from ota_service.formats.partitions import (
+    SECTOR_BYTES,
+    TABLE_OFFSET,
     Partition,
     PartitionTable,
-    parse_partition_table,
     require_ota,
 )
+from ota_service.formats.table_places import find_table, require_only
 
-TABLE_OFFSET = 0x8000
-TABLE_BYTES = 0xC00
 OTADATA_BYTES = 0x2000
 NAMESPACE = "VIAM_NS"
 VERSION_KEY = "OTA_VERSION"
@@ -164,15 +171,14 @@ def inspect(
         return Inspection(chip, problem=problem)
     flash.prefetch([table_region(TABLE_OFFSET)])
     try:
-        table = parse_partition_table(
-            flash.read(TABLE_OFFSET, TABLE_BYTES), flash_bytes=chip.flash_bytes
-        )
+        table = find_table(flash.read, flash_bytes=chip.flash_bytes)
+        heads = [whole(p.offset, HEAD_BYTES) for p in _app_places(table)]
+        flash.prefetch([*_bootloader_head(chip), *_stores(table), *heads])
+        require_only(flash.read, table, lambda at, size: flash.md5(at, size) == blank_digest(size))
     except OtaError as error:
         if error.code == "link-lost":
             raise
         return Inspection(chip, problem=error)
-    heads = [whole(p.offset, HEAD_BYTES) for p in _app_places(table)]
-    flash.prefetch([*_bootloader_head(chip), *_stores(table), *heads])
     apps = tuple(_apps(flash, table))
     found = Inspection(chip, table=table, apps=apps)
     try:
@@ -243,7 +249,8 @@ def _with_nvs(flash: Flash, found: Inspection) -> Inspection:
     stores: list[tuple[Partition, bytes, Nvs]] = []
     problem: OtaError | None = None
     for partition in found.table.nvs_stores:
-        raw = flash.read(partition.offset, partition.size_bytes)
+        # What is behind the last whole sector is none of the firmware's NVS either.
+        raw = flash.read(partition.offset, partition.size_bytes // SECTOR_BYTES * SECTOR_BYTES)
         try:
             if partition.encrypted:
                 raise OtaError("flash-encrypted", "The board encrypts its NVS.")
