@@ -209,7 +209,9 @@ class MemorySession(_Session):
         link.reconnect()
         return result.offset
 
-    def _boot(self, link: Any, slot: Partition, expected: Expected) -> BootMonitor:
+    def _boot(
+        self, link: Any, slot: Partition, expected: Expected, *, known_good: bool = False
+    ) -> BootMonitor:
         link.restart()
         monitor = BootMonitor(expected, 0, 0)
         result: BootResult = link.boots

@@ -22,7 +22,7 @@ from ota_service.formats import otadata
 from ota_service.formats.extent import image_length
 from ota_service.formats.image import AppDescriptor, parse_app_image, parse_header
 from ota_service.formats.nvs import Nvs, parse_nvs
-from ota_service.formats.otadata import OtaData, parse_otadata
+from ota_service.formats.otadata import OtaData, OtaState, parse_otadata
 from ota_service.formats.partitions import (
     Partition,
     PartitionTable,
@@ -151,7 +151,8 @@ def inspect(
         if running.evidence == "log":
             flash.prefetch(_stores(table))
             found = _with_otadata(flash, found)  # the firmware ran in between
-        found = replace(found, running=running)
+        pending = found.pending and not _nobody_confirms(found, running)
+        found = replace(found, running=running, pending=pending)
     if firmware is not None:
         found = replace(found, holding=frozenset(_holding(flash, found, firmware)))
     return _with_nvs(flash, found)
@@ -220,6 +221,18 @@ def boot_order(table: PartitionTable, entries: OtaData) -> list[Partition]:
     )
     found = [table.factory if index is None else slots[index] for index in order]
     return [partition for partition in found if partition is not None]
+
+
+def _nobody_confirms(found: Inspection, running: Running) -> bool:
+    """Whether the entry that decides awaits an app that does not boot: its slot is damaged, and
+    another one runs. Then a restart takes nothing away."""
+    assert found.table is not None
+    assert found.otadata is not None
+    slots, entries = found.table.ota_slots, found.otadata.entries
+    pending = [e for e in entries if e.counts and e.state == OtaState.PENDING_VERIFY]
+    awaited = [slots[entry.slot_index(len(slots))] for entry in pending]
+    runs = running.partition
+    return runs is not None and runs not in [*awaited, *boot_order(found.table, found.otadata)[:1]]
 
 
 def _running(
