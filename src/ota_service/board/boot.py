@@ -241,7 +241,7 @@ class BootMonitor:
             return
         if self.verdict is not None:
             # What tells why is before; a board that restarts would push it out of the log.
-            self._ended = self._ended or _RESET.match(text) is not None
+            self._ended = self._ended or bool(_RESET.match(text) or _ROM_HEAD.match(text))
             if self._ended or self._number - (self._decisive or 0) > LINES_BEHIND:
                 return
         self.lines.append(self.redact(text)[:MAX_LINE_CHARS].strip())
