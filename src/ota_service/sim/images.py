@@ -35,24 +35,34 @@ RTC_BASE = 0x50000000
 
 CHIP_ESP32 = 0
 
-Ending = Literal["run", "panic", "loop", "hang", "watchdog"]
+Ending = Literal[
+    "run", "panic", "loop", "restart", "hang", "watchdog", "deep-sleep",
+    "brownout", "brownout-tagged", "brownout-reset",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Behaviour:
     """What an app does once it runs; all times in seconds since its start.
 
-    ending: run (for ever), panic (Guru Meditation and reboot, again and again), loop (restarts
-    itself), hang (falls silent), watchdog (falls silent and is reset by the watchdog 5 s later).
-    ending_after_s: when. console_baud: 0 for no output at all. log_level_off: no log lines from
-    ESP-IDF, so no descriptor lines. confirm_after_s: marks itself valid, as an app of a rollback
-    bootloader does; None for never. say, say_after_s: a line of its own. print_secrets: prints
-    what NVS holds. nvs_writes: rewrites a counter and a blob in NVS all the time, so that a
-    reset meets it in the middle. tick_s: seconds between two lines of idle chatter, 0 for none.
+    ending: run (for ever), panic (last words and reboot), loop and restart (resets itself: the
+    chip, or the processor as esp_restart does), hang (falls silent), watchdog (falls silent and
+    is reset by the watchdog 5 s later), deep-sleep (wakes after sleep_s), brownout and
+    brownout-tagged (told by apps of older and newer ESP-IDF), brownout-reset (by the ROM alone).
+    ending_after_s: when. ending_lives: in so many lives since power or EN, and in those after
+    them it runs; 0: in all. panic: its form, one of `logs.PANICS`. console_baud: 0 for no output
+    at all. log_level_off: no log lines from ESP-IDF, so no descriptor lines. confirm_after_s:
+    marks itself valid, as an app of a rollback bootloader does; None for never. say, say_after_s:
+    lines of its own. print_secrets: prints what NVS holds. nvs_writes: rewrites a counter and a
+    blob in NVS all the time, so that a reset meets it in the middle. tick_s: seconds between two
+    lines of idle chatter, 0 for none.
     """
 
     ending: Ending = "run"
     ending_after_s: float = 0.0
+    ending_lives: int = 0
+    panic: str = "load-prohibited"
+    sleep_s: float = 1.0
     console_baud: int = 115200
     log_level_off: bool = False
     confirm_after_s: float | None = 1.0
@@ -192,17 +202,23 @@ def build_app(
     max_revision: int = 0xFFFF,
     secure_version: int = 0,
     hash_appended: bool = True,
+    described: bool = True,
 ) -> bytes:
     """An App Image of about `size_bytes` (exact to 16 bytes for 2 KiB and more).
 
     The same arguments give the same bytes. From 68 KiB on it has a mapped code segment as well
     as mapped data; smaller ones have their code in RAM. Revisions are major * 100 + minor.
+    described: with an app descriptor; apps by ESP-IDF before 3.3 have none.
     """
     behaviour = behaviour or Behaviour()
     rng = random.Random(f"{project}/{version}/{seed}")
     elf_sha256 = hashlib.sha256(f"{project}/{version}/{seed}/{behaviour}".encode()).digest()
-    head = descriptor(project, version, secure_version=secure_version, elf_sha256=elf_sha256)
-    head += behaviour.to_bytes()
+    head = behaviour.to_bytes()
+    if described:
+        head = (
+            descriptor(project, version, secure_version=secure_version, elf_sha256=elf_sha256)
+            + head
+        )
     head += b"\x00" * (-len(head) % 4)
 
     # What is neither data nor code: headers of up to five segments, checksum, digest.
