@@ -148,9 +148,10 @@ def inspect(
     found = _with_otadata(flash, found)
     if found.problem is None:
         running = _running(flash, found, facts, images, loaded_offset)
-        if running.evidence == "log":
+        if running.evidence not in ("journal", "image"):
+            # The firmware may have run in between, whatever its log said.
             flash.prefetch(_stores(table))
-            found = _with_otadata(flash, found)  # the firmware ran in between
+            found = _with_otadata(flash, found)
         pending = found.pending and not _nobody_confirms(found, running)
         found = replace(found, running=running, pending=pending)
     if firmware is not None:
