@@ -20,6 +20,7 @@ from ota_service.board.boot import (
 )
 from ota_service.board.secrets import Redactor
 from ota_service.formats.chips import RESETS
+from ota_service.sim.logs import LOOKALIKES, PANICS
 
 OFFSET = 0x110000
 ROM = "rst:0x1 (POWERON_RESET),boot:0x13 (SPI_FAST_FLASH_BOOT)"
@@ -233,6 +234,25 @@ def test_what_a_log_comes_to(case: Row) -> None:
     assert watched.verdict is case.verdict, watched.reason
     assert case.why in watched.reason
     assert UNJUDGED.get(case.verdict) == case.code
+
+
+@pytest.mark.parametrize("words", PANICS.values(), ids=PANICS.keys())
+def test_panics_as_the_simulated_board_knows_them(words: tuple[str, ...]) -> None:
+    """Each in its own form, and with the reset that follows."""
+    watched = monitor()
+    feed(watched, 0.1, ETS, ROM, *AGAIN)
+    feed(watched, 2.0, "I (2000) app: alive", *words, ETS, SW)
+    assert watched.verdict is FAILED
+    assert "panicked" in watched.reason
+
+
+@pytest.mark.parametrize("words", LOOKALIKES.values(), ids=LOOKALIKES.keys())
+def test_what_only_looks_like_trouble_as_the_simulated_board_knows_it(words: str) -> None:
+    """An app that says it and goes on running."""
+    watched = monitor()
+    feed(watched, 0.1, ETS, ROM, *AGAIN, *words.split("\n"))
+    watched.tick(5.2)
+    assert watched.verdict is RUNNING
 
 
 TAGGED = st.builds(

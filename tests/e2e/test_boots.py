@@ -130,12 +130,13 @@ async def test_a_rollback_bootloader_whose_newer_entry_names_a_damaged_slot(
     ]
     flash[layout.find("ota_1").offset + 0x1000] ^= 1
     otadata = layout.find("otadata")
+    entries = bytes(flash[otadata.offset : otadata.offset + otadata.size])
     board = SimBoard(layout, flash=bytes(flash), config={"rollback": True, "bootloader_log": log})
     async with Rig.start(tmp_path, [board]) as rig:
         control = rig.board().control
         control.running()
         # The start that has just been has changed the entry already.
-        control.write_flash(otadata.offset, flash[otadata.offset : otadata.offset + otadata.size])
+        control.write_flash(otadata.offset, entries)
         boards = await updated(rig, Behaviour(), confirm_timeout_s=1)
         assert boards["a"]["state"] == "up_to_date", boards["a"]
         run = (await rig.command("history", board="a"))["runs"][0]["boards"]["a"]
