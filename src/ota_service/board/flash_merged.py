@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 from serial import SerialBase
 
-from ota_service.board.boot import BootMonitor, Expected, Verdict
+from ota_service.board.boot import UNJUDGED, BootMonitor, Expected, Verdict
 from ota_service.board.chip import ChipInfo
 from ota_service.board.flash import Flash, apply_verified
 from ota_service.board.flash_plan import (
@@ -99,8 +99,8 @@ class FlashOutcome:
 
     confirmed: the start was seen to be good; False where its log showed nothing to judge by.
     version: the tag that is stored now. kept_at: the folder that still has the board's NVS,
-    None where it was removed or never needed. error: `boot-failed`, where the board was written
-    and does not start.
+    None where it was removed or never needed. error: where the board was written and does not
+    start (`boot-failed`), or its start cannot be judged (`brown-out`, `no-reset`).
     """
 
     chip: ChipInfo
@@ -363,10 +363,12 @@ def _boot(
         matches=rules.matches,
     )
     redact = Redactor(_secrets(outcome))
-    monitor = BootMonitor(expected, rules.timeout_s, rules.stable_s, redact=redact)
+    monitor = BootMonitor(
+        expected, rules.timeout_s, rules.stable_s, restarts=rules.restarts, redact=redact
+    )
     link.restart()
-    watch(port, monitor, stopped=hooks.stopping)
-    outcome.boot_log = tuple(monitor.lines)
+    watch(port, monitor, stopped=hooks.stopping, in_download=link.in_download)
+    outcome.boot_log = tuple(monitor.told)
     if monitor.verdict is Verdict.RUNNING:
         outcome.confirmed = True
         if outcome.kept_at is not None:
@@ -378,6 +380,13 @@ def _boot(
             f"Everything was written and read back, but the firmware does not start: "
             f"{monitor.reason}.{_where(outcome)}",
             remedy="Look at the boot log, correct the firmware, and flash it again.",
+        )
+    elif monitor.verdict in UNJUDGED:
+        outcome.confirmed = False
+        outcome.error = OtaError(
+            UNJUDGED[monitor.verdict],
+            "Everything was written and read back, but the start of the firmware cannot be judged: "
+            f"{monitor.reason}.{_where(outcome)}",
         )
     else:
         outcome.confirmed = False

@@ -33,7 +33,7 @@ from ota_service.formats.bootloader import header_flash_bytes
 from ota_service.formats.chips import CHIP_BY_ID
 from ota_service.formats.image import HEADER_BYTES, AppDescriptor, parse_header
 from ota_service.formats.nvs import Nvs, parse_nvs
-from ota_service.formats.otadata import OtaData, parse_otadata
+from ota_service.formats.otadata import OtaData, OtaState, parse_otadata
 from ota_service.formats.partitions import (
     SECTOR_BYTES,
     TABLE_OFFSET,
@@ -189,6 +189,8 @@ def inspect(
     found = _with_otadata(flash, found)
     if found.problem is None:
         found = _with_running(flash, found, facts, images, None if found.pending else look)
+        pending = found.pending and not _nobody_confirms(found)
+        found = replace(found, pending=pending)
     if firmware is not None:
         found = replace(found, holding=frozenset(_holding(flash, found, firmware)))
     return _with_nvs(flash, found)
@@ -293,6 +295,18 @@ def boot_order(table: PartitionTable, entries: OtaData) -> list[Partition]:
     )
     found = [table.factory if index is None else slots[index] for index in order]
     return [partition for partition in found if partition is not None]
+
+
+def _nobody_confirms(found: Inspection) -> bool:
+    """Whether the entry that decides awaits an app that does not boot: its slot is damaged, and
+    another one runs. Then a restart takes nothing away."""
+    assert found.table is not None
+    assert found.otadata is not None
+    slots, entries = found.table.ota_slots, found.otadata.entries
+    pending = [e for e in entries if e.counts and e.state == OtaState.PENDING_VERIFY]
+    awaited = [slots[entry.slot_index(len(slots))] for entry in pending]
+    runs = found.running.partition
+    return runs is not None and runs not in [*awaited, *boot_order(found.table, found.otadata)[:1]]
 
 
 def _with_running(

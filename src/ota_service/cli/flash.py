@@ -70,6 +70,7 @@ def flash(
     baud: int,
     boot_timeout: float,
     boot_stable: float,
+    boot_restarts: int,
     state_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -93,7 +94,7 @@ def flash(
             state_dir=state_dir or default_state_dir(),
             confirm=confirm.lower().replace("-", ":") if confirm else None,
             baud=baud,
-            boot=BootRules(boot_timeout, boot_stable),
+            boot=BootRules(boot_timeout, boot_stable, restarts=boot_restarts),
         )
         hooks = _Terminal(console, merged, keep_nvs, yes or as_json, dry_run)
         try:
@@ -284,7 +285,7 @@ def _tell(console: Console, outcome: FlashOutcome, as_json: bool) -> None:
     error = outcome.error
     if error is not None:
         console.print(Text(f"Error: {line_of(error)}", style="bold red"))
-        for line in outcome.boot_log[-20:]:
+        for line in outcome.boot_log:
             console.print(Text(f"  | {line}", style="dim"))
     elif outcome.confirmed:
         app = outcome.file.app

@@ -24,7 +24,16 @@ def baud_option(function: Command) -> Command:
 
 
 def boot_options(function: Command) -> Command:
-    """`--boot-timeout` and `--boot-stable`, in seconds; `flash` had them first with -s."""
+    """`--boot-timeout`, `--boot-stable` (seconds; `flash` had them first with -s) and
+    `--boot-restarts`."""
+    restarts = click.option(
+        "--boot-restarts",
+        type=click.IntRange(0, 10),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Planned restarts that it may make meanwhile.",
+    )
     stable = click.option(
         "--boot-stable",
         "--boot-stable-s",
@@ -45,7 +54,7 @@ def boot_options(function: Command) -> Command:
         metavar="S",
         help="Seconds that the new app may take to show that it starts.",
     )
-    return timeout(stable(function))
+    return timeout(stable(restarts(function)))
 
 
 def asked_options(function: Command) -> Command:

@@ -57,6 +57,10 @@ REMEDIES: dict[str, str] = {
     "awaiting-confirmation": "Wait two minutes, then call the command again.",
     "boot-failed": "Correct the firmware, then call the command again; with --json the "
     "answer has the board's boot log.",
+    "no-reset": "Press the board's reset button with BOOT released, and wire DTR and RTS of its "
+    "port to IO0 and EN if they are not; then call the command again to have its start watched.",
+    "brown-out": "Check the power supply, the cable and the USB hub, then call the command again: "
+    "it watches the start once more.",
     "cancelled": "Call the command again to start over.",
     "internal": "Please report this, with what ESP32_OTA_DEBUG=1 shows in addition; the board "
     "keeps what it had.",

@@ -691,7 +691,7 @@ class Core:
             image=image,
             known=known,
             baud=settings.baud,
-            boot=boot_rules(settings.boot_timeout_s, settings.boot_stable_s, settings.boot_expect),
+            boot=boot_rules(settings),
             force=run.force,
             adopted=work.board.entry is not None
             or settings.adopt
@@ -718,7 +718,8 @@ class Core:
         if job.confirm is not None or outcome.plan is None or outcome.plan.action == "refuse":
             return replace(job, rearm=False)
         assert outcome.slot is not None
-        return replace(job, confirm=Awaited(outcome.slot.name, outcome.previous_version))
+        slot, before = outcome.slot.name, outcome.previous_version
+        return replace(job, confirm=Awaited(slot, before, outcome.power_failed))
 
     @staticmethod
     def running_of(outcome: Outcome, image: Image | None) -> dict[str, str]:
@@ -727,7 +728,8 @@ class Core:
         assert slot is not None
         about = None
         wrote = outcome.plan is not None and outcome.plan.action in ("write", "switch")
-        if image is not None and outcome.end in ("up_to_date", "awaiting_confirmation") and wrote:
+        on_it = outcome.end in ("up_to_date", "awaiting_confirmation", "unjudged")
+        if image is not None and on_it and wrote:
             about = image.parsed.descriptor
         elif found is not None and (app := found.app(slot)) is not None:
             about = app.descriptor

@@ -25,7 +25,7 @@ from ota_service.errors import OtaError
 from ota_service.firmware.urls import redact_url
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.hooks import BoardWork, SessionHooks
-from ota_service.fleet.run import BOOT_LOG_LINES, Run
+from ota_service.fleet.run import Run
 from ota_service.fleet.sessions import EXECUTOR, boot_rules
 
 if TYPE_CHECKING:
@@ -109,7 +109,6 @@ class FlashRun(Run):
     async def _flash(self, work: BoardWork, file: MergedFile, order: FlashOrder) -> None:
         core, board = self.core, work.board
         settings = core.settings
-        rules = boot_rules(settings.boot_timeout_s, settings.boot_stable_s, settings.boot_expect)
         job = FlashJob(
             board.name,
             file,
@@ -117,7 +116,7 @@ class FlashRun(Run):
             state_dir=settings.state_dir,
             confirm=order.confirm,
             baud=settings.baud,
-            boot=rules,
+            boot=boot_rules(settings),
         )
         session = SessionHooks(
             work, core.memory, confirm_timeout_s=settings.confirm_timeout_s, writes=False,
@@ -151,7 +150,7 @@ class FlashRun(Run):
         self.results[board.name] = shown
         work.report |= {"to": outcome.version, "action": "flash"}
         if outcome.boot_log:
-            work.report["boot_log"] = list(outcome.boot_log[-BOOT_LOG_LINES:])
+            work.report["boot_log"] = list(outcome.boot_log)
         board.chip, board.flash_bytes = outcome.chip.name, outcome.chip.flash_bytes
         board.version, board.version_read_at = outcome.version, utc_now()
         board.running = dict(shown["running"])
