@@ -96,7 +96,10 @@ def asked_options(function: Command) -> Command:
 def _mac(text: str) -> str:
     from ota_service.module.checks import check_mac
 
-    mac = check_mac(text)
+    try:
+        mac = check_mac(text)
+    except ValueError:
+        mac = None
     if mac is None:
         raise click.UsageError("--confirm must be the board's MAC, such as 24:0a:c4:12:34:56.")
     return mac

@@ -132,9 +132,16 @@ class Core:
         """Why the journal is kept in memory alone for now, if it is."""
         return self._memory.journal.problem if self._memory is not None else None
 
-    async def may_restart(self) -> bool:
-        """Whether boards may be restarted now, as the sensor of `allow_restart` says."""
-        return self.restart_allowed is None or await self.restart_allowed()
+    async def may_restart(self, name: str) -> bool:
+        """Whether a board may be restarted now: the sensor of `allow_restart` says so, or a person
+        whose update waits for this board overrides it, also for the run that has it before."""
+        if self.restart_allowed is None or any(
+            "not-allowed-now" in run.override and (run.names is None or name in run.names)
+            for run in self.runs
+            if not run.done.is_set()
+        ):
+            return True
+        return await self.restart_allowed()
 
     async def allow_again(self) -> None:
         """A person overrides it: a target that was stopped for all is tried again."""

@@ -83,7 +83,7 @@ class FlashRun(Run):
         try:
             async with core.board_lock(board.name), core.slots:
                 self._check_cancelled(work)
-                if not await core.may_restart():
+                if not await core.may_restart(board.name):
                     raise OtaError("not-allowed-now", board=board.name)
                 await self._flash(work, file, order)
         except OtaError as error:

@@ -433,7 +433,7 @@ class Run:
         async with core.slots:
             self._check_cancelled(work)
             # At the last moment: a robot that drives must not lose its motor board.
-            if not ("not-allowed-now" in self.override or await core.may_restart()):
+            if not await core.may_restart(board.name):
                 raise OtaError("not-allowed-now", board=board.name)
             hooks = SessionHooks(
                 work,

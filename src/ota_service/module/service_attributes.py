@@ -124,7 +124,8 @@ class ServiceConfig(Strict):
         None,
         description='`{"sensor": NAME, "key": KEY}`: boards are restarted only while this '
         "sensor's reading KEY is true. Where it is false or cannot be read, the run waits "
-        "(`not-allowed-now`); `force` overrides. The sensor becomes a dependency of the service.",
+        "(`not-allowed-now`); an `update` with `override` does not ask. The sensor becomes a "
+        "dependency of the service.",
     )
     # From the slowest speed that bridges are used at to the fastest that esptool offers.
     baud: Annotated[int, whole_type(9_600, 4_000_000)] = Field(
