@@ -1,34 +1,35 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Changing one key of NVS without losing any other, at whatever operation power fails.
 
-The strategies, in their order of preference (esp32.md, "Changing one key without losing any"):
-append to the active page; a new page where two are free; collect the page with the least in it
-into the last free page; else refuse with nothing changed. Before any of them what the firmware
-would repair at its next start is repaired as far as the change could disturb that.
+The ways, in their order of preference: append to the active page; a new page where two are free;
+move the items of a page into a free one, the page with the least in it first; else refuse with
+nothing changed. Before any of them what the firmware would repair at its next start is repaired as
+far as the change could disturb that. A way is taken only if it is proven at every cut
+(`_nvs_prove.py`); where none is, all are tried again after what nothing can read has been erased.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from ota_service.errors import OtaError
-from ota_service.formats._nvs_flash import NvsFlash, headers, next_seq
+from ota_service.formats._nvs_flash import NvsFlash, headers
 from ota_service.formats._nvs_page import (
     CHUNK_ANY,
     ENTRY_BYTES,
     ENTRY_COUNT,
     NAMESPACES,
-    PAGE_BYTES,
     TYPE_STRING,
     TYPE_U8,
     VERSION_2,
-    EntryState,
     Item,
     Page,
     PageState,
     crc32,
 )
+from ota_service.formats._nvs_prove import NvsProof
 from ota_service.formats._nvs_read import Nvs, parse_nvs
 from ota_service.formats.flashops import FlashOp
 
@@ -68,47 +69,28 @@ def _start(data: bytes) -> Nvs:
     return nvs
 
 
-def _repair(flash: NvsFlash) -> Nvs:
+def _repair(flash: NvsFlash, *, thorough: bool) -> Nvs:
     """Finish what a cut left half done, as the firmware does at its start.
 
-    A page that is being freed is moved. The page that is written to is repaired entry by entry.
-    The older twin of the last item goes, because behind another item it would not go any more.
+    The page that is written to is repaired entry by entry. The older twin of the last item goes,
+    because behind another item it would not go any more.
+    thorough: what nothing can read goes as well: parts of blobs without their index, and items
+    that stand behind others of their key and type.
     """
     nvs = flash.read()
-    freeing = next((page for page in nvs.order if page.state is PageState.FREEING), None)
-    if freeing is not None:
-        if nvs.dropped is not None:
-            flash.kill(nvs.dropped, "an unfinished copy")
-            nvs = flash.read()
-            freeing = nvs.pages[freeing.index]
-        flash.move_items(nvs, freeing)
-        nvs = flash.read()
     last = nvs.last
-    if last is None:
-        return nvs
-    if last.state is PageState.ACTIVE:
-        if any(state is not EntryState.EMPTY for state in last.on_flash[last.next_free :]):
-            raise OtaError(
-                "nvs-invalid", f"Page {last.index} of NVS has entries behind its first free one."
-            )
+    if last is not None and nvs.freeing is None and last.state is PageState.ACTIVE:
         flash.repair_page(last.index)
-    _erase_twins(flash, last)
+        nvs = flash.read()
+    gone = {place: {item.index for item in items} for place, items in nvs.twins.items()}
+    if thorough:
+        for place, items in (*nvs.orphans.items(), *nvs.shadowed().items()):
+            gone.setdefault(place, set()).update(item.index for item in items)
+    for place, indexes in gone.items():
+        for header in reversed(headers(flash.page(place))):
+            if header.index in indexes:
+                flash.erase_item(place, header, "nothing can read it")
     return flash.read()
-
-
-def _erase_twins(flash: NvsFlash, last: Page) -> None:
-    """Erase on flash what only counts as erased: the older twin of the last item.
-
-    A twin of which a part is marked erased already goes as well: firmware before v5 reads such
-    an item in a full page as if it were whole.
-    """
-    nvs = flash.read()
-    item = last.items[-1] if last.items else None
-    for page in nvs.order[:-1]:
-        kept = {other.index for other in page.items}
-        for header in headers(page):
-            if item and header.index not in kept and header.hash == item.hash:
-                flash.erase_item(page.index, header, "the older form of the last item")
 
 
 def _string_entries(namespace: int, key: str, value: bytes) -> bytes:
@@ -141,22 +123,45 @@ def set_string(data: bytes, *, base: int, namespace: str, key: str, value: str) 
     before = _start(data)
     if before.get_string(namespace, key) == value:
         return NvsEdit((), "unchanged", bytes(data))
-    flash = NvsFlash(data, base)
-    nvs = _repair(flash)
-    index = nvs.namespaces.get(namespace)
+    index = before.namespaces.get(namespace)
     blocks: list[bytes] = []
     if index is None:
-        index = _new_index(nvs)
+        index = _new_index(before)
         blocks.append(_head(NAMESPACES, TYPE_U8, 1, namespace, bytes([index]) + b"\xff" * 7))
     blocks.append(_string_entries(index, key, payload))
-    if sum(map(len, blocks)) > ENTRY_COUNT * ENTRY_BYTES:
-        _write(flash, nvs, blocks[:1], [])  # They do not fit into one page.
-        del blocks[0]
-        nvs = flash.read()
-    strategy = _write(flash, nvs, blocks, nvs.find(index, key.encode()))
-    _erase_old(flash, index, key.encode(), blocks[-1])
-    _prove(before, flash, namespace, key, value)
-    return NvsEdit(tuple(flash.ops), strategy, bytes(flash.flash))
+    place = (index, key.encode())
+
+    def ways(flash: NvsFlash, nvs: Nvs) -> Iterator[tuple[Strategy, NvsFlash]]:
+        if sum(map(len, blocks)) <= ENTRY_COUNT * ENTRY_BYTES:
+            yield from _ways(flash, nvs, blocks, place)
+            return
+        for _, first in _ways(flash, nvs, blocks[:1], place):  # They do not fit into one page.
+            yield from _ways(first, first.read(), blocks[1:], place)
+
+    return _proven(data, base, namespace, place, payload, ways)
+
+
+Ways = Callable[[NvsFlash, Nvs], Iterator[tuple[Strategy, NvsFlash]]]
+
+
+def _proven(
+    data: bytes, base: int, namespace: str, key: tuple[int, bytes], value: bytes | None, ways: Ways
+) -> NvsEdit:
+    """The first way that keeps every other key at every cut."""
+    proof = NvsProof(data, base, key, namespace)
+    refusal = OtaError("nvs-full")
+    for thorough in (False, True):
+        flash = NvsFlash(data, base)
+        try:
+            nvs = _repair(flash, thorough=thorough)
+            for strategy, changed in ways(flash, nvs):
+                _erase_old(changed, key, value)
+                if proof.holds(changed.ops, value):
+                    return NvsEdit(tuple(changed.ops), strategy, bytes(changed.flash))
+                refusal = OtaError("nvs-invalid")
+        except OtaError as error:
+            refusal = error
+    raise refusal
 
 
 def _new_index(nvs: Nvs) -> int:
@@ -172,54 +177,79 @@ def _new_index(nvs: Nvs) -> int:
     return free[0]
 
 
-def _write(
-    flash: NvsFlash, nvs: Nvs, blocks: list[bytes], old: list[tuple[Page, Item]]
-) -> Strategy:
-    """Write the items `blocks` where there is room, or make room; `old`: the key's items."""
+def _ways(
+    flash: NvsFlash, nvs: Nvs, blocks: list[bytes], key: tuple[int, bytes]
+) -> Iterator[tuple[Strategy, NvsFlash]]:
+    """Each way to write the items `blocks`, on a flash of its own."""
     needed = sum(map(len, blocks)) // ENTRY_BYTES
+    new = b"".join(blocks)
+    if nvs.freeing is not None:
+        yield from _finish(flash, nvs, nvs.freeing, blocks, key)
+        return
     last = nvs.last
-    if last is None:
-        page = flash.blank_page(nvs)
-        flash.write_page(page, b"".join(blocks), 0, VERSION_2, "first page")
-        return "new-page"
-    if last.state is PageState.ACTIVE and _append(flash, last, blocks):
-        return "append"
+    if last is not None and last.state is PageState.ACTIVE:
+        appended = flash.copy()
+        if _append(appended, last, blocks):
+            yield "append", appended
     if nvs.free_pages >= 2:
-        flash.mark_full(last)
-        page = flash.blank_page(nvs)
-        flash.write_page(page, b"".join(blocks), next_seq(nvs), last.version, "new page")
-        return "new-page"
-    # The page with the least in it, as the firmware chooses; then behind its items.
-    victim = min(nvs.order, key=lambda page: page.used)
-    if not victim.used:
-        # Nothing to move: it is free as soon as it is dead, and then two pages are.
-        flash.mark_full(last)
-        flash.kill(victim, "nothing is in it")
-        page = flash.blank_page(flash.read())
-        flash.write_page(page, b"".join(blocks), next_seq(nvs), last.version, "new page")
-        return "collect"
-    if victim.used + needed <= ENTRY_COUNT:
-        _free(flash, last, victim)
-        flash.move_items(nvs, victim)
-        target = flash.read().last
-        if target is None or not _append(flash, target, blocks):
-            raise OtaError("nvs-invalid")
-        return "collect"
-    # No room beside what is in a page, but in the place of the key's own old item there is.
-    for place in {page.index: page for page, _ in old}.values():
-        mine = [item for page, item in old if page.index == place.index]
-        if place.used - sum(item.span for item in mine) + needed <= ENTRY_COUNT:
-            _free(flash, last, place)
-            flash.move_items(nvs, place, without=mine, more=b"".join(blocks))
-            return "collect"
-    raise OtaError("nvs-full")
+        begun = flash.copy()
+        page = begun.fill_page(new, nvs, last.version if last else VERSION_2, "new page")
+        if last is not None:
+            begun.mark_full(last)
+        begun.enliven(page, "new page")
+        yield "new-page", begun
+    for victim in sorted(nvs.order, key=lambda page: page.used):
+        moving = _living(victim, key)
+        if sum(item.span for item in moving) + needed <= ENTRY_COUNT:
+            moved = flash.copy()
+            _move(moved, nvs, victim, moving, new)
+            yield "collect", moved
 
 
-def _free(flash: NvsFlash, last: Page, victim: Page) -> None:
-    """Mark `victim` FREEING. The last page must be FULL by then, or the firmware would take it
-    for the unfinished copy and erase it."""
-    flash.mark_full(last)
-    flash.mark_freeing(victim)
+def _living(page: Page, key: tuple[int, bytes]) -> list[Item]:
+    """What is moved of a page: all but the key that gets a new value."""
+    return [item for item in page.items if (item.namespace, item.key) != key]
+
+
+def _move(flash: NvsFlash, nvs: Nvs, victim: Page, items: list[Item], new: bytes) -> None:
+    """Move items of a page into a free one, with entries that are new behind them, and free it.
+
+    The new item is the last one of a page that becomes active, so that no part of a blob is: for
+    that one the firmware would take an earlier part of the same blob, and erase it. The page that
+    is written to must be FULL before another one is FREEING, or the firmware would take it for the
+    unfinished copy and erase it.
+    """
+    entries = b"".join(item.raw for item in items) + new
+    page = flash.fill_page(entries, nvs, victim.version, "moved") if entries else None
+    if victim.state is not PageState.FREEING:
+        last = nvs.last
+        if last is not None:
+            flash.mark_full(last)
+        flash.mark_freeing(victim)
+    if page is not None:
+        flash.enliven(page, "moved")
+    flash.kill(victim, "its items have been moved")
+
+
+def _finish(
+    flash: NvsFlash, nvs: Nvs, victim: Page, blocks: list[bytes], key: tuple[int, bytes]
+) -> Iterator[tuple[Strategy, NvsFlash]]:
+    """Ways to end a move that a cut has left half done: with the new item, or before it."""
+    if nvs.dropped is not None:
+        flash.kill(flash.page(nvs.dropped.index), "an unfinished copy")
+    orphans = {item.index for item in nvs.orphans.get(victim.index, ())}
+    living = [item for item in victim.items if item.index not in orphans]
+    moving = [item for item in living if (item.namespace, item.key) != key]
+    new = b"".join(blocks)
+    if new and sum(item.span for item in moving) + len(new) // ENTRY_BYTES <= ENTRY_COUNT:
+        ended = flash.copy()
+        _move(ended, nvs, victim, moving, new)
+        yield "collect", ended
+    _move(flash, nvs, victim, living, b"")
+    if new:
+        yield from _ways(flash, flash.read(), blocks, key)
+    else:
+        yield "erase", flash
 
 
 def _append(flash: NvsFlash, page: Page, blocks: list[bytes]) -> bool:
@@ -240,11 +270,18 @@ def _append(flash: NvsFlash, page: Page, blocks: list[bytes]) -> bool:
     return True
 
 
-def _erase_old(flash: NvsFlash, namespace: int, key: bytes, new: bytes) -> None:
-    """Erase every older item of the key; a blob's index before its parts."""
-    found = flash.read().find(namespace, key)
-    keep = max((i for i, (_, item) in enumerate(found) if item.raw == new), default=len(found))
-    old = [pair for i, pair in enumerate(found) if i != keep]
+def _erase_old(flash: NvsFlash, key: tuple[int, bytes], value: bytes | None) -> None:
+    """Erase every older item of the key on flash; what would be read goes last of them, but a
+    blob's index before its parts."""
+    old: list[tuple[Page, Item]] = []
+    order = [page.index for page in flash.read().order]
+    for place in order:
+        page = flash.page(place)
+        old += [(page, item) for item in headers(page) if (item.namespace, item.key) == key]
+    if value is not None:
+        new = [pair for pair in old if pair[1].value == value]
+        old.remove(max(new, key=lambda pair: (pair[0].seq, pair[1].index)))
+    old.reverse()
     for page, item in sorted(old, key=lambda pair: pair[1].chunk != CHUNK_ANY):
         flash.erase_item(page.index, item, "the old item")
 
@@ -256,34 +293,14 @@ def erase_key(data: bytes, *, base: int, namespace: str, key: str) -> NvsEdit:
     """
     _check_names(namespace, key)
     before = _start(data)
-    index = before.namespaces.get(namespace)
-    if index is None or not before.find(index, key.encode()):
+    place = (before.namespaces.get(namespace, -1), key.encode())
+    if not any((item.namespace, item.key) == place for _, item in before.items()):
         return NvsEdit((), "unchanged", bytes(data))
-    flash = NvsFlash(data, base)
-    _repair(flash)
-    _erase_old(flash, index, key.encode(), b"")
-    _prove(before, flash, namespace, key, None)
-    return NvsEdit(tuple(flash.ops), "erase", bytes(flash.flash))
 
+    def ways(flash: NvsFlash, nvs: Nvs) -> Iterator[tuple[Strategy, NvsFlash]]:
+        if nvs.freeing is not None:
+            yield from _finish(flash, nvs, nvs.freeing, [], place)
+        else:
+            yield "erase", flash
 
-def _prove(before: Nvs, flash: NvsFlash, namespace: str, key: str, value: str | None) -> None:
-    """Raise "nvs-invalid" unless the result holds the value and every other key as before."""
-    after = flash.read()
-    index = after.namespaces.get(namespace)
-
-    def others(nvs: Nvs) -> dict[tuple[int, bytes, int], bytes]:
-        return {
-            place: content
-            for place, content in nvs.contents().items()
-            if place[:2] not in ((index, key.encode()), (NAMESPACES, namespace.encode()))
-        }
-
-    if (
-        others(before) != others(after)
-        or any(after.namespaces.get(name) != number for name, number in before.namespaces.items())
-        or after.get_string(namespace, key) != value
-        or not after.free_pages
-        or any(page.state is PageState.FREEING for page in after.order)
-        or len(flash.flash) != PAGE_BYTES * len(before.pages)
-    ):
-        raise OtaError("nvs-invalid")
+    return _proven(data, base, namespace, place, None, ways)
