@@ -10,7 +10,7 @@ far as the change could disturb that. A way is taken only if it is proven at eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,10 +21,12 @@ from ota_service.formats._nvs_page import (
     ENTRY_BYTES,
     ENTRY_COUNT,
     NAMESPACES,
+    TYPE_BLOB_DATA,
     TYPE_STRING,
     TYPE_U8,
     VERSION_2,
     Item,
+    Loader,
     Page,
     PageState,
     crc32,
@@ -36,6 +38,9 @@ from ota_service.formats.flashops import FlashOp
 MAX_KEY_BYTES = 15
 MAX_STRING_BYTES = 4000 - 1
 """A string with its NUL has at most 4000 bytes (nvs_set_str)."""
+
+Key = tuple[int, bytes]
+"""A namespace's index, and a key in it."""
 
 Strategy = Literal["unchanged", "append", "new-page", "collect", "erase"]
 
@@ -60,8 +65,8 @@ def _check_names(namespace: str, key: str) -> None:
             raise ValueError(f"no name for NVS: {name!r}")
 
 
-def _start(data: bytes) -> Nvs:
-    nvs = parse_nvs(data)
+def _start(data: bytes, load: Loader) -> Nvs:
+    nvs = parse_nvs(data, load)
     if nvs.order and nvs.free_pages == 0:
         raise OtaError(
             "nvs-invalid", "The board's NVS has no free page, so its firmware cannot open it."
@@ -120,7 +125,8 @@ def set_string(data: bytes, *, base: int, namespace: str, key: str, value: str) 
     payload = value.encode() + b"\0"
     if b"\0" in payload[:-1] or len(payload) > MAX_STRING_BYTES + 1:
         raise ValueError("no string for NVS: it holds a NUL or is too long")
-    before = _start(data)
+    load = Loader()
+    before = _start(data, load)
     if before.get_string(namespace, key) == value:
         return NvsEdit((), "unchanged", bytes(data))
     index = before.namespaces.get(namespace)
@@ -138,23 +144,21 @@ def set_string(data: bytes, *, base: int, namespace: str, key: str, value: str) 
         for _, first in _ways(flash, nvs, blocks[:1], place):  # They do not fit into one page.
             yield from _ways(first, first.read(), blocks[1:], place)
 
-    return _proven(data, base, namespace, place, payload, ways)
+    proof = NvsProof(data, base, place, namespace, load)
+    return _proven(NvsFlash(data, base, load), proof, place, payload, ways)
 
 
 Ways = Callable[[NvsFlash, Nvs], Iterator[tuple[Strategy, NvsFlash]]]
 
 
-def _proven(
-    data: bytes, base: int, namespace: str, key: tuple[int, bytes], value: bytes | None, ways: Ways
-) -> NvsEdit:
+def _proven(flash: NvsFlash, proof: NvsProof, key: Key, value: bytes | None, ways: Ways) -> NvsEdit:
     """The first way that keeps every other key at every cut."""
-    proof = NvsProof(data, base, key, namespace)
     refusal = OtaError("nvs-full")
     for thorough in (False, True):
-        flash = NvsFlash(data, base)
+        repaired = flash.copy()
         try:
-            nvs = _repair(flash, thorough=thorough)
-            for strategy, changed in ways(flash, nvs):
+            nvs = _repair(repaired, thorough=thorough)
+            for strategy, changed in ways(repaired, nvs):
                 _erase_old(changed, key, value)
                 if proof.holds(changed.ops, value):
                     return NvsEdit(tuple(changed.ops), strategy, bytes(changed.flash))
@@ -178,10 +182,9 @@ def _new_index(nvs: Nvs) -> int:
 
 
 def _ways(
-    flash: NvsFlash, nvs: Nvs, blocks: list[bytes], key: tuple[int, bytes]
+    flash: NvsFlash, nvs: Nvs, blocks: list[bytes], key: Key
 ) -> Iterator[tuple[Strategy, NvsFlash]]:
     """Each way to write the items `blocks`, on a flash of its own."""
-    needed = sum(map(len, blocks)) // ENTRY_BYTES
     new = b"".join(blocks)
     if nvs.freeing is not None:
         yield from _finish(flash, nvs, nvs.freeing, blocks, key)
@@ -199,28 +202,55 @@ def _ways(
         begun.enliven(page, "new page")
         yield "new-page", begun
     for victim in sorted(nvs.order, key=lambda page: page.used):
-        moving = _living(victim, key)
-        if sum(item.span for item in moving) + needed <= ENTRY_COUNT:
-            moved = flash.copy()
-            _move(moved, nvs, victim, moving, new)
+        yield from _collect(flash, nvs, victim, victim, blocks, key)
+
+
+def _collect(
+    flash: NvsFlash, nvs: Nvs, victim: Page, page: Page, blocks: list[bytes], key: Key
+) -> Iterator[tuple[Strategy, NvsFlash]]:
+    """Ways to move the items of `page`, which stand on `victim`, and to write new ones behind them.
+
+    In the place of the key's old item, where it stands on that page alone: in another one the
+    firmware would erase it before it drops the unfinished copy with the new one.
+    """
+    needed = sum(map(len, blocks)) // ENTRY_BYTES
+    mine = [item for item in page.items if (item.namespace, item.key) == key]
+    rest = [item for item in page.items if item not in mine]
+    if (
+        all(
+            (item.namespace, item.key) != key
+            for other in nvs.order
+            if other is not page
+            for item in other.items
+        )
+        and _used(rest) + needed <= ENTRY_COUNT
+    ):
+        moved = flash.copy()
+        _move(moved, nvs, victim, rest, b"".join(blocks))
+        yield "collect", moved
+    if _used(page.items) + 1 + needed <= ENTRY_COUNT:
+        moved = flash.copy()
+        _move(moved, nvs, victim, page.items)
+        last = moved.read().last
+        if last is not None and _append(moved, last, blocks):
             yield "collect", moved
 
 
-def _living(page: Page, key: tuple[int, bytes]) -> list[Item]:
-    """What is moved of a page: all but the key that gets a new value."""
-    return [item for item in page.items if (item.namespace, item.key) != key]
+def _used(items: Sequence[Item]) -> int:
+    return sum(item.span for item in items)
 
 
-def _move(flash: NvsFlash, nvs: Nvs, victim: Page, items: list[Item], new: bytes) -> None:
+def _move(flash: NvsFlash, nvs: Nvs, victim: Page, items: Sequence[Item], new: bytes = b"") -> None:
     """Move items of a page into a free one, with entries that are new behind them, and free it.
 
-    The new item is the last one of a page that becomes active, so that no part of a blob is: for
-    that one the firmware would take an earlier part of the same blob, and erase it. The page that
-    is written to must be FULL before another one is FREEING, or the firmware would take it for the
-    unfinished copy and erase it.
+    The page that is written to must be FULL before another one is FREEING, or the firmware would
+    take it for the unfinished copy and erase it.
     """
     entries = b"".join(item.raw for item in items) + new
-    page = flash.fill_page(entries, nvs, victim.version, "moved") if entries else None
+    page = None
+    if entries:
+        guard = not new and _ends_in_later_part(items) and _used(items) < ENTRY_COUNT
+        page = flash.fill_page(entries, nvs, victim.version, "moved", guard=guard)
     if victim.state is not PageState.FREEING:
         last = nvs.last
         if last is not None:
@@ -231,22 +261,26 @@ def _move(flash: NvsFlash, nvs: Nvs, victim: Page, items: list[Item], new: bytes
     flash.kill(victim, "its items have been moved")
 
 
+def _ends_in_later_part(items: Sequence[Item]) -> bool:
+    """Whether the last item is a part of a blob of which an earlier one is there as well: on an
+    active page the firmware would take that one for its older form, and erase it."""
+    *earlier, last = items
+    return last.type == TYPE_BLOB_DATA and any(
+        item.type == TYPE_BLOB_DATA and item.hash[:2] == last.hash[:2] for item in earlier
+    )
+
+
 def _finish(
-    flash: NvsFlash, nvs: Nvs, victim: Page, blocks: list[bytes], key: tuple[int, bytes]
+    flash: NvsFlash, nvs: Nvs, victim: Page, blocks: list[bytes], key: Key
 ) -> Iterator[tuple[Strategy, NvsFlash]]:
     """Ways to end a move that a cut has left half done: with the new item, or before it."""
     if nvs.dropped is not None:
         flash.kill(flash.page(nvs.dropped.index), "an unfinished copy")
-    orphans = {item.index for item in nvs.orphans.get(victim.index, ())}
-    living = [item for item in victim.items if item.index not in orphans]
-    moving = [item for item in living if (item.namespace, item.key) != key]
-    new = b"".join(blocks)
-    if new and sum(item.span for item in moving) + len(new) // ENTRY_BYTES <= ENTRY_COUNT:
-        ended = flash.copy()
-        _move(ended, nvs, victim, moving, new)
-        yield "collect", ended
-    _move(flash, nvs, victim, living, b"")
-    if new:
+    moved = nvs.order[-1] if victim.items else victim
+    if blocks:
+        yield from _collect(flash, nvs, victim, moved, blocks, key)
+    _move(flash, nvs, victim, moved.items)
+    if blocks:
         yield from _ways(flash, flash.read(), blocks, key)
     else:
         yield "erase", flash
@@ -257,7 +291,7 @@ def _append(flash: NvsFlash, page: Page, blocks: list[bytes]) -> bool:
     needed = sum(map(len, blocks)) // ENTRY_BYTES
     index = page.next_free
     while index + needed <= ENTRY_COUNT:
-        dirty = [i for i in range(index, index + needed) if page.entry(i) != b"\xff" * ENTRY_BYTES]
+        dirty = [i for i in range(index, index + needed) if not page.is_blank(i)]
         if not dirty:
             break
         index = dirty[-1] + 1
@@ -270,7 +304,7 @@ def _append(flash: NvsFlash, page: Page, blocks: list[bytes]) -> bool:
     return True
 
 
-def _erase_old(flash: NvsFlash, key: tuple[int, bytes], value: bytes | None) -> None:
+def _erase_old(flash: NvsFlash, key: Key, value: bytes | None) -> None:
     """Erase every older item of the key on flash; what would be read goes last of them, but a
     blob's index before its parts."""
     old: list[tuple[Page, Item]] = []
@@ -292,7 +326,8 @@ def erase_key(data: bytes, *, base: int, namespace: str, key: str) -> NvsEdit:
     Its items are marked erased; no room is needed. Arguments and errors as for `set_string`.
     """
     _check_names(namespace, key)
-    before = _start(data)
+    load = Loader()
+    before = _start(data, load)
     place = (before.namespaces.get(namespace, -1), key.encode())
     if not any((item.namespace, item.key) == place for _, item in before.items()):
         return NvsEdit((), "unchanged", bytes(data))
@@ -303,4 +338,5 @@ def erase_key(data: bytes, *, base: int, namespace: str, key: str) -> NvsEdit:
         else:
             yield "erase", flash
 
-    return _proven(data, base, namespace, place, None, ways)
+    proof = NvsProof(data, base, place, namespace, load)
+    return _proven(NvsFlash(data, base, load), proof, place, None, ways)

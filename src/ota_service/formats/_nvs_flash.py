@@ -38,11 +38,11 @@ from ota_service.formats._nvs_page import (
     STATE_WORDS,
     EntryState,
     Item,
+    Loader,
     Page,
     PageState,
     has_crc,
     header_bytes,
-    load_page,
 )
 from ota_service.formats._nvs_read import Nvs, parse_nvs
 from ota_service.formats.flashops import Erase, FlashOp, apply_ops, program
@@ -51,20 +51,21 @@ from ota_service.formats.flashops import Erase, FlashOp, apply_ops, program
 class NvsFlash:
     """The partition's bytes, and the operations so far that made them."""
 
-    def __init__(self, data: bytes, base: int) -> None:
+    def __init__(self, data: bytes | bytearray, base: int, load: Loader) -> None:
         self.flash = bytearray(data)
+        self._load = load
         self.base = base
         self.ops: list[FlashOp] = []
 
     def copy(self) -> NvsFlash:
         """The same so far, to go on in another way."""
-        other = NvsFlash(bytes(self.flash), self.base)
+        other = NvsFlash(self.flash, self.base, self._load)
         other.ops = list(self.ops)
         return other
 
     def read(self) -> Nvs:
         """The contents as they are after the operations so far."""
-        return parse_nvs(bytes(self.flash))
+        return parse_nvs(bytes(self.flash), self._load)
 
     # --- single operations
 
@@ -159,7 +160,7 @@ class NvsFlash:
 
     def page(self, index: int) -> Page:
         start = index * PAGE_BYTES
-        return load_page(bytes(self.flash[start : start + PAGE_BYTES]), index)
+        return self._load(bytes(self.flash[start : start + PAGE_BYTES]), index)
 
     def skip_to(self, page: Page, index: int) -> None:
         """Mark the free entries before `index` erased: some of them are not blank."""
@@ -203,8 +204,14 @@ class NvsFlash:
         self._add([Erase(start, PAGE_BYTES, "a free page that is not blank")])
         return index
 
-    def fill_page(self, entries: bytes, nvs: Nvs, version: int, reason: str) -> int:
-        """A free page with everything of an active one but its state's bit; its index."""
+    def fill_page(
+        self, entries: bytes, nvs: Nvs, version: int, reason: str, *, guard: bool = False
+    ) -> int:
+        """A free page with everything of an active one but its state's bit; its index.
+
+        guard: with an erased entry behind all others, so that the firmware looks for no older
+        form of the last item.
+        """
         seq = next_seq(nvs)
         if seq >= 0xFFFFFFFF:
             raise OtaError("nvs-invalid", "The page numbers of NVS are used up.")
@@ -214,6 +221,10 @@ class NvsFlash:
         bitmap = bytearray(b"\xff" * (ENTRIES_AT - BITMAP_AT))
         for entry in range(count):
             bitmap[entry // 4] &= ~(1 << entry % 4 * 2)
+        if guard:
+            self.program(index, ENTRIES_AT + len(entries), bytes(ENTRY_BYTES), f"{reason}: guard")
+            bitmap[count // 4] &= ~(3 << count % 4 * 2)
+            count += 1
         self.program(index, BITMAP_AT, bytes(bitmap[: -(-count // 4)]), f"{reason}: bitmap")
         header = header_bytes(PageState.ACTIVE, seq, version)
         self.program(index, 4, header[4:], f"{reason}: header")

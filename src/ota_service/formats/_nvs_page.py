@@ -65,6 +65,8 @@ def crc32(data: bytes) -> int:
 
 
 Hash = tuple[int, bytes, int]
+Contents = dict[tuple[int, bytes, int], bytes]
+"""(namespace index, key, type) -> value."""
 
 
 @lru_cache(maxsize=1 << 14)
@@ -129,7 +131,8 @@ class Page:
 
     states: of the entries, as loading leaves them. items: what can be found in it. next_free:
     the entry that the firmware would write next (126: none); only active pages have one.
-    stops: loading meets an entry over which firmware before v5 stops for ever.
+    stops: loading meets an entry over which firmware before v5 stops for ever. last_type: of the
+    last item, whose twin loading looks for.
     """
 
     index: int
@@ -141,6 +144,7 @@ class Page:
     items: tuple[Item, ...] = ()
     next_free: int = ENTRY_COUNT
     stops: bool = False
+    last_type: int | None = None
 
     @property
     def live(self) -> bool:
@@ -166,11 +170,28 @@ class Page:
         return found
 
     @cached_property
+    def plain(self) -> Contents:
+        """What is read from it of all but blobs in parts."""
+        return {
+            (item.namespace, item.key, item.type): item.value
+            for item in self.firsts.values()
+            if item.type not in (TYPE_BLOB_DATA, TYPE_BLOB_INDEX) and item.value_ok
+        }
+
+    @cached_property
+    def parts(self) -> tuple[Item, ...]:
+        """Its parts of blobs."""
+        return tuple(item for item in self.items if item.type == TYPE_BLOB_DATA)
+
+    @cached_property
+    def indexes(self) -> tuple[Item, ...]:
+        """Its indexes of blobs."""
+        return tuple(item for item in self.items if item.type == TYPE_BLOB_INDEX)
+
+    @cached_property
     def tail_is_blank(self) -> bool:
         """Whether all entries from the next free one on are empty and blank."""
-        return not self.raw[ENTRIES_AT + self.next_free * ENTRY_BYTES :].strip(b"\xff") and all(
-            state == EntryState.EMPTY for state in self.states[self.next_free :]
-        )
+        return all(map(self.is_blank, range(self.next_free, ENTRY_COUNT)))
 
     @cached_property
     def flashed(self) -> bytes:
@@ -183,10 +204,18 @@ class Page:
             table[index // 4] = table[index // 4] & ~(3 << shift) & 0xFF | state << shift
         return self.raw[:BITMAP_AT] + bytes(table) + self.raw[ENTRIES_AT:]
 
+    def finds(self, item: Item) -> bool:
+        """Whether `item` is what a lookup of its key finds here."""
+        return self.firsts[item.hash] is item
+
     def entry(self, index: int) -> bytes:
         """The 32 bytes of an entry."""
         start = ENTRIES_AT + index * ENTRY_BYTES
         return self.raw[start : start + ENTRY_BYTES]
+
+    def is_blank(self, index: int) -> bool:
+        """Whether an entry is empty, and not a bit of it has been written."""
+        return self.states[index] == EntryState.EMPTY and not self.entry(index).strip(b"\xff")
 
     def without(self, gone: Iterable[Item]) -> Page:
         """The page after the firmware has erased items of it."""
@@ -249,6 +278,25 @@ def load_page(raw: bytes, index: int, *, any_chunk: bool = False) -> Page:
     return _load_full(page) if page.live else page
 
 
+class Loader:
+    """`load_page`, for each page once."""
+
+    def __init__(self) -> None:
+        self._pages: dict[tuple[bytes, int, bool], Page] = {}
+
+    def __call__(self, raw: bytes, index: int, *, any_chunk: bool = False) -> Page:
+        """The page as loading it leaves it: the same object where `any_chunk` cannot make a
+        difference. Raises as `load_page`."""
+        place = (raw, index, any_chunk)
+        page = self._pages.get(place)
+        if page is None:
+            page = self(raw, index) if any_chunk else load_page(raw, index)
+            if any_chunk and page.last_type in (TYPE_BLOB, TYPE_BLOB_DATA, TYPE_ANY):
+                page = load_page(raw, index, any_chunk=True)
+            self._pages[place] = page
+        return page
+
+
 def _item(page: Page, index: int) -> Item | None:
     """The item whose header is entry `index`; None where its CRC is wrong."""
     raw = page.entry(index)
@@ -309,7 +357,9 @@ def _load_active(page: Page, *, any_chunk: bool) -> Page:
     loaded = replace(page, states=tuple(states), items=found, next_free=free, stops=stops)
     if last is None:
         return loaded
-    twin = _twin_of_last(found, page.entry(last), any_chunk=any_chunk)
+    raw = page.entry(last)
+    loaded = replace(loaded, last_type=raw[1])
+    twin = _twin_of_last(found, raw, any_chunk=any_chunk)
     return loaded.without([twin]) if twin is not None and twin.index < last else loaded
 
 

@@ -9,7 +9,6 @@ was full and is now written to) the next one looks at with other rules.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ota_service.errors import OtaError
@@ -17,11 +16,12 @@ from ota_service.formats._nvs_page import (
     NAMESPACES,
     PAGE_BYTES,
     TYPE_STRING,
+    Contents,
+    Loader,
     Page,
     PageState,
-    load_page,
 )
-from ota_service.formats._nvs_read import Contents, start
+from ota_service.formats._nvs_read import start
 from ota_service.formats.flashops import FlashOp, apply_ops
 
 FEW_BITS = 4
@@ -47,13 +47,15 @@ VERSIONS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What is read after each of two starts: all but the changed key, and that key's string."""
+class _Start(NamedTuple):
+    """One start: what is read of all but the changed key, that key's string, whether the entries
+    that are written next are blank, the bytes of each page afterwards, and `Nvs.blobs_fit`."""
 
-    others: tuple[Contents, Contents]
-    strings: tuple[bytes | None, bytes | None]
+    others: Contents
+    string: bytes | None
     tail_is_blank: bool
+    flash: list[bytes]
+    blobs_fit: bool
 
 
 Pages = tuple[Page, ...]
@@ -65,17 +67,19 @@ class NvsProof:
     key: namespace's index and key. namespace: its name, whose entry the change may add.
     """
 
-    def __init__(self, before: bytes, base: int, key: tuple[int, bytes], namespace: str) -> None:
+    def __init__(
+        self, before: bytes, base: int, key: tuple[int, bytes], namespace: str, load: Loader
+    ) -> None:
+        self._load = load
         self._base = base
         self._key = key
         self._mine = {key, (NAMESPACES, namespace.encode())}
-        self._loaded: dict[tuple[bool, int, bytes], Page] = {}
-        self._seen: dict[tuple[Pages, Version], _Seen | None] = {}
+        self._free: dict[int, Page] = {}
+        self._starts: dict[tuple[Pages, bool], _Start] = {}
         self._before = [
             before[place : place + PAGE_BYTES] for place in range(0, len(before), PAGE_BYTES)
         ]
-        self._want = {version: self._see(self._before, version) for version in VERSIONS}
-        self._known_good: set[tuple[Pages, Pages]] = set()
+        self._want = {version: self._start_twice(self._before, version) for version in VERSIONS}
 
     def holds(self, ops: Iterable[FlashOp], value: bytes | None) -> bool:
         """Whether `value`, a string with its NUL, or the old one is read after every cut of `ops`,
@@ -96,69 +100,62 @@ class NvsProof:
         for version, want in self._want.items():
             if want is None:
                 continue  # this version did not start before the change either
-            seen = self._see(pages, version)
-            if seen is None or want.tail_is_blank > seen.tail_is_blank:
+            found = self._start_twice(pages, version)
+            if found is None or want[0].tail_is_blank > found[0].tail_is_blank:
                 return False
-            if not set(seen.strings) <= ({value} if ended else {value, *want.strings}):
-                return False
-            for others in seen.others:
-                if others != want.others[0] and not _same(others, want.others):
+            strings = {value} if ended else {value, *(one.string for one in want)}
+            for one in found:
+                if one.string not in strings:
+                    return False
+                if one.others != want[0].others and not _same(one, want):
                     return False
         return True
 
-    def _see(self, raws: list[bytes], version: Version) -> _Seen | None:
-        """What this version reads; None where it does not start."""
+    def _start_twice(self, raws: list[bytes], version: Version) -> tuple[_Start, _Start] | None:
+        """What this version makes of it and reads; None where it does not start."""
         try:
-            pages = tuple(self._load(raw, i, version) for i, raw in enumerate(raws))
-            if (pages, version) not in self._seen:
-                self._seen[pages, version] = self._start_twice(pages, version)
-            return self._seen[pages, version]
+            first = self._start(raws, version)
+            return first, first if first.flash == raws else self._start(first.flash, version)
         except OtaError:
             return None
 
-    def _load(self, raw: bytes, index: int, version: Version) -> Page:
-        place = (version.any_chunk, index, raw)
-        page = self._loaded.get(place)
-        if page is None:
-            page = load_page(raw, index, any_chunk=version.any_chunk)
-            if not page.live:
-                page = Page(index, b"\xff" * PAGE_BYTES, PageState.BLANK)
-                page = self._loaded.setdefault((version.any_chunk, index, page.raw), page)
-            elif version.any_chunk:
-                # The same object wherever there is no difference: then it is looked at once.
-                other = self._load(raw, index, version._replace(any_chunk=False))
-                page = other if other.states == page.states else page
-            self._loaded[place] = page
-        return page
-
-    def _start_twice(self, pages: Pages, version: Version) -> _Seen | None:
+    def _start(self, raws: list[bytes], version: Version) -> _Start:
+        pages = tuple(self._page(raw, i, version) for i, raw in enumerate(raws))
         if version.stops and any(page.stops for page in pages):
-            return None
-        first = start(pages, drops=version.drops)
-        if not first.free_pages:
-            return None
-        tail = first.last is None or first.last.state is not PageState.ACTIVE
-        tail_is_blank = tail or (first.last is not None and first.last.tail_is_blank)
-        raws = first.flash()
-        mine, others = self._split(first.contents())
-        if all(page.raw == raw for page, raw in zip(pages, raws, strict=True)):
-            return _Seen((others, others), (mine, mine), tail_is_blank)
-        again = tuple(self._load(raw, i, version) for i, raw in enumerate(raws))
-        if version.stops and any(page.stops for page in again):
-            return None
-        mine_2, others_2 = self._split(start(again, drops=version.drops).contents())
-        return _Seen((others, others_2), (mine, mine_2), tail_is_blank)
+            raise OtaError("nvs-invalid")
+        known = self._starts.get((pages, version.drops))
+        if known is None and version.drops:
+            kept = self._start(raws, version._replace(drops=False))
+            known = kept if kept.blobs_fit else None
+        if known is not None:
+            return known
+        nvs = start(pages, drops=version.drops)
+        if not nvs.free_pages:
+            raise OtaError("nvs-invalid")
+        contents, last = nvs.contents(), nvs.last
+        string = contents.get((*self._key, TYPE_STRING))
+        for kind in range(0x100):
+            for mine in self._mine:
+                contents.pop((*mine, kind), None)
+        blank = last is None or last.state is not PageState.ACTIVE or last.tail_is_blank
+        result = _Start(contents, string, blank, nvs.flash(), nvs.blobs_fit)
+        self._starts[pages, version.drops] = result
+        return result
 
-    def _split(self, contents: Contents) -> tuple[bytes | None, Contents]:
-        others = {place: value for place, value in contents.items() if place[:2] not in self._mine}
-        return contents.get((*self._key, TYPE_STRING)), others
+    def _page(self, raw: bytes, index: int, version: Version) -> Page:
+        """A page; all free ones in one place are the same, whatever is left in them."""
+        page = self._load(raw, index, any_chunk=version.any_chunk)
+        if page.live:
+            return page
+        return self._free.setdefault(index, Page(index, b"\xff" * PAGE_BYTES, PageState.BLANK))
 
 
-def _same(found: Contents, want: tuple[Contents, Contents]) -> bool:
+def _same(found: _Start, want: tuple[_Start, _Start]) -> bool:
     """Whether each key reads as after the first or the second start without the change."""
+    first, second = want[0].others, want[1].others
     return all(
-        found.get(place) in (want[0].get(place), want[1].get(place))
-        for place in {*found, *want[0], *want[1]}
+        found.others.get(place) in (first.get(place), second.get(place))
+        for place in {*found.others, *first, *second}
     )
 
 

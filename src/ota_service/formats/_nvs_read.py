@@ -17,25 +17,23 @@ from ota_service.formats._nvs_page import (
     NAMESPACES,
     PAGE_BYTES,
     TYPE_BLOB,
-    TYPE_BLOB_DATA,
     TYPE_BLOB_INDEX,
     TYPE_STRING,
     TYPE_U8,
     VERSION_2,
+    Contents,
     EntryState,
     Hash,
     Item,
+    Loader,
     Page,
     PageState,
-    load_page,
     page_bytes,
 )
 from ota_service.formats._text import field_text
 
 MIN_PAGES = 3
 """NVS_RW_MIN_PARTITION_SIZE of ESP-IDF's partition tool is 0x3000."""
-
-Contents = dict[tuple[int, bytes, int], bytes]
 
 
 @dataclass(slots=True)
@@ -47,7 +45,7 @@ class Nvs:
     the place moved. dropped: a page that it has erased before, because it held an unfinished copy
     of those. orphans: parts of blobs without an index, left by a failed write, and twins: older
     forms of the last item; the start has erased both, each in the page in which it stands on
-    flash.
+    flash. blobs_fit: whether every blob's parts are those that its index counts.
     """
 
     pages: list[Page]
@@ -57,6 +55,7 @@ class Nvs:
     dropped: Page | None = None
     orphans: dict[int, list[Item]] = field(default_factory=dict)
     twins: dict[int, list[Item]] = field(default_factory=dict)
+    blobs_fit: bool = True
     namespaces: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -157,26 +156,20 @@ class Nvs:
         In each page the first item of a key hides those behind it; over the pages the first
         one of its type counts.
         """
-        found: dict[tuple[int, bytes, int, int], Item] = {}
-        for page in self.order:
-            for (namespace, raw_key, chunk), item in page.firsts.items():
-                found.setdefault((namespace, raw_key, item.type, chunk), item)
         contents: Contents = {}
-        for (namespace, raw_key, kind, _), item in found.items():
-            place = (namespace, item.key, kind)
-            if kind == TYPE_BLOB_INDEX:
-                size, parts = _blob(item)
-                whole = b""
-                for chunk in parts:
-                    part = found.get((namespace, raw_key, TYPE_BLOB_DATA, chunk))
-                    if part is None or not part.value_ok:
-                        break
-                    whole += part.value
-                else:
-                    if len(whole) == size:
-                        contents[place] = size.to_bytes(4, "little") + whole
-            elif kind != TYPE_BLOB_DATA and item.value_ok:
-                contents[place] = item.value
+        parts: dict[Hash, Item] = {}
+        for page in reversed(self.order):
+            contents.update(page.plain)
+            parts.update((part.hash, part) for part in page.parts if page.finds(part))
+        for page in reversed(self.order):
+            for index in filter(page.finds, page.indexes):
+                size, chunks = _blob(index)
+                found = [parts.get((*index.hash[:2], chunk)) for chunk in chunks]
+                whole = b"".join(part.value for part in found if part and part.value_ok)
+                place = (index.namespace, index.key, index.type)
+                contents.pop(place, None)
+                if None not in found and len(whole) == size:
+                    contents[place] = size.to_bytes(4, "little") + whole
         return contents
 
     def flash(self) -> list[bytes]:
@@ -190,7 +183,7 @@ def _blob(index: Item) -> tuple[int, range]:
     return int.from_bytes(index.raw[24:28], "little"), range(start, start + count)
 
 
-def parse_nvs(data: bytes) -> Nvs:
+def parse_nvs(data: bytes, load: Loader | None = None) -> Nvs:
     """The NVS partition in `data`, its whole contents.
 
     Where versions of the firmware differ, this keeps what any of them keeps.
@@ -203,16 +196,11 @@ def parse_nvs(data: bytes) -> Nvs:
             "nvs-invalid",
             f"NVS has {len(data):#x} bytes; it must have a multiple of 0x1000, at least 0x3000.",
         )
-    data = bytes(data)
-    if _looks_encrypted(data):
+    raws = [bytes(data[place : place + PAGE_BYTES]) for place in range(0, len(data), PAGE_BYTES)]
+    load = load or Loader()
+    if _looks_encrypted(raws, load):
         raise OtaError("flash-encrypted", "The board's NVS is encrypted.")
-    nvs = start(
-        [
-            load_page(data[place : place + PAGE_BYTES], place // PAGE_BYTES)
-            for place in range(0, len(data), PAGE_BYTES)
-        ],
-        drops=False,
-    )
+    nvs = start([load(raw, index) for index, raw in enumerate(raws)], drops=False)
     for _, item in nvs.items():
         if item.namespace == NAMESPACES and item.type == TYPE_U8:
             # The first of that name is the one that is opened.
@@ -302,54 +290,51 @@ def _match_blobs(nvs: Nvs, *, drops: bool) -> None:
 
     drops: before that, indexes whose parts are not all there.
     """
-    indexes = [(page, item) for page, item in nvs.items() if item.type == TYPE_BLOB_INDEX]
+    indexes = [index for page in nvs.order for index in page.indexes]
+    sizes = _observed(nvs, indexes)
+    fit = [
+        (_blob(index)[0], index.raw[28]) == seen for index, seen in zip(indexes, sizes, strict=True)
+    ]
+    nvs.blobs_fit = all(fit)
     if drops:
-        indexes = _drop_mismatched(nvs, indexes)
-    parts = {
-        (item.namespace, item.raw_key, chunk) for _, item in indexes for chunk in _blob(item)[1]
-    }
+        for index, fits in zip(indexes, fit, strict=True):
+            if not fits:
+                _drop(nvs, index)
+        indexes = [index for index, fits in zip(indexes, fit, strict=True) if fits]
+    known = {(*index.hash[:2], chunk) for index in indexes for chunk in _blob(index)[1]}
     for page in nvs.order:
-        orphans = [
-            item for item in page.items if item.type == TYPE_BLOB_DATA and item.hash not in parts
-        ]
+        orphans = [part for part in page.parts if part.hash not in known]
         if orphans:
             nvs.put(page.without(orphans))
             place, there = nvs.on_flash(page, orphans)
             nvs.orphans[place] = there
 
 
-def _drop_mismatched(nvs: Nvs, indexes: list[tuple[Page, Item]]) -> list[tuple[Page, Item]]:
-    """Erase the indexes to which the number or size of their parts does not fit; the others."""
-    seen = [[0, 0] for _ in indexes]
-    for _, part in nvs.items():
-        if part.type == TYPE_BLOB_DATA:
-            for found, (_, item) in zip(seen, indexes, strict=True):
-                first = item.raw[29]
-                end = 0x80 if first == 0 else 0xFF
-                if item.hash[:2] == part.hash[:2] and first <= part.chunk < end:
-                    found[0] += 1
-                    found[1] += int.from_bytes(part.raw[24:26], "little")
+def _observed(nvs: Nvs, indexes: list[Item]) -> list[tuple[int, int]]:
+    """The bytes and the number of the parts that belong to each index: to the first that fits."""
+    seen = [(0, 0)] * len(indexes)
+    for page in nvs.order:
+        for part in page.parts:
+            for i, index in enumerate(indexes):
+                first = index.raw[29]
+                end = 0xFF if first else 0x80
+                if index.hash[:2] == part.hash[:2] and first <= part.chunk < end:
+                    size, count = seen[i]
+                    seen[i] = (size + int.from_bytes(part.raw[24:26], "little"), count + 1)
                     break
-    kept: list[tuple[Page, Item]] = []
-    for (count, size), (_, item) in zip(seen, indexes, strict=True):
-        if (size, count) == (_blob(item)[0], item.raw[28]):
-            kept.append((_, item))
-            continue
-        for page in nvs.order:
-            same = (
-                other
-                for other in page.items
-                if (other.type, other.hash) == (item.type, item.hash)
-                and other.raw[29] == item.raw[29]
-            )
-            twin = next(same, None)
-            if twin is not None:
-                nvs.put(page.without([twin]))
-                break
-    return kept
+    return seen
 
 
-def _looks_encrypted(data: bytes) -> bool:
+def _drop(nvs: Nvs, index: Item) -> None:
+    """Erase the first index with the key and the first part's number of `index`."""
+    for page in nvs.order:
+        for other in page.indexes:
+            if other.hash == index.hash and other.raw[29] == index.raw[29]:
+                nvs.put(page.without([other]))
+                return
+
+
+def _looks_encrypted(raws: list[bytes], load: Loader) -> bool:
     """Whether no item is readable, and what should be items is noise.
 
     NVS encryption leaves page headers and bitmaps readable, but no item; flash encryption
@@ -357,10 +342,9 @@ def _looks_encrypted(data: bytes) -> bool:
     always many of them, as filling of its key and value.
     """
     noisy = False
-    for start in range(0, len(data), PAGE_BYTES):
-        raw = data[start : start + PAGE_BYTES]
+    for index, raw in enumerate(raws):
         try:
-            page = load_page(raw, start // PAGE_BYTES)
+            page = load(raw, index)
         except OtaError:
             return False
         if page.items:
