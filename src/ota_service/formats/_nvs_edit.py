@@ -50,7 +50,7 @@ class NvsEdit:
     """A change of NVS: carry `ops` out in their order, read each back.
 
     ops: flash addresses; every program's data are what stands there afterwards.
-    strategy: how room was found; "erase" for a key that is taken away.
+    strategy: how room was found; "erase" where nothing but erased marks is written.
     result: the whole partition afterwards.
     """
 
@@ -127,9 +127,11 @@ def set_string(data: bytes, *, base: int, namespace: str, key: str, value: str) 
         raise ValueError("no string for NVS: it holds a NUL or is too long")
     load = Loader()
     before = _start(data, load)
-    if before.get_string(namespace, key) == value:
-        return NvsEdit((), "unchanged", bytes(data))
+    flash = NvsFlash(data, base, load)
     index = before.namespaces.get(namespace)
+    stored = before.get_string(namespace, key) == value
+    if index is not None and stored and len(_standing(flash, (index, key.encode()))) == 1:
+        return NvsEdit((), "unchanged", bytes(data))
     blocks: list[bytes] = []
     if index is None:
         index = _new_index(before)
@@ -138,14 +140,15 @@ def set_string(data: bytes, *, base: int, namespace: str, key: str, value: str) 
     place = (index, key.encode())
 
     def ways(flash: NvsFlash, nvs: Nvs) -> Iterator[tuple[Strategy, NvsFlash]]:
+        if stored and nvs.freeing is None:
+            yield "erase", flash
         if sum(map(len, blocks)) <= ENTRY_COUNT * ENTRY_BYTES:
             yield from _ways(flash, nvs, blocks, place)
             return
         for _, first in _ways(flash, nvs, blocks[:1], place):  # They do not fit into one page.
             yield from _ways(first, first.read(), blocks[1:], place)
 
-    proof = NvsProof(data, base, place, namespace, load)
-    return _proven(NvsFlash(data, base, load), proof, place, payload, ways)
+    return _proven(flash, NvsProof(data, base, place, namespace, load), place, payload, ways)
 
 
 Ways = Callable[[NvsFlash, Nvs], Iterator[tuple[Strategy, NvsFlash]]]
@@ -304,14 +307,22 @@ def _append(flash: NvsFlash, page: Page, blocks: list[bytes]) -> bool:
     return True
 
 
+def _standing(flash: NvsFlash, key: Key) -> list[tuple[Page, Item]]:
+    """Every item of a key that is not marked erased on flash, whether anything can read it or
+    not, in the order in which the firmware looks into the pages."""
+    pages = sorted(flash.pages(), key=lambda page: page.seq)
+    return [
+        (page, item)
+        for page in pages
+        for item in headers(page)
+        if (item.namespace, item.key) == key
+    ]
+
+
 def _erase_old(flash: NvsFlash, key: Key, value: bytes | None) -> None:
     """Erase every older item of the key on flash; what would be read goes last of them, but a
     blob's index before its parts."""
-    old: list[tuple[Page, Item]] = []
-    order = [page.index for page in flash.read().order]
-    for place in order:
-        page = flash.page(place)
-        old += [(page, item) for item in headers(page) if (item.namespace, item.key) == key]
+    old = _standing(flash, key)
     if value is not None:
         new = [pair for pair in old if pair[1].value == value]
         old.remove(max(new, key=lambda pair: (pair[0].seq, pair[1].index)))
@@ -329,7 +340,8 @@ def erase_key(data: bytes, *, base: int, namespace: str, key: str) -> NvsEdit:
     load = Loader()
     before = _start(data, load)
     place = (before.namespaces.get(namespace, -1), key.encode())
-    if not any((item.namespace, item.key) == place for _, item in before.items()):
+    flash = NvsFlash(data, base, load)
+    if not _standing(flash, place):
         return NvsEdit((), "unchanged", bytes(data))
 
     def ways(flash: NvsFlash, nvs: Nvs) -> Iterator[tuple[Strategy, NvsFlash]]:
@@ -338,5 +350,4 @@ def erase_key(data: bytes, *, base: int, namespace: str, key: str) -> NvsEdit:
         else:
             yield "erase", flash
 
-    proof = NvsProof(data, base, place, namespace, load)
-    return _proven(NvsFlash(data, base, load), proof, place, None, ways)
+    return _proven(flash, NvsProof(data, base, place, namespace, load), place, None, ways)

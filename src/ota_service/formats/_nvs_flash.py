@@ -159,8 +159,13 @@ class NvsFlash:
         self._mark(index, loose, 3, reason)
 
     def page(self, index: int) -> Page:
+        """A page as loading it would leave it now."""
         start = index * PAGE_BYTES
         return self._load(bytes(self.flash[start : start + PAGE_BYTES]), index)
+
+    def pages(self) -> list[Page]:
+        """All of them, in their physical order."""
+        return [self.page(index) for index in range(len(self.flash) // PAGE_BYTES)]
 
     def skip_to(self, page: Page, index: int) -> None:
         """Mark the free entries before `index` erased: some of them are not blank."""
@@ -188,9 +193,9 @@ class NvsFlash:
         self.program(page.index, 28, bytes(4), f"{reason}: its CRC")
         self._set_state(page.index, PageState.CORRUPT, f"{reason}: its state")
 
-    def blank_page(self, nvs: Nvs) -> int:
+    def blank_page(self) -> int:
         """A free page without a single byte, erased now if there is none."""
-        free = [page for page in map(self.page, range(len(nvs.pages))) if not page.live]
+        free = [page for page in self.pages() if not page.live]
         for page in free:
             if page.state is PageState.BLANK:
                 return page.index
@@ -215,7 +220,7 @@ class NvsFlash:
         seq = next_seq(nvs)
         if seq >= 0xFFFFFFFF:
             raise OtaError("nvs-invalid", "The page numbers of NVS are used up.")
-        index = self.blank_page(nvs)
+        index = self.blank_page()
         count = len(entries) // ENTRY_BYTES
         self.program(index, ENTRIES_AT, entries, f"{reason}: items")
         bitmap = bytearray(b"\xff" * (ENTRIES_AT - BITMAP_AT))
