@@ -200,6 +200,13 @@ _ROWS: tuple[ErrorKind, ...] = (
         transient=True,
     ),
     ErrorKind(
+        "no-identity",
+        "board",
+        "The board's fuses hold no MAC address, so it cannot be told from other boards.",
+        "Look at its fuses with `espefuse summary`; where they hold a MAC, attach the board "
+        "again. A board without one cannot be updated by this program.",
+    ),
+    ErrorKind(
         "wrong-board",
         "board",
         "Another board than the one known is attached to this port.",

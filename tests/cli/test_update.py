@@ -261,3 +261,16 @@ def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
         assert "kB/s" in seen
         assert "\x1b[3" not in seen
         assert "up to date" in seen
+
+
+async def test_a_board_without_a_mac_is_refused_with_words(tmp_path: Path) -> None:
+    """It could not be told from others; nothing of it is written or noted."""
+    app = image_file(tmp_path, "1.1.0")
+    board = SimBoard("guide", config={"mac": "00:00:00:00:00:00"})
+    with SimProcess(tmp_path / "boards", [board]) as sim:
+        url = sim.boards[0].url
+        env = environment(tmp_path)
+        done = await run_command("update", url, "--file", str(app), *QUICK, env=env)
+        assert done.code == 1
+        assert "hold 00:00:00:00:00:00 as its MAC" in done.err + done.out
+        assert sim.boards[0].control.running()["version"] == "1.0.0"

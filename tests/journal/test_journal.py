@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.fleet import journal_attempts, journal_runs
-from ota_service.fleet.journal import Journal, open_journal
+from ota_service.fleet import journal_attempts, journal_runs, journal_schema
+from ota_service.fleet.journal import FILE_NAME, Journal, open_journal
+from ota_service.fleet.journal_lock import prepare_folder
 from ota_service.fleet.journal_rows import (
     AttemptRecord,
     BoardRecord,
@@ -20,6 +21,7 @@ from ota_service.fleet.journal_rows import (
     iso,
     parse_iso,
 )
+from ota_service.fleet.journal_store import Store
 
 MAC = "aa:bb:cc:dd:ee:01"
 OTHER = "aa:bb:cc:dd:ee:02"
@@ -449,3 +451,47 @@ def test_times_are_utc_and_sort_as_text() -> None:
     assert iso(moment) == "2026-01-02T01:04:05.000000Z"
     assert parse_iso(iso(moment)) == moment
     assert iso(moment) < iso(moment + timedelta(microseconds=1))
+
+
+@pytest.mark.parametrize("nobody", ["00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff"])
+def test_what_stands_under_no_mac_is_of_nobody(tmp_path: Path, nobody: str) -> None:
+    """Earlier versions noted boards under it: forgotten, but for which places are known."""
+    prepare_folder(tmp_path)
+    old = Store(tmp_path / FILE_NAME, migrations=journal_schema.MIGRATIONS[:2])
+    for mac, port in ((nobody, "/dev/ttyACM0"), (MAC, "/dev/ttyACM1")):
+        old.write(
+            ("INSERT INTO boards (mac, version) VALUES (?, '1')", (mac,)),
+            ("INSERT INTO slots (mac, slot, md5, size_bytes) VALUES (?, 'ota_0', 'm', 1)", (mac,)),
+            ("INSERT INTO names VALUES ('OTA', ?, ?)", (port, mac)),
+            ("INSERT INTO ports (port, mac, learned_at) VALUES (?, ?, ?)", (port, mac, iso(THEN))),
+            ("INSERT INTO bridges VALUES (?, 'usb', ?, ?)", (port, mac, iso(THEN))),
+            ("INSERT INTO not_ours VALUES (?, 'why', ?, ?)", (port, mac, iso(THEN))),
+            ("INSERT INTO lines VALUES (?, ?, 921600)", (mac, port)),
+            (
+                "INSERT INTO pending (mac, target, version, slot, since, until) "
+                "VALUES (?, 't', '1', 'ota_0', ?, ?)",
+                (mac, iso(THEN), iso(THEN)),
+            ),
+            (
+                "INSERT INTO attempts (board, target, failed, updated_at) VALUES (?, 't', 2, ?)",
+                (mac, iso(THEN)),
+            ),
+        )
+    old.close()
+    with open_journal(tmp_path) as journal:
+        assert [record.mac for record in journal.boards()] == [MAC]
+        assert journal.slots(nobody) == {}
+        assert journal.mac_of("OTA", "/dev/ttyACM0") is None
+        assert [known.port for known in journal.known_ports()] == ["/dev/ttyACM1"]
+        assert journal.pending(nobody) is None
+        assert journal.attempts(nobody) == []
+        assert journal.carried_baud(nobody, "/dev/ttyACM0") is None
+        whose = {known.place: known.mac for known in journal.known_bridges()}
+        assert whose == {"/dev/ttyACM0": None, "/dev/ttyACM1": MAC}
+        assert {left.place: left.mac for left in journal.all_not_ours()} == whose
+        assert journal.mac_of("OTA", "/dev/ttyACM1") == MAC
+        assert journal.slots(MAC)
+        assert journal.pending(MAC) is not None
+        assert [attempt.failed for attempt in journal.attempts(MAC)] == [2]
+        learned = journal.learn_port("/dev/ttyACM0", OTHER)
+        assert learned.mac == OTHER, "the board that is there now is the right one"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ota_service.board import esptool_setup  # noqa: F401  (before esptool)
 from ota_service.board.chip import ChipInfo
+from ota_service.errors import OtaError
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
 from esptool.loader import DEFAULT_TIMEOUT, ESPLoader  # isort: skip
@@ -101,13 +102,25 @@ def _magic(finder: Any) -> int | None:
 
 
 def read_mac(esp: Any) -> str:
-    """The chip's MAC, checked by the CRC beside it in the fuses, or else read twice alike."""
-    if isinstance(esp, ESP32ROM):
-        high, low = (esp.read_efuse(word) for word in _MAC_WORDS)
-        mac = bytes((high >> 8 & 0xFF, high & 0xFF)) + int(low).to_bytes(4, "big")
-        if mac_crc(mac) == high >> 16 & 0xFF:
-            return mac.hex(":")
-    return twice(lambda: _mac(esp))
+    """The chip's MAC, checked by the CRC beside it in the ESP32's fuses, else read twice alike.
+
+    Which chip it is says its name: esptool's classes for other chips derive from the ESP32's,
+    and the words that hold its MAC hold something else on them.
+    Raises OtaError `no-identity` for a MAC of zeros or ones: every such board would be the same.
+    """
+    mac = _checked_mac(esp) if esp.CHIP_NAME == ESP32ROM.CHIP_NAME else None
+    if mac is None:
+        mac = twice(lambda: _mac(esp))
+    if set(mac) in ({0x00}, {0xFF}):
+        raise OtaError("no-identity", f"The board's fuses hold {mac.hex(':')} as its MAC.")
+    return mac.hex(":")
+
+
+def _checked_mac(esp: Any) -> bytes | None:
+    """An ESP32's MAC; None where the CRC is not that of what was read."""
+    high, low = (int(esp.read_efuse(word)) for word in _MAC_WORDS)
+    mac = (high & 0xFFFF).to_bytes(2, "big") + low.to_bytes(4, "big")
+    return mac if mac_crc(mac) == high >> 16 & 0xFF else None
 
 
 def mac_crc(mac: bytes) -> int:
@@ -121,11 +134,12 @@ def mac_crc(mac: bytes) -> int:
     return crc
 
 
-def _mac(esp: Any) -> str:
+def _mac(esp: Any) -> bytes:
+    """As esptool reads it for this chip."""
     mac = esp.read_mac("BASE_MAC")
     if mac is None:
         raise FatalError("the chip has no MAC address in its fuses")
-    return ":".join(f"{byte:02x}" for byte in mac)
+    return bytes(mac)
 
 
 def chip_info(esp: Any, mac: str) -> ChipInfo:
@@ -133,7 +147,7 @@ def chip_info(esp: Any, mac: str) -> ChipInfo:
     size = cmds.detect_flash_size(esp)
     known = KNOWN.get(mac)
     fuses = twice(
-        lambda: _fuses(_Words(esp, isinstance(esp, ESP32ROM))),
+        lambda: _fuses(_Words(esp)),
         known.fuses if known is not None else None,
     )
     revision, encrypted, secure_boot = fuses
@@ -150,26 +164,23 @@ def chip_info(esp: Any, mac: str) -> ChipInfo:
 
 
 class _Words:
-    """A chip whose registers are read once each for one round of questions.
+    """A chip whose registers are read once each for one round of questions about its fuses.
 
     esptool's functions read the same fuse words again and again.
     """
 
-    def __init__(self, esp: Any, remember: bool) -> None:
+    def __init__(self, esp: Any) -> None:
         self._esp = esp
-        self._read: dict[int, int] | None = {} if remember else None
+        self._read: dict[int, int] = {}
 
     def __enter__(self) -> Any:
-        if self._read is not None:
-            self._esp.read_reg = self._once
+        self._esp.read_reg = self._once
         return self._esp
 
     def __exit__(self, *_: object) -> None:
-        if self._read is not None:
-            del self._esp.read_reg
+        del self._esp.read_reg
 
     def _once(self, address: int, timeout: float = DEFAULT_TIMEOUT) -> int:
-        assert self._read is not None
         if address not in self._read:
             self._read[address] = int(type(self._esp).read_reg(self._esp, address, timeout))
         return self._read[address]

@@ -96,7 +96,24 @@ CREATE TABLE lines (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES)
+_NO_MAC = "('00:00:00:00:00:00', 'ff:ff:ff:ff:ff:ff')"
+
+_UNKNOWN = f"""
+-- Earlier versions took zeros for the MAC of every board whose chip is not an ESP32, so what
+-- stands under that MAC is of nobody knows which board. Places stay known, but not by whom.
+DELETE FROM boards WHERE mac IN {_NO_MAC};
+DELETE FROM slots WHERE mac IN {_NO_MAC};
+DELETE FROM names WHERE mac IN {_NO_MAC};
+DELETE FROM ports WHERE mac IN {_NO_MAC};
+DELETE FROM lines WHERE mac IN {_NO_MAC};
+DELETE FROM pending WHERE mac IN {_NO_MAC};
+DELETE FROM attempts WHERE board IN {_NO_MAC};
+UPDATE not_ours SET mac = NULL WHERE mac IN {_NO_MAC};
+UPDATE bridges SET mac = NULL WHERE mac IN {_NO_MAC};
+UPDATE run_boards SET mac = NULL WHERE mac IN {_NO_MAC};
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES, _UNKNOWN)
 """Statements, each leading from the version that is its index to the next."""
 
 TABLES: tuple[str, ...] = (
