@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import PageState, parse_nvs
 from tests.formats import images
-from tests.formats.nvs_firmware import ACTIVE, FREEING, FULL, SZ, crc, item
+from tests.formats.nvs_firmware import ACTIVE, FREEING, FULL, SZ, item
+from tests.formats.nvs_page import crc
 from tests.formats.nvs_proofs import KEY, NS, change, prove
 from tests.formats.outcomes import outcome
 
