@@ -144,6 +144,24 @@ def test_a_version_is_not_lost_with_an_unfinished_copy() -> None:
     assert prove(data, "2.0.0", torn=1).strategy == "collect"
 
 
+@pytest.mark.parametrize("value", ["2.0.0", None])
+def test_a_part_that_stands_twice_around_an_unfinished_copy(value: str | None) -> None:
+    """Without the copy another page is the last one, and firmware to 5.1 takes the part that its
+    last item repeats for an older form: where that part is what the app reads, nothing is done."""
+    parts = [part(b"TLS_CERT", 0x80, 20)]
+    living = [NAMESPACE, VERSION, blob_index(b"TLS_CERT", 0x80, parts), *parts]
+    again = item(1, DATA, b"TLS_CERT", b"the next value, never finished", 0x80)
+    freed = [text(b"WIFI_SSID", 20), text(b"ROBOT_ID", 30)]
+    data = (
+        page(living, FULL, 3)
+        + page(freed, FREEING, 4)
+        + page([text(b"ROBOT_SECRET", 124), again], FULL, 5)
+        + page(freed[:1], ACTIVE, 6)
+    )
+    result = outcome(prove, data, value, torn=2)
+    assert not isinstance(result, OtaError) or result.code == "nvs-invalid"
+
+
 @st.composite
 def partitions(draw: st.DrawFn) -> bytes:
     """Pages of any order and filling, with what an app, its resets and its failed writes leave."""
