@@ -198,7 +198,7 @@ def partitions(draw: st.DrawFn) -> bytes:
     return b"".join(draw(st.permutations(pages)))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(partitions(), st.sampled_from(["2.0.0", "v" * 100, None]), st.integers(0, 99))
 def test_any_partition(data: bytes, value: str | None, seed: int) -> None:
     """A change that survives every cut, or a refusal; where there is room, never for want of it."""
