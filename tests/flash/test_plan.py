@@ -20,7 +20,6 @@ from ota_service.board.flash_merged import (
     to_keep,
 )
 from ota_service.board.flash_plan import Before, FlashPlan, check_merged, plan_flash
-from ota_service.board.kept_nvs import KeptNvs
 from ota_service.errors import OtaError
 from ota_service.formats.merged import parse_merged
 from ota_service.formats.nvs import parse_nvs
@@ -53,6 +52,9 @@ class Hooks:
     def planned(self, chip: ChipInfo, before: Before, plan: FlashPlan) -> None:
         pass
 
+    def kept(self, folder: Path) -> None:
+        pass
+
     def phase(self, name: FlashPhase) -> None:
         self.phases.append(name)
 
@@ -73,7 +75,7 @@ def prepare(
     file = check_merged(data)
     about = chip(len(flash.data))
     before = look_before(flash, about)
-    wanted = to_keep(before, dict(saved or {})) if keep else None
+    wanted = to_keep(before, [saved] if saved else []) if keep else None
     plan = plan_flash(file, about, before, keep=wanted)
     return FlashOutcome(about, before, file, plan)
 
@@ -287,27 +289,14 @@ def test_what_was_saved_counts_where_the_board_lacks_a_key_of_it() -> None:
     old = build_nvs(0x6000, default_nvs(version="1"))
     table = look_before(MemoryFlash(make_flash("no-ota")), chip()).table
     erased = Before(table, nvs={"nvs": b"\xff" * 0x6000})
-    assert to_keep(erased, {"nvs": old}) == {"nvs": old}
+    assert to_keep(erased, [{"nvs": old}]) == {"nvs": old}
     newer = build_nvs(0x6000, {**default_nvs(version="2"), "MORE": "x"})
-    assert to_keep(Before(table, nvs={"nvs": newer}), {"nvs": old}) == {"nvs": newer}
-    assert to_keep(Before(None, OtaError("partition-table-invalid")), {"nvs": old}) == {"nvs": old}
-
-
-def test_kept_nvs_is_private_and_whole(tmp_path: Path) -> None:
-    """Saved, replaced, found again, removed."""
-    store = KeptNvs(tmp_path, MAC)
-    assert store.load() == {}
-    store.save({"nvs": b"a" * 100, "odd/label": b"b"})
-    assert store.load() == {"nvs": b"a" * 100, "odd/label": b"b"}
-    store.save({"nvs": b"c"})
-    assert KeptNvs(tmp_path, MAC).load() == {"nvs": b"c"}
-    assert {oct(p.stat().st_mode)[-3:] for p in tmp_path.rglob("*") if p.is_dir()} == {"700"}
-    assert {oct(p.stat().st_mode)[-3:] for p in tmp_path.rglob("*.bin")} == {"600"}
-    store.remove()
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OtaError, match="cannot be kept"):
-        KeptNvs(tmp_path / "file", MAC).save({"nvs": b""})
+    assert to_keep(Before(table, nvs={"nvs": newer}), [{"nvs": old}]) == {"nvs": newer}
+    lost = Before(None, OtaError("partition-table-invalid"))
+    assert to_keep(lost, [{"nvs": old}]) == {"nvs": old}
+    few = build_nvs(0x6000, {"MORE": "x"})
+    assert to_keep(lost, [{"nvs": few}, {"nvs": old}]) == {"nvs": old}
+    assert to_keep(lost, [{"nvs": newer}, {"nvs": old}]) == {"nvs": newer}
 
 
 def test_the_plan_says_the_tag_that_will_be_stored() -> None:

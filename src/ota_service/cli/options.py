@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from ota_service.cli.output import Command
@@ -42,3 +44,13 @@ def boot_options(function: Command) -> Command:
         help="Seconds that the new app may take to show that it starts.",
     )
     return timeout(stable(function))
+
+
+def state_dir_option(function: Command) -> Command:
+    """`--state-dir` of what writes to a board directly, as the argument `state_dir`."""
+    return click.option(
+        "--state-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Where what the board has is kept; default: $VIAM_HOME/ota-service, "
+        "without that ~/.local/state/ota-service.",
+    )(function)
