@@ -29,12 +29,14 @@ from typing import Any, Literal
 
 from ota_service.board.backup import STORE_KINDS, Backup, Piece
 from ota_service.errors import OtaError
+from ota_service.formats.flashops import SECTOR_BYTES
 
 MANIFEST = "backup.json"
 _FORMAT = 1
 _MARK = "unfinished.json"
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _LARGEST_BYTES = 1 << 24
+_TABLE_PLACES = range(0x8000, 0x21000, SECTOR_BYTES)
 
 Work = Literal["flash", "restore"]
 
@@ -107,14 +109,22 @@ def read_backup(folder: Path) -> Backup:
         )
         if not _MAC.fullmatch(backup.mac):
             raise ValueError("mac")
-    except (KeyError, TypeError, ValueError) as error:
-        raise _invalid(folder, f"its {MANIFEST} is damaged at {error}") from None
-    if any(piece.kind not in STORE_KINDS for piece in backup.stores):
-        raise _invalid(folder, "it names a partition that no backup has")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _invalid(folder, f"its {MANIFEST} is damaged ({error})") from None
     try:
-        _ = backup.partitions
+        places = {(p.label, p.kind, p.offset, p.size_bytes) for p in backup.partitions.partitions}
     except OtaError as error:
         raise _invalid(folder, error.message.rstrip(".")) from None
+    for piece in backup.pieces[1:]:
+        if (piece.label, piece.kind, piece.offset, len(piece.data)) not in places:
+            raise _invalid(folder, f"its table has no partition {piece.label!r} as it names one")
+    table = backup.table
+    if (
+        len(table.data) != SECTOR_BYTES
+        or table.offset not in _TABLE_PLACES
+        or not all(piece.kind in STORE_KINDS for piece in backup.stores)
+    ):
+        raise _invalid(folder, "it names places that no backup has")
     return backup
 
 

@@ -137,26 +137,35 @@ def run_restore(port: SerialBase, job: RestoreJob, hooks: RestoreHooks) -> Resto
     link = connect(port, baud=job.baud, identified=identified)
     with left_running(link):
         hooks.phase("inspecting")
-        store = Backups(job.state_dir, link.chip.mac)
-        had = look_before(link, link.chip, store)
-        if had.found is not None and is_pending(had.found):
-            raise OtaError("awaiting-confirmation")
-        plan = plan_restore(link, link.chip, job.saved, had)
-        if plan.needed and link.protection().covers(0, link.chip.flash_bytes or 0):
-            raise OtaError(
-                "flash-protected",
-                "The flash chip's protection bits cover a part of the flash, so nothing was "
-                "written.",
-            )
-        hooks.planned(link.chip, plan)
-        outcome = RestoreOutcome(link.chip, plan, version=_version(plan))
-        if plan.needed:
-            outcome.backup = keep_before(store, had, hooks)
-            write(link, plan, hooks, outcome.backup)
+        outcome = _prepare(link, job, hooks)
+        if outcome.plan.needed:
+            _write(link, hooks, outcome)
         return _boot(port, link, job, hooks, outcome)
 
 
-def look_before(flash: Flash, chip: ChipInfo, store: Backups) -> Had:
+def _prepare(link: EspLink, job: RestoreJob, hooks: RestoreHooks) -> RestoreOutcome:
+    """Everything that can be known, and what must be kept on disk, before the first write."""
+    chip = link.chip
+    store = Backups(job.state_dir, chip.mac)
+    had = _look_before(link, chip, store)
+    if had.found is not None and is_pending(had.found):
+        raise OtaError("awaiting-confirmation")
+    plan = plan_restore(link, chip, job.saved, had)
+    if plan.needed and link.protection().covers(0, chip.flash_bytes or 0):
+        raise OtaError(
+            "flash-protected",
+            "The flash chip's protection bits cover a part of the flash, so nothing was written.",
+        )
+    hooks.planned(chip, plan)
+    outcome = RestoreOutcome(chip, plan, version=_version(plan))
+    if plan.needed:
+        outcome.backup = _keep_before(store, had)
+        if outcome.backup is not None:
+            hooks.kept(outcome.backup)
+    return outcome
+
+
+def _look_before(flash: Flash, chip: ChipInfo, store: Backups) -> Had:
     """What the board has, or what it had before somebody took its table away."""
     try:
         return Had(take_backup(flash, chip))
@@ -168,26 +177,25 @@ def look_before(flash: Flash, chip: ChipInfo, store: Backups) -> Had:
         return Had(None, error, own[0].backup if own else None, known)
 
 
-def keep_before(store: Backups, had: Had, hooks: RestoreHooks) -> Path | None:
+def _keep_before(store: Backups, had: Had) -> Path | None:
     """On the disk before the first write: what the board has, and that it is being written."""
     if had.found is not None:
         new = store.keep(had.found)
         store.begin("restore", new)
-        hooks.kept(new.folder)
         return new.folder
     own = store.unfinished("restore")
     return own[0].folder if own else None
 
 
-def write(flash: Flash, plan: RestorePlan, hooks: RestoreHooks, kept: Path | None) -> None:
-    """Carry the plan out. Raises OtaError, with what to do next."""
+def _write(flash: Flash, hooks: RestoreHooks, outcome: RestoreOutcome) -> None:
+    plan, kept = outcome.plan, outcome.backup
     total = total_bytes(plan)
     hooks.phase("writing")
     try:
         rewrite(
             flash,
             plan,
-            old_table=plan.old_table,
+            old_tables=plan.old_tables,
             verifying=lambda: hooks.phase("verifying"),
             progress=lambda done: hooks.progress(done, total),
         )

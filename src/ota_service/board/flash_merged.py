@@ -289,7 +289,7 @@ def _write(link: Flash, job: FlashJob, hooks: FlashHooks, outcome: FlashOutcome)
         rewrite(
             link,
             plan,
-            old_table=had.table.offset if had is not None else TABLE_OFFSET,
+            old_tables=(TABLE_OFFSET, *([had.table.offset] if had is not None else [])),
             standing=[Write(part.label, part.after.offset, part.data) for part in plan.kept],
             verifying=lambda: hooks.phase("verifying"),
             progress=progress,

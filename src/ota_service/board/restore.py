@@ -23,7 +23,7 @@ from ota_service.board.backup import NVS_KIND, Backup, Piece
 from ota_service.board.carry_out import is_bootable
 from ota_service.board.chip import ChipInfo
 from ota_service.board.flash import Flash
-from ota_service.board.inspect import HEAD_BYTES, boot_order
+from ota_service.board.inspect import HEAD_BYTES
 from ota_service.board.rewrite import Write
 from ota_service.errors import OtaError
 from ota_service.formats.bootloader import parse_bootloader
@@ -59,7 +59,7 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class RestorePlan:
-    """What is written, as `rewrite` does it. old_table: the place of the table that goes first.
+    """What is written, as `rewrite` does it. old_tables: the places of tables that go first.
 
     restored: what the board has of the backup afterwards. table_back, otadata_back: whether
     those come from the backup. needed: False where the board has all of it. notes: for people.
@@ -67,7 +67,7 @@ class RestorePlan:
 
     writes: tuple[Write, ...]
     table: Write
-    old_table: int
+    old_tables: tuple[int, ...]
     restored: tuple[Restored, ...]
     table_back: bool
     otadata_back: bool
@@ -150,7 +150,7 @@ def plan_restore(flash: Flash, chip: ChipInfo, saved: Backup, had: Had) -> Resto
     return RestorePlan(
         writes=tuple(needed),
         table=last,
-        old_table=found.table.offset if found is not None else last.offset,
+        old_tables=(found.table.offset,) if found is not None else (),
         restored=restored,
         table_back=same_board and same_table,
         otadata_back=otadata is saved.otadata and otadata is not None,
@@ -208,8 +208,9 @@ def _starts(flash: Flash, chip: ChipInfo, backup: Backup) -> bool:
 
 
 def _starts_any(flash: Flash, backup: Backup) -> bool:
-    order = boot_order(backup.partitions, parse_otadata(_selection(backup)))
-    return any(is_bootable(flash, partition) for partition in order)
+    table = backup.partitions
+    apps = [*([table.factory] if table.factory is not None else []), *table.ota_slots]
+    return any(is_bootable(flash, app) for app in apps)  # the bootloader tries them all
 
 
 def _selection(backup: Backup) -> bytes:

@@ -9,7 +9,7 @@ mode answers all the time, and the same again does the whole.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -49,23 +49,23 @@ def rewrite(
     flash: Flash,
     plan: Rewrite,
     *,
-    old_table: int,
+    old_tables: Iterable[int],
     standing: Sequence[Write] = (),
     verifying: Callable[[], None],
     progress: Progress,
 ) -> None:
-    """Take the table at `old_table` away, write, read back, put the new table in its place.
+    """Take the old tables away, write, read back, put the new table in its place.
 
-    standing: what must be on the board, written or not, before the table is put in its place.
-    verifying: called before that is looked at. progress: called with the bytes done; raises to
-    stop between two blocks.
+    old_tables: where the bootloader may find one. standing: what must be on the board, written or
+    not, before the table is put in its place. verifying: called before that is looked at.
+    progress: called with the bytes done; raises to stop between two blocks.
     """
     done = 0
 
     def so_far(at: int) -> None:
         progress(done + at)
 
-    for offset in sorted({old_table, plan.table.offset}):
+    for offset in sorted({*old_tables, plan.table.offset}):
         apply_verified(flash, [Erase(offset, SECTOR_BYTES, "nothing starts meanwhile")])
     for write in plan.writes:
         _write(flash, write, so_far)
