@@ -446,6 +446,25 @@ def test_a_board_that_would_start_nothing_is_not_written(tmp_path: Path, broken:
     assert bytes(link.data) == before
 
 
+def test_a_board_that_starts_nothing_either_way_gets_its_own_table_back(tmp_path: Path) -> None:
+    """After a cut, too: what it showed before is known from then."""
+    write_backup(tmp_path / "b", backup_of(board("no-ota")))
+    wanted = keys(nvs_of(board("no-ota").data, "no-ota"))
+    link = board("guide", nvs={})
+    link.data[0x10000:0x10004] = b"\0\0\0\0"
+    start = bytes(link.data)
+    whole = MemoryLink(start)
+    done = restore(whole, tmp_path / "b", tmp_path / "whole")
+    assert "neither with its table nor the backup's" in done.plan.notes[0]
+    assert keys(nvs_of(whole.data, "guide")) == wanted
+    assert whole.data[0x8000:0x9000] == start[0x8000:0x9000]
+    begun = partial(restore, folder=tmp_path / "b", state=tmp_path)
+    again = MemoryLink(cut(begun, start, 7, "", whole.trace[7]))
+    assert again.data[0x8000:0x9000] == b"\xff" * 0x1000
+    restore(again, tmp_path / "b", tmp_path)
+    assert again.data == whole.data
+
+
 def test_a_replaced_board_gets_the_nvs_alone(tmp_path: Path) -> None:
     """Its otadata and table belong to what is in its own flash."""
     write_backup(tmp_path / "b", backup_of(board(slot="ota_1", other_app=OTHER)))
