@@ -17,7 +17,12 @@ from ota_service.board.sparse import nvs_region, otadata_region, table_region
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import SECTOR_BYTES
 from ota_service.formats.nvs import Nvs, parse_nvs
-from ota_service.formats.partitions import PartitionTable, parse_partition_table
+from ota_service.formats.partitions import (
+    OTADATA_BYTES,
+    Partition,
+    PartitionTable,
+    parse_partition_table,
+)
 
 NVS_KIND = "data/nvs"
 STORE_KINDS = (NVS_KIND, "data/nvs_keys")
@@ -78,6 +83,12 @@ class Backup:
         return _parsed(self.table, self.flash_bytes)
 
     @property
+    def selection(self) -> bytes:
+        """otadata as the bootloader reads it; blank where there is none."""
+        data = self.otadata.data if self.otadata is not None else b""
+        return data.ljust(OTADATA_BYTES, b"\xff")
+
+    @property
     def nvs(self) -> dict[str, bytes]:
         """Label -> contents of its NVS partitions; of several with one label the first."""
         return {one.label: one.data for one in reversed(self.stores) if one.kind == NVS_KIND}
@@ -110,8 +121,8 @@ def take_backup(flash: Flash, chip: ChipInfo) -> Backup:
     stores = [part for part in partitions.partitions if part.kind in STORE_KINDS]
     flash.prefetch(
         [
-            *([otadata_region(at.offset, at.size_bytes)] if at is not None else []),
-            *(nvs_region(part.offset, part.size_bytes) for part in stores),
+            *([otadata_region(at.offset, store_bytes(at))] if at is not None else []),
+            *(nvs_region(part.offset, store_bytes(part)) for part in stores),
         ]
     )
 
@@ -123,10 +134,15 @@ def take_backup(flash: Flash, chip: ChipInfo) -> Backup:
         chip=chip.name,
         flash_bytes=chip.flash_bytes,
         table=table,
-        otadata=piece(at.label, at.kind, at.offset, at.size_bytes) if at is not None else None,
-        stores=tuple(piece(p.label, p.kind, p.offset, p.size_bytes) for p in stores),
+        otadata=piece(at.label, at.kind, at.offset, store_bytes(at)) if at is not None else None,
+        stores=tuple(piece(p.label, p.kind, p.offset, store_bytes(p)) for p in stores),
         made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
+
+
+def store_bytes(part: Partition) -> int:
+    """How much of a partition is kept: what is behind its last whole sector nobody uses."""
+    return part.size_bytes // SECTOR_BYTES * SECTOR_BYTES
 
 
 def _parsed(table: Piece, flash_bytes: int | None) -> PartitionTable:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ota_service.board.backup import STORE_KINDS, Backup, Piece
+from ota_service.board.backup import STORE_KINDS, Backup, Piece, store_bytes
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import SECTOR_BYTES
 
@@ -112,16 +112,16 @@ def read_backup(folder: Path) -> Backup:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _invalid(folder, f"its {MANIFEST} is damaged ({error})") from None
     try:
-        places = {(p.label, p.kind, p.offset, p.size_bytes) for p in backup.partitions.partitions}
+        table = backup.partitions.partitions
     except OtaError as error:
         raise _invalid(folder, error.message.rstrip(".")) from None
+    places = {(part.label, part.kind, part.offset, store_bytes(part)) for part in table}
     for piece in backup.pieces[1:]:
         if (piece.label, piece.kind, piece.offset, len(piece.data)) not in places:
             raise _invalid(folder, f"its table has no partition {piece.label!r} as it names one")
-    table = backup.table
     if (
-        len(table.data) != SECTOR_BYTES
-        or table.offset not in _TABLE_PLACES
+        len(backup.table.data) != SECTOR_BYTES
+        or backup.table.offset not in _TABLE_PLACES
         or not all(piece.kind in STORE_KINDS for piece in backup.stores)
     ):
         raise _invalid(folder, "it names places that no backup has")

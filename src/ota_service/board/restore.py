@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ota_service.board.backup import NVS_KIND, Backup, Piece
+from ota_service.board.backup import NVS_KIND, Backup, Piece, store_bytes
 from ota_service.board.carry_out import is_bootable
 from ota_service.board.chip import ChipInfo
 from ota_service.board.flash import Flash
@@ -31,7 +31,7 @@ from ota_service.formats.chips import CHIP_BY_ID
 from ota_service.formats.image import parse_header
 from ota_service.formats.nvs import Nvs
 from ota_service.formats.nvs_move import move_nvs
-from ota_service.formats.otadata import OTADATA_BYTES, OtaState, boots_after, parse_otadata
+from ota_service.formats.otadata import OtaState, boots_after, parse_otadata
 from ota_service.formats.partitions import Partition, PartitionTable
 
 _ELSEWHERE = "Write a Merged Binary with such a partition with `make flash-esp32-bin` first."
@@ -203,7 +203,7 @@ def _starts(flash: Flash, chip: ChipInfo, backup: Backup) -> bool:
     table = backup.partitions
     if loader.flash_bytes is not None and table.end > loader.flash_bytes:
         return False
-    named = boots_after(_selection(backup), table)
+    named = boots_after(backup.selection, table)
     return named is not None and not _on_trial(backup) and is_bootable(flash, named)
 
 
@@ -213,22 +213,17 @@ def _starts_any(flash: Flash, backup: Backup) -> bool:
     return any(is_bootable(flash, app) for app in apps)  # the bootloader tries them all
 
 
-def _selection(backup: Backup) -> bytes:
-    data = backup.otadata.data if backup.otadata is not None else b""
-    return data.ljust(OTADATA_BYTES, b"\xff")
-
-
 def _on_trial(backup: Backup) -> bool:
     """Whether the bootloader would take an entry back that is not confirmed."""
-    entries = parse_otadata(_selection(backup)).entries
+    entries = parse_otadata(backup.selection).entries
     return any(e.counts and e.state in (OtaState.NEW, OtaState.PENDING_VERIFY) for e in entries)
 
 
 def _otadata_problem(flash: Flash, saved: Backup, base: Backup) -> str | None:
     """Why the backup's otadata would not start what it names."""
     table = saved.partitions
-    named = boots_after(_selection(saved), table)
-    now = boots_after(_selection(base), table)
+    named = boots_after(saved.selection, table)
+    now = boots_after(base.selection, table)
     if named is None:
         return "the backup's names no slot"
     if _on_trial(saved):
@@ -270,7 +265,7 @@ def _place(piece: Piece, table: PartitionTable) -> Partition | None:
 
 
 def _contents(piece: Piece, after: Partition) -> bytes:
-    if after.size_bytes == len(piece.data):
+    if store_bytes(after) == len(piece.data):
         return piece.data
     if piece.kind != NVS_KIND:
         raise OtaError(
@@ -279,7 +274,7 @@ def _contents(piece: Piece, after: Partition) -> bytes:
             f"{len(piece.data):#x} in the backup.",
             remedy=_ELSEWHERE,
         )
-    return move_nvs(piece.data, after.size_bytes)
+    return move_nvs(piece.data, store_bytes(after))
 
 
 def _differs(flash: Flash, write: Write) -> bool:

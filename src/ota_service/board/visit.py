@@ -42,7 +42,7 @@ def connect(port: SerialBase, *, baud: int, identified: Callable[[str], None]) -
 
 def is_pending(backup: Backup) -> bool:
     """Whether a restart may take the board's app for one that did not confirm itself."""
-    return backup.otadata is not None and parse_otadata(backup.otadata.data).may_be_pending
+    return parse_otadata(backup.selection).may_be_pending
 
 
 def put_back(link: EspLink) -> None:
