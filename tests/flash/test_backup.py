@@ -19,6 +19,7 @@ from ota_service.board.backup import Backup, take_backup
 from ota_service.board.backup_files import MANIFEST, Backups, read_backup, write_backup
 from ota_service.board.flash import PowerCut
 from ota_service.errors import OtaError
+from ota_service.sim.bootmodel import boot
 from ota_service.sim.factory import build_nvs, default_nvs, make_flash
 from ota_service.sim.images import build_app
 from ota_service.sim.layouts import LAYOUTS
@@ -36,6 +37,7 @@ from tests.flash.in_memory import (
     restore,
 )
 from tests.flash.merged_files import merged
+from tests.support.elsewhere import layout_at
 
 SMALL = build_app(size_bytes=20_000)
 OTHER = build_app(version="2.0.0", size_bytes=20_000)
@@ -463,6 +465,26 @@ def test_a_board_that_starts_nothing_either_way_gets_its_own_table_back(tmp_path
     assert again.data[0x8000:0x9000] == b"\xff" * 0x1000
     restore(again, tmp_path / "b", tmp_path)
     assert again.data == whole.data
+
+
+@pytest.mark.parametrize("at", [0x9000, 0x20000])
+def test_a_table_elsewhere_is_kept_and_comes_back(tmp_path: Path, at: int) -> None:
+    """Also where a restore that took it away was cut."""
+    start = make_flash(layout_at(at), app=SMALL, table_offset=at)
+    link = MemoryLink(start)
+    made = backup_of(link)
+    assert made.table.offset == at
+    write_backup(tmp_path / "b", made)
+    (nvs,) = made.stores
+    link.data[nvs.offset : nvs.offset + 0x1000] = b"\xff" * 0x1000
+    changed = bytes(link.data)
+    restore(link, tmp_path / "b", tmp_path / "whole")
+    assert link.data == start
+    begun = partial(restore, folder=tmp_path / "b", state=tmp_path)
+    again = MemoryLink(cut(begun, changed, 4, "", link.trace[4]))
+    assert boot(bytearray(again.data), table_offset=at).slot is None
+    restore(again, tmp_path / "b", tmp_path)
+    assert again.data == start
 
 
 def test_a_replaced_board_gets_the_nvs_alone(tmp_path: Path) -> None:

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
 import pytest
 
 from ota_service.sim.bootmodel import PENDING_VERIFY, VALID, Select
+from ota_service.sim.config import BoardConfig
 from ota_service.sim.factory import default_nvs, make_flash
 from ota_service.sim.images import Behaviour, assemble, build_app, descriptor
-from ota_service.sim.layouts import LAYOUTS
+from ota_service.sim.layouts import FLAG_READ_ONLY, LAYOUTS, Layout, Partition
 from ota_service.sim.nvsmodel import nvs_init
 from tests.sim.conftest import OpenPort, StartBoard
 
@@ -199,6 +201,105 @@ def test_nvs_writer_leaves_torn_items(start: StartBoard) -> None:
         board.control.power_on()
         board.control.wait_for("app", since=since)
     assert repairs >= 3
+
+
+def test_silent_bootloader_and_an_app_without_descriptor(start: StartBoard) -> None:
+    """Nothing but the ROM's lines and what the app says by itself."""
+    image = build_app(
+        size_bytes=20_000, described=False, behaviour=Behaviour(log_level_off=True, say="hello")
+    )
+    board = start(app=image, config={"bootloader_log": "none"})
+    board.control.wait_for("said", text="hello")
+    log = board.control.console()
+    assert "rst:0x1 (POWERON_RESET)" in log
+    assert "boot:" not in log.replace(",boot:0x", "")
+    assert board.control.running()["project"] == ""
+
+
+def test_silent_bootloader_retries(start: StartBoard) -> None:
+    """Where nothing boots, resets are all that shows."""
+    board = start(app=b"\xff" * 16, config={"bootloader_log": "none", **FAST})
+    board.control.wait_for_text("rst:0x3 (SW_RESET)")
+    assert "bootable" not in board.control.console()
+
+
+def test_table_elsewhere(start: StartBoard) -> None:
+    """A bootloader that was built with another offset of the table."""
+    plan = LAYOUTS["micro-rdk"]
+    moved = tuple(
+        dataclasses.replace(p, offset=p.offset + 0x8000) if p.offset < 0x20000 else p
+        for p in plan.partitions
+    )
+    layout = Layout("moved", plan.flash_bytes, moved)
+    board = start(layout=layout, slot="ota_1", config={"table_offset": 0x10000})
+    assert board.control.running()["slot"] == "ota_1"
+    assert board.control.read_flash(0x8000, 32) == b"\xff" * 32
+
+
+TWO_STORES = Layout(
+    "two-stores",
+    4 << 20,
+    (
+        Partition("nvs_other", 1, 2, 0x9000, 0x4000),
+        Partition("nvs", 1, 2, 0xD000, 0x4000),
+        Partition("factory", 0, 0, 0x20000, 0x100000),
+    ),
+)
+
+
+def two_stores(flags: int) -> Layout:
+    """The same with flags at the second store."""
+    other, *rest = TWO_STORES.partitions
+    return Layout("two", 4 << 20, (dataclasses.replace(other, flags=flags), *rest))
+
+
+@pytest.mark.parametrize(
+    ("nvs", "more", "version"),
+    [
+        ({"OTA_VERSION": "1"}, {"OTA_VERSION": "2"}, "1"),
+        ({"ROBOT_ID": "x"}, {"OTA_VERSION": "2"}, "2"),
+        ({}, {"OTA_VERSION": "2"}, "2"),
+        ({"OTA_VERSION": "1"}, {}, "1"),
+    ],
+)
+def test_several_nvs_partitions(
+    start: StartBoard, nvs: dict[str, Any], more: dict[str, Any], version: str
+) -> None:
+    """The version comes from the first that has it, "nvs" before the table's order."""
+    board = start(
+        layout=TWO_STORES, app=app(), nvs=nvs, flash_options={"more_nvs": {"nvs_other": more}}
+    )
+    board.control.wait_for_text(f"OTA_VERSION: '{version}'")
+
+
+def test_read_only_nvs_is_not_repaired(start: StartBoard) -> None:
+    """Whatever stands there: the app reads it and writes nothing."""
+    flash = make_flash(
+        two_stores(FLAG_READ_ONLY), app=app(), nvs={}, more_nvs={"nvs_other": {"OTA_VERSION": "2"}}
+    )
+    flash[0x9000 + 64 + 3 * 32] ^= 1
+    before = bytes(flash[0x9000:0xD000])
+    board = start(flash=bytes(flash))
+    board.control.wait_for_text("OTA_VERSION: ")
+    assert board.control.read_flash(0x9000, 0x4000) == before
+
+
+def test_confirming_counts_the_secure_version_up(start: StartBoard) -> None:
+    """With anti-rollback nothing older boots any more, also after a power cycle."""
+    new = build_app("robot", "2.0.0", size_bytes=20_000, secure_version=3)
+    old = build_app("robot", "1.0.0", size_bytes=20_000, secure_version=1)
+    board = start(
+        layout="micro-rdk", slot="ota_1", otadata="new", app=new,
+        flash_options={"other_app": old},
+        config={"rollback": True, "anti_rollback": True, "secure_version": 1, **FAST},
+    )  # fmt: skip
+    board.control.wait_for("burnt", secure_version=3)
+    assert BoardConfig.load(board.dir).secure_version == 3
+    board.control.write_flash(LAYOUTS["micro-rdk"].find("ota_1").offset, b"\xff")
+    since = board.control.state()["events"]
+    board.control.power_cycle()
+    board.control.wait_for("boot-failed", since=since)
+    board.control.wait_for_text("OTA app partition slot 0 is not bootable")
 
 
 def test_no_bootable_app_retries(start: StartBoard) -> None:

@@ -20,7 +20,7 @@ from ota_service.sim.bootmodel import (
     boot,
 )
 from ota_service.sim.factory import make_flash
-from ota_service.sim.images import build_app, build_bootloader
+from ota_service.sim.images import build_app, build_bootloader, read_descriptor
 from ota_service.sim.layouts import LAYOUTS, Layout, Partition, encode_table
 
 SMALL = build_app(size_bytes=20_000)
@@ -300,6 +300,134 @@ def test_table_with_a_wrong_md5() -> None:
     result = boot(flash)
     assert result.slot is None
     assert "Failed to verify partition table" in "\n".join(result.log)
+
+
+def test_table_without_an_end() -> None:
+    """Neither blank entries nor anything else behind the last one."""
+    flash = board("guide", make(1), BLANK)
+    flash[0x8000:0x8C00] = (bytes(flash[0x8000:0x8020]) * 96)[:0xC00]
+    assert boot(flash).log[-2].count("Failed to verify partition table") == 1
+    assert "partition table has no terminating entry" in "\n".join(boot(flash).log)
+
+
+def test_table_larger_than_the_flash_of_the_bootloaders_header() -> None:
+    """A bootloader built for 2 MB over a table for 8, as ESP-IDF's prints it."""
+    flash = board("micro-rdk-8mb", make(1), BLANK)
+    flash[0x1000:0x9000] = (
+        build_bootloader(flash_size_code=1).ljust(0x7000, b"\xff") + flash[0x8000:0x9000]
+    )
+    result = boot(flash)
+    assert result.slot is None
+    assert result.started
+    text = "\n".join(result.log)
+    assert (
+        "flash_parts: partition 3 invalid - offset 0x20000 size 0x3e0000 "
+        "exceeds flash chip size 0x200000" in text
+    )
+    assert "boot: Failed to verify partition table" in text
+    assert "boot: load partition table error!" in text
+    assert "Partition Table:" not in text
+
+
+@pytest.mark.parametrize("table_offset", [0x9000, 0x10000, 0x20000])
+def test_table_elsewhere(table_offset: int) -> None:
+    """The bootloader looks where it was built to look, and nowhere else."""
+    base = table_offset + 0x1000
+    layout = Layout(
+        "elsewhere",
+        4 << 20,
+        (
+            Partition("nvs", 1, 2, base, 0x6000),
+            Partition("otadata", 1, 0, base + 0x6000, 0x2000),
+            Partition("ota_0", 0, 0x10, 0x40000, 0x100000),
+            Partition("ota_1", 0, 0x11, 0x140000, 0x100000),
+        ),
+    )
+    flash = make_flash(layout, app=SMALL, slot="ota_1", table_offset=table_offset)
+    assert boot(flash, table_offset=table_offset).slot == "ota_1"
+    assert "load partition table error!" in boot(flash).log[-1]
+
+
+def test_silent_bootloader() -> None:
+    """It says nothing and does the same; the ROM speaks all the same."""
+    flash = board("micro-rdk", BLANK, BLANK)
+    result = boot(flash, silent=True)
+    assert (result.slot, result.log) == ("ota_0", ())
+    assert result.writes
+    failed = boot(board("micro-rdk", make(1), BLANK, apps=()), silent=True)
+    assert (failed.slot, failed.log, failed.started) == (None, (), True)
+    blank = boot(bytearray(b"\xff" * (1 << 20)), silent=True)
+    assert (blank.log, blank.started) == (("invalid header: 0xffffffff",), False)
+
+
+def test_app_without_a_descriptor() -> None:
+    """The bootloader needs none."""
+    plain = build_app(size_bytes=20_000, described=False)
+    assert read_descriptor(plain) is None
+    flash = make_flash("micro-rdk", app=plain)
+    assert boot(flash).slot == "ota_0"
+
+
+@pytest.mark.parametrize("sizes", [(0x80000, 0x200000), (0x200000, 0x80000)])
+def test_slots_of_unequal_size_with_one_label(sizes: tuple[int, int]) -> None:
+    """What an image may be depends on its own slot; labels mean nothing to the bootloader."""
+    slots = (
+        Partition("app", 0, 0x10, 0x20000, sizes[0]),
+        Partition("app", 0, 0x11, 0x20000 + sizes[0], sizes[1]),
+    )
+    layout = Layout("unequal", 4 << 20, (Partition("otadata", 1, 0, 0xF000, 0x2000), *slots))
+    small = min(slots, key=lambda slot: slot.size)
+    large = max(slots, key=lambda slot: slot.size)
+    image = build_app(size_bytes=0x90000)
+    assert boot(make_flash(layout, app=image, slot=large)).offset == large.offset
+    with pytest.raises(ValueError, match="do not fit"):
+        make_flash(layout, app=image, slot=small)
+
+
+# --- anti-rollback
+
+# secure version in eFuse; of ota_0's and ota_1's app (None: no descriptor); entries; slot that
+# boots, or None; eFuse afterwards
+ANTI_ROLLBACK: list[
+    tuple[int, int | None, int | None, Select | None, Select | None, str | None, int]
+] = [
+    (0, 0, 0, make(1, VALID), make(2, VALID), "ota_1", 0),
+    (2, 2, 2, make(1, VALID), make(2, VALID), "ota_1", 2),
+    # An older image is not bootable, whatever otadata says.
+    (2, 2, 1, make(1, VALID), make(2, NEW), "ota_0", 2),
+    (2, 1, 1, make(1, VALID), make(2, VALID), None, 2),
+    (1, 1, None, make(1, VALID), make(2, VALID), "ota_0", 1),
+    # The eFuses follow an image that is VALID, not one that is to prove itself.
+    (1, 1, 3, make(1, VALID), make(2, VALID), "ota_1", 3),
+    (1, 1, 3, make(1, VALID), make(2, NEW), "ota_1", 1),
+    (0, 4, 0, BLANK, BLANK, "ota_0", 4),
+    (4, 3, 4, BLANK, BLANK, "ota_1", 4),
+]
+
+
+@pytest.mark.parametrize(
+    ("efuse", "first_app", "second_app", "first", "second", "slot", "after"), ANTI_ROLLBACK
+)
+def test_anti_rollback(
+    efuse: int,
+    first_app: int | None,
+    second_app: int | None,
+    first: Select | None,
+    second: Select | None,
+    slot: str | None,
+    after: int,
+) -> None:
+    """Images whose secure version is lower than the eFuses' do not boot."""
+    flash = board("micro-rdk", first, second)
+    for label, version in (("ota_0", first_app), ("ota_1", second_app)):
+        image = build_app(
+            size_bytes=20_000, secure_version=version or 0, described=version is not None
+        )
+        at = LAYOUTS["micro-rdk"].find(label).offset
+        flash[at : at + 0x8000] = image.ljust(0x8000, b"\xff")
+    result = boot(flash, rollback=True, anti_rollback=True, secure_version=efuse)
+    assert (result.slot, result.secure_version) == (slot, after)
+    assert f"Secure version (from eFuse) = {efuse}" in "\n".join(result.log)
 
 
 def test_blank_flash() -> None:

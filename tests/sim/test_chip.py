@@ -60,6 +60,13 @@ def test_mac_and_its_crc() -> None:
     assert word2 >> 16 & 0xFF == EfuseMacField.calc_crc(config.mac_bytes())
 
 
+def test_secure_version() -> None:
+    """A bit of eFuse block 3 for each, where ESP-IDF's bootloader counts them."""
+    word = 0x3FF5A088
+    assert esptool_on(BoardConfig()).read_reg(word) == 0
+    assert esptool_on(BoardConfig(secure_version=5)).read_reg(word).bit_count() == 5
+
+
 def test_crystal() -> None:
     """The ROM's calibration registers give 40 MHz, so baud rates need no correction."""
     assert esptool_on(BoardConfig()).get_rom_cal_crystal_freq() == 40_000_000

@@ -57,6 +57,23 @@ def test_the_reset_delay_decides(
     assert board.control.wait_for(outcome, since=since)
 
 
+def test_without_reset_lines(start: StartBoard, open_port: OpenPort) -> None:
+    """A UART header without DTR and RTS: buttons alone lead into download mode and out of it."""
+    board = start(config={"reset_lines": False})
+    since = board.control.wait_for("app")["number"]
+    port = open_port(board.url)
+    enter_download_mode(port)
+    assert board.control.events(since=since)[-1]["event"] == "opened"
+    board.control.reset(boot_button=True)
+    board.control.wait_for("download", since=since)
+    port.rts = True
+    port.rts = False
+    port.flush()
+    assert board.control.state()["state"] == "download"
+    board.control.reset()
+    board.control.wait_for("app", since=since)
+
+
 def test_both_lines_at_once(start: StartBoard, open_port: OpenPort) -> None:
     """The tight sequence, which sets both lines in one call, enters download mode, too."""
     board = start()

@@ -44,6 +44,7 @@ class MemoryBoard:
 
     data: bytearray
     rollback: bool = False
+    table_offset: int = 0x8000
     chip: ChipInfo = field(
         default_factory=lambda: ChipInfo("ESP32", 0, "24:0a:c4:00:00:01", 301, None)
     )
@@ -54,16 +55,16 @@ class MemoryBoard:
 
     def boot(self) -> BootResult:
         """One pass of the bootloader; it may write."""
-        return boot(self.data, rollback=self.rollback)
+        return boot(self.data, rollback=self.rollback, table_offset=self.table_offset)
 
     def look(self, firmware: Firmware | None = None, facts: BoardFacts | None = None) -> Inspection:
         """As a session looks: an ordinary restart where nothing else tells what runs."""
         flash = MemoryFlash(self.data)
 
         def loaded_offset() -> int | None:
-            offset = boot(flash.data, rollback=self.rollback).offset
+            booted = boot(flash.data, rollback=self.rollback, table_offset=self.table_offset)
             self.data[:] = flash.data
-            return offset
+            return booted.offset
 
         found = inspect(
             flash,
@@ -94,7 +95,7 @@ class MemoryBoard:
 
     def nvs(self) -> NvsState:
         """The NVS as firmware would find it, on a copy."""
-        for at in range(0x8000, 0x8C00, 32):
+        for at in range(self.table_offset, self.table_offset + 0xC00, 32):
             entry = self.data[at : at + 32]
             if entry[2:4] == b"\x01\x02":
                 offset = int.from_bytes(entry[4:8], "little")

@@ -12,17 +12,19 @@ from datetime import UTC, datetime
 
 from ota_service.board.chip import ChipInfo
 from ota_service.board.flash import Flash
-from ota_service.board.inspect import TABLE_BYTES, TABLE_OFFSET
 from ota_service.board.sparse import nvs_region, otadata_region, table_region
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import SECTOR_BYTES
 from ota_service.formats.nvs import Nvs, parse_nvs
 from ota_service.formats.partitions import (
     OTADATA_BYTES,
+    TABLE_BYTES,
+    TABLE_OFFSET,
     Partition,
     PartitionTable,
     parse_partition_table,
 )
+from ota_service.formats.table_places import find_table
 
 NVS_KIND = "data/nvs"
 STORE_KINDS = (NVS_KIND, "data/nvs_keys")
@@ -115,7 +117,8 @@ def take_backup(flash: Flash, chip: ChipInfo) -> Backup:
     if chip.flash_encrypted:
         raise OtaError("flash-encrypted", "The board encrypts its flash.")
     flash.prefetch([table_region(TABLE_OFFSET)])
-    table = Piece("partition table", "table", TABLE_OFFSET, flash.read(TABLE_OFFSET, SECTOR_BYTES))
+    place = find_table(flash.read, flash_bytes=chip.flash_bytes).offset
+    table = Piece("partition table", "table", place, flash.read(place, SECTOR_BYTES))
     partitions = _parsed(table, chip.flash_bytes)
     at = partitions.otadata
     stores = [part for part in partitions.partitions if part.kind in STORE_KINDS]

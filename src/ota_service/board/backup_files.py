@@ -30,13 +30,13 @@ from typing import Any, Literal
 from ota_service.board.backup import STORE_KINDS, Backup, Piece, store_bytes
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import SECTOR_BYTES
+from ota_service.formats.table_places import TABLE_PLACES
 
 MANIFEST = "backup.json"
 _FORMAT = 1
 _MARK = "unfinished.json"
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _LARGEST_BYTES = 1 << 24
-_TABLE_PLACES = range(0x8000, 0x21000, SECTOR_BYTES)
 
 Work = Literal["flash", "restore"]
 
@@ -121,7 +121,7 @@ def read_backup(folder: Path) -> Backup:
             raise _invalid(folder, f"its table has no partition {piece.label!r} as it names one")
     if (
         len(backup.table.data) != SECTOR_BYTES
-        or backup.table.offset not in _TABLE_PLACES
+        or backup.table.offset not in TABLE_PLACES
         or not all(piece.kind in STORE_KINDS for piece in backup.stores)
     ):
         raise _invalid(folder, "it names places that no backup has")

@@ -26,6 +26,7 @@ from ota_service.board.session import BootRules
 from ota_service.board.visit import connect, is_pending, left_running, put_back, watch_start
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import Nvs
+from ota_service.formats.table_places import require_only
 
 RestorePhase = Literal["connecting", "inspecting", "writing", "verifying", "booting"]
 
@@ -168,13 +169,15 @@ def _prepare(link: EspLink, job: RestoreJob, hooks: RestoreHooks) -> RestoreOutc
 def _look_before(flash: Flash, chip: ChipInfo, store: Backups) -> Had:
     """What the board has, or what it had before somebody took its table away."""
     try:
-        return Had(take_backup(flash, chip))
+        found = take_backup(flash, chip)
     except OtaError as error:
         if error.code in ("link-lost", "flash-encrypted"):
             raise
         own = store.unfinished("restore")
         known = [kept.backup for kept in reversed(store.all())]
         return Had(None, error, own[0].backup if own else None, known)
+    require_only(flash.read, found.partitions)
+    return Had(found)
 
 
 def _keep_before(store: Backups, had: Had) -> Path | None:

@@ -14,20 +14,21 @@ from typing import Any, Literal, Protocol
 
 from serial import SerialBase
 
-from ota_service.board.backup import NVS_KIND, take_backup
+from ota_service.board.backup import NVS_KIND, Backup, take_backup
 from ota_service.board.backup_files import Backups
 from ota_service.board.boot import Expected, Verdict
 from ota_service.board.chip import ChipInfo
 from ota_service.board.flash import Flash
 from ota_service.board.flash_plan import Before, FlashPlan, KeptPartition, MergedFile, plan_flash
-from ota_service.board.inspect import NAMESPACE, TABLE_OFFSET, VERSION_KEY
+from ota_service.board.inspect import NAMESPACE, VERSION_KEY
 from ota_service.board.link import EspLink
 from ota_service.board.rewrite import Write, rewrite, total_bytes
 from ota_service.board.session import BootRules
 from ota_service.board.visit import connect, left_running, watch_start
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import Nvs, parse_nvs
-from ota_service.formats.partitions import PartitionTable
+from ota_service.formats.partitions import TABLE_OFFSET, PartitionTable
+from ota_service.formats.table_places import all_tables, require_only
 
 FlashPhase = Literal["connecting", "inspecting", "writing", "verifying", "booting"]
 
@@ -183,16 +184,19 @@ def run_flash(port: SerialBase, job: FlashJob, hooks: FlashHooks) -> FlashOutcom
 
 def look_before(flash: Flash, chip: ChipInfo) -> Before:
     """What the board has: all of it that can be kept, and the keys that can be carried over."""
+    tables = all_tables(flash.read)
+    found: Backup | None = None
     try:
         found = take_backup(flash, chip)
+        table = found.partitions
+        require_only(flash.read, table)
     except OtaError as error:
         if error.code == "link-lost":
             raise
-        return Before(None, error)
-    table = found.partitions
+        return Before(None, error, tables=tables, backup=found)
     closed = {part.label for part in table.partitions if part.encrypted}
     nvs = {label: data for label, data in found.nvs.items() if label not in closed}
-    return Before(table, nvs=nvs, backup=found)
+    return Before(table, nvs=nvs, tables=tables, backup=found)
 
 
 def to_keep(before: Before, saved: Sequence[Mapping[str, bytes]] = ()) -> dict[str, bytes]:
@@ -277,7 +281,6 @@ def _version(file: MergedFile, kept: tuple[KeptPartition, ...]) -> str:
 def _write(link: Flash, job: FlashJob, hooks: FlashHooks, outcome: FlashOutcome) -> None:
     plan = outcome.plan
     total = total_bytes(plan)
-    had = outcome.before.backup
     hooks.phase("writing")
 
     def progress(done: int) -> None:
@@ -289,7 +292,7 @@ def _write(link: Flash, job: FlashJob, hooks: FlashHooks, outcome: FlashOutcome)
         rewrite(
             link,
             plan,
-            old_tables=(TABLE_OFFSET, *([had.table.offset] if had is not None else [])),
+            old_tables=(TABLE_OFFSET, *outcome.before.tables),
             standing=[Write(part.label, part.after.offset, part.data) for part in plan.kept],
             verifying=lambda: hooks.phase("verifying"),
             progress=progress,

@@ -14,7 +14,7 @@ from ota_service.board.backup import NVS_KIND, Backup
 from ota_service.board.chip import ChipInfo
 from ota_service.board.rewrite import Write
 from ota_service.errors import OtaError
-from ota_service.formats.bootloader import Bootloader
+from ota_service.formats.bootloader import FLASH_BYTES_ELSE, Bootloader
 from ota_service.formats.flashops import SECTOR_BYTES
 from ota_service.formats.image import AppImage
 from ota_service.formats.merged import MergedBinary, parse_merged, whole_flash
@@ -74,11 +74,12 @@ def check_merged(data: bytes) -> MergedFile:
             f"The Merged Binary has a bootloader for {merged.chip} and an app for {held.chip}.",
             remedy=_REMEDY,
         )
-    if loader.flash_bytes is not None and merged.table.end > loader.flash_bytes:
+    made_for = loader.flash_bytes or FLASH_BYTES_ELSE
+    if merged.table.end > made_for:
         raise OtaError(
             "flash-size",
             f"The partition table ends at {merged.table.end:#x}, and the bootloader is built for "
-            f"a flash of {loader.flash_bytes:#x} bytes only: it would not start.",
+            f"a flash of {made_for:#x} bytes only: it would not start.",
             remedy="Make it again with the board's flash size: `make build-esp32-bin "
             "FLASH_SIZE=..`.",
         )
@@ -91,14 +92,17 @@ def check_merged(data: bytes) -> MergedFile:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What the board has. nvs: label -> raw contents, of each NVS partition of its table.
+    """What the board has.
 
-    backup: all that is kept of it, None where its table cannot be read.
+    nvs: label -> raw contents, of each NVS partition of its table. tables: the places of all
+    tables that a bootloader might use. backup: all that is kept of it, None where no table can
+    be read.
     """
 
     table: PartitionTable | None
     table_problem: OtaError | None = None
     nvs: Mapping[str, bytes] = field(default_factory=dict)
+    tables: tuple[int, ...] = ()
     backup: Backup | None = None
 
 

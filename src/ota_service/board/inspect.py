@@ -16,7 +16,14 @@ from typing import Literal
 from ota_service.board.chip import ChipInfo
 from ota_service.board.facts import BoardFacts, KnownImage
 from ota_service.board.flash import Flash
-from ota_service.board.sparse import Region, nvs_region, otadata_region, table_region, whole
+from ota_service.board.sparse import (
+    Region,
+    blank_digest,
+    nvs_region,
+    otadata_region,
+    table_region,
+    whole,
+)
 from ota_service.errors import OtaError
 from ota_service.formats import otadata
 from ota_service.formats.extent import image_length
@@ -24,14 +31,14 @@ from ota_service.formats.image import AppDescriptor, parse_app_image, parse_head
 from ota_service.formats.nvs import Nvs, parse_nvs
 from ota_service.formats.otadata import OtaData, parse_otadata
 from ota_service.formats.partitions import (
+    SECTOR_BYTES,
+    TABLE_OFFSET,
     Partition,
     PartitionTable,
-    parse_partition_table,
     require_ota,
 )
+from ota_service.formats.table_places import find_table, require_only
 
-TABLE_OFFSET = 0x8000
-TABLE_BYTES = 0xC00
 OTADATA_BYTES = 0x2000
 HEAD_BYTES = 0x120
 """Image header, first segment header and app descriptor."""
@@ -130,14 +137,15 @@ def inspect(
         return Inspection(chip, problem=problem)
     flash.prefetch([table_region(TABLE_OFFSET)])
     try:
-        table = parse_partition_table(
-            flash.read(TABLE_OFFSET, TABLE_BYTES), flash_bytes=chip.flash_bytes
+        table = find_table(flash.read, flash_bytes=chip.flash_bytes)
+        flash.prefetch(
+            [*_stores(table), *(whole(p.offset, HEAD_BYTES) for p in _app_places(table))]
         )
+        require_only(flash.read, table, lambda at, size: flash.md5(at, size) == blank_digest(size))
     except OtaError as error:
         if error.code == "link-lost":
             raise
         return Inspection(chip, problem=error)
-    flash.prefetch([*_stores(table), *(whole(p.offset, HEAD_BYTES) for p in _app_places(table))])
     apps = tuple(_apps(flash, table))
     found = Inspection(chip, table=table, apps=apps)
     try:
@@ -201,7 +209,8 @@ def _with_nvs(flash: Flash, found: Inspection) -> Inspection:
     if partition is None:
         problem = found.problem or OtaError("nvs-missing")
         return replace(found, problem=problem)
-    raw = flash.read(partition.offset, partition.size_bytes)
+    # What is behind the last whole sector is none of the firmware's NVS either.
+    raw = flash.read(partition.offset, partition.size_bytes // SECTOR_BYTES * SECTOR_BYTES)
     try:
         if partition.encrypted:
             raise OtaError("flash-encrypted", "The board encrypts its NVS.")

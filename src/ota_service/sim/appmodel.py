@@ -15,7 +15,7 @@ from ota_service.sim.core import Core
 from ota_service.sim.flash import SECTOR_BYTES
 from ota_service.sim.images import Behaviour, Ending, find_behaviour, read_descriptor
 from ota_service.sim.layouts import Partition
-from ota_service.sim.nvsformat import SECTOR, NvsError
+from ota_service.sim.nvsformat import SECTOR, NvsError, Region
 from ota_service.sim.nvsmodel import FlashRegion, MemoryRegion, NvsStore, Write
 
 NAMESPACE = "VIAM_NS"
@@ -51,7 +51,9 @@ class App:
         time_scale: float,
         record: Callable[..., None],
         set_baud: Callable[[int], None],
+        burn: Callable[[int], None] | None = None,
     ) -> None:
+        """Make one. burn: sets the eFuses' secure version, where the build has anti-rollback."""
         self.core = core
         self.partition = partition
         self.behaviour = find_behaviour(image) or Behaviour()
@@ -60,6 +62,7 @@ class App:
         self._scale = time_scale
         self._record = record
         self._set_baud = set_baud
+        self._burn = burn
         self._clock_ms = 280
         self._store: NvsStore | None = None
         self._nvs: Partition | None = None
@@ -171,7 +174,7 @@ class App:
 
     def _confirm(self) -> None:
         """esp_ota_mark_app_valid_cancel_rollback: PENDING_VERIFY becomes VALID."""
-        otadata = self._find(layouts.DATA_OTA)
+        otadata = next(iter(self._all(layouts.DATA_OTA)), None)
         if otadata is None:
             return
         flash = self.core.flash
@@ -191,21 +194,42 @@ class App:
         flash.program(address, Select(entry.seq, VALID, entry.crc, entry.label).encode(), "app")
         self.log("I", "app", "confirmed: rollback cancelled")
         self._record("confirmed", **self.describe())
+        if self._burn is not None and self.info is not None:
+            self._burn(self.info.secure_version)
 
-    def _find(self, subtype: int) -> Partition | None:
-        for partition in self._partitions:
-            if (partition.type, partition.subtype) == (layouts.TYPE_DATA, subtype):
-                return partition
-        return None
+    def _all(self, subtype: int) -> list[Partition]:
+        """The data partitions of a kind, in the table's order."""
+        wanted = (layouts.TYPE_DATA, subtype)
+        return [p for p in self._partitions if (p.type, p.subtype) == wanted]
 
     # --- NVS
 
     def _start_nvs(self) -> None:
-        """nvs_flash_init, and what stock apps do when it fails: erase everything."""
-        self._nvs = self._find(layouts.DATA_NVS)
-        if self._nvs is None:
+        """nvs_flash_init for each NVS partition, that with the label "nvs" first.
+
+        The version is read from the first that has it, as micro-RDK's newer builds do.
+        """
+        partitions = sorted(self._all(layouts.DATA_NVS), key=lambda p: p.label != "nvs")
+        stores = [self._open_nvs(partition) for partition in partitions]
+        if not stores:
             return
-        region = FlashRegion(self.core.flash, self._nvs.offset, self._nvs.size)
+        self._nvs, self._store = partitions[0], stores[0]
+        versions = [store.get(NAMESPACE, "OTA_VERSION") for store in stores]
+        version = next((found[1] for found in versions if found), b"")
+        text = version.decode("utf-8", "replace")
+        self.log("I", "app", f"{NAMESPACE} OTA_VERSION: {text!r}")
+        if self.behaviour.print_secrets:
+            for (space, key), (kind, value) in stores[0].read_all().items():
+                if space == NAMESPACE and kind == "string":
+                    self.print(f"{key}={value.decode('utf-8', 'replace')}")
+
+    def _open_nvs(self, partition: Partition) -> NvsStore:
+        """Initialise one; stock apps erase everything where that fails."""
+        flash = self.core.flash
+        region: Region = FlashRegion(flash, partition.offset, partition.size)
+        if partition.flags & layouts.FLAG_READ_ONLY:
+            # Nothing is repaired there; NVS itself sees what the repairs would have led to.
+            region = MemoryRegion(bytearray(flash.read(partition.offset, partition.size)))
         store = NvsStore(region)
         try:
             store.init()
@@ -214,17 +238,10 @@ class App:
             self.log("W", "app", "erasing NVS")
             for offset in range(0, region.size, SECTOR):
                 region.erase_sector(offset)
-            self._record("nvs-erased", error=str(error))
+            self._record("nvs-erased", error=str(error), label=partition.label)
             store = NvsStore(region)
             store.init()
-        self._store = store
-        version = store.get(NAMESPACE, "OTA_VERSION")
-        text = version[1].decode("utf-8", "replace") if version else ""
-        self.log("I", "app", f"{NAMESPACE} OTA_VERSION: {text!r}")
-        if self.behaviour.print_secrets:
-            for (space, key), (kind, value) in store.read_all().items():
-                if space == NAMESPACE and kind == "string":
-                    self.print(f"{key}={value.decode('utf-8', 'replace')}")
+        return store
 
     def _write_nvs_step(self) -> None:
         """One flash operation of an endless series of NVS writes."""

@@ -70,6 +70,7 @@ class Board:
         self._io0_changes: deque[tuple[float, bool]] = deque([(0.0, False)], maxlen=64)
         self._loop = asyncio.get_running_loop()
         self._rise: asyncio.TimerHandle | None = None
+        self._boot_button = False
         self._core: Core | None = None
         self._rom: RomLoader | None = None
         self._task: asyncio.Task[None] | None = None
@@ -126,6 +127,8 @@ class Board:
     def set_lines(self, dtr: bool, rts: bool, at_s: float) -> None:
         """DTR and RTS as the host drives them since `at_s`."""
         self.dtr, self.rts = dtr, rts
+        if not self.config.reset_lines:
+            return
         self._io0_changes.append((at_s, dtr and not rts))
         en_low = rts and not dtr
         if en_low == self._en_low:
@@ -147,17 +150,20 @@ class Board:
 
     def _en_risen(self, at_s: float) -> None:
         self._rise = None
+        held, self._boot_button = self._boot_button, False
         io0_low = False
         for changed_s, low in self._io0_changes:
             if changed_s <= at_s:
                 io0_low = low
+        io0_low = io0_low or held
         self.history.add("reset", reason="EN", io0_low=io0_low)
         self._start_chip(io0_low or self.faults.stuck_in_download)
 
-    def reset_button(self) -> None:
-        """Somebody presses the board's EN button."""
+    def reset_button(self, *, boot_button: bool = False) -> None:
+        """Somebody presses the board's EN button, perhaps while holding the one on IO0."""
         if self._powered and not self._en_low:
             self._stop_chip()
+            self._boot_button = boot_button
             self._release_en(self._loop.time())
 
     # --- the chip's life
@@ -208,6 +214,7 @@ class Board:
         """From one reset to the next one that the chip makes by itself; its reason."""
         core = self._core = Core(self.flash, self.times, self._chip_sends, self._set_chip_baud)
         self.registers.core = core
+        self.state = "bootloader"
         self._set_chip_baud(ROM_BAUD)
         core.print("ets Jul 29 2019 12:21:46\r\n\r\n")
         if download:
@@ -254,13 +261,18 @@ class Board:
         result = bootmodel.boot(
             self.flash,
             rollback=self.config.rollback,
+            anti_rollback=self.config.anti_rollback,
+            secure_version=self.config.secure_version,
+            table_offset=self.config.table_offset,
+            silent=self.config.bootloader_log == "none",
             revision=major * 100 + minor,
             log=lambda line: core.print(line + "\r\n"),
         )
+        self._burn(result.secure_version)
         if result.partition is None or result.image is None:
             self.history.add("boot-failed", error=result.error)
             await core.sleep(RETRY_S * self.config.time_scale)
-            return RTCWDT if "boot:" not in "".join(result.log) else SW_RESET
+            return SW_RESET if result.started else RTCWDT
         core.spend(self.times.read_s_per_mib * result.image.size / (1 << 20))
         await core.settle()
         image = self.flash.read(result.image.offset, result.image.size)
@@ -273,11 +285,19 @@ class Board:
             time_scale=self.config.time_scale,
             record=self.history.add,
             set_baud=self._set_chip_baud,
+            burn=self._burn if self.config.anti_rollback else None,
         )
         self.app = app.describe()
         self.history.add("boot", slot=result.slot, index=result.index, offset=result.offset)
         ending = await app.run()
         return RESET_REASONS[ending]
+
+    def _burn(self, secure_version: int) -> None:
+        """eFuses outlast power, and count upwards only."""
+        if secure_version > self.config.secure_version:
+            self.set_config(secure_version=secure_version)
+            self.config.save(self.directory)
+            self.history.add("burnt", secure_version=secure_version)
 
     # --- the wire
 
@@ -293,7 +313,7 @@ class Board:
     def _chip_sends(self, data: bytes, at_s: float) -> float:
         """The chip transmits; returns when the last byte is in the UART's FIFO."""
         baud = self.chip_baud
-        if self.state in ("bootloader", "app", "reset"):
+        if self.state in ("bootloader", "app"):
             self.history.print(data)
         if baud <= 0 or self.faults.no_answer:
             return at_s

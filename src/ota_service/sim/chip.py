@@ -42,6 +42,9 @@ USER_ADDR = 1 << 30
 USER_MISO = 1 << 28
 USER_MOSI = 1 << 27
 
+# BLK3 word 4 (EFUSE_BLK3_RDATA4): a bit for each secure version (esp_efuse_table.csv).
+SECURE_VERSION_WORD = 34
+
 # Strapping pins as sampled at reset: the value that the ROM prints after "boot:".
 STRAP_NORMAL = 0x13
 STRAP_DOWNLOAD = 0x03
@@ -60,7 +63,7 @@ def mac_crc(mac: bytes) -> int:
 
 
 def efuse_words(config: BoardConfig) -> dict[int, int]:
-    """eFuse block 0 as the read registers show it, word number to value."""
+    """eFuses as the read registers show them, word number (esptool's read_efuse) to value."""
     mac = config.mac_bytes()
     major, minor = config.revision
     word3 = (config.package & 7) << 9 | (config.package >> 3 & 1) << 2 | 1 << 13
@@ -80,6 +83,7 @@ def efuse_words(config: BoardConfig) -> dict[int, int]:
         4: CK8M_FREQ,
         5: word5,
         6: word6,
+        SECURE_VERSION_WORD: (1 << config.secure_version) - 1,
     }
 
 
@@ -126,8 +130,8 @@ class Registers:
         """The 32-bit value at `address`."""
         if address == CHIP_MAGIC_ADDRESS:
             return CHIP_MAGIC
-        if EFUSE_BASE <= address < EFUSE_BASE + 7 * 4:
-            return self.efuses[(address - EFUSE_BASE) // 4]
+        if EFUSE_BASE <= address <= EFUSE_BASE + SECURE_VERSION_WORD * 4:
+            return self.efuses.get((address - EFUSE_BASE) // 4, 0)
         if address == UART_CLKDIV:
             whole, sixteenths = divmod(XTAL_HZ * 16 // self.baud, 16)
             return whole | sixteenths << 20

@@ -7,6 +7,9 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from ota_service.sim.layouts import TABLE_OFFSET
 
 CONFIG_FILE = "board.json"
 FLASH_FILE = "flash.bin"
@@ -23,10 +26,14 @@ class BoardConfig:
 
     mac: six bytes as text, "24:0a:c4:00:00:01". revision: (major, minor) of the chip.
     flash_crypt_cnt: eFuse count, an odd number of bits means encrypted. rollback: whether the
-    bootloader was built with app rollback. timed: wire, bridge and flash take their real time.
-    erase_factor: how much longer than their data sheets say erases take, where boards are timed.
-    time_scale: seconds of an app's behaviour are multiplied by it. resets_on_open: opening the
-    port resets the board, as with drivers that move DTR and RTS one after the other. max_baud:
+    bootloader was built with app rollback. anti_rollback: and with anti-rollback, too;
+    secure_version: what the eFuses count for it. bootloader_log: "none" for one that prints
+    nothing, as the Arduino core's; the ROM's lines stay. table_offset: where the bootloader looks
+    for the partition table. reset_lines: whether DTR and RTS reach EN and IO0; where not, only
+    people reset the board (`BoardControl.reset`). timed: wire, bridge and flash take their real
+    time. erase_factor: how much longer than their data sheets say erases take, where boards are
+    timed. time_scale: seconds of an app's behaviour are multiplied by it. resets_on_open: opening
+    the port resets the board, as with drivers that move DTR and RTS one after the other. max_baud:
     above it the wire carries noise; 0: it holds every speed. rom_reports_baud: the stub starts
     at the speed that the ROM was set to; else at 115200, as where the ROM's CHANGE_BAUDRATE does
     not note the speed in its UART structure, where the stub looks for it. Which one silicon does
@@ -42,6 +49,11 @@ class BoardConfig:
     secure_boot_v2: bool = False
     download_encrypt_disabled: bool = False
     rollback: bool = False
+    anti_rollback: bool = False
+    secure_version: int = 0
+    bootloader_log: Literal["info", "none"] = "info"
+    table_offset: int = TABLE_OFFSET
+    reset_lines: bool = True
     timed: bool = False
     bridge_latency_ms: float = 1.0
     erase_factor: float = 1.0

@@ -150,9 +150,9 @@ class BoardControl:
         self.power_off()
         self.power_on()
 
-    def reset(self) -> None:
-        """Press the EN button."""
-        self._request("reset")
+    def reset(self, *, boot_button: bool = False) -> None:
+        """Press the EN button; boot_button: while IO0's is held, which enters download mode."""
+        self._request("reset", boot_button=boot_button)
 
     def set_faults(self, **faults: Any) -> None:
         """Switch faults: stuck_in_download, no_answer, garbage (booleans); to_board, from_board.

@@ -130,9 +130,9 @@ class Control:
         else:
             self.board.power_off()
 
-    def do_reset(self) -> None:
+    def do_reset(self, boot_button: bool = False) -> None:
         """Press the EN button."""
-        self.board.reset_button()
+        self.board.reset_button(boot_button=boot_button)
 
     def do_faults(self, **faults: Any) -> None:
         """Switch faults on or off; see `faults.Faults`."""

@@ -14,8 +14,8 @@ CONSOLE_LIMIT_BYTES = 1 << 20
 class History:
     """Events and console output of one board, and a way to wait for more.
 
-    Events: reset, boot, boot-failed, app, download, stub, panic, confirmed, nvs-erased, hang,
-    power-off, power-cut, power-on, opened, closed, unplugged, plugged, said. Each is a
+    Events: reset, boot, boot-failed, app, download, stub, panic, confirmed, burnt, nvs-erased,
+    hang, power-off, power-cut, power-on, opened, closed, unplugged, plugged, said. Each is a
     dictionary with number, event, time_s (the board process's monotonic clock) and details.
     """
 

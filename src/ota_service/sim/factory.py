@@ -19,11 +19,19 @@ from ota_service.sim.bootmodel import (
 )
 from ota_service.sim.config import FLASH_FILE, BoardConfig
 from ota_service.sim.flash import SECTOR_BYTES, create_file
+from ota_service.sim.imagecheck import BOOTLOADER_OFFSET
 from ota_service.sim.images import build_app, build_bootloader
-from ota_service.sim.layouts import TABLE_OFFSET, Layout, Partition, encode_table, layout_of
+from ota_service.sim.layouts import (
+    DATA_NVS,
+    TABLE_OFFSET,
+    TYPE_DATA,
+    Layout,
+    Partition,
+    encode_table,
+    layout_of,
+)
 from ota_service.sim.nvsmodel import NvsStore, NvsValue
 
-BOOTLOADER_OFFSET = 0x1000
 NAMESPACE = "VIAM_NS"
 
 OtadataState = Literal["blank", "first-boot", "updated", "new", "pending", "aborted"]
@@ -106,38 +114,44 @@ def make_flash(
     flash_bytes: int | None = None,
     *,
     app: bytes | None = None,
-    slot: str | None = None,
+    slot: str | Partition | None = None,
     other_app: bytes | None = None,
-    other_slot: str | None = None,
+    other_slot: str | Partition | None = None,
     nvs: Mapping[str, NvsValue] | None = None,
+    more_nvs: Mapping[str, Mapping[str, NvsValue]] | None = None,
     otadata: str | None = None,
     version: str = "1.0.0",
     seed: int = 0,
+    table_offset: int = TABLE_OFFSET,
 ) -> bytearray:
     """A complete flash: bootloader, partition table, otadata, phy, NVS, a running app.
 
     app: an App Image, by default one of project micro-rdk-server in `version`; it goes to
-    `slot` (a label; by default the one that the layout boots first). other_app goes to
-    other_slot. nvs: the keys of VIAM_NS, by default `default_nvs`; an empty mapping leaves the
-    partition blank. otadata: see `otadata_entries`; by default blank where the slot boots
+    `slot` (a label, or the partition itself; by default the one that the layout boots first).
+    other_app goes to other_slot. nvs: the keys of VIAM_NS in the partition "nvs", by default
+    `default_nvs`; an empty mapping leaves the partition blank. more_nvs: those of further NVS
+    partitions, by label. otadata: see `otadata_entries`; by default blank where the slot boots
     without it, else updated.
     """
     if isinstance(layout, str):
         layout = layout_of(layout)
     size = flash_bytes or layout.flash_bytes
     flash = bytearray(b"\xff" * size)
-    target = layout.find(slot) if slot else layout.first_app()
+    target = layout.find(slot) if isinstance(slot, str) else slot or layout.first_app()
     image = app if app is not None else build_app(version=version, seed=seed)
     _place(flash, BOOTLOADER_OFFSET, build_bootloader(flash_size_code=_size_code(size)))
-    _place(flash, TABLE_OFFSET, encode_table(layout.partitions))
+    _place(flash, table_offset, encode_table(layout.partitions))
     _place_app(flash, target, image)
     if other_app is not None:
-        _place_app(flash, layout.find(other_slot or _other(layout, target).label), other_app)
+        other = other_slot or _other(layout, target)
+        _place_app(flash, layout.find(other) if isinstance(other, str) else other, other_app)
     for partition in layout.partitions:
         if partition.label == "phy_init":
             _place(flash, partition.offset, b"PHYINIT\x00" + bytes(range(128)))
-        elif partition.label == "nvs":
-            values = default_nvs(version=version, seed=seed) if nvs is None else nvs
+        elif (partition.type, partition.subtype) == (TYPE_DATA, DATA_NVS):
+            values = (more_nvs or {}).get(partition.label, {})
+            if partition.label == "nvs":
+                values = default_nvs(version=version, seed=seed) if nvs is None else nvs
             if values:
                 _place(flash, partition.offset, build_nvs(partition.size, values))
         elif partition.label == "otadata":

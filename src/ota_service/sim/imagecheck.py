@@ -15,6 +15,7 @@ from ota_service.sim.loader_common import checksum
 
 SEGMENT_LIMIT_BYTES = 16 << 20
 PAGE = 0x10000
+BOOTLOADER_OFFSET = 0x1000
 
 
 class BadImageError(Exception):
@@ -111,7 +112,13 @@ def verify_app(
     return LoadedImage(offset, size, entry, tuple(segments))
 
 
-def bootloader_problem(flash: NorFlash, offset: int = 0x1000) -> str | None:
+def bootloader_flash_bytes(flash: NorFlash, offset: int = BOOTLOADER_OFFSET) -> int:
+    """The flash's size as the bootloader's own header says it: the high nibble of byte 3."""
+    code = flash.read(offset, HEADER.size)[3] >> 4
+    return 1 << 20 + code if code <= 7 else 2 << 20
+
+
+def bootloader_problem(flash: NorFlash, offset: int = BOOTLOADER_OFFSET) -> str | None:
     """Why the ROM would not start the second stage; None where it would.
 
     The ROM looks at the magic byte and the simple checksum, not at the digest.

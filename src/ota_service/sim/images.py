@@ -192,17 +192,23 @@ def build_app(
     max_revision: int = 0xFFFF,
     secure_version: int = 0,
     hash_appended: bool = True,
+    described: bool = True,
 ) -> bytes:
     """An App Image of about `size_bytes` (exact to 16 bytes for 2 KiB and more).
 
     The same arguments give the same bytes. From 68 KiB on it has a mapped code segment as well
     as mapped data; smaller ones have their code in RAM. Revisions are major * 100 + minor.
+    described: with an app descriptor; apps by ESP-IDF before 3.3 have none.
     """
     behaviour = behaviour or Behaviour()
     rng = random.Random(f"{project}/{version}/{seed}")
     elf_sha256 = hashlib.sha256(f"{project}/{version}/{seed}/{behaviour}".encode()).digest()
-    head = descriptor(project, version, secure_version=secure_version, elf_sha256=elf_sha256)
-    head += behaviour.to_bytes()
+    head = behaviour.to_bytes()
+    if described:
+        head = (
+            descriptor(project, version, secure_version=secure_version, elf_sha256=elf_sha256)
+            + head
+        )
     head += b"\x00" * (-len(head) % 4)
 
     # What is neither data nor code: headers of up to five segments, checksum, digest.

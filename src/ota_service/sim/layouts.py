@@ -27,6 +27,7 @@ DATA_PHY = 0x01
 DATA_NVS = 0x02
 DATA_COREDUMP = 0x03
 DATA_NVS_KEYS = 0x04
+FLAG_READ_ONLY = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from typing import Any
 from ota_service.sim.config import FLASH_FILE, BoardConfig
 from ota_service.sim.control import BoardControl
 from ota_service.sim.factory import create_board, make_flash
+from ota_service.sim.layouts import TABLE_OFFSET, Layout, Partition
 from ota_service.sim.nvsmodel import NvsValue
 
 START_TIMEOUT_S = 30.0
@@ -49,11 +50,11 @@ class SimBoard:
     them. config: fields of `BoardConfig`; times are off unless it says timed=True.
     """
 
-    layout: str = "micro-rdk"
+    layout: str | Layout = "micro-rdk"
     flash: bytes | None = None
     version: str = "1.0.0"
     app: bytes | None = None
-    slot: str | None = None
+    slot: str | Partition | None = None
     nvs: Mapping[str, NvsValue] | None = None
     otadata: str | None = None
     flash_options: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +64,7 @@ class SimBoard:
         """The contents of its flash."""
         if self.flash is not None:
             return self.flash
+        table_offset = self.config.get("table_offset", TABLE_OFFSET)
         return bytes(
             make_flash(
                 self.layout,
@@ -72,6 +74,7 @@ class SimBoard:
                 otadata=self.otadata,
                 version=self.version,
                 seed=seed,
+                table_offset=table_offset,
                 **self.flash_options,
             )
         )
