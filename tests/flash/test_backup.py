@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ota_service.board.backup import Backup, take_backup
@@ -190,6 +190,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_manifest_is_a_backup_or_an_error_with_words(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
