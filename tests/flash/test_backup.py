@@ -277,28 +277,30 @@ def test_a_flash_keeps_what_the_board_has(tmp_path: Path, keep: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keep", [True, False])
-def test_a_flash_that_was_cut_anywhere_is_finished_with_the_keys(
-    tmp_path: Path, keep: bool
-) -> None:
-    """Whether or not the first one was to keep them, and whatever its firmware did meanwhile.
+def test_a_flash_that_was_cut_anywhere_is_finished_with_the_keys(tmp_path: Path) -> None:
+    """Whether or not the first one was to keep them: on disk at every moment they are.
 
-    Cut at every operation, whole and torn, of a flash whose NVS moves into a smaller place;
-    then keys are on disk, and no firmware runs on half a flash.
+    Cut at every operation, whole and torn, one of them with keep_nvs and the other without, of a
+    flash whose NVS moves into a smaller place; no firmware runs on half a flash meanwhile.
     """
     start = bytes(board("no-ota").data)
     before = keys(nvs_of(start, "no-ota"))
     data = merged(size_bytes=20_000)
-    whole = MemoryLink(start)
-    flash(whole, data, tmp_path / "whole", keep=keep)
-    assert len(whole.trace) > 150
-    for number, (at, how) in enumerate(cuts(whole.trace)):
+    traces = {}
+    for keep in (True, False):
+        whole = MemoryLink(start)
+        flash(whole, data, tmp_path / str(keep), keep=keep)
+        assert len(whole.trace) > 100
+        traces[keep] = whole.trace
+    for number, (at, how) in enumerate(cuts(max(traces.values(), key=len))):
         state = tmp_path / str(number)
-        first = partial(flash, data=data, state=state, keep=keep)
-        left = cut(first, start, at, how, whole.trace[at])
+        keep = bool(how) == (at % 2 == 0)
+        trace = traces[keep]
+        if at >= len(trace):
+            continue
+        left = cut(partial(flash, data=data, state=state, keep=keep), start, at, how, trace[at])
         if at:
-            assert boots(left) in (None, "factory")
-            assert boots(left) is None or at == len(whole.trace) - 1, (at, how)
+            assert boots(left) is None or at == len(trace) - 1, (at, how)
         again = MemoryLink(left)
         outcome = flash(again, data, state, keep=True)
         assert keys(nvs_of(again.data, "guide")) == before, (at, how)
@@ -421,7 +423,6 @@ def test_the_table_comes_back_where_nothing_starts_with_the_one_there(tmp_path: 
     link = board(slot="ota_1")
     whole = bytes(link.data)
     write_backup(tmp_path / "b", backup_of(link))
-    link.data[0x8000:0x9000] = make_flash("micro-rdk", 8 * MIB)[0x8000:0x9000]
     link.data[0x8000:0x9000] = board("no-ota").data[0x8000:0x9000]
     link.data[0x10000:0x10004] = b"\0\0\0\0"
     wanted = bytearray(whole)
@@ -431,6 +432,19 @@ def test_the_table_comes_back_where_nothing_starts_with_the_one_there(tmp_path: 
     assert done.plan.table_back
     assert link.data == wanted
     assert boots(link.data) == "ota_1"
+
+
+def test_an_app_that_only_the_bootloader_may_know_keeps_its_table(tmp_path: Path) -> None:
+    """The image there is none that we call whole, and still nothing is risked."""
+    link = board(slot="ota_1")
+    write_backup(tmp_path / "b", backup_of(link))
+    link.data[0x8000:0x9000] = board("no-ota").data[0x8000:0x9000]
+    link.data[0x10000 : 0x10000 + len(OTHER)] = OTHER
+    link.data[0x10000 + len(OTHER) - 1] ^= 1
+    table = bytes(link.data[0x8000:0x9000])
+    done = restore(link, tmp_path / "b", tmp_path)
+    assert link.data[0x8000:0x9000] == table
+    assert not done.plan.table_back
 
 
 @pytest.mark.parametrize("broken", ["bootloader", "app"])
