@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ota_service.board.backup import Backup, take_backup
 from ota_service.board.backup_files import MANIFEST, Backups, read_backup, write_backup
 from ota_service.board.flash import PowerCut
 from ota_service.errors import OtaError
+from ota_service.formats.flashops import FlashOp
 from ota_service.sim.bootmodel import boot
 from ota_service.sim.factory import build_nvs, default_nvs, make_flash
 from ota_service.sim.images import build_app
@@ -192,6 +193,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_manifest_is_a_backup_or_an_error_with_words(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -278,28 +280,30 @@ def test_a_flash_keeps_what_the_board_has(tmp_path: Path, keep: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keep", [True, False])
-def test_a_flash_that_was_cut_anywhere_is_finished_with_the_keys(
-    tmp_path: Path, keep: bool
-) -> None:
-    """Whether or not the first one was to keep them, and whatever its firmware did meanwhile.
+def test_a_flash_that_was_cut_anywhere_is_finished_with_the_keys(tmp_path: Path) -> None:
+    """Whether or not the first one was to keep them: on disk at every moment they are.
 
-    Cut at every operation, whole and torn, of a flash whose NVS moves into a smaller place;
-    then keys are on disk, and no firmware runs on half a flash.
+    Cut at every operation, whole and torn, one of them with keep_nvs and the other without, of a
+    flash whose NVS moves into a smaller place; no firmware runs on half a flash meanwhile.
     """
     start = bytes(board("no-ota").data)
     before = keys(nvs_of(start, "no-ota"))
     data = merged(size_bytes=20_000)
-    whole = MemoryLink(start)
-    flash(whole, data, tmp_path / "whole", keep=keep)
-    assert len(whole.trace) > 150
-    for number, (at, how) in enumerate(cuts(whole.trace)):
+    places: list[tuple[bool, list[FlashOp], int, str]] = []
+    for keep in (True, False):
+        whole = MemoryLink(start)
+        flash(whole, data, tmp_path / str(keep), keep=keep)
+        places += [
+            (keep, whole.trace, at, how)
+            for at, how in cuts(whole.trace)
+            if keep == (bool(how) == (at % 2 == 0))
+        ]
+    assert len(places) > 200
+    for number, (keep, trace, at, how) in enumerate(places):
         state = tmp_path / str(number)
-        first = partial(flash, data=data, state=state, keep=keep)
-        left = cut(first, start, at, how, whole.trace[at])
+        left = cut(partial(flash, data=data, state=state, keep=keep), start, at, how, trace[at])
         if at:
-            assert boots(left) in (None, "factory")
-            assert boots(left) is None or at == len(whole.trace) - 1, (at, how)
+            assert boots(left) is None or at == len(trace) - 1, (at, how)
         again = MemoryLink(left)
         outcome = flash(again, data, state, keep=True)
         assert keys(nvs_of(again.data, "guide")) == before, (at, how)
@@ -422,7 +426,6 @@ def test_the_table_comes_back_where_nothing_starts_with_the_one_there(tmp_path: 
     link = board(slot="ota_1")
     whole = bytes(link.data)
     write_backup(tmp_path / "b", backup_of(link))
-    link.data[0x8000:0x9000] = make_flash("micro-rdk", 8 * MIB)[0x8000:0x9000]
     link.data[0x8000:0x9000] = board("no-ota").data[0x8000:0x9000]
     link.data[0x10000:0x10004] = b"\0\0\0\0"
     wanted = bytearray(whole)
@@ -432,6 +435,19 @@ def test_the_table_comes_back_where_nothing_starts_with_the_one_there(tmp_path: 
     assert done.plan.table_back
     assert link.data == wanted
     assert boots(link.data) == "ota_1"
+
+
+def test_an_app_that_only_the_bootloader_may_know_keeps_its_table(tmp_path: Path) -> None:
+    """The image there is none that we call whole, and still nothing is risked."""
+    link = board(slot="ota_1")
+    write_backup(tmp_path / "b", backup_of(link))
+    link.data[0x8000:0x9000] = board("no-ota").data[0x8000:0x9000]
+    link.data[0x10000 : 0x10000 + len(OTHER)] = OTHER
+    link.data[0x10000 + len(OTHER) - 1] ^= 1
+    table = bytes(link.data[0x8000:0x9000])
+    done = restore(link, tmp_path / "b", tmp_path)
+    assert link.data[0x8000:0x9000] == table
+    assert not done.plan.table_back
 
 
 @pytest.mark.parametrize("broken", ["bootloader", "app"])

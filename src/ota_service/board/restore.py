@@ -5,11 +5,10 @@ NVS goes to the partitions of the same labels, wherever they are now. otadata an
 table belong to apps that may be gone, so they go back only where that leaves a board that
 starts:
 
-- The table that a board has stays, as long as an app starts with it: a whole flash may have
+- The table that a board has stays, as long as an app may start with it: a whole flash may have
   given it another one since, and the backup's over the new bootloader and apps would end it.
-- A table comes back where the board has none, or starts nothing with its own, and starts
-  something with the backup's: a whole bootloader, and a whole image in the place that otadata
-  names.
+- A table comes back where the board has none, or no app with its own, and starts something with
+  the backup's: a whole bootloader, and a whole image in the place that otadata names.
 - otadata comes back under the same table only, where the slot that it names holds a whole image.
 - To another board goes NVS alone.
 """
@@ -23,7 +22,7 @@ from ota_service.board.backup import NVS_KIND, Backup, Piece, store_bytes
 from ota_service.board.carry_out import is_bootable
 from ota_service.board.chip import ChipInfo
 from ota_service.board.flash import Flash
-from ota_service.board.inspect import HEAD_BYTES
+from ota_service.board.inspect import HEAD_BYTES, image_bytes
 from ota_service.board.rewrite import Write
 from ota_service.errors import OtaError
 from ota_service.formats.bootloader import parse_bootloader
@@ -176,9 +175,9 @@ def _base(
             remedy="Write a Merged Binary with `make flash-esp32-bin` first, then restore.",
         )
     if same_board and own.partitions.partitions != saved.partitions.partitions:
-        if _starts_any(flash, own):
+        if _may_start(flash, own):
             notes.append(
-                "The board starts with another partition table than the backup's, so its table "
+                "The board has apps under another partition table than the backup's, so its table "
                 "and otadata stay."
             )
         elif _starts(flash, chip, saved):
@@ -207,10 +206,12 @@ def _starts(flash: Flash, chip: ChipInfo, backup: Backup) -> bool:
     return named is not None and not _on_trial(backup) and is_bootable(flash, named)
 
 
-def _starts_any(flash: Flash, backup: Backup) -> bool:
+def _may_start(flash: Flash, backup: Backup) -> bool:
+    """Whether the board may start something with this table: the bootloader tries all of it, and
+    may take what `is_bootable` does not."""
     table = backup.partitions
     apps = [*([table.factory] if table.factory is not None else []), *table.ota_slots]
-    return any(is_bootable(flash, app) for app in apps)  # the bootloader tries them all
+    return any(image_bytes(flash, app) is not None for app in apps)
 
 
 def _on_trial(backup: Backup) -> bool:
