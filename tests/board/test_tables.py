@@ -142,6 +142,10 @@ def test_a_whole_flash_ends_a_table_that_may_not_be_in_use() -> None:
     flash = MemoryFlash(board.data)
     with pytest.raises(OtaError, match="at 0x8000 and another one at 0x10000"):
         prepare(flash, merged_at(0x8000), keep=True)
+    # Not a table that would be trusted, but one that the bootloader takes.
+    more = (*layout_at(0x20000).partitions, Partition("own", 0x40, 1, 0x200400, 0x100))
+    board.data[0x20000:0x20C00] = encode_table(more)
+    flash = MemoryFlash(board.data)
     write(flash, prepare(flash, merged_at(0x8000), keep=False))
-    assert {op.offset for op in flash.trace[:2]} == {0x8000, 0x10000}
+    assert {op.offset for op in flash.trace[:3]} == {0x8000, 0x10000, 0x20000}
     assert boots(flash.data) == "ota_0"

@@ -99,8 +99,8 @@ def _runs(offsets: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def all_tables(read: Read) -> tuple[int, ...]:
-    """The places of all whole tables, also of such as are part of an app."""
-    return tuple(offset for offset in TABLE_PLACES if table_at(read, offset) is not None)
+    """The places of all that begins like a table, whatever it is: a bootloader might take it."""
+    return tuple(offset for offset in TABLE_PLACES if read(offset, ENTRY_BYTES)[:2] == MAGIC)
 
 
 def table_at(read: Read, offset: int) -> PartitionTable | None:
