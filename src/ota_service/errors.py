@@ -399,6 +399,13 @@ _ROWS: tuple[ErrorKind, ...] = (
         counts=False,
     ),
     ErrorKind(
+        "backup-invalid",
+        "host",
+        "The folder holds no whole backup of a board.",
+        "Name a folder that `esp32-ota backup` has made, or one that a flash has named.",
+        counts=False,
+    ),
+    ErrorKind(
         "address-in-use",
         "host",
         "The address cannot be listened at.",

@@ -12,7 +12,8 @@ from ota_service.sim.factory import build_nvs, default_nvs, make_flash
 from ota_service.sim.images import build_app
 from ota_service.sim.layouts import LAYOUTS, Partition, encode_table
 from ota_service.sim.nvsmodel import nvs_init
-from tests.flash.test_plan import boots, prepare, write
+from tests.flash.in_memory import boots
+from tests.flash.test_plan import prepare, write
 from tests.support.elsewhere import layout_at, merged_at
 from tests.support.memory_board import Firmware, MemoryBoard
 

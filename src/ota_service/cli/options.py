@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -103,3 +104,13 @@ def _mac(text: str) -> str:
     if mac is None:
         raise click.UsageError("--confirm must be the board's MAC, such as 24:0a:c4:12:34:56.")
     return mac
+
+
+def state_dir_option(function: Command) -> Command:
+    """`--state-dir` of what writes to a board directly, as the argument `state_dir`."""
+    return click.option(
+        "--state-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Where what the board has is kept; default: $VIAM_HOME/ota-service, "
+        "without that ~/.local/state/ota-service.",
+    )(function)

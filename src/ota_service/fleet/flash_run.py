@@ -20,6 +20,7 @@ from ota_service.board.flash_merged import FlashJob, FlashOutcome, FlashPhase, r
 from ota_service.board.flash_plan import Before, FlashPlan, MergedFile, check_merged
 from ota_service.board.ownership import PORT_OWNERS
 from ota_service.board.ports import require_exists
+from ota_service.board.rewrite import total_bytes
 from ota_service.board.serial_port import close_port, open_port
 from ota_service.errors import OtaError
 from ota_service.firmware.urls import redact_url
@@ -195,13 +196,18 @@ class _Hooks:
         LOGGER.info(
             "%s: the whole flash is written (%d bytes); %s",
             board.name,
-            plan.total_bytes,
+            total_bytes(plan),
             "; ".join(
                 f"{part.keys} keys of {part.label} {'stay' if part.in_place else 'are moved'}"
                 for part in plan.kept
             )
             or "no key of its NVS is kept",
         )
+
+    def kept(self, folder: Path) -> None:
+        """Where to find what the board had, whatever comes now."""
+        name = self._session.work.board.name
+        LOGGER.info("%s: what the board has is kept in %s", name, folder)
 
     def phase(self, name: FlashPhase) -> None:
         """A phase begins."""
