@@ -28,7 +28,7 @@ from tests.prove.starts import SECTOR, Start
 
 def cut_in(case: Case, phase: str, after: int) -> Link:
     """A board that lost its power after so many operations of a phase."""
-    board = Link(Cells(case.flash()), rollback=case.start.rollback)
+    board = Link(Cells(case.flash()), case.start.bootloader)
     for op in record_in_memory(case).ops:
         if op.phase == phase:
             after -= 1
@@ -40,7 +40,7 @@ def cut_in(case: Case, phase: str, after: int) -> Link:
 
 def shows(board: Link, case: Case) -> tuple[str, str | None]:
     """What it boots, and the tag stored."""
-    firmware, words = running(board.cells, rollback=case.start.rollback)
+    firmware, words = running(board.cells, case.start.bootloader)
     return firmware.name if firmware is not None else words, stored(board.cells, case.start.plan)
 
 
@@ -103,7 +103,7 @@ def test_an_update_cut_off_before_its_first_start_still_waits_for_its_app(phase:
 def test_an_app_that_confirms_late_is_left_alone_until_then() -> None:
     """Looked at too early, it gets its time again; looked at later, it is confirmed."""
     case = Case("pending", Start("guide", "first", True, "small"))
-    board = Link(Cells(case.flash()), rollback=True)
+    board = Link(Cells(case.flash()), case.start.bootloader)
     notes = Notes(case.facts())
     with quiet():
         for _ in range(3):
@@ -122,7 +122,7 @@ def test_a_new_entry_that_no_bootloader_turns_is_no_failure() -> None:
     flash = bytearray(case.flash())
     at = case.start.plan.find("otadata").offset + SECTOR
     flash[at : at + 32] = Select.make(2, 0).encode()
-    board = Link(Cells(bytes(flash)), rollback=False)
+    board = Link(Cells(bytes(flash)), case.start.bootloader)
     facts = case.facts(interrupted=True)
     with quiet():
         outcome = update(board, NEW, Notes(facts))

@@ -68,6 +68,15 @@ def test_sequence_number_zero() -> None:
         assert ota.slot_index(slots) == choose(entry(0, 2) + BLANK, slots, False, range(slots))
 
 
+def test_the_blank_number_never_counts() -> None:
+    """Not even with its right CRC: the bootloader looks at the number first."""
+    for state in (0, 2, 0xFFFFFFFF):
+        data = entry(0xFFFFFFFF, state) + entry(1, 2)
+        ota = parse_otadata(data)
+        assert (ota.active, ota.newest) == (1, 1)
+        assert ota.slot_index(3) == choose(data, 3, True, range(3))
+
+
 def test_any_state_number_counts_but_the_two_rejected() -> None:
     """The bootloader knows only INVALID and ABORTED as reasons not to boot."""
     for state in (*range(10), 0x12345678, 0xFFFFFFFF):

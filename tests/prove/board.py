@@ -25,10 +25,11 @@ from ota_service.board.session import BootRules, Job, Outcome, _Session
 from ota_service.fleet.sessions import after_waiting
 from ota_service.formats.flashops import Erase, FlashOp, Program, program
 from ota_service.formats.partitions import Partition
-from ota_service.sim.bootmodel import PENDING_VERIFY, VALID, BootResult, Select, boot
+from ota_service.sim.bootmodel import PENDING_VERIFY, VALID, BootResult, Select
 from ota_service.sim.flash import FlashOp as SimOp
 from ota_service.sim.flash import NorFlash
 from ota_service.sim.layouts import Layout
+from tests.prove.bootloader import Bootloader
 from tests.prove.cells import CellFlash, Cells
 from tests.prove.images import Firmware, named
 from tests.prove.nvs_init import nvs_of
@@ -55,10 +56,12 @@ class Link(CellFlash):
     restart. nvs_erased: the app found its NVS unusable and erased it, as stock apps do.
     """
 
-    def __init__(self, cells: Cells, *, rollback: bool) -> None:
+    def __init__(self, cells: Cells, bootloader: Bootloader) -> None:
         super().__init__(cells)
-        self.rollback = rollback
-        self.chip = ChipInfo("ESP32", 0, MAC, 301, len(cells))
+        self.bootloader = bootloader
+        self.chip = ChipInfo(
+            "ESP32", 0, MAC, 301, len(cells), secure_version=bootloader.secure_version
+        )
         self.running = False
         self.baud = 921_600
         self.phase = ""
@@ -84,7 +87,7 @@ class Link(CellFlash):
         self.running = True
         nor = NorFlash(self.cells)  # type: ignore[arg-type]  # used like a bytearray
         nor.on_op = self._note
-        self.boots = result = boot(nor, rollback=self.rollback)
+        self.boots = result = self.bootloader.boot(nor)
         self.firmware = None
         if result.image is not None:
             self.firmware = named(self.cells.read(result.image.offset, result.image.size))
@@ -208,9 +211,14 @@ class MemorySession(_Session):
         link.restart()
         result: BootResult = link.boots
         link.reconnect()
-        return FirstLook(result.offset)
+        return FirstLook(
+            None if link.bootloader.silent else result.offset,
+            app_prints=result.image is not None and link.bootloader.silent,
+        )
 
-    def _boot(self, link: Any, slot: Partition, expected: Expected) -> BootMonitor:
+    def _boot(
+        self, link: Any, slot: Partition, expected: Expected, *, known_good: bool = False
+    ) -> BootMonitor:
         link.restart()
         monitor = BootMonitor(expected, 0, 0)
         result: BootResult = link.boots

@@ -72,7 +72,7 @@ class Case:
             return self._pending()
         elif self.flow == "correct":
             return _with_tag(replace(start, spare=self.firmware), self.firmware.tag)
-        return start.build()
+        return start.contents()
 
     def _pending(self) -> bytes:
         """After an update by a host: the new entry PENDING_VERIFY, the new tag stored."""
@@ -139,20 +139,21 @@ class Case:
         boots = (self.old, self.firmware)
         if self.flow == "go-back":
             boots = (self.old, images.OTHER)
-            version = images.OTHER.image.parsed.descriptor.version
-            tags.append(("string", version.encode()))
+            tags.append(("string", images.OTHER.version.encode()))
         forward = self.flow in ("update", "plain-image", "switch")
         early = self.firmware.tag if forward and self.firmware.tag != old else None
-        return Judge(start.plan, start.rollback, keys_of(before), boots, tuple(tags), spares, early)
+        return Judge(
+            start.plan, start.bootloader, keys_of(before), boots, tuple(tags), spares, early
+        )
 
 
 @lru_cache(maxsize=64)
 def _old_tag(start: Start) -> str | None:
-    return stored(Cells(start.build()), start.plan)
+    return stored(Cells(start.contents()), start.plan)
 
 
 def _with_tag(start: Start, tag: str) -> bytes:
-    flash = bytearray(start.build())
+    flash = bytearray(start.contents())
     at = start.plan.find("nvs")
     store = NvsStore(region := bytearray(flash[at.offset : at.end]))
     store.init()
@@ -189,8 +190,8 @@ def recover(case: Case, board: Board, facts: BoardFacts, *, own: bool = False) -
 
 def _is(case: Case, board: Board, firmware: Firmware, tag: str | None) -> list[Problem]:
     found = []
-    plan, rollback = case.start.plan, case.start.rollback
-    now, words = running(board.cells, rollback=rollback)
+    plan = case.start.plan
+    now, words = running(board.cells, case.start.bootloader)
     if now is None or now.name != firmware.name:
         found.append(Problem("converge", f"boots {words} instead of {firmware.name}"))
     if (have := stored(board.cells, plan)) != tag:
@@ -247,7 +248,7 @@ def _is_old(case: Case, board: Board, notes: Notes) -> list[Problem]:
     tags = {case.old_tag, case.old_tag or ""}
     if not notes.facts.slots:
         # Without a journal the image's own version stands for a tag that nobody knows.
-        tags.add(case.old.image.parsed.descriptor.version)
+        tags |= {case.old.version, case.old.version or None}  # none and empty read the same
     found = min((_is(case, board, case.old, tag) for tag in tags), key=len)
     if found:
         plans = "; ".join(f"{p.action}: {p.reason}" for p in notes.plans)

@@ -7,24 +7,36 @@ The tags differ from the images' own versions: taking one for the other must sho
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ota_service.board.session import Image
 from ota_service.formats.image import parse_app_image
 from ota_service.sim.images import Behaviour, build_app
 
 CONFIRM_S = 0.05
+SECURE_VERSION = 1
+"""Of the images that a bootloader with anti-rollback starts here."""
 
 
 @dataclass(frozen=True)
 class Firmware:
-    """An App Image with its tag. starts: it comes up. confirms: it confirms itself, too."""
+    """An App Image with its tag. starts: it comes up. confirms: it confirms itself, too.
+
+    described: it has an app descriptor; else `image.parsed` is of one that has.
+    """
 
     name: str
     tag: str
-    image: Image
+    image: Image = field(repr=False)
     starts: bool = True
     confirms: bool = True
+    described: bool = True
+
+    @property
+    def version(self) -> str:
+        """What its descriptor says."""
+        return self.image.parsed.descriptor.version if self.described else ""
 
     @property
     def data(self) -> bytes:
@@ -34,20 +46,23 @@ class Firmware:
 
 def _firmware(
     name: str, tag: str, version: str, size_bytes: int, *, starts: bool = True,
-    confirms: bool = True, hash_appended: bool = True,
+    confirms: bool = True, hash_appended: bool = True, secure_version: int = SECURE_VERSION,
+    described: bool = True,
 ) -> Firmware:  # fmt: skip
     behaviour = Behaviour(
         confirm_after_s=CONFIRM_S if confirms else None,
         ending="run" if starts else "panic",
         ending_after_s=0.02,
     )
-    data = build_app(
-        version=version, size_bytes=size_bytes, seed=len(name), behaviour=behaviour,
-        hash_appended=hash_appended,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "version": version, "size_bytes": size_bytes, "seed": len(name), "behaviour": behaviour,
+        "hash_appended": hash_appended, "secure_version": secure_version,
+    }  # fmt: skip
+    parsed = parse_app_image(build_app(**options))
+    data = build_app(**options, described=described)
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    image = Image(data, hashlib.sha256(data).hexdigest(), md5, parse_app_image(data))
-    return Firmware(name, tag, image, starts, confirms)
+    image = Image(data, hashlib.sha256(data).hexdigest(), md5, parsed)
+    return Firmware(name, tag, image, starts, confirms, described)
 
 
 OLD = _firmware("old", "rel-1", "1.0.0", 19_000)
@@ -58,12 +73,14 @@ PANICS = _firmware("panics", "rel-2", "1.1.0-panics", 20_000, starts=False, conf
 SHY = _firmware("shy", "rel-2", "1.1.0-shy", 20_000, confirms=False)
 """A new firmware that never confirms itself."""
 NEXT = _firmware("next", "rel-3", "1.2.0", 20_000)
-OTHER = _firmware("other", "", "0.9.0", 21_000)
+OTHER = _firmware("other", "", "0.9.0", 21_000, secure_version=0)
 """What stands in slots that do not run."""
+BARE = _firmware("bare", "rel-1", "1.0.0", 19_600, described=False)
+"""An old firmware without an app descriptor."""
 LARGE = _firmware("large", "rel-2", "1.1.0", 400_000)
 """A new firmware whose slot is erased while it travels. The others are too small for that."""
 
-ALL = (OLD, NEW, PLAIN, PANICS, SHY, NEXT, OTHER)
+ALL = (OLD, NEW, PLAIN, PANICS, SHY, NEXT, OTHER, BARE)
 
 
 def named(data: bytes) -> Firmware | None:

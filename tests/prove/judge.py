@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ota_service.sim.bootmodel import boot
 from ota_service.sim.flash import NorFlash
 from ota_service.sim.imagecheck import BadImageError, verify_app
 from ota_service.sim.layouts import Layout
 from ota_service.sim.nvsmodel import NvsState
+from tests.prove.bootloader import Bootloader
 from tests.prove.cells import Cells
 from tests.prove.images import Firmware, named
 from tests.prove.nvs_init import nvs_of
@@ -40,10 +40,10 @@ def keys_of(state: NvsState) -> dict[Key, tuple[str, bytes]]:
     return {key: value for key, value in state.items.items() if key != VERSION}
 
 
-def running(cells: Cells, *, rollback: bool) -> tuple[Firmware | None, str]:
+def running(cells: Cells, bootloader: Bootloader) -> tuple[Firmware | None, str]:
     """What a copy of this board boots; a word for it."""
     copy = cells.copy()
-    result = boot(NorFlash(copy), rollback=rollback)  # type: ignore[arg-type]
+    result = bootloader.boot(copy)
     if result.image is None:
         return None, result.error
     firmware = named(copy.read(result.image.offset, result.image.size))
@@ -58,7 +58,7 @@ class Judge:
     """
 
     layout: Layout
-    rollback: bool
+    bootloader: Bootloader
     keys: dict[Key, tuple[str, bytes]]
     boots: tuple[Firmware, ...]
     tags: tuple[object, ...]
@@ -72,7 +72,7 @@ class Judge:
         """
         found = [*self._boot(cells), *self._slots(cells), *self.nvs(cells)]
         if self.early is not None and not own and stored(cells, self.layout) == self.early:
-            firmware, _ = running(cells, rollback=self.rollback)
+            firmware, _ = running(cells, self.bootloader)
             if firmware == self.boots[0]:
                 found.append(Problem("keys", "the old firmware runs with the new version"))
         return found
@@ -80,8 +80,8 @@ class Judge:
     def _boot(self, cells: Cells) -> list[Problem]:
         after = cells.copy()
         # Power may fail again and again: each further pass may write.
-        for passed in range(3 if self.rollback else 2):
-            result = boot(NorFlash(after), rollback=self.rollback)  # type: ignore[arg-type]
+        for passed in range(3 if self.bootloader.rollback else 2):
+            result = self.bootloader.boot(after)
             if result.image is None:
                 return [Problem("lost", f"pass {passed}: boots nothing: {result.error}")]
             firmware = named(after.read(result.image.offset, result.image.size))

@@ -19,6 +19,7 @@ from ota_service.sim.config import FLASH_FILE
 from ota_service.sim.control import ControlError
 from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
 from tests.prove.board import Notes, Op, as_op
+from tests.prove.bootloader import Bootloader
 from tests.prove.cells import Cells
 
 FLASH_BYTES = 8 << 20
@@ -38,13 +39,13 @@ class RealBoard:
         self._events = 0
         self._erased = 0
 
-    def load(self, flash: bytes, *, rollback: bool) -> None:
+    def load(self, flash: bytes, bootloader: Bootloader) -> None:
         """Another flash and bootloader; the board is then in download mode, never booted."""
         control = self.control
         control.power_off()
         with self.file.open("r+b") as file:
             file.write(flash)
-        control.configure(rollback=rollback)
+        control.configure(**bootloader.config())
         control.set_faults(stuck_in_download=True)
         self._erased = control.counters().get("nvs-erased", 0)
         since = control.state()["events"]

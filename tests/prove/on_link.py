@@ -35,7 +35,7 @@ def record(boards: Boards, cases: Sequence[Case]) -> Iterator[Recording | Failur
 
 
 def _record(board: RealBoard, case: Case) -> Recording | Failure:
-    board.load(case.flash(), rollback=case.start.rollback)
+    board.load(case.flash(), case.start.bootloader)
     facts = BoardFacts() if case.start.first_contact else case.facts()
     try:
         outcome, ops = board.record(case.job(), Notes(facts))
@@ -90,7 +90,7 @@ def recover_all(boards: Boards, some: Sequence[Recovery]) -> Iterator[Tally]:
 
 def _recover(board: RealBoard, one: Recovery) -> Tally:
     case, cut = one.case, one.cut
-    board.load(cut.cells.whole(), rollback=case.start.rollback)
+    board.load(cut.cells.whole(), case.start.bootloader)
     problems = recover(case, board, case.facts(interrupted=True), own=cut.region == OWN)
     judge = case.judge(case.flash())
     problems += judge.nvs(board.cells, any_tag=True)

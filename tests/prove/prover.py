@@ -86,7 +86,7 @@ class Recording:
 
 def record_in_memory(case: Case) -> Recording:
     """The operations of a case's session with a board in memory."""
-    link = Link(Cells(case.flash()), rollback=case.start.rollback)
+    link = Link(Cells(case.flash()), case.start.bootloader)
     facts = BoardFacts() if case.start.first_contact else case.facts()
     with quiet():
         outcome = link.session(case.job(), Notes(facts))
@@ -153,7 +153,7 @@ def _one(
     if between and not own and case.flow not in ("pending", "shy"):
         for words, firmware, facts in _targets(case):
             tally.add(kind, "memory")
-            board = Link(cells.copy(), rollback=case.start.rollback)
+            board = Link(cells.copy(), case.start.bootloader)
             found = retarget(case, board, facts, firmware)
             found += judge.nvs(board.cells, any_tag=True)
             problems += [replace(p, text=f"{words}: {p.text}") for p in found]
@@ -167,22 +167,22 @@ def _variants(
     case: Case, cells: Cells, journal: BoardFacts, forgotten: bool
 ) -> Iterable[tuple[str, Link, BoardFacts]]:
     """The board as it was left; after it ran once; and as somebody meets it who knows nothing."""
-    rollback = case.start.rollback
-    yield "left so", Link(cells.copy(), rollback=rollback), journal
-    ran = Link(cells.copy(), rollback=rollback)
+    bootloader = case.start.bootloader
+    yield "left so", Link(cells.copy(), bootloader), journal
+    ran = Link(cells.copy(), bootloader)
     ran.restart()
     ran.time_passes()
     if ran.ops or ran.nvs_erased:
         yield "after a start", ran, journal
     if forgotten:
-        yield "journal lost", Link(cells.copy(), rollback=rollback), BoardFacts()
+        yield "journal lost", Link(cells.copy(), bootloader), BoardFacts()
 
 
 def _targets(case: Case) -> Iterable[tuple[str, Firmware, BoardFacts]]:
     """What may be wanted of the board after its interrupted update, instead of that one."""
     known = replace(case.facts(interrupted=True), unwatched=False, interrupted=True)
     yield "another target", NEXT, known
-    if case.old_tag:
+    if case.old_tag and case.old.described:
         old = replace(case.old, tag=case.old_tag)
         yield "the old target", old, known
         yield "the old target, journal lost", old, BoardFacts()
@@ -194,7 +194,7 @@ def _again(
 ) -> None:  # fmt: skip
     """Two cuts in a row: the recovery of a cut board is cut."""
     kind = "during recovery"
-    link = Link(cells.copy(), rollback=case.start.rollback)
+    link = Link(cells.copy(), case.start.bootloader)
     journal = case.facts(interrupted=True)
     flash = cells.whole()
     try:
@@ -212,7 +212,7 @@ def _again(
         seen.add(key)
         tally.add(kind, "judged")
         problems = judge.problems(cut.cells, own=own or cut.region == OWN)
-        board = Link(cut.cells.copy(), rollback=case.start.rollback)
+        board = Link(cut.cells.copy(), case.start.bootloader)
         tally.add(kind, "memory")
         problems += recover(case, board, journal, own=cut.region == OWN)
         problems += judge.nvs(board.cells, any_tag=True)

@@ -11,9 +11,10 @@ from functools import cache, lru_cache
 
 from ota_service.sim.bootmodel import ABORTED, INVALID, NEW, UNDEFINED, VALID, Select
 from ota_service.sim.factory import make_flash
-from ota_service.sim.layouts import LAYOUTS, OTA_LAYOUTS, Layout, Partition
+from ota_service.sim.layouts import LAYOUTS, OTA_LAYOUTS, TABLE_OFFSET, Layout, Partition
 from tests.prove import nvs_shapes
-from tests.prove.images import OLD, OTHER, Firmware
+from tests.prove.bootloader import Bootloader
+from tests.prove.images import OLD, OTHER, SECURE_VERSION, Firmware
 
 SECTOR = 0x1000
 Entry = bytes | None
@@ -28,6 +29,39 @@ THREE_SLOTS = Layout(
     ),
 )
 """Not met in the field so far, but valid: sequence numbers count modulo three."""
+
+UNEQUAL = Layout(
+    "unequal",
+    8 << 20,
+    (
+        Partition("nvs", 1, 2, 0x9000, 0x5000),
+        Partition("otadata", 1, 0, 0xE000, 0x2000),
+        Partition("ota_0", 0, 0x10, 0x10000, 0x40000),
+        Partition("ota_1", 0, 0x11, 0x50000, 0x100000),
+        Partition("ota_2", 0, 0x12, 0x150000, 0x4000),
+    ),
+)
+"""Slots of unequal size; the third is too small for any of the images."""
+
+ELSEWHERE = Layout(
+    "elsewhere",
+    8 << 20,
+    (
+        Partition("nvs", 1, 2, 0x11000, 0x5000),
+        Partition("otadata", 1, 0, 0x16000, 0x2000),
+        Partition("ota_0", 0, 0x10, 0x20000, 0x100000),
+        Partition("ota_1", 0, 0x11, 0x120000, 0x100000),
+    ),
+)
+"""Its table is not at 0x8000, see `TABLES`."""
+
+TABLES = {ELSEWHERE.name: 0x10000}
+"""Where the tables of layouts stand that have them elsewhere."""
+
+ODD_LAYOUTS = {layout.name: layout for layout in (THREE_SLOTS, UNEQUAL, ELSEWHERE)}
+
+BUILDS = ("usual", "silent", "anti-rollback")
+"""How bootloaders are built, beside their rollback."""
 
 DEFAULT = "the first app"
 """What boots where otadata names nothing: factory, else ota_0."""
@@ -104,17 +138,32 @@ class Start:
     first_contact: bool = False
     running: Firmware = OLD
     spare: Firmware = OTHER
+    build: str = "usual"
 
     @property
     def name(self) -> str:
         """layout/otadata/rollback/nvs, for people and for `CASE=`."""
-        contact = "/first-contact" if self.first_contact else ""
-        return f"{self.layout}/{self.otadata}/{_words(self.rollback)}/{self.nvs}{contact}"
+        more = "/first-contact" if self.first_contact else ""
+        more += "" if self.running.described else f"/{self.running.name}"
+        more += "" if self.build == "usual" else f"/{self.build}"
+        return f"{self.layout}/{self.otadata}/{_words(self.rollback)}/{self.nvs}{more}"
 
     @property
     def plan(self) -> Layout:
         """The partition table."""
-        return THREE_SLOTS if self.layout == THREE_SLOTS.name else LAYOUTS[self.layout]
+        return ODD_LAYOUTS.get(self.layout) or LAYOUTS[self.layout]
+
+    @property
+    def bootloader(self) -> Bootloader:
+        """What starts the board."""
+        anti_rollback = self.build == "anti-rollback"
+        return Bootloader(
+            self.rollback,
+            self.build == "silent",
+            anti_rollback,
+            SECURE_VERSION if anti_rollback else 0,
+            TABLES.get(self.layout, TABLE_OFFSET),
+        )
 
     @property
     def runs(self) -> str:
@@ -122,7 +171,7 @@ class Start:
         label = STATES[self.otadata].runs
         return self.plan.first_app().label if label == DEFAULT else label
 
-    def build(self) -> bytes:
+    def contents(self) -> bytes:
         """The whole flash, as it is when the update begins."""
         return _build(self)
 
@@ -130,12 +179,17 @@ class Start:
         state = STATES[self.otadata]
         layout = self.plan
         at = layout.find("otadata").offset
-        flash = make_flash(layout, app=self.running.data, slot=self.runs, nvs={}, otadata="blank")
+        flash = make_flash(
+            layout, app=self.running.data, slot=self.runs, nvs={}, otadata="blank",
+            table_offset=self.bootloader.table_offset,
+        )  # fmt: skip
         for partition in layout.partitions:
             if partition.type == 0 and partition.label != self.runs:
                 data = OTHER.data if partition.label == "factory" else self.spare.data
                 if partition.label in state.broken:
                     data = data[:9000] + b"\xff" * 200 + data[9200:]
+                if len(data) > partition.size:
+                    continue
                 flash[partition.offset : partition.offset + len(data)] = data
         for number, entry in enumerate(state.entries):
             if entry is not None:
@@ -163,6 +217,11 @@ def _build(start: Start) -> bytes:
 def possible(start: Start) -> bool:
     """Whether a board can be in this state."""
     only = STATES[start.otadata].rollback
+    if start.build == "anti-rollback":
+        # It needs rollback, a descriptor, and a table without factory (ESP-IDF's own words).
+        factory = start.plan.first_app() not in start.plan.slots()
+        if factory or not start.rollback or not start.running.described:
+            return False
     return only is None or only == start.rollback
 
 
@@ -171,7 +230,7 @@ def one_rare(start: Start) -> bool:
     rare = (
         start.otadata in MORE,
         start.nvs in nvs_shapes.MORE,
-        start.layout == THREE_SLOTS.name,
+        start.layout in ODD_LAYOUTS,
     )
     return possible(start) and sum(rare) <= 1
 

@@ -19,6 +19,8 @@ WAITING = ("first",)
 WHOLE_BESIDE = ("blank", "first", "both", "aborted", "top")
 """States of otadata beside whose running slot another one holds a whole image."""
 
+ODD_STATES = ("blank", "first", "both", "aborted", "not-bootable")
+
 ALL_TEARS = Depth(Detail(body=20), twice=80)
 SOME_TEARS = Depth(Detail(tears=3, ends=3, body=40), journals=False, twice=150)
 QUICK_RARE = Depth(Detail(tears=1, slot=False), journals=False, twice=200)
@@ -34,6 +36,42 @@ class Trial:
     case: Case
     depth: Depth
     on_link: int = 0
+
+
+def odd(layouts: Sequence[str], states: Sequence[str], rollbacks: Sequence[bool]) -> list[Start]:
+    """Boards whose bootloader, running app or partition table is out of the ordinary."""
+    found = [
+        start
+        for layout in layouts
+        for state in states
+        for rollback in rollbacks
+        for start in (
+            *(Start(layout, state, rollback, "small", build=build) for build in starts.BUILDS[1:]),
+            Start(layout, state, rollback, "small", running=images.BARE),
+            Start(layout, state, rollback, "small", running=images.BARE, build="silent"),
+        )
+        if starts.possible(start)
+    ]
+    tables = (starts.UNEQUAL.name, starts.ELSEWHERE.name)
+    return [*found, *product(tables, states, rollbacks, ("small",))]
+
+
+def _odd_trials(some: Sequence[Start], depth: Depth) -> list[Trial]:
+    """Every flow with such boards; none goes back to what its fuses forbid."""
+    ways = [s for s in some if s.otadata in WHOLE_BESIDE and s.build != "anti-rollback"]
+    described = [replace(s, running=images.NEW) for s in some if s.running.described]
+    waiting = [s for s in some if s.otadata in WAITING and s.rollback]
+    return [
+        *_trials("update", some, depth, on_link=1),
+        *_trials("update", [replace(s, first_contact=True) for s in some], depth),
+        *_trials("switch", some, depth),
+        *_trials("record", described, depth),
+        *_trials("back", some, depth, on_link=1),
+        *_trials("go-back", ways, depth),
+        *_trials("correct", [s for s in some if s.otadata in GONE_BACK], depth),
+        *_trials("pending", waiting, depth),
+        *_trials("shy", waiting, depth, on_link=1),
+    ]
 
 
 def whole() -> list[Trial]:
@@ -59,6 +97,7 @@ def whole() -> list[Trial]:
         *_trials("correct", gone, SOME_TEARS),
         *_trials("pending", waiting, ALL_TEARS, on_link=1),
         *_trials("shy", waiting, ALL_TEARS, on_link=1),
+        *_odd_trials(odd(OTA_LAYOUTS[:2], ODD_STATES, BOTH), SOME_TEARS),
     ]
     return _few_on_link(trials, each=12)
 
@@ -71,8 +110,10 @@ def quick() -> list[Trial]:
     ]
     rare_shapes, rare_states = list(nvs_shapes.MORE), list(starts.MORE)
     # The large NVS of the third layout takes long to read, so it is tried with a few only.
-    some += [Start(OTA_LAYOUTS[i % 2], "both", False, name) for i, name in enumerate(rare_shapes)]
-    some += [Start(starts.THREE_SLOTS.name, "both", False, "small")]
+    some += [
+        Start(OTA_LAYOUTS[i % 2], "both", bool(i % 2), name) for i, name in enumerate(rare_shapes)
+    ]
+    some += [Start(name, "both", i % 2 == 0, "small") for i, name in enumerate(starts.ODD_LAYOUTS)]
     some += [
         start
         for i, name in enumerate(rare_states)
@@ -81,6 +122,7 @@ def quick() -> list[Trial]:
     few, common, rare = some[:8:3], some[:8], some[8:]
     waiting = [Start(OTA_LAYOUTS[i], "first", True, shapes[i]) for i in range(2)]
     gone = [Start(OTA_LAYOUTS[i], "aborted", True, shapes[i]) for i in range(2)]
+    odds = odd(OTA_LAYOUTS[1:2], ("first",), ROLLBACK)
     trials = [
         *_trials("update", common, QUICK, on_link=1),
         *_trials("update", rare, QUICK_RARE),
@@ -93,6 +135,9 @@ def quick() -> list[Trial]:
         *_trials("correct", gone, QUICK),
         *_trials("pending", waiting, QUICK, on_link=1),
         *_trials("shy", waiting, QUICK, on_link=1),
+        *_trials("update", odds, QUICK_RARE),
+        *_trials("update", [replace(s, first_contact=True) for s in odds[:3]], QUICK_RARE),
+        *_trials("back", odds[:5], QUICK_RARE),
     ]
     return _few_on_link(trials, each=1)
 

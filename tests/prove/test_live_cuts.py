@@ -75,7 +75,7 @@ def _cut_each(boards: Boards, job: Job, cuts: Sequence[tuple[int, str]], judge: 
     """Cut a session of `job` in each way; what the judge finds, and whether CASE is reached."""
 
     def cut(board: RealBoard, at: tuple[int, str]) -> list[str]:
-        board.load(CASE.flash(), rollback=False)
+        board.load(CASE.flash(), CASE.start.bootloader)
         board.control.cut_power_at(at[0], at[1])  # type: ignore[arg-type]
         with quiet():
             with pytest.raises(OtaError) as caught:
@@ -92,6 +92,6 @@ def _cut_each(boards: Boards, job: Job, cuts: Sequence[tuple[int, str]], judge: 
 
 def recorded(board: RealBoard, case: Case, job: Job | None = None) -> list[Op]:
     """The loader's operations of a session that nothing disturbs."""
-    board.load(case.flash(), rollback=False)
+    board.load(case.flash(), case.start.bootloader)
     _, ops = board.record(job or case.job(), Notes(case.facts()))
     return [op for op in ops if op.who == "loader"]

@@ -7,11 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.prove import nvs_shapes, starts, suite
+from tests.prove import images, nvs_shapes, starts, suite
 from tests.prove.flows import FLOWS
 
 ROOT = Path(__file__).parents[2]
@@ -19,11 +20,13 @@ LAST = re.compile(r"(\d+) cuts, 0 boards lost, 0 keys lost, 0 not converged")
 
 
 def test_the_thinned_form_leaves_no_kind_out() -> None:
-    """Each flow, layout, state of otadata, bootloader and shape of NVS occurs in it."""
+    """Each flow, layout, state of otadata, bootloader, app and shape of NVS occurs in it."""
     trials = suite.quick()
     used = [trial.case.start for trial in trials]
     assert {trial.case.flow for trial in trials} == set(FLOWS)
-    assert {start.layout for start in used} >= set(starts.OTA_LAYOUTS)
+    assert {start.layout for start in used} == {*starts.OTA_LAYOUTS, *starts.ODD_LAYOUTS}
+    assert {start.build for start in used} == set(starts.BUILDS)
+    assert images.BARE in {start.running for start in used}
     assert {start.otadata for start in used} == set(starts.STATES)
     assert {start.rollback for start in used} == {True, False}
     assert {start.nvs for start in used} == set(nvs_shapes.SHAPES)
@@ -37,6 +40,13 @@ def test_the_whole_form_combines_everything_of_the_core() -> None:
     )
     assert len(core) == 384
     assert starts_of >= set(core)
+
+
+@pytest.mark.parametrize("form", [suite.quick, suite.whole])
+def test_bootloaders_with_rollback_are_as_many(form: Callable[[], list[suite.Trial]]) -> None:
+    """As those without it: both are common."""
+    rollback = [trial.case.start.rollback for trial in form()]
+    assert 0.4 < sum(rollback) / len(rollback) < 0.65
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def test_read_timeout_and_in_waiting(start: StartBoard, open_port: OpenPort) -> 
     port = open_port(board.url, timeout=0.2)
     began = time.monotonic()
     assert port.read(10) == b""
-    assert 0.19 < time.monotonic() - began < 1
+    assert time.monotonic() - began > 0.19
     port.timeout = 0
     assert port.read(10) == b""
     assert port.in_waiting == 0

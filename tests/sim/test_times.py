@@ -30,13 +30,18 @@ pytestmark = pytest.mark.slow
 Connect = Callable[..., Any]
 
 
-def fastest_of(count: int, action: Callable[[], Any]) -> float:
-    """The shortest of several runs in seconds: what the model takes, not the machine's load."""
+def fastest(action: Callable[[], Any], enough_s: float) -> float:
+    """The shortest of several runs in seconds: what the model takes, not the machine's load.
+
+    A run that takes no longer than `enough_s` ends the search; a loaded machine needs more runs.
+    """
     best = float("inf")
-    for _ in range(count):
+    for _ in range(60):
         began = time.monotonic()
         action()
         best = min(best, time.monotonic() - began)
+        if best <= enough_s:
+            break
     return best
 
 
@@ -54,11 +59,12 @@ def test_register_access(
     """2.4 ms to read and 3.5 ms to write at 115200, and the bridge's latency once each."""
     board = start(config={"timed": True, "bridge_latency_ms": latency_ms})
     esp = connect(board, stub=stub)
-    read_s = fastest_of(20, lambda: esp.read_reg(0x40001000))
-    write_s = fastest_of(20, lambda: esp.write_reg(0x3FF42004, 0))
-    # Above that comes esptool's own work; a loaded machine makes it long.
-    assert 0.0022 <= read_s - latency_ms / 1000 <= 0.0080
-    assert 0.0032 <= write_s - latency_ms / 1000 <= 0.0090
+    latency_s = latency_ms / 1000
+    # Above that comes esptool's own work.
+    read_s = fastest(lambda: esp.read_reg(0x40001000), latency_s + 0.0080)
+    write_s = fastest(lambda: esp.write_reg(0x3FF42004, 0), latency_s + 0.0090)
+    assert 0.0022 <= read_s - latency_s <= 0.0080
+    assert 0.0032 <= write_s - latency_s <= 0.0090
 
 
 def test_stub_upload(start: StartBoard, connect: Connect) -> None:
@@ -90,9 +96,9 @@ def test_erase_times(start: StartBoard, connect: Connect) -> None:
     """45 ms a sector, 175 ms a block, 2 ms for an MD5 of little."""
     esp = connect(start(layout="guide", config={"timed": True, "bridge_latency_ms": 0}))
     esp.change_baud(921600)
-    assert 0.045 <= fastest_of(3, lambda: esp.erase_region(0x310000, 0x1000)) < 0.065
-    assert 0.175 <= fastest_of(2, lambda: esp.erase_region(0x310000, 0x10000)) < 0.2
-    assert 0.002 <= fastest_of(3, lambda: esp.flash_md5sum(0x10000, 64)) < 0.008
+    assert 0.045 <= fastest(lambda: esp.erase_region(0x310000, 0x1000), 0.065) <= 0.065
+    assert 0.175 <= fastest(lambda: esp.erase_region(0x310000, 0x10000), 0.2) <= 0.2
+    assert 0.002 <= fastest(lambda: esp.flash_md5sum(0x10000, 64), 0.008) <= 0.008
 
 
 async def acks(arrivals_s: list[float]) -> list[float]:

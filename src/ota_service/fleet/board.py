@@ -236,7 +236,7 @@ class Board:
             image=image,
             known=self._around.firmwares.known(order.target.key if image is not None else ""),
             baud=settings.baud,
-            boot=boot_rules(settings.boot_timeout_s, settings.boot_stable_s, settings.boot_expect),
+            boot=boot_rules(settings),
             force=order.permits.force,
             adopted=entry is not None
             or settings.adopt
@@ -257,7 +257,7 @@ class Board:
             state_dir=settings.state_dir,
             confirm=file.confirm,
             baud=settings.baud,
-            boot=boot_rules(settings.boot_timeout_s, settings.boot_stable_s, settings.boot_expect),
+            boot=boot_rules(settings),
         )
 
     # --- actions: orders that need no session

@@ -21,8 +21,6 @@ from ota_service.fleet.replies import last_reply, read_reply, refusal, running_o
 from ota_service.fleet.sessions import SessionEnd
 from ota_service.fleet.sight import Sight
 
-BOOT_LOG_LINES = 60
-
 
 async def updated(
     sight: Sight, around: Around, order: Order, outcome: Outcome, image: Image | None
@@ -50,9 +48,16 @@ async def updated(
         await around.journaled(partial(memory.rolled_back, outcome, order.target.key))
         about.confirmed, about.state = None, outcome.end
         about.attempts += 1
+    elif outcome.end == "unjudged":
+        assert error is not None
+        await around.journaled(partial(memory.unjudged, outcome, error, order.target.key))
+        about.confirmed = None
+        sight.error(error)
     wrote = outcome.plan is not None and outcome.plan.action in ("write", "switch")
-    new = image if wrote and outcome.end == "up_to_date" else None
+    new = image if wrote and outcome.end in ("up_to_date", "unjudged") else None
     about.running = running_of(outcome.found, outcome.slot, new) or about.running
+    if error is not None and error.code == "no-reset":
+        about.running = {}
     return error
 
 
@@ -166,4 +171,4 @@ async def flashed(sight: Sight, around: Around, order: Order, end: SessionEnd) -
 
 def _keep_log(order: Order, lines: Sequence[str]) -> None:
     if lines:
-        order.report["boot_log"] = list(lines[-BOOT_LOG_LINES:])
+        order.report["boot_log"] = list(lines)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from ota_service.board.chip import ChipInfo
 from ota_service.board.facts import BoardFacts
@@ -20,6 +21,7 @@ from ota_service.board.inspect import Inspection
 from ota_service.board.ownership import SERVICE_CLAIMS
 from ota_service.board.plan import Plan, WatchBoot, WriteSlot
 from ota_service.board.ports import PortInfo, shown
+from ota_service.board.rewrite import total_bytes
 from ota_service.board.session import Phase
 from ota_service.errors import OtaError
 from ota_service.fleet.memory import Memory
@@ -27,6 +29,7 @@ from ota_service.fleet.orders import (
     Fact,
     FlashPlanned,
     Identified,
+    Kept,
     PhaseBegan,
     Planned,
     Progressed,
@@ -225,7 +228,11 @@ class FlashHooks:
             f"{part.keys} keys of {part.label} {'stay' if part.in_place else 'are moved'}"
             for part in plan.kept
         )
-        self._session.tell(FlashPlanned(chip, plan.total_bytes, kept or "no key is kept"))
+        self._session.tell(FlashPlanned(chip, total_bytes(plan), kept or "no key is kept"))
+
+    def kept(self, folder: Path) -> None:
+        """Where to find what the board had, whatever comes now."""
+        self._session.tell(Kept(folder))
 
     def phase(self, name: FlashPhase) -> None:
         """A phase begins."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from ota_service.board.chip import ChipInfo
@@ -139,6 +140,13 @@ class FlashPlanned:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """Where what a board had is kept, while its whole flash is written."""
+
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Progressed:
     """Bytes of the image that were sent."""
 
@@ -182,6 +190,7 @@ Fact = (
     | Seen
     | Planned
     | FlashPlanned
+    | Kept
     | Progressed
     | Restarted
     | Warned

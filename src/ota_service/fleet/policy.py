@@ -501,6 +501,7 @@ def spared(
             remedy="Configure a new version, or call release for this board to try again.",
         )
         return Spared("set_aside" if record.state == "set_aside" else "rolled_back", error)
-    if not by_person and record.failed == 0 and as_last_read:
+    tried = record.failed > 0 or record.unjudged
+    if not by_person and not tried and as_last_read:
         return Spared("up_to_date")
     return None

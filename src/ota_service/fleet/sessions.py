@@ -16,6 +16,7 @@ from ota_service.board.session import Awaited, BootRules, Job, Outcome
 from ota_service.errors import OtaError
 from ota_service.firmware.expectation import Expectation
 from ota_service.fleet.hooks import FlashHooks, SessionHooks
+from ota_service.fleet.settings import Settings
 
 LOGGER = logging.getLogger("ota_service.fleet")
 
@@ -74,10 +75,15 @@ def mac_at(port: str, owner: str) -> str | None:
     return found[0] if found else None
 
 
-def boot_rules(timeout_s: float, stable_s: float, expect: str | None) -> BootRules:
-    """The configuration's boot_* attributes; `expect` was checked when it was configured."""
-    matches = Expectation(expect).found_in if expect else None
-    return BootRules(timeout_s, stable_s, matches)
+def boot_rules(settings: Settings) -> BootRules:
+    """The configuration's boot_* attributes; boot_expect was checked when it was configured."""
+    expect = settings.boot_expect
+    return BootRules(
+        settings.boot_timeout_s,
+        settings.boot_stable_s,
+        Expectation(expect).found_in if expect else None,
+        settings.boot_restarts,
+    )
 
 
 def after_waiting(job: Job, outcome: Outcome) -> Job:
@@ -85,4 +91,5 @@ def after_waiting(job: Job, outcome: Outcome) -> Job:
     if job.confirm is not None or outcome.plan is None or outcome.plan.action == "refuse":
         return replace(job, rearm=False)
     assert outcome.slot is not None
-    return replace(job, confirm=Awaited(outcome.slot.name, outcome.previous_version))
+    slot, before = outcome.slot.name, outcome.previous_version
+    return replace(job, confirm=Awaited(slot, before, outcome.power_failed))

@@ -22,6 +22,7 @@ from ota_service.fleet.orders import (
     Fact,
     FlashPlanned,
     Identified,
+    Kept,
     Order,
     PhaseBegan,
     Planned,
@@ -80,6 +81,8 @@ class Sight:
                 about.state = "updating"
                 text = "the whole flash is written (%d bytes); %s"
                 self.log(logging.INFO, text, total_bytes, kept)
+            case Kept(folder):
+                self.log(logging.INFO, "what the board has is kept in %s", folder)
             case Progressed(done, total):
                 self._progress(done, total)
             case Restarted(reason):

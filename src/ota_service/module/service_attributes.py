@@ -151,6 +151,11 @@ class ServiceConfig(Strict):
         "new app's log must match for the app to count as running. RE2 has no back-references "
         "and no look-arounds, so the search always ends.",
     )
+    boot_restarts: Annotated[int, whole_type(0, 10)] = Field(
+        0,
+        description="How many planned restarts a new app may make while it is watched, {range}: "
+        "resets by software without a panic. After each, the watch starts over.",
+    )
     confirm_timeout_s: Annotated[float, number_type(1, 86_400, " s")] = Field(
         120.0,
         description="Where the bootloader uses rollback: how long a board is left alone so that "
@@ -196,6 +201,7 @@ class ServiceConfig(Strict):
             boot_timeout_s=self.boot_timeout_s,
             boot_stable_s=self.boot_stable_s,
             boot_expect=self.boot_expect,
+            boot_restarts=self.boot_restarts,
             confirm_timeout_s=self.confirm_timeout_s,
             max_attempts=self.max_attempts,
             ca_file=self.ca_file,
