@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from ota_service.board.at_port import at_port
 from ota_service.board.backup import Backup
 from ota_service.board.backup_files import holds_backup, read_backup, to_dict, write_backup
 from ota_service.board.backup_run import (
@@ -21,10 +22,8 @@ from ota_service.board.backup_run import (
     run_restore,
 )
 from ota_service.board.chip import ChipInfo
-from ota_service.board.ownership import PORT_OWNERS
 from ota_service.board.ports import require_exists, shown
 from ota_service.board.restore import RestorePlan
-from ota_service.board.serial_port import close_port, open_port
 from ota_service.board.session import BootRules
 from ota_service.cli.failure import Failure
 from ota_service.cli.options import baud_option, boot_options, state_dir_option
@@ -75,12 +74,8 @@ def backup(port: str, folder: Path, baud: int, as_json: bool) -> None:
                     remedy="Name another folder for it.",
                 )
 
-        with PORT_OWNERS.claim(port, "esp32-ota backup", port):
-            opened = open_port(port, board=port)
-            try:
-                made = run_backup(opened, baud=baud, identified=identified)
-            finally:
-                close_port(opened)
+        with at_port(port, "esp32-ota backup", port) as opened:
+            made = run_backup(opened, baud=baud, identified=identified)
         if old is not None and not made.covers(old):
             raise Failure(
                 f"{folder} holds a backup of this board with keys that the board has no longer, "
@@ -155,12 +150,8 @@ def restore(
         )
         hooks = _Terminal(console, port, ask=not (yes or as_json))
         try:
-            with PORT_OWNERS.claim(port, "esp32-ota restore", port):
-                opened = open_port(port, board=port)
-                try:
-                    outcome = run_restore(opened, job, hooks)
-                finally:
-                    close_port(opened)
+            with at_port(port, "esp32-ota restore", port) as opened:
+                outcome = run_restore(opened, job, hooks)
         except KeyboardInterrupt:
             nothing = "Interrupted; nothing was written."
             raise Failure(f"Interrupted. {AGAIN}" if hooks.writing else nothing) from None

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ota_service.board.at_port import at_port
 from ota_service.board.chip import ChipInfo
 from ota_service.board.flash_merged import (
     FlashHooks,
@@ -23,9 +24,7 @@ from ota_service.board.flash_merged import (
     run_flash,
 )
 from ota_service.board.flash_plan import Before, FlashPlan, MergedFile, check_merged
-from ota_service.board.ownership import PORT_OWNERS
 from ota_service.board.ports import require_exists, shown
-from ota_service.board.serial_port import close_port, open_port
 from ota_service.board.session import BootRules
 from ota_service.cli.failure import Failure
 from ota_service.cli.options import baud_option, boot_options, state_dir_option
@@ -129,12 +128,8 @@ class _Enough(Exception):
 
 
 def _run(port: str, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
-    with PORT_OWNERS.claim(port, "esp32-ota flash", port):
-        opened = open_port(port, board=port)
-        try:
-            return run_flash(opened, job, hooks)
-        finally:
-            close_port(opened)
+    with at_port(port, "esp32-ota flash", port) as opened:
+        return run_flash(opened, job, hooks)
 
 
 class _Terminal:
