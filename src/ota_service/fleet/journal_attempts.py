@@ -137,31 +137,6 @@ class AttemptsPart:
         )
         return [from_row(AttemptRecord, row) for row in rows]
 
-    def rename_board(self, old: str, new: str) -> None:
-        """Let attempts that were counted under a name count under the MAC that it turned out to
-        have."""
-        if old == new:
-            return
-        self._store.write(
-            (
-                "INSERT INTO attempts SELECT ?, target, failed, state, code, message, since, "
-                "open_since, updated_at FROM attempts WHERE board = ? "
-                "ON CONFLICT (board, target) DO UPDATE SET failed = failed + excluded.failed, "
-                "open_since = coalesce(open_since, excluded.open_since)",
-                (new, old),
-            ),
-            ("DELETE FROM attempts WHERE board = ?", (old,)),
-        )
-
-    def forget_other_targets(self, board: str, target: str) -> None:
-        """The target has changed: what became of the board with others holds it no longer."""
-        self._store.write(
-            (
-                "DELETE FROM attempts WHERE board = ? AND target != ? AND open_since IS NULL",
-                (board, target),
-            )
-        )
-
     def release(self, *keys: str) -> int:
         """Let boards be taken up again; how many entries that held them there were.
 
@@ -205,20 +180,15 @@ class AttemptsPart:
             (f"DELETE FROM speeds WHERE port IN ({marks})", keys),
         )
 
-    def _close_interrupted_attempts(self) -> list[AttemptRecord]:
+    def _close_interrupted_attempts(self) -> None:
         """At the start: attempts that a dead process left open count as failed."""
-        rows = self._store.read(
-            "SELECT board, target FROM attempts WHERE open_since IS NOT NULL ORDER BY open_since"
-        )
-        if rows:
-            self._store.write(
-                (
-                    "UPDATE attempts SET failed = failed + 1, open_since = NULL, "
-                    "code = 'link-lost', message = ?, updated_at = ? WHERE open_since IS NOT NULL",
-                    (_ENDED, iso(now())),
-                )
+        self._store.write(
+            (
+                "UPDATE attempts SET failed = failed + 1, open_since = NULL, "
+                "code = 'link-lost', message = ?, updated_at = ? WHERE open_since IS NOT NULL",
+                (_ENDED, iso(now())),
             )
-        return [self.attempt(str(row["board"]), str(row["target"])) for row in rows]
+        )
 
     # --- boards awaiting confirmation
 
@@ -230,11 +200,6 @@ class AttemptsPart:
         """What a board's new app has to confirm itself by; None: nothing waits for it."""
         row = self._store.read_one("SELECT * FROM pending WHERE mac = ?", (mac,))
         return from_row(PendingRecord, row) if row else None
-
-    def all_pending(self) -> list[PendingRecord]:
-        """Every board that awaits confirmation, the earliest end first."""
-        rows = self._store.read("SELECT * FROM pending ORDER BY until")
-        return [from_row(PendingRecord, row) for row in rows]
 
     def clear_pending(self, mac: str) -> None:
         """The board has been looked at: it may be reset again."""

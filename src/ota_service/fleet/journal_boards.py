@@ -13,7 +13,6 @@ from ota_service.fleet.journal_rows import (
     PortRecord,
     SlotRecord,
     from_row,
-    iso,
     now,
     upsert,
 )
@@ -74,15 +73,6 @@ class BoardsPart:
         """Store what a slot holds, in place of what it held."""
         self._store.write(upsert("slots", record, "mac", "slot"))
 
-    def slot_seen_running(self, mac: str, slot: str) -> None:
-        """Note that what the slot holds was seen to run just now: the evidence for later."""
-        self._store.write(
-            (
-                "UPDATE slots SET seen_running_at = ? WHERE mac = ? AND slot = ?",
-                (iso(now()), mac, slot),
-            )
-        )
-
     def forget_slot(self, mac: str, slot: str) -> None:
         """Forget what a slot held. Called before its first byte is overwritten."""
         self._store.write(("DELETE FROM slots WHERE mac = ? AND slot = ?", (mac, slot)))
@@ -127,17 +117,9 @@ class BoardsPart:
         row = self._store.read_one("SELECT * FROM ports WHERE port = ?", (port,))
         return from_row(PortRecord, row) if row else None
 
-    def known_ports(self) -> list[PortRecord]:
-        """Everything that was learned of configured ports."""
-        return [from_row(PortRecord, row) for row in self._store.read("SELECT * FROM ports")]
-
     def set_wrong_board(self, port: str, reason: str) -> None:
         """Keep a known port closed, until `release` or `forget_port`."""
         self._store.write(("UPDATE ports SET wrong_board = ? WHERE port = ?", (reason, port)))
-
-    def clear_wrong_board(self, port: str) -> None:
-        """The right board is back: open the port again, with what was learned of it."""
-        self._store.write(("UPDATE ports SET wrong_board = NULL WHERE port = ?", (port,)))
 
     def forget_port(self, port: str) -> None:
         """Accept whatever is behind the port at the next success."""
@@ -155,11 +137,6 @@ class BoardsPart:
         row = self._store.read_one("SELECT * FROM not_ours WHERE place = ?", (place,))
         return from_row(NotOursRecord, row) if row else None
 
-    def all_not_ours(self) -> list[NotOursRecord]:
-        """Every place whose board is left alone."""
-        rows = self._store.read("SELECT * FROM not_ours ORDER BY place")
-        return [from_row(NotOursRecord, row) for row in rows]
-
     def remember_bridge(self, place: str, identity: str | None, mac: str | None = None) -> None:
         """Know a generic bridge as ours: a person has had it opened, and a board answered."""
         record = BridgeRecord(place, identity, mac, now())
@@ -171,15 +148,6 @@ class BoardsPart:
             "SELECT * FROM bridges WHERE place = ? AND identity IS ?", (place, identity)
         )
         return from_row(BridgeRecord, row) if row else None
-
-    def known_bridges(self) -> list[BridgeRecord]:
-        """Every bridge that is known as ours."""
-        rows = self._store.read("SELECT * FROM bridges ORDER BY place")
-        return [from_row(BridgeRecord, row) for row in rows]
-
-    def forget_bridge(self, place: str) -> None:
-        """No longer open the bridge at a place by itself."""
-        self._store.write(("DELETE FROM bridges WHERE place = ?", (place,)))
 
     # --- speeds
 

@@ -65,35 +65,10 @@ class RunsPart:
         )
         return run
 
-    def update_run(
-        self,
-        run_id: str,
-        *,
-        target: dict[str, Any] | None = None,
-        result: dict[str, Any] | None = None,
-        durable: bool = True,
-    ) -> None:
-        """Fill in what is known by now; None: as before."""
-        self._store.write(
-            (
-                "UPDATE runs SET target = coalesce(?, target), result = coalesce(?, result), "
-                "updated_at = ? WHERE id = ?",
-                (
-                    dump(without_none(target)) if target is not None else None,
-                    dump(without_none(result)) if result is not None else None,
-                    *(iso(now()), run_id),
-                ),
-            ),
-            durable=durable,
-        )
-
-    def update_run_board(
-        self, run_id: str, name: str, entry: dict[str, Any], *, durable: bool = False
-    ) -> None:
+    def update_run_board(self, run_id: str, name: str, entry: dict[str, Any]) -> None:
         """Store what the run did to a board so far, whole.
 
-        entry: freely structured; its "mac" and "port" serve to find it. By default the file has
-        it a little later, with the next write that must last: see `Store.write`.
+        entry: freely structured; its "mac" and "port" serve to find it.
         """
         text = _bounded(without_none(entry))
         mac, port = entry.get("mac"), entry.get("port")
@@ -108,7 +83,6 @@ class RunsPart:
                 ),
             ),
             ("UPDATE runs SET updated_at = ? WHERE id = ?", (iso(now()), run_id)),
-            durable=durable,
         )
 
     def finish_run(

@@ -143,3 +143,17 @@ def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...] = MIGRAT
             f"BEGIN; {migrations[number]} PRAGMA user_version = {number + 1}; COMMIT;"
         )
     return start < len(migrations)
+
+
+def merge(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """Bring all rows of one database into another with the same tables; rows that only the other
+    one has stay. Within a transaction."""
+    for table in TABLES:
+        rows = source.execute(f'SELECT * FROM "{table}"').fetchall()
+        if not rows:
+            continue
+        names = [name for name in rows[0].keys() if name != "seq"]  # noqa: SIM118 - a sqlite3.Row
+        columns = ", ".join(f'"{name}"' for name in names)
+        marks = ", ".join("?" * len(names))
+        sql = f'INSERT OR REPLACE INTO "{table}" ({columns}) VALUES ({marks})'
+        target.executemany(sql, ([row[name] for name in names] for row in rows))
