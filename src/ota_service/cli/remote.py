@@ -386,7 +386,7 @@ def history(
         found = await find_run(machine, run_id)
         if found is None:
             raise Failure(
-                f"The history has no run {run_id} among its newest.",
+                f"The history has no run {run_id}.",
                 "`esp32-ota remote history` lists them.",
             )
         return [found]
