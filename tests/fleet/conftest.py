@@ -21,7 +21,7 @@ from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Fetched, Wish
 from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.memory import Memory
-from ota_service.fleet.orders import Answer, Order, Purpose, Seen
+from ota_service.fleet.orders import Answer, Order, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Event, Permits
 from ota_service.fleet.sessions import SessionEnd
@@ -185,6 +185,6 @@ async def _end_of(attempt: Attempt, step: Any) -> SessionEnd:
         step = OtaError(step)
     if isinstance(step, OtaError):
         return await attempt._failed_by(step)
-    attempt.hooks.tell(Seen(step.found))
+    attempt.hooks.tell(lambda sight: sight.seen(step.found))
     await asyncio.sleep(0)
     return SessionEnd(step, failed=attempt._failed)

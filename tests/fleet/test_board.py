@@ -17,7 +17,7 @@ from ota_service.board.plan import Plan
 from ota_service.board.session import Outcome
 from ota_service.errors import OtaError
 from ota_service.fleet.board import Board
-from ota_service.fleet.orders import Answer, Planned, Purpose
+from ota_service.fleet.orders import Answer, Purpose
 from ota_service.fleet.places import Place
 from ota_service.formats.nvs import parse_nvs
 from ota_service.formats.partitions import Partition
@@ -306,7 +306,7 @@ def test_a_dry_run_gets_the_plan_that_is_carried_out(at_desk: AtDesk) -> None:
         board.order(plan)
         await asyncio.sleep(1)
         assert not plan.answer.done()
-        board.post(Planned(WRITE, True))
+        board.post(lambda sight: sight.planned(WRITE))
         assert (await plan.answer).reply["action"] == "write"
         again = await desk.give(board, desk.order("plan"))
         assert again.reply["action"] == "write"

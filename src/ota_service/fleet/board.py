@@ -183,7 +183,7 @@ class Board:
             order.give(Answer("error", told, refusal(order.purpose, told)))
 
     def _learn(self, fact: Fact) -> None:
-        self._sight.learn(fact)
+        fact(self._sight)
         update = self._update
         if self._plan_waiters and update is not None and update.plan is not None:
             waiters, self._plan_waiters = self._plan_waiters, []

@@ -31,11 +31,12 @@ from ota_service.fleet.firmwares import Firmwares
 from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.journal_rows import AttemptRecord
 from ota_service.fleet.memory import Memory
-from ota_service.fleet.orders import Adopted, FlashFile, Remembered
+from ota_service.fleet.orders import FlashFile
 from ota_service.fleet.places import Place, place_entry, place_found, stands_in
 from ota_service.fleet.run import Run
 from ota_service.fleet.sessions import mac_at
 from ota_service.fleet.settings import BoardEntry, Settings
+from ota_service.fleet.sight import Sight
 from ota_service.fleet.turns import Turns
 
 POLL_S = 1.0
@@ -226,7 +227,7 @@ class Engine:
                 board = Board(entry.name, entry, target, self)
                 changed.append(entry.name)
             else:  # under another name, perhaps
-                board.post(Adopted(entry.name, entry))
+                board.post(partial(Sight.adopted, name=entry.name, entry=entry))
                 changed += [entry.name] if self._aim(board, target) else []
             self.boards[entry.name] = board
         for board in set(old.values()) - set(self.boards.values()):
@@ -303,7 +304,8 @@ class Engine:
             port = entry.port if entry is not None else None
             record = memory.board(mac) if mac else memory.board_named(board.shown.name, port)
             if record is not None:
-                board.from_thread(Remembered(record, memory.is_as_read(record)))
+                as_read = memory.is_as_read(record)
+                board.from_thread(partial(Sight.remember, record=record, as_read=as_read))
 
     # --- runs
 

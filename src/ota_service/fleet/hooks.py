@@ -7,6 +7,7 @@ What must be on the disk before the board is touched is written here, before the
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -25,18 +26,7 @@ from ota_service.board.rewrite import total_bytes
 from ota_service.board.session import Phase
 from ota_service.errors import OtaError
 from ota_service.fleet.memory import Memory
-from ota_service.fleet.orders import (
-    Fact,
-    FlashPlanned,
-    Identified,
-    Kept,
-    PhaseBegan,
-    Planned,
-    Progressed,
-    Restarted,
-    Seen,
-    Warned,
-)
+from ota_service.fleet.orders import Fact
 from ota_service.fleet.settings import BoardEntry
 
 
@@ -82,7 +72,7 @@ class SessionHooks:
         self._require_right(mac)
         SERVICE_CLAIMS.add(about.owner, memory.service, mac, about.name)
         self.mac = mac
-        self.tell(Identified(mac))
+        self.tell(lambda sight: sight.identified(mac))
         memory.learn_place(about.name, about.port, about.info, mac)
         carried = memory.journal.carried_baud(mac, about.port)
         self.facts = replace(memory.facts(mac, about.target), carried_baud=carried)
@@ -110,7 +100,7 @@ class SessionHooks:
     def inspected(self, found: Inspection) -> None:
         """The board was looked at."""
         self.found = found
-        self.tell(Seen(found))
+        self.tell(lambda sight: sight.seen(found))
         if self.briefing.writes and found.nvs is not None:
             self._end_duel(found)
         self.memory.saw(found)
@@ -126,7 +116,7 @@ class SessionHooks:
             f" ({times} of {about.max_attempts} times)."
         )
         error = OtaError("changed-elsewhere", message, board=about.name)
-        self.tell(Warned(error))
+        self.tell(lambda sight: sight.warned(error))
         if times >= about.max_attempts:
             raise error
 
@@ -134,9 +124,9 @@ class SessionHooks:
         """The plan stands; from here on the journal must know what is being done."""
         self.plan = made
         found, about = self.found, self.briefing
-        self.tell(Planned(made, about.writes))
         if found is None or not about.writes:
             return
+        self.tell(lambda sight: sight.planned(made))
         if not made.rolled_back and not self.facts.unwatched and not found.pending:
             self._remember_running(found)
         if made.action in ("write", "switch", "record"):
@@ -167,7 +157,8 @@ class SessionHooks:
         """A phase begins."""
         if name == "booting":
             self._await_confirmation()
-        self.tell(PhaseBegan(name, time.monotonic()))
+        began_s = time.monotonic()
+        self.tell(lambda sight: sight.phase(name, began_s))
 
     def _await_confirmation(self) -> None:
         """Before the restart: a killed process must find that this board is to be left alone."""
@@ -188,11 +179,11 @@ class SessionHooks:
 
     def progress(self, bytes_done: int, bytes_total: int) -> None:
         """Bytes of the image that were sent."""
-        self.tell(Progressed(bytes_done, bytes_total))
+        self.tell(lambda sight: sight.progress(bytes_done, bytes_total))
 
     def restarting(self, reason: str) -> None:
         """Each restart's reason is in the history."""
-        self.tell(Restarted(reason))
+        self.tell(lambda sight: sight.restarted(reason))
 
     def carried(self, baud: int) -> None:
         """What the line was found to hold, or not to hold any more."""
@@ -228,11 +219,13 @@ class FlashHooks:
             f"{part.keys} keys of {part.label} {'stay' if part.in_place else 'are moved'}"
             for part in plan.kept
         )
-        self._session.tell(FlashPlanned(chip, total_bytes(plan), kept or "no key is kept"))
+        text, size_bytes = kept or "no key is kept", total_bytes(plan)
+        self._session.tell(lambda sight: sight.flash_planned(chip, size_bytes, text))
 
     def kept(self, folder: Path) -> None:
         """Where to find what the board had, whatever comes now."""
-        self._session.tell(Kept(folder))
+        text = "what the board has is kept in %s"
+        self._session.tell(lambda sight: sight.log(logging.INFO, text, folder))
 
     def phase(self, name: FlashPhase) -> None:
         """A phase begins."""

@@ -4,22 +4,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ota_service.board.chip import ChipInfo
 from ota_service.board.flash_plan import MergedFile
-from ota_service.board.inspect import Inspection
 from ota_service.board.plan import Plan
 from ota_service.board.session import Image
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
-from ota_service.fleet.journal_rows import BoardRecord
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Event, Permits, Spared
-from ota_service.fleet.settings import BoardEntry
+
+if TYPE_CHECKING:
+    from ota_service.fleet.sight import Sight
 
 Trigger = Literal["configured", "command", "attached", "resumed"]
 Purpose = Literal["update", "plan", "version", "verify", "rollback", "flash"]
@@ -97,103 +95,5 @@ class Message:
     token: object | None = None
 
 
-# --- facts: what a session tells, and what the service knows
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseBegan:
-    """A phase of a session began; None: the last one ended. at_s: monotonic."""
-
-    name: str | None
-    at_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Identified:
-    """The chip said its MAC."""
-
-    mac: str
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """The board was looked at."""
-
-    found: Inspection
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """What is done with it. writes: it is carried out."""
-
-    plan: Plan
-    writes: bool
-
-
-@dataclass(frozen=True, slots=True)
-class FlashPlanned:
-    """The whole flash is about to be replaced. kept: what becomes of the keys, in words."""
-
-    chip: ChipInfo
-    total_bytes: int
-    kept: str
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """Where what a board had is kept, while its whole flash is written."""
-
-    folder: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Progressed:
-    """Bytes of the image that were sent."""
-
-    bytes_done: int
-    bytes_total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Restarted:
-    """The board was restarted, and why."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Warned:
-    """Something that a person should see while it goes on."""
-
-    error: OtaError
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """What the journal has of a board. as_read: nothing was done to it since it was read."""
-
-    record: BoardRecord
-    as_read: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Adopted:
-    """The configuration's entry for a board, which may have another name now."""
-
-    name: str
-    entry: BoardEntry | None
-
-
-Fact = (
-    PhaseBegan
-    | Identified
-    | Seen
-    | Planned
-    | FlashPlanned
-    | Kept
-    | Progressed
-    | Restarted
-    | Warned
-    | Remembered
-    | Adopted
-)
+Fact = Callable[["Sight"], None]
+"""What a session tells, or the service knows: something for the board's picture to take in."""

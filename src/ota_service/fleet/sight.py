@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from ota_service.board.chip import ChipInfo
+from ota_service.board.inspect import Inspection
 from ota_service.board.ownership import SERVICE_CLAIMS
 from ota_service.board.plan import Plan
 from ota_service.errors import OtaError
@@ -17,23 +19,10 @@ from ota_service.fleet import policy
 from ota_service.fleet.around import Around
 from ota_service.fleet.board_state import BoardState, Progress, utc_now
 from ota_service.fleet.journal_rows import BoardRecord
-from ota_service.fleet.orders import (
-    Adopted,
-    Fact,
-    FlashPlanned,
-    Identified,
-    Kept,
-    Order,
-    PhaseBegan,
-    Planned,
-    Progressed,
-    Remembered,
-    Restarted,
-    Seen,
-    Warned,
-)
+from ota_service.fleet.orders import Order
 from ota_service.fleet.places import Place
 from ota_service.fleet.replies import running_of
+from ota_service.fleet.settings import BoardEntry
 
 _STEP_PERCENT = 25
 _LONG_PHASES = frozenset({"writing", "booting", "rolling_back"})
@@ -59,43 +48,40 @@ class Sight:
 
     # --- facts
 
-    def learn(self, fact: Fact) -> None:
-        """Take a fact in."""
-        about, report = self.about, self._report
-        match fact:
-            case PhaseBegan(name, at_s):
-                self.phase(name, at_s)
-            case Identified(mac):
-                about.mac = report["mac"] = mac
-            case Seen(found):
-                about.chip, about.flash_bytes = found.chip.name, found.chip.flash_bytes
-                if found.nvs is not None:
-                    self.version(found.version)
-                    report.setdefault("from", found.version)
-                about.running = running_of(found, found.running.partition) or about.running
-            case Planned(plan, writes):
-                if writes:
-                    self._planned(plan)
-            case FlashPlanned(chip, total_bytes, kept):
-                about.chip, about.flash_bytes = chip.name, chip.flash_bytes
-                about.state = "updating"
-                text = "the whole flash is written (%d bytes); %s"
-                self.log(logging.INFO, text, total_bytes, kept)
-            case Kept(folder):
-                self.log(logging.INFO, "what the board has is kept in %s", folder)
-            case Progressed(done, total):
-                self._progress(done, total)
-            case Restarted(reason):
-                report.setdefault("restarts", []).append(reason)
-                why = self.at_work.why if self.at_work is not None else ""
-                self.log(logging.DEBUG, "restarted %s (%s)", reason, why)
-            case Remembered(record, as_read):
-                self._remember(record, as_read)
-            case Adopted(name, entry):
-                about.name, about.entry = name, entry
-            case Warned(error):
-                about.error = error
-                self.log(logging.WARNING, "%s", error.message)
+    def identified(self, mac: str) -> None:
+        """The chip said its MAC."""
+        self.about.mac = self._report["mac"] = mac
+
+    def seen(self, found: Inspection) -> None:
+        """The board was looked at."""
+        about = self.about
+        about.chip, about.flash_bytes = found.chip.name, found.chip.flash_bytes
+        if found.nvs is not None:
+            self.version(found.version)
+            self._report.setdefault("from", found.version)
+        about.running = running_of(found, found.running.partition) or about.running
+
+    def flash_planned(self, chip: ChipInfo, total_bytes: int, kept: str) -> None:
+        """The whole flash is about to be replaced. kept: what becomes of the keys, in words."""
+        about = self.about
+        about.chip, about.flash_bytes = chip.name, chip.flash_bytes
+        about.state = "updating"
+        self.log(logging.INFO, "the whole flash is written (%d bytes); %s", total_bytes, kept)
+
+    def restarted(self, reason: str) -> None:
+        """The board is restarted, and why."""
+        self._report.setdefault("restarts", []).append(reason)
+        why = self.at_work.why if self.at_work is not None else ""
+        self.log(logging.DEBUG, "restarted %s (%s)", reason, why)
+
+    def warned(self, error: OtaError) -> None:
+        """Something that a person should see while it goes on."""
+        self.about.error = error
+        self.log(logging.WARNING, "%s", error.message)
+
+    def adopted(self, name: str, entry: BoardEntry | None) -> None:
+        """The configuration's entry for the board, which may have another name now."""
+        self.about.name, self.about.entry = name, entry
 
     @property
     def _report(self) -> dict[str, Any]:
@@ -116,7 +102,8 @@ class Sight:
             level = logging.INFO if name in _LONG_PHASES else logging.DEBUG
             self.log(level, "%s", name.replace("_", " "))
 
-    def _planned(self, plan: Plan) -> None:
+    def planned(self, plan: Plan) -> None:
+        """What an update will do."""
         order, about = self.at_work, self.about
         if order is None:
             return
@@ -132,7 +119,8 @@ class Sight:
                 extra={"replaced": (about.name, before, after)},
             )  # fmt: skip
 
-    def _progress(self, done: int, total: int) -> None:
+    def progress(self, done: int, total: int) -> None:
+        """Bytes of the image that were sent."""
         about = self.about
         if about.progress is None:
             about.progress = Progress(bytes_total=total)
@@ -142,8 +130,8 @@ class Sight:
             self._logged_percent = percent - percent % _STEP_PERCENT
             self.log(logging.INFO, "%d %% written", self._logged_percent)
 
-    def _remember(self, record: BoardRecord, as_read: bool) -> None:
-        """Show from the start what the journal has of the board."""
+    def remember(self, record: BoardRecord, as_read: bool) -> None:
+        """Show from the start what the journal has. as_read: nothing was done since it was read."""
         about = self.about
         about.mac, about.chip, about.flash_bytes = record.mac, record.chip, record.flash_bytes
         about.version, about.version_read_at = record.version, record.version_read_at
