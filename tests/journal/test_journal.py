@@ -462,3 +462,24 @@ def test_what_stands_under_no_mac_is_of_nobody(tmp_path: Path, nobody: str) -> N
         assert [attempt.failed for attempt in journal.attempts(MAC)] == [2]
         learned = journal.learn_port("/dev/ttyACM0", OTHER)
         assert learned.mac == OTHER, "the board that is there now is the right one"
+
+
+def test_one_unreadable_value_costs_that_value(journal: Journal) -> None:
+    """Neither the history nor a board nor the next start is lost with it."""
+    run = journal.start_run("OTA", "command", {"version": "1"})
+    journal.update_run_board(run.id, "left", {"to": "1"})
+    journal.finish_run(run.id, "failed", error={"code": "no-board"})
+    journal.save_board(BOARD)
+    journal._store.write(
+        ("UPDATE runs SET target = 'x', error = '[1', started_at = 'yesterday'", ()),
+        ("UPDATE run_boards SET data = '{'", ()),
+        ("UPDATE boards SET version_read_at = 'never', flash_bytes = NULL", ()),
+    )
+    journal = reopened(journal)
+    (found,) = journal.history()
+    assert (found.id, found.target, found.error) == (run.id, {}, None)
+    assert found.boards == {"left": {"truncated": True}}
+    board = journal.board(MAC)
+    assert board is not None
+    assert (board.chip, board.version, board.version_read_at) == (BOARD.chip, BOARD.version, None)
+    journal.close()

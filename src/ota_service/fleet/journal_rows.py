@@ -256,15 +256,29 @@ def from_row(kind: type[Record], row: sqlite3.Row) -> Record:
 
 
 def _from_sql(type_name: str, value: SqlValue) -> Any:
-    """A column's value as its field's annotation says."""
+    """A column's value as its field's annotation says; one that cannot be read is as none."""
     if value is None:
         return None
-    if type_name.startswith("datetime"):
-        return parse_iso(str(value))
-    if type_name.startswith("bool"):
-        return bool(value)
-    if type_name.startswith("dict"):
-        return json.loads(str(value))
+    kind, _, rest = type_name.partition(" ")
+    try:
+        if kind == "datetime":
+            return parse_iso(str(value))
+        if kind.startswith("dict"):
+            return load(str(value))
+    except ValueError:
+        return None if "None" in rest else _UNREAD.get(kind, {})
+    return bool(value) if kind == "bool" else value
+
+
+_UNREAD = {"datetime": datetime.fromtimestamp(0, UTC)}
+"""What stands for a value that must be there and cannot be read."""
+
+
+def load(text: str) -> dict[str, Any]:
+    """A dictionary from `dump`. Raises ValueError."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("no dictionary")
     return value
 
 

@@ -8,7 +8,16 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from ota_service.fleet.journal_rows import Outcome, Run, dump, from_row, iso, now, without_none
+from ota_service.fleet.journal_rows import (
+    Outcome,
+    Run,
+    dump,
+    from_row,
+    iso,
+    load,
+    now,
+    without_none,
+)
 from ota_service.fleet.journal_store import Store
 
 MAX_RUNS = 1000
@@ -174,7 +183,11 @@ class RunsPart:
                 (run.id, *words),
             )
             # In place of a copy: the record was made a line above, and nobody has it yet.
-            run.boards.update({str(b["name"]): json.loads(b["data"]) for b in boards})
+            for row_board in boards:
+                try:
+                    run.boards[str(row_board["name"])] = load(str(row_board["data"]))
+                except ValueError:
+                    run.boards[str(row_board["name"])] = {"truncated": True}
             runs.append(run)
         return runs
 
