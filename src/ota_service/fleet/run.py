@@ -202,7 +202,8 @@ class Run:
                 wish, fetched = await engine.firmwares.get(order.target)
                 order.image = fetched.image
             overrides = "stopped" in self.permits.override
-            if self.purpose == "update" and here and stopped is not None and not overrides:
+            barred = stopped is not None and not overrides and order.spared is None
+            if self.purpose == "update" and here and barred:
                 order.report["outcome"] = "stopped"
                 order.give(Answer("stopped", stopped))
             else:

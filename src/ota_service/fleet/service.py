@@ -284,10 +284,15 @@ class FleetService:
         if word is None:
             return None
         words = [word]
-        for board in self._engine.boards.values():
-            if board.answers_to(word):
-                words += [one for one in (board.shown.name, board.shown.mac) if one is not None]
+        for name in self._meant(word):
+            mac = self._engine.boards[name].shown.mac
+            words += [name] if mac is None else [name, mac]
         return words
+
+    def _meant(self, word: str) -> list[str]:
+        """The boards that go by a name, MAC or port."""
+        boards = self._engine.boards.items()
+        return [name for name, board in boards if word == name or board.answers_to(word)]
 
     def _names(self, words: Sequence[str] | None) -> list[str] | None:
         """Boards by name, MAC or port; None: all. Raises UnknownBoard naming what exists."""
@@ -295,7 +300,7 @@ class FleetService:
             return None
         names = []
         for word in words:
-            found = [n for n, board in self._engine.boards.items() if board.answers_to(word)]
+            found = self._meant(word)
             if not found:
                 known = ", ".join(sorted(self._engine.boards)) or "none yet"
                 named = word if len(word) <= _WORD_MAX_CHARS else f"{word[:_WORD_MAX_CHARS]}..."
