@@ -151,8 +151,8 @@ _IMAGE = (
     Mutant(
         "the least revision is compared the wrong way round at equality",
         "formats/image.py",
-        "return self.min_revision <= revision and not (limited and revision > self.max_revision)",
-        "return self.min_revision < revision and not (limited and revision > self.max_revision)",
+        "return least <= revision and not (limited and revision > highest)",
+        "return least < revision and not (limited and revision > highest)",
         IMAGE,
     ),
     Mutant(
