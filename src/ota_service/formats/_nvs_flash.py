@@ -13,10 +13,11 @@ use this:
   firmware erases the span when it loads the page, whatever stands there. The header's first word
   goes first and alone, because the firmware tells a free entry by that word only.
 - An item is erased payload first, header last, so that its header covers it to the end; of a torn
-  item first what is WRITTEN, so that a torn step can never make it whole.
-- The bytes of a cut write are set to zero before their entry's bits change: at its start the
-  firmware looks for an older form of the last item of an active page even where the CRC of that
-  item's header is wrong, and would erase the good one. Zeros name no key.
+  item first one entry or what is WRITTEN, so that a torn step can never make it whole.
+- The bytes of a cut write, a header without its bit, are set to zero before the bits change: at its
+  start the firmware looks for an older form of the last item of an active page even where the CRC
+  of that item's header is wrong, and would erase the good one. Zeros name no key. While the entry
+  is EMPTY its bytes count for nothing but being used, so this is safe in any torn form.
 - The bitmap never takes an entry from EMPTY to ERASED in one step unless a header covers it: torn,
   that could be ILLEGAL, over which old firmware stumbles at every start.
 

@@ -259,9 +259,10 @@ def _finish_freeing(nvs: Nvs) -> None:
         nvs.dropped = nvs.order.pop()
         free.append(nvs.dropped.index)
         nvs.pages[nvs.dropped.index] = _blank(nvs.dropped.index)
-    if not free:
-        raise OtaError("nvs-invalid", "NVS has a page that is being freed, and no free one.")
     nvs.order.remove(nvs.freeing)
+    if not free:  # The firmware does not start from here; what it would move can still be read.
+        nvs.order.append(nvs.freeing)
+        return
     nvs.pages[nvs.freeing.index] = _blank(nvs.freeing.index)
     if nvs.freeing.items:
         nvs.moved = free[0]
