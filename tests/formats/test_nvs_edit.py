@@ -500,7 +500,7 @@ def test_many_lives_of_an_app() -> None:
     assert {"append", "collect", "new-page", "erase", "nvs-full"} <= seen.keys()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(ODD_PAGE | st.just(BLANK), min_size=3, max_size=4).map(b"".join),
     st.sampled_from(["1.0.0", "v" * 100, None]),

@@ -195,7 +195,7 @@ def readable(data: bytes) -> dict[tuple[bytes, bytes], tuple[int, bytes]]:
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(3, 6), STEPS, st.data())
 def test_histories_of_an_app(pages: int, steps: list[Step], draw: st.DataObject) -> None:
     """After any history, cut at any write, our reader and ESP-IDF's rules agree."""
@@ -251,7 +251,7 @@ ODD_PAGE = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(ODD_PAGE | st.just(b"\xff" * PAGE), min_size=3, max_size=4).map(b"".join)
     | st.binary(max_size=200)
@@ -268,7 +268,7 @@ def test_any_bytes(data: bytes) -> None:
         result.keys()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.tuples(st.integers(0, 0x3FFF) | st.integers(0, 200), st.integers(0, 255)), max_size=6
