@@ -136,8 +136,8 @@ def quick() -> list[Trial]:
         *_trials("pending", waiting, QUICK, on_link=1),
         *_trials("shy", waiting, QUICK, on_link=1),
         *_trials("update", odds, QUICK_RARE),
-        *_trials("update", [replace(s, first_contact=True) for s in odds[:3]], QUICK_RARE),
-        *_trials("back", odds[:5], QUICK_RARE),
+        *_trials("update", [replace(s, first_contact=True) for s in odds[3:4]], QUICK_RARE),
+        *_trials("back", odds[:4:2], QUICK_RARE),
     ]
     return _few_on_link(trials, each=1)
 
