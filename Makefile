@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: bench help demo module wheels test test-quick test-viam-server prove lint
+.PHONY: bench help demo module wheels test test-quick test-viam-server prove mutants lint
 .PHONY: serve-ota build-esp32-ota build-esp32-bin flash-esp32-bin
 
 help: ## this list
@@ -21,6 +21,9 @@ test-quick: ## the tests that end within a minute
 
 test-viam-server: ## the scenarios under a real viam-server: VIAM_SERVER=/path make test-viam-server
 	@./setup.sh --dev -- -m pytest tests/viam_server -rs
+
+mutants: ## small changes of the critical code, and whether the tests notice (ONLY=words)
+	@./setup.sh --dev -- -m tests.mutants
 
 prove: ## every interruption of an update, tried (QUICK=1: thinned; CASE=..: one of them again)
 	@./setup.sh --dev -- -m tests.prove

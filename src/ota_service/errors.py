@@ -361,6 +361,22 @@ _ROWS: tuple[ErrorKind, ...] = (
         "Look at the boot log in the history, correct the firmware, and configure a new version.",
     ),
     ErrorKind(
+        "no-reset",
+        "board",
+        "The board is still in download mode: no reset has started its firmware.",
+        "Press the board's reset button with BOOT released, and wire DTR and RTS of its port to "
+        "IO0 and EN if they are not; then call update, which has the start watched.",
+        counts=False,
+    ),
+    ErrorKind(
+        "brown-out",
+        "board",
+        "The board's power failed while its start was watched. That is power, not firmware.",
+        "Check the power supply, the cable and the USB hub, then call update, which watches the "
+        "start again.",
+        counts=False,
+    ),
+    ErrorKind(
         "cancelled",
         "policy",
         "The update was cancelled.",
@@ -380,6 +396,13 @@ _ROWS: tuple[ErrorKind, ...] = (
         "host",
         "A file or folder of this computer cannot be read or written.",
         "Check that it exists, and that this user may read and write it.",
+        counts=False,
+    ),
+    ErrorKind(
+        "backup-invalid",
+        "host",
+        "The folder holds no whole backup of a board.",
+        "Name a folder that `esp32-ota backup` has made, or one that a flash has named.",
         counts=False,
     ),
     ErrorKind(

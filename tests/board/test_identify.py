@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,3 +91,23 @@ def test_a_mac_whose_crc_is_wrong_is_read_twice_alike() -> None:
     esp = chip("esp32", words)
     assert identify.read_mac(esp) == ESP32_MAC.hex(":")
     assert esp.reads.count(high) == 3
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_the_secure_version_is_read_where_espefuse_has_it(name: str) -> None:
+    """Each step of it burns one more of the chip's own bits; all other bits say nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of click, which espefuse builds upon
+        definitions = importlib.import_module(f"espefuse.efuse.{name}.mem_definition")
+    folder = Path(definitions.__file__ or "").parents[2] / "efuse_defs"
+    text = (folder / f"{name}.yaml").read_text()
+    fields = importlib.import_module("yaml").safe_load(text)  # it comes with espefuse
+    field = next(group["SECURE_VERSION"] for group in fields.values() if "SECURE_VERSION" in group)
+    blocks = {block[2]: block[3] for block in definitions.EfuseDefineBlocks.BLOCKS}
+    register = blocks[field["blk"]] + 4 * field["word"]
+    for steps in (0, 1, field["len"] // 2, field["len"]):
+        bits = (1 << steps) - 1
+        ours = bits << field["pos"]
+        others = 0xFFFFFFFF ^ ((1 << field["len"]) - 1) << field["pos"]
+        for word in (ours, ours | others):
+            assert identify._secure_version(chip(name, {register: word}, 0xFFFFFFFF)) == steps

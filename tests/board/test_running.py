@@ -16,12 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ota_service.board.carry_out import plan_go_back, plan_rollback
 from ota_service.board.facts import BoardFacts, SlotFact
 from ota_service.board.first_look import FirstLook, first_look
 from ota_service.board.flash import MemoryFlash
 from ota_service.board.inspect import inspect
 from ota_service.board.plan import RecordVersion, WatchBoot, WriteSlot
 from ota_service.errors import OtaError
+from ota_service.formats.flashops import apply_ops
 from ota_service.formats.image import parse_boot_image
 from ota_service.formats.partitions import parse_partition_table
 from ota_service.sim.bootmodel import ABORTED, NEW, UNDEFINED, Select
@@ -541,6 +543,45 @@ def test_an_image_below_the_fuses_leaves_a_doubt_behind_a_silent_bootloader() ->
     _, made = target.plan(Firmware.of(secure("3.0.0", 2)), "3.0.0")
     assert (made.action, made.code) == ("refuse", "otadata-invalid")
     assert "secure version 1, and the board's fuses ask for 2" in made.reason
+
+
+def test_a_way_back_is_held_against_the_fuses_as_they_are_then() -> None:
+    """The bad firmware is tried first by default, so going back takes its magic byte away: only
+    where the other one boots, which it does not once the fuses have grown."""
+    layout = "micro-rdk"
+    bad, old = secure("2.0.0", 2), secure("1.0.0", 1)
+    target = MemoryBoard(make_flash(layout, app=bad, other_app=old))
+    patched(target, entries(layout, None, Select.make(2)))
+    target.chip = replace(target.chip, secure_version=1)
+    found = target.look()
+    assert found.running.partition is not None
+    assert found.running.partition.label == "ota_1"
+    assert found.table is not None
+    slot = found.table.ota_slots[0]
+    patched(target, entries(layout, Select.make(3), Select.make(2)))  # the update switched to it
+    flash = MemoryFlash(target.data)
+    with pytest.raises(OtaError, match="ota_1 has secure version 1") as caught:
+        plan_rollback(flash, found, bad=slot, fused=2, version_of=lambda _: "1")
+    assert caught.value.code == "boot-failed"
+    assert flash.trace == []
+    with pytest.raises(OtaError, match="ota_1 has secure version 1"):
+        plan_go_back(flash, found, running=slot, fused=2, version_of=lambda _: "1")
+    back = plan_rollback(flash, found, bad=slot, fused=1, version_of=lambda _: "1")
+    assert back.slot.label == "ota_1"
+    apply_ops(target.data, back.ops)
+    assert target.boot().slot == "ota_1"
+
+
+def test_an_update_that_the_fuses_forbid_is_refused() -> None:
+    """Also on a board on which nothing boots, where no app that runs says so."""
+    flash = make_flash("micro-rdk", app=secure("1.0.0", 2))
+    flash[LAYOUTS["micro-rdk"].find("ota_0").offset + 0x1000] ^= 1
+    target = MemoryBoard(flash)
+    target.chip = replace(target.chip, secure_version=2)
+    _, made = target.plan(Firmware.of(secure("3.0.0", 1)), "3.0.0", rescue=True)
+    assert made.code == "secure-version"
+    assert "the board's fuses hold 2" in made.reason
+    assert target.plan(Firmware.of(secure("3.0.0", 2)), "3.0.0", rescue=True)[1].action == "write"
 
 
 def test_fuses_that_no_app_minds_are_somebody_elses_data() -> None:

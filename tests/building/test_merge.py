@@ -10,9 +10,15 @@ from typing import Any
 
 import pytest
 
+from ota_service.board.flash_plan import check_merged
 from ota_service.building.tables import load_table
+from ota_service.cli.image_report import report
 from ota_service.errors import OtaError
-from ota_service.formats.bootloader import parse_bootloader, with_flash_bytes
+from ota_service.formats.bootloader import (
+    header_flash_bytes,
+    parse_bootloader,
+    with_flash_bytes,
+)
 from ota_service.formats.image import parse_app_image
 from ota_service.formats.merge import Merged, merge
 from ota_service.formats.merged import parse_merged, whole_flash
@@ -102,6 +108,28 @@ def test_another_flash_size_is_written_into_the_bootloader() -> None:
     assert [n for n in range(len(without)) if without[n] != changed[n]] == [3]
 
 
+def test_the_flash_size_of_a_bootloader_is_told_from_its_first_bytes() -> None:
+    """As the bootloader itself takes it: 2 MB for a code that it does not know."""
+    sizes = [header_flash_bytes(build_bootloader(flash_size_code=code)[:4]) for code in range(16)]
+    assert sizes == [1 << 20 + code for code in range(8)] + [2 << 20] * 8
+    assert header_flash_bytes(LOADER[:3]) is None
+    assert header_flash_bytes(b"\xff" * 16) is None
+
+
+@pytest.mark.parametrize("code", [1, 15])
+def test_a_file_whose_bootloader_finds_too_small_a_flash_is_not_written(code: int) -> None:
+    """It would print `partition 5 invalid` and restart for ever; inspection says so as well."""
+    data = bytearray(build().data)
+    loader = build_bootloader(flash_size_code=code)
+    data[0x1000 : 0x1000 + len(loader)] = loader
+    with pytest.raises(OtaError, match="would not start") as caught:
+        check_merged(bytes(data))
+    assert caught.value.code == "flash-size"
+    found = report(bytes(data))
+    assert not found["ok"]
+    assert "flash of 0x200000 bytes" in found["problems"][0]
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [
@@ -117,6 +145,8 @@ def test_another_flash_size_is_written_into_the_bootloader() -> None:
         ({"app": build_app(size_bytes=1_200_000)}, "image-too-large", "factory"),
         ({"app": build_app(chip_id=9, size_bytes=50_000)}, "wrong-chip", "ESP32-S3"),
         ({"table": b"\xff" * 0xC00}, "partition-table-invalid", "blank"),
+        ({"table_offset": 0x8800}, "config-invalid", "0x8800"),
+        ({"table_offset": 0x10000}, "partition-table-invalid", "nvs"),
         ({"contents": {"nowhere": b"x"}}, "config-invalid", "nowhere"),
         ({"contents": {"factory": APP}}, "config-invalid", "gets the app"),
         ({"contents": {"phy_init": b"x" * 0x1001}}, "image-too-large", "phy_init"),

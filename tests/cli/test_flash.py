@@ -87,10 +87,15 @@ def test_it_shows_what_changes_writes_and_watches(
     board.control.wait_for_text(f"ROBOT_SECRET={hidden[1]}")
     for secret in hidden:
         assert secret not in done.stdout + done.stderr + shown.stdout
-    assert not (tmp_path / "state/kept-nvs").exists()
+    kept = tmp_path / "state/backups" / board.mac.replace(":", "") / "1"
+    assert (
+        f"What it has (NVS, otadata, partition table) is kept in {kept}; "
+        f"`esp32-ota restore {board.url} {kept}` puts it back."
+    ) in done.stdout.splitlines()
     again = flash(board, file, tmp_path, "--keep-nvs", "--json")
     reply = json.loads(again.stdout)
     assert (reply["ok"], reply["confirmed"], reply["nvs"][0]["moved"]) == (True, True, False)
+    assert Path(reply["backup"]).parent == kept.parent
 
 
 def test_the_make_target_writes_too(board: RunningBoard, file: Path) -> None:
@@ -136,20 +141,23 @@ def test_another_boards_mac_and_other_files_write_nothing(
 def test_a_power_cut_in_the_middle_is_mended_by_the_same_command(
     board: RunningBoard, file: Path, tmp_path: Path
 ) -> None:
-    """The error says where the keys are; nothing starts; the same again finds them there."""
+    """The error says where the keys are, and in this command's words how to go on; nothing starts;
+    the same again finds them there."""
     hidden = secrets(board)
     board.control.cut_power_at(60, "torn")
     done = flash(board, file, tmp_path, "--keep-nvs", code=1)
     assert "link-lost" in done.stderr
-    folder = tmp_path / "state/kept-nvs" / board.mac.replace(":", "")
-    assert str(folder) in done.stderr
-    assert (folder / "nvs.bin").is_file()
+    folder = tmp_path / "state/backups" / board.mac.replace(":", "")
+    assert str(folder / "1") in done.stderr
+    assert "Call flash again with `--keep-nvs` (with make: KEEP_NVS=1)" in done.stderr
+    assert "keep_nvs" not in done.stderr
+    assert (folder / "unfinished.json").is_file()
     board.control.power_on()
     done = flash(board, file, tmp_path, "--keep-nvs")
     assert "Done" in done.stdout
     state = nvs_init(bytearray(board.control.read_flash(0x9000, 0x4000)))
     assert state.items["VIAM_NS", "ROBOT_SECRET"][1].decode() == hidden[1]
-    assert not folder.exists()
+    assert not (folder / "unfinished.json").exists()
 
 
 def test_a_firmware_that_does_not_start_is_told_with_its_log(
@@ -164,7 +172,7 @@ def test_a_firmware_that_does_not_start_is_told_with_its_log(
     done = flash(board, bad, tmp_path, "--keep-nvs", "--boot-stable-s", "4", code=1)
     assert "boot-failed" in done.stdout
     assert "Guru Meditation" in done.stdout
-    assert "still kept in" in done.stdout
+    assert "is kept in" in done.stdout
     assert "ROBOT_SECRET=***" in done.stdout
     for secret in hidden:
         assert secret not in done.stdout + done.stderr

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,8 @@ def test_a_merged_binary_without_keys_is_readable_as_any_file(files: Path) -> No
         (["--part", "nowhere=app.bin"], 1, "nowhere"),
         (["--part", "phy_init=missing.bin"], 1, "missing.bin: No such file"),
         (["--table-offset", "here"], 2, "0x8000"),
+        (["--table-offset", "0x8800"], 1, "a multiple of 0x1000 from 0x8000 to 0x20000"),
+        (["--table-offset", "0x21000"], 1, "a multiple of 0x1000 from 0x8000 to 0x20000"),
         (["--nvs", "app.bin"], 1, "nvs partition"),
         (["--partitions", "nowhere.csv"], 1, "nowhere.csv: No such file"),
         (["--partitions", "nowhere"], 1, "one of micro-rdk, micro-rdk-8mb, ota-guide"),
@@ -145,6 +148,34 @@ def test_merge_names_what_is_wrong(
     done = run(*base, "--app", "app.bin", *arguments, code=code)
     assert words in done.stderr
     assert not (files / "build").exists()
+
+
+def test_a_build_with_its_table_elsewhere(files: Path) -> None:
+    """Merged, read back and shown from its first byte and from its bootloader's; its table too."""
+    (files / "own.csv").write_text(
+        "boot,bootloader,primary,N/A,N/A,\ntable,partition_table,primary,N/A,N/A,\n"
+        "nvs,data,nvs,,24K\notadata,data,ota,,8k\nota_0,app,ota_0,,1m\nota_1,app,ota_1,,1M\n",
+        encoding="utf-16",
+    )
+    run(
+        *("image", "merge", "--bootloader", "loader.bin", "--partitions", "own.csv"),
+        *("--app", "app.bin", "--table-offset", "0x10000", "-o", "m.bin"),
+    )
+    data = (files / "m.bin").read_bytes()
+    (files / "cut.bin").write_bytes(data[0x1000:])
+    (files / "table.bin").write_bytes(data[0x10000:0x10C00])
+    for name in ("m.bin", "cut.bin"):
+        found = inspected(name)
+        assert (found["kind"], found["table_offset"], found["boots"]) == (
+            *("merged-binary", 0x10000, "ota_0"),
+        )
+        shown = run("image", "inspect", name).stdout
+        assert re.search(r"partition table +0x10000$", shown, re.MULTILINE)
+    places = {row["label"]: row["offset"] for row in inspected("table.bin")["partitions"]}
+    assert places == {
+        **{"boot": 0x1000, "table": 0x10000, "nvs": 0x11000, "otadata": 0x17000},
+        **{"ota_0": 0x20000, "ota_1": 0x120000},
+    }
 
 
 def test_the_chip_of_an_app_image_is_not_overruled(files: Path) -> None:

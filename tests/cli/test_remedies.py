@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from ota_service.cli.remedies import REMEDIES, line_of, own_words, remedy_of
+from ota_service.board.flash_merged import again
+from ota_service.cli.remedies import REMEDIES, line_of, own_text, own_words, remedy_of
 from ota_service.errors import ERRORS, OtaError
 from tests.support.command import environment, run_command
 
@@ -49,3 +50,12 @@ async def test_a_file_that_is_no_port_is_not_said_to_be_restarted() -> None:
     assert done.code == 1
     assert done.err.startswith("Error: ")
     assert "[port-missing]" in done.err
+
+
+def test_an_option_is_named_as_it_is_called_here() -> None:
+    """The service's argument in the service, the command's and make's option at a terminal."""
+    assert "with keep_nvs:" in again(keep_nvs=True)
+    for text in (again(keep_nvs=True), again(keep_nvs=False)):
+        here = own_text(text)
+        assert "`--keep-nvs` (with make: KEEP_NVS=1)" in here
+        assert "keep_nvs" not in here

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ota_service.sim.factory import make_flash
 from ota_service.sim.images import Behaviour, build_app
+from ota_service.sim.layouts import LAYOUTS
 from ota_service.sim.process import SimBoard, SimProcess
 from tests.support.command import (
     ended,
@@ -61,9 +63,54 @@ async def test_a_file_is_written_and_a_second_time_left_alone(tmp_path: Path) ->
         assert again.code == 0
         assert json.loads(again.out)["boards"]["board-1"]["action"] == "none"
         dry = await run_command(*command, "--dry-run", "--force", "--json", env=env)
-        assert json.loads(dry.out)["plan"]["board-1"]["action"] in ("none", "write", "switch")
-        forced = await run_command(*command, "--force", "--json", env=env)
-        assert json.loads(forced.out)["boards"]["board-1"]["action"] != "none"
+        planned = json.loads(dry.out)["plan"]["board-1"]
+        assert (planned["action"], planned["reason"]) == (
+            "none",
+            "forced: the board runs this image already; it is restarted and watched",
+        )
+        forced = await run_command(*command, "--force", env=env)
+        assert forced.out.splitlines()[-1] == (
+            "Nothing was written: the board runs this image already; its start was watched."
+        )
+        other = image_file(tmp_path, "1.1.0", "other.bin", seed=4)
+        done = await run_command("update", board.url, "--file", str(other), "--force", *QUICK,
+                                 "--json", env=env)  # fmt: skip
+        assert json.loads(done.out)["boards"]["board-1"]["action"] == "write"
+
+
+@pytest.mark.slow
+async def test_a_rescue_is_asked_for_with_the_boards_mac(tmp_path: Path) -> None:
+    """Both options, the right MAC, and a board on which nothing boots; else the words say why."""
+    env = environment(tmp_path)
+    app = image_file(tmp_path, "1.1.0")
+    flash = make_flash("guide")
+    for part in LAYOUTS["guide"].partitions:
+        if part.type == 0:
+            flash[part.offset + 0x1000] ^= 1
+    with SimProcess(tmp_path / "boards", [SimBoard("guide", flash=bytes(flash))]) as sim:
+        board = sim.boards[0]
+        command = ("update", board.url, "--file", str(app), *QUICK)
+        left = await run_command(*command, "--force", env=env)
+        assert left.code == 1
+        assert "--rescue --confirm MAC" in " ".join((left.out + left.err).split())
+        for wrong in (["--rescue"], ["--confirm", board.mac], ["--rescue", "--confirm", "x"]):
+            assert (await run_command(*command, *wrong, env=env)).code == 2
+        other = await run_command(*command, "--rescue", "--confirm", "24:0a:c4:99:99:99", env=env)
+        assert other.code == 1
+        assert "wrong-board" in other.out + other.err
+        done = await run_command(*command, "--rescue", "--confirm", board.mac.upper(), env=env)
+        assert done.code == 0, done.out + done.err
+        assert board.control.running()["version"] == "1.1.0"
+        again = await run_command(*command, "--rescue", "--confirm", board.mac, "--json", env=env)
+        assert again.code == 1
+        assert json.loads(again.out)["boards"]["board-1"]["error"]["code"] == "board-boots"
+
+
+async def test_only_what_can_be_overridden_is_an_option(tmp_path: Path) -> None:
+    """The words name what exists."""
+    told = await run_command("update", "/dev/x", "--override", "wrong-board")
+    assert told.code == 2
+    assert "other-project" in told.err
 
 
 @pytest.mark.slow

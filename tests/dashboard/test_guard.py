@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -234,3 +235,18 @@ async def test_two_lookers_on_share_the_questions() -> None:
 def test_what_is_this_computer_alone(host: str, loopback: bool) -> None:
     """Decides whether a token is made up; in doubt it is."""
     assert Guard.is_loopback(host) is loopback
+
+
+async def test_two_host_headers_are_none() -> None:
+    """Whatever stands in front of the server may have looked at the other one."""
+    async with served() as (shelf, url, _):
+        at = urlsplit(url)
+        for hosts, status in ((("127.0.0.1",), 200), ((), 400), (("evil.example",), 403),
+                              (("127.0.0.1", "evil.example"), 400)):  # fmt: skip
+            reader, writer = await asyncio.open_connection(at.hostname, at.port)
+            head = "".join(f"Host: {host}\r\n" for host in hosts)
+            writer.write(f"GET / HTTP/1.1\r\n{head}Connection: close\r\n\r\n".encode())
+            line = (await reader.readline()).decode()
+            writer.close()
+            assert int(line.split()[1]) == status, hosts
+        assert not shelf.asked

@@ -303,26 +303,6 @@ async def test_a_damaged_file_opens_no_port(tmp_path: Path) -> None:
         assert rig.board().control.counters().get("opened", 0) == opens
 
 
-async def test_a_board_on_which_nothing_boots_is_rescued_by_force(tmp_path: Path) -> None:
-    """Refused by itself, with what to do; a person's force writes it, and it runs."""
-    broken = bytearray(make_flash("micro-rdk"))
-    for part in LAYOUTS["micro-rdk"].partitions:
-        if part.type == 0:
-            broken[part.offset + 0x1000] ^= 0x01
-    async with Rig.start(tmp_path, [SimBoard("micro-rdk", flash=bytes(broken))]) as rig:
-        before = keys(rig)
-        await rig.configure(url=rig.serve("1.1.0"), version="1.1.0")
-        status = await rig.settled()
-        error = status["boards"]["a"]["error"]
-        assert error["code"] == "otadata-invalid"
-        assert "`force`" in error["remedy"]
-        reply = await rig.command("update", force=True, wait_s=60)
-        assert reply["run"]["outcome"] == "succeeded", reply
-        shows(await rig.module.status(NAME), "a", "1.1.0")
-        assert keys(rig) == before
-        assert rig.board().control.running()["version"] == "1.1.0"
-
-
 async def test_a_bad_firmware_on_a_rescued_board_says_that_there_is_nothing_to_go_back_to(
     tmp_path: Path,
 ) -> None:
@@ -334,11 +314,12 @@ async def test_a_bad_firmware_on_a_rescued_board_says_that_there_is_nothing_to_g
     async with Rig.start(tmp_path, [SimBoard("guide", flash=bytes(broken))]) as rig:
         bad = rig.serve("1.1.0", behaviour=Behaviour(ending="panic", ending_after_s=0.2))
         await rig.configure(url=bad, version="1.1.0", auto_update=False)
-        reply = await rig.command("update", force=True, wait_s=60)
+        mac = rig.board().mac
+        reply = await rig.command("update", rescue=True, boards=["a"], confirm=mac, wait_s=60)
         assert reply["run"]["outcome"] == "failed"
         error = (await rig.module.status(NAME))["boards"]["a"]["error"]
         assert error["code"] == "boot-failed"
-        assert "no other slot holds a whole image" in error["message"]
+        assert "no other slot can be gone back to" in error["message"]
         last = await rig.run_id()
         await rig.configure(url=rig.serve("1.2.0"), version="1.2.0")
         shows(await rig.next_run(last), "a", "1.2.0")

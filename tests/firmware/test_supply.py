@@ -175,6 +175,52 @@ async def test_too_large_is_refused(
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+async def test_a_file_of_just_the_largest_size_is_taken(
+    supply: Supply, server: FirmwareServer, chunked: bool
+) -> None:
+    """The limit is a size that may be reached."""
+    server.put(PATH, APP, chunked=chunked)
+    target = Target(server.url(PATH), "1")
+    assert (await supply.get(target, max_image_bytes=len(APP))).data == APP
+    error = await refusal(supply, Target(server.url(PATH), "2"), max_image_bytes=len(APP) - 1)
+    assert error.code == "download-too-large"
+
+
+async def test_a_weak_validator_joins_nothing(supply: Supply, server: FirmwareServer) -> None:
+    """It says that two files mean the same, not that they are the same bytes (RFC 9110)."""
+    server.put(PATH, APP, headers={"ETag": 'W/"same"'})
+    server.cut_next(PATH, after_bytes=150_000)
+    getting = asyncio.create_task(supply.get(Target(server.url(PATH), "1")))
+    await server.wait_requests(1)
+    server.put(PATH, OTHER, headers={"ETag": 'W/"same"'})
+    assert (await getting).data == OTHER
+    assert "Range" not in server.requests[1].headers
+
+
+@pytest.mark.parametrize("case", ["begins elsewhere", "ends early"])
+async def test_a_part_that_does_not_fit_is_not_joined(
+    supply: Supply, server: FirmwareServer, case: str
+) -> None:
+    """A server that answers a range with another one, or with less than it says."""
+    server.cut_next(PATH, after_bytes=150_000)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        begin = int(request.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        if case == "begins elsewhere":
+            begin -= 4096
+        body = APP[begin : begin + 50_000] if case == "ends early" else APP[begin:]
+        places = f"bytes {begin}-{begin + len(body) - 1}/{len(APP)}"
+        return web.Response(status=206, body=body, headers={"Content-Range": places})
+
+    getting = asyncio.create_task(supply.get(Target(server.url(PATH), "1")))
+    await server.wait_requests(1)
+    server.answer_next(PATH, answer)
+    assert (await getting).data == APP
+    assert statuses(server)[:2] == [200, 206]
+    assert len(statuses(server)) == 3
+
+
 async def test_a_file_without_a_size_is_taken(supply: Supply, server: FirmwareServer) -> None:
     """Chunked, and its total unknown to the progress."""
     server.put(PATH, APP, chunked=True)

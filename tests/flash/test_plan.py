@@ -9,61 +9,23 @@ from typing import Any
 
 import pytest
 
-from ota_service.board.chip import ChipInfo
-from ota_service.board.flash import MemoryFlash, PowerCut
+from ota_service.board.flash import MemoryFlash
 from ota_service.board.flash_merged import (
     FlashJob,
     FlashOutcome,
-    FlashPhase,
     _write,
     look_before,
     to_keep,
 )
-from ota_service.board.flash_plan import Before, FlashPlan, check_merged, plan_flash
-from ota_service.board.kept_nvs import KeptNvs
+from ota_service.board.flash_plan import Before, check_merged, plan_flash
 from ota_service.errors import OtaError
 from ota_service.formats.merged import parse_merged
 from ota_service.formats.nvs import parse_nvs
-from ota_service.sim.bootmodel import boot
 from ota_service.sim.factory import build_nvs, default_nvs, make_flash
 from ota_service.sim.images import build_app
 from ota_service.sim.layouts import LAYOUTS
-from ota_service.sim.nvsmodel import nvs_init
+from tests.flash.in_memory import MIB, Hooks, boots, chip, keys, nvs_of
 from tests.flash.merged_files import merged
-
-MIB = 1 << 20
-MAC = "24:0a:c4:00:00:01"
-
-
-def chip(flash_bytes: int = 4 * MIB, **changes: Any) -> ChipInfo:
-    """A plain ESP32."""
-    values = {"name": "ESP32", "chip_id": 0, "mac": MAC, "revision": 301, **changes}
-    return ChipInfo(flash_bytes=flash_bytes, **values)
-
-
-class Hooks:
-    """Nobody stops it."""
-
-    def __init__(self) -> None:
-        self.phases: list[str] = []
-
-    def identified(self, mac: str) -> None:
-        pass
-
-    def planned(self, chip: ChipInfo, before: Before, plan: FlashPlan) -> None:
-        pass
-
-    def phase(self, name: FlashPhase) -> None:
-        self.phases.append(name)
-
-    def progress(self, bytes_done: int, bytes_total: int) -> None:
-        assert 0 <= bytes_done <= bytes_total
-
-    def cancelled(self) -> bool:
-        return False
-
-    def stopping(self) -> bool:
-        return False
 
 
 def prepare(
@@ -73,7 +35,7 @@ def prepare(
     file = check_merged(data)
     about = chip(len(flash.data))
     before = look_before(flash, about)
-    wanted = to_keep(before, dict(saved or {})) if keep else None
+    wanted = to_keep(before, [saved] if saved else []) if keep else None
     plan = plan_flash(file, about, before, keep=wanted)
     return FlashOutcome(about, before, file, plan)
 
@@ -82,24 +44,6 @@ def write(flash: MemoryFlash, outcome: FlashOutcome) -> None:
     """Carry it out."""
     job = FlashJob("a", outcome.file, keep_nvs=bool(outcome.plan.kept), state_dir=Path("/nowhere"))
     _write(flash, job, Hooks(), outcome)
-
-
-def keys(raw: bytes) -> dict[tuple[str, str], Any]:
-    """What the simulator's reader finds."""
-    state = nvs_init(bytearray(raw))
-    assert state.error is None
-    return dict(state.items)
-
-
-def nvs_of(flash: bytes | bytearray, layout: str) -> bytes:
-    """The nvs partition as it stands in flash."""
-    part = LAYOUTS[layout].find("nvs")
-    return bytes(flash[part.offset : part.end])
-
-
-def boots(flash: bytes | bytearray) -> str | None:
-    """The label of the slot that the simulator's bootloader starts."""
-    return boot(bytearray(flash)).slot
 
 
 @pytest.mark.parametrize(
@@ -165,33 +109,6 @@ def test_keys_in_the_file_are_written_unless_the_boards_are_kept() -> None:
     assert "kept instead" in outcome.plan.notes[0]
     write(flash, outcome)
     assert keys(nvs_of(flash.data, "guide")) == before
-
-
-@pytest.mark.slow
-def test_a_cut_anywhere_leaves_a_board_that_starts_nothing_and_the_same_again_mends_it() -> None:
-    """Keys are in place or on disk at every moment, and no firmware runs on half a flash.
-
-    Cut at every operation of a flash whose NVS moves into a smaller place.
-    """
-    start = bytes(make_flash("no-ota", app=build_app(size_bytes=20_000)))
-    before = keys(nvs_of(start, "no-ota"))
-    data = merged(size_bytes=20_000)
-    whole = MemoryFlash(start)
-    outcome = prepare(whole, data, keep=True)
-    saved = {"nvs": nvs_of(start, "no-ota")}
-    write(whole, outcome)
-    cuts = range(len(whole.trace))
-    assert len(cuts) > 150
-    for cut_at in cuts:
-        flash = MemoryFlash(start, cut_at=cut_at)
-        with pytest.raises(PowerCut):
-            write(flash, prepare(flash, data, keep=True))
-        if cut_at:
-            assert boots(flash.data) is None, cut_at
-        again = MemoryFlash(flash.data)
-        write(again, prepare(again, data, keep=True, saved=saved))
-        assert keys(nvs_of(again.data, "guide")) == before, cut_at
-        assert boots(again.data) == "factory", cut_at
 
 
 @pytest.mark.parametrize(
@@ -287,27 +204,14 @@ def test_what_was_saved_counts_where_the_board_lacks_a_key_of_it() -> None:
     old = build_nvs(0x6000, default_nvs(version="1"))
     table = look_before(MemoryFlash(make_flash("no-ota")), chip()).table
     erased = Before(table, nvs={"nvs": b"\xff" * 0x6000})
-    assert to_keep(erased, {"nvs": old}) == {"nvs": old}
+    assert to_keep(erased, [{"nvs": old}]) == {"nvs": old}
     newer = build_nvs(0x6000, {**default_nvs(version="2"), "MORE": "x"})
-    assert to_keep(Before(table, nvs={"nvs": newer}), {"nvs": old}) == {"nvs": newer}
-    assert to_keep(Before(None, OtaError("partition-table-invalid")), {"nvs": old}) == {"nvs": old}
-
-
-def test_kept_nvs_is_private_and_whole(tmp_path: Path) -> None:
-    """Saved, replaced, found again, removed."""
-    store = KeptNvs(tmp_path, MAC)
-    assert store.load() == {}
-    store.save({"nvs": b"a" * 100, "odd/label": b"b"})
-    assert store.load() == {"nvs": b"a" * 100, "odd/label": b"b"}
-    store.save({"nvs": b"c"})
-    assert KeptNvs(tmp_path, MAC).load() == {"nvs": b"c"}
-    assert {oct(p.stat().st_mode)[-3:] for p in tmp_path.rglob("*") if p.is_dir()} == {"700"}
-    assert {oct(p.stat().st_mode)[-3:] for p in tmp_path.rglob("*.bin")} == {"600"}
-    store.remove()
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OtaError, match="cannot be kept"):
-        KeptNvs(tmp_path / "file", MAC).save({"nvs": b""})
+    assert to_keep(Before(table, nvs={"nvs": newer}), [{"nvs": old}]) == {"nvs": newer}
+    lost = Before(None, OtaError("partition-table-invalid"))
+    assert to_keep(lost, [{"nvs": old}]) == {"nvs": old}
+    few = build_nvs(0x6000, {"MORE": "x"})
+    assert to_keep(lost, [{"nvs": few}, {"nvs": old}]) == {"nvs": old}
+    assert to_keep(lost, [{"nvs": newer}, {"nvs": old}]) == {"nvs": newer}
 
 
 def test_the_plan_says_the_tag_that_will_be_stored() -> None:

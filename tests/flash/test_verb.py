@@ -29,6 +29,12 @@ def keys(raw: bytes) -> dict[tuple[str, str], Any]:
     return dict(state.items)
 
 
+def kept_nvs(folder: Path) -> Path:
+    """The file of a backup that has the NVS."""
+    (found,) = folder.glob("nvs-*.bin")
+    return found
+
+
 async def refusal(rig: Rig, **arguments: Any) -> str:
     """The text of the error that `flash` ends in."""
     with pytest.raises(GRPCError) as caught:
@@ -68,8 +74,10 @@ async def test_flash_makes_a_board_capable_of_ota(tmp_path: Path) -> None:
         (kept,) = result["nvs"]
         assert kept["keys"] == len(before)
         assert (kept["from"]["size_bytes"], kept["to"]["size_bytes"]) == (0x6000, 0x4000)
-        assert "nvs_kept_at" not in result
-        assert not (tmp_path / "machine/viam/ota-service/kept-nvs").exists()
+        backup = Path(result["backup"])
+        assert backup.parent == tmp_path / "machine/viam/ota-service/backups" / mac.replace(":", "")
+        assert keys(kept_nvs(backup).read_bytes()) == before
+        assert not (backup.parent / "unfinished.json").exists()
 
         status = await rig.next_run(last)  # it takes the update by itself
         assert status["boards"]["a"]["state"] == "up_to_date", status
@@ -102,9 +110,10 @@ async def test_a_file_from_a_url_and_an_app_that_does_not_start(tmp_path: Path) 
         wanted = {"board": "a", "keep_nvs": True, "confirm": rig.board().mac, "wait_s": 60}
         text = await refusal(rig, url=url, **wanted)
         assert "boot-failed" in text
-        folder = tmp_path / "machine/viam/ota-service/kept-nvs" / rig.board().mac.replace(":", "")
+        folder = tmp_path / "machine/viam/ota-service/backups" / rig.board().mac.replace(":", "")
+        folder /= "1"
         assert str(folder) in text
-        kept = folder / "nvs.bin"
+        kept = kept_nvs(folder)
         assert stat.S_IMODE(kept.stat().st_mode) == 0o600
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert keys(kept.read_bytes()) == before
@@ -118,7 +127,7 @@ async def test_a_file_from_a_url_and_an_app_that_does_not_start(tmp_path: Path) 
         reply = await rig.command("flash", path=str(tmp_path / "good.bin"), **wanted)
         assert reply["boards"]["a"]["confirmed"] is True
         assert keys(rig.nvs()) == before
-        assert not folder.exists()
+        assert reply["boards"]["a"]["backup"] == str(folder)
         status = await rig.module.status(NAME)
         assert status["boards"]["a"]["state"] == "up_to_date"
 
@@ -151,7 +160,7 @@ async def test_the_module_may_end_in_the_middle(tmp_path: Path) -> None:
     folder = tmp_path / "machine"
     file = tmp_path / "m.bin"
     file.write_bytes(merged(version="1.0.0", size_bytes=600_000))
-    kept = folder / "viam/ota-service/kept-nvs"
+    kept = folder / "viam/ota-service/backups"
     async with Rig.start(tmp_path, [SimBoard("no-ota", config={"timed": True})]) as rig:
         await rig.configure(url=rig.serve("1.0.0"), version="1.0.0")
         await rig.settled()
@@ -164,11 +173,12 @@ async def test_the_module_may_end_in_the_middle(tmp_path: Path) -> None:
         begun = time.monotonic()
         await rig.module.terminate()
         assert time.monotonic() - begun < 10
-        assert keys(next(kept.rglob("nvs.bin")).read_bytes()) == before
+        assert keys(next(kept.rglob("nvs-*.bin")).read_bytes()) == before
+        (mark,) = kept.rglob("unfinished.json")
         async with ModuleProcess.start(folder) as module:
             again = Rig(tmp_path, rig.sim, rig.server, module, ["a"])
             await again.configure(url=rig.server.url("/1.0.0.bin"), version="1.0.0")
             reply = await again.command("flash", **wanted, wait_s=60)
             assert reply["boards"]["a"]["confirmed"] is True
             assert keys(again.nvs()) == before
-            assert not kept.exists()
+            assert not mark.exists()

@@ -46,7 +46,7 @@ async def until(
             await asyncio.sleep(0.05)  # the status has no event to await
 
 
-async def test_a_run_waits_until_the_sensor_allows_it_and_force_overrides(tmp_path: Path) -> None:
+async def test_a_run_waits_until_the_sensor_allows_it_or_is_overridden(tmp_path: Path) -> None:
     """No port is opened while the answer is no; it is no attempt, and the run goes on by itself."""
     allowed = asyncio.Event()
 
@@ -72,8 +72,15 @@ async def test_a_run_waits_until_the_sensor_allows_it_and_force_overrides(tmp_pa
                 status = await until(service, lambda s: s["run"]["outcome"] != "running")
                 assert status["boards"]["a"]["state"] == "up_to_date"
                 allowed.clear()
-                forced = await service.command("update", {"force": True, "wait_s": 60})
-                assert forced["run"]["outcome"] == "succeeded"
+                opened = sim.boards[0].control.counters()["opened"]
+                await service.command("update", {"force": True, "wait_s": 0.3})
+                status = await until(service, lambda s: s["boards"]["a"].get("error"))
+                assert status["boards"]["a"]["error"]["code"] == "not-allowed-now"
+                assert sim.boards[0].control.counters()["opened"] == opened
+                asked = {"override": ["not-allowed-now"], "wait_s": 60}
+                overridden = await service.command("update", asked)
+                assert overridden["run"]["outcome"] == "succeeded"
+                assert service.status()["state"] == "idle"  # the run that waited went on as well
                 with pytest.raises(UnknownBoard, match="the boards are: a"):
                     await service.command("update", {"boards": ["b"]})
             finally:

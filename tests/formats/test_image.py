@@ -132,6 +132,14 @@ def test_an_image_without_a_hash() -> None:
     assert refusal(data[:-1] + bytes([data[-1] ^ 1])).code == "image-corrupt"
 
 
+def test_any_value_of_the_flag_means_a_hash() -> None:
+    """The bootloader asks whether it is zero; with the checksum alone a damage could pass."""
+    data = images.app_builder().build()
+    body = data[:23] + b"\2" + data[24:-32]
+    assert parse_app_image(body + hashlib.sha256(body).digest()).hash_appended
+    assert refusal(body + data[-32:]).code == "image-corrupt"
+
+
 def test_an_unknown_chip_is_named() -> None:
     """A chip from the future gives its number, not an error: the board's check refuses it."""
     assert parse_app_image(replace(images.app_builder(), chip_id=777).build()).chip == "chip id 777"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One key of NVS is changed without losing any, at every cut, torn or not.
 
-The judge is the tests' own copy of the firmware's rules (nvs_firmware.py), in two versions; what
+The judge is the tests' own belief of the firmware's rules (nvs_firmware.py), of all versions; what
 must hold is in nvs_proofs.py.
 """
 
@@ -22,7 +22,8 @@ from ota_service.formats.flashops import Erase
 from ota_service.formats.nvs import NvsEdit, PageState, erase_key, parse_nvs, set_string
 from tests.formats import images, nvs_images
 from tests.formats.cuts import cut_states, single_bits
-from tests.formats.nvs_firmware import ACTIVE, FREEING, FULL, SZ, Firmware, item
+from tests.formats.nvs_firmware import ACTIVE, FREEING, FULL, SZ, TO_5_3, Firmware, item
+from tests.formats.nvs_page import TO_4_3
 from tests.formats.nvs_proofs import BASE, KEY, NS, App, booted, change, prove
 from tests.formats.outcomes import outcome
 from tests.formats.test_nvs_read import ODD_PAGE, PAGE
@@ -50,7 +51,7 @@ def fill(app: Firmware, entries: int, name: bytes = b"app") -> None:
     """Write numbers until the page that is written to has `entries` entries left."""
     ns = app.namespace(name)
     number = 0
-    while app.list[-1].free < 126 - entries:
+    while app.list[-1].next < 126 - entries:
         key = b"fill%d.%d" % (app.list[-1].seq, number)
         app.list[-1].append(item(ns, 0x04, key, number.to_bytes(4, "little")))
         number += 1
@@ -273,7 +274,7 @@ def test_going_on_after_a_cut_without_a_start_of_the_firmware(kind: str) -> None
     rng = random.Random(kind)
     for state in rng.sample(states, min(5, len(states))):
         for wanted in (value, "3.0"):
-            again = prove(state, wanted, torn=0, legacy=False)
+            again = prove(state, wanted, torn=0, rules=(TO_5_3,))
             before = {k: v for k, v in booted(data)[0].items() if k != (NS, KEY)}
             after = {k: v for k, v in booted(again.result)[0].items() if k != (NS, KEY)}
             assert before == after
@@ -294,8 +295,8 @@ def test_a_page_that_is_being_freed() -> None:
     freeing = [s for s in snapshots if FREEING in states(s)]
     assert len(freeing) > 50
     for state in freeing[:: len(freeing) // 3]:
-        prove(state, "2.0.0", torn=0, legacy=False)
-        prove(state, None, torn=0, legacy=False)
+        prove(state, "2.0.0", torn=0, rules=(TO_5_3,))
+        prove(state, None, torn=0, rules=(TO_5_3,))
 
 
 def states(data: bytes) -> list[int]:
@@ -356,7 +357,7 @@ def test_old_firmware_never_meets_an_illegal_entry() -> None:
     for op in change(flash, "v" * 90).ops:
         after = dict(cut_states(flash, [op], BASE, torn_each=0))["op 0 done"]
         for state in single_bits(flash, after):
-            booted(state, legacy=True)
+            booted(state, rules=TO_4_3)
         flash = after
 
 
@@ -398,7 +399,7 @@ def test_rotated_pages() -> None:
     data = crowded(4, erased=20)
     for turn in range(1, 4):
         rotated = data[turn * PAGE :] + data[: turn * PAGE]
-        assert prove(rotated, "2.0.0", torn=0, legacy=False).strategy == "collect"
+        assert prove(rotated, "2.0.0", torn=0, rules=(TO_5_3,)).strategy == "collect"
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ota_service.errors import OtaError
 from ota_service.formats.nvs import PageState, parse_nvs
 from tests.formats import images, nvs_images
 from tests.formats.nvs_firmware import ACTIVE, SZ, Firmware, NoSpace, item
+from tests.formats.nvs_page import SHORT
 from tests.formats.outcomes import outcome
 
 PAGE = 0x1000
@@ -178,9 +179,9 @@ def act(app: Firmware, step: Step) -> None:
         app.delete(name, key)
 
 
-def judged(data: bytes, *, legacy: bool = False) -> dict[tuple[bytes, bytes], tuple[int, bytes]]:
+def judged(data: bytes) -> dict[tuple[bytes, bytes], tuple[int, bytes]]:
     """What an app reads after a start."""
-    return Firmware(bytearray(data), legacy=legacy).read()
+    return Firmware(bytearray(data)).read()
 
 
 def readable(data: bytes) -> dict[tuple[bytes, bytes], tuple[int, bytes]]:
@@ -188,7 +189,7 @@ def readable(data: bytes) -> dict[tuple[bytes, bytes], tuple[int, bytes]]:
     nvs = parse_nvs(data)
     names = {index: name.encode() for name, index in nvs.namespaces.items()}
     return {
-        (names[ns], key): (kind, value[4:] if kind == 0x48 else value)
+        (names[ns], key): (kind, value[4:] if kind == 0x48 else value[: SHORT.get(kind)])
         for (ns, key, kind), value in nvs.contents().items()
         if ns
     }

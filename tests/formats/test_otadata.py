@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import itertools
+import struct
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -64,6 +66,15 @@ def test_sequence_number_zero() -> None:
     for slots in range(1, 17):
         ota = parse_otadata(entry(0, 2) + BLANK)
         assert ota.slot_index(slots) == choose(entry(0, 2) + BLANK, slots, False, range(slots))
+
+
+def test_the_blank_number_never_counts() -> None:
+    """Not even with its right CRC: the bootloader looks at the number first."""
+    for state in (0, 2, 0xFFFFFFFF):
+        data = entry(0xFFFFFFFF, state) + entry(1, 2)
+        ota = parse_otadata(data)
+        assert (ota.active, ota.newest) == (1, 1)
+        assert ota.slot_index(3) == choose(data, 3, True, range(3))
 
 
 def test_any_state_number_counts_but_the_two_rejected() -> None:
@@ -338,6 +349,111 @@ def test_a_rejected_entry_is_taken_away_before_its_sector_is_erased() -> None:
         for state in single_bits(flash, after):
             assert choose(state, 2, False, {0, 1}) == 0, index
         flash = after
+
+
+def seq_of(crc: int) -> int:
+    """The one sequence number that has this CRC: the 32 steps of the CRC, backwards."""
+    register = crc ^ 0xFFFFFFFF
+    for _ in range(32):
+        register = (register ^ 0xEDB88320) << 1 | 1 if register >> 31 else register << 1
+        register &= 0xFFFFFFFF
+    return register
+
+
+def counting(raw: bytes, op: Erase | Program, at: int) -> set[int]:
+    """The sequence numbers with which an entry may count while `op` clears its bits, in whatever
+    order. raw: the entry's 32 bytes. at: its address."""
+    after = bytearray(raw)
+    apply_ops(after, [op], at)
+    (seq, state, crc), (seq_after, state_after, crc_after) = (
+        struct.unpack("<I20xII", entry_bytes) for entry_bytes in (raw, after)
+    )
+    assert (seq, crc) == (seq_after, crc_after) or (crc == crc_after) != (seq == seq_after)
+    rejected = state == state_after and state in (3, 4)
+    candidates = {seq_of(crc)} if crc == crc_after else {seq}
+    return {
+        one
+        for one in candidates
+        if one != 0xFFFFFFFF
+        and not rejected
+        and one & seq == one
+        and seq_after & one == seq_after
+        and (right := zlib.crc32(one.to_bytes(4, "little"), 0xFFFFFFFF)) & crc == right
+        and crc_after & right == crc_after
+    }
+
+
+def assert_nothing_is_revived(data: bytes, edit: OtaEdit, slots: int, allowed: set[int]) -> None:
+    """Whatever order bits are cleared in, no entry comes to count but for a slot of `allowed`."""
+    flash = bytearray(data)
+    for op in edit.ops:
+        at = op.offset - op.offset % 4096
+        if isinstance(op, Program):
+            for one in counting(bytes(flash[at - BASE :][:32]), op, at):
+                assert ((one - 1) & 0xFFFFFFFF) % slots in allowed, (data[:32].hex(), op)
+        apply_ops(flash, [op], BASE)
+
+
+ZERO_CRC_SEQ = seq_of(0)
+ZEROED = bytes(32) + BLANK[32:]
+
+
+@given(
+    st.one_of(st.integers(0, 40), st.just(ZERO_CRC_SEQ), st.integers(0, 0xFFFFFFFF)),
+    st.one_of(st.just(0xFFFFFFFF), st.lists(st.integers(0, 31))),
+    st.sampled_from([0, 2, 4, 0xFFFFFFFF]),
+    st.integers(2, 5),
+    st.booleans(),
+)
+def test_no_order_of_bits_revives_a_torn_entry(
+    seq: int, surplus: int | list[int], state: int, slots: int, factory: bool
+) -> None:
+    """A torn write has left the right CRC with surplus bits: clearing more of them never makes
+    the entry count, unless it names the slot that runs or the new one anyway."""
+    crc = zlib.crc32(seq.to_bytes(4, "little"), 0xFFFFFFFF)
+    crc |= surplus if isinstance(surplus, int) else sum(1 << bit for bit in set(surplus))
+    torn = struct.pack("<I20sII", seq, b"\xff" * 20, state, crc).ljust(4096, b"\xff")
+    for data in (torn + ZEROED, ZEROED + torn, torn + entry(1, 2), entry(2, 2) + torn):
+        running = choose(data, slots, factory, range(-1, slots))
+        assert running is not None
+        to_slot = (max(running, 0) + 1) % slots
+        edit = run(data, slots, factory, running, to_slot, OtaState.UNDEFINED)
+        assert_nothing_is_revived(data, edit, slots, {running, to_slot})
+        assert choose(edit.result, slots, factory, range(-1, slots)) == to_slot
+
+
+def test_the_entry_that_a_cut_would_have_revived() -> None:
+    """Three slots and factory, which runs; the torn entry for ota_0 has one surplus bit."""
+    torn = bytes.fromhex("07000000" + "ff" * 24 + "c6c72862").ljust(4096, b"\xff")
+    for data in (torn + ZEROED, ZEROED + torn):
+        edit = run(data, 3, True, -1, 1, OtaState.UNDEFINED)
+        assert_nothing_is_revived(data, edit, 3, {1})
+
+
+def test_the_number_whose_crc_is_zero() -> None:
+    """Taking its entry away clears a bit of the number; its CRC has none left to clear."""
+    data = entry(ZERO_CRC_SEQ, 2) + BLANK
+    assert parse_otadata(data).active == 0
+    away = take_away(data, base=BASE, sector=0)
+    assert parse_otadata(away.result).active is None
+    slot = (ZERO_CRC_SEQ - 1) % 3
+    assert_nothing_is_revived(data, away, 3, {slot})
+
+
+def test_an_entry_counts_only_with_its_state() -> None:
+    """Its CRC comes last: before, a torn write could make it count in another state than NEW, so
+    that nothing would ever take it back."""
+    for data in (BLANK * 2, entry(1, 2) + BLANK, entry(1, 2) + entry(2, 4)):
+        edit = run(data, 2, False, 0, 1, OtaState.NEW)
+        for name, state in cut_states(data, edit.ops, BASE, torn_each=12):
+            found = parse_otadata(state)
+            if found.slot_index(2) == 1:
+                assert found.active is not None
+                assert found.entries[found.active].state == OtaState.NEW, name
+        head, crc = edit.ops[-2:]
+        assert isinstance(head, Program)
+        assert isinstance(crc, Program)
+        assert (head.offset % 4096, crc.offset % 4096) == (0, 28)
 
 
 def test_taking_away_nothing() -> None:

@@ -12,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ota_service.errors import OtaError
-from ota_service.formats.partitions import PartitionTable, parse_partition_table, require_ota
+from ota_service.formats.partitions import (
+    PartitionTable,
+    parse_partition_table,
+    require_ota,
+)
 from tests.formats import tables
 from tests.formats.outcomes import outcome
 
@@ -115,8 +119,20 @@ def test_a_table_without_md5_is_accepted() -> None:
         (with_md5(entry(1, 2, 0x9100, 0x3000)), "multiple"),
         (with_md5(entry(1, 2, 0x7000, 0x3000)), "overlaps the partition table"),
         (with_md5(entry(1, 2, 0x9000, 0x3000) + entry(1, 1, 0xB000, 0x1000)), "overlap"),
-        (with_md5(entry(1, 2, 0x9000, 0)), "no size"),
+        (with_md5(entry(0, 0x11, 0x10000, 0)), "no size"),
         (with_md5(entry(1, 2, 0xFFFFF000, 0x2000)), "4 GiB"),
+        (with_md5(entry(0, 0x11, 0x0, 0x100000)), "overlaps the partition table or the boot"),
+        (with_md5(entry(0, 0x10, 0x10000, 0xFFFF0001)), "4 GiB"),
+        (with_md5(entry(0x40, 1, 0x100400, 0x1000)), "multiple of 0x1000"),
+        (with_md5(entry(0x40, 1, 0x7000, 0x1000)), "overlaps the partition table or the boot"),
+        (with_md5(entry(1, 0, 0x9000, 0x1000)), "0x1000 bytes, not 0x2000"),
+        (with_md5(entry(1, 0, 0x9000, 0x3000)), "0x3000 bytes, not 0x2000"),
+        (with_md5(entry(1, 0, 0x9000, 0x2000, flags=2)), "read-only"),
+        (with_md5(entry(1, 3, 0x9000, 0x2000, flags=2)), "read-only"),
+        (with_md5(entry(1, 0, 0x9000, 0x2000) + entry(1, 0, 0xB000, 0x2000)), "2 partitions"),
+        (with_md5(entry(2, 0, 0x1000, 0x7001)), "overlaps the partition table or the boot"),
+        (with_md5(entry(3, 0, 0x7000, 0x1000)), "overlaps the partition table or the boot"),
+        (with_md5(entry(2, 1, 0x1000, 0x1000)), "overlaps the partition table or the boot"),
         (with_md5(entry(1, 2, 0x9000, 0x3000)).replace(b"\xeb\xeb", b"\xeb\xea"), "EB EA"),
     ],
 )
@@ -125,6 +141,68 @@ def test_damaged_tables_are_refused(data: bytes, why: str) -> None:
     with pytest.raises(OtaError, match=why) as caught:
         parse_partition_table(data)
     assert caught.value.code == "partition-table-invalid"
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        entry(0, 0, 0x10000, 0x124F80) + entry(1, 0x82, 0x135000, 0x100),  # any size
+        entry(1, 2, 0x9000, 0x1000, b"nvs") + entry(0, 0, 0x10000, 0x10000),  # of one page
+        entry(1, 6, 0x9000, 0x1000) + entry(1, 6, 0xA000, 0x1000),  # of one name
+        entry(1, 0x81, 0x20000, 0x1000) + entry(1, 2, 0x9000, 0x3000),  # in another order
+        entry(1, 0x90, 0x9000, 0x1000) + entry(1, 0x90, 0xA000, 0x1000),  # now TEE otadata's
+        entry(1, 0x81, 0x9000, 0),
+        entry(0xFF, 0xFF, 0x9000, 0x1000, flags=0x80000000),
+        entry(2, 0, 0x1000, 0x7000) + entry(3, 0, 0x8000, 0x1000) + entry(1, 2, 0x9000, 0x3000),
+    ],
+)
+def test_tables_of_working_boards_are_accepted(entries: bytes) -> None:
+    """What some version of ESP-IDF builds and what can cost no board anything."""
+    assert parse_partition_table(with_md5(entries)).partitions
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                [(0, 0), (0, 0x10), (0, 0x11), (1, 0), (1, 2), (1, 3), (0x40, 1), (2, 0)]
+            ),
+            st.integers(0, 0x30).map(lambda n: n * 0x1000) | st.integers(0, 0xFFFFFFFF),
+            st.integers(0, 0x30).map(lambda n: n * 0x1000) | st.integers(0, 0xFFFFFFFF),
+            st.sampled_from([0, 1, 2]),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    st.sampled_from([0x8000, 0x9000, 0x20000]),
+)
+def test_no_accepted_table_reaches_another_place(
+    rows: list[tuple[tuple[int, int], int, int, int]], table_offset: int
+) -> None:
+    """No byte of a partition is the bootloader's, the table's or another partition's."""
+    data = with_md5(b"".join(entry(*kind, at, size, flags=flags) for kind, at, size, flags in rows))
+    table = outcome(parse_partition_table, data, table_offset=table_offset)
+    if isinstance(table, OtaError):
+        assert table.code == "partition-table-invalid"
+        return
+    taken = table_offset + 0x1000
+    for kind, at, size, flags in sorted(rows, key=lambda row: (row[1], row[2])):
+        if kind == (2, 0) and at < table_offset:
+            assert at + size <= table_offset
+            continue
+        assert taken <= at <= at + size <= 1 << 32
+        assert at % (0x10000 if kind[0] == 0 else 0x1000) == 0
+        assert kind != (1, 0) or (size, flags & 2) == (0x2000, 0)
+        taken = at + size
+    assert sum(kind == (1, 0) for kind, *_ in rows) <= 1
+
+
+def test_a_tables_own_entry_tells_its_place() -> None:
+    """For a file, of which nobody says for which place it is."""
+    data = with_md5(entry(2, 0, 0x2000, 0xE000) + entry(3, 0, 0x10000, 0x1000))
+    assert parse_partition_table(data, table_offset=None).offset == 0x10000
+    with pytest.raises(OtaError):
+        parse_partition_table(data)
 
 
 def test_ninety_six_entries_have_no_end() -> None:
@@ -162,8 +240,6 @@ def slots(*subtypes: int, otadata: int = 0x2000, factory: int = 0) -> PartitionT
         (slots(0x10, 0x10), "partition-table-invalid"),
         (slots(0x10, 0x11, 0x11), "partition-table-invalid"),
         (slots(0x10, 0x11, factory=2), "partition-table-invalid"),
-        (slots(0x10, 0x11, otadata=0x1000), "partition-table-invalid"),
-        (slots(0x10, 0x11, otadata=0x3000), "partition-table-invalid"),
     ],
 )
 def test_tables_that_cannot_be_updated(table: PartitionTable, code: str) -> None:

@@ -154,6 +154,16 @@ def test_not_ours_until_release(journal: Journal) -> None:
     journal.close()
 
 
+def test_a_release_lets_a_port_try_its_highest_speed_again(journal: Journal) -> None:
+    """What it fell back to was perhaps a bad cable's."""
+    journal.record_baud("/dev/ttyUSB0", 115_200)
+    journal.record_baud("/dev/ttyUSB1", 460_800)
+    journal.release(MAC, "/dev/ttyUSB0")
+    assert journal.fallback_baud("/dev/ttyUSB0") is None
+    assert journal.fallback_baud("/dev/ttyUSB1") == 460_800
+    journal.close()
+
+
 def test_a_known_bridge_is_one_device_in_one_place(journal: Journal) -> None:
     """Something else plugged into the socket of a known bridge is not known."""
     journal.remember_bridge("1-1.2", "10c4:ea60:0001", MAC)

@@ -21,7 +21,7 @@ PAGE = (ROOT / "docs" / "ota_service.md").read_text(encoding="utf-8")
 
 # What differs from one run and one machine to the next.
 VOLATILE = {
-    *("id", "port", "url", "sha256"),
+    *("id", "port", "url", "sha256", "backup"),
     *("started_at", "finished_at", "version_read_at"),
     *("connecting", "inspecting", "writing", "verifying", "switching", "recording", "booting"),
 }

@@ -216,7 +216,9 @@ class MemorySession(_Session):
             app_prints=result.image is not None and link.bootloader.silent,
         )
 
-    def _boot(self, link: Any, slot: Partition, expected: Expected) -> BootMonitor:
+    def _boot(
+        self, link: Any, slot: Partition, expected: Expected, *, known_good: bool = False
+    ) -> BootMonitor:
         link.restart()
         monitor = BootMonitor(expected, 0, 0)
         result: BootResult = link.boots

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ota_service.board import bootable, carry_out, plan
-from ota_service.formats import _nvs_edit, nvs, otadata
+from ota_service.formats import _nvs_flash, _nvs_prove, nvs, otadata
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES, Erase, FlashOp, Program, program
 from ota_service.formats.image import parse_app_image
 from tests.prove.cuts import Detail
@@ -93,8 +93,9 @@ def version_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def freeing_without_full(patch: pytest.MonkeyPatch) -> None:
-    """Mark a page of NVS FREEING while the last one is still ACTIVE."""
-    patch.setattr(_nvs_edit, "_free", lambda flash, last, victim: flash.mark_freeing(victim))
+    """Mark a page of NVS FREEING while the last one is still ACTIVE, and prove nothing."""
+    patch.setattr(_nvs_flash.NvsFlash, "mark_full", lambda *_: None)
+    patch.setattr(_nvs_prove.NvsProof, "holds", lambda *_: True)
 
 
 def way_back_forgotten(patch: pytest.MonkeyPatch) -> None:

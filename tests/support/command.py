@@ -86,9 +86,14 @@ async def ended(process: asyncio.subprocess.Process, *, limit_s: float = 60.0) -
 
 
 def on_terminal(
-    *arguments: str, env: Mapping[str, str], columns: int = 80, lines: int = 24
+    *arguments: str,
+    env: Mapping[str, str],
+    columns: int = 80,
+    lines: int = 24,
+    typed: bytes = b"",
 ) -> tuple[int, str]:
-    """Run it on a terminal of this size; its exit code and everything that the terminal got."""
+    """Run it on a terminal of this size, where `typed` waits for the first question; its exit code
+    and everything that the terminal got."""
     import fcntl
     import struct
     import termios
@@ -99,6 +104,7 @@ def on_terminal(
         [*COMMAND, *arguments], env=dict(env), stdin=theirs, stdout=theirs, stderr=theirs
     )
     os.close(theirs)
+    os.write(ours, typed)
     seen = bytearray()
     deadline_s = time.monotonic() + 60.0
     try:

@@ -53,6 +53,7 @@ class MemoryBoard:
     rollback: bool = False
     silent: bool = False
     chatty: bool = False
+    table_offset: int = 0x8000
     chip: ChipInfo = field(
         default_factory=lambda: ChipInfo("ESP32", 0, "24:0a:c4:00:00:01", 301, None)
     )
@@ -63,14 +64,14 @@ class MemoryBoard:
 
     def boot(self) -> BootResult:
         """One pass of the bootloader; it may write."""
-        return boot(self.data, rollback=self.rollback)
+        return boot(self.data, rollback=self.rollback, table_offset=self.table_offset)
 
     def look(self, firmware: Firmware | None = None, facts: BoardFacts | None = None) -> Inspection:
         """As a session looks: an ordinary restart where nothing else tells what runs."""
         flash = MemoryFlash(self.data)
 
         def look() -> FirstLook:
-            result = boot(flash.data, rollback=self.rollback)
+            result = boot(flash.data, rollback=self.rollback, table_offset=self.table_offset)
             self.data[:] = flash.data
             if self.silent:
                 return FirstLook(app_prints=result.offset is not None and self.chatty)
@@ -108,7 +109,7 @@ class MemoryBoard:
 
     def nvs(self) -> NvsState:
         """The NVS as firmware would find it, on a copy."""
-        for at in range(0x8000, 0x8C00, 32):
+        for at in range(self.table_offset, self.table_offset + 0xC00, 32):
             entry = self.data[at : at + 32]
             if entry[2:4] == b"\x01\x02":
                 offset = int.from_bytes(entry[4:8], "little")

@@ -226,11 +226,12 @@ class ModuleProcess:
         """What the process has printed so far, both streams."""
         return "".join(self._log)
 
-    async def wait_log(self, text: str, *, timeout_s: float = 30.0) -> None:
-        """Wait until the log holds `text`. Raises TimeoutError or, where it ended, RuntimeError."""
+    async def wait_log(self, text: str, *, times: int = 1, timeout_s: float = 30.0) -> None:
+        """Wait until the log holds `text` so many times. Raises TimeoutError or, where it ended,
+        RuntimeError."""
         try:
             async with asyncio.timeout(timeout_s), self._log_changed:
-                while text not in self.log:
+                while self.log.count(text) < times:
                     if self.process.returncode is not None or self._log[-1:] == [""]:
                         raise RuntimeError(f"the module ended; its log:\n{self.log}")
                     await self._log_changed.wait()

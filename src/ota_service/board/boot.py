@@ -4,6 +4,9 @@
 Facts: esp32.md, "The boot log". The usual failure is not at 0.3 s but seconds later, in the
 app's own start, so seeing the version line is not enough: the app must then run for
 `stable_s` without a reset, a panic or a loop. Mere silence proves nothing either way.
+
+Only what the ROM, the bootloader or the panic handler prints in its own form, at the start of a
+line, decides anything: apps quote their last crash, and pass on the log of other chips.
 """
 
 from __future__ import annotations
@@ -14,34 +17,69 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from ota_service.formats.chips import ResetCause, reset_cause
+
 MAX_LINE_CHARS = 1000
 MAX_LINE_BYTES = 8192
 """Longer lines are dropped from there on: a part of one could begin within a secret."""
 KEPT_LINES = 200
-LINES_BEHIND = 8
-"""How many lines behind the one that decided are kept: a register dump, a backtrace."""
-
+LINES_BEFORE = 20
+"""How many lines before the one that decided are kept."""
+LINES_BEHIND = 60
+"""And from there on: a register dump, a stack, a backtrace."""
+KEPT_LINE_CHARS = 240
+"""Of each kept line, so that two starts fit into a run's entry in the history."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_RESET = re.compile(r"\brst:0x([0-9a-f]+) \((\w+)\)")
-_LOADED = re.compile(r"Loaded app from partition at offset 0x([0-9a-f]+)")
-_NOT_BOOTABLE = re.compile(
-    r"OTA app partition slot \d+ is not bootable|No bootable app partitions|"
-    r"Factory app partition is not bootable"
-)
-_DOWNLOAD = re.compile(r"waiting for download")
-_PANIC = re.compile(
-    r"Guru Meditation Error|abort\(\) was called|assert failed:|"
-    r"stack overflow in task|CORRUPT HEAP"
-)
-_PROJECT = re.compile(r"\b(?:app_init|cpu_start): Project name:\s+(\S.*)$")
-_VERSION = re.compile(r"\b(?:app_init|cpu_start): App version:\s+(\S.*)$")
-_ELF_SHA = re.compile(r"\b(?:app_init|cpu_start): ELF file SHA256:\s+([0-9a-f]{4,64})")
 
-MAX_POWER_ON_RESETS = 3
-"""A board that is powered again while it is watched (somebody's plug) starts over, but a board
-that keeps browning out is a failed boot: its supply does not carry the new app."""
+# The ROM's.
+_RESET = re.compile(r"rst:0x([0-9a-f]+) \(([^)]*)\),boot:0x[0-9a-f]+(?: \((.*)\))?")
+_ROM_HEAD = re.compile(r"ets [A-Z][a-z]{2} |ESP-ROM:|Build:|Saved PC:")
+_DOWNLOAD = re.compile(r"(?:waiting for download|wait (?:uart\d*|usb) download)$")
+
+# A line of ESP-IDF's log; the time may be left out, or be one of day.
+_LOG = r"[EWIDV] (?:\([^)]*\) )?"
+_LOG_LINE = re.compile(_LOG + r"(?!esp_core_dump)[\w.:/-]+: ")  # the panic handler logs its dump
+_APP = _LOG + r"(?:app_init|cpu_start): "
+_PROJECT = re.compile(_APP + r"Project name:\s+(\S.*)$")
+_VERSION = re.compile(_APP + r"App version:\s+(\S.*)$")
+_ELF_SHA = re.compile(_APP + r"ELF file SHA256:\s+([0-9a-f]{4,64})")
+_BROWN_OUT = re.compile(rf"(?:{_LOG}BOD: )?Brownout detector was triggered$")
+_TASK_WATCHDOG = re.compile(_LOG + "task_wdt: ")
+
+# The bootloader's.
+_SECOND_STAGE = re.compile(_LOG + r"boot: ESP-IDF .* 2nd stage bootloader")
+_LOADED = re.compile(_LOG + r"boot: Loaded app from partition at offset 0x([0-9a-f]+)")
+_NOT_BOOTABLE = re.compile(
+    _LOG + r"boot: (?:OTA app partition slot \d+ is not bootable|No bootable app partitions|"
+    r"Factory app partition is not bootable)"
+)
+
+# The panic handler's, and of what ends in it.
+_REGISTERS = re.compile(r"Core +\d+ register dump:$")
+_PANIC = re.compile(
+    r"Guru Meditation Error: Core +\d+ panic'ed|abort\(\) was called at PC 0x|assert failed: |"
+    r'assertion ".*" failed: file |\*\*\*ERROR\*\*\* A stack overflow in task |CORRUPT HEAP: '
+)
+_PANIC_BEHIND = re.compile(
+    r"Guru Meditation Error: Core  \d panic'ed \(|abort\(\) was called at PC 0x[0-9a-f]{8}|"
+    r"\*\*\*ERROR\*\*\* A stack overflow in task "
+)
+"""Behind an unfinished line of the app: in the very form, and proven by what comes next."""
+_PANIC_END = re.compile(r"Rebooting\b.*\.\.\.$|CPU halted\.$")
+
+PANIC_S = 2.0
+"""A panic is at its end, at the latest: the registers, the stack and the backtrace take less. An
+app that only quotes one goes on with its own log meanwhile."""
+
+MAX_OUTSIDE_RESETS = 3
+"""A board that is powered again while it is watched (somebody's plug, a dip) starts over; one
+whose power keeps failing cannot be judged."""
+
+
+MAX_UNEXPLAINED = 3
+"""Restarts without a reason, on ports that lose the ROM's line, that may be wakes from sleep."""
 
 
 class Matcher(Protocol):
@@ -68,11 +106,21 @@ class Expected:
 
 
 class Verdict(Enum):
-    """What a watched boot came to."""
+    """What a watched boot came to.
+
+    FAILED is evidence against the firmware. POWER and NO_RESET say nothing of it: its power
+    failed, or it was never started.
+    """
 
     RUNNING = "running"
     SILENT = "silent"
     FAILED = "failed"
+    POWER = "power"
+    NO_RESET = "no reset"
+
+
+UNJUDGED = {Verdict.POWER: "brown-out", Verdict.NO_RESET: "no-reset"}
+"""The error's code, where a boot was watched and the firmware cannot be judged by it."""
 
 
 @dataclass(slots=True)
@@ -80,30 +128,49 @@ class BootMonitor:
     """Fed with the log of one boot; `verdict` is None until it is decided.
 
     timeout_s: how long the app may take to show that it starts. stable_s: how long it must then
-    run. Times given to `feed` and `tick` are seconds since the reset.
+    run. restarts: how many planned restarts it may make. Times given to `feed` and `tick` are
+    seconds since the reset.
+    heard: something came from the board. in_download: it waits in download mode, by the ROM's words
+    or because whoever feeds this has asked it. bootloader_speaks: its bootloader prints a log.
+    app_speaks: the app printed its descriptor.
+    outside_resets: how often its power failed or it was reset from outside.
     """
 
     expected: Expected
     timeout_s: float
     stable_s: float
+    restarts: int = 0
     redact: Callable[[str], str] = str
     verdict: Verdict | None = None
     reason: str = ""
     loaded_offset: int | None = None
     shown_at_s: float | None = None
-    expectation_met: bool = False
-    resets: int = 0
-    lines: list[str] = field(default_factory=list)
     descriptor_at_s: float | None = None
-    _behind: int = 0
+    app_speaks: bool = False
+    expectation_met: bool = False
+    heard: bool = False
+    in_download: bool = False
+    bootloader_speaks: bool = False
+    outside_resets: int = 0
+    lines: list[str] = field(default_factory=list)
+    _dropped: int = 0
+    _decisive: int | None = None
+    _ended: bool = False
     _partial: bytes = b""
     _overlong: bool = False
     _why_not: str = ""
-    _power_ons: int = 0
+    _restarted: int = 0
+    _unexplained: int = 0
+    _reset_seen: bool = False
     _window_from_s: float = 0.0
+    _panic: str = ""
+    _panic_at_s: float | None = None
+    _brown_out: bool = False
+    _task_watchdog: bool = False
 
     def feed(self, data: bytes, now_s: float) -> None:
         """Bytes as they came from the port at `now_s`."""
+        self.heard = self.heard or bool(data)
         self._partial += data
         *whole, self._partial = self._partial.split(b"\n")
         if whole and self._overlong:
@@ -122,9 +189,24 @@ class BootMonitor:
         """When time alone will show that the app runs; None while it has yet to show itself."""
         return None if self.shown_at_s is None else self.shown_at_s + self.stable_s
 
+    @property
+    def told(self) -> list[str]:
+        """What of the log is worth keeping: what decided, with what led there and what followed;
+        of a boot that went well its end."""
+        if self._decisive is None:
+            kept = self.lines[-LINES_BEFORE:]
+        else:
+            at = max(0, self._decisive - self._dropped)
+            kept = self.lines[max(0, at - LINES_BEFORE) : at + LINES_BEHIND]
+        return [line[:KEPT_LINE_CHARS] for line in kept]
+
     def tick(self, now_s: float) -> None:
         """Time has passed; decides where time alone decides."""
         if self.verdict is not None:
+            return
+        if self._panic_at_s is not None:
+            if now_s - self._panic_at_s >= PANIC_S:
+                self._panicked(now_s)
             return
         must_match = self.expected.matches is not None
         if self.shown_at_s is not None and now_s - self.shown_at_s >= self.stable_s:
@@ -134,80 +216,178 @@ class BootMonitor:
         elif self.shown_at_s is not None:
             return
         if now_s - self._window_from_s >= self.timeout_s:
-            if must_match and not self.expectation_met:
-                self._decide(
-                    Verdict.FAILED,
-                    f"the app did not print what boot_expect asks for within {self.timeout_s:g} s",
-                )
-            elif self.shown_at_s is None:
-                self._decide(
-                    Verdict.SILENT, f"the log showed nothing to judge by in {self.timeout_s:g} s"
-                )
+            self._time_is_over(must_match)
+
+    def _time_is_over(self, must_match: bool) -> None:
+        if self.in_download and self.shown_at_s is None:
+            self._decide(
+                Verdict.NO_RESET, "the board is in download mode and has not started its firmware"
+            )
+        elif must_match and not self.expectation_met:
+            self._decide(
+                Verdict.FAILED,
+                f"the app did not print what boot_expect asks for within {self.timeout_s:g} s",
+            )
+        elif self.shown_at_s is None:
+            self._decide(
+                Verdict.SILENT, f"the log showed nothing to judge by in {self.timeout_s:g} s"
+            )
+
+    # --- lines
 
     def _line(self, raw: bytes, now_s: float) -> None:
-        text = _CONTROL.sub("", _ANSI.sub("", raw.decode("utf-8", "replace"))).strip()
-        if not text:
+        text = _CONTROL.sub("", _ANSI.sub("", raw.decode("utf-8", "replace"))).rstrip()
+        if not text.strip():
             return
         if self.verdict is not None:
             # What tells why is before; a board that restarts would push it out of the log.
-            if self._behind >= LINES_BEHIND or _RESET.search(text):
-                self._behind = LINES_BEHIND
+            self._ended = self._ended or bool(_RESET.match(text) or _ROM_HEAD.match(text))
+            if self._ended or self._number - (self._decisive or 0) > LINES_BEHIND:
                 return
-            self._behind += 1
-        self.lines.append(self.redact(text)[:MAX_LINE_CHARS])
+        self.lines.append(self.redact(text)[:MAX_LINE_CHARS].strip())
+        self._dropped += max(0, len(self.lines) - KEPT_LINES)
         del self.lines[:-KEPT_LINES]
         if self.verdict is None:
             self._judge(text[:MAX_LINE_CHARS], now_s)
 
+    @property
+    def _number(self) -> int:
+        """Of the line in hand."""
+        return self._dropped + len(self.lines) - 1
+
     def _judge(self, text: str, now_s: float) -> None:
-        if match := _RESET.search(text):
-            self._reset(match[2], int(match[1], 16), now_s)
-        elif _DOWNLOAD.search(text):
-            self._decide(Verdict.FAILED, "the board waits in download mode instead of booting")
-        elif _NOT_BOOTABLE.search(text):
+        brown_out, self._brown_out = self._brown_out, False
+        if match := _RESET.match(text):
+            name, download = match[2], (match[3] or "").startswith("DOWNLOAD")
+            self._reset(int(match[1], 16), name, now_s, brown_out=brown_out, download=download)
+        elif _BROWN_OUT.match(text):
+            self._brown_out = True
+        elif _ROM_HEAD.match(text):
+            self._brown_out = brown_out
+        elif _DOWNLOAD.match(text) and self._number == 0:
+            self.in_download = True  # behind a line of the ROM's that was lost
+        elif _SECOND_STAGE.match(text):
+            self._again(now_s, brown_out=brown_out)
+        elif match := _LOADED.match(text):
+            self._again(now_s, brown_out=brown_out)
+            if self.verdict is None:
+                self._loaded(int(match[1], 16), now_s)
+        elif _NOT_BOOTABLE.match(text):
             self._why_not = text
-        elif _PANIC.search(text):
-            self._decide(
-                Verdict.FAILED,
-                f"the app panicked {self._age(now_s)} after its start: {self.redact(text)}",
-            )
-        elif match := _LOADED.search(text):
-            self._loaded(int(match[1], 16), now_s)
-        else:
+        elif not self._panics(text, now_s):
             self._descriptor(text, now_s)
+        self._task_watchdog = _TASK_WATCHDOG.match(text) is not None
         matches = self.expected.matches
         if matches is not None and not self.expectation_met and matches(text):
             self.expectation_met = True
             if self.shown_at_s is None:
                 self.shown_at_s = now_s
 
-    def _reset(self, name: str, cause: int, now_s: float) -> None:
-        self.resets += 1
-        if self.resets == 1 and self.shown_at_s is None:
-            return  # our own reset; ports on native USB lose this line
-        if cause == 1 and self._power_ons < MAX_POWER_ON_RESETS:
-            # 0x1 is POWERON_RESET: power or the EN line, not the app
-            self._power_ons += 1
-            self._window_from_s = now_s
-            self.shown_at_s = self.descriptor_at_s = self.loaded_offset = None
-            self.expectation_met = False
-            return
+    # --- panics
+
+    def _panics(self, text: str, now_s: float) -> bool:
+        """Whether a line belongs to a panic. The verdict falls at the panic's end, so that its
+        registers and backtrace are in the log."""
+        if _PANIC_END.match(text) and self._panic:
+            self._panicked(now_s)
+            return True
+        if _LOG_LINE.match(text):
+            # An app that goes on has not panicked: it told of an earlier time.
+            self._panic, self._panic_at_s, self._decisive = "", None, None
+            return False
+        starts = _PANIC.match(text) or (_REGISTERS.match(text) and not self._task_watchdog)
+        if not starts and (self._panic or not _PANIC_BEHIND.search(text)):
+            return False
+        if not self._panic:
+            self._panic, self._decisive = text, self._number
+        if starts and self._panic_at_s is None:
+            self._panic_at_s = now_s
+        return True
+
+    def _panicked(self, now_s: float) -> None:
+        since = self._panic_at_s if self._panic_at_s is not None else now_s
         self._decide(
             Verdict.FAILED,
-            f"the board restarted by itself {self._age(now_s)} after its start ({name})",
+            f"the app panicked {self._age(since)} after its start: {self.redact(self._panic)}",
         )
 
-    def _loaded(self, offset: int, now_s: float) -> None:
-        self.loaded_offset = offset
-        wanted = self.expected.offset
-        if wanted is not None and offset != wanted:
-            why = f" ({self._why_not})" if self._why_not else ""
+    # --- resets
+
+    def _reset(
+        self, code: int, name: str, now_s: float, *, brown_out: bool, download: bool
+    ) -> None:
+        cause = ResetCause.OUTSIDE if brown_out else reset_cause(code)
+        ours = not self._reset_seen and self.shown_at_s is None
+        self._reset_seen = True
+        if self._panic_at_s is not None and not brown_out:
+            self._panicked(now_s)
+        elif self.in_download or download:
+            self.in_download = download  # somebody pressed its reset button, or holds BOOT down
+            self._start_over(now_s)
+        elif not ours or brown_out or self._panic:
+            self._by_itself(cause, name, now_s)
+
+    def _again(self, now_s: float, *, brown_out: bool) -> None:
+        """The bootloader runs; if it ran before, its port lost the ROM's line and the reason."""
+        name = "its bootloader ran again"
+        if brown_out:
+            self._by_itself(ResetCause.OUTSIDE, name, now_s)
+        elif self._panic:
+            self._panicked(now_s)
+        elif self.loaded_offset is not None:
+            self._unexplained += 1  # which may have been a wake
+            if self._unexplained > MAX_UNEXPLAINED:
+                self._by_itself(ResetCause.WATCHDOG, name, now_s)
+            else:
+                self._start_over(now_s)
+
+    def _by_itself(self, cause: ResetCause, name: str, now_s: float) -> None:
+        """A reset that is not ours."""
+        if cause is ResetCause.SLEEP:
+            self.loaded_offset = None  # the bootloader runs again; the app's time goes on
+        elif cause is ResetCause.OUTSIDE:
+            self.outside_resets += 1
+            if self.outside_resets > MAX_OUTSIDE_RESETS:
+                self._decide(
+                    Verdict.POWER,
+                    f"the board lost its power, or was reset from outside, {self.outside_resets} "
+                    f"times while its start was watched ({name})",
+                )
+            else:
+                self._start_over(now_s)
+        elif self._panic:
+            self._panicked(now_s)
+        elif cause is ResetCause.SOFTWARE and self._restarted < self.restarts:
+            self._restarted += 1
+            self._start_over(now_s)
+        else:
             self._decide(
                 Verdict.FAILED,
-                f"the bootloader started the app at {offset:#x} instead of {wanted:#x}{why}",
+                f"the board restarted by itself {self._age(now_s)} after its start ({name})",
             )
+
+    def _start_over(self, now_s: float) -> None:
+        self._window_from_s = now_s
+        self.shown_at_s = self.descriptor_at_s = self.loaded_offset = None
+        self.expectation_met = False
+        self._panic, self._panic_at_s, self._decisive = "", None, None
+
+    # --- what starts
+
+    def _loaded(self, offset: int, now_s: float) -> None:
+        self.loaded_offset, self.bootloader_speaks = offset, True
+        wanted = self.expected.offset
+        if wanted is None or offset == wanted:
+            if self.shown_at_s is None:
+                self.shown_at_s = now_s
+            return
+        why = f" ({self._why_not})" if self._why_not else ""
+        what = f"the bootloader started the app at {offset:#x} instead of {wanted:#x}{why}"
+        if self.outside_resets and not self._why_not:
+            # A bootloader with rollback turns down an app that had no time to confirm itself.
+            self._decide(Verdict.POWER, f"after its power failed, {what}")
         else:
-            self.shown_at_s = now_s
+            self._decide(Verdict.FAILED, what)
 
     def _descriptor(self, text: str, now_s: float) -> None:
         wanted = self.expected
@@ -216,7 +396,8 @@ class BootMonitor:
             (_VERSION, "app version", wanted.version),
             (_ELF_SHA, "ELF digest", wanted.elf_sha256),
         ):
-            if match := pattern.search(text):
+            if match := pattern.match(text):
+                self.app_speaks = True
                 shown = match[1].strip()
                 same = value is None or (
                     value.startswith(shown) if pattern is _ELF_SHA else shown == value.strip()
@@ -239,3 +420,5 @@ class BootMonitor:
     def _decide(self, verdict: Verdict, reason: str) -> None:
         self.verdict = verdict
         self.reason = self.redact(reason).rstrip(".")
+        if self._decisive is None and self.lines and verdict is not Verdict.RUNNING:
+            self._decisive = self._number

@@ -19,11 +19,6 @@ class KnownImage:
     md5: str
     head: bytes
 
-    @property
-    def chip_id(self) -> int:
-        """The chip that it is for, as in its header."""
-        return int.from_bytes(self.head[12:14], "little")
-
 
 @dataclass(frozen=True, slots=True)
 class SlotFact:

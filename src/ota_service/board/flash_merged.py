@@ -2,54 +2,41 @@
 """Writes a Merged Binary to one board: everything is replaced, and that is said first.
 
 Blocking; runs in a thread of its own, like `session`. The order of the writes and why it is
-that one: `flash_plan`.
+that one: `rewrite`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from serial import SerialBase
 
-from ota_service.board.boot import BootMonitor, Expected, Verdict
+from ota_service.board.backup import NVS_KIND, Backup, take_backup
+from ota_service.board.backup_files import Backups
+from ota_service.board.boot import UNJUDGED, Expected, Verdict
 from ota_service.board.chip import ChipInfo
-from ota_service.board.flash import Flash, apply_verified
-from ota_service.board.flash_plan import (
-    NVS_KIND,
-    Before,
-    FlashPlan,
-    KeptPartition,
-    MergedFile,
-    Write,
-    plan_flash,
-)
-from ota_service.board.inspect import NAMESPACE, TABLE_BYTES, TABLE_OFFSET, VERSION_KEY
-from ota_service.board.kept_nvs import KeptNvs
-from ota_service.board.link import EspLink, leave_download_mode
-from ota_service.board.secrets import Redactor
+from ota_service.board.flash import Flash
+from ota_service.board.flash_plan import Before, FlashPlan, KeptPartition, MergedFile, plan_flash
+from ota_service.board.inspect import NAMESPACE, VERSION_KEY
+from ota_service.board.link import EspLink
+from ota_service.board.rewrite import Write, rewrite, total_bytes
 from ota_service.board.session import BootRules
-from ota_service.board.stream import make_plain_stream
-from ota_service.board.watch import watch
+from ota_service.board.visit import connect, left_running, watch_start
 from ota_service.errors import OtaError
-from ota_service.formats.flashops import SECTOR_BYTES, Erase
 from ota_service.formats.nvs import Nvs, parse_nvs
-from ota_service.formats.partitions import PartitionTable, parse_partition_table
-
-LOGGER = logging.getLogger("ota_service.board")
+from ota_service.formats.partitions import TABLE_OFFSET, PartitionTable
+from ota_service.formats.table_places import all_tables, require_only
 
 FlashPhase = Literal["connecting", "inspecting", "writing", "verifying", "booting"]
 
-AGAIN = (
-    "Call flash again, with keep_nvs if it was meant: the board starts nothing until it is "
-    "written whole."
-)
+
+def again(keep_nvs: bool) -> str:
+    """What to do about a board that is half written."""
+    how = "with keep_nvs" if keep_nvs else "(with keep_nvs the board's keys come back)"
+    return f"Call flash again {how}: the board starts nothing until it is written whole."
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +44,7 @@ class FlashJob:
     """What to do.
 
     name: for messages. file: what to write. keep_nvs: carry all keys over. confirm: the MAC
-    that the board must have, None: any. state_dir: where keys are kept meanwhile. baud: the
+    that the board must have, None: any. state_dir: where what the board has is kept. baud: the
     highest speed.
     """
 
@@ -79,6 +66,9 @@ class FlashHooks(Protocol):
     def planned(self, chip: ChipInfo, before: Before, plan: FlashPlan) -> None:
         """What the board has and will have; nothing was written yet. Raises to stop here."""
 
+    def kept(self, folder: Path) -> None:
+        """What the board had is in this folder; the first write comes next."""
+
     def phase(self, name: FlashPhase) -> None:
         """A phase begins."""
 
@@ -97,9 +87,9 @@ class FlashOutcome:
     """What came of it: what the board shows.
 
     confirmed: the start was seen to be good; False where its log showed nothing to judge by.
-    version: the tag that is stored now. kept_at: the folder that still has the board's NVS,
-    None where it was removed or never needed. error: `boot-failed`, where the board was written
-    and does not start.
+    version: the tag that is stored now. backup: the folder with what the board had, None where
+    none of it could be read. error: where the board was written and does not start
+    (`boot-failed`), or its start cannot be judged (`brown-out`, `no-reset`).
     """
 
     chip: ChipInfo
@@ -108,7 +98,7 @@ class FlashOutcome:
     plan: FlashPlan
     version: str = ""
     confirmed: bool | None = None
-    kept_at: Path | None = None
+    backup: Path | None = None
     error: OtaError | None = None
     boot_log: tuple[str, ...] = ()
 
@@ -118,7 +108,7 @@ class FlashOutcome:
             "mac": self.chip.mac,
             "chip": self.chip.name,
             **plan_dict(self.before, self.file, self.plan),
-            "written_bytes": self.plan.total_bytes,
+            "written_bytes": total_bytes(self.plan),
             "version": self.version,
             "running": {"slot": self.file.booted.label},
         }
@@ -130,8 +120,8 @@ class FlashOutcome:
             }
         if self.confirmed is not None:
             shown["confirmed"] = self.confirmed
-        if self.kept_at is not None:
-            shown["nvs_kept_at"] = str(self.kept_at)
+        if self.backup is not None:
+            shown["backup"] = str(self.backup)
         if self.error is not None:
             shown["error"] = self.error.to_dict()
         return shown
@@ -174,7 +164,7 @@ def run_flash(port: SerialBase, job: FlashJob, hooks: FlashHooks) -> FlashOutcom
     """
     hooks.phase("connecting")
 
-    def identified(mac: str) -> int | None:
+    def identified(mac: str) -> None:
         if job.confirm is not None and mac != job.confirm:
             raise OtaError(
                 "wrong-board",
@@ -183,14 +173,9 @@ def run_flash(port: SerialBase, job: FlashJob, hooks: FlashHooks) -> FlashOutcom
                 remedy="Confirm the MAC of the board that is meant.",
             )
         hooks.identified(mac)
-        return None
 
-    try:
-        link = EspLink.connect(port, baud=job.baud, identified=identified)
-    except BaseException:
-        leave_download_mode(port)
-        raise
-    with _left_running(link):
+    link = connect(port, baud=job.baud, identified=identified)
+    with left_running(link):
         hooks.phase("inspecting")
         outcome = _prepare(link, job, hooks)
         _write(link, job, hooks, outcome)
@@ -198,28 +183,27 @@ def run_flash(port: SerialBase, job: FlashJob, hooks: FlashHooks) -> FlashOutcom
 
 
 def look_before(flash: Flash, chip: ChipInfo) -> Before:
-    """What the board has: its table, and the contents of its NVS partitions."""
+    """What the board has: all of it that can be kept, and the keys that can be carried over."""
+    tables = all_tables(flash.read)
+    found: Backup | None = None
     try:
-        table = parse_partition_table(
-            flash.read(TABLE_OFFSET, TABLE_BYTES), flash_bytes=chip.flash_bytes
-        )
+        found = take_backup(flash, chip)
+        table = found.partitions
+        require_only(flash.read, table)
     except OtaError as error:
         if error.code == "link-lost":
             raise
-        return Before(None, error)
-    nvs = {
-        part.label: flash.read(part.offset, part.size_bytes)
-        for part in table.partitions
-        if part.kind == NVS_KIND and not part.encrypted
-    }
-    return Before(table, nvs=nvs)
+        return Before(None, error, tables=tables, backup=found)
+    closed = {part.label for part in table.partitions if part.encrypted}
+    nvs = {label: data for label, data in found.nvs.items() if label not in closed}
+    return Before(table, nvs=nvs, tables=tables, backup=found)
 
 
-def to_keep(before: Before, saved: dict[str, bytes]) -> dict[str, bytes]:
-    """The NVS contents to carry over: the board's, or those that an interrupted run saved.
+def to_keep(before: Before, saved: Sequence[Mapping[str, bytes]] = ()) -> dict[str, bytes]:
+    """The NVS contents to carry over: the board's, or those of runs that were interrupted.
 
-    saved: from the disk. They count where the board's lack a key of theirs: its NVS was
-    overwritten, or erased by a firmware that could not read it.
+    saved: from the disk, label -> contents, the newest first. They count where the board's lack
+    a key of theirs: its NVS was overwritten, or erased by a firmware that could not read it.
     Raises OtaError where the board has none that can be read, and nothing was saved.
     """
     problem = before.table_problem
@@ -234,15 +218,17 @@ def to_keep(before: Before, saved: dict[str, bytes]) -> dict[str, bytes]:
             remedy="Flash without keep_nvs if they may be lost, and provision the board anew.",
         )
     keep: dict[str, bytes] = {}
-    for label in {**before.nvs, **saved}:
-        live = _parsed(before.nvs.get(label))
-        old = _parsed(saved.get(label))
-        if isinstance(old, Nvs) and not (isinstance(live, Nvs) and live.keys() >= old.keys()):
-            keep[label] = saved[label]
-        elif isinstance(live, OtaError):
-            raise live
-        elif live is not None:
-            keep[label] = before.nvs[label]
+    for label in dict.fromkeys([*before.nvs, *(label for one in saved for label in one)]):
+        best = before.nvs.get(label)
+        held = _parsed(best)
+        for one in saved:
+            old = _parsed(one.get(label))
+            if isinstance(old, Nvs) and not (isinstance(held, Nvs) and held.keys() >= old.keys()):
+                best, held = one[label], old
+        if isinstance(held, OtaError):
+            raise held
+        if best is not None:
+            keep[label] = best
     return keep
 
 
@@ -258,11 +244,12 @@ def _parsed(data: bytes | None) -> Nvs | OtaError | None:
 def _prepare(link: EspLink, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
     """Everything that can be known, and what must be kept on disk, before the first write."""
     chip = link.chip
-    before = look_before(link, chip) if not chip.flash_encrypted else Before(None)
-    store = KeptNvs(job.state_dir, chip.mac)
+    before = look_before(link, chip)
+    store = Backups(job.state_dir, chip.mac)
     keep = None
     if job.keep_nvs:
-        keep = to_keep(before, store.load()) if not chip.flash_encrypted else {}
+        saved = store.unfinished("flash" if before.backup is not None else None)
+        keep = {} if chip.flash_encrypted else to_keep(before, [one.backup.nvs for one in saved])
     plan = plan_flash(job.file, chip, before, keep=keep)
     if link.protection().covers(0, chip.flash_bytes or 0):
         raise OtaError(
@@ -273,10 +260,10 @@ def _prepare(link: EspLink, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
     if hooks.cancelled():
         raise OtaError("cancelled")
     outcome = FlashOutcome(chip, before, job.file, plan, version=_version(job.file, plan.kept))
-    if plan.kept:
-        assert keep is not None
-        store.save({part.label: keep[part.label] for part in plan.kept})
-        outcome.kept_at = store.folder
+    new = store.keep(before.backup) if before.backup is not None else None
+    outcome.backup = store.begin("flash", new)
+    if outcome.backup is not None:
+        hooks.kept(outcome.backup)
     return outcome
 
 
@@ -293,115 +280,71 @@ def _version(file: MergedFile, kept: tuple[KeptPartition, ...]) -> str:
 
 def _write(link: Flash, job: FlashJob, hooks: FlashHooks, outcome: FlashOutcome) -> None:
     plan = outcome.plan
-    total = plan.total_bytes
-    done = 0
+    total = total_bytes(plan)
     hooks.phase("writing")
 
-    def progress(at: int) -> None:
+    def progress(done: int) -> None:
         if hooks.stopping():
-            raise OtaError(
-                "cancelled",
-                "The updater was stopped while it wrote the whole flash.",
-                remedy=AGAIN,
-            )
-        hooks.progress(done + at, total)
+            raise OtaError("cancelled", "The updater was stopped while it wrote the whole flash.")
+        hooks.progress(done, total)
 
-    with _half_written(outcome):
-        # From here until the last write no app starts on this board.
-        place = outcome.plan.table.offset
-        for offset in sorted({TABLE_OFFSET, place}):
-            apply_verified(link, [Erase(offset, SECTOR_BYTES, "nothing starts meanwhile")])
-        for write in plan.writes:
-            _write_verified(link, write, progress)
-            done += len(write.data)
-        hooks.phase("verifying")
-        for part in plan.kept:
-            _verify(link, Write(part.label, part.after.offset, part.data))
-        _write_verified(link, plan.table, progress)
-
-
-def _write_verified(link: Flash, write: Write, progress: Any) -> None:
-    link.write_stream(write.offset, make_plain_stream(write.data), progress)
-    _verify(link, write)
-
-
-def _verify(link: Flash, write: Write) -> None:
-    digest = hashlib.md5(write.data, usedforsecurity=False).hexdigest()
-    if link.md5(write.offset, len(write.data)) != digest:
-        raise OtaError(
-            "verify-failed",
-            f"What was read back at {write.offset:#x} ({write.name}) is not what was written.",
-            remedy=AGAIN,
-        )
-
-
-@contextmanager
-def _half_written(outcome: FlashOutcome) -> Iterator[None]:
-    """Say where the keys are, whatever ends the writing."""
     try:
-        yield
+        rewrite(
+            link,
+            plan,
+            old_tables=(TABLE_OFFSET, *outcome.before.tables),
+            standing=[Write(part.label, part.after.offset, part.data) for part in plan.kept],
+            verifying=lambda: hooks.phase("verifying"),
+            progress=progress,
+        )
     except OtaError as error:
-        raise OtaError(error.code, error.message + _where(outcome), remedy=AGAIN) from error
+        raise OtaError(
+            error.code, error.message + _where(outcome), remedy=again(job.keep_nvs)
+        ) from error
 
 
 def _where(outcome: FlashOutcome) -> str:
-    return f" Its NVS is kept in {outcome.kept_at}." if outcome.kept_at is not None else ""
+    """Where to find what the board had."""
+    if outcome.backup is None:
+        return ""
+    return f" What it had (NVS, otadata, partition table) is kept in {outcome.backup}."
 
 
 def _boot(
     port: SerialBase, link: EspLink, job: FlashJob, hooks: FlashHooks, outcome: FlashOutcome
 ) -> FlashOutcome:
     hooks.phase("booting")
-    file, rules = job.file, job.boot
+    file = outcome.file
     about = file.app.descriptor if file.app is not None else None
     expected = Expected(
         offset=file.booted.offset,
         project=about.project if about is not None else None,
         version=about.version if about is not None else None,
         elf_sha256=about.elf_sha256.hex() if about is not None else None,
-        matches=rules.matches,
+        matches=job.boot.matches,
     )
-    redact = Redactor(_secrets(outcome))
-    monitor = BootMonitor(expected, rules.timeout_s, rules.stable_s, redact=redact)
-    link.restart()
-    watch(port, monitor, stopped=hooks.stopping)
-    outcome.boot_log = tuple(monitor.lines)
-    if monitor.verdict is Verdict.RUNNING:
-        outcome.confirmed = True
-        if outcome.kept_at is not None:
-            KeptNvs(job.state_dir, outcome.chip.mac).remove()
-            outcome.kept_at = None
-    elif monitor.verdict is Verdict.FAILED:
+    nvs = [parse_nvs(part.data) for part in outcome.plan.kept]
+    nvs += [held for _, held in file.merged.nvs if isinstance(held, Nvs)]
+    monitor = watch_start(port, link, expected, job.boot, nvs=nvs, stopped=hooks.stopping)
+    outcome.boot_log = tuple(monitor.told)
+    outcome.confirmed = monitor.verdict is Verdict.RUNNING
+    if monitor.verdict is Verdict.FAILED:
+        outcome.confirmed = None
         outcome.error = OtaError(
             "boot-failed",
             f"Everything was written and read back, but the firmware does not start: "
             f"{monitor.reason}.{_where(outcome)}",
             remedy="Look at the boot log, correct the firmware, and flash it again.",
         )
-    else:
-        outcome.confirmed = False
+    elif monitor.verdict in UNJUDGED:
+        outcome.error = OtaError(
+            UNJUDGED[monitor.verdict],
+            "Everything was written and read back, but the start of the firmware cannot be judged: "
+            f"{monitor.reason}.{_where(outcome)}",
+        )
+    elif outcome.confirmed or (monitor.verdict is Verdict.SILENT and not job.keep_nvs):
+        # Else a firmware of which nothing is known may have erased the keys that it was given.
+        store = Backups(job.state_dir, outcome.chip.mac)
+        store.finish()
+        store.tidy()
     return outcome
-
-
-def _secrets(outcome: FlashOutcome) -> list[bytes]:
-    """The strings that the firmware may print at its start, wherever they come from."""
-    found = [parse_nvs(part.data) for part in outcome.plan.kept]
-    found += [nvs for _, nvs in outcome.file.merged.nvs if isinstance(nvs, Nvs)]
-    return [
-        value
-        for nvs in found
-        for space, key, value in nvs.strings()
-        if (space, key) != (NAMESPACE, VERSION_KEY)
-    ]
-
-
-@contextmanager
-def _left_running(link: EspLink) -> Iterator[None]:
-    """Whatever goes wrong, the board is not left in download mode, as far as its port allows."""
-    try:
-        yield
-    except BaseException:
-        if not link.running:
-            with contextlib.suppress(Exception):
-                link.restart()
-        raise

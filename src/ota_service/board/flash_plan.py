@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Plans the writing of a Merged Binary: a pure function of the file and of what the board has.
 
-It replaces everything, so it is arranged for an interruption at any place: the board's
-partition table goes first and the new one comes last. In between nothing boots, so that no
-firmware runs on a half-written flash and takes a moved NVS for a damaged one; download mode
-answers all the time, and the same command again does the whole.
+It replaces everything, so it is arranged for an interruption at any place: see `rewrite`.
 """
 
 from __future__ import annotations
@@ -13,9 +10,11 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ota_service.board.backup import NVS_KIND, Backup
 from ota_service.board.chip import ChipInfo
+from ota_service.board.rewrite import Write
 from ota_service.errors import OtaError
-from ota_service.formats.bootloader import Bootloader
+from ota_service.formats.bootloader import FLASH_BYTES_ELSE, Bootloader
 from ota_service.formats.flashops import SECTOR_BYTES
 from ota_service.formats.image import AppImage
 from ota_service.formats.merged import MergedBinary, parse_merged, whole_flash
@@ -25,7 +24,6 @@ from ota_service.formats.partitions import Partition, PartitionTable
 
 TABLE_SECTORS_BYTES = 0x1000
 _REMEDY = "Make it again: `make build-esp32-bin`; `esp32-ota image inspect` says what is in it."
-NVS_KIND = "data/nvs"
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,12 @@ def check_merged(data: bytes) -> MergedFile:
             f"The Merged Binary has a bootloader for {merged.chip} and an app for {held.chip}.",
             remedy=_REMEDY,
         )
-    if loader.flash_bytes is not None and merged.table.end > loader.flash_bytes:
+    made_for = loader.flash_bytes or FLASH_BYTES_ELSE
+    if merged.table.end > made_for:
         raise OtaError(
             "flash-size",
             f"The partition table ends at {merged.table.end:#x}, and the bootloader is built for "
-            f"a flash of {loader.flash_bytes:#x} bytes only: it would not start.",
+            f"a flash of {made_for:#x} bytes only: it would not start.",
             remedy="Make it again with the board's flash size: `make build-esp32-bin "
             "FLASH_SIZE=..`.",
         )
@@ -93,19 +92,26 @@ def check_merged(data: bytes) -> MergedFile:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What the board has. nvs: label -> raw contents, of each NVS partition of its table."""
+    """What the board has.
+
+    nvs: label -> raw contents, of each NVS partition of its table. tables: the places of all
+    tables that a bootloader might use. backup: all that is kept of it, None where no table can
+    be read.
+    """
 
     table: PartitionTable | None
     table_problem: OtaError | None = None
     nvs: Mapping[str, bytes] = field(default_factory=dict)
+    tables: tuple[int, ...] = ()
+    backup: Backup | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class KeptPartition:
     """An NVS partition whose keys are carried over.
 
-    before: where they were; None where they come from this computer's disk. in_place: nothing
-    has to be written for them.
+    before: where they were; None where they come from a backup on this computer's disk.
+    in_place: nothing has to be written for them.
     """
 
     label: str
@@ -132,15 +138,6 @@ class KeptPartition:
 
 
 @dataclass(frozen=True, slots=True)
-class Write:
-    """Whole sectors to be written. name: what they are, for messages."""
-
-    name: str
-    offset: int
-    data: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class FlashPlan:
     """What will be written, in this order, after the table's sector was erased.
 
@@ -153,11 +150,6 @@ class FlashPlan:
     kept: tuple[KeptPartition, ...]
     lost: tuple[str, ...]
     notes: tuple[str, ...]
-
-    @property
-    def total_bytes(self) -> int:
-        """How much is written."""
-        return sum(len(write.data) for write in (*self.writes, self.table))
 
 
 def plan_flash(
@@ -253,15 +245,15 @@ def _kept(
                 "nvs-missing",
                 f"The Merged Binary's table has no NVS partition {label!r} for the {count} keys "
                 "that the board has there.",
-                remedy="Use a partition table that has it, or do not keep NVS.",
+                remedy="Use a partition table that has it, or flash without keep_nvs.",
             )
         if after.encrypted:
             raise OtaError("flash-encrypted", f"The partition {label!r} is to be encrypted.")
-        was = before.table.by_label(label) if before.table is not None else None
-        in_place = (
-            was is not None
-            and (was.offset, was.size_bytes) == (after.offset, after.size_bytes)
-            and before.nvs.get(label) == data
+        live = before.table is not None and before.nvs.get(label) == data
+        was = before.table.by_label(label) if before.table is not None and live else None
+        in_place = was is not None and (was.offset, was.size_bytes) == (
+            after.offset,
+            after.size_bytes,
         )
         moved = data if in_place else move_nvs(data, after.size_bytes)
         kept.append(KeptPartition(label, was, after, count, in_place, moved))

@@ -42,8 +42,12 @@ SECURE_VERSION = {
     "ESP32-C5": (0x600B483C, 9, 9),
     "ESP32-C6": (0x600B083C, 14, 16),
     "ESP32-C61": (0x600B4838, 8, 16),
+    "ESP32-E22": (0xC400803C, 8, 16),
     "ESP32-H2": (0x600B083C, 9, 16),
+    "ESP32-H21": (0x600B403C, 9, 16),
+    "ESP32-H4": (0x600B183C, 7, 16),
     "ESP32-P4": (0x5012D03C, 9, 16),
+    "ESP32-S31": (0x20715040, 0, 16),
 }
 """Chip -> register, lowest bit and number of bits of the fuses SECURE_VERSION (espefuse 5.6.0,
 `efuse_defs/*.yaml`): each step of the secure version burns one more of them."""

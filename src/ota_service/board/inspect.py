@@ -19,23 +19,30 @@ from ota_service.board.chip import ChipInfo
 from ota_service.board.facts import BoardFacts, KnownImage
 from ota_service.board.first_look import FLASH_SIZE_REMEDY, FirstLook
 from ota_service.board.flash import Flash
-from ota_service.board.sparse import Region, nvs_region, otadata_region, table_region, whole
+from ota_service.board.sparse import (
+    Region,
+    blank_digest,
+    nvs_region,
+    otadata_region,
+    table_region,
+    whole,
+)
 from ota_service.errors import OtaError
 from ota_service.formats import otadata
 from ota_service.formats.bootloader import header_flash_bytes
 from ota_service.formats.chips import CHIP_BY_ID
 from ota_service.formats.image import HEADER_BYTES, AppDescriptor, parse_header
 from ota_service.formats.nvs import Nvs, parse_nvs
-from ota_service.formats.otadata import OtaData, parse_otadata
+from ota_service.formats.otadata import OtaData, OtaState, parse_otadata
 from ota_service.formats.partitions import (
+    SECTOR_BYTES,
+    TABLE_OFFSET,
     Partition,
     PartitionTable,
-    parse_partition_table,
     require_ota,
 )
+from ota_service.formats.table_places import find_table, require_only
 
-TABLE_OFFSET = 0x8000
-TABLE_BYTES = 0xC00
 OTADATA_BYTES = 0x2000
 NAMESPACE = "VIAM_NS"
 VERSION_KEY = "OTA_VERSION"
@@ -164,15 +171,14 @@ def inspect(
         return Inspection(chip, problem=problem)
     flash.prefetch([table_region(TABLE_OFFSET)])
     try:
-        table = parse_partition_table(
-            flash.read(TABLE_OFFSET, TABLE_BYTES), flash_bytes=chip.flash_bytes
-        )
+        table = find_table(flash.read, flash_bytes=chip.flash_bytes)
+        heads = [whole(p.offset, HEAD_BYTES) for p in _app_places(table)]
+        flash.prefetch([*_bootloader_head(chip), *_stores(table), *heads])
+        require_only(flash.read, table, lambda at, size: flash.md5(at, size) == blank_digest(size))
     except OtaError as error:
         if error.code == "link-lost":
             raise
         return Inspection(chip, problem=error)
-    heads = [whole(p.offset, HEAD_BYTES) for p in _app_places(table)]
-    flash.prefetch([*_bootloader_head(chip), *_stores(table), *heads])
     apps = tuple(_apps(flash, table))
     found = Inspection(chip, table=table, apps=apps)
     try:
@@ -183,6 +189,8 @@ def inspect(
     found = _with_otadata(flash, found)
     if found.problem is None:
         found = _with_running(flash, found, facts, images, None if found.pending else look)
+        pending = found.pending and not _nobody_confirms(found)
+        found = replace(found, pending=pending)
     if firmware is not None:
         found = replace(found, holding=frozenset(_holding(flash, found, firmware)))
     return _with_nvs(flash, found)
@@ -243,7 +251,8 @@ def _with_nvs(flash: Flash, found: Inspection) -> Inspection:
     stores: list[tuple[Partition, bytes, Nvs]] = []
     problem: OtaError | None = None
     for partition in found.table.nvs_stores:
-        raw = flash.read(partition.offset, partition.size_bytes)
+        # What is behind the last whole sector is none of the firmware's NVS either.
+        raw = flash.read(partition.offset, partition.size_bytes // SECTOR_BYTES * SECTOR_BYTES)
         try:
             if partition.encrypted:
                 raise OtaError("flash-encrypted", "The board encrypts its NVS.")
@@ -286,6 +295,18 @@ def boot_order(table: PartitionTable, entries: OtaData) -> list[Partition]:
     )
     found = [table.factory if index is None else slots[index] for index in order]
     return [partition for partition in found if partition is not None]
+
+
+def _nobody_confirms(found: Inspection) -> bool:
+    """Whether the entry that decides awaits an app that does not boot: its slot is damaged, and
+    another one runs. Then a restart takes nothing away."""
+    assert found.table is not None
+    assert found.otadata is not None
+    slots, entries = found.table.ota_slots, found.otadata.entries
+    pending = [e for e in entries if e.counts and e.state == OtaState.PENDING_VERIFY]
+    awaited = [slots[entry.slot_index(len(slots))] for entry in pending]
+    runs = found.running.partition
+    return runs is not None and runs not in [*awaited, *boot_order(found.table, found.otadata)[:1]]
 
 
 def _with_running(

@@ -79,6 +79,12 @@ STARTS = 3
 ROM's speed. Each of its blocks has a checksum, and one damaged byte ends it."""
 
 
+SYNC_DATA = b"\x07\x07\x12\x20" + b"\x55" * 32
+SYNC_ANSWERS = 8
+"""What is asked and answered by the ROM and the stub loader alike (esptool 5.6.0, `sync`)."""
+ASKED_TIMEOUT_S = 1.0
+
+
 class _NotStarted(Exception):
     """The chip answered, but its stub loader did not start."""
 
@@ -356,6 +362,33 @@ class EspLink:
             self._port.reset_input_buffer()
             self._esp.hard_reset()
         self.running = True
+
+    def in_download(self) -> bool:
+        """Whether the stub loader still answers after a restart: its reset has reached nothing.
+
+        The question is one frame without a byte that a console would take for a command. The port
+        is left at the log's speed.
+        """
+        esp = self._esp
+        try:
+            self._port.baudrate = self.baud
+            esp.flush_input()
+            esp.command(esp.ESP_CMDS["SYNC"], SYNC_DATA, timeout=ASKED_TIMEOUT_S)
+            with contextlib.suppress(FatalError):
+                for _ in range(SYNC_ANSWERS - 1):
+                    esp.command(timeout=ASKED_TIMEOUT_S)
+        except _ERRORS:
+            return False
+        finally:
+            self._port.baudrate = ROM_BAUD
+        return True
+
+    def stay(self) -> None:
+        """Go on with the stub loader, which a restart did not reach."""
+        with _lost_link():
+            self._port.baudrate = self.baud
+            self._esp.flush_input()
+        self.running = False
 
     def _forget(self) -> None:
         """The firmware may change the flash now, and the line may be another one afterwards."""

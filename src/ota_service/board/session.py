@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 from serial import SerialBase
 
-from ota_service.board.boot import BootMonitor, Expected, Matcher, Verdict
+from ota_service.board.boot import UNJUDGED, BootMonitor, Expected, Matcher, Verdict
 from ota_service.board.carry_out import (
     RollbackPlan,
     carry_out,
@@ -50,9 +50,17 @@ Phase = Literal[
     "booting",
     "rolling_back",
 ]
-End = Literal["up_to_date", "rolled_back", "awaiting_confirmation", "refused", "failed", "read"]
+End = Literal[
+    "up_to_date",
+    "rolled_back",
+    "awaiting_confirmation",
+    "unjudged",
+    "refused",
+    "failed",
+    "read",
+]
 
-FIRST_LOOK_S = 5.0
+FIRST_LOOK_S = 3.0
 """How long the bootloader's log is waited for when a board is restarted to see what runs."""
 
 
@@ -78,15 +86,20 @@ class BootRules:
     timeout_s: float = 20.0
     stable_s: float = 5.0
     matches: Matcher | None = None
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
     """An update whose app was left alone to confirm itself: which slot (its name), and the tag
-    before."""
+    before.
+
+    power_failed: its power failed before it had confirmed itself, as far as was seen.
+    """
 
     slot: str
     previous_version: str | None
+    power_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +169,13 @@ class Hooks(Protocol):
 class Outcome:
     """What came of a session: what the board shows, not what a tool returned.
 
-    version: the tag stored at the end. slot: what runs. confirmed: the boot was seen to be good;
-    False where its log showed nothing to judge by; None where no boot was watched.
-    boot_log: the watched lines, without the board's secrets. baud: the speed that was used.
+    end: "unjudged" where the board holds the new firmware, and nothing that was seen speaks for
+    or against it (`error` says why). version: the tag stored at the end. slot: what runs.
+    confirmed: the boot was seen to be good; False where its log showed nothing to judge by; None
+    where no boot was watched.
+    boot_log: what was seen of each watched start, under its heading, without the board's secrets.
+    power_failed: the power failed during a start that the app must confirm. baud: the speed that
+    was used.
     """
 
     end: End
@@ -171,6 +188,7 @@ class Outcome:
     error: OtaError | None = None
     previous_version: str | None = None
     boot_log: tuple[str, ...] = ()
+    power_failed: bool = False
     baud: int | None = None
 
 
@@ -191,6 +209,8 @@ class _Session:
         self.facts = BoardFacts()
         self.redact = Redactor()
         self.log: list[str] = []
+        self._first: BootMonitor | None = None
+        self._bootloader_speaks: bool | None = None
 
     def run(self) -> Outcome:
         self.hooks.phase("connecting")
@@ -262,18 +282,30 @@ class _Session:
 
     def _first_look(self, link: EspLink) -> FirstLook:
         """One ordinary restart, to read from the bootloader's log what it starts."""
+        if self._first is None:
+            self._first = self._watch_first(link)
+        return first_look(self._first.lines, self._first.loaded_offset)
+
+    def _watch_first(self, link: EspLink) -> BootMonitor:
         self.hooks.restarting("once into its firmware, to see which slot runs")
         link.restart()
         monitor = BootMonitor(Expected(), FIRST_LOOK_S, FIRST_LOOK_S)
         watch(
             self.port,
             monitor,
-            until=lambda seen: seen.loaded_offset is not None or seen.verdict is not None,
+            until=lambda seen: (
+                seen.loaded_offset is not None or seen.app_speaks or seen.verdict is not None
+            ),
             stopped=self.hooks.cancelled,
             limit_s=FIRST_LOOK_S,
+            in_download=link.in_download,
         )
+        if monitor.in_download and not monitor.heard:
+            link.stay()
+            return monitor
+        self._bootloader_speaks = monitor.bootloader_speaks
         link.reconnect()
-        return first_look(monitor.lines, monitor.loaded_offset)
+        return monitor
 
     def _plan(self, found: Inspection) -> Plan:
         job = self.job
@@ -337,9 +369,22 @@ class _Session:
         if monitor.verdict is Verdict.FAILED:
             return self._roll_back(link, found, outcome, boot.slot, monitor.reason)
         outcome.confirmed = monitor.verdict is Verdict.RUNNING
-        if boot.confirms:
+        outcome.power_failed = monitor.outside_resets > 0
+        code = UNJUDGED.get(monitor.verdict) if monitor.verdict is not None else None
+        if boot.confirms and code != "no-reset":
+            # After a power failure, too, only otadata decides: a restart would turn the app down.
             outcome.end = "awaiting_confirmation"
+        elif code is not None:
+            outcome.end = "unjudged"
+            outcome.error = self._unjudged(code, boot.slot, monitor.reason)
+            outcome.boot_log = tuple(self.log)
         return outcome
+
+    @staticmethod
+    def _unjudged(code: str, slot: Partition, why: str) -> OtaError:
+        return OtaError(
+            code, f"The firmware in {slot.name} was started, and cannot be judged: {why}."
+        )
 
     def _require_writable(
         self, link: EspLink, found: Inspection, slots: Sequence[Partition] = ()
@@ -391,13 +436,33 @@ class _Session:
 
     # --- the boot
 
-    def _boot(self, link: EspLink, slot: Partition, expected: Expected) -> BootMonitor:
-        rules = self.job.boot
-        monitor = BootMonitor(expected, rules.timeout_s, rules.stable_s, redact=self.redact)
+    def _boot(
+        self, link: EspLink, slot: Partition, expected: Expected, *, known_good: bool = False
+    ) -> BootMonitor:
+        """Restart into a slot, and watch it start; known_good: it ran before."""
+        rules, timeout_s = self.job.boot, self.job.boot.timeout_s
+        if known_good and self._bootloader_speaks is False:
+            # It will not say more than the new firmware's start has said.
+            timeout_s = min(timeout_s, max(rules.stable_s, FIRST_LOOK_S))
+        monitor = BootMonitor(
+            expected, timeout_s, rules.stable_s, restarts=rules.restarts, redact=self.redact
+        )
         self.hooks.restarting(f"into {slot.name}, and watched")
         link.restart()
-        watch(self.port, monitor, stopped=self.hooks.stopping)
-        self.log += [f"--- start of {slot.name}", *monitor.lines]
+
+        def in_download() -> bool:
+            found = link.in_download()
+            if found:
+                LOGGER.warning(
+                    "%s: still in download mode; press its reset button, with BOOT released",
+                    self.job.name,
+                )
+            return found
+
+        watch(self.port, monitor, stopped=self.hooks.stopping, in_download=in_download)
+        self.log += [f"--- start of {slot.name}", *monitor.told]
+        if monitor.heard:
+            self._bootloader_speaks = monitor.bootloader_speaks
         if monitor.verdict is None:
             raise OtaError(
                 "cancelled",
@@ -451,6 +516,9 @@ class _Session:
             return self._roll_back(link, found, outcome, back.slot, monitor.reason)
         outcome.confirmed = monitor.verdict is Verdict.RUNNING
         outcome.boot_log = tuple(self.log)
+        if monitor.verdict in UNJUDGED:
+            code = UNJUDGED[monitor.verdict]
+            outcome.error = self._unjudged(code, back.slot, monitor.reason)
         return outcome
 
     def _tag_of(self, found: Inspection, slot: Partition) -> str:
@@ -481,9 +549,13 @@ class _Session:
         return plan_rollback(link, found, bad=bad, fused=fused, version_of=version_of)
 
     def _roll_back(
-        self, link: EspLink, found: Inspection, outcome: Outcome, bad: Partition, why: str
-    ) -> Outcome:
-        """Back to the firmware before: otadata and the version, then watch that one start."""
+        self, link: EspLink, found: Inspection, outcome: Outcome, bad: Partition, why: str,
+        *, power_failed: bool = False,
+    ) -> Outcome:  # fmt: skip
+        """Back to the firmware before: otadata and the version, then watch that one start.
+
+        power_failed: that is why, so that nothing speaks against the firmware.
+        """
         name = self.job.name
         LOGGER.warning("%s: %s; rolling back", name, why)
         self.hooks.phase("rolling_back")
@@ -494,7 +566,7 @@ class _Session:
             link.reconnect()
         back = self._plan_back(link, found, bad)
         apply_verified(link, back.ops)
-        monitor = self._boot(link, back.slot, Expected(offset=back.slot.offset))
+        monitor = self._boot(link, back.slot, Expected(offset=back.slot.offset), known_good=True)
         outcome.boot_log = tuple(self.log)
         outcome.version = back.version or ""
         outcome.slot = back.slot
@@ -508,12 +580,17 @@ class _Session:
                 "are in place.",
             )
             return outcome
-        outcome.end = "rolled_back"
-        outcome.error = OtaError(
-            "boot-failed",
-            f"The new firmware did not come up: {why}. The board is back on {back.slot.name}"
-            f' with version "{back.version or ""}".',
-        )
+        back_on = f'The board is back on {back.slot.name} with version "{back.version or ""}".'
+        if monitor.verdict in UNJUDGED:
+            back_on += f" Its start was not seen: {monitor.reason}."
+        if power_failed:
+            outcome.end = "unjudged"
+            outcome.error = OtaError("brown-out", f"{why}. {back_on}")
+        else:
+            outcome.end = "rolled_back"
+            outcome.error = OtaError(
+                "boot-failed", f"The new firmware did not come up: {why}. {back_on}"
+            )
         return outcome
 
     def _confirm(self, link: EspLink, found: Inspection, awaited: Awaited) -> Outcome:
@@ -547,8 +624,12 @@ class _Session:
             else:
                 outcome.confirmed = False
             return outcome
-        why = "its app did not confirm itself in time"
-        if OtaState.PENDING_VERIFY not in states:
+        if OtaState.PENDING_VERIFY in states:
+            why = "its app did not confirm itself in time"
+        elif awaited.power_failed:
+            why = "The board's power failed before its new app confirmed itself"
+            return self._roll_back(link, found, outcome, slot, why, power_failed=True)
+        else:
             why = "the board's bootloader went back by itself"
         return self._roll_back(link, found, outcome, slot, why)
 

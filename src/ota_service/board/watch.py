@@ -21,6 +21,10 @@ SHORTEST_S = 0.001
 RETURN_TIMEOUT_S = 5.0
 """How long a port on native USB may take to come back after a reset."""
 
+ASK_AFTER_S = 2.0
+"""A board that has printed nothing by then (or in half of its time, where that is less) is asked
+whether it is in download mode still."""
+
 _RETRY_S = 0.1
 
 
@@ -31,12 +35,15 @@ def watch(
     until: Callable[[BootMonitor], bool] = lambda monitor: monitor.verdict is not None,
     stopped: Callable[[], bool] = lambda: False,
     limit_s: float | None = None,
+    in_download: Callable[[], bool] | None = None,
 ) -> None:
     """Read until `until` holds, `stopped` says so, or `limit_s` are over.
 
-    Raises OtaError `link-lost` where the port is gone and does not come back.
+    in_download: asks the chip whether it is in download mode still; called once, where it has
+    printed nothing. Raises OtaError `link-lost` where the port is gone and does not come back.
     """
     start_s = time.monotonic()
+    ask_after_s = min(ASK_AFTER_S, monitor.timeout_s / 2)
     timeout_s = -1.0
     while not until(monitor) and not stopped():
         wait_s = read_timeout_s(monitor.due_s, time.monotonic() - start_s)
@@ -52,6 +59,9 @@ def watch(
         if data:
             monitor.feed(data, now_s)
         else:
+            if in_download is not None and not monitor.heard and now_s >= ask_after_s:
+                monitor.in_download = in_download()
+                in_download = None
             monitor.tick(now_s)
         if limit_s is not None and now_s >= limit_s:
             return

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import codecs
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ota_service.formats.partitions import (
     TABLE_OFFSET,
     parse_partition_table,
 )
+from ota_service.formats.table_places import require_place
 
 _FOLDER = "partitions"
 # The name of the same table where boards are simulated.
@@ -31,8 +33,10 @@ def load_table(
 ) -> bytes:
     """The table in its binary form: of a shipped table's name, a CSV file, or a binary one.
 
-    Raises OtaError "partition-table-invalid"; OSError where a file cannot be read.
+    Raises OtaError "partition-table-invalid", and "config-invalid" for a place that no table has;
+    OSError where a file cannot be read.
     """
+    require_place(table_offset)
     source = _ALIASES.get(source, source)
     if source in shipped_tables():
         entry = files("ota_service").joinpath(_FOLDER, f"{source}.csv")
@@ -54,7 +58,8 @@ def load_table(
             ) from None
         return data[:TABLE_BYTES].ljust(TABLE_BYTES, b"\xff")
     try:
-        text = data.decode("utf-8-sig")
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError:
         raise OtaError(
             "partition-table-invalid",

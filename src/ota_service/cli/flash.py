@@ -14,11 +14,11 @@ from rich.text import Text
 
 from ota_service.board.chip import ChipInfo
 from ota_service.board.flash_merged import (
-    AGAIN,
     FlashHooks,
     FlashJob,
     FlashOutcome,
     FlashPhase,
+    again,
     plan_dict,
     run_flash,
 )
@@ -28,10 +28,10 @@ from ota_service.board.ports import require_exists, shown
 from ota_service.board.serial_port import close_port, open_port
 from ota_service.board.session import BootRules
 from ota_service.cli.failure import Failure
-from ota_service.cli.options import baud_option, boot_options
+from ota_service.cli.options import baud_option, boot_options, state_dir_option
 from ota_service.cli.output import err, json_option, out, print_json
 from ota_service.cli.ports import port_argument
-from ota_service.cli.remedies import line_of, own_words
+from ota_service.cli.remedies import line_of, own_text, own_words
 from ota_service.cli.show import files, size, table
 from ota_service.errors import OtaError
 from ota_service.formats.merge import describe_app
@@ -56,9 +56,7 @@ _PHASES: dict[FlashPhase, str] = {
 @click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
 @baud_option
 @boot_options
-@click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path),
-              help="Where keys are kept meanwhile; default: $VIAM_HOME/ota-service, "
-              "without that ~/.local/state/ota-service.")  # fmt: skip
+@state_dir_option
 @json_option
 def flash(
     port: str,
@@ -70,13 +68,15 @@ def flash(
     baud: int,
     boot_timeout: float,
     boot_stable: float,
+    boot_restarts: int,
     state_dir: Path | None,
     as_json: bool,
 ) -> None:
     """Write the Merged Binary FILE to the board at PORT: everything on it is replaced.
 
     What the board has and will have is shown first, and on a terminal you are asked. With
-    --keep-nvs its keys stay, also where their partition moves.
+    --keep-nvs its keys stay, also where their partition moves. What it had (NVS, otadata,
+    partition table) is kept on this computer's disk in any case; `restore` puts it back.
     """
     with files():
         merged = check_merged(file.read_bytes())
@@ -93,15 +93,16 @@ def flash(
             state_dir=state_dir or default_state_dir(),
             confirm=confirm.lower().replace("-", ":") if confirm else None,
             baud=baud,
-            boot=BootRules(boot_timeout, boot_stable),
+            boot=BootRules(boot_timeout, boot_stable, restarts=boot_restarts),
         )
-        hooks = _Terminal(console, merged, keep_nvs, yes or as_json, dry_run)
+        hooks = _Terminal(console, job, yes or as_json, dry_run)
         try:
             outcome = _run(port, job, hooks)
         except KeyboardInterrupt:
             hooks.close()
             nothing = "Interrupted; nothing was written."
-            raise Failure(f"Interrupted. {AGAIN}" if hooks.writing else nothing) from None
+            words = f"Interrupted. {own_text(again(keep_nvs))}"
+            raise Failure(words if hooks.writing else nothing) from None
         except _Enough as enough:
             if as_json:
                 print_json({"ok": True, "dry_run": True, **enough.plan})
@@ -139,12 +140,9 @@ def _run(port: str, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
 class _Terminal:
     """Implements `FlashHooks` for a person: shows, asks, and draws one bar."""
 
-    def __init__(
-        self, console: Console, file: MergedFile, keep_nvs: bool, yes: bool, dry_run: bool
-    ) -> None:
+    def __init__(self, console: Console, job: FlashJob, yes: bool, dry_run: bool) -> None:
         self.console = console
-        self._file = file
-        self._keep_nvs = keep_nvs
+        self._job = job
         self._ask = not yes and not dry_run and sys.stdin.isatty() and console.is_terminal
         self._dry_run = dry_run
         self._bar: Progress | None = None
@@ -157,15 +155,26 @@ class _Terminal:
 
     def planned(self, chip: ChipInfo, before: Before, plan: FlashPlan) -> None:
         """Show it, and ask."""
-        show_plan(self.console, chip, before, self._file, plan, self._keep_nvs)
+        file = self._job.file
+        show_plan(self.console, chip, before, file, plan, self._job.keep_nvs)
         if self._dry_run:
             raise _Enough(
-                {"mac": chip.mac, "chip": chip.name, **plan_dict(before, self._file, plan)}
+                {"mac": chip.mac, "chip": chip.name, **plan_dict(before, file, plan)}
             )
         if self._ask and not click.confirm("Replace everything on this board?"):
             raise OtaError(
                 "cancelled", "Nothing was written.", remedy="Call flash again if it is meant."
             )
+
+    def kept(self, folder: Path) -> None:
+        """Said before the first write: it holds whatever comes now."""
+        self.console.print(
+            Text(
+                f"What it has (NVS, otadata, partition table) is kept in {folder}; "
+                f"`esp32-ota restore {shown(self._job.name)} {folder}` puts it back."
+            ),
+            soft_wrap=True,
+        )
 
     def phase(self, name: FlashPhase) -> None:
         """A line each; a bar for the writing."""
@@ -235,7 +244,9 @@ def show_plan(
         where = "stay where they are"
         if not part.in_place:
             was = part.before
-            origin = f"from {was.offset:#x} ({size(was.size_bytes)}) " if was is not None else ""
+            origin = "from this computer's disk "
+            if was is not None:
+                origin = f"from {was.offset:#x} ({size(was.size_bytes)}) "
             where = f"move {origin}to {part.after.offset:#x} ({size(part.after.size_bytes)})"
         console.print(Text(f"{part.label}: {part.keys} keys {where}", style="green"))
     if keep_nvs and not plan.kept:
@@ -244,7 +255,7 @@ def show_plan(
         console.print(
             Text(
                 f"{label}: what the board has there is LOST, such as Wi-Fi credentials and robot "
-                "secrets (--keep-nvs, with make KEEP_NVS=1, keeps it)",
+                "secrets (--keep-nvs, with make KEEP_NVS=1, carries them over)",
                 style="red",
             )
         )
@@ -284,7 +295,7 @@ def _tell(console: Console, outcome: FlashOutcome, as_json: bool) -> None:
     error = outcome.error
     if error is not None:
         console.print(Text(f"Error: {line_of(error)}", style="bold red"))
-        for line in outcome.boot_log[-20:]:
+        for line in outcome.boot_log:
             console.print(Text(f"  | {line}", style="dim"))
     elif outcome.confirmed:
         app = outcome.file.app
@@ -296,5 +307,3 @@ def _tell(console: Console, outcome: FlashOutcome, as_json: bool) -> None:
         console.print(Text("Written and read back; the board's log showed nothing to judge by."))
     if outcome.version:
         console.print(Text(f'Its NVS holds version "{outcome.version}".'))
-    if outcome.kept_at is not None:
-        console.print(Text(f"The NVS that it had is still kept in {outcome.kept_at}."))

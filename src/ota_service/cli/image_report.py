@@ -12,7 +12,7 @@ from typing import Any
 from ota_service.errors import OtaError
 from ota_service.formats._recognise import name_of
 from ota_service.formats._text import field_text
-from ota_service.formats.bootloader import Bootloader, parse_bootloader
+from ota_service.formats.bootloader import FLASH_BYTES_ELSE, Bootloader, parse_bootloader
 from ota_service.formats.image import AppImage, Segment, parse_app_image, parse_header
 from ota_service.formats.merged import (
     MergedBinary,
@@ -88,7 +88,7 @@ def _bootloader_file(data: bytes) -> Report:
 
 def _table_file(data: bytes) -> Report:
     try:
-        table = parse_partition_table(data)
+        table = parse_partition_table(data, table_offset=None)
     except OtaError as error:
         return _result("partition-table", [error.message], error=error.to_dict())
     return _result("partition-table", [], partitions=partitions(table), has_md5=table.has_md5)
@@ -146,7 +146,7 @@ def _merged_file(data: bytes) -> Report:
 
 def _beyond(merged: MergedBinary) -> list[str]:
     loader = merged.bootloader
-    size = loader.flash_bytes if isinstance(loader, Bootloader) else None
+    size = (loader.flash_bytes or FLASH_BYTES_ELSE) if isinstance(loader, Bootloader) else None
     if size is None or merged.table.end <= size:
         return []
     return [

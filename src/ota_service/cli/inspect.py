@@ -19,6 +19,7 @@ from ota_service.cli.output import err, json_option, out, print_json
 from ota_service.cli.ports import port_argument
 from ota_service.cli.remedies import line_of, own_words
 from ota_service.cli.show import size, table
+from ota_service.formats.partitions import TABLE_OFFSET
 
 if TYPE_CHECKING:
     from ota_service.board.facts import BoardFacts
@@ -161,6 +162,7 @@ def describe(found: Inspection) -> dict[str, Any]:
         },
         "version": found.version if found.nvs is not None else None,
         "running": _running(found),
+        "table_offset": found.table.offset if found.table is not None else None,
         "partitions": [
             {
                 "label": part.label,
@@ -269,6 +271,8 @@ def show_board(console: Console, port: str, found: Inspection) -> None:
     if "version" in told:
         _field(console, "version", f"{told['version'] or 'none'} (VIAM_NS/OTA_VERSION in NVS)")
     if found.table is not None:
+        if found.table.offset != TABLE_OFFSET:
+            _field(console, "table", f"at {found.table.offset:#x}, not at {TABLE_OFFSET:#x}")
         console.print()
         console.print(_partitions(told))
     if "otadata" in told:

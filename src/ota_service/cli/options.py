@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,7 +25,16 @@ def baud_option(function: Command) -> Command:
 
 
 def boot_options(function: Command) -> Command:
-    """`--boot-timeout` and `--boot-stable`, in seconds; `flash` had them first with -s."""
+    """`--boot-timeout`, `--boot-stable` (seconds; `flash` had them first with -s) and
+    `--boot-restarts`."""
+    restarts = click.option(
+        "--boot-restarts",
+        type=click.IntRange(0, 10),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Planned restarts that it may make meanwhile.",
+    )
     stable = click.option(
         "--boot-stable",
         "--boot-stable-s",
@@ -45,7 +55,7 @@ def boot_options(function: Command) -> Command:
         metavar="S",
         help="Seconds that the new app may take to show that it starts.",
     )
-    return timeout(stable(function))
+    return timeout(stable(restarts(function)))
 
 
 def asked_options(function: Command) -> Command:
@@ -87,7 +97,20 @@ def asked_options(function: Command) -> Command:
 def _mac(text: str) -> str:
     from ota_service.module.checks import check_mac
 
-    mac = check_mac(text)
+    try:
+        mac = check_mac(text)
+    except ValueError:
+        mac = None
     if mac is None:
         raise click.UsageError("--confirm must be the board's MAC, such as 24:0a:c4:12:34:56.")
     return mac
+
+
+def state_dir_option(function: Command) -> Command:
+    """`--state-dir` of what writes to a board directly, as the argument `state_dir`."""
+    return click.option(
+        "--state-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Where what the board has is kept; default: $VIAM_HOME/ota-service, "
+        "without that ~/.local/state/ota-service.",
+    )(function)

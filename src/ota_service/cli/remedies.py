@@ -57,14 +57,22 @@ REMEDIES: dict[str, str] = {
     "awaiting-confirmation": "Wait two minutes, then call the command again.",
     "boot-failed": "Correct the firmware, then call the command again; with --json the "
     "answer has the board's boot log.",
+    "no-reset": "Press the board's reset button with BOOT released, and wire DTR and RTS of its "
+    "port to IO0 and EN if they are not; then call the command again to have its start watched.",
+    "brown-out": "Check the power supply, the cable and the USB hub, then call the command again: "
+    "it watches the start once more.",
+    "backup-invalid": "Name a folder that `esp32-ota backup` has made, or one that "
+    "`esp32-ota flash` has named.",
     "cancelled": "Call the command again to start over.",
     "internal": "Please report this, with what ESP32_OTA_DEBUG=1 shows in addition; the board "
     "keeps what it had.",
 }
 """By code; what is not here is said as in the table of errors."""
 
-# What a make target does, as a subcommand; texts from below name the targets.
-_TARGETS = (
+# What a make target does, as a subcommand, and the service's arguments as options; texts from
+# below name those.
+_OWN = (
+    (re.compile(r"\bkeep_nvs\b"), "`--keep-nvs` (with make: KEEP_NVS=1)"),
     (re.compile(r"`make build-esp32-ota[^`]*`"), "`esp32-ota image ota FILE`"),
     (re.compile(r"`make build-esp32-bin FLASH_SIZE[^`]*`"), "`esp32-ota image merge --flash-size`"),
     (re.compile(r"`make build-esp32-bin[^`]*`"), "`esp32-ota image merge`"),
@@ -75,11 +83,12 @@ _TARGETS = (
 def remedy_of(code: str, remedy: str) -> str:
     """What to do about an error here. A remedy that is more precise than the table's stays."""
     general = code in ERRORS and remedy == ERRORS[code].remedy
-    return _subcommands(REMEDIES[code] if general and code in REMEDIES else remedy)
+    return own_text(REMEDIES[code] if general and code in REMEDIES else remedy)
 
 
-def _subcommands(text: str) -> str:
-    for pattern, command in _TARGETS:
+def own_text(text: str) -> str:
+    """A text from below in the words of this command."""
+    for pattern, command in _OWN:
         text = pattern.sub(command, text)
     return text
 
@@ -87,7 +96,7 @@ def _subcommands(text: str) -> str:
 def line_of(error: OtaError) -> str:
     """An error in one line, as this command says it."""
     where = f"{error.board}: " if error.board else ""
-    message = _subcommands(error.message)
+    message = own_text(error.message)
     return f"{where}{message} {remedy_of(error.code, error.remedy)} [{error.code}]"
 
 
@@ -99,6 +108,6 @@ def own_words(value: Any) -> Any:
         return value
     own = {key: own_words(item) for key, item in value.items()}
     if {"code", "message", "remedy"} <= own.keys():
-        own["message"] = _subcommands(own["message"])
+        own["message"] = own_text(own["message"])
         own["remedy"] = remedy_of(own["code"], own["remedy"])
     return own

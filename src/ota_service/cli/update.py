@@ -174,6 +174,7 @@ def _settings(
         "boot_timeout_s": options["boot_timeout"],
         "boot_stable_s": options["boot_stable"],
         "boot_expect": options["boot_expect"],
+        "boot_restarts": options["boot_restarts"],
         "ca_file": str(Path(options["ca_file"]).absolute()) if options["ca_file"] else None,
     }
     state_dir = options["state_dir"] or default_state_dir()

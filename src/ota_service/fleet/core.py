@@ -132,9 +132,16 @@ class Core:
         """Why the journal is kept in memory alone for now, if it is."""
         return self._memory.journal.problem if self._memory is not None else None
 
-    async def may_restart(self) -> bool:
-        """Whether boards may be restarted now, as the sensor of `allow_restart` says."""
-        return self.restart_allowed is None or await self.restart_allowed()
+    async def may_restart(self, name: str) -> bool:
+        """Whether a board may be restarted now: the sensor of `allow_restart` says so, or a person
+        whose update waits for this board overrides it, also for the run that has it before."""
+        if self.restart_allowed is None or any(
+            "not-allowed-now" in run.override and (run.names is None or name in run.names)
+            for run in self.runs
+            if not run.done.is_set()
+        ):
+            return True
+        return await self.restart_allowed()
 
     async def allow_again(self) -> None:
         """A person overrides it: a target that was stopped for all is tried again."""
@@ -691,7 +698,7 @@ class Core:
             image=image,
             known=known,
             baud=settings.baud,
-            boot=boot_rules(settings.boot_timeout_s, settings.boot_stable_s, settings.boot_expect),
+            boot=boot_rules(settings),
             force=run.force,
             adopted=work.board.entry is not None
             or settings.adopt
@@ -718,7 +725,8 @@ class Core:
         if job.confirm is not None or outcome.plan is None or outcome.plan.action == "refuse":
             return replace(job, rearm=False)
         assert outcome.slot is not None
-        return replace(job, confirm=Awaited(outcome.slot.name, outcome.previous_version))
+        slot, before = outcome.slot.name, outcome.previous_version
+        return replace(job, confirm=Awaited(slot, before, outcome.power_failed))
 
     @staticmethod
     def running_of(outcome: Outcome, image: Image | None) -> dict[str, str]:
@@ -727,7 +735,8 @@ class Core:
         assert slot is not None
         about = None
         wrote = outcome.plan is not None and outcome.plan.action in ("write", "switch")
-        if image is not None and outcome.end in ("up_to_date", "awaiting_confirmation") and wrote:
+        on_it = outcome.end in ("up_to_date", "awaiting_confirmation", "unjudged")
+        if image is not None and on_it and wrote:
             about = image.parsed.descriptor
         elif found is not None and (app := found.app(slot)) is not None:
             about = app.descriptor

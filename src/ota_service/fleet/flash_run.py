@@ -20,12 +20,13 @@ from ota_service.board.flash_merged import FlashJob, FlashOutcome, FlashPhase, r
 from ota_service.board.flash_plan import Before, FlashPlan, MergedFile, check_merged
 from ota_service.board.ownership import PORT_OWNERS
 from ota_service.board.ports import require_exists
+from ota_service.board.rewrite import total_bytes
 from ota_service.board.serial_port import close_port, open_port
 from ota_service.errors import OtaError
 from ota_service.firmware.urls import redact_url
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.hooks import BoardWork, SessionHooks
-from ota_service.fleet.run import BOOT_LOG_LINES, Run
+from ota_service.fleet.run import Run
 from ota_service.fleet.sessions import EXECUTOR, boot_rules
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class FlashRun(Run):
         try:
             async with core.board_lock(board.name), core.slots:
                 self._check_cancelled(work)
-                if not await core.may_restart():
+                if not await core.may_restart(board.name):
                     raise OtaError("not-allowed-now", board=board.name)
                 await self._flash(work, file, order)
         except OtaError as error:
@@ -109,7 +110,6 @@ class FlashRun(Run):
     async def _flash(self, work: BoardWork, file: MergedFile, order: FlashOrder) -> None:
         core, board = self.core, work.board
         settings = core.settings
-        rules = boot_rules(settings.boot_timeout_s, settings.boot_stable_s, settings.boot_expect)
         job = FlashJob(
             board.name,
             file,
@@ -117,7 +117,7 @@ class FlashRun(Run):
             state_dir=settings.state_dir,
             confirm=order.confirm,
             baud=settings.baud,
-            boot=rules,
+            boot=boot_rules(settings),
         )
         session = SessionHooks(
             work, core.memory, confirm_timeout_s=settings.confirm_timeout_s, writes=False,
@@ -151,7 +151,7 @@ class FlashRun(Run):
         self.results[board.name] = shown
         work.report |= {"to": outcome.version, "action": "flash"}
         if outcome.boot_log:
-            work.report["boot_log"] = list(outcome.boot_log[-BOOT_LOG_LINES:])
+            work.report["boot_log"] = list(outcome.boot_log)
         board.chip, board.flash_bytes = outcome.chip.name, outcome.chip.flash_bytes
         board.version, board.version_read_at = outcome.version, utc_now()
         board.running = dict(shown["running"])
@@ -196,13 +196,18 @@ class _Hooks:
         LOGGER.info(
             "%s: the whole flash is written (%d bytes); %s",
             board.name,
-            plan.total_bytes,
+            total_bytes(plan),
             "; ".join(
                 f"{part.keys} keys of {part.label} {'stay' if part.in_place else 'are moved'}"
                 for part in plan.kept
             )
             or "no key of its NVS is kept",
         )
+
+    def kept(self, folder: Path) -> None:
+        """Where to find what the board had, whatever comes now."""
+        name = self._session.work.board.name
+        LOGGER.info("%s: what the board has is kept in %s", name, folder)
 
     def phase(self, name: FlashPhase) -> None:
         """A phase begins."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
+from ota_service.board.boot import UNJUDGED
 from ota_service.firmware.urls import redact
 
 SqlValue = str | int | None
@@ -121,6 +122,11 @@ class AttemptRecord:
     since: datetime | None = None
     open_since: datetime | None = None
     updated_at: datetime | None = None
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether the firmware was started, and nothing that was seen speaks for or against it."""
+        return self.state == "none" and self.code in UNJUDGED.values()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from ota_service.board.flash_merged import FlashOutcome
 from ota_service.board.inspect import Inspection
 from ota_service.board.ports import PortInfo
 from ota_service.board.session import Image, Outcome
+from ota_service.errors import OtaError
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import Journal
 from ota_service.fleet.journal_rows import (
@@ -106,7 +107,7 @@ class Memory:
         return BoardFacts(
             slots=slots,
             last_slot=record.slot if record is not None else None,
-            unwatched=attempt.open_since is not None or attempt.failed > 0,
+            unwatched=attempt.open_since is not None or attempt.failed > 0 or attempt.unjudged,
             interrupted=latest.target != target
             and latest.state in ("none", "set_aside")
             and (latest.open_since is not None or latest.failed > 0),
@@ -219,6 +220,19 @@ class Memory:
             return
         self.journal.end_attempt(mac, target, succeeded=False, code=code, message=message)
         self.journal.set_attempt_state(mac, target, "rolled_back", code=code, message=message)
+
+    def unjudged(self, outcome: Outcome, error: OtaError, target: str) -> None:
+        """A board's start was watched, and nothing that was seen speaks for or against the
+        firmware: the next look watches it again."""
+        found = outcome.found
+        assert found is not None
+        mac = found.chip.mac
+        self.journal.update_board(mac, version=outcome.version, version_read_at=utc_now())
+        if error.code == "brown-out":
+            self.journal.clear_pending(mac)
+        self.journal.end_attempt(
+            mac, target, succeeded=False, code=error.code, message=error.message
+        )
 
     def flashing(self, mac: str) -> None:
         """A board's whole flash is being replaced: what was known of its slots is void."""

@@ -42,7 +42,6 @@ PLAN_POLL_S = 0.1
 RETRY_PAUSES_S = (1.0, 5.0, 20.0, 60.0)
 CANARY_ABOVE = 3
 STOP_FROM_BOARDS = 4
-BOOT_LOG_LINES = 60
 
 
 @dataclass(slots=True, eq=False)
@@ -297,7 +296,8 @@ class Run:
             )
             work.report |= {"ended": True, "outcome": board.state, "reason": "held"}
             return True
-        if not self.by_person and record.failed == 0 and core.stands_in(work):
+        tried = record.failed > 0 or record.unjudged
+        if not self.by_person and not tried and core.stands_in(work):
             board.state = "up_to_date"
             board.error = None
             work.report |= {"ended": True, "outcome": board.state, "reason": "as last read"}
@@ -433,7 +433,7 @@ class Run:
         async with core.slots:
             self._check_cancelled(work)
             # At the last moment: a robot that drives must not lose its motor board.
-            if not ("not-allowed-now" in self.override or await core.may_restart()):
+            if not await core.may_restart(board.name):
                 raise OtaError("not-allowed-now", board=board.name)
             hooks = SessionHooks(
                 work,
@@ -543,7 +543,7 @@ class Run:
             board.version_read_at = utc_now()
             work.report["to"] = outcome.version
         if outcome.boot_log:
-            work.report["boot_log"] = list(outcome.boot_log[-BOOT_LOG_LINES:])
+            work.report["boot_log"] = list(outcome.boot_log)
         if outcome.end == "refused":
             assert outcome.error is not None
             self._refused(work, outcome.error)
@@ -558,8 +558,15 @@ class Run:
             board.confirmed = None
             board.state = outcome.end
             board.attempts += 1
+        elif outcome.end == "unjudged":
+            assert outcome.error is not None
+            core.memory.unjudged(outcome, outcome.error, work.target.key)
+            board.confirmed = None
+            board.set_error(outcome.error)
         if outcome.slot is not None:
             board.running = core.running_of(outcome, image)
+        if outcome.error is not None and outcome.error.code == "no-reset":
+            board.running = {}
         if outcome.error is not None:
             work.report["error"] = outcome.error.to_dict()
             LOGGER.error("%s", outcome.error)

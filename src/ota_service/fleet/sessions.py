@@ -15,6 +15,7 @@ from ota_service.board.session import BootRules, Job, Outcome
 from ota_service.errors import OtaError
 from ota_service.firmware.expectation import Expectation
 from ota_service.fleet.hooks import SessionHooks
+from ota_service.fleet.settings import Settings
 
 LOGGER = logging.getLogger("ota_service.fleet")
 
@@ -58,7 +59,12 @@ def mac_at(port: str, owner: str) -> str | None:
     return found[0] if found else None
 
 
-def boot_rules(timeout_s: float, stable_s: float, expect: str | None) -> BootRules:
-    """The configuration's boot_* attributes; `expect` was checked when it was configured."""
-    matches = Expectation(expect).found_in if expect else None
-    return BootRules(timeout_s, stable_s, matches)
+def boot_rules(settings: Settings) -> BootRules:
+    """The configuration's boot_* attributes; boot_expect was checked when it was configured."""
+    expect = settings.boot_expect
+    return BootRules(
+        settings.boot_timeout_s,
+        settings.boot_stable_s,
+        Expectation(expect).found_in if expect else None,
+        settings.boot_restarts,
+    )

@@ -56,6 +56,7 @@ class Settings:
     boot_timeout_s: float = 20.0
     boot_stable_s: float = 5.0
     boot_expect: str | None = None
+    boot_restarts: int = 0
     confirm_timeout_s: float = 120.0
     max_attempts: int = 3
     ca_file: str | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Steps on NVS pages as flash operations, each safe at every cut and in every torn form.
+"""Steps on NVS pages as flash operations, each made so that it is safe at every cut and torn form.
 
 A program that is cut has cleared any subset of its bits, an erase has set any subset. The steps
 use this:
@@ -13,16 +13,21 @@ use this:
   firmware erases the span when it loads the page, whatever stands there. The header's first word
   goes first and alone, because the firmware tells a free entry by that word only.
 - An item is erased payload first, header last, so that its header covers it to the end; of a torn
-  item first what is WRITTEN, so that a torn step can never make it whole.
+  item first one entry or what is WRITTEN, so that a torn step can never make it whole.
+- The bytes of a cut write, a header without its bit, are set to zero before the bits change: at its
+  start the firmware looks for an older form of the last item of an active page even where the CRC
+  of that item's header is wrong, and would erase the good one. Zeros name no key. While the entry
+  is EMPTY its bytes count for nothing but being used, so this is safe in any torn form.
 - The bitmap never takes an entry from EMPTY to ERASED in one step unless a header covers it: torn,
   that could be ILLEGAL, over which old firmware stumbles at every start.
 
+Whether a whole change holds is not left to this: `_nvs_prove.py` tries it.
 Every program's data are the bytes as they stand on flash afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ota_service.errors import OtaError
 from ota_service.formats._nvs_page import (
@@ -34,12 +39,11 @@ from ota_service.formats._nvs_page import (
     STATE_WORDS,
     EntryState,
     Item,
+    Loader,
     Page,
     PageState,
-    crc32,
-    entry_states,
+    has_crc,
     header_bytes,
-    load_page,
 )
 from ota_service.formats._nvs_read import Nvs, parse_nvs
 from ota_service.formats.flashops import Erase, FlashOp, apply_ops, program
@@ -48,14 +52,21 @@ from ota_service.formats.flashops import Erase, FlashOp, apply_ops, program
 class NvsFlash:
     """The partition's bytes, and the operations so far that made them."""
 
-    def __init__(self, data: bytes, base: int) -> None:
+    def __init__(self, data: bytes | bytearray, base: int, load: Loader) -> None:
         self.flash = bytearray(data)
+        self._load = load
         self.base = base
         self.ops: list[FlashOp] = []
 
+    def copy(self) -> NvsFlash:
+        """The same so far, to go on in another way."""
+        other = NvsFlash(self.flash, self.base, self._load)
+        other.ops = list(self.ops)
+        return other
+
     def read(self) -> Nvs:
         """The contents as they are after the operations so far."""
-        return parse_nvs(bytes(self.flash))
+        return parse_nvs(bytes(self.flash), self._load)
 
     # --- single operations
 
@@ -97,55 +108,69 @@ class NvsFlash:
 
         Of a torn item some entries may be EMPTY. Marked in one step they may be WRITTEN when
         that is torn: one ERASED entry must be among them by then, or the item would seem whole.
-        Where there is none, its header goes alone; what is left are the bytes of a cut write.
+        Where its only other entry is EMPTY, its header goes alone, after the bytes of that entry
+        have been set to zero: by their first word the firmware sees that they are used.
         """
-        start = page * PAGE_BYTES
-        states = entry_states(bytes(self.flash[start + BITMAP_AT : start + ENTRIES_AT]))
-        payload = range(item.index + 1, item.index + item.span)
-        self._mark(page, [i for i in payload if states[i] is EntryState.WRITTEN], 2, reason)
-        if any(states[i] in (EntryState.WRITTEN, EntryState.ERASED) for i in payload):
+        states = self.page(page).on_flash
+        payload = range(item.index + 1, item.end)
+        self._mark(page, [i for i in payload if states[i] == EntryState.WRITTEN], 2, reason)
+        covered = any(states[i] in (EntryState.WRITTEN, EntryState.ERASED) for i in payload)
+        if len(payload) == 1 and not covered:
+            self._zero(page, payload, reason)
+        else:
+            if not covered:
+                self._mark(page, payload[:1], 1, reason)
+                self._mark(page, payload[:1], 2, reason)
             self._mark(page, payload, 3, reason)
         self._mark(page, [item.index], 2, reason)
 
-    def _discard(self, page: int, entries: list[int], reason: str) -> None:
-        """Mark entries erased that belong to no item: bytes of a cut write, or blank ones."""
+    def _zero(self, page: int, entries: Iterable[int], reason: str) -> None:
+        """Clear the bytes of entries that are not blank."""
         for entry in entries:
-            start = page * PAGE_BYTES + ENTRIES_AT + entry * ENTRY_BYTES
-            raw = bytes(self.flash[start : start + ENTRY_BYTES])
-            if crc32(raw[:4] + raw[8:]) == int.from_bytes(raw[4:8], "little"):
-                # Whole but for its bit: marked WRITTEN on the way it would come alive.
-                self.program(page, start % PAGE_BYTES + 4, bytes(4), f"{reason}: its CRC")
-        for entry in entries:
+            if self.page(page).entry(entry) != b"\xff" * ENTRY_BYTES:
+                place = ENTRIES_AT + entry * ENTRY_BYTES
+                self.program(page, place, bytes(ENTRY_BYTES), f"{reason}: its bytes")
+
+    def _discard(self, page: int, entries: Sequence[int], reason: str) -> None:
+        """Mark entries erased that are EMPTY: with the bytes of a cut write, or blank ones.
+
+        One by one from the last to the first, so that until all are marked the firmware writes
+        to the blank ones before the first dirty one, as it would have.
+        """
+        self._zero(page, entries, reason)
+        for entry in reversed(entries):
             self._mark(page, [entry], 1, reason)
-        for entry in entries:
-            self._mark(page, [entry], 2, reason)
+        self._mark(page, entries, 2, reason)
 
     def repair_page(self, index: int) -> None:
         """Do to an active page what the firmware does when it loads it."""
         reason = "as the firmware does at its start"
-        page = self._page(index)
-        while gone := [h for h in headers(page) if page.states[h.index] is EntryState.ERASED]:
+        page = self.page(index)
+        while gone := [h for h in headers(page) if page.states[h.index] == EntryState.ERASED]:
             for header in gone:
                 self.erase_item(index, header, reason)
-            page = self._page(index)
+            page = self.page(index)
         loose = [
             i
             for i in range(page.next_free)
-            if page.states[i] is EntryState.ERASED and page.on_flash[i] is not EntryState.ERASED
+            if page.states[i] == EntryState.ERASED != page.on_flash[i]
         ]
-        empty = [i for i in loose if page.on_flash[i] is EntryState.EMPTY]
+        empty = [i for i in loose if page.on_flash[i] == EntryState.EMPTY]
         self._discard(index, empty, reason)
         self._mark(index, loose, 3, reason)
 
-    def _page(self, index: int) -> Page:
+    def page(self, index: int) -> Page:
+        """A page as loading it would leave it now."""
         start = index * PAGE_BYTES
-        return load_page(bytes(self.flash[start : start + PAGE_BYTES]), index)
+        return self._load(bytes(self.flash[start : start + PAGE_BYTES]), index)
+
+    def pages(self) -> list[Page]:
+        """All of them, in their physical order."""
+        return [self.page(index) for index in range(len(self.flash) // PAGE_BYTES)]
 
     def skip_to(self, page: Page, index: int) -> None:
         """Mark the free entries before `index` erased: some of them are not blank."""
-        self._discard(
-            page.index, list(range(page.next_free, index)), "skipped: not all of it is blank"
-        )
+        self._discard(page.index, range(page.next_free, index), "skipped: not all of it is blank")
 
     # --- pages
 
@@ -169,9 +194,9 @@ class NvsFlash:
         self.program(page.index, 28, bytes(4), f"{reason}: its CRC")
         self._set_state(page.index, PageState.CORRUPT, f"{reason}: its state")
 
-    def blank_page(self, nvs: Nvs) -> int:
+    def blank_page(self) -> int:
         """A free page without a single byte, erased now if there is none."""
-        free = [page for page in nvs.pages if not page.live]
+        free = [page for page in self.pages() if not page.live]
         for page in free:
             if page.state is PageState.BLANK:
                 return page.index
@@ -185,35 +210,35 @@ class NvsFlash:
         self._add([Erase(start, PAGE_BYTES, "a free page that is not blank")])
         return index
 
-    def write_page(self, index: int, entries: bytes, seq: int, version: int, reason: str) -> None:
-        """Fill a blank page and bring it to life as the active page, its state's bit last."""
+    def fill_page(
+        self, entries: bytes, nvs: Nvs, version: int, reason: str, *, guard: bool = False
+    ) -> int:
+        """A free page with everything of an active one but its state's bit; its index.
+
+        guard: with an erased entry behind all others, so that the firmware looks for no older
+        form of the last item.
+        """
+        seq = next_seq(nvs)
         if seq >= 0xFFFFFFFF:
             raise OtaError("nvs-invalid", "The page numbers of NVS are used up.")
+        index = self.blank_page()
         count = len(entries) // ENTRY_BYTES
-        if entries:
-            self.program(index, ENTRIES_AT, entries, f"{reason}: items")
-            bitmap = bytearray(b"\xff" * (ENTRIES_AT - BITMAP_AT))
-            for entry in range(count):
-                bitmap[entry // 4] &= ~(1 << entry % 4 * 2)
-            size = -(-count // 4)
-            self.program(index, BITMAP_AT, bytes(bitmap[:size]), f"{reason}: bitmap")
+        self.program(index, ENTRIES_AT, entries, f"{reason}: items")
+        bitmap = bytearray(b"\xff" * (ENTRIES_AT - BITMAP_AT))
+        for entry in range(count):
+            bitmap[entry // 4] &= ~(1 << entry % 4 * 2)
+        if guard:
+            self.program(index, ENTRIES_AT + len(entries), bytes(ENTRY_BYTES), f"{reason}: guard")
+            bitmap[count // 4] &= ~(3 << count % 4 * 2)
+            count += 1
+        self.program(index, BITMAP_AT, bytes(bitmap[: -(-count // 4)]), f"{reason}: bitmap")
         header = header_bytes(PageState.ACTIVE, seq, version)
         self.program(index, 4, header[4:], f"{reason}: header")
-        self.program(index, 0, header[:1], f"{reason}: alive")
+        return index
 
-    def move_items(
-        self, nvs: Nvs, victim: Page, *, without: list[Item] | None = None, more: bytes = b""
-    ) -> None:
-        """Move the items of a page that is FREEING into a blank one, and free it.
-
-        without: items that are left behind. more: entries that are written behind them.
-        """
-        left = {item.index for item in without or []}
-        entries = b"".join(item.raw for item in victim.items if item.index not in left) + more
-        if entries:
-            target = self.blank_page(nvs)
-            self.write_page(target, entries, next_seq(nvs), victim.version, "moved")
-        self.kill(victim, "its items have been moved")
+    def enliven(self, index: int, reason: str) -> None:
+        """Bring a page that `fill_page` has filled to life, as the active one."""
+        self._set_state(index, PageState.ACTIVE, f"{reason}: alive")
 
 
 def next_seq(nvs: Nvs) -> int:
@@ -225,12 +250,11 @@ def headers(page: Page) -> list[Item]:
     """Items whose header is WRITTEN with its right CRC on flash, torn ones included, by a walk
     like the firmware's."""
     found: list[Item] = []
-    states = entry_states(page.raw[BITMAP_AT:ENTRIES_AT])
     index = 0
-    while index < min(page.next_free, ENTRY_COUNT):
+    while page.live and index < min(page.next_free, ENTRY_COUNT):
         raw = page.entry(index)
-        whole = crc32(raw[:4] + raw[8:]) == int.from_bytes(raw[4:8], "little")
-        if states[index] is EntryState.WRITTEN and whole and 0 < raw[2] <= ENTRY_COUNT - index:
+        whole = page.on_flash[index] == EntryState.WRITTEN and has_crc(raw)
+        if whole and 0 < raw[2] <= ENTRY_COUNT - index:
             start = ENTRIES_AT + index * ENTRY_BYTES
             data = page.raw[start : start + raw[2] * ENTRY_BYTES]
             found.append(Item(index, raw[0], raw[1], raw[2], raw[3], raw[8:24], data))

@@ -2,28 +2,33 @@
 """A whole NVS partition as the firmware reads it after its start.
 
 Source: ESP-IDF, `PageManager::load` (nvs_pagemanager.cpp) and `Storage::init`
-(nvs_storage.cpp).
+(nvs_storage.cpp), v4.3 to v6.0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from ota_service.errors import OtaError
 from ota_service.formats._nvs_page import (
+    ENTRY_COUNT,
     NAMESPACES,
     PAGE_BYTES,
     TYPE_BLOB,
-    TYPE_BLOB_DATA,
     TYPE_BLOB_INDEX,
     TYPE_STRING,
     TYPE_U8,
+    VERSION_2,
+    Contents,
     EntryState,
+    Hash,
     Item,
+    Loader,
     Page,
     PageState,
-    load_page,
+    page_bytes,
 )
 from ota_service.formats._text import field_text
 
@@ -33,28 +38,40 @@ MIN_PAGES = 3
 
 @dataclass(slots=True)
 class Nvs:
-    """The contents of an NVS partition.
+    """The contents of an NVS partition, as the firmware's start leaves them.
 
     pages: in their physical order. order: the pages with items, in the order in which the
-    firmware looks into them; what it would repair at its next start counts as repaired.
-    dropped: a page that the firmware erases at its next start, because it holds an unfinished
-    copy of the page that is being freed.
+    firmware looks into them. freeing: a page whose items the start has moved into a new one, at
+    the place moved. dropped: a page that it has erased before, because it held an unfinished copy
+    of those. orphans: parts of blobs without an index, left by a failed write, and twins: older
+    forms of the last item; the start has erased both, each in the page in which it stands on
+    flash. blobs_fit: whether every blob's parts are those that its index counts.
     """
 
     pages: list[Page]
     order: list[Page]
+    freeing: Page | None = None
+    moved: int | None = None
     dropped: Page | None = None
+    orphans: dict[int, list[Item]] = field(default_factory=dict)
+    twins: dict[int, list[Item]] = field(default_factory=dict)
+    blobs_fit: bool = True
     namespaces: dict[str, int] = field(default_factory=dict)
 
     @property
     def free_pages(self) -> int:
         """Pages without items; at least one must stay, or the firmware's start fails."""
-        return sum(not page.live for page in self.pages) + (self.dropped is not None)
+        return sum(not page.live for page in self.pages)
 
     @property
     def last(self) -> Page | None:
         """The page that the firmware writes to."""
         return self.order[-1] if self.order else None
+
+    def put(self, page: Page) -> None:
+        """Replace a page by another form of it."""
+        self.pages[page.index] = page
+        self.order = [page if other.index == page.index else other for other in self.order]
 
     def items(self) -> Iterator[tuple[Page, Item]]:
         """Every item with its page, in the firmware's order."""
@@ -62,13 +79,30 @@ class Nvs:
             for item in page.items:
                 yield page, item
 
-    def find(self, namespace: int, key: bytes) -> list[tuple[Page, Item]]:
-        """Every item of a key, of whatever type, the parts of blobs included."""
-        return [
-            (page, item)
-            for page, item in self.items()
-            if item.namespace == namespace and item.key == key
-        ]
+    def shadowed(self) -> dict[int, list[Item]]:
+        """Items that stand behind another of their key and type, where nothing finds them, by the
+        pages in which they stand on flash."""
+        found: set[tuple[Hash, int]] = set()
+        hidden: dict[int, list[Item]] = {}
+        for page in self.order:
+            mine: list[Item] = []
+            for item in page.items:
+                if (item.hash, item.type) in found:
+                    mine.append(item)
+                found.add((item.hash, item.type))
+            place, items = self.on_flash(page, mine)
+            hidden[place] = items
+        return hidden
+
+    def on_flash(self, page: Page, items: Sequence[Item]) -> tuple[int, list[Item]]:
+        """Where items of a page stand on flash: those of a page that the start has made stand in
+        the one that it has freed."""
+        if self.freeing is None or page.index != self.moved:
+            return page.index, list(items)
+        places = {item.index for item in items}
+        starts = accumulate((item.span for item in self.freeing.items), initial=0)
+        pairs = zip(starts, self.freeing.items, strict=False)
+        return self.freeing.index, [item for at, item in pairs if at in places]
 
     def get_string(self, namespace: str, key: str) -> str | None:
         """The string of a key, without its NUL; None where the firmware would find none.
@@ -115,43 +149,44 @@ class Nvs:
             if item.namespace != NAMESPACES
         }
 
-    def contents(self) -> dict[tuple[int, bytes, int], bytes]:
+    def contents(self) -> Contents:
         """What the firmware can read: (namespace index, key, type) -> value.
 
         Types: as stored; a blob's index stands for the blob, whose value is its joined parts.
-        Of several items with the same key and type the first one counts; a key whose first item
-        in a page has another type hides the rest of that page, which only stale items can do.
+        In each page the first item of a key hides those behind it; over the pages the first
+        one of its type counts.
         """
-        parts: dict[tuple[int, bytes, int], bytes] = {}
-        found: dict[tuple[int, bytes, int], Item] = {}
-        for _, item in self.items():
-            if item.type == TYPE_BLOB_DATA:
-                value = item.value if item.value_ok else b""
-                parts.setdefault((item.namespace, item.key, item.chunk), value)
-            else:
-                found.setdefault((item.namespace, item.key, item.type), item)
-        contents: dict[tuple[int, bytes, int], bytes] = {}
-        for place, item in found.items():
-            if item.type == TYPE_BLOB_INDEX:
-                size = int.from_bytes(item.raw[24:28], "little")
-                count, start = item.raw[28], item.raw[29]
-                found_parts = [
-                    parts.get((*place[:2], chunk)) for chunk in range(start, start + count)
-                ]
-                whole = b"".join(part for part in found_parts if part is not None)
-                if None in found_parts or len(whole) != size:
-                    continue  # a part is missing or damaged: the firmware finds no blob
-                contents[place] = size.to_bytes(4, "little") + whole
-            elif item.type in (TYPE_STRING, TYPE_BLOB) and not item.value_ok:
-                continue
-            else:
-                contents[place] = item.value
+        contents: Contents = {}
+        parts: dict[Hash, Item] = {}
+        for page in reversed(self.order):
+            contents.update(page.plain)
+            parts.update((part.hash, part) for part in page.parts if page.finds(part))
+        for page in reversed(self.order):
+            for index in filter(page.finds, page.indexes):
+                size, chunks = _blob(index)
+                found = [parts.get((*index.hash[:2], chunk)) for chunk in chunks]
+                whole = b"".join(part.value for part in found if part and part.value_ok)
+                place = (index.namespace, index.key, index.type)
+                contents.pop(place, None)
+                if None not in found and len(whole) == size:
+                    contents[place] = size.to_bytes(4, "little") + whole
         return contents
 
+    def flash(self) -> list[bytes]:
+        """The bytes of each page, as this start leaves them."""
+        return [page.flashed for page in self.pages]
 
-def parse_nvs(data: bytes) -> Nvs:
+
+def _blob(index: Item) -> tuple[int, range]:
+    """The size of a blob and the numbers of its parts, by its index."""
+    count, start = index.raw[28], index.raw[29]
+    return int.from_bytes(index.raw[24:28], "little"), range(start, start + count)
+
+
+def parse_nvs(data: bytes, load: Loader | None = None) -> Nvs:
     """The NVS partition in `data`, its whole contents.
 
+    Where versions of the firmware differ, this keeps what any of them keeps.
     Raises `OtaError`: "nvs-invalid" for a size that is no multiple of 4096 or below three pages,
     for a later format, and for contents that the firmware would not make sense of;
     "flash-encrypted" where the entries are not readable.
@@ -161,45 +196,51 @@ def parse_nvs(data: bytes) -> Nvs:
             "nvs-invalid",
             f"NVS has {len(data):#x} bytes; it must have a multiple of 0x1000, at least 0x3000.",
         )
-    data = bytes(data)
-    if _looks_encrypted(data):
+    raws = [bytes(data[place : place + PAGE_BYTES]) for place in range(0, len(data), PAGE_BYTES)]
+    load = load or Loader()
+    if _looks_encrypted(raws, load):
         raise OtaError("flash-encrypted", "The board's NVS is encrypted.")
-    pages = [
-        load_page(data[start : start + PAGE_BYTES], start // PAGE_BYTES)
-        for start in range(0, len(data), PAGE_BYTES)
-    ]
-    # Python's sort keeps equal ones in their order, as the firmware's insertion does.
-    order = sorted((page for page in pages if page.live), key=lambda page: page.seq)
-    nvs = Nvs(pages, order)
-    if order:
-        _drop_twins_of_the_last_item(order)
-        _finish_freeing(nvs)
-    for page in nvs.order:
-        for item in page.items:
-            if item.namespace == NAMESPACES and item.type == TYPE_U8:
-                # The first of that name is the one that is opened.
-                nvs.namespaces.setdefault(field_text(item.key[:15]), item.raw[24])
+    nvs = start([load(raw, index) for index, raw in enumerate(raws)], drops=False)
+    for _, item in nvs.items():
+        if item.namespace == NAMESPACES and item.type == TYPE_U8:
+            # The first of that name is the one that is opened.
+            nvs.namespaces.setdefault(field_text(item.key[:15]), item.raw[24])
     return nvs
 
 
-def _drop_twins_of_the_last_item(order: list[Page]) -> None:
+def start(pages: Sequence[Page], *, drops: bool) -> Nvs:
+    """What the firmware does at its start, once its pages are loaded.
+
+    drops: as the newer of ESP-IDF's versions do, erase a blob's index that does not fit its parts.
+    Raises `OtaError` "nvs-invalid" where several pages are being freed.
+    """
+    # Python's sort keeps equal ones in their order, as the firmware's insertion does.
+    order = sorted((page for page in pages if page.live), key=lambda page: page.seq)
+    nvs = Nvs(list(pages), order)
+    if order:
+        _drop_twins_of_the_last_item(nvs)
+        _finish_freeing(nvs)
+        _match_blobs(nvs, drops=drops)
+    return nvs
+
+
+def _drop_twins_of_the_last_item(nvs: Nvs) -> None:
     """A cut between writing an item and erasing its older form in another page."""
-    last = order[-1]
+    last = nvs.order[-1]
     if not last.items:
         return
     item = last.items[-1]
-    if not _erase_first(order[:-1], item, item.type) and item.type == TYPE_BLOB_INDEX:
-        _erase_first(order[:-1], item, TYPE_BLOB)
+    if not _erase_first(nvs, item, item.type) and item.type == TYPE_BLOB_INDEX:
+        _erase_first(nvs, item, TYPE_BLOB)
 
 
-def _erase_first(pages: list[Page], item: Item, kind: int) -> bool:
-    for page in pages:
-        if page.state is PageState.FREEING:
-            continue
+def _erase_first(nvs: Nvs, item: Item, kind: int) -> bool:
+    for page in nvs.order[:-1]:
         # The first item of that key in a page hides those behind it, whatever its type.
-        twin = next((old for old in page.items if old.hash == item.hash), None)
+        twin = page.firsts.get(item.hash) if page.state is not PageState.FREEING else None
         if twin is not None and twin.type == kind:
-            page.erase(twin)
+            nvs.put(page.without([twin]))
+            nvs.twins[page.index] = [twin]
             return True
     return False
 
@@ -211,15 +252,90 @@ def _finish_freeing(nvs: Nvs) -> None:
         return
     if len(freeing) > 1:
         raise OtaError("nvs-invalid", f"NVS has {len(freeing)} pages that are being freed.")
-    last = nvs.order[-1]
-    if last.state is PageState.ACTIVE:
-        nvs.dropped = last
-        nvs.order.remove(last)
-    nvs.order.remove(freeing[0])
-    nvs.order.append(freeing[0])
+    nvs.freeing = freeing[0]
+    seq = nvs.order[-1].seq + 1
+    free = [page.index for page in nvs.pages if not page.live]
+    if nvs.order[-1].state is PageState.ACTIVE:
+        nvs.dropped = nvs.order.pop()
+        free.append(nvs.dropped.index)
+        nvs.pages[nvs.dropped.index] = _blank(nvs.dropped.index)
+    nvs.order.remove(nvs.freeing)
+    if not free:  # The firmware does not start from here; what it would move can still be read.
+        nvs.order.append(nvs.freeing)
+        return
+    nvs.pages[nvs.freeing.index] = _blank(nvs.freeing.index)
+    if nvs.freeing.items:
+        nvs.moved = free[0]
+        nvs.pages[free[0]] = _copy(nvs.freeing.items, free[0], seq)
+        nvs.order.append(nvs.pages[free[0]])
 
 
-def _looks_encrypted(data: bytes) -> bool:
+def _blank(index: int) -> Page:
+    return Page(index, b"\xff" * PAGE_BYTES, PageState.BLANK)
+
+
+def _copy(items: Sequence[Item], index: int, seq: int) -> Page:
+    """A new active page with these items."""
+    copies: list[Item] = []
+    end = 0
+    for item in items:
+        copies.append(replace(item, index=end))
+        end += item.span
+    raw = page_bytes(copies, PageState.ACTIVE, seq, VERSION_2)
+    states = (EntryState.WRITTEN,) * end + (EntryState.EMPTY,) * (ENTRY_COUNT - end)
+    return Page(index, raw, PageState.ACTIVE, seq, VERSION_2, states, tuple(copies), end)
+
+
+def _match_blobs(nvs: Nvs, *, drops: bool) -> None:
+    """Erase what a failed write has left: parts of blobs without an index.
+
+    drops: before that, indexes whose parts are not all there.
+    """
+    indexes = [index for page in nvs.order for index in page.indexes]
+    sizes = _observed(nvs, indexes)
+    fit = [
+        (_blob(index)[0], index.raw[28]) == seen for index, seen in zip(indexes, sizes, strict=True)
+    ]
+    nvs.blobs_fit = all(fit)
+    if drops:
+        for index, fits in zip(indexes, fit, strict=True):
+            if not fits:
+                _drop(nvs, index)
+        indexes = [index for index, fits in zip(indexes, fit, strict=True) if fits]
+    known = {(*index.hash[:2], chunk) for index in indexes for chunk in _blob(index)[1]}
+    for page in nvs.order:
+        orphans = [part for part in page.parts if part.hash not in known]
+        if orphans:
+            nvs.put(page.without(orphans))
+            place, there = nvs.on_flash(page, orphans)
+            nvs.orphans[place] = there
+
+
+def _observed(nvs: Nvs, indexes: list[Item]) -> list[tuple[int, int]]:
+    """The bytes and the number of the parts that belong to each index: to the first that fits."""
+    seen = [(0, 0)] * len(indexes)
+    for page in nvs.order:
+        for part in page.parts:
+            for i, index in enumerate(indexes):
+                first = index.raw[29]
+                end = 0xFF if first else 0x80
+                if index.hash[:2] == part.hash[:2] and first <= part.chunk < end:
+                    size, count = seen[i]
+                    seen[i] = (size + int.from_bytes(part.raw[24:26], "little"), count + 1)
+                    break
+    return seen
+
+
+def _drop(nvs: Nvs, index: Item) -> None:
+    """Erase the first index with the key and the first part's number of `index`."""
+    for page in nvs.order:
+        for other in page.indexes:
+            if other.hash == index.hash and other.raw[29] == index.raw[29]:
+                nvs.put(page.without([other]))
+                return
+
+
+def _looks_encrypted(raws: list[bytes], load: Loader) -> bool:
     """Whether no item is readable, and what should be items is noise.
 
     NVS encryption leaves page headers and bitmaps readable, but no item; flash encryption
@@ -227,16 +343,15 @@ def _looks_encrypted(data: bytes) -> bool:
     always many of them, as filling of its key and value.
     """
     noisy = False
-    for start in range(0, len(data), PAGE_BYTES):
-        raw = data[start : start + PAGE_BYTES]
+    for index, raw in enumerate(raws):
         try:
-            page = load_page(raw, start // PAGE_BYTES)
+            page = load(raw, index)
         except OtaError:
             return False
         if page.items:
             return False
         if page.live:
-            written = [i for i, s in enumerate(page.on_flash) if s is EntryState.WRITTEN]
+            written = [i for i, s in enumerate(page.on_flash) if s == EntryState.WRITTEN]
             if written and _is_noise(page.entry(written[0])):
                 noisy = True
             elif written:

@@ -6,16 +6,14 @@ from __future__ import annotations
 import re
 import struct
 
-from ota_service.errors import OtaError
 from ota_service.formats.chips import CHIP_BY_ID
 from ota_service.formats.partitions import (
     MAGIC as PARTITION_MAGIC,
 )
 from ota_service.formats.partitions import (
-    MAX_ENTRIES,
     TABLE_OFFSET,
-    parse_partition_table,
 )
+from ota_service.formats.table_places import TABLE_PLACES, table_at
 
 IMAGE_MAGIC = 0xE9
 DESCRIPTOR_OFFSET = 32
@@ -102,15 +100,10 @@ def is_image_header(data: bytes, start: int) -> bool:
     )
 
 
-def _has_table(data: bytes, offset: int) -> bool:
-    """Whether a whole partition table with MD5 stands at `offset`."""
-    if data[offset : offset + 2] != PARTITION_MAGIC:
-        return False
-    try:
-        table = parse_partition_table(data[offset : offset + MAX_ENTRIES * 32], table_offset=offset)
-    except OtaError:
-        return False
-    return table.has_md5
+def _has_table(data: bytes, offset: int, begins_at: int = 0) -> bool:
+    """Whether a whole partition table with MD5 is at a flash address; data: from `begins_at`."""
+    table = table_at(lambda at, size: data[at - begins_at : at - begins_at + size], offset)
+    return table is not None and table.has_md5
 
 
 def _bootloader_at(data: bytes, start: int) -> bool:
@@ -137,7 +130,7 @@ def find_partition_table(data: bytes) -> tuple[int, int] | None:
         return None
     if data[TABLE_OFFSET : TABLE_OFFSET + 2] == PARTITION_MAGIC:
         return bootloader, TABLE_OFFSET
-    for offset in range(TABLE_OFFSET + 0x1000, 0x21000, 0x1000):
+    for offset in TABLE_PLACES[1:]:
         if _has_table(data, offset):
             return bootloader, offset
     return None
@@ -148,10 +141,12 @@ def cut_merged_start(data: bytes) -> int | None:
 
     (esptool's `merge-bin --target-offset 0x1000` makes them.) None for every other file.
     """
-    if _bootloader_at(data, 0):
-        for start in (0x1000, 0x2000):
-            if _has_table(data, TABLE_OFFSET - start):
-                return start
+    if not _bootloader_at(data, 0):
+        return None
+    chip = CHIP_BY_ID.get(struct.unpack_from("<H", data, 12)[0])
+    start = chip.bootloader_offset if chip is not None else 0
+    if start and any(_has_table(data, offset, start) for offset in TABLE_PLACES):
+        return start
     return None
 
 

@@ -27,6 +27,8 @@ _SIZE_AT = 3
 FLASH_MODES = {0: "qio", 1: "qout", 2: "dio", 3: "dout"}
 FLASH_BYTES = {code: 1 << (20 + code) for code in range(8)}
 """Size code of the image header (upper half of byte 3) -> bytes; esp_image_flash_size_t."""
+FLASH_BYTES_ELSE = 2 << 20
+"""What a bootloader takes for another code (`update_flash_config` of each chip)."""
 _REMEDY = "Name the bootloader that the project built: build/bootloader/bootloader.bin."
 
 
@@ -55,6 +57,17 @@ class Bootloader:
         """The flash address that the chip's ROM loads it from; None for an unknown chip."""
         chip = CHIP_BY_ID.get(self.chip_id)
         return chip.bootloader_offset if chip is not None else None
+
+
+def header_flash_bytes(head: bytes) -> int | None:
+    """The flash that the bootloader whose image begins with `head` finds; None for no image.
+
+    head: 4 bytes or more, as they are at the chip's bootloader offset. Where the partition table
+    ends behind that size, no app of it starts.
+    """
+    if len(head) <= _SIZE_AT or head[0] != IMAGE_MAGIC:
+        return None
+    return FLASH_BYTES.get(head[_SIZE_AT] >> 4, FLASH_BYTES_ELSE)
 
 
 def parse_bootloader(data: bytes, *, trailing: bool = False) -> Bootloader:
@@ -112,12 +125,6 @@ def parse_bootloader(data: bytes, *, trailing: bool = False) -> Bootloader:
         idf_version=field_text(data[40:72]) if described else "",
         built=field_text(data[72:96]) if described else "",
     )
-
-
-def header_flash_bytes(head: bytes) -> int | None:
-    """The flash that a bootloader's header is made for; None where no image stands there, or its
-    code is unknown. head: its first bytes."""
-    return FLASH_BYTES.get(head[_SIZE_AT] >> 4) if is_image_header(head, 0) else None
 
 
 def with_flash_bytes(data: bytes, flash_bytes: int) -> bytes:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A partition table from its CSV form, as ESP-IDF's projects have it, and as bytes for flash.
 
-Form: ESP-IDF, "Partition Tables" (API guides), "Creating Custom Tables". What is built is then
-read by our own reader, which refuses what the bootloader refuses.
+Form: ESP-IDF, "Partition Tables" (API guides), "Creating Custom Tables". The bytes are those that
+ESP-IDF's own table tool builds, from 4.4 to 6.0, and what it refuses is refused. Where its
+versions differ the newest one counts, but not against files that came with an older one: there
+an app's size need be no multiple of 0x1000, and an NVS partition may be small.
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ from ota_service.formats.partitions import (
     MAX_ENTRIES,
     MD5_MAGIC,
     OTADATA_BYTES,
+    SECTOR_BYTES,
     SUBTYPE_NAMES,
     SUBTYPE_NVS,
-    SUBTYPE_OTA_0,
-    SUBTYPE_OTADATA,
+    SUBTYPE_PRIMARY,
+    SUBTYPE_RECOVERY,
+    SUBTYPE_TEE_OTADATA,
+    SUBTYPE_UNDEFINED,
     TABLE_BYTES,
     TABLE_OFFSET,
     TYPE_APP,
@@ -31,18 +36,17 @@ from ota_service.formats.partitions import (
     TYPE_TABLE,
     Partition,
     PartitionTable,
-    parse_partition_table,
+    check_partitions,
 )
 
-SECTOR_BYTES = 0x1000
-APP_ALIGN_BYTES = 0x10000
-LABEL_BYTES = 16
 MIN_NVS_BYTES = 0x3000
 """NVS_RW_MIN_PARTITION_SIZE of ESP-IDF's partition tool."""
 
 _FLAGS = {"encrypted": 1, "readonly": 2}
-_NUMBER = re.compile(r"(-?)(0x[0-9a-f]+|[0-9]+)([km]?)", re.IGNORECASE)
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
+_VARIABLE = re.compile(r"\$\w+|\$\{\w+\}")  # the table tool takes them from its environment
+_UNITS = {"k": 1 << 10, "m": 1 << 20}
+_TYPES = {name: number for number, name in TYPE_NAMES.items()}
+_OWN_PLACES = (TYPE_BOOTLOADER, TYPE_TABLE)
 _REMEDY = "Correct the CSV file of the partition table."
 
 
@@ -61,12 +65,13 @@ def table_from_csv(
     """The table of 0xC00 bytes, with its MD5, that `text` describes.
 
     table_offset: where the table will stand; partitions without an offset follow it.
+    bootloader_offset: where the chip has its bootloader.
     Raises OtaError "partition-table-invalid", which names the line.
     """
     rows = [
-        _row(number, line, table_offset, bootloader_offset)
+        _row(number, line.strip(), table_offset, bootloader_offset)
         for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1)
-        if line.strip() and not line.lstrip().startswith("#")
+        if line.strip() and not line.strip().startswith("#")
     ]
     if not rows:
         raise _wrong("The CSV file has no partition.")
@@ -74,26 +79,29 @@ def table_from_csv(
     end = table_offset + SECTOR_BYTES
     for row in rows:
         part = row.part
+        places = part.type in _OWN_PLACES and part.subtype == SUBTYPE_PRIMARY
         if row.offset is None:
-            align = APP_ALIGN_BYTES if part.type == TYPE_APP else SECTOR_BYTES
-            part = replace(part, offset=-(-end // align) * align)
+            part = replace(part, offset=-(-end // part.align_bytes) * part.align_bytes)
+        elif row.offset < end and not places:
+            raise _wrong(_too_low(row.line, part, end, first=not parts))
         if part.size_bytes < 0:
             part = replace(part, size_bytes=-part.size_bytes - part.offset)
         _check(row.line, part, parts)
         parts.append(part)
-        if part.type not in (TYPE_BOOTLOADER, TYPE_TABLE):
+        if not places:
             end = part.end
-    data = encode_table(parts)
     try:
-        read = parse_partition_table(data, table_offset=table_offset)
+        check_partitions(parts, table_offset)
     except OtaError as error:
         raise _wrong(error.message) from None
-    assert read.partitions == tuple(parts)
-    return data
+    return encode_table(parts)
 
 
 def encode_table(parts: list[Partition] | tuple[Partition, ...]) -> bytes:
-    """The table as it stands in flash: entries, MD5, FF up to 0xC00 bytes."""
+    """The table as it stands in flash: entries, MD5, FF up to 0xC00 bytes.
+
+    Names are cut to 16 bytes.
+    """
     if len(parts) > MAX_ENTRIES - 2:
         raise _wrong(f"{len(parts)} partitions; a table has room for {MAX_ENTRIES - 2}.")
     entries = b"".join(
@@ -128,40 +136,62 @@ def _wrong(message: str) -> OtaError:
     return OtaError("partition-table-invalid", message, remedy=_REMEDY)
 
 
-def _row(number: int, line: str, table_offset: int, bootloader_offset: int) -> _Row:
-    fields = [field.strip() for field in line.partition("#")[0].split(",")]
-    if len(fields) < 5:
-        raise _wrong(
-            f"Line {number} has {len(fields)} fields; a partition has name, type, subtype, "
-            "offset and size, and perhaps flags."
+def _too_low(line: int, part: Partition, end: int, *, first: bool) -> str:
+    if first:
+        return (
+            f"Line {line}: the partition {part.label!r} at {part.offset:#x} overlaps the "
+            f"partition table or the bootloader, which end at {end:#x}."
         )
-    fields += [""] * (6 - len(fields))
-    if any(fields[6:]):
-        raise _wrong(f"Line {number} has more than six fields.")
-    label, kind_name, subtype_name, offset_text, size_text, flags_text = fields[:6]
-    kind = _named(number, "type", kind_name, {name: n for n, name in TYPE_NAMES.items()})
-    names = {name: n for n, name in SUBTYPE_NAMES.get(kind, {}).items()}
-    if not subtype_name and kind not in TYPE_NAMES:
-        subtype_name = "0"  # as ESP-IDF's tool has it for custom types
-    subtype = _named(number, "subtype", subtype_name, names)
-    offset = _number(number, "offset", offset_text) if offset_text else None
-    if (kind, subtype) == (TYPE_BOOTLOADER, 0):
-        offset = bootloader_offset if offset is None else offset
-        size_text = size_text or str(table_offset - bootloader_offset)
-    elif (kind, subtype) == (TYPE_TABLE, 0):
-        offset = table_offset if offset is None else offset
-        size_text = size_text or str(SECTOR_BYTES)
-    size_bytes = _number(number, "size", size_text)
+    return (
+        f"Line {line}: the partition {part.label!r} begins at {part.offset:#x}, and the one "
+        f"before it ends at {end:#x}: they overlap, or are not in the order of the flash."
+    )
+
+
+def _row(number: int, line: str, table_offset: int, bootloader_offset: int) -> _Row:
+    if (variable := _VARIABLE.search(line)) is not None:
+        raise _wrong(f"Line {number}: write out the value of the variable {variable[0]}.")
+    fields = [field.strip() for field in line.split(",")]
+    label, kind_name, subtype_name, offset_text, size_text, flags_text = (fields + [""] * 5)[:6]
+    if not kind_name:
+        raise _wrong(f"Line {number} has no type; a partition has name, type, subtype, size.")
+    kind = _named(number, "type", kind_name, _TYPES)
+    subtype = _subtype(number, kind, subtype_name)
+    offset = size_bytes = None
+    if kind in _OWN_PLACES:
+        # Their offset and size follow from the chip and the table, whatever stands there ("N/A").
+        own_offset, own_size = {
+            TYPE_BOOTLOADER: (bootloader_offset, table_offset - bootloader_offset),
+            TYPE_TABLE: (table_offset, SECTOR_BYTES),
+        }[kind]
+        size_bytes = own_size
+        offset = own_offset if subtype == SUBTYPE_PRIMARY else None
+        if (kind, subtype) == (TYPE_BOOTLOADER, SUBTYPE_RECOVERY):
+            raise _wrong(
+                f"Line {number}: a recovery bootloader has its place from the project's "
+                "configuration, which is not known here."
+            )
+    if offset is None and offset_text:
+        offset = _number(number, "offset", offset_text)
+    if size_bytes is None:
+        size_bytes = _number(number, "size", size_text)
     flags = 0
-    for name in filter(None, re.split(r"[:\s]+", flags_text)):
+    for name in filter(None, flags_text.split(":")):
         if name not in _FLAGS:
             raise _wrong(f"Line {number}: there is no flag {name!r}; flags: {', '.join(_FLAGS)}.")
         flags |= _FLAGS[name]
-    if not label or len(label.encode()) > LABEL_BYTES:
-        raise _wrong(f"Line {number}: a name has 1 to {LABEL_BYTES} bytes, not {label!r}.")
-    if offset is not None and offset < 0:
-        raise _wrong(f"Line {number}: an offset cannot be below 0.")
+    if "\0" in label:
+        raise _wrong(f"Line {number}: the name {label!r} has a byte 0, where it would end.")
     return _Row(number, Partition(label, kind, subtype, offset or 0, size_bytes, flags), offset)
+
+
+def _subtype(number: int, kind: int, text: str) -> int:
+    if text:
+        names = {name: n for n, name in SUBTYPE_NAMES.get(kind, {}).items()}
+        return _named(number, "subtype", text, names)
+    if kind == TYPE_APP:
+        raise _wrong(f"Line {number}: an app has a subtype, such as factory or ota_0.")
+    return SUBTYPE_UNDEFINED
 
 
 def _named(number: int, what: str, text: str, names: dict[str, int]) -> int:
@@ -171,12 +201,14 @@ def _named(number: int, what: str, text: str, names: dict[str, int]) -> int:
     if value is None:
         known = ", ".join(list(names)[:8]) or "a number"
         raise _wrong(f"Line {number}: there is no {what} {text!r}; possible: {known}, ...")
-    if not 0 <= value <= 0xFE:
-        raise _wrong(f"Line {number}: a {what} is a number from 0 to 0xFE, not {text}.")
+    if not 0 <= value <= 0xFF:
+        raise _wrong(f"Line {number}: a {what} is a number from 0 to 0xFF, not {text}.")
     return value
 
 
 def _number(number: int, what: str, text: str) -> int:
+    if not text:
+        raise _wrong(f"Line {number} has no {what}.")
     value = _value(text)
     if value is None:
         raise _wrong(
@@ -186,34 +218,34 @@ def _number(number: int, what: str, text: str) -> int:
 
 
 def _value(text: str) -> int | None:
-    match = _NUMBER.fullmatch(text)
-    if match is None:
+    """A number as the table tool takes it: in Python's own forms, with any number of units."""
+    unit = _UNITS.get(text[-1:].lower())
+    if unit is not None:
+        value = _value(text[:-1])
+        return None if value is None else value * unit
+    # Longer than any number that has a use here: Python refuses to convert very long ones.
+    try:
+        return int(text, 0) if len(text) <= 100 else None
+    except ValueError:
         return None
-    value = int(match[2], 16) if match[2][:2].lower() == "0x" else int(match[2])
-    return value * _UNITS[match[3].lower()] * (-1 if match[1] else 1)
 
 
 def _check(line: int, part: Partition, before: list[Partition]) -> None:
-    """What ESP-IDF's own tool refuses to build and the bootloader would not notice."""
-    if part.size_bytes <= 0:
-        raise _wrong(f"Line {line}: the partition {part.label!r} has no size.")
-    if part.end > 1 << 32:
+    """What only a file can have wrong, or what ESP-IDF's own tool refuses in a file."""
+    if part.offset < 0 or part.size_bytes < 0:
+        raise _wrong(f"Line {line}: the partition {part.label!r} would end before it begins.")
+    if part.end > 1 << 32 or part.size_bytes >> 32:
         raise _wrong(f"Line {line}: the partition {part.label!r} ends behind 4 GiB.")
     if any(other.label == part.label for other in before):
         raise _wrong(f"Line {line}: there is a partition {part.label!r} already.")
-    if part.type == TYPE_APP and part.size_bytes % SECTOR_BYTES:
-        raise _wrong(
-            f"Line {line}: the partition {part.label!r} has {part.size_bytes:#x} bytes; an app's "
-            "size is a multiple of 0x1000."
-        )
-    if (part.type, part.subtype) == (TYPE_DATA, SUBTYPE_OTADATA):
+    if (part.type, part.subtype) == (TYPE_DATA, SUBTYPE_TEE_OTADATA):
         if part.size_bytes != OTADATA_BYTES:
-            raise _wrong(f"Line {line}: an otadata partition has exactly {OTADATA_BYTES:#x} bytes.")
-    elif (part.type, part.subtype) == (TYPE_DATA, SUBTYPE_NVS) and not part.read_only:
-        if part.size_bytes < MIN_NVS_BYTES or part.size_bytes % SECTOR_BYTES:
-            raise _wrong(
-                f"Line {line}: an NVS partition has a multiple of 0x1000 bytes, at least "
-                f"{MIN_NVS_BYTES:#x}."
-            )
-    elif part.type == TYPE_APP and part.subtype > SUBTYPE_OTA_0 + 0x10:
-        raise _wrong(f"Line {line}: there is no app subtype {part.subtype:#04x}.")
+            raise _wrong(f"Line {line}: {part.kind} has {OTADATA_BYTES:#x} bytes.")
+        if any(part.kind == other.kind for other in before):
+            raise _wrong(f"Line {line}: there is a partition {part.kind} already.")
+    # The size only of the partition that every firmware opens: examples have small ones besides.
+    default_nvs = (part.type, part.subtype, part.label) == (TYPE_DATA, SUBTYPE_NVS, "nvs")
+    if default_nvs and part.size_bytes < MIN_NVS_BYTES and not part.read_only:
+        raise _wrong(
+            f"Line {line}: an NVS partition has at least {MIN_NVS_BYTES:#x} bytes, or is readonly."
+        )

@@ -13,13 +13,13 @@ from ota_service.formats.nvs import parse_nvs
 from ota_service.formats.otadata import boots_after
 from ota_service.formats.partitions import (
     OTADATA_BYTES,
+    SECTOR_BYTES,
     TABLE_OFFSET,
     Partition,
     PartitionTable,
     parse_partition_table,
 )
-
-SECTOR_BYTES = 0x1000
+from ota_service.formats.table_places import require_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,7 @@ def merge(
         raise OtaError(
             "wrong-chip", f"It is not known where {loader.chip} has its bootloader in flash."
         )
+    require_place(table_offset)
     parts = parse_partition_table(table, table_offset=table_offset)
     flash_bytes = flash_bytes or loader.flash_bytes
     if flash_bytes is None:

@@ -9,19 +9,13 @@ from __future__ import annotations
 
 from ota_service.errors import OtaError
 from ota_service.formats._nvs_page import (
-    BITMAP_AT,
-    ENTRIES_AT,
-    ENTRY_BYTES,
     ENTRY_COUNT,
-    NAMESPACES,
     PAGE_BYTES,
     TYPE_BLOB_DATA,
-    TYPE_BLOB_INDEX,
     VERSION_2,
-    EntryState,
     Item,
     PageState,
-    header_bytes,
+    page_bytes,
 )
 from ota_service.formats._nvs_read import MIN_PAGES, Nvs, parse_nvs
 
@@ -49,19 +43,7 @@ def _items(nvs: Nvs) -> list[Item]:
     first: dict[tuple[int, bytes, int, int], Item] = {}
     for _, item in nvs.items():
         first.setdefault((item.namespace, item.key, item.type, item.chunk), item)
-    parts = {
-        (item.namespace, item.key, chunk)
-        for item in first.values()
-        if item.type == TYPE_BLOB_INDEX
-        for chunk in range(item.raw[29], item.raw[29] + item.raw[28])
-    }
-    return [
-        item
-        for item in first.values()
-        if item.namespace == NAMESPACES
-        or item.type != TYPE_BLOB_DATA
-        or (item.namespace, item.key, item.chunk) in parts
-    ]
+    return list(first.values())
 
 
 def _pack(items: list[Item], pages: int) -> bytes:
@@ -84,24 +66,10 @@ def _pack(items: list[Item], pages: int) -> bytes:
         )
     result = bytearray(b"\xff" * pages * PAGE_BYTES)
     for index, contents in enumerate(filled):
-        last = index == len(filled) - 1
+        # The firmware would look for an earlier part of its blob if the last page were active.
+        ends_in_part = contents[-1].type == TYPE_BLOB_DATA
+        last = index == len(filled) - 1 and not ends_in_part
         state = PageState.ACTIVE if last else PageState.FULL
         start = index * PAGE_BYTES
-        result[start : start + PAGE_BYTES] = _page(contents, index, state)
+        result[start : start + PAGE_BYTES] = page_bytes(contents, state, index, VERSION_2)
     return bytes(result)
-
-
-def _page(items: list[Item], seq: int, state: PageState) -> bytes:
-    page = bytearray(b"\xff" * PAGE_BYTES)
-    header = header_bytes(state, seq, VERSION_2)
-    page[: len(header)] = header
-    entry = 0
-    for item in items:
-        start = ENTRIES_AT + entry * ENTRY_BYTES
-        page[start : start + len(item.raw)] = item.raw
-        for index in range(entry, entry + item.span):
-            shift = index % 4 * 2
-            place = BITMAP_AT + index // 4
-            page[place] &= ~(0b11 << shift) & 0xFF | EntryState.WRITTEN << shift
-        entry += item.span
-    return bytes(page)

@@ -10,9 +10,11 @@ sets any subset):
 
 - Written: first everything but the CRC, then the CRC alone. Until its last bit is cleared the
   CRC is wrong (FFFFFFFF belongs to seq 0, which is never written), so a torn entry never counts.
-- Taken away: the CRC alone is programmed to zero. From the first cleared bit on it is wrong.
-  Zeroing all 32 bytes would not do: a torn program may turn ABORTED (4) into NEW (0) first, and
-  a later torn erase may make seq 0 with CRC FFFFFFFF, which counts.
+- Taken away: the CRC alone is programmed to zero. A whole entry is not whole any more from the
+  first cleared bit on. One that a torn write has left may have the right CRC but for surplus ones,
+  and would pass through it: there a single bit that the right CRC needs is cleared first, which
+  no cut can halve. Zeroing all 32 bytes would not do: a torn program may turn ABORTED (4) into
+  NEW (0) first, and a later torn erase may make seq 0 with CRC FFFFFFFF, which counts.
 - Erased: an entry that was rejected (INVALID, ABORTED) or torn is taken away before, or a torn
   erase could turn its state into one that counts while its CRC is still right. (Out of reach is
   only otadata whose two entries are all zeros, which no firmware writes: an erase cut such that
@@ -226,13 +228,21 @@ class OtaEdit:
 
 
 def _disqualify(raw: bytes, offset: int, reason: str) -> list[FlashOp]:
-    """The one program after which, and from whose first bit on, this entry is not whole."""
-    if struct.unpack_from("<I", raw, _CRC_AT)[0]:
-        return [Program(offset + _CRC_AT, bytes(4), reason)]
-    if raw[:4] != bytes(4):
-        # The CRC is zero: right for one single seq, so any other seq is wrong.
-        return [Program(offset, bytes(4), reason)]
-    return []
+    """Programs after which this entry is not whole, and in none of which it becomes whole, in
+    whatever order their bits are cleared."""
+    seq, crc = (int.from_bytes(raw[at : at + 4], "little") for at in (0, _CRC_AT))
+    ops: list[FlashOp] = []
+    if not _crc(seq):
+        # One single seq has a CRC of zeros; it becomes another one first.
+        bits = (1 << shift for shift in range(32))
+        seq &= ~next(bit for bit in bits if seq & bit and _crc(seq & ~bit) != crc)
+        ops.append(Program(offset, seq.to_bytes(4, "little"), reason))
+    if crc != (right := _crc(seq)) and crc & right == right:
+        crc &= ~(right & -right)
+        ops.append(Program(offset + _CRC_AT, crc.to_bytes(4, "little"), f"{reason}: one bit first"))
+    if crc:
+        ops.append(Program(offset + _CRC_AT, bytes(4), reason))
+    return ops
 
 
 class _Plan:
@@ -411,7 +421,7 @@ def _write_new(
 
 
 def take_away(data: bytes, *, base: int, sector: int) -> OtaEdit:
-    """Take the entry of `sector` away, with one program; the other entry then decides.
+    """Take the entry of `sector` away; the other entry then decides.
 
     Its CRC is programmed to zero, which no cut can leave half done (see the module's text); the
     sector is not erased, because a torn erase could leave more than the entry had.

@@ -2,8 +2,10 @@
 """The partition table of a board: where its slots, otadata and NVS are.
 
 Format: ESP-IDF, "Partition Tables" (API guides) and `esp_flash_partitions.h`. What is refused is
-what the bootloader refuses (`flash_partitions.c`) plus what `gen_esp32part.py` refuses to build:
-overlaps and misaligned partitions.
+what the bootloader refuses (`flash_partitions.c`) and what ESP-IDF's own table tool refuses to
+build in each version from 4.4 to 6.0: with another table than that, a write could hit the
+bootloader, the table or a neighbour. What only some versions refuse (the size of an app or of an
+NVS, names that are used twice) is on boards that work, so it is accepted.
 """
 
 from __future__ import annotations
@@ -29,11 +31,14 @@ MD5_MAGIC = b"\xeb\xeb"
 
 TYPE_APP, TYPE_DATA, TYPE_BOOTLOADER, TYPE_TABLE = 0, 1, 2, 3
 SUBTYPE_FACTORY, SUBTYPE_OTA_0, SUBTYPE_TEST = 0x00, 0x10, 0x20
-SUBTYPE_OTADATA, SUBTYPE_NVS, SUBTYPE_NVS_KEYS = 0x00, 0x02, 0x04
+SUBTYPE_PRIMARY, SUBTYPE_RECOVERY = 0x00, 0x02
+SUBTYPE_OTADATA, SUBTYPE_NVS, SUBTYPE_COREDUMP, SUBTYPE_NVS_KEYS = 0x00, 0x02, 0x03, 0x04
+SUBTYPE_UNDEFINED, SUBTYPE_TEE_OTADATA = 0x06, 0x90
 OTADATA_BYTES = 0x2000
 _FLAG_ENCRYPTED, _FLAG_READ_ONLY = 1, 2
-_ALIGN_BYTES = {TYPE_APP: 0x10000, TYPE_DATA: 0x1000}
-_SECTOR_BYTES = 0x1000
+SECTOR_BYTES = 0x1000
+APP_ALIGN_BYTES = 0x10000
+_ALWAYS_WRITTEN = (SUBTYPE_OTADATA, SUBTYPE_COREDUMP)
 
 TYPE_NAMES = {
     TYPE_APP: "app",
@@ -44,7 +49,8 @@ TYPE_NAMES = {
 # Names as ESP-IDF's table tool spells them in its CSV files.
 SUBTYPE_NAMES = {
     TYPE_APP: {SUBTYPE_FACTORY: "factory", SUBTYPE_TEST: "test"}
-    | {SUBTYPE_OTA_0 + index: f"ota_{index}" for index in range(16)},
+    | {SUBTYPE_OTA_0 + index: f"ota_{index}" for index in range(16)}
+    | {0x30: "tee_0", 0x31: "tee_1"},
     TYPE_DATA: {
         0x00: "ota",
         0x01: "phy",
@@ -57,6 +63,7 @@ SUBTYPE_NAMES = {
         0x81: "fat",
         0x82: "spiffs",
         0x83: "littlefs",
+        SUBTYPE_TEE_OTADATA: "tee_ota",
     },
     TYPE_BOOTLOADER: {0x00: "primary", 0x01: "ota", 0x02: "recovery"},
     TYPE_TABLE: {0x00: "primary", 0x01: "ota"},
@@ -99,6 +106,11 @@ class Partition:
         return bool(self.flags & _FLAG_READ_ONLY)
 
     @property
+    def align_bytes(self) -> int:
+        """What its offset is a multiple of."""
+        return APP_ALIGN_BYTES if self.type == TYPE_APP else SECTOR_BYTES
+
+    @property
     def is_app(self) -> bool:
         """Whether an App Image belongs there."""
         return self.type == TYPE_APP
@@ -120,10 +132,11 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class PartitionTable:
-    """A whole partition table, in the order of its entries."""
+    """A whole partition table, in the order of its entries. offset: its own flash address."""
 
     partitions: tuple[Partition, ...]
     has_md5: bool
+    offset: int = TABLE_OFFSET
 
     def _first(self, kind: int, subtype: int) -> Partition | None:
         for part in self.partitions:
@@ -192,12 +205,12 @@ def _invalid(message: str) -> OtaError:
 
 
 def parse_partition_table(
-    data: bytes, *, flash_bytes: int | None = None, table_offset: int = TABLE_OFFSET
+    data: bytes, *, flash_bytes: int | None = None, table_offset: int | None = TABLE_OFFSET
 ) -> PartitionTable:
     """The table in `data`, which begins at its first entry; bytes behind its end are ignored.
 
     data: up to 0xC00 bytes count. flash_bytes: the size of the board's flash, where it is known.
-    table_offset: where the table stands in flash.
+    table_offset: where the table stands in flash; None: where its own entry says, else 0x8000.
     Raises `OtaError`: "partition-table-invalid" for a blank or damaged table, "flash-size" for a
     partition behind the end of the flash. Tables without MD5 (built before ESP-IDF v3.0, or with
     it disabled) are accepted.
@@ -232,16 +245,13 @@ def parse_partition_table(
         raise _invalid(f"The partition table has no end: more than {MAX_ENTRIES - 1} entries.")
     if not partitions:
         raise _invalid("The partition table has no partitions.")
-    _check_places(partitions, table_offset)
-    if flash_bytes is not None:
-        for part in partitions:
-            if part.end > flash_bytes:
-                raise OtaError(
-                    "flash-size",
-                    f"The partition {part.label!r} ends at {part.end:#x}, behind the end of the "
-                    f"board's flash ({flash_bytes:#x}).",
-                )
-    return PartitionTable(_told_apart(partitions), has_md5)
+    if table_offset is None:
+        own = (p.offset for p in partitions if (p.type, p.subtype) == (TYPE_TABLE, SUBTYPE_PRIMARY))
+        table_offset = next(own, TABLE_OFFSET)
+    check_partitions(partitions, table_offset)
+    table = PartitionTable(_told_apart(partitions), has_md5, table_offset)
+    require_flash(table, flash_bytes)
+    return table
 
 
 def _told_apart(partitions: list[Partition]) -> tuple[Partition, ...]:
@@ -250,28 +260,59 @@ def _told_apart(partitions: list[Partition]) -> tuple[Partition, ...]:
     return tuple(replace(part, shared_label=times[part.label] > 1) for part in partitions)
 
 
-def _check_places(partitions: list[Partition], table_offset: int) -> None:
+def require_flash(table: PartitionTable, flash_bytes: int | None) -> None:
+    """Raise `OtaError` "flash-size" where a partition is behind the end of a flash of that size."""
+    for part in table.partitions:
+        if flash_bytes is not None and part.end > flash_bytes:
+            raise OtaError(
+                "flash-size",
+                f"The partition {part.label!r} ends at {part.end:#x}, behind the end of the "
+                f"board's flash ({flash_bytes:#x}).",
+            )
+
+
+def check_partitions(partitions: list[Partition], table_offset: int) -> None:
+    """Raise where a write into one of these could hit the bootloader, the table or another one.
+
+    Raises `OtaError`: "partition-table-invalid".
+    """
     for part in partitions:
-        if part.size_bytes == 0:
+        if part.is_app and not part.size_bytes:
             raise _invalid(f"The partition {part.label!r} has no size.")
         if part.end > 1 << 32:
             raise _invalid(f"The partition {part.label!r} ends behind 4 GiB.")
-        align = _ALIGN_BYTES.get(part.type, 1)
-        if part.offset % align:
+        if part.offset % part.align_bytes:
             raise _invalid(
                 f"The partition {part.label!r} begins at {part.offset:#x}, which is no multiple "
-                f"of {align:#x}."
+                f"of {part.align_bytes:#x}."
             )
-        if (
-            part.type in _ALIGN_BYTES
-            and part.offset < table_offset + _SECTOR_BYTES
-            and part.end > table_offset
-        ):
-            raise _invalid(f"The partition {part.label!r} overlaps the partition table.")
+        always_written = part.type == TYPE_DATA and part.subtype in _ALWAYS_WRITTEN
+        if always_written and part.read_only:
+            raise _invalid(f"The partition {part.label!r} ({part.kind}) cannot be read-only.")
+        if part.offset < table_offset + SECTOR_BYTES and not _has_its_place(part, table_offset):
+            raise _invalid(
+                f"The partition {part.label!r} at {part.offset:#x} overlaps the partition table "
+                f"or the bootloader, which end at {table_offset + SECTOR_BYTES:#x}."
+            )
     by_place = sorted(partitions, key=lambda part: part.offset)
     for before, after in pairwise(by_place):
         if after.offset < before.end:
             raise _invalid(f"The partitions {before.label!r} and {after.label!r} overlap.")
+    otadata = [p for p in partitions if (p.type, p.subtype) == (TYPE_DATA, SUBTYPE_OTADATA)]
+    if len(otadata) > 1:
+        raise _invalid(f"The partition table has {len(otadata)} partitions {otadata[0].kind}.")
+    if otadata and otadata[0].size_bytes != OTADATA_BYTES:
+        raise _invalid(
+            f"The otadata partition has {otadata[0].size_bytes:#x} bytes, not {OTADATA_BYTES:#x}."
+        )
+
+
+def _has_its_place(part: Partition, table_offset: int) -> bool:
+    """Whether a partition in front of all others is the bootloader's or the table's own."""
+    if (part.type, part.subtype) == (TYPE_BOOTLOADER, SUBTYPE_PRIMARY):
+        return part.end <= table_offset
+    own = (part.type, part.subtype) == (TYPE_TABLE, SUBTYPE_PRIMARY)
+    return own and (part.offset, part.size_bytes) == (table_offset, SECTOR_BYTES)
 
 
 def require_ota(table: PartitionTable) -> None:
@@ -280,7 +321,7 @@ def require_ota(table: PartitionTable) -> None:
     Raises `OtaError`: "no-ota-slots" without otadata or with fewer than two OTA slots;
     "partition-table-invalid" where the bootloader would count the slots otherwise than the
     firmware does: an index missing or twice (`bootloader_utility.c` counts the slots and
-    indexes 0 to count - 1), two factory or otadata partitions, otadata of another size.
+    indexes 0 to count - 1), two factory partitions.
     """
     slots = table.ota_slots
     if len(slots) < 2 or table.otadata is None:
@@ -296,12 +337,6 @@ def require_ota(table: PartitionTable) -> None:
     if indices != list(range(len(slots))):
         names = ", ".join(part.kind.split("/")[1] for part in slots)
         raise _invalid(f"The OTA slots are not numbered from ota_0 without gaps: {names}.")
-    for kind, subtype in ((TYPE_APP, SUBTYPE_FACTORY), (TYPE_DATA, SUBTYPE_OTADATA)):
-        same = [p for p in table.partitions if (p.type, p.subtype) == (kind, subtype)]
-        if len(same) > 1:
-            raise _invalid(f"The partition table has {len(same)} partitions {same[0].kind}.")
-    if table.otadata.size_bytes != OTADATA_BYTES:
-        raise _invalid(
-            f"The otadata partition has {table.otadata.size_bytes:#x} bytes "
-            f"instead of {OTADATA_BYTES:#x}."
-        )
+    factories = [p for p in table.partitions if (p.type, p.subtype) == (TYPE_APP, SUBTYPE_FACTORY)]
+    if len(factories) > 1:
+        raise _invalid(f"The partition table has {len(factories)} partitions app/factory.")

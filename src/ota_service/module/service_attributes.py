@@ -124,7 +124,8 @@ class ServiceConfig(Strict):
         None,
         description='`{"sensor": NAME, "key": KEY}`: boards are restarted only while this '
         "sensor's reading KEY is true. Where it is false or cannot be read, the run waits "
-        "(`not-allowed-now`); `force` overrides. The sensor becomes a dependency of the service.",
+        "(`not-allowed-now`); an `update` with `override` does not ask. The sensor becomes a "
+        "dependency of the service.",
     )
     # From the slowest speed that bridges are used at to the fastest that esptool offers.
     baud: Annotated[int, whole_type(9_600, 4_000_000)] = Field(
@@ -149,6 +150,11 @@ class ServiceConfig(Strict):
         description="A regular expression (RE2's syntax, which is also Go's) that a line of the "
         "new app's log must match for the app to count as running. RE2 has no back-references "
         "and no look-arounds, so the search always ends.",
+    )
+    boot_restarts: Annotated[int, whole_type(0, 10)] = Field(
+        0,
+        description="How many planned restarts a new app may make while it is watched, {range}: "
+        "resets by software without a panic. After each, the watch starts over.",
     )
     confirm_timeout_s: Annotated[float, number_type(1, 86_400, " s")] = Field(
         120.0,
@@ -195,6 +201,7 @@ class ServiceConfig(Strict):
             boot_timeout_s=self.boot_timeout_s,
             boot_stable_s=self.boot_stable_s,
             boot_expect=self.boot_expect,
+            boot_restarts=self.boot_restarts,
             confirm_timeout_s=self.confirm_timeout_s,
             max_attempts=self.max_attempts,
             ca_file=self.ca_file,

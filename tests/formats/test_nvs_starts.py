@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Partitions in which the firmware's start erases something: they are changed without adding to it.
+
+Blobs of many parts, pages that are being freed, items of cut writes, and what failed writes leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ota_service.errors import OtaError
+from ota_service.formats.nvs import PageState, parse_nvs
+from tests.formats import images
+from tests.formats.nvs_firmware import ACTIVE, FREEING, FULL, SZ, item
+from tests.formats.nvs_page import crc
+from tests.formats.nvs_proofs import KEY, NS, change, prove
+from tests.formats.outcomes import outcome
+
+CASES = Path(__file__).parent / "cases"
+DATA, IDX = 0x42, 0x48
+BLANK = b"\xff" * 0x1000
+NAMESPACE = item(0, 0x01, NS, b"\x01")
+
+
+def page(items: Sequence[bytes], state: int, seq: int, tail: bytes = b"") -> bytes:
+    """A page with these items; tail: bytes behind them of which the bitmap knows nothing."""
+    body = seq.to_bytes(4, "little") + b"\xfe" + b"\xff" * 19
+    entries = b"".join(items)
+    bitmap = bytearray(b"\xff" * 32)
+    for index in range(len(entries) // 32):
+        bitmap[index // 4] &= ~(1 << index % 4 * 2)
+    assert len(entries) <= 126 * 32
+    head = state.to_bytes(4, "little") + body + crc(body).to_bytes(4, "little")
+    return (head + bytes(bitmap) + entries + tail)[:0x1000].ljust(0x1000, b"\xff")
+
+
+def text(key: bytes, size: int) -> bytes:
+    """A string of VIAM_NS that fills `size` entries."""
+    return item(1, SZ, key, b"t" * (size * 32 - 33) + b"\0")
+
+
+def part(key: bytes, chunk: int, entries: int) -> bytes:
+    """A part of a blob of VIAM_NS that fills so many entries."""
+    return item(1, DATA, key, images.noise(entries * 32 - 32), chunk)
+
+
+def blob_index(key: bytes, first: int, parts: Sequence[bytes]) -> bytes:
+    """The index of a blob of these parts."""
+    size = sum(int.from_bytes(one[24:26], "little") for one in parts)
+    value = size.to_bytes(4, "little") + bytes([len(parts), first]) + b"\xff\xff"
+    return item(1, IDX, key, value)
+
+
+VERSION = item(1, SZ, KEY, b"1.0.0\0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [
+        ("last-item-blob-part-1", "collect"),
+        ("last-item-blob-part-2", "collect"),
+        ("torn-by-connect", "append"),
+    ],
+)
+def test_partitions_by_the_firmware_itself(name: str, strategy: str) -> None:
+    """Written by ESP-IDF's own code: a robot's keys around a refused blob; a reset in a write.
+
+    A page that became active with a part of ROBOT_CONFIG as its last item lost the earlier part
+    of it; the remains of a cut write of WIFI_PASSWORD lost the password that was there.
+    """
+    assert prove((CASES / f"{name}.bin").read_bytes(), "2.0.0", second=2).strategy == strategy
+
+
+def two_parts() -> list[bytes]:
+    """A blob whose two parts stand on one page, the later one last, and its index."""
+    parts = [part(b"ROBOT_CONFIG", 0, 20), part(b"ROBOT_CONFIG", 1, 30)]
+    return [blob_index(b"ROBOT_CONFIG", 0, parts), *parts]
+
+
+def test_a_page_is_chosen_whose_copy_keeps_a_blob() -> None:
+    """The emptiest page ends in a part of a blob behind an earlier one: another one is moved.
+
+    A cut there would let the firmware itself copy that page, and lose the part at its next start.
+    """
+    data = (
+        page([NAMESPACE, *two_parts()], FULL, 3)
+        + page([VERSION, text(b"WIFI_SSID", 90)], FULL, 4)
+        + page([text(b"ROBOT_ID", 126)], ACTIVE, 5)
+        + BLANK
+    )
+    edit = prove(data, "2.0.0", torn=1)
+    assert edit.strategy == "collect"
+    assert [one.state for one in parse_nvs(edit.result).pages].index(PageState.CORRUPT) == 1
+
+
+def test_no_page_can_be_moved_without_risk() -> None:
+    """Where that holds for all pages, nothing is done."""
+    data = (
+        page([NAMESPACE, VERSION, text(b"WIFI_SSID", 60), *two_parts()], FULL, 3)
+        + page([text(b"ROBOT_ID", 126)], ACTIVE, 5)
+        + BLANK
+    )
+    result = outcome(change, data, "2.0.0")
+    assert isinstance(result, OtaError)
+    assert result.code == "nvs-invalid"
+
+
+@pytest.mark.parametrize("value", ["2.0.0", "v" * 128, None])
+def test_what_a_failed_write_left_stands_in_the_way(value: str | None) -> None:
+    """Parts of a blob without an index fill a page: to the firmware that is room."""
+    left = [part(b"TLS_CERT", 0x80, 100)]
+    data = (
+        page([NAMESPACE, VERSION, text(b"WIFI_SSID", 123)], FULL, 3)
+        + page([text(b"ROBOT_ID", 20), *left], FULL, 4)
+        + page([text(b"ROBOT_SECRET", 126)], ACTIVE, 5)
+        + BLANK
+    )
+    assert prove(data, value, torn=1).strategy == ("collect" if value else "erase")
+
+
+def test_a_move_that_was_cut_before_parts_without_an_index() -> None:
+    """What is left out of the copy stood between a part of a blob and the end of the page."""
+    freed = page([*two_parts(), part(b"TLS_CERT", 0x80, 20)], FREEING, 3)
+    data = freed + page([NAMESPACE, VERSION, text(b"WIFI_SSID", 123)], FULL, 4) + BLANK
+    for value in ("2.0.0", "v" * 128, None):
+        prove(data, value, torn=1)
+
+
+def test_a_version_is_not_lost_with_an_unfinished_copy() -> None:
+    """While a page is being freed, the firmware erases older forms of what the copy ends with,
+    and then the copy: the new version may not be in it while the old one stands elsewhere."""
+    data = (
+        page([NAMESPACE, VERSION, text(b"WIFI_SSID", 123)], FULL, 3)
+        + page([text(b"ROBOT_ID", 40)], FULL, 4)
+        + page([text(b"ROBOT_SECRET", 126)], ACTIVE, 5)
+        + BLANK
+    )
+    assert prove(data, "2.0.0", torn=1).strategy == "collect"
+
+
+@pytest.mark.parametrize("value", ["2.0.0", None])
+def test_a_part_that_stands_twice_around_an_unfinished_copy(value: str | None) -> None:
+    """Without the copy another page is the last one, and firmware to 5.1 takes the part that its
+    last item repeats for an older form: where that part is what the app reads, nothing is done."""
+    parts = [part(b"TLS_CERT", 0x80, 20)]
+    living = [NAMESPACE, VERSION, blob_index(b"TLS_CERT", 0x80, parts), *parts]
+    again = item(1, DATA, b"TLS_CERT", b"the next value, never finished", 0x80)
+    freed = [text(b"WIFI_SSID", 20), text(b"ROBOT_ID", 30)]
+    data = (
+        page(living, FULL, 3)
+        + page(freed, FREEING, 4)
+        + page([text(b"ROBOT_SECRET", 124), again], FULL, 5)
+        + page(freed[:1], ACTIVE, 6)
+    )
+    result = outcome(prove, data, value, torn=2)
+    assert not isinstance(result, OtaError) or result.code == "nvs-invalid"
+
+
+@st.composite
+def partitions(draw: st.DrawFn) -> bytes:
+    """Pages of any order and filling, with what an app, its resets and its failed writes leave."""
+    items = [NAMESPACE, VERSION, item(1, 0x04, b"count", b"\1\0\0\0")]
+    for number in range(draw(st.integers(1, 4))):
+        items.append(text(b"text%d" % number, draw(st.integers(2, 40))))
+    for number in range(draw(st.integers(1, 3))):
+        key, first = b"blob%d" % number, draw(st.sampled_from([0, 0x80]))
+        sizes = draw(st.lists(st.integers(2, 30), min_size=1, max_size=4))
+        parts = [part(key, first + i, size) for i, size in enumerate(sizes)]
+        items += [*parts, blob_index(key, first, parts)]
+        for i in range(draw(st.integers(0, 2))):  # a failed write of its next value
+            items.append(part(key, (first ^ 0x80) + i, draw(st.integers(2, 20))))
+    filled: list[list[bytes]] = [[]]
+    for one in draw(st.permutations(items)):
+        room = 126 - sum(map(len, filled[-1])) // 32
+        if len(one) // 32 > room or draw(st.integers(0, 11)) == 0:
+            filled.append([])
+        filled[-1].append(one)
+    freed = draw(st.sampled_from([None, None, *range(len(filled))]))
+    last = draw(st.sampled_from([ACTIVE, FULL])) if freed is None else FULL
+    torn = item(1, SZ, draw(st.sampled_from([b"text0", KEY])), b"torn".ljust(60) + b"\0")
+    tail = torn[: draw(st.sampled_from([0, 0, 4, 31, 32, 70, 96]))] if last == ACTIVE else b""
+    pages = [
+        page(these, FREEING if i == freed else last if these is filled[-1] else FULL, i + 1,
+             tail if these is filled[-1] else b"")
+        for i, these in enumerate(filled)
+    ]  # fmt: skip
+    if freed is not None and draw(st.booleans()):
+        count = draw(st.integers(1, len(filled[freed])))
+        pages.append(page(filled[freed][:count], ACTIVE, 50))
+    blank = draw(st.integers(0 if pages[-1][:1] == b"\xfe" and freed is not None else 1, 2))
+    pages += [BLANK] * max(blank, 3 - len(pages))
+    return b"".join(draw(st.permutations(pages)))
+
+
+@settings(max_examples=3, deadline=None)
+@given(partitions(), st.sampled_from(["2.0.0", "v" * 100, None]), st.integers(0, 99))
+def test_any_partition(data: bytes, value: str | None, seed: int) -> None:
+    """A change that survives every cut, or a refusal; where there is room, never for want of it."""
+    check_partition(data, value, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(partitions(), st.sampled_from(["2.0.0", "v" * 100, None]), st.integers(0, 99))
+def test_many_partitions(data: bytes, value: str | None, seed: int) -> None:
+    """The same, of many."""
+    check_partition(data, value, seed)
+
+
+def check_partition(data: bytes, value: str | None, seed: int) -> None:
+    """A proven change, or a refusal with a code that fits."""
+    result = outcome(prove, data, value, torn=1, seed=seed)
+    if isinstance(result, OtaError):
+        assert result.code in ("nvs-full", "nvs-invalid")
+        assert result.code == "nvs-invalid" or parse_nvs(data).free_pages < 2
