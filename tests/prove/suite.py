@@ -23,6 +23,7 @@ ODD_STATES = ("blank", "first", "both", "aborted", "not-bootable")
 
 ALL_TEARS = Depth(Detail(body=20), twice=80)
 SOME_TEARS = Depth(Detail(tears=3, ends=3, body=40), journals=False, twice=150)
+ODD = Depth(Detail(tears=3, slot=False), journals=False, twice=150)
 QUICK_RARE = Depth(Detail(tears=1, slot=False), journals=False, twice=200)
 QUICK = Depth(Detail(tears=2, ends=3, body=40), journals=False, twice=150)
 
@@ -97,7 +98,7 @@ def whole() -> list[Trial]:
         *_trials("correct", gone, SOME_TEARS),
         *_trials("pending", waiting, ALL_TEARS, on_link=1),
         *_trials("shy", waiting, ALL_TEARS, on_link=1),
-        *_odd_trials(odd(OTA_LAYOUTS[:2], ODD_STATES, BOTH), SOME_TEARS),
+        *_odd_trials(odd(OTA_LAYOUTS[:2], ODD_STATES, BOTH), ODD),
     ]
     return _few_on_link(trials, each=12)
 
@@ -136,8 +137,8 @@ def quick() -> list[Trial]:
         *_trials("pending", waiting, QUICK, on_link=1),
         *_trials("shy", waiting, QUICK, on_link=1),
         *_trials("update", odds, QUICK_RARE),
-        *_trials("update", [replace(s, first_contact=True) for s in odds[:3]], QUICK_RARE),
-        *_trials("back", odds[:5], QUICK_RARE),
+        *_trials("update", [replace(s, first_contact=True) for s in odds[3:4]], QUICK_RARE),
+        *_trials("back", odds[:4:2], QUICK_RARE),
     ]
     return _few_on_link(trials, each=1)
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from ota_service.board import carry_out, plan
+from ota_service.board import bootable, carry_out, plan
 from ota_service.formats import _nvs_flash, _nvs_prove, nvs, otadata
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES, Erase, FlashOp, Program, program
+from ota_service.formats.image import parse_app_image
 from tests.prove.cuts import Detail
 from tests.prove.flows import Case
+from tests.prove.images import BARE, OTHER
 from tests.prove.prover import Depth, Tally, prove, record_in_memory
 from tests.prove.starts import Start
 
@@ -119,6 +121,16 @@ def confirmation_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(plan, "_has_yet_to_confirm", lambda *_: False)
 
 
+def descriptor_needed(patch: pytest.MonkeyPatch) -> None:
+    """Take an image without an app descriptor for one that does not boot."""
+    patch.setattr(bootable, "parse_boot_image", lambda data: parse_app_image(data, trailing=True))
+
+
+def sizes_not_looked_at(patch: pytest.MonkeyPatch) -> None:
+    """Take the next slot, whatever its size."""
+    patch.setattr(plan, "_that_fits", lambda slots, image: slots[0])
+
+
 MUTANTS: list[tuple[Patch, str, tuple[Any, ...]]] = [
     (nvs_in_place, "keys", ("update", "guide", "first", False, "blobs")),
     (both_entries_first, "lost", ("update", "guide", "both", False, "small")),
@@ -128,6 +140,12 @@ MUTANTS: list[tuple[Patch, str, tuple[Any, ...]]] = [
     (way_back_forgotten, "converge", ("back", "micro-rdk", "first", False, "small")),
     (old_entry_taken, "lost", ("back", "guide", "both", False, "small")),
     (confirmation_forgotten, "converge", ("update", "micro-rdk", "aborted", True, "small")),
+    (
+        descriptor_needed,
+        "lost",
+        ("update", "micro-rdk", "first", False, "small", True, BARE, OTHER, "silent"),
+    ),
+    (sizes_not_looked_at, "converge", ("update", "unequal", "both", False, "small")),
 ]
 
 
