@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import pytest
 from grpclib import GRPCError
-from ota_service.fleet.flash_run import FlashOrder
+from ota_service.fleet.flash_file import shown_file
 
 from ota_service.firmware.target import Target
 from ota_service.fleet.settings import BoardEntry, Settings
@@ -131,8 +131,8 @@ def test_no_repr_shows_a_url(caplog: pytest.LogCaptureFixture) -> None:
     target = Target(url, "1.0")
     entry = BoardEntry("a", port="/dev/x", url=url)
     settings = Settings("OTA", target, boards=(entry,))
-    order = FlashOrder("a", "24:0a:c4:00:00:01", url=url)
-    for value in (target, entry, settings, order, [settings], {"a": entry}):
+    shown = shown_file(url)
+    for value in (target, entry, settings, shown, [settings], {"a": entry}):
         assert_hidden(f"{value!r} {value}", [PASSWORD, TOKEN, USER])
 
 
