@@ -17,9 +17,9 @@ from urllib.parse import quote
 
 import pytest
 from grpclib import GRPCError
-from ota_service.fleet.flash_file import shown_file
 
 from ota_service.firmware.target import Target
+from ota_service.fleet.flash_file import shown_file
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.sim.images import Behaviour
 from ota_service.sim.nvsmodel import nvs_init

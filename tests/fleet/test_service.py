@@ -165,6 +165,9 @@ async def test_a_rename_keeps_what_is_known(tmp_path: Path) -> None:
     """State, and history by either name and by MAC; no port is opened for it."""
     async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
         await desk.updated("1.1.0")
+        assert desk.service is not None
+        (run,) = desk.service._engine.runs
+        await run.done.wait()  # so that its entry of the history has the name of then
         before = desk.status()["boards"]["a"]
         opened = desk.board().control.counters()["opened"]
         renamed = [{"name": "kitchen", "port": desk.board().url}]
@@ -176,8 +179,7 @@ async def test_a_rename_keeps_what_is_known(tmp_path: Path) -> None:
         for word in ("kitchen", "a", desk.board().mac):
             runs = (await desk.command("history", board=word))["runs"]
             assert len(runs) == 1, (word, runs)
-            (run,) = runs
-            assert run["boards"]["a"]["to"] == "1.1.0"
+            assert runs[0]["boards"]["a"]["to"] == "1.1.0"
 
 
 @pytest.mark.slow

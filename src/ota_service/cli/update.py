@@ -134,9 +134,9 @@ def said_of(run: Mapping[str, Any], *, force: bool = False) -> str:
     that an update does."""
     if run.get("outcome") != "succeeded":
         return ""
-    if run.get("too_late"):
-        return "Too late to stop: the update was finished."
     board: Mapping[str, Any] = next(iter(dict(run.get("boards", {})).values()), {})
+    if board.get("cancel"):
+        return "Too late to stop: the update was finished."
     hint = "" if force else " (--force writes anyway)"
     if force and board.get("action") == "none":
         return "Nothing was written: the board runs this image already; its start was watched."
@@ -258,10 +258,6 @@ async def _run(
                 return reply
             reply = await local.command("update", asked)
             run = await follow_run(local, live, reply["run"]["id"])
-        outcomes = {board.get("outcome") for board in dict(run.get("boards", {})).values()}
-        if run.get("outcome") == "cancelled" and outcomes == {"up_to_date"}:
-            # Behind the switch an update finishes whatever is asked of it.
-            return {**run, "outcome": "succeeded", "too_late": True}
         if run.get("outcome") == "cancelled":
             _say_what_runs(console, await local.status())
         return run

@@ -14,28 +14,25 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from ota_service.board.ownership import SERVICE_CLAIMS
-from ota_service.board.ports import PortInfo, canonical, describe, list_ports
+from ota_service.board.ports import canonical, describe
 from ota_service.errors import OtaError
 from ota_service.firmware.download import GaveUp
-from ota_service.firmware.target import Target
 from ota_service.fleet import policy
 from ota_service.fleet.around import Log
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Firmwares
 from ota_service.fleet.journal import Journal, open_journal
-from ota_service.fleet.journal_rows import AttemptRecord
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.orders import FlashFile
-from ota_service.fleet.places import Place, place_entry, place_found, stands_in
+from ota_service.fleet.places import Place
+from ota_service.fleet.roster import Roster, effective_target
 from ota_service.fleet.run import Run
-from ota_service.fleet.sessions import mac_at
-from ota_service.fleet.settings import BoardEntry, Settings
+from ota_service.fleet.settings import Settings
 from ota_service.fleet.sight import Sight
 from ota_service.fleet.turns import Turns
 
@@ -62,24 +59,6 @@ class _Named(logging.LoggerAdapter[logging.Logger]):
         return f"{(self.extra or {})['service']}: {msg}", kwargs
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A board of a run, and where it is. record: how it fared with its target; None where no MAC
-    is known. as_last_read: the journal proves that it has the version."""
-
-    board: Board
-    place: Place
-    record: AttemptRecord | None = None
-    as_last_read: bool = False
-
-
-def effective_target(settings: Settings, entry: BoardEntry | None) -> Target:
-    """A board's own target where it is pinned, else the service's."""
-    if entry is None:
-        return settings.target
-    return settings.target.pinned(url=entry.url, version=entry.version, sha256=entry.sha256)
-
-
 class Engine:
     """One service. Implements `board.Around`."""
 
@@ -87,7 +66,7 @@ class Engine:
         self.settings = settings
         self.owner = f"service {settings.service}"
         self.log: Log = _Named(logger, {"service": settings.service})
-        self.boards: dict[str, Board] = {}
+        self.roster = Roster(self)
         self.runs: list[Run] = []
         self.last_run: Run | None = None
         self.error: OtaError | None = None
@@ -99,10 +78,14 @@ class Engine:
         self.handle: object | None = None
         self._memory: Memory | None = None
         self._ready = asyncio.Event()
-        self._retired: set[Board] = set()
         self._failed_downloads: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._save_at_s = 0.0
+
+    @property
+    def boards(self) -> dict[str, Board]:
+        """Its boards by their names."""
+        return self.roster.boards
 
     # --- its life
 
@@ -174,7 +157,7 @@ class Engine:
         for run in active:
             run.interrupted = True
             run.cancel()
-        boards = [*self.boards.values(), *self._retired]
+        boards = [*self.boards.values(), *self.roster.retired]
         for board in boards:
             board.tell("end")
         waits = [asyncio.ensure_future(run.done.wait()) for run in active]
@@ -198,7 +181,13 @@ class Engine:
         before = self.settings
         if not first:
             self._claim(settings)
-        changed = self._adopt(settings, first=first)
+        if settings.max_parallel != before.max_parallel:
+            self.slots = asyncio.Semaphore(settings.max_parallel)
+        self.settings = self.firmwares.settings = settings
+        self.turns.limit, self.turns.canary = settings.max_parallel, settings.canary
+        changed = self.roster.adopt(settings)
+        self.turns.keep(self.roster.keys)
+        self.firmwares.keep(self.roster.keys)
         self.spawn(self._follow_configuration(before, changed, first))
 
     def _claim(self, settings: Settings) -> None:
@@ -207,49 +196,6 @@ class Engine:
             named = [entry.mac, canonical(entry.port) if entry.port is not None else None]
             keys |= {key: entry.name for key in named if key is not None}
         SERVICE_CLAIMS.claim(self, self.settings.service, keys)
-
-    def _adopt(self, settings: Settings, *, first: bool) -> list[str]:
-        """Take the settings; returns the boards that are new or have another target now."""
-        if settings.max_parallel != self.settings.max_parallel:
-            self.slots = asyncio.Semaphore(settings.max_parallel)
-        self.settings = self.firmwares.settings = settings
-        self.turns.limit, self.turns.canary = settings.max_parallel, settings.canary
-        old, self.boards = self.boards, {}
-        changed = []
-        if settings.boards is None:
-            self.boards = {n: b for n, b in old.items() if b.shown.entry is None}
-            changed = [n for n, b in self.boards.items() if self._aim(b, settings.target)]
-        by_place = {_where(board.shown.entry): board for board in old.values()}
-        for entry in settings.boards or ():
-            board = by_place.get(_where(entry))
-            target = effective_target(settings, entry)
-            if board is None:
-                board = Board(entry.name, entry, target, self)
-                changed.append(entry.name)
-            else:  # under another name, perhaps
-                board.post(partial(Sight.adopted, name=entry.name, entry=entry))
-                changed += [entry.name] if self._aim(board, target) else []
-            self.boards[entry.name] = board
-        for board in set(old.values()) - set(self.boards.values()):
-            self._retired.add(board)
-            self.spawn(self._retire(board))
-        keys = {board.target.key for board in self.boards.values()} | {settings.target.key}
-        self.turns.keep(keys)
-        self.firmwares.keep(keys)
-        return changed if not first or settings.boards is not None else list(self.boards)
-
-    @staticmethod
-    def _aim(board: Board, target: Target) -> bool:
-        """Give a board its target; whether it is another one."""
-        if board.target.key == target.key:
-            return False
-        board.target = target
-        board.tell("retarget", value=target)
-        return True
-
-    async def _retire(self, board: Board) -> None:
-        await board.retire()
-        self._retired.discard(board)
 
     async def _follow_configuration(
         self, before: Settings, changed: Sequence[str], first: bool
@@ -260,7 +206,7 @@ class Engine:
         new_target = await self.journaled(
             partial(journal.set_target, service, self._targets_key(settings))
         )
-        keys = {board.target.key for board in self.boards.values()} | {settings.target.key}
+        keys = self.roster.keys
         stops = await self.journaled(partial(journal.stops, service, keys))
         for key, why in stops.items():
             self.turns.note_stopped(key, why)
@@ -472,106 +418,9 @@ class Engine:
             if entry.port is not None:
                 await self.journaled(partial(self.memory.journal.forget_port, entry.port))
 
-    # --- boards
-
-    async def find(
-        self, names: Sequence[str] | None, permits: policy.Permits, *, probe: bool, by_person: bool
-    ) -> list[Found]:
-        """Where the boards of a run are; opens no port but what `probe` opens."""
-        places = await asyncio.to_thread(self._places, permits, by_person=by_person, probe=probe)
-        found = []
-        for place in places:
-            board = self._board_of(place)
-            meant = names is None or any(
-                name in (place.name, place.port, place.mac) or board.answers_to(name)
-                for name in names
-            )
-            if meant:
-                found.append(Found(board, place))
-        if probe:
-            found = await self._probe(found)
-        return await self.journaled(lambda: [self._with_record(one) for one in found])
-
-    def _places(self, permits: policy.Permits, *, by_person: bool, probe: bool) -> list[Place]:
-        settings, memory = self.settings, self.memory
-        infos = list_ports()
-        if settings.boards is not None:
-            return [place_entry(entry, infos, memory) for entry in settings.boards]
-        taken = {
-            info.device: owner
-            for info in infos
-            if (owner := SERVICE_CLAIMS.owner(info.device)) not in (None, settings.service)
-        }
-        return place_found(
-            infos,
-            memory,
-            by_person=by_person,
-            taken=taken,
-            probe=probe,
-            other_project="other-project" in permits.override,
-        )
-
-    def _board_of(self, place: Place) -> Board:
-        board = self.boards.get(place.name)
-        if board is None:
-            board = next(
-                (
-                    b
-                    for b in self.boards.values()
-                    if b.shown.entry is None and b.shown.port == place.port
-                ),
-                None,
-            )
-        if board is None:
-            board = self.boards[place.name] = Board(place.name, None, self.settings.target, self)
-        return board
-
-    def _with_record(self, found: Found) -> Found:
-        place, board = found.place, found.board
-        if place.mac is None:
-            return found
-        record = self.memory.journal.attempt(place.mac, board.target.key)
-        as_read = stands_in(place, self.memory, board.target.version)
-        return Found(board, place, record, as_read)
-
-    async def _probe(self, found: list[Found]) -> list[Found]:
-        """Look for boards known by their MAC on ports that nothing but a person's word opens."""
-        lost = {
-            entry.mac: index
-            for index, one in enumerate(found)
-            if (entry := one.board.shown.entry) is not None
-            and entry.mac is not None
-            and one.place.kind == "absent"
-        }
-        if not lost:
-            return found
-        used = {canonical(b.shown.port) for b in self.boards.values() if b.shown.port is not None}
-
-        def candidates() -> list[PortInfo]:
-            return [
-                info
-                for info in list_ports()
-                if info.device not in used and SERVICE_CLAIMS.owner(info.device) is None
-            ]
-
-        for info in await asyncio.to_thread(candidates):
-            mac = await asyncio.to_thread(mac_at, info.device, self.owner)
-            if mac is None or mac not in lost:
-                continue
-            board = found[lost[mac]].board
-            place = Place(board.shown.name, "here", info.device, info, mac)
-            found[lost[mac]] = Found(board, place)
-            self.log.info("%s: found at %s by probing", board.shown.name, info.device)
-        return found
-
     def renamed(self, about: BoardState, mac: str) -> None:
         """A board that is not in `boards` goes by its MAC once that is known."""
-        board = self.boards.get(about.name)
-        if about.entry is not None or about.name == mac or board is None:
-            return
-        del self.boards[about.name]
-        about.name = mac
-        self.boards[mac] = board
+        self.roster.renamed(about, mac)
 
     # --- boards that come and go
 
@@ -607,9 +456,7 @@ class Engine:
         after a session: that is neither a board that went nor one that came.
         """
         settings = self.settings
-        places = await asyncio.to_thread(
-            self._places, policy.Permits(), by_person=False, probe=False
-        )
+        places = await asyncio.to_thread(self.roster.places, policy.Permits())
         if settings is not self.settings:
             return  # configured meanwhile
         came = [place for place in places if self._came_or_went(place, first=first)]
@@ -626,12 +473,10 @@ class Engine:
 
     def _came_or_went(self, place: Place, *, first: bool) -> bool:
         """Show a board that was unplugged as absent; whether a board has come."""
-        board = self.boards.get(place.name)
-        if board is None and self.settings.boards is None:
-            board = next((b for b in self.boards.values() if b.shown.port == place.port), None)
-            if board is None:
-                return place.kind in ("here", "candidate")
-        if board is None or not self._at_rest(board):
+        board = self.roster.of(place)
+        if board is None:
+            return self.settings.boards is None and place.kind in ("here", "candidate")
+        if not self._at_rest(board):
             return False
         absent = board.shown.state == "absent"
         if place.kind == "absent" and not absent:
@@ -655,10 +500,3 @@ class Engine:
             for run in self.runs
             if not run.done.is_set()
         )
-
-
-def _where(entry: BoardEntry | None) -> tuple[str | None, str | None] | None:
-    """What a board of `boards` is known by, whatever it is called."""
-    if entry is None:
-        return None
-    return entry.mac, canonical(entry.port) if entry.port is not None else None

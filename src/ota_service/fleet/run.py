@@ -25,7 +25,8 @@ from ota_service.fleet.replies import refusal
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
-    from ota_service.fleet.engine import Engine, Found
+    from ota_service.fleet.engine import Engine
+    from ota_service.fleet.roster import Found
 
 RunOutcome = Literal["running", "succeeded", "partly", "failed", "cancelled"]
 
@@ -141,7 +142,7 @@ class Run:
             self.done.set()
 
     async def _go(self, engine: Engine, file: Coroutine[Any, Any, FlashFile] | None) -> None:
-        found = await engine.find(
+        found = await engine.roster.find(
             self.names, self.permits, probe=self.probe, by_person=self.by_person
         )
         why = f"{self.trigger}, {self.purpose}" if self.purpose != "update" else self.trigger
