@@ -294,7 +294,7 @@ def test_no_line_with_a_tag_decides(lines: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "name"), [(code, name) for code, row in RESETS.items() for name in row[1]]
+    ("code", "name"), [(code, name) for code, row in RESETS.items() for name in sorted(row[1])]
 )
 def test_every_chips_reset_reasons_are_judged(code: int, name: str) -> None:
     """A wake and what comes from outside leave a good firmware alone; all else ends its watch."""

@@ -87,7 +87,7 @@ board = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     boards=st.dictionaries(names, board, max_size=20),
     columns=st.integers(60, 200),

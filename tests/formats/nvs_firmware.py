@@ -9,7 +9,7 @@ an app does. It writes by NOR rules and reports each write through `on_write`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -86,7 +86,8 @@ class _Loaded:
     version: int
     first: int
     free: int
-    nodes: tuple[tuple[bytes, int], ...]
+    nodes: dict[int, bytes]
+    named: dict[bytes, tuple[int, ...]]
     items: tuple[tuple[int, bytes], ...]
     writes: tuple[tuple[int, bytes], ...]
 
@@ -118,7 +119,7 @@ def _loaded(flash: bytes, rules: Rules) -> _Loaded | Exception:
     items = tuple(page.items())
     return _Loaded(
         page.state, page.seq, page.version, page.first, page.free,
-        tuple(page.nodes), items, tuple(alone.writes),
+        page.nodes, page.named, items, tuple(alone.writes),
     )  # fmt: skip
 
 
@@ -133,6 +134,16 @@ def item(ns: int, kind: int, key: bytes, value: bytes, chunk: int = 0xFF) -> byt
     head = bytes([ns, kind, span, chunk])
     rest = key.ljust(16, b"\0") + data
     return head + crc(head + rest).to_bytes(4, "little") + rest + tail
+
+
+_VALUES: dict[tuple[bytes, Rules], dict[tuple[int, bytes, int], bytes | None]] = {}
+"""What was read of pages, by their cells."""
+
+
+def _value(page: Pg, i: int) -> bytes | None:
+    """A string's bytes (None where their CRC is wrong), a number's."""
+    raw = page.raw(i)
+    return page.payload(i) if raw[1] in LONG else raw[24 : 24 + SHORT.get(raw[1], 8)]
 
 
 class Firmware:
@@ -172,7 +183,8 @@ class Firmware:
         for place, data in loaded.writes:
             self.program(at + place, data)
         page.state, page.seq, page.version = loaded.state, loaded.seq, loaded.version
-        page.first, page.free, page.nodes = loaded.first, loaded.free, list(loaded.nodes)
+        page.first, page.free = loaded.first, loaded.free
+        page.nodes, page.named = dict(loaded.nodes), dict(loaded.named)
         page.walked = (page.changes, list(loaded.items))
         return page
 
@@ -452,35 +464,45 @@ class Firmware:
         return value if len(value) == int.from_bytes(raw[24:28], "little") else None
 
     def value(self, ns: int, key: bytes, kind: int) -> bytes | None:
-        """As nvs_get of that type; None: not there."""
-        if kind == IDX:
-            found = self.blob(ns, key)
-            if found is not None or self.locate(ns, key, IDX) is not None:
-                return found
-            kind = BLOB
-        place = self.locate(ns, key, kind)
-        if place is None:
-            return None
-        if kind in LONG:
-            return place[0].payload(place[1])
-        return place[0].raw(place[1])[24 : 24 + SHORT.get(kind, 8)]
+        """As nvs_get of that type (`IDX` for a blob); None: not there."""
+        if kind == IDX and self.locate(ns, key, IDX) is not None:
+            return self.blob(ns, key)
+        place = self.locate(ns, key, BLOB if kind == IDX else kind)
+        return _value(*place) if place is not None else None
 
     def keys(self) -> Keys:
-        """Everything an app can read."""
-        keys: Keys = {}
-        names = list(self.namespaces().items())
-        for ns, key, kind in dict.fromkeys(self._names()):
-            value = self.value(ns, key, kind)
-            if value is not None:
-                keys.update(((name, key, kind), value) for name, i in names if i == ns)
-        return keys
-
-    def _names(self) -> Iterator[tuple[int, bytes, int]]:
+        """Everything an app can read: of each name and type what the first page finds."""
+        found: dict[tuple[int, bytes, int], bytes | None] = {}
         for page in self.list:
+            for place, value in self._of_page(page).items():
+                if place not in found:
+                    found[place] = self.value(*place) if place[2] == IDX else value
+        names = list(self.namespaces().items())
+        return {
+            (name, key, kind): value
+            for (ns, key, kind), value in found.items()
+            if value is not None
+            for name, i in names
+            if i == ns
+        }
+
+    def _of_page(self, page: Pg) -> dict[tuple[int, bytes, int], bytes | None]:
+        """(namespace, key, type) to what a page has; a blob's value is not looked for here."""
+        cells = (bytes(self.flash[page.at : page.at + PAGE]), self.rules)
+        if cells not in _VALUES:
+            values: dict[tuple[int, bytes, int], bytes | None] = {}
             for _, raw in page.items():
-                kind = IDX if raw[1] == BLOB else raw[1]
-                if raw[0] and (kind in SHORT or kind in (SZ, IDX)):
-                    yield raw[0], key_of(raw), kind
+                ns, kind, key = raw[0], raw[1], key_of(raw)
+                if not ns or not (kind in SHORT or kind in (SZ, BLOB, IDX)):
+                    continue
+                found, i, _ = page.find(ns, kind, key)
+                if found:
+                    blob = kind in (BLOB, IDX)
+                    values[ns, key, IDX if blob else kind] = None if blob else _value(page, i)
+            if len(_VALUES) > 1 << 14:
+                _VALUES.clear()
+            _VALUES[cells] = values
+        return _VALUES[cells]
 
     def read(self) -> dict[tuple[bytes, bytes], tuple[int, bytes]]:
         """(namespace, key) -> (type, value); of several types, the first in the pages' order."""

@@ -9,9 +9,11 @@ Versions differ in what `Rules` names; a judge asks all of them (`ALL_RULES`).
 from __future__ import annotations
 
 import binascii
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Protocol
 
 EMPTY, WRITTEN, ILLEGAL, ERASED = 3, 2, 1, 0
@@ -116,14 +118,15 @@ class Pg:
     """A page in the firmware's memory.
 
     first: the first used entry. free: the next free one; NEVER where the page is not written to.
-    nodes: (name, index) of the items in the list of hashes, in the order in which they came.
+    nodes: the name of each item in the list of hashes, by index. named: the indexes by name.
     """
 
     def __init__(self, nvs: Flash, number: int) -> None:
         self.nvs, self.at = nvs, number * PAGE
         self.state, self.seq, self.version = UNINIT, 0, 0xFE
         self.first = self.free = NEVER
-        self.nodes: list[tuple[bytes, int]] = []
+        self.nodes: dict[int, bytes] = {}
+        self.named: dict[bytes, tuple[int, ...]] = {}
         self.changes = 0
         self.walked: tuple[int, list[tuple[int, bytes]]] | None = None
 
@@ -180,11 +183,12 @@ class Pg:
             raise StopsAtStart
         span = 1
         if state == WRITTEN:
-            known = any(index == i for _, index in self.nodes)
-            self.nodes = [node for node in self.nodes if node[1] != i]
+            known = self.nodes.pop(i, None)
+            if known is not None:
+                self.named[known] = tuple(j for j in self.named[known] if j != i)
             if self.good(raw, i):
                 span = raw[2]
-                if rules.asserts and (not known or not 0 < span <= N - i):
+                if rules.asserts and (known is None or not 0 < span <= N - i):
                     raise StopsAtStart
                 if not 0 < span <= N - i:
                     return False
@@ -301,12 +305,13 @@ class Pg:
 
     def insert(self, raw: bytes, i: int) -> bytes:
         name = raw[:1] + raw[8:24] + raw[3:4]
-        self.nodes.append((name, i))
+        self.nodes[i] = name
+        self.named[name] = (*self.named.get(name, ()), i)
         return name
 
     def hashed(self, name: bytes, start: int = 0) -> int:
         """The first item of that name from entry `start` on; NEVER."""
-        return next((i for n, i in self.nodes if n == name and i >= start), NEVER)
+        return next((i for i in self.named.get(name, ()) if i >= start), NEVER)
 
     # --- searching
 
@@ -353,11 +358,10 @@ class Pg:
             if start == NEVER:
                 return nothing
         items = self.items()
-        if start != self.first and not any(i == start for i, _ in items):
-            items = list(self.scan(start))
-        for i, raw in items:
-            if i < start:
-                continue
+        place = bisect_left(items, (start, b""))
+        if start != self.first and (place == len(items) or items[place][0] != start):
+            items, place = list(self.scan(start)), 0
+        for i, raw in islice(items, place, None):
             if (ns not in (ANY, raw[0])) or (key is not None and key[:15] != key_of(raw)):
                 continue
             if kind == DATA and chunk not in (ANY, raw[3]):
@@ -402,7 +406,7 @@ class Pg:
     def wipe(self) -> None:
         self.changes += 1
         self.nvs.erase_sector(self.at)
-        self.state, self.nodes = UNINIT, []
+        self.state, self.nodes, self.named = UNINIT, {}, {}
         self.first = self.free = NEVER
 
     def append_entry(self, entry: bytes) -> None:

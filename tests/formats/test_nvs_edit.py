@@ -138,14 +138,14 @@ def test_collect_with_the_old_version_in_another_page() -> None:
         data[start : start + 64] = block
         data[page.at + 32 + slot // 4] = data[page.at + 32 + slot // 4] & ~(15 << 2) | 0b1010 << 2
     assert booted(bytes(data))[0][NS, KEY] == (SZ, b"1.0.0\0")
-    edit = prove(bytes(data), "2.0.0")
+    edit = prove(bytes(data), "2.0.0", torn=0)
     assert edit.strategy == "collect"
 
 
 def test_collect_in_the_place_of_the_old_version() -> None:
     """All pages are full, and the only room is that of the old version itself."""
     data = crowded(4)
-    edit = prove(data, "2.0.0")
+    edit = prove(data, "2.0.0", torn=0)
     assert edit.strategy == "collect"
 
 
@@ -304,6 +304,7 @@ def states(data: bytes) -> list[int]:
     return [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), PAGE)]
 
 
+@pytest.mark.slow
 def test_a_torn_item_of_the_app() -> None:
     """A header whose payload was never marked written does not swallow the version."""
     flash = bytearray(
@@ -490,7 +491,7 @@ def lives(first: int, last: int) -> Counter[str]:
 
 def test_lives_of_an_app() -> None:
     """A few random lives."""
-    assert lives(0, 12).total() == 12
+    assert lives(0, 5).total() == 5
 
 
 @pytest.mark.slow
@@ -500,7 +501,7 @@ def test_many_lives_of_an_app() -> None:
     assert {"append", "collect", "new-page", "erase", "nvs-full"} <= seen.keys()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(ODD_PAGE | st.just(BLANK), min_size=3, max_size=4).map(b"".join),
     st.sampled_from(["1.0.0", "v" * 100, None]),

@@ -14,7 +14,7 @@ from idftool.nvs.parser import parse as idftool_parse
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import PageState, parse_nvs
 from tests.formats import images, nvs_images
-from tests.formats.nvs_firmware import ACTIVE, SZ, Firmware, NoSpace, item
+from tests.formats.nvs_firmware import ACTIVE, ALL_RULES, SZ, Firmware, NoSpace, item, start
 from tests.formats.nvs_page import SHORT
 from tests.formats.outcomes import outcome
 
@@ -195,7 +195,7 @@ def readable(data: bytes) -> dict[tuple[bytes, bytes], tuple[int, bytes]]:
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(3, 6), STEPS, st.data())
 def test_histories_of_an_app(pages: int, steps: list[Step], draw: st.DataObject) -> None:
     """After any history, cut at any write, our reader and ESP-IDF's rules agree."""
@@ -251,7 +251,7 @@ ODD_PAGE = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(ODD_PAGE | st.just(b"\xff" * PAGE), min_size=3, max_size=4).map(b"".join)
     | st.binary(max_size=200)
@@ -268,7 +268,7 @@ def test_any_bytes(data: bytes) -> None:
         result.keys()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.tuples(st.integers(0, 0x3FFF) | st.integers(0, 200), st.integers(0, 255)), max_size=6
@@ -311,3 +311,27 @@ def test_the_judge_itself() -> None:
     assert networks is not None
     assert (version.value, networks.value) == ("2.0.0", images.noise(7000))
     assert app.list[-1].state == ACTIVE
+
+
+def test_the_judge_checks_the_last_item_as_each_version_does() -> None:
+    """The page's last item is a blob's second part: later versions erase the first one, and the
+    blob with it. It is what a cut write has left of a string's header: all erase the older one."""
+    flash = bytearray(b"\xff" * (3 * PAGE))
+    app = Firmware(flash)
+    ns = app.namespace(b"n")
+    parts = [item(ns, 0x42, b"blob", images.noise(100), chunk) for chunk in range(2)]
+    app.put(item(ns, 0x48, b"blob", b"\xc8\0\0\0\x02\0\xff\xff"))
+    app.set_item(b"n", b"text", SZ, b"old\0")
+    for one in parts:
+        app.put(one)
+    place = (b"n", b"blob", 0x48)
+    kept = [place in start(bytes(flash), rules).keys for rules in ALL_RULES]
+    assert kept == [True, True, False, False, False]
+    app.put(item(ns, SZ, b"text", b"new\0"))
+    torn = app.list[-1].at + 64 + (app.list[-1].next - 2) * 32
+    flash[torn + 4 : torn + 8] = bytes(4)
+    entry = app.list[-1].next - 1  # of its payload, which was never marked written
+    flash[app.list[-1].at + 32 + entry // 4] |= 3 << entry % 4 * 2
+    flash[torn + 32 : torn + 64] = b"\xff" * 32
+    for rules in ALL_RULES:
+        assert (b"n", b"text", SZ) not in start(bytes(flash), rules).keys

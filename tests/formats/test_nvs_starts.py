@@ -198,7 +198,7 @@ def partitions(draw: st.DrawFn) -> bytes:
     return b"".join(draw(st.permutations(pages)))
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(partitions(), st.sampled_from(["2.0.0", "v" * 100, None]), st.integers(0, 99))
 def test_any_partition(data: bytes, value: str | None, seed: int) -> None:
     """A change that survives every cut, or a refusal; where there is room, never for want of it."""
@@ -206,7 +206,7 @@ def test_any_partition(data: bytes, value: str | None, seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(partitions(), st.sampled_from(["2.0.0", "v" * 100, None]), st.integers(0, 99))
 def test_many_partitions(data: bytes, value: str | None, seed: int) -> None:
     """The same, of many."""

@@ -100,7 +100,7 @@ def test_it_pays_where_wire_and_flash_take_about_as_long() -> None:
     assert not any(ahead_pays(small, baud) for baud in BAUDS)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 255), st.integers(1, 60_000), st.booleans()), max_size=12),
     st.integers(0, 1 << 32),

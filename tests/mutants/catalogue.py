@@ -15,6 +15,7 @@ SUPPLY = "tests/firmware/test_supply.py"
 GUARD = "tests/dashboard/test_guard.py"
 REGISTERS = "tests/link/test_spi.py"
 JOURNAL = "tests/journal"
+BOOT = "tests/board/test_boot.py"
 
 _OTADATA = (
     Mutant(
@@ -150,8 +151,8 @@ _IMAGE = (
     Mutant(
         "the least revision is compared the wrong way round at equality",
         "formats/image.py",
-        "return self.min_revision <= revision and not (limited and revision > self.max_revision)",
-        "return self.min_revision < revision and not (limited and revision > self.max_revision)",
+        "return least <= revision and not (limited and revision > highest)",
+        "return least < revision and not (limited and revision > highest)",
         IMAGE,
     ),
     Mutant(
@@ -347,4 +348,84 @@ _LINK = (
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = (*_OTADATA, *_IMAGE, *_FIRMWARE, *_DASHBOARD, *_LINK)
+_BOOT = (
+    Mutant(
+        "what boot_expect found is kept across a power-on reset",
+        "board/boot.py",
+        "self.loaded_offset = None\n        self.expectation_met = False",
+        "self.loaded_offset = None",
+        BOOT,
+    ),
+    Mutant(
+        "a panic in the middle of a line counts",
+        "board/boot.py",
+        "starts = _PANIC.match(text) or",
+        "starts = _PANIC.search(text) or",
+        BOOT,
+    ),
+    Mutant(
+        "a reset line in the middle of a line counts",
+        "board/boot.py",
+        "if match := _RESET.match(text):",
+        "if match := _RESET.search(text):",
+        BOOT,
+    ),
+    Mutant(
+        "an app that goes on has panicked all the same",
+        "board/boot.py",
+        'self._panic, self._panic_at_s, self._decisive = "", None, None\n            return False',
+        "return False",
+        BOOT,
+    ),
+    Mutant(
+        "a panic is a planned restart",
+        "board/boot.py",
+        "elif self._panic:\n            self._panicked(now_s)\n        elif cause",
+        "elif cause",
+        BOOT,
+    ),
+    Mutant(
+        "a watchdog's reset is a planned restart",
+        "board/boot.py",
+        "elif cause is ResetCause.SOFTWARE and self._restarted < self.restarts:",
+        "elif self._restarted < self.restarts:",
+        BOOT,
+    ),
+    Mutant(
+        "a wake from sleep starts the watch over",
+        "board/boot.py",
+        "self.loaded_offset = None  # the bootloader runs again; the app's time goes on",
+        "self._start_over(now_s)",
+        BOOT,
+    ),
+    Mutant(
+        "the brown-out detector's words are forgotten before the reset",
+        "board/boot.py",
+        "elif _ROM_HEAD.match(text):\n            self._brown_out = brown_out",
+        "elif _ROM_HEAD.match(text):\n            pass",
+        BOOT,
+    ),
+    Mutant(
+        "a bootloader that goes back after a power failure speaks against the firmware",
+        "board/boot.py",
+        "if self.outside_resets and not self._why_not:",
+        "if not self.outside_resets and self._why_not:",
+        BOOT,
+    ),
+    Mutant(
+        "a board in download mode is merely silent",
+        "board/boot.py",
+        "if self.in_download and self.shown_at_s is None:",
+        "if self.in_download and self.shown_at_s is not None:",
+        BOOT,
+    ),
+    Mutant(
+        "what is kept of a failed start is its end",
+        "board/boot.py",
+        "at = max(0, self._decisive - self._dropped)",
+        "at = len(self.lines)",
+        BOOT,
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = (*_OTADATA, *_IMAGE, *_FIRMWARE, *_DASHBOARD, *_LINK, *_BOOT)

@@ -32,7 +32,7 @@ from ota_service.sim.layouts import Layout
 from tests.prove.bootloader import Bootloader
 from tests.prove.cells import CellFlash, Cells
 from tests.prove.images import Firmware, named
-from tests.prove.nvs_init import nvs_of
+from tests.prove.nvs_init import nvs_of, repairs
 
 SECTOR = 0x1000
 MAC = "24:0a:c4:00:00:01"
@@ -96,11 +96,12 @@ class Link(CellFlash):
 
     def _start_nvs(self, result: BootResult) -> None:
         store = next(p for p in result.partitions if (p.type, p.subtype) == (1, 2))
-        found = nvs_of(self.cells.read(store.offset, store.size))
-        for write in found.writes:
-            at = store.offset + write.offset
-            if write.data:
-                for op in program(at, write.data):
+        region = self.cells.read(store.offset, store.size)
+        found = nvs_of(region)
+        for place, data in repairs(region) if found.error is None else ():
+            at = store.offset + place
+            if data is not None:
+                for op in program(at, data):
                     self._app(op)
             else:
                 self._app(Erase(at, SECTOR))

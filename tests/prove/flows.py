@@ -18,7 +18,7 @@ from tests.prove import images
 from tests.prove.board import BOOT, Board, Notes, known_facts, update
 from tests.prove.cells import Cells
 from tests.prove.images import Firmware
-from tests.prove.judge import VERSION, Judge, Problem, keys_of, region_of, running, stored
+from tests.prove.judge import VERSION, Judge, Problem, region_of, running, stored
 from tests.prove.nvs_init import nvs_of
 from tests.prove.starts import SECTOR, Start
 
@@ -123,7 +123,8 @@ class Case:
         """What has to stay, whatever happens."""
         start = self.start
         cells = Cells(flash)
-        before = nvs_of(region_of(cells, start.plan))
+        region = region_of(cells, start.plan)
+        before = nvs_of(region)
         assert before.error is None, (self.name, before.error)
         tags: list[object] = [before.items.get(VERSION), ("string", self.firmware.tag.encode())]
         old = self.old_tag
@@ -142,9 +143,7 @@ class Case:
             tags.append(("string", images.OTHER.version.encode()))
         forward = self.flow in ("update", "plain-image", "switch")
         early = self.firmware.tag if forward and self.firmware.tag != old else None
-        return Judge(
-            start.plan, start.bootloader, keys_of(before), boots, tuple(tags), spares, early
-        )
+        return Judge(start.plan, start.bootloader, region, boots, tuple(tags), spares, early)
 
 
 @lru_cache(maxsize=64)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What became of a board: does it boot, what, and is every key still there?
 
-Judged by the simulator's boot model and NVS code, which share nothing with `formats/`.
+Judged by the simulator's boot model and by the tests' own NVS code with the rules of all versions
+of ESP-IDF, which share nothing with `formats/`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,11 @@ from dataclasses import dataclass
 from ota_service.sim.flash import NorFlash
 from ota_service.sim.imagecheck import BadImageError, verify_app
 from ota_service.sim.layouts import Layout
-from ota_service.sim.nvsmodel import NvsState
 from tests.prove.bootloader import Bootloader
 from tests.prove.cells import Cells
 from tests.prove.images import Firmware, named
-from tests.prove.nvs_init import nvs_of
+from tests.prove.nvs_init import Key, NvsState, Value, nvs_of, starts_of
 
-Key = tuple[str, str]
 VERSION: Key = ("VIAM_NS", "OTA_VERSION")
 
 
@@ -35,7 +34,7 @@ def region_of(cells: Cells, layout: Layout) -> bytes:
     return cells.read(store.offset, store.size)
 
 
-def keys_of(state: NvsState) -> dict[Key, tuple[str, bytes]]:
+def keys_of(state: NvsState) -> dict[Key, Value]:
     """Every key but the version."""
     return {key: value for key, value in state.items.items() if key != VERSION}
 
@@ -53,13 +52,13 @@ def running(cells: Cells, bootloader: Bootloader) -> tuple[Firmware | None, str]
 @dataclass(frozen=True)
 class Judge:
     """Knows what has to stay. boots: the firmwares that may run; tags: the versions that may be
-    stored (None: none); keys: every other key and its value; spares: what stood in the slots.
+    stored (None: none); before: the NVS partition as it was; spares: what stood in the slots.
     early: a version that must not be stored while the old firmware, the first of `boots`, boots.
     """
 
     layout: Layout
     bootloader: Bootloader
-    keys: dict[Key, tuple[str, bytes]]
+    before: bytes
     boots: tuple[Firmware, ...]
     tags: tuple[object, ...]
     spares: dict[str, bytes]
@@ -107,19 +106,36 @@ class Judge:
         return found
 
     def nvs(self, cells: Cells, *, any_tag: bool = False) -> list[Problem]:
-        """NVS by the firmware's own rules; any_tag: the version is looked at elsewhere."""
-        state = nvs_of(region_of(cells, self.layout))
+        """NVS by every version's rules, at two starts in a row.
+
+        any_tag: the version is looked at elsewhere. What a version did not start with before, or
+        read otherwise at its second start, is not asked of it.
+        """
+        found: dict[str, None] = {}
+        asked = zip(starts_of(self.before), starts_of(region_of(cells, self.layout)), strict=True)
+        for (rules, *before), (_, *after) in asked:
+            if any(state.error for state in before):
+                continue
+            for number, state in enumerate(after, 1):
+                for words in self._nvs_start(before, state, any_tag):
+                    found.setdefault(f"{words} (ESP-IDF {rules.name}, start {number})")
+        return [Problem("keys", words) for words in found]
+
+    def _nvs_start(self, before: list[NvsState], state: NvsState, any_tag: bool) -> list[str]:
         if state.error is not None:
-            return [Problem("keys", f"NVS does not start: {state.error}")]
+            return [f"NVS does not start: {state.error}"]
         found = []
-        if state.free_pages < 1:
-            found.append(Problem("keys", "NVS has no free page"))
-        now = keys_of(state)
-        changed = sorted(key for key in self.keys | now if self.keys.get(key) != now.get(key))
-        if changed:
-            found.append(Problem("keys", f"{len(changed)} keys changed, such as {changed[0]}"))
+        now, (first, second) = keys_of(state), map(keys_of, before)
+        if now != first:
+            changed = sorted(
+                key
+                for key in first | second | now
+                if now.get(key) not in (first.get(key), second.get(key))
+            )
+            if changed:
+                found.append(f"{len(changed)} keys changed, such as {changed[0]}")
         if not any_tag and state.items.get(VERSION) not in self.tags:
-            found.append(Problem("keys", f"the version is {state.items.get(VERSION)}"))
+            found.append(f"the version is {state.items.get(VERSION)}")
         return found
 
 

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""NVS partitions as boards may have them, written by the simulator's own NVS code.
+"""NVS partitions as boards may have them, written by the simulator's own NVS code or the tests'.
 
-That code follows ESP-IDF's and shares nothing with `formats/`. Torn shapes are made as boards
+Both follow ESP-IDF's and share nothing with `formats/`. Torn shapes are made as boards
 make them: the app writes, and a reset meets it between two of its flash operations or within
 one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 
 from ota_service.sim.factory import default_nvs
 from ota_service.sim.nvsmodel import MemoryRegion, NvsStore, NvsValue, Write
 from tests.formats import nvs_images
+from tests.formats.nvs_firmware import DATA, IDX, SZ, U8, NoSpace, item
+from tests.formats.nvs_firmware import Firmware as App
 from tests.prove.images import OLD
 
 SECTOR = 0x1000
@@ -226,6 +229,10 @@ def _certificate(store: NvsStore) -> None:
     store.set(SPACE, "TLS_CERT", b"\x5a" * 1300)
 
 
+def _password(store: NvsStore) -> None:
+    store.set(SPACE, "WIFI_PASSWORD", "another password")
+
+
 def _version(store: NvsStore) -> None:
     store.set(SPACE, KEY, "rel-1-by-app")
 
@@ -245,6 +252,82 @@ def _collecting(share: float) -> Build:
         return _after(cells, writes[: start + 1 + int((end - start - 1) * share)])
 
     return build
+
+
+# --- by the tests' own firmware: what comes of full pages, refused writes and blobs in parts
+
+
+def _crowded(app: App, left: int) -> None:
+    """Strings that stay until one page is free and `left` entries of the last one are empty."""
+    space, number = app.namespace(b"app"), 0
+    while len(app.free) > 1 or app.list[-1].next < ENTRIES - left:
+        page = app.list[-1]
+        if len(app.free) > 1 and page.next == ENTRIES:
+            app.turn_page()
+            continue
+        room = ENTRIES - page.next - (left if len(app.free) <= 1 else 0)
+        value = b"z" * (min(room, 60) * 32 - 33) + b"\0"
+        if room == 1:
+            page.append(item(space, U8, b"u%d" % number, b"\x01"))
+        else:
+            page.append(item(space, SZ, b"f%d" % number, value))
+        number += 1
+
+
+def _robot_app(size: int) -> App:
+    app = App(bytearray(b"\xff" * size))
+    for key, value in default_nvs(version=OLD.tag).items():
+        if isinstance(value, str):
+            app.set_item(SPACE.encode(), key.encode(), SZ, value.encode() + b"\0")
+        elif isinstance(value, bytes):
+            app.set_blob(SPACE.encode(), key.encode(), value)
+    return app
+
+
+def last_part(size: int, rng: random.Random) -> bytes:
+    """A full page with much to gain whose last item is a blob's second part, the first before it.
+
+    So it stands where the app's own collection met the page that it was filling.
+    """
+    app = _robot_app(size)
+    app.turn_page()
+    space, page = app.namespace(SPACE.encode()), app.list[-1]
+    key, first = b"ROBOT_LOG", rng.randbytes(700)
+    page.append(item(space, DATA, key, first, 0))
+    for number in range(6):
+        app.set_item(b"app", b"log%d" % number, SZ, b"l" * 100 + b"\0")
+    for number in range(6):
+        app.delete(b"app", b"log%d" % number)
+    second = rng.randbytes(page.tail())
+    page.append(item(space, DATA, key, second, 1))
+    app.turn_page()
+    length = (len(first) + len(second)).to_bytes(4, "little")
+    app.put(item(space, IDX, key, length + b"\x02\0\xff\xff"))
+    _crowded(app, 1)
+    return bytes(app.flash)
+
+
+def _part_moved(share: float) -> Build:
+    """The app was moving that page, and power failed: some of its items stand there twice."""
+
+    def build(size: int, rng: random.Random) -> bytes:
+        cells = bytearray(last_part(size, rng))
+        app, states = App(cells), [bytes(cells)]
+        app.on_write = lambda place, data: states.append(bytes(cells))
+        app.turn_page()
+        return states[1 + int((len(states) - 2) * share)]
+
+    return build
+
+
+def refused(size: int, rng: random.Random) -> bytes:
+    """The parts of a blob that found no room, second of their key; only they are in the way."""
+    app = _robot_app(size)
+    app.set_blob(SPACE.encode(), b"NETWORKS", rng.randbytes(300))
+    _crowded(app, 24)
+    with contextlib.suppress(NoSpace):
+        app.set_blob(SPACE.encode(), b"NETWORKS", rng.randbytes(9000))
+    return bytes(app.flash)
 
 
 def corrupt_page(size: int, rng: random.Random) -> bytes:
@@ -282,12 +365,19 @@ MORE: dict[str, Build] = {
     "torn-blob-end": _torn(robot, _certificate, -3),
     "torn-version": _torn(robot, _version, -1),
     "torn-version-2": _torn(robot, _version, 3),
+    "torn-password": _torn(robot, _password, 1),
+    "torn-password-2": _torn(robot, _password, 2),
+    "torn-version-1": _torn(robot, _version, 1),
     "torn-full": _torn(nearly_full, _note, 1),
     "torn-full-2": _torn(nearly_full, _note, 3),
     "freeing-begun": _collecting(0.0),
     "freeing-half": _collecting(0.5),
     "freeing-done": _collecting(1.0),
     "corrupt-page": corrupt_page,
+    "last-part": last_part,
+    "part-moved-half": _part_moved(0.5),
+    "part-moved": _part_moved(0.9),
+    "refused": refused,
 }
 """Further ones, which meet each of the other dimensions' values pairwise."""
 

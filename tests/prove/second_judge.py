@@ -59,14 +59,8 @@ def differs(cells: Cells, recording: Recording) -> str | None:
     """How idftool's reading differs from what has to be there; None where it does not."""
     layout = recording.case.start.plan
     before = nvs_of(region_of(Cells(recording.case.flash()), layout))
-    region = bytearray(region_of(cells, layout))
-    for write in nvs_of(bytes(region)).writes:
-        if write.data:
-            for i, byte in enumerate(write.data):
-                region[write.offset + i] &= byte
-        else:
-            region[write.offset : write.offset + 0x1000] = b"\xff" * 0x1000
-    judged = parse(bytes(region))
+    region = nvs_of(region_of(cells, layout)).flash
+    judged = parse(region)
     values = {(e.namespace, e.key): e.value for e in judged.entries}
     for key, (kind, value) in before.items.items():
         if key == VERSION:

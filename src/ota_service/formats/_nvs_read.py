@@ -253,7 +253,7 @@ def _finish_freeing(nvs: Nvs) -> None:
     if len(freeing) > 1:
         raise OtaError("nvs-invalid", f"NVS has {len(freeing)} pages that are being freed.")
     nvs.freeing = freeing[0]
-    seq = nvs.order[-1].seq + 1
+    seq = (nvs.order[-1].seq + 1) & 0xFFFFFFFF
     free = [page.index for page in nvs.pages if not page.live]
     if nvs.order[-1].state is PageState.ACTIVE:
         nvs.dropped = nvs.order.pop()
