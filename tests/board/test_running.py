@@ -217,11 +217,25 @@ def test_a_silent_rollback_bootloader_that_went_back_while_it_was_looked_at() ->
     assert found.otadata.newest_rejected
 
 
+def test_a_board_that_never_left_download_mode_is_not_called_dead() -> None:
+    """Nothing was seen of its start, so its log may yet say otherwise."""
+    target = dead_guide()
+    look = FirstLook(restarted=False)
+    found = inspect(MemoryFlash(target.data), target.chip, facts=BoardFacts(), look=lambda: look)
+    assert found.running.partition is None
+    assert not found.running.dead
+
+
+def dead_guide() -> MemoryBoard:
+    """A board whose one app is damaged."""
+    target = MemoryBoard(make_flash("guide"), silent=True)
+    target.data[LAYOUTS["guide"].find("factory").offset + 0x1000] ^= 1
+    return target
+
+
 def test_something_that_prints_is_not_called_dead() -> None:
     """No whole image is found, and yet an app prints: nothing is written, rescued or not."""
-    target = MemoryBoard(make_flash("guide"), silent=True)
-    at = LAYOUTS["guide"].find("factory").offset
-    target.data[at + 0x1000] ^= 1
+    target = dead_guide()
     flash = MemoryFlash(target.data)
     found = inspect(flash, target.chip, facts=BoardFacts(), look=lambda: FirstLook(app_prints=True))
     assert found.running.partition is None

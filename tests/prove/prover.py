@@ -6,10 +6,13 @@ from __future__ import annotations
 import random
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from ota_service.board.facts import BoardFacts
+from ota_service.formats import nvs
 from tests.prove.board import Link, Notes, Op, quiet
 from tests.prove.cells import Cells
 from tests.prove.cuts import OWN, Cut, Detail, cuts
@@ -95,6 +98,18 @@ def record_in_memory(case: Case) -> Recording:
     return Recording(case, tuple(link.ops))
 
 
+@contextmanager
+def edits_remembered() -> Iterator[None]:
+    """Plan each change of NVS once: it depends on nothing but its arguments, its own proof takes
+    most of the time, and boards that were cut elsewhere have the same NVS."""
+    right = nvs.set_string
+    nvs.set_string = lru_cache(maxsize=4000)(right)
+    try:
+        yield
+    finally:
+        nvs.set_string = right
+
+
 def kind_of(case: Case, cut: Cut) -> str:
     """The row of the table that a cut belongs to."""
     flow = "update" if case.flow == "plain-image" else case.flow
@@ -117,7 +132,7 @@ def prove(recording: Recording, depth: Depth, only: str | None = None) -> Tally:
         flash, recording.ops, case.start.plan, depth.detail,
         from_phase=case.cut_from(), seed=f"{case.name}/{depth.seed}",
     )  # fmt: skip
-    with quiet():
+    with quiet(), edits_remembered():
         for cut in made:
             kind = kind_of(case, cut)
             kinds.add(kind)

@@ -48,13 +48,15 @@ class FirstLook:
     offset: flash address that the bootloader loaded the app from; None where it does not say.
     stuck: why the board comes to no app at all, from the ROM's or bootloader's own words.
     nothing_boots: the bootloader says that no app partition boots. app_prints: something printed
-    that neither the ROM nor the bootloader prints, so something runs.
+    that neither the ROM nor the bootloader prints, so something runs. restarted: False where the
+    board never left download mode, so that nothing was seen.
     """
 
     offset: int | None = None
     stuck: OtaError | None = None
     nothing_boots: bool = False
     app_prints: bool = False
+    restarted: bool = True
 
 
 def first_look(lines: Sequence[str], loaded_offset: int | None) -> FirstLook:

@@ -341,7 +341,7 @@ def _with_running(
     running = _verified(flash, found, order, facts, images, seen)
     if not running.dead:
         return replace(found, running=running)
-    if look is None:  # it may print, and more than was read may run
+    if look is None or not seen.restarted:  # it may print, and more than was read may run
         return replace(found, running=replace(running, dead=False))
     return replace(found, running=running, pending=False)  # nobody is there to confirm anything
 

@@ -284,6 +284,8 @@ class _Session:
         """One ordinary restart, to read from the bootloader's log what it starts."""
         if self._first is None:
             self._first = self._watch_first(link)
+        if self._first.in_download and not self._first.heard:
+            return FirstLook(restarted=False)
         return first_look(self._first.lines, self._first.loaded_offset)
 
     def _watch_first(self, link: EspLink) -> BootMonitor:
