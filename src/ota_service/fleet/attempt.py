@@ -37,6 +37,7 @@ class Attempt:
         self._failed = failed
         self._name = about.name
         self._port = str(about.port)
+        self._mac = about.mac
         settings = around.settings
         briefing = Briefing(
             owner=around,
@@ -103,7 +104,8 @@ class Attempt:
 
     async def _count(self, error: OtaError) -> int:
         """How many attempts have failed by now; only an update's are counted for good."""
-        order, mac, journal = self._order, self.hooks.mac, self._around.memory.journal
+        order, journal = self._order, self._around.memory.journal
+        mac = self.hooks.mac or self._mac
         if mac is not None and error.code in ("link-lost", "no-answer"):
             await self._around.journaled(partial(journal.record_carried, mac, self._port, 0))
         planned = self.hooks.plan is not None or order.plan is not None
