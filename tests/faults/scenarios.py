@@ -173,7 +173,10 @@ async def never_answers(folder: Path, seed: int) -> None:
         if fault != "stuck_in_download":
             assert board["error"]["code"] == "no-answer", board
         shown = await desk.look()
-        assert (shown.version, shown.keys) == (before.version, before.keys)
+        assert shown.keys == before.keys
+        # One that cannot leave download mode was written whole; only its start could not be seen.
+        runs = {before.version, "1.1.0"} if fault == "stuck_in_download" else {before.version}
+        assert shown.version in runs
         await heal(desk, "1.1.0", before)
 
 
