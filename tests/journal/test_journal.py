@@ -119,7 +119,7 @@ def test_a_port_s_first_success_counts(journal: Journal) -> None:
     journal.set_wrong_board(port, "another MAC")
     journal = reopened(journal)
     assert journal.known_port(port) == replace(held, wrong_board="another MAC")
-    assert journal.release(port) == 1
+    journal.release(port)
     assert journal.known_port(port) is None
     assert journal.learn_port(port, OTHER).mac == OTHER
     journal.close()
@@ -142,11 +142,11 @@ def test_not_ours_until_release(journal: Journal) -> None:
     record = journal.not_ours("1-1.4")
     assert record is not None
     assert (record.reason, record.mac) == ("other-project", MAC)
-    assert journal.release(MAC, "1-1.9") == 1
+    journal.release(MAC, "1-1.9")
     assert journal.not_ours("1-1.4") is None
-    assert journal.release("1-1.5") == 1
-    assert journal.release("1-1.5") == 0
-    assert journal.release() == 0
+    journal.release("1-1.5")
+    journal.release("1-1.5")
+    journal.release()
     journal.close()
 
 
@@ -224,9 +224,8 @@ def test_states_hold_until_release(journal: Journal) -> None:
     assert (again.code, again.message, again.since) == ("boot-failed", "panic", first.since)
     journal.set_attempt_state(OTHER, "t", "rolled_back")
     journal = reopened(journal)
-    assert [record.board for record in journal.attempts()] == [OTHER, MAC]
     assert journal.attempts(MAC) == [again]
-    assert journal.release(MAC) == 1
+    journal.release(MAC)
     assert journal.attempts(MAC) == []
     assert journal.attempt(OTHER, "t").state == "rolled_back"
     journal.close()
@@ -248,7 +247,7 @@ def test_attempts_are_bounded(journal: Journal, monkeypatch: pytest.MonkeyPatch)
     for index in range(12):
         journal.begin_attempt(MAC, f"t{index:02}")
         journal.end_attempt(MAC, f"t{index:02}", succeeded=False)
-    assert [record.target for record in journal.attempts()] == [
+    assert [record.target for record in journal.attempts(MAC)] == [
         f"t{i:02}" for i in range(11, 6, -1)
     ]
 

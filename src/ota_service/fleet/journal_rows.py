@@ -83,6 +83,32 @@ class PortRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class NameRecord:
+    """Which board a configured name stands for."""
+
+    service: str
+    name: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class LineRecord:
+    """A speed at which a port carried a whole slot to a board without an error."""
+
+    mac: str
+    port: str
+    baud: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedRecord:
+    """The speed that a port has fallen back to."""
+
+    port: str
+    baud: int
+
+
+@dataclass(frozen=True, slots=True)
 class NotOursRecord:
     """A place (USB location, else port) whose board is left alone until `release`."""
 

@@ -16,14 +16,14 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ota_service.errors import OtaError
 from ota_service.fleet import journal_schema
 from ota_service.fleet.journal_lock import FILE_MODE
-from ota_service.fleet.journal_rows import SqlValue, Statement
+from ota_service.fleet.journal_rows import Record, SqlValue, Statement, from_row, upsert
 
 RETRY_S = 5.0
 """How long writes leave a file alone that has just refused one."""
@@ -88,6 +88,25 @@ class Store:
         """The first row of a query, if there is one."""
         rows = self.read(sql, parameters)
         return rows[0] if rows else None
+
+    def get(self, kind: type[Record], table: str, **where: SqlValue) -> Record | None:
+        """A record by its key."""
+        return next(iter(self.all(kind, table, "1", **where)), None)
+
+    def all(
+        self, kind: type[Record], table: str, order: str = "1", **where: SqlValue
+    ) -> list[Record]:
+        """The records that have these values."""
+        sql = f"SELECT * FROM {table}{_having(where)} ORDER BY {order}"
+        return [from_row(kind, row) for row in self.read(sql, tuple(where.values()))]
+
+    def put(self, table: str, record: object, *keys: str) -> None:
+        """Store a record whole, in place of the one with the same keys."""
+        self.write(upsert(table, record, *keys))
+
+    def drop(self, table: str, **where: SqlValue) -> None:
+        """Remove the records that have these values."""
+        self.write((f"DELETE FROM {table}{_having(where)}", tuple(where.values())))
 
     def write(self, *statements: Statement) -> None:
         """Carry statements out as one transaction; returns when the file has it.
@@ -271,6 +290,11 @@ class Store:
                 else "Check that the folder exists and that this user may write it."
             ),
         )
+
+
+def _having(where: Mapping[str, SqlValue]) -> str:
+    """A condition; names are ours, values are bound."""
+    return " WHERE " + " AND ".join(f"{name} IS ?" for name in where) if where else ""
 
 
 def _connect(where: Path | str, *, uri: bool = False) -> sqlite3.Connection:
