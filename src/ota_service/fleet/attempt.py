@@ -152,4 +152,7 @@ async def hindrance(around: Around, order: Order, port: str, board: str) -> OtaE
     except OtaError as error:
         error.board = board
         return error
+    except Exception as error:
+        around.log.exception("%s: it could not be asked whether its port is free", board)
+        return OtaError("internal", f"{type(error).__name__}: {error}", board=board)
     return None

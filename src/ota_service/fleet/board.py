@@ -81,7 +81,11 @@ class Board:
 
     def order(self, order: Order) -> None:
         """Ask for something; `order.answer` will have what came of it."""
-        self.post(Message("update", order))
+        if self._task.done():
+            why = OtaError("cancelled", "The board is no longer listed.", board=self.shown.name)
+            order.give(Answer("cancelled", why, refusal(order.purpose, why)))
+        else:
+            self.post(Message("update", order))
 
     def post(self, message: Message | Fact) -> None:
         """Bring something to the task. In the event loop."""
@@ -107,7 +111,8 @@ class Board:
     async def retire(self) -> None:
         """It is listed no more: stop where it boots, and end."""
         self.tell("retarget")
-        await self.quiet.wait()
+        while not self.quiet.is_set():
+            await self.quiet.wait()
         self._task.cancel()
 
     @property
@@ -211,7 +216,11 @@ class Board:
         self._attempt = attempt
 
         async def go() -> None:
-            event, end = await attempt.run(after_s)
+            try:
+                event, end = await attempt.run(after_s)
+            except Exception as error:  # as at the end of a service: the board goes on all the same
+                told = OtaError("internal", f"{type(error).__name__}: {error}")
+                event, end = "failed", SessionEnd(error=told, failed=failed)
             self.tell(event, value=end)
 
         self._around.spawn(go())

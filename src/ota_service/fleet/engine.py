@@ -299,8 +299,9 @@ class Engine:
         """A firmware that could not be had for now is asked for again, later and later."""
         waiting: dict[str, list[Board]] = {}
         for order, board in run.orders.values():
-            answer = order.answer.result()
-            key = order.target.key
+            if not order.answer.done():
+                continue  # the run ended before it was asked of anybody
+            answer, key = order.answer.result(), order.target.key
             if answer.end == "no-firmware" and isinstance(answer.error, GaveUp):
                 waiting.setdefault(key, []).append(board)
             elif answer.end != "cancelled":

@@ -215,6 +215,7 @@ class Run:
             order.report |= {"error": error.to_dict(), "outcome": board.shown.state}
             order.give(answer)
         finally:
+            order.image = order.file = None
             if wish is not None:
                 wish.let_go()
         if self.purpose != "update":
