@@ -18,7 +18,7 @@ from ota_service.fleet import board as board_module
 from ota_service.fleet.attempt import Attempt, require_allowed
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
-from ota_service.fleet.firmwares import Fetched, Wish
+from ota_service.fleet.firmwares import Fetched
 from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.orders import Answer, Order, Purpose
@@ -43,17 +43,17 @@ class Shelf:
 
     def __init__(self) -> None:
         self.about: dict[str, dict[str, Any]] = {}
-        self.waiting: list[Wish] = []
+        self.waiting: list[Callable[[Fetched | OtaError], None]] = []
         self.at_once: Fetched | OtaError | None = None
-        self.let_go = 0
 
-    def want(self, target: Target, arrived: Callable[[Fetched | OtaError], None]) -> Wish:
+    def want(
+        self, target: Target, arrived: Callable[[Fetched | OtaError], None]
+    ) -> Callable[[], None]:
         """As `Firmwares.want`."""
-        wish = Wish(target, arrived)
-        self.waiting.append(wish)
+        self.waiting.append(arrived)
         if self.at_once is not None:
             asyncio.get_running_loop().call_soon(arrived, self.at_once)
-        return wish
+        return lambda: self.waiting.remove(arrived)
 
     def known(self, other_than: str) -> tuple[()]:
         """Nothing."""

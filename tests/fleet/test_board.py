@@ -190,7 +190,7 @@ def test_a_wait_ends_at_once(at_desk: AtDesk, state: str, event: str) -> None:
         assert now_s() == began_s
         await board.quiet.wait()
         assert board.state == "rest"
-        assert board._wish is None
+        assert desk.firmwares.waiting == []
         unread = "unknown" if event == "retarget" else "outdated"
         expected = "awaiting_confirmation" if state == "confirming" else unread
         assert board.shown.state == expected
@@ -209,7 +209,7 @@ def test_the_same_order_again_joins_in_every_wait(at_desk: AtDesk, state: str) -
         board.order(second)
         desk.allowed = True
         if state == "fetching":
-            desk.firmwares.waiting[-1].arrived(desk.fetched)
+            desk.firmwares.waiting[-1](desk.fetched)
         assert (await first).end == (await second.answer).end == "done"
 
     at_desk(test)

@@ -25,7 +25,7 @@ from ota_service.fleet import endings, policy
 from ota_service.fleet.around import Around
 from ota_service.fleet.attempt import Attempt, hindrance
 from ota_service.fleet.board_state import BoardState
-from ota_service.fleet.firmwares import Fetched, Wish
+from ota_service.fleet.firmwares import Fetched, LetGo
 from ota_service.fleet.orders import READS, Answer, End, Fact, Message, Order, Purpose
 from ota_service.fleet.policy import BOARD, Event, State, Verdict
 from ota_service.fleet.replies import last_reply, refusal
@@ -69,7 +69,7 @@ class Board:
         # What the update holds: its wait, its firmware, its next session, why it is to stop.
         self._token: object = object()
         self._timer: asyncio.TimerHandle | None = None
-        self._wish: Wish | None = None
+        self._let_go: LetGo | None = None
         self._wish_token: object = object()
         self._fetched: Fetched | OtaError | None = None
         self._job: Job | None = None
@@ -360,11 +360,11 @@ class Board:
         update = self._update
         assert update is not None
         self._wait()
-        if self._wish is None:
+        if self._let_go is None:
             token = self._wish_token = object()
             self._fetched = None
             arrived: Callable[[Fetched | OtaError], None] = partial(self._arrived, token)
-            self._wish = self._around.firmwares.want(update.target, arrived)
+            self._let_go = self._around.firmwares.want(update.target, arrived)
         self._token = self._wish_token
         if self._fetched is not None:
             self._arrived(self._wish_token, self._fetched)
@@ -551,9 +551,9 @@ class Board:
         self.shown.phase = self.shown.progress = None
         if update is not None:
             self._around.turns.ended(self, update.target.key, verdict)
-        if self._wish is not None:
-            self._wish.let_go()
-        self._wish = self._fetched = None
+        if self._let_go is not None:
+            self._let_go()
+        self._let_go = self._fetched = None
 
     def _log_end(self, update: Order, answer: Answer) -> None:
         """One line: what came of it, from what to what, how long it took, confirmed or why not."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -37,50 +38,18 @@ class Fetched:
     proven: bool
 
 
-@dataclass(eq=False)
-class Wish:
-    """Somebody's need of a target's firmware, until `let_go`. got: once it is there."""
-
-    target: Target
-    arrived: Callable[[Fetched | OtaError], None]
-    got: Fetched | None = None
-    _shelf: _Shelf | None = None
-
-    def let_go(self) -> None:
-        """It is needed no more; idempotent."""
-        shelf, self._shelf, self.got = self._shelf, None, None
-        if shelf is not None:
-            shelf.leave(self)
+Arrived = Callable[["Fetched | OtaError"], None]
+LetGo = Callable[[], None]
 
 
 @dataclass(eq=False)
 class _Shelf:
-    """One target's firmware, or the task that fetches it."""
+    """One target's firmware, or the task that fetches it; wanted: by whom."""
 
-    owner: Firmwares
     target: Target
     task: asyncio.Task[None] | None = None
     fetched: Fetched | None = None
-    wishes: list[Wish] = field(default_factory=list)
-
-    def leave(self, wish: Wish) -> None:
-        if wish in self.wishes:
-            self.wishes.remove(wish)
-        if not self.wishes:
-            self.owner.forget(self)
-
-    def arrive(self, got: Fetched | OtaError) -> None:
-        """Tell everybody that waits."""
-        if isinstance(got, Fetched):
-            self.fetched = got
-        else:
-            self.owner.forget(self)
-        for wish in list(self.wishes):
-            if isinstance(got, Fetched):
-                wish.got = got
-            else:
-                wish._shelf = None
-            wish.arrived(got)
+    wanted: list[Arrived] = field(default_factory=list)
 
 
 class Firmwares:
@@ -103,35 +72,37 @@ class Firmwares:
         self._shelves: dict[str, _Shelf] = {}
         self._supply = Supply(settings.cache_dir)
 
-    def want(self, target: Target, arrived: Callable[[Fetched | OtaError], None]) -> Wish:
-        """Have a target's firmware fetched; `arrived` is called, later, with it or the error."""
+    def want(self, target: Target, arrived: Arrived) -> LetGo:
+        """Have a target's firmware fetched; `arrived` is called, later, with it or the error.
+
+        What is returned is called, once, when it is needed no more.
+        """
         shelf = self._shelves.get(target.key)
         if shelf is None:
-            shelf = self._shelves[target.key] = _Shelf(self, target)
+            shelf = self._shelves[target.key] = _Shelf(target)
             shelf.task = asyncio.ensure_future(self._fetch(shelf))
-        wish = Wish(target, arrived, shelf.fetched, shelf)
-        shelf.wishes.append(wish)
+        shelf.wanted.append(arrived)
         if shelf.fetched is not None:
             asyncio.get_running_loop().call_soon(arrived, shelf.fetched)
-        return wish
+        return partial(self._let_go, shelf, arrived)
 
-    async def get(self, target: Target) -> tuple[Wish, Fetched]:
-        """As `want`, waited for. Raises OtaError."""
+    @asynccontextmanager
+    async def had(self, target: Target) -> AsyncIterator[Fetched]:
+        """A target's firmware for the length of a block. Raises OtaError."""
         future: asyncio.Future[Fetched | OtaError] = asyncio.get_running_loop().create_future()
 
         def arrived(got: Fetched | OtaError) -> None:
             if not future.done():
                 future.set_result(got)
 
-        wish = self.want(target, arrived)
+        let_go = self.want(target, arrived)
         try:
             got = await future
-        except BaseException:
-            wish.let_go()
-            raise
-        if isinstance(got, OtaError):
-            raise got
-        return wish, got
+            if isinstance(got, OtaError):
+                raise got
+            yield got
+        finally:
+            let_go()
 
     async def fetch(self, url: str) -> bytes:
         """A file of whatever kind, unchecked. Raises OtaError."""
@@ -153,15 +124,19 @@ class Firmwares:
             for key in [key for key in table if key not in keys]:
                 del table[key]
 
-    def forget(self, shelf: _Shelf) -> None:
-        """Nobody needs it: its bytes go, and a fetch that is on its way ends."""
+    def _let_go(self, shelf: _Shelf, arrived: Arrived) -> None:
+        """Where nobody needs it, its bytes go, and a fetch that is on its way ends."""
+        if arrived in shelf.wanted:
+            shelf.wanted.remove(arrived)
+        if shelf.wanted:
+            return
         if self._shelves.get(shelf.target.key) is shelf:
             del self._shelves[shelf.target.key]
         if shelf.fetched is not None:
             # In a thread: the cache may be compressing another image just now.
             drop = partial(STREAMS.drop, shelf.fetched.image.sha256)
             asyncio.get_running_loop().run_in_executor(None, drop)
-        elif shelf.task is not None and not shelf.task.done():
+        elif shelf.task is not None:
             shelf.task.cancel()
 
     async def close(self) -> None:
@@ -184,7 +159,12 @@ class Firmwares:
             self._log.exception("fetching the firmware failed")
             got = OtaError("internal", f"{type(error).__name__}: {error}")
         shelf.task = None
-        shelf.arrive(got)
+        if isinstance(got, Fetched):
+            shelf.fetched = got
+        else:
+            del self._shelves[shelf.target.key]
+        for arrived in list(shelf.wanted):
+            arrived(got)
 
     async def _get(self, target: Target) -> Fetched:
         with self._shown() as progress:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import iso, utc_now
-from ota_service.fleet.firmwares import Wish
 from ota_service.fleet.orders import READS, Answer, FlashFile, Order, Purpose, Trigger
 from ota_service.fleet.policy import Permits, spared
 from ota_service.fleet.replies import refusal
@@ -195,35 +194,35 @@ class Run:
 
     async def _one(self, engine: Engine, order: Order, board: Board) -> None:
         """One board's part: ask, await the answer, note it."""
-        wish: Wish | None = None
         try:
-            here = order.place.kind == "here"
-            stopped = engine.turns.stopped(order.target.key)
-            if self.purpose in ("plan", "verify") and here:
-                wish, fetched = await engine.firmwares.get(order.target)
-                order.image = fetched.image
-            overrides = "stopped" in self.permits.override
-            barred = stopped is not None and not overrides and order.spared is None
-            if self.purpose == "update" and here and barred:
-                order.report["outcome"] = "stopped"
-                order.give(Answer("stopped", stopped))
-            else:
-                board.order(order)
-            answer = await order.answer
+            answer = await self._answer(engine, order, board)
         except OtaError as error:
             answer = Answer("error", error, refusal(self.purpose, error))
             order.report |= {"error": error.to_dict(), "outcome": board.shown.state}
             order.give(answer)
-        finally:
-            order.image = order.file = None
-            if wish is not None:
-                wish.let_go()
+        order.image = order.file = None
         if self.purpose != "update":
             self.results[board.shown.name] = answer.reply
         if self._concerns_all(engine, order, answer):
             self.error = answer.error
         with contextlib.suppress(OtaError):
             await engine.journaled(partial(self._journal_board, engine, order, board))
+
+    async def _answer(self, engine: Engine, order: Order, board: Board) -> Answer:
+        here = order.place.kind == "here"
+        if self.purpose in ("plan", "verify") and here:
+            async with engine.firmwares.had(order.target) as fetched:
+                order.image = fetched.image
+                board.order(order)
+                return await order.answer
+        stopped = engine.turns.stopped(order.target.key)
+        barred = stopped is not None and "stopped" not in self.permits.override
+        if self.purpose == "update" and here and barred and order.spared is None:
+            order.report["outcome"] = "stopped"
+            order.give(Answer("stopped", stopped))
+        else:
+            board.order(order)
+        return await order.answer
 
     def _concerns_all(self, engine: Engine, order: Order, answer: Answer) -> bool:
         """Whether an answer's error is the run's: the firmware for all, its stop, or a flash's."""
