@@ -248,7 +248,9 @@ class Engine:
             entry = board.shown.entry
             mac = entry.mac if entry is not None else None
             port = entry.port if entry is not None else None
-            record = memory.board(mac) if mac else memory.board_named(board.shown.name, port)
+            record = (
+                memory.journal.board(mac) if mac else memory.board_named(board.shown.name, port)
+            )
             if record is not None:
                 as_read = memory.is_as_read(record)
                 board.from_thread(partial(Sight.remember, record=record, as_read=as_read))

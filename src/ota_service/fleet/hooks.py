@@ -133,7 +133,7 @@ class SessionHooks:
             self.memory.journal.begin_attempt(found.chip.mac, about.target)
         for step in made.steps:
             if isinstance(step, WriteSlot):
-                self.memory.overwrites(found.chip.mac, step.slot.name)
+                self.memory.journal.forget_slot(found.chip.mac, step.slot.name)
 
     def _remember_running(self, found: Inspection) -> None:
         """What runs now is the evidence for the next look, and what a rollback goes back to."""
@@ -143,15 +143,13 @@ class SessionHooks:
         name, mac = running.partition.name, found.chip.mac
         fact = self.facts.slots.get(name)
         if fact is None or fact.md5 != running.md5 or fact.version is None:
+            app, size_bytes, md5 = found.running_app, running.size_bytes, running.md5
+            about = app.descriptor if app is not None else None
             self.memory.runs(
-                found,
-                running.partition,
-                version=found.version,
-                size_bytes=running.size_bytes,
-                md5=running.md5,
+                mac, running.partition, about, version=found.version, size_bytes=size_bytes, md5=md5
             )
         if self.facts.last_slot is None:
-            self.memory.last_slot(mac, name)
+            self.memory.journal.update_board(mac, slot=name)
 
     def phase(self, name: Phase | FlashPhase) -> None:
         """A phase begins."""

@@ -19,11 +19,10 @@ from ota_service.fleet.journal import Journal
 from ota_service.fleet.journal_rows import (
     AttemptRecord,
     BoardRecord,
-    NotOursRecord,
     PendingRecord,
-    PortRecord,
     SlotRecord,
 )
+from ota_service.formats.image import AppDescriptor
 from ota_service.formats.partitions import Partition
 
 _ELSEWHERE = "/elsewhere"
@@ -37,10 +36,6 @@ class Memory:
         self.service = service
 
     # --- where boards are
-
-    def board(self, mac: str) -> BoardRecord | None:
-        """What was last seen on this board."""
-        return self.journal.board(mac)
 
     def board_named(self, name: str, port: str | None) -> BoardRecord | None:
         """What was last seen on the board that this configured port, or else name, stands for."""
@@ -56,14 +51,6 @@ class Memory:
         if record is None or record.usb_serial != info.serial_number:
             return None
         return record
-
-    def port(self, port: str) -> PortRecord | None:
-        """What was learned of a configured port."""
-        return self.journal.known_port(port)
-
-    def not_ours(self, place: str) -> NotOursRecord | None:
-        """Why what is attached at a place is left alone."""
-        return self.journal.not_ours(place)
 
     def is_our_bridge(self, info: PortInfo) -> bool:
         """Whether a person has had this bridge opened before, and a board answered."""
@@ -133,16 +120,14 @@ class Memory:
         )
 
     def runs(
-        self, found: Inspection, slot: Partition, *, version: str, size_bytes: int, md5: str,
-        sha256: str | None = None,
+        self, mac: str, slot: Partition, about: AppDescriptor | None, *, version: str | None,
+        size_bytes: int, md5: str, sha256: str | None = None,
     ) -> None:  # fmt: skip
         """A slot's content was seen running: evidence for the next time."""
-        app = found.app(slot)
-        about = app.descriptor if app is not None else None
         moment = utc_now()
         self.journal.record_slot(
             SlotRecord(
-                found.chip.mac,
+                mac,
                 slot.name,
                 md5,
                 size_bytes,
@@ -155,14 +140,6 @@ class Memory:
             )
         )
 
-    def last_slot(self, mac: str, slot: str) -> None:
-        """This is the slot that runs, as far as was seen to be right."""
-        self.journal.update_board(mac, slot=slot)
-
-    def overwrites(self, mac: str, slot: str) -> None:
-        """A slot is about to be written: what was known of it is void."""
-        self.journal.forget_slot(mac, slot)
-
     def succeeded(self, outcome: Outcome, image: Image | None, target: str) -> None:
         """A board came to its target, seen or at least not seen to fail."""
         found, slot = outcome.found, outcome.slot
@@ -171,22 +148,11 @@ class Memory:
         mac = found.chip.mac
         journal = self.journal
         if image is not None and outcome.confirmed is not None:
-            about = image.parsed.descriptor
-            moment = utc_now()
-            journal.record_slot(
-                SlotRecord(
-                    mac,
-                    slot.name,
-                    image.md5,
-                    len(image.data),
-                    sha256=image.sha256,
-                    version=outcome.version,
-                    project=about.project,
-                    app_version=about.version,
-                    installed_at=moment,
-                    seen_running_at=moment,
-                )
-            )
+            about, size_bytes = image.parsed.descriptor, len(image.data)
+            self.runs(
+                mac, slot, about, version=outcome.version, size_bytes=size_bytes, md5=image.md5,
+                sha256=image.sha256,
+            )  # fmt: skip
             if outcome.confirmed:
                 journal.confirm_firmware(image.sha256)
             journal.update_board(mac, project=about.project, app_version=about.version)
