@@ -107,7 +107,7 @@ async def test_a_run_leaves_no_secret_anywhere(tmp_path: Path) -> None:
                 with pytest.raises(GRPCError) as caught:
                     await rig.command("flash", url=server.url(name, **urls), **wanted)
                 seen.append(str(caught.value))
-            history = await rig.command("history")
+            history = await rig.command("history", boot_log=True)
             assert any("Guru Meditation" in str(run["boards"]) for run in history["runs"])
             assert json.dumps(history).count("ROBOT_SECRET=***") >= 2  # it was printed, and hidden
             seen += [history, await rig.command("help"), await module.status(NAME)]
