@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import iso, utc_now
-from ota_service.fleet.orders import READS, Answer, FlashFile, Order, Purpose, Trigger
+from ota_service.fleet.orders import Answer, FlashFile, Order, Purpose, Trigger
 from ota_service.fleet.policy import Permits, spared
 from ota_service.fleet.replies import refusal
 
@@ -278,6 +278,3 @@ def _nobody(found: Sequence[Found]) -> OtaError:
             remedy="Call update once by hand, or list the boards in boards.",
         )
     return OtaError("no-board")
-
-
-__all__ = ["READS", "Run", "RunOutcome"]
