@@ -100,6 +100,12 @@ class Board:
         """As `post`, for whoever knows of no messages."""
         self.post(Message(event, value=value, token=token))
 
+    def heard(self) -> asyncio.Future[None]:
+        """Done when everything that was posted by now has been taken in."""
+        done: asyncio.Future[None] = self._loop.create_future()
+        self.post(lambda _: done.set_result(None) if not done.done() else None)
+        return done
+
     def answers_to(self, word: str) -> bool:
         """Whether a person who says `word` (name, MAC or port) means this board."""
         about = self.shown
@@ -343,7 +349,7 @@ class Board:
             else:
                 self._line.append(order)
         if target is not None:
-            self._sight.retarget(target, at_rest=self.state == "rest")
+            self._sight.retarget(target)
 
     async def _show_gone(self, message: Message) -> None:
         self._sight.gone(message.value)
@@ -505,11 +511,12 @@ class Board:
             about.state = "set_aside"
         if self._why is not None and about.state == "up_to_date":
             update.report["cancel"] = "too late to cancel"
+        verdict = policy.verdict(about.state, error)
         ended: End = "done" if error is None else "error"
         if error is not None:
             update.report["error"] = error.to_dict()
             ended = "cancelled" if message.event == "cancelled" else ended
-        await self._end(Answer(ended, error), policy.verdict(about.state, error))
+        await self._end(Answer(ended, error), verdict)
 
     async def _drop(self, message: Message) -> None:
         """An update goes no further."""
@@ -539,6 +546,7 @@ class Board:
         self._give_up(update, verdict)
         update.report["outcome"] = "stopped" if answer.end == "stopped" else self.shown.state
         self._log_end(update, answer)
+        self._hold_against_target(update)
         self._line += self._plan_waiters
         self._plan_waiters = []
         update.give(answer)
@@ -665,8 +673,14 @@ class Board:
             if answer.error is not None:
                 one.report["error"] = answer.error.to_dict()
             one.report["outcome"] = self.shown.state
+            self._hold_against_target(one)
             one.give(answer)
         await self._next()
+
+    def _hold_against_target(self, order: Order) -> None:
+        """Another target may have come meanwhile."""
+        if order.target.key != self._sight.target.key:
+            self._sight.retarget(self._sight.target)
 
 
 def _order(message: Message) -> Order:

@@ -40,6 +40,9 @@ POLL_S = 1.0
 SETTLE_S = 3.0
 """How long after a session a port may come and go by the board's own restart."""
 
+HEARD_S = 1.0
+"""How long a configuration waits for its boards' tasks, which take milliseconds."""
+
 STATE_BUSY_RETRY_S = 2.0
 SAVE_RETRY_S = 5.0
 STOP_LIMIT_S = 8.0
@@ -188,6 +191,9 @@ class Engine:
         changed = self.roster.adopt(settings)
         self.turns.keep(self.roster.keys)
         self.firmwares.keep(self.roster.keys)
+        if self.boards:  # so that no board shows what it was to the target before
+            heard = [board.heard() for board in self.boards.values()]
+            await asyncio.wait(heard, timeout=HEARD_S)
         self.spawn(self._follow_configuration(before, changed, first))
 
     def _claim(self, settings: Settings) -> None:

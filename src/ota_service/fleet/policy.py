@@ -469,11 +469,16 @@ def shown_when_released(version: str | None, wanted: str) -> Shown:
     return "unknown" if version in (None, wanted) else "outdated"
 
 
+_NOT_OF_THE_TARGET = frozenset(
+    {"absent", "candidate", "unrecognised", "awaiting_confirmation", "unknown", "updating"}
+)
+
+
 def shown_when_retargeted(before: Shown, version: str | None, wanted: str) -> Shown:
     """The state of a board that has another target now."""
     if before in ("up_to_date", "outdated") and version == wanted:
         return "up_to_date"
-    if before in ("absent", "candidate", "unrecognised", "awaiting_confirmation", "unknown"):
+    if before in _NOT_OF_THE_TARGET:
         return before
     return shown_when_released(version, wanted)
 

@@ -186,15 +186,16 @@ class Sight:
         self.about.state, self.about.error = policy.shown_for(error), error
         self.away()
 
-    def retarget(self, target: Target, *, at_rest: bool) -> None:
-        """Another target is this board's from now on."""
+    def retarget(self, target: Target) -> None:
+        """Another target is this board's from now on, or something ended that was for another."""
         about = self.about
         self.target = target
-        wrong = about.error is not None and about.error.code in policy.NOT_THE_BOARD
-        if at_rest and not wrong:
-            before = about.state
-            about.state = policy.shown_when_retargeted(before, about.version, target.version)
-            about.error = about.error if about.state == before else None
+        if about.error is not None and about.error.code in policy.NOT_THE_BOARD:
+            return
+        before = about.state
+        about.state = policy.shown_when_retargeted(before, about.version, target.version)
+        about.error = about.error if about.state == before else None
+        self.before = policy.shown_when_retargeted(self.before, about.version, target.version)
 
     def released(self) -> None:
         """It may be taken up again."""
