@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -61,7 +61,8 @@ End = Literal[
 ]
 
 FIRST_LOOK_S = 3.0
-"""How long the bootloader's log is waited for when a board is restarted to see what runs."""
+"""How long a board runs that is started in the middle of a session: to see what runs, or so that
+its firmware repairs its NVS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,9 @@ class _Session:
                     "read", found=found, version=found.version, slot=found.running.partition
                 )
             made = self._plan(found)
+            if made.code == "nvs-invalid" and self._may_start(found):
+                found = self._repaired(link)
+                made = self._plan(found)
             self.hooks.planned(made)
             if self.job.dry_run or made.action == "refuse":
                 self._put_back(link, found)
@@ -289,25 +293,51 @@ class _Session:
         return first_look(self._first.lines, self._first.loaded_offset)
 
     def _watch_first(self, link: EspLink) -> BootMonitor:
-        self.hooks.restarting("once into its firmware, to see which slot runs")
+        monitor = self._start_once(
+            link,
+            "to see which slot runs",
+            until=lambda seen: (
+                seen.loaded_offset is not None or seen.app_speaks or seen.verdict is not None
+            ),
+        )
+        if not monitor.in_download or monitor.heard:
+            self._bootloader_speaks = monitor.bootloader_speaks
+        return monitor
+
+    def _start_once(
+        self, link: EspLink, why: str, until: Callable[[BootMonitor], bool]
+    ) -> BootMonitor:
+        """One ordinary start of the firmware for at most `FIRST_LOOK_S`, then download mode."""
+        self.hooks.restarting(f"once into its firmware, {why}")
         link.restart()
         monitor = BootMonitor(Expected(), FIRST_LOOK_S, FIRST_LOOK_S)
         watch(
             self.port,
             monitor,
-            until=lambda seen: (
-                seen.loaded_offset is not None or seen.app_speaks or seen.verdict is not None
-            ),
+            until=until,
             stopped=self.hooks.cancelled,
             limit_s=FIRST_LOOK_S,
             in_download=link.in_download,
         )
         if monitor.in_download and not monitor.heard:
             link.stay()
-            return monitor
-        self._bootloader_speaks = monitor.bootloader_speaks
-        link.reconnect()
+        else:
+            link.reconnect()
         return monitor
+
+    @staticmethod
+    def _may_start(found: Inspection) -> bool:
+        """Whether a start cannot make the board's app one that waits for its confirmation, which
+        the next reset would turn down."""
+        if found.running.partition is None or found.pending or found.otadata is None:
+            return False
+        return all(entry.state != OtaState.NEW for entry in found.otadata.entries)
+
+    def _repaired(self, link: EspLink) -> Inspection:
+        """The board after one start of its firmware, which repairs what a cut has left in NVS."""
+        # Its time is not cut short by what it prints: NVS is opened some time after that.
+        self._start_once(link, "so that it repairs its NVS", until=lambda seen: False)
+        return self._look(link)
 
     def _plan(self, found: Inspection) -> Plan:
         job = self.job
