@@ -124,6 +124,7 @@ def test_what_a_failed_write_left_stands_in_the_way(value: str | None) -> None:
     assert prove(data, value, torn=1).strategy == ("collect" if value else "erase")
 
 
+@pytest.mark.slow
 def test_a_move_that_was_cut_before_parts_without_an_index() -> None:
     """What is left out of the copy stood between a part of a blob and the end of the page."""
     freed = page([*two_parts(), part(b"TLS_CERT", 0x80, 20)], FREEING, 3)
@@ -144,6 +145,7 @@ def test_a_version_is_not_lost_with_an_unfinished_copy() -> None:
     assert prove(data, "2.0.0", torn=1).strategy == "collect"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["2.0.0", None])
 def test_a_part_that_stands_twice_around_an_unfinished_copy(value: str | None) -> None:
     """Without the copy another page is the last one, and firmware to 5.1 takes the part that its

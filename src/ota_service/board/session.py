@@ -61,8 +61,8 @@ End = Literal[
 ]
 
 FIRST_LOOK_S = 3.0
-"""How long a board runs that is started in the middle of a session: to see what runs, or so that its
-firmware repairs its NVS."""
+"""How long a board runs that is started in the middle of a session: to see what runs, or so that
+its firmware repairs its NVS."""
 
 
 @dataclass(frozen=True, slots=True)
