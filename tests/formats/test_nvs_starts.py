@@ -6,7 +6,6 @@ Blobs of many parts, pages that are being freed, items of cut writes, and what f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,48 +14,20 @@ from hypothesis import strategies as st
 
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import PageState, parse_nvs
-from tests.formats import images
-from tests.formats.nvs_firmware import ACTIVE, FREEING, FULL, SZ, item
-from tests.formats.nvs_page import crc
-from tests.formats.nvs_proofs import KEY, NS, change, prove
+from tests.formats.nvs_firmware import ACTIVE, DATA, FREEING, FULL, SZ, item
+from tests.formats.nvs_pages import (
+    BLANK,
+    NAMESPACE,
+    VERSION,
+    blob_index,
+    page,
+    part,
+    text,
+)
+from tests.formats.nvs_proofs import KEY, change, prove
 from tests.formats.outcomes import outcome
 
 CASES = Path(__file__).parent / "cases"
-DATA, IDX = 0x42, 0x48
-BLANK = b"\xff" * 0x1000
-NAMESPACE = item(0, 0x01, NS, b"\x01")
-
-
-def page(items: Sequence[bytes], state: int, seq: int, tail: bytes = b"") -> bytes:
-    """A page with these items; tail: bytes behind them of which the bitmap knows nothing."""
-    body = seq.to_bytes(4, "little") + b"\xfe" + b"\xff" * 19
-    entries = b"".join(items)
-    bitmap = bytearray(b"\xff" * 32)
-    for index in range(len(entries) // 32):
-        bitmap[index // 4] &= ~(1 << index % 4 * 2)
-    assert len(entries) <= 126 * 32
-    head = state.to_bytes(4, "little") + body + crc(body).to_bytes(4, "little")
-    return (head + bytes(bitmap) + entries + tail)[:0x1000].ljust(0x1000, b"\xff")
-
-
-def text(key: bytes, size: int) -> bytes:
-    """A string of VIAM_NS that fills `size` entries."""
-    return item(1, SZ, key, b"t" * (size * 32 - 33) + b"\0")
-
-
-def part(key: bytes, chunk: int, entries: int) -> bytes:
-    """A part of a blob of VIAM_NS that fills so many entries."""
-    return item(1, DATA, key, images.noise(entries * 32 - 32), chunk)
-
-
-def blob_index(key: bytes, first: int, parts: Sequence[bytes]) -> bytes:
-    """The index of a blob of these parts."""
-    size = sum(int.from_bytes(one[24:26], "little") for one in parts)
-    value = size.to_bytes(4, "little") + bytes([len(parts), first]) + b"\xff\xff"
-    return item(1, IDX, key, value)
-
-
-VERSION = item(1, SZ, KEY, b"1.0.0\0")
 
 
 @pytest.mark.slow
