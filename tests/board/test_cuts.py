@@ -17,10 +17,10 @@ from ota_service.formats import nvs
 from ota_service.sim.bootmodel import Select
 from ota_service.sim.layouts import Layout
 from ota_service.sim.nvsmodel import nvs_init
-from tests.formats.nvs_firmware import ACTIVE, FULL, Firmware
-from tests.formats.nvs_pages import BLANK, NAMESPACE, VERSION, blob_index, page, part, text
+from tests.formats.nvs_firmware import Firmware
+from tests.formats.nvs_pages import stuck
 from tests.prove import nvs_shapes
-from tests.prove.board import Link, Notes, quiet, update
+from tests.prove.board import Link, Notes, Told, quiet, update
 from tests.prove.cells import Cells
 from tests.prove.flows import Case
 from tests.prove.images import NEW, NEXT, OLD, PANICS
@@ -182,29 +182,6 @@ class Tidy(Link):
         self.cells.write(at.offset, bytes(region))
 
 
-class Told(Notes):
-    """Notes with the restarts that were told."""
-
-    restarts: tuple[str, ...] = ()
-
-    def restarting(self, reason: str) -> None:
-        """Noted."""
-        self.restarts += (reason,)
-
-
-def stuck_nvs(size: int) -> bytes:
-    """No page of it can be moved without risk: the emptiest one ends in a part of a blob behind an
-    earlier one, and the others are full."""
-    parts = [part(b"ROBOT_CONFIG", 0, 20), part(b"ROBOT_CONFIG", 1, 30)]
-    first = [NAMESPACE, VERSION, text(b"WIFI_SSID", 60), blob_index(b"ROBOT_CONFIG", 0, parts)]
-    full = [b"ROBOT_ID", *(b"note%d" % i for i in range(size // SECTOR - 3))]
-    pages = [
-        page([text(key, 100), text(key + b"2", 26)], FULL, 5 + i) for i, key in enumerate(full)
-    ]
-    pages[-1] = page([text(full[-1], 126)], ACTIVE, 4 + len(full))
-    return page([*first, *parts], FULL, 3) + b"".join(pages) + BLANK
-
-
 @pytest.mark.parametrize(
     ("otadata", "tidies", "starts", "end"),
     [
@@ -220,7 +197,7 @@ def test_a_board_whose_nvs_cannot_be_changed_is_started_once(
     case = Case("update", Start("guide", otadata, False, "small"))
     flash = bytearray(case.flash())
     at = case.start.plan.find("nvs")
-    flash[at.offset : at.end] = stuck_nvs(at.size)
+    flash[at.offset : at.end] = stuck(at.size)
     board = Tidy(Cells(bytes(flash)), case.start.bootloader)
     board.layout, board.tidies = case.start.plan, tidies
     notes = Told(case.facts())

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tests.formats import images
-from tests.formats.nvs_firmware import DATA, IDX, SZ, item
+from tests.formats.nvs_firmware import ACTIVE, DATA, FULL, IDX, SZ, item
 from tests.formats.nvs_page import crc
 from tests.formats.nvs_proofs import KEY, NS
 
@@ -44,3 +44,16 @@ def blob_index(key: bytes, first: int, parts: Sequence[bytes]) -> bytes:
 
 
 VERSION = item(1, SZ, KEY, b"1.0.0\0")
+
+
+def stuck(size: int) -> bytes:
+    """No page of it can be moved without risk: the emptiest one ends in a part of a blob behind an
+    earlier one, and the others are full."""
+    parts = [part(b"ROBOT_CONFIG", 0, 20), part(b"ROBOT_CONFIG", 1, 30)]
+    first = [NAMESPACE, VERSION, text(b"WIFI_SSID", 60), blob_index(b"ROBOT_CONFIG", 0, parts)]
+    full = [b"ROBOT_ID", *(b"note%d" % i for i in range(size // 0x1000 - 3))]
+    pages = [
+        page([text(key, 100), text(key + b"2", 26)], FULL, 5 + i) for i, key in enumerate(full)
+    ]
+    pages[-1] = page([text(full[-1], 126)], ACTIVE, 4 + len(full))
+    return page([*first, *parts], FULL, 3) + b"".join(pages) + BLANK
