@@ -201,6 +201,16 @@ class Notes:
         return False
 
 
+class Told(Notes):
+    """Notes with the restarts that were told."""
+
+    restarts: tuple[str, ...] = ()
+
+    def restarting(self, reason: str) -> None:
+        """Noted."""
+        self.restarts += (reason,)
+
+
 class MemorySession(_Session):
     """A session whose port is a `Link`."""
 
