@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -22,12 +22,12 @@ from ota_service.board.carry_out import (
     carry_out,
     plan_go_back,
     plan_rollback,
-    rearm,
 )
 from ota_service.board.facts import BoardFacts, KnownImage
 from ota_service.board.first_look import FirstLook, first_look
 from ota_service.board.flash import apply_verified
 from ota_service.board.inspect import NAMESPACE, VERSION_KEY, Inspection, inspect
+from ota_service.board.leave import left_running, put_back
 from ota_service.board.link import EspLink, leave_download_mode
 from ota_service.board.plan import Plan, WatchBoot, WriteSlot, plan, refuse
 from ota_service.board.secrets import Redactor
@@ -184,7 +184,6 @@ class Outcome:
     version: str | None = None
     slot: Partition | None = None
     confirmed: bool | None = None
-    wrote: bool = False
     error: OtaError | None = None
     previous_version: str | None = None
     boot_log: tuple[str, ...] = ()
@@ -211,6 +210,7 @@ class _Session:
         self.log: list[str] = []
         self._first: BootMonitor | None = None
         self._bootloader_speaks: bool | None = None
+        self._waits = job.rearm and job.confirm is None  # as far as is known
 
     def run(self) -> Outcome:
         self.hooks.phase("connecting")
@@ -229,7 +229,7 @@ class _Session:
         return outcome
 
     def _connected(self, link: EspLink) -> Outcome:
-        with self._left_running(link):
+        with left_running(link, waits=lambda: self._waits):
             self.hooks.phase("inspecting")
             found = self._look(link)
             if self.job.confirm is not None:
@@ -237,14 +237,14 @@ class _Session:
             if self.job.go_back:
                 return self._go_back(link, found)
             if self.job.read_only:
-                self._put_back(link, found)
+                put_back(link, waits=self._waits)
                 return Outcome(
                     "read", found=found, version=found.version, slot=found.running.partition
                 )
             made = self._plan(found)
             self.hooks.planned(made)
             if self.job.dry_run or made.action == "refuse":
-                self._put_back(link, found)
+                put_back(link, waits=self._waits)
                 return self._refused(found, made)
             return self._update(link, found, made)
 
@@ -265,6 +265,7 @@ class _Session:
             # Nobody's update of ours, and its app has had its time: let the bootloader decide.
             self._first_look(link)
             found = self._inspect(link)
+        self._waits = self._waits and found.pending
         self.redact = Redactor(found.secrets)
         self.hooks.inspected(found)
         return found
@@ -336,19 +337,13 @@ class _Session:
             error=made.error,
         )
 
-    def _put_back(self, link: EspLink, found: Inspection) -> None:
-        """Leave a board that was only looked at as it was found."""
-        if found.pending and found.table is not None and self.job.rearm:
-            rearm(link, found.table)
-        link.restart()
-
     # --- the update
 
     def _update(self, link: EspLink, found: Inspection, made: Plan) -> Outcome:
         if made.action != "none":
             slots = [step.slot for step in made.steps if isinstance(step, WriteSlot)]
             self._require_writable(link, found, slots)
-        switched = self._write(link, found, made)
+        self._write(link, found, made)
         boot = next((step for step in made.steps if isinstance(step, WatchBoot)), None)
         self.hooks.phase("booting")
         outcome = Outcome(
@@ -357,7 +352,6 @@ class _Session:
             found=found,
             version=made.to_version,
             slot=made.slot,
-            wrote=switched,
             previous_version=_stored(found),
         )
         if boot is None:
@@ -402,7 +396,7 @@ class _Session:
                     f"The flash chip's protection bits cover {place.name}, so nothing was written.",
                 )
 
-    def _write(self, link: EspLink, found: Inspection, made: Plan) -> bool:
+    def _write(self, link: EspLink, found: Inspection, made: Plan) -> None:
         """The plan's writes; where they fail behind the switch, the switch is taken back."""
         job = self.job
         stream = None
@@ -430,7 +424,6 @@ class _Session:
             if switching and error.code != "link-lost" and made.slot is not None:
                 self._take_back(link, found, made.slot)
             raise
-        return any(not isinstance(step, WatchBoot) for step in made.steps[:-1])
 
     def _take_back(self, link: EspLink, found: Inspection, slot: Partition) -> None:
         with contextlib.suppress(OtaError):
@@ -495,7 +488,6 @@ class _Session:
         if found.problem is not None:
             raise found.problem
         if found.pending:
-            self._put_back(link, found)
             raise OtaError("awaiting-confirmation")
         running = found.running.partition
         if running is None:
@@ -510,9 +502,7 @@ class _Session:
         )
         self.hooks.phase("rolling_back")
         apply_verified(link, back.ops)
-        outcome = Outcome(
-            "rolled_back", found=found, version=back.version or "", slot=back.slot, wrote=True
-        )
+        outcome = Outcome("rolled_back", found=found, version=back.version or "", slot=back.slot)
         monitor = self._boot(link, back.slot, Expected(offset=back.slot.offset))
         if monitor.verdict is Verdict.FAILED:
             return self._roll_back(link, found, outcome, back.slot, monitor.reason)
@@ -634,17 +624,6 @@ class _Session:
         else:
             why = "the board's bootloader went back by itself"
         return self._roll_back(link, found, outcome, slot, why)
-
-    @contextlib.contextmanager
-    def _left_running(self, link: EspLink) -> Iterator[None]:
-        """Whatever goes wrong, reset the board into its firmware as far as its port allows."""
-        try:
-            yield
-        except BaseException:
-            if not link.running:
-                with contextlib.suppress(Exception):
-                    link.restart()
-            raise
 
 
 def _stored(found: Inspection) -> str | None:
