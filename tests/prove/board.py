@@ -208,7 +208,7 @@ class MemorySession(_Session):
         self.memory_link.reconnect()
         return self._connected(self.memory_link)  # type: ignore[arg-type]
 
-    def _first_look(self, link: Any) -> FirstLook:
+    def _watch_first(self, link: Any) -> FirstLook:
         link.restart()
         result: BootResult = link.boots
         link.reconnect()
@@ -216,6 +216,10 @@ class MemorySession(_Session):
             None if link.bootloader.silent else result.offset,
             app_prints=result.image is not None and link.bootloader.silent,
         )
+
+    def _leaves(self, link: Any) -> bool:
+        link.restart()
+        return True
 
     def _boot(
         self, link: Any, slot: Partition, expected: Expected, *, known_good: bool = False

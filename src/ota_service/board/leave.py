@@ -14,7 +14,6 @@ from ota_service.board.flash import Flash
 from ota_service.errors import OtaError
 from ota_service.formats.table_places import find_table
 
-
 _GONE = ("link-lost", "no-answer", "wrong-board")
 """Where nothing but a reset can be done: the board that was looked at does not answer."""
 

@@ -208,7 +208,7 @@ class _Session:
         self.facts = BoardFacts()
         self.redact = Redactor()
         self.log: list[str] = []
-        self._first: BootMonitor | None = None
+        self._first: FirstLook | None = None
         self._bootloader_speaks: bool | None = None
         self._waits = job.rearm and job.confirm is None  # as far as is known
 
@@ -263,7 +263,8 @@ class _Session:
         found = self._inspect(link)
         if found.pending and not job.rearm and job.confirm is None:
             # Nobody's update of ours, and its app has had its time: let the bootloader decide.
-            self._first_look(link)
+            if not self._first_look(link).restarted:
+                raise OtaError("cancelled" if self.hooks.cancelled() else "no-reset")
             found = self._inspect(link)
         self._waits = self._waits and found.pending
         self.redact = Redactor(found.secrets)
@@ -285,15 +286,13 @@ class _Session:
         """One ordinary restart, to read from the bootloader's log what it starts."""
         if self._first is None:
             self._first = self._watch_first(link)
-        if self._first.in_download and not self._first.heard:
-            return FirstLook(restarted=False)
-        return first_look(self._first.lines, self._first.loaded_offset)
+        return self._first
 
-    def _watch_first(self, link: EspLink) -> BootMonitor:
+    def _watch_first(self, link: EspLink) -> FirstLook:
         self.hooks.restarting("once into its firmware, to see which slot runs")
         link.restart()
         monitor = BootMonitor(Expected(), FIRST_LOOK_S, FIRST_LOOK_S)
-        watch(
+        whole = watch(
             self.port,
             monitor,
             until=lambda seen: (
@@ -305,10 +304,12 @@ class _Session:
         )
         if monitor.in_download and not monitor.heard:
             link.stay()
-            return monitor
+        else:
+            link.reconnect()
+        if monitor.in_download or not whole:
+            return FirstLook(restarted=False)
         self._bootloader_speaks = monitor.bootloader_speaks
-        link.reconnect()
-        return monitor
+        return first_look(monitor.lines, monitor.loaded_offset)
 
     def _plan(self, found: Inspection) -> Plan:
         job = self.job
@@ -355,26 +356,57 @@ class _Session:
             previous_version=_stored(found),
         )
         if boot is None:
+            if not made.rolled_back:
+                return self._restarted(link, outcome)
             link.restart()
-            if made.rolled_back:
-                outcome.error = OtaError(
-                    "boot-failed", f"The board went back by itself: {made.reason}."
-                )
+            outcome.error = OtaError(
+                "boot-failed", f"The board went back by itself: {made.reason}."
+            )
             return outcome
         monitor = self._boot(link, boot.slot, self._expected(found, made, boot.slot))
         if monitor.verdict is Verdict.FAILED:
             return self._roll_back(link, found, outcome, boot.slot, monitor.reason)
-        outcome.confirmed = monitor.verdict is Verdict.RUNNING
-        outcome.power_failed = monitor.outside_resets > 0
-        code = UNJUDGED.get(monitor.verdict) if monitor.verdict is not None else None
-        if boot.confirms and code != "no-reset":
+        if boot.confirms and monitor.verdict is not Verdict.NO_RESET:
             # After a power failure, too, only otadata decides: a restart would turn the app down.
             outcome.end = "awaiting_confirmation"
-        elif code is not None:
+            outcome.confirmed = monitor.verdict is Verdict.RUNNING
+            outcome.power_failed = monitor.outside_resets > 0
+            return outcome
+        return self._judged(outcome, monitor)
+
+    def _judged(self, outcome: Outcome, monitor: BootMonitor) -> Outcome:
+        """By a watched start that has not failed."""
+        assert outcome.slot is not None
+        outcome.confirmed = monitor.verdict is Verdict.RUNNING
+        outcome.power_failed = monitor.outside_resets > 0
+        if monitor.verdict in UNJUDGED:
+            code = UNJUDGED[monitor.verdict]
             outcome.end = "unjudged"
-            outcome.error = self._unjudged(code, boot.slot, monitor.reason)
+            outcome.error = self._unjudged(code, outcome.slot, monitor.reason)
             outcome.boot_log = tuple(self.log)
         return outcome
+
+    def _restarted(self, link: EspLink, outcome: Outcome) -> Outcome:
+        """Restart into what needs no judgement, and see that the board left download mode."""
+        if not self._leaves(link):
+            outcome.end = "unjudged"
+            outcome.confirmed = None
+            outcome.error = OtaError("no-reset")
+        return outcome
+
+    def _leaves(self, link: EspLink) -> bool:
+        """Restart the board; whether it left download mode, as far as can be seen."""
+        link.restart()
+        monitor = BootMonitor(Expected(), FIRST_LOOK_S, FIRST_LOOK_S)
+        watch(
+            self.port,
+            monitor,
+            until=lambda seen: seen.in_download or seen.from_flash,
+            stopped=self.hooks.stopping,
+            limit_s=FIRST_LOOK_S,
+            in_download=link.in_download,
+        )
+        return not monitor.in_download
 
     @staticmethod
     def _unjudged(code: str, slot: Partition, why: str) -> OtaError:
@@ -587,11 +619,10 @@ class _Session:
 
     def _confirm(self, link: EspLink, found: Inspection, awaited: Awaited) -> Outcome:
         """The app's time to confirm itself is over: what does otadata say?"""
-        if found.problem is not None:
-            raise found.problem
-        assert found.table is not None
-        assert found.table.otadata is not None
-        at, slots = found.table.otadata, found.table.ota_slots
+        at = found.table.otadata if found.table is not None else None
+        if found.table is None or at is None:
+            raise found.problem or OtaError("otadata-invalid")
+        slots = found.table.ota_slots
         otadata = parse_otadata(link.read(at.offset, at.size_bytes))
         entries = otadata.entries
         named = [p for p in slots if awaited.slot in (p.name, p.label)]
@@ -605,17 +636,22 @@ class _Session:
         outcome = Outcome("up_to_date", found=found, version=found.version, slot=slot)
         if OtaState.VALID in states:
             outcome.confirmed = True
-            link.restart()
-            return outcome
-        if OtaState.NEW in states:
+            if found.problem is not None:
+                # Of the version or of what else the app keeps: its update is over all the same.
+                outcome.version, outcome.error = None, found.problem
+            return self._restarted(link, outcome)
+        if found.problem is not None:
+            raise found.problem
+        if OtaState.NEW in states and self.job.rearm:
             # Either it never started, or this bootloader does not use rollback: after one more
             # start it is the latter, and nothing takes the firmware back.
-            link.restart()
-            if self.job.rearm:
-                outcome.end = "awaiting_confirmation"
-            else:
-                outcome.confirmed = False
-            return outcome
+            outcome.end = "awaiting_confirmation"
+            return self._restarted(link, outcome)
+        if OtaState.NEW in states:
+            monitor = self._boot(link, slot, Expected(offset=slot.offset))
+            if monitor.verdict is Verdict.FAILED:
+                return self._roll_back(link, found, outcome, slot, monitor.reason)
+            return self._judged(outcome, monitor)
         if OtaState.PENDING_VERIFY in states:
             why = "its app did not confirm itself in time"
         elif awaited.power_failed:
