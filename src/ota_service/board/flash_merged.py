@@ -21,10 +21,11 @@ from ota_service.board.chip import ChipInfo
 from ota_service.board.flash import Flash
 from ota_service.board.flash_plan import Before, FlashPlan, KeptPartition, MergedFile, plan_flash
 from ota_service.board.inspect import NAMESPACE, VERSION_KEY
+from ota_service.board.leave import left_running
 from ota_service.board.link import EspLink
 from ota_service.board.rewrite import Write, rewrite, total_bytes
 from ota_service.board.session import BootRules
-from ota_service.board.visit import connect, left_running, watch_start
+from ota_service.board.visit import connect, watch_start
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import Nvs, parse_nvs
 from ota_service.formats.partitions import TABLE_OFFSET, PartitionTable
