@@ -23,7 +23,7 @@ from ota_service.formats.merged import parse_merged
 from ota_service.formats.nvs import parse_nvs
 from ota_service.sim.factory import build_nvs, default_nvs, make_flash
 from ota_service.sim.images import build_app
-from ota_service.sim.layouts import LAYOUTS
+from ota_service.sim.layouts import LAYOUTS, Layout, Partition
 from tests.flash.in_memory import MIB, Hooks, boots, chip, keys, nvs_of
 from tests.flash.merged_files import merged
 
@@ -189,6 +189,53 @@ def test_keys_that_the_new_table_has_no_place_for_are_refused() -> None:
     with pytest.raises(OtaError) as caught:
         plan_flash(check_merged(merged()), chip(), before, keep=keep)
     assert caught.value.code == "nvs-missing"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_another_partition_with_the_label_of_the_nvs_is_no_nvs(first: bool) -> None:
+    """In the board's table and in the file's, before the NVS and behind it: keys go by place."""
+    phy = Partition("nvs", 1, 1, 0xF000, 0x1000)
+    others = [p for p in LAYOUTS["guide"].partitions if p.label != "phy_init"]
+    twice = Layout("twice", 4 * MIB, (phy, *others) if first else (*others, phy))
+    flash = MemoryFlash(make_flash(twice, 4 * MIB))
+    before = keys(nvs_of(flash.data, "guide"))
+    data = merged(twice, size_bytes=20_000)
+    outcome = prepare(flash, data, keep=True)
+    assert [part.in_place for part in outcome.plan.kept] == [True]
+    write(flash, outcome)
+    assert keys(nvs_of(flash.data, "guide")) == before
+    assert flash.data[0xF000 : len(data)] == data[0xF000:]
+    assert boots(flash.data) == "factory"
+    moved = MemoryFlash(make_flash("no-ota"))
+    before = keys(nvs_of(moved.data, "no-ota"))
+    write(moved, prepare(moved, data, keep=True))
+    assert keys(nvs_of(moved.data, "guide")) == before
+    assert moved.data[0xF000:0x10000] == b"\xff" * 0x1000
+    assert boots(moved.data) == "factory"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_nvs_partition_of_no_whole_sectors_is_used_as_far_as_they_go(keep: bool) -> None:
+    """As the firmware does: what is behind them belongs to nobody."""
+    odd = [
+        Partition("nvs", 1, 2, 0x9000, 0x4800) if p.label == "nvs" else p
+        for p in LAYOUTS["no-ota"].partitions
+    ]
+    layout = Layout("odd", 4 * MIB, tuple(odd))
+    own = build_nvs(0x4000, {"WIFI_SSID": "factory"})
+    data = merged(layout, size_bytes=20_000, contents={"nvs": own})
+    for start in (make_flash("no-ota"), make_flash("guide", 4 * MIB)):
+        flash = MemoryFlash(start)
+        wanted = keys(own)
+        if keep:
+            wanted = keys(look_before(flash, chip()).nvs["nvs"])
+        write(flash, prepare(flash, data, keep=keep))
+        assert keys(bytes(flash.data[0x9000:0xD000])) == wanted
+        assert boots(flash.data) == "factory"
+        again = prepare(flash, data, keep=keep)
+        assert [part.in_place for part in again.plan.kept] == [True] * keep
+        write(flash, again)
+        assert keys(bytes(flash.data[0x9000:0xD000])) == wanted
 
 
 def test_a_damaged_nvs_is_refused_with_keep_nvs() -> None:

@@ -96,6 +96,11 @@ class Partition:
         return self.offset + self.size_bytes
 
     @property
+    def whole_bytes(self) -> int:
+        """Its size in whole sectors; what is behind is none of the firmware's."""
+        return self.size_bytes // SECTOR_BYTES * SECTOR_BYTES
+
+    @property
     def encrypted(self) -> bool:
         """Whether it is read through flash encryption."""
         return bool(self.flags & _FLAG_ENCRYPTED)
