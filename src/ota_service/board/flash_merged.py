@@ -7,7 +7,7 @@ that one: `rewrite`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,6 +21,7 @@ from ota_service.board.chip import ChipInfo
 from ota_service.board.flash import Flash
 from ota_service.board.flash_plan import Before, FlashPlan, KeptPartition, MergedFile, plan_flash
 from ota_service.board.inspect import NAMESPACE, VERSION_KEY
+from ota_service.board.kept_keys import which_counts
 from ota_service.board.link import EspLink
 from ota_service.board.rewrite import Write, rewrite, total_bytes
 from ota_service.board.session import BootRules
@@ -199,13 +200,16 @@ def look_before(flash: Flash, chip: ChipInfo) -> Before:
     return Before(table, nvs=nvs, tables=tables, backup=found)
 
 
-def to_keep(before: Before, saved: Sequence[Mapping[str, bytes]] = ()) -> dict[str, bytes]:
+def to_keep(
+    before: Before, saved: Mapping[Path, Mapping[str, bytes]] | None = None
+) -> dict[str, bytes]:
     """The NVS contents to carry over: the board's, or those of runs that were interrupted.
 
-    saved: from the disk, label -> contents, the newest first. They count where the board's lack
-    a key of theirs: its NVS was overwritten, or erased by a firmware that could not read it.
-    Raises OtaError where the board has none that can be read, and nothing was saved.
+    saved: on the disk, folder -> label -> contents, the newest first; which of two count:
+    `kept_keys`. Raises OtaError where the board has none that can be read and nothing was saved,
+    and where it cannot be told which ones count.
     """
+    saved = saved or {}
     problem = before.table_problem
     if before.table is not None and any(
         part.kind == NVS_KIND and part.encrypted for part in before.table.partitions
@@ -218,27 +222,13 @@ def to_keep(before: Before, saved: Sequence[Mapping[str, bytes]] = ()) -> dict[s
             remedy="Flash without keep_nvs if they may be lost, and provision the board anew.",
         )
     keep: dict[str, bytes] = {}
-    for label in dict.fromkeys([*before.nvs, *(label for one in saved for label in one)]):
-        best = before.nvs.get(label)
-        held = _parsed(best)
-        for one in saved:
-            old = _parsed(one.get(label))
-            if isinstance(old, Nvs) and not (isinstance(held, Nvs) and held.keys() >= old.keys()):
-                best, held = one[label], old
-        if isinstance(held, OtaError):
-            raise held
-        if best is not None:
-            keep[label] = best
+    for label in dict.fromkeys([*before.nvs, *(label for one in saved.values() for label in one)]):
+        held: dict[Path | None, bytes] = {}
+        if label in before.nvs:
+            held[None] = before.nvs[label]
+        held.update((folder, one[label]) for folder, one in saved.items() if label in one)
+        keep[label] = which_counts(label, held)
     return keep
-
-
-def _parsed(data: bytes | None) -> Nvs | OtaError | None:
-    if data is None:
-        return None
-    try:
-        return parse_nvs(data)
-    except OtaError as error:
-        return error
 
 
 def _prepare(link: EspLink, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
@@ -249,7 +239,11 @@ def _prepare(link: EspLink, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
     keep = None
     if job.keep_nvs:
         saved = store.unfinished("flash" if before.backup is not None else None)
-        keep = {} if chip.flash_encrypted else to_keep(before, [one.backup.nvs for one in saved])
+        keep = (
+            {}
+            if chip.flash_encrypted
+            else to_keep(before, {one.folder: one.backup.nvs for one in saved})
+        )
     plan = plan_flash(job.file, chip, before, keep=keep)
     if link.protection().covers(0, chip.flash_bytes or 0):
         raise OtaError(
@@ -342,9 +336,38 @@ def _boot(
             "Everything was written and read back, but the start of the firmware cannot be judged: "
             f"{monitor.reason}.{_where(outcome)}",
         )
-    elif outcome.confirmed or (monitor.verdict is Verdict.SILENT and not job.keep_nvs):
+    elif outcome.confirmed or (
+        monitor.verdict is Verdict.SILENT and _has_kept_keys(port, job, outcome)
+    ):
         # Else a firmware of which nothing is known may have erased the keys that it was given.
         store = Backups(job.state_dir, outcome.chip.mac)
         store.finish()
         store.tidy()
     return outcome
+
+
+def _has_kept_keys(port: SerialBase, job: FlashJob, outcome: FlashOutcome) -> bool:
+    """Whether a board whose start showed nothing has every key that it was given.
+
+    For that it is looked at in download mode and restarted once more. False as well where that
+    cannot be told.
+    """
+    kept = [parse_nvs(part.data).keys() for part in outcome.plan.kept]
+    if not kept:
+        return True
+
+    def same(mac: str) -> None:
+        if mac != outcome.chip.mac:
+            raise OtaError("wrong-board")
+
+    try:
+        link = connect(port, baud=job.baud, identified=same)
+        with left_running(link):
+            found = [
+                parse_nvs(link.read(part.after.offset, part.after.whole_bytes)).keys()
+                for part in outcome.plan.kept
+            ]
+            link.restart()
+    except OtaError:
+        return False
+    return all(there >= meant for there, meant in zip(found, kept, strict=True))
