@@ -8,30 +8,38 @@ that one: `rewrite`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from serial import SerialBase
 
 from ota_service.board.backup import NVS_KIND, Backup, take_backup
 from ota_service.board.backup_files import Backups
-from ota_service.board.boot import UNJUDGED, Expected, Verdict
+from ota_service.board.boot import Expected, Verdict
 from ota_service.board.chip import ChipInfo
 from ota_service.board.flash import Flash
 from ota_service.board.flash_plan import Before, FlashPlan, KeptPartition, MergedFile, plan_flash
-from ota_service.board.inspect import NAMESPACE, VERSION_KEY
 from ota_service.board.kept_keys import which_counts
 from ota_service.board.link import EspLink
 from ota_service.board.rewrite import Write, rewrite, total_bytes
-from ota_service.board.session import BootRules
 from ota_service.board.visit import connect, left_running, watch_start
+from ota_service.board.written import (
+    WriteHooks,
+    WriteJob,
+    WriteOutcome,
+    WritePhase,
+    kept_in,
+    require_board,
+    require_unprotected,
+    version_in,
+)
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import Nvs, parse_nvs
 from ota_service.formats.partitions import TABLE_OFFSET, PartitionTable
 from ota_service.formats.table_places import all_tables, require_only
 
-FlashPhase = Literal["connecting", "inspecting", "writing", "verifying", "booting"]
+FlashPhase = WritePhase
 
 
 def again(keep_nvs: bool) -> str:
@@ -41,40 +49,18 @@ def again(keep_nvs: bool) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class FlashJob:
-    """What to do.
+class FlashJob(WriteJob):
+    """What to do. file: what to write. keep_nvs: carry all keys over."""
 
-    name: for messages. file: what to write. keep_nvs: carry all keys over. confirm: the MAC
-    that the board must have, None: any. state_dir: where what the board has is kept. baud: the
-    highest speed.
-    """
-
-    name: str
     file: MergedFile
     keep_nvs: bool
-    state_dir: Path
-    confirm: str | None = None
-    baud: int = 921_600
-    boot: BootRules = field(default_factory=BootRules)
 
 
-class FlashHooks(Protocol):
+class FlashHooks(WriteHooks, Protocol):
     """What is told while it goes on; called from its thread."""
-
-    def identified(self, mac: str) -> None:
-        """The chip answered. Raises to go no further."""
 
     def planned(self, chip: ChipInfo, before: Before, plan: FlashPlan) -> None:
         """What the board has and will have; nothing was written yet. Raises to stop here."""
-
-    def kept(self, folder: Path) -> None:
-        """What the board had is in this folder; the first write comes next."""
-
-    def phase(self, name: FlashPhase) -> None:
-        """A phase begins."""
-
-    def progress(self, bytes_done: int, bytes_total: int) -> None:
-        """Bytes that were sent."""
 
     def cancelled(self) -> bool:
         """Whether to stop, where nothing was written yet."""
@@ -84,24 +70,12 @@ class FlashHooks(Protocol):
 
 
 @dataclass(slots=True)
-class FlashOutcome:
-    """What came of it: what the board shows.
+class FlashOutcome(WriteOutcome):
+    """What came of it."""
 
-    confirmed: the start was seen to be good; False where its log showed nothing to judge by.
-    version: the tag that is stored now. backup: the folder with what the board had, None where
-    none of it could be read. error: where the board was written and does not start
-    (`boot-failed`), or its start cannot be judged (`brown-out`, `no-reset`).
-    """
-
-    chip: ChipInfo
     before: Before
     file: MergedFile
     plan: FlashPlan
-    version: str = ""
-    confirmed: bool | None = None
-    backup: Path | None = None
-    error: OtaError | None = None
-    boot_log: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As in the reply of the verb."""
@@ -119,13 +93,7 @@ class FlashOutcome:
                 "project": app.descriptor.project,
                 "app_version": app.descriptor.version,
             }
-        if self.confirmed is not None:
-            shown["confirmed"] = self.confirmed
-        if self.backup is not None:
-            shown["backup"] = str(self.backup)
-        if self.error is not None:
-            shown["error"] = self.error.to_dict()
-        return shown
+        return shown | self.ending()
 
 
 def plan_dict(before: Before, file: MergedFile, plan: FlashPlan) -> dict[str, Any]:
@@ -166,13 +134,7 @@ def run_flash(port: SerialBase, job: FlashJob, hooks: FlashHooks) -> FlashOutcom
     hooks.phase("connecting")
 
     def identified(mac: str) -> None:
-        if job.confirm is not None and mac != job.confirm:
-            raise OtaError(
-                "wrong-board",
-                f"The board at this port is {mac}, and {job.confirm} was confirmed. Nothing was "
-                "written.",
-                remedy="Confirm the MAC of the board that is meant.",
-            )
+        require_board(mac, job.confirm, remedy="Confirm the MAC of the board that is meant.")
         hooks.identified(mac)
 
     link = connect(port, baud=job.baud, identified=identified)
@@ -245,11 +207,7 @@ def _prepare(link: EspLink, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
             else to_keep(before, {one.folder: one.backup.nvs for one in saved})
         )
     plan = plan_flash(job.file, chip, before, keep=keep)
-    if link.protection().covers(0, chip.flash_bytes or 0):
-        raise OtaError(
-            "flash-protected",
-            "The flash chip's protection bits cover a part of the flash, so nothing was written.",
-        )
+    require_unprotected(link.protection(), chip)
     hooks.planned(chip, before, plan)
     if hooks.cancelled():
         raise OtaError("cancelled")
@@ -265,10 +223,10 @@ def _version(file: MergedFile, kept: tuple[KeptPartition, ...]) -> str:
     """The tag that the board will hold in its default NVS."""
     for part in kept:
         if part.label == "nvs":
-            return parse_nvs(part.data).get_string(NAMESPACE, VERSION_KEY) or ""
+            return version_in(parse_nvs(part.data))
     for partition, nvs in file.merged.nvs:
         if partition.label == "nvs" and isinstance(nvs, Nvs):
-            return nvs.get_string(NAMESPACE, VERSION_KEY) or ""
+            return version_in(nvs)
     return ""
 
 
@@ -293,15 +251,8 @@ def _write(link: Flash, job: FlashJob, hooks: FlashHooks, outcome: FlashOutcome)
         )
     except OtaError as error:
         raise OtaError(
-            error.code, error.message + _where(outcome), remedy=again(job.keep_nvs)
+            error.code, error.message + kept_in(outcome.backup), remedy=again(job.keep_nvs)
         ) from error
-
-
-def _where(outcome: FlashOutcome) -> str:
-    """Where to find what the board had."""
-    if outcome.backup is None:
-        return ""
-    return f" What it had (NVS, otadata, partition table) is kept in {outcome.backup}."
 
 
 def _boot(
@@ -320,23 +271,8 @@ def _boot(
     nvs = [parse_nvs(part.data) for part in outcome.plan.kept]
     nvs += [held for _, held in file.merged.nvs if isinstance(held, Nvs)]
     monitor = watch_start(port, link, expected, job.boot, nvs=nvs, stopped=hooks.stopping)
-    outcome.boot_log = tuple(monitor.told)
-    outcome.confirmed = monitor.verdict is Verdict.RUNNING
-    if monitor.verdict is Verdict.FAILED:
-        outcome.confirmed = None
-        outcome.error = OtaError(
-            "boot-failed",
-            f"Everything was written and read back, but the firmware does not start: "
-            f"{monitor.reason}.{_where(outcome)}",
-            remedy="Look at the boot log, correct the firmware, and flash it again.",
-        )
-    elif monitor.verdict in UNJUDGED:
-        outcome.error = OtaError(
-            UNJUDGED[monitor.verdict],
-            "Everything was written and read back, but the start of the firmware cannot be judged: "
-            f"{monitor.reason}.{_where(outcome)}",
-        )
-    elif outcome.confirmed or (
+    outcome.judge(monitor, remedy="Look at the boot log, correct the firmware, and flash it again.")
+    if outcome.confirmed or (
         monitor.verdict is Verdict.SILENT and _has_kept_keys(port, job, outcome)
     ):
         # Else a firmware of which nothing is known may have erased the keys that it was given.
@@ -357,8 +293,7 @@ def _has_kept_keys(port: SerialBase, job: FlashJob, outcome: FlashOutcome) -> bo
         return True
 
     def same(mac: str) -> None:
-        if mac != outcome.chip.mac:
-            raise OtaError("wrong-board")
+        require_board(mac, outcome.chip.mac, remedy="")
 
     try:
         link = connect(port, baud=job.baud, identified=same)
