@@ -184,6 +184,16 @@ def test_a_missing_namespace_in_a_crowded_partition() -> None:
     assert prove(bytes(flash), "1.0.0").strategy == "collect"
 
 
+def test_a_number_without_its_name_is_not_free() -> None:
+    """An app's items under a number whose name is lost would be found under the new name."""
+    flash = bytearray(BLANK * 4)
+    app = Firmware(flash)
+    app.namespace(b"app")
+    app.list[-1].append(item(2, 0x04, KEY, (7).to_bytes(4, "little")))
+    edit = prove(bytes(flash), "1.0.0")
+    assert parse_nvs(edit.result).namespaces["VIAM_NS"] == 3
+
+
 def test_all_namespaces_taken() -> None:
     """254 namespaces are possible: the last one is used, one more is refused."""
     flash = bytearray(BLANK * 5)
@@ -249,6 +259,15 @@ def test_taking_the_key_away() -> None:
     edit = prove(with_tag, None, torn=9)
     assert edit.strategy == "erase"
     assert parse_nvs(edit.result).contents() == parse_nvs(data).contents()
+
+
+def test_taking_a_blob_away() -> None:
+    """Its index goes before its parts: without it they are nothing, to every version."""
+    data = nvs_images.generated(
+        0x5000, [("VIAM_NS", [("ROBOT_ID", "string", "me"), ("OTA_VERSION", "hex2bin", "0a" * 300)])]
+    )
+    edit = prove(data, None, torn=9)
+    assert {key for _, key in parse_nvs(edit.result).keys()} == {"ROBOT_ID"}  # noqa: SIM118
 
 
 def test_every_single_bit_of_an_append() -> None:

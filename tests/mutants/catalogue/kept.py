@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is kept on this computer: of boards before they are replaced, and of runs."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+BACKUP = "tests/flash/test_backup.py"
+FLASH_PLAN = "tests/flash/test_plan.py"
+JOURNAL = "tests/journal"
+OWNERSHIP = "tests/board_ports/test_ownership.py"
+_FILES, _RESTORE, _REWRITE = "board/backup_files.py", "board/restore.py", "board/rewrite.py"
+_ATTEMPTS = "fleet/journal_attempts.py"
+
+_WHOLE_FLASH = (
+    Mutant(
+        "the old table stands while the flash is rewritten",
+        _REWRITE,
+        "for offset in sorted({*old_tables, plan.table.offset}):",
+        "for offset in sorted({plan.table.offset} - {*old_tables}):",
+        "tests/board/test_tables.py",
+    ),
+    Mutant(
+        "the new table is written first",
+        _REWRITE,
+        "    for write in plan.writes:\n        _write(flash, write, so_far)\n",
+        "    for write in (plan.table, *plan.writes):\n        _write(flash, write, so_far)\n",
+        f"{BACKUP}::test_a_flash_writes_its_table_last",
+    ),
+    Mutant(
+        "what is rewritten is not read back",
+        _REWRITE,
+        "    if flash.md5(write.offset, len(write.data)) != digest:",
+        "    if not flash.md5(write.offset, len(write.data)):",
+        f"{BACKUP}::test_what_is_rewritten_is_read_back",
+    ),
+    Mutant(
+        "keys that stay in their place are not looked at before the table",
+        _REWRITE,
+        "    for write in standing:\n        _verify(flash, write)\n",
+        "",
+        f"{BACKUP}::test_what_is_rewritten_is_read_back",
+    ),
+    Mutant(
+        "nothing is kept of a board before it is replaced",
+        "board/flash_merged.py",
+        "new = store.keep(before.backup) if before.backup is not None else None",
+        "new = None",
+        BACKUP,
+    ),
+    Mutant(
+        "a flash is not remembered as begun",
+        "board/flash_merged.py",
+        'outcome.backup = store.begin("flash", new)',
+        "outcome.backup = new.folder if new is not None else None",
+        BACKUP,
+    ),
+    Mutant(
+        "keys that the board lost meanwhile are not taken from the disk",
+        "board/flash_merged.py",
+        "if isinstance(old, Nvs) and not (isinstance(held, Nvs) and held.keys() >= old.keys()):",
+        "if isinstance(old, Nvs) and held is None:",
+        FLASH_PLAN,
+    ),
+    Mutant(
+        "a board with secure boot gets another bootloader",
+        "board/flash_plan.py",
+        "    if chip.secure_boot:\n",
+        "    if chip.secure_boot and chip.flash_encrypted:\n",
+        FLASH_PLAN,
+    ),
+    Mutant(
+        "another board than the confirmed one is replaced",
+        "board/flash_merged.py",
+        "if job.confirm is not None and mac != job.confirm:",
+        "if job.confirm is not None and not mac:",
+        "tests/cli/test_flash.py::test_another_boards_mac_and_other_files_write_nothing",
+    ),
+)
+
+_BACKUP = (
+    Mutant(
+        "a backup goes where a newer one has fewer keys",
+        "board/backup.py",
+        "return mine.keys() >= theirs.keys()",
+        "return mine.keys() <= theirs.keys()",
+        BACKUP,
+    ),
+    Mutant(
+        "others may look into a folder of backups",
+        _FILES,
+        "folder.mkdir(mode=0o700, parents=True, exist_ok=True)\n        old =",
+        "folder.mkdir(mode=0o755, parents=True, exist_ok=True)\n        old =",
+        BACKUP,
+    ),
+    Mutant(
+        "a damaged file of a backup is put back",
+        _FILES,
+        'if len(data) != row["size_bytes"] or hashlib.sha256(data).hexdigest() != row["sha256"]:',
+        'if len(data) != row["size_bytes"]:',
+        BACKUP,
+    ),
+    Mutant(
+        "a table comes back over apps that it does not fit",
+        _RESTORE,
+        "        if _may_start(flash, own):\n",
+        "        if _may_start(flash, own) and not _starts(flash, chip, saved):\n",
+        BACKUP,
+    ),
+    Mutant(
+        "otadata comes back to an app that the bootloader may refuse",
+        _RESTORE,
+        "if now is not None and _secure_version(flash, named) < _secure_version(flash, now):",
+        "if now is None and _secure_version(flash, named) < 0:",
+        BACKUP,
+    ),
+    Mutant(
+        "another board gets the backup's otadata too",
+        _RESTORE,
+        "if same_board and same_table and saved.otadata is not None and otadata is not None:",
+        "if same_table and saved.otadata is not None and otadata is not None:",
+        BACKUP,
+    ),
+    Mutant(
+        "another board than the one that is meant is restored",
+        "board/backup_run.py",
+        "        if mac != meant:\n",
+        "        if not mac:\n",
+        "tests/cli/test_backup.py::test_another_board_has_to_be_confirmed",
+    ),
+    Mutant(
+        "a restore is not remembered as begun",
+        "board/backup_run.py",
+        '        store.begin("restore", new)\n',
+        "",
+        BACKUP,
+    ),
+)
+
+_JOURNAL = (
+    Mutant(
+        "an attempt that never ended is forgotten",
+        _ATTEMPTS,
+        "failed = failed + (open_since IS NOT NULL)",
+        "failed = failed",
+        JOURNAL,
+    ),
+    Mutant(
+        "an attempt of a process that was killed costs nothing",
+        _ATTEMPTS,
+        "UPDATE attempts SET failed = failed + 1, open_since = NULL",
+        "UPDATE attempts SET open_since = NULL",
+        JOURNAL,
+    ),
+    Mutant(
+        "power that failed uses an attempt up",
+        _ATTEMPTS,
+        "counts = ERRORS[code].counts if code in ERRORS else True",
+        "counts = True",
+        JOURNAL,
+    ),
+    Mutant(
+        "a write of the journal does not wait for the disk",
+        "fleet/journal_store.py",
+        '"PRAGMA synchronous = FULL"',
+        '"PRAGMA synchronous = OFF"',
+        JOURNAL,
+    ),
+    Mutant(
+        "a port is opened without a look at who has it",
+        "board/ownership.py",
+        "            seen = holders(port)\n",
+        "            seen = []\n",
+        OWNERSHIP,
+    ),
+    Mutant(
+        "two processes of this program have one port",
+        "board/ownership.py",
+        "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        OWNERSHIP,
+    ),
+    Mutant(
+        "two services have one board",
+        "board/ownership.py",
+        "if other is not None and other != service:",
+        "if other is not None and other == service and not wanted:",
+        OWNERSHIP,
+    ),
+    Mutant(
+        "any override takes another project's board",
+        "fleet/core.py",
+        'or "other-project" in run.override,\n            rescue',
+        "or bool(run.override),\n            rescue",
+        "tests/fleet/test_override.py",
+    ),
+)
+
+MUTANTS = (*_WHOLE_FLASH, *_BACKUP, *_JOURNAL)

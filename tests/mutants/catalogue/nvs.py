@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Changing the version in NVS: what would lose it, or another key."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+EDIT = "tests/formats/test_nvs_edit.py"
+STARTS = "tests/formats/test_nvs_starts.py"
+_EDIT, _FLASH = "formats/_nvs_edit.py", "formats/_nvs_flash.py"
+
+MUTANTS = (
+    Mutant(
+        "a blob's parts are erased before its index",
+        _EDIT,
+        "key=lambda pair: pair[1].chunk != CHUNK_ANY",
+        "key=lambda pair: pair[1].chunk == CHUNK_ANY",
+        f"{EDIT}::test_a_value_of_another_type",
+    ),
+    Mutant(
+        "what stands behind the free entries is not looked at",
+        _EDIT,
+        "dirty = [i for i in range(index, index + needed) if not page.is_blank(i)]",
+        "dirty = [i for i in range(index, index + needed) if i < index]",
+        f"{EDIT}::test_dirty_free_entries_are_skipped",
+    ),
+    Mutant(
+        "a namespace's number that items use is free",
+        _EDIT,
+        "        taken.add(item.namespace)\n",
+        "",
+        f"{EDIT}::test_a_missing_namespace {EDIT}::test_a_number_without_its_name_is_not_free",
+    ),
+    Mutant(
+        "the old item is left standing",
+        _EDIT,
+        "                _erase_old(changed, key, value)\n",
+        "",
+        f"{EDIT}::test_append",
+    ),
+    Mutant(
+        "a way is taken without its proof",
+        _EDIT,
+        "if proof.holds(changed.ops, value):",
+        "if changed.ops:",
+        f"{STARTS}::test_no_page_can_be_moved_without_risk",
+    ),
+    Mutant(
+        "NVS that its firmware cannot open is written to",
+        _EDIT,
+        "if nvs.order and nvs.free_pages == 0:",
+        "if nvs.free_pages == 0 and not nvs.order:",
+        f"{EDIT}::test_refusals",
+    ),
+    Mutant(
+        "the page that is written to is not repaired first",
+        _EDIT,
+        "        flash.repair_page(last.index)\n",
+        "",
+        f"{EDIT}::test_a_torn_item_of_the_app",
+    ),
+    Mutant(
+        "the older twin of the last item stays behind a new one",
+        _EDIT,
+        "gone = {place: {item.index for item in items} for place, items in nvs.twins.items()}",
+        "gone: dict[int, set[int]] = {}",
+        f"{EDIT}::test_the_twin_of_another_key",
+    ),
+    Mutant(
+        "what a failed write left stands in the way for ever",
+        _EDIT,
+        "for thorough in (False, True):",
+        "for thorough in (False,):",
+        f"{STARTS}::test_what_a_failed_write_left_stands_in_the_way",
+    ),
+    Mutant(
+        "an unfinished copy is left beside the new one",
+        _EDIT,
+        '        flash.kill(flash.page(nvs.dropped.index), "an unfinished copy")\n',
+        "        pass\n",
+        f"{STARTS}::test_a_version_is_not_lost_with_an_unfinished_copy "
+        f"{EDIT}::test_a_page_that_is_being_freed",
+    ),
+    Mutant(
+        "nothing stands behind a copy that ends in a part of a blob",
+        _EDIT,
+        "guard = not new and _ends_in_later_part(items) and _used(items) < ENTRY_COUNT",
+        "guard = False",
+        f"{STARTS}::test_partitions_by_the_firmware_itself",
+    ),
+    Mutant(
+        "another page is freed while one is still written to",
+        _EDIT,
+        "            flash.mark_full(last)\n        flash.mark_freeing(victim)",
+        "            pass\n        flash.mark_freeing(victim)",
+        f"{EDIT}::test_collect",
+    ),
+    Mutant(
+        "a page comes alive before it is whole",
+        _FLASH,
+        'self.program(index, 4, header[4:], f"{reason}: header")',
+        'self.program(index, 0, header, f"{reason}: header")',
+        f"{EDIT}::test_new_page {EDIT}::test_collect",
+    ),
+    Mutant(
+        "a header's first word is not written alone",
+        _FLASH,
+        '        self.program(page, place, entries[:4], f"{reason}: first word")\n'
+        '        self.program(page, place + 4, entries[4:ENTRY_BYTES], f"{reason}: header")\n',
+        '        self.program(page, place, entries[:ENTRY_BYTES], f"{reason}: header")\n',
+        f"{EDIT}::test_every_single_bit_of_an_append",
+    ),
+    Mutant(
+        "an item's header is erased before its payload",
+        _FLASH,
+        "        payload = range(item.index + 1, item.end)\n",
+        "        payload = range(item.index + 1, item.end)\n"
+        "        self._mark(page, [item.index], 2, reason)\n",
+        f"{EDIT}::test_append",
+    ),
+    Mutant(
+        "the bytes of a cut write are left under its bits",
+        _FLASH,
+        "        self._zero(page, entries, reason)\n        for entry in reversed(entries):",
+        "        for entry in reversed(entries):",
+        f"{EDIT}::test_dirty_free_entries_are_skipped "
+        f"{STARTS}::test_partitions_by_the_firmware_itself",
+    ),
+    Mutant(
+        "an EMPTY entry becomes ERASED in one step",
+        _FLASH,
+        "        for entry in reversed(entries):\n            self._mark(page, [entry], 1, reason)\n"
+        "        self._mark(page, entries, 2, reason)\n",
+        "        self._mark(page, entries, 3, reason)\n",
+        f"{EDIT}::test_old_firmware_never_meets_an_illegal_entry",
+    ),
+    Mutant(
+        "a dead page keeps the right CRC",
+        _FLASH,
+        '        self.program(page.index, 28, bytes(4), f"{reason}: its CRC")\n',
+        "",
+        f"{EDIT}::test_collect",
+    ),
+    Mutant(
+        "keys that the firmware finds first are not the ones carried over",
+        "formats/nvs_move.py",
+        "first.setdefault((item.namespace, item.key, item.type, item.chunk), item)",
+        "first.update({(item.namespace, item.key, item.type, item.chunk): item})",
+        "tests/flash/test_plan.py",
+    ),
+    Mutant(
+        "NVS is packed without a free page",
+        "formats/nvs_move.py",
+        "if len(filled) > pages - 1:",
+        "if len(filled) > pages:",
+        "tests/flash/test_plan.py",
+    ),
+)

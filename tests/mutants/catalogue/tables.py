@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Partition tables: which one a board has, and which would let a write hit another place."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+PARTITIONS = "tests/formats/test_partitions.py"
+PLACES = "tests/formats/test_table_places.py"
+_PARTITIONS, _PLACES = "formats/partitions.py", "formats/table_places.py"
+
+MUTANTS = (
+    Mutant(
+        "a partition may stand on the table",
+        _PARTITIONS,
+        "if part.offset < table_offset + SECTOR_BYTES and not",
+        "if part.offset < table_offset and not",
+        PARTITIONS,
+    ),
+    Mutant(
+        "partitions may overlap",
+        _PARTITIONS,
+        "if after.offset < before.end:",
+        "if after.offset < before.offset:",
+        PARTITIONS,
+    ),
+    Mutant(
+        "a partition may end behind 4 GiB",
+        _PARTITIONS,
+        "if part.end > 1 << 32:",
+        "if part.end > 1 << 33:",
+        PARTITIONS,
+    ),
+    Mutant(
+        "two otadata partitions are allowed",
+        _PARTITIONS,
+        "if len(otadata) > 1:",
+        "if len(otadata) > 2:",
+        PARTITIONS,
+    ),
+    Mutant(
+        "a read-only otadata is written",
+        _PARTITIONS,
+        "if always_written and part.read_only:",
+        "if always_written and part.read_only and part.encrypted:",
+        PARTITIONS,
+    ),
+    Mutant(
+        "a table's MD5 is not looked at",
+        _PARTITIONS,
+        ".digest() != entry[16:]:",
+        ".digest() == b'':",
+        PARTITIONS,
+    ),
+    Mutant(
+        "slots with a gap in their numbers are counted",
+        _PARTITIONS,
+        "if indices != list(range(len(slots))):",
+        "if len(indices) != len(slots):",
+        PARTITIONS,
+    ),
+    Mutant(
+        "of two whole tables the first one is believed",
+        _PLACES,
+        "if table_at(read, offset) is not None:",
+        "if table_at(read, offset) is table:",
+        PLACES,
+    ),
+    Mutant(
+        "an older table stands in for a damaged one",
+        _PLACES,
+        "if data[:2] != MAGIC:",
+        "if table_at(read, TABLE_OFFSET) is None:",
+        PLACES,
+    ),
+)
