@@ -51,9 +51,7 @@ class OddFlash(Link):
     def shows(self) -> tuple[str, str | None]:
         """What it boots, and the tag stored."""
         firmware, words = running(self.cells, CASE.start.bootloader)
-        return firmware.name if firmware is not None else words, stored(
-            self.cells, CASE.start.plan
-        )
+        return firmware.name if firmware is not None else words, stored(self.cells, CASE.start.plan)
 
 
 def fails(board: Link, notes: Notes | None = None) -> str:
@@ -209,5 +207,3 @@ def test_power_that_failed_before_an_app_had_confirmed_itself_is_no_failure_of_i
         assert outcome.end == end
         assert outcome.error is not None
         assert outcome.error.code == (code or "boot-failed")
-
-

@@ -312,6 +312,22 @@ def test_what_is_rewritten_is_read_back(tmp_path: Path, where: str) -> None:
     assert link.data[0x8000:0x9000] == b"\xff" * 0x1000
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_flash_that_was_cut_is_finished_with_the_keys(tmp_path: Path, keep: bool) -> None:
+    """Whether or not the first one was to keep them; cut where the table is gone, and NVS."""
+    start = bytes(board("no-ota").data)
+    data = merged(size_bytes=20_000)
+    whole = MemoryLink(start)
+    flash(whole, data, tmp_path / "whole", keep=keep)
+    at = len(whole.trace) - 40
+    left = cut(
+        partial(flash, data=data, state=tmp_path / "cut", keep=keep), start, at, "", whole.trace[at]
+    )
+    again = MemoryLink(left)
+    flash(again, data, tmp_path / "cut", keep=True)
+    assert keys(nvs_of(again.data, "guide")) == keys(nvs_of(start, "no-ota"))
+
+
 @pytest.mark.slow
 def test_a_flash_that_was_cut_anywhere_is_finished_with_the_keys(tmp_path: Path) -> None:
     """Whether or not the first one was to keep them: on disk at every moment they are.

@@ -264,7 +264,8 @@ def test_taking_the_key_away() -> None:
 def test_taking_a_blob_away() -> None:
     """Its index goes before its parts: without it they are nothing, to every version."""
     data = nvs_images.generated(
-        0x5000, [("VIAM_NS", [("ROBOT_ID", "string", "me"), ("OTA_VERSION", "hex2bin", "0a" * 300)])]
+        0x5000,
+        [("VIAM_NS", [("ROBOT_ID", "string", "me"), ("OTA_VERSION", "hex2bin", "0a" * 300)])],
     )
     edit = prove(data, None, torn=9)
     assert {key for _, key in parse_nvs(edit.result).keys()} == {"ROBOT_ID"}  # noqa: SIM118

@@ -42,7 +42,7 @@ class Copy:
     def run(self, tests: Sequence[str]) -> tuple[int, str]:
         """pytest's exit code, FAILED where it took too long, and the end of its output."""
         # Processes that tests start must find the copy as well.
-        env = os.environ | {"PYTHONPATH": str(self.root / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+        env = os.environ | {"PYTHONPATH": str(self.root / "src")}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         if not any("::" in word for word in tests):
             command += ["-m", "not slow"]
@@ -60,19 +60,27 @@ class Copy:
         """As `run`, of the mutant's tests with the mutant in place."""
         path = self.root / mutant.path
         text = path.read_text()
-        path.write_text(mutant.applied(text))
+        self._put(path, mutant.applied(text))
         try:
             return self.run(mutant.tests.split())
         finally:
-            path.write_text(text)
+            self._put(path, text)
+
+    @staticmethod
+    def _put(path: Path, text: str) -> None:
+        """Another text, without what Python has compiled of the one before: a file of the same
+        size and second would pass for it."""
+        for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
+            compiled.unlink()
+        path.write_text(text)
 
 
 def main() -> int:
     """Try the mutants; 0 where each is noticed, or is known to be beyond any test."""
-    words = os.environ.get("ONLY", "")
-    chosen = [mutant for mutant in MUTANTS if words in mutant.name]
+    only = os.environ.get("ONLY", "")
+    chosen = [mutant for mutant in MUTANTS if only in mutant.name]
     if not chosen:
-        print(f"no mutant has {words!r} in its name", file=sys.stderr)
+        print(f"no mutant has {only!r} in its name", file=sys.stderr)
         return 2
     for mutant in chosen:
         mutant.applied((ROOT / mutant.path).read_text())
@@ -90,13 +98,16 @@ def main() -> int:
                 copies.put(copy)
 
         with ThreadPoolExecutor(WORKERS) as pool:
-            tests = sorted({mutant.tests for mutant in chosen})
-            for called, (code, output) in zip(
-                tests, pool.map(in_a_copy, [one.split() for one in tests]), strict=True
-            ):
+            words = {word for mutant in chosen for word in mutant.tests.split()}
+            named = sorted(word for word in words if "::" in word)
+            tests = [one for one in (named, sorted(words.difference(named))) if one]
+            for code, output in pool.map(in_a_copy, tests):
                 if code != PASSED:
-                    print(f"{output}\nthese tests do not pass without a mutant: {called}")
+                    print(f"{output}\nthese tests do not pass without a mutant")
                     return 2
+            print(
+                f"[{time.monotonic() - began_s:5.0f} s] the tests pass without a mutant", flush=True
+            )
             survivors = broken = 0
             for mutant, (code, output) in zip(chosen, pool.map(in_a_copy, chosen), strict=True):
                 noticed = code == FAILED

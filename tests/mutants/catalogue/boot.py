@@ -99,11 +99,4 @@ MUTANTS = (
         '(15, ResetCause.WATCHDOG, "RTCWDT_BROWN_OUT_RESET BROWN_OUT_RESET")',
         BOOT,
     ),
-    Mutant(
-        "the log ends where a panic begins",
-        "board/boot.py",
-        "if _PANIC_END.match(text) and self._panic:",
-        "if _PANIC.match(text):\n            self._panic = text\n        if self._panic:",
-        BOOT,
-    ),
 )

@@ -52,13 +52,6 @@ MUTANTS = (
         OTADATA,
     ),
     Mutant(
-        "an entry without its number counts",
-        "formats/otadata.py",
-        "return self.crc_ok and self.seq != SEQ_BLANK",
-        "return self.crc_ok",
-        OTADATA,
-    ),
-    Mutant(
         "a pending entry in the sector that does not decide is overlooked",
         "formats/otadata.py",
         "return any(e.counts and e.state == OtaState.PENDING_VERIFY for e in self.entries)",
@@ -71,20 +64,6 @@ MUTANTS = (
         "formats/otadata.py",
         "free = 1 - (otadata.active if otadata.active in vouching else vouching[0])",
         "free = otadata.active if otadata.active in vouching else vouching[0]",
-        OTADATA,
-    ),
-    Mutant(
-        "the number of a new entry may be the highest possible one",
-        "formats/otadata.py",
-        "return seq if seq < SEQ_BLANK else None",
-        "return seq if seq <= SEQ_BLANK else None",
-        OTADATA,
-    ),
-    Mutant(
-        "slots are tried upwards before factory",
-        "formats/otadata.py",
-        "return down + ([None] if has_factory else []) + list(range(named + 1, n_slots))",
-        "return down + list(range(named + 1, n_slots)) + ([None] if has_factory else [])",
         OTADATA,
     ),
     Mutant(
@@ -134,20 +113,6 @@ MUTANTS = (
         "formats/image.py",
         '    if find_partition_table(data) is not None:\n        raise OtaError("merged-binary")\n',
         "",
-        IMAGE,
-    ),
-    Mutant(
-        "the least revision is compared the wrong way round at equality",
-        "formats/image.py",
-        "return least <= revision and not (limited and revision > highest)",
-        "return least < revision and not (limited and revision > highest)",
-        IMAGE,
-    ),
-    Mutant(
-        "what follows an image in a file is ignored",
-        "formats/image.py",
-        'if not trailing and data[total_bytes:].strip(b"\\xff\\0"):',
-        "if not trailing and not data[:total_bytes]:",
         IMAGE,
     ),
 )

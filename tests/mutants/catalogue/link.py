@@ -30,13 +30,6 @@ MUTANTS = (
         REGISTERS,
     ),
     Mutant(
-        "short programs are not looked at in the controller",
-        "board/spi.py",
-        "if len(data) <= CHECKED_BYTES and not blank:",
-        "if len(data) < 1 and not blank:",
-        REGISTERS,
-    ),
-    Mutant(
         "a program is taken for done while the flash is busy",
         "board/spi.py",
         "        while busy:\n",

@@ -6,6 +6,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 PARTITIONS = "tests/formats/test_partitions.py"
+BOARD = "tests/board/test_tables.py::test_a_table_that_could_cost_the_board_is_refused"
 PLACES = "tests/formats/test_table_places.py"
 _PARTITIONS, _PLACES = "formats/partitions.py", "formats/table_places.py"
 
@@ -15,62 +16,48 @@ MUTANTS = (
         _PARTITIONS,
         "if part.offset < table_offset + SECTOR_BYTES and not",
         "if part.offset < table_offset and not",
-        PARTITIONS,
+        f"{PARTITIONS}::test_damaged_tables_are_refused {BOARD}",
     ),
     Mutant(
         "partitions may overlap",
         _PARTITIONS,
         "if after.offset < before.end:",
         "if after.offset < before.offset:",
-        PARTITIONS,
+        f"{PARTITIONS}::test_damaged_tables_are_refused {BOARD}",
     ),
     Mutant(
         "a partition may end behind 4 GiB",
         _PARTITIONS,
         "if part.end > 1 << 32:",
         "if part.end > 1 << 33:",
-        PARTITIONS,
+        f"{PARTITIONS}::test_damaged_tables_are_refused {BOARD}",
     ),
     Mutant(
         "two otadata partitions are allowed",
         _PARTITIONS,
         "if len(otadata) > 1:",
         "if len(otadata) > 2:",
-        PARTITIONS,
+        f"{PARTITIONS}::test_damaged_tables_are_refused {BOARD}",
     ),
     Mutant(
         "a read-only otadata is written",
         _PARTITIONS,
         "if always_written and part.read_only:",
         "if always_written and part.read_only and part.encrypted:",
-        PARTITIONS,
-    ),
-    Mutant(
-        "a table's MD5 is not looked at",
-        _PARTITIONS,
-        ".digest() != entry[16:]:",
-        ".digest() == b'':",
-        PARTITIONS,
-    ),
-    Mutant(
-        "slots with a gap in their numbers are counted",
-        _PARTITIONS,
-        "if indices != list(range(len(slots))):",
-        "if len(indices) != len(slots):",
-        PARTITIONS,
+        f"{PARTITIONS}::test_damaged_tables_are_refused {BOARD}",
     ),
     Mutant(
         "of two whole tables the first one is believed",
         _PLACES,
         "if table_at(read, offset) is not None:",
         "if table_at(read, offset) is table:",
-        PLACES,
+        f"{PLACES}::test_two_tables_cannot_both_be_meant",
     ),
     Mutant(
         "an older table stands in for a damaged one",
         _PLACES,
         "if data[:2] != MAGIC:",
         "if table_at(read, TABLE_OFFSET) is None:",
-        PLACES,
+        f"{PLACES}::test_a_damaged_table_is_not_replaced_by_an_older_one",
     ),
 )
