@@ -39,7 +39,7 @@ _PLANNED = (
         _PLAN,
         "if image is None or not rescue or not found.running.dead:",
         "if image is None or not rescue:",
-        f"{RUNNING}::test_something_that_prints_is_not_called_dead",
+        f"{RUNNING}::test_an_image_for_another_chip_leaves_a_doubt_where_the_bootloader_is_silent",
     ),
     Mutant(
         "a board that boots is rescued",
