@@ -39,7 +39,7 @@ class Copy:
         self.root = folder
         shutil.copytree(ROOT, folder, ignore=_LEFT_OUT, symlinks=True)
 
-    def run(self, tests: Sequence[str]) -> tuple[int, str]:
+    def run(self, tests: Sequence[str], *, limit_s: float | None = None) -> tuple[int, str]:
         """pytest's exit code, FAILED where it took too long, and the end of its output."""
         # Processes that tests start must find the copy as well.
         env = os.environ | {"PYTHONPATH": str(self.root / "src")}
@@ -48,12 +48,12 @@ class Copy:
             command += ["-m", "not slow"]
         try:
             done = subprocess.run(
-                [*command, *tests], cwd=self.root, env=env, timeout=LIMIT_S, check=False,
+                [*command, *tests], cwd=self.root, env=env, timeout=limit_s, check=False,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 encoding="utf-8", errors="replace",
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return FAILED, f"not ended after {LIMIT_S:.0f} s"
+            return FAILED, f"not ended after {limit_s:.0f} s"
         return done.returncode, done.stdout[-2000:]
 
     def try_out(self, mutant: Mutant) -> tuple[int, str]:
@@ -62,7 +62,7 @@ class Copy:
         text = path.read_text()
         self._put(path, mutant.applied(text))
         try:
-            return self.run(mutant.tests.split())
+            return self.run(mutant.tests.split(), limit_s=LIMIT_S)
         finally:
             self._put(path, text)
 

@@ -8,6 +8,7 @@ from tests.mutants.mutant import Mutant
 EDIT = "tests/formats/test_nvs_edit.py"
 STARTS = "tests/formats/test_nvs_starts.py"
 _EDIT, _FLASH = "formats/_nvs_edit.py", "formats/_nvs_flash.py"
+_PROVE = "formats/_nvs_prove.py"
 
 MUTANTS = (
     Mutant(
@@ -110,5 +111,26 @@ MUTANTS = (
         '        self.program(page.index, 28, bytes(4), f"{reason}: its CRC")\n',
         "",
         f"{EDIT}::test_collect",
+    ),
+    Mutant(
+        "the proof asks old versions of the firmware only",
+        _PROVE,
+        "    Version(any_chunk=True, drops=False),\n    Version(any_chunk=True, drops=True),\n",
+        "",
+        f"{STARTS}::test_no_page_can_be_moved_without_risk",
+    ),
+    Mutant(
+        "the proof looks at one start only",
+        _PROVE,
+        "second = self._start(tuple(after), drops)",
+        "second = first",
+        f"{STARTS}::test_a_page_is_chosen_whose_copy_keeps_a_blob",
+    ),
+    Mutant(
+        "the proof cuts between operations only",
+        _PROVE,
+        "    changed = old ^ new\n",
+        "    changed = 0\n",
+        f"{STARTS}::test_a_page_is_chosen_whose_copy_keeps_a_blob",
     ),
 )
