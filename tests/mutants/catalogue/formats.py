@@ -14,14 +14,14 @@ MUTANTS = (
         "formats/otadata.py",
         'self.add([Program(offset, head, reason), Program(offset + _CRC_AT, crc, "its CRC")])',
         'self.add([Program(offset + _CRC_AT, crc, "its CRC"), Program(offset, head, reason)])',
-        OTADATA,
+        f"{OTADATA}::test_an_entry_counts_only_with_its_state",
     ),
     Mutant(
         "a torn entry's CRC goes to zero in one program",
         "formats/otadata.py",
         "if crc != (right := _crc(seq)) and crc & right == right:",
         "if crc == (right := _crc(seq)) and crc & right != right:",
-        OTADATA,
+        f"{OTADATA}::test_the_entry_that_a_cut_would_have_revived",
     ),
     Mutant(
         "the number whose CRC is zero is left alone",

@@ -123,7 +123,7 @@ _LOOKED_AT = (
         _INSPECT,
         "        if md5 == fact.md5:\n",
         "        if md5:\n",
-        f"{RUNNING}::test_two_slots_of_one_label_are_told_apart",
+        f"{RUNNING}::test_what_the_journal_knows_of_a_slot_counts_with_its_digest_only",
     ),
     Mutant(
         "fuses that have grown since are not minded",
