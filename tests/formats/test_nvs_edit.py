@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from idftool.nvs.parser import parse as idftool_parse
 
 from ota_service.errors import OtaError
-from ota_service.formats.flashops import Erase
+from ota_service.formats._nvs_page import Loader
+from ota_service.formats._nvs_prove import NvsProof
+from ota_service.formats.flashops import Erase, Program
 from ota_service.formats.nvs import NvsEdit, PageState, erase_key, parse_nvs, set_string
 from tests.formats import images, nvs_images
 from tests.formats.cuts import cut_states, single_bits
@@ -259,6 +261,20 @@ def test_taking_the_key_away() -> None:
     edit = prove(with_tag, None, torn=9)
     assert edit.strategy == "erase"
     assert parse_nvs(edit.result).contents() == parse_nvs(data).contents()
+
+
+def test_the_proof_refuses_what_only_a_torn_program_would_break() -> None:
+    """A header whose first word does not go first: cut in it, the entry seems free."""
+    data = nvs_images.board(0x4000, "1.0")
+    edit = change(data, "2.0")
+    index = parse_nvs(data).namespaces["VIAM_NS"]
+    proof = NvsProof(data, BASE, (index, KEY), "VIAM_NS", Loader())
+    assert proof.holds(edit.ops, b"2.0\0")
+    first, second, *rest = edit.ops
+    assert isinstance(first, Program)
+    assert isinstance(second, Program)
+    joined = Program(first.offset, first.data + second.data)
+    assert not proof.holds([joined, *rest], b"2.0\0")
 
 
 def written(flash: bytes, kind: int) -> list[bytes]:

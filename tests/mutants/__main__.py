@@ -29,7 +29,7 @@ LIMIT_S = 240
 _LEFT_OUT = shutil.ignore_patterns(
     *(".git", ".venv*", "build", "dist", "results", "__pycache__", ".*_cache", ".hypothesis")
 )
-_LOADED_ONCE = ("hypothesis", "esptool", "aiohttp", "cryptography", "pydantic", "viam", "grpclib")
+_LOADED_ONCE = ("hypothesis", "esptool", "aiohttp", "cryptography", "pydantic", "grpclib")
 """Other people's packages, whose import takes longer than most of the tests."""
 
 PASSED, FAILED = 0, 1

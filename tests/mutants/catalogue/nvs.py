@@ -68,13 +68,6 @@ MUTANTS = (
         f"{EDIT}::test_the_twin_of_another_key",
     ),
     Mutant(
-        "what a failed write left stands in the way for ever",
-        _EDIT,
-        "for thorough in (False, True):",
-        "for thorough in (False,):",
-        f"{STARTS} {EDIT}",
-    ),
-    Mutant(
         "an unfinished copy is left beside the new one",
         _EDIT,
         '        flash.kill(flash.page(nvs.dropped.index), "an unfinished copy")\n',
@@ -83,26 +76,12 @@ MUTANTS = (
         f"{EDIT}::test_a_page_that_is_being_freed",
     ),
     Mutant(
-        "nothing stands behind a copy that ends in a part of a blob",
-        _EDIT,
-        "guard = not new and _ends_in_later_part(items) and _used(items) < ENTRY_COUNT",
-        "guard = False",
-        f"{STARTS} {EDIT}",
-    ),
-    Mutant(
         "a header's first word is not written alone",
         _FLASH,
         '        self.program(page, place, entries[:4], f"{reason}: first word")\n'
         '        self.program(page, place + 4, entries[4:ENTRY_BYTES], f"{reason}: header")\n',
         '        self.program(page, place, entries[:ENTRY_BYTES], f"{reason}: header")\n',
         f"{EDIT}::test_append",
-    ),
-    Mutant(
-        "the bytes of a cut write are left under its bits",
-        _FLASH,
-        "        self._zero(page, entries, reason)\n        for entry in reversed(entries):",
-        "        for entry in reversed(entries):",
-        f"{STARTS} {EDIT}",
     ),
     Mutant(
         "a dead page keeps the right CRC",
@@ -126,10 +105,24 @@ MUTANTS = (
         f"{STARTS}::test_a_page_is_chosen_whose_copy_keeps_a_blob",
     ),
     Mutant(
+        "nothing stands behind a copy that ends in a part of a blob",
+        _EDIT,
+        "guard = not new and _ends_in_later_part(items) and _used(items) < ENTRY_COUNT",
+        "guard = False",
+        f"{STARTS}::test_a_move_that_was_cut_before_parts_without_an_index",
+    ),
+    Mutant(
+        "the bytes of a cut write are left under its bits",
+        _FLASH,
+        "        self._zero(page, entries, reason)\n        for entry in reversed(entries):",
+        "        for entry in reversed(entries):",
+        f"{EDIT}::test_a_torn_item_of_the_app",
+    ),
+    Mutant(
         "the proof cuts between operations only",
         _PROVE,
         "    changed = old ^ new\n",
         "    changed = 0\n",
-        f"{STARTS} {EDIT}",
+        f"{EDIT}::test_the_proof_refuses_what_only_a_torn_program_would_break",
     ),
 )
