@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from idftool.nvs.parser import parse as idftool_parse
 
 from ota_service.errors import OtaError
-from ota_service.formats.flashops import Erase
+from ota_service.formats._nvs_page import Loader
+from ota_service.formats._nvs_prove import NvsProof
+from ota_service.formats.flashops import Erase, Program
 from ota_service.formats.nvs import NvsEdit, PageState, erase_key, parse_nvs, set_string
 from tests.formats import images, nvs_images
 from tests.formats.cuts import cut_states, single_bits
@@ -187,6 +189,16 @@ def test_a_missing_namespace_in_a_crowded_partition() -> None:
     assert prove(bytes(flash), "1.0.0").strategy == "collect"
 
 
+def test_a_number_without_its_name_is_not_free() -> None:
+    """An app's items under a number whose name is lost would be found under the new name."""
+    flash = bytearray(BLANK * 4)
+    app = Firmware(flash)
+    app.namespace(b"app")
+    app.list[-1].append(item(2, 0x04, KEY, (7).to_bytes(4, "little")))
+    edit = prove(bytes(flash), "1.0.0")
+    assert parse_nvs(edit.result).namespaces["VIAM_NS"] == 3
+
+
 def test_all_namespaces_taken() -> None:
     """254 namespaces are possible: the last one is used, one more is refused."""
     flash = bytearray(BLANK * 5)
@@ -253,6 +265,44 @@ def test_taking_the_key_away() -> None:
     edit = prove(with_tag, None, torn=9)
     assert edit.strategy == "erase"
     assert parse_nvs(edit.result).contents() == parse_nvs(data).contents()
+
+
+def test_the_proof_refuses_what_only_a_torn_program_would_break() -> None:
+    """A header whose first word does not go first: cut in it, the entry seems free."""
+    data = nvs_images.board(0x4000, "1.0")
+    edit = change(data, "2.0")
+    index = parse_nvs(data).namespaces["VIAM_NS"]
+    proof = NvsProof(data, BASE, (index, KEY), "VIAM_NS", Loader())
+    assert proof.holds(edit.ops, b"2.0\0")
+    first, second, *rest = edit.ops
+    assert isinstance(first, Program)
+    assert isinstance(second, Program)
+    joined = Program(first.offset, first.data + second.data)
+    assert not proof.holds([joined, *rest], b"2.0\0")
+
+
+def written(flash: bytes, kind: int) -> list[bytes]:
+    """The headers of a type that are WRITTEN, of the key that is changed."""
+    found = []
+    for place in range(0, len(flash), PAGE):
+        for entry in range(126):
+            raw = flash[place + 64 + entry * 32 : place + 96 + entry * 32]
+            state = flash[place + 32 + entry // 4] >> entry % 4 * 2 & 3
+            if state == 2 and raw[1] == kind and raw[8:24] == KEY.ljust(16, b"\0"):
+                found.append(raw)
+    return found
+
+
+def test_taking_a_blob_away() -> None:
+    """Its index goes before its parts, as the firmware does it: an app that asks for the size of
+    what it can no longer read would be told one."""
+    blob = [("ROBOT_ID", "string", "me"), ("OTA_VERSION", "hex2bin", "0a" * 300)]
+    data = nvs_images.generated(0x5000, [("VIAM_NS", blob)])
+    assert len(written(data, 0x48)) == len(written(data, 0x42)) == 1
+    edit = prove(data, None, torn=9)
+    assert {key for _, key in parse_nvs(edit.result).keys()} == {"ROBOT_ID"}  # noqa: SIM118
+    for state in dict(cut_states(data, edit.ops, BASE, torn_each=0)).values():
+        assert not written(state, 0x48) or written(state, 0x42)
 
 
 def test_every_single_bit_of_an_append() -> None:
@@ -375,7 +425,7 @@ def test_the_twin_of_another_key() -> None:
     app.list[-1].mark(FULL)
     app.activate().append(item(1, SZ, b"WIFI_SSID", b"new\0"))
     assert booted(bytes(flash))[0][NS, b"WIFI_SSID"] == (SZ, b"new\0")
-    prove(bytes(flash), "2")
+    assert prove(bytes(flash), "2").strategy == "append"
     prove(bytes(flash), None)
 
 

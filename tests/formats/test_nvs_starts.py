@@ -82,6 +82,18 @@ def test_no_page_can_be_moved_without_risk() -> None:
     assert result.code == "nvs-invalid"
 
 
+def test_what_no_firmware_can_open_is_left_as_it_is() -> None:
+    """Without a free page its start fails, though there is room for the version."""
+    data = (
+        page([NAMESPACE, VERSION, text(b"WIFI_SSID", 123)], FULL, 3)
+        + page([text(b"ROBOT_ID", 126)], FULL, 4)
+        + page([text(b"ROBOT_SECRET", 20)], ACTIVE, 5)
+    )
+    result = outcome(change, data, "2.0.0")
+    assert isinstance(result, OtaError)
+    assert result.code == "nvs-invalid"
+
+
 @pytest.mark.parametrize("value", ["2.0.0", "v" * 128, None])
 def test_what_a_failed_write_left_stands_in_the_way(value: str | None) -> None:
     """Parts of a blob without an index fill a page: to the firmware that is room."""
