@@ -472,6 +472,15 @@ def test_two_slots_of_one_label_are_told_apart(runs: int) -> None:
     assert target.boot().offset == 0x10000 + 0x110000 - runs
 
 
+def test_what_the_journal_knows_of_a_slot_counts_with_its_digest_only() -> None:
+    """Somebody else wrote the slot since: the board is looked at like any other."""
+    target = MemoryBoard(make_flash("micro-rdk", app=OLD))
+    for md5, evidence in (("0" * 32, "log"), (Firmware.of(OLD).known.md5, "journal")):
+        facts = BoardFacts({"ota_0": SlotFact(len(OLD), md5, "1.0.0")}, last_slot="ota_0")
+        found = target.look(FIRMWARE, facts)
+        assert found.running.evidence == evidence
+
+
 def test_a_label_alone_is_a_name_where_it_is_the_only_one() -> None:
     """So journals that hold labels keep working."""
     table = parse_partition_table(encode_table(LAYOUTS["guide"].partitions))

@@ -24,7 +24,7 @@ from ota_service.formats.merge import Merged, merge
 from ota_service.formats.merged import parse_merged, whole_flash
 from ota_service.sim.factory import build_nvs, default_nvs, make_flash
 from ota_service.sim.images import assemble, build_app, build_bootloader, filler
-from ota_service.sim.layouts import LAYOUTS
+from ota_service.sim.layouts import LAYOUTS, Partition, encode_table
 
 APP = build_app("demo", "1.0", size_bytes=100_000)
 LOADER = build_bootloader()
@@ -64,6 +64,29 @@ def test_without_a_factory_partition_the_app_goes_to_ota_0() -> None:
     made = build(table=load_table("micro-rdk-8mb"))
     assert made.booted.label == "ota_0"
     assert made.data[0x20000 : 0x20000 + len(APP)] == APP
+
+
+def test_contents_go_by_place_where_two_partitions_have_one_label() -> None:
+    """The app into the first slot alone, and others by label and place."""
+    table = encode_table(
+        (
+            Partition("app", 1, 2, 0x9000, 0x4000),
+            Partition("otadata", 1, 0, 0xD000, 0x2000),
+            Partition("app", 0, 0x10, 0x10000, 0x100000),
+            Partition("app", 0, 0x11, 0x110000, 0x100000),
+        )
+    )
+    made = build(table=table)
+    assert made.booted.name == "app@0x10000"
+    assert made.data[0x10000 : 0x10000 + len(APP)] == APP
+    assert not made.data[0x9000:0xD000].strip(b"\xff")
+    assert len(made.data) < 0x110000
+    nvs = build_nvs(0x4000, default_nvs())
+    made = build(table=table, contents={"app@0x110000": APP, "app": nvs})
+    assert made.data[0x9000:0xD000] == nvs
+    assert made.data[0x110000 : 0x110000 + len(APP)] == APP
+    with pytest.raises(OtaError, match="gets the app"):
+        build(table=table, contents={"app@0x10000": APP})
 
 
 def test_our_reader_finds_what_was_put_in() -> None:

@@ -21,11 +21,13 @@ from ota_service.board.flash_plan import Before, check_merged, plan_flash
 from ota_service.errors import OtaError
 from ota_service.formats.merged import parse_merged
 from ota_service.formats.nvs import parse_nvs
-from ota_service.sim.factory import build_nvs, default_nvs, make_flash
+from ota_service.sim.factory import build_nvs, make_flash
 from ota_service.sim.images import build_app
-from ota_service.sim.layouts import LAYOUTS
+from ota_service.sim.layouts import LAYOUTS, Layout, Partition
 from tests.flash.in_memory import MIB, Hooks, boots, chip, keys, nvs_of
 from tests.flash.merged_files import merged
+
+SAVED = Path("backups/1")
 
 
 def prepare(
@@ -35,7 +37,7 @@ def prepare(
     file = check_merged(data)
     about = chip(len(flash.data))
     before = look_before(flash, about)
-    wanted = to_keep(before, [saved] if saved else []) if keep else None
+    wanted = to_keep(before, {SAVED: saved} if saved else {}) if keep else None
     plan = plan_flash(file, about, before, keep=wanted)
     return FlashOutcome(about, before, file, plan)
 
@@ -191,6 +193,53 @@ def test_keys_that_the_new_table_has_no_place_for_are_refused() -> None:
     assert caught.value.code == "nvs-missing"
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_another_partition_with_the_label_of_the_nvs_is_no_nvs(first: bool) -> None:
+    """In the board's table and in the file's, before the NVS and behind it: keys go by place."""
+    phy = Partition("nvs", 1, 1, 0xF000, 0x1000)
+    others = [p for p in LAYOUTS["guide"].partitions if p.label != "phy_init"]
+    twice = Layout("twice", 4 * MIB, (phy, *others) if first else (*others, phy))
+    flash = MemoryFlash(make_flash(twice, 4 * MIB))
+    before = keys(nvs_of(flash.data, "guide"))
+    data = merged(twice, size_bytes=20_000)
+    outcome = prepare(flash, data, keep=True)
+    assert [part.in_place for part in outcome.plan.kept] == [True]
+    write(flash, outcome)
+    assert keys(nvs_of(flash.data, "guide")) == before
+    assert flash.data[0xF000 : len(data)] == data[0xF000:]
+    assert boots(flash.data) == "factory"
+    moved = MemoryFlash(make_flash("no-ota"))
+    before = keys(nvs_of(moved.data, "no-ota"))
+    write(moved, prepare(moved, data, keep=True))
+    assert keys(nvs_of(moved.data, "guide")) == before
+    assert moved.data[0xF000:0x10000] == b"\xff" * 0x1000
+    assert boots(moved.data) == "factory"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_nvs_partition_of_no_whole_sectors_is_used_as_far_as_they_go(keep: bool) -> None:
+    """As the firmware does: what is behind them belongs to nobody."""
+    odd = [
+        Partition("nvs", 1, 2, 0x9000, 0x4800) if p.label == "nvs" else p
+        for p in LAYOUTS["no-ota"].partitions
+    ]
+    layout = Layout("odd", 4 * MIB, tuple(odd))
+    own = build_nvs(0x4000, {"WIFI_SSID": "factory"})
+    data = merged(layout, size_bytes=20_000, contents={"nvs": own})
+    for start in (make_flash("no-ota"), make_flash("guide", 4 * MIB)):
+        flash = MemoryFlash(start)
+        wanted = keys(own)
+        if keep:
+            wanted = keys(look_before(flash, chip()).nvs["nvs"])
+        write(flash, prepare(flash, data, keep=keep))
+        assert keys(bytes(flash.data[0x9000:0xD000])) == wanted
+        assert boots(flash.data) == "factory"
+        again = prepare(flash, data, keep=keep)
+        assert [part.in_place for part in again.plan.kept] == [True] * keep
+        write(flash, again)
+        assert keys(bytes(flash.data[0x9000:0xD000])) == wanted
+
+
 def test_a_damaged_nvs_is_refused_with_keep_nvs() -> None:
     """It may be one that only the firmware can repair."""
     flash = MemoryFlash(make_flash("no-ota"))
@@ -199,19 +248,68 @@ def test_a_damaged_nvs_is_refused_with_keep_nvs() -> None:
         prepare(flash, merged(), keep=True)
 
 
-def test_what_was_saved_counts_where_the_board_lacks_a_key_of_it() -> None:
-    """A firmware that erased NVS, or a cut; but newer values on the board win."""
-    old = build_nvs(0x6000, default_nvs(version="1"))
+def kept_of(board: bytes | None, *saved: bytes) -> bytes:
+    """Which contents of nvs are kept: of the board's, and saved ones, the newest first."""
     table = look_before(MemoryFlash(make_flash("no-ota")), chip()).table
-    erased = Before(table, nvs={"nvs": b"\xff" * 0x6000})
-    assert to_keep(erased, [{"nvs": old}]) == {"nvs": old}
-    newer = build_nvs(0x6000, {**default_nvs(version="2"), "MORE": "x"})
-    assert to_keep(Before(table, nvs={"nvs": newer}), [{"nvs": old}]) == {"nvs": newer}
-    lost = Before(None, OtaError("partition-table-invalid"))
-    assert to_keep(lost, [{"nvs": old}]) == {"nvs": old}
-    few = build_nvs(0x6000, {"MORE": "x"})
-    assert to_keep(lost, [{"nvs": few}, {"nvs": old}]) == {"nvs": old}
-    assert to_keep(lost, [{"nvs": newer}, {"nvs": old}]) == {"nvs": newer}
+    problem = OtaError("partition-table-invalid") if board is None else None
+    before = Before(None, problem) if board is None else Before(table, nvs={"nvs": board})
+    folders = {Path(f"{100 - n}"): {"nvs": data} for n, data in enumerate(saved)}
+    return to_keep(before, folders)["nvs"]
+
+
+BLANK = b"\xff" * 0x6000
+OLD: dict[str, Any] = {"WIFI_PASSWORD": "old", "ROBOT_ID": "r", "boot_count": 1, "OTA_VERSION": "1"}
+NEW: dict[str, Any] = {
+    "WIFI_PASSWORD": "new",
+    "ROBOT_ID": "r",
+    "TLS_CERT": "x" * 600,
+    "OTA_VERSION": "2",
+}
+
+
+def test_what_was_saved_counts_where_the_board_lost_its_own() -> None:
+    """No table after a cut; blank or a part of it; or erased by a firmware that started since."""
+    old = build_nvs(0x6000, OLD)
+    assert kept_of(None, old) == old
+    assert kept_of(BLANK, old) == old
+    assert kept_of(build_nvs(0x6000, {"ROBOT_ID": "r"}), old) == old
+    wifi_alone: dict[str, Any] = {"nvs.net80211": {"sta.ssid": b"\0" * 36, "opmode": 2}}
+    erased = build_nvs(0x6000, {}, other=wifi_alone)
+    assert keys(erased)
+    assert kept_of(erased, old) == old
+
+
+def test_a_board_that_went_on_with_its_keys_never_gets_older_ones() -> None:
+    """Also where the firmware has removed one since, and where another flash was cut then."""
+    old, new = build_nvs(0x6000, OLD), build_nvs(0x6000, NEW)
+    assert keys(old).keys() - keys(new).keys() == {("VIAM_NS", "boot_count")}
+    assert kept_of(new, old) == new
+    assert kept_of(None, new, old) == new
+    assert kept_of(BLANK, new, old) == new
+    more = build_nvs(0x6000, {**OLD, "WIFI_PASSWORD": "newer", "MORE": "x"})
+    assert kept_of(more, old) == more
+    assert kept_of(None, more, old) == more
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        {"WIFI_PASSWORD": "provisioned anew", "OTA_VERSION": "1", "boot_count": 1},
+        {"MORE": "x"},
+    ],
+)
+def test_what_cannot_be_told_is_refused_with_both_ways_on(now: dict[str, Any]) -> None:
+    """Erased, and other keys since: a number or a version is the same by chance."""
+    old = build_nvs(0x6000, {**OLD, "SECRET": "s"})
+    board = build_nvs(0x6000, now)
+    with pytest.raises(OtaError, match="99") as caught:
+        kept_of(board, build_nvs(0x6000, {}), old)
+    assert caught.value.code == "nvs-invalid"
+    assert "on the board and those in 99" in caught.value.message
+    assert "call restore with 99" in caught.value.remedy
+    with pytest.raises(OtaError, match="in 100 and those in 99") as caught:
+        kept_of(None, board, old)
+    assert "move the folder" in caught.value.remedy
 
 
 def test_the_plan_says_the_tag_that_will_be_stored() -> None:

@@ -201,6 +201,16 @@ class Notes:
         return False
 
 
+class Told(Notes):
+    """Notes with the restarts that were told."""
+
+    restarts: tuple[str, ...] = ()
+
+    def restarting(self, reason: str) -> None:
+        """Noted."""
+        self.restarts += (reason,)
+
+
 class MemorySession(_Session):
     """A session whose port is a `Link`."""
 
@@ -214,7 +224,7 @@ class MemorySession(_Session):
         self.memory_link.reconnect()
         return self._connected(self.memory_link)  # type: ignore[arg-type]
 
-    def _first_look(self, link: Any) -> FirstLook:
+    def _watch_first(self, link: Any) -> FirstLook:
         link.restart()
         result: BootResult = link.boots
         link.reconnect()
@@ -228,6 +238,10 @@ class MemorySession(_Session):
         link.restart()
         link.reconnect()
         return BootMonitor(Expected(), 0, 0)
+
+    def _leaves(self, link: Any) -> bool:
+        link.restart()
+        return True
 
     def _boot(
         self, link: Any, slot: Partition, expected: Expected, *, known_good: bool = False

@@ -69,12 +69,14 @@ class Depth:
     """How much is done with each case.
 
     detail: which cuts. journals: every image is recovered with the journal and without; else
-    only those between two operations are recovered without. twice: of so many images one has
+    only those between two operations are recovered without. others: those are also brought to
+    other targets, and recovered without the journal. twice: of so many images one has
     its recovery cut again.
     """
 
     detail: Detail = field(default_factory=Detail)
     journals: bool = True
+    others: bool = True
     twice: int = 40
     seed: int = 0
 
@@ -159,13 +161,13 @@ def _one(
     between = cut.how == "before"
     tally.add(kind, "judged")
     problems = judge.problems(cells, own=own, rules=cut.rules)
-    journal = case.facts(interrupted=True)
-    for variant, board, facts in _variants(case, cut, journal, depth.journals or between):
+    journal, others = case.facts(interrupted=True), between and depth.others
+    for variant, board, facts in _variants(case, cut, journal, depth.journals or others):
         tally.add(kind, "memory")
         found = recover(case, board, facts, own=own)
         found += judge.nvs(board.cells, board.rules, any_tag=True)
         problems += [replace(p, text=f"{variant}: {p.text}") for p in found]
-    if between and not own and case.flow not in ("pending", "shy"):
+    if others and not own and case.flow not in ("pending", "shy"):
         for words, firmware, facts in _targets(case):
             tally.add(kind, "memory")
             board = Link(cells.copy(), case.start.bootloader, cut.rules)

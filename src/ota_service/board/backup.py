@@ -20,7 +20,6 @@ from ota_service.formats.partitions import (
     OTADATA_BYTES,
     TABLE_BYTES,
     TABLE_OFFSET,
-    Partition,
     PartitionTable,
     parse_partition_table,
 )
@@ -124,8 +123,8 @@ def take_backup(flash: Flash, chip: ChipInfo) -> Backup:
     stores = [part for part in partitions.partitions if part.kind in STORE_KINDS]
     flash.prefetch(
         [
-            *([otadata_region(at.offset, store_bytes(at))] if at is not None else []),
-            *(nvs_region(part.offset, store_bytes(part)) for part in stores),
+            *([otadata_region(at.offset, at.whole_bytes)] if at is not None else []),
+            *(nvs_region(part.offset, part.whole_bytes) for part in stores),
         ]
     )
 
@@ -137,15 +136,10 @@ def take_backup(flash: Flash, chip: ChipInfo) -> Backup:
         chip=chip.name,
         flash_bytes=chip.flash_bytes,
         table=table,
-        otadata=piece(at.label, at.kind, at.offset, store_bytes(at)) if at is not None else None,
-        stores=tuple(piece(p.label, p.kind, p.offset, store_bytes(p)) for p in stores),
+        otadata=piece(at.label, at.kind, at.offset, at.whole_bytes) if at is not None else None,
+        stores=tuple(piece(p.label, p.kind, p.offset, p.whole_bytes) for p in stores),
         made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
-
-
-def store_bytes(part: Partition) -> int:
-    """How much of a partition is kept: what is behind its last whole sector nobody uses."""
-    return part.size_bytes // SECTOR_BYTES * SECTOR_BYTES
 
 
 def _parsed(table: Piece, flash_bytes: int | None) -> PartitionTable:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ota_service.board.backup import STORE_KINDS, Backup, Piece, store_bytes
+from ota_service.board.backup import STORE_KINDS, Backup, Piece
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import SECTOR_BYTES
 from ota_service.formats.table_places import TABLE_PLACES
@@ -115,7 +115,7 @@ def read_backup(folder: Path) -> Backup:
         table = backup.partitions.partitions
     except OtaError as error:
         raise _invalid(folder, error.message.rstrip(".")) from None
-    places = {(part.label, part.kind, part.offset, store_bytes(part)) for part in table}
+    places = {(part.label, part.kind, part.offset, part.whole_bytes) for part in table}
     for piece in backup.pieces[1:]:
         if (piece.label, piece.kind, piece.offset, len(piece.data)) not in places:
             raise _invalid(folder, f"its table has no partition {piece.label!r} as it names one")

@@ -166,17 +166,17 @@ def plan_flash(
     """
     _require_fit(file, chip)
     kept = _kept(file.merged.table, before, keep) if keep is not None else ()
-    places = {part.after.label: part for part in kept}
+    places = {part.after: part for part in kept}
     writes: list[Write] = []
     table_end = file.merged.table_offset + TABLE_SECTORS_BYTES
     loader_end = file.merged.table_offset
-    skipped = [(part.after.offset, part.after.end) for part in kept]
+    skipped = [(part.after.offset, part.after.offset + part.after.whole_bytes) for part in kept]
     for begin, end in _gaps(table_end, len(file.data), skipped):
         writes.append(Write(_name(file.merged.table, begin, end), begin, file.data[begin:end]))
     for part in file.merged.table.partitions:
-        if part.label in places:
-            if not places[part.label].in_place:
-                writes.append(Write(part.label, part.offset, places[part.label].data))
+        if part in places:
+            if not places[part].in_place:
+                writes.append(Write(part.name, part.offset, places[part].data))
         elif part.end > len(file.data) and not (part.is_app and part.offset < len(file.data)):
             writes.append(_blank(part, max(part.offset, len(file.data))))
     writes.append(Write("bootloader", 0, file.data[:loader_end]))
@@ -184,7 +184,9 @@ def plan_flash(
         "partition table", loader_end, file.data[loader_end:table_end].ljust(SECTOR_BYTES, b"\xff")
     )
     lost = tuple(
-        label for label, data in before.nvs.items() if label not in places and data.strip(b"\xff")
+        label
+        for label, data in before.nvs.items()
+        if all(part.label != label for part in kept) and data.strip(b"\xff")
     )
     return FlashPlan(tuple(writes), table, kept, lost, _notes(file, places))
 
@@ -250,19 +252,19 @@ def _kept(
         if after.encrypted:
             raise OtaError("flash-encrypted", f"The partition {label!r} is to be encrypted.")
         live = before.table is not None and before.nvs.get(label) == data
-        was = before.table.by_label(label) if before.table is not None and live else None
+        was = _nvs_partition(before.table, label) if before.table is not None and live else None
         in_place = was is not None and (was.offset, was.size_bytes) == (
             after.offset,
             after.size_bytes,
         )
-        moved = data if in_place else move_nvs(data, after.size_bytes)
+        moved = data if in_place else move_nvs(data, after.whole_bytes)
         kept.append(KeptPartition(label, was, after, count, in_place, moved))
     return tuple(kept)
 
 
 def _nvs_partition(table: PartitionTable, label: str) -> Partition | None:
-    part = table.by_label(label)
-    return part if part is not None and part.kind == NVS_KIND else None
+    """The first NVS partition with this label, as the firmware finds it."""
+    return next((p for p in table.partitions if (p.label, p.kind) == (label, NVS_KIND)), None)
 
 
 def _gaps(begin: int, end: int, skipped: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -279,22 +281,22 @@ def _gaps(begin: int, end: int, skipped: list[tuple[int, int]]) -> list[tuple[in
 
 
 def _name(table: PartitionTable, begin: int, end: int) -> str:
-    names = [part.label for part in table.partitions if part.offset < end and part.end > begin]
+    names = [part.name for part in table.partitions if part.offset < end and part.end > begin]
     return ", ".join(names) or f"{begin:#x} to {end:#x}"
 
 
 def _blank(part: Partition, begin: int) -> Write:
     """What the file leaves out is blank: data as a whole, of apps what makes them one."""
     end = begin + SECTOR_BYTES if part.is_app else -(-part.end // SECTOR_BYTES) * SECTOR_BYTES
-    return Write(f"{part.label} (blank)", begin, b"\xff" * (end - begin))
+    return Write(f"{part.name} (blank)", begin, b"\xff" * (end - begin))
 
 
-def _notes(file: MergedFile, kept: Mapping[str, KeptPartition]) -> tuple[str, ...]:
+def _notes(file: MergedFile, kept: Mapping[Partition, KeptPartition]) -> tuple[str, ...]:
     notes = []
     for part, nvs in file.merged.nvs:
-        if part.label in kept and isinstance(nvs, Nvs) and nvs.keys():
+        if part in kept and isinstance(nvs, Nvs) and nvs.keys():
             notes.append(
-                f"The file has keys of its own for {part.label}; the board's are kept instead."
+                f"The file has keys of its own for {part.name}; the board's are kept instead."
             )
     if file.app is None:
         notes.append("The app has no app descriptor, so no update will take it for one.")

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ota_service.board.backup import NVS_KIND, Backup, Piece, store_bytes
+from ota_service.board.backup import NVS_KIND, Backup, Piece
 from ota_service.board.bootable import HEAD_BYTES, candidate, image_bytes
 from ota_service.board.chip import ChipInfo
 from ota_service.board.flash import Flash
@@ -270,7 +270,7 @@ def _place(piece: Piece, table: PartitionTable) -> Partition | None:
 
 
 def _contents(piece: Piece, after: Partition) -> bytes:
-    if store_bytes(after) == len(piece.data):
+    if after.whole_bytes == len(piece.data):
         return piece.data
     if piece.kind != NVS_KIND:
         raise OtaError(
@@ -279,7 +279,7 @@ def _contents(piece: Piece, after: Partition) -> bytes:
             f"{len(piece.data):#x} in the backup.",
             remedy=_ELSEWHERE,
         )
-    return move_nvs(piece.data, store_bytes(after))
+    return move_nvs(piece.data, after.whole_bytes)
 
 
 def _differs(flash: Flash, write: Write) -> bool:

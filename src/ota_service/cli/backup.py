@@ -17,7 +17,6 @@ from ota_service.board.backup_run import (
     AGAIN,
     RestoreJob,
     RestoreOutcome,
-    RestorePhase,
     run_backup,
     run_restore,
 )
@@ -25,6 +24,7 @@ from ota_service.board.chip import ChipInfo
 from ota_service.board.ports import require_exists, shown
 from ota_service.board.restore import RestorePlan
 from ota_service.board.session import BootRules
+from ota_service.board.written import WritePhase
 from ota_service.cli.failure import Failure
 from ota_service.cli.options import baud_option, boot_options, state_dir_option
 from ota_service.cli.output import err, json_option, out, print_json
@@ -35,7 +35,7 @@ from ota_service.errors import OtaError
 from ota_service.formats.nvs import Nvs
 from ota_service.module.folders import default_state_dir
 
-_PHASES: dict[RestorePhase, str] = {
+_PHASES: dict[WritePhase, str] = {
     "connecting": "Connecting",
     "inspecting": "Looking at what the board has",
     "writing": "Writing",
@@ -198,7 +198,7 @@ class _Terminal:
             soft_wrap=True,
         )
 
-    def phase(self, name: RestorePhase) -> None:
+    def phase(self, name: WritePhase) -> None:
         """A line each."""
         self.writing = name in ("writing", "verifying")
         self.console.print(f"{_PHASES[name]} ...")

@@ -185,7 +185,7 @@ def merge_command(
         table, raw_table = _tables(partitions, table_offset, chip_id)
         contents = dict(_part(text) for text in parts)
         if nvs is not None:
-            contents["nvs"] = _nvs(nvs, table)
+            contents |= _nvs(nvs, table)
         made = merge(
             bootloader=loader,
             table=raw_table,
@@ -249,7 +249,7 @@ def _require_room(image_bytes: int, table: PartitionTable) -> None:
     if small:
         raise OtaError(
             "image-too-large",
-            f"The App Image has {image_bytes:,} bytes, the slot {small[0].label} only "
+            f"The App Image has {image_bytes:,} bytes, the slot {small[0].name} only "
             f"{small[0].size_bytes:,}.",
             remedy="Make the app smaller, or use a partition table with larger slots.",
         )
@@ -262,7 +262,8 @@ def _part(text: str) -> tuple[str, bytes]:
     return label, Path(file).read_bytes()
 
 
-def _nvs(file: Path, table: PartitionTable) -> bytes:
+def _nvs(file: Path, table: PartitionTable) -> dict[str, bytes]:
+    """The partition's name -> its contents."""
     part = table.nvs
     if part is None:
         raise OtaError(
@@ -271,8 +272,8 @@ def _nvs(file: Path, table: PartitionTable) -> bytes:
             remedy="Add one to the table.",
         )
     data = file.read_bytes()
-    if len(data) == part.size_bytes and b"\xff\xff\xff\xff" in data:
-        return data
+    if len(data) == part.whole_bytes and b"\xff\xff\xff\xff" in data:
+        return {part.name: data}
     from ota_service.building.provision import nvs_from_csv
 
     try:
@@ -280,10 +281,10 @@ def _nvs(file: Path, table: PartitionTable) -> bytes:
     except UnicodeDecodeError:
         raise OtaError(
             "nvs-invalid",
-            f"{file} has {len(data):#x} bytes, the nvs partition {part.size_bytes:#x}.",
+            f"{file} has {len(data):#x} bytes, the nvs partition {part.whole_bytes:#x}.",
             remedy="Give a CSV file, or an NVS of the partition's size.",
         ) from None
-    return nvs_from_csv(file, part.size_bytes)
+    return {part.name: nvs_from_csv(file, part.whole_bytes)}
 
 
 def _write(output: Path, data: bytes, *, secret: bool) -> None:

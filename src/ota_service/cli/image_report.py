@@ -241,7 +241,7 @@ def otadata(found: OtaData, table: PartitionTable) -> list[Report]:
         if not entry.blank:
             row |= {"seq": entry.seq, "state": entry.state_name, "valid": entry.written}
             if entry.written and slots:
-                row["slot"] = slots[entry.slot_index(len(slots))].label
+                row["slot"] = slots[entry.slot_index(len(slots))].name
             row["active"] = found.active == index
         shown.append(row)
     return shown

@@ -61,8 +61,8 @@ def merge(
     """The flash from its first byte to the last region that holds something.
 
     table: in its binary form. app: goes to the partition that blank otadata starts. contents:
-    label -> data of further partitions. flash_bytes: the board's flash; None: what the
-    bootloader was built for. Identical input gives identical bytes.
+    label (or name, where two share one) -> data of further partitions. flash_bytes: the board's
+    flash; None: what the bootloader was built for. Identical input gives identical bytes.
     Raises OtaError: what the readers raise for each input, "wrong-chip", "flash-size",
     "image-too-large", and "config-invalid" for a label that does not exist.
     """
@@ -99,22 +99,23 @@ def merge(
             "The partition table has no app partition.",
             remedy="Use a partition table with a factory app or OTA slots.",
         )
-    filled = {booted.label: _unpadded(app, parse_app_image(app).total_bytes)}
+    filled = {booted: _unpadded(app, parse_app_image(app).total_bytes)}
     for label, data in (contents or {}).items():
-        if parts.by_label(label) is None:
-            known = ", ".join(part.label for part in parts.partitions)
+        part = _named(parts, label)
+        if part is None:
+            known = ", ".join(part.name for part in parts.partitions)
             raise OtaError(
                 "config-invalid",
                 f"The partition table has no partition {label!r}; it has {known}.",
                 remedy="Name one of them.",
             )
-        if label in filled:
+        if part in filled:
             raise OtaError(
                 "config-invalid",
                 f"The partition {label!r} gets the app; it was given other contents as well.",
                 remedy="Leave one of the two out.",
             )
-        filled[label] = data
+        filled[part] = data
     placed = [
         (
             Region("bootloader", offset, len(bootloader), table_offset - offset, _loader(loader)),
@@ -133,12 +134,18 @@ def merge(
     ]
     for part in parts.partitions:
         if part is parts.otadata:
-            what = "blank: starts " + booted.label
+            what = "blank: starts " + booted.name
             placed.append((_region(part, part.size_bytes, what), b"\xff" * part.size_bytes))
-        elif part.label in filled:
-            data = filled[part.label]
+        elif part in filled:
+            data = filled[part]
             placed.append((_region(part, len(data), _contents(part, data, loader)), data))
     return _join(placed, loader, parts, table_offset, flash_bytes, booted)
+
+
+def _named(table: PartitionTable, name: str) -> Partition | None:
+    """The partition of this name; of several with it as their label the first."""
+    exact = (part for part in table.partitions if part.name == name)
+    return next(exact, None) or table.by_label(name)
 
 
 def _unpadded(data: bytes, size_bytes: int) -> bytes:
@@ -147,7 +154,7 @@ def _unpadded(data: bytes, size_bytes: int) -> bytes:
 
 
 def _region(part: Partition, size_bytes: int, what: str) -> Region:
-    return Region(part.label, part.offset, size_bytes, part.size_bytes, what)
+    return Region(part.name, part.offset, size_bytes, part.size_bytes, what)
 
 
 def _contents(part: Partition, data: bytes, loader: Bootloader) -> str:
@@ -157,15 +164,15 @@ def _contents(part: Partition, data: bytes, loader: Bootloader) -> str:
     if len(data) > part.size_bytes:
         raise OtaError(
             "image-too-large",
-            f"The contents of {part.label!r} have {len(data):,} bytes, the partition "
+            f"The contents of {part.name!r} have {len(data):,} bytes, the partition "
             f"{part.size_bytes:,}.",
             remedy="Make the contents smaller, or the partition larger.",
         )
     if part.kind == "data/nvs":
-        if len(data) != part.size_bytes:
+        if len(data) != part.whole_bytes:
             raise OtaError(
                 "nvs-invalid",
-                f"The NVS has {len(data):#x} bytes, its partition {part.size_bytes:#x}.",
+                f"The NVS has {len(data):#x} bytes, its partition {part.whole_bytes:#x}.",
                 remedy="Make the NVS in the size of its partition.",
             )
         return f"{len(parse_nvs(data).keys())} keys"
@@ -183,7 +190,7 @@ def _app(part: Partition, data: bytes, loader: Bootloader) -> str:
     if image.total_bytes > part.size_bytes:
         raise OtaError(
             "image-too-large",
-            f"The app has {image.total_bytes:,} bytes, the partition {part.label!r} "
+            f"The app has {image.total_bytes:,} bytes, the partition {part.name!r} "
             f"{part.size_bytes:,}.",
             remedy="Make the app smaller, or use a partition table with larger slots.",
         )

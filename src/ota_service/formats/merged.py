@@ -126,11 +126,11 @@ def _apps(data: bytes, table: PartitionTable) -> list[tuple[Partition, AppImage 
 def _nvs(data: bytes, table: PartitionTable) -> list[tuple[Partition, Nvs | OtaError]]:
     found: list[tuple[Partition, Nvs | OtaError]] = []
     for part in table.partitions:
-        content = data[part.offset : part.end]
+        content = data[part.offset : part.offset + part.whole_bytes]
         if part.kind != "data/nvs" or not content.strip(b"\xff"):
             continue
         try:
-            found.append((part, parse_nvs(content.ljust(part.size_bytes, b"\xff"))))
+            found.append((part, parse_nvs(content.ljust(part.whole_bytes, b"\xff"))))
         except OtaError as error:
             found.append((part, error))
     return found
