@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from ota_service.sim.factory import make_flash
-from ota_service.sim.images import Behaviour
+from ota_service.sim.images import Behaviour, build_app
 from ota_service.sim.layouts import LAYOUTS
 from ota_service.sim.logs import LOOKALIKES
 from ota_service.sim.process import SimBoard
-from tests.support.rig import NAME, Rig
+from tests.support.rig import NAME, PROJECT, Rig
 
 pytestmark = pytest.mark.slow
 
@@ -125,9 +125,10 @@ async def test_a_rollback_bootloader_whose_newer_entry_names_a_damaged_slot(
     layout = LAYOUTS["micro-rdk"]
     flash = make_flash(layout, slot="ota_1", otadata=state)
     at = layout.find("ota_0")
-    flash[at.offset : at.offset + at.size] = make_flash(layout, slot="ota_0")[
-        at.offset : at.offset + at.size
-    ]
+    # Its own confirmation would be one of the entry that is looked at here.
+    runs = build_app(PROJECT, "1.0.0", behaviour=Behaviour(confirm_after_s=None))
+    other = make_flash(layout, app=runs, slot="ota_0")
+    flash[at.offset : at.offset + at.size] = other[at.offset : at.offset + at.size]
     flash[layout.find("ota_1").offset + 0x1000] ^= 1
     otadata = layout.find("otadata")
     entries = bytes(flash[otadata.offset : otadata.offset + otadata.size])

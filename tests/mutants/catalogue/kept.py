@@ -11,6 +11,7 @@ JOURNAL = "tests/journal"
 OWNERSHIP = "tests/board_ports/test_ownership.py"
 _FILES, _RESTORE, _REWRITE = "board/backup_files.py", "board/restore.py", "board/rewrite.py"
 _ATTEMPTS = "fleet/journal_attempts.py"
+POLICY = "tests/fleet/test_policy.py"
 
 _WHOLE_FLASH = (
     Mutant(
@@ -99,8 +100,8 @@ _JOURNAL = (
     Mutant(
         "an attempt that never ended is forgotten",
         _ATTEMPTS,
-        "failed = failed + (open_since IS NOT NULL)",
-        "failed = failed",
+        "failed = known.failed + (known.open_since is not None)",
+        "failed = known.failed",
         f"{JOURNAL}/test_journal.py::test_an_attempt_that_never_ended_counts",
     ),
     Mutant(
@@ -140,11 +141,49 @@ _JOURNAL = (
     ),
     Mutant(
         "any override takes another project's board",
-        "fleet/core.py",
-        'or "other-project" in run.override,\n            rescue',
-        "or bool(run.override),\n            rescue",
+        "fleet/board.py",
+        'or "other-project" in order.permits.override,',
+        "or bool(order.permits.override),",
         "tests/fleet/test_override.py",
     ),
 )
 
-MUTANTS = (*_WHOLE_FLASH, *_BACKUP, *_JOURNAL)
+_FLEET = (
+    Mutant(
+        "a link that was lost speaks against a firmware",
+        "fleet/policy.py",
+        'EVIDENCE = frozenset({"boot-failed", "check-failed"})',
+        'EVIDENCE = frozenset({"boot-failed", "check-failed", "link-lost"})',
+        POLICY,
+    ),
+    Mutant(
+        "half of the boards are too many",
+        "fleet/policy.py",
+        'ended.count("bad") * 2 > len(ended)',
+        'ended.count("bad") * 2 >= len(ended)',
+        POLICY,
+    ),
+    Mutant(
+        "a busy port uses an attempt up",
+        "fleet/policy.py",
+        'HINDRANCES = frozenset({"port-busy", "not-allowed-now"})',
+        'HINDRANCES = frozenset({"not-allowed-now"})',
+        POLICY,
+    ),
+    Mutant(
+        "an order that permits more simply joins",
+        "fleet/policy.py",
+        'return "update" if under_way | asked == under_way else "more"',
+        'return "update"',
+        POLICY,
+    ),
+    Mutant(
+        "a board that used its attempts up is tried once more",
+        "fleet/policy.py",
+        "    if failed >= max_attempts:\n",
+        "    if failed > max_attempts:\n",
+        "tests/fleet/test_board.py tests/fleet/test_policy.py",
+    ),
+)
+
+MUTANTS = (*_WHOLE_FLASH, *_BACKUP, *_JOURNAL, *_FLEET)
