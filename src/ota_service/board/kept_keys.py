@@ -60,7 +60,7 @@ def _counts(label: str, at: Path | None, newer: Nvs, folder: Path | None, older:
         return True  # erased, and started since
     where = f"in {at}" if at is not None else "on the board"
     restore = (
-        f"If those of the backup are right, call restore with {folder} first; else"
+        f"If the backup's are right, put them back first: `esp32-ota restore PORT {folder}`; else"
         if at is None
         else "Look which are right, and"
     )
