@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ota_service.errors import ERRORS
+from ota_service.fleet import policy
 from ota_service.module.discovery import DiscoveryAttributes, ProbeArguments
 from ota_service.module.sensor import SensorAttributes
 from ota_service.module.service_attributes import BoardConfig, ServiceConfig
@@ -28,6 +29,7 @@ from ota_service.module.verbs import VERBS
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
+    "docs/architecture.md",
     "docs/errors.md",
     "docs/ota_service.md",
     "docs/ota_discovery.md",
@@ -147,7 +149,32 @@ def bounds(field: FieldInfo) -> Iterator[tuple[int, int]]:
             yield function.keywords["low"], function.keywords["high"]
 
 
+def board_policy() -> str:
+    """The rows of the table of a board, in its order."""
+    head = "| In | When | Then | It does | Why |\n|---|---|---|---|---|\n"
+    return head + "".join(
+        f"| {_words(states)} | {_words(events)} | {f'`{state}`' if state else 'stays'} "
+        f"| {action.replace('_', ' ')} | {why} |\n"
+        for states, events, state, action, why in policy.ROWS
+    )
+
+
+def firmware_policy() -> str:
+    """The table of a firmware, whole."""
+    head = "| In | When | Then | It does |\n|---|---|---|---|\n"
+    return head + "".join(
+        f"| `{at}` | {event} | `{row.state}` | {row.action.replace('_', ' ')} |\n"
+        for (at, event), row in policy.FIRMWARE.items()
+    )
+
+
+def _words(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "board-policy": board_policy,
+    "firmware-policy": firmware_policy,
     "errors": errors,
     "frequent-errors": frequent_errors,
     "service-attributes": lambda: table(ServiceConfig),

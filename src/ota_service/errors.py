@@ -76,6 +76,14 @@ _ROWS: tuple[ErrorKind, ...] = (
         counts=False,
     ),
     ErrorKind(
+        "download-stalled",
+        "firmware",
+        "The firmware's server sends too slowly.",
+        "Check the network and the firmware's server; the update tries again by itself.",
+        transient=True,
+        counts=False,
+    ),
+    ErrorKind(
         "download-too-large",
         "firmware",
         "The file at the url is larger than max_image_bytes.",
@@ -211,6 +219,13 @@ _ROWS: tuple[ErrorKind, ...] = (
         "board",
         "Another board than the one known is attached to this port.",
         "Put the right board back, or call release for this name to accept the new one.",
+        counts=False,
+    ),
+    ErrorKind(
+        "duplicate-board",
+        "config",
+        "One board is listed under two names.",
+        "Leave one of the two entries out of boards.",
         counts=False,
     ),
     ErrorKind(
@@ -387,8 +402,8 @@ _ROWS: tuple[ErrorKind, ...] = (
         "stopped",
         "policy",
         "The run was stopped because too many boards failed with this firmware.",
-        "Correct the firmware and configure a new version, or call update with override "
-        '["stopped"] to try this one again.',
+        "Correct the firmware and configure a new version, or call release with stopped: true to "
+        "let this one be tried again.",
         counts=False,
     ),
     ErrorKind(

@@ -15,9 +15,12 @@ from ota_service.fleet.journal import open_journal
 from ota_service.fleet.memory import Memory
 from ota_service.formats import nvs
 from ota_service.sim.bootmodel import Select
+from ota_service.sim.layouts import Layout
 from ota_service.sim.nvsmodel import nvs_init
+from tests.formats.nvs_firmware import Firmware
+from tests.formats.nvs_pages import stuck
 from tests.prove import nvs_shapes
-from tests.prove.board import Link, Notes, quiet, update
+from tests.prove.board import Link, Notes, Told, quiet, update
 from tests.prove.cells import Cells
 from tests.prove.flows import Case
 from tests.prove.images import NEW, NEXT, OLD, PANICS
@@ -161,3 +164,47 @@ def test_the_journal_tells_of_an_update_to_another_target(tmp_path: Path) -> Non
         assert memory.facts("board", "one").interrupted
         journal.set_attempt_state("board", "two", "rolled_back")
         assert not memory.facts("board", "one").interrupted
+
+
+class Tidy(Link):
+    """A board whose app makes room in its NVS at its start, where it `tidies`."""
+
+    tidies = True
+    layout: Layout
+
+    def restart(self) -> None:
+        """The app's start, and what it does then."""
+        super().restart()
+        at = self.layout.find("nvs")
+        region = bytearray(self.cells.read(at.offset, at.size))
+        if self.tidies:
+            Firmware(region).delete(b"VIAM_NS", b"ROBOT_ID")
+        self.cells.write(at.offset, bytes(region))
+
+
+@pytest.mark.parametrize(
+    ("otadata", "tidies", "starts", "end"),
+    [
+        ("both", True, 1, "up_to_date"),
+        ("both", False, 1, "refused"),
+        ("new", True, 0, "refused"),
+    ],
+)
+def test_a_board_whose_nvs_cannot_be_changed_is_started_once(
+    otadata: str, tidies: bool, starts: int, end: str
+) -> None:
+    """As the remedy says: once, and not where that start might be one that its app must confirm."""
+    case = Case("update", Start("guide", otadata, False, "small"))
+    flash = bytearray(case.flash())
+    at = case.start.plan.find("nvs")
+    flash[at.offset : at.end] = stuck(at.size)
+    board = Tidy(Cells(bytes(flash)), case.start.bootloader)
+    board.layout, board.tidies = case.start.plan, tidies
+    notes = Told(case.facts())
+    with quiet():
+        outcome = update(board, NEW, notes)
+    assert outcome.end == end
+    told = "once into its firmware, so that it repairs its NVS"
+    assert notes.restarts.count(told) == starts
+    assert [made.action for made in notes.plans] == ["write" if end == "up_to_date" else "refuse"]
+    assert outcome.error is None or outcome.error.code == "nvs-invalid"

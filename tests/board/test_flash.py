@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from ota_service.board.flash import MemoryFlash, apply_verified
+from ota_service.board.protection import Protection
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import Erase, FlashOp, Program, apply_ops
 
@@ -41,6 +42,26 @@ def test_an_operation_that_was_not_done_is_noticed_before_the_next(odd: int, how
     ignored = how == "not" or isinstance(OPS[odd], Erase)
     assert raised.value.code == ("flash-protected" if ignored else "verify-failed")
     assert len(flash.trace) == odd + 1
+
+
+@pytest.mark.parametrize(
+    ("status", "offset", "size_bytes", "covered"),
+    [
+        (0, 0, 8 << 20, False),
+        (0x04, 0, (8 << 20) - 0x20000, False),  # BP0: the upper 1/64
+        (0x04, 0, (8 << 20) - 0x20000 + 1, True),
+        (0x08, (8 << 20) - 0x40000, 1, True),  # BP1: the upper 1/32
+        (0x24, 0x1FFFF, 1, True),  # TB: the lower 1/64
+        (0x24, 0x20000, 1, False),
+        (0x44, 0, 1, True),  # not understood
+        (0x1C, 0, 1, True),  # all of it
+    ],
+)
+def test_what_protection_bits_cover(
+    status: int, offset: int, size_bytes: int, covered: bool
+) -> None:
+    """By W25Q64's table; a place that is protected in part is protected."""
+    assert Protection(status, 8 << 20).covers(offset, size_bytes) is covered
 
 
 def test_what_is_there_already_is_not_programmed_again() -> None:

@@ -472,6 +472,15 @@ def test_two_slots_of_one_label_are_told_apart(runs: int) -> None:
     assert target.boot().offset == 0x10000 + 0x110000 - runs
 
 
+def test_what_the_journal_knows_of_a_slot_counts_with_its_digest_only() -> None:
+    """Somebody else wrote the slot since: the board is looked at like any other."""
+    target = MemoryBoard(make_flash("micro-rdk", app=OLD))
+    for md5, evidence in (("0" * 32, "log"), (Firmware.of(OLD).known.md5, "journal")):
+        facts = BoardFacts({"ota_0": SlotFact(len(OLD), md5, "1.0.0")}, last_slot="ota_0")
+        found = target.look(FIRMWARE, facts)
+        assert found.running.evidence == evidence
+
+
 def test_a_label_alone_is_a_name_where_it_is_the_only_one() -> None:
     """So journals that hold labels keep working."""
     table = parse_partition_table(encode_table(LAYOUTS["guide"].partitions))
@@ -603,3 +612,93 @@ def test_fuses_that_no_app_minds_are_somebody_elses_data() -> None:
     target = MemoryBoard(make_flash("micro-rdk", app=OLD), silent=True)
     target.chip = replace(target.chip, secure_version=13)
     assert target.plan(FIRMWARE, "1.1.0")[1].action == "write"
+
+
+def described(image: bytes, *, blocks: int) -> bytes:
+    """The same app, for fuse blocks of at least this revision."""
+    data = bytearray(image)
+    data[32 + 176 : 32 + 178] = blocks.to_bytes(2, "little")
+    return bytes(resealed(data))
+
+
+@pytest.mark.parametrize("what", ["secure boot", "block revision"])
+@pytest.mark.parametrize("silent", [False, True])
+def test_an_image_that_only_the_board_can_judge_is_not_taken_for_the_one_that_runs(
+    what: str, silent: bool
+) -> None:
+    """Named by otadata and whole, and yet its bootloader may refuse it: the log says what runs,
+    and where there is none nothing is written."""
+    new = Firmware.of(described(FIRMWARE.data, blocks=0 if what == "secure boot" else 3))
+    target = MemoryBoard(make_flash("micro-rdk", app=OLD), silent=silent, chatty=silent)
+    _, made = target.plan(new, "1.1.0")
+    target.carry_out(made, new)
+    chip = replace(target.chip, chip_id=9, secure_boot=what == "secure boot")
+    flash = MemoryFlash(target.data)
+    refusing = FirstLook(app_prints=True) if silent else FirstLook(offset=0x20000)
+    looks: list[int] = []
+
+    def look() -> FirstLook:
+        looks.append(1)
+        return refusing
+
+    found = inspect(flash, chip, facts=BoardFacts(), firmware=new.known, look=look)
+    if not silent:
+        assert looks, "the digest alone is not enough"
+        assert found.running.partition is not None
+        assert found.running.partition.label == "ota_0"
+    else:
+        assert found.running.partition is None
+        assert not found.running.dead
+    seen = BoardFacts(slots={"ota_1": SlotFact(len(new.data), new.known.md5)})
+    found = inspect(flash, chip, facts=seen, firmware=new.known, look=None)
+    assert found.running.evidence == "journal", "it was seen to run"
+
+
+def test_a_bootloader_that_speaks_behind_an_app_is_another_chips() -> None:
+    """Its own bootloader says nothing, so what its app passes on tells nothing of its slots."""
+    rom = ["rst:0x1 (POWERON_RESET),boot:0x13 (SPI_FAST_FLASH_BOOT)", "entry 0x400805f0"]
+    boot = ["I (55) boot: ESP-IDF v5.1 2nd stage bootloader"]
+    loaded = "I (90) boot: Loaded app from partition at offset 0x20000"
+    assert first_look([*rom, *boot, loaded], 0x20000) == FirstLook(0x20000)
+    assert first_look([*boot, loaded], 0x20000) == FirstLook(0x20000), "native USB loses lines"
+    assert first_look(["Gateway up", *rom, *boot, loaded], 0x20000) == FirstLook(0x20000)
+    passed_on = first_look([*rom, "Gateway up", *boot, loaded], 0x20000)
+    assert passed_on == FirstLook(app_prints=True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("Octal Flash Mode Enabled", "For OPI Flash, Use Default Flash Boot Mode"),
+        *("SHA-256 comparison failed:", "Calculated: 7a", "Expected: 00"),
+        *("Attempting to boot anyway...", "waiting for download", "wait uart0 download"),
+    ],
+)
+def test_what_a_rom_says_is_no_app(line: str) -> None:
+    """Or a board on which nothing boots could never be rescued."""
+    lines = ["rst:0x1 (POWERON),boot:0x8 (SPI_FAST_FLASH_BOOT)", line]
+    assert not first_look(lines, None).app_prints
+
+
+def test_an_nvs_partition_with_a_part_of_a_sector_is_gone_back_with() -> None:
+    """It is updated by its whole sectors, so the way back must be possible by them as well."""
+    layout = LAYOUTS["micro-rdk"]
+    odd = replace(
+        layout,
+        partitions=tuple(
+            replace(part, size=0x5800) if part.label == "nvs" else part
+            for part in layout.partitions
+        ),
+    )
+    flash = make_flash("micro-rdk", app=OLD)
+    flash[0x8000:0x8C00] = encode_table(odd.partitions)
+    target = MemoryBoard(flash)
+    found, made = target.plan(FIRMWARE, "1.1.0")
+    target.carry_out(made, FIRMWARE)
+    assert made.slot is not None
+    back = plan_rollback(
+        MemoryFlash(target.data), found, bad=made.slot, fused=0, version_of=lambda _: "1.0.0"
+    )
+    apply_ops(target.data, back.ops)
+    assert target.boot().slot == "ota_0"
+    assert target.look().version == "1.0.0"

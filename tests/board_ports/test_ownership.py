@@ -14,10 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.board.ownership import PortOwners, ServiceClaims, holders, process_name
+from ota_service.board.ownership import PortClaim, PortOwners, ServiceClaims, holders, process_name
 from ota_service.errors import OtaError
 
 NO_UUCP: tuple[Path, ...] = ()
+
+
+def attempt(owners: PortOwners, port: str, owner: str) -> PortClaim | None:
+    """A claim, None where the port is busy."""
+    try:
+        return owners.claim(port, owner)
+    except OtaError as error:
+        assert error.code == "port-busy"
+        return None
 
 
 @pytest.fixture
@@ -75,7 +84,7 @@ def test_two_services_of_one_process(pty: str, tmp_path: Path) -> None:
         with pytest.raises(OtaError, match="in use by service OTA\\.") as caught:
             owners.claim(str(link), "service OTA2", "left")
         assert (caught.value.code, caught.value.board) == ("port-busy", "left")
-        assert owners.try_claim(pty, "service OTA") is None, "one owner is one user of the port"
+        assert attempt(owners, pty, "service OTA") is None, "one owner is one user of the port"
     assert owners.owner(pty) is None
     owners.claim(str(link), "service OTA2").release()
 
@@ -88,7 +97,7 @@ def test_release_is_idempotent(pty: str, tmp_path: Path) -> None:
     with owners.claim(pty, "service OTA2"):
         old.release()
         assert owners.owner(pty) == "service OTA2"
-        assert PortOwners(tmp_path).try_claim(pty, "other") is None
+        assert attempt(PortOwners(tmp_path), pty, "other") is None
 
 
 @pytest.mark.parametrize("port", ["/nowhere/ttyUSB0", "esp32sim:///somewhere/board"])
@@ -187,7 +196,7 @@ def test_without_a_lock_folder_the_rest_still_works(pty: str, tmp_path: Path) ->
     """A folder that cannot be had costs one net, not the update."""
     owners = PortOwners(tmp_path / "missing" / "folder")
     with owners.claim(pty, "service OTA"):
-        assert owners.try_claim(pty, "service OTA2") is None
+        assert attempt(owners, pty, "service OTA2") is None
 
 
 def test_default_folder_is_shared_and_sticky(
@@ -198,7 +207,7 @@ def test_default_folder_is_shared_and_sticky(
     with PortOwners().claim(pty, "service OTA"):
         (folder,) = tmp_path.iterdir()
         assert stat.S_IMODE(folder.stat().st_mode) == 0o1777
-        assert PortOwners().try_claim(pty, "service OTA2") is None
+        assert attempt(PortOwners(), pty, "service OTA2") is None
 
 
 def test_only_one_of_many_threads_wins(pty: str, tmp_path: Path) -> None:
@@ -209,7 +218,7 @@ def test_only_one_of_many_threads_wins(pty: str, tmp_path: Path) -> None:
 
     def run(name: str) -> None:
         start.wait()
-        if owners.try_claim(pty, name):
+        if attempt(owners, pty, name):
             won.append(name)
 
     threads = [threading.Thread(target=run, args=(f"service {i}",)) for i in range(8)]
@@ -227,16 +236,16 @@ def test_no_descriptor_stays_behind(pty: str, tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(100):
         with owners.claim(pty, "service OTA"):
-            assert other.try_claim(pty, "service OTA2") is None
+            assert attempt(other, pty, "service OTA2") is None
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_services_that_claim_one_board_are_both_named() -> None:
     """The error names the board and both services; a refused claim changes nothing."""
-    claims = ServiceClaims()
-    claims.claim("OTA", {"/dev/ttyUSB0", "aa:bb:cc:dd:ee:ff"})
+    claims, one, two = ServiceClaims(), object(), object()
+    claims.claim(one, "OTA", {"/dev/ttyUSB0": "a", "aa:bb:cc:dd:ee:ff": "b"})
     with pytest.raises(OtaError) as caught:
-        claims.claim("OTA2", {"/dev/ttyUSB1", "aa:bb:cc:dd:ee:ff"})
+        claims.claim(two, "OTA2", {"/dev/ttyUSB1": "c", "aa:bb:cc:dd:ee:ff": "d"})
     assert caught.value.code == "config-invalid"
     assert "aa:bb:cc:dd:ee:ff" in caught.value.message
     assert "OTA and OTA2" in caught.value.message
@@ -245,13 +254,36 @@ def test_services_that_claim_one_board_are_both_named() -> None:
 
 def test_a_service_s_new_claim_replaces_its_old_one() -> None:
     """A re-created service has what it is configured with now; a learned MAC is added to it."""
-    claims = ServiceClaims()
-    claims.claim("OTA", {"/dev/ttyUSB0"})
-    claims.claim("OTA", {"/dev/ttyUSB1"})
+    claims, one, two = ServiceClaims(), object(), object()
+    claims.claim(one, "OTA", {"/dev/ttyUSB0": "a"})
+    claims.claim(one, "OTA", {"/dev/ttyUSB1": "a"})
     assert claims.owner("/dev/ttyUSB0") is None
-    claims.add("OTA", "aa:bb:cc:dd:ee:ff")
+    claims.add(one, "OTA", "aa:bb:cc:dd:ee:ff", "a")
     assert claims.owner("/dev/ttyUSB1") == claims.owner("aa:bb:cc:dd:ee:ff") == "OTA"
     with pytest.raises(OtaError, match="OTA and OTA2"):
-        claims.add("OTA2", "aa:bb:cc:dd:ee:ff")
-    claims.release("OTA")
-    claims.add("OTA2", "aa:bb:cc:dd:ee:ff")
+        claims.add(two, "OTA2", "aa:bb:cc:dd:ee:ff", "a")
+    claims.release(one)
+    claims.add(two, "OTA2", "aa:bb:cc:dd:ee:ff", "a")
+
+
+def test_a_service_that_ends_leaves_its_successor_its_claims() -> None:
+    """Both have one name; what ends later is the older one."""
+    claims, old, new = ServiceClaims(), object(), object()
+    claims.claim(old, "OTA", {"/dev/ttyUSB0": "a", "/dev/ttyUSB1": "b"})
+    claims.claim(new, "OTA", {"/dev/ttyUSB0": "a"})
+    claims.release(old)
+    assert claims.owner("/dev/ttyUSB0") == "OTA"
+    assert claims.owner("/dev/ttyUSB1") is None
+
+
+def test_one_board_under_two_names_is_told_with_both() -> None:
+    """As soon as the second says the same MAC; when the first is gone, it may."""
+    claims, owner = ServiceClaims(), object()
+    claims.claim(owner, "OTA", {"/dev/ttyUSB0": "left", "rfc2217://h:1": "right"})
+    claims.add(owner, "OTA", "aa:bb:cc:dd:ee:ff", "left")
+    claims.add(owner, "OTA", "aa:bb:cc:dd:ee:ff", "left")
+    with pytest.raises(OtaError, match="left and right are one and the same") as caught:
+        claims.add(owner, "OTA", "aa:bb:cc:dd:ee:ff", "right")
+    assert caught.value.code == "duplicate-board"
+    claims.drop(owner, "aa:bb:cc:dd:ee:ff")
+    claims.add(owner, "OTA", "aa:bb:cc:dd:ee:ff", "right")

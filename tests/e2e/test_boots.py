@@ -44,7 +44,7 @@ async def updated(rig: Rig, *behaviours: Behaviour, **attributes: Any) -> dict[s
 
 async def kept_log(rig: Rig, name: str) -> list[str]:
     """The boot log in the history of a board's last run."""
-    runs = (await rig.command("history", board=name))["runs"]
+    runs = (await rig.command("history", board=name, boot_log=True))["runs"]
     log: list[str] = runs[0]["boards"][name]["boot_log"]
     return log
 
@@ -110,7 +110,7 @@ async def test_behind_a_silent_bootloader_the_way_back_is_not_waited_for_in_vain
     async with Rig.start(tmp_path, [silent]) as rig:
         boards = await updated(rig, PANICS, boot_timeout_s=60)
         assert (boards["a"]["state"], boards["a"]["version"]) == ("rolled_back", "1.0.0")
-        run = (await rig.command("history", board="a"))["runs"][0]["boards"]["a"]
+        run = (await rig.command("history", board="a", boot_log=True))["runs"][0]["boards"]["a"]
         assert run["phases"]["rolling_back"] < 60
         assert run["boot_log"].count("--- start of factory") == 1
         assert rig.board().control.running()["version"] == "1.0.0"
@@ -139,7 +139,7 @@ async def test_a_rollback_bootloader_whose_newer_entry_names_a_damaged_slot(
         control.write_flash(otadata.offset, entries)
         boards = await updated(rig, Behaviour(), confirm_timeout_s=1)
         assert boards["a"]["state"] == "up_to_date", boards["a"]
-        run = (await rig.command("history", board="a"))["runs"][0]["boards"]["a"]
+        run = (await rig.command("history", board="a", boot_log=True))["runs"][0]["boards"]["a"]
         assert run["restarts"] == [
             "into download mode, to be looked at",
             *["once into its firmware, to see which slot runs"] * looks,
@@ -159,7 +159,7 @@ async def test_power_that_fails_before_an_app_has_confirmed_itself(tmp_path: Pat
         assert (boards["a"]["state"], boards["a"]["version"]) == ("failed", "1.0.0"), boards["a"]
         assert boards["a"]["error"]["code"] == "brown-out"
         assert "attempts" not in boards["a"]
-        run = (await rig.command("history", board="a"))["runs"][0]["boards"]["a"]
+        run = (await rig.command("history", board="a", boot_log=True))["runs"][0]["boards"]["a"]
         assert run["restarts"] == [
             "into download mode, to be looked at",
             "once into its firmware, to see which slot runs",

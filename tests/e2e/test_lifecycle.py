@@ -158,6 +158,9 @@ async def test_a_dry_run_meanwhile_shows_the_plan_that_is_carried_out(tmp_path: 
         opened = rig.board().control.counters()["opened"]
         reply = await rig.command("update", dry_run=True, wait_s=5)
         assert reply["plan"]["a"]["action"] == "write"
+        (run,) = (await rig.command("history", limit=1, id=await rig.run_id()))["runs"]
+        assert run["boards"]["a"]["outcome"] == "updating"  # as it stands, while it goes on
+        assert run["boards"]["a"]["attempted"] == "1.1.0"
         assert rig.board().control.counters()["opened"] == opened
         late = await rig.command("version", wait_s=0)
         assert late["boards"] == {}
@@ -185,6 +188,11 @@ async def test_rollback_holds_the_board_until_release(tmp_path: Path) -> None:
             "version_from": "journal",
         }
         assert rig.board().control.running()["version"] == "1.1.0"
+        (run,) = (await rig.command("history", limit=1))["runs"]
+        told = run["boards"]["a"]
+        assert (run["outcome"], told["outcome"], told["by"]) == (
+            *("succeeded", "rolled_back", "a person"),
+        )
         assert (await rig.command("verify"))["boards"] == {"a": {"matches": False}}
         held = await rig.command("update", wait_s=30)
         status = await rig.module.status(NAME)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ota_service.fleet import run as fleet_run
+from ota_service.fleet import policy
 from ota_service.fleet.service import FleetService, shutdown
 from ota_service.module.config import parse_config
 from ota_service.sim.control import BoardControl
@@ -125,7 +125,7 @@ class Desk:
     async def start(cls, folder: Path, boards: Sequence[SimBoard]) -> AsyncIterator[Desk]:
         """Start the boards and the server; end the service and them at the end."""
         names = [chr(ord("a") + index) for index in range(len(boards))]
-        pauses, fleet_run.RETRY_PAUSES_S = fleet_run.RETRY_PAUSES_S, PAUSES_S
+        pauses, policy.RETRY_PAUSES_S = policy.RETRY_PAUSES_S, PAUSES_S
         try:
             with SimProcess(folder / "boards", boards) as sim:
                 async with FirmwareServer.start() as server:
@@ -135,7 +135,7 @@ class Desk:
                     finally:
                         await shutdown()
         finally:
-            fleet_run.RETRY_PAUSES_S = pauses
+            policy.RETRY_PAUSES_S = pauses
 
     def board(self, name: str = "a") -> RunningBoard:
         """A board's url, files and control channel."""

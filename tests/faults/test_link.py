@@ -402,7 +402,7 @@ async def test_a_board_listed_by_its_mac_comes_back_under_another_name(
         before = await desk.look()
         control, mac = desk.board().control, desk.board().mac
         ports = [_native(desk.board().url, mac)]
-        monkeypatch.setattr("ota_service.fleet.core.list_ports", lambda: list(ports))
+        monkeypatch.setattr("ota_service.fleet.roster.list_ports", lambda: list(ports))
         board = {"name": "m", "mac": mac}
 
         def pull() -> None:

@@ -19,7 +19,7 @@ import pytest
 from grpclib import GRPCError
 
 from ota_service.firmware.target import Target
-from ota_service.fleet.flash_run import FlashOrder
+from ota_service.fleet.flash_file import shown_file
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.sim.images import Behaviour
 from ota_service.sim.nvsmodel import nvs_init
@@ -107,7 +107,7 @@ async def test_a_run_leaves_no_secret_anywhere(tmp_path: Path) -> None:
                 with pytest.raises(GRPCError) as caught:
                     await rig.command("flash", url=server.url(name, **urls), **wanted)
                 seen.append(str(caught.value))
-            history = await rig.command("history")
+            history = await rig.command("history", boot_log=True)
             assert any("Guru Meditation" in str(run["boards"]) for run in history["runs"])
             assert json.dumps(history).count("ROBOT_SECRET=***") >= 2  # it was printed, and hidden
             seen += [history, await rig.command("help"), await module.status(NAME)]
@@ -131,8 +131,8 @@ def test_no_repr_shows_a_url(caplog: pytest.LogCaptureFixture) -> None:
     target = Target(url, "1.0")
     entry = BoardEntry("a", port="/dev/x", url=url)
     settings = Settings("OTA", target, boards=(entry,))
-    order = FlashOrder("a", "24:0a:c4:00:00:01", url=url)
-    for value in (target, entry, settings, order, [settings], {"a": entry}):
+    shown = shown_file(url)
+    for value in (target, entry, settings, shown, [settings], {"a": entry}):
         assert_hidden(f"{value!r} {value}", [PASSWORD, TOKEN, USER])
 
 

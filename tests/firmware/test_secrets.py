@@ -29,6 +29,13 @@ def test_a_secret_is_hidden_in_its_usual_forms() -> None:
         assert form not in redact(f"a {form} b")
 
 
+def test_four_bytes_are_a_secret_and_a_longer_one_leaves_no_rest() -> None:
+    """Shorter values would blacken a log; one within another would show what is around it."""
+    redact = Redactor([b"abcd", b"xyz", b"abcd-efgh"])
+    assert redact("abcd xyz") == "*** xyz"
+    assert redact("abcd-efgh") == "***"
+
+
 def test_each_line_of_a_longer_secret_is_hidden() -> None:
     """A log has lines: a private key is printed in many."""
     key = "-----BEGIN KEY-----\nMIIBOgIBAAJBAKj34\nGkxFhD90vcNLYLIn\n}\n-----END KEY-----\n"

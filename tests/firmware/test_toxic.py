@@ -253,3 +253,24 @@ async def test_no_credentials_reach_another_host(tmp_path: Path) -> None:
     (head,) = heads
     for secret in ("hunter2", "s3cret", base64.b64encode(b"user:hunter2").decode()):
         assert secret not in head
+
+
+async def test_a_server_that_drips_has_stalled(tmp_path: Path) -> None:
+    """It sends a byte again and again, so that it is never silent, and would take for ever."""
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(APP)}\r\n\r\n".encode())
+        for byte in APP:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0.05)  # the fault itself: it has a rhythm
+
+    patience = Patience(stall_s=10.0, delays_s=(0.01,), rate_window_s=0.3)
+    supply = Supply(tmp_path, patience=patience)
+    async with tcp_server(drip) as port:
+        with pytest.raises(OtaError) as caught:
+            await supply.get(Target(f"http://127.0.0.1:{port}/x.bin", "1.0"))
+    supply.close()
+    assert caught.value.code == "download-stalled"
+    assert "bytes in 0 s" in caught.value.message

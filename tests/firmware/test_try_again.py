@@ -14,7 +14,7 @@ import pytest
 from ota_service.firmware import supply
 from ota_service.firmware.download import Patience
 from ota_service.firmware.target import Target
-from ota_service.fleet import core
+from ota_service.fleet import policy
 from ota_service.fleet.service import FleetService, shutdown
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.sim.images import build_app
@@ -40,7 +40,7 @@ async def test_a_server_that_comes_back_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine may start before its network; what does not pass by itself is not tried again."""
-    monkeypatch.setattr(core, "DOWNLOAD_PAUSES_S", (0.3,))
+    monkeypatch.setattr(policy, "DOWNLOAD_PAUSES_S", (0.3,))
     monkeypatch.setattr(supply, "Patience", lambda: Patience(delays_s=(0.01,)))
     with SimProcess(tmp_path / "boards", 1) as sim:
         async with FirmwareServer.start() as server:

@@ -279,6 +279,55 @@ def test_a_flash_keeps_what_the_board_has(tmp_path: Path, keep: bool) -> None:
     assert outcome.to_dict()["backup"] == str(outcome.backup)
 
 
+def test_a_flash_writes_its_table_last(tmp_path: Path) -> None:
+    """At no moment before that a bootloader finds one."""
+    link = board("no-ota")
+    flash(link, merged(size_bytes=20_000), tmp_path, keep=True)
+    table = range(0x8000, 0x9000)
+    at = [number for number, op in enumerate(link.trace) if op.offset in table]
+    first, *later = at
+    assert first == 0
+    assert later == list(range(later[0], len(link.trace)))
+
+
+@pytest.mark.parametrize("where", ["factory", "nvs"])
+def test_what_is_rewritten_is_read_back(tmp_path: Path, where: str) -> None:
+    """One bit elsewhere than it should be, in what is written or in keys that stay in their place:
+    no table is put in its place, and nothing starts."""
+    place = LAYOUTS["guide"].find(where).offset
+
+    class Changed(MemoryLink):
+        changed = False
+
+        def write_stream(self, offset: int, stream: Any, progress: Any) -> None:
+            super().write_stream(offset, stream, progress)
+            if not self.changed and offset + stream.size_bytes > place + 64:
+                self.data[place + 64] ^= 1
+                self.changed = True
+
+    link = Changed(board().data)
+    with pytest.raises(OtaError) as caught:
+        flash(link, merged(size_bytes=20_000), tmp_path, keep=True)
+    assert caught.value.code == "verify-failed"
+    assert link.data[0x8000:0x9000] == b"\xff" * 0x1000
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_flash_that_was_cut_is_finished_with_the_keys(tmp_path: Path, keep: bool) -> None:
+    """Whether or not the first one was to keep them; cut where the table is gone, and NVS."""
+    start = bytes(board("no-ota").data)
+    data = merged(size_bytes=20_000)
+    whole = MemoryLink(start)
+    flash(whole, data, tmp_path / "whole", keep=keep)
+    at = len(whole.trace) - 40
+    left = cut(
+        partial(flash, data=data, state=tmp_path / "cut", keep=keep), start, at, "", whole.trace[at]
+    )
+    again = MemoryLink(left)
+    flash(again, data, tmp_path / "cut", keep=True)
+    assert keys(nvs_of(again.data, "guide")) == keys(nvs_of(start, "no-ota"))
+
+
 @pytest.mark.slow
 def test_a_flash_that_was_cut_anywhere_is_finished_with_the_keys(tmp_path: Path) -> None:
     """Whether or not the first one was to keep them: on disk at every moment they are.

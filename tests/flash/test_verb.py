@@ -88,7 +88,7 @@ async def test_flash_makes_a_board_capable_of_ota(tmp_path: Path) -> None:
         assert {at: v for at, v in after.items() if at[1] != "OTA_VERSION"} == {
             at: v for at, v in before.items() if at[1] != "OTA_VERSION"
         }
-        runs = (await rig.command("history"))["runs"]
+        runs = (await rig.command("history", boot_log=True))["runs"]
         flashed = next(run for run in runs if run["target"].get("purpose") == "flash")
         assert flashed["outcome"] == "succeeded"
         assert flashed["boards"]["a"]["boot_log"]

@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from ota_service.board.ports import PortInfo
-from ota_service.firmware.target import Target
-from ota_service.fleet.core import Core
-from ota_service.fleet.hooks import BoardWork
+from ota_service.fleet.board import Board
 from ota_service.fleet.journal import open_journal
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.places import place_found
-from ota_service.fleet.run import Run
-from ota_service.fleet.settings import BoardEntry, Override, Settings
+from ota_service.fleet.settings import BoardEntry, Override
+from tests.fleet.conftest import TARGET, AtDesk, Desk
 
 INFO = PortInfo("/dev/ttyACM0", location="1-1.2", vid=0x303A, pid=0x1001, serial_number="x")
 
@@ -39,28 +37,22 @@ def test_a_port_that_was_found_not_to_be_ours_is_opened_when_a_person_says_so(
 @pytest.mark.parametrize(
     ("force", "override", "listed", "adopted"),
     [
-        (False, frozenset[Override](), False, False),
-        (True, frozenset[Override](), False, False),
-        (False, frozenset[Override]({"stopped", "not-allowed-now"}), False, False),
-        (False, frozenset[Override]({"other-project"}), False, True),
-        (False, frozenset[Override](), True, True),
+        (False, (), False, False),
+        (True, (), False, False),
+        (False, ("stopped", "not-allowed-now"), False, False),
+        (False, ("other-project",), False, True),
+        (False, (), True, True),
     ],
 )
 def test_another_projects_board_is_taken_by_its_own_name_only(
-    force: bool, override: frozenset[Override], listed: bool, adopted: bool
+    at_desk: AtDesk, force: bool, override: tuple[Override, ...], listed: bool, adopted: bool
 ) -> None:
     """Force is for equal versions, and the other overrides are for other things."""
-    core = Core(Settings("OTA", Target("http://127.0.0.1/a", "1")))
-    (place,) = place_found([INFO], _Nothing(), by_person=True, taken={})  # type: ignore[arg-type]
-    board = core._show_place(place)
-    board.entry = BoardEntry("a", port="/dev/x") if listed else None
-    run = Run(core, "command", force=force, override=override)
-    work = BoardWork(board, place, core.settings.target)
-    assert core.job(work, None, run).adopted is adopted
 
+    async def test(desk: Desk) -> None:
+        entry = BoardEntry("a", port="/dev/x") if listed else None
+        board = Board("a", entry, TARGET, desk)
+        order = desk.order(force=force, override=override)
+        assert board._new_job(order).adopted is adopted
 
-class _Nothing:
-    """A memory of nothing."""
-
-    def __getattr__(self, name: str) -> object:
-        return lambda *_: None
+    at_desk(test)

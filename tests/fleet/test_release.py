@@ -42,7 +42,7 @@ async def test_release_forgets_the_usb_device_that_was_learned(tmp_path: Path) -
                     break
                 await asyncio.sleep(0.05)  # the status has no event to await
             assert service.status()["boards"]["a"]["error"]["code"] == "wrong-board"
-            await service.command("release", {})
+            await service.command("release", {"all": True})
             assert journal.known_port(PORT) is None
             assert service.status()["boards"]["a"]["state"] == "unknown"
         finally:
@@ -107,8 +107,8 @@ async def test_a_released_board_is_not_believed_to_be_up_to_date(
         service = await FleetService.open(settings)
         try:
             await _placed(service)
-            service._core.boards["a"].state = "set_aside"
-            await service.command("release", {})
+            service._engine.boards["a"].shown.state = "set_aside"
+            await service.command("release", {"all": True})
             assert service.status()["boards"]["a"]["state"] == state
         finally:
             await shutdown()

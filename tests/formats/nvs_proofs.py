@@ -96,7 +96,8 @@ class Verdict:
     """What must be read of a board that had `data`: the version old or new, all else as it was.
 
     Where the firmware's own second start reads something else than its first one, without us,
-    either is right.
+    either is right; and what these rules had lost by themselves then may be there all the same,
+    as another version reads it.
     """
 
     def __init__(self, data: bytes, value: bytes | None, rules: Rules) -> None:
@@ -104,6 +105,9 @@ class Verdict:
         self.before = starts(data, rules)
         self.sound = not any(one.error for one in self.before)
         self.others = tuple(others(one.keys) for one in self.before)
+        self.elsewhere = [
+            others(one.keys) for version in ALL_RULES for one in starts(data, version)
+        ]
         self.versions = {one.keys.get(VERSION) for one in self.before}
         self.new = None if value is None else value + b"\0"
         # A free entry that only seems blank swallows what an app writes, with us or without us.
@@ -128,7 +132,9 @@ class Verdict:
             return
         for place in have.keys() | first.keys() | second.keys():
             if place[1] not in without:
-                right = (first.get(place), second.get(place))
+                right = [first.get(place), second.get(place)]
+                if right == [None, None]:
+                    right += [keys.get(place) for keys in self.elsewhere]
                 assert have.get(place) in right, (words, place, have.get(place), right)
 
     def check_life(self, state: bytes, name: str) -> None:

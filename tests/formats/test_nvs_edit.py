@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from idftool.nvs.parser import parse as idftool_parse
 
 from ota_service.errors import OtaError
-from ota_service.formats.flashops import Erase
+from ota_service.formats._nvs_page import Loader
+from ota_service.formats._nvs_prove import NvsProof
+from ota_service.formats.flashops import Erase, Program
 from ota_service.formats.nvs import NvsEdit, PageState, erase_key, parse_nvs, set_string
 from tests.formats import images, nvs_images
 from tests.formats.cuts import cut_states, single_bits
@@ -112,7 +114,7 @@ def test_new_page() -> None:
 def test_collect() -> None:
     """With one free page the emptiest one is moved there, without an erase."""
     data = crowded(4, erased=20)
-    edit = prove(data, "2.0.0", torn=4)
+    edit = prove(data, "2.0.0", torn=1, second=0)
     assert edit.strategy == "collect"
     assert not any(isinstance(op, Erase) for op in edit.ops)
     assert parse_nvs(edit.result).free_pages == 1
@@ -124,6 +126,7 @@ def test_collect() -> None:
     assert version.value == "2.0.0"
 
 
+@pytest.mark.slow
 def test_collect_with_the_old_version_in_another_page() -> None:
     """The page that is moved need not be the one that holds the key."""
     data = bytearray(crowded(4, erased=30, tag=None))
@@ -142,6 +145,7 @@ def test_collect_with_the_old_version_in_another_page() -> None:
     assert edit.strategy == "collect"
 
 
+@pytest.mark.slow
 def test_collect_in_the_place_of_the_old_version() -> None:
     """All pages are full, and the only room is that of the old version itself."""
     data = crowded(4)
@@ -171,6 +175,7 @@ def test_a_missing_namespace() -> None:
     assert parse_nvs(edit.result).namespaces["VIAM_NS"] == 3
 
 
+@pytest.mark.slow
 def test_a_missing_namespace_in_a_crowded_partition() -> None:
     """Namespace and version find room by collecting as well."""
     flash = bytearray(BLANK * 3)
@@ -182,6 +187,16 @@ def test_a_missing_namespace_in_a_crowded_partition() -> None:
     for number in range(10):
         app.delete(b"app", b"fill0.%d" % number)
     assert prove(bytes(flash), "1.0.0").strategy == "collect"
+
+
+def test_a_number_without_its_name_is_not_free() -> None:
+    """An app's items under a number whose name is lost would be found under the new name."""
+    flash = bytearray(BLANK * 4)
+    app = Firmware(flash)
+    app.namespace(b"app")
+    app.list[-1].append(item(2, 0x04, KEY, (7).to_bytes(4, "little")))
+    edit = prove(bytes(flash), "1.0.0")
+    assert parse_nvs(edit.result).namespaces["VIAM_NS"] == 3
 
 
 def test_all_namespaces_taken() -> None:
@@ -221,6 +236,7 @@ def test_page_formats(version: int) -> None:
     }
 
 
+@pytest.mark.slow
 def test_an_old_blob_beside() -> None:
     """Blobs of the first format (type 0x41) survive a collection."""
     flash = bytearray(nvs_images.board(0x3000, version=1))
@@ -249,6 +265,44 @@ def test_taking_the_key_away() -> None:
     edit = prove(with_tag, None, torn=9)
     assert edit.strategy == "erase"
     assert parse_nvs(edit.result).contents() == parse_nvs(data).contents()
+
+
+def test_the_proof_refuses_what_only_a_torn_program_would_break() -> None:
+    """A header whose first word does not go first: cut in it, the entry seems free."""
+    data = nvs_images.board(0x4000, "1.0")
+    edit = change(data, "2.0")
+    index = parse_nvs(data).namespaces["VIAM_NS"]
+    proof = NvsProof(data, BASE, (index, KEY), "VIAM_NS", Loader())
+    assert proof.holds(edit.ops, b"2.0\0")
+    first, second, *rest = edit.ops
+    assert isinstance(first, Program)
+    assert isinstance(second, Program)
+    joined = Program(first.offset, first.data + second.data)
+    assert not proof.holds([joined, *rest], b"2.0\0")
+
+
+def written(flash: bytes, kind: int) -> list[bytes]:
+    """The headers of a type that are WRITTEN, of the key that is changed."""
+    found = []
+    for place in range(0, len(flash), PAGE):
+        for entry in range(126):
+            raw = flash[place + 64 + entry * 32 : place + 96 + entry * 32]
+            state = flash[place + 32 + entry // 4] >> entry % 4 * 2 & 3
+            if state == 2 and raw[1] == kind and raw[8:24] == KEY.ljust(16, b"\0"):
+                found.append(raw)
+    return found
+
+
+def test_taking_a_blob_away() -> None:
+    """Its index goes before its parts, as the firmware does it: an app that asks for the size of
+    what it can no longer read would be told one."""
+    blob = [("ROBOT_ID", "string", "me"), ("OTA_VERSION", "hex2bin", "0a" * 300)]
+    data = nvs_images.generated(0x5000, [("VIAM_NS", blob)])
+    assert len(written(data, 0x48)) == len(written(data, 0x42)) == 1
+    edit = prove(data, None, torn=9)
+    assert {key for _, key in parse_nvs(edit.result).keys()} == {"ROBOT_ID"}  # noqa: SIM118
+    for state in dict(cut_states(data, edit.ops, BASE, torn_each=0)).values():
+        assert not written(state, 0x48) or written(state, 0x42)
 
 
 def test_every_single_bit_of_an_append() -> None:
@@ -371,7 +425,7 @@ def test_the_twin_of_another_key() -> None:
     app.list[-1].mark(FULL)
     app.activate().append(item(1, SZ, b"WIFI_SSID", b"new\0"))
     assert booted(bytes(flash))[0][NS, b"WIFI_SSID"] == (SZ, b"new\0")
-    prove(bytes(flash), "2")
+    assert prove(bytes(flash), "2").strategy == "append"
     prove(bytes(flash), None)
 
 
@@ -456,6 +510,7 @@ def test_wrong_use(namespace: str, key: str, value: str) -> None:
         set_string(BLANK * 3, base=0, namespace=namespace, key=key, value=value)
 
 
+@pytest.mark.slow
 def test_the_longest_string() -> None:
     """4000 bytes with the NUL are what nvs_set_str takes; they fill a page."""
     edit = set_string(BLANK * 3, base=0, namespace="n", key="k", value="v" * 3999)
@@ -491,7 +546,7 @@ def lives(first: int, last: int) -> Counter[str]:
 
 def test_lives_of_an_app() -> None:
     """A few random lives."""
-    assert lives(0, 5).total() == 5
+    assert lives(0, 2).total() == 2
 
 
 @pytest.mark.slow
@@ -501,7 +556,7 @@ def test_many_lives_of_an_app() -> None:
     assert {"append", "collect", "new-page", "erase", "nvs-full"} <= seen.keys()
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(
     st.lists(ODD_PAGE | st.just(BLANK), min_size=3, max_size=4).map(b"".join),
     st.sampled_from(["1.0.0", "v" * 100, None]),

@@ -251,7 +251,7 @@ ODD_PAGE = st.builds(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     st.lists(ODD_PAGE | st.just(b"\xff" * PAGE), min_size=3, max_size=4).map(b"".join)
     | st.binary(max_size=200)

@@ -118,6 +118,7 @@ def test_a_table_without_md5_is_accepted() -> None:
         (with_md5(entry(0, 0, 0x19000, 0x10000)), "multiple"),
         (with_md5(entry(1, 2, 0x9100, 0x3000)), "multiple"),
         (with_md5(entry(1, 2, 0x7000, 0x3000)), "overlaps the partition table"),
+        (with_md5(entry(1, 2, 0x8000, 0x3000)), "overlaps the partition table"),
         (with_md5(entry(1, 2, 0x9000, 0x3000) + entry(1, 1, 0xB000, 0x1000)), "overlap"),
         (with_md5(entry(0, 0x11, 0x10000, 0)), "no size"),
         (with_md5(entry(1, 2, 0xFFFFF000, 0x2000)), "4 GiB"),

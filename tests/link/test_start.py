@@ -100,7 +100,7 @@ def test_a_board_that_is_not_the_one_that_is_meant_is_not_started(tmp_path: Path
 
 async def _line(desk: Desk) -> int | None:
     assert desk.service is not None
-    journal: Any = desk.service._core.memory.journal
+    journal: Any = desk.service._engine.memory.journal
     return (
         int(found) if (found := journal.carried_baud(desk.board().mac, desk.board().url)) else None
     )

@@ -199,11 +199,12 @@ async def test_what_another_service_is_configured_with_is_its_own(usb: list[Port
     candidate = {"state": "candidate", "port": bridge.device}
     here = discovery._Here({"AUTO": {"boards": {bridge.device: candidate}}}, None, "discovery x")
     assert native.mac is not None
-    SERVICE_CLAIMS.claim("OTHER", [native.mac])
+    owner = object()
+    SERVICE_CLAIMS.claim(owner, "OTHER", {native.mac: "x"})
     try:
         found = discovery._look([], here)
     finally:
-        SERVICE_CLAIMS.release("OTHER")
+        SERVICE_CLAIMS.release(owner)
     assert [item.service for item in found] == ["OTHER", None, None]
     assert [item.may_be_probed for item in found] == [False, True, False]
 

@@ -9,10 +9,11 @@ import pytest
 import viam.utils
 from hypothesis import given
 from hypothesis import strategies as st
+from viam.errors import ViamGRPCError
 
 from ota_service.module.messages import MAX_COMMAND_BYTES, read_command, to_struct
 from ota_service.module.plain import plain
-from ota_service.module.verbs import MESSAGE_MAX_CHARS, VerbError
+from ota_service.module.verbs import MESSAGE_MAX_CHARS
 
 SCALARS = (
     st.none()
@@ -43,7 +44,7 @@ def test_a_command_is_read_as_viam_sdk_reads_it(command: dict[str, Any]) -> None
 def test_a_command_of_megabytes_is_refused_before_it_is_read() -> None:
     """With its size and the limit, and without its words."""
     struct = to_struct({"command": "update", "boards": ["x" * MAX_COMMAND_BYTES]})
-    with pytest.raises(VerbError, match=f"the limit is {MAX_COMMAND_BYTES}") as caught:
+    with pytest.raises(ViamGRPCError, match=f"the limit is {MAX_COMMAND_BYTES}") as caught:
         read_command(struct)
     assert len(str(caught.value)) < 200
     struct = to_struct({"command": "x" * (MAX_COMMAND_BYTES - 100)})

@@ -6,16 +6,19 @@ What it does with boards stands in the tests of the fleet and end to end.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from grpclib import GRPCError
+from grpclib import GRPCError, Status
 
 from tests.support.module_client import BUILTIN_MODEL, MODEL, ModuleProcess
 from tests.support.module_client import IDLE_ATTRIBUTES as IDLE
+
+MAC = "24:0a:c4:00:00:01"
 
 
 @pytest.fixture
@@ -84,6 +87,29 @@ async def test_mistakes_are_answered_with_what_exists(module: ModuleProcess) -> 
     text = await error_of(module, {"command": "update", "bords": ["a"]})
     assert "no argument bords; did you mean boards?" in text
     assert "nowhere" in await error_of(module, {"update": {"boards": ["nowhere"]}})
+
+
+async def test_errors_are_plain_words_with_a_fitting_status(module: ModuleProcess) -> None:
+    """No name of an exception, no file, no line: what happened, what to do, and the code."""
+    commands: list[tuple[dict[str, Any], Status]] = [
+        ({"updat": {}}, Status.INVALID_ARGUMENT),
+        ({"update": {"boards": ["nowhere"]}}, Status.INVALID_ARGUMENT),
+        ({"release": {}}, Status.INVALID_ARGUMENT),
+        ({"update": {"boards": ["x" * (2 << 20)]}}, Status.INVALID_ARGUMENT),
+        ({"command": "flash", "board": "a", "path": "/x", "confirm": MAC}, Status.INVALID_ARGUMENT),
+    ]
+    for command, status in commands:
+        with pytest.raises(GRPCError) as caught:
+            await module.command("OTA", command)
+        text = caught.value.message or ""
+        assert caught.value.status is status, text
+        assert not re.search(r"Error|Exception|\.py|line \d", text), text
+    await module.change("OTA", IDLE | {"boards": [{"name": "a", "mac": MAC}]})
+    wrong = {"command": "flash", "board": "a", "path": "/x", "confirm": "24:0a:c4:00:00:02"}
+    with pytest.raises(GRPCError) as caught:
+        await module.command("OTA", wrong)
+    assert caught.value.status is Status.FAILED_PRECONDITION
+    assert (caught.value.message or "").endswith("[wrong-board]")
 
 
 async def test_null_arguments_count_as_not_given(module: ModuleProcess) -> None:

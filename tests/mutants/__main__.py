@@ -7,26 +7,30 @@ same tests are first seen to pass without any change, or their failing would mea
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from queue import SimpleQueue
+from typing import TypeVar
+
+import pytest
 
 from tests.mutants.catalogue import MUTANTS
 from tests.mutants.mutant import ROOT, Mutant
 
 WORKERS = 2
-LIMIT_S = 240.0
+LIMIT_S = 240
 """A change may make its tests wait for ever, which is noticing it."""
 _LEFT_OUT = shutil.ignore_patterns(
     *(".git", ".venv*", "build", "dist", "results", "__pycache__", ".*_cache", ".hypothesis")
 )
+_LOADED_ONCE = ("hypothesis", "esptool", "aiohttp", "cryptography", "pydantic", "grpclib")
+"""Other people's packages, whose import takes longer than most of the tests."""
 
 PASSED, FAILED = 0, 1
 """pytest's exit codes; the others say that it was called wrongly or found no test."""
@@ -37,82 +41,134 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.root = folder
+        self._output = folder.with_suffix(".log")
         shutil.copytree(ROOT, folder, ignore=_LEFT_OUT, symlinks=True)
 
-    def run(self, tests: Sequence[str]) -> tuple[int, str]:
-        """pytest's exit code, FAILED where it took too long, and the end of its output."""
+    def put(self, path: str, text: str) -> None:
+        """Another text, without what Python has compiled of the one before: a file of the same
+        size and second would pass for it."""
+        place = self.root / path
+        for compiled in place.parent.glob(f"__pycache__/{place.stem}.*"):
+            compiled.unlink()
+        place.write_text(text)
+
+    def start(self, tests: Sequence[str], limit_s: int) -> int:
+        """Begin with these tests in a process of their own, and return its id. 0: no limit."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os._exit(self._pytest(tests, limit_s))
+            finally:
+                os._exit(pytest.ExitCode.INTERNAL_ERROR)
+        return pid
+
+    def _pytest(self, tests: Sequence[str], limit_s: int) -> int:
+        output = os.open(self._output, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for number, descriptor in enumerate((nothing, output, output)):
+            os.dup2(descriptor, number)
+        signal.alarm(limit_s)
+        os.chdir(self.root)
         # Processes that tests start must find the copy as well.
-        env = os.environ | {"PYTHONPATH": str(self.root / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        os.environ["PYTHONPATH"] = str(self.root / "src")
+        others = [one for one in sys.path if not Path(one or ".").is_relative_to(ROOT)]
+        sys.path[:] = [str(self.root / "src"), str(self.root), *others]
+        for name in [one for one in sys.modules if one.split(".")[0] == "tests"]:
+            del sys.modules[name]
+        command = ["-x", "-q", "-p", "no:cacheprovider"]
+        command += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
         if not any("::" in word for word in tests):
             command += ["-m", "not slow"]
-        try:
-            done = subprocess.run(
-                [*command, *tests], cwd=self.root, env=env, timeout=LIMIT_S, check=False,
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                encoding="utf-8", errors="replace",
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return FAILED, f"not ended after {LIMIT_S:.0f} s"
-        return done.returncode, done.stdout[-2000:]
+        code = int(pytest.main([*command, *tests]))
+        sys.stdout.flush()
+        return code
 
-    def try_out(self, mutant: Mutant) -> tuple[int, str]:
-        """As `run`, of the mutant's tests with the mutant in place."""
-        path = self.root / mutant.path
-        text = path.read_text()
-        path.write_text(mutant.applied(text))
-        try:
-            return self.run(mutant.tests.split())
-        finally:
-            path.write_text(text)
+    def ended(self, status: int) -> tuple[int, str]:
+        """pytest's exit code, FAILED where it took too long, and the end of its output."""
+        code = os.waitstatus_to_exitcode(status)
+        output = self._output.read_text("utf-8", "replace")[-2000:]
+        return FAILED if code == -signal.SIGALRM else code, output
+
+
+Work = TypeVar("Work")
+
+
+def side_by_side(
+    copies: Sequence[Copy],
+    works: Iterable[Work],
+    start: Callable[[Copy, Work], int],
+    ended: Callable[[Copy, Work, int, str], None],
+) -> None:
+    """Do each work in one of the copies, as many at a time as there are copies."""
+    free, busy = list(copies), dict[int, tuple[Copy, Work]]()
+
+    def wait() -> None:
+        pid, status = os.wait()
+        copy, work = busy.pop(pid)
+        ended(copy, work, *copy.ended(status))
+        free.append(copy)
+
+    for work in works:
+        if not free:
+            wait()
+        copy = free.pop()
+        busy[start(copy, work)] = copy, work
+    while busy:
+        wait()
 
 
 def main() -> int:
     """Try the mutants; 0 where each is noticed, or is known to be beyond any test."""
-    words = os.environ.get("ONLY", "")
-    chosen = [mutant for mutant in MUTANTS if words in mutant.name]
+    only = os.environ.get("ONLY", "")
+    chosen = [mutant for mutant in MUTANTS if only in mutant.name]
     if not chosen:
-        print(f"no mutant has {words!r} in its name", file=sys.stderr)
+        print(f"no mutant has {only!r} in its name", file=sys.stderr)
         return 2
+    texts = {mutant.path: (ROOT / mutant.path).read_text() for mutant in chosen}
     for mutant in chosen:
-        mutant.applied((ROOT / mutant.path).read_text())
+        mutant.applied(texts[mutant.path])
+    for package in _LOADED_ONCE:
+        importlib.import_module(package)
     began_s = time.monotonic()
+    wrong: list[str] = []
+    codes: list[int] = []
+
+    def say(words: str) -> None:
+        print(f"[{time.monotonic() - began_s:5.0f} s] {words}", flush=True)
+
+    def unchanged_ended(copy: Copy, tests: list[str], code: int, output: str) -> None:
+        if code != PASSED:
+            wrong.append(f"{output}\nthese tests do not pass without a mutant: {tests}")
+
+    def begin(copy: Copy, mutant: Mutant) -> int:
+        copy.put(mutant.path, mutant.applied(texts[mutant.path]))
+        return copy.start(mutant.tests.split(), LIMIT_S)
+
+    def mutant_ended(copy: Copy, mutant: Mutant, code: int, output: str) -> None:
+        copy.put(mutant.path, texts[mutant.path])
+        word = {FAILED: "noticed", PASSED: "SURVIVED"}.get(code, f"BROKEN\n{output}")
+        if code == PASSED and mutant.survives:
+            word = f"survives: {mutant.survives}"
+        elif code != FAILED:
+            wrong.append(mutant.name)
+        codes.append(code)
+        say(f"{mutant.file}: {mutant.name}: {word}")
+
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        copies: SimpleQueue[Copy] = SimpleQueue()
-        for number in range(WORKERS):
-            copies.put(Copy(Path(folder) / str(number)))
-
-        def in_a_copy(mutant: Mutant | Sequence[str]) -> tuple[int, str]:
-            copy = copies.get()
-            try:
-                return copy.try_out(mutant) if isinstance(mutant, Mutant) else copy.run(mutant)
-            finally:
-                copies.put(copy)
-
-        with ThreadPoolExecutor(WORKERS) as pool:
-            tests = sorted({mutant.tests for mutant in chosen})
-            for called, (code, output) in zip(
-                tests, pool.map(in_a_copy, [one.split() for one in tests]), strict=True
-            ):
-                if code != PASSED:
-                    print(f"{output}\nthese tests do not pass without a mutant: {called}")
-                    return 2
-            survivors = broken = 0
-            for mutant, (code, output) in zip(chosen, pool.map(in_a_copy, chosen), strict=True):
-                noticed = code == FAILED
-                word = "noticed" if noticed else "SURVIVED" if code == PASSED else "BROKEN"
-                if code == PASSED and mutant.survives:
-                    word = f"survives: {mutant.survives}"
-                survivors += code == PASSED and not mutant.survives
-                broken += code not in (PASSED, FAILED)
-                spent_s = time.monotonic() - began_s
-                print(f"[{spent_s:5.0f} s] {mutant.file}: {mutant.name}: {word}", flush=True)
-                if code not in (PASSED, FAILED):
-                    print(output)
-    known = sum(bool(mutant.survives) for mutant in chosen)
-    noticed_count = len(chosen) - survivors - broken - known
-    print(f"{len(chosen)} mutants, {noticed_count} noticed", flush=True)
-    return 1 if survivors or broken else 0
+        copies = [Copy(Path(folder) / str(number)) for number in range(WORKERS)]
+        words = {word for mutant in chosen for word in mutant.tests.split()}
+        named = sorted(word for word in words if "::" in word)
+        groups = [named[::2], named[1::2], sorted(words.difference(named))]
+        side_by_side(
+            copies, filter(None, groups), lambda copy, one: copy.start(one, 0), unchanged_ended
+        )
+        if wrong:
+            print(*wrong, sep="\n")
+            return 2
+        say("the tests pass without a mutant")
+        side_by_side(copies, chosen, begin, mutant_ended)
+    print(f"{len(chosen)} mutants, {codes.count(FAILED)} noticed", flush=True)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -22,17 +22,18 @@ from ota_service.board.inspect import Inspection
 from ota_service.board.plan import Plan
 from ota_service.board.protection import Protection
 from ota_service.board.session import BootRules, Job, Outcome, _Session
-from ota_service.fleet.core import Core
+from ota_service.fleet.sessions import after_waiting
 from ota_service.formats.flashops import Erase, FlashOp, Program, program
 from ota_service.formats.partitions import Partition
 from ota_service.sim.bootmodel import PENDING_VERIFY, VALID, BootResult, Select
 from ota_service.sim.flash import FlashOp as SimOp
 from ota_service.sim.flash import NorFlash
 from ota_service.sim.layouts import Layout
+from tests.formats.nvs_firmware import ALL_RULES, Rules
 from tests.prove.bootloader import Bootloader
 from tests.prove.cells import CellFlash, Cells
 from tests.prove.images import Firmware, named
-from tests.prove.nvs_init import nvs_of, repairs
+from tests.prove.nvs_init import alike, nvs_of, repairs
 
 SECTOR = 0x1000
 MAC = "24:0a:c4:00:00:01"
@@ -53,10 +54,13 @@ class Link(CellFlash):
     """A chip in download mode; implements what a session asks of a link.
 
     ops: everything that reached the flash, whoever did it. firmware: what runs since the last
-    restart. nvs_erased: the app found its NVS unusable and erased it, as stock apps do.
+    restart. nvs_erased: the app found its NVS unusable and erased it, as stock apps do. rules: of
+    the versions whose app this may be, by what it has made of its NVS so far.
     """
 
-    def __init__(self, cells: Cells, bootloader: Bootloader) -> None:
+    def __init__(
+        self, cells: Cells, bootloader: Bootloader, rules: tuple[Rules, ...] = ALL_RULES
+    ) -> None:
         super().__init__(cells)
         self.bootloader = bootloader
         self.chip = ChipInfo(
@@ -69,6 +73,7 @@ class Link(CellFlash):
         self.boots: BootResult | None = None
         self.firmware: Firmware | None = None
         self.nvs_erased = False
+        self.rules = rules
 
     def _do(self, op: FlashOp) -> None:
         super()._do(op)
@@ -98,6 +103,7 @@ class Link(CellFlash):
         store = next(p for p in result.partitions if (p.type, p.subtype) == (1, 2))
         region = self.cells.read(store.offset, store.size)
         found = nvs_of(region)
+        self.rules = alike(region, self.rules)
         for place, data in repairs(region) if found.error is None else ():
             at = store.offset + place
             if data is not None:
@@ -195,6 +201,16 @@ class Notes:
         return False
 
 
+class Told(Notes):
+    """Notes with the restarts that were told."""
+
+    restarts: tuple[str, ...] = ()
+
+    def restarting(self, reason: str) -> None:
+        """Noted."""
+        self.restarts += (reason,)
+
+
 class MemorySession(_Session):
     """A session whose port is a `Link`."""
 
@@ -208,7 +224,7 @@ class MemorySession(_Session):
         self.memory_link.reconnect()
         return self._connected(self.memory_link)  # type: ignore[arg-type]
 
-    def _first_look(self, link: Any) -> FirstLook:
+    def _watch_first(self, link: Any) -> FirstLook:
         link.restart()
         result: BootResult = link.boots
         link.reconnect()
@@ -216,6 +232,16 @@ class MemorySession(_Session):
             None if link.bootloader.silent else result.offset,
             app_prints=result.image is not None and link.bootloader.silent,
         )
+
+    def _start_once(self, link: Any, why: str, until: Callable[[BootMonitor], bool]) -> BootMonitor:
+        self.hooks.restarting(f"once into its firmware, {why}")
+        link.restart()
+        link.reconnect()
+        return BootMonitor(Expected(), 0, 0)
+
+    def _leaves(self, link: Any) -> bool:
+        link.restart()
+        return True
 
     def _boot(
         self, link: Any, slot: Partition, expected: Expected, *, known_good: bool = False
@@ -246,6 +272,10 @@ class Board(Protocol):
     def nvs_erased(self) -> bool:
         """Whether its app found NVS unusable and erased it."""
 
+    @property
+    def rules(self) -> tuple[Rules, ...]:
+        """Of the versions by whose rules its NVS is to be judged."""
+
     def session(self, job: Job, notes: Notes) -> Outcome:
         """One session."""
 
@@ -261,7 +291,7 @@ def update(board: Board, firmware: Firmware, notes: Notes, *, force: bool = Fals
         if outcome.end != "awaiting_confirmation":
             break
         board.time_passes()
-        job = Core.after_waiting(job, outcome)
+        job = after_waiting(job, outcome)
         outcome = board.session(job, notes)
     return outcome
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ota_service.formats.flashops import Erase
 from ota_service.sim.layouts import Layout
+from tests.formats.nvs_firmware import ALL_RULES, Rules
 from tests.prove.board import Op
 from tests.prove.cells import Cells
+from tests.prove.nvs_init import PLAYED
 from tests.prove.tears import tears_of, torn
 
 OWN = "board's own"
@@ -20,13 +22,15 @@ OWN = "board's own"
 @dataclass(frozen=True)
 class Cut:
     """One interruption. region: what was being written; op: which operation of the trace, counted
-    from 0; how: "before" it, or the way in which it was torn.
+    from 0; how: "before" it, or the way in which it was torn. rules: of the versions whose
+    firmware this may be: of one, once the app that is played has written to NVS.
     """
 
     region: str
     op: int
     how: str
     cells: Cells
+    rules: tuple[Rules, ...] = ALL_RULES
 
     @property
     def name(self) -> str:
@@ -76,21 +80,25 @@ def cuts(
     the board itself (its bootloader and app) are cut between, not within: how they are written
     is not ours.
     """
-    cells = Cells(flash)
+    cells, nvs = Cells(flash), layout.find("nvs")
     regions = [region_of(op, layout) for op in ops]
     chosen = _chosen(ops, regions, detail)
     begun = not from_phase
     last = ""
+    rules: tuple[Rules, ...] = ALL_RULES
     for index, (op, region) in enumerate(zip(ops, regions, strict=True)):
         begun = begun or op.phase == from_phase
         if begun and index in chosen:
             last = region
-            yield Cut(region, index, "before", cells.copy())
+            yield Cut(region, index, "before", cells.copy(), rules)
             if region != OWN:
-                yield from _torn(cells, op, region, index, detail, seed)
+                for cut in _torn(cells, op, region, index, detail, seed):
+                    yield replace(cut, rules=rules)
         cells.apply(op.op)
+        if region == OWN and nvs.offset <= op.op.offset < nvs.end:
+            rules = (PLAYED,)
     if last:
-        yield Cut(last, len(ops), "before", cells)
+        yield Cut(last, len(ops), "before", cells, rules)
 
 
 def _torn(

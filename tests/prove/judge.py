@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from ota_service.sim.flash import NorFlash
 from ota_service.sim.imagecheck import BadImageError, verify_app
 from ota_service.sim.layouts import Layout
+from tests.formats.nvs_firmware import ALL_RULES, Rules
 from tests.prove.bootloader import Bootloader
 from tests.prove.cells import Cells
 from tests.prove.images import Firmware, named
-from tests.prove.nvs_init import Key, NvsState, Value, nvs_of, starts_of
+from tests.prove.nvs_init import Key, NvsState, Value, nvs_of, starts_by
 
 VERSION: Key = ("VIAM_NS", "OTA_VERSION")
 
@@ -64,17 +65,25 @@ class Judge:
     spares: dict[str, bytes]
     early: str | None = None
 
-    def problems(self, cells: Cells, *, own: bool = False) -> list[Problem]:
+    def problems(
+        self, cells: Cells, *, own: bool = False, rules: tuple[Rules, ...] = ALL_RULES
+    ) -> list[Problem]:
         """All that is wrong with a board whose power failed with this flash.
 
         own: while the board itself was writing, so that its bootloader may have gone back.
+        rules: as in `nvs`.
         """
-        found = [*self._boot(cells), *self._slots(cells), *self.nvs(cells)]
+        found = [*self._boot(cells), *self._slots(cells), *self.nvs(cells, rules)]
         if self.early is not None and not own and stored(cells, self.layout) == self.early:
             firmware, _ = running(cells, self.bootloader)
             if firmware == self.boots[0]:
                 found.append(Problem("keys", "the old firmware runs with the new version"))
         return found
+
+    def _elsewhere(self, key: Key) -> list[Value | None]:
+        """A key as any version read it before: one that another version had lost by itself may
+        be there all the same."""
+        return [state.items.get(key) for one in ALL_RULES for state in starts_by(self.before, one)]
 
     def _boot(self, cells: Cells) -> list[Problem]:
         after = cells.copy()
@@ -105,23 +114,29 @@ class Judge:
                 found.append(Problem("lost", f"{label} looks like an image: {error}"))
         return found
 
-    def nvs(self, cells: Cells, *, any_tag: bool = False) -> list[Problem]:
-        """NVS by every version's rules, at two starts in a row.
+    def nvs(
+        self, cells: Cells, rules: tuple[Rules, ...] = ALL_RULES, *, any_tag: bool = False
+    ) -> list[Problem]:
+        """NVS by the rules of versions, at two starts in a row.
 
-        any_tag: the version is looked at elsewhere. What a version did not start with before, or
-        read otherwise at its second start, is not asked of it.
+        rules: those of the app that has started with this NVS, and repaired it by them; all where
+        none has. any_tag: the version is looked at elsewhere. What a version did not start with
+        before, or read otherwise at its second start, is not asked of it.
         """
         found: dict[str, None] = {}
-        asked = zip(starts_of(self.before), starts_of(region_of(cells, self.layout)), strict=True)
-        for (rules, *before), (_, *after) in asked:
+        region = region_of(cells, self.layout)
+        for one in rules:
+            before = starts_by(self.before, one)
             if any(state.error for state in before):
                 continue
-            for number, state in enumerate(after, 1):
+            for number, state in enumerate(starts_by(region, one), 1):
                 for words in self._nvs_start(before, state, any_tag):
-                    found.setdefault(f"{words} (ESP-IDF {rules.name}, start {number})")
+                    found.setdefault(f"{words} (ESP-IDF {one.name}, start {number})")
         return [Problem("keys", words) for words in found]
 
-    def _nvs_start(self, before: list[NvsState], state: NvsState, any_tag: bool) -> list[str]:
+    def _nvs_start(
+        self, before: tuple[NvsState, NvsState], state: NvsState, any_tag: bool
+    ) -> list[str]:
         if state.error is not None:
             return [f"NVS does not start: {state.error}"]
         found = []
@@ -131,6 +146,7 @@ class Judge:
                 key
                 for key in first | second | now
                 if now.get(key) not in (first.get(key), second.get(key))
+                and not (key not in first | second and now.get(key) in self._elsewhere(key))
             )
             if changed:
                 found.append(f"{len(changed)} keys changed, such as {changed[0]}")

@@ -18,9 +18,11 @@ from ota_service.board.session import Job, Outcome
 from ota_service.sim.config import FLASH_FILE
 from ota_service.sim.control import ControlError
 from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
+from tests.formats.nvs_firmware import Rules
 from tests.prove.board import Notes, Op, as_op
 from tests.prove.bootloader import Bootloader
 from tests.prove.cells import Cells
+from tests.prove.nvs_init import PLAYED
 
 FLASH_BYTES = 8 << 20
 CONFIRM_WAIT_S = 2.0
@@ -62,6 +64,11 @@ class RealBoard:
     def nvs_erased(self) -> bool:
         """Whether an app has erased NVS since the flash was loaded."""
         return self.control.counters().get("nvs-erased", 0) > self._erased
+
+    @property
+    def rules(self) -> tuple[Rules, ...]:
+        """Of the app that is played here, since each session ends with its start."""
+        return (PLAYED,)
 
     def session(self, job: Job, notes: Notes) -> Outcome:
         """One session over the port."""

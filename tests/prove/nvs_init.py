@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tests.formats.nvs_firmware import ALL_RULES, SZ, TO_5_3, Firmware, Rules, Start, start
+from tests.formats.nvs_firmware import SZ, TO_5_3, Firmware, Rules, Start, start
 
 Key = tuple[str, str]
 Value = tuple[str, bytes]
@@ -45,15 +45,22 @@ def _state(found: Start) -> NvsState:
     return NvsState(items, found.error or None, found.flash)
 
 
-@lru_cache(maxsize=4000)
-def starts_of(region: bytes) -> tuple[tuple[Rules, NvsState, NvsState], ...]:
-    """Two starts in a row by the rules of every version."""
-    found = []
-    for rules in ALL_RULES:
-        first = nvs_of(region, rules)
-        same = first.error is not None or first.flash == region
-        found.append((rules, first, first if same else nvs_of(first.flash, rules)))
-    return tuple(found)
+PLAYED = TO_5_3
+"""By whose rules boards are played."""
+
+
+@lru_cache(maxsize=8000)
+def starts_by(region: bytes, rules: Rules) -> tuple[NvsState, NvsState]:
+    """Two starts in a row by the rules of one version."""
+    first = nvs_of(region, rules)
+    same = first.error is not None or first.flash == region
+    return first, first if same else nvs_of(first.flash, rules)
+
+
+def alike(region: bytes, rules: tuple[Rules, ...]) -> tuple[Rules, ...]:
+    """Those of `rules` whose start leaves what the one that is played leaves."""
+    left = nvs_of(region, PLAYED).flash
+    return tuple(one for one in rules if one == PLAYED or nvs_of(region, one).flash == left)
 
 
 def repairs(region: bytes, rules: Rules = TO_5_3) -> list[tuple[int, bytes | None]]:

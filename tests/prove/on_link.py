@@ -93,7 +93,7 @@ def _recover(board: RealBoard, one: Recovery) -> Tally:
     board.load(cut.cells.whole(), case.start.bootloader)
     problems = recover(case, board, case.facts(interrupted=True), own=cut.region == OWN)
     judge = case.judge(case.flash())
-    problems += judge.nvs(board.cells, any_tag=True)
+    problems += judge.nvs(board.cells, board.rules, any_tag=True)
     tally = Tally()
     kind = kind_of(case, cut)
     tally.add(kind, "link")

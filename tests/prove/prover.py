@@ -69,12 +69,14 @@ class Depth:
     """How much is done with each case.
 
     detail: which cuts. journals: every image is recovered with the journal and without; else
-    only those between two operations are recovered without. twice: of so many images one has
+    only those between two operations are recovered without. others: those are also brought to
+    other targets, and recovered without the journal. twice: of so many images one has
     its recovery cut again.
     """
 
     detail: Detail = field(default_factory=Detail)
     journals: bool = True
+    others: bool = True
     twice: int = 40
     seed: int = 0
 
@@ -158,39 +160,42 @@ def _one(
     cells, own = cut.cells, cut.region == OWN
     between = cut.how == "before"
     tally.add(kind, "judged")
-    problems = judge.problems(cells, own=own)
-    journal = case.facts(interrupted=True)
-    for variant, board, facts in _variants(case, cells, journal, depth.journals or between):
+    problems = judge.problems(cells, own=own, rules=cut.rules)
+    journal, others = case.facts(interrupted=True), between and depth.others
+    for variant, board, facts in _variants(case, cut, journal, depth.journals or others):
         tally.add(kind, "memory")
         found = recover(case, board, facts, own=own)
-        found += judge.nvs(board.cells, any_tag=True)
+        found += judge.nvs(board.cells, board.rules, any_tag=True)
         problems += [replace(p, text=f"{variant}: {p.text}") for p in found]
-    if between and not own and case.flow not in ("pending", "shy"):
+    if others and not own and case.flow not in ("pending", "shy"):
         for words, firmware, facts in _targets(case):
             tally.add(kind, "memory")
-            board = Link(cells.copy(), case.start.bootloader)
+            board = Link(cells.copy(), case.start.bootloader, cut.rules)
             found = retarget(case, board, facts, firmware)
-            found += judge.nvs(board.cells, any_tag=True)
+            found += judge.nvs(board.cells, board.rules, any_tag=True)
             problems += [replace(p, text=f"{words}: {p.text}") for p in found]
     if problems:
         tally.fail(kind, name, problems, cells)
     if depth.twice and rng.randrange(depth.twice) == 0:
-        _again(tally, name, case, judge, cells, depth, rng)
+        _again(tally, name, case, judge, cut, depth, rng)
 
 
 def _variants(
-    case: Case, cells: Cells, journal: BoardFacts, forgotten: bool
+    case: Case, cut: Cut, journal: BoardFacts, forgotten: bool
 ) -> Iterable[tuple[str, Link, BoardFacts]]:
     """The board as it was left; after it ran once; and as somebody meets it who knows nothing."""
-    bootloader = case.start.bootloader
-    yield "left so", Link(cells.copy(), bootloader), journal
-    ran = Link(cells.copy(), bootloader)
+
+    def board() -> Link:
+        return Link(cut.cells.copy(), case.start.bootloader, cut.rules)
+
+    yield "left so", board(), journal
+    ran = board()
     ran.restart()
     ran.time_passes()
     if ran.ops or ran.nvs_erased:
         yield "after a start", ran, journal
     if forgotten:
-        yield "journal lost", Link(cells.copy(), bootloader), BoardFacts()
+        yield "journal lost", board(), BoardFacts()
 
 
 def _targets(case: Case) -> Iterable[tuple[str, Firmware, BoardFacts]]:
@@ -204,14 +209,14 @@ def _targets(case: Case) -> Iterable[tuple[str, Firmware, BoardFacts]]:
 
 
 def _again(
-    tally: Tally, name: str, case: Case, judge: Judge, cells: Cells, depth: Depth,
+    tally: Tally, name: str, case: Case, judge: Judge, first: Cut, depth: Depth,
     rng: random.Random,
 ) -> None:  # fmt: skip
     """Two cuts in a row: the recovery of a cut board is cut."""
     kind = "during recovery"
-    link = Link(cells.copy(), case.start.bootloader)
+    link = Link(first.cells.copy(), case.start.bootloader, first.rules)
     journal = case.facts(interrupted=True)
-    flash = cells.whole()
+    flash = first.cells.whole()
     try:
         link.session(case.job(), Notes(journal))
     except Exception:
@@ -226,10 +231,11 @@ def _again(
             continue
         seen.add(key)
         tally.add(kind, "judged")
-        problems = judge.problems(cut.cells, own=own or cut.region == OWN)
-        board = Link(cut.cells.copy(), case.start.bootloader)
+        rules = tuple(one for one in cut.rules if one in first.rules)
+        problems = judge.problems(cut.cells, own=own or cut.region == OWN, rules=rules)
+        board = Link(cut.cells.copy(), case.start.bootloader, rules)
         tally.add(kind, "memory")
         problems += recover(case, board, journal, own=cut.region == OWN)
-        problems += judge.nvs(board.cells, any_tag=True)
+        problems += judge.nvs(board.cells, board.rules, any_tag=True)
         if problems:
             tally.fail(kind, f"{name}+{cut.name}", problems, cut.cells)

@@ -24,7 +24,7 @@ ODD_STATES = ("blank", "first", "both", "aborted", "not-bootable")
 ALL_TEARS = Depth(Detail(body=20), twice=80)
 SOME_TEARS = Depth(Detail(tears=3, ends=3, body=40), journals=False, twice=150)
 ODD = Depth(Detail(tears=3, slot=False), journals=False, twice=150)
-QUICK_RARE = Depth(Detail(tears=1, slot=False), journals=False, twice=200)
+QUICK_RARE = Depth(Detail(tears=1, slot=False), journals=False, others=False, twice=200)
 QUICK = Depth(Detail(tears=2, ends=3, body=40), journals=False, twice=150)
 
 

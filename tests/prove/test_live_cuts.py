@@ -11,8 +11,9 @@ from ota_service.board import link as link_module
 from ota_service.board.session import Job
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import Erase
+from tests.formats.nvs_pages import stuck
 from tests.link.recorded import noted_erases
-from tests.prove.board import BOOT, Notes, Op, quiet
+from tests.prove.board import BOOT, Notes, Op, Told, quiet
 from tests.prove.flows import Case, recover
 from tests.prove.images import LARGE
 from tests.prove.judge import Judge
@@ -95,3 +96,22 @@ def recorded(board: RealBoard, case: Case, job: Job | None = None) -> list[Op]:
     board.load(case.flash(), case.start.bootloader)
     _, ops = board.record(job or case.job(), Notes(case.facts()))
     return [op for op in ops if op.who == "loader"]
+
+
+def test_a_board_whose_nvs_cannot_be_changed_is_started_once_over_the_link(boards: Boards) -> None:
+    """Its firmware has its time, and is found as it was: the board runs it again in the end."""
+    flash = bytearray(CASE.flash())
+    at = CASE.start.plan.find("nvs")
+    flash[at.offset : at.end] = stuck(at.size)
+    with boards.board() as board:
+        board.load(bytes(flash), CASE.start.bootloader)
+        notes = Told(CASE.facts())
+        with quiet():
+            outcome = board.session(CASE.job(), notes)
+        board.control.wait_for("app")
+        assert board.cells.read(at.offset, at.size) == stuck(at.size)
+    assert (outcome.end, outcome.error and outcome.error.code) == ("refused", "nvs-invalid")
+    assert notes.restarts == (
+        "into download mode, to be looked at",
+        "once into its firmware, so that it repairs its NVS",
+    )

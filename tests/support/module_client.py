@@ -57,14 +57,20 @@ REMOVE_TIMEOUT_S = 30.0
 ADD_TIMEOUT_S = 120.0
 
 
+def cpu_s(pid: int) -> float:
+    """The processor's time that a process has used (proc_pid_stat(5), utime and stime)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class ModuleProcess:
     """One running module. Made by `ModuleProcess.start`."""
 
     def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
         self.process = process
         self.folder = folder
-        # From the start of the process to the answer to Ready.
-        self.start_s = 0.0
+        # The processor's time from its start to the answer to Ready, whatever else runs meanwhile.
+        self.start_cpu_s = 0.0
         # The models that the module offers, as Ready names them.
         self.models: list[str] = []
         self._log: list[str] = []
@@ -117,7 +123,6 @@ class ModuleProcess:
         )
         module = cls(process, folder)
         reading = asyncio.create_task(module._read_log())
-        begun = time.monotonic()
         try:
             await module.wait_log("Serving on", timeout_s=start_timeout_s)
             if tcp:
@@ -126,7 +131,7 @@ class ModuleProcess:
             else:
                 module._channel = Channel(path=address)
             await module.ready()
-            module.start_s = time.monotonic() - begun
+            module.start_cpu_s = cpu_s(process.pid)
             yield module
         finally:
             if module._channel is not None:

@@ -18,10 +18,11 @@ from ota_service.board.backup_files import Backups
 from ota_service.board.boot import Expected
 from ota_service.board.chip import ChipInfo
 from ota_service.board.flash import Flash
+from ota_service.board.leave import left_running, put_back
 from ota_service.board.link import EspLink
 from ota_service.board.restore import Had, RestorePlan, plan_restore
 from ota_service.board.rewrite import rewrite, total_bytes
-from ota_service.board.visit import connect, is_pending, left_running, put_back, watch_start
+from ota_service.board.visit import connect, is_pending, watch_start
 from ota_service.board.written import (
     WriteHooks,
     WriteJob,

@@ -185,6 +185,12 @@ class BootMonitor:
         self.tick(now_s)
 
     @property
+    def from_flash(self) -> bool:
+        """Whether its ROM was seen to start what is in flash, or that to run."""
+        started = self._reset_seen or self.bootloader_speaks or self.app_speaks
+        return started and not self.in_download
+
+    @property
     def due_s(self) -> float | None:
         """When time alone will show that the app runs; None while it has yet to show itself."""
         return None if self.shown_at_s is None else self.shown_at_s + self.stable_s

@@ -23,6 +23,9 @@ from ota_service.formats.partitions import Partition
 HEAD_BYTES = 0x120
 """Image header, first segment header and app descriptor."""
 
+ESP32_CHIP_ID = 0
+"""The one chip on which the bootloader does not look at block revisions."""
+
 Boots = Literal["yes", "no", "unclear"]
 
 
@@ -72,6 +75,20 @@ def header_doubt(head: bytes, chip: ChipInfo, secure_floor: int) -> str:
     secure_version = header.descriptor.secure_version if header.descriptor is not None else 0
     if secure_version < secure_floor:
         return f"has secure version {secure_version}, and the board's fuses ask for {secure_floor}"
+    return ""
+
+
+def only_the_board_knows(head: bytes, chip: ChipInfo) -> str:
+    """What a bootloader holds an image against beyond what is read here; "": nothing.
+
+    Without its log, or having been seen to run, such an image is not taken for one that runs.
+    Source: esp32.md, "Secure Boot v2" (keys, block revisions).
+    """
+    if chip.secure_boot:
+        return "holds a signed image, and only the board knows whether it trusts its key"
+    about = parse_boot_header(head).descriptor
+    if about is not None and about.min_block_revision and chip.chip_id != ESP32_CHIP_ID:
+        return "holds an image for some revisions of the chip's fuse blocks only"
     return ""
 
 

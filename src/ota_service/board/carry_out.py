@@ -222,7 +222,7 @@ def _with_version(
 ) -> RollbackPlan:
     store = found.store
     assert store is not None
-    raw = flash.read(store.offset, store.size_bytes)
+    raw = flash.read(store.offset, store.whole_bytes)
     version = version_of(slot) or None  # a missing key reads as "", and leaves no trace
     if version is None:
         back = nvs.erase_key(raw, base=store.offset, namespace=NAMESPACE, key=VERSION_KEY)

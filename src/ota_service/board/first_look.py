@@ -17,7 +17,9 @@ from ota_service.errors import OtaError
 _JUNK = r"^.{0,3}?"  # what a UART makes of the reset itself
 _ROM = re.compile(
     _JUNK + r"(ets |rst:0x|configsip: |clk_drv:|mode:|load:|ho \d|tail \d|entry |ESP-ROM:|Build:|"
-    r"SPIWP:|Saved PC:|boot:0x|invalid header: |flash read err|csum err|ets_main|user code done)"
+    r"SPIWP:|Saved PC:|boot:0x|invalid header: |flash read err|csum err|ets_main|user code done|"
+    r"Octal Flash Mode Enabled|For OPI Flash, |SHA-256 comparison failed|Calculated: |Expected: |"
+    r"Attempting to boot anyway|waiting for download|wait u\w+ download)"
 )
 _BOOTLOADER = re.compile(
     r"^[EWIDV] \(\d+\) (boot|boot\.\w+|boot_comm|bootloader\w*|esp_image|flash_parts|efuse|"
@@ -33,6 +35,7 @@ _TABLE = re.compile(
     r"boot: load partition table error)"
 )
 _NOTHING = re.compile(r"^E \(\d+\) boot: No bootable app partitions in the partition table")
+_LOADED = re.compile(r"^I \(\d+\) boot: Loaded app from partition at offset 0x[0-9a-f]+")
 _INFO = re.compile(r"^I \(\d+\) boot: ")
 
 FLASH_SIZE_REMEDY = (
@@ -60,14 +63,25 @@ class FirstLook:
 
 
 def first_look(lines: Sequence[str], loaded_offset: int | None) -> FirstLook:
-    """From the lines of a log, without colours. loaded_offset: of `Loaded app from partition`."""
-    if loaded_offset is not None:
+    """From the lines of a log, without colours. loaded_offset: of `Loaded app from partition`.
+
+    That counts as long as nobody but ROM and bootloader has spoken since the last reset: an app
+    behind a silent bootloader may pass on what its co-processor's bootloader says.
+    """
+    start = max((n for n, line in enumerate(lines) if _RESET.search(line)), default=0)
+    loaded = next((n for n, line in enumerate(lines) if n >= start and _LOADED.search(line)), None)
+    if loaded_offset is not None and loaded is not None and all(map(_theirs, lines[start:loaded])):
         return FirstLook(loaded_offset)
     return FirstLook(
         stuck=_stuck(lines),
         nothing_boots=any(map(_NOTHING.search, lines)),
-        app_prints=not all(_ROM.search(line) or _BOOTLOADER.search(line) for line in lines),
+        app_prints=not all(map(_theirs, lines)),
     )
+
+
+def _theirs(line: str) -> bool:
+    """Whether the ROM or the bootloader says it."""
+    return bool(_ROM.search(line) or _BOOTLOADER.search(line))
 
 
 def _stuck(lines: Sequence[str]) -> OtaError | None:

@@ -21,9 +21,10 @@ from ota_service.board.chip import ChipInfo
 from ota_service.board.flash import Flash
 from ota_service.board.flash_plan import Before, FlashPlan, KeptPartition, MergedFile, plan_flash
 from ota_service.board.kept_keys import which_counts
+from ota_service.board.leave import left_running
 from ota_service.board.link import EspLink
 from ota_service.board.rewrite import Write, rewrite, total_bytes
-from ota_service.board.visit import connect, left_running, watch_start
+from ota_service.board.visit import connect, watch_start
 from ota_service.board.written import (
     WriteHooks,
     WriteJob,

@@ -14,7 +14,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ota_service.board.bootable import HEAD_BYTES, candidate, header_doubt, image_bytes
+from ota_service.board.bootable import (
+    HEAD_BYTES,
+    candidate,
+    header_doubt,
+    image_bytes,
+    only_the_board_knows,
+)
 from ota_service.board.chip import ChipInfo
 from ota_service.board.facts import BoardFacts, KnownImage
 from ota_service.board.first_look import FLASH_SIZE_REMEDY, FirstLook
@@ -35,7 +41,6 @@ from ota_service.formats.image import HEADER_BYTES, AppDescriptor, parse_header
 from ota_service.formats.nvs import Nvs, parse_nvs
 from ota_service.formats.otadata import OtaData, OtaState, parse_otadata
 from ota_service.formats.partitions import (
-    SECTOR_BYTES,
     TABLE_OFFSET,
     Partition,
     PartitionTable,
@@ -251,8 +256,7 @@ def _with_nvs(flash: Flash, found: Inspection) -> Inspection:
     stores: list[tuple[Partition, bytes, Nvs]] = []
     problem: OtaError | None = None
     for partition in found.table.nvs_stores:
-        # What is behind the last whole sector is none of the firmware's NVS either.
-        raw = flash.read(partition.offset, partition.size_bytes // SECTOR_BYTES * SECTOR_BYTES)
+        raw = flash.read(partition.offset, partition.whole_bytes)
         try:
             if partition.encrypted:
                 raise OtaError("flash-encrypted", "The board encrypts its NVS.")
@@ -334,7 +338,8 @@ def _with_running(
         order = boot_order(table, found.otadata)
     if seen.offset is not None:
         return replace(found, running=_loaded(flash, order, seen.offset))
-    problem = seen.stuck or cramped
+    # Without a look nothing speaks against a bootloader that starts its app all the same.
+    problem = seen.stuck or (cramped if look is not None else None)
     if problem is not None:
         why = Running(None, "none", why=problem)
         return replace(found, running=why, problem=found.problem or problem)
@@ -380,7 +385,7 @@ def _by_digest(
         md5 = flash.md5(partition.offset, fact.size_bytes)
         if md5 == fact.md5:
             return Running(partition, "journal", fact.size_bytes, md5)
-    if header_doubt(app.head, found.chip, floor):
+    if header_doubt(app.head, found.chip, floor) or only_the_board_knows(app.head, found.chip):
         return None
     for image in images:
         if _holds(flash, app, image):
@@ -420,6 +425,8 @@ def _verified(
                 continue
             if image.boots == "unclear":
                 return _untold(f"{partition.name} {image.why}")
+            if doubt := only_the_board_knows(flash.read(partition.offset, HEAD_BYTES), found.chip):
+                return _untold(f"{partition.name} {doubt}")
             md5 = flash.md5(partition.offset, image.size_bytes)
             running = Running(partition, "verified", image.size_bytes, md5)
         if seen.nothing_boots:

@@ -355,23 +355,33 @@ class EspLink:
         self._forget()
 
     def restart(self) -> None:
-        """Leave download mode: reset the chip into its firmware, at the log's speed."""
+        """Leave download mode: reset the chip into its firmware, at the log's speed.
+
+        The stub loader is put back to the ROM's speed before: where the reset reaches nothing,
+        the next session can talk to it.
+        """
         self._forget()
         with _lost_link():
+            if self._port.baudrate != ROM_BAUD:
+                self._slow_down()
             self._port.baudrate = ROM_BAUD
             self._port.reset_input_buffer()
             self._esp.hard_reset()
         self.running = True
 
+    def _slow_down(self) -> None:
+        esp = self._esp
+        speeds = struct.pack("<II", ROM_BAUD, self.baud)
+        with contextlib.suppress(FatalError, struct.error, StopIteration):  # it is reset anyway
+            esp.command(esp.ESP_CMDS["CHANGE_BAUDRATE"], speeds, timeout=ASKED_TIMEOUT_S)
+
     def in_download(self) -> bool:
         """Whether the stub loader still answers after a restart: its reset has reached nothing.
 
-        The question is one frame without a byte that a console would take for a command. The port
-        is left at the log's speed.
+        The question is one frame without a byte that a console would take for a command.
         """
         esp = self._esp
         try:
-            self._port.baudrate = self.baud
             esp.flush_input()
             esp.command(esp.ESP_CMDS["SYNC"], SYNC_DATA, timeout=ASKED_TIMEOUT_S)
             with contextlib.suppress(FatalError):
@@ -379,15 +389,14 @@ class EspLink:
                     esp.command(timeout=ASKED_TIMEOUT_S)
         except _ERRORS:
             return False
-        finally:
-            self._port.baudrate = ROM_BAUD
         return True
 
     def stay(self) -> None:
         """Go on with the stub loader, which a restart did not reach."""
         with _lost_link():
-            self._port.baudrate = self.baud
             self._esp.flush_input()
+            if self.baud != ROM_BAUD:
+                change_baud(self._esp, self.baud)
         self.running = False
 
     def _forget(self) -> None:

@@ -27,7 +27,7 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -203,15 +203,6 @@ class PortOwners:
             raise _busy(port, [str(holder) for holder in seen], board)
         return claim
 
-    def try_claim(self, port: str, owner: str) -> PortClaim | None:
-        """As `claim`; None where the port is busy."""
-        try:
-            return self.claim(port, owner)
-        except OtaError as error:
-            if error.code != "port-busy":
-                raise
-            return None
-
     def owner(self, port: str) -> str | None:
         """Who has claimed `port` in this process, if anyone."""
         with self._mutex:
@@ -364,6 +355,15 @@ def _flock_pid(fd: int, locks: Path) -> int | None:
 # --- who is configured with a board
 
 
+@dataclass(frozen=True, slots=True)
+class _BoardClaim:
+    """owner: the service as it lives, which its successor of the same name is not."""
+
+    owner: object
+    service: str
+    board: str
+
+
 class ServiceClaims:
     """Which service is configured with which board; thread-safe. One a process.
 
@@ -371,47 +371,69 @@ class ServiceClaims:
     """
 
     def __init__(self) -> None:
-        self._owners: dict[str, str] = {}
+        self._claims: dict[str, _BoardClaim] = {}
         self._mutex = threading.Lock()
 
-    def claim(self, service: str, keys: Iterable[str]) -> None:
-        """Let `service` have `keys`, and no longer what it had before; all of them or none.
+    def claim(self, owner: object, service: str, boards: Mapping[str, str]) -> None:
+        """Let a service have these keys (key -> the board's name), and no longer what it had
+        before; all of them or none.
 
-        Raises `config-invalid` naming both services where another one has a key.
+        A service of the same name gives its claims up to its successor. Raises `config-invalid`
+        naming both services where another one has a key.
         """
-        wanted = set(keys)
         with self._mutex:
-            for key in sorted(wanted):
-                other = self._owners.get(key)
-                if other is not None and other != service:
-                    raise OtaError(
-                        "config-invalid",
-                        f"The board {shown(key)} is claimed by two services, "
-                        f"{other} and {service}.",
-                        remedy="List each board in one service only.",
-                    )
-            self._drop(service)
-            self._owners.update(dict.fromkeys(wanted, service))
+            for key in sorted(boards):
+                self._require_ours(key, service)
+            self._drop(owner)
+            for key, board in boards.items():
+                self._claims[key] = _BoardClaim(owner, service, board)
 
-    def add(self, service: str, key: str) -> None:
-        """As `claim`, for one key more: a board whose MAC was just learned."""
-        with self._mutex:
-            mine = {known for known, owner in self._owners.items() if owner == service}
-        self.claim(service, mine | {key})
+    def add(self, owner: object, service: str, key: str, board: str) -> None:
+        """As `claim`, for a board whose MAC was just learned.
 
-    def release(self, service: str) -> None:
-        """Forget what `service` had."""
+        Raises `duplicate-board` naming both where another board of the service has it.
+        """
         with self._mutex:
-            self._drop(service)
+            self._require_ours(key, service)
+            before = self._claims.get(key)
+            if before is not None and before.owner is owner and before.board != board:
+                raise OtaError(
+                    "duplicate-board",
+                    f"The boards {before.board} and {board} are one and the same board ({key}).",
+                    board=board,
+                )
+            self._claims[key] = _BoardClaim(owner, service, board)
+
+    def drop(self, owner: object, key: str) -> None:
+        """Give one key up: its board is not there any more."""
+        with self._mutex:
+            if key in self._claims and self._claims[key].owner is owner:
+                del self._claims[key]
+
+    def release(self, owner: object) -> None:
+        """Forget what a service had, but nothing of its successor's."""
+        with self._mutex:
+            self._drop(owner)
 
     def owner(self, key: str) -> str | None:
         """The service that has `key`, if any."""
         with self._mutex:
-            return self._owners.get(key)
+            claim = self._claims.get(key)
+            return claim.service if claim is not None else None
 
-    def _drop(self, service: str) -> None:
-        for key in [key for key, owner in self._owners.items() if owner == service]:
-            del self._owners[key]
+    def _require_ours(self, key: str, service: str) -> None:
+        other = self._claims.get(key)
+        if other is not None and other.service != service:
+            raise OtaError(
+                "config-invalid",
+                f"The board {shown(key)} is claimed by two services, "
+                f"{other.service} and {service}.",
+                remedy="List each board in one service only.",
+            )
+
+    def _drop(self, owner: object) -> None:
+        for key in [key for key, claim in self._claims.items() if claim.owner is owner]:
+            del self._claims[key]
 
 
 SERVICE_CLAIMS = ServiceClaims()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -22,12 +22,12 @@ from ota_service.board.carry_out import (
     carry_out,
     plan_go_back,
     plan_rollback,
-    rearm,
 )
 from ota_service.board.facts import BoardFacts, KnownImage
 from ota_service.board.first_look import FirstLook, first_look
 from ota_service.board.flash import apply_verified
 from ota_service.board.inspect import NAMESPACE, VERSION_KEY, Inspection, inspect
+from ota_service.board.leave import left_running, put_back
 from ota_service.board.link import EspLink, leave_download_mode
 from ota_service.board.plan import Plan, WatchBoot, WriteSlot, plan, refuse
 from ota_service.board.secrets import Redactor
@@ -61,7 +61,8 @@ End = Literal[
 ]
 
 FIRST_LOOK_S = 3.0
-"""How long the bootloader's log is waited for when a board is restarted to see what runs."""
+"""How long a board runs that is started in the middle of a session: to see what runs, or so that
+its firmware repairs its NVS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,6 @@ class Outcome:
     version: str | None = None
     slot: Partition | None = None
     confirmed: bool | None = None
-    wrote: bool = False
     error: OtaError | None = None
     previous_version: str | None = None
     boot_log: tuple[str, ...] = ()
@@ -209,8 +209,9 @@ class _Session:
         self.facts = BoardFacts()
         self.redact = Redactor()
         self.log: list[str] = []
-        self._first: BootMonitor | None = None
+        self._first: FirstLook | None = None
         self._bootloader_speaks: bool | None = None
+        self._waits = job.rearm and job.confirm is None  # as far as is known
 
     def run(self) -> Outcome:
         self.hooks.phase("connecting")
@@ -229,7 +230,7 @@ class _Session:
         return outcome
 
     def _connected(self, link: EspLink) -> Outcome:
-        with self._left_running(link):
+        with left_running(link, waits=lambda: self._waits):
             self.hooks.phase("inspecting")
             found = self._look(link)
             if self.job.confirm is not None:
@@ -237,14 +238,17 @@ class _Session:
             if self.job.go_back:
                 return self._go_back(link, found)
             if self.job.read_only:
-                self._put_back(link, found)
+                put_back(link, waits=self._waits)
                 return Outcome(
                     "read", found=found, version=found.version, slot=found.running.partition
                 )
             made = self._plan(found)
+            if made.code == "nvs-invalid" and self._may_start(found):
+                found = self._repaired(link)
+                made = self._plan(found)
             self.hooks.planned(made)
             if self.job.dry_run or made.action == "refuse":
-                self._put_back(link, found)
+                put_back(link, waits=self._waits)
                 return self._refused(found, made)
             return self._update(link, found, made)
 
@@ -263,8 +267,10 @@ class _Session:
         found = self._inspect(link)
         if found.pending and not job.rearm and job.confirm is None:
             # Nobody's update of ours, and its app has had its time: let the bootloader decide.
-            self._first_look(link)
+            if not self._first_look(link).restarted:
+                raise OtaError("cancelled" if self.hooks.cancelled() else "no-reset")
             found = self._inspect(link)
+        self._waits = self._waits and found.pending
         self.redact = Redactor(found.secrets)
         self.hooks.inspected(found)
         return found
@@ -284,30 +290,58 @@ class _Session:
         """One ordinary restart, to read from the bootloader's log what it starts."""
         if self._first is None:
             self._first = self._watch_first(link)
-        if self._first.in_download and not self._first.heard:
-            return FirstLook(restarted=False)
-        return first_look(self._first.lines, self._first.loaded_offset)
+        return self._first
 
-    def _watch_first(self, link: EspLink) -> BootMonitor:
-        self.hooks.restarting("once into its firmware, to see which slot runs")
-        link.restart()
-        monitor = BootMonitor(Expected(), FIRST_LOOK_S, FIRST_LOOK_S)
-        watch(
-            self.port,
-            monitor,
+    def _watch_first(self, link: EspLink) -> FirstLook:
+        monitor = self._start_once(
+            link,
+            "to see which slot runs",
             until=lambda seen: (
                 seen.loaded_offset is not None or seen.app_speaks or seen.verdict is not None
             ),
+        )
+        if monitor is None:
+            return FirstLook(restarted=False)
+        self._bootloader_speaks = monitor.bootloader_speaks
+        return first_look(monitor.lines, monitor.loaded_offset)
+
+    def _start_once(
+        self, link: EspLink, why: str, until: Callable[[BootMonitor], bool]
+    ) -> BootMonitor | None:
+        """One ordinary start of the firmware for at most `FIRST_LOOK_S`, then download mode.
+
+        None where it never left download mode, or was stopped before its time.
+        """
+        self.hooks.restarting(f"once into its firmware, {why}")
+        link.restart()
+        monitor = BootMonitor(Expected(), FIRST_LOOK_S, FIRST_LOOK_S)
+        whole = watch(
+            self.port,
+            monitor,
+            until=until,
             stopped=self.hooks.cancelled,
             limit_s=FIRST_LOOK_S,
             in_download=link.in_download,
         )
         if monitor.in_download and not monitor.heard:
             link.stay()
-            return monitor
-        self._bootloader_speaks = monitor.bootloader_speaks
-        link.reconnect()
-        return monitor
+        else:
+            link.reconnect()
+        return None if monitor.in_download or not whole else monitor
+
+    @staticmethod
+    def _may_start(found: Inspection) -> bool:
+        """Whether a start cannot make the board's app one that waits for its confirmation, which
+        the next reset would turn down."""
+        if found.running.partition is None or found.pending or found.otadata is None:
+            return False
+        return all(entry.state != OtaState.NEW for entry in found.otadata.entries)
+
+    def _repaired(self, link: EspLink) -> Inspection:
+        """The board after one start of its firmware, which repairs what a cut has left in NVS."""
+        # Its time is not cut short by what it prints: NVS is opened some time after that.
+        self._start_once(link, "so that it repairs its NVS", until=lambda seen: False)
+        return self._look(link)
 
     def _plan(self, found: Inspection) -> Plan:
         job = self.job
@@ -336,19 +370,13 @@ class _Session:
             error=made.error,
         )
 
-    def _put_back(self, link: EspLink, found: Inspection) -> None:
-        """Leave a board that was only looked at as it was found."""
-        if found.pending and found.table is not None and self.job.rearm:
-            rearm(link, found.table)
-        link.restart()
-
     # --- the update
 
     def _update(self, link: EspLink, found: Inspection, made: Plan) -> Outcome:
         if made.action != "none":
             slots = [step.slot for step in made.steps if isinstance(step, WriteSlot)]
             self._require_writable(link, found, slots)
-        switched = self._write(link, found, made)
+        self._write(link, found, made)
         boot = next((step for step in made.steps if isinstance(step, WatchBoot)), None)
         self.hooks.phase("booting")
         outcome = Outcome(
@@ -357,30 +385,60 @@ class _Session:
             found=found,
             version=made.to_version,
             slot=made.slot,
-            wrote=switched,
             previous_version=_stored(found),
         )
         if boot is None:
+            if not made.rolled_back:
+                return self._restarted(link, outcome)
             link.restart()
-            if made.rolled_back:
-                outcome.error = OtaError(
-                    "boot-failed", f"The board went back by itself: {made.reason}."
-                )
+            outcome.error = OtaError(
+                "boot-failed", f"The board went back by itself: {made.reason}."
+            )
             return outcome
         monitor = self._boot(link, boot.slot, self._expected(found, made, boot.slot))
         if monitor.verdict is Verdict.FAILED:
             return self._roll_back(link, found, outcome, boot.slot, monitor.reason)
-        outcome.confirmed = monitor.verdict is Verdict.RUNNING
-        outcome.power_failed = monitor.outside_resets > 0
-        code = UNJUDGED.get(monitor.verdict) if monitor.verdict is not None else None
-        if boot.confirms and code != "no-reset":
+        if boot.confirms and monitor.verdict is not Verdict.NO_RESET:
             # After a power failure, too, only otadata decides: a restart would turn the app down.
             outcome.end = "awaiting_confirmation"
-        elif code is not None:
+            outcome.confirmed = monitor.verdict is Verdict.RUNNING
+            outcome.power_failed = monitor.outside_resets > 0
+            return outcome
+        return self._judged(outcome, monitor)
+
+    def _judged(self, outcome: Outcome, monitor: BootMonitor) -> Outcome:
+        """By a watched start that has not failed."""
+        assert outcome.slot is not None
+        outcome.confirmed = monitor.verdict is Verdict.RUNNING
+        outcome.power_failed = monitor.outside_resets > 0
+        if monitor.verdict in UNJUDGED:
+            code = UNJUDGED[monitor.verdict]
             outcome.end = "unjudged"
-            outcome.error = self._unjudged(code, boot.slot, monitor.reason)
+            outcome.error = self._unjudged(code, outcome.slot, monitor.reason)
             outcome.boot_log = tuple(self.log)
         return outcome
+
+    def _restarted(self, link: EspLink, outcome: Outcome) -> Outcome:
+        """Restart into what needs no judgement, and see that the board left download mode."""
+        if not self._leaves(link):
+            outcome.end = "unjudged"
+            outcome.confirmed = None
+            outcome.error = OtaError("no-reset")
+        return outcome
+
+    def _leaves(self, link: EspLink) -> bool:
+        """Restart the board; whether it left download mode, as far as can be seen."""
+        link.restart()
+        monitor = BootMonitor(Expected(), FIRST_LOOK_S, FIRST_LOOK_S)
+        watch(
+            self.port,
+            monitor,
+            until=lambda seen: seen.in_download or seen.from_flash,
+            stopped=self.hooks.stopping,
+            limit_s=FIRST_LOOK_S,
+            in_download=link.in_download,
+        )
+        return not monitor.in_download
 
     @staticmethod
     def _unjudged(code: str, slot: Partition, why: str) -> OtaError:
@@ -402,7 +460,7 @@ class _Session:
                     f"The flash chip's protection bits cover {place.name}, so nothing was written.",
                 )
 
-    def _write(self, link: EspLink, found: Inspection, made: Plan) -> bool:
+    def _write(self, link: EspLink, found: Inspection, made: Plan) -> None:
         """The plan's writes; where they fail behind the switch, the switch is taken back."""
         job = self.job
         stream = None
@@ -430,7 +488,6 @@ class _Session:
             if switching and error.code != "link-lost" and made.slot is not None:
                 self._take_back(link, found, made.slot)
             raise
-        return any(not isinstance(step, WatchBoot) for step in made.steps[:-1])
 
     def _take_back(self, link: EspLink, found: Inspection, slot: Partition) -> None:
         with contextlib.suppress(OtaError):
@@ -495,7 +552,6 @@ class _Session:
         if found.problem is not None:
             raise found.problem
         if found.pending:
-            self._put_back(link, found)
             raise OtaError("awaiting-confirmation")
         running = found.running.partition
         if running is None:
@@ -510,9 +566,7 @@ class _Session:
         )
         self.hooks.phase("rolling_back")
         apply_verified(link, back.ops)
-        outcome = Outcome(
-            "rolled_back", found=found, version=back.version or "", slot=back.slot, wrote=True
-        )
+        outcome = Outcome("rolled_back", found=found, version=back.version or "", slot=back.slot)
         monitor = self._boot(link, back.slot, Expected(offset=back.slot.offset))
         if monitor.verdict is Verdict.FAILED:
             return self._roll_back(link, found, outcome, back.slot, monitor.reason)
@@ -597,11 +651,10 @@ class _Session:
 
     def _confirm(self, link: EspLink, found: Inspection, awaited: Awaited) -> Outcome:
         """The app's time to confirm itself is over: what does otadata say?"""
-        if found.problem is not None:
-            raise found.problem
-        assert found.table is not None
-        assert found.table.otadata is not None
-        at, slots = found.table.otadata, found.table.ota_slots
+        at = found.table.otadata if found.table is not None else None
+        if found.table is None or at is None:
+            raise found.problem or OtaError("otadata-invalid")
+        slots = found.table.ota_slots
         otadata = parse_otadata(link.read(at.offset, at.size_bytes))
         entries = otadata.entries
         named = [p for p in slots if awaited.slot in (p.name, p.label)]
@@ -615,17 +668,22 @@ class _Session:
         outcome = Outcome("up_to_date", found=found, version=found.version, slot=slot)
         if OtaState.VALID in states:
             outcome.confirmed = True
-            link.restart()
-            return outcome
-        if OtaState.NEW in states:
+            if found.problem is not None:
+                # Of the version or of what else the app keeps: its update is over all the same.
+                outcome.version, outcome.error = None, found.problem
+            return self._restarted(link, outcome)
+        if found.problem is not None:
+            raise found.problem
+        if OtaState.NEW in states and self.job.rearm:
             # Either it never started, or this bootloader does not use rollback: after one more
             # start it is the latter, and nothing takes the firmware back.
-            link.restart()
-            if self.job.rearm:
-                outcome.end = "awaiting_confirmation"
-            else:
-                outcome.confirmed = False
-            return outcome
+            outcome.end = "awaiting_confirmation"
+            return self._restarted(link, outcome)
+        if OtaState.NEW in states:
+            monitor = self._boot(link, slot, Expected(offset=slot.offset))
+            if monitor.verdict is Verdict.FAILED:
+                return self._roll_back(link, found, outcome, slot, monitor.reason)
+            return self._judged(outcome, monitor)
         if OtaState.PENDING_VERIFY in states:
             why = "its app did not confirm itself in time"
         elif awaited.power_failed:
@@ -634,17 +692,6 @@ class _Session:
         else:
             why = "the board's bootloader went back by itself"
         return self._roll_back(link, found, outcome, slot, why)
-
-    @contextlib.contextmanager
-    def _left_running(self, link: EspLink) -> Iterator[None]:
-        """Whatever goes wrong, reset the board into its firmware as far as its port allows."""
-        try:
-            yield
-        except BaseException:
-            if not link.running:
-                with contextlib.suppress(Exception):
-                    link.restart()
-            raise
 
 
 def _stored(found: Inspection) -> str | None:

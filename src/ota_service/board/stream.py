@@ -242,6 +242,11 @@ class StreamCache:
                 self._streams.popitem(last=False)
             return stream
 
+    def drop(self, sha256: str) -> None:
+        """The image is no longer needed."""
+        with self._lock:
+            self._streams.pop(sha256, None)
+
 
 STREAMS = StreamCache()
 

@@ -36,8 +36,9 @@ def watch(
     stopped: Callable[[], bool] = lambda: False,
     limit_s: float | None = None,
     in_download: Callable[[], bool] | None = None,
-) -> None:
-    """Read until `until` holds, `stopped` says so, or `limit_s` are over.
+) -> bool:
+    """Read until `until` holds, `stopped` says so, or `limit_s` are over; False where it was
+    stopped.
 
     in_download: asks the chip whether it is in download mode still; called once, where it has
     printed nothing. Raises OtaError `link-lost` where the port is gone and does not come back.
@@ -45,7 +46,9 @@ def watch(
     start_s = time.monotonic()
     ask_after_s = min(ASK_AFTER_S, monitor.timeout_s / 2)
     timeout_s = -1.0
-    while not until(monitor) and not stopped():
+    while not until(monitor):
+        if stopped():
+            return False
         wait_s = read_timeout_s(monitor.due_s, time.monotonic() - start_s)
         try:
             if wait_s != timeout_s:
@@ -64,7 +67,8 @@ def watch(
                 in_download = None
             monitor.tick(now_s)
         if limit_s is not None and now_s >= limit_s:
-            return
+            break
+    return True
 
 
 def read_timeout_s(due_s: float | None, now_s: float) -> float:

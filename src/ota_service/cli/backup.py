@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from ota_service.board.at_port import at_port
 from ota_service.board.backup import Backup
 from ota_service.board.backup_files import holds_backup, read_backup, to_dict, write_backup
 from ota_service.board.backup_run import (
@@ -28,7 +29,7 @@ from ota_service.cli.output import err, json_option, out, print_json
 from ota_service.cli.ports import port_argument
 from ota_service.cli.remedies import line_of, own_words
 from ota_service.cli.show import files, size, table
-from ota_service.cli.whole_board import Terminal, with_port
+from ota_service.cli.whole_board import Terminal
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import Nvs
 from ota_service.module.folders import default_state_dir
@@ -65,9 +66,8 @@ def backup(port: str, folder: Path, baud: int, as_json: bool) -> None:
                     remedy="Name another folder for it.",
                 )
 
-        made = with_port(
-            port, "backup", lambda opened: run_backup(opened, baud=baud, identified=identified)
-        )
+        with at_port(port, "esp32-ota backup", port) as opened:
+            made = run_backup(opened, baud=baud, identified=identified)
         if old is not None and not made.covers(old):
             raise Failure(
                 f"{folder} holds a backup of this board with keys that the board has no longer, "
@@ -142,7 +142,8 @@ def restore(
         )
         hooks = _Terminal(console, port, "restore", ask=not (yes or as_json))
         try:
-            outcome = with_port(port, "restore", lambda opened: run_restore(opened, job, hooks))
+            with at_port(port, "esp32-ota restore", port) as opened:
+                outcome = run_restore(opened, job, hooks)
         except KeyboardInterrupt:
             nothing = "Interrupted; nothing was written."
             raise Failure(f"Interrupted. {AGAIN}" if hooks.writing else nothing) from None

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ota_service.board.at_port import at_port
 from ota_service.board.chip import ChipInfo
 from ota_service.board.flash_merged import (
     FlashJob,
@@ -29,7 +30,7 @@ from ota_service.cli.output import err, json_option, out, print_json
 from ota_service.cli.ports import port_argument
 from ota_service.cli.remedies import line_of, own_text, own_words
 from ota_service.cli.show import files, size, table
-from ota_service.cli.whole_board import Terminal, with_port
+from ota_service.cli.whole_board import Terminal
 from ota_service.formats.merge import describe_app
 from ota_service.formats.partitions import PartitionTable
 from ota_service.module.folders import default_state_dir
@@ -85,7 +86,8 @@ def flash(
         )
         hooks = _Terminal(console, job, yes or as_json, dry_run)
         try:
-            outcome = with_port(port, "flash", lambda opened: run_flash(opened, job, hooks))
+            with at_port(port, "esp32-ota flash", port) as opened:
+                outcome = run_flash(opened, job, hooks)
         except KeyboardInterrupt:
             hooks.close()
             nothing = "Interrupted; nothing was written."

@@ -10,7 +10,6 @@ from typing import Any, Protocol, TypeVar
 from ota_service.cli.live import Live
 
 POLL_S = 0.25
-HISTORY_LIMIT = 50
 
 Result = TypeVar("Result")
 
@@ -55,8 +54,8 @@ async def follow_run(
 
 async def find_run(service: Service, run_id: str) -> dict[str, Any] | None:
     """A run of the history by its id."""
-    reply = await service.command("history", {"limit": HISTORY_LIMIT})
-    return next((dict(run) for run in reply["runs"] if run.get("id") == run_id), None)
+    reply = await service.command("history", {"id": run_id})
+    return next((dict(run) for run in reply["runs"]), None)
 
 
 async def follow_call(

@@ -71,19 +71,12 @@ def look(port: str, baud: int, phase: Any) -> Inspection:
     """Read the board at `port`. Blocks for seconds, in the main thread. Raises OtaError, and
     Failure after Ctrl-C, when the board is back in its firmware."""
     from ota_service.board import session
-    from ota_service.board.ownership import PORT_OWNERS
-    from ota_service.board.ports import require_exists
-    from ota_service.board.serial_port import close_port, open_port
+    from ota_service.board.at_port import at_port
 
-    require_exists(port)
     hooks = _Hooks(phase)
-    with PORT_OWNERS.claim(port, OWNER), _stopping(hooks):
-        opened = open_port(port)
-        try:
-            job = session.Job("board", baud=baud, read_only=True)
-            outcome = session.run(opened, job, hooks)
-        finally:
-            close_port(opened)
+    with _stopping(hooks), at_port(port, OWNER) as opened:
+        job = session.Job("board", baud=baud, read_only=True)
+        outcome = session.run(opened, job, hooks)
     if hooks.stopped:
         raise Failure("Stopped; the board was restarted into its firmware.")
     assert outcome.found is not None

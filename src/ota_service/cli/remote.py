@@ -255,12 +255,23 @@ def cancel(access: Access, boards: tuple[str, ...], as_json: bool) -> None:
 
 @remote.command()
 @boards_argument
+@click.option("--all", "all_boards", is_flag=True, help="Every board.")
+@click.option("--stopped", is_flag=True, help="Instead, a firmware that was stopped for all.")
 @json_option
 @access_options
-def release(access: Access, boards: tuple[str, ...], as_json: bool) -> None:
+def release(
+    access: Access, boards: tuple[str, ...], all_boards: bool, stopped: bool, as_json: bool
+) -> None:
     """Let boards that were set aside, rolled back, wrong or not ours be taken up again."""
-    reply = _told(access, "release", boards, as_json)
-    if not as_json:
+    if [bool(boards), all_boards, stopped].count(True) != 1:
+        raise click.UsageError("Name boards, or give --all or --stopped.")
+    arguments = {"boards": _named(boards), "all": all_boards, "stopped": stopped}
+    reply: Reply = ask(access, lambda machine: machine.command("release", arguments))
+    if as_json:
+        print_json(reply)
+    elif stopped:
+        click.echo("The firmware may be tried again.")
+    else:
         click.echo(f"Released: {', '.join(map(str, reply.get('released', []))) or 'no board'}.")
 
 
@@ -375,7 +386,7 @@ def history(
         found = await find_run(machine, run_id)
         if found is None:
             raise Failure(
-                f"The history has no run {run_id} among its newest.",
+                f"The history has no run {run_id}.",
                 "`esp32-ota remote history` lists them.",
             )
         return [found]

@@ -16,7 +16,6 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,9 +134,9 @@ def said_of(run: Mapping[str, Any], *, force: bool = False) -> str:
     that an update does."""
     if run.get("outcome") != "succeeded":
         return ""
-    if run.get("too_late"):
-        return "Too late to stop: the update was finished."
     board: Mapping[str, Any] = next(iter(dict(run.get("boards", {})).values()), {})
+    if board.get("cancel"):
+        return "Too late to stop: the update was finished."
     hint = "" if force else " (--force writes anyway)"
     if force and board.get("action") == "none":
         return "Nothing was written: the board runs this image already; its start was watched."
@@ -249,8 +248,8 @@ async def _run(
     if "rescue" in asked:
         asked = {**asked, "boards": [entry.name for entry in settings.boards or ()]}
     try:
-        await _forget_port(settings)
-        await local.command("release")
+        await fleet.forget_ports()
+        await local.command("release", {"all": True})
         with _stop_signals(local, console), Live(console, transient=True) as live:
             if dry_run:
                 call = local.command("update", {**asked, "dry_run": True, "wait_s": _PLAN_WAIT_S})
@@ -259,10 +258,6 @@ async def _run(
                 return reply
             reply = await local.command("update", asked)
             run = await follow_run(local, live, reply["run"]["id"])
-        outcomes = {board.get("outcome") for board in dict(run.get("boards", {})).values()}
-        if run.get("outcome") == "cancelled" and outcomes == {"up_to_date"}:
-            # Behind the switch an update finishes whatever is asked of it.
-            return {**run, "outcome": "succeeded", "too_late": True}
         if run.get("outcome") == "cancelled":
             _say_what_runs(console, await local.status())
         return run
@@ -324,15 +319,6 @@ def _say_what_runs(console: Console, status: Mapping[str, Any]) -> None:
             console.print(f"The board is left bootable: it runs {running['slot']} ({app}).")
         elif not board.get("mac"):
             console.print("The board was not touched.")
-
-
-async def _forget_port(settings: Settings) -> None:
-    from ota_service.fleet.service import cores
-
-    for core in cores():
-        for entry in settings.boards or ():
-            if entry.port is not None:
-                await core.journaled(partial(core.memory.journal.forget_port, entry.port))
 
 
 @contextmanager

@@ -4,22 +4,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import click
 from rich.console import Console
 from rich.text import Text
-from serial import SerialBase
 
-from ota_service.board.ownership import PORT_OWNERS
 from ota_service.board.ports import shown
-from ota_service.board.serial_port import close_port, open_port
 from ota_service.board.written import WritePhase
 from ota_service.errors import OtaError
-
-T = TypeVar("T")
 
 _PHASES: dict[WritePhase, str] = {
     "connecting": "Connecting",
@@ -28,16 +21,6 @@ _PHASES: dict[WritePhase, str] = {
     "verifying": "Reading back",
     "booting": "Watching the board start",
 }
-
-
-def with_port(port: str, command: str, act: Callable[[SerialBase], T]) -> T:
-    """What `act` returns for the open port, which is this command's meanwhile."""
-    with PORT_OWNERS.claim(port, f"esp32-ota {command}", port):
-        opened = open_port(port, board=port)
-        try:
-            return act(opened)
-        finally:
-            close_port(opened)
 
 
 class Terminal:

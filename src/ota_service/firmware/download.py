@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,6 +30,9 @@ MAX_REDIRECTS = 10
 CHUNK_BYTES = 64 << 10
 # An attempt that brought at least this much was not in vain: the delays begin anew after it.
 PROGRESS_BYTES = 1024
+# A server that is slower for long is no better than one that is silent: a file of 1 MB would take
+# more than half an hour.
+MIN_BYTES_PER_S = 512
 # RFC 6585, section 4; RFC 9110, section 15.5.9.
 _RETRIED_STATUS = (408, 425, 429)
 
@@ -40,6 +44,7 @@ class Patience:
     connect_s: for one address to take the connection, its TLS included; lookup_s: for names and
     all addresses together. stall_s: a server that sends no byte for this long counts as gone.
     delays_s: before each further attempt since the last one that brought anything.
+    rate_window_s: over which a server must send MIN_BYTES_PER_S.
     retry_after_s: the longest that a server may ask for in its Retry-After.
     """
 
@@ -48,6 +53,7 @@ class Patience:
     stall_s: float = 30.0
     delays_s: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
     retry_after_s: float = 60.0
+    rate_window_s: float = 30.0
 
 
 class GaveUp(OtaError):
@@ -115,7 +121,7 @@ class Download:
                 trust_env=True,
                 auto_decompress=False,
             ) as session:
-                await self._follow(session)
+                await self._follow(session, patience.rate_window_s)
         except (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError) as error:
             raise OtaError("tls", self._certificate_words(error)) from None
         except (aiohttp.ClientSSLError, ssl.SSLError):
@@ -168,12 +174,12 @@ class Download:
                 )
             ) from None
 
-    async def _follow(self, session: aiohttp.ClientSession) -> None:
+    async def _follow(self, session: aiohttp.ClientSession, window_s: float) -> None:
         url = _as_written(self.url)
         for _ in range(MAX_REDIRECTS + 1):
             async with session.get(url, headers=self._headers(), allow_redirects=False) as answer:
                 if answer.status not in (301, 302, 303, 307, 308):
-                    await self._take(answer)
+                    await self._take(answer, window_s)
                     return
                 url = self._redirected(url, answer.headers.get("Location"))
         raise OtaError("http-status", f"{self.shown} redirects more than {MAX_REDIRECTS} times.")
@@ -213,7 +219,7 @@ class Download:
             return target.with_user(url.user).with_password(url.password)
         return target.with_user(None)
 
-    async def _take(self, answer: aiohttp.ClientResponse) -> None:
+    async def _take(self, answer: aiohttp.ClientResponse, window_s: float) -> None:
         if answer.status == HTTPStatus.NOT_MODIFIED and self.known is not None:
             self.unchanged = True
             return
@@ -234,13 +240,25 @@ class Download:
         part = self.part
         assert part is not None
         self.progress(part.size_bytes, total_bytes)
+        began_s, began_bytes = time.monotonic(), part.size_bytes
         async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
             if part.size_bytes + len(chunk) > self.max_bytes:
                 raise self._too_large(None)
             part.append(chunk)
             self.progress(part.size_bytes, total_bytes)
+            spent_s = time.monotonic() - began_s
+            if spent_s >= window_s:
+                if part.size_bytes - began_bytes < MIN_BYTES_PER_S * spent_s:
+                    raise Transient(self._stalled(part.size_bytes - began_bytes, spent_s))
+                began_s, began_bytes = time.monotonic(), part.size_bytes
         if total_bytes is not None and part.size_bytes != total_bytes:
             raise Transient(OtaError("download-truncated", self._truncated_words()))
+
+    def _stalled(self, size_bytes: int, spent_s: float) -> OtaError:
+        return OtaError(
+            "download-stalled",
+            f"The server of {self.shown} sent {size_bytes:,} bytes in {spent_s:.0f} s.",
+        )
 
     def _begin(self, answer: aiohttp.ClientResponse) -> int | None:
         """Make ready for the body; returns the whole file's size where the server says it."""
@@ -366,7 +384,8 @@ async def run_attempts(download: Download, context: ssl.SSLContext, patience: Pa
             await download.attempt(context, patience)
             return
         except Transient as failure:
-            if download.size_bytes >= furthest_bytes + PROGRESS_BYTES:
+            further = download.size_bytes >= furthest_bytes + PROGRESS_BYTES
+            if further and failure.error.code != "download-stalled":
                 vain, furthest_bytes = 0, download.size_bytes
             if vain >= len(patience.delays_s):
                 download.gave_up = True

@@ -27,15 +27,6 @@ State = Literal[
     "set_aside",
 ]
 
-UNSUPPORTED = frozenset(
-    {
-        *("no-ota-slots", "flash-encrypted", "wrong-chip", "chip-revision", "secure-download"),
-        *("partition-table-invalid", "nvs-missing", "flash-size", "secure-boot"),
-        *("image-too-large", "secure-version"),
-    }
-)
-"""Codes of boards that can never take this update as it is."""
-
 
 def utc_now() -> datetime:
     """The present, UTC."""
@@ -70,11 +61,10 @@ class Progress:
 
 @dataclass(slots=True)
 class BoardState:
-    """One board. Written by its session's thread, read by the event loop: plain assignments only.
+    """One board. Written by its own task alone (`board.Board`), read by everybody.
 
     name: from `boards`, else the MAC, else the port. entry: its entry in `boards`. port: where
-    it is now. running: {"slot", "project", "app_version"}. left_s: when its last
-    session ended, monotonic.
+    it is now. running: {"slot", "project", "app_version"}.
     """
 
     name: str
@@ -92,7 +82,6 @@ class BoardState:
     confirmed: bool | None = None
     attempts: int = 0
     error: OtaError | None = None
-    left_s: float = float("-inf")
 
     def to_dict(self) -> dict[str, Any]:
         """As in the status; what has no value is left out."""
@@ -116,35 +105,3 @@ class BoardState:
         if error is not None:
             out["error"] = error.to_dict()
         return out
-
-    def answers_to(self, word: str) -> bool:
-        """Whether a person who says `word` (name, MAC or port) means this board."""
-        if word in (self.name, self.port):
-            return True
-        mac = self.mac or (self.entry.mac if self.entry is not None else None)
-        return mac is not None and word.lower().replace("-", ":") == mac
-
-    def set_error(self, error: OtaError) -> None:
-        """Show what went wrong, under the state that belongs to its code."""
-        self.error = error
-        self.state = state_of(error)
-        self.phase = None
-        self.progress = None
-
-
-def state_of(error: OtaError) -> State:
-    """The state of a board whose last word is this error."""
-    code = error.code
-    if code == "port-missing":
-        return "absent"
-    if code == "wrong-board":
-        return "set_aside"
-    if code in ("no-answer", "other-project"):
-        return "unrecognised"
-    if code in UNSUPPORTED:
-        return "unsupported"
-    if code == "awaiting-confirmation":
-        return "awaiting_confirmation"
-    if code in ("cancelled", "stopped", "not-allowed-now", "port-busy"):
-        return "outdated"
-    return "failed"

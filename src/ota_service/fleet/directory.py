@@ -16,7 +16,7 @@ from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.journal_rows import BoardRecord
 from ota_service.fleet.memory import Memory
-from ota_service.fleet.service import cores
+from ota_service.fleet.service import engines
 from ota_service.fleet.status import status_of
 
 
@@ -25,7 +25,7 @@ def statuses() -> dict[str, dict[str, Any]]:
 
     A service that was removed stays in it until its boards are let go: they may still be written.
     """
-    return {core.settings.service: status_of(core) for core in cores()}
+    return {engine.settings.service: status_of(engine) for engine in engines()}
 
 
 def recall(info: PortInfo) -> BoardRecord | None:
@@ -69,9 +69,9 @@ def _note(journal: Journal, port: str, info: PortInfo | None, found: Inspection)
 
 
 def _memory() -> Memory | None:
-    for core in cores():
+    for engine in engines():
         try:
-            return core.memory
+            return engine.memory
         except OtaError:
             continue
     return None

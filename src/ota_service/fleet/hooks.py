@@ -1,95 +1,91 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a board's session tells its run, from its thread: status, log and journal."""
+"""What a session tells from its thread: facts for its board's task, and notes for the journal.
+
+Nothing here changes what the event loop has; nothing here decides what becomes of the board.
+What must be on the disk before the board is touched is written here, before the session goes on.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
+from ota_service.board.chip import ChipInfo
 from ota_service.board.facts import BoardFacts
+from ota_service.board.flash_merged import FlashPhase
+from ota_service.board.flash_plan import Before, FlashPlan
 from ota_service.board.inspect import Inspection
 from ota_service.board.ownership import SERVICE_CLAIMS
 from ota_service.board.plan import Plan, WatchBoot, WriteSlot
-from ota_service.board.ports import shown
+from ota_service.board.ports import PortInfo, shown
+from ota_service.board.rewrite import total_bytes
 from ota_service.board.session import Phase
 from ota_service.errors import OtaError
-from ota_service.fleet.board_state import BoardState, Progress, utc_now
 from ota_service.fleet.memory import Memory
-from ota_service.fleet.places import Place
-
-if TYPE_CHECKING:
-    from ota_service.firmware.target import Target
-
-LOGGER = logging.getLogger("ota_service.fleet")
-
-_LOG_EACH_PERCENT = 10
+from ota_service.fleet.orders import Fact
+from ota_service.fleet.settings import BoardEntry
 
 
-@dataclass(slots=True)
-class BoardWork:
-    """One board's part in a run.
+@dataclass(frozen=True, slots=True)
+class Briefing:
+    """What a session is told beforehand of its board. target: the key of the target.
 
-    cancel: set to stop it where that leaves the board bootable; stop: the process ends.
-    report: what the history shows of it. project: the image's, "" while there is none.
+    owner: whose claims the board's MAC joins. writes: an update, not a look.
     """
 
-    board: BoardState
-    place: Place
-    target: Target
+    owner: object
+    name: str
+    entry: BoardEntry | None
+    port: str
+    info: PortInfo | None
+    target: str
+    version: str
+    writes: bool
+    confirm_timeout_s: float
+    max_attempts: int
+
+
+@dataclass(eq=False)
+class SessionHooks:
+    """Implements `session.Hooks` for one session; `tell` brings a fact to the board's task.
+
+    cancel: set to stop it where that leaves the board bootable; stop: the process ends.
+    """
+
+    briefing: Briefing
+    memory: Memory
+    tell: Callable[[Fact], None]
     cancel: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
-    project: str = ""
+    facts: BoardFacts = field(default_factory=BoardFacts)
+    mac: str | None = None
+    found: Inspection | None = None
     plan: Plan | None = None
-    report: dict[str, Any] = field(default_factory=dict)
-    pausing: bool = False
-    set_aside: bool = False
-
-
-class SessionHooks:
-    """Implements `board.session.Hooks` for one session of a run."""
-
-    def __init__(
-        self, work: BoardWork, memory: Memory, *, confirm_timeout_s: float, writes: bool, why: str,
-        max_attempts: int,
-    ) -> None:  # fmt: skip
-        self.work = work
-        self.memory = memory
-        self.confirm_timeout_s = confirm_timeout_s
-        self.writes = writes
-        self.why = why
-        self.max_attempts = max_attempts
-        self.facts = BoardFacts()
-        self.found: Inspection | None = None
-        self._phase_began_s = time.monotonic()
-        self._logged_percent = 0
 
     def identified(self, mac: str) -> BoardFacts:
         """The chip answered: is it the board that is meant?"""
-        work, board, memory = self.work, self.work.board, self.memory
+        about, memory = self.briefing, self.memory
         self._require_right(mac)
-        SERVICE_CLAIMS.add(memory.service, mac)
-        board.mac = mac
-        work.report["mac"] = mac
-        memory.learn_place(board.name, str(board.port), work.place.info, mac)
-        carried = memory.journal.carried_baud(mac, str(board.port))
-        self.facts = replace(memory.facts(mac, work.target.key), carried_baud=carried)
+        SERVICE_CLAIMS.add(about.owner, memory.service, mac, about.name)
+        self.mac = mac
+        self.tell(lambda sight: sight.identified(mac))
+        memory.learn_place(about.name, about.port, about.info, mac)
+        carried = memory.journal.carried_baud(mac, about.port)
+        self.facts = replace(memory.facts(mac, about.target), carried_baud=carried)
         return self.facts
 
     def _require_right(self, mac: str) -> None:
-        board, entry = self.work.board, self.work.board.entry
-        if entry is None or board.port is None:
+        about, entry, info = self.briefing, self.briefing.entry, self.briefing.info
+        if entry is None:
             return
         if entry.mac is not None and entry.mac != mac:
-            raise OtaError(
-                "wrong-board",
-                f"The board at {shown(board.port)} is {mac}, not {entry.mac}.",
-                board=board.name,
-            )
+            why = f"The board at {shown(about.port)} is {mac}, not {entry.mac}."
+            raise OtaError("wrong-board", why, board=about.name)
         if entry.port is not None:
-            info = self.work.place.info
             known = self.memory.journal.learn_port(
                 entry.port,
                 mac,
@@ -99,73 +95,45 @@ class SessionHooks:
             if known.mac != mac:
                 why = f"The board at {shown(entry.port)} is {mac}; before it was {known.mac}."
                 self.memory.journal.set_wrong_board(entry.port, why)
-                raise OtaError("wrong-board", why, board=board.name)
+                raise OtaError("wrong-board", why, board=about.name)
 
     def inspected(self, found: Inspection) -> None:
-        """Show what is on the board."""
+        """The board was looked at."""
         self.found = found
-        board = self.work.board
-        board.chip = found.chip.name
-        board.flash_bytes = found.chip.flash_bytes
-        if found.nvs is not None:
-            board.version = found.version
-            board.version_read_at = utc_now()
-            self.work.report.setdefault("from", found.version)
-        app, partition = found.running_app, found.running.partition
-        if partition is not None:
-            board.running = {"slot": partition.name}
-            if app is not None and app.descriptor is not None:
-                about = app.descriptor
-                board.running |= {"project": about.project, "app_version": about.version}
-        if self.writes and found.nvs is not None:
+        self.tell(lambda sight: sight.seen(found))
+        if self.briefing.writes and found.nvs is not None:
             self._end_duel(found)
         self.memory.saw(found)
 
     def _end_duel(self, found: Inspection) -> None:
         """Another updater with another version would change the board for ever."""
-        target = self.work.target
-        times = self.memory.duel(found.chip.mac, target.key, found.version, target.version)
+        about = self.briefing
+        times = self.memory.duel(found.chip.mac, about.target, found.version, about.version)
         if times == 0:
             return
         message = (
-            f'Something else changed the version from "{target.version}" to "{found.version}"'
-            f" ({times} of {self.max_attempts} times)."
+            f'Something else changed the version from "{about.version}" to "{found.version}"'
+            f" ({times} of {about.max_attempts} times)."
         )
-        error = OtaError("changed-elsewhere", message, board=self.work.board.name)
-        LOGGER.warning("%s", error)
-        self.work.board.error = error
-        if times >= self.max_attempts:
+        error = OtaError("changed-elsewhere", message, board=about.name)
+        self.tell(lambda sight: sight.warned(error))
+        if times >= about.max_attempts:
             raise error
 
     def planned(self, made: Plan) -> None:
         """The plan stands; from here on the journal must know what is being done."""
-        work = self.work
-        work.plan = made
-        work.report |= {"action": made.action, "reason": made.reason}
-        LOGGER.info("%s: %s (%s)", work.board.name, made.action, made.reason)
-        found = self.found
-        if found is not None and made.action in ("write", "switch"):
-            self._say_replaced(found)
-        if found is None or not self.writes:
+        self.plan = made
+        found, about = self.found, self.briefing
+        if found is None or not about.writes:
             return
+        self.tell(lambda sight: sight.planned(made))
         if not made.rolled_back and not self.facts.unwatched and not found.pending:
             self._remember_running(found)
         if made.action in ("write", "switch", "record"):
-            work.board.state = "updating"
-            self.memory.journal.begin_attempt(found.chip.mac, work.target.key)
+            self.memory.journal.begin_attempt(found.chip.mac, about.target)
         for step in made.steps:
             if isinstance(step, WriteSlot):
-                self.memory.overwrites(found.chip.mac, step.slot.name)
-
-    def _say_replaced(self, found: Inspection) -> None:
-        """Whoever named the board consented to another project's firmware; it is said anyway."""
-        app, after = found.running_app, self.work.project
-        before = app.descriptor.project if app is not None and app.descriptor is not None else ""
-        if before and after and before != after:
-            LOGGER.warning(
-                '%s: the project "%s" is replaced by "%s"', self.work.board.name, before, after,
-                extra={"replaced": (self.work.board.name, before, after)},
-            )  # fmt: skip
+                self.memory.journal.forget_slot(found.chip.mac, step.slot.name)
 
     def _remember_running(self, found: Inspection) -> None:
         """What runs now is the evidence for the next look, and what a rollback goes back to."""
@@ -175,85 +143,90 @@ class SessionHooks:
         name, mac = running.partition.name, found.chip.mac
         fact = self.facts.slots.get(name)
         if fact is None or fact.md5 != running.md5 or fact.version is None:
+            app, size_bytes, md5 = found.running_app, running.size_bytes, running.md5
+            about = app.descriptor if app is not None else None
             self.memory.runs(
-                found,
-                running.partition,
-                version=found.version,
-                size_bytes=running.size_bytes,
-                md5=running.md5,
+                mac, running.partition, about, version=found.version, size_bytes=size_bytes, md5=md5
             )
         if self.facts.last_slot is None:
-            self.memory.last_slot(mac, name)
+            self.memory.journal.update_board(mac, slot=name)
 
-    def phase(self, name: Phase) -> None:
+    def phase(self, name: Phase | FlashPhase) -> None:
         """A phase begins."""
-        now_s = time.monotonic()
-        work = self.work
-        phases = work.report.setdefault("phases", {})
-        before = work.board.phase
-        if before is not None and before != "waiting":
-            phases[before] = round(phases.get(before, 0.0) + now_s - self._phase_began_s, 3)
-        self._phase_began_s = now_s
-        work.board.phase = name
-        LOGGER.info("%s: %s", work.board.name, name.replace("_", " "))
         if name == "booting":
-            work.board.progress = None
             self._await_confirmation()
+        began_s = time.monotonic()
+        self.tell(lambda sight: sight.phase(name, began_s))
 
     def _await_confirmation(self) -> None:
         """Before the restart: a killed process must find that this board is to be left alone."""
-        found, made = self.found, self.work.plan
+        found, made, about = self.found, self.plan, self.briefing
         boot = next((s for s in made.steps if isinstance(s, WatchBoot)), None) if made else None
         if found is None or boot is None or not boot.confirms:
             return
         running = found.running.partition
         self.memory.awaits(
             found.chip.mac,
-            self.work.target.key,
-            version=self.work.target.version,
+            about.target,
+            version=about.version,
             slot=boot.slot.name,
-            seconds=self.confirm_timeout_s,
+            seconds=about.confirm_timeout_s,
             previous_slot=running.name if running is not None else None,
             previous_version=made.from_version if made is not None else None,
         )
 
     def progress(self, bytes_done: int, bytes_total: int) -> None:
-        """Bytes of the image that were sent; logged at most each 10 %."""
-        board = self.work.board
-        if board.progress is None:
-            board.progress = Progress(bytes_total=bytes_total)
-        board.progress.bytes_done = bytes_done
-        self.work.report["bytes"] = bytes_done
-        percent = bytes_done * 100 // bytes_total if bytes_total else 0
-        if percent >= self._logged_percent + _LOG_EACH_PERCENT:
-            self._logged_percent = percent - percent % _LOG_EACH_PERCENT
-            LOGGER.info("%s: %d %% written", board.name, self._logged_percent)
+        """Bytes of the image that were sent."""
+        self.tell(lambda sight: sight.progress(bytes_done, bytes_total))
 
     def restarting(self, reason: str) -> None:
-        """Each restart's reason is in the log and in the history."""
-        LOGGER.info("%s: restarted %s (%s)", self.work.board.name, reason, self.why)
-        self.work.report.setdefault("restarts", []).append(reason)
+        """Each restart's reason is in the history."""
+        self.tell(lambda sight: sight.restarted(reason))
 
     def carried(self, baud: int) -> None:
         """What the line was found to hold, or not to hold any more."""
-        board = self.work.board
-        if board.mac is not None:
-            self.memory.journal.record_carried(board.mac, str(board.port), baud)
+        if self.mac is not None:
+            self.memory.journal.record_carried(self.mac, self.briefing.port, baud)
 
     def cancelled(self) -> bool:
         """Whether to stop where that leaves the board bootable."""
-        return self.work.cancel.is_set() or self.work.stop.is_set()
+        return self.cancel.is_set() or self.stop.is_set()
 
     def stopping(self) -> bool:
         """Whether the process ends."""
-        return self.work.stop.is_set()
+        return self.stop.is_set()
 
-    def end(self) -> None:
-        """The session is over: close its last phase."""
-        now_s = time.monotonic()
-        before = self.work.board.phase
-        if before is not None and before != "waiting":
-            phases = self.work.report.setdefault("phases", {})
-            phases[before] = round(phases.get(before, 0.0) + now_s - self._phase_began_s, 3)
-        self.work.board.phase = None
-        self.work.board.progress = None
+
+class FlashHooks:
+    """Implements `flash_merged.FlashHooks` by the hooks of a session."""
+
+    def __init__(self, session: SessionHooks) -> None:
+        self._session = session
+        self.progress = session.progress
+        self.cancelled = session.cancelled
+        self.stopping = session.stopping
+        self.wrote = False
+
+    def identified(self, mac: str) -> None:
+        """The chip answered: it must be the board that is meant."""
+        self._session.identified(mac)
+
+    def planned(self, chip: ChipInfo, before: Before, plan: FlashPlan) -> None:
+        """Say it before it is done."""
+        kept = "; ".join(
+            f"{part.keys} keys of {part.label} {'stay' if part.in_place else 'are moved'}"
+            for part in plan.kept
+        )
+        text, size_bytes = kept or "no key is kept", total_bytes(plan)
+        self._session.tell(lambda sight: sight.flash_planned(chip, size_bytes, text))
+
+    def kept(self, folder: Path) -> None:
+        """Where to find what the board had, whatever comes now."""
+        text = "what the board has is kept in %s"
+        self._session.tell(lambda sight: sight.log(logging.INFO, text, folder))
+
+    def phase(self, name: FlashPhase) -> None:
+        """A phase begins."""
+        if name == "writing":
+            self.wrote = True
+        self._session.phase(name)

@@ -11,6 +11,7 @@ in threads. They are safe in any thread.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -26,27 +27,21 @@ FILE_NAME = "journal.sqlite3"
 
 
 class Journal(BoardsPart, AttemptsPart, RunsPart):
-    """The journal of one state folder. Made by `open_journal`.
-
-    interrupted_attempts: those that a dead process had begun; they count as failed already.
-    """
+    """The journal of one state folder. Made by `open_journal`."""
 
     def __init__(self, folder: Path) -> None:
         """Open or begin the journal. Raises `state-busy`; nothing else stops it, see `problem`."""
         self.folder = folder
         self._lock: FolderLock | None = None
+        # What the disk has against it, the store finds as well and says so, in `problem`.
+        with contextlib.suppress(OSError):
+            self._lock_folder()
         try:
-            prepare_folder(folder)
-            self._lock = FolderLock(folder)
-        except OSError:
-            pass  # the store finds the same and says so, in `problem`
-        try:
-            super().__init__(Store(folder / FILE_NAME))
+            super().__init__(Store(folder / FILE_NAME, refused=self._refused))
         except BaseException:
-            if self._lock is not None:
-                self._lock.release()
+            self._unlock()
             raise
-        self.interrupted_attempts = self._close_interrupted_attempts()
+        self._close_interrupted_attempts()
         self._close_interrupted_runs()
         self._uses = 1
 
@@ -64,25 +59,28 @@ class Journal(BoardsPart, AttemptsPart, RunsPart):
         """Try to write what could not be written, now."""
         self._store.retry()
 
-    # --- settings of the program itself
+    def _lock_folder(self) -> None:
+        """Raises `state-busy`, or OSError."""
+        prepare_folder(self.folder)
+        self._lock = FolderLock(self.folder)
 
-    def meta(self, key: str) -> str | None:
-        """A value of the program's own."""
-        row = self._store.read_one("SELECT value FROM meta WHERE key = ?", (key,))
-        return str(row["value"]) if row else None
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
-    def set_meta(self, key: str, value: str | None) -> None:
-        """Store a value of the program's own; None removes it."""
-        if value is None:
-            self._store.write(("DELETE FROM meta WHERE key = ?", (key,)))
-            return
-        self._store.write(
-            (
-                "INSERT INTO meta VALUES (?, ?) "
-                "ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                (key, value),
-            )
-        )
+    def _refused(self) -> OtaError | None:
+        """Before each write: the folder may have been replaced, and be another process's now."""
+        if self._lock is not None and self._lock.in_place():
+            return None
+        self._unlock()
+        try:
+            self._lock_folder()
+        except OtaError as error:
+            return error
+        except OSError:
+            return None
+        return None
 
     # --- its life
 
@@ -96,8 +94,7 @@ class Journal(BoardsPart, AttemptsPart, RunsPart):
             if _open is self:
                 _open = None
             self._store.close()
-            if self._lock is not None:
-                self._lock.release()
+            self._unlock()
 
     def __enter__(self) -> Journal:
         return self

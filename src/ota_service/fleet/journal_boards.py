@@ -9,11 +9,12 @@ from typing import Any
 from ota_service.fleet.journal_rows import (
     BoardRecord,
     BridgeRecord,
+    LineRecord,
+    NameRecord,
     NotOursRecord,
     PortRecord,
     SlotRecord,
-    from_row,
-    iso,
+    SpeedRecord,
     now,
     upsert,
 )
@@ -30,21 +31,18 @@ class BoardsPart:
 
     def board(self, mac: str) -> BoardRecord | None:
         """What was last seen on the board with this MAC."""
-        row = self._store.read_one("SELECT * FROM boards WHERE mac = ?", (mac,))
-        return from_row(BoardRecord, row) if row else None
+        return self._store.get(BoardRecord, "boards", mac=mac)
 
     def boards(self) -> list[BoardRecord]:
         """Every board that was ever seen, by MAC."""
-        rows = self._store.read("SELECT * FROM boards ORDER BY mac")
-        return [from_row(BoardRecord, row) for row in rows]
+        return self._store.all(BoardRecord, "boards", "mac")
 
     def board_at(self, place: str) -> BoardRecord | None:
         """The board that was last seen at a port or USB location."""
-        row = self._store.read_one(
-            "SELECT * FROM boards WHERE port = ? OR usb_location = ? ORDER BY seen_at DESC LIMIT 1",
-            (place, place),
-        )
-        return from_row(BoardRecord, row) if row else None
+        newest = "seen_at DESC"
+        found = self._store.all(BoardRecord, "boards", newest, port=place)
+        found += self._store.all(BoardRecord, "boards", newest, usb_location=place)
+        return next(iter(found), None)
 
     def save_board(self, record: BoardRecord) -> None:
         """Store a board whole. A board is at one place, so others lose that port."""
@@ -67,48 +65,30 @@ class BoardsPart:
 
     def slots(self, mac: str) -> dict[str, SlotRecord]:
         """What is known of the slots of a board, by their names (`Partition.name`)."""
-        rows = self._store.read("SELECT * FROM slots WHERE mac = ? ORDER BY slot", (mac,))
-        return {str(row["slot"]): from_row(SlotRecord, row) for row in rows}
+        return {slot.slot: slot for slot in self._store.all(SlotRecord, "slots", mac=mac)}
 
     def record_slot(self, record: SlotRecord) -> None:
         """Store what a slot holds, in place of what it held."""
-        self._store.write(upsert("slots", record, "mac", "slot"))
-
-    def slot_seen_running(self, mac: str, slot: str) -> None:
-        """Note that what the slot holds was seen to run just now: the evidence for later."""
-        self._store.write(
-            (
-                "UPDATE slots SET seen_running_at = ? WHERE mac = ? AND slot = ?",
-                (iso(now()), mac, slot),
-            )
-        )
+        self._store.put("slots", record, "mac", "slot")
 
     def forget_slot(self, mac: str, slot: str) -> None:
         """Forget what a slot held. Called before its first byte is overwritten."""
-        self._store.write(("DELETE FROM slots WHERE mac = ? AND slot = ?", (mac, slot)))
+        self._store.drop("slots", mac=mac, slot=slot)
 
     def forget_slots(self, mac: str) -> None:
         """Forget all slots of a board: a Merged Binary is about to be written."""
-        self._store.write(("DELETE FROM slots WHERE mac = ?", (mac,)))
+        self._store.drop("slots", mac=mac)
 
     # --- names and ports
 
     def learn_name(self, service: str, name: str, mac: str) -> None:
         """Note which board a configured name stands for."""
-        self._store.write(
-            (
-                "INSERT INTO names VALUES (?, ?, ?) "
-                "ON CONFLICT (service, name) DO UPDATE SET mac = excluded.mac",
-                (service, name, mac),
-            )
-        )
+        self._store.put("names", NameRecord(service, name, mac), "service", "name")
 
     def mac_of(self, service: str, name: str) -> str | None:
         """The MAC that a configured name was found to have."""
-        row = self._store.read_one(
-            "SELECT mac FROM names WHERE service = ? AND name = ?", (service, name)
-        )
-        return str(row["mac"]) if row else None
+        found = self._store.get(NameRecord, "names", service=service, name=name)
+        return found.mac if found is not None else None
 
     def learn_port(
         self, port: str, mac: str, *, location: str | None = None, serial: str | None = None
@@ -117,101 +97,62 @@ class BoardsPart:
 
         What was learned before stays: the answer is what holds, for the caller to compare.
         """
-        record = PortRecord(port, mac, location, serial, now())
-        sql, values = upsert("ports", record, "port")
-        self._store.write((sql.split(" DO UPDATE")[0] + " DO NOTHING", values))
-        return self.known_port(port) or record
+        with self._store.exclusive():
+            known = self.known_port(port)
+            if known is None:
+                known = PortRecord(port, mac, location, serial, now())
+                self._store.put("ports", known, "port")
+            return known
 
     def known_port(self, port: str) -> PortRecord | None:
         """What was learned of a configured port."""
-        row = self._store.read_one("SELECT * FROM ports WHERE port = ?", (port,))
-        return from_row(PortRecord, row) if row else None
-
-    def known_ports(self) -> list[PortRecord]:
-        """Everything that was learned of configured ports."""
-        return [from_row(PortRecord, row) for row in self._store.read("SELECT * FROM ports")]
+        return self._store.get(PortRecord, "ports", port=port)
 
     def set_wrong_board(self, port: str, reason: str) -> None:
         """Keep a known port closed, until `release` or `forget_port`."""
         self._store.write(("UPDATE ports SET wrong_board = ? WHERE port = ?", (reason, port)))
 
-    def clear_wrong_board(self, port: str) -> None:
-        """The right board is back: open the port again, with what was learned of it."""
-        self._store.write(("UPDATE ports SET wrong_board = NULL WHERE port = ?", (port,)))
-
     def forget_port(self, port: str) -> None:
         """Accept whatever is behind the port at the next success."""
-        self._store.write(("DELETE FROM ports WHERE port = ?", (port,)))
+        self._store.drop("ports", port=port)
 
     # --- places that were found without being configured
 
     def mark_not_ours(self, place: str, reason: str, mac: str | None = None) -> None:
         """Leave what is attached at a place alone, until `release`."""
-        record = NotOursRecord(place, reason, mac, now())
-        self._store.write(upsert("not_ours", record, "place"))
+        self._store.put("not_ours", NotOursRecord(place, reason, mac, now()), "place")
 
     def not_ours(self, place: str) -> NotOursRecord | None:
         """Why what is attached at a place is left alone; None: it is not."""
-        row = self._store.read_one("SELECT * FROM not_ours WHERE place = ?", (place,))
-        return from_row(NotOursRecord, row) if row else None
-
-    def all_not_ours(self) -> list[NotOursRecord]:
-        """Every place whose board is left alone."""
-        rows = self._store.read("SELECT * FROM not_ours ORDER BY place")
-        return [from_row(NotOursRecord, row) for row in rows]
+        return self._store.get(NotOursRecord, "not_ours", place=place)
 
     def remember_bridge(self, place: str, identity: str | None, mac: str | None = None) -> None:
         """Know a generic bridge as ours: a person has had it opened, and a board answered."""
-        record = BridgeRecord(place, identity, mac, now())
-        self._store.write(upsert("bridges", record, "place"))
+        self._store.put("bridges", BridgeRecord(place, identity, mac, now()), "place")
 
     def known_bridge(self, place: str, identity: str | None) -> BridgeRecord | None:
         """The bridge at a place, if it is known as ours and still the same USB device."""
-        row = self._store.read_one(
-            "SELECT * FROM bridges WHERE place = ? AND identity IS ?", (place, identity)
-        )
-        return from_row(BridgeRecord, row) if row else None
-
-    def known_bridges(self) -> list[BridgeRecord]:
-        """Every bridge that is known as ours."""
-        rows = self._store.read("SELECT * FROM bridges ORDER BY place")
-        return [from_row(BridgeRecord, row) for row in rows]
-
-    def forget_bridge(self, place: str) -> None:
-        """No longer open the bridge at a place by itself."""
-        self._store.write(("DELETE FROM bridges WHERE place = ?", (place,)))
+        return self._store.get(BridgeRecord, "bridges", place=place, identity=identity)
 
     # --- speeds
 
     def carried_baud(self, mac: str, port: str) -> int | None:
         """A speed at which a port carried a whole slot to a board without an error."""
-        row = self._store.read_one("SELECT baud FROM lines WHERE mac = ? AND port = ?", (mac, port))
-        return int(row["baud"]) if row else None
+        found = self._store.get(LineRecord, "lines", mac=mac, port=port)
+        return found.baud if found is not None else None
 
     def record_carried(self, mac: str, port: str, baud: int) -> None:
         """Note it; 0: there were errors, so that nothing is known any more."""
-        if not baud:
-            self._store.write(("DELETE FROM lines WHERE mac = ?", (mac,)))
-            return
-        self._store.write(
-            (
-                "INSERT INTO lines VALUES (?, ?, ?) "
-                "ON CONFLICT (mac) DO UPDATE SET port = excluded.port, baud = excluded.baud",
-                (mac, port, baud),
-            )
-        )
+        if baud:
+            self._store.put("lines", LineRecord(mac, port, baud), "mac")
+        else:
+            self._store.drop("lines", mac=mac)
 
     def fallback_baud(self, port: str) -> int | None:
         """The speed that a port has fallen back to."""
-        row = self._store.read_one("SELECT baud FROM speeds WHERE port = ?", (port,))
-        return int(row["baud"]) if row else None
+        found = self._store.get(SpeedRecord, "speeds", port=port)
+        return found.baud if found is not None else None
 
     def record_baud(self, port: str, baud: int) -> None:
         """Note the speed that a port has proven, or has fallen back to."""
-        self._store.write(
-            (
-                "INSERT INTO speeds VALUES (?, ?) "
-                "ON CONFLICT (port) DO UPDATE SET baud = excluded.baud",
-                (port, baud),
-            )
-        )
+        self._store.put("speeds", SpeedRecord(port, baud), "port")

@@ -38,7 +38,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         """Take the lock. Raises `state-busy` naming its holder, or OSError."""
         self._fd = -1
-        path = folder / LOCK_NAME
+        self._path = path = folder / LOCK_NAME
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -55,6 +55,14 @@ class FolderLock:
             os.fchmod(fd, FILE_MODE)
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()} {_command()}\n".encode(), 0)
+
+    def in_place(self) -> bool:
+        """Whether what is locked is still what others would lock: the folder may be another."""
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return False
+        return os.path.samestat(found, os.fstat(self._fd))
 
     def release(self) -> None:
         """Give the folder up; idempotent. The file stays, so that no one locks a removed one."""

@@ -83,6 +83,32 @@ class PortRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class NameRecord:
+    """Which board a configured name stands for."""
+
+    service: str
+    name: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class LineRecord:
+    """A speed at which a port carried a whole slot to a board without an error."""
+
+    mac: str
+    port: str
+    baud: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedRecord:
+    """The speed that a port has fallen back to."""
+
+    port: str
+    baud: int
+
+
+@dataclass(frozen=True, slots=True)
 class NotOursRecord:
     """A place (USB location, else port) whose board is left alone until `release`."""
 
@@ -145,12 +171,11 @@ class PendingRecord:
 
 @dataclass(frozen=True, slots=True)
 class TargetRecord:
-    """A service's last target. stopped: why its run was stopped for all; None: it was not."""
+    """A service's last target."""
 
     service: str
     key: str
     since: datetime
-    stopped: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,15 +282,29 @@ def from_row(kind: type[Record], row: sqlite3.Row) -> Record:
 
 
 def _from_sql(type_name: str, value: SqlValue) -> Any:
-    """A column's value as its field's annotation says."""
+    """A column's value as its field's annotation says; one that cannot be read is as none."""
     if value is None:
         return None
-    if type_name.startswith("datetime"):
-        return parse_iso(str(value))
-    if type_name.startswith("bool"):
-        return bool(value)
-    if type_name.startswith("dict"):
-        return json.loads(str(value))
+    kind, _, rest = type_name.partition(" ")
+    try:
+        if kind == "datetime":
+            return parse_iso(str(value))
+        if kind.startswith("dict"):
+            return load(str(value))
+    except ValueError:
+        return None if "None" in rest else _UNREAD.get(kind, {})
+    return bool(value) if kind == "bool" else value
+
+
+_UNREAD = {"datetime": datetime.fromtimestamp(0, UTC)}
+"""What stands for a value that must be there and cannot be read."""
+
+
+def load(text: str) -> dict[str, Any]:
+    """A dictionary from `dump`. Raises ValueError."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("no dictionary")
     return value
 
 

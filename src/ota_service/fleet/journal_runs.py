@@ -5,9 +5,19 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
-from ota_service.fleet.journal_rows import Outcome, Run, dump, from_row, iso, now, without_none
+from ota_service.fleet.journal_rows import (
+    Outcome,
+    Run,
+    dump,
+    from_row,
+    iso,
+    load,
+    now,
+    without_none,
+)
 from ota_service.fleet.journal_store import Store
 
 MAX_RUNS = 1000
@@ -64,35 +74,10 @@ class RunsPart:
         )
         return run
 
-    def update_run(
-        self,
-        run_id: str,
-        *,
-        target: dict[str, Any] | None = None,
-        result: dict[str, Any] | None = None,
-        durable: bool = True,
-    ) -> None:
-        """Fill in what is known by now; None: as before."""
-        self._store.write(
-            (
-                "UPDATE runs SET target = coalesce(?, target), result = coalesce(?, result), "
-                "updated_at = ? WHERE id = ?",
-                (
-                    dump(without_none(target)) if target is not None else None,
-                    dump(without_none(result)) if result is not None else None,
-                    *(iso(now()), run_id),
-                ),
-            ),
-            durable=durable,
-        )
-
-    def update_run_board(
-        self, run_id: str, name: str, entry: dict[str, Any], *, durable: bool = False
-    ) -> None:
+    def update_run_board(self, run_id: str, name: str, entry: dict[str, Any]) -> None:
         """Store what the run did to a board so far, whole.
 
-        entry: freely structured; its "mac" and "port" serve to find it. By default the file has
-        it a little later, with the next write that must last: see `Store.write`.
+        entry: freely structured; its "mac" and "port" serve to find it.
         """
         text = _bounded(without_none(entry))
         mac, port = entry.get("mac"), entry.get("port")
@@ -107,7 +92,6 @@ class RunsPart:
                 ),
             ),
             ("UPDATE runs SET updated_at = ? WHERE id = ?", (iso(now()), run_id)),
-            durable=durable,
         )
 
     def finish_run(
@@ -142,16 +126,23 @@ class RunsPart:
         return runs[0] if runs else None
 
     def history(
-        self, service: str | None = None, board: str | None = None, limit: int = 20
+        self,
+        service: str | None = None,
+        board: Sequence[str] | None = None,
+        limit: int = 20,
+        *,
+        run_id: str | None = None,
     ) -> list[Run]:
-        """Runs, newest first. board: a name, MAC or port; its runs then show that board alone."""
+        """Runs, newest first. board: whatever one is called by (names, MAC, ports); its runs then
+        show that board alone."""
         conditions, values = ["1"], []
-        if service is not None:
-            conditions.append("service = ?")
-            values.append(service)
+        for column, value in (("service", service), ("id", run_id)):
+            if value is not None:
+                conditions.append(f"{column} = ?")
+                values.append(value)
         if board is not None:
-            conditions.append("id IN (SELECT run FROM run_boards WHERE ? IN (name, mac, port))")
-            values.append(board)
+            conditions.append(f"id IN (SELECT run FROM run_boards WHERE {_called(board)})")
+            values += [*board, *board, *board]
         limit = max(0, min(limit, MAX_RUNS))
         where = f"WHERE {' AND '.join(conditions)} ORDER BY seq DESC LIMIT {limit}"
         return self._runs(where, *values, board=board)
@@ -178,20 +169,33 @@ class RunsPart:
                 )
             )
 
-    def _runs(self, where: str, *values: str | None, board: str | None = None) -> list[Run]:
+    def _runs(
+        self, where: str, *values: str | None, board: Sequence[str] | None = None
+    ) -> list[Run]:
         rows = self._store.read(f"SELECT * FROM runs {where}", values)
+        meant = f" AND ({_called(board)})" if board is not None else ""
+        words = [*(board or ()), *(board or ()), *(board or ())]
         runs = []
         for row in rows:
             run = from_row(Run, row)
             boards = self._store.read(
-                "SELECT name, data FROM run_boards WHERE run = ? "
-                "AND (? IS NULL OR ? IN (name, mac, port)) ORDER BY name",
-                (run.id, board, board),
+                f"SELECT name, data FROM run_boards WHERE run = ?{meant} ORDER BY name",
+                (run.id, *words),
             )
             # In place of a copy: the record was made a line above, and nobody has it yet.
-            run.boards.update({str(b["name"]): json.loads(b["data"]) for b in boards})
+            for row_board in boards:
+                try:
+                    run.boards[str(row_board["name"])] = load(str(row_board["data"]))
+                except ValueError:
+                    run.boards[str(row_board["name"])] = {"truncated": True}
             runs.append(run)
         return runs
+
+
+def _called(words: Sequence[str]) -> str:
+    """A condition on rows of `run_boards`, whose values are the words three times."""
+    marks = ", ".join("?" * len(words))
+    return f"name IN ({marks}) OR mac IN ({marks}) OR port IN ({marks})"
 
 
 def _bounded(entry: dict[str, Any]) -> str:

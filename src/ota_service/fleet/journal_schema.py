@@ -113,12 +113,20 @@ UPDATE bridges SET mac = NULL WHERE mac IN {_NO_MAC};
 UPDATE run_boards SET mac = NULL WHERE mac IN {_NO_MAC};
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES, _UNKNOWN)
+_STOPS = """
+-- Firmwares that no further board of a service gets.
+CREATE TABLE stops (
+    service TEXT NOT NULL, target TEXT NOT NULL, reason TEXT NOT NULL, since TEXT NOT NULL,
+    PRIMARY KEY (service, target)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES, _UNKNOWN, _STOPS)
 """Statements, each leading from the version that is its index to the next."""
 
 TABLES: tuple[str, ...] = (
     *("meta", "boards", "slots", "names", "ports", "not_ours", "bridges", "speeds", "lines"),
-    *("attempts", "pending", "targets", "confirmed_firmware", "runs", "run_boards"),
+    *("attempts", "pending", "targets", "stops", "confirmed_firmware", "runs", "run_boards"),
 )
 
 
@@ -135,3 +143,17 @@ def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...] = MIGRAT
             f"BEGIN; {migrations[number]} PRAGMA user_version = {number + 1}; COMMIT;"
         )
     return start < len(migrations)
+
+
+def merge(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """Bring all rows of one database into another with the same tables; rows that only the other
+    one has stay. Within a transaction."""
+    for table in TABLES:
+        rows = source.execute(f'SELECT * FROM "{table}"').fetchall()
+        if not rows:
+            continue
+        names = [name for name in rows[0].keys() if name != "seq"]  # noqa: SIM118 - a sqlite3.Row
+        columns = ", ".join(f'"{name}"' for name in names)
+        marks = ", ".join("?" * len(names))
+        sql = f'INSERT OR REPLACE INTO "{table}" ({columns}) VALUES ({marks})'
+        target.executemany(sql, ([row[name] for name in names] for row in rows))

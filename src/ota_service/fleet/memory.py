@@ -6,24 +6,23 @@ Blocks; called in threads. The journal's own words are kept out of the run and t
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ota_service.board.facts import BoardFacts, SlotFact
 from ota_service.board.flash_merged import FlashOutcome
 from ota_service.board.inspect import Inspection
 from ota_service.board.ports import PortInfo
-from ota_service.board.session import Image, Outcome
+from ota_service.board.session import Awaited, Image, Outcome
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import Journal
 from ota_service.fleet.journal_rows import (
     AttemptRecord,
     BoardRecord,
-    NotOursRecord,
     PendingRecord,
-    PortRecord,
     SlotRecord,
 )
+from ota_service.formats.image import AppDescriptor
 from ota_service.formats.partitions import Partition
 
 _ELSEWHERE = "/elsewhere"
@@ -38,14 +37,13 @@ class Memory:
 
     # --- where boards are
 
-    def board(self, mac: str) -> BoardRecord | None:
-        """What was last seen on this board."""
-        return self.journal.board(mac)
-
-    def board_named(self, name: str) -> BoardRecord | None:
-        """What was last seen on the board that this configured name stands for."""
-        mac = self.journal.mac_of(self.service, name)
-        return self.journal.board(mac) if mac is not None else None
+    def board_named(self, name: str, port: str | None) -> BoardRecord | None:
+        """What was last seen on the board that this configured port, or else name, stands for."""
+        known = self.journal.known_port(port) if port is not None else None
+        mac = known.mac if known is not None else self.journal.mac_of(self.service, name)
+        record = self.journal.board(mac) if mac is not None else None
+        elsewhere = record is not None and record.port not in (None, port)
+        return None if elsewhere and known is None else record
 
     def board_at(self, info: PortInfo) -> BoardRecord | None:
         """The board that was last seen at this port, if the same USB device is there."""
@@ -53,14 +51,6 @@ class Memory:
         if record is None or record.usb_serial != info.serial_number:
             return None
         return record
-
-    def port(self, port: str) -> PortRecord | None:
-        """What was learned of a configured port."""
-        return self.journal.known_port(port)
-
-    def not_ours(self, place: str) -> NotOursRecord | None:
-        """Why what is attached at a place is left alone."""
-        return self.journal.not_ours(place)
 
     def is_our_bridge(self, info: PortInfo) -> bool:
         """Whether a person has had this bridge opened before, and a board answered."""
@@ -130,16 +120,14 @@ class Memory:
         )
 
     def runs(
-        self, found: Inspection, slot: Partition, *, version: str, size_bytes: int, md5: str,
-        sha256: str | None = None,
+        self, mac: str, slot: Partition, about: AppDescriptor | None, *, version: str | None,
+        size_bytes: int, md5: str, sha256: str | None = None,
     ) -> None:  # fmt: skip
         """A slot's content was seen running: evidence for the next time."""
-        app = found.app(slot)
-        about = app.descriptor if app is not None else None
         moment = utc_now()
         self.journal.record_slot(
             SlotRecord(
-                found.chip.mac,
+                mac,
                 slot.name,
                 md5,
                 size_bytes,
@@ -152,14 +140,6 @@ class Memory:
             )
         )
 
-    def last_slot(self, mac: str, slot: str) -> None:
-        """This is the slot that runs, as far as was seen to be right."""
-        self.journal.update_board(mac, slot=slot)
-
-    def overwrites(self, mac: str, slot: str) -> None:
-        """A slot is about to be written: what was known of it is void."""
-        self.journal.forget_slot(mac, slot)
-
     def succeeded(self, outcome: Outcome, image: Image | None, target: str) -> None:
         """A board came to its target, seen or at least not seen to fail."""
         found, slot = outcome.found, outcome.slot
@@ -168,22 +148,11 @@ class Memory:
         mac = found.chip.mac
         journal = self.journal
         if image is not None and outcome.confirmed is not None:
-            about = image.parsed.descriptor
-            moment = utc_now()
-            journal.record_slot(
-                SlotRecord(
-                    mac,
-                    slot.name,
-                    image.md5,
-                    len(image.data),
-                    sha256=image.sha256,
-                    version=outcome.version,
-                    project=about.project,
-                    app_version=about.version,
-                    installed_at=moment,
-                    seen_running_at=moment,
-                )
-            )
+            about, size_bytes = image.parsed.descriptor, len(image.data)
+            self.runs(
+                mac, slot, about, version=outcome.version, size_bytes=size_bytes, md5=image.md5,
+                sha256=image.sha256,
+            )  # fmt: skip
             if outcome.confirmed:
                 journal.confirm_firmware(image.sha256)
             journal.update_board(mac, project=about.project, app_version=about.version)
@@ -274,21 +243,21 @@ class Memory:
         )
         return ended.failed
 
-    def release(self, keys: list[str]) -> int:
-        """Let boards be taken up again; how many entries held them."""
-        return self.journal.release(*keys)
-
-    def attempt(self, mac: str, target: str) -> AttemptRecord:
-        """How a board fared with a target."""
-        return self.journal.attempt(mac, target)
+    def awaited(self, mac: str | None) -> tuple[Awaited, float] | None:
+        """What a board's app has to confirm itself by, and how many seconds it has left."""
+        record = self.journal.pending(mac) if mac is not None else None
+        if record is None:
+            return None
+        left_s = (record.until - utc_now()).total_seconds()
+        # A clock that was set back must not make it wait for ever.
+        most_s = (record.until - record.since).total_seconds()
+        return Awaited(record.slot, record.previous_version), min(max(0.0, left_s), most_s)
 
     def awaits(
         self, mac: str, target: str, *, version: str, slot: str, seconds: float,
         previous_slot: str | None, previous_version: str | None,
     ) -> None:  # fmt: skip
         """A board is left alone until its app had time to confirm itself."""
-        from datetime import timedelta
-
         moment = utc_now()
         self.journal.set_pending(
             PendingRecord(

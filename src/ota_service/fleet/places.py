@@ -49,7 +49,7 @@ def _at_port(name: str, port: str, memory: Memory) -> Place:
         error = OtaError("port-missing", f"The port {shown(port)} does not exist.", board=name)
         return Place(name, "absent", port, error=error)
     info = describe(port)
-    known = memory.port(port)
+    known = memory.journal.known_port(port)
     if known is not None and known.wrong_board is not None:
         return Place(name, "wrong_board", port, info, error=_wrong(name, known.wrong_board))
     if known is not None and info is not None:
@@ -65,7 +65,7 @@ def _wrong(name: str, why: str) -> OtaError:
 
 
 def _of_mac(name: str, mac: str, infos: list[PortInfo], memory: Memory) -> Place:
-    record = memory.board(mac)
+    record = memory.journal.board(mac)
     if record is not None and record.port is not None and exists(record.port):
         info = describe(record.port)
         same = info is None or (record.usb_location, record.usb_serial) == (
@@ -109,7 +109,7 @@ def place_found(
         record = memory.board_at(info)
         name = record.mac if record is not None else info.mac or info.device
         mac = record.mac if record is not None else info.mac
-        other = None if other_project else memory.not_ours(info.place)
+        other = None if other_project else memory.journal.not_ours(info.place)
         if other is not None:
             error = OtaError("other-project", other.reason, board=name)
             places.append(Place(name, "not_ours", info.device, info, mac, error))
@@ -133,7 +133,7 @@ def stands_in(place: Place, memory: Memory, version: str) -> bool:
     """
     if place.port is None or place.info is None or is_url(place.port) or place.mac is None:
         return False
-    record = memory.board(place.mac)
+    record = memory.journal.board(place.mac)
     if record is None or record.version != version or record.version_read_at is None:
         return False
     appeared_at = place.info.appeared_at

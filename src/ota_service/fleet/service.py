@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The fleet's front: what a configured service asks of it, verb by verb.
 
-A `FleetService` is a handle of one instance. What it stands for, the `Core`, is found by the
+A `FleetService` is a handle of one instance. What it stands for, the `Engine`, is found by the
 service's name and outlasts the instance for a grace, so that a changed attribute (remove, then
-add) joins or redirects the run that goes on.
+add) joins or redirects the run that goes on. A further verb is one more method `do_VERB` here,
+and its row in `module/verbs.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from ota_service.errors import OtaError
-from ota_service.fleet.board_state import BoardState
-from ota_service.fleet.core import Core, effective_target
-from ota_service.fleet.flash_run import FlashOrder, new_flash_run
-from ota_service.fleet.run import Purpose, Run
+from ota_service.fleet.engine import Engine
+from ota_service.fleet.flash_file import flash_file, shown_file
+from ota_service.fleet.orders import Purpose
+from ota_service.fleet.policy import Permits
+from ota_service.fleet.run import Run
 from ota_service.fleet.settings import Override, Settings
 from ota_service.fleet.status import status_of
 
@@ -32,19 +35,9 @@ _WORD_MAX_CHARS = 200
 
 RestartAllowed = Callable[[], Awaitable[bool]]
 
-
-class _Asked(TypedDict):
-    """What a person's update asks for beyond its boards."""
-
-    force: bool
-    override: frozenset[Override]
-    rescue: str | None
-
-
-_cores: dict[str, Core] = {}
+_engines: dict[str, Engine] = {}
 _graces: dict[str, asyncio.TimerHandle] = {}
-_ending: set[asyncio.Task[None]] = set()
-_leaving: set[Core] = set()
+_ending: dict[Engine, asyncio.Task[None]] = {}
 
 
 class UnknownBoard(ValueError):
@@ -54,84 +47,88 @@ class UnknownBoard(ValueError):
 class FleetService:
     """One configured instance of a service."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._closed = False
 
     @classmethod
     async def open(
-        cls, settings: Settings, *, restart_allowed: RestartAllowed | None = None
+        cls,
+        settings: Settings,
+        *,
+        restart_allowed: RestartAllowed | None = None,
+        logger: logging.Logger | None = None,
     ) -> FleetService:
         """Take a configuration over; what follows from it goes on behind.
 
         Raises OtaError `config-invalid` where another service has one of the boards, or where
-        the services of this process name different state folders.
+        the services of this process name different state folders; nothing of the service is
+        alive then.
         """
-        grace = _graces.pop(settings.service, None)
+        name = settings.service
+        grace = _graces.pop(name, None)
         if grace is not None:
             grace.cancel()
-        core = _cores.get(settings.service)
-        same_folders = core is not None and (
-            core.settings.state_dir == settings.state_dir
-            and core.settings.cache_dir == settings.cache_dir
-        )
-        if core is not None and not same_folders:
-            await _end(core)
-            core = None
-        first = core is None
-        if core is None:
-            core = Core(settings)
-            await core.open(settings)
-            _cores[settings.service] = core
-        core.restart_allowed = restart_allowed
-        await core.configure(settings, first=first)
-        service = cls(core)
-        core.handle = service
+        engine = _engines.get(name)
+        if engine is not None and (
+            engine.settings.state_dir != settings.state_dir
+            or engine.settings.cache_dir != settings.cache_dir
+        ):
+            await _end(engine)
+            engine = None
+        first = engine is None
+        if engine is None:
+            engine = Engine(settings, logger or logging.getLogger("ota_service.fleet"))
+            await engine.open()
+            _engines[name] = engine
+        engine.restart_allowed = restart_allowed
+        try:
+            await engine.configure(settings, first=first)
+        except OtaError:
+            await _end(engine)
+            raise
+        service = cls(engine)
+        engine.handle = service
         return service
 
     def status(self) -> dict[str, Any]:
         """Everything known, at once."""
-        return status_of(self._core)
+        return status_of(self._engine)
 
     async def command(self, verb: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Carry a verb out. Raises OtaError, and ValueError for what cannot be meant."""
-        match verb:
-            case "status":
-                return self.status()
-            case "update":
-                return await self._update(**arguments)
-            case "version" | "verify" | "rollback":
-                return await self._read_boards(verb, **arguments)
-            case "flash":
-                return await self._flash(**arguments)
-            case "cancel":
-                return self._cancel(**arguments)
-            case "release":
-                return await self._release(**arguments)
-            case "history":
-                return await self._history(**arguments)
-        raise ValueError(f"there is no verb {verb}")
+        method = getattr(self, f"do_{verb}", None)
+        if method is None:
+            raise ValueError(f"there is no verb {verb}")
+        reply: dict[str, Any] = await method(**arguments)
+        return reply
+
+    async def forget_ports(self) -> None:
+        """Take whatever is behind the configured ports for the right board."""
+        await self._engine.forget_ports()
 
     async def close(self) -> None:
         """Let go: the run goes on for the grace. Idempotent; returns at once."""
-        core = self._core
-        if self._closed or core.handle is not self:
+        engine = self._engine
+        if self._closed or engine.handle is not self:
             return
         self._closed = True
-        core.handle = None
-        name = core.settings.service
+        engine.handle = None
+        name = engine.settings.service
 
         def over() -> None:
             _graces.pop(name, None)
-            task = asyncio.ensure_future(_end(core))
-            _ending.add(task)
-            task.add_done_callback(_ending.discard)
+            _end(engine)
 
         _graces[name] = asyncio.get_running_loop().call_later(GRACE_S, over)
 
     # --- verbs
 
-    async def _update(
+    async def do_status(self) -> dict[str, Any]:
+        """As `status`."""
+        return self.status()
+
+    async def do_update(
         self,
         boards: Sequence[str] | None = None,
         force: bool = False,
@@ -142,38 +139,49 @@ class FleetService:
         dry_run: bool = False,
         wait_s: float | None = None,
     ) -> dict[str, Any]:
-        core = self._core
-        _ = core.memory  # another process may have it: say so now
+        """Bring boards to their firmware, or reply with what would be done."""
+        engine = self._engine
+        _ = engine.memory  # another process may have it: say so now
         names = self._names(boards)
-        asked: _Asked = {"force": force, "override": frozenset(override), "rescue": None}
         if rescue:
             assert confirm is not None  # the verb's arguments are checked
             self._one_board(names or [], "rescue", confirm)
-            asked["rescue"] = confirm
+        permits = Permits(force, frozenset(override), confirm if rescue else None)
         if dry_run:
-            run = core.start("command", names, purpose="plan", probe=probe, **asked)
+            run = engine.start(Run("command", names, "plan", permits, probe))
             return await self._read(run, "plan", DEFAULT_WAIT_S if wait_s is None else wait_s)
-        if "stopped" in override:
-            await core.allow_again()
-        elif (stopped := await core.stopped()) is not None:
-            raise stopped
-        joined = core.joinable(names, **asked)
-        run = joined or core.start("command", names, probe=probe, **asked)
+        stopped = engine.stopped(names)
+        if stopped is not None and "stopped" not in permits.override:
+            raise OtaError("stopped", stopped.message)
+        joined = None if probe else engine.running(names, permits)
+        run = joined or engine.start(Run("command", names, "update", permits, probe))
         if wait_s:
             await _wait(run, wait_s)
         return {"ok": True, "run": run.to_dict(), "joined": joined is not None}
 
-    async def _read_boards(
+    async def do_version(self, **arguments: Any) -> dict[str, Any]:
+        """The tags that boards have stored."""
+        return await self._look("version", **arguments)
+
+    async def do_verify(self, **arguments: Any) -> dict[str, Any]:
+        """Whether boards run their target's image."""
+        return await self._look("verify", **arguments)
+
+    async def do_rollback(self, **arguments: Any) -> dict[str, Any]:
+        """Back to the other slot's firmware."""
+        return await self._look("rollback", **arguments)
+
+    async def _look(
         self,
         purpose: Purpose,
         boards: Sequence[str] | None = None,
         wait_s: float = DEFAULT_WAIT_S,
     ) -> dict[str, Any]:
-        _ = self._core.memory
-        run = self._core.start("command", self._names(boards), purpose=purpose)
+        _ = self._engine.memory
+        run = self._engine.start(Run("command", self._names(boards), purpose))
         return await self._read(run, "boards", wait_s)
 
-    async def _flash(
+    async def do_flash(
         self,
         board: str,
         confirm: str,
@@ -183,61 +191,71 @@ class FleetService:
         wait_s: float = DEFAULT_WAIT_S,
     ) -> dict[str, Any]:
         """Write a Merged Binary to one board; the file is checked before any port is opened."""
-        core = self._core
-        _ = core.memory
+        engine = self._engine
+        _ = engine.memory
         names = self._names([board]) or []
-        known = self._one_board(names, "flash", confirm)
-        order = FlashOrder(
-            known.name, confirm, Path(path) if path is not None else None, url, keep_nvs
-        )
-        run = core.begin(new_flash_run(core, order, names))
+        self._one_board(names, "flash", confirm)
+        place = Path(path) if path is not None else url
+        assert place is not None
+        about = {"purpose": "flash", "file": shown_file(place), "keep_nvs": keep_nvs}
+        run = Run("command", names, "flash", about=about)
+        engine.start(run, flash_file(place, confirm, keep_nvs, engine.firmwares.fetch))
         if await _wait(run, wait_s) and run.error is not None:
             raise run.error
         return {"ok": True, "run": run.to_dict(), "boards": dict(run.results)}
 
-    def _one_board(self, names: Sequence[str], verb: str, confirm: str) -> BoardState:
-        """The one board that is meant. Raises OtaError `wrong-board` where its MAC, as far as it
-        is known by now, is not the one that was confirmed."""
-        if len(names) != 1:
-            meant = ", ".join(names) or "none"
-            raise UnknownBoard(f"{verb} is for one board; the boards named are: {meant}")
-        known = self._core.boards[names[0]]
-        mac = known.mac or (known.entry.mac if known.entry is not None else None)
-        if mac is not None and mac != confirm:
-            raise OtaError(
-                "wrong-board",
-                f"The board {known.name} is {mac}, and {confirm} was confirmed.",
-                remedy="Confirm the MAC of the board that is to be written.",
-            )
-        return known
-
-    def _cancel(self, boards: Sequence[str] | None = None) -> dict[str, Any]:
-        core = self._core
-        names = self._names(boards)
-        runs = [
-            run for run in core.runs if run.purpose in ("update", "flash") and not run.done.is_set()
-        ]
-        for run in runs:
-            run.cancel_boards(names)
-        core.wake()
-        reply: dict[str, Any] = {"ok": True, "cancelled": bool(runs)}
-        if core.last_run is not None:
-            reply["run"] = core.last_run.to_dict()
+    async def do_cancel(self, boards: Sequence[str] | None = None) -> dict[str, Any]:
+        """Stop where that leaves every board bootable."""
+        engine = self._engine
+        reply: dict[str, Any] = {"ok": True, "cancelled": engine.cancel(self._names(boards))}
+        if engine.last_run is not None:
+            reply["run"] = engine.last_run.to_dict()
         return reply
 
-    async def _release(self, boards: Sequence[str] | None = None) -> dict[str, Any]:
-        core = self._core
+    async def do_release(
+        self,
+        boards: Sequence[str] | None = None,
+        all: bool = False,
+        stopped: bool = False,
+    ) -> dict[str, Any]:
+        """Let boards be taken up again, or, with `stopped`, a firmware."""
+        engine = self._engine
+        if stopped:
+            await engine.lift()
+            return {"ok": True, "released": []}
+        if boards is None and not all:
+            raise UnknownBoard("release needs boards, or all: true to mean every board")
         names = self._names(boards)
-        chosen = [b for b in core.boards.values() if names is None or b.name in names]
-        await core.release(chosen)
-        return {"ok": True, "released": [board.name for board in chosen]}
+        chosen = [board for name, board in engine.boards.items() if names is None or name in names]
+        await engine.release(chosen)
+        return {"ok": True, "released": [board.shown.name for board in chosen]}
 
-    async def _history(self, board: str | None = None, limit: int = 20) -> dict[str, Any]:
-        core = self._core
-        journal = core.memory.journal
-        service = core.settings.service
-        runs = await core.journaled(partial(journal.history, service, board, limit))
-        return {"ok": True, "runs": [run.to_dict() for run in runs]}
+    async def do_history(
+        self,
+        board: str | None = None,
+        limit: int = 20,
+        id: str | None = None,
+        boot_log: bool = False,
+    ) -> dict[str, Any]:
+        """What runs did, newest first."""
+        engine = self._engine
+        journal, service = engine.memory.journal, engine.settings.service
+        words = self._words(board)
+        call = partial(journal.history, service, words, limit, run_id=id)
+        live = {run.id: run for run in engine.runs if not run.done.is_set()}
+        runs = []
+        for record in await engine.journaled(call):
+            shown = record.to_dict()
+            if record.id in live:
+                now = live[record.id].boards_now()
+                shown["boards"] = {n: b for n, b in now.items() if words is None or n in words}
+            for entry in shown["boards"].values():
+                if not (boot_log or id is not None):
+                    entry.pop("boot_log", None)
+            runs.append(shown)
+        return {"ok": True, "runs": runs}
+
+    # --- inside
 
     async def _read(self, run: Run, key: str, wait_s: float) -> dict[str, Any]:
         """The reply of a read, or its run's id where it takes longer."""
@@ -246,18 +264,48 @@ class FleetService:
             raise run.error
         return {"ok": True, "run": run.to_dict(), key: dict(run.results)}
 
+    def _one_board(self, names: Sequence[str], verb: str, confirm: str) -> None:
+        """Require that one board is meant, and that its MAC, as far as it is known by now, is the
+        one that was confirmed. Raises OtaError `wrong-board`."""
+        if len(names) != 1:
+            meant = ", ".join(names) or "none"
+            raise UnknownBoard(f"{verb} is for one board; the boards named are: {meant}")
+        known = self._engine.boards[names[0]].shown
+        mac = known.mac or (known.entry.mac if known.entry is not None else None)
+        if mac is not None and mac != confirm:
+            raise OtaError(
+                "wrong-board",
+                f"The board {known.name} is {mac}, and {confirm} was confirmed.",
+                remedy="Confirm the MAC of the board that is to be written.",
+            )
+
+    def _words(self, word: str | None) -> list[str] | None:
+        """Everything that a board was called by, of a board that the service has."""
+        if word is None:
+            return None
+        words = [word]
+        for name in self._meant(word):
+            mac = self._engine.boards[name].shown.mac
+            words += [name] if mac is None else [name, mac]
+        return words
+
+    def _meant(self, word: str) -> list[str]:
+        """The boards that go by a name, MAC or port."""
+        boards = self._engine.boards.items()
+        return [name for name, board in boards if word == name or board.answers_to(word)]
+
     def _names(self, words: Sequence[str] | None) -> list[str] | None:
         """Boards by name, MAC or port; None: all. Raises UnknownBoard naming what exists."""
         if words is None:
             return None
         names = []
         for word in words:
-            found = [board for board in self._core.boards.values() if board.answers_to(word)]
+            found = self._meant(word)
             if not found:
-                known = ", ".join(sorted(self._core.boards)) or "none yet"
+                known = ", ".join(sorted(self._engine.boards)) or "none yet"
                 named = word if len(word) <= _WORD_MAX_CHARS else f"{word[:_WORD_MAX_CHARS]}..."
                 raise UnknownBoard(f'there is no board "{named}"; the boards are: {known}')
-            names += [board.name for board in found if board.name not in names]
+            names += [name for name in found if name not in names]
         return names
 
 
@@ -268,19 +316,20 @@ async def _wait(run: Run, wait_s: float) -> bool:
     return run.done.is_set()
 
 
-async def _end(core: Core) -> None:
-    if _cores.get(core.settings.service) is core:
-        del _cores[core.settings.service]
-    _leaving.add(core)
-    try:
-        await core.end()
-    finally:
-        _leaving.discard(core)
+def _end(engine: Engine) -> asyncio.Task[None]:
+    """End a service, once; the task that does it."""
+    if _engines.get(engine.settings.service) is engine:
+        del _engines[engine.settings.service]
+    task = _ending.get(engine)
+    if task is None:
+        task = _ending[engine] = asyncio.ensure_future(engine.end())
+        task.add_done_callback(lambda _: _ending.pop(engine, None))
+    return task
 
 
-def cores() -> list[Core]:
+def engines() -> list[Engine]:
     """The services of this process, also in their grace and, first, those that are ending."""
-    return [*_leaving, *_cores.values()]
+    return [*_ending, *_engines.values()]
 
 
 async def shutdown() -> None:
@@ -289,9 +338,9 @@ async def shutdown() -> None:
     for grace in _graces.values():
         grace.cancel()
     _graces.clear()
-    cores = list(_cores.values())
-    _cores.clear()
-    await asyncio.gather(*(core.end() for core in cores), *list(_ending), return_exceptions=True)
+    for engine in list(_engines.values()):
+        _end(engine)
+    await asyncio.gather(*_ending.values(), return_exceptions=True)
 
 
-__all__ = ["FleetService", "UnknownBoard", "cores", "effective_target", "shutdown"]
+__all__ = ["FleetService", "UnknownBoard", "engines", "shutdown"]

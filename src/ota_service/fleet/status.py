@@ -5,69 +5,59 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from ota_service.fleet.core import effective_target
-
 if TYPE_CHECKING:
-    from ota_service.fleet.board_state import BoardState
-    from ota_service.fleet.core import Core
+    from ota_service.fleet.board import Board
+    from ota_service.fleet.engine import Engine
 
 Overall = Literal["idle", "checking", "downloading", "updating", "closing"]
 
 
-def overall(core: Core) -> Overall:
-    """The service's own state: the busiest of its runs; a run that only pauses is idle."""
-    if core.closing:
+def overall(engine: Engine) -> Overall:
+    """The service's own state: the busiest of its boards; between attempts it is idle."""
+    if engine.closing:
         return "closing"
-    stages = {run.stage for run in core.runs if not run.idle}
-    for stage in ("updating", "downloading", "checking"):
-        if stage in stages:
-            return stage
-    return "idle"
+    states = {board.state for board in engine.boards.values()}
+    if states - {"rest", "fetching", "pausing"}:
+        return "updating"
+    stages = {run.stage for run in engine.runs}
+    if "fetching" in states or "downloading" in stages:
+        return "downloading"
+    return "checking" if "checking" in stages else "idle"
 
 
-def status_of(core: Core) -> dict[str, Any]:
+def status_of(engine: Engine) -> dict[str, Any]:
     """The reply of the verb status and of `get_status`; what has no value is left out."""
-    target = core.settings.target
+    target, firmwares = engine.settings.target, engine.firmwares
     shown: dict[str, Any] = {"url": target.shown_url, "version": target.version}
     if target.sha256 is not None:
         shown["sha256"] = target.sha256
-    image = core.images.get(target.key)
-    if image is not None:
-        about = image.parsed.descriptor
-        shown |= {
-            "sha256": image.sha256,
-            "size_bytes": len(image.data),
-            "project": about.project,
-            "app_version": about.version,
-            "chip": image.parsed.chip,
-        }
-    notice = core.notices.get(target.key)
+    shown |= firmwares.about.get(target.key, {})
+    notice = firmwares.notices.get(target.key)
     if notice is not None:
         shown["notice"] = notice
     out: dict[str, Any] = {
         "ok": True,
-        "state": overall(core),
+        "state": overall(engine),
         "target": shown,
-        "boards": {name: _board(core, board) for name, board in list(core.boards.items())},
+        "boards": {name: _board(board) for name, board in engine.boards.items()},
     }
-    if core.download is not None:
-        out["progress"] = core.download.to_dict()
-    if core.last_run is not None:
-        out["run"] = core.last_run.to_dict()
-    error = core.error
-    if error is None and core.last_run is not None:
-        error = core.last_run.error
-    if error is None and core.journal_problem is not None:
-        error = core.journal_problem
+    if firmwares.download is not None:
+        out["progress"] = firmwares.download.to_dict()
+    if engine.last_run is not None:
+        out["run"] = engine.last_run.to_dict()
+    error = engine.error
+    if error is None and engine.last_run is not None:
+        error = engine.last_run.error
+    if error is None:
+        error = engine.journal_problem
     if error is not None:
         out["error"] = error.to_dict()
     return out
 
 
-def _board(core: Core, board: BoardState) -> dict[str, Any]:
+def _board(board: Board) -> dict[str, Any]:
     """One board, with its own target where it has one: the service's is not for it."""
-    shown = board.to_dict()
-    if board.entry is not None and board.entry.is_pinned:
-        target = effective_target(core.settings, board.entry)
-        shown["target"] = {"url": target.shown_url, "version": target.version}
+    shown, entry = board.shown.to_dict(), board.shown.entry
+    if entry is not None and entry.is_pinned:
+        shown["target"] = {"url": board.target.shown_url, "version": board.target.version}
     return shown

@@ -78,7 +78,8 @@ class NvsFlash:
         """Clear the bits of `data` at `offset` of a page; nothing where they are clear."""
         start = page * PAGE_BYTES + offset
         now = self.flash[start : start + len(data)]
-        after = bytes(old & new for old, new in zip(now, data, strict=True))
+        both = int.from_bytes(now, "little") & int.from_bytes(data, "little")
+        after = both.to_bytes(len(data), "little")
         if after != now:
             self._add(program(self.base + start, after, reason))
 

@@ -179,9 +179,18 @@ class Page:
         }
 
     @cached_property
-    def parts(self) -> tuple[Item, ...]:
-        """Its parts of blobs."""
-        return tuple(item for item in self.items if item.type == TYPE_BLOB_DATA)
+    def parts(self) -> tuple[tuple[Hash, Item], ...]:
+        """Its parts of blobs, by their hashes."""
+        return tuple((item.hash, item) for item in self.items if item.type == TYPE_BLOB_DATA)
+
+    @cached_property
+    def payloads(self) -> dict[Hash, bytes]:
+        """The bytes of those that a lookup finds; none where their CRC is wrong."""
+        return {
+            name: part.value if part.value_ok else b""
+            for name, part in self.parts
+            if self.finds(part)
+        }
 
     @cached_property
     def indexes(self) -> tuple[Item, ...]:
@@ -189,9 +198,23 @@ class Page:
         return tuple(item for item in self.items if item.type == TYPE_BLOB_INDEX)
 
     @cached_property
+    def blobs(self) -> tuple[tuple[Item, int, tuple[Hash, ...]], ...]:
+        """Those of them that a lookup finds, with the blob's size and the hashes of its parts."""
+        return tuple(
+            (index, size, tuple((*index.hash[:2], chunk) for chunk in chunks))
+            for index in self.indexes
+            if self.finds(index)
+            for size, chunks in [blob_of(index)]
+        )
+
+    @cached_property
     def tail_is_blank(self) -> bool:
         """Whether all entries from the next free one on are empty and blank."""
-        return all(map(self.is_blank, range(self.next_free, ENTRY_COUNT)))
+        empty = set(self.states[self.next_free :]) <= {EntryState.EMPTY}
+        entries = self.raw[ENTRIES_AT + self.next_free * ENTRY_BYTES :][
+            : (ENTRY_COUNT - self.next_free) * ENTRY_BYTES
+        ]
+        return empty and not entries.strip(b"\xff")
 
     @cached_property
     def flashed(self) -> bytes:
@@ -226,6 +249,12 @@ class Page:
             free = max(free, item.end)
         left = tuple(item for item in self.items if item.index not in indexes)
         return replace(self, states=tuple(states), items=left, next_free=free)
+
+
+def blob_of(index: Item) -> tuple[int, range]:
+    """The size of a blob and the numbers of its parts, by its index."""
+    count, start = index.raw[28], index.raw[29]
+    return int.from_bytes(index.raw[24:28], "little"), range(start, start + count)
 
 
 _STATES_OF = [tuple(byte >> shift & 3 for shift in (0, 2, 4, 6)) for byte in range(256)]

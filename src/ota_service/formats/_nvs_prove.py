@@ -8,7 +8,7 @@ was full and is now written to) the next one looks at with other rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ota_service.errors import OtaError
@@ -49,16 +49,19 @@ VERSIONS = (
 
 class _Start(NamedTuple):
     """One start: what is read of all but the changed key, that key's string, whether the entries
-    that are written next are blank, the bytes of each page afterwards, and `Nvs.blobs_fit`."""
+    that are written next are blank, the pages afterwards, `Nvs.blobs_fit`, and whether a page
+    stops the oldest firmware (`Page.stops`)."""
 
     others: Contents
     string: bytes | None
     tail_is_blank: bool
-    flash: list[bytes]
+    after: tuple[Page, ...]
     blobs_fit: bool
+    stops: bool
 
 
 Pages = tuple[Page, ...]
+Starts = tuple[_Start, _Start]
 
 
 class NvsProof:
@@ -75,88 +78,123 @@ class NvsProof:
         self._key = key
         self._mine = {key, (NAMESPACES, namespace.encode())}
         self._free: dict[int, Page] = {}
-        self._starts: dict[tuple[Pages, bool], _Start] = {}
+        self._starts: dict[tuple[Pages, bool], _Start | None] = {}
+        self._twice: dict[tuple[Pages, bool, bool], Starts | None] = {}
         self._before = [
             before[place : place + PAGE_BYTES] for place in range(0, len(before), PAGE_BYTES)
         ]
-        self._want = {version: self._start_twice(self._before, version) for version in VERSIONS}
+        self._pages = {
+            any_chunk: [self._page(raw, i, any_chunk) for i, raw in enumerate(self._before)]
+            for any_chunk in (False, True)
+        }
+        first = {any_chunk: tuple(pages) for any_chunk, pages in self._pages.items()}
+        # A version that did not start before the change either is not asked.
+        self._want = {
+            version: want for version in VERSIONS if (want := self._start_twice(first, version))
+        }
+        self._read: dict[tuple[int, bytes, int], set[bytes]] = {}
+        for one in (one for want in self._want.values() for one in want):
+            for place, value in one.others.items():
+                self._read.setdefault(place, set()).add(value)
 
     def holds(self, ops: Iterable[FlashOp], value: bytes | None) -> bool:
         """Whether `value`, a string with its NUL, or the old one is read after every cut of `ops`,
         and every other key; and `value` in the end. None: no string."""
-        pages = list(self._before)
-        for op in ops:
-            index, offset = divmod(op.offset - self._base, PAGE_BYTES)
-            before = pages[index]
-            flash = bytearray(before)
-            apply_ops(flash, [op], op.offset - offset)
-            for state in (*_torn(before, bytes(flash)), bytes(flash)):
-                pages[index] = state
-                if not self._survives(pages, value, ended=False):
-                    return False
+        raws = list(self._before)
+        pages = {any_chunk: list(loaded) for any_chunk, loaded in self._pages.items()}
+        try:
+            for op in ops:
+                index, offset = divmod(op.offset - self._base, PAGE_BYTES)
+                flash = bytearray(raws[index])
+                apply_ops(flash, [op], op.offset - offset)
+                for state in (*_torn(raws[index], bytes(flash)), bytes(flash)):
+                    for any_chunk, loaded in pages.items():
+                        loaded[index] = self._page(state, index, any_chunk)
+                    if not self._survives(pages, value, ended=False):
+                        return False
+                raws[index] = bytes(flash)
+        except OtaError:
+            return False
         return self._survives(pages, value, ended=True)
 
-    def _survives(self, pages: list[bytes], value: bytes | None, *, ended: bool) -> bool:
+    def _survives(
+        self, loaded: Mapping[bool, Sequence[Page]], value: bytes | None, *, ended: bool
+    ) -> bool:
+        pages = {any_chunk: tuple(some) for any_chunk, some in loaded.items()}
         for version, want in self._want.items():
-            if want is None:
-                continue  # this version did not start before the change either
             found = self._start_twice(pages, version)
             if found is None or want[0].tail_is_blank > found[0].tail_is_blank:
                 return False
             strings = {value} if ended else {value, *(one.string for one in want)}
-            for one in found:
+            for one in found if found[0] is not found[1] else found[:1]:
                 if one.string not in strings:
                     return False
-                if one.others != want[0].others and not _same(one, want):
+                if one.others != want[0].others and not self._same(one, want):
                     return False
         return True
 
-    def _start_twice(self, raws: list[bytes], version: Version) -> tuple[_Start, _Start] | None:
+    def _same(self, found: _Start, want: Starts) -> bool:
+        """Whether each key reads as after the first or the second start without the change.
+
+        One that this version had lost by itself then may still be there, as others read it.
+        """
+        first, second = want[0].others, want[1].others
+        for place in {*found.others, *first, *second}:
+            value, right = found.others.get(place), {first.get(place), second.get(place)}
+            if value not in right and (right != {None} or value not in self._read.get(place, ())):
+                return False
+        return True
+
+    def _start_twice(self, pages: Mapping[bool, Pages], version: Version) -> Starts | None:
         """What this version makes of it and reads; None where it does not start."""
+        key = (pages[version.any_chunk], version.any_chunk, version.drops)
+        if key not in self._twice:
+            self._twice[key] = self._two_starts(*key)
+        found = self._twice[key]
+        if found is None or (version.stops and (found[0].stops or found[1].stops)):
+            return None
+        return found
+
+    def _two_starts(self, pages: Pages, any_chunk: bool, drops: bool) -> Starts | None:
+        first = self._start(pages, drops)
+        if first is None:
+            return None
+        after: list[Page] = []
+        for page, left in zip(pages, first.after, strict=True):
+            same = left is page and left.flashed == left.raw
+            after.append(page if same else self._page(left.flashed, left.index, any_chunk))
+        second = self._start(tuple(after), drops)
+        return None if second is None else (first, second)
+
+    def _start(self, pages: Pages, drops: bool) -> _Start | None:
+        key = (pages, drops)
+        if key not in self._starts:
+            kept = self._start(pages, False) if drops else None
+            # Versions differ where a blob's index does not fit its parts, and nowhere else.
+            fits = kept is not None and kept.blobs_fit
+            self._starts[key] = kept if fits else self._start_once(pages, drops)
+        return self._starts[key]
+
+    def _start_once(self, pages: Pages, drops: bool) -> _Start | None:
         try:
-            first = self._start(raws, version)
-            return first, first if first.flash == raws else self._start(first.flash, version)
+            nvs = start(pages, drops=drops)
         except OtaError:
             return None
-
-    def _start(self, raws: list[bytes], version: Version) -> _Start:
-        pages = tuple(self._page(raw, i, version) for i, raw in enumerate(raws))
-        if version.stops and any(page.stops for page in pages):
-            raise OtaError("nvs-invalid")
-        known = self._starts.get((pages, version.drops))
-        if known is None and version.drops:
-            kept = self._start(raws, version._replace(drops=False))
-            known = kept if kept.blobs_fit else None
-        if known is not None:
-            return known
-        nvs = start(pages, drops=version.drops)
         if not nvs.free_pages:
-            raise OtaError("nvs-invalid")
+            return None
         contents, last = nvs.contents(), nvs.last
         string = contents.get((*self._key, TYPE_STRING))
-        for kind in range(0x100):
-            for mine in self._mine:
-                contents.pop((*mine, kind), None)
+        others = {place: value for place, value in contents.items() if place[:2] not in self._mine}
         blank = last is None or last.state is not PageState.ACTIVE or last.tail_is_blank
-        result = _Start(contents, string, blank, nvs.flash(), nvs.blobs_fit)
-        self._starts[pages, version.drops] = result
-        return result
+        stops = any(page.stops for page in pages)
+        return _Start(others, string, blank, tuple(nvs.pages), nvs.blobs_fit, stops)
 
-    def _page(self, raw: bytes, index: int, version: Version) -> Page:
+    def _page(self, raw: bytes, index: int, any_chunk: bool) -> Page:
         """A page; all free ones in one place are the same, whatever is left in them."""
-        page = self._load(raw, index, any_chunk=version.any_chunk)
+        page = self._load(raw, index, any_chunk=any_chunk)
         if page.live:
             return page
         return self._free.setdefault(index, Page(index, b"\xff" * PAGE_BYTES, PageState.BLANK))
-
-
-def _same(found: _Start, want: tuple[_Start, _Start]) -> bool:
-    """Whether each key reads as after the first or the second start without the change."""
-    first, second = want[0].others, want[1].others
-    return all(
-        found.others.get(place) in (first.get(place), second.get(place))
-        for place in {*found.others, *first, *second}
-    )
 
 
 def _torn(before: bytes, after: bytes) -> Iterator[bytes]:

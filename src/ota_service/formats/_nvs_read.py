@@ -28,6 +28,7 @@ from ota_service.formats._nvs_page import (
     Loader,
     Page,
     PageState,
+    blob_of,
     page_bytes,
 )
 from ota_service.formats._text import field_text
@@ -157,30 +158,22 @@ class Nvs:
         one of its type counts.
         """
         contents: Contents = {}
-        parts: dict[Hash, Item] = {}
+        parts: dict[Hash, bytes] = {}
         for page in reversed(self.order):
             contents.update(page.plain)
-            parts.update((part.hash, part) for part in page.parts if page.finds(part))
+            parts.update(page.payloads)
         for page in reversed(self.order):
-            for index in filter(page.finds, page.indexes):
-                size, chunks = _blob(index)
-                found = [parts.get((*index.hash[:2], chunk)) for chunk in chunks]
-                whole = b"".join(part.value for part in found if part and part.value_ok)
+            for index, size, names in page.blobs:
+                found = [parts[name] for name in names if name in parts]
                 place = (index.namespace, index.key, index.type)
                 contents.pop(place, None)
-                if None not in found and len(whole) == size:
-                    contents[place] = size.to_bytes(4, "little") + whole
+                if len(found) == len(names) and sum(map(len, found)) == size:
+                    contents[place] = size.to_bytes(4, "little") + b"".join(found)
         return contents
 
     def flash(self) -> list[bytes]:
         """The bytes of each page, as this start leaves them."""
         return [page.flashed for page in self.pages]
-
-
-def _blob(index: Item) -> tuple[int, range]:
-    """The size of a blob and the numbers of its parts, by its index."""
-    count, start = index.raw[28], index.raw[29]
-    return int.from_bytes(index.raw[24:28], "little"), range(start, start + count)
 
 
 def parse_nvs(data: bytes, load: Loader | None = None) -> Nvs:
@@ -294,7 +287,8 @@ def _match_blobs(nvs: Nvs, *, drops: bool) -> None:
     indexes = [index for page in nvs.order for index in page.indexes]
     sizes = _observed(nvs, indexes)
     fit = [
-        (_blob(index)[0], index.raw[28]) == seen for index, seen in zip(indexes, sizes, strict=True)
+        (blob_of(index)[0], index.raw[28]) == seen
+        for index, seen in zip(indexes, sizes, strict=True)
     ]
     nvs.blobs_fit = all(fit)
     if drops:
@@ -302,9 +296,9 @@ def _match_blobs(nvs: Nvs, *, drops: bool) -> None:
             if not fits:
                 _drop(nvs, index)
         indexes = [index for index, fits in zip(indexes, fit, strict=True) if fits]
-    known = {(*index.hash[:2], chunk) for index in indexes for chunk in _blob(index)[1]}
+    known = {(*index.hash[:2], chunk) for index in indexes for chunk in blob_of(index)[1]}
     for page in nvs.order:
-        orphans = [part for part in page.parts if part.hash not in known]
+        orphans = [part for name, part in page.parts if name not in known]
         if orphans:
             nvs.put(page.without(orphans))
             place, there = nvs.on_flash(page, orphans)
@@ -314,12 +308,13 @@ def _match_blobs(nvs: Nvs, *, drops: bool) -> None:
 def _observed(nvs: Nvs, indexes: list[Item]) -> list[tuple[int, int]]:
     """The bytes and the number of the parts that belong to each index: to the first that fits."""
     seen = [(0, 0)] * len(indexes)
+    named: dict[tuple[int, bytes], list[tuple[int, int]]] = {}
+    for i, index in enumerate(indexes):
+        named.setdefault(index.hash[:2], []).append((i, index.raw[29]))
     for page in nvs.order:
-        for part in page.parts:
-            for i, index in enumerate(indexes):
-                first = index.raw[29]
-                end = 0xFF if first else 0x80
-                if index.hash[:2] == part.hash[:2] and first <= part.chunk < end:
+        for name, part in page.parts:
+            for i, first in named.get(name[:2], ()):
+                if first <= part.chunk < (0xFF if first else 0x80):
                     size, count = seen[i]
                     seen[i] = (size + int.from_bytes(part.raw[24:26], "little"), count + 1)
                     break

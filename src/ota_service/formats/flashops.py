@@ -70,5 +70,7 @@ def apply_ops(flash: bytearray, ops: Iterable[FlashOp], base: int = 0) -> None:
         else:
             if start < 0 or start + len(op.data) > len(flash):
                 raise ValueError(f"program outside of the given flash at {op.offset:#x}")
-            for i, byte in enumerate(op.data):
-                flash[start + i] &= byte
+            end = start + len(op.data)
+            now = int.from_bytes(flash[start:end], "little")
+            after = now & int.from_bytes(op.data, "little")
+            flash[start:end] = after.to_bytes(len(op.data), "little")

@@ -57,7 +57,10 @@ _RESERVED_BELOW = 0x10000000
 
 @dataclass(frozen=True, slots=True)
 class AppDescriptor:
-    """What an app says of itself (`esp_app_desc_t`). Texts are safe to print."""
+    """What an app says of itself (`esp_app_desc_t`). Texts are safe to print.
+
+    min_block_revision: the least revision of the chip's fuse blocks, 100 * major + minor.
+    """
 
     secure_version: int
     version: str
@@ -66,6 +69,7 @@ class AppDescriptor:
     date: str
     idf_version: str
     elf_sha256: bytes
+    min_block_revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +159,8 @@ def parse_header(data: bytes) -> AppDescriptor | None:
 
 
 def _descriptor(data: bytes) -> AppDescriptor:
-    secure_version, version, project, time, date, idf, digest = struct.unpack_from(
-        "<4xI8x32s32s16s16s32s32s", data, DESCRIPTOR_OFFSET
+    secure_version, version, project, time, date, idf, digest, blocks = struct.unpack_from(
+        "<4xI8x32s32s16s16s32s32sH", data, DESCRIPTOR_OFFSET
     )
     return AppDescriptor(
         secure_version,
@@ -166,6 +170,7 @@ def _descriptor(data: bytes) -> AppDescriptor:
         field_text(date),
         field_text(idf),
         digest,
+        blocks,
     )
 
 

@@ -97,7 +97,7 @@ class Partition:
 
     @property
     def whole_bytes(self) -> int:
-        """Its size in whole sectors; what is behind is none of the firmware's."""
+        """Its size in whole sectors: what is behind them is none of the firmware's NVS."""
         return self.size_bytes // SECTOR_BYTES * SECTOR_BYTES
 
     @property

@@ -14,9 +14,9 @@ from typing import Any
 
 import viam.services.generic.service as generic
 from google.protobuf.struct_pb2 import Struct
+from grpclib import Status
+from viam.errors import ViamGRPCError
 from viam.utils import struct_to_dict
-
-from ota_service.module.verbs import VerbError
 
 MAX_COMMAND_BYTES = 1 << 20
 
@@ -29,12 +29,13 @@ def to_struct(reply: Mapping[str, Any]) -> Struct:
 
 
 def read_command(struct: Struct) -> dict[str, Any]:
-    """A command as viam-sdk reads it. Raises VerbError for one that is too large to be one."""
+    """A command as viam-sdk reads it. Raises ViamGRPCError for one that is too large to be one."""
     size_bytes = struct.ByteSize()
     if size_bytes > MAX_COMMAND_BYTES:
-        raise VerbError(
+        raise ViamGRPCError(
             f"The command has {size_bytes} bytes; the limit is {MAX_COMMAND_BYTES}. Firmware is "
-            "given by its url or by a path on this machine."
+            "given by its url or by a path on this machine.",
+            Status.INVALID_ARGUMENT,
         )
     return dict(struct_to_dict(struct))
 

@@ -9,13 +9,16 @@ Viam removes and adds an instance at every change of an attribute.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self
 
+from grpclib import Status
 from viam.components.sensor import Sensor
+from viam.errors import ViamGRPCError
 from viam.proto.app.robot import ComponentConfig
 from viam.proto.common import ResourceName
 from viam.resource.base import ResourceBase
@@ -73,7 +76,7 @@ class OtaService(Generic):
         )
         # Made here and not at the first command: an update begins with the configuration.
         self._fleet: asyncio.Task[Fleet] = asyncio.get_running_loop().create_task(
-            _open_fleet(self.settings, restart_allowed)
+            _open_fleet(self.settings, restart_allowed, self.logger)
         )
 
     @classmethod
@@ -102,26 +105,20 @@ class OtaService(Generic):
         await asyncio.shield(self._fleet)
 
     async def do_command(self, command: Mapping[str, Any], **_: Any) -> Mapping[str, Any]:
-        """Carry out one verb. Raises VerbError or OtaError, whose text reaches the client."""
-        call = parse_command(_without_nulls(command))
-        if call.verb.name == "help":
-            return help_reply()
-        fleet = await asyncio.shield(self._fleet)
-        try:
+        """Carry out one verb. Raises ViamGRPCError, whose text reaches the client as it is."""
+        with _plain_words(self.logger):
+            call = parse_command(_without_nulls(command))
+            if call.verb.name == "help":
+                return help_reply()
+            fleet = await asyncio.shield(self._fleet)
             reply = await fleet.command(call.verb.name, call.arguments)
-        except (OtaError, ValueError):
-            raise
-        except Exception as error:
-            raise _internal(error) from None
-        return {"ok": True, **plain(reply)}
+            return {"ok": True, **plain(reply)}
 
     async def get_status(self, **_: Any) -> Mapping[str, Any]:
         """What the verb status replies."""
-        fleet = await asyncio.shield(self._fleet)
-        try:
+        with _plain_words(self.logger):
+            fleet = await asyncio.shield(self._fleet)
             return {"ok": True, **plain(fleet.status())}
-        except Exception as error:
-            raise _internal(error) from None
 
     async def close(self) -> None:
         """Let go of the boards; a run goes on for its grace."""
@@ -155,10 +152,14 @@ def register() -> None:
         )
 
 
-async def _open_fleet(settings: Settings, restart_allowed: RestartAllowed | None) -> Fleet:
+async def _open_fleet(
+    settings: Settings, restart_allowed: RestartAllowed | None, logger: logging.Logger
+) -> Fleet:
     # Imported here, in a thread: it brings esptool along, and the module must be ready before.
     service = await asyncio.to_thread(importlib.import_module, "ota_service.fleet.service")
-    fleet: Fleet = await service.FleetService.open(settings, restart_allowed=restart_allowed)
+    fleet: Fleet = await service.FleetService.open(
+        settings, restart_allowed=restart_allowed, logger=logger
+    )
     return fleet
 
 
@@ -219,7 +220,22 @@ def _was_null(value: object) -> bool:
     return type(value) is int and value == 0
 
 
-def _internal(error: Exception) -> OtaError:
-    """A failure that nobody foresaw, for the client; its trace goes into the log."""
-    LOGGER.error("unforeseen failure\n%s", redact(traceback.format_exc()))
-    return OtaError("internal", f"{type(error).__name__}: {redact(str(error))}")
+@contextlib.contextmanager
+def _plain_words(logger: logging.Logger) -> Iterator[None]:
+    """Give the client an error's words and nothing else: no names of exceptions, no files.
+
+    A failure that nobody foresaw has its trace in the log.
+    """
+    try:
+        yield
+    except OtaError as error:
+        status = Status.FAILED_PRECONDITION
+        if error.kind.blame == "config":
+            status = Status.INVALID_ARGUMENT
+        raise ViamGRPCError(str(error), status) from None
+    except ValueError as error:
+        raise ViamGRPCError(str(error), Status.INVALID_ARGUMENT) from None
+    except Exception as error:
+        logger.error("unforeseen failure\n%s", redact(traceback.format_exc()))
+        told = OtaError("internal", redact(str(error)) or "Something nobody foresaw went wrong.")
+        raise ViamGRPCError(str(told), Status.INTERNAL) from None

@@ -11,12 +11,12 @@ import threading
 from pathlib import Path
 
 from ota_service.board import session
+from ota_service.board.at_port import at_port
 from ota_service.board.facts import BoardFacts
 from ota_service.board.inspect import Inspection
-from ota_service.board.ownership import PORT_OWNERS
 from ota_service.board.plan import Plan
-from ota_service.board.ports import PortInfo, require_exists, shown
-from ota_service.board.serial_port import ROM_BAUD, close_port, open_port
+from ota_service.board.ports import PortInfo, shown
+from ota_service.board.serial_port import ROM_BAUD
 from ota_service.board.session import Job, Phase
 from ota_service.errors import OtaError
 from ota_service.fleet import directory
@@ -75,25 +75,20 @@ def probe(port: str, owner: str, given_up: threading.Event) -> Inspection:
     owner: who holds the port meanwhile ("discovery find"). Raises OtaError: `port-busy`,
     `no-answer` where no ESP32 answers, and whatever else keeps it from being looked at.
     """
-    require_exists(port)
-    with PORT_OWNERS.claim(port, owner):
-        hooks = _Quiet(shown(port), given_up)
-        try:
-            return _look(port, Job(port, read_only=True), hooks)
-        except OtaError as error:
-            # A chip that said its MAC is an ESP32, whatever happened to it afterwards.
-            lost = error.code == "link-lost" or (error.code == "no-answer" and hooks.answered)
-            if not lost or given_up.is_set():
-                raise
-        return _look(port, Job(port, read_only=True, baud=ROM_BAUD), hooks)
-
-
-def _look(port: str, job: Job, hooks: _Quiet) -> Inspection:
-    opened = open_port(port, timeout_s=ANSWER_TIMEOUT_S)
+    hooks = _Quiet(shown(port), given_up)
     try:
+        return _look(port, owner, Job(port, read_only=True), hooks)
+    except OtaError as error:
+        # A chip that said its MAC is an ESP32, whatever happened to it afterwards.
+        lost = error.code == "link-lost" or (error.code == "no-answer" and hooks.answered)
+        if not lost or given_up.is_set():
+            raise
+    return _look(port, owner, Job(port, read_only=True, baud=ROM_BAUD), hooks)
+
+
+def _look(port: str, owner: str, job: Job, hooks: _Quiet) -> Inspection:
+    with at_port(port, owner, timeout_s=ANSWER_TIMEOUT_S) as opened:
         found = session.run(opened, job, hooks).found
-    finally:
-        close_port(opened)
     assert found is not None, "a session that only reads has always looked"
     return found
 

@@ -192,6 +192,25 @@ class BoardsArguments(Arguments):
     boards: Boards = None
 
 
+class ReleaseArguments(BoardsArguments):
+    """Arguments of `release`."""
+
+    boards: Annotated[
+        Boards, Field(description="these boards, by name, MAC or port; or all: true")
+    ] = None
+    all: Annotated[Flag, Field(description="every board, instead of boards")] = False
+    stopped: Annotated[
+        Flag,
+        Field(description="let a firmware that was stopped be tried again, and nothing else"),
+    ] = False
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> ReleaseArguments:
+        if [self.boards is not None, self.all, self.stopped].count(True) != 1:
+            raise a_fault("needs one of boards, all: true and stopped: true")
+        return self
+
+
 class HistoryArguments(Arguments):
     """Arguments of `history`."""
 
@@ -204,6 +223,10 @@ class HistoryArguments(Arguments):
         whole_type(1, HISTORY_MAX, " runs"),
         Field(description="how many runs at most"),
     ] = 20
+    id: Annotated[
+        str | None, Field(description="only the run of this id, with its boards' boot logs")
+    ] = None
+    boot_log: Annotated[Flag, Field(description="with what boards printed as they started")] = False
 
 
 def _path(value: object) -> str:
@@ -299,9 +322,10 @@ VERBS: dict[str, Verb] = {
         ),
         Verb(
             "release",
-            "Let boards that were set aside, rolled back, wrong or not ours be taken up again.",
+            "Let boards that were set aside, rolled back, wrong or not ours be taken up again; or, "
+            "with stopped, a firmware that was stopped for all.",
             "none",
-            BoardsArguments,
+            ReleaseArguments,
         ),
         Verb(
             "flash",
@@ -431,7 +455,7 @@ _TYPES = {
     "boards": "list of text",
     "override": "list of text",
     "wait_s": "number of seconds",
-    **dict.fromkeys(("board", "confirm", "path", "url"), "text"),
+    **dict.fromkeys(("board", "confirm", "path", "url", "id"), "text"),
     "limit": "whole number",
 }
 

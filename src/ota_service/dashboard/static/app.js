@@ -128,7 +128,7 @@ function showBoards(boards) {
 
 async function showHistory() {
   try {
-    const { runs } = await command("history", { limit: 12 });
+    const { runs } = await command("history", { limit: 12, boot_log: true });
     const open = document.querySelector("#history details[open]")?.dataset.run ?? "";
     $("history").replaceChildren(...runs.map((run) => runItem(run, run.id === open)));
     $("no-history").hidden = runs.length > 0;

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The way to one session with a board, and the session: sensor, journal, thread, port.
+
+Runs beside the board's task; what came of it is the table's event and a `SessionEnd`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from ota_service.board.at_port import require_free
+from ota_service.board.flash_merged import FlashJob, FlashOutcome
+from ota_service.board.session import Job, Outcome
+from ota_service.errors import OtaError
+from ota_service.fleet import policy
+from ota_service.fleet.around import Around
+from ota_service.fleet.board_state import BoardState
+from ota_service.fleet.hooks import Briefing, FlashHooks, SessionHooks
+from ota_service.fleet.orders import Fact, Order
+from ota_service.fleet.policy import Event
+from ota_service.fleet.sessions import EXECUTOR, SessionEnd, run_flash_session, run_session
+
+
+class Attempt:
+    """One session. failed: attempts that failed before it. hooks: to stop it by."""
+
+    def __init__(
+        self, around: Around, about: BoardState, order: Order, job: Job | FlashJob, failed: int,
+        tell: Callable[[Fact], None],
+    ) -> None:  # fmt: skip
+        self._around = around
+        self._order = order
+        self._job = job
+        self._failed = failed
+        self._name = about.name
+        self._port = str(about.port)
+        self._mac = about.mac
+        settings = around.settings
+        briefing = Briefing(
+            owner=around,
+            name=about.name,
+            entry=about.entry,
+            port=self._port,
+            info=order.place.info,
+            target=order.target.key,
+            version=order.target.version,
+            writes=order.purpose == "update",
+            confirm_timeout_s=settings.confirm_timeout_s,
+            max_attempts=settings.max_attempts,
+        )
+        self.hooks = SessionHooks(briefing, around.memory, tell)
+        self._flash = FlashHooks(self.hooks)
+
+    async def run(self, after_s: float = 0) -> tuple[Event, SessionEnd]:
+        """Wait, do it, and say how it ended; never raises."""
+        await asyncio.sleep(after_s)
+        try:
+            if self._order.purpose == "update":
+                end = await self._go_through()
+            else:
+                async with self._around.slots:
+                    end = await self._go_through()
+        except OtaError as error:
+            end = await self._failed_by(error)
+        except Exception as error:
+            self._around.log.exception("%s: the session failed", self._name)
+            end = await self._failed_by(OtaError("internal", f"{type(error).__name__}: {error}"))
+        return self._judge(end), end
+
+    async def _go_through(self) -> SessionEnd:
+        around, order, job, port = self._around, self._order, self._job, self._port
+        await require_allowed(around, order)
+        if self.hooks.cancelled():
+            raise OtaError("cancelled")
+        loop = asyncio.get_running_loop()
+        if isinstance(job, FlashJob):
+            flash = partial(run_flash_session, port, around.owner, job, self._flash)
+            return SessionEnd(await loop.run_in_executor(EXECUTOR, flash))
+        if job.confirm is None:
+            awaited = await around.journaled(partial(around.memory.awaited, order.place.mac))
+            if awaited is not None and order.purpose == "update":
+                return SessionEnd(failed=self._failed, awaited=awaited[0], waits_s=awaited[1])
+            if awaited is not None:
+                raise OtaError("awaiting-confirmation")
+        journal = around.memory.journal
+        known = await around.journaled(partial(journal.fallback_baud, port))
+        if known is not None and known < job.baud:
+            job = replace(job, baud=known)  # what the port fell back to; `release` forgets it
+        call = partial(run_session, port, around.owner, job, self.hooks)
+        outcome = await loop.run_in_executor(EXECUTOR, call)
+        if outcome.baud is not None and outcome.baud < around.settings.baud:
+            await around.journaled(partial(journal.record_baud, port, outcome.baud))
+        return SessionEnd(outcome, failed=self._failed)
+
+    async def _failed_by(self, error: OtaError) -> SessionEnd:
+        error.board = self._name
+        failed = self._failed
+        if error.code not in policy.HINDRANCES:
+            failed = await self._count(error)
+        return SessionEnd(error=error, failed=failed, wrote=self._flash.wrote)
+
+    async def _count(self, error: OtaError) -> int:
+        """How many attempts have failed by now; only an update's are counted for good."""
+        order, journal = self._order, self._around.memory.journal
+        mac = self.hooks.mac or self._mac
+        if mac is not None and error.code in ("link-lost", "no-answer"):
+            await self._around.journaled(partial(journal.record_carried, mac, self._port, 0))
+        planned = self.hooks.plan is not None or order.plan is not None
+        if order.purpose != "update" or mac is None or not planned:
+            return self._failed + error.kind.counts
+        end = partial(
+            journal.end_attempt,
+            mac,
+            order.target.key,
+            succeeded=False,
+            code=error.code,
+            message=error.message,
+        )
+        return (await self._around.journaled(end)).failed
+
+    def _judge(self, end: SessionEnd) -> Event:
+        update = self._order.purpose == "update"
+        if end.error is not None:
+            most = self._around.settings.max_attempts if update else policy.READ_ATTEMPTS
+            return policy.judge(end.error, failed=end.failed, max_attempts=most)
+        outcome: Outcome | FlashOutcome | None = end.outcome
+        if outcome is None:
+            return "awaits"
+        waits = isinstance(outcome, Outcome) and outcome.end == "awaiting_confirmation"
+        return "awaits" if waits and update else "done"
+
+
+async def require_allowed(around: Around, order: Order) -> None:
+    """At the last moment: a robot that drives must not lose its motor board.
+
+    Raises OtaError `not-allowed-now`.
+    """
+    overridden = "not-allowed-now" in order.permits.override
+    if not overridden and not await around.may_restart():
+        raise OtaError("not-allowed-now")
+
+
+async def hindrance(around: Around, order: Order, port: str, board: str) -> OtaError | None:
+    """What keeps a session from being begun, by the sensor and the port's owners; opens nothing."""
+    try:
+        await require_allowed(around, order)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(EXECUTOR, partial(require_free, port, around.owner, board))
+    except OtaError as error:
+        error.board = board
+        return error
+    except Exception as error:
+        around.log.exception("%s: it could not be asked whether its port is free", board)
+        return OtaError("internal", f"{type(error).__name__}: {error}", board=board)
+    return None

@@ -1,0 +1,707 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One board's task: the only writer of what is known of the board, and the only way to it.
+
+Orders, facts from sessions and the ends of waits arrive in its inbox, one after the other. What
+each means stands in `policy.BOARD`; the methods here carry the table's actions out. A session
+runs in a thread beside the task, so that the inbox is read at all times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from ota_service.board.flash_merged import FlashJob
+from ota_service.board.link import bauds_to_try
+from ota_service.board.session import Job, Outcome
+from ota_service.errors import OtaError
+from ota_service.firmware.target import Target
+from ota_service.fleet import endings, policy
+from ota_service.fleet.around import Around
+from ota_service.fleet.attempt import Attempt, hindrance
+from ota_service.fleet.board_state import BoardState
+from ota_service.fleet.firmwares import Fetched, LetGo
+from ota_service.fleet.orders import READS, Answer, End, Fact, Message, Order, Purpose
+from ota_service.fleet.policy import BOARD, Event, State, Verdict
+from ota_service.fleet.replies import last_reply, refusal
+from ota_service.fleet.sessions import SessionEnd, after_waiting, boot_rules
+from ota_service.fleet.settings import BoardEntry
+from ota_service.fleet.sight import Sight
+from ota_service.fleet.turns import Ask
+
+_RANKS = {"flash": 0, "rollback": 0, "plan": 1, "version": 1, "verify": 1, "update": 2}
+"""What is taken first of the orders that waited for a session's end."""
+_EVENTS: dict[Purpose, Event] = {
+    **dict.fromkeys(("version", "verify"), "read"),
+    **{purpose: purpose for purpose in ("update", "plan", "rollback", "flash")},
+}
+
+
+class Board:
+    """One board, from its first sight until its service ends or lists it no more.
+
+    target: what the configuration says. shown: what is known of it. state: the table's. left_s:
+    when its last session ended, in the event loop's time. quiet: set while nothing is asked of it.
+    """
+
+    def __init__(self, name: str, entry: BoardEntry | None, target: Target, around: Around) -> None:
+        self.target = target
+        self.shown = BoardState(name, entry)
+        self.state: State = "rest"
+        self.left_s = float("-inf")
+        self.quiet = asyncio.Event()
+        self._around = around
+        self._loop = asyncio.get_running_loop()
+        self._inbox: asyncio.Queue[Message | Fact] = asyncio.Queue()
+        self._sight = Sight(self.shown, target, around)
+        # An update that is under way, whatever it waits for; a rollback or flash; looks, all for
+        # the same; what waits for a session's end; and for the plan of the update.
+        self._update: Order | None = None
+        self._exclusive: Order | None = None
+        self._looks: list[Order] = []
+        self._line: list[Order] = []
+        self._plan_waiters: list[Order] = []
+        # What the update holds: its wait, its firmware, its next session, why it is to stop.
+        self._token: object = object()
+        self._timer: asyncio.TimerHandle | None = None
+        self._let_go: LetGo | None = None
+        self._wish_token: object = object()
+        self._fetched: Fetched | OtaError | None = None
+        self._job: Job | None = None
+        self._why: OtaError | None = None
+        self._attempt: Attempt | None = None
+        self._task = around.spawn(self._live())
+
+    # --- what may be called from outside
+
+    def order(self, order: Order) -> None:
+        """Ask for something; `order.answer` will have what came of it."""
+        if self._task.done():
+            why = OtaError("cancelled", "The board is no longer listed.", board=self.shown.name)
+            order.give(Answer("cancelled", why, refusal(order.purpose, why)))
+        else:
+            self.post(Message("update", order))
+
+    def post(self, message: Message | Fact) -> None:
+        """Bring something to the task. In the event loop."""
+        self.quiet.clear()
+        self._inbox.put_nowait(message)
+
+    def from_thread(self, fact: Fact) -> None:
+        """As `post`, from any thread."""
+        self._loop.call_soon_threadsafe(self.post, fact)
+
+    def tell(self, event: Event, token: object | None = None, value: Any = None) -> None:
+        """As `post`, for whoever knows of no messages."""
+        self.post(Message(event, value=value, token=token))
+
+    def heard(self) -> asyncio.Future[None]:
+        """Done when everything that was posted by now has been taken in."""
+        done: asyncio.Future[None] = self._loop.create_future()
+        self.post(lambda _: done.set_result(None) if not done.done() else None)
+        return done
+
+    def answers_to(self, word: str) -> bool:
+        """Whether a person who says `word` (name, MAC or port) means this board."""
+        about = self.shown
+        if word in (about.name, about.port):
+            return True
+        mac = about.mac or (about.entry.mac if about.entry is not None else None)
+        return mac is not None and word.lower().replace("-", ":") == mac
+
+    async def retire(self) -> None:
+        """It is listed no more: stop where it boots, and end."""
+        self.tell("retarget")
+        while not self.quiet.is_set():
+            await self.quiet.wait()
+        self._task.cancel()
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing is asked of it."""
+        return self.state == "rest" and self._update is None and not self._line
+
+    # --- the task
+
+    async def _live(self) -> None:
+        while True:
+            message = await self._inbox.get()
+            try:
+                if isinstance(message, Message):
+                    await self._take(message)
+                else:
+                    self._learn(message)
+            except Exception as error:
+                self._around.log.exception("%s: its task failed", self.shown.name)
+                self._break(error)
+            if self.free and self._inbox.empty():
+                self.quiet.set()
+
+    async def _take(self, message: Message) -> None:
+        event = message.event if message.order is None else self._event(message.order)
+        if message.token is self._wish_token:
+            self._fetched = message.value
+        if message.token is not None and message.token is not self._token:
+            return  # of a wait that is over
+        await self._step(replace(message, event=event))
+
+    async def _step(self, message: Message) -> None:
+        row = BOARD[self.state, message.event]
+        if row.state is not None:
+            self.state = row.state
+        await getattr(self, f"_{row.action}")(message)
+
+    def _event(self, order: Order) -> Event:
+        """What an order is to this board now."""
+        if order.place.kind != "here":
+            return "missing"
+        if order.spared is not None:
+            return "spared"
+        if order.purpose == "update" and self._update is not None:
+            same = self._update.target.key == order.target.key
+            return policy.meets(self._update.permits, order.permits, same_target=same)
+        return _EVENTS[order.purpose]
+
+    async def _next(self) -> None:
+        """After a session, or an update: what waited for it is taken as if it arrived now."""
+        line, self._line = sorted(self._line, key=lambda order: _RANKS[order.purpose]), []
+        updates_only = all(order.purpose == "update" for order in line)
+        if self.state == "rest" and self._update is not None and updates_only:
+            later = self._update.not_before_s > self._loop.time()
+            await self._step(Message("later" if later else "update"))
+        for order in line:
+            await self._take(Message("update", order))
+
+    def _break(self, error: Exception) -> None:
+        """Something that nobody foresaw: everybody gets an answer, and the board goes on."""
+        told = OtaError("internal", f"{type(error).__name__}: {error}", board=self.shown.name)
+        orders = [*self._looks, *self._line, *self._plan_waiters]
+        orders += [order for order in (self._update, self._exclusive) if order is not None]
+        self._give_up(self._update, "neutral")
+        self._looks, self._line, self._plan_waiters = [], [], []
+        self._update = self._exclusive = None
+        self.state = "rest"
+        if self._attempt is not None:
+            self._attempt.hooks.cancel.set()
+            self.state = "stopping"
+        self._sight.error(told)
+        for order in orders:
+            order.give(Answer("error", told, refusal(order.purpose, told)))
+
+    def _learn(self, fact: Fact) -> None:
+        fact(self._sight)
+        update = self._update
+        if self._plan_waiters and update is not None and update.plan is not None:
+            waiters, self._plan_waiters = self._plan_waiters, []
+            for order in waiters:
+                order.give(Answer("done", reply=dict(update.plan.to_dict())))
+
+    # --- waits and sessions
+
+    def _wait(self, seconds: float | None = None) -> object:
+        """Begin a wait, which ends all others; its token. seconds: until the event `time`."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        token = self._token = object()
+        if seconds is not None:
+            self._timer = self._loop.call_later(seconds, self.tell, "time", token)
+        return token
+
+    def _start(self, order: Order, job: Job | FlashJob, failed: int, after_s: float = 0) -> None:
+        """Begin a session beside the task; its end will be in the inbox."""
+        self._wait()
+        self.shown.phase = "waiting"
+        self._sight.at_work = order
+        attempt = Attempt(self._around, self.shown, order, job, failed, self.from_thread)
+        self._attempt = attempt
+
+        async def go() -> None:
+            try:
+                event, end = await attempt.run(after_s)
+            except Exception as error:  # as at the end of a service: the board goes on all the same
+                told = OtaError("internal", f"{type(error).__name__}: {error}")
+                event, end = "failed", SessionEnd(error=told, failed=failed)
+            self.tell(event, value=end)
+
+        self._around.spawn(go())
+
+    def _over(self) -> None:
+        """A session is over."""
+        if self._attempt is not None:
+            self._attempt = None
+            self._sight.phase(None, time.monotonic())
+            self._sight.at_work = None
+            self.left_s = self._loop.time()
+
+    def _new_job(self, order: Order) -> Job:
+        """What a session does with the board."""
+        settings, fetched, entry = self._around.settings, self._fetched, self.shown.entry
+        image = order.image
+        if order is self._update and isinstance(fetched, Fetched):
+            image = fetched.image
+        return Job(
+            self.shown.name,
+            version=order.target.version,
+            image=image,
+            known=self._around.firmwares.known(order.target.key if image is not None else ""),
+            baud=settings.baud,
+            boot=boot_rules(settings),
+            force=order.permits.force,
+            adopted=entry is not None
+            or settings.adopt
+            or "other-project" in order.permits.override,
+            rescue=order.permits.rescue,
+            read_only=order.purpose in ("version", "verify"),
+            go_back=order.purpose == "rollback",
+            dry_run=order.purpose == "plan",
+        )
+
+    def _flash_job(self, order: Order) -> FlashJob:
+        settings, file = self._around.settings, order.file
+        assert file is not None
+        return FlashJob(
+            self.shown.name,
+            file.file,
+            keep_nvs=file.keep_nvs,
+            state_dir=settings.state_dir,
+            confirm=file.confirm,
+            baud=settings.baud,
+            boot=boot_rules(settings),
+        )
+
+    # --- actions: orders that need no session
+
+    async def _nothing(self, message: Message) -> None:
+        """The table says so."""
+
+    async def _line_up(self, message: Message) -> None:
+        self._line.append(_order(message))
+
+    async def _join(self, message: Message) -> None:
+        order, update = _order(message), self._update
+        if order.purpose != "update":
+            await self._answer_missing(message)
+        elif update is not None:
+            update.permits |= order.permits
+            update.followers += [order, *order.followers]
+
+    async def _answer_missing(self, message: Message) -> None:
+        order, about = _order(message), self.shown
+        error = order.place.error
+        if self.state == "rest":
+            self._sight.before = about.state
+            self._sight.place(order.place)
+        if error is not None:
+            order.report["error"] = error.to_dict()
+            if order.purpose == "update":
+                self._sight.log(logging.WARNING, "%s", error.message)
+        order.report["outcome"] = about.state
+        error = error or OtaError("no-board", board=about.name)
+        order.give(Answer("error", error, refusal(order.purpose, error)))
+
+    async def _answer_spared(self, message: Message) -> None:
+        order, about = _order(message), self.shown
+        spared = order.spared
+        assert spared is not None
+        if self.state == "rest":
+            self._sight.place(order.place)
+            about.attempts = order.failed
+            about.state, about.error = spared.state, spared.error
+        order.report["reason"] = "as last read" if spared.error is None else "held"
+        order.report["outcome"] = about.state
+        order.give(Answer("done" if spared.error is None else "error", spared.error))
+
+    async def _answer_last(self, message: Message) -> None:
+        order, about = _order(message), self.shown
+        error = about.error or OtaError("awaiting-confirmation", board=about.name)
+        plan = self._update.plan if self._update is not None else None
+        order.give(Answer("error", error, last_reply(order.purpose, about, error, plan)))
+
+    async def _answer_plan(self, message: Message) -> None:
+        order, update = _order(message), self._update
+        if update is not None and update.plan is not None:
+            order.give(Answer("done", reply=dict(update.plan.to_dict())))
+        else:
+            self._plan_waiters.append(order)
+
+    async def _refuse_rollback(self, message: Message) -> None:
+        error = OtaError("awaiting-confirmation", board=self.shown.name)
+        _order(message).give(Answer("error", error, refusal("rollback", error)))
+
+    async def _release(self, message: Message) -> None:
+        if self.state == "rest":
+            self._sight.released()
+        message.value.set_result(None)
+
+    async def _retarget(self, message: Message) -> None:
+        """Another target is this board's from now on; None: it is no longer listed."""
+        target: Target | None = message.value
+        line, self._line = self._line, []
+        for order in line:
+            if order.purpose == "update" and (target is None or order.target.key != target.key):
+                order.give(Answer("cancelled", _reason(message)))
+            else:
+                self._line.append(order)
+        if target is not None:
+            self._sight.retarget(target)
+
+    async def _show_gone(self, message: Message) -> None:
+        self._sight.gone(message.value)
+
+    async def _show_came(self, message: Message) -> None:
+        self._sight.place(message.value)
+
+    # --- actions: an update's way
+
+    async def _fetch(self, message: Message) -> None:
+        """The firmware first; also where an update goes on behind a look."""
+        if message.order is not None:
+            self._begin(message.order)
+        update = self._update
+        assert update is not None
+        self._wait()
+        if self._let_go is None:
+            token = self._wish_token = object()
+            self._fetched = None
+            arrived: Callable[[Fetched | OtaError], None] = partial(self._arrived, token)
+            self._let_go = self._around.firmwares.want(update.target, arrived)
+        self._token = self._wish_token
+        if self._fetched is not None:
+            self._arrived(self._wish_token, self._fetched)
+
+    def _begin(self, order: Order) -> None:
+        self._update, self._why = order, None
+        self._sight.before = self.shown.state
+        self._sight.place(order.place)
+        self.shown.attempts = order.failed
+        order.report["attempted"] = order.target.version
+        order.began_s = self._loop.time()
+
+    def _arrived(self, token: object, got: Fetched | OtaError) -> None:
+        self.tell("firmware" if isinstance(got, Fetched) else "no-firmware", token, got)
+
+    async def _without_firmware(self, message: Message) -> None:
+        error, about, update = message.value, self.shown, self._update
+        assert update is not None
+        update.report["error"] = error.to_dict()
+        if about.version is not None and about.version != update.target.version:
+            about.state = "outdated"
+        if about.entry is not None and about.entry.is_pinned:
+            about.error = error  # its own firmware concerns this board
+        await self._end(Answer("no-firmware", error), "neutral")
+
+    async def _ask_turn(self, message: Message) -> None:
+        if message.order is not None:
+            await self._join(message)
+        update, fetched = self._update, self._fetched
+        assert update is not None
+        assert isinstance(fetched, Fetched)
+        self.shown.phase = "waiting"
+        overrides = "stopped" in update.permits.override
+        ask = Ask(self, update.target.key, fetched.proven, overrides, self._wait())
+        self._around.turns.ask(ask)
+
+    async def _carry_out(self, message: Message) -> None:
+        update = self._update
+        assert update is not None
+        if self._job is None:
+            self._job = self._new_job(update)
+        # What an order that joined meanwhile permits counts as well.
+        allowed = self._new_job(update)
+        self._job = replace(
+            self._job, force=allowed.force, adopted=allowed.adopted, rescue=allowed.rescue
+        )
+        self.shown.state = "updating"
+        self._start(update, self._job, update.failed)
+
+    async def _hold(self, message: Message) -> None:
+        """Sensor or port said no: ask again, and let others go meanwhile."""
+        update, error = self._update, message.value
+        assert update is not None
+        if isinstance(error, SessionEnd):
+            self._over()
+            self.shown.state = "updating"
+            error = error.error
+            self._sight.log(logging.INFO, "it waits: %s", error.message if error else "")
+        self.shown.error, self.shown.phase = error, "waiting"
+        self._around.turns.ended(self, update.target.key, None)
+        self._wait(policy.HELD_POLL_S)
+        await self._next()
+
+    async def _ask(self, message: Message) -> None:
+        """Whether it may go on, without opening the port."""
+        update, token = self._update, self._wait()
+        assert update is not None
+        found = hindrance(self._around, update, str(self.shown.port), self.shown.name)
+
+        async def ask() -> None:
+            error = await found
+            self.tell("free" if error is None else "hindered", token, error)
+
+        self._around.spawn(ask())
+
+    async def _pause(self, message: Message) -> None:
+        """Later and slower; also where it goes on pausing behind a look."""
+        update, end, about = self._update, message.value, self.shown
+        assert update is not None
+        if isinstance(end, SessionEnd) and end.error is not None and self._job is not None:
+            self._over()
+            update.failed = about.attempts = end.failed
+            about.error = end.error
+            same = about.version == update.target.version
+            about.state = "unknown" if same else "outdated"
+            pause_s = policy.retry_pause_s(end.failed)
+            update.not_before_s = self._loop.time() + pause_s
+            text = "%s; trying again in %g s"
+            self._sight.log(logging.WARNING, text, end.error.message, pause_s)
+            self._job = _slower(self._job)
+            self._around.turns.leave(self)
+        self._wait(max(0.0, update.not_before_s - self._loop.time()))
+        await self._next()
+
+    async def _leave_alone(self, message: Message) -> None:
+        """A board that may be in PENDING_VERIFY is not reset until its app had its time."""
+        end, about = message.value, self.shown
+        assert self._job is not None
+        self._over()
+        if isinstance(end.outcome, Outcome):
+            self._job = after_waiting(self._job, end.outcome)
+            seconds = self._around.settings.confirm_timeout_s
+            about.confirmed = False
+            self._sight.version(end.outcome.version)
+        else:
+            self._job, seconds = replace(self._job, confirm=end.awaited), end.waits_s
+        about.state, about.phase = "awaiting_confirmation", "waiting"
+        about.error = OtaError("awaiting-confirmation", board=about.name)
+        text = "left alone for %.0f s, so that its app can confirm itself"
+        self._sight.log(logging.INFO, text, seconds)
+        self._around.turns.leave(self)
+        self._wait(seconds)
+        await self._next()
+
+    # --- actions: an update's end
+
+    async def _set_aside(self, message: Message) -> None:
+        assert self._update is not None
+        await endings.set_aside(self._sight, self._around, self._update, message.value.error)
+        await self._finish(message)
+
+    async def _finish(self, message: Message) -> None:
+        """The outcome of an update stands."""
+        update, end, about = self._update, message.value, self.shown
+        if update is None:
+            await self._reply(message)
+            return
+        self._over()
+        about.attempts = end.failed
+        if end.outcome is not None:
+            fetched = self._fetched
+            image = fetched.image if isinstance(fetched, Fetched) else None
+            error = await endings.updated(self._sight, self._around, update, end.outcome, image)
+        else:
+            error = end.error
+            self._sight.error(error)
+        if message.event == "used-up":
+            about.state = "set_aside"
+        if self._why is not None and about.state == "up_to_date":
+            update.report["cancel"] = "too late to cancel"
+        verdict = policy.verdict(about.state, error)
+        ended: End = "done" if error is None else "error"
+        if error is not None:
+            update.report["error"] = error.to_dict()
+            ended = "cancelled" if message.event == "cancelled" else ended
+        await self._end(Answer(ended, error), verdict)
+
+    async def _drop(self, message: Message) -> None:
+        """An update goes no further."""
+        update, end, about = self._update, message.value, self.shown
+        if update is None or self._looks:
+            await self._reply(message)
+            return
+        why = self._why or _reason(message)
+        told = why
+        if isinstance(end, SessionEnd):
+            self._over()
+            told = end.error if end.error and end.error.code != "cancelled" else why
+        if message.event == "awaits" or about.state == "awaiting_confirmation":
+            about.state = "awaiting_confirmation"
+            about.error = OtaError("awaiting-confirmation", board=about.name)
+        else:
+            self._sight.error(told)
+        await self._void_line(message)
+        update.report["error"] = told.to_dict()
+        ended: End = "stopped" if why.code == "stopped" else "cancelled"
+        await self._end(Answer(ended, why), "neutral")
+
+    async def _end(self, answer: Answer, verdict: Verdict) -> None:
+        update = self._update
+        assert update is not None
+        self._update = None
+        self._give_up(update, verdict)
+        update.report["outcome"] = "stopped" if answer.end == "stopped" else self.shown.state
+        self._log_end(update, answer)
+        self._hold_against_target(update)
+        self._line += self._plan_waiters
+        self._plan_waiters = []
+        update.give(answer)
+        await self._next()
+
+    def _give_up(self, update: Order | None, verdict: Verdict) -> None:
+        """End what an update held: its wait, its turn, its firmware."""
+        self._wait()
+        self._job = self._why = None
+        self.shown.phase = self.shown.progress = None
+        if update is not None:
+            self._around.turns.ended(self, update.target.key, verdict)
+        if self._let_go is not None:
+            self._let_go()
+        self._let_go = self._fetched = None
+
+    def _log_end(self, update: Order, answer: Answer) -> None:
+        """One line: what came of it, from what to what, how long it took, confirmed or why not."""
+        about, report = self.shown, update.report
+        words = report["outcome"].replace("_", " ")
+        if "to" in report:
+            words += f', "{report.get("from", "")}" -> "{report["to"]}"'
+        if about.state == "up_to_date" and about.confirmed is not None:
+            words += ", confirmed" if about.confirmed else ", not confirmed: its log shows nothing"
+        level, error = logging.INFO, answer.error
+        if error is not None:
+            level = logging.WARNING if answer.end == "error" else logging.INFO
+            words += f": {error.message} {error.remedy} [{error.code}]"
+        self._sight.log(level, "%s, after %.1f s", words, self._loop.time() - update.began_s)
+
+    async def _stop_session(self, message: Message) -> None:
+        """The session stops at the next place where that leaves the board bootable."""
+        if self._attempt is not None:
+            self._attempt.hooks.cancel.set()
+            if message.event == "end":
+                self._attempt.hooks.stop.set()
+        if self._looks:
+            self._drop_waiting(_reason(message))
+        self._why = self._why or _reason(message)
+        await self._void_line(message)
+
+    async def _stop_line(self, message: Message) -> None:
+        """A flash makes an update void that a session has."""
+        await self._stop_session(message)
+        await self._line_up(message)
+
+    async def _drop_line(self, message: Message) -> None:
+        if self._looks:
+            self._drop_waiting(_reason(message))
+        await self._void_line(message)
+
+    def _drop_waiting(self, why: OtaError) -> None:
+        """An update that waits while another session has, or gets, the board is void."""
+        update, self._update = self._update, None
+        if update is not None:
+            self._give_up(update, "neutral")
+            update.report["outcome"] = self.shown.state
+            update.give(Answer("cancelled", why))
+
+    async def _void_line(self, message: Message) -> None:
+        """What is void of what waits in line: with a cancel, updates and flashes; with the end,
+        everything; with another target, updates to the old one."""
+        if message.event == "retarget":
+            await self._retarget(message)
+        if message.event not in ("cancel", "end"):
+            return
+        line, self._line, why = self._line, [], _reason(message)
+        for order in line:
+            if order.purpose in READS and message.event == "cancel":
+                self._line.append(order)
+            else:
+                order.give(Answer("cancelled", why, refusal(order.purpose, why)))
+
+    # --- actions: looks, rollback and flash
+
+    async def _look(self, message: Message) -> None:
+        order = _order(message)
+        if self._looks:
+            same = self._looks[0].purpose == order.purpose
+            (self._looks if same else self._line).append(order)
+            return
+        self._around.turns.leave(self)
+        self._looks = [order]
+        if self._update is None:
+            self._sight.before = self.shown.state
+        self._start(order, self._new_job(order), 0)
+
+    async def _go_on(self, message: Message) -> None:
+        """Once more, slower."""
+        end: SessionEnd = message.value
+        self._over()
+        order = self._looks[0]
+        job = _slower(self._new_job(order))
+        self._start(order, job, end.failed, policy.retry_pause_s(end.failed))
+
+    async def _rewrite(self, message: Message) -> None:
+        """Rollback or flash; an update that waits is void with what it was made for."""
+        order = _order(message)
+        self._drop_waiting(OtaError("cancelled", board=self.shown.name))
+        self._exclusive = order
+        self._sight.before = self.shown.state
+        self._sight.place(order.place)
+        job = self._new_job(order) if order.file is None else self._flash_job(order)
+        self._start(order, job, 0)
+
+    async def _reply(self, message: Message) -> None:
+        """Answer a look, a rollback or a flash."""
+        end: SessionEnd = message.value
+        self._over()
+        self.shown.phase = None
+        self._why = None
+        order, self._exclusive = self._exclusive, None
+        looks, self._looks = self._looks, []
+        sight, around = self._sight, self._around
+        if order is not None and order.purpose == "flash":
+            answer = await endings.flashed(sight, around, order, end)
+        elif order is not None:
+            answer = await endings.went_back(sight, around, order, end)
+        elif looks:
+            answer = endings.looked(sight, around, looks, end, alone=self._update is None)
+        else:  # its orders were answered when the task failed
+            answer = Answer("error", end.error)
+        for one in [order] if order is not None else looks:
+            if answer.error is not None:
+                one.report["error"] = answer.error.to_dict()
+            one.report["outcome"] = self.shown.state
+            self._hold_against_target(one)
+            one.give(answer)
+        await self._next()
+
+    def _hold_against_target(self, order: Order) -> None:
+        """Another target may have come meanwhile."""
+        if order.target.key != self._sight.target.key:
+            self._sight.retarget(self._sight.target)
+
+
+def _order(message: Message) -> Order:
+    """The order of a message whose action needs one."""
+    assert message.order is not None
+    return message.order
+
+
+def _slower(job: Job) -> Job:
+    """The same at the next lower speed."""
+    speeds = bauds_to_try(job.baud)
+    return replace(job, baud=speeds[1] if len(speeds) > 1 else speeds[0])
+
+
+def _reason(message: Message) -> OtaError:
+    """Why an update goes no further."""
+    if message.event == "stopped" and isinstance(message.value, OtaError):
+        return message.value
+    texts = {
+        "retarget": "Another target was configured.",
+        "end": "The service ends; its next start looks at the board and goes on.",
+        "flash": "The whole flash is about to be written instead.",
+    }
+    return OtaError("cancelled", texts.get(message.event, ""))

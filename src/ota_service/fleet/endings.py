@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What sessions came to: into the journal, into what the board shows, into an answer.
+
+Belongs to the board's task (`board.Board`): nobody else calls it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from ota_service.board.flash_merged import FlashOutcome
+from ota_service.board.session import Image, Outcome
+from ota_service.errors import OtaError
+from ota_service.fleet import policy
+from ota_service.fleet.around import Around
+from ota_service.fleet.orders import Answer, Order
+from ota_service.fleet.replies import last_reply, read_reply, refusal, running_of
+from ota_service.fleet.sessions import SessionEnd
+from ota_service.fleet.sight import Sight
+
+
+async def updated(
+    sight: Sight, around: Around, order: Order, outcome: Outcome, image: Image | None
+) -> OtaError | None:
+    """An update's session had an outcome; the error, where that is one."""
+    about, memory, error = sight.about, around.memory, outcome.error
+    if outcome.found is not None:
+        around.renamed(about, outcome.found.chip.mac)
+    sight.version(outcome.version)
+    if outcome.version is not None:
+        order.report["to"] = outcome.version
+    _keep_log(order, outcome.boot_log)
+    if error is not None:
+        error.board = about.name
+    about.error = error
+    if outcome.end == "refused":
+        assert error is not None
+        await _refused(sight, around, order, error)
+        return error
+    about.confirmed = outcome.confirmed if outcome.confirmed is not None else about.confirmed
+    if outcome.end == "up_to_date":
+        await around.journaled(partial(memory.succeeded, outcome, image, order.target.key))
+        about.state, about.attempts = "up_to_date", 0
+    elif outcome.end in ("rolled_back", "failed"):
+        await around.journaled(partial(memory.rolled_back, outcome, order.target.key))
+        about.confirmed, about.state = None, outcome.end
+        about.attempts += 1
+    elif outcome.end == "unjudged":
+        assert error is not None
+        await around.journaled(partial(memory.unjudged, outcome, error, order.target.key))
+        about.confirmed = None
+        sight.error(error)
+    wrote = outcome.plan is not None and outcome.plan.action in ("write", "switch")
+    new = image if wrote and outcome.end in ("up_to_date", "unjudged") else None
+    about.running = running_of(outcome.found, outcome.slot, new) or about.running
+    if error is not None and error.code == "no-reset":
+        about.running = {}
+    return error
+
+
+async def _refused(sight: Sight, around: Around, order: Order, error: OtaError) -> None:
+    sight.error(error)
+    info, about = order.place.info, sight.about
+    if error.code == "other-project" and about.entry is None and info is not None:
+        mark = around.memory.journal.mark_not_ours
+        await around.journaled(partial(mark, info.place, error.message, about.mac))
+
+
+async def set_aside(sight: Sight, around: Around, order: Order, error: OtaError) -> None:
+    """The attempts are used up."""
+    key = sight.about.mac or sight.about.name
+    note = partial(
+        around.memory.journal.set_attempt_state,
+        key,
+        order.target.key,
+        "set_aside",
+        code=error.code,
+        message=error.message,
+    )
+    await around.journaled(note)
+    sight.about.state = "set_aside"
+
+
+def looked(
+    sight: Sight, around: Around, looks: Sequence[Order], end: SessionEnd, *, alone: bool
+) -> Answer:
+    """A look at a board ended. alone: no update waits behind it."""
+    about, purpose = sight.about, looks[0].purpose
+    if end.error is not None:
+        if end.error.code in (*policy.HINDRANCES, "awaiting-confirmation"):
+            return Answer("error", end.error, last_reply(purpose, about, end.error, None))
+        return Answer("error", end.error, refusal(purpose, end.error))
+    outcome = end.outcome
+    assert isinstance(outcome, Outcome)
+    found = outcome.found
+    assert found is not None
+    around.renamed(about, found.chip.mac)
+    if alone:
+        tag = found.version if found.nvs is not None else None
+        about.state = policy.shown_after_read(
+            sight.before, tag, sight.target.version, found.problem
+        )
+        if about.state != sight.before:
+            about.error = found.problem if about.state == "unsupported" else None
+    reply, error = read_reply(purpose, outcome)
+    return Answer("done" if error is None else "error", error, reply)
+
+
+async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd) -> Answer:
+    """A person's rollback: the board is held until its target changes, or `release`."""
+    about, memory, key = sight.about, around.memory, order.target.key
+    if end.error is not None:
+        sight.log(logging.WARNING, "no rollback: %s", end.error.message)
+        return Answer("error", end.error, refusal("rollback", end.error))
+    outcome = end.outcome
+    assert isinstance(outcome, Outcome)
+    assert outcome.found is not None
+    assert outcome.slot is not None
+    mac, slot, error = outcome.found.chip.mac, outcome.slot.name, outcome.error
+    fact = (await around.journaled(partial(memory.facts, mac, key))).slots.get(slot)
+    await around.journaled(partial(memory.rolled_back, outcome, key, held=error is None))
+    around.renamed(about, mac)
+    about.state = "rolled_back" if outcome.end == "rolled_back" else "failed"
+    sight.version(outcome.version)
+    about.confirmed, about.error = outcome.confirmed, error
+    about.running = running_of(outcome.found, outcome.slot) or about.running
+    reply: dict[str, Any] = {
+        "slot": slot,
+        "version": outcome.version or "",
+        "version_from": "journal" if fact and fact.version is not None else "descriptor",
+    }
+    if error is not None:
+        error.board = about.name
+        reply["error"] = error.to_dict()
+    order.report |= {"to": outcome.version, "slot": slot, "by": "a person"}
+    _keep_log(order, outcome.boot_log)
+    sight.log(logging.INFO, 'rolled back by a person to "%s" in %s', outcome.version, slot)
+    return Answer("done" if error is None else "error", error, reply)
+
+
+async def flashed(sight: Sight, around: Around, order: Order, end: SessionEnd) -> Answer:
+    """A writing of a Merged Binary ended."""
+    about, memory = sight.about, around.memory
+    if end.error is not None:
+        about.state = sight.before
+        if end.wrote and about.mac is not None:
+            await around.journaled(partial(memory.flashing, about.mac))
+            sight.error(end.error)
+            about.state = "failed"
+        sight.log(logging.ERROR, "%s %s", end.error.message, end.error.remedy)
+        return Answer("error", end.error, refusal("flash", end.error))
+    outcome = end.outcome
+    assert isinstance(outcome, FlashOutcome)
+    around.renamed(about, outcome.chip.mac)
+    await around.journaled(partial(memory.flashed, outcome))
+    order.report |= {"to": outcome.version, "action": "flash"}
+    _keep_log(order, outcome.boot_log)
+    sight.version(outcome.version)
+    reply = outcome.to_dict()
+    about.running, about.confirmed = dict(reply["running"]), outcome.confirmed
+    about.attempts, about.error = 0, None
+    if outcome.error is not None:
+        sight.error(outcome.error)
+        return Answer("error", outcome.error, reply)
+    about.state = "up_to_date" if outcome.version == sight.target.version else "outdated"
+    return Answer("done", reply=reply)
+
+
+def _keep_log(order: Order, lines: Sequence[str]) -> None:
+    if lines:
+        order.report["boot_log"] = list(lines)

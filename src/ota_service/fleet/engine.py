@@ -1,0 +1,511 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What one service is, beyond its configured instances: its boards, their firmware, its runs.
+
+Viam removes and adds an instance at every change of an attribute, so everything that an update
+needs lives here, by the service's name, and outlasts the instance for a grace. Lives in the event
+loop; what blocks goes through `journaled` or a thread. `end` ends all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from ota_service.board.ownership import SERVICE_CLAIMS
+from ota_service.board.ports import canonical, describe
+from ota_service.errors import OtaError
+from ota_service.firmware.download import GaveUp
+from ota_service.fleet import policy
+from ota_service.fleet.around import Log
+from ota_service.fleet.board import Board
+from ota_service.fleet.board_state import BoardState
+from ota_service.fleet.firmwares import Firmwares
+from ota_service.fleet.journal import Journal, open_journal
+from ota_service.fleet.memory import Memory
+from ota_service.fleet.orders import FlashFile
+from ota_service.fleet.places import Place
+from ota_service.fleet.roster import Roster, effective_target
+from ota_service.fleet.run import Run
+from ota_service.fleet.settings import Settings
+from ota_service.fleet.sight import Sight
+from ota_service.fleet.turns import Turns
+
+POLL_S = 1.0
+SETTLE_S = 3.0
+"""How long after a session a port may come and go by the board's own restart."""
+
+HEARD_S = 1.0
+"""How long a configuration waits for its boards' tasks, which take milliseconds."""
+
+STATE_BUSY_RETRY_S = 2.0
+SAVE_RETRY_S = 5.0
+STOP_LIMIT_S = 8.0
+"""Boards in the middle of a slot write are back in their old firmware before that."""
+
+Result = TypeVar("Result")
+RestartAllowed = Callable[[], Awaitable[bool]]
+
+_JOURNAL = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+"""A thread of its own: sessions that fill all others must not hold the journal up."""
+
+
+class _Named(logging.LoggerAdapter[logging.Logger]):
+    """Puts the service's name before each line."""
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        return f"{(self.extra or {})['service']}: {msg}", kwargs
+
+
+class Engine:
+    """One service. Implements `board.Around`."""
+
+    def __init__(self, settings: Settings, logger: logging.Logger) -> None:
+        self.settings = settings
+        self.owner = f"service {settings.service}"
+        self.log: Log = _Named(logger, {"service": settings.service})
+        self.roster = Roster(self)
+        self.runs: list[Run] = []
+        self.last_run: Run | None = None
+        self.error: OtaError | None = None
+        self.closing = False
+        self.slots = asyncio.Semaphore(settings.max_parallel)
+        self.turns = Turns(settings.max_parallel, settings.canary, self._crowd, self._on_stop)
+        self.firmwares = Firmwares(settings, self.log, self._proven)
+        self.restart_allowed: RestartAllowed | None = None
+        self.handle: object | None = None
+        self._memory: Memory | None = None
+        self._ready = asyncio.Event()
+        self._failed_downloads: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._save_at_s = 0.0
+
+    @property
+    def boards(self) -> dict[str, Board]:
+        """Its boards by their names."""
+        return self.roster.boards
+
+    # --- its life
+
+    async def open(self) -> None:
+        """Claim the boards and open the journal. Raises OtaError `config-invalid`."""
+        self._claim(self.settings)
+        try:
+            self._use(await asyncio.to_thread(open_journal, self.settings.state_dir))
+        except OtaError as error:
+            if error.code != "state-busy":
+                SERVICE_CLAIMS.release(self)
+                raise
+            # A module that is being restarted may overlap with its old process for seconds.
+            self.error = error
+            self.log.error("%s", error)
+            self.spawn(self._open_later())
+        self.spawn(self._watch_ports())
+
+    async def _open_later(self) -> None:
+        while self._memory is None and not self.closing:
+            await asyncio.sleep(STATE_BUSY_RETRY_S)
+            with contextlib.suppress(OtaError):
+                self._use(await asyncio.to_thread(open_journal, self.settings.state_dir))
+                self.error = None
+
+    def _use(self, journal: Journal) -> None:
+        if journal.warning:
+            self.log.warning("%s", journal.warning)
+        self._memory = Memory(journal, self.settings.service)
+        self._ready.set()
+
+    @property
+    def memory(self) -> Memory:
+        """The journal. Raises OtaError `state-busy` while another process has it."""
+        if self._memory is None:
+            raise self.error or OtaError("state-busy")
+        return self._memory
+
+    @property
+    def journal_problem(self) -> OtaError | None:
+        """Why the journal is kept in memory alone for now, if it is."""
+        return self._memory.journal.problem if self._memory is not None else None
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A task of the service's own, kept until it is over; a failure of it is in the log."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.log.error("a background task failed", exc_info=error)
+            self.error = OtaError("internal", f"{type(error).__name__}: {error}")
+
+    async def journaled(self, call: Callable[[], Result]) -> Result:
+        """Something that blocks for as long as a disk takes, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(_JOURNAL, call)
+
+    async def may_restart(self) -> bool:
+        """Whether boards may be restarted now, as the sensor of `allow_restart` says."""
+        return self.restart_allowed is None or await self.restart_allowed()
+
+    async def end(self) -> None:
+        """End everything, with boards in a firmware that boots: sessions, tasks, claims, files."""
+        self.closing = True
+        active = [run for run in self.runs if not run.done.is_set()]
+        for run in active:
+            run.interrupted = True
+            run.cancel()
+        boards = [*self.boards.values(), *self.roster.retired]
+        for board in boards:
+            board.tell("end")
+        waits = [asyncio.ensure_future(run.done.wait()) for run in active]
+        waits += [asyncio.ensure_future(board.quiet.wait()) for board in boards]
+        if waits:
+            self.log.info("the service ends")
+            await asyncio.wait(waits, timeout=STOP_LIMIT_S)
+        for task in (*waits, *self._tasks):
+            task.cancel()
+        await asyncio.gather(*waits, *self._tasks, return_exceptions=True)
+        SERVICE_CLAIMS.release(self)
+        await self.firmwares.close()
+        if self._memory is not None:
+            journal, self._memory = self._memory.journal, None
+            await self.journaled(journal.close)
+
+    # --- configuration
+
+    async def configure(self, settings: Settings, *, first: bool) -> None:
+        """Take a configuration over, and start what follows from it by itself."""
+        before = self.settings
+        if not first:
+            self._claim(settings)
+        if settings.max_parallel != before.max_parallel:
+            self.slots = asyncio.Semaphore(settings.max_parallel)
+        self.settings = self.firmwares.settings = settings
+        self.turns.limit, self.turns.canary = settings.max_parallel, settings.canary
+        changed = self.roster.adopt(settings)
+        self.turns.keep(self.roster.keys)
+        self.firmwares.keep(self.roster.keys)
+        if self.boards:  # so that no board shows what it was to the target before
+            heard = [board.heard() for board in self.boards.values()]
+            await asyncio.wait(heard, timeout=HEARD_S)
+        self.spawn(self._follow_configuration(before, changed, first))
+
+    def _claim(self, settings: Settings) -> None:
+        keys: dict[str, str] = {}
+        for entry in settings.boards or ():
+            named = [entry.mac, canonical(entry.port) if entry.port is not None else None]
+            keys |= {key: entry.name for key in named if key is not None}
+        SERVICE_CLAIMS.claim(self, self.settings.service, keys)
+
+    async def _follow_configuration(
+        self, before: Settings, changed: Sequence[str], first: bool
+    ) -> None:
+        settings = self.settings
+        await self._ready.wait()
+        service, journal = settings.service, self.memory.journal
+        new_target = await self.journaled(
+            partial(journal.set_target, service, self._targets_key(settings))
+        )
+        keys = self.roster.keys
+        stops = await self.journaled(partial(journal.stops, service, keys))
+        for key, why in stops.items():
+            self.turns.note_stopped(key, why)
+        if first:
+            await self._begin(settings, new_target)
+            return
+        names = set(changed)
+        if settings.auto_update and not before.auto_update:
+            names |= {n for n, b in self.boards.items() if b.shown.state in ("outdated", "unknown")}
+        if not settings.auto_update:
+            return
+        if settings.boards is None and new_target:
+            self.start(Run("configured"))
+        elif names:
+            self.start(Run("configured", sorted(names)))
+
+    async def _begin(self, settings: Settings, new_target: bool) -> None:
+        """The first configuration of this process: what was known and what was interrupted."""
+        journal = self.memory.journal
+        await self.journaled(self._remember_boards)
+        interrupted = await self.journaled(partial(journal.interrupted_runs, settings.service))
+        for run in interrupted:
+            await self.journaled(partial(journal.take_up, run.id))
+        resumed = any(run.target.get("purpose") is None for run in interrupted)
+        if settings.auto_update and (settings.check_on_start or new_target or resumed):
+            self.start(Run("resumed" if resumed and not new_target else "configured"))
+        elif settings.boards is not None:
+            await self._poll(first=True)
+
+    def _targets_key(self, settings: Settings) -> str:
+        keys = [settings.target.key]
+        keys += [effective_target(settings, entry).key for entry in settings.boards or ()]
+        return hashlib.sha256(" ".join(keys).encode()).hexdigest()[:32]
+
+    def _remember_boards(self) -> None:
+        """Show from the start what the journal has of the boards. In a thread."""
+        memory = self.memory
+        for board in list(self.boards.values()):
+            entry = board.shown.entry
+            mac = entry.mac if entry is not None else None
+            port = entry.port if entry is not None else None
+            record = (
+                memory.journal.board(mac) if mac else memory.board_named(board.shown.name, port)
+            )
+            if record is not None:
+                as_read = memory.is_as_read(record)
+                board.from_thread(partial(Sight.remember, record=record, as_read=as_read))
+
+    # --- runs
+
+    def start(self, run: Run, file: Coroutine[Any, Any, FlashFile] | None = None) -> Run:
+        """Let a run go on behind."""
+        target = self.settings.target
+        if not run.about:
+            run.about = {
+                "url": target.shown_url,
+                "version": target.version,
+                "sha256": target.sha256,
+                "purpose": run.purpose if run.purpose != "update" else None,
+            }
+        self.runs = [other for other in self.runs if not other.done.is_set()]
+        self.runs.append(run)
+        if run.purpose == "update":
+            self.last_run = run
+            self.error = None
+        self.spawn(self._go(run, file))
+        return run
+
+    async def _go(self, run: Run, file: Coroutine[Any, Any, FlashFile] | None) -> None:
+        await self._ready.wait()
+        await run.go(self, file)
+        if run.purpose == "flash":
+            await self._after_flash(run)
+        if run.purpose != "update":
+            return
+        if run.error is not None:
+            self.error = run.error
+            self.log.error("%s [%s] %s", run.error.message, run.error.code, run.error.remedy)
+        self.log.info("run %s: %s", run.id, run.outcome)
+        self._fetch_again(run)
+
+    async def _after_flash(self, run: Run) -> None:
+        """It is as if the board had just been plugged in."""
+        for order, board in run.orders.values():
+            if "to" in order.report:
+                await self._free([board])
+                outdated = board.shown.state == "outdated"
+                if outdated and self.settings.auto_update and not self.closing:
+                    self.start(Run("attached", [board.shown.name]))
+
+    def _fetch_again(self, run: Run) -> None:
+        """A firmware that could not be had for now is asked for again, later and later."""
+        waiting: dict[str, list[Board]] = {}
+        for order, board in run.orders.values():
+            if not order.answer.done():
+                continue  # the run ended before it was asked of anybody
+            answer, key = order.answer.result(), order.target.key
+            if answer.end == "no-firmware" and isinstance(answer.error, GaveUp):
+                waiting.setdefault(key, []).append(board)
+            elif answer.end != "cancelled":
+                self._failed_downloads.pop(key, None)
+        for key, boards in waiting.items():
+            self._failed_downloads[key] = failed = self._failed_downloads.get(key, 0) + 1
+            if self.settings.auto_update and not self.closing:
+                self.spawn(self._fetch_later(run, key, boards, policy.download_pause_s(failed)))
+
+    async def _fetch_later(
+        self, run: Run, key: str, boards: Sequence[Board], pause_s: float
+    ) -> None:
+        self.log.info("the download is tried again in %g s", pause_s)
+        await asyncio.sleep(pause_s)
+        names = [b.shown.name for b in boards if b.target.key == key and b.free]
+        if names and self.last_run is run and self.settings.auto_update and not self.closing:
+            self.start(Run("resumed", names))
+
+    def running(self, names: Sequence[str] | None, permits: policy.Permits) -> Run | None:
+        """A run in progress that does what is asked for already."""
+        return next((run for run in self.runs if run.covers(names, permits)), None)
+
+    def cancel(self, names: Sequence[str] | None) -> bool:
+        """Stop updates and flashes where that leaves every board bootable; whether there were
+        any."""
+        active = [
+            run for run in self.runs if run.purpose in ("update", "flash") and not run.done.is_set()
+        ]
+        for run in active:
+            if names is None or (run.names is not None and set(run.names) <= set(names)):
+                run.cancel()
+        for name, board in self.boards.items():
+            if names is None or name in names:
+                board.tell("cancel")
+        return bool(active)
+
+    # --- a firmware that is stopped
+
+    def _crowd(self, key: str) -> int:
+        """How many boards that are there have a target, those that are held among them."""
+        away = ("absent", "candidate", "unsupported", "unrecognised")
+        return sum(
+            board.target.key == key and board.shown.state not in away
+            for board in self.boards.values()
+        )
+
+    async def _proven(self, sha256: str) -> bool:
+        return await self.journaled(partial(self.memory.journal.firmware_confirmed, sha256))
+
+    def _on_stop(self, key: str, why: OtaError) -> None:
+        """Start nothing more with this target by itself, also after a restart."""
+        self.log.error("%s", why)
+        self.error = why
+        journal, service = self.memory.journal, self.settings.service
+        self.spawn(self.journaled(partial(journal.stop, service, key, why.message)))
+        for board in self.boards.values():
+            if board.target.key == key:
+                board.tell("stopped", value=why)
+        for run in self.runs:
+            if any(order.target.key == key for order, _ in run.orders.values()):
+                run.error = run.error or why
+
+    def stopped(self, names: Sequence[str] | None) -> OtaError | None:
+        """Why none of these boards may get its firmware, if so."""
+        boards = [b for n, b in self.boards.items() if names is None or n in names]
+        targets = {b.target.key for b in boards} or {self.settings.target.key}
+        stops = [self.turns.stopped(key) for key in targets]
+        return stops[0] if all(stops) else None
+
+    async def lift(self) -> None:
+        """Let stopped firmwares be tried again; nothing else."""
+        self.turns.lift()
+        if self.error is not None and self.error.code == "stopped":
+            self.error = None
+        run = self.last_run
+        if run is not None and run.error is not None and run.error.code == "stopped":
+            run.error = None
+        await self.journaled(partial(self.memory.journal.lift, self.settings.service))
+
+    async def release(self, boards: Sequence[Board]) -> None:
+        """Let boards that were set aside, rolled back, wrong or not ours be taken up again."""
+        await self._free(boards)
+        loop = asyncio.get_running_loop()
+        done: list[asyncio.Future[None]] = [loop.create_future() for _ in boards]
+        for board, answer in zip(boards, done, strict=True):
+            board.tell("release", value=answer)
+        await asyncio.gather(*done)
+
+    async def _free(self, boards: Sequence[Board]) -> None:
+        keys: list[str] = []
+        ports: list[str] = []
+        for board in boards:
+            about, entry = board.shown, board.shown.entry
+            named = [about.mac, about.name, about.port, entry.port if entry else None]
+            keys += [key for key in named if key is not None]
+            wrong = about.error is not None and about.error.code in policy.NOT_THE_BOARD
+            if wrong and entry is not None and entry.port is not None:
+                # What was learned of the port goes, or its new USB device stays the wrong one.
+                ports.append(entry.port)
+
+        def free() -> None:
+            for board in boards:
+                info = describe(board.shown.port) if board.shown.port else None
+                if info is not None:
+                    keys.append(info.place)
+            for port in ports:
+                self.memory.journal.forget_port(port)
+            self.memory.journal.release(*keys)
+
+        await self.journaled(free)
+
+    async def forget_ports(self) -> None:
+        """Take whatever is behind the configured ports for the right board."""
+        for entry in self.settings.boards or ():
+            if entry.port is not None:
+                await self.journaled(partial(self.memory.journal.forget_port, entry.port))
+
+    def renamed(self, about: BoardState, mac: str) -> None:
+        """A board that is not in `boards` goes by its MAC once that is known."""
+        self.roster.renamed(about, mac)
+
+    # --- boards that come and go
+
+    async def _watch_ports(self) -> None:
+        """Boards that are plugged in are taken up; polling opens no port."""
+        while not self.closing:
+            await asyncio.sleep(POLL_S)
+            if self._memory is None:
+                continue
+            try:
+                await self._poll()
+                await self._save_journal()
+            except OtaError as error:
+                self.log.debug("%s", error)
+            except Exception:
+                # Boards that are plugged in later must be found all the same.
+                self.log.exception("looking at the ports failed")
+
+    async def _save_journal(self) -> None:
+        """Bring to the disk what it had no room for, without waiting for the next update."""
+        loop, journal = asyncio.get_running_loop(), self.memory.journal
+        if journal.problem is None or loop.time() < self._save_at_s:
+            return
+        self._save_at_s = loop.time() + SAVE_RETRY_S
+        await self.journaled(journal.retry)
+        if self.journal_problem is None:
+            self.log.info("the journal is on the disk again")
+
+    async def _poll(self, *, first: bool = False) -> None:
+        """One look at what is plugged in; boards that a session has are left out.
+
+        A port on native USB vanishes and comes back when its board is restarted, also just
+        after a session: that is neither a board that went nor one that came.
+        """
+        settings = self.settings
+        places = await asyncio.to_thread(self.roster.places, policy.Permits())
+        if settings is not self.settings:
+            return  # configured meanwhile
+        came = [place for place in places if self._came_or_went(place, first=first)]
+        if settings.boards is None:
+            here = {place.port for place in places}
+            for board in self.boards.values():
+                about = board.shown
+                if self._at_rest(board) and about.state != "absent" and about.port not in here:
+                    board.tell("gone", value=OtaError("port-missing", board=about.name))
+        names = [place.name if settings.boards is not None else str(place.port) for place in came]
+        if names and settings.auto_update and not first and not self._covered(names):
+            self.log.info("plugged in: %s", ", ".join(names))
+            self.start(Run("attached", names))
+
+    def _came_or_went(self, place: Place, *, first: bool) -> bool:
+        """Show a board that was unplugged as absent; whether a board has come."""
+        board = self.roster.of(place)
+        if board is None:
+            return self.settings.boards is None and place.kind in ("here", "candidate")
+        if not self._at_rest(board):
+            return False
+        absent = board.shown.state == "absent"
+        if place.kind == "absent" and not absent:
+            board.tell("gone", value=place.error)
+        elif place.kind == "here" and (absent or first):
+            board.tell("came", value=place)
+            return True
+        elif first and place.error is not None:
+            board.tell("gone", value=place.error)
+        return False
+
+    @staticmethod
+    def _at_rest(board: Board) -> bool:
+        """Whether no session has a board, nor had a moment ago."""
+        return board.free and asyncio.get_running_loop().time() - board.left_s > SETTLE_S
+
+    def _covered(self, names: Sequence[str]) -> bool:
+        """Whether a run that is still looking for its boards will find these."""
+        return any(
+            run.stage == "checking" and (run.names is None or set(names) <= set(run.names))
+            for run in self.runs
+            if not run.done.is_set()
+        )

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The firmware of each target, for as long as a board or a look needs it.
+
+Each target is fetched by itself, so that a slow server holds up only the boards that need it. A
+fetch ends at once when nobody waits for it any more. Lives in the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from ota_service.board.facts import KnownImage
+from ota_service.board.session import Image
+from ota_service.board.stream import STREAMS
+from ota_service.errors import OtaError
+from ota_service.firmware.check import Firmware
+from ota_service.firmware.supply import Supply
+from ota_service.firmware.target import Target
+from ota_service.fleet.board_state import Progress
+from ota_service.fleet.settings import Settings
+
+MERGED_BYTES = 16 << 20
+"""A Merged Binary may be as large as a flash, whatever the limit for App Images is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A firmware that is there. proven: a board was seen running it well."""
+
+    image: Image
+    proven: bool
+
+
+Arrived = Callable[["Fetched | OtaError"], None]
+LetGo = Callable[[], None]
+
+
+@dataclass(eq=False)
+class _Shelf:
+    """One target's firmware, or the task that fetches it; wanted: by whom."""
+
+    target: Target
+    task: asyncio.Task[None] | None = None
+    fetched: Fetched | None = None
+    wanted: list[Arrived] = field(default_factory=list)
+
+
+class Firmwares:
+    """One service's. about: what the status shows of a target's file; notices: what it says of a
+    file that changed under its version. Both by the target's key."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        log: logging.Logger | logging.LoggerAdapter[Any],
+        proven: Callable[[str], Awaitable[bool]],
+    ) -> None:
+        self.settings = settings
+        self.download: Progress | None = None
+        self.about: dict[str, dict[str, Any]] = {}
+        self.notices: dict[str, str] = {}
+        self._known: dict[str, KnownImage] = {}
+        self._log = log
+        self._proven = proven
+        self._shelves: dict[str, _Shelf] = {}
+        self._supply = Supply(settings.cache_dir)
+
+    def want(self, target: Target, arrived: Arrived) -> LetGo:
+        """Have a target's firmware fetched; `arrived` is called, later, with it or the error.
+
+        What is returned is called, once, when it is needed no more.
+        """
+        shelf = self._shelves.get(target.key)
+        if shelf is None:
+            shelf = self._shelves[target.key] = _Shelf(target)
+            shelf.task = asyncio.ensure_future(self._fetch(shelf))
+        shelf.wanted.append(arrived)
+        if shelf.fetched is not None:
+            asyncio.get_running_loop().call_soon(arrived, shelf.fetched)
+        return partial(self._let_go, shelf, arrived)
+
+    @asynccontextmanager
+    async def had(self, target: Target) -> AsyncIterator[Fetched]:
+        """A target's firmware for the length of a block. Raises OtaError."""
+        future: asyncio.Future[Fetched | OtaError] = asyncio.get_running_loop().create_future()
+
+        def arrived(got: Fetched | OtaError) -> None:
+            if not future.done():
+                future.set_result(got)
+
+        let_go = self.want(target, arrived)
+        try:
+            got = await future
+            if isinstance(got, OtaError):
+                raise got
+            yield got
+        finally:
+            let_go()
+
+    async def fetch(self, url: str) -> bytes:
+        """A file of whatever kind, unchecked. Raises OtaError."""
+        with self._shown() as progress:
+            return await self._supply.fetch(
+                url,
+                ca_file=self.settings.ca_file,
+                max_bytes=max(self.settings.max_image_bytes, MERGED_BYTES),
+                progress=progress,
+            )
+
+    def known(self, other_than: str) -> tuple[KnownImage, ...]:
+        """The files of other targets, as evidence for what a slot holds."""
+        return tuple(image for key, image in self._known.items() if key != other_than)
+
+    def keep(self, keys: set[str]) -> None:
+        """Forget what is known of files that are no board's target any more."""
+        for table in (self.about, self.notices, self._known):
+            for key in [key for key in table if key not in keys]:
+                del table[key]
+
+    def _let_go(self, shelf: _Shelf, arrived: Arrived) -> None:
+        """Where nobody needs it, its bytes go, and a fetch that is on its way ends."""
+        if arrived in shelf.wanted:
+            shelf.wanted.remove(arrived)
+        if shelf.wanted:
+            return
+        if self._shelves.get(shelf.target.key) is shelf:
+            del self._shelves[shelf.target.key]
+        if shelf.fetched is not None:
+            # In a thread: the cache may be compressing another image just now.
+            drop = partial(STREAMS.drop, shelf.fetched.image.sha256)
+            asyncio.get_running_loop().run_in_executor(None, drop)
+        elif shelf.task is not None:
+            shelf.task.cancel()
+
+    async def close(self) -> None:
+        """End every fetch, and remove what unfinished ones left."""
+        tasks = [shelf.task for shelf in self._shelves.values() if shelf.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._supply.close()
+
+    # --- inside
+
+    async def _fetch(self, shelf: _Shelf) -> None:
+        try:
+            got: Fetched | OtaError = await self._get(shelf.target)
+        except OtaError as error:
+            self._log.error("%s [%s] %s", error.message, error.code, error.remedy)
+            got = error
+        except Exception as error:
+            self._log.exception("fetching the firmware failed")
+            got = OtaError("internal", f"{type(error).__name__}: {error}")
+        shelf.task = None
+        if isinstance(got, Fetched):
+            shelf.fetched = got
+        else:
+            del self._shelves[shelf.target.key]
+        for arrived in list(shelf.wanted):
+            arrived(got)
+
+    async def _get(self, target: Target) -> Fetched:
+        with self._shown() as progress:
+            firmware = await self._supply.get(
+                target,
+                ca_file=self.settings.ca_file,
+                max_image_bytes=self.settings.max_image_bytes,
+                progress=progress,
+            )
+        image = Image(firmware.data, firmware.sha256, firmware.md5, firmware.image)
+        about = image.parsed.descriptor
+        self.about[target.key] = {
+            "sha256": image.sha256,
+            "size_bytes": len(image.data),
+            "project": about.project,
+            "app_version": about.version,
+            "chip": image.parsed.chip,
+        }
+        self._known[target.key] = image.known
+        self._notice(target, firmware)
+        return Fetched(image, await self._proven(image.sha256))
+
+    def _notice(self, target: Target, firmware: Firmware) -> None:
+        """A file that changed under its version: boards that hold that version do not get it."""
+        before = firmware.changed_from
+        if before is None:
+            self.notices.pop(target.key, None)
+            return
+        text = (
+            f"The url gave another file under this version before (SHA-256 {before[:16]}..., now "
+            f"{firmware.sha256[:16]}...). Boards that hold the version already keep what they "
+            "have: publish the file under a new version, or call update with force."
+        )
+        if self.notices.get(target.key) != text:
+            self._log.warning("%s, version %s: %s", target.shown_url, target.version, text)
+        self.notices[target.key] = text
+
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[Callable[[int, int | None], None]]:
+        """Show a download's progress in the status."""
+        shown = self.download = Progress()
+
+        def progress(done: int, total: int | None) -> None:
+            shown.bytes_done = done
+            shown.bytes_total = total or 0
+
+        try:
+            yield progress
+        finally:
+            if self.download is shown:
+                self.download = None

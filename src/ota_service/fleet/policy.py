@@ -1,0 +1,512 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What becomes of a board, and of a firmware on many boards: two tables, without any I/O.
+
+    BOARD[state, event] -> Row      one board: waits, attempts, reads, cancel, the end of a process
+    FIRMWARE[state, event] -> Row   one firmware: a canary first, and the stop for all
+
+Everything that affects a board's course stands here. `board.Board` and `turns.Turns` carry the
+actions out, and decide nothing. What is not an event yet (an error, two orders, a record of the
+journal) is made one by the functions below the tables, which are as pure. docs/architecture.md
+shows both tables (docs/generate.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ota_service.errors import OtaError
+from ota_service.fleet.board_state import State as Shown
+from ota_service.fleet.journal_rows import AttemptRecord
+from ota_service.fleet.settings import Override
+
+State = Literal[
+    "rest",
+    "fetching",
+    "queued",
+    "held",
+    "pausing",
+    "confirming",
+    "updating",
+    "reading",
+    "rewriting",
+    "stopping",
+]
+"""What a board's task is at.
+
+rest: nothing is asked of the board. Five waits of an update: fetching (for its firmware), queued
+(for its turn), held (for the sensor or a busy port), pausing (before another attempt),
+confirming (its app may not be disturbed). Four in which a session has the board: updating,
+reading, rewriting (rollback or flash), stopping (it was told to stop where that leaves the board
+bootable).
+"""
+
+Event = Literal[
+    # orders
+    "update",
+    "more",
+    "other",
+    "read",
+    "plan",
+    "rollback",
+    "flash",
+    "missing",
+    "spared",
+    "release",
+    "cancel",
+    "retarget",
+    "end",
+    "later",
+    # a wait is over
+    "firmware",
+    "no-firmware",
+    "turn",
+    "stopped",
+    "free",
+    "time",
+    # a session is over, or the way to one
+    "done",
+    "failed",
+    "used-up",
+    "again",
+    "hindered",
+    "awaits",
+    "cancelled",
+    # the port
+    "gone",
+    "came",
+]
+"""What happens to a board's task.
+
+Orders: update (more: it permits what the one under way does not; other: it has another target),
+read (version, verify), plan, rollback, flash, release, cancel, retarget, end (of the process);
+missing and spared are updates and reads of a board that is not there, or that the journal
+answers for; later: an update that pauses goes on pausing behind a look. Sessions: done, failed
+for good, used-up (the last attempt failed), again (it may succeed later), hindered (sensor or
+port said no), awaits (the app has to confirm itself), cancelled.
+"""
+
+Action = Literal[
+    "nothing",
+    "answer_missing",
+    "answer_spared",
+    "answer_last",
+    "answer_plan",
+    "ask",
+    "ask_turn",
+    "carry_out",
+    "drop",
+    "drop_line",
+    "fetch",
+    "finish",
+    "go_on",
+    "hold",
+    "join",
+    "leave_alone",
+    "line_up",
+    "look",
+    "pause",
+    "release",
+    "refuse_rollback",
+    "reply",
+    "retarget",
+    "rewrite",
+    "set_aside",
+    "show_came",
+    "show_gone",
+    "stop_line",
+    "stop_session",
+    "without_firmware",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Where an event leads, what is done, and why. state None: it stays where it is."""
+
+    state: State | None
+    action: Action
+    why: str
+
+
+STATES: tuple[State, ...] = get_args(State)
+WAITS: tuple[State, ...] = ("fetching", "queued", "held", "pausing", "confirming")
+SESSIONS: tuple[State, ...] = ("updating", "reading", "rewriting", "stopping")
+ENDS: tuple[Event, ...] = (
+    *("done", "failed", "used-up", "again", "hindered", "awaits", "cancelled"),
+)  # fmt: skip
+
+_Rows = tuple[tuple[tuple[State, ...], tuple[Event, ...], State | None, Action, str], ...]
+
+ROWS: _Rows = (
+    # --- an update begins
+    (("rest",), ("update", "more", "other"), "fetching", "fetch", "its firmware comes first"),
+    (("rest",), ("later",), "pausing", "pause", "it paused before a look, and goes on pausing"),
+    (("fetching",), ("firmware",), "queued", "ask_turn", "a canary may have to go first"),
+    (("fetching",), ("no-firmware",), "rest", "without_firmware", "no port is opened for it"),
+    (("queued",), ("turn",), "updating", "carry_out", "a session in a thread"),
+    # --- a further order meets an update
+    (WAITS, ("update",), None, "join", "both are answered when the update ends"),
+    (("updating",), ("update",), None, "join", "both are answered when the update ends"),
+    (("fetching", "queued"), ("more",), None, "join", "the session will have what is permitted"),
+    (("held", "pausing"), ("more",), "queued", "ask_turn", "a person's word ends the wait"),
+    (("confirming",), ("more",), None, "line_up", "an app that has to confirm itself is let be"),
+    (("updating",), ("more",), None, "line_up", "the session on the way does not know of it"),
+    (("fetching", "queued", "held", "pausing", "confirming"), ("other",), None, "line_up",
+     "it follows as soon as the one for the old target has ended"),
+    (SESSIONS, ("other",), None, "line_up", "it follows when the session has ended"),
+    (("reading", "rewriting", "stopping"), ("update", "more"), None, "line_up",
+     "it follows when the session has ended"),
+    # --- reads
+    (("rest", "fetching", "queued", "pausing"), ("read", "plan"), "reading", "look",
+     "nobody has the board, so it is looked at; an update that waits goes on afterwards"),
+    (("held", "confirming"), ("read", "plan"), None, "answer_last",
+     "the board may not be touched: what is known, and why not now"),
+    (("updating",), ("plan",), None, "answer_plan", "the plan that is being carried out"),
+    (("updating",), ("read",), None, "line_up", "after the session the board shows what it has"),
+    (("reading",), ("read", "plan"), None, "look", "the same question is asked of a board once"),
+    (("rewriting", "stopping"), ("read", "plan"), None, "line_up", "after the session"),
+    # --- rollback and flash
+    (("rest",), ("rollback", "flash"), "rewriting", "rewrite", "a session in a thread"),
+    (("fetching", "queued", "held", "pausing"), ("rollback", "flash"), "rewriting", "rewrite",
+     "the update that waits is void with what it was made for"),
+    (("confirming",), ("rollback",), None, "refuse_rollback",
+     "an app that has to confirm itself is let be"),
+    (("confirming",), ("flash",), "rewriting", "rewrite", "everything on the board goes anyway"),
+    (("updating",), ("flash",), "stopping", "stop_line", "everything on the board goes anyway"),
+    (("updating",), ("rollback",), None, "line_up", "after the session"),
+    (("reading", "rewriting", "stopping"), ("rollback", "flash"), None, "line_up",
+     "after the session"),
+    # --- boards that are not there, or that the journal answers for
+    (("rest",), ("missing",), None, "answer_missing", "it is no attempt, and holds no run open"),
+    (("rest",), ("spared",), None, "answer_spared",
+     "held by an earlier failure, or as last read: no port is opened"),
+    ((*WAITS, "updating"), ("missing", "spared"), None, "join", "the update knows better"),
+    (("reading", "rewriting", "stopping"), ("missing",), None, "answer_missing",
+     "it is no attempt, and holds no run open"),
+    (("reading", "rewriting", "stopping"), ("spared",), None, "answer_spared",
+     "held by an earlier failure, or as last read"),
+    # --- cancel, another target, the end of the process
+    (("rest",), ("cancel", "end"), None, "nothing", "there is nothing to stop"),
+    (WAITS, ("cancel", "end"), "rest", "drop", "no session has the board: at once"),
+    (("updating",), ("cancel", "end"), "stopping", "stop_session",
+     "at the next place where the board boots; behind the switch it finishes"),
+    (("reading",), ("cancel",), None, "drop_line", "a look goes on; updates in line are taken out"),
+    (("reading",), ("end",), "stopping", "stop_session", "the process ends"),
+    (("rewriting",), ("cancel", "end"), "stopping", "stop_session",
+     "before the first write; behind it only the end of the process stops it"),
+    (("stopping",), ("cancel",), None, "drop_line", "updates in line are taken out"),
+    (("stopping",), ("end",), None, "stop_session", "the process ends"),
+    (("rest",), ("retarget",), None, "retarget", "what it shows is held against the new target"),
+    (WAITS, ("retarget",), "rest", "drop", "the update is void"),
+    (("updating",), ("retarget",), "stopping", "stop_session",
+     "before the switch; a board behind it finishes first"),
+    (("reading", "rewriting", "stopping"), ("retarget",), None, "retarget",
+     "the session has nothing to do with the target, or was told to stop"),
+    # --- a stopped firmware
+    (("fetching", "queued", "held", "pausing"), ("stopped",), "rest", "drop",
+     "no further board gets a firmware that does not start"),
+    (("updating",), ("stopped",), "stopping", "stop_session",
+     "before the switch the board keeps its firmware"),
+    (("rest", "confirming", "reading", "rewriting", "stopping"), ("stopped",), None, "nothing",
+     "it does not wait for that firmware"),
+    # --- sensor and busy port: no attempt
+    (("updating",), ("hindered",), "held", "hold", "the turn goes to others"),
+    (("held",), ("time",), None, "ask", "each second, without opening the port"),
+    (("held",), ("hindered",), None, "hold", "the answer is still no"),
+    (("held",), ("free",), "queued", "ask_turn", "it may go on"),
+    # --- attempts
+    (("updating",), ("again",), "pausing", "pause", "later and later, and slower"),
+    (("pausing",), ("time",), "queued", "ask_turn", "another attempt"),
+    (("updating",), ("used-up",), "rest", "set_aside", "until the target changes, or release"),
+    (("updating",), ("done", "failed", "cancelled"), "rest", "finish", "the outcome stands"),
+    # --- an app that has to confirm itself
+    (("updating",), ("awaits",), "confirming", "leave_alone", "a reset would undo it"),
+    (("confirming",), ("time",), "updating", "carry_out", "the board is looked at again"),
+    # --- reads, rollback, flash: one answer each
+    (("reading",), ("again",), None, "go_on", "once more, slower: it is no attempt"),
+    (("reading", "rewriting"), tuple(e for e in ENDS if e != "again"), "rest", "reply",
+     "a read's error is its reply, and says nothing of the update"),
+    (("rewriting",), ("again",), "rest", "reply", "a person asks again, or not"),
+    # --- a session that was told to stop
+    (("stopping",), ("done", "failed", "used-up"), "rest", "finish",
+     "too late to stop: the outcome stands"),
+    (("stopping",), ("again", "hindered", "awaits", "cancelled"), "rest", "drop",
+     "it goes no further"),
+    # --- release, the port
+    (STATES, ("release",), None, "release", "what is at rest may be taken up again"),
+    (("rest",), ("gone",), None, "show_gone", "absent"),
+    (("rest",), ("came",), None, "show_came", "not looked at yet"),
+    ((*WAITS, *SESSIONS), ("gone", "came"), None, "nothing", "a session's own restarts do that"),
+)  # fmt: skip
+
+_LATE: tuple[Event, ...] = ("firmware", "no-firmware", "turn", "free", "time", "later", *ENDS)
+"""Events of a wait or a session that is over: where no row names them, nobody waits for them."""
+
+
+def _expand() -> dict[tuple[State, Event], Row]:
+    table: dict[tuple[State, Event], Row] = {}
+    for states, events, state, action, why in ROWS:
+        for pair in ((at, event) for at in states for event in events):
+            if pair in table:
+                raise ValueError(f"the table has two rows for {pair}")
+            table[pair] = Row(state, action, why)
+    late = Row(None, "nothing", "nobody waits for it any more")
+    for pair in ((at, event) for at in get_args(State) for event in _LATE):
+        table.setdefault(pair, late)
+    return table
+
+
+BOARD = _expand()
+
+
+# --- many boards: one firmware
+
+FirmwareState = Literal["open", "trying", "proven", "stopped"]
+"""open: boards may go. trying: a canary has it, the others wait. proven: a board was seen to run
+it. stopped: no further board gets it, until another target or `release` with `stopped`."""
+
+FirmwareEvent = Literal[
+    "ask", "ask-first", "ask-again", "good", "bad", "too-many", "neutral", "lifted"
+]
+"""ask: a board asks for its turn; ask-first: where more than three boards are there and nobody
+has confirmed this firmware; ask-again: one that had its turn and is not at its end. good, bad,
+neutral: how a board's update ended; bad is evidence of the firmware alone. too-many: bad for more
+than half of at least four. lifted: a person's `release` with `stopped`."""
+
+FirmwareAction = Literal["let_go", "let_wait", "refuse", "look_again", "stop_all", "nothing"]
+
+
+@dataclass(frozen=True, slots=True)
+class FirmwareRow:
+    """Where an event leads, and what is done."""
+
+    state: FirmwareState
+    action: FirmwareAction
+
+
+_FIRMWARE_ROWS: tuple[
+    tuple[FirmwareState, tuple[FirmwareEvent, ...], FirmwareState, FirmwareAction], ...
+] = (
+    ("open", ("ask",), "open", "let_go"),
+    ("open", ("ask-first",), "trying", "let_go"),
+    ("open", ("good",), "proven", "nothing"),
+    ("open", ("bad", "neutral", "lifted"), "open", "nothing"),
+    ("open", ("ask-again",), "open", "let_go"),
+    ("trying", ("ask", "ask-first"), "trying", "let_wait"),
+    ("trying", ("ask-again",), "trying", "let_go"),
+    ("trying", ("good",), "proven", "look_again"),
+    ("trying", ("neutral", "lifted"), "open", "look_again"),
+    ("trying", ("bad",), "stopped", "stop_all"),
+    ("proven", ("ask", "ask-first", "ask-again"), "proven", "let_go"),
+    ("proven", ("good", "bad", "neutral", "lifted"), "proven", "nothing"),
+    ("open", ("too-many",), "stopped", "stop_all"),
+    ("trying", ("too-many",), "stopped", "stop_all"),
+    ("proven", ("too-many",), "stopped", "stop_all"),
+    ("stopped", ("ask", "ask-first", "ask-again"), "stopped", "refuse"),
+    ("stopped", ("good", "bad", "too-many", "neutral"), "stopped", "nothing"),
+    ("stopped", ("lifted",), "open", "look_again"),
+)
+FIRMWARE: dict[tuple[FirmwareState, FirmwareEvent], FirmwareRow] = {
+    (at, event): FirmwareRow(state, action)
+    for at, events, state, action in _FIRMWARE_ROWS
+    for event in events
+}
+
+CANARY_ABOVE = 3
+STOP_FROM_BOARDS = 4
+
+Verdict = Literal["good", "bad", "neutral"]
+EVIDENCE = frozenset({"boot-failed", "check-failed"})
+"""Codes that tell of the firmware: panic, loop, no start, a health check's no. A lost link, a
+brown-out or a port that is gone tells of the board alone."""
+
+
+def verdict(shown: Shown, error: OtaError | None) -> Verdict:
+    """What a board's end says of its firmware."""
+    if shown == "up_to_date":
+        return "good"
+    return "bad" if error is not None and error.code in EVIDENCE else "neutral"
+
+
+def too_many(verdicts: Iterable[Verdict]) -> bool:
+    """Whether so many boards did not start a firmware that no further one gets it."""
+    ended = list(verdicts)
+    return len(ended) >= STOP_FROM_BOARDS and ended.count("bad") * 2 > len(ended)
+
+
+# --- what an order permits
+
+
+@dataclass(frozen=True, slots=True)
+class Permits:
+    """What a person allowed beyond what happens by itself.
+
+    force: although the version is equal, and nothing else. override: what is overridden. rescue:
+    the MAC of the one board, on which nothing boots.
+    """
+
+    force: bool = False
+    override: frozenset[Override] = frozenset()
+    rescue: str | None = None
+
+    def __or__(self, other: Permits) -> Permits:
+        return Permits(
+            self.force or other.force, self.override | other.override, self.rescue or other.rescue
+        )
+
+
+def meets(under_way: Permits, asked: Permits, *, same_target: bool) -> Event:
+    """What a further update is to one that is under way."""
+    if not same_target:
+        return "other"
+    return "update" if under_way | asked == under_way else "more"
+
+
+# --- from an error to an event
+
+HINDRANCES = frozenset({"port-busy", "not-allowed-now"})
+RETRY_PAUSES_S = (1.0, 5.0, 20.0, 60.0)
+HELD_POLL_S = 1.0
+DOWNLOAD_PAUSES_S = (30.0, 60.0, 120.0, 300.0, 600.0)
+"""Before a download that was given up is tried again: a machine may start before its network."""
+
+
+def judge(error: OtaError, *, failed: int, max_attempts: int) -> Event:
+    """What a failed session is. failed: attempts that failed so far, this one included."""
+    if error.code in HINDRANCES:
+        return "hindered"
+    if error.code == "cancelled":
+        return "cancelled"
+    if error.code == "changed-elsewhere":
+        return "used-up"  # raised only when it happened too often
+    if not error.kind.counts and not error.kind.transient:
+        return "failed"
+    if failed >= max_attempts:
+        return "used-up"
+    return "again" if error.kind.transient else "failed"
+
+
+READ_ATTEMPTS = 2
+
+
+def retry_pause_s(failed: int) -> float:
+    """How long to wait before another attempt."""
+    return RETRY_PAUSES_S[min(max(failed, 1), len(RETRY_PAUSES_S)) - 1]
+
+
+def download_pause_s(failed: int) -> float:
+    """How long to wait before a firmware is asked for again; failed: how often in a row."""
+    return DOWNLOAD_PAUSES_S[min(max(failed, 1), len(DOWNLOAD_PAUSES_S)) - 1]
+
+
+# --- from a record of the journal, or an error, to what a board shows
+
+HELD = frozenset({"rolled_back", "set_aside", "held"})
+"""States of attempts that keep a board from being taken up again."""
+
+UNSUPPORTED = frozenset(
+    {
+        *("no-ota-slots", "flash-encrypted", "wrong-chip", "chip-revision", "secure-download"),
+        *("partition-table-invalid", "nvs-missing", "flash-size", "secure-boot"),
+        *("image-too-large", "secure-version"),
+    }
+)
+"""Codes of boards that can never take this update as it is."""
+
+_SHOWN: dict[str, Shown] = {
+    **dict.fromkeys(("port-missing", "no-board"), "absent"),
+    **dict.fromkeys(("wrong-board", "duplicate-board"), "set_aside"),
+    "no-answer": "unrecognised",
+    "other-project": "unrecognised",
+    "awaiting-confirmation": "awaiting_confirmation",
+    **dict.fromkeys(UNSUPPORTED, "unsupported"),
+}
+NOT_THE_BOARD = frozenset({"wrong-board", "duplicate-board"})
+"""Codes of another board than the one that is meant."""
+WITHOUT_OUTCOME = frozenset({"cancelled", "stopped", *HINDRANCES})
+"""Codes that say nothing of a board: it shows what it showed before."""
+
+
+def shown_for(error: OtaError) -> Shown:
+    """The state of a board whose last word is this error."""
+    return _SHOWN.get(error.code, "failed")
+
+
+_KEPT = frozenset({"rolled_back", "set_aside", "failed", "awaiting_confirmation"})
+
+
+def shown_after_read(
+    before: Shown, version: str | None, wanted: str, problem: OtaError | None
+) -> Shown:
+    """The state of a board that was looked at: what was read, unless an update's end says more.
+
+    version: the stored tag; None where it could not be read. problem: what the look found wrong.
+    """
+    if before in _KEPT:
+        return before
+    if problem is not None and problem.code in UNSUPPORTED:
+        return "unsupported"
+    if version is None:
+        return before
+    return "up_to_date" if version == wanted else "outdated"
+
+
+def shown_when_dropped(before: Shown, version: str | None, wanted: str) -> Shown:
+    """The state of a board whose update went no further."""
+    if version != wanted:
+        return "outdated"
+    return "up_to_date" if before == "up_to_date" else "unknown"
+
+
+def shown_when_released(version: str | None, wanted: str) -> Shown:
+    """The state of a board that may be taken up again.
+
+    With the wanted version stored it would not have come to that: what was read was changed
+    since, or is not what runs.
+    """
+    return "unknown" if version in (None, wanted) else "outdated"
+
+
+_NOT_OF_THE_TARGET = frozenset(
+    {"absent", "candidate", "unrecognised", "awaiting_confirmation", "unknown", "updating"}
+)
+
+
+def shown_when_retargeted(before: Shown, version: str | None, wanted: str) -> Shown:
+    """The state of a board that has another target now."""
+    if before in ("up_to_date", "outdated") and version == wanted:
+        return "up_to_date"
+    if before in _NOT_OF_THE_TARGET:
+        return before
+    return shown_when_released(version, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Spared:
+    """Why a board needs no session: what it shows instead, and the error where it is held."""
+
+    state: Literal["set_aside", "rolled_back", "up_to_date"]
+    error: OtaError | None = None
+
+
+def spared(
+    record: AttemptRecord, *, by_person: bool, as_last_read: bool, board: str
+) -> Spared | None:
+    """Why a board needs no session: held by an earlier failure, or known to be right.
+
+    record: how it fared with the target. as_last_read: the journal proves that it has the version.
+    """
+    if record.state in HELD:
+        error = OtaError(
+            record.code or "boot-failed",
+            record.message or "",
+            board=board,
+            remedy="Configure a new version, or call release for this board to try again.",
+        )
+        return Spared("set_aside" if record.state == "set_aside" else "rolled_back", error)
+    tried = record.failed > 0 or record.unjudged
+    if not by_person and not tried and as_last_read:
+        return Spared("up_to_date")
+    return None

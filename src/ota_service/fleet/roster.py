@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which boards a service has, and where they are: from its configuration and from the ports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from ota_service.board.ownership import SERVICE_CLAIMS
+from ota_service.board.ports import PortInfo, canonical, list_ports
+from ota_service.firmware.target import Target
+from ota_service.fleet import policy
+from ota_service.fleet.around import Around
+from ota_service.fleet.board import Board
+from ota_service.fleet.board_state import BoardState
+from ota_service.fleet.journal_rows import AttemptRecord
+from ota_service.fleet.places import Place, place_entry, place_found, stands_in
+from ota_service.fleet.sessions import mac_at
+from ota_service.fleet.settings import BoardEntry, Settings
+from ota_service.fleet.sight import Sight
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A board of a run, and where it is. record: how it fared with its target; None where no MAC
+    is known. as_last_read: the journal proves that it has the version."""
+
+    board: Board
+    place: Place
+    record: AttemptRecord | None = None
+    as_last_read: bool = False
+
+
+class Roster:
+    """The boards of one service by their names. retired: those that it had, until they are let
+    go."""
+
+    def __init__(self, around: Around) -> None:
+        self.boards: dict[str, Board] = {}
+        self.retired: set[Board] = set()
+        self._around = around
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys of all targets."""
+        return {board.target.key for board in self.boards.values()} | {
+            self._around.settings.target.key
+        }
+
+    def adopt(self, settings: Settings) -> list[str]:
+        """Take the settings; returns the boards that are new or have another target now."""
+        old, self.boards = self.boards, {}
+        changed = []
+        if settings.boards is None:
+            self.boards = {n: b for n, b in old.items() if b.shown.entry is None}
+            changed = [n for n, b in self.boards.items() if _aim(b, settings.target)]
+        by_place = {_where(board.shown.entry): board for board in old.values()}
+        for entry in settings.boards or ():
+            board = by_place.pop(_where(entry), None)
+            target = effective_target(settings, entry)
+            if board is None:
+                board = Board(entry.name, entry, target, self._around)
+                changed.append(entry.name)
+            else:  # under another name, perhaps
+                board.post(partial(Sight.adopted, name=entry.name, entry=entry))
+                changed += [entry.name] if _aim(board, target) else []
+            self.boards[entry.name] = board
+        for board in set(old.values()) - set(self.boards.values()):
+            self.retired.add(board)
+            self._around.spawn(self._retire(board))
+        return changed
+
+    async def _retire(self, board: Board) -> None:
+        await board.retire()
+        self.retired.discard(board)
+
+    def of(self, place: Place) -> Board | None:
+        """The board at a place, as far as the service has it."""
+        board = self.boards.get(place.name)
+        if board is None and self._around.settings.boards is None:
+            board = next((b for b in self.boards.values() if b.shown.port == place.port), None)
+        return board
+
+    async def find(
+        self, names: Sequence[str] | None, permits: policy.Permits, *, probe: bool, by_person: bool
+    ) -> list[Found]:
+        """Where the boards of a run are; opens no port but what `probe` opens."""
+        places = await asyncio.to_thread(self.places, permits, by_person=by_person, probe=probe)
+        found = []
+        for place in places:
+            board = self.of(place) or self._new(place)
+            meant = names is None or any(
+                name in (place.name, place.port, place.mac) or board.answers_to(name)
+                for name in names
+            )
+            if meant:
+                found.append(Found(board, place))
+        if probe:
+            found = await self._probe(found)
+        return await self._around.journaled(lambda: [self._with_record(one) for one in found])
+
+    def places(
+        self, permits: policy.Permits, *, by_person: bool = False, probe: bool = False
+    ) -> list[Place]:
+        """Where boards are now, in a thread; opens no port."""
+        settings, memory = self._around.settings, self._around.memory
+        infos = list_ports()
+        if settings.boards is not None:
+            return [place_entry(entry, infos, memory) for entry in settings.boards]
+        taken = {
+            info.device: owner
+            for info in infos
+            if (owner := SERVICE_CLAIMS.owner(info.device)) not in (None, settings.service)
+        }
+        return place_found(
+            infos,
+            memory,
+            by_person=by_person,
+            taken=taken,
+            probe=probe,
+            other_project="other-project" in permits.override,
+        )
+
+    def _new(self, place: Place) -> Board:
+        target = self._around.settings.target
+        board = self.boards[place.name] = Board(place.name, None, target, self._around)
+        return board
+
+    def _with_record(self, found: Found) -> Found:
+        place, board = found.place, found.board
+        if place.mac is None:
+            return found
+        record = self._around.memory.journal.attempt(place.mac, board.target.key)
+        as_read = stands_in(place, self._around.memory, board.target.version)
+        return Found(board, place, record, as_read)
+
+    async def _probe(self, found: list[Found]) -> list[Found]:
+        """Look for boards known by their MAC on ports that nothing but a person's word opens."""
+        lost = {
+            entry.mac: index
+            for index, one in enumerate(found)
+            if (entry := one.board.shown.entry) is not None
+            and entry.mac is not None
+            and one.place.kind == "absent"
+        }
+        if not lost:
+            return found
+        used = {canonical(b.shown.port) for b in self.boards.values() if b.shown.port is not None}
+
+        def candidates() -> list[PortInfo]:
+            return [
+                info
+                for info in list_ports()
+                if info.device not in used and SERVICE_CLAIMS.owner(info.device) is None
+            ]
+
+        for info in await asyncio.to_thread(candidates):
+            mac = await asyncio.to_thread(mac_at, info.device, self._around.owner)
+            if mac is None or mac not in lost:
+                continue
+            board = found[lost[mac]].board
+            place = Place(board.shown.name, "here", info.device, info, mac)
+            found[lost[mac]] = Found(board, place)
+            self._around.log.info("%s: found at %s by probing", board.shown.name, info.device)
+        return found
+
+    def renamed(self, about: BoardState, mac: str) -> None:
+        """A board that is not in `boards` goes by its MAC once that is known."""
+        board = self.boards.get(about.name)
+        if about.entry is not None or about.name == mac or board is None:
+            return
+        del self.boards[about.name]
+        about.name = mac
+        self.boards[mac] = board
+
+
+def effective_target(settings: Settings, entry: BoardEntry | None) -> Target:
+    """A board's own target where it is pinned, else the service's."""
+    if entry is None:
+        return settings.target
+    return settings.target.pinned(url=entry.url, version=entry.version, sha256=entry.sha256)
+
+
+def _aim(board: Board, target: Target) -> bool:
+    """Give a board its target; whether it is another one."""
+    if board.target.key == target.key:
+        return False
+    board.target = target
+    board.tell("retarget", value=target)
+    return True
+
+
+def _where(entry: BoardEntry | None) -> tuple[str | None, str | None] | None:
+    """What a board of `boards` is known by, whatever it is called."""
+    if entry is None:
+        return None
+    return entry.mac, canonical(entry.port) if entry.port is not None else None

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a board shows: facts, errors and places, written into its state and its order's report.
+
+Belongs to the board's task (`board.Board`): nobody else calls it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ota_service.board.chip import ChipInfo
+from ota_service.board.inspect import Inspection
+from ota_service.board.ownership import SERVICE_CLAIMS
+from ota_service.board.plan import Plan
+from ota_service.errors import OtaError
+from ota_service.firmware.target import Target
+from ota_service.fleet import policy
+from ota_service.fleet.around import Around
+from ota_service.fleet.board_state import BoardState, Progress, utc_now
+from ota_service.fleet.journal_rows import BoardRecord
+from ota_service.fleet.orders import Order
+from ota_service.fleet.places import Place
+from ota_service.fleet.replies import running_of
+from ota_service.fleet.settings import BoardEntry
+
+_STEP_PERCENT = 25
+_LONG_PHASES = frozenset({"writing", "booting", "rolling_back"})
+"""Phases that last, whose beginning is worth a line."""
+
+
+class Sight:
+    """One board's. about: what is shown. before: its state before what goes on. target: what the
+    board is to have. at_work: the order whose session goes on."""
+
+    def __init__(self, about: BoardState, target: Target, around: Around) -> None:
+        self.about = about
+        self.target = target
+        self.before = about.state
+        self.at_work: Order | None = None
+        self._around = around
+        self._phase_began_s = 0.0
+        self._logged_percent = 0
+
+    def log(self, level: int, text: str, *values: object, **options: Any) -> None:
+        """A line that names the board."""
+        self._around.log.log(level, f"%s: {text}", self.about.name, *values, **options)
+
+    # --- facts
+
+    def identified(self, mac: str) -> None:
+        """The chip said its MAC."""
+        self.about.mac = self._report["mac"] = mac
+
+    def seen(self, found: Inspection) -> None:
+        """The board was looked at."""
+        about = self.about
+        about.chip, about.flash_bytes = found.chip.name, found.chip.flash_bytes
+        if found.nvs is not None:
+            self.version(found.version)
+            self._report.setdefault("from", found.version)
+        about.running = running_of(found, found.running.partition) or about.running
+
+    def flash_planned(self, chip: ChipInfo, total_bytes: int, kept: str) -> None:
+        """The whole flash is about to be replaced. kept: what becomes of the keys, in words."""
+        about = self.about
+        about.chip, about.flash_bytes = chip.name, chip.flash_bytes
+        about.state = "updating"
+        self.log(logging.INFO, "the whole flash is written (%d bytes); %s", total_bytes, kept)
+
+    def restarted(self, reason: str) -> None:
+        """The board is restarted, and why."""
+        self._report.setdefault("restarts", []).append(reason)
+        why = self.at_work.why if self.at_work is not None else ""
+        self.log(logging.DEBUG, "restarted %s (%s)", reason, why)
+
+    def warned(self, error: OtaError) -> None:
+        """Something that a person should see while it goes on."""
+        self.about.error = error
+        self.log(logging.WARNING, "%s", error.message)
+
+    def adopted(self, name: str, entry: BoardEntry | None) -> None:
+        """The configuration's entry for the board, which may have another name now."""
+        self.about.name, self.about.entry = name, entry
+
+    @property
+    def _report(self) -> dict[str, Any]:
+        return self.at_work.report if self.at_work is not None else {}
+
+    def phase(self, name: str | None, at_s: float) -> None:
+        """A phase begins, or the last one ends."""
+        about = self.about
+        if about.phase not in (None, "waiting"):
+            phases = self._report.setdefault("phases", {})
+            spent_s = phases.get(about.phase, 0.0) + at_s - self._phase_began_s
+            phases[about.phase] = round(spent_s, 3)
+        self._phase_began_s = at_s
+        about.phase = name
+        if name in ("writing", "booting", None):
+            about.progress, self._logged_percent = None, 0
+        if name is not None:
+            level = logging.INFO if name in _LONG_PHASES else logging.DEBUG
+            self.log(level, "%s", name.replace("_", " "))
+
+    def planned(self, plan: Plan) -> None:
+        """What an update will do."""
+        order, about = self.at_work, self.about
+        if order is None:
+            return
+        order.plan = plan
+        order.report |= {"action": plan.action, "reason": plan.reason}
+        self.log(logging.INFO, "%s (%s)", plan.action, plan.reason)
+        # Whoever named the board consented to another project's firmware; it is said anyway.
+        before = about.running.get("project")
+        after = self._around.firmwares.about.get(order.target.key, {}).get("project")
+        if plan.action in ("write", "switch") and before and after and before != after:
+            self.log(
+                logging.WARNING, 'the project "%s" is replaced by "%s"', before, after,
+                extra={"replaced": (about.name, before, after)},
+            )  # fmt: skip
+
+    def progress(self, done: int, total: int) -> None:
+        """Bytes of the image that were sent."""
+        about = self.about
+        if about.progress is None:
+            about.progress = Progress(bytes_total=total)
+        about.progress.bytes_done = self._report["bytes"] = done
+        percent = done * 100 // total if total else 0
+        if percent >= self._logged_percent + _STEP_PERCENT:
+            self._logged_percent = percent - percent % _STEP_PERCENT
+            self.log(logging.INFO, "%d %% written", self._logged_percent)
+
+    def remember(self, record: BoardRecord, as_read: bool) -> None:
+        """Show from the start what the journal has. as_read: nothing was done since it was read."""
+        about = self.about
+        about.mac, about.chip, about.flash_bytes = record.mac, record.chip, record.flash_bytes
+        about.version, about.version_read_at = record.version, record.version_read_at
+        about.confirmed = record.confirmed
+        shown = {"slot": record.slot, "project": record.project, "app_version": record.app_version}
+        about.running = {key: value for key, value in shown.items() if value is not None}
+        if record.version is not None and record.version != self.target.version:
+            about.state = "outdated"
+        elif record.version is not None and as_read:
+            about.state = "up_to_date"
+
+    # --- what is concluded
+
+    def version(self, version: str | None) -> None:
+        """A tag was read, or stored, just now."""
+        if version is not None:
+            self.about.version, self.about.version_read_at = version, utc_now()
+
+    def error(self, error: OtaError) -> None:
+        """What went wrong, under the state that belongs to its code."""
+        about = self.about
+        about.error = error
+        about.state = policy.shown_for(error)
+        if error.code in policy.WITHOUT_OUTCOME:
+            wanted = self.target.version
+            about.state = policy.shown_when_dropped(self.before, about.version, wanted)
+        about.phase = about.progress = None
+
+    def place(self, place: Place) -> None:
+        """Where it is, or why its port stays closed."""
+        about = self.about
+        about.port = place.port or about.port
+        about.mac = place.mac or about.mac
+        if place.kind == "candidate":
+            about.state = "candidate"
+        elif place.kind == "here" and about.state in ("absent", "candidate"):
+            about.state, about.error = "unknown", None
+        elif place.error is not None:
+            self.error(place.error)
+        if place.kind == "absent":
+            self.away()
+
+    def away(self) -> None:
+        """The MAC of a board that is not there may be another's, which was one with it before."""
+        about = self.about
+        if about.mac is not None and (about.entry is None or about.entry.mac != about.mac):
+            SERVICE_CLAIMS.drop(self._around, about.mac)
+
+    def gone(self, error: OtaError) -> None:
+        """Its port is not there, or is not the board's."""
+        self.log(logging.INFO, "%s", error.message)
+        self.about.state, self.about.error = policy.shown_for(error), error
+        self.away()
+
+    def retarget(self, target: Target) -> None:
+        """Another target is this board's from now on, or something ended that was for another."""
+        about = self.about
+        self.target = target
+        if about.error is not None and about.error.code in policy.NOT_THE_BOARD:
+            return
+        before = about.state
+        about.state = policy.shown_when_retargeted(before, about.version, target.version)
+        about.error = about.error if about.state == before else None
+        self.before = policy.shown_when_retargeted(self.before, about.version, target.version)
+
+    def released(self) -> None:
+        """It may be taken up again."""
+        about = self.about
+        if about.state in ("set_aside", "rolled_back", "failed", "unrecognised"):
+            about.error, about.attempts = None, 0
+            about.state = policy.shown_when_released(about.version, self.target.version)

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One board's task: every order is answered, waits hold nothing up, and nothing dies in silence.
+
+Sessions are scripted, the journal is real, and the clock jumps where everybody waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from ota_service.board.chip import ChipInfo
+from ota_service.board.inspect import Inspection
+from ota_service.board.plan import Plan
+from ota_service.board.session import Outcome
+from ota_service.errors import OtaError
+from ota_service.fleet.board import Board
+from ota_service.fleet.orders import Answer, Purpose
+from ota_service.fleet.places import Place
+from ota_service.formats.nvs import parse_nvs
+from ota_service.formats.partitions import Partition
+from tests.fleet.conftest import OTHER, AtDesk, Desk
+
+MAC = "24:0a:c4:00:00:01"
+SLOT = Partition("ota_0", 0, 0x10, 0x10000, 0x100000)
+FOUND = Inspection(
+    ChipInfo("ESP32", 0, MAC, 301, 4 << 20), nvs=parse_nvs(b"\xff" * 0x3000), version="1"
+)
+DONE = Outcome("up_to_date", found=FOUND, version="2", slot=SLOT, confirmed=True)
+READ = Outcome("read", found=FOUND, version="1")
+WRITE = Plan("write", "version differs", slot=SLOT, from_version="1", to_version="2")
+WAITS = Outcome("awaiting_confirmation", plan=WRITE, found=FOUND, version="2", slot=SLOT)
+
+
+def now_s() -> float:
+    """Simulated seconds."""
+    return asyncio.get_running_loop().time()
+
+
+def test_attempts_pause_longer_and_longer_until_the_board_is_set_aside(at_desk: AtDesk) -> None:
+    """1 s, then 5 s; each attempt is slower, and the journal keeps the end."""
+
+    async def test(desk: Desk) -> None:
+        desk.script = ["link-lost"] * 3
+        board, began_s = desk.board(), now_s()
+        answer = await desk.give(board, desk.order())
+        assert answer.end == "error"
+        assert (board.shown.state, board.shown.attempts) == ("set_aside", 3)
+        assert now_s() - began_s == pytest.approx(6.0, abs=0.2)
+        bauds = [attempt._job.baud for attempt in desk.attempts]
+        assert bauds == sorted(bauds, reverse=True)
+        assert len(set(bauds)) == 3
+        assert board.free
+
+    at_desk(test)
+
+
+def test_a_read_in_a_pause_reads_and_the_update_goes_on_pausing(at_desk: AtDesk) -> None:
+    """It spends no attempt and no time of the pause."""
+
+    async def test(desk: Desk) -> None:
+        desk.script = ["link-lost", "link-lost", READ, DONE]
+        board, order, began_s = desk.board(), desk.order(), now_s()
+        board.order(order)
+        await desk.until(lambda: len(desk.begun) == 2 and board.state == "pausing")
+        answer = await desk.give(board, desk.order("version"), within_s=1)
+        assert answer.reply["version"] == "1"
+        await desk.until(lambda: board.state == "pausing", within_s=1)
+        assert board.shown.attempts == 2
+        assert (await order.answer).end == "done"
+        assert desk.begun == ["update", "update", "version", "update"]
+        assert now_s() - began_s == pytest.approx(6.0, abs=0.5)
+
+    at_desk(test)
+
+
+def test_reads_never_spend_attempts_nor_leave_errors_behind(at_desk: AtDesk) -> None:
+    """Two reads of a silent board; the next update has all of its attempts."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        desk.script = ["no-answer"] * 4
+        for _ in range(2):
+            answer = await desk.give(board, desk.order("version"))
+            assert answer.reply["error"]["code"] == "no-answer"
+        assert board.shown.attempts == 0
+        assert board.shown.error is None
+        assert board.shown.to_dict()["state"] == "unknown"
+        desk.script = ["no-answer", "no-answer", DONE]
+        assert (await desk.give(board, desk.order())).end == "done"
+        assert board.shown.state == "up_to_date"
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize(("version", "state"), [("2", "up_to_date"), ("1", "outdated")])
+def test_a_read_shows_what_it_learned(at_desk: AtDesk, version: str, state: str) -> None:
+    """After `version` the state is what was read."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        desk.script = [replace_found(READ, version)]
+        await desk.give(board, desk.order("version"))
+        assert board.shown.state == state
+
+    at_desk(test)
+
+
+def replace_found(outcome: Outcome, version: str) -> Outcome:
+    """An outcome whose look found another tag."""
+    found = replace(FOUND, version=version)
+    return Outcome(outcome.end, found=found, version=version, slot=outcome.slot)
+
+
+def test_twenty_reads_at_once_open_the_port_once(at_desk: AtDesk) -> None:
+    """They have the same question, and get the same answer."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        desk.script = [READ]
+        orders = [desk.order("version") for _ in range(20)]
+        for order in orders:
+            board.order(order)
+        answers = await asyncio.gather(*(order.answer for order in orders))
+        assert desk.begun == ["version"]
+        assert {str(answer.reply["version"]) for answer in answers} == {"1"}
+
+    at_desk(test)
+
+
+def test_a_sensor_s_no_is_a_wait_in_which_reads_are_answered_at_once(at_desk: AtDesk) -> None:
+    """With the last version and why the board is not looked at; it is no attempt."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        desk.script = [READ, DONE, DONE, DONE]
+        await desk.give(board, desk.order("version"))
+        desk.allowed = False
+        order = desk.order()
+        board.order(order)
+        await desk.until(lambda: board.state == "held")
+        purposes: tuple[Purpose, ...] = ("version", "verify", "plan")
+        for purpose in purposes:
+            began_s = now_s()
+            answer = await desk.give(board, desk.order(purpose))
+            assert now_s() == began_s
+            assert answer.error is not None
+            assert answer.error.code == "not-allowed-now"
+            if purpose == "version":
+                assert answer.reply["version"] == "1"
+                assert answer.reply["version_read_at"]
+        assert board.shown.attempts == 0
+        assert board.shown.phase == "waiting"
+        override = desk.order(override=["not-allowed-now"])
+        assert (await desk.give(board, override, within_s=2)).end == "done"
+        assert (await order.answer).end == "done"
+
+    at_desk(test)
+
+
+WAIT_STATES = ("fetching", "held", "pausing", "confirming")
+
+
+async def in_wait(desk: Desk, board: Board, state: str) -> asyncio.Future[Answer]:
+    """Bring a board's update into a wait; its answer."""
+    order = desk.order()
+    if state == "fetching":
+        desk.firmwares.at_once = None
+    desk.allowed = state != "held"
+    first: dict[str, object] = {"pausing": "link-lost", "confirming": WAITS}
+    desk.script = [first.get(state, DONE), DONE]
+    board.order(order)
+    await desk.until(lambda: board.state == state)
+    return order.answer
+
+
+@pytest.mark.parametrize("event", ["cancel", "end", "retarget"])
+@pytest.mark.parametrize("state", WAIT_STATES)
+def test_a_wait_ends_at_once(at_desk: AtDesk, state: str, event: str) -> None:
+    """Cancel, another target and the end of the process hold nobody up; a fetch is let go."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        answer = await in_wait(desk, board, state)
+        began_s = now_s()
+        board.tell(event, value=OTHER if event == "retarget" else None)  # type: ignore[arg-type]
+        assert (await answer).end == "cancelled"
+        assert now_s() == began_s
+        await board.quiet.wait()
+        assert board.state == "rest"
+        assert desk.firmwares.waiting == []
+        unread = "unknown" if event == "retarget" else "outdated"
+        expected = "awaiting_confirmation" if state == "confirming" else unread
+        assert board.shown.state == expected
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize("state", WAIT_STATES)
+def test_the_same_order_again_joins_in_every_wait(at_desk: AtDesk, state: str) -> None:
+    """Both are answered when the update ends."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        first = await in_wait(desk, board, state)
+        second = desk.order()
+        board.order(second)
+        desk.allowed = True
+        if state == "fetching":
+            desk.firmwares.waiting[-1](desk.fetched)
+        assert (await first).end == (await second.answer).end == "done"
+
+    at_desk(test)
+
+
+def test_confirmation_takes_its_time_and_then_the_board_is_looked_at(at_desk: AtDesk) -> None:
+    """Nothing resets it meanwhile: rollback is refused, reads are answered from what is known."""
+
+    async def test(desk: Desk) -> None:
+        board, began_s = desk.board(), now_s()
+        answer = await in_wait(desk, board, "confirming")
+        refused = await desk.give(board, desk.order("rollback"))
+        assert refused.error is not None
+        assert refused.error.code == "awaiting-confirmation"
+        assert (await desk.give(board, desk.order("version"))).reply["version"] == "2"
+        assert desk.begun == ["update"]
+        assert (await answer).end == "done"
+        assert now_s() - began_s >= desk.settings.confirm_timeout_s
+        assert getattr(desk.attempts[-1]._job, "confirm", None) is not None
+
+    at_desk(test)
+
+
+async def in_session(
+    desk: Desk, board: Board
+) -> tuple[asyncio.Future[object], asyncio.Future[Answer]]:
+    """Have a session under way that ends as its future is set; and its order's answer."""
+    end: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    desk.script = [end, DONE, DONE]
+    order = desk.order()
+    board.order(order)
+    await desk.until(lambda: desk.begun)
+    return end, order.answer
+
+
+@pytest.mark.parametrize("event", ["cancel", "end", "retarget", "stopped"])
+def test_a_session_is_stopped_and_says_why(at_desk: AtDesk, event: str) -> None:
+    """It stops at the next place; the answer has the reason, not just `cancelled`."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        _, answer = await in_session(desk, board)
+        values = {"retarget": OTHER, "stopped": OtaError("stopped", "stopped: 1 of 1")}
+        board.tell(event, value=values.get(event))  # type: ignore[arg-type]
+        answered = await answer
+        assert answered.end == ("stopped" if event == "stopped" else "cancelled")
+        assert board.free
+        # Of another target, nothing is known of a board that was never read.
+        assert board.shown.state == ("unknown" if event == "retarget" else "outdated")
+
+    at_desk(test)
+
+
+def test_too_late_to_cancel_is_said(at_desk: AtDesk) -> None:
+    """Behind the switch an update ends well, whatever is asked of it: that is its outcome."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        end, _ = await in_session(desk, board)
+        board.tell("cancel")
+        end.set_result(DONE)
+        await board.quiet.wait()
+        assert board.shown.state == "up_to_date"
+
+    at_desk(test)
+
+
+def test_what_waits_for_a_session_is_taken_afterwards(at_desk: AtDesk) -> None:
+    """Looks before updates; more permissions begin a further session."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        end, answer = await in_session(desk, board)
+        desk.script = [READ, DONE]
+        forced, read = desk.order(force=True), desk.order("version")
+        board.order(forced)
+        board.order(read)
+        await desk.until(lambda: len(board._line) == 2)
+        end.set_result(DONE)
+        assert (await answer).end == "done"
+        await asyncio.gather(read.answer, forced.answer)
+        assert desk.begun == ["update", "version", "update"]
+        assert getattr(desk.attempts[-1]._job, "force", False)
+
+    at_desk(test)
+
+
+def test_a_dry_run_gets_the_plan_that_is_carried_out(at_desk: AtDesk) -> None:
+    """As soon as it is made; the board is not looked at twice."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        end, answer = await in_session(desk, board)
+        plan = desk.order("plan")
+        board.order(plan)
+        await asyncio.sleep(1)
+        assert not plan.answer.done()
+        board.post(lambda sight: sight.planned(WRITE))
+        assert (await plan.answer).reply["action"] == "write"
+        again = await desk.give(board, desk.order("plan"))
+        assert again.reply["action"] == "write"
+        end.set_result(DONE)
+        await answer
+        assert desk.begun == ["update"]
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize("purpose", ["update", "version", "rollback"])
+def test_a_board_that_is_not_there_is_answered_at_once(at_desk: AtDesk, purpose: Purpose) -> None:
+    """It is no attempt, and opens nothing."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        missing = OtaError("port-missing", board="a")
+        place = Place("a", "absent", "/dev/x", error=missing)
+        answer = await desk.give(board, desk.order(purpose, place=place))
+        assert answer.error is missing
+        assert board.shown.state == "absent"
+        assert desk.begun == []
+
+    at_desk(test)
+
+
+def test_an_exception_ends_in_a_state_an_answer_and_a_way_on(at_desk: AtDesk) -> None:
+    """Nothing dies in silence: the next order is taken as if nothing had been."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+
+        def broken(*_: object) -> None:
+            raise RuntimeError("unforeseen")
+
+        whole, desk.firmwares.want = desk.firmwares.want, broken
+        answer = await desk.give(board, desk.order())
+        assert answer.error is not None
+        assert answer.error.code == "internal"
+        assert board.shown.to_dict()["state"] == "failed"
+        desk.firmwares.want = whole
+        desk.script = [DONE]
+        assert (await desk.give(board, desk.order())).end == "done"
+        assert board.shown.state == "up_to_date"
+
+    at_desk(test)
+
+
+def test_a_new_target_is_brought_behind_the_old_one(at_desk: AtDesk) -> None:
+    """The order for it waits in line while the old session stops."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        _, old = await in_session(desk, board)
+        board.tell("retarget", value=OTHER)
+        desk.script = [Outcome("up_to_date", found=FOUND, version="3", slot=SLOT)]
+        answer = await desk.give(board, desk.order(target=OTHER))
+        assert (await old).end == "cancelled"
+        assert answer.end == "done"
+        assert (board.shown.state, board.shown.version) == ("up_to_date", "3")
+
+    at_desk(test)

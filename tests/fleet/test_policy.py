@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The two tables of policy, walked whole: no board is ever left without a way on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+
+from ota_service.errors import ERRORS, OtaError
+from ota_service.fleet import policy
+from ota_service.fleet.board import Board
+from ota_service.fleet.board_state import State as Shown
+from ota_service.fleet.journal_rows import AttemptRecord
+from ota_service.fleet.policy import BOARD, FIRMWARE, Permits, Row
+
+STATES: tuple[policy.State, ...] = get_args(policy.State)
+EVENTS: tuple[policy.Event, ...] = get_args(policy.Event)
+ORDERS: tuple[policy.Event, ...] = (
+    *("update", "more", "other", "read", "plan", "rollback", "flash", "missing", "spared"),
+)
+MOVING = {"updating", "reading", "rewriting", "stopping"}
+
+
+def pairs() -> Iterator[tuple[str, str, Row]]:
+    """Each row with what it is for."""
+    for (state, event), row in BOARD.items():
+        yield state, event, row
+
+
+def test_every_event_has_a_row_in_every_state() -> None:
+    """Nothing that can happen to a board is undecided, and nothing is decided twice."""
+    assert set(BOARD) == {(state, event) for state in STATES for event in EVENTS}
+    counted = sum(len(states) * len(events) for states, events, *_ in policy.ROWS)
+    assert counted <= len(BOARD)
+
+
+def test_every_action_is_carried_out_by_the_board() -> None:
+    """Each action has its method; the board has no action that the table does not name."""
+    named = {row.action for _, _, row in pairs()}
+    assert named == set(get_args(policy.Action))
+    for action in named:
+        assert inspect.iscoroutinefunction(getattr(Board, f"_{action}")), action
+
+
+def test_a_wait_reads_its_inbox() -> None:
+    """In every wait an order changes something at once, or is answered at once."""
+    for state in policy.WAITS:
+        events: tuple[policy.Event, ...] = ("read", "plan", "cancel", "end", "retarget", "update")
+        for event in events:
+            assert BOARD[state, event].action != "nothing", (state, event)
+
+
+def test_every_order_is_answered_joined_or_lined_up() -> None:
+    """No order is lost, in whatever state it arrives."""
+    lost = {"nothing", "release", "drop", "finish", "hold", "pause", "leave_alone", "ask"}
+    for state in STATES:
+        for event in ORDERS:
+            row = BOARD[state, event]
+            assert row.action not in lost, (state, event, row)
+
+
+def test_cancel_ends_every_wait_at_once_and_stops_every_session() -> None:
+    """A wait holds no session, so nothing has to be waited for."""
+    for state in policy.WAITS:
+        assert BOARD[state, "cancel"] == BOARD[state, "end"]
+        assert BOARD[state, "cancel"].state == "rest"
+    sessions: tuple[policy.State, ...] = ("updating", "rewriting")
+    for state in sessions:
+        assert BOARD[state, "cancel"].state == "stopping"
+    for state in policy.SESSIONS:
+        assert BOARD[state, "end"].action == "stop_session"
+
+
+def test_every_session_ends() -> None:
+    """Whatever a session ends with, the board is in no session any more, or begins the next."""
+    for state in policy.SESSIONS:
+        for event in policy.ENDS:
+            row = BOARD[state, event]
+            if (state, event) == ("reading", "again"):
+                assert row.action == "go_on"  # once more: `policy.READ_ATTEMPTS`
+                continue
+            assert row.state not in MOVING | {None}, (state, event, row)
+
+
+def test_only_an_update_pauses_or_is_set_aside() -> None:
+    """A read never spends an attempt: whatever it ends with is its reply."""
+    for state, _, row in pairs():
+        if row.action in ("pause", "set_aside", "hold", "leave_alone"):
+            assert state in ("updating", "held", "rest"), (state, row)
+    for event in policy.ENDS:
+        assert BOARD["reading", event].action in ("reply", "go_on")
+        assert BOARD["rewriting", event].action == "reply"
+
+
+def test_what_is_over_disturbs_nobody() -> None:
+    """The end of a wait that nobody is in changes nothing."""
+    waits: dict[policy.Event, policy.State] = {
+        "firmware": "fetching",
+        "no-firmware": "fetching",
+        "turn": "queued",
+        "free": "held",
+    }
+    for event, meant in waits.items():
+        for state in STATES:
+            if state != meant:
+                assert BOARD[state, event] == BOARD["rest", "turn"], (state, event)
+
+
+def test_every_state_can_be_reached_and_left() -> None:
+    """From rest each state is reached, and from each there is a way back to rest."""
+    reached = {"rest"}
+    while True:
+        more = {row.state for at, _, row in pairs() if at in reached and row.state} | reached
+        if more == reached:
+            break
+        reached = more
+    assert reached == set(STATES)
+    home = {"rest"}
+    while True:
+        more = {at for at, _, row in pairs() if row.state in home} | home
+        if more == home:
+            break
+        home = more
+    assert home == set(STATES)
+
+
+# --- many boards
+
+
+def test_the_firmware_s_table_is_whole() -> None:
+    """Each event has a row in each state."""
+    states, events = get_args(policy.FirmwareState), get_args(policy.FirmwareEvent)
+    assert set(FIRMWARE) == {(state, event) for state in states for event in events}
+
+
+def test_a_stop_holds() -> None:
+    """Nothing but a person's word leads out of it."""
+    for event in get_args(policy.FirmwareEvent):
+        row = FIRMWARE["stopped", event]
+        assert (row.state == "stopped") == (event != "lifted"), event
+        if event.startswith("ask"):
+            assert row.action == "refuse"
+
+
+def test_only_evidence_of_the_firmware_stops_it() -> None:
+    """A canary that fails by its link makes place for another one."""
+    assert FIRMWARE["trying", "neutral"] == policy.FirmwareRow("open", "look_again")
+    assert FIRMWARE["trying", "bad"].state == "stopped"
+    for code in ERRORS:
+        told = policy.verdict("failed", OtaError(code))
+        assert told == ("bad" if code in policy.EVIDENCE else "neutral"), code
+    assert policy.verdict("up_to_date", None) == "good"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "stops"),
+    [
+        *[("bbb", False), ("bbbg", True), ("bbgg", False), ("bbbgg", True), ("bbnnn", False)],
+        *[("", False), ("bbbnnnn", False), ("bbbbnnn", True)],
+    ],
+)
+def test_more_than_half_of_four(verdicts: str, stops: bool) -> None:
+    """The share of boards that did not start a firmware, at least four of them."""
+    words: dict[str, policy.Verdict] = {"b": "bad", "g": "good", "n": "neutral"}
+    assert policy.too_many([words[letter] for letter in verdicts]) is stops
+
+
+# --- what is an event, and which
+
+
+def test_every_error_is_an_event_of_its_kind() -> None:
+    """The table of errors says what is tried again; the last attempt sets a board aside."""
+    for code, kind in ERRORS.items():
+        first = policy.judge(OtaError(code), failed=1, max_attempts=3)
+        last = policy.judge(OtaError(code), failed=3, max_attempts=3)
+        if code in policy.HINDRANCES:
+            assert (first, last) == ("hindered", "hindered")
+        elif code == "cancelled":
+            assert (first, last) == ("cancelled", "cancelled")
+        elif code == "changed-elsewhere":
+            assert (first, last) == ("used-up", "used-up")
+        elif not kind.counts and not kind.transient:
+            assert (first, last) == ("failed", "failed")
+        else:
+            assert first == ("again" if kind.transient else "failed")
+            assert last == "used-up"
+
+
+def test_an_order_that_permits_more_does_not_simply_join() -> None:
+    """`force` and `override` are never lost in an update that is under way without them."""
+    plain, force = Permits(), Permits(force=True)
+    override = Permits(override=frozenset({"not-allowed-now"}))
+    assert policy.meets(force, plain, same_target=True) == "update"
+    assert policy.meets(plain, force, same_target=True) == "more"
+    assert policy.meets(force, override, same_target=True) == "more"
+    assert policy.meets(force | override, override, same_target=True) == "update"
+    assert policy.meets(force, plain, same_target=False) == "other"
+    assert BOARD["held", "more"].action == "ask_turn"
+
+
+@pytest.mark.parametrize("state", ["set_aside", "rolled_back", "held"])
+def test_a_board_that_is_held_is_spared(state: str) -> None:
+    """Until its target changes or it is released, whoever asks."""
+    record = AttemptRecord("m", "t", failed=3, state=state, code="link-lost")  # type: ignore[arg-type]
+    for by_person in (True, False):
+        told = policy.spared(record, by_person=by_person, as_last_read=True, board="a")
+        assert told is not None
+        assert told.error is not None
+        assert told.state == ("set_aside" if state == "set_aside" else "rolled_back")
+
+
+def test_the_journal_stands_in_for_a_look_only_where_nobody_asked() -> None:
+    """A person's update always reads."""
+    record = AttemptRecord("m", "t")
+    alone = policy.spared(record, by_person=False, as_last_read=True, board="a")
+    assert alone == policy.Spared("up_to_date")
+    assert not policy.spared(record, by_person=True, as_last_read=True, board="a")
+    failed = AttemptRecord("m", "t", failed=1)
+    assert not policy.spared(failed, by_person=False, as_last_read=True, board="a")
+
+
+SHOWN = get_args(Shown)
+
+
+@pytest.mark.parametrize("before", SHOWN)
+@pytest.mark.parametrize("version", [None, "1", "2"])
+def test_outdated_is_never_said_of_a_board_with_the_wanted_version(
+    before: Shown, version: str | None
+) -> None:
+    """Nor is up to date said of one with another."""
+    wanted = "2"
+    for state in (
+        policy.shown_after_read(before, version, wanted, None),
+        policy.shown_when_dropped(before, version, wanted),
+        policy.shown_when_released(version, wanted),
+        policy.shown_when_retargeted(before, version, wanted),
+    ):
+        assert not (state == "outdated" and version == wanted and before != "outdated")
+        assert not (state == "up_to_date" and version != wanted and before != "up_to_date")
+
+
+@pytest.mark.parametrize("before", ["unknown", "absent", "outdated", "up_to_date", "unrecognised"])
+def test_a_read_that_learns_something_shows_it(before: Shown) -> None:
+    """A rollout's gate waits for `up_to_date`: it must not wait for ever."""
+    assert policy.shown_after_read(before, "2", "2", None) == "up_to_date"
+    assert policy.shown_after_read(before, "1", "2", None) == "outdated"
+    no_slots = OtaError("no-ota-slots")
+    assert policy.shown_after_read(before, "2", "2", no_slots) == "unsupported"
+
+
+def test_pauses_grow_and_stay() -> None:
+    """The last pause is the longest."""
+    for pause_s in (policy.retry_pause_s, policy.download_pause_s):
+        pauses = [pause_s(failed) for failed in range(10)]
+        assert pauses == sorted(pauses)
+        assert pauses[0] > 0

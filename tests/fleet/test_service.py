@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A service in this process: downloads, stops, names, claims, and what the history tells."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ota_service.board.ownership import SERVICE_CLAIMS
+from ota_service.errors import OtaError
+from ota_service.firmware.target import Target
+from ota_service.fleet import service as services
+from ota_service.fleet.service import FleetService, UnknownBoard, shutdown
+from ota_service.fleet.settings import BoardEntry, Settings
+from ota_service.sim.images import Behaviour
+from ota_service.sim.process import SimBoard
+from tests.faults.desk import Desk
+
+NOWHERE = "esp32sim:///nowhere/"
+
+
+def settings(folder: Path, *boards: BoardEntry, name: str = "OTA", **options: Any) -> Settings:
+    """A service whose boards are nowhere."""
+    return Settings(
+        service=name,
+        target=options.pop("target", Target("http://127.0.0.1:9/x.bin", "1")),
+        boards=boards,
+        state_dir=folder / "state",
+        cache_dir=folder / "cache",
+        **options,
+    )
+
+
+async def until(service: FleetService, condition: Any, *, within_s: float = 30) -> dict[str, Any]:
+    """The first status that fulfils `condition`."""
+    async with asyncio.timeout(within_s):
+        while not condition(status := service.status()):  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.02)
+    return status
+
+
+# --- downloads
+
+
+@pytest.mark.slow
+async def test_cancel_and_another_url_end_a_download_at_once(tmp_path: Path) -> None:
+    """A server that drips for ever holds neither the run nor the service's state."""
+    async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
+        for version in ("1.1.0", "1.2.0"):
+            url = desk.serve(version)
+            desk.server.hold(f"/{version}.bin")
+            await desk.configure(url=url, version=version)
+            await desk.wait(lambda now: now.get("progress", {}).get("bytes_done", 0) > 0)
+            if version == "1.1.0":
+                assert desk.status()["state"] == "downloading"
+                begun_s = time.monotonic()
+                assert (await desk.command("cancel"))["cancelled"] is True
+                status = await desk.wait(lambda now: now["run"]["outcome"] == "cancelled")
+                assert time.monotonic() - begun_s < 1
+                assert status["state"] == "idle"
+                assert "progress" not in status
+        last = desk.run_id()
+        await desk.configure(url=desk.serve("1.3.0"), version="1.3.0")
+        status = await desk.next_run(last)
+        assert status["boards"]["a"]["version"] == "1.3.0"
+        runs = (await desk.command("history"))["runs"]
+        assert [run["outcome"] for run in runs] == ["succeeded", "cancelled", "cancelled"]
+        begun_s = time.monotonic()
+        url = desk.serve("1.4.0")
+        desk.server.hold("/1.4.0.bin")
+        await desk.configure(url=url, version="1.4.0")
+        await desk.wait(lambda now: now["state"] == "downloading")
+        await shutdown()
+        assert time.monotonic() - begun_s < 8
+
+
+@pytest.mark.slow
+async def test_a_slow_server_holds_up_only_its_own_boards(tmp_path: Path) -> None:
+    """The others are updated meanwhile; what is held in memory goes when nobody needs it."""
+    async with Desk.start(tmp_path, [SimBoard("guide"), SimBoard("micro-rdk")]) as desk:
+        slow = desk.serve("9.0.0")
+        desk.server.hold("/9.0.0.bin")
+        boards = [
+            {"name": "a", "port": desk.board("a").url},
+            {"name": "b", "port": desk.board("b").url, "url": slow, "version": "9.0.0"},
+        ]
+        await desk.configure(url=desk.serve("1.1.0"), version="1.1.0", boards=boards)
+        status = await desk.wait(lambda now: now["boards"]["a"]["state"] == "up_to_date")
+        assert status["run"]["outcome"] == "running"
+        await desk.command("cancel")
+        await desk.wait(lambda now: now["state"] == "idle")
+        assert desk.service is not None
+        firmwares = desk.service._engine.firmwares
+        assert firmwares._shelves == {}
+        assert desk.status()["target"]["project"] == "micro-rdk-server"
+
+
+# --- a firmware that is stopped
+
+
+@pytest.mark.slow
+async def test_a_stop_holds_until_a_person_lifts_it(tmp_path: Path) -> None:
+    """Neither another update nor a new life of the service tries it again; `release` does."""
+    async with Desk.start(tmp_path, [SimBoard("guide") for _ in range(5)]) as desk:
+        url = desk.serve("1.1.0", behaviour=Behaviour(ending="panic", ending_after_s=0.2))
+        status = await desk.updated("1.1.0", url=url)
+        assert status["error"]["code"] == "stopped"
+        (bad,) = [name for name, b in status["boards"].items() if b["state"] == "rolled_back"]
+        run = (await desk.command("history"))["runs"][0]
+        outcomes = sorted(board["outcome"] for board in run["boards"].values())
+        assert outcomes == ["rolled_back", *["stopped"] * 4]
+        assert {board["attempted"] for board in run["boards"].values()} == {"1.1.0"}
+        opened = {name: desk.board(name).control.counters().get("opened", 0) for name in desk.names}
+
+        with pytest.raises(OtaError, match="1 of 1 boards failed to boot") as caught:
+            await desk.command("update", wait_s=30)
+        assert caught.value.code == "stopped"
+        assert "stopped: true" in caught.value.remedy
+        await shutdown()
+        desk.service = None
+        await desk.configure(url=url, version="1.1.0")
+        status = await desk.next_run(None)
+        assert status["error"]["code"] == "stopped"
+        now = {name: desk.board(name).control.counters().get("opened", 0) for name in desk.names}
+        assert now == opened
+        with pytest.raises(UnknownBoard, match="all: true"):
+            await desk.command("release")
+
+        await desk.command("release", stopped=True)
+        assert desk.status()["boards"][bad]["state"] == "rolled_back"  # and nothing else is lifted
+        await desk.command("update", wait_s=60)
+        states = [board["state"] for board in desk.status()["boards"].values()]
+        # Held boards count for the crowd, so that one canary goes first again.
+        assert sorted(states) == [*["outdated"] * 3, *["rolled_back"] * 2]
+
+
+# --- names and claims
+
+
+async def test_a_refused_configuration_leaves_nothing_alive(tmp_path: Path) -> None:
+    """What viam-server has removed must not go on with its boards because its successor fails."""
+    mine, theirs = BoardEntry("a", port=f"{NOWHERE}a"), BoardEntry("b", port=f"{NOWHERE}b")
+    try:
+        first = await FleetService.open(settings(tmp_path, mine))
+        await FleetService.open(settings(tmp_path, theirs, name="OTHER"))
+        await first.close()
+        with pytest.raises(OtaError, match="OTHER and OTA"):
+            await FleetService.open(settings(tmp_path, mine, theirs))
+        assert [engine.settings.service for engine in services.engines()] == ["OTHER"]
+        assert SERVICE_CLAIMS.owner(f"{NOWHERE}a") is None
+        assert SERVICE_CLAIMS.owner(f"{NOWHERE}b") == "OTHER"
+        again = await FleetService.open(settings(tmp_path, mine))
+        assert again.status()["ok"] is True
+    finally:
+        await shutdown()
+
+
+@pytest.mark.slow
+async def test_a_rename_keeps_what_is_known(tmp_path: Path) -> None:
+    """State, and history by either name and by MAC; no port is opened for it."""
+    async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
+        await desk.updated("1.1.0")
+        assert desk.service is not None
+        (run,) = desk.service._engine.runs
+        await run.done.wait()  # so that its entry of the history has the name of then
+        before = desk.status()["boards"]["a"]
+        opened = desk.board().control.counters()["opened"]
+        renamed = [{"name": "kitchen", "port": desk.board().url}]
+        url = desk.server.url("/1.1.0.bin")
+        await desk.configure(url=url, version="1.1.0", boards=renamed)
+        status = await desk.wait(lambda now: "kitchen" in now["boards"])
+        assert status["boards"]["kitchen"] == before
+        assert desk.board().control.counters()["opened"] == opened
+        for word in ("kitchen", "a", desk.board().mac):
+            runs = (await desk.command("history", board=word))["runs"]
+            assert len(runs) == 1, (word, runs)
+            assert runs[0]["boards"]["a"]["to"] == "1.1.0"
+
+
+@pytest.mark.slow
+async def test_one_board_under_two_names_is_written_once(tmp_path: Path) -> None:
+    """The second name says so, naming both; its tag never flips."""
+    async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
+        link = tmp_path / "other"
+        link.symlink_to(desk.board().dir)
+        boards = [
+            {"name": "left", "port": desk.board().url},
+            {"name": "right", "port": f"esp32sim://{link}", "version": "1.0.9"},
+        ]
+        await desk.configure(url=desk.serve("1.1.0"), version="1.1.0", boards=boards)
+        status = await desk.next_run(None)
+        states = {name: board["state"] for name, board in status["boards"].items()}
+        assert sorted(states.values()) == ["set_aside", "up_to_date"], status
+        (second,) = [name for name, state in states.items() if state == "set_aside"]
+        error = status["boards"][second]["error"]
+        assert error["code"] == "duplicate-board"
+        assert "left" in error["message"]
+        assert "right" in error["message"]
+
+
+# --- the log, and many boards
+
+
+@pytest.mark.slow
+async def test_the_log_of_an_update_is_a_page(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every line names service and board; one says what came of it; an absent board has its own."""
+    caplog.set_level(logging.INFO, "ota_service.fleet")
+    async with Desk.start(tmp_path, [SimBoard("guide"), SimBoard("guide")]) as desk:
+        desk.board("b").control.unplug()
+        await desk.updated("1.1.0")
+        lines = [record.getMessage() for record in caplog.records]
+        assert all(line.startswith("OTA: ") for line in lines), lines
+        ends = [line for line in lines if line.startswith("OTA: a: up to date")]
+        assert len(ends) == 1
+        assert '"1.0.0" -> "1.1.0", confirmed, after ' in ends[0]
+        assert sum(line.startswith("OTA: b: ") for line in lines) == 1
+        assert len(lines) <= 12, lines
+
+
+async def test_two_hundred_boards_that_are_not_there_cost_nothing(tmp_path: Path) -> None:
+    """The status is quick, and looking for them takes next to no time."""
+    boards = [BoardEntry(f"b{n}", port=f"{NOWHERE}{n}") for n in range(200)]
+    try:
+        service = await FleetService.open(settings(tmp_path, *boards, auto_update=False))
+        await until(service, lambda s: all(b["state"] == "absent" for b in s["boards"].values()))
+        begun_s = time.process_time()
+        service.status()
+        assert time.process_time() - begun_s < 0.05
+        begun_s = time.process_time()
+        await service._engine._poll()
+        assert time.process_time() - begun_s < 0.05
+    finally:
+        await shutdown()

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is kept on this computer: of boards before they are replaced, and of runs."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+BACKUP = "tests/flash/test_backup.py"
+FLASH_PLAN = "tests/flash/test_plan.py"
+JOURNAL = "tests/journal"
+OWNERSHIP = "tests/board_ports/test_ownership.py"
+_FILES, _RESTORE, _REWRITE = "board/backup_files.py", "board/restore.py", "board/rewrite.py"
+_ATTEMPTS = "fleet/journal_attempts.py"
+
+_WHOLE_FLASH = (
+    Mutant(
+        "the old table stands while the flash is rewritten",
+        _REWRITE,
+        "for offset in sorted({*old_tables, plan.table.offset}):",
+        "for offset in sorted({plan.table.offset} - {*old_tables}):",
+        "tests/board/test_tables.py::test_a_whole_flash_ends_a_table_that_may_not_be_in_use",
+    ),
+    Mutant(
+        "the new table is written first",
+        _REWRITE,
+        "    for write in plan.writes:\n        _write(flash, write, so_far)\n",
+        "    for write in (plan.table, *plan.writes):\n        _write(flash, write, so_far)\n",
+        f"{BACKUP}::test_a_flash_writes_its_table_last",
+    ),
+    Mutant(
+        "what is rewritten is not read back",
+        _REWRITE,
+        "    if flash.md5(write.offset, len(write.data)) != digest:",
+        "    if not flash.md5(write.offset, len(write.data)):",
+        f"{BACKUP}::test_what_is_rewritten_is_read_back",
+    ),
+    Mutant(
+        "keys that stay in their place are not looked at before the table",
+        _REWRITE,
+        "    for write in standing:\n        _verify(flash, write)\n",
+        "",
+        f"{BACKUP}::test_what_is_rewritten_is_read_back",
+    ),
+    Mutant(
+        "nothing is kept of a board before it is replaced",
+        "board/flash_merged.py",
+        "new = store.keep(before.backup) if before.backup is not None else None",
+        "new = None",
+        f"{BACKUP}::test_a_flash_keeps_what_the_board_has",
+    ),
+    Mutant(
+        "a flash is not remembered as begun",
+        "board/flash_merged.py",
+        'outcome.backup = store.begin("flash", new)',
+        "outcome.backup = new.folder if new is not None else None",
+        f"{BACKUP}::test_a_flash_that_was_cut_is_finished_with_the_keys",
+    ),
+    Mutant(
+        "a board with secure boot gets another bootloader",
+        "board/flash_plan.py",
+        "    if chip.secure_boot:\n",
+        "    if chip.secure_boot and chip.flash_encrypted:\n",
+        f"{FLASH_PLAN}::test_boards_that_it_would_not_start_are_refused",
+    ),
+    Mutant(
+        "another board than the confirmed one is replaced",
+        "board/written.py",
+        "if meant is not None and mac != meant:",
+        "if meant is not None and not mac:",
+        "tests/cli/test_flash.py::test_another_boards_mac_and_other_files_write_nothing",
+    ),
+)
+
+_BACKUP = (
+    Mutant(
+        "a backup goes where a newer one has fewer keys",
+        "board/backup.py",
+        "return mine.keys() >= theirs.keys()",
+        "return mine.keys() <= theirs.keys()",
+        f"{BACKUP}::test_one_covers_another_where_no_key_would_be_lost",
+    ),
+    Mutant(
+        "others may look into a folder of backups",
+        _FILES,
+        "folder.mkdir(mode=0o700, parents=True, exist_ok=True)\n        old =",
+        "folder.mkdir(mode=0o755, parents=True, exist_ok=True)\n        old =",
+        f"{BACKUP}::test_files_are_private_whole_and_replaced_in_one_step",
+    ),
+    Mutant(
+        "a table comes back over apps that it does not fit",
+        _RESTORE,
+        "        if _may_start(flash, own):\n",
+        "        if _may_start(flash, own) and not _starts(flash, chip, saved):\n",
+        f"{BACKUP}::test_an_app_that_only_the_bootloader_may_know_keeps_its_table",
+    ),
+)
+
+_JOURNAL = (
+    Mutant(
+        "an attempt that never ended is forgotten",
+        _ATTEMPTS,
+        "failed = failed + (open_since IS NOT NULL)",
+        "failed = failed",
+        f"{JOURNAL}/test_journal.py::test_an_attempt_that_never_ended_counts",
+    ),
+    Mutant(
+        "an attempt of a process that was killed costs nothing",
+        _ATTEMPTS,
+        "UPDATE attempts SET failed = failed + 1, open_since = NULL",
+        "UPDATE attempts SET open_since = NULL",
+        f"{JOURNAL}/test_journal.py::test_an_attempt_that_never_ended_counts",
+    ),
+    Mutant(
+        "power that failed uses an attempt up",
+        _ATTEMPTS,
+        "counts = ERRORS[code].counts if code in ERRORS else True",
+        "counts = True",
+        f"{JOURNAL}/test_journal.py::test_failures_are_counted_and_a_success_forgets_them",
+    ),
+    Mutant(
+        "a write of the journal does not wait for the disk",
+        "fleet/journal_store.py",
+        '"PRAGMA synchronous = FULL"',
+        '"PRAGMA synchronous = OFF"',
+        f"{JOURNAL}/test_journal_store.py::test_writes_wait_for_the_disk",
+    ),
+    Mutant(
+        "a port is opened without a look at who has it",
+        "board/ownership.py",
+        "            seen = holders(port)\n",
+        "            seen = []\n",
+        f"{OWNERSHIP}::test_another_program_is_found_before_opening",
+    ),
+    Mutant(
+        "two processes of this program have one port",
+        "board/ownership.py",
+        "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        f"{OWNERSHIP}::test_another_process_of_ours_is_named",
+    ),
+    Mutant(
+        "any override takes another project's board",
+        "fleet/core.py",
+        'or "other-project" in run.override,\n            rescue',
+        "or bool(run.override),\n            rescue",
+        "tests/fleet/test_override.py",
+    ),
+)
+
+MUTANTS = (*_WHOLE_FLASH, *_BACKUP, *_JOURNAL)

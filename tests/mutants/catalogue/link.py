@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is believed of a chip, and what is shown of it."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+REGISTERS = "tests/link/test_spi.py"
+
+MUTANTS = (
+    Mutant(
+        "an operation is not read back",
+        "board/flash.py",
+        "if flash.md5(op.offset, len(op.data)) == _md5(wanted):",
+        "if flash.md5(op.offset, len(op.data)):",
+        "tests/board/test_flash.py",
+    ),
+    Mutant(
+        "an erase is not read back",
+        "board/flash.py",
+        'if flash.md5(op.offset, op.size_bytes) != _md5(b"\\xff" * op.size_bytes):',
+        "if not flash.md5(op.offset, op.size_bytes):",
+        "tests/board/test_flash.py",
+    ),
+    Mutant(
+        "registers are not looked at before a command starts",
+        "board/spi.py",
+        "if found != [value for _, value, _, _ in looked_at]:",
+        "if len(found) != len(looked_at):",
+        REGISTERS,
+    ),
+    Mutant(
+        "a program is taken for done while the flash is busy",
+        "board/spi.py",
+        "        while busy:\n",
+        "        while busy and time.monotonic() > limit_s:\n",
+        REGISTERS,
+    ),
+    Mutant(
+        "an answer of the chip is believed at once",
+        "board/identify.py",
+        "if first != expected and read() != first:",
+        "if first != expected and read() is None:",
+        "tests/board/test_identify.py",
+    ),
+    Mutant(
+        "other chips' MACs are read as the ESP32's",
+        "board/identify.py",
+        "mac = _checked_mac(esp) if esp.CHIP_NAME == ESP32ROM.CHIP_NAME else None",
+        "mac = _checked_mac(esp) if isinstance(esp, ESP32ROM) else None",
+        "tests/board/test_identify.py",
+    ),
+    Mutant(
+        "zeros are a MAC",
+        "board/identify.py",
+        "if set(mac) in ({0x00}, {0xFF}):",
+        "if set(mac) in ({0xFF},):",
+        "tests/board/test_identify.py",
+    ),
+    Mutant(
+        "a protected part of the flash is one too small",
+        "board/protection.py",
+        "return offset + size_bytes > self.flash_bytes - covered",
+        "return offset > self.flash_bytes - covered",
+        "tests/board/test_flash.py",
+    ),
+    Mutant(
+        "secrets of four bytes are shown",
+        "board/secrets.py",
+        "if len(secret) >= MIN_SECRET_BYTES\n            for form",
+        "if len(secret) > MIN_SECRET_BYTES\n            for form",
+        "tests/firmware/test_secrets.py",
+    ),
+    Mutant(
+        "a secret within another leaves its rest",
+        "board/secrets.py",
+        "self._secrets = sorted(texts, key=len, reverse=True)",
+        "self._secrets = sorted(texts, key=len)",
+        "tests/firmware/test_secrets.py",
+    ),
+)

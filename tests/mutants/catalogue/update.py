@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One board's update: what runs, what is planned, how it is carried out, and the way back."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+PLAN = "tests/board/test_plan.py"
+RUNNING = "tests/board/test_running.py"
+SESSION = "tests/board/test_session_slips.py"
+CUTS = "tests/board/test_cuts.py"
+_PLAN, _INSPECT = "board/plan.py", "board/inspect.py"
+_CARRY_OUT, _SESSION = "board/carry_out.py", "board/session.py"
+
+_PLANNED = (
+    Mutant(
+        "of slots that differ the largest one's size counts for all",
+        _PLAN,
+        "if image.total_bytes <= slot.size_bytes:",
+        "if image.total_bytes <= max(each.size_bytes for each in slots):",
+        f"{RUNNING}::test_of_several_spare_slots_one_that_fits_is_taken",
+    ),
+    Mutant(
+        "the running slot is a spare one too",
+        _PLAN,
+        "return slots[at + 1 :] + slots[:at]",
+        "return slots[at + 1 :] + slots[: at + 1]",
+        f"{RUNNING}::test_an_image_that_fits_the_spare_slot_is_written_there",
+    ),
+    Mutant(
+        "a board that waits for its app is updated",
+        _PLAN,
+        '    if found.pending:\n        raise OtaError("awaiting-confirmation")\n',
+        "",
+        f"{PLAN}::test_a_board_in_pending_verify_is_left_alone",
+    ),
+    Mutant(
+        "a board of which nothing is proven is rescued",
+        _PLAN,
+        "if image is None or not rescue or not found.running.dead:",
+        "if image is None or not rescue:",
+        f"{RUNNING}::test_an_image_for_another_chip_leaves_a_doubt_where_the_bootloader_is_silent",
+    ),
+    Mutant(
+        "a board that boots is rescued",
+        _PLAN,
+        "    if rescue:\n        raise",
+        "    if rescue and image is None:\n        raise",
+        f"{PLAN}::test_a_board_that_boots_is_not_rescued",
+    ),
+    Mutant(
+        "force writes the spare slot of a board that runs the image",
+        _PLAN,
+        "    if found.holds(running):\n        if",
+        "    if found.holds(running) and not force:\n        if",
+        f"{RUNNING}::test_force_on_a_board_that_runs_the_image_leaves_its_way_back_alone",
+    ),
+    Mutant(
+        "a board that boots signed images only gets another one",
+        _PLAN,
+        "if chip.secure_boot and not image.signed:",
+        "if chip.secure_boot and image.signed:",
+        f"{PLAN}::test_what_the_board_would_not_run_is_refused",
+    ),
+    Mutant(
+        "an image below the fuses is written",
+        _PLAN,
+        "if image.descriptor.secure_version < max(lowest, fused):",
+        "if image.descriptor.secure_version < lowest:",
+        f"{RUNNING}::test_an_update_that_the_fuses_forbid_is_refused",
+    ),
+    Mutant(
+        "NEW is written without a bootloader that turns it",
+        _PLAN,
+        "state=OtaState.NEW if confirms else OtaState.UNDEFINED,",
+        "state=OtaState.NEW,",
+        f"{PLAN}::test_new_is_written_only_where_the_bootloader_uses_rollback",
+    ),
+    Mutant(
+        "the version is stored before the switch",
+        _PLAN,
+        '        SwitchOtadata(slot, edit, f"start {slot.name} instead of {instead}"),\n'
+        '        RecordVersion(version, record, "so that the firmware does not update itself '
+        'again"),\n',
+        '        RecordVersion(version, record, "so that the firmware does not update itself '
+        'again"),\n'
+        '        SwitchOtadata(slot, edit, f"start {slot.name} instead of {instead}"),\n',
+        f"{PLAN}::test_a_differing_version_is_written_switched_and_recorded",
+    ),
+    Mutant(
+        "a board that went back by itself is up to date",
+        _PLAN,
+        "    if not rejected and not moved:\n        return None\n",
+        "    if not rejected or not moved:\n        return None\n",
+        f"{PLAN}::test_another_slot_than_at_the_last_success_is_a_rollback_too",
+    ),
+)
+
+_LOOKED_AT = (
+    Mutant(
+        "a board that never left download mode is proven to be dead",
+        _INSPECT,
+        "if look is None or not seen.restarted:",
+        "if look is None:",
+        f"{RUNNING}::test_a_board_that_never_left_download_mode_is_not_called_dead",
+    ),
+    Mutant(
+        "something that prints is proven to be dead",
+        _INSPECT,
+        "    if seen.app_prints:\n",
+        "    if seen.app_prints and found.pending:\n",
+        f"{RUNNING}::test_something_that_prints_is_not_called_dead",
+    ),
+    Mutant(
+        "a bootloader for a smaller flash starts something",
+        _INSPECT,
+        "if size_bytes is not None and table.end > size_bytes:",
+        "if size_bytes is not None and table.end > found.chip.flash_bytes:",
+        f"{RUNNING}::test_a_bootloader_for_a_smaller_flash_starts_nothing",
+    ),
+    Mutant(
+        "the journal's digest counts without the slot's",
+        _INSPECT,
+        "        if md5 == fact.md5:\n",
+        "        if md5:\n",
+        f"{RUNNING}::test_what_the_journal_knows_of_a_slot_counts_with_its_digest_only",
+    ),
+    Mutant(
+        "fuses that have grown since are not minded",
+        _INSPECT,
+        "        if fused > self.chip.secure_version:\n            return fused\n",
+        "",
+        f"{RUNNING}::test_a_way_back_is_held_against_the_fuses_as_they_are_then",
+    ),
+    Mutant(
+        "a bootloader's words in the middle of a line count",
+        "board/first_look.py",
+        'r"^E \\(\\d+\\) (flash_parts: |boot: Failed',
+        'r"E \\(\\d+\\) (flash_parts: |boot: Failed',
+        f"{RUNNING}::test_an_app_that_quotes_such_lines_is_an_app",
+    ),
+    Mutant(
+        "what neither ROM nor bootloader prints is nobody's",
+        "board/first_look.py",
+        "app_prints=not all(map(_theirs, lines)),",
+        "app_prints=False,",
+        f"{RUNNING}::test_an_app_that_quotes_such_lines_is_an_app",
+    ),
+    Mutant(
+        "a link that is lost in the middle of an image is a damaged image",
+        "board/bootable.py",
+        '        if error.code == "link-lost":\n            raise\n',
+        "",
+        f"{SESSION}::test_a_link_that_is_lost_in_the_middle_of_an_image_says_nothing_of_it",
+    ),
+)
+
+_CARRIED_OUT = (
+    Mutant(
+        "the whole image's digest is not looked at",
+        _CARRY_OUT,
+        "if flash.md5(slot.offset, stream.size_bytes) != stream.image_md5:",
+        "if not flash.md5(slot.offset, stream.size_bytes):",
+        f"{SESSION}::test_a_slot_is_read_back_whole_before_it_is_switched_to",
+    ),
+    Mutant(
+        "a slot gets its header before its body's digest is looked at",
+        _CARRY_OUT,
+        "if flash.md5(body, stream.size_bytes - PAGE_BYTES) != stream.body_md5:",
+        "if not flash.md5(body, stream.size_bytes - PAGE_BYTES):",
+        f"{SESSION}::test_a_body_that_was_changed_on_its_way_gets_no_header",
+    ),
+    Mutant(
+        "what is written over looks like an image meanwhile",
+        _CARRY_OUT,
+        '    program_verified(flash, Program(slot.offset, b"\\x00", "no image any more"))\n',
+        "",
+        f"{SESSION}::test_a_flash_that_takes_no_program_is_found_before_the_first_erase",
+    ),
+    Mutant(
+        "a bad image that the bootloader tries first keeps its magic byte",
+        _CARRY_OUT,
+        '        ops.append(Program(bad.offset, b"\\x00", "no image any more"))\n',
+        "        pass\n",
+        f"{RUNNING}::test_a_way_back_is_held_against_the_fuses_as_they_are_then",
+    ),
+    Mutant(
+        "a way back leads to an image that the fuses forbid",
+        _CARRY_OUT,
+        "    floor = found.secure_floor(fused)\n",
+        "    floor = 0\n",
+        f"{RUNNING}::test_a_way_back_is_held_against_the_fuses_as_they_are_then",
+    ),
+    Mutant(
+        "the firmware that a person goes back to has yet to confirm itself",
+        _CARRY_OUT,
+        "state=OtaState.UNDEFINED,",
+        "state=OtaState.NEW,",
+        f"{SESSION}::test_what_a_person_went_back_to_stays_at_the_next_restart",
+    ),
+    Mutant(
+        "an app that waits for confirmation loses its time by a look",
+        "board/leave.py",
+        "    if waits:\n",
+        "    if not waits:\n",
+        f"{CUTS}::test_an_app_that_confirms_late_is_left_alone_until_then",
+    ),
+    Mutant(
+        "a switch is left standing where the version cannot be stored",
+        _SESSION,
+        "                self._take_back(link, found, made.slot)\n",
+        "                pass\n",
+        f"{SESSION}::test_a_switch_is_taken_back_where_the_version_cannot_be_stored",
+    ),
+    Mutant(
+        "a run is cancelled behind the switch",
+        _SESSION,
+        "if not switching and self.hooks.cancelled():",
+        "if self.hooks.cancelled():",
+        f"{SESSION}::test_nobody_cancels_behind_the_switch",
+    ),
+    Mutant(
+        "any board is rescued with the confirmation of one",
+        _SESSION,
+        "if self.job.rescue not in (None, mac):",
+        "if self.job.rescue and not mac:",
+        "tests/e2e/test_running.py::test_a_rescue_looks_at_the_board_that_answers",
+    ),
+    Mutant(
+        "a board's secrets are not known before its log is read",
+        _SESSION,
+        "        self.redact = Redactor(found.secrets)\n",
+        "",
+        f"{SESSION}::test_a_boards_secrets_are_known_before_its_log_is_read",
+    ),
+    Mutant(
+        "power that failed speaks against an app that had no time to confirm itself",
+        _SESSION,
+        "        elif awaited.power_failed:\n",
+        "        elif awaited.power_failed and not awaited.slot:\n",
+        f"{SESSION}::test_power_that_failed_before_an_app_had_confirmed_itself_is_no_failure_of_it",
+    ),
+)
+
+MUTANTS = (*_PLANNED, *_LOOKED_AT, *_CARRIED_OUT)
