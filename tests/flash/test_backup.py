@@ -397,6 +397,24 @@ def test_a_finished_flash_without_the_keys_does_not_bring_them_back_unasked(tmp_
     assert outcome.plan.kept[0].before is not None
 
 
+def test_keys_that_changed_since_an_unfinished_flash_are_not_undone(tmp_path: Path) -> None:
+    """By the next one, nor by the one after that, where the next is cut behind its first erase."""
+    link = board("no-ota")
+    data = merged(size_bytes=20_000)
+    flash(link, data, tmp_path, keep=True)
+    now = {**default_nvs(), "WIFI_PASSWORD": "changed", "TLS_CERT": "x" * 600}
+    del now["WIFI_SSID"]
+    start = bytes(with_nvs(link, "guide", now).data)
+    wanted = keys(nvs_of(start, "guide"))
+    flash(link, data, tmp_path / "whole", keep=True)
+    left = cut(partial(flash, data=data, state=tmp_path, keep=True), start, 3, "", link.trace[3])
+    assert boots(left) is None
+    again = MemoryLink(left)
+    flash(again, data, tmp_path, keep=True)
+    assert keys(nvs_of(again.data, "guide")) == wanted
+    assert wanted["VIAM_NS", "WIFI_PASSWORD"][1] == b"changed"
+
+
 # --- restore
 
 

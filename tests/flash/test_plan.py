@@ -306,10 +306,10 @@ def test_what_cannot_be_told_is_refused_with_both_ways_on(now: dict[str, Any]) -
         kept_of(board, build_nvs(0x6000, {}), old)
     assert caught.value.code == "nvs-invalid"
     assert "on the board and those in 99" in caught.value.message
-    assert "call restore with 99" in caught.value.remedy
+    assert "`esp32-ota restore PORT 99`" in caught.value.remedy
     with pytest.raises(OtaError, match="in 100 and those in 99") as caught:
         kept_of(None, board, old)
-    assert "move the folder" in caught.value.remedy
+    assert "move the other folder" in caught.value.remedy
 
 
 def test_the_plan_says_the_tag_that_will_be_stored() -> None:

@@ -58,18 +58,19 @@ def _counts(label: str, at: Path | None, newer: Nvs, folder: Path | None, older:
         return False  # it was not erased: a firmware removed some and changed others
     if not _of_apps(now) and _of_apps(then):
         return True  # erased, and started since
-    where = f"in {at}" if at is not None else "on the board"
-    restore = (
-        f"If those of the backup are right, call restore with {folder} first; else"
-        if at is None
-        else "Look which are right, and"
-    )
+    where, remedy = f"in {at}", "Look which are right, and move the other folder elsewhere."
+    if at is None:
+        where = "on the board"
+        remedy = (
+            f"If the backup's are right, put them back with `esp32-ota restore PORT {folder}`; if "
+            f"the board's are, move {folder} elsewhere."
+        )
     raise OtaError(
         "nvs-invalid",
         f"The keys of {label} {where} and those in {folder}, from before a whole flash that did "
-        "not finish, have nothing in common, and both have keys that the other lacks. Nothing was "
+        "not finish, are different ones, and it cannot be told which are to be kept. Nothing was "
         "written.",
-        remedy=f"{restore} move the folder of the others elsewhere. Then flash again.",
+        remedy=f"{remedy} Then flash again.",
     )
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -24,24 +23,17 @@ from ota_service.board.chip import ChipInfo
 from ota_service.board.ports import require_exists, shown
 from ota_service.board.restore import RestorePlan
 from ota_service.board.session import BootRules
-from ota_service.board.written import WritePhase
 from ota_service.cli.failure import Failure
 from ota_service.cli.options import baud_option, boot_options, state_dir_option
 from ota_service.cli.output import err, json_option, out, print_json
 from ota_service.cli.ports import port_argument
 from ota_service.cli.remedies import line_of, own_words
 from ota_service.cli.show import files, size, table
+from ota_service.cli.whole_board import Terminal
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import Nvs
 from ota_service.module.folders import default_state_dir
 
-_PHASES: dict[WritePhase, str] = {
-    "connecting": "Connecting",
-    "inspecting": "Looking at what the board has",
-    "writing": "Writing",
-    "verifying": "Reading back",
-    "booting": "Watching the board start",
-}
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
@@ -148,7 +140,7 @@ def restore(
             ),
             soft_wrap=True,
         )
-        hooks = _Terminal(console, port, ask=not (yes or as_json))
+        hooks = _Terminal(console, port, "restore", ask=not (yes or as_json))
         try:
             with at_port(port, "esp32-ota restore", port) as opened:
                 outcome = run_restore(opened, job, hooks)
@@ -160,18 +152,8 @@ def restore(
         raise SystemExit(1)
 
 
-class _Terminal:
-    """Implements `RestoreHooks` for a person: shows and asks."""
-
-    def __init__(self, console: Console, port: str, *, ask: bool) -> None:
-        self.console = console
-        self._port = port
-        self._ask = ask and sys.stdin.isatty() and console.is_terminal
-        self.writing = False
-
-    def identified(self, mac: str) -> None:
-        """The chip answered."""
-        self.console.print(Text(f"The board {mac} answers."))
+class _Terminal(Terminal):
+    """Implements `RestoreHooks` for a person."""
 
     def planned(self, chip: ChipInfo, plan: RestorePlan) -> None:
         """Show it, and ask."""
@@ -183,28 +165,8 @@ class _Terminal:
             self.console.print(Text(note))
         if not plan.needed:
             self.console.print(Text("The board has all of that; nothing is written."))
-        elif self._ask and not click.confirm("Replace what this board has there?"):
-            raise OtaError(
-                "cancelled", "Nothing was written.", remedy="Call restore again if it is meant."
-            )
-
-    def kept(self, folder: Path) -> None:
-        """Said before the first write: it holds whatever comes now."""
-        self.console.print(
-            Text(
-                f"What it has is kept in {folder}; "
-                f"`esp32-ota restore {shown(self._port)} {folder}` puts that back."
-            ),
-            soft_wrap=True,
-        )
-
-    def phase(self, name: WritePhase) -> None:
-        """A line each."""
-        self.writing = name in ("writing", "verifying")
-        self.console.print(f"{_PHASES[name]} ...")
-
-    def progress(self, bytes_done: int, bytes_total: int) -> None:
-        """It takes seconds."""
+        else:
+            self.ask("Replace what this board has there?")
 
 
 def _pieces(made: Backup) -> object:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from rich.text import Text
 from ota_service.board.at_port import at_port
 from ota_service.board.chip import ChipInfo
 from ota_service.board.flash_merged import (
-    FlashHooks,
     FlashJob,
     FlashOutcome,
     FlashPhase,
@@ -32,18 +30,10 @@ from ota_service.cli.output import err, json_option, out, print_json
 from ota_service.cli.ports import port_argument
 from ota_service.cli.remedies import line_of, own_text, own_words
 from ota_service.cli.show import files, size, table
-from ota_service.errors import OtaError
+from ota_service.cli.whole_board import Terminal
 from ota_service.formats.merge import describe_app
 from ota_service.formats.partitions import PartitionTable
 from ota_service.module.folders import default_state_dir
-
-_PHASES: dict[FlashPhase, str] = {
-    "connecting": "Connecting",
-    "inspecting": "Looking at what the board has",
-    "writing": "Writing",
-    "verifying": "Reading back",
-    "booting": "Watching the board start",
-}
 
 
 @click.command()
@@ -96,7 +86,8 @@ def flash(
         )
         hooks = _Terminal(console, job, yes or as_json, dry_run)
         try:
-            outcome = _run(port, job, hooks)
+            with at_port(port, "esp32-ota flash", port) as opened:
+                outcome = run_flash(opened, job, hooks)
         except KeyboardInterrupt:
             hooks.close()
             nothing = "Interrupted; nothing was written."
@@ -127,54 +118,34 @@ class _Enough(Exception):
         self.plan = plan
 
 
-def _run(port: str, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
-    with at_port(port, "esp32-ota flash", port) as opened:
-        return run_flash(opened, job, hooks)
-
-
-class _Terminal:
-    """Implements `FlashHooks` for a person: shows, asks, and draws one bar."""
+class _Terminal(Terminal):
+    """Implements `FlashHooks` for a person: draws a bar as well."""
 
     def __init__(self, console: Console, job: FlashJob, yes: bool, dry_run: bool) -> None:
-        self.console = console
+        super().__init__(console, job.name, "flash", ask=not yes and not dry_run)
         self._job = job
-        self._ask = not yes and not dry_run and sys.stdin.isatty() and console.is_terminal
         self._dry_run = dry_run
         self._bar: Progress | None = None
         self._last_percent = 0
-        self.writing = False
-
-    def identified(self, mac: str) -> None:
-        """The chip answered."""
-        self.console.print(Text(f"The board {mac} answers."))
 
     def planned(self, chip: ChipInfo, before: Before, plan: FlashPlan) -> None:
         """Show it, and ask."""
         file = self._job.file
         show_plan(self.console, chip, before, file, plan, self._job.keep_nvs)
         if self._dry_run:
-            raise _Enough(
-                {"mac": chip.mac, "chip": chip.name, **plan_dict(before, file, plan)}
-            )
-        if self._ask and not click.confirm("Replace everything on this board?"):
-            raise OtaError(
-                "cancelled", "Nothing was written.", remedy="Call flash again if it is meant."
-            )
-
-    def kept(self, folder: Path) -> None:
-        """Said before the first write: it holds whatever comes now."""
-        self.console.print(
-            Text(
-                f"What it has (NVS, otadata, partition table) is kept in {folder}; "
-                f"`esp32-ota restore {shown(self._job.name)} {folder}` puts it back."
-            ),
-            soft_wrap=True,
-        )
+            raise _Enough({"mac": chip.mac, "chip": chip.name, **plan_dict(before, file, plan)})
+        self.ask("Replace everything on this board?")
 
     def phase(self, name: FlashPhase) -> None:
         """A line each; a bar for the writing."""
+        if name == "booting":
+            self.close()
+        drawn = self._bar is not None or (name == "writing" and self.console.is_terminal)
+        if not drawn:
+            super().phase(name)
+            return
         self.writing = name in ("writing", "verifying")
-        if name == "writing" and self.console.is_terminal:
+        if self._bar is None:
             self._bar = Progress(
                 TextColumn("Writing"),
                 BarColumn(bar_width=32),
@@ -185,11 +156,6 @@ class _Terminal:
             )
             self._bar.add_task("flash", total=None)
             self._bar.start()
-            return
-        if name == "booting":
-            self.close()
-        if self._bar is None:
-            self.console.print(f"{_PHASES[name]} ...")
 
     def progress(self, bytes_done: int, bytes_total: int) -> None:
         """Move the bar, or say each quarter."""
