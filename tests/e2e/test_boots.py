@@ -203,3 +203,28 @@ async def test_a_board_without_reset_lines_is_not_called_up_to_date(tmp_path: Pa
         assert status["boards"]["a"]["state"] == "up_to_date", status["boards"]["a"]
         assert status["boards"]["a"]["confirmed"] is True
         assert control.running()["version"] == "1.1.0"
+
+
+@pytest.mark.parametrize("baud", [115_200, 921_600])
+async def test_a_rollback_board_without_reset_lines_is_done_by_no_later_run(
+    tmp_path: Path, baud: int
+) -> None:
+    """Its entry stays NEW, which looks like a bootloader without rollback; each run can talk to
+    the stub loader that the one before has left at its speed."""
+    config = {"rollback": True, "reset_lines": False}
+    board = SimBoard("micro-rdk", otadata="valid", slot="ota_1", config=config)
+    async with Rig.start(tmp_path, [board]) as rig:
+        control = rig.board().control
+        control.reset(boot_button=True)
+        control.wait_for("download")
+        boards = await updated(rig, Behaviour(), confirm_timeout_s=1, baud=baud)
+        for _ in range(2):
+            assert (boards["a"]["state"], boards["a"]["error"]["code"]) == ("failed", "no-reset")
+            assert "attempts" not in boards["a"]
+            assert control.state()["state"] == "stub"
+            before = await rig.run_id()
+            await rig.command("update")
+            boards = (await rig.next_run(before))["boards"]
+        control.reset()
+        control.wait_for("confirmed")
+        assert control.running()["version"] == "1.1.0"

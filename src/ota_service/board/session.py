@@ -661,7 +661,8 @@ class _Session:
         if len(named) > 1 and otadata.newest is not None:  # noted before labels were told apart
             named = [slots[entries[otadata.newest].slot_index(len(slots))]]
         if not named:
-            raise OtaError("otadata-invalid", f"The board has no slot {awaited.slot} any more.")
+            gone = f"The board has no slot {awaited.slot} any more."
+            raise found.problem or OtaError("otadata-invalid", gone)
         slot = named[0]
         index = slots.index(slot)
         states = [e.state for e in entries if e.written and e.slot_index(len(slots)) == index]
