@@ -16,6 +16,7 @@ from ota_service.errors import OtaError
 
 from esptool.targets import CHIP_DEFS  # isort: skip  (after esptool's set-up)
 from esptool.targets.esp32 import ESP32ROM  # isort: skip
+from esptool.util import FatalError  # isort: skip
 
 ESP32_MAC = bytes.fromhex("240ac4123456")
 CHIPS = sorted(set(CHIP_DEFS) - {"esp8266"})
@@ -41,17 +42,17 @@ def chip(name: str, words: dict[int, int] | None = None, other: int | None = Non
     return Chip()
 
 
-def esp32_words(mac: bytes) -> dict[int, int]:
-    """The ESP32's fuse words that hold a MAC and its CRC."""
+def esp32_words(mac: bytes, name: str = "esp32") -> dict[int, int]:
+    """A chip's fuse words that hold a MAC and its CRC on an ESP32."""
     high = identify.mac_crc(mac) << 16 | int.from_bytes(mac[:2], "big")
-    at = ESP32ROM.EFUSE_RD_REG_BASE
+    at = CHIP_DEFS[name].EFUSE_RD_REG_BASE
     return {at + 8: high, at + 4: int.from_bytes(mac[2:], "big")}
 
 
 @pytest.mark.parametrize("name", CHIPS)
 def test_the_mac_is_the_one_that_esptool_reads_for_this_chip(name: str) -> None:
     """Also where the words that hold the ESP32's MAC look like one, with its right CRC."""
-    esp = chip(name, None if name == "esp32" else esp32_words(ESP32_MAC))
+    esp = chip(name, None if name == "esp32" else esp32_words(ESP32_MAC, name))
     theirs = ":".join(f"{byte:02x}" for byte in esp.read_mac("BASE_MAC"))
     assert identify.read_mac(esp) == theirs
     assert name == "esp32" or theirs != ESP32_MAC.hex(":")
@@ -81,6 +82,14 @@ def test_zeros_and_ones_are_no_identity(name: str, word: int) -> None:
         identify.read_mac(chip(name, other=word))
     assert raised.value.code == "no-identity"
     assert ("00:00:00:00:00:00" if word == 0 else "ff:ff:ff:ff:ff:ff") in raised.value.message
+
+
+def test_an_answer_that_is_not_repeated_is_none() -> None:
+    """A byte that was changed on the wire must not make another board of this one."""
+    for answers, expected in (([1, 2], None), ([1, 2], 3)):
+        with pytest.raises(FatalError):
+            identify.twice(iter(answers).__next__, expected)
+    assert identify.twice(lambda: 1, None) == identify.twice(lambda: 1, 3) == 1
 
 
 def test_a_mac_whose_crc_is_wrong_is_read_twice_alike() -> None:

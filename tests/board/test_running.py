@@ -595,6 +595,25 @@ def test_a_way_back_is_held_against_the_fuses_as_they_are_then() -> None:
     assert target.boot().slot == "ota_1"
 
 
+@pytest.mark.parametrize("selects", [(None, None), (Select.make(1), None)])
+def test_a_bad_firmware_that_is_tried_first_without_any_entry_is_no_image_any_more(
+    selects: tuple[Select | None, Select | None],
+) -> None:
+    """Nothing names the other slot, so that taking entries away leads back to the bad one."""
+    target = MemoryBoard(make_flash("micro-rdk", app=OLD, other_app=OTHER))
+    at = LAYOUTS["micro-rdk"].find("otadata").offset
+    target.data[at : at + 0x2000] = b"\xff" * 0x2000
+    patched(target, entries("micro-rdk", *selects))
+    found = target.look()
+    assert found.table is not None
+    bad = found.table.ota_slots[0]
+    assert found.running.partition == bad
+    flash = MemoryFlash(target.data)
+    back = plan_rollback(flash, found, bad=bad, fused=0, version_of=lambda _: "0.9.0")
+    apply_ops(target.data, back.ops)
+    assert back.slot.label == target.boot().slot == "ota_1"
+
+
 def test_an_update_that_the_fuses_forbid_is_refused() -> None:
     """Also on a board on which nothing boots, where no app that runs says so."""
     flash = make_flash("micro-rdk", app=secure("1.0.0", 2))

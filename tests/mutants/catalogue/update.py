@@ -182,7 +182,8 @@ _CARRIED_OUT = (
         _CARRY_OUT,
         '        ops.append(Program(bad.offset, b"\\x00", "no image any more"))\n',
         "        pass\n",
-        f"{RUNNING}::test_a_way_back_is_held_against_the_fuses_as_they_are_then",
+        f"{RUNNING}::"
+        "test_a_bad_firmware_that_is_tried_first_without_any_entry_is_no_image_any_more",
     ),
     Mutant(
         "a way back leads to an image that the fuses forbid",
