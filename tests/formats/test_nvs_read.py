@@ -15,7 +15,7 @@ from ota_service.errors import OtaError
 from ota_service.formats.nvs import PageState, parse_nvs
 from tests.formats import images, nvs_images
 from tests.formats.nvs_firmware import ACTIVE, ALL_RULES, SZ, Firmware, NoSpace, item, start
-from tests.formats.nvs_page import SHORT
+from tests.formats.nvs_page import SHORT, TO_5_1
 from tests.formats.outcomes import outcome
 
 PAGE = 0x1000
@@ -180,8 +180,8 @@ def act(app: Firmware, step: Step) -> None:
 
 
 def judged(data: bytes) -> dict[tuple[bytes, bytes], tuple[int, bytes]]:
-    """What an app reads after a start."""
-    return Firmware(bytearray(data)).read()
+    """What an app reads after a start, by the rules that our reader goes by as well."""
+    return Firmware(bytearray(data), rules=TO_5_1).read()
 
 
 def readable(data: bytes) -> dict[tuple[bytes, bytes], tuple[int, bytes]]:

@@ -175,7 +175,7 @@ def partitions(draw: st.DrawFn) -> bytes:
              tail if these is filled[-1] else b"")
         for i, these in enumerate(filled)
     ]  # fmt: skip
-    if freed is not None and draw(st.booleans()):
+    if freed is not None and filled[freed] and draw(st.booleans()):
         count = draw(st.integers(1, len(filled[freed])))
         pages.append(page(filled[freed][:count], ACTIVE, 50))
     blank = draw(st.integers(0 if pages[-1][:1] == b"\xfe" and freed is not None else 1, 2))
