@@ -71,7 +71,8 @@ class Copy:
         os.chdir(self.root)
         # Processes that tests start must find the copy as well.
         os.environ["PYTHONPATH"] = str(self.root / "src")
-        others = [one for one in sys.path if not Path(one or ".").is_relative_to(ROOT)]
+        ours = (ROOT, ROOT / "src")  # the environment may be in the checkout, too
+        others = [one for one in sys.path if Path(one or ".").resolve() not in ours]
         sys.path[:] = [str(self.root / "src"), str(self.root), *others]
         for name in [one for one in sys.modules if one.split(".")[0] == "tests"]:
             del sys.modules[name]
