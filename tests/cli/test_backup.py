@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +16,7 @@ from ota_service.sim.layouts import LAYOUTS
 from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
 from tests.flash.in_memory import keys
 from tests.flash.merged_files import merged
-from tests.support.command import environment, on_terminal
+from tests.support.command import command, environment, on_terminal
 
 pytestmark = pytest.mark.slow
 
@@ -34,20 +31,6 @@ def boards(tmp_path: Path) -> Iterator[list[RunningBoard]]:
     app = build_app(size_bytes=60_000, behaviour=Behaviour(print_secrets=True))
     with SimProcess(tmp_path / "boards", [SimBoard("guide", app=app)] * 2) as sim:
         yield sim.boards
-
-
-def command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run the command."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ota_service.cli.main", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 def backup(board: RunningBoard, folder: Path, *options: str, code: int = 0) -> str:

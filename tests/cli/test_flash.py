@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ota_service.sim.images import Behaviour
 from ota_service.sim.nvsmodel import nvs_init
 from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
 from tests.flash.merged_files import merged
+from tests.support.command import command
 
 pytestmark = pytest.mark.slow
 
@@ -42,19 +42,8 @@ def flash(
     board: RunningBoard, file: Path, folder: Path, *arguments: str, code: int = 0
 ) -> subprocess.CompletedProcess[str]:
     """Run the command."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "ota_service.cli.main", "flash", board.url, str(file)),
-            *("--state-dir", str(folder / "state"), *QUICK, *arguments),
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
+    where = ("--state-dir", str(folder / "state"), *QUICK, *arguments)
+    return command("flash", board.url, str(file), *where, code=code)
 
 
 def secrets(board: RunningBoard) -> list[str]:
