@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 from bench.floor import Contents
-from ota_service.board.session import Image
+from esp32_sim.factory import make_flash
+from esp32_sim.images import build_app
+from esp32_sim.layouts import LAYOUTS
+from esp32_sim.process import RunningBoard, SimBoard, SimProcess
 from ota_service.formats.image import parse_app_image
 from ota_service.formats.nvs import set_string
 from ota_service.formats.otadata import OtaState, switch
-from ota_service.sim.factory import make_flash
-from ota_service.sim.images import build_app
-from ota_service.sim.layouts import LAYOUTS
-from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
+from ota_service.update.session import Image
 
 LAYOUT = "micro-rdk"
 TABLE = 0x8000

@@ -2,7 +2,7 @@
 """What physics asks for, item by item: nobody can be faster over this wire to this flash.
 
 Pure arithmetic from the wire's speed, the bridge's latency, the flash's times and the sizes of
-what must be sent. The times are those of the simulated board (`ota_service.sim.core.Times`,
+what must be sent. The times are those of the simulated board (`esp32_sim.core.Times`,
 from data sheets and measurements); the host's own work counts as nothing.
 """
 
@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ota_service.sim.core import Times
-from ota_service.sim.flash import BLOCK_BYTES, PAGE_BYTES, SECTOR_BYTES
+from esp32_sim.core import Times
+from esp32_sim.flash import BLOCK_BYTES, PAGE_BYTES, SECTOR_BYTES
 
 ROM_BAUD = 115_200
 RESET_S = 0.15

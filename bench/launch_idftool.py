@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 
-from ota_service.sim.launch_esptool import configure_esptool, install_handler
+from esp32_sim.launch_esptool import configure_esptool, install_handler
 
 
 def main() -> None:

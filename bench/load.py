@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ota_service.sim.process import SimBoard
+from esp32_sim.process import SimBoard
 from tests.support.module_client import IDLE_ATTRIBUTES, ModuleProcess
 from tests.support.rig import NAME, Rig
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from bench import boards, ours
-from ota_service.sim.process import child_environment
+from esp32_sim.process import child_environment
 
 SIZE_BYTES = 300_000
 BAUDS = (115_200, 921_600)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from bench import boards
-from ota_service.board import session
-from ota_service.board.facts import BoardFacts, SlotFact
-from ota_service.board.inspect import Inspection
-from ota_service.board.plan import Plan
-from ota_service.board.serial_port import close_port, open_port
-from ota_service.board.session import BootRules, Image, Job, Phase
-from ota_service.sim.process import RunningBoard
+from esp32_sim.process import RunningBoard
+from ota_service.link.serial_port import close_port, open_port
+from ota_service.update import session
+from ota_service.update.facts import BoardFacts, SlotFact
+from ota_service.update.inspect import Inspection
+from ota_service.update.plan import Plan
+from ota_service.update.session import BootRules, Image, Job, Phase
 
 STABLE_S = 0.5
 

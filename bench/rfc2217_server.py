@@ -17,7 +17,7 @@ import threading
 import serial
 import serial.rfc2217
 
-from ota_service.sim.launch_esptool import install_handler
+from esp32_sim.launch_esptool import install_handler
 
 CHUNK_BYTES = 65_536
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from bench import boards
 from bench.ours import Measured
-from ota_service.board.session import Image
-from ota_service.sim.process import RunningBoard, child_environment
+from esp32_sim.process import RunningBoard, child_environment
+from ota_service.update.session import Image
 
 TIMEOUT_S = 900
-ESPTOOL = "ota_service.sim.launch_esptool"
+ESPTOOL = "esp32_sim.launch_esptool"
 
 
 def _call(module: str, arguments: Sequence[str]) -> None:

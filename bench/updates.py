@@ -12,9 +12,9 @@ from bench import boards, floor, ours, scripted
 from bench.boards import State
 from bench.floor import Item
 from bench.ours import Measured
-from ota_service.board.session import Image
-from ota_service.board.stream import make_stream
-from ota_service.sim.process import RunningBoard
+from esp32_sim.process import RunningBoard
+from ota_service.link.stream import make_stream
+from ota_service.update.session import Image
 
 Way = Literal["ours", "separate", "best", "idftool"]
 WAYS: tuple[Way, ...] = ("ours", "best", "separate", "idftool")

@@ -12,11 +12,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ota_service.cli.machine import Access, connect
+from esp32_sim.images import Behaviour, build_app
+from esp32_sim.process import SimBoard, SimProcess
+from ota_service.client.machine import Access, connect
 from ota_service.dashboard.guard import Guard
 from ota_service.dashboard.server import serving
-from ota_service.sim.images import Behaviour, build_app
-from ota_service.sim.process import SimBoard, SimProcess
 from tests.support.browser import Browser
 from tests.support.firmware_server import FirmwareServer
 from tests.support.machine import SERVICE, Machine

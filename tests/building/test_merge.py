@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from ota_service.board.flash_plan import check_merged
+from esp32_sim.factory import build_nvs, default_nvs, make_flash
+from esp32_sim.images import assemble, build_app, build_bootloader, filler
+from esp32_sim.layouts import LAYOUTS, Partition, encode_table
 from ota_service.building.tables import load_table
 from ota_service.cli.image_report import report
 from ota_service.errors import OtaError
@@ -22,9 +24,7 @@ from ota_service.formats.bootloader import (
 from ota_service.formats.image import parse_app_image
 from ota_service.formats.merge import Merged, merge
 from ota_service.formats.merged import parse_merged, whole_flash
-from ota_service.sim.factory import build_nvs, default_nvs, make_flash
-from ota_service.sim.images import assemble, build_app, build_bootloader, filler
-from ota_service.sim.layouts import LAYOUTS, Partition, encode_table
+from ota_service.update.flash_plan import check_merged
 
 APP = build_app("demo", "1.0", size_bytes=100_000)
 LOADER = build_bootloader()

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from esp32_sim.factory import build_nvs, default_nvs
+from esp32_sim.nvsformat import NvsError
+from esp32_sim.nvsmodel import NvsStore, nvs_init
 from ota_service.building.provision import nvs_from_csv
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import parse_nvs
-from ota_service.formats.nvs_move import move_nvs
-from ota_service.sim.factory import build_nvs, default_nvs
-from ota_service.sim.nvsformat import NvsError
-from ota_service.sim.nvsmodel import NvsStore, nvs_init
+from ota_service.formats.nvs.move import move_nvs
 
 CSV = """key,type,encoding,value
 # the robot's credentials

@@ -12,12 +12,12 @@ from esp_idf_defs.partitions import PartitionTable as Judge
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esp32_sim.layouts import LAYOUTS
+from esp32_sim.layouts import encode_table as simulators_encoding
 from ota_service.building.tables import load_table, shipped_tables
 from ota_service.errors import OtaError
 from ota_service.formats.build_table import encode_table, table_from_csv, table_to_csv
 from ota_service.formats.partitions import Partition, parse_partition_table
-from ota_service.sim.layouts import LAYOUTS
-from ota_service.sim.layouts import encode_table as simulators_encoding
 
 SHIPPED = {"ota-guide": "guide", "micro-rdk": "micro-rdk", "micro-rdk-8mb": "micro-rdk-8mb"}
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.sim.factory import build_nvs, default_nvs
-from ota_service.sim.images import Behaviour, build_app
-from ota_service.sim.layouts import LAYOUTS
-from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
+from esp32_sim.factory import build_nvs, default_nvs
+from esp32_sim.images import Behaviour, build_app
+from esp32_sim.layouts import LAYOUTS
+from esp32_sim.process import RunningBoard, SimBoard, SimProcess
 from tests.flash.in_memory import keys
 from tests.flash.merged_files import merged
 from tests.support.command import command, environment, on_terminal

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.sim.factory import make_flash
-from ota_service.sim.images import build_app
-from ota_service.sim.layouts import LAYOUTS, Partition, encode_table
-from ota_service.sim.nvsmodel import nvs_init
-from ota_service.sim.process import SimBoard, SimProcess
+from esp32_sim.factory import make_flash
+from esp32_sim.images import build_app
+from esp32_sim.layouts import LAYOUTS, Partition, encode_table
+from esp32_sim.nvsmodel import nvs_init
+from esp32_sim.process import SimBoard, SimProcess
 from tests.support.command import environment, run_command
 from tests.support.elsewhere import PROJECT, layout_at, merged_at
 

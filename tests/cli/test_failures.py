@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from ota_service.cli.failure import Failure
-from ota_service.cli.machine import Access, from_module
+from ota_service.client.failure import Failure
+from ota_service.client.machine import Access, from_module
 from ota_service.errors import ERRORS, OtaError
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.sim.images import Behaviour
-from ota_service.sim.nvsmodel import nvs_init
-from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
+from esp32_sim.images import Behaviour
+from esp32_sim.nvsmodel import nvs_init
+from esp32_sim.process import RunningBoard, SimBoard, SimProcess
 from tests.flash.merged_files import merged
 from tests.support.command import command
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from esp32_sim.factory import build_nvs, default_nvs, make_flash
+from esp32_sim.images import build_app, build_bootloader
 from ota_service.building.tables import load_table
 from ota_service.cli.main import main
 from ota_service.cli.output import PLAIN_WIDTH
 from ota_service.formats.image import parse_app_image
 from ota_service.formats.merged import parse_merged
-from ota_service.sim.factory import build_nvs, default_nvs, make_flash
-from ota_service.sim.images import build_app, build_bootloader
 from tests.support.elf import app_elf
 
 APP = build_app("demo", "1.2.3", size_bytes=100_000)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
+from esp32_sim.process import RunningBoard, SimBoard, SimProcess
 from tests.support.command import ended, environment, run_command, start_command
 from tests.support.machine import eventually
 

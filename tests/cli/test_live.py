@@ -13,7 +13,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from ota_service.cli.live import STYLES, Live, boards_of, frame, in_order
-from ota_service.cli.output import rate_text, time_text, whole_numbers
+from ota_service.cli.output import rate_text, time_text
+from ota_service.client.machine import whole_numbers
 
 PHASES = ("waiting", "connecting", "inspecting", "writing", "verifying", "switching", "recording",
           "booting", "rolling_back")  # fmt: skip

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from ota_service.cli.failure import Failure
-from ota_service.cli.machine import Access, connect
+from ota_service.client.failure import Failure
+from ota_service.client.machine import Access, connect
 
 MACHINE = """
 import asyncio, sys

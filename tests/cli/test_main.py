@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ota_service.board.ports import PortInfo
 from ota_service.cli.main import FIRST_STEPS, SUBCOMMANDS, cli, main
 from ota_service.cli.ports import describe, looks_like
+from ota_service.link.ports import PortInfo
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from ota_service.board.flash_merged import again
 from ota_service.cli.remedies import REMEDIES, line_of, own_text, own_words, remedy_of
 from ota_service.errors import ERRORS, OtaError
+from ota_service.update.flash_merged import again
 from tests.support.command import environment, run_command
 
 

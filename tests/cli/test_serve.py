@@ -19,13 +19,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ota_service.cli.addresses import own_addresses
+from esp32_sim.factory import make_flash
+from esp32_sim.images import build_app
+from ota_service.client.addresses import own_addresses
 from ota_service.errors import OtaError
 from ota_service.firmware.download import Patience
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
-from ota_service.sim.factory import make_flash
-from ota_service.sim.images import build_app
 
 ROOT = Path(__file__).parents[2]
 APP = build_app("demo", "1.2.3", size_bytes=200_000)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.sim.factory import make_flash
-from ota_service.sim.images import Behaviour, build_app
-from ota_service.sim.layouts import LAYOUTS
-from ota_service.sim.process import SimBoard, SimProcess
+from esp32_sim.factory import make_flash
+from esp32_sim.images import Behaviour, build_app
+from esp32_sim.layouts import LAYOUTS
+from esp32_sim.process import SimBoard, SimProcess
 from tests.support.command import (
     ended,
     environment,

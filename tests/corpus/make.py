@@ -26,9 +26,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ota_service.sim.factory import build_nvs, default_nvs, make_flash
-from ota_service.sim.images import assemble, build_app, build_bootloader
-from ota_service.sim.layouts import GUIDE, Layout, Partition, encode_table
+from esp32_sim.factory import build_nvs, default_nvs, make_flash
+from esp32_sim.images import assemble, build_app, build_bootloader
+from esp32_sim.layouts import GUIDE, Layout, Partition, encode_table
 
 APP = "micro-rdk-server"
 SLOT_BYTES = 0x100000

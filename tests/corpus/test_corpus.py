@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.board.facts import BoardFacts
-from ota_service.board.flash import MemoryFlash
-from ota_service.board.inspect import inspect
-from ota_service.board.plan import plan
+from esp32_sim.process import SimBoard
 from ota_service.errors import ERRORS, OtaError
 from ota_service.firmware.check import check_firmware
+from ota_service.link.flash import MemoryFlash
 from ota_service.module.config import parse_config
-from ota_service.sim.process import SimBoard
+from ota_service.update.facts import BoardFacts
+from ota_service.update.inspect import inspect
+from ota_service.update.plan import plan
 from tests.corpus import make
 from tests.faults.desk import Desk
 from tests.support.memory_board import Firmware, MemoryBoard

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from ota_service.cli.failure import Failure
+from ota_service.client.failure import Failure
 from ota_service.dashboard.feed import Feed
 from ota_service.dashboard.guard import HEADERS, Guard
 from ota_service.dashboard.server import serving

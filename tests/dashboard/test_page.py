@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ota_service.sim.images import Behaviour, build_app
-from ota_service.sim.process import SimBoard, SimProcess
+from esp32_sim.images import Behaviour, build_app
+from esp32_sim.process import SimBoard, SimProcess
 from tests.support.browser import Browser, Page
 from tests.support.command import environment, start_command
 from tests.support.firmware_server import FirmwareServer

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from ota_service.sim.factory import make_flash
-from ota_service.sim.images import Behaviour, build_app
-from ota_service.sim.layouts import LAYOUTS
-from ota_service.sim.logs import LOOKALIKES
-from ota_service.sim.process import SimBoard
+from esp32_sim.factory import make_flash
+from esp32_sim.images import Behaviour, build_app
+from esp32_sim.layouts import LAYOUTS
+from esp32_sim.logs import LOOKALIKES
+from esp32_sim.process import SimBoard
 from tests.support.rig import NAME, PROJECT, Rig
 
 pytestmark = pytest.mark.slow

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ota_service.sim.images import Behaviour
-from ota_service.sim.process import SimBoard
+from esp32_sim.images import Behaviour
+from esp32_sim.process import SimBoard
 from tests.support.module_client import ModuleProcess
 from tests.support.rig import NAME, Rig
 
@@ -271,7 +271,7 @@ async def test_another_updater_does_not_lead_to_an_endless_duel(tmp_path: Path) 
 
 async def _store_version(rig: Rig, version: str) -> None:
     """As the firmware itself would: through the simulator's own NVS writer."""
-    from ota_service.sim.nvsmodel import NvsStore
+    from esp32_sim.nvsmodel import NvsStore
 
     nvs = bytearray(rig.nvs())
     store = NvsStore(nvs)

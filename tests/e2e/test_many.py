@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.sim.process import SimBoard
+from esp32_sim.process import SimBoard
 from tests.support.module_client import ModuleProcess
 from tests.support.rig import NAME, Rig
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.sim.process import SimBoard
+from esp32_sim.process import SimBoard
 from tests.support.rig import NAME, Rig
 
 pytestmark = pytest.mark.slow

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ota_service.sim.factory import make_flash
-from ota_service.sim.images import Behaviour, build_app, build_bootloader
-from ota_service.sim.layouts import LAYOUTS, Layout, Partition
-from ota_service.sim.process import SimBoard
+from esp32_sim.factory import make_flash
+from esp32_sim.images import Behaviour, build_app, build_bootloader
+from esp32_sim.layouts import LAYOUTS, Layout, Partition
+from esp32_sim.process import SimBoard
 from tests.support.rig import IMAGE_BYTES, NAME, PROJECT, Rig
 
 pytestmark = pytest.mark.slow

@@ -11,11 +11,11 @@ import pytest
 from esp_idf_defs.otadata import OtaDataSelectEntry
 from idftool.nvs.parser import parse as parse_nvs_with_idftool
 
-from ota_service.sim.factory import make_flash
-from ota_service.sim.images import Behaviour
-from ota_service.sim.layouts import LAYOUTS
-from ota_service.sim.nvsmodel import nvs_init
-from ota_service.sim.process import SimBoard
+from esp32_sim.factory import make_flash
+from esp32_sim.images import Behaviour
+from esp32_sim.layouts import LAYOUTS
+from esp32_sim.nvsmodel import nvs_init
+from esp32_sim.process import SimBoard
 from tests.support.rig import NAME, Rig
 
 pytestmark = pytest.mark.slow

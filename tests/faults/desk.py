@@ -23,13 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from esp32_sim.control import BoardControl
+from esp32_sim.images import Behaviour, build_app
+from esp32_sim.nvsmodel import nvs_init
+from esp32_sim.process import RunningBoard, SimBoard, SimProcess
 from ota_service.fleet import policy
 from ota_service.fleet.service import FleetService, shutdown
 from ota_service.module.config import parse_config
-from ota_service.sim.control import BoardControl
-from ota_service.sim.images import Behaviour, build_app
-from ota_service.sim.nvsmodel import nvs_init
-from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
 from tests.support.firmware_server import FirmwareServer
 
 SERVICE = "OTA"

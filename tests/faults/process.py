@@ -16,8 +16,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from ota_service.sim.images import Behaviour
-from ota_service.sim.process import SimBoard, SimProcess
+from esp32_sim.images import Behaviour
+from esp32_sim.process import SimBoard, SimProcess
 from tests.faults.desk import BOOT, Shown, look, require_truth
 from tests.faults.scenarios import LAYOUTS
 from tests.support.firmware_server import FirmwareServer

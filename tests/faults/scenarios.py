@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from ota_service.board import link, registers
+from esp32_sim.control import BoardControl
+from esp32_sim.images import Behaviour
+from esp32_sim.process import SimBoard
 from ota_service.fleet.hooks import SessionHooks
 from ota_service.fleet.journal import open_journal
-from ota_service.sim.control import BoardControl
-from ota_service.sim.images import Behaviour
-from ota_service.sim.process import SimBoard
+from ota_service.link import link, registers
 from tests.faults.desk import CLEAN_ENDS, IMAGE_BYTES, Desk, Held
 
 LAYOUTS = ("guide", "micro-rdk", "micro-rdk-8mb")

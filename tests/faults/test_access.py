@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from esp32_sim.images import Behaviour
+from esp32_sim.process import SimBoard
 from ota_service.firmware.urls import redact
-from ota_service.sim.images import Behaviour
-from ota_service.sim.process import SimBoard
 from tests.faults.process import machine, over
 from tests.support.module_client import IDLE_ATTRIBUTES, ROOT, ModuleProcess
 from tests.support.rig import BOOT, NAME, Rig

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from serial.serialutil import SerialBase
 
-from ota_service.board import registers
-from ota_service.board import start_stub as start_stub_module
-from ota_service.board.link import EspLink
-from ota_service.board.ports import ESPRESSIF_VID, PortInfo
-from ota_service.board.serial_port import close_port, open_port
-from ota_service.sim.images import Behaviour
-from ota_service.sim.process import RunningBoard, SimBoard, SimProcess, child_environment
+from esp32_sim.images import Behaviour
+from esp32_sim.process import RunningBoard, SimBoard, SimProcess, child_environment
+from ota_service.link import registers
+from ota_service.link import start_stub as start_stub_module
+from ota_service.link.link import EspLink
+from ota_service.link.ports import ESPRESSIF_VID, PortInfo
+from ota_service.link.serial_port import close_port, open_port
 from tests.faults import prove, scenarios
 from tests.faults.desk import Desk, require_truth
 from tests.link.recorded import noted_erases
@@ -63,7 +63,7 @@ async def test_shortcuts_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         fast.append(carried_baud)
         return start(esp, mac, carried_baud)
 
-    monkeypatch.setattr("ota_service.board.link.start_stub", start_stub)
+    monkeypatch.setattr("ota_service.link.link.start_stub", start_stub)
     async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
         before = await desk.look()
         desk.board().control.start_trace()
@@ -273,7 +273,7 @@ async def test_another_board_in_the_middle_of_an_update_gets_nothing(tmp_path: P
 
 HOLD = (
     "import sys, serial\n"
-    "from ota_service.board.serial_port import register_url_handlers\n"
+    "from ota_service.link.serial_port import register_url_handlers\n"
     "register_url_handlers()\n"
     "port = serial.serial_for_url(sys.argv[1])\n"
     "print('held', flush=True)\n"
@@ -281,7 +281,7 @@ HOLD = (
 )
 CLAIM = (
     "import sys\n"
-    "from ota_service.board.ownership import PORT_OWNERS\n"
+    "from ota_service.link.ownership import PORT_OWNERS\n"
     "claim = PORT_OWNERS.claim(sys.argv[1], 'service OTHER')\n"
     "print('held', flush=True)\n"
     "sys.stdin.read()\n"
@@ -346,7 +346,7 @@ def test_a_device_without_permission() -> None:
         "    print(error.code, '|', error)\n"
     )
     setup = (
-        "from ota_service.board.serial_port import open_port\n"
+        "from ota_service.link.serial_port import open_port\n"
         "from ota_service.errors import OtaError\n"
     )
     done = subprocess.run(

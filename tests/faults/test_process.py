@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.sim.process import SimBoard
+from esp32_sim.process import SimBoard
 from tests.faults import prove
 from tests.faults.desk import Desk, Shown, look
 

@@ -18,12 +18,12 @@ from urllib.parse import quote
 import pytest
 from grpclib import GRPCError
 
+from esp32_sim.images import Behaviour
+from esp32_sim.nvsmodel import nvs_init
+from esp32_sim.process import SimBoard, SimProcess
 from ota_service.firmware.target import Target
 from ota_service.fleet.flash_file import shown_file
 from ota_service.fleet.settings import BoardEntry, Settings
-from ota_service.sim.images import Behaviour
-from ota_service.sim.nvsmodel import nvs_init
-from ota_service.sim.process import SimBoard, SimProcess
 from tests.flash.merged_files import merged
 from tests.support.firmware_server import FirmwareServer
 from tests.support.module_client import ModuleProcess

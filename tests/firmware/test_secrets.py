@@ -10,8 +10,8 @@ from urllib.parse import quote
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ota_service.board.boot import MAX_LINE_BYTES, BootMonitor, Expected
-from ota_service.board.secrets import Redactor
+from ota_service.update.boot import MAX_LINE_BYTES, BootMonitor, Expected
+from ota_service.update.secrets import Redactor
 
 SECRET = 'p@ss "wörd"/+='
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from esp32_sim.images import build_app
 from ota_service.errors import OtaError
 from ota_service.firmware.download import Patience
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
-from ota_service.sim.images import build_app
 from tests.support.firmware_server import FirmwareServer
 
 APP = build_app("demo", "1.0", size_bytes=100_000)

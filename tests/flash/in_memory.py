@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from ota_service.board import backup_run, flash_merged
-from ota_service.board.backup_files import read_backup
-from ota_service.board.backup_run import RestoreJob
-from ota_service.board.chip import ChipInfo
-from ota_service.board.flash import MemoryFlash, PowerCut
-from ota_service.board.flash_merged import FlashJob
-from ota_service.board.flash_plan import Before, FlashPlan, check_merged
-from ota_service.board.protection import Protection
-from ota_service.board.restore import RestorePlan
+from esp32_sim.bootmodel import boot
+from esp32_sim.layouts import LAYOUTS
+from esp32_sim.nvsmodel import nvs_init
 from ota_service.formats.flashops import FlashOp
-from ota_service.sim.bootmodel import boot
-from ota_service.sim.layouts import LAYOUTS
-from ota_service.sim.nvsmodel import nvs_init
+from ota_service.link.chip import ChipInfo
+from ota_service.link.flash import MemoryFlash, PowerCut
+from ota_service.link.protection import Protection
+from ota_service.update import backup_run, flash_merged
+from ota_service.update.backup_files import read_backup
+from ota_service.update.backup_run import RestoreJob
+from ota_service.update.flash_merged import FlashJob
+from ota_service.update.flash_plan import Before, FlashPlan, check_merged
+from ota_service.update.restore import RestorePlan
 from tests.prove.cells import Cells
 from tests.prove.tears import tears_of, torn
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from esp32_sim.images import build_app, build_bootloader
+from esp32_sim.layouts import Layout, encode_table
 from ota_service.building.tables import load_table
 from ota_service.formats.merge import merge
-from ota_service.sim.images import build_app, build_bootloader
-from ota_service.sim.layouts import Layout, encode_table
 
 PROJECT = "micro-rdk-server"
 

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ota_service.board.backup import Backup, take_backup
-from ota_service.board.backup_files import MANIFEST, Backups, read_backup, write_backup
-from ota_service.board.flash import PowerCut
+from esp32_sim.bootmodel import boot
+from esp32_sim.factory import build_nvs, default_nvs, make_flash
+from esp32_sim.images import build_app
+from esp32_sim.layouts import LAYOUTS
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import FlashOp
-from ota_service.sim.bootmodel import boot
-from ota_service.sim.factory import build_nvs, default_nvs, make_flash
-from ota_service.sim.images import build_app
-from ota_service.sim.layouts import LAYOUTS
+from ota_service.link.flash import PowerCut
+from ota_service.update.backup import Backup, take_backup
+from ota_service.update.backup_files import MANIFEST, Backups, read_backup, write_backup
 from tests.flash.in_memory import (
     MAC,
     MIB,

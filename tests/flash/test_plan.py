@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 
-from ota_service.board.flash import MemoryFlash
-from ota_service.board.flash_merged import (
+from esp32_sim.factory import build_nvs, make_flash
+from esp32_sim.images import build_app
+from esp32_sim.layouts import LAYOUTS, Layout, Partition
+from ota_service.errors import OtaError
+from ota_service.formats.merged import parse_merged
+from ota_service.formats.nvs import parse_nvs
+from ota_service.link.flash import MemoryFlash
+from ota_service.update.flash_merged import (
     FlashJob,
     FlashOutcome,
     _write,
     look_before,
     to_keep,
 )
-from ota_service.board.flash_plan import Before, check_merged, plan_flash
-from ota_service.errors import OtaError
-from ota_service.formats.merged import parse_merged
-from ota_service.formats.nvs import parse_nvs
-from ota_service.sim.factory import build_nvs, make_flash
-from ota_service.sim.images import build_app
-from ota_service.sim.layouts import LAYOUTS, Layout, Partition
+from ota_service.update.flash_plan import Before, check_merged, plan_flash
 from tests.flash.in_memory import MIB, Hooks, boots, chip, keys, nvs_of
 from tests.flash.merged_files import merged
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.board.backup_files import Backups
-from ota_service.board.flash_merged import FlashJob, FlashOutcome, run_flash
-from ota_service.board.flash_plan import check_merged
-from ota_service.board.serial_port import close_port, open_port
-from ota_service.board.session import BootRules
-from ota_service.sim.factory import build_nvs
-from ota_service.sim.images import Behaviour
-from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
+from esp32_sim.factory import build_nvs
+from esp32_sim.images import Behaviour
+from esp32_sim.process import RunningBoard, SimBoard, SimProcess
+from ota_service.link.serial_port import close_port, open_port
+from ota_service.update.backup_files import Backups
+from ota_service.update.flash_merged import FlashJob, FlashOutcome, run_flash
+from ota_service.update.flash_plan import check_merged
+from ota_service.update.session import BootRules
 from tests.flash.in_memory import Hooks, keys
 from tests.flash.merged_files import merged
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from grpclib import GRPCError
 
-from ota_service.sim.images import Behaviour
-from ota_service.sim.nvsmodel import nvs_init
-from ota_service.sim.process import SimBoard
+from esp32_sim.images import Behaviour
+from esp32_sim.nvsmodel import nvs_init
+from esp32_sim.process import SimBoard
 from tests.flash.merged_files import merged
 from tests.support.module_client import ModuleProcess
 from tests.support.rig import NAME, Rig

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from ota_service.board.session import Image
+from esp32_sim.images import build_app
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet import board as board_module
@@ -28,7 +28,7 @@ from ota_service.fleet.sessions import SessionEnd
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.fleet.turns import Turns
 from ota_service.formats.image import parse_app_image
-from ota_service.sim.images import build_app
+from ota_service.update.session import Image
 from tests.support.simulated_time import SimulatedLoop
 
 Result = TypeVar("Result")

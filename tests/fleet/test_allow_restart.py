@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from esp32_sim.images import build_app
+from esp32_sim.process import SimProcess
 from ota_service.firmware.target import Target
 from ota_service.fleet.service import FleetService, UnknownBoard, shutdown
 from ota_service.fleet.settings import BoardEntry, Settings
-from ota_service.sim.images import build_app
-from ota_service.sim.process import SimProcess
 from tests.support.firmware_server import FirmwareServer
 
 pytestmark = pytest.mark.slow

@@ -11,16 +11,16 @@ from dataclasses import replace
 
 import pytest
 
-from ota_service.board.chip import ChipInfo
-from ota_service.board.inspect import Inspection
-from ota_service.board.plan import Plan
-from ota_service.board.session import Outcome
 from ota_service.errors import OtaError
 from ota_service.fleet.board import Board
 from ota_service.fleet.orders import Answer, Purpose
 from ota_service.fleet.places import Place
 from ota_service.formats.nvs import parse_nvs
 from ota_service.formats.partitions import Partition
+from ota_service.link.chip import ChipInfo
+from ota_service.update.inspect import Inspection
+from ota_service.update.plan import Plan
+from ota_service.update.session import Outcome
 from tests.fleet.conftest import OTHER, AtDesk, Desk
 
 MAC = "24:0a:c4:00:00:01"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.board.ports import PortInfo
 from ota_service.fleet.board import Board
 from ota_service.fleet.journal import open_journal
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.places import place_found
 from ota_service.fleet.settings import BoardEntry, Override
+from ota_service.link.ports import PortInfo
 from tests.fleet.conftest import TARGET, AtDesk, Desk
 
 INFO = PortInfo("/dev/ttyACM0", location="1-1.2", vid=0x303A, pid=0x1001, serial_number="x")

@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from esp32_sim.images import Behaviour
+from esp32_sim.process import SimBoard
 from ota_service.errors import OtaError
 from ota_service.fleet import policy
 from ota_service.fleet.service import shutdown
-from ota_service.sim.images import Behaviour
-from ota_service.sim.process import SimBoard
 from tests.faults.desk import Desk, look
 
 NAMES = ("a", "b", "c", "d")

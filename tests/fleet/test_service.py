@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from ota_service.board.ownership import SERVICE_CLAIMS
+from esp32_sim.images import Behaviour
+from esp32_sim.process import SimBoard
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet import service as services
 from ota_service.fleet.service import FleetService, UnknownBoard, shutdown
 from ota_service.fleet.settings import BoardEntry, Settings
-from ota_service.sim.images import Behaviour
-from ota_service.sim.process import SimBoard
+from ota_service.link.ownership import SERVICE_CLAIMS
 from tests.faults.desk import Desk
 
 NOWHERE = "esp32sim:///nowhere/"

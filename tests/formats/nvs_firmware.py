@@ -2,7 +2,7 @@
 """ESP-IDF's NVS code as the tests' judge: start, read, write and erase on a flash of bytes.
 
 Written from esp32.md and from what ESP-IDF's code was seen to do, apart from
-`ota_service.formats` and `ota_service.sim`, so that one wrong belief does not pass on all sides.
+`ota_service.formats` and `esp32_sim`, so that one wrong belief does not pass on all sides.
 A page is `nvs_page.Pg`; here are the pages together: the whole procedure of a start, and what
 an app does. It writes by NOR rules and reports each write through `on_write`.
 """

@@ -2,7 +2,7 @@
 """One page of NVS as ESP-IDF's code loads, searches, repairs and writes it.
 
 The tests' own belief, written from esp32.md ("What the firmware does when it loads a page") and
-from what ESP-IDF's code was seen to do, apart from `ota_service.formats` and `ota_service.sim`.
+from what ESP-IDF's code was seen to do, apart from `ota_service.formats` and `esp32_sim`.
 Versions differ in what `Rules` names; a judge asks all of them (`ALL_RULES`).
 """
 

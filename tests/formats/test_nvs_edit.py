@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from idftool.nvs.parser import parse as idftool_parse
 
 from ota_service.errors import OtaError
-from ota_service.formats._nvs_page import Loader
-from ota_service.formats._nvs_prove import NvsProof
 from ota_service.formats.flashops import Erase, Program
 from ota_service.formats.nvs import NvsEdit, PageState, erase_key, parse_nvs, set_string
+from ota_service.formats.nvs.page import Loader
+from ota_service.formats.nvs.prove import NvsProof
 from tests.formats import images, nvs_images
 from tests.formats.cuts import cut_states, single_bits
 from tests.formats.nvs_firmware import ACTIVE, FREEING, FULL, SZ, TO_5_3, Firmware, item

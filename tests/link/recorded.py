@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from serial import SerialBase
 
-from ota_service.board.serial_port import close_port, open_port
-from ota_service.board.spi import Look, SpiBus
-from ota_service.sim.process import RunningBoard
+from esp32_sim.process import RunningBoard
+from ota_service.link.serial_port import close_port, open_port
+from ota_service.link.spi import Look, SpiBus
 
 MEM_DATA, WRITE_REG, READ_REG, DEFL_DATA = 0x07, 0x09, 0x0A, 0x11
 

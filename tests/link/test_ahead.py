@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ota_service.board import link as link_module
-from ota_service.board import registers
-from ota_service.board.link import EspLink
-from ota_service.board.noted import Noted
-from ota_service.board.stream import BLOCK_BYTES, ahead_cuts, ahead_pays, make_stream, windows
+from esp32_sim.control import BoardControl
+from esp32_sim.images import build_app
+from esp32_sim.process import SimBoard, SimProcess
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import PAGE_BYTES
-from ota_service.sim.control import BoardControl
-from ota_service.sim.images import build_app
-from ota_service.sim.process import SimBoard, SimProcess
+from ota_service.link import link as link_module
+from ota_service.link import registers
+from ota_service.link.link import EspLink
+from ota_service.link.noted import Noted
+from ota_service.link.stream import BLOCK_BYTES, ahead_cuts, ahead_pays, make_stream, windows
 from tests.link.recorded import DEFL_DATA, MEM_DATA, WRITE_REG, Recorded, recorded
 
 SLOT = 0x110000

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.board import registers
-from ota_service.board.link import EspLink
-from ota_service.board.noted import Noted
+from esp32_sim.process import SimBoard, SimProcess
 from ota_service.errors import OtaError
-from ota_service.sim.process import SimBoard, SimProcess
+from ota_service.link import registers
+from ota_service.link.link import EspLink
+from ota_service.link.noted import Noted
 from tests.link.recorded import READ_REG, WRITE_REG, Recorded, recorded
 
 PLACE = 0x300000

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from ota_service.board.spi import PAGE_PROGRAM, SECTOR_ERASE, Look, NotTakenError, SpiBus
-from ota_service.sim.chip import Registers
-from ota_service.sim.config import BoardConfig
-from ota_service.sim.flash import NorFlash
+from esp32_sim.chip import Registers
+from esp32_sim.config import BoardConfig
+from esp32_sim.flash import NorFlash
+from ota_service.link.spi import PAGE_PROGRAM, SECTOR_ERASE, Look, NotTakenError, SpiBus
 
 from esptool.targets.esp32 import ESP32ROM  # isort: skip
 from esptool.util import FatalError  # isort: skip

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ota_service.board import start_stub
-from ota_service.board.link import EspLink
-from ota_service.board.noted import Noted
+from esp32_sim.process import SimBoard, SimProcess
 from ota_service.errors import OtaError
-from ota_service.sim.process import SimBoard, SimProcess
+from ota_service.link import start_stub
+from ota_service.link.link import EspLink
+from ota_service.link.noted import Noted
 from tests.faults.desk import Desk
 from tests.link.recorded import DEFL_DATA, MEM_DATA, Recorded, recorded
 

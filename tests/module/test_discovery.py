@@ -15,8 +15,9 @@ from grpclib import GRPCError
 from viam.proto.app.robot import ComponentConfig
 from viam.services.discovery import DiscoveryClient
 
-from ota_service.board.ownership import PORT_OWNERS, SERVICE_CLAIMS
-from ota_service.board.ports import PortInfo
+from esp32_sim.factory import make_flash
+from esp32_sim.images import build_app
+from esp32_sim.process import RunningBoard, SimBoard, SimProcess
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet import service
@@ -25,14 +26,13 @@ from ota_service.fleet.directory import remember
 from ota_service.fleet.journal import open_journal
 from ota_service.fleet.journal_rows import PendingRecord
 from ota_service.fleet.settings import Settings
+from ota_service.link.ownership import PORT_OWNERS, SERVICE_CLAIMS
+from ota_service.link.ports import PortInfo
 from ota_service.module import discovery
 from ota_service.module.config import parse_config
 from ota_service.module.discovery import OtaDiscovery
 from ota_service.module.findings import Finding, configurations, report_of
 from ota_service.module.plain import from_struct
-from ota_service.sim.factory import make_flash
-from ota_service.sim.images import build_app
-from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
 from tests.support.firmware_server import FirmwareServer
 from tests.support.machine import DISCOVERY, SERVICE, Machine, eventually
 from tests.support.memory_board import MemoryBoard

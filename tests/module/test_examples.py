@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from esp32_sim.process import SimBoard
 from ota_service.module.verbs import VERBS
-from ota_service.sim.process import SimBoard
 from tests.flash.merged_files import merged
 from tests.support.module_client import ModuleProcess
 from tests.support.rig import NAME, Rig

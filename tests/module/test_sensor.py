@@ -13,11 +13,11 @@ from grpclib import GRPCError
 from viam.components.sensor import Sensor
 from viam.services.generic import Generic
 
+from esp32_sim.images import build_app
+from esp32_sim.process import SimBoard, SimProcess
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import State
 from ota_service.module.sensor import OtaSensor, readings_of
-from ota_service.sim.images import build_app
-from ota_service.sim.process import SimBoard, SimProcess
 from tests.support.firmware_server import FirmwareServer
 from tests.support.machine import SENSOR, SERVICE, Machine, eventually
 from tests.support.module_client import IDLE_ATTRIBUTES as IDLE

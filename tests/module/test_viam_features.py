@@ -18,15 +18,15 @@ from grpclib import GRPCError
 from viam.proto.app.robot import ComponentConfig
 from viam.utils import dict_to_struct
 
-from ota_service.board.ports import PortInfo
+from esp32_sim.images import build_app
+from esp32_sim.process import SimBoard, SimProcess
 from ota_service.errors import OtaError
+from ota_service.link.ports import PortInfo
 from ota_service.module.config import parse_config
 from ota_service.module.discovery import OtaDiscovery
 from ota_service.module.findings import Finding, configurations, report_of
 from ota_service.module.sensor import OtaSensor, readings_of
 from ota_service.module.verbs import parse_command
-from ota_service.sim.images import build_app
-from ota_service.sim.process import SimBoard, SimProcess
 from tests.support.firmware_server import FirmwareServer
 from tests.support.machine import SENSOR, SERVICE, Machine, eventually
 from tests.support.module_client import IDLE_ATTRIBUTES as IDLE

@@ -14,21 +14,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ota_service.board.boot import BootMonitor, Expected, Verdict
-from ota_service.board.chip import ChipInfo
-from ota_service.board.facts import BoardFacts, SlotFact
-from ota_service.board.first_look import FirstLook
-from ota_service.board.inspect import Inspection
-from ota_service.board.plan import Plan
-from ota_service.board.protection import Protection
-from ota_service.board.session import BootRules, Job, Outcome, _Session
+from esp32_sim.bootmodel import PENDING_VERIFY, VALID, BootResult, Select
+from esp32_sim.flash import FlashOp as SimOp
+from esp32_sim.flash import NorFlash
+from esp32_sim.layouts import Layout
 from ota_service.fleet.sessions import after_waiting
 from ota_service.formats.flashops import Erase, FlashOp, Program, program
 from ota_service.formats.partitions import Partition
-from ota_service.sim.bootmodel import PENDING_VERIFY, VALID, BootResult, Select
-from ota_service.sim.flash import FlashOp as SimOp
-from ota_service.sim.flash import NorFlash
-from ota_service.sim.layouts import Layout
+from ota_service.link.chip import ChipInfo
+from ota_service.link.protection import Protection
+from ota_service.update.boot import BootMonitor, Expected, Verdict
+from ota_service.update.facts import BoardFacts, SlotFact
+from ota_service.update.first_look import FirstLook
+from ota_service.update.inspect import Inspection
+from ota_service.update.plan import Plan
+from ota_service.update.session import BootRules, Job, Outcome, _Session
 from tests.formats.nvs_firmware import ALL_RULES, Rules
 from tests.prove.bootloader import Bootloader
 from tests.prove.cells import CellFlash, Cells

@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ota_service.sim.bootmodel import BootResult, boot
-from ota_service.sim.flash import NorFlash
-from ota_service.sim.layouts import TABLE_OFFSET
+from esp32_sim.bootmodel import BootResult, boot
+from esp32_sim.flash import NorFlash
+from esp32_sim.layouts import TABLE_OFFSET
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 from typing import cast, overload
 
-from ota_service.board.flash import MemoryFlash, PowerCut
 from ota_service.formats.flashops import SECTOR_BYTES, Erase, FlashOp, Program
+from ota_service.link.flash import MemoryFlash, PowerCut
 
 BLANK = b"\xff" * SECTOR_BYTES
 

@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from esp32_sim.layouts import Layout
 from ota_service.formats.flashops import Erase
-from ota_service.sim.layouts import Layout
 from tests.formats.nvs_firmware import ALL_RULES, Rules
 from tests.prove.board import Op
 from tests.prove.cells import Cells

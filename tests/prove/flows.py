@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from ota_service.board.facts import BoardFacts
-from ota_service.board.session import Awaited, Job
-from ota_service.sim.bootmodel import PENDING_VERIFY, VALID, Select
-from ota_service.sim.nvsmodel import NvsStore
+from esp32_sim.bootmodel import PENDING_VERIFY, VALID, Select
+from esp32_sim.nvsmodel import NvsStore
+from ota_service.update.facts import BoardFacts
+from ota_service.update.session import Awaited, Job
 from tests.prove import images
 from tests.prove.board import BOOT, Board, Notes, known_facts, update
 from tests.prove.cells import Cells

@@ -10,9 +10,9 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from ota_service.board.session import Image
+from esp32_sim.images import Behaviour, build_app
 from ota_service.formats.image import parse_app_image
-from ota_service.sim.images import Behaviour, build_app
+from ota_service.update.session import Image
 
 CONFIRM_S = 0.05
 SECURE_VERSION = 1

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ota_service.sim.flash import NorFlash
-from ota_service.sim.imagecheck import BadImageError, verify_app
-from ota_service.sim.layouts import Layout
+from esp32_sim.flash import NorFlash
+from esp32_sim.imagecheck import BadImageError, verify_app
+from esp32_sim.layouts import Layout
 from tests.formats.nvs_firmware import ALL_RULES, Rules
 from tests.prove.bootloader import Bootloader
 from tests.prove.cells import Cells

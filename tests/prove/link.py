@@ -12,12 +12,12 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TypeVar
 
-from ota_service.board import session
-from ota_service.board.serial_port import open_port
-from ota_service.board.session import Job, Outcome
-from ota_service.sim.config import FLASH_FILE
-from ota_service.sim.control import ControlError
-from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
+from esp32_sim.config import FLASH_FILE
+from esp32_sim.control import ControlError
+from esp32_sim.process import RunningBoard, SimBoard, SimProcess
+from ota_service.link.serial_port import open_port
+from ota_service.update import session
+from ota_service.update.session import Job, Outcome
 from tests.formats.nvs_firmware import Rules
 from tests.prove.board import Notes, Op, as_op
 from tests.prove.bootloader import Bootloader

@@ -12,8 +12,8 @@ import contextlib
 import random
 from collections.abc import Callable
 
-from ota_service.sim.factory import default_nvs
-from ota_service.sim.nvsmodel import MemoryRegion, NvsStore, NvsValue, Write
+from esp32_sim.factory import default_nvs
+from esp32_sim.nvsmodel import MemoryRegion, NvsStore, NvsValue, Write
 from tests.formats import nvs_images
 from tests.formats.nvs_firmware import DATA, IDX, SZ, U8, NoSpace, item
 from tests.formats.nvs_firmware import Firmware as App

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ota_service.board.facts import BoardFacts
+from ota_service.update.facts import BoardFacts
 from tests.prove.board import Notes, Op
 from tests.prove.cells import Cells
 from tests.prove.cuts import OWN, Cut, Detail, cuts

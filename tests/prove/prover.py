@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from ota_service.board.facts import BoardFacts
 from ota_service.formats import nvs
+from ota_service.update.facts import BoardFacts
 from tests.prove.board import Link, Notes, Op, quiet
 from tests.prove.cells import Cells
 from tests.prove.cuts import OWN, Cut, Detail, cuts

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from ota_service.sim.bootmodel import ABORTED, INVALID, NEW, UNDEFINED, VALID, Select
-from ota_service.sim.factory import make_flash
-from ota_service.sim.layouts import LAYOUTS, OTA_LAYOUTS, TABLE_OFFSET, Layout, Partition
+from esp32_sim.bootmodel import ABORTED, INVALID, NEW, UNDEFINED, VALID, Select
+from esp32_sim.factory import make_flash
+from esp32_sim.layouts import LAYOUTS, OTA_LAYOUTS, TABLE_OFFSET, Layout, Partition
 from tests.prove import nvs_shapes
 from tests.prove.bootloader import Bootloader
 from tests.prove.images import OLD, OTHER, SECURE_VERSION, Firmware

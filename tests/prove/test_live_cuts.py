@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from ota_service.board import link as link_module
-from ota_service.board.session import Job
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import Erase
+from ota_service.link import link as link_module
+from ota_service.update.session import Job
 from tests.formats.nvs_pages import stuck
 from tests.link.recorded import noted_erases
 from tests.prove.board import BOOT, Notes, Op, Told, quiet

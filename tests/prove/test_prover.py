@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from ota_service.board import bootable, carry_out, plan
-from ota_service.formats import _nvs_flash, _nvs_prove, nvs, otadata
+from ota_service.formats import nvs, otadata
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES, Erase, FlashOp, Program, program
 from ota_service.formats.image import parse_app_image
+from ota_service.formats.nvs import flash as _nvs_flash
+from ota_service.formats.nvs import prove as _nvs_prove
+from ota_service.update import bootable, carry_out, plan
 from tests.prove.cuts import Detail
 from tests.prove.flows import Case
 from tests.prove.images import BARE, OTHER

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -73,3 +74,43 @@ def test_each_python_file_names_its_licence() -> None:
         if not re.match(r"# SPDX-License-Identifier: GPL-3.0-or-later\n", file.read_text())
     ]
     assert not missing
+
+
+ROOMS = (
+    "errors",
+    "formats",
+    "firmware",
+    "link",
+    "update",
+    "building",
+    "fleet",
+    "module",
+    "client",
+    "dashboard",
+    "cli",
+)
+"""The rooms of the package, from the lowest: each imports only from those before it."""
+
+
+def test_imports_go_one_way() -> None:
+    """No room imports from one above it, and neither package from the other."""
+    for package, others in (("ota_service", "esp32_sim"), ("esp32_sim", "ota_service")):
+        for path in (ROOT / "src" / package).rglob("*.py"):
+            room = path.relative_to(ROOT / "src" / package).parts[0].removesuffix(".py")
+            for name in imported(path):
+                first, _, rest = name.partition(".")
+                assert first != others, (path, name)
+                if package == first == "ota_service" and rest and room != "__init__":
+                    target = rest.split(".")[0]
+                    assert ROOMS.index(target) <= ROOMS.index(room), (path, name)
+
+
+def imported(path: Path) -> list[str]:
+    """The modules that a file names in its imports."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.append(node.module)
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return names

@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[2]
 TYPED = """\
 from ota_service.errors import OtaError
 from ota_service.formats import parse_app_image
-from ota_service.sim import BoardControl, build_app
-from ota_service.sim.pytest_plugin import StartBoard
+from esp32_sim import BoardControl, build_app
+from esp32_sim.pytest_plugin import StartBoard
 
 reveal_type(parse_app_image(build_app()).descriptor.version)
 reveal_type(OtaError("tls").code)
 reveal_type(BoardControl.running)
-from ota_service.sim import no_such_name
+from esp32_sim import no_such_name
 """
 
 
@@ -56,13 +56,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     """The mark that it is typed, the page's files and the tables as well as the code."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    package = ROOT / "src" / "ota_service"
+    sources = ROOT / "src"
     expected = {
-        f"ota_service/{path.relative_to(package).as_posix()}"
-        for path in package.rglob("*")
+        path.relative_to(sources).as_posix()
+        for package in ("ota_service", "esp32_sim")
+        for path in (sources / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert "ota_service/py.typed" in expected
+    assert {"ota_service/py.typed", "esp32_sim/py.typed"} <= expected
     assert expected - names == set()
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import serial
 
-from ota_service.sim import pytest_plugin
-from ota_service.sim.launch_esptool import configure_esptool, install_handler
-from ota_service.sim.process import RunningBoard, child_environment
-from ota_service.sim.pytest_plugin import StartBoard as StartBoard
+from esp32_sim import pytest_plugin
+from esp32_sim.launch_esptool import configure_esptool, install_handler
+from esp32_sim.process import RunningBoard, child_environment
+from esp32_sim.pytest_plugin import StartBoard as StartBoard
 
 OpenPort = Callable[..., Any]
 
@@ -45,7 +45,7 @@ def open_port() -> Iterator[OpenPort]:
 
 def run_esptool(url: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run the esptool command against a board."""
-    command = [sys.executable, "-m", "ota_service.sim.launch_esptool", "--port", url, *arguments]
+    command = [sys.executable, "-m", "esp32_sim.launch_esptool", "--port", url, *arguments]
     result = subprocess.run(
         command,
         capture_output=True,

@@ -6,13 +6,13 @@ from __future__ import annotations
 import asyncio
 import struct
 
-from ota_service.sim import loader_common as lc
-from ota_service.sim import slip
-from ota_service.sim.chip import CHIP_MAGIC_ADDRESS, Registers
-from ota_service.sim.config import BoardConfig
-from ota_service.sim.core import Core, Times
-from ota_service.sim.flash import NorFlash
-from ota_service.sim.loader_stub import StubLoader
+from esp32_sim import loader_common as lc
+from esp32_sim import slip
+from esp32_sim.chip import CHIP_MAGIC_ADDRESS, Registers
+from esp32_sim.config import BoardConfig
+from esp32_sim.core import Core, Times
+from esp32_sim.flash import NorFlash
+from esp32_sim.loader_stub import StubLoader
 
 BYTE_S = 10 / 921600
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from ota_service.sim.bootmodel import PENDING_VERIFY, VALID, Select
-from ota_service.sim.config import BoardConfig
-from ota_service.sim.factory import default_nvs, make_flash
-from ota_service.sim.images import Behaviour, assemble, build_app, descriptor
-from ota_service.sim.layouts import FLAG_READ_ONLY, LAYOUTS, Layout, Partition
-from ota_service.sim.logs import LOOKALIKES, PANICS
-from ota_service.sim.nvsmodel import nvs_init
+from esp32_sim.bootmodel import PENDING_VERIFY, VALID, Select
+from esp32_sim.config import BoardConfig
+from esp32_sim.factory import default_nvs, make_flash
+from esp32_sim.images import Behaviour, assemble, build_app, descriptor
+from esp32_sim.layouts import FLAG_READ_ONLY, LAYOUTS, Layout, Partition
+from esp32_sim.logs import LOOKALIKES, PANICS
+from esp32_sim.nvsmodel import nvs_init
 from tests.sim.conftest import OpenPort, StartBoard
 
 # Apps' seconds pass in a twentieth.

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ota_service.sim import layouts
-from ota_service.sim.bootmodel import (
+from esp32_sim import layouts
+from esp32_sim.bootmodel import (
     ABORTED,
     INVALID,
     NEW,
@@ -19,9 +19,9 @@ from ota_service.sim.bootmodel import (
     Select,
     boot,
 )
-from ota_service.sim.factory import make_flash
-from ota_service.sim.images import build_app, build_bootloader, read_descriptor
-from ota_service.sim.layouts import LAYOUTS, Layout, Partition, encode_table
+from esp32_sim.factory import make_flash
+from esp32_sim.images import build_app, build_bootloader, read_descriptor
+from esp32_sim.layouts import LAYOUTS, Layout, Partition, encode_table
 
 SMALL = build_app(size_bytes=20_000)
 BLANK = None

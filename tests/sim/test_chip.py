@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from esptool.targets.esp32 import ESP32ROM
 
-from ota_service.sim.chip import Registers
-from ota_service.sim.config import BoardConfig
-from ota_service.sim.flash import NorFlash
+from esp32_sim.chip import Registers
+from esp32_sim.config import BoardConfig
+from esp32_sim.flash import NorFlash
 
 
 def esptool_on(config: BoardConfig) -> Any:

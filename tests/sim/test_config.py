@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ota_service.sim.config import CONFIG_FILE, BoardConfig
+from esp32_sim.config import CONFIG_FILE, BoardConfig
 
 
 def test_settings_come_back(tmp_path: Path) -> None:

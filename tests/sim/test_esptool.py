@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.sim.images import build_app
+from esp32_sim.images import build_app
 from tests.sim.conftest import StartBoard, run_esptool
 
 pytestmark = pytest.mark.slow

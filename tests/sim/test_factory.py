@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from esptool.bin_image import LoadFirmwareImage
 
-from ota_service.sim.bootmodel import boot
-from ota_service.sim.config import BoardConfig
-from ota_service.sim.factory import create_board, default_nvs, make_flash, otadata_entries
-from ota_service.sim.images import build_app
-from ota_service.sim.layouts import LAYOUTS
+from esp32_sim.bootmodel import boot
+from esp32_sim.config import BoardConfig
+from esp32_sim.factory import create_board, default_nvs, make_flash, otadata_entries
+from esp32_sim.images import build_app
+from esp32_sim.layouts import LAYOUTS
 
 OLD = build_app("robot", "1.0.0", size_bytes=20_000)
 NEW_APP = build_app("robot", "2.0.0", size_bytes=20_000)

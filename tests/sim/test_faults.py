@@ -11,9 +11,9 @@ import pytest
 import serial
 from esptool.util import FatalError
 
-from ota_service.sim.control import ControlError
-from ota_service.sim.images import build_app
-from ota_service.sim.process import SimBoard, SimProcess
+from esp32_sim.control import ControlError
+from esp32_sim.images import build_app
+from esp32_sim.process import SimBoard, SimProcess
 from tests.sim.conftest import OpenPort, StartBoard
 
 pytestmark = pytest.mark.slow
@@ -84,7 +84,7 @@ def test_board_that_does_not_answer_well(start: StartBoard, connect: Connect, fa
     """No answer and noise make a connect fail; a stuck board connects, and never boots."""
     from esptool import cmds
 
-    from ota_service.sim.launch_esptool import configure_esptool, install_handler
+    from esp32_sim.launch_esptool import configure_esptool, install_handler
 
     install_handler()
     configure_esptool()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.sim import chip
-from ota_service.sim.chip import Registers
-from ota_service.sim.config import BoardConfig
-from ota_service.sim.flash import NorFlash, PowerLossError, create_file
+from esp32_sim import chip
+from esp32_sim.chip import Registers
+from esp32_sim.config import BoardConfig
+from esp32_sim.flash import NorFlash, PowerLossError, create_file
 
 MIB = 1 << 20
 

@@ -10,16 +10,16 @@ from esp_idf_defs.app_description import AppDescription
 from esp_idf_defs.partitions import PartitionTable
 from esptool.bin_image import LoadFirmwareImage
 
-from ota_service.sim.flash import NorFlash
-from ota_service.sim.imagecheck import bootloader_problem, verify_app
-from ota_service.sim.images import (
+from esp32_sim.flash import NorFlash
+from esp32_sim.imagecheck import bootloader_problem, verify_app
+from esp32_sim.images import (
     Behaviour,
     build_app,
     build_bootloader,
     find_behaviour,
     read_descriptor,
 )
-from ota_service.sim.layouts import LAYOUTS, encode_table
+from esp32_sim.layouts import LAYOUTS, encode_table
 
 SIZES = [2976, 20_000, 66_000, 70_000, 100_000, 300_000, 1 << 20]
 

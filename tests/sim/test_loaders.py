@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from esptool.util import FatalError
 
-from ota_service.sim import chip
-from ota_service.sim.loader_stub import known_stubs
+from esp32_sim import chip
+from esp32_sim.loader_stub import known_stubs
 from tests.sim.conftest import StartBoard
 
 Connect = Callable[..., Any]
@@ -43,7 +43,7 @@ def test_rom_needs_the_flash_attached(start: StartBoard) -> None:
     """Before SPI_ATTACH the flash does not answer."""
     from esptool import cmds
 
-    from ota_service.sim.launch_esptool import configure_esptool, install_handler
+    from esp32_sim.launch_esptool import configure_esptool, install_handler
 
     install_handler()
     configure_esptool()

@@ -11,10 +11,10 @@ import pytest
 from esp_idf_nvs_partition_gen import nvs_partition_gen
 from idftool.nvs.parser import parse
 
-from ota_service.sim.factory import build_nvs, default_nvs
-from ota_service.sim.nvsformat import ACTIVE, ERASED, FREEING, FULL, Item, NvsError, crc32
-from ota_service.sim.nvsmodel import MemoryRegion, NvsState, NvsStore, NvsValue, nvs_init
-from ota_service.sim.nvspage import Page
+from esp32_sim.factory import build_nvs, default_nvs
+from esp32_sim.nvsformat import ACTIVE, ERASED, FREEING, FULL, Item, NvsError, crc32
+from esp32_sim.nvsmodel import MemoryRegion, NvsState, NvsStore, NvsValue, nvs_init
+from esp32_sim.nvspage import Page
 
 SPACE = "VIAM_NS"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ota_service.sim.urlhandler import protocol_esp32sim
+from esp32_sim.urlhandler import protocol_esp32sim
 from tests.sim.conftest import OpenPort, StartBoard
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ota_service.sim import chip, slip
-from ota_service.sim import loader_common as lc
+from esp32_sim import chip, slip
+from esp32_sim import loader_common as lc
 from tests.sim.conftest import StartBoard
 from tests.sim.stub_bench import BYTE_S, Bench, read_reg, request
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ota_service.sim import loader_common as lc
-from ota_service.sim import slip
-from ota_service.sim.chip import CHIP_MAGIC
-from ota_service.sim.stubreceiver import FRAME_LIMIT_BYTES, StubReceiver
+from esp32_sim import loader_common as lc
+from esp32_sim import slip
+from esp32_sim.chip import CHIP_MAGIC
+from esp32_sim.stubreceiver import FRAME_LIMIT_BYTES, StubReceiver
 from tests.sim.conftest import StartBoard
 from tests.sim.stub_bench import BYTE_S, Bench, read_reg, request
 

@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from ota_service.sim import loader_common as lc
-from ota_service.sim import slip
-from ota_service.sim.chip import Registers
-from ota_service.sim.config import BoardConfig
-from ota_service.sim.core import Core, Times
-from ota_service.sim.flash import NorFlash
-from ota_service.sim.images import build_app
-from ota_service.sim.loader_stub import StubLoader
-from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
+from esp32_sim import loader_common as lc
+from esp32_sim import slip
+from esp32_sim.chip import Registers
+from esp32_sim.config import BoardConfig
+from esp32_sim.core import Core, Times
+from esp32_sim.flash import NorFlash
+from esp32_sim.images import build_app
+from esp32_sim.loader_stub import StubLoader
+from esp32_sim.process import RunningBoard, SimBoard, SimProcess
 from tests.sim.conftest import OpenPort, StartBoard
 
 pytestmark = pytest.mark.slow
@@ -177,7 +177,7 @@ def test_many_boards_do_not_slow_each_other_down(tmp_path: Path) -> None:
     """Four boards write at once, in as much time as one."""
     from esptool import cmds
 
-    from ota_service.sim.launch_esptool import configure_esptool, install_handler
+    from esp32_sim.launch_esptool import configure_esptool, install_handler
 
     install_handler()
     configure_esptool()

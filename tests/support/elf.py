@@ -7,7 +7,7 @@ import random
 import struct
 from collections.abc import Sequence
 
-from ota_service.sim.images import descriptor, filler
+from esp32_sim.images import descriptor, filler
 
 XTENSA, RISCV = 0x5E, 0xF3
 

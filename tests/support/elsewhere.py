@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+from esp32_sim.images import build_app, build_bootloader
+from esp32_sim.layouts import Layout, Partition
 from ota_service.formats.build_table import table_from_csv
 from ota_service.formats.merge import merge
-from ota_service.sim.images import build_app, build_bootloader
-from ota_service.sim.layouts import Layout, Partition
 
 PROJECT = "micro-rdk-server"
 

@@ -10,17 +10,17 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 
-from ota_service.board.carry_out import carry_out
-from ota_service.board.chip import ChipInfo
-from ota_service.board.facts import BoardFacts, KnownImage
-from ota_service.board.first_look import FirstLook, first_look
-from ota_service.board.flash import MemoryFlash
-from ota_service.board.inspect import Inspection, inspect
-from ota_service.board.plan import Plan, plan
-from ota_service.board.stream import STREAMS
+from esp32_sim.bootmodel import BootResult, boot
+from esp32_sim.nvsmodel import NvsState, nvs_init
 from ota_service.formats.image import AppImage, parse_app_image
-from ota_service.sim.bootmodel import BootResult, boot
-from ota_service.sim.nvsmodel import NvsState, nvs_init
+from ota_service.link.chip import ChipInfo
+from ota_service.link.flash import MemoryFlash
+from ota_service.link.stream import STREAMS
+from ota_service.update.carry_out import carry_out
+from ota_service.update.facts import BoardFacts, KnownImage
+from ota_service.update.first_look import FirstLook, first_look
+from ota_service.update.inspect import Inspection, inspect
+from ota_service.update.plan import Plan, plan
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ota_service.sim.images import Behaviour, build_app
-from ota_service.sim.layouts import LAYOUTS
-from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
+from esp32_sim.images import Behaviour, build_app
+from esp32_sim.layouts import LAYOUTS
+from esp32_sim.process import RunningBoard, SimBoard, SimProcess
 from tests.support.firmware_server import FirmwareServer
 from tests.support.module_client import ModuleProcess
 

@@ -12,10 +12,10 @@ import pytest
 from viam.components.sensor import Sensor
 from viam.services.discovery import Discovery
 
+from esp32_sim.images import build_app
+from esp32_sim.process import RunningBoard, SimBoard, SimProcess
 from ota_service.module.config import parse_config
 from ota_service.module.plain import from_struct
-from ota_service.sim.images import build_app
-from ota_service.sim.process import RunningBoard, SimBoard, SimProcess
 from tests.support.firmware_server import FirmwareServer
 from tests.support.machine import eventually
 from tests.support.rig import BOOT, PROJECT

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ota_service.board import esptool_setup
 from ota_service.errors import OtaError
 from ota_service.formats.chips import CHIP_BY_ID
+from ota_service.link import esptool_setup
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
 from esptool.bin_image import ELFFile  # isort: skip

@@ -9,30 +9,30 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from ota_service.board.at_port import at_port
-from ota_service.board.backup import Backup
-from ota_service.board.backup_files import holds_backup, read_backup, to_dict, write_backup
-from ota_service.board.backup_run import (
-    AGAIN,
-    RestoreJob,
-    RestoreOutcome,
-    run_backup,
-    run_restore,
-)
-from ota_service.board.chip import ChipInfo
-from ota_service.board.ports import require_exists, shown
-from ota_service.board.restore import RestorePlan
-from ota_service.board.session import BootRules
-from ota_service.cli.failure import Failure
 from ota_service.cli.options import baud_option, boot_options, state_dir_option
 from ota_service.cli.output import err, json_option, out, print_json
 from ota_service.cli.ports import port_argument
 from ota_service.cli.remedies import line_of, own_words
 from ota_service.cli.show import files, size, table
 from ota_service.cli.whole_board import Terminal
+from ota_service.client.failure import Failure
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import Nvs
+from ota_service.link.at_port import at_port
+from ota_service.link.chip import ChipInfo
+from ota_service.link.ports import require_exists, shown
 from ota_service.module.folders import default_state_dir
+from ota_service.update.backup import Backup
+from ota_service.update.backup_files import holds_backup, read_backup, to_dict, write_backup
+from ota_service.update.backup_run import (
+    AGAIN,
+    RestoreJob,
+    RestoreOutcome,
+    run_backup,
+    run_restore,
+)
+from ota_service.update.restore import RestorePlan
+from ota_service.update.session import BootRules
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 

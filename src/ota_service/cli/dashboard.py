@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ota_service.cli.machine import Access
 from ota_service.cli.remote import access_options
+from ota_service.client.machine import Access
 
 if TYPE_CHECKING:
     from ota_service.dashboard.guard import Guard
@@ -69,9 +69,9 @@ def dashboard(
 
 
 async def _serve(access: Access, guard: Guard, host: str, port: int) -> None:
-    from ota_service.cli.addresses import listen_problem
-    from ota_service.cli.failure import Failure
-    from ota_service.cli.machine import connect
+    from ota_service.client.addresses import listen_problem
+    from ota_service.client.failure import Failure
+    from ota_service.client.machine import connect
     from ota_service.dashboard.server import serving
 
     stop = asyncio.Event()

@@ -22,8 +22,8 @@ from urllib.parse import quote
 from aiohttp import web
 
 from ota_service.errors import OtaError
-from ota_service.formats._text import field_text
 from ota_service.formats.image import AppImage, parse_app_image
+from ota_service.formats.text import field_text
 
 CHUNK_BYTES = 64 << 10
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")

@@ -11,9 +11,20 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ota_service.board.at_port import at_port
-from ota_service.board.chip import ChipInfo
-from ota_service.board.flash_merged import (
+from ota_service.cli.options import baud_option, boot_options, state_dir_option
+from ota_service.cli.output import err, json_option, out, print_json
+from ota_service.cli.ports import port_argument
+from ota_service.cli.remedies import line_of, own_text, own_words
+from ota_service.cli.show import files, size, table
+from ota_service.cli.whole_board import Terminal
+from ota_service.client.failure import Failure
+from ota_service.formats.merge import describe_app
+from ota_service.formats.partitions import PartitionTable
+from ota_service.link.at_port import at_port
+from ota_service.link.chip import ChipInfo
+from ota_service.link.ports import require_exists, shown
+from ota_service.module.folders import default_state_dir
+from ota_service.update.flash_merged import (
     FlashJob,
     FlashOutcome,
     FlashPhase,
@@ -21,19 +32,8 @@ from ota_service.board.flash_merged import (
     plan_dict,
     run_flash,
 )
-from ota_service.board.flash_plan import Before, FlashPlan, MergedFile, check_merged
-from ota_service.board.ports import require_exists, shown
-from ota_service.board.session import BootRules
-from ota_service.cli.failure import Failure
-from ota_service.cli.options import baud_option, boot_options, state_dir_option
-from ota_service.cli.output import err, json_option, out, print_json
-from ota_service.cli.ports import port_argument
-from ota_service.cli.remedies import line_of, own_text, own_words
-from ota_service.cli.show import files, size, table
-from ota_service.cli.whole_board import Terminal
-from ota_service.formats.merge import describe_app
-from ota_service.formats.partitions import PartitionTable
-from ota_service.module.folders import default_state_dir
+from ota_service.update.flash_plan import Before, FlashPlan, MergedFile, check_merged
+from ota_service.update.session import BootRules
 
 
 @click.command()

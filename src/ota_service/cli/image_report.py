@@ -10,8 +10,6 @@ import hashlib
 from typing import Any
 
 from ota_service.errors import OtaError
-from ota_service.formats._recognise import name_of
-from ota_service.formats._text import field_text
 from ota_service.formats.bootloader import FLASH_BYTES_ELSE, Bootloader, parse_bootloader
 from ota_service.formats.image import AppImage, Segment, parse_app_image, parse_header
 from ota_service.formats.merged import (
@@ -28,6 +26,8 @@ from ota_service.formats.partitions import (
     PartitionTable,
     parse_partition_table,
 )
+from ota_service.formats.recognise import name_of
+from ota_service.formats.text import field_text
 
 Report = dict[str, Any]
 

@@ -13,19 +13,19 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from ota_service.cli.failure import Failure
 from ota_service.cli.options import baud_option
 from ota_service.cli.output import err, json_option, out, print_json
 from ota_service.cli.ports import port_argument
 from ota_service.cli.remedies import line_of, own_words
 from ota_service.cli.show import size, table
+from ota_service.client.failure import Failure
 from ota_service.formats.partitions import TABLE_OFFSET
 
 if TYPE_CHECKING:
-    from ota_service.board.facts import BoardFacts
-    from ota_service.board.inspect import App, Inspection
-    from ota_service.board.plan import Plan
-    from ota_service.board.session import Phase
+    from ota_service.update.facts import BoardFacts
+    from ota_service.update.inspect import App, Inspection
+    from ota_service.update.plan import Plan
+    from ota_service.update.session import Phase
 
 OWNER = "esp32-ota inspect"
 
@@ -70,8 +70,8 @@ def inspect(port: str, baud: int, as_json: bool) -> None:
 def look(port: str, baud: int, phase: Any) -> Inspection:
     """Read the board at `port`. Blocks for seconds, in the main thread. Raises OtaError, and
     Failure after Ctrl-C, when the board is back in its firmware."""
-    from ota_service.board import session
-    from ota_service.board.at_port import at_port
+    from ota_service.link.at_port import at_port
+    from ota_service.update import session
 
     hooks = _Hooks(phase)
     with _stopping(hooks), at_port(port, OWNER) as opened:
@@ -112,7 +112,7 @@ class _Hooks:
         self.stopped = False
 
     def identified(self, mac: str) -> BoardFacts:
-        from ota_service.board.facts import BoardFacts
+        from ota_service.update.facts import BoardFacts
 
         return BoardFacts()
 
@@ -314,6 +314,6 @@ def _show_otadata(console: Console, told: dict[str, Any]) -> None:
 
 
 def _shown(port: str) -> str:
-    from ota_service.board.ports import shown
+    from ota_service.link.ports import shown
 
     return shown(port)

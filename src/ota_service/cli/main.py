@@ -16,8 +16,8 @@ from pathlib import Path
 
 import click
 
-from ota_service.cli.failure import Failure
 from ota_service.cli.remedies import line_of
+from ota_service.client.failure import Failure
 from ota_service.errors import OtaError
 
 PROGRAM = "esp32-ota"
@@ -88,7 +88,7 @@ SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
         "Show a machine's boards on a page in the browser, live.",
     ),
     "sim": (
-        "ota_service.cli.sim",
+        "esp32_sim.command",
         "sim",
         "Run simulated boards until stopped; prints one port url a line.",
     ),

@@ -73,18 +73,7 @@ class _Trimmed:
 
 def print_json(value: Any) -> None:
     """`value` as indented JSON on stdout."""
-    show.print_json(whole_numbers(value))
-
-
-def whole_numbers(value: Any) -> Any:
-    """`value` with every whole float as an int: on its way through Viam each int became one."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, Mapping):
-        return {key: whole_numbers(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [whole_numbers(item) for item in value]
-    return value
+    show.print_json(value)
 
 
 def rate_text(bytes_per_s: float) -> str:

@@ -10,9 +10,9 @@ import click
 from click.shell_completion import CompletionItem
 from rich.table import Table
 
-from ota_service.board.ports import PortInfo, list_ports
 from ota_service.cli.output import Command, json_option, out, print_json
 from ota_service.cli.show import table
+from ota_service.link.ports import PortInfo, list_ports
 
 
 @click.command()

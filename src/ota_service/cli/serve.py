@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from ota_service.cli.addresses import listen_problem, own_addresses
 from ota_service.cli.file_server import FileServer, Served, Stage, Transfer, load
 from ota_service.cli.output import out
 from ota_service.cli.show import files
+from ota_service.client.addresses import listen_problem, own_addresses
 from ota_service.errors import OtaError
 from ota_service.formats.merge import describe_app
 

@@ -13,7 +13,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from ota_service.cli.failure import Failure
+from ota_service.client.failure import Failure
 from ota_service.errors import ERRORS
 
 

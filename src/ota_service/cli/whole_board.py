@@ -10,9 +10,9 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from ota_service.board.ports import shown
-from ota_service.board.written import WritePhase
 from ota_service.errors import OtaError
+from ota_service.link.ports import shown
+from ota_service.update.written import WritePhase
 
 _PHASES: dict[WritePhase, str] = {
     "connecting": "Connecting",

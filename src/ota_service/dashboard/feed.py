@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Protocol
 
-from ota_service.cli.failure import Failure
+from ota_service.client.failure import Failure
 
 BUSY_S, IDLE_S, LOST_S = 0.4, 1.5, 3.0
 """How long to wait before the next question: while boards are busy, otherwise, after a failure."""

@@ -21,8 +21,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ota_service.cli.failure import Failure
-from ota_service.cli.output import whole_numbers
+from ota_service.client.failure import Failure
 from ota_service.dashboard.feed import Feed, Service
 from ota_service.dashboard.guard import HEADERS, Guard
 
@@ -124,7 +123,7 @@ class Page:
             return web.json_response({"error": error.to_dict()}, status=status)
         finally:
             self._feed.hurry()
-        return web.json_response(whole_numbers(reply))
+        return web.json_response(reply)
 
     async def _post_login(self, request: web.Request) -> web.Response:
         asked = await _body(request)
@@ -137,7 +136,7 @@ class Page:
 
 
 async def _send(response: web.StreamResponse, news: Mapping[str, Any]) -> None:
-    text = json.dumps(whole_numbers(news), ensure_ascii=False)
+    text = json.dumps(news, ensure_ascii=False)
     await response.write(f"data: {text}\n\n".encode())
 
 
@@ -182,7 +181,7 @@ async def serving(
 
 
 def _own_address() -> str:
-    from ota_service.cli.addresses import own_addresses
+    from ota_service.client.addresses import own_addresses
 
     found = own_addresses()
     return found[0] if found else "127.0.0.1"

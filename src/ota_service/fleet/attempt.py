@@ -11,9 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from ota_service.board.at_port import require_free
-from ota_service.board.flash_merged import FlashJob, FlashOutcome
-from ota_service.board.session import Job, Outcome
 from ota_service.errors import OtaError
 from ota_service.fleet import policy
 from ota_service.fleet.around import Around
@@ -22,6 +19,9 @@ from ota_service.fleet.hooks import Briefing, FlashHooks, SessionHooks
 from ota_service.fleet.orders import Fact, Order
 from ota_service.fleet.policy import Event
 from ota_service.fleet.sessions import EXECUTOR, SessionEnd, run_flash_session, run_session
+from ota_service.link.at_port import require_free
+from ota_service.update.flash_merged import FlashJob, FlashOutcome
+from ota_service.update.session import Job, Outcome
 
 
 class Attempt:

@@ -16,9 +16,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ota_service.board.flash_merged import FlashJob
-from ota_service.board.link import bauds_to_try
-from ota_service.board.session import Job, Outcome
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet import endings, policy
@@ -33,6 +30,9 @@ from ota_service.fleet.sessions import SessionEnd, after_waiting, boot_rules
 from ota_service.fleet.settings import BoardEntry
 from ota_service.fleet.sight import Sight
 from ota_service.fleet.turns import Ask
+from ota_service.link.link import bauds_to_try
+from ota_service.update.flash_merged import FlashJob
+from ota_service.update.session import Job, Outcome
 
 _RANKS = {"flash": 0, "rollback": 0, "plan": 1, "version": 1, "verify": 1, "update": 2}
 """What is taken first of the orders that waited for a session's end."""

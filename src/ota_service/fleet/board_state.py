@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from ota_service.board.ports import shown
 from ota_service.errors import OtaError
 from ota_service.fleet.settings import BoardEntry
+from ota_service.link.ports import shown
 
 State = Literal[
     "unknown",

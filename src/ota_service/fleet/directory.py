@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ota_service.board.inspect import Inspection
-from ota_service.board.ports import PortInfo
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import Journal, open_journal
@@ -18,6 +16,8 @@ from ota_service.fleet.journal_rows import BoardRecord
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.service import engines
 from ota_service.fleet.status import status_of
+from ota_service.link.ports import PortInfo
+from ota_service.update.inspect import Inspection
 
 
 def statuses() -> dict[str, dict[str, Any]]:

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ota_service.board.flash_merged import FlashOutcome
-from ota_service.board.session import Image, Outcome
 from ota_service.errors import OtaError
 from ota_service.fleet import policy
 from ota_service.fleet.around import Around
@@ -20,6 +18,8 @@ from ota_service.fleet.orders import Answer, Order
 from ota_service.fleet.replies import last_reply, read_reply, refusal, running_of
 from ota_service.fleet.sessions import SessionEnd
 from ota_service.fleet.sight import Sight
+from ota_service.update.flash_merged import FlashOutcome
+from ota_service.update.session import Image, Outcome
 
 
 async def updated(

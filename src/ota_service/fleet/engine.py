@@ -17,8 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from ota_service.board.ownership import SERVICE_CLAIMS
-from ota_service.board.ports import canonical, describe
 from ota_service.errors import OtaError
 from ota_service.firmware.download import GaveUp
 from ota_service.fleet import policy
@@ -35,6 +33,8 @@ from ota_service.fleet.run import Run
 from ota_service.fleet.settings import Settings
 from ota_service.fleet.sight import Sight
 from ota_service.fleet.turns import Turns
+from ota_service.link.ownership import SERVICE_CLAIMS
+from ota_service.link.ports import canonical, describe
 
 POLL_S = 1.0
 SETTLE_S = 3.0

@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ota_service.board.facts import KnownImage
-from ota_service.board.session import Image
-from ota_service.board.stream import STREAMS
 from ota_service.errors import OtaError
 from ota_service.firmware.check import Firmware
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.fleet.board_state import Progress
 from ota_service.fleet.settings import Settings
+from ota_service.link.stream import STREAMS
+from ota_service.update.facts import KnownImage
+from ota_service.update.session import Image
 
 MERGED_BYTES = 16 << 20
 """A Merged Binary may be as large as a flash, whatever the limit for App Images is."""

@@ -7,10 +7,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from ota_service.board.flash_plan import check_merged
 from ota_service.errors import OtaError
 from ota_service.firmware.urls import redact_url
 from ota_service.fleet.orders import FlashFile
+from ota_service.update.flash_plan import check_merged
 
 MAX_FILE_BYTES = 64 << 20
 

@@ -14,20 +14,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ota_service.board.chip import ChipInfo
-from ota_service.board.facts import BoardFacts
-from ota_service.board.flash_merged import FlashPhase
-from ota_service.board.flash_plan import Before, FlashPlan
-from ota_service.board.inspect import Inspection
-from ota_service.board.ownership import SERVICE_CLAIMS
-from ota_service.board.plan import Plan, WatchBoot, WriteSlot
-from ota_service.board.ports import PortInfo, shown
-from ota_service.board.rewrite import total_bytes
-from ota_service.board.session import Phase
 from ota_service.errors import OtaError
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.orders import Fact
 from ota_service.fleet.settings import BoardEntry
+from ota_service.link.chip import ChipInfo
+from ota_service.link.ownership import SERVICE_CLAIMS
+from ota_service.link.ports import PortInfo, shown
+from ota_service.update.facts import BoardFacts
+from ota_service.update.flash_merged import FlashPhase
+from ota_service.update.flash_plan import Before, FlashPlan
+from ota_service.update.inspect import Inspection
+from ota_service.update.plan import Plan, WatchBoot, WriteSlot
+from ota_service.update.rewrite import total_bytes
+from ota_service.update.session import Phase
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
-from ota_service.board.boot import UNJUDGED
 from ota_service.firmware.urls import redact
+from ota_service.update.boot import UNJUDGED
 
 SqlValue = str | int | None
 Statement = tuple[str, tuple[SqlValue, ...]]

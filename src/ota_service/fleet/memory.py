@@ -8,11 +8,6 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from ota_service.board.facts import BoardFacts, SlotFact
-from ota_service.board.flash_merged import FlashOutcome
-from ota_service.board.inspect import Inspection
-from ota_service.board.ports import PortInfo
-from ota_service.board.session import Awaited, Image, Outcome
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import Journal
@@ -24,6 +19,11 @@ from ota_service.fleet.journal_rows import (
 )
 from ota_service.formats.image import AppDescriptor
 from ota_service.formats.partitions import Partition
+from ota_service.link.ports import PortInfo
+from ota_service.update.facts import BoardFacts, SlotFact
+from ota_service.update.flash_merged import FlashOutcome
+from ota_service.update.inspect import Inspection
+from ota_service.update.session import Awaited, Image, Outcome
 
 _ELSEWHERE = "/elsewhere"
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ota_service.board.flash_plan import MergedFile
-from ota_service.board.plan import Plan
-from ota_service.board.session import Image
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Event, Permits, Spared
+from ota_service.update.flash_plan import MergedFile
+from ota_service.update.plan import Plan
+from ota_service.update.session import Image
 
 if TYPE_CHECKING:
     from ota_service.fleet.sight import Sight

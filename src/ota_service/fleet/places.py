@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ota_service.board.ports import PortInfo, describe, exists, find_mac, is_url, shown
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.settings import BoardEntry
+from ota_service.link.ports import PortInfo, describe, exists, find_mac, is_url, shown
 
 Kind = Literal["here", "absent", "candidate", "not_ours", "wrong_board"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ota_service.board.inspect import Inspection
-from ota_service.board.plan import Plan
-from ota_service.board.session import Image, Outcome
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import BoardState, iso, utc_now
 from ota_service.formats.partitions import Partition
+from ota_service.update.inspect import Inspection
+from ota_service.update.plan import Plan
+from ota_service.update.session import Image, Outcome
 
 
 def refusal(purpose: str, error: OtaError) -> dict[str, Any]:

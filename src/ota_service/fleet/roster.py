@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ota_service.board.ownership import SERVICE_CLAIMS
-from ota_service.board.ports import PortInfo, canonical, list_ports
 from ota_service.firmware.target import Target
 from ota_service.fleet import policy
 from ota_service.fleet.around import Around
@@ -20,6 +18,8 @@ from ota_service.fleet.places import Place, place_entry, place_found, stands_in
 from ota_service.fleet.sessions import mac_at
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.fleet.sight import Sight
+from ota_service.link.ownership import SERVICE_CLAIMS
+from ota_service.link.ports import PortInfo, canonical, list_ports
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,16 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from ota_service.board import session
-from ota_service.board.at_port import at_port
-from ota_service.board.flash_merged import FlashJob, FlashOutcome, run_flash
-from ota_service.board.link import EspLink, leave_download_mode
-from ota_service.board.serial_port import ROM_BAUD
-from ota_service.board.session import Awaited, BootRules, Job, Outcome
 from ota_service.errors import OtaError
 from ota_service.firmware.expectation import Expectation
 from ota_service.fleet.hooks import FlashHooks, SessionHooks
 from ota_service.fleet.settings import Settings
+from ota_service.link.at_port import at_port
+from ota_service.link.link import EspLink, leave_download_mode
+from ota_service.link.serial_port import ROM_BAUD
+from ota_service.update import session
+from ota_service.update.flash_merged import FlashJob, FlashOutcome, run_flash
+from ota_service.update.session import Awaited, BootRules, Job, Outcome
 
 LOGGER = logging.getLogger("ota_service.fleet")
 

@@ -9,10 +9,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ota_service.board.chip import ChipInfo
-from ota_service.board.inspect import Inspection
-from ota_service.board.ownership import SERVICE_CLAIMS
-from ota_service.board.plan import Plan
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet import policy
@@ -23,6 +19,10 @@ from ota_service.fleet.orders import Order
 from ota_service.fleet.places import Place
 from ota_service.fleet.replies import running_of
 from ota_service.fleet.settings import BoardEntry
+from ota_service.link.chip import ChipInfo
+from ota_service.link.ownership import SERVICE_CLAIMS
+from ota_service.update.inspect import Inspection
+from ota_service.update.plan import Plan
 
 _STEP_PERCENT = 25
 _LONG_PHASES = frozenset({"writing", "booting", "rolling_back"})

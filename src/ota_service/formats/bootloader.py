@@ -10,16 +10,16 @@ import hashlib
 from dataclasses import dataclass
 
 from ota_service.errors import OtaError
-from ota_service.formats._recognise import (
+from ota_service.formats.chips import CHIP_BY_ID, chip_name
+from ota_service.formats.image import HASH_BYTES, Segment, _check_sums, _walk
+from ota_service.formats.recognise import (
     IMAGE_MAGIC,
     has_descriptor,
     is_esp8266,
     is_image_header,
     name_of,
 )
-from ota_service.formats._text import field_text
-from ota_service.formats.chips import CHIP_BY_ID, chip_name
-from ota_service.formats.image import HASH_BYTES, Segment, _check_sums, _walk
+from ota_service.formats.text import field_text
 
 _DESCRIPTOR_AT = 32
 _DESCRIPTOR_MAGIC = 0x50

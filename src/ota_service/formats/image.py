@@ -14,7 +14,8 @@ import zlib
 from dataclasses import dataclass
 
 from ota_service.errors import OtaError
-from ota_service.formats._recognise import (
+from ota_service.formats.chips import CHIP_BY_ID, CHIPS, chip_name
+from ota_service.formats.recognise import (
     DESCRIPTOR_OFFSET,
     IMAGE_MAGIC,
     MAX_SEGMENTS,
@@ -24,8 +25,7 @@ from ota_service.formats._recognise import (
     is_esp8266,
     name_of,
 )
-from ota_service.formats._text import field_text
-from ota_service.formats.chips import CHIP_BY_ID, CHIPS, chip_name
+from ota_service.formats.text import field_text
 
 __all__ = [
     "CHIPS",

@@ -7,7 +7,6 @@ import struct
 from dataclasses import dataclass
 
 from ota_service.errors import OtaError
-from ota_service.formats._recognise import cut_merged_start, find_partition_table
 from ota_service.formats.bootloader import Bootloader, parse_bootloader
 from ota_service.formats.chips import chip_name
 from ota_service.formats.image import AppImage, parse_app_image
@@ -19,6 +18,7 @@ from ota_service.formats.partitions import (
     PartitionTable,
     parse_partition_table,
 )
+from ota_service.formats.recognise import cut_merged_start, find_partition_table
 
 __all__ = ["MergedBinary", "find_partition_table", "parse_merged", "whole_flash"]
 

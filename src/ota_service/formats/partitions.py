@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ota_service.errors import OtaError
-from ota_service.formats._text import field_text
+from ota_service.formats.text import field_text
 
 TABLE_OFFSET = 0x8000
 """Where the table is by default (CONFIG_PARTITION_TABLE_OFFSET), bytes from flash start."""

@@ -24,9 +24,9 @@ from viam.resource.types import Model, ModelFamily
 from viam.services.discovery import Discovery
 from viam.utils import dict_to_struct
 
-from ota_service.board.ownership import PORT_OWNERS, SERVICE_CLAIMS, holders
-from ota_service.board.ports import canonical, describe, exists, list_ports, shown
 from ota_service.errors import OtaError
+from ota_service.link.ownership import PORT_OWNERS, SERVICE_CLAIMS, holders
+from ota_service.link.ports import canonical, describe, exists, list_ports, shown
 from ota_service.module.attributes import read_attributes
 from ota_service.module.checks import Strict, a_fault, check_flag, check_port
 from ota_service.module.findings import Finding, configurations, of_inspection, report_of
@@ -114,7 +114,7 @@ class OtaDiscovery(Discovery):
         return await asyncio.to_thread(_look, self.ports, here)
 
     async def _probe(self, found: list[Finding]) -> list[Finding]:
-        probing = await asyncio.to_thread(importlib.import_module, "ota_service.module.probe")
+        probing = await asyncio.to_thread(importlib.import_module, "ota_service.fleet.probe")
         given_up = threading.Event()
         self._given_up.add(given_up)
         loop = asyncio.get_running_loop()

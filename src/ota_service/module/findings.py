@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ota_service.board.ports import CandidateKind, PortInfo, candidate_kind, is_url
 from ota_service.errors import OtaError
+from ota_service.link.ports import CandidateKind, PortInfo, candidate_kind, is_url
 
 if TYPE_CHECKING:
-    from ota_service.board.inspect import Inspection
+    from ota_service.update.inspect import Inspection
 
 NAME = "OTA"
 UNSURE = "OTA-unprobed"

@@ -8,8 +8,8 @@ from tests.mutants.mutant import Mutant
 BACKUP = "tests/flash/test_backup.py"
 FLASH_PLAN = "tests/flash/test_plan.py"
 JOURNAL = "tests/journal"
-OWNERSHIP = "tests/board_ports/test_ownership.py"
-_FILES, _RESTORE, _REWRITE = "board/backup_files.py", "board/restore.py", "board/rewrite.py"
+OWNERSHIP = "tests/link/test_ownership.py"
+_FILES, _RESTORE, _REWRITE = "update/backup_files.py", "update/restore.py", "update/rewrite.py"
 _ATTEMPTS = "fleet/journal_attempts.py"
 POLICY = "tests/fleet/test_policy.py"
 
@@ -19,7 +19,7 @@ _WHOLE_FLASH = (
         _REWRITE,
         "for offset in sorted({*old_tables, plan.table.offset}):",
         "for offset in sorted({plan.table.offset} - {*old_tables}):",
-        "tests/board/test_tables.py::test_a_whole_flash_ends_a_table_that_may_not_be_in_use",
+        "tests/update/test_tables.py::test_a_whole_flash_ends_a_table_that_may_not_be_in_use",
     ),
     Mutant(
         "the new table is written first",
@@ -44,28 +44,28 @@ _WHOLE_FLASH = (
     ),
     Mutant(
         "nothing is kept of a board before it is replaced",
-        "board/flash_merged.py",
+        "update/flash_merged.py",
         "new = store.keep(before.backup) if before.backup is not None else None",
         "new = None",
         f"{BACKUP}::test_a_flash_keeps_what_the_board_has",
     ),
     Mutant(
         "a flash is not remembered as begun",
-        "board/flash_merged.py",
+        "update/flash_merged.py",
         'outcome.backup = store.begin("flash", new)',
         "outcome.backup = new.folder if new is not None else None",
         f"{BACKUP}::test_a_flash_that_was_cut_is_finished_with_the_keys",
     ),
     Mutant(
         "a board with secure boot gets another bootloader",
-        "board/flash_plan.py",
+        "update/flash_plan.py",
         "    if chip.secure_boot:\n",
         "    if chip.secure_boot and chip.flash_encrypted:\n",
         f"{FLASH_PLAN}::test_boards_that_it_would_not_start_are_refused",
     ),
     Mutant(
         "another board than the confirmed one is replaced",
-        "board/written.py",
+        "update/written.py",
         "if meant is not None and mac != meant:",
         "if meant is not None and not mac:",
         "tests/cli/test_flash.py::test_another_boards_mac_and_other_files_write_nothing",
@@ -75,7 +75,7 @@ _WHOLE_FLASH = (
 _BACKUP = (
     Mutant(
         "a backup goes where a newer one has fewer keys",
-        "board/backup.py",
+        "update/backup.py",
         "return mine.keys() >= theirs.keys()",
         "return mine.keys() <= theirs.keys()",
         f"{BACKUP}::test_one_covers_another_where_no_key_would_be_lost",
@@ -127,14 +127,14 @@ _JOURNAL = (
     ),
     Mutant(
         "a port is opened without a look at who has it",
-        "board/ownership.py",
+        "link/ownership.py",
         "            seen = holders(port)\n",
         "            seen = []\n",
         f"{OWNERSHIP}::test_another_program_is_found_before_opening",
     ),
     Mutant(
         "two processes of this program have one port",
-        "board/ownership.py",
+        "link/ownership.py",
         "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)",
         f"{OWNERSHIP}::test_another_process_of_ours_is_named",

@@ -7,8 +7,8 @@ from tests.mutants.mutant import Mutant
 
 EDIT = "tests/formats/test_nvs_edit.py"
 STARTS = "tests/formats/test_nvs_starts.py"
-_EDIT, _FLASH = "formats/_nvs_edit.py", "formats/_nvs_flash.py"
-_PROVE = "formats/_nvs_prove.py"
+_EDIT, _FLASH = "formats/nvs/edit.py", "formats/nvs/flash.py"
+_PROVE = "formats/nvs/prove.py"
 
 MUTANTS = (
     Mutant(

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-PLAN = "tests/board/test_plan.py"
-RUNNING = "tests/board/test_running.py"
-SESSION = "tests/board/test_session_slips.py"
-CUTS = "tests/board/test_cuts.py"
-_PLAN, _INSPECT = "board/plan.py", "board/inspect.py"
-_CARRY_OUT, _SESSION = "board/carry_out.py", "board/session.py"
+PLAN = "tests/update/test_plan.py"
+RUNNING = "tests/update/test_running.py"
+SESSION = "tests/update/test_session_slips.py"
+CUTS = "tests/update/test_cuts.py"
+_PLAN, _INSPECT = "update/plan.py", "update/inspect.py"
+_CARRY_OUT, _SESSION = "update/carry_out.py", "update/session.py"
 
 _PLANNED = (
     Mutant(
@@ -134,21 +134,21 @@ _LOOKED_AT = (
     ),
     Mutant(
         "a bootloader's words in the middle of a line count",
-        "board/first_look.py",
+        "update/first_look.py",
         'r"^E \\(\\d+\\) (flash_parts: |boot: Failed',
         'r"E \\(\\d+\\) (flash_parts: |boot: Failed',
         f"{RUNNING}::test_an_app_that_quotes_such_lines_is_an_app",
     ),
     Mutant(
         "what neither ROM nor bootloader prints is nobody's",
-        "board/first_look.py",
+        "update/first_look.py",
         "app_prints=not all(map(_theirs, lines)),",
         "app_prints=False,",
         f"{RUNNING}::test_an_app_that_quotes_such_lines_is_an_app",
     ),
     Mutant(
         "a link that is lost in the middle of an image is a damaged image",
-        "board/bootable.py",
+        "update/bootable.py",
         '        if error.code == "link-lost":\n            raise\n',
         "",
         f"{SESSION}::test_a_link_that_is_lost_in_the_middle_of_an_image_says_nothing_of_it",
@@ -201,7 +201,7 @@ _CARRIED_OUT = (
     ),
     Mutant(
         "an app that waits for confirmation loses its time by a look",
-        "board/leave.py",
+        "update/leave.py",
         "    if waits:\n",
         "    if not waits:\n",
         f"{CUTS}::test_an_app_that_confirms_late_is_left_alone_until_then",

@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One simulated board: power, reset circuit, wire, and what runs on the chip.
+
+EN and IO0 follow the usual two-transistor circuit: DTR asserted alone pulls IO0 low, RTS
+asserted alone pulls EN low, both or none pull nothing. EN rises slowly, and IO0 is sampled when
+it has risen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from esp32_sim import bootmodel
+from esp32_sim.appmodel import App
+from esp32_sim.chip import STRAP_DOWNLOAD, STRAP_NORMAL, Registers
+from esp32_sim.config import FLASH_FILE, BoardConfig
+from esp32_sim.core import Core, Times
+from esp32_sim.events import History
+from esp32_sim.faults import Faults, noise
+from esp32_sim.flash import FlashOp, NorFlash, PowerLossError
+from esp32_sim.loader_common import Leave
+from esp32_sim.loader_rom import RomLoader
+from esp32_sim.loader_stub import StubLoader, is_stub
+
+ROM_BAUD = 115200
+# What the stub takes where the ROM's UART structure says 0 (espressif/esp-flasher-stub, main.c).
+STUB_BAUD = 115200
+# A UART samples a byte's last bit wrongly from about this difference on.
+BAUD_TOLERANCE = 0.03
+UART_FIFO_BYTES = 128
+# How long a host may take between two changes of the lines that belong together.
+BOTH_LINES_S = 1.0
+# How long a chip without a bootable app takes to its next attempt (RTC watchdog).
+RETRY_S = 1.0
+
+POWERON = "0x1 (POWERON_RESET)"
+SW_RESET = "0x3 (SW_RESET)"
+TG0WDT = "0x7 (TG0WDT_SYS_RESET)"
+SW_CPU = "0xc (SW_CPU_RESET)"
+RTCWDT = "0x10 (RTCWDT_RTC_RESET)"
+RESET_REASONS = {
+    "panic": SW_CPU,
+    "loop": SW_RESET,
+    "watchdog": TG0WDT,
+    "restart": SW_CPU,
+    "deep-sleep": "0x5 (DEEPSLEEP_RESET)",
+    "brownout": SW_CPU,
+    "brownout-tagged": SW_RESET,
+    "brownout-reset": "0xf (RTCWDT_BROWN_OUT_RESET)",
+}
+
+
+class Board:
+    """A board in a running event loop; `directory` holds its flash and settings."""
+
+    def __init__(self, directory: Path, config: BoardConfig) -> None:
+        self.directory = directory
+        self.config = config
+        self.flash = NorFlash.open_file(directory / FLASH_FILE, seed=config.seed)
+        self.flash.on_op = self._count_op
+        self.ops_by: dict[str, int] = {}
+        self.times = self._times()
+        self.history = History()
+        self.faults = Faults()
+        self.random = random.Random(config.seed)
+        self.state = "off"
+        self.app: dict[str, Any] = {}
+        self.registers = Registers(config, self.flash)
+        self.deliver: Callable[[bytes], None] | None = None
+        self.client_baud = ROM_BAUD
+        self.chip_baud = ROM_BAUD
+        self.dtr = self.rts = False
+        self._powered = False
+        self._en_low = False
+        self._io0_changes: deque[tuple[float, bool]] = deque([(0.0, False)], maxlen=64)
+        self._loop = asyncio.get_running_loop()
+        self._rise: asyncio.TimerHandle | None = None
+        self._rises_s = 0.0
+        self._boot_button = False
+        self._life = 0
+        self._core: Core | None = None
+        self._rom: RomLoader | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._sending: deque[tuple[float, asyncio.TimerHandle]] = deque()
+        self._tx_free_s = 0.0
+        self._rx_free_s = 0.0
+
+    def _times(self) -> Times:
+        if not self.config.timed:
+            return Times.off()
+        return Times(
+            latency_s=self.config.bridge_latency_ms / 1000, erase_factor=self.config.erase_factor
+        )
+
+    def _count_op(self, op: FlashOp) -> None:
+        self.ops_by[op.who] = self.ops_by.get(op.who, 0) + 1
+
+    # --- power
+
+    def power_on(self) -> None:
+        """Apply power; the chip starts when EN has risen."""
+        if self._powered:
+            return
+        self._powered = True
+        self.history.add("power-on")
+        if self._en_low:
+            self.state = "reset"
+        else:
+            self._release_en(self._loop.time())
+
+    def power_off(self, event: str = "power-off", **details: Any) -> None:
+        """Take power away, between two instructions."""
+        if not self._powered:
+            return
+        self._powered = False
+        self._stop_chip()
+        self.state = "off"
+        self.flash.write_enabled = False
+        self.history.add(event, **details)
+
+    def close(self) -> None:
+        """End the simulation of this board."""
+        self.power_off()
+        self.flash.close()
+
+    def set_config(self, **changes: Any) -> None:
+        """Change settings; another MAC shows at once, as if another board were there."""
+        self.config = dataclasses.replace(self.config, **changes)
+        self.registers.set_config(self.config)
+        self.times = self._times()
+
+    # --- the reset circuit
+
+    def set_lines(self, dtr: bool, rts: bool, at_s: float) -> None:
+        """DTR and RTS as the host drives them since `at_s`."""
+        self.dtr, self.rts = dtr, rts
+        if not self.config.reset_lines:
+            return
+        self._io0_changes.append((at_s, dtr and not rts))
+        en_low = rts and not dtr
+        if en_low == self._en_low:
+            if self._rise is not None:
+                self._expect_rise(self._rises_s)
+            return
+        self._en_low = en_low
+        if not self._powered:
+            return
+        if en_low:
+            self._stop_chip()
+            self.state = "reset"
+        else:
+            # Nobody leaves both lines asserted: what follows at once may arrive late, where the
+            # host is busy, and decides by its time all the same.
+            self._release_en(at_s, patience_s=BOTH_LINES_S if dtr and rts else 0.0)
+
+    def _release_en(self, at_s: float, *, patience_s: float = 0.0) -> None:
+        self._rises_s = at_s + self.config.en_rise_s
+        self._expect_rise(max(self._rises_s, self._loop.time() + patience_s))
+
+    def _expect_rise(self, at_s: float) -> None:
+        """Look then, or when a line has changed, at what IO0 was when EN had risen."""
+        if self._rise is not None:
+            self._rise.cancel()
+        self._rise = self._loop.call_at(at_s, self._en_risen, self._rises_s)
+
+    def _en_risen(self, at_s: float) -> None:
+        self._rise = None
+        held, self._boot_button = self._boot_button, False
+        io0_low = False
+        for changed_s, low in self._io0_changes:
+            if changed_s <= at_s:
+                io0_low = low
+        io0_low = io0_low or held
+        self.history.add("reset", reason="EN", io0_low=io0_low)
+        self._start_chip(io0_low or self.faults.stuck_in_download)
+
+    def reset_button(self, *, boot_button: bool = False) -> None:
+        """Somebody presses the board's EN button, perhaps while holding the one on IO0."""
+        if self._powered and not self._en_low:
+            self._stop_chip()
+            self._boot_button = boot_button
+            self._release_en(self._loop.time())
+
+    # --- the chip's life
+
+    def _stop_chip(self) -> None:
+        if self._rise is not None:
+            self._rise.cancel()
+            self._rise = None
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        self._core = self.registers.core = None
+        self._rom = None
+        now = self._loop.time()
+        for end_s, handle in self._sending:
+            if end_s > now:
+                handle.cancel()
+        self._sending.clear()
+        self._tx_free_s = self._rx_free_s = 0.0
+        self.registers.reset()
+        self.app = {}
+
+    def _start_chip(self, download: bool) -> None:
+        self._stop_chip()
+        self._task = self._loop.create_task(self._live(download))
+        self._task.add_done_callback(self._report)
+
+    def _report(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._loop.call_exception_handler(
+                {"message": "simulated chip failed", "exception": task.exception()}
+            )
+
+    async def _live(self, download: bool) -> None:
+        self.registers.strap = STRAP_DOWNLOAD if download else STRAP_NORMAL
+        reason = POWERON
+        self._life = 0
+        try:
+            while True:
+                reason = await self._one_life(download, reason)
+                self._life += 1
+                self.registers.reset()
+                self.history.add("reset", reason=reason)
+        except PowerLossError:
+            # Not from within this task: it is the one to be stopped.
+            operation = self.flash.op_count
+            self._loop.call_soon(lambda: self.power_off("power-cut", operation=operation))
+
+    async def _one_life(self, download: bool, reason: str) -> str:
+        """From one reset to the next one that the chip makes by itself; its reason."""
+        core = self._core = Core(self.flash, self.times, self._chip_sends, self._set_chip_baud)
+        self.registers.core = core
+        self.state = "bootloader"
+        self._set_chip_baud(ROM_BAUD)
+        core.print("ets Jul 29 2019 12:21:46\r\n\r\n")
+        if download:
+            return await self._download(core, reason)
+        core.print(f"rst:{reason},boot:{self.registers.strap:#x} (SPI_FAST_FLASH_BOOT)\r\n")
+        return await self._boot(core)
+
+    async def _download(self, core: Core, reason: str) -> str:
+        core.print(
+            f"rst:{reason},boot:{self.registers.strap:#x} "
+            "(DOWNLOAD_BOOT(UART0/UART1/SDIO_REI_REO_V2))\r\nwaiting for download\r\n"
+        )
+        self.state = "download"
+        self.history.add("download")
+        self._rom = RomLoader(core, self.registers)
+        leave = await _run_loader(self._rom)
+        if leave.how == "ram":
+            if not is_stub(self._rom.ram, leave.entry):
+                self.state = "crashed"
+                self.history.add("crashed", entry=leave.entry)
+                await asyncio.Event().wait()
+            noted, self._rom = self._rom.noted_baud, None
+            self.state = "stub"
+            if not self.config.rom_reports_baud:
+                self._set_chip_baud(STUB_BAUD)
+            elif noted is not None:
+                self._set_chip_baud(noted)
+            self.history.add("stub")
+            leave = await _run_loader(StubLoader(core, self.registers))
+        self._rom = None
+        await core.settle()
+        if leave.how == "app":
+            self._set_chip_baud(ROM_BAUD)
+            return await self._boot(core)
+        return SW_CPU
+
+    async def _boot(self, core: Core) -> str:
+        self.state = "bootloader"
+        for line in ("configsip: 0, SPIWP:0xee", "mode:DIO, clock div:2", "entry 0x400805e4"):
+            core.print(line + "\r\n")
+        core.spend(self.times.boot_s)
+        await core.settle()
+        major, minor = self.config.revision
+        result = bootmodel.boot(
+            self.flash,
+            rollback=self.config.rollback,
+            anti_rollback=self.config.anti_rollback,
+            secure_version=self.config.secure_version,
+            table_offset=self.config.table_offset,
+            silent=self.config.bootloader_log == "none",
+            revision=major * 100 + minor,
+            log=lambda line: core.print(line + "\r\n"),
+        )
+        self._burn(result.secure_version)
+        if result.partition is None or result.image is None:
+            self.history.add("boot-failed", error=result.error)
+            await core.sleep(RETRY_S * self.config.time_scale)
+            return SW_RESET if result.started else RTCWDT
+        core.spend(self.times.read_s_per_mib * result.image.size / (1 << 20))
+        await core.settle()
+        image = self.flash.read(result.image.offset, result.image.size)
+        self.state = "app"
+        app = App(
+            core=core,
+            image=image,
+            partition=result.partition,
+            partitions=result.partitions,
+            life=self._life,
+            time_scale=self.config.time_scale,
+            record=self.history.add,
+            set_baud=self._set_chip_baud,
+            burn=self._burn if self.config.anti_rollback else None,
+        )
+        self.app = app.describe()
+        self.history.add("boot", slot=result.slot, index=result.index, offset=result.offset)
+        ending = await app.run()
+        return RESET_REASONS[ending]
+
+    def _burn(self, secure_version: int) -> None:
+        """eFuses outlast power, and count upwards only."""
+        if secure_version > self.config.secure_version:
+            self.set_config(secure_version=secure_version)
+            self.config.save(self.directory)
+            self.history.add("burnt", secure_version=secure_version)
+
+    # --- the wire
+
+    def _set_chip_baud(self, baud: int) -> None:
+        self.chip_baud = baud
+        self.registers.baud = max(1, baud)
+
+    def _garbled(self, baud: int) -> bool:
+        if 0 < self.config.max_baud < baud:
+            return True
+        return abs(self.client_baud - baud) > BAUD_TOLERANCE * baud
+
+    def _chip_sends(self, data: bytes, at_s: float) -> float:
+        """The chip transmits; returns when the last byte is in the UART's FIFO."""
+        baud = self.chip_baud
+        if self.state in ("bootloader", "app"):
+            self.history.print(data)
+        if baud <= 0 or self.faults.no_answer:
+            return at_s
+        if not self.times.timed:
+            self._arrives(data, baud)
+            return at_s
+        end_s = max(at_s, self._tx_free_s) + self.times.wire_s(len(data), baud)
+        self._tx_free_s = end_s
+        while self._sending and self._sending[0][0] < self._loop.time() - 1:
+            self._sending.popleft()
+        handle = self._loop.call_at(end_s + self.times.latency_s, self._arrives, data, baud)
+        self._sending.append((end_s, handle))
+        return end_s - self.times.wire_s(UART_FIFO_BYTES, baud)
+
+    def _arrives(self, data: bytes, baud: int) -> None:
+        if self.deliver is None:
+            return
+        if self.faults.garbage or self._garbled(baud):
+            data = noise(len(data), self.random)
+        elif self.faults.from_board.active():
+            data = self.faults.from_board.apply(data, self.random)
+        self.deliver(data)
+
+    def host_sends(self, data: bytes) -> None:
+        """Bytes from the host, at the client's baud."""
+        now = self._loop.time()
+        byte_s = self.times.wire_s(1, self.client_baud)
+        self._rx_free_s = max(self._rx_free_s, now) + len(data) * byte_s
+        core = self._core
+        if core is None:
+            return
+        if self._rom is not None and not self._rom.synced:
+            # The ROM measures the host's baud before the first command.
+            self._set_chip_baud(self.client_baud)
+        if self._garbled(self.chip_baud):
+            data = noise(len(data), self.random)
+        elif self.faults.to_board.active():
+            data = self.faults.to_board.apply(data, self.random)
+        core.receive(data, self._rx_free_s if self.times.timed else now, byte_s)
+
+    def host_drained_in_s(self) -> float:
+        """Seconds until what the host has sent so far has left the wire."""
+        return max(0.0, self._rx_free_s - self._loop.time())
+
+
+async def _run_loader(loader: RomLoader | StubLoader) -> Leave:
+    try:
+        await loader.run()
+    except Leave as leave:
+        return leave
+    raise AssertionError("a loader ends by leaving")

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a simulated board is: the settings that it is created with, as a value and as a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from esp32_sim.layouts import TABLE_OFFSET
+
+CONFIG_FILE = "board.json"
+FLASH_FILE = "flash.bin"
+
+# How long EN takes to rise after its transistor lets go (10 kOhm, about 1 uF, and the threshold
+# of 0.75 VDD). It has to outlast the moment in which esptool's reset sequence has both lines
+# asserted (that is, none pulled), and to end before the sequence releases IO0 50 ms later.
+EN_RISE_S = 0.025
+
+
+@dataclass(frozen=True)
+class BoardConfig:
+    """One simulated board.
+
+    mac: six bytes as text, "24:0a:c4:00:00:01". revision: (major, minor) of the chip.
+    flash_crypt_cnt: eFuse count, an odd number of bits means encrypted. rollback: whether the
+    bootloader was built with app rollback. anti_rollback: and with anti-rollback, too;
+    secure_version: what the eFuses count for it. bootloader_log: "none" for one that prints
+    nothing, as the Arduino core's; the ROM's lines stay. table_offset: where the bootloader looks
+    for the partition table. reset_lines: whether DTR and RTS reach EN and IO0; where not, only
+    people reset the board (`BoardControl.reset`). timed: wire, bridge and flash take their real
+    time. erase_factor: how much longer than their data sheets say erases take, where boards are
+    timed. time_scale: seconds of an app's behaviour are multiplied by it. resets_on_open: opening
+    the port resets the board, as with drivers that move DTR and RTS one after the other. max_baud:
+    above it the wire carries noise; 0: it holds every speed. rom_reports_baud: the stub starts
+    at the speed that the ROM was set to; else at 115200, as where the ROM's CHANGE_BAUDRATE does
+    not note the speed in its UART structure, where the stub looks for it. Which one silicon does
+    is not documented. crystal_estimate: what the ROM takes its crystal for, as a part of what it
+    is: a speed that it is asked for comes out as wrong (esptool, targets/esp32.py).
+    """
+
+    mac: str = "24:0a:c4:00:00:01"
+    revision: tuple[int, int] = (3, 1)
+    package: int = 1
+    flash_crypt_cnt: int = 0
+    secure_boot_v1: bool = False
+    secure_boot_v2: bool = False
+    download_encrypt_disabled: bool = False
+    rollback: bool = False
+    anti_rollback: bool = False
+    secure_version: int = 0
+    bootloader_log: Literal["info", "none"] = "info"
+    table_offset: int = TABLE_OFFSET
+    reset_lines: bool = True
+    timed: bool = False
+    bridge_latency_ms: float = 1.0
+    erase_factor: float = 1.0
+    time_scale: float = 1.0
+    en_rise_s: float = EN_RISE_S
+    boots_at_start: bool = True
+    resets_on_open: bool = False
+    max_baud: int = 0
+    rom_reports_baud: bool = True
+    crystal_estimate: float = 1.0
+    seed: int = 0
+
+    def save(self, directory: Path) -> None:
+        """Write it beside the flash."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, directory: Path) -> BoardConfig:
+        """Read it back; a directory without one is a default board."""
+        try:
+            values = json.loads((directory / CONFIG_FILE).read_text())
+        except FileNotFoundError:
+            return cls()
+        values["revision"] = tuple(values["revision"])
+        return cls(**values)
+
+    def mac_bytes(self) -> bytes:
+        """The MAC as six bytes; raises ValueError for anything else."""
+        mac = bytes.fromhex(self.mac.replace(":", ""))
+        if len(mac) != 6:
+            raise ValueError(f"{self.mac!r} is not a MAC")
+        return mac

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Image verification as the second-stage bootloader and the ROM do it.
+
+Source: ESP-IDF's bootloader_support/src/esp_image_format.c, and esp32.md, "App Image".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from esp32_sim.flash import NorFlash
+from esp32_sim.images import CHIP_ESP32, HEADER, IMAGE_MAGIC, SEGMENT_HEADER
+from esp32_sim.loader_common import checksum
+
+SEGMENT_LIMIT_BYTES = 16 << 20
+PAGE = 0x10000
+BOOTLOADER_OFFSET = 0x1000
+
+
+class BadImageError(Exception):
+    """The image does not hold; the text is what the bootloader prints."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Where a segment stands in flash and where it belongs in memory."""
+
+    flash_offset: int
+    load_address: int
+    size: int
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the cache maps it from flash (data 0x3F4..., code 0x400D...)."""
+        return (
+            0x3F400000 <= self.load_address < 0x3F800000
+            or 0x400D0000 <= self.load_address < 0x40400000
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """A verified image: where, how long with checksum and digest, its segments."""
+
+    offset: int
+    size: int
+    entry: int
+    segments: tuple[Segment, ...]
+
+
+def verify_app(
+    flash: NorFlash, offset: int, limit_bytes: int, *, revision: int = 301
+) -> LoadedImage:
+    """Verify the app image at `offset`; raises BadImageError with the bootloader's words.
+
+    revision: the chip's, major * 100 + minor.
+    """
+    header = flash.read(offset, HEADER.size)
+    magic, count, _, _, entry, _, _, chip_id, _, min_rev, max_rev, _, hashed = HEADER.unpack(header)
+    if magic != IMAGE_MAGIC:
+        hint = " (nothing flashed here?)" if magic == 0xFF else ""
+        raise BadImageError(f"image at {offset:#x} has invalid magic byte{hint}")
+    if chip_id != CHIP_ESP32:
+        raise BadImageError(f"mismatch chip ID, expected 0, found {chip_id}")
+    if revision < min_rev:
+        raise BadImageError(
+            f"Image requires chip rev >= v{min_rev // 100}.{min_rev % 100}, "
+            f"but chip is v{revision // 100}.{revision % 100}"
+        )
+    # 0xFFFF and 0 stand for "no maximum" in images of older tools.
+    if max_rev not in (0, 0xFFFF) and revision > max_rev:
+        raise BadImageError(
+            f"Image requires chip rev <= v{max_rev // 100}.{max_rev % 100}, "
+            f"but chip is v{revision // 100}.{revision % 100}"
+        )
+    if not 1 <= count <= 16:
+        raise BadImageError(f"image at {offset:#x} segment count {count} exceeds max 16")
+    segments: list[Segment] = []
+    data = bytearray()
+    at = offset + HEADER.size
+    for index in range(count):
+        load_address, size = SEGMENT_HEADER.unpack(flash.read(at, SEGMENT_HEADER.size))
+        at += SEGMENT_HEADER.size
+        if size % 4 or size >= SEGMENT_LIMIT_BYTES:
+            raise BadImageError(f"invalid segment length {size:#x}")
+        segment = Segment(at, load_address, size)
+        if segment.mapped and at % PAGE != load_address % PAGE:
+            raise BadImageError(
+                f"Segment {index} load address {load_address:#010x}, doesn't match data {at:#010x}"
+            )
+        if at + size - offset > limit_bytes:
+            raise BadImageError(
+                f"Image length {at + size - offset} doesn't fit in partition length {limit_bytes}"
+            )
+        data += flash.read(at, size)
+        segments.append(segment)
+        at += size
+    length = at - offset
+    length += 16 - length % 16
+    size = length + (32 if hashed else 0)
+    if size > limit_bytes:
+        raise BadImageError(f"Image length {size} doesn't fit in partition length {limit_bytes}")
+    stored = flash.read(offset + length - 1, 1)[0]
+    calculated = checksum(bytes(data))
+    if stored != calculated:
+        raise BadImageError(f"Checksum failed. Calculated {calculated:#x} read {stored:#x}")
+    if hashed:
+        digest = hashlib.sha256(flash.read(offset, length)).digest()
+        if digest != flash.read(offset + length, 32):
+            raise BadImageError("Image hash failed - image is corrupt")
+    return LoadedImage(offset, size, entry, tuple(segments))
+
+
+def bootloader_flash_bytes(flash: NorFlash, offset: int = BOOTLOADER_OFFSET) -> int:
+    """The flash's size as the bootloader's own header says it: the high nibble of byte 3."""
+    code = flash.read(offset, HEADER.size)[3] >> 4
+    return 1 << 20 + code if code <= 7 else 2 << 20
+
+
+def bootloader_problem(flash: NorFlash, offset: int = BOOTLOADER_OFFSET) -> str | None:
+    """Why the ROM would not start the second stage; None where it would.
+
+    The ROM looks at the magic byte and the simple checksum, not at the digest.
+    """
+    header = flash.read(offset, HEADER.size)
+    if header[0] != IMAGE_MAGIC or not 1 <= header[1] <= 16:
+        return f"invalid header: {int.from_bytes(header[:4], 'little'):#010x}"
+    data = bytearray()
+    at = offset + HEADER.size
+    for _ in range(header[1]):
+        _, size = SEGMENT_HEADER.unpack(flash.read(at, SEGMENT_HEADER.size))
+        at += SEGMENT_HEADER.size
+        if size > 0x10000:
+            return f"invalid header: {int.from_bytes(header[:4], 'little'):#010x}"
+        data += flash.read(at, size)
+        at += size
+    length = at - offset
+    length += 16 - length % 16
+    stored = flash.read(offset + length - 1, 1)[0]
+    calculated = checksum(bytes(data))
+    if stored != calculated:
+        return f"csum err:{stored:#x}!={calculated:#x}\nets_main.c 371 "
+    return None

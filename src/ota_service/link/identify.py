@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Finds out which chip answers in download mode, and what its fuses say, in few exchanges.
+
+esptool asks every chip for its security info first; the ESP32's ROM has no such command, and
+each of the two attempts waits 0.2 s (esptool 5.6.0, `cmds.detect_chip`). Its magic register says
+the same at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ota_service.errors import OtaError
+from ota_service.link import esptool_setup  # noqa: F401  (before esptool)
+from ota_service.link.chip import ChipInfo
+
+import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
+from esptool.loader import DEFAULT_TIMEOUT, ESPLoader  # isort: skip
+from esptool.targets.esp32 import ESP32ROM  # isort: skip
+from esptool.util import FatalError, flash_size_bytes  # isort: skip
+
+if TYPE_CHECKING:
+    from serial import SerialBase
+
+Read = TypeVar("Read")
+
+_MAC_WORDS = (2, 1)
+"""Words of the ESP32's eFuse block 0: CRC-8 and the MAC's first two bytes, then its other four
+(ESP32 TRM, "eFuse controller")."""
+
+
+SECURE_VERSION = {
+    "ESP32": (0x3FF5A088, 0, 32),
+    "ESP32-S2": (0x3F41A03C, 11, 16),
+    "ESP32-S3": (0x6000703C, 14, 16),
+    "ESP32-C2": (0x60008830, 22, 4),
+    "ESP32-C3": (0x6000883C, 14, 16),
+    "ESP32-C5": (0x600B483C, 9, 9),
+    "ESP32-C6": (0x600B083C, 14, 16),
+    "ESP32-C61": (0x600B4838, 8, 16),
+    "ESP32-E22": (0xC400803C, 8, 16),
+    "ESP32-H2": (0x600B083C, 9, 16),
+    "ESP32-H21": (0x600B403C, 9, 16),
+    "ESP32-H4": (0x600B183C, 7, 16),
+    "ESP32-P4": (0x5012D03C, 9, 16),
+    "ESP32-S31": (0x20715040, 0, 16),
+}
+"""Chip -> register, lowest bit and number of bits of the fuses SECURE_VERSION (espefuse 5.6.0,
+`efuse_defs/*.yaml`): each step of the secure version burns one more of them."""
+
+Fuses = tuple[int, bool, bool, int]
+"""Chip revision, whether flash encryption is on, whether secure boot is, the secure version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a chip answered twice alike, while this process runs."""
+
+    flash_id: int | None
+    fuses: Fuses
+
+
+class Known:
+    """The answers of the last chips, by their MACs: where one says the same again, one reading
+    is enough. Used from several threads."""
+
+    def __init__(self, limit: int = 1024) -> None:
+        self._answers: OrderedDict[str, Answers] = OrderedDict()
+        self._limit = limit
+        self._lock = threading.Lock()
+
+    def get(self, mac: str) -> Answers | None:
+        """What the chip with this MAC answered."""
+        with self._lock:
+            return self._answers.get(mac)
+
+    def put(self, mac: str, answers: Answers) -> None:
+        """Remember it, and forget the one that was seen longest ago."""
+        with self._lock:
+            self._answers[mac] = answers
+            self._answers.move_to_end(mac)
+            while len(self._answers) > self._limit:
+                self._answers.popitem(last=False)
+
+
+KNOWN = Known()
+
+
+def twice(read: Callable[[], Read], expected: Read | None = None) -> Read:
+    """What `read` says two times alike: registers come without a checksum, and a byte changed on
+    the wire must not make another board, or an encrypted one, of this one.
+
+    expected: what was read twice alike before; once more is enough then.
+    """
+    first = read()
+    if first != expected and read() != first:
+        raise FatalError("the chip's answers differ")
+    return first
+
+
+def detect(port: SerialBase, rom_baud: int, attempts: int) -> Any:
+    """Reset into download mode and synchronise; esptool's object for the chip's ROM loader."""
+    finder = ESPLoader(port, rom_baud)
+    finder.connect("default-reset", attempts, detecting=True, warnings=False)
+    if _magic(finder) != ESP32ROM.MAGIC_VALUE or finder.sync_stub_detected:
+        return cmds.detect_chip(port, rom_baud, "no-reset", False, attempts)
+    esp = ESP32ROM(port, rom_baud)
+    esp._post_connect()
+    return esp
+
+
+def _magic(finder: Any) -> int | None:
+    try:
+        return int(finder.read_reg(ESPLoader.CHIP_DETECT_MAGIC_REG_ADDR))
+    except FatalError:  # chips in secure download mode do not know the command
+        return None
+
+
+def read_mac(esp: Any) -> str:
+    """The chip's MAC, checked by the CRC beside it in the ESP32's fuses, else read twice alike.
+
+    Which chip it is says its name: esptool's classes for other chips derive from the ESP32's,
+    and the words that hold its MAC hold something else on them.
+    Raises OtaError `no-identity` for a MAC of zeros or ones: every such board would be the same.
+    """
+    mac = _checked_mac(esp) if esp.CHIP_NAME == ESP32ROM.CHIP_NAME else None
+    if mac is None:
+        mac = twice(lambda: _mac(esp))
+    if set(mac) in ({0x00}, {0xFF}):
+        raise OtaError("no-identity", f"The board's fuses hold {mac.hex(':')} as its MAC.")
+    return mac.hex(":")
+
+
+def _checked_mac(esp: Any) -> bytes | None:
+    """An ESP32's MAC; None where the CRC is not that of what was read."""
+    high, low = (int(esp.read_efuse(word)) for word in _MAC_WORDS)
+    mac = (high & 0xFFFF).to_bytes(2, "big") + low.to_bytes(4, "big")
+    return mac if mac_crc(mac) == high >> 16 & 0xFF else None
+
+
+def mac_crc(mac: bytes) -> int:
+    """CRC-8 as in the fuses: polynomial x^8 + x^5 + x^4 + 1 reflected, from 0 (ESP-IDF,
+    `esp_rom_efuse_mac_address_crc8`)."""
+    crc = 0
+    for byte in mac:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x8C if crc & 1 else 0)
+    return crc
+
+
+def _mac(esp: Any) -> bytes:
+    """As esptool reads it for this chip."""
+    mac = esp.read_mac("BASE_MAC")
+    if mac is None:
+        raise FatalError("the chip has no MAC address in its fuses")
+    return bytes(mac)
+
+
+def chip_info(esp: Any, mac: str) -> ChipInfo:
+    """What the fuses and the flash chip's id say, twice alike."""
+    size = cmds.detect_flash_size(esp)
+    known = KNOWN.get(mac)
+    fuses = twice(
+        lambda: _fuses(_Words(esp)),
+        known.fuses if known is not None else None,
+    )
+    revision, encrypted, secure_boot, secure_version = fuses
+    KNOWN.put(mac, Answers(esp.cache.get("flash_id"), fuses))
+    return ChipInfo(
+        name=esp.CHIP_NAME,
+        chip_id=int(esp.IMAGE_CHIP_ID),
+        mac=mac,
+        revision=revision,
+        flash_bytes=flash_size_bytes(size) if size else None,
+        flash_encrypted=encrypted,
+        secure_boot=secure_boot,
+        secure_version=secure_version,
+    )
+
+
+class _Words:
+    """A chip whose registers are read once each for one round of questions about its fuses.
+
+    esptool's functions read the same fuse words again and again.
+    """
+
+    def __init__(self, esp: Any) -> None:
+        self._esp = esp
+        self._read: dict[int, int] = {}
+
+    def __enter__(self) -> Any:
+        self._esp.read_reg = self._once
+        return self._esp
+
+    def __exit__(self, *_: object) -> None:
+        del self._esp.read_reg
+
+    def _once(self, address: int, timeout: float = DEFAULT_TIMEOUT) -> int:
+        if address not in self._read:
+            self._read[address] = int(type(self._esp).read_reg(self._esp, address, timeout))
+        return self._read[address]
+
+
+def _fuses(words: _Words) -> Fuses:
+    with words as esp:
+        return (
+            int(esp.get_chip_revision()),
+            bool(esp.get_flash_encryption_enabled()),
+            bool(esp.get_secure_boot_enabled()),
+            _secure_version(esp),
+        )
+
+
+def _secure_version(esp: Any) -> int:
+    """What the fuses hold for anti-rollback; 0 for a chip whose fuses are not known."""
+    if esp.CHIP_NAME not in SECURE_VERSION:
+        return 0
+    register, lowest, bits = SECURE_VERSION[esp.CHIP_NAME]
+    return (int(esp.read_reg(register)) >> lowest & (1 << bits) - 1).bit_count()

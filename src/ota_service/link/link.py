@@ -1,0 +1,487 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The link to one chip: download mode, the stub loader, and its flash, through esptool.
+
+The only place that talks to a chip. Blocking; one `EspLink` per thread. The port is opened
+elsewhere and passed in, so that it is closed whatever happens here (a failed detection leaves
+it open: esp32.md, "Talking to the chip").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from operator import and_
+from typing import TYPE_CHECKING, Any
+
+from ota_service.errors import OtaError
+from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES
+from ota_service.link import esptool_setup
+from ota_service.link.chip import ChipInfo
+from ota_service.link.identify import KNOWN, chip_info, detect, read_mac
+from ota_service.link.protection import Protection
+from ota_service.link.registers import ALONE, RefusedError, await_answer
+from ota_service.link.seen import Seen
+from ota_service.link.serial_port import ROM_BAUD
+from ota_service.link.sparse import Region, digest, read_regions
+from ota_service.link.spi import (
+    BLOCK_BYTES,
+    BLOCK_ERASE,
+    MAX_SPI_BYTES,
+    PAGE_PROGRAM,
+    READ_ID,
+    READ_STATUS,
+    RESET,
+    RESET_ENABLE,
+    SECTOR_ERASE,
+    Look,
+    NotTakenError,
+    SpiBus,
+)
+from ota_service.link.start_stub import change_baud, start_stub
+from ota_service.link.stream import BLOCK_COMMAND, ahead_pays
+
+import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
+from esptool.loader import DEFAULT_TIMEOUT, WRITE_BLOCK_ATTEMPTS, ESPLoader  # isort: skip
+from esptool.reset import HardReset  # isort: skip
+from esptool.util import FatalError  # isort: skip
+from serial import SerialException  # isort: skip
+
+if TYPE_CHECKING:
+    from serial import SerialBase
+
+    from ota_service.link.flash import Progress
+    from ota_service.link.stream import SlotStream
+
+BAUD_LADDER = (2_000_000, 1_500_000, 921_600, 460_800, 230_400, ROM_BAUD)
+_ERRORS = (FatalError, SerialException, OSError, struct.error, StopIteration)
+
+
+def bauds_to_try(highest: int) -> list[int]:
+    """The speeds to try, fastest first: `highest` itself, then the usual ones below it."""
+    return [highest, *[baud for baud in BAUD_LADDER if baud < highest]]
+
+
+PROVEN_BYTES = 65_536
+"""A transfer of this size without a repeated block, whose digest agrees, proves a speed."""
+
+AHEAD_BELOW_S = 0.004
+"""What an exchange may take where a slot is erased ahead: each erase takes six of them."""
+
+BAD_FLASH_IDS = (0x000000, 0xFFFFFF, 0xFFFF3F)
+"""What no flash chip answers (esptool 5.6.0, `_verify_flash_connection`)."""
+XMC_VENDOR_ID = 0x20
+"""Its chips may need esptool's start-up sequence (esptool 5.6.0, `attach_flash`)."""
+
+STARTS = 3
+"""How often the stub loader is sent to a chip that answered: once fast, if at all; then at the
+ROM's speed. Each of its blocks has a checksum, and one damaged byte ends it."""
+
+
+SYNC_DATA = b"\x07\x07\x12\x20" + b"\x55" * 32
+SYNC_ANSWERS = 8
+"""What is asked and answered by the ROM and the stub loader alike (esptool 5.6.0, `sync`)."""
+ASKED_TIMEOUT_S = 1.0
+
+
+class _NotStarted(Exception):
+    """The chip answered, but its stub loader did not start."""
+
+
+Identified = Callable[[str], int | None]
+"""Called with the MAC of the chip that answered; raises to go no further. Returns a speed at which
+its port carried a whole slot to this board without an error, where one is known."""
+
+
+class EspLink:
+    """A chip in download mode with the stub loader running; implements `board.flash.Flash`.
+
+    baud: the speed in use. chip: what it is, by its fuses as they were at the last connection.
+    running: it was restarted into its firmware.
+    carried_baud: a speed at which a whole slot went to this board without an error; 0: one went
+    with errors, or a known speed did not hold; None: nothing was learned. known_baud: what was
+    known of that when it was connected.
+    """
+
+    def __init__(self, esp: Any, spi: SpiBus, port: SerialBase, chip: ChipInfo, baud: int) -> None:
+        self._esp = esp
+        self._port = port
+        self._spi = spi
+        self._seen = Seen()
+        self._expected: dict[tuple[int, int], bytes] = {}
+        self._awaited: tuple[int, int, str] | None = None
+        self._proven = False
+        self.chip = chip
+        self.baud = baud
+        self.carried_baud: int | None = None
+        self.known_baud: int | None = None
+        self.running = False
+
+    @classmethod
+    def connect(
+        cls, port: SerialBase, *, baud: int, attempts: int = 3, identified: Identified | None = None
+    ) -> EspLink:
+        """Reset the chip into download mode, start the stub loader, raise the speed.
+
+        port: an open port. baud: the highest speed to use; lower ones are tried by themselves.
+        identified: called with the MAC before anything but fuses is touched; may raise.
+        Raises OtaError `no-answer`; `secure-download` where the chip answers but lets nobody
+        read its flash.
+        """
+        esptool_setup.install()
+        for speed in bauds_to_try(baud):
+            for again in reversed(range(STARTS)):
+                try:
+                    link = cls._connect_at(port, speed, attempts, identified)
+                    break
+                except _NotStarted as error:
+                    if not again:
+                        raise OtaError("no-answer", _no_answer(error)) from error
+            if link is not None:
+                if speed != baud:
+                    link.carried_baud = 0
+                return link
+        raise OtaError("no-answer", "The chip answers, but no speed of the port can be used.")
+
+    @classmethod
+    def _connect_at(
+        cls, port: SerialBase, baud: int, attempts: int, identified: Identified | None
+    ) -> EspLink | None:
+        try:
+            port.baudrate = ROM_BAUD
+            # esptool waits for the stub loader's first word by the port's own timeout.
+            port.timeout = DEFAULT_TIMEOUT
+            esp = detect(port, ROM_BAUD, attempts)
+        except _ERRORS as error:
+            raise OtaError("no-answer", _no_answer(error)) from error
+        try:
+            if esp.secure_download_mode:
+                raise OtaError("secure-download")
+            mac = read_mac(esp)
+            carried = identified(mac) if identified is not None else None
+            esp = start_stub(esp, mac, None if carried is None else min(carried, baud))
+        except _ERRORS as error:
+            raise _NotStarted(str(error)) from error
+        try:
+            if port.baudrate != baud:
+                change_baud(esp, baud)
+            spi = _attach_flash(esp, mac)
+            chip = chip_info(esp, mac)
+            if chip.flash_bytes is not None:
+                esp.flash_set_parameters(chip.flash_bytes)
+            link = cls(esp, spi, port, chip, baud)
+            link.known_baud = carried
+            return link
+        except _ERRORS as error:
+            if baud == ROM_BAUD:
+                raise OtaError("link-lost", _lost(error)) from error
+            return None  # the port or the board does not hold this speed
+
+    # --- Flash
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        """The bytes at `offset`; their digest is checked on the way.
+
+        It is asked for once more by another command: requests carry no checksum, and one whose
+        address was changed on the wire is answered from there, with that place's digest.
+        """
+        known = self._seen.get(offset, size_bytes)
+        if known is not None:
+            return known
+        with _lost_link():
+            data = self._peek(offset, size_bytes)
+            if self._esp.flash_md5sum(offset, size_bytes) != digest(data):
+                raise FatalError("two answers of the chip differ")
+        self._seen.put(offset, data)
+        return data
+
+    def prefetch(self, regions: Sequence[Region]) -> None:
+        """Read regions that are mostly blank by fewer bytes, so that `read` has them at hand.
+
+        The same protection as in `read`: a digest that another command computes.
+        """
+        unknown = [one for one in regions if self._seen.get(one.offset, one.size_bytes) is None]
+        with _lost_link():
+            found = read_regions(unknown, self._peek, self._esp.flash_md5sum)
+        for offset, data in found:
+            self._seen.put(offset, data)
+
+    def _peek(self, offset: int, size_bytes: int) -> bytes:
+        """Bytes whose own digest is right, but which may be those of another place."""
+        return bytes(self._esp.read_flash(offset, size_bytes))
+
+    def md5(self, offset: int, size_bytes: int) -> str:
+        """The MD5 of a region, computed by the stub loader."""
+        with _lost_link():
+            found = str(self._esp.flash_md5sum(offset, size_bytes))
+        if self._awaited is not None and self._awaited[:2] == (offset, size_bytes):
+            self._proven = self._awaited[2] == found
+            self.carried_baud = self.baud if self._proven else 0
+        expected = self._expected.pop((offset, size_bytes), None)
+        if expected is not None and digest(expected) == found:
+            self._seen.put(offset, expected)
+        return found
+
+    def erase(self, offset: int, size_bytes: int) -> None:
+        """Erase whole sectors, by SPI user commands as in `program`.
+
+        The stub's own command would erase another place where its address was changed on the
+        wire.
+        """
+        if offset % SECTOR_BYTES or size_bytes % SECTOR_BYTES:
+            raise ValueError(f"erase of {size_bytes:#x} bytes at {offset:#x}")
+        self._changes(offset, b"\xff" * size_bytes)
+        with _lost_link():
+            for at in range(offset, offset + size_bytes, SECTOR_BYTES):
+                self._spi.change(SECTOR_ERASE, at, b"", self._look)
+
+    def program(self, offset: int, data: bytes) -> None:
+        """Program one page without an erase, by SPI user commands through registers.
+
+        The stub's own write commands always erase. Write enable precedes every program, and
+        nothing crosses a page: silicon wraps inside it (esp32.md, "Talking to the chip").
+        May return while the flash is still busy with it: ask for the digest next.
+        """
+        if not data or offset % PAGE_BYTES + len(data) > PAGE_BYTES:
+            raise ValueError(f"program of {len(data)} bytes at {offset:#x}")
+        before = self._seen.get(offset, len(data))
+        blank = before is not None and not before.strip(b"\xff")
+        after = None if before is None else bytes(map(and_, before, data))
+        self._changes(offset, after, len(data))
+        with _lost_link():
+            if self._proven and len(data) > MAX_SPI_BYTES:
+                self._spi.program_page(offset, data)
+                return
+            for at in range(0, len(data), MAX_SPI_BYTES):
+                part = data[at : at + MAX_SPI_BYTES]
+                last = at + len(part) == len(data)
+                self._spi.change(
+                    PAGE_PROGRAM, offset + at, part, self._look, blank=blank, last=last
+                )
+
+    @property
+    def _look(self) -> Look:
+        """Register writes have no checksum. Where this speed has not just carried a slot whose
+        digest was right, every register is looked at before a command starts."""
+        return Look.PLACE if self._proven else Look.ALL
+
+    def _changes(self, offset: int, expected: bytes | None, size_bytes: int = 0) -> None:
+        """A place is about to be changed; what it should hold then, where that is known."""
+        self._seen.drop(offset, len(expected) if expected is not None else size_bytes)
+        if expected is not None:
+            self._expected[offset, len(expected)] = expected
+
+    def write_stream(self, offset: int, stream: SlotStream, progress: Progress) -> None:
+        """Erase the slot's sectors and write the stream; returns when it is in flash."""
+        esp = self._esp
+        self._changes(offset, None, -(-stream.size_bytes // SECTOR_BYTES) * SECTOR_BYTES)
+        self._proven, self._awaited = False, None
+        ahead = self._erases_ahead(offset, stream)
+        with _lost_link():
+            if ahead:
+                self._spi.change(BLOCK_ERASE, offset, b"", self._look)
+            esp.flash_defl_begin(stream.size_bytes, stream.compressed_bytes, offset)
+        # The stub loader acknowledges a block before it inflates and writes it, so what a block
+        # takes is waited for with the next one.
+        timeout_s = DEFAULT_TIMEOUT
+        done = repeats = 0
+        blocks = stream.ahead if ahead else stream.blocks
+        for block in blocks:
+            progress(done)  # between two blocks the stub loader is in sync: the place to stop at
+            with _lost_link():
+                sent = False
+                if ahead and block.erases is not None:
+                    sent = ahead = self._erase_during(offset + block.erases, block.packet)
+                failed = _send_block(esp, block.packet, timeout_s, sent=sent)
+                ahead = ahead and not failed  # then the stub loader erases the rest by itself
+                repeats += failed
+            done += block.inflated_bytes
+            timeout_s = cmds._get_flash_defl_block_timeout(esp, block.inflated_bytes)
+        with _lost_link():
+            # Not answered before the last block is in flash: the barrier before any MD5.
+            esp.read_reg(ESPLoader.CHIP_DETECT_MAGIC_REG_ADDR, timeout=timeout_s)
+        if repeats:
+            self.carried_baud = 0
+        elif stream.compressed_bytes >= PROVEN_BYTES:
+            body = stream.size_bytes - PAGE_BYTES
+            self._awaited = (offset + PAGE_BYTES, body, stream.body_md5)
+        progress(stream.size_bytes)
+
+    def _erases_ahead(self, offset: int, stream: SlotStream) -> bool:
+        """Whether the slot is erased from here, while the stream travels."""
+        return (
+            self.chip.name == "ESP32"
+            and offset % BLOCK_BYTES == 0
+            and self._spi.exchange_s < AHEAD_BELOW_S
+            and str(self._port.name) not in ALONE
+            and ahead_pays(stream, self.baud)
+        )
+
+    def _erase_during(self, offset: int, packet: bytes) -> bool:
+        """Erase 64 KiB while a block travels; False: nothing was started, nor the block sent."""
+        try:
+            self._spi.erase_block_during(offset, self._look, packet)
+        except NotTakenError:
+            return False
+        return True
+
+    # --- the chip
+
+    def protection(self) -> Protection:
+        """What the flash chip's block-protect bits cover."""
+        with _lost_link():
+            status = self._spi.ask(READ_STATUS, 1)
+        return Protection(status, self.chip.flash_bytes)
+
+    def reconnect(self) -> None:
+        """Into download mode again, after the firmware ran; the same chip must answer."""
+        mac = self.chip.mac
+
+        def same(found: str) -> int | None:
+            if found != mac:
+                raise OtaError(
+                    "wrong-board",
+                    f"Another board answers on the port: {found} instead of {mac}.",
+                )
+            return self.known_baud if self.carried_baud is None else self.carried_baud or None
+
+        self.running = False  # from the first reset on, also where it does not answer then
+        again = EspLink.connect(self._port, baud=self.baud, identified=same)
+        self._esp, self._spi, self.chip = again._esp, again._spi, again.chip
+        self.baud = again.baud
+        if again.carried_baud is not None:
+            self.carried_baud = again.carried_baud
+        self._forget()
+
+    def restart(self) -> None:
+        """Leave download mode: reset the chip into its firmware, at the log's speed.
+
+        The stub loader is put back to the ROM's speed before: where the reset reaches nothing,
+        the next session can talk to it.
+        """
+        self._forget()
+        with _lost_link():
+            if self._port.baudrate != ROM_BAUD:
+                self._slow_down()
+            self._port.baudrate = ROM_BAUD
+            self._port.reset_input_buffer()
+            self._esp.hard_reset()
+        self.running = True
+
+    def _slow_down(self) -> None:
+        esp = self._esp
+        speeds = struct.pack("<II", ROM_BAUD, self.baud)
+        with contextlib.suppress(FatalError, struct.error, StopIteration):  # it is reset anyway
+            esp.command(esp.ESP_CMDS["CHANGE_BAUDRATE"], speeds, timeout=ASKED_TIMEOUT_S)
+
+    def in_download(self) -> bool:
+        """Whether the stub loader still answers after a restart: its reset has reached nothing.
+
+        The question is one frame without a byte that a console would take for a command.
+        """
+        esp = self._esp
+        try:
+            esp.flush_input()
+            esp.command(esp.ESP_CMDS["SYNC"], SYNC_DATA, timeout=ASKED_TIMEOUT_S)
+            with contextlib.suppress(FatalError):
+                for _ in range(SYNC_ANSWERS - 1):
+                    esp.command(timeout=ASKED_TIMEOUT_S)
+        except _ERRORS:
+            return False
+        return True
+
+    def stay(self) -> None:
+        """Go on with the stub loader, which a restart did not reach."""
+        with _lost_link():
+            self._esp.flush_input()
+            if self.baud != ROM_BAUD:
+                change_baud(self._esp, self.baud)
+        self.running = False
+
+    def _forget(self) -> None:
+        """The firmware may change the flash now, and the line may be another one afterwards."""
+        self._seen.clear()
+        self._expected.clear()
+        self._awaited, self._proven = None, False
+
+
+def _send_block(esp: Any, packet: bytes, timeout_s: float, *, sent: bool = False) -> int:
+    """Send a block that is framed already; returns how often it had to be repeated.
+
+    sent: its first copy is on its way already.
+    """
+    port = esp._port
+    if port.timeout != timeout_s:
+        port.timeout = timeout_s
+    for repeats in range(WRITE_BLOCK_ATTEMPTS):
+        try:
+            if repeats or not sent:
+                port.write(packet)
+            await_answer(esp, BLOCK_COMMAND)
+        except RefusedError:
+            if repeats + 1 == WRITE_BLOCK_ATTEMPTS:
+                raise
+        except FatalError:
+            if sent and not repeats:
+                ALONE.add(str(port.name))
+            if repeats + 1 == WRITE_BLOCK_ATTEMPTS:
+                raise
+            # Nothing came of it: a delimiter was lost, and the stub loader now takes the end of a
+            # frame for the beginning of one. One more puts that right.
+            esp.flush_input()
+            port.write(b"\xc0")
+        else:
+            return repeats
+    raise AssertionError("not reached")
+
+
+def leave_download_mode(port: SerialBase) -> None:
+    """Reset whatever is behind a port by its lines alone, as far as the port allows.
+
+    For a chip that could not be talked to, or was not the one that is meant: it may wait in
+    download mode, and would go on to do so.
+    """
+    with contextlib.suppress(Exception):
+        if not port.is_open:
+            port.open()
+        HardReset(port)()
+
+
+@contextmanager
+def _lost_link() -> Iterator[None]:
+    try:
+        yield
+    except _ERRORS as error:
+        raise OtaError("link-lost", _lost(error)) from error
+
+
+def _lost(error: BaseException) -> str:
+    return f"The connection to the board was lost: {_first_line(error)}."
+
+
+def _no_answer(error: BaseException) -> str:
+    return f"No ESP32 answered on the port: {_first_line(error)}."
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0].rstrip(".") if text else type(error).__name__
+
+
+def _attach_flash(esp: Any, mac: str) -> SpiBus:
+    """Reset the flash chip and read its id; esptool's many exchanges only where that is odd."""
+    bus = SpiBus(esp)
+    known = KNOWN.get(mac)
+    flash_id = bus.ask(
+        READ_ID,
+        3,
+        after=(RESET_ENABLE, RESET),
+        then_us=1000,
+        expected=known.flash_id if known is not None else None,
+    )
+    if flash_id in BAD_FLASH_IDS or flash_id & 0xFF == XMC_VENDOR_ID:
+        cmds.attach_flash(esp)
+    else:
+        esp.cache["flash_id"] = flash_id
+    return bus

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Opening a serial port without disturbing the board behind it, and closing it likewise.
+
+The two lines that matter are DTR (asserted: IO0 low, "enter download mode") and RTS (asserted: EN
+low, "reset"); both asserted do nothing on the usual two-transistor circuit. On open, Linux
+asserts both at once. Lowering them one after the other, DTR first, holds the board in reset in
+between, so `open_port` lowers both in one request. On close, Linux lowers the lines where HUPCL
+is set; it is cleared.
+
+Everything here blocks and is called in threads. Who else has the port is asked before, see
+`ownership`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import grp
+import importlib.util
+import os
+import re
+import struct
+import termios
+from collections.abc import Iterator
+
+import serial
+from serial.serialutil import SerialBase, SerialException
+
+from ota_service.errors import OtaError
+from ota_service.link.ownership import Holder, holders, process_name
+from ota_service.link.ports import canonical, is_url, require_exists, shown
+
+ROM_BAUD = 115200
+"""The speed of the boot log and of the ROM loader (esp32.md, "The boot log")."""
+
+HANDLER_PACKAGES = ("ota_service.link.urlhandler", "esp32_sim.urlhandler")
+"""Packages with pyserial url handlers of our own, where they exist; the first one wins."""
+
+_MISSING = {errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR, errno.ELOOP}
+_DENIED = {errno.EACCES, errno.EPERM}
+_BUSY = {errno.EBUSY, errno.EAGAIN, errno.EWOULDBLOCK}
+_NOT_SERIAL = {errno.ENOTTY, errno.EISDIR}
+_BOTH_LINES = struct.pack("I", termios.TIOCM_DTR | termios.TIOCM_RTS)
+
+
+class _QuietSerial(serial.Serial):  # type: ignore[misc, unused-ignore]
+    """A device port that lowers DTR and RTS in one request while it opens."""
+
+    def _update_dtr_state(self) -> None:
+        if self.is_open or self._dtr_state or self._rts_state:
+            super()._update_dtr_state()
+        else:
+            fcntl.ioctl(self.fd, termios.TIOCMBIC, _BOTH_LINES)
+
+    def close(self) -> None:
+        # The mark of TIOCEXCL belongs to the terminal and would outlive us while anyone has it.
+        with contextlib.suppress(Exception):
+            fcntl.ioctl(self.fd, termios.TIOCNXCL)
+        super().close()
+
+
+def register_url_handlers() -> None:
+    """Let pyserial (and with it esptool) open our own kinds of url; idempotent."""
+    ours = [name for name in HANDLER_PACKAGES if _is_package(name)]
+    others = [name for name in serial.protocol_handler_packages if name not in ours]
+    # Before pyserial's own, so that a better client of ours takes the place of a stock one.
+    serial.protocol_handler_packages[:] = ours + others
+
+
+def _is_package(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def open_port(
+    port: str,
+    *,
+    baud: int = ROM_BAUD,
+    board: str | None = None,
+    timeout_s: float = 0.1,
+    write_timeout_s: float | None = 10.0,
+) -> SerialBase:
+    """Open `port`, a device path or url, for this process alone, with DTR and RTS released.
+
+    timeout_s: how long a read waits. write_timeout_s: when a stuck bridge counts as lost.
+    board: the name for errors.
+
+    Raises OtaError: `port-missing`, `permission`, `port-busy`, `no-answer` (a url where nothing
+    answers), `link-lost`, `config-invalid` (an unknown kind of url).
+    """
+    require_exists(port, board)
+    register_url_handlers()
+    opened: SerialBase | None = None
+    try:
+        if is_url(port):
+            opened = serial.serial_for_url(port, do_not_open=True)
+        else:
+            opened = _QuietSerial()
+            opened.port = port
+            opened.write_timeout = write_timeout_s
+        opened.baudrate = baud
+        opened.timeout = timeout_s
+        opened.exclusive = True
+        opened.dtr = False
+        opened.rts = False
+        opened.open()
+        if is_url(port):
+            _set_write_timeout(opened, write_timeout_s)
+        _keep_to_ourselves(opened)
+    except (OSError, ValueError, termios.error) as error:
+        close_port(opened)
+        raise _open_error(error, port, board) from error
+    except BaseException:
+        close_port(opened)
+        raise
+    return opened
+
+
+def close_port(opened: SerialBase | None) -> None:
+    """Close a port, whatever state it is in: a board that is gone must not raise once more."""
+    if opened is None:
+        return
+    with contextlib.suppress(Exception):
+        opened.close()
+    # pyserial gives up half-way if one of its descriptors is gone.
+    opened.is_open = False
+
+
+def has_control_lines(opened: SerialBase) -> bool:
+    """Whether DTR and RTS reach the board: not through a pty, `socket://` or `loop://`."""
+    if isinstance(opened, serial.Serial):
+        try:
+            fcntl.ioctl(opened.fd, termios.TIOCMGET, struct.pack("I", 0))
+        except OSError:
+            return False
+        return True
+    scheme = str(opened.port or "").split("://", 1)[0].lower()
+    return scheme not in ("socket", "loop", "spy")
+
+
+def link_error(error: BaseException, port: str, board: str | None = None) -> OtaError:
+    """The `OtaError` for an error that came from reading or writing an open port.
+
+    A device that has gone is `link-lost` too, as the update goes on when it is back.
+    """
+    return OtaError(
+        "link-lost",
+        f"The connection to {shown(port)} was lost ({_reason(error, port)}).",
+        board=board,
+    )
+
+
+def _set_write_timeout(opened: SerialBase, write_timeout_s: float | None) -> None:
+    """Set it where the url's handler can: pyserial's `rfc2217://` refuses, after taking it."""
+    try:
+        opened.write_timeout = write_timeout_s
+    except NotImplementedError:
+        opened.write_timeout = None
+
+
+def _keep_to_ourselves(opened: SerialBase) -> None:
+    """Clear HUPCL, refuse further opens of the device (TIOCEXCL; root is not refused), and ask
+    the bridge's driver for short answers: FTDI's waits 16 ms with each otherwise."""
+    if not isinstance(opened, serial.Serial):
+        return
+    with contextlib.suppress(OSError, ValueError):
+        opened.set_low_latency_mode(True)
+    with contextlib.suppress(OSError, termios.error):
+        attributes = termios.tcgetattr(opened.fd)
+        attributes[2] &= ~termios.HUPCL
+        termios.tcsetattr(opened.fd, termios.TCSANOW, attributes)
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(opened.fd, termios.TIOCEXCL)
+
+
+def _open_error(error: Exception, port: str, board: str | None) -> OtaError:
+    """What a failed open means, from the system's error number or, of a url, from the text."""
+    name = shown(port)
+    number = next(_numbers(error), None)
+    text = str(error).lower()
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        if is_url(port) and "protocol" in text:
+            message = f"The port {name} is of a kind that is not known."
+        else:
+            message = f"The port {name} cannot be opened as configured ({_reason(error, port)})."
+        return OtaError("config-invalid", message, board=board)
+    if number in _BUSY or (is_url(port) and "busy" in text):
+        names = [str(holder) for holder in holders(port) or _named_holder(text)]
+        message = f"The port {name} is in use by {', '.join(names)}."
+        return OtaError("port-busy", message, board=board)
+    if number in _MISSING or (is_url(port) and "errno 2]" in text):
+        return OtaError("port-missing", f"The port {name} does not exist.", board=board)
+    if number in _DENIED:
+        message = f"This user may not open the port {name}."
+        return OtaError("permission", message, board=board, remedy=_group_remedy(port))
+    if number in _NOT_SERIAL:
+        return OtaError("port-missing", f"{name} is not a serial port.", board=board)
+    if is_url(port):
+        message = f"Nothing answers at {name} ({_reason(error, port)})."
+        return OtaError("no-answer", message, board=board)
+    message = f"The port {name} could not be opened ({_reason(error, port)})."
+    return OtaError("link-lost", message, board=board)
+
+
+def _named_holder(text: str) -> list[Holder]:
+    """Who has the port, by the words of a url's handler ("port is busy (process 123)")."""
+    found = re.search(r"\bprocess (\d+)", text)
+    if not found:
+        return [Holder(None, "another program")]
+    pid = int(found.group(1))
+    return [Holder(pid, process_name(pid))]
+
+
+def _numbers(error: BaseException) -> Iterator[int]:
+    """The system's error numbers along the chain of causes, the outermost first."""
+    for link in _chain(error):
+        if isinstance(link, OSError) and isinstance(link.errno, int):
+            yield link.errno
+        elif isinstance(link, termios.error) and link.args and isinstance(link.args[0], int):
+            yield link.args[0]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and its causes: pyserial often drops the system's error from its own."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _reason(error: BaseException, port: str) -> str:
+    """A short reason: the system's own words, else pyserial's, without secrets."""
+    for link in _chain(error):
+        if isinstance(link, OSError) and not isinstance(link, SerialException) and link.strerror:
+            return link.strerror
+    number = next(_numbers(error), None)
+    if number is not None:
+        return os.strerror(number)
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    return first.replace(port, shown(port))[:200]
+
+
+def _group_remedy(port: str) -> str | None:
+    """How to get at the device: by its group, if its group may use it."""
+    if is_url(port):
+        return None
+    try:
+        status = os.stat(canonical(port))
+        group = grp.getgrgid(status.st_gid).gr_name
+    except (OSError, KeyError):
+        return None
+    if status.st_mode & 0o060 != 0o060 or group == "root":
+        return (
+            f"Only its owner may use {port}: add a udev rule that gives the port to the group "
+            "dialout (or uucp), and add the user that runs viam-server to that group."
+        )
+    return (
+        f"Add the user that runs viam-server to the group {group} "
+        f"(sudo usermod -aG {group} USER), then log in again or restart viam-server."
+    )
+
+
+__all__ = [
+    "HANDLER_PACKAGES",
+    "ROM_BAUD",
+    "SerialException",
+    "close_port",
+    "has_control_lines",
+    "link_error",
+    "open_port",
+    "register_url_handlers",
+]

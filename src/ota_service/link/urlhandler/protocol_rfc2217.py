@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""pyserial's `rfc2217://` with cached settings, for ports behind ser2net or esp_rfc2217_server.
+
+pyserial's own client sleeps at each change of a control line and settles all settings again
+whenever a timeout changes, which esptool does at every command: minutes instead of seconds
+(pyserial 3.5, `rfc2217.py`). This one sends what has changed, and timeouts are its own affair.
+
+The module's name and the class `Serial` are what `serial.serial_for_url` looks for.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import threading
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from serial.serialutil import (
+    PortNotOpenError,
+    SerialBase,
+    SerialException,
+    SerialTimeoutException,
+    to_bytes,
+)
+
+from ota_service.link.urlhandler import telnet
+from ota_service.link.urlhandler.telnet import Answer, Negotiation
+
+ANSWER_TIMEOUT_S = 3.0
+"""How long a server may take to agree, or to answer a command."""
+LINES_TIMEOUT_S = 0.5
+"""How long the answer to a line's change is waited for: not every server sends one."""
+
+_PARITY = {"N": 1, "O": 2, "E": 3, "M": 4, "S": 5}
+_STOP_BITS = {1: 1, 2: 2, 1.5: 3}
+_CTS, _DSR, _RI, _CD = 0x10, 0x20, 0x40, 0x80
+_OURS = (telnet.BINARY, telnet.SUPPRESS_GO_AHEAD, telnet.COM_PORT)
+
+
+class Serial(SerialBase):  # type: ignore[misc]
+    """A serial port behind an RFC 2217 server, with pyserial's usual interface.
+
+    Raises pyserial's SerialException: ECONNREFUSED and the like where nothing listens, "port is
+    busy" where the server says so, EIO where the connection ends.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._socket: socket.socket | None = None
+        self._decoder = telnet.Decoder()
+        self._received = bytearray()
+        self._answers: dict[int, bytes] = {}
+        self._agreed: set[int] = set()
+        self._refused = False
+        self._told: dict[int, bytes] = {}
+        self._modem_state = 0
+        self._gone = False
+        self._receive_lock = threading.Lock()
+        self._send_lock = threading.Lock()
+        self._cancel_pipe: tuple[int, int] | None = None
+        self.is_open: bool = False
+        super().__init__(*args, **kwargs)
+
+    # --- open and close
+
+    def open(self) -> None:
+        """Connect, agree on the COM-PORT option, set the port up with its lines as they are."""
+        if self._port is None:
+            raise SerialException("Port must be configured before it can be used.")
+        if self.is_open:
+            raise SerialException("Port is already open.")
+        self._decoder = telnet.Decoder()
+        self._received.clear()
+        self._agreed.clear()
+        self._told.clear()
+        self._gone = self._refused = False
+        host, port = self._address()
+        try:
+            self._socket = socket.create_connection((host, port), timeout=ANSWER_TIMEOUT_S)
+        except OSError as error:
+            raise SerialException(
+                error.errno or errno.EIO, f"could not open port {self._port}: {error}"
+            ) from error
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.setblocking(False)
+        self._cancel_pipe = os.pipe()
+        os.set_blocking(self._cancel_pipe[0], False)
+        self.is_open = True
+        try:
+            self._agree()
+            # Before anything else: the lines decide whether the board restarts.
+            self._update_dtr_state()
+            self._update_rts_state()
+            self._reconfigure_port()
+            self.reset_input_buffer()
+        except BaseException:
+            self.close()
+            raise
+
+    def _address(self) -> tuple[str, int]:
+        parts = urlsplit(str(self._port))
+        try:
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise SerialException(f"no port number in {self._port!r}") from error
+        if parts.scheme.lower() != "rfc2217" or not host or port is None:
+            raise SerialException(f"expected a url like rfc2217://host:port, not {self._port!r}")
+        return host, port
+
+    def _agree(self) -> None:
+        """Offer the option and await the server's consent."""
+        asked = b"".join(
+            telnet.negotiate(verb, option)
+            for option in _OURS
+            for verb in ((telnet.WILL, telnet.DO) if option != telnet.COM_PORT else (telnet.WILL,))
+        )
+        self._send(asked)
+
+        def agreed() -> bool:
+            return telnet.COM_PORT in self._agreed or self._refused
+
+        if not self._await(agreed, ANSWER_TIMEOUT_S) or self._refused:
+            raise SerialException(
+                f"could not open port {self._port}: the server does not speak RFC 2217"
+            )
+
+    def close(self) -> None:
+        """End the connection."""
+        self.is_open = False
+        link, self._socket = self._socket, None
+        if link is not None:
+            link.close()
+        pipe, self._cancel_pipe = self._cancel_pipe, None
+        if pipe is not None:
+            os.close(pipe[0])
+            os.close(pipe[1])
+
+    # --- settings
+
+    def _reconfigure_port(self) -> None:
+        if not 0 < self._baudrate < 2**32:
+            raise ValueError(f"invalid baudrate: {self._baudrate!r}")
+        if self.is_open:
+            self._tell(telnet.SET_DATA_SIZE, bytes((self._bytesize,)))
+            self._tell(telnet.SET_PARITY, bytes((_PARITY[self._parity],)))
+            self._tell(telnet.SET_STOP_SIZE, bytes((_STOP_BITS[self._stopbits],)))
+            self._tell(telnet.SET_CONTROL, bytes((telnet.CONTROL_NO_FLOW,)))
+            self._set_baud()
+
+    def _tell(self, number: int, value: bytes) -> None:
+        if self._told.get(number) != value:
+            self._send(telnet.command(number, value))
+            self._told[number] = value
+
+    def _set_baud(self) -> None:
+        wanted = telnet.baud(self._baudrate)
+        if self._told.get(telnet.SET_BAUD) == wanted:
+            return
+        answer = self._ask(telnet.SET_BAUD, wanted, ANSWER_TIMEOUT_S)
+        if answer is None:
+            raise SerialException(f"{self._port}: the server does not answer")
+        if answer != wanted:
+            self._told.pop(telnet.SET_BAUD, None)
+            raise ValueError(f"the server's port cannot be set to {self._baudrate} baud")
+        self._told[telnet.SET_BAUD] = wanted
+
+    def _ask(self, number: int, value: bytes, timeout_s: float) -> bytes | None:
+        """Send a command and wait for the server's answer to it."""
+        self._answers.pop(number, None)
+        self._send(telnet.command(number, value))
+        self._await(lambda: number in self._answers, timeout_s)
+        return self._answers.pop(number, None)
+
+    def _set_line(self, code: int) -> None:
+        # The answer is awaited, so that the pauses of a reset sequence begin when it is done.
+        if self.is_open:
+            self._ask(telnet.SET_CONTROL, bytes((code,)), LINES_TIMEOUT_S)
+
+    def _update_dtr_state(self) -> None:
+        self._set_line(telnet.CONTROL_DTR_ON if self._dtr_state else telnet.CONTROL_DTR_OFF)
+
+    def _update_rts_state(self) -> None:
+        self._set_line(telnet.CONTROL_RTS_ON if self._rts_state else telnet.CONTROL_RTS_OFF)
+
+    def _update_break_state(self) -> None:
+        self._set_line(telnet.CONTROL_BREAK_ON if self._break_state else telnet.CONTROL_BREAK_OFF)
+
+    @property
+    def cts(self) -> bool:
+        """As the server last told."""
+        return self._modem(_CTS)
+
+    @property
+    def dsr(self) -> bool:
+        """As the server last told."""
+        return self._modem(_DSR)
+
+    @property
+    def ri(self) -> bool:
+        """As the server last told."""
+        return self._modem(_RI)
+
+    @property
+    def cd(self) -> bool:
+        """As the server last told."""
+        return self._modem(_CD)
+
+    def _modem(self, bit: int) -> bool:
+        self._check_open()
+        with self._receive_lock:
+            self._receive()
+        return bool(self._modem_state & bit)
+
+    # --- data
+
+    @property
+    def in_waiting(self) -> int:
+        """Bytes that have arrived and were not read yet."""
+        self._check_open()
+        with self._receive_lock:
+            self._receive()
+            if not self._received and self._gone:
+                raise self._vanished()
+            return len(self._received)
+
+    @property
+    def out_waiting(self) -> int:
+        """What the server still has to send is not known."""
+        self._check_open()
+        return 0
+
+    def read(self, size: int = 1) -> bytes:
+        """Up to `size` bytes, fewer where the timeout passes first."""
+        self._check_open()
+        deadline_s = None if self._timeout is None else time.monotonic() + self._timeout
+        out = bytearray()
+        while True:
+            with self._receive_lock:
+                if len(self._received) < size - len(out):
+                    self._receive()
+                take = min(size - len(out), len(self._received))
+                out += self._received[:take]
+                del self._received[:take]
+            if len(out) >= size:
+                return bytes(out)
+            if self._gone:
+                if out:
+                    return bytes(out)
+                raise self._vanished()
+            wait_s = None if deadline_s is None else deadline_s - time.monotonic()
+            if (wait_s is not None and wait_s <= 0) or not self._wait_readable(wait_s):
+                return bytes(out)
+
+    def write(self, data: Any) -> int:
+        """Send bytes; raises SerialTimeoutException where the connection takes none."""
+        self._check_open()
+        payload = to_bytes(data)
+        with self._receive_lock:
+            self._receive()
+        if self._gone:
+            raise self._vanished()
+        self._send(telnet.escape(payload))
+        return len(payload)
+
+    def flush(self) -> None:
+        """What was written is with the server; it does not tell when it has left the port."""
+        self._check_open()
+
+    def reset_input_buffer(self) -> None:
+        """Forget what has arrived, at the server too."""
+        self._check_open()
+        self._ask(telnet.PURGE, bytes((telnet.PURGE_RECEIVED,)), LINES_TIMEOUT_S)
+        with self._receive_lock:
+            self._received.clear()
+
+    def reset_output_buffer(self) -> None:
+        """Forget what the server has not sent yet."""
+        self._check_open()
+        self._send(telnet.command(telnet.PURGE, bytes((telnet.PURGE_TO_SEND,))))
+
+    def cancel_read(self) -> None:
+        """Let a `read` in another thread return at once with what it has."""
+        if self._cancel_pipe is not None:
+            os.write(self._cancel_pipe[1], b"x")
+
+    def cancel_write(self) -> None:
+        """Writes do not block for long; there is nothing to cancel."""
+
+    # --- the connection
+
+    def _await(self, condition: Any, timeout_s: float) -> bool:
+        """Receive until `condition` holds; False where it does not in time."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            with self._receive_lock:
+                self._receive()
+            if condition():
+                return True
+            if self._gone:
+                raise self._vanished()
+            wait_s = deadline_s - time.monotonic()
+            if wait_s <= 0:
+                return False
+            link = self._socket
+            if link is not None:
+                select.select([link], [], [], wait_s)
+
+    def _wait_readable(self, wait_s: float | None) -> bool:
+        """False when the read was cancelled or the port closed meanwhile."""
+        link, pipe = self._socket, self._cancel_pipe
+        if link is None or pipe is None:
+            return False
+        try:
+            ready, _, _ = select.select([link.fileno(), pipe[0]], [], [], wait_s)
+        except (OSError, ValueError) as error:
+            if self.is_open:
+                raise self._vanished() from error
+            return False
+        if pipe[0] in ready:
+            os.read(pipe[0], 1024)
+            return False
+        return True
+
+    def _receive(self) -> None:
+        """Take what has arrived apart; never waits."""
+        link = self._socket
+        while link is not None and not self._gone:
+            try:
+                data = link.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._gone = True
+                return
+            for part in self._decoder.feed(data):
+                if isinstance(part, bytes):
+                    self._received += part
+                elif isinstance(part, Negotiation):
+                    self._negotiated(part)
+                else:
+                    self._answered(part)
+
+    def _negotiated(self, said: Negotiation) -> None:
+        if said.verb == telnet.DO:
+            if said.option in _OURS:
+                self._agreed.add(said.option)
+            else:
+                self._send(telnet.negotiate(telnet.WONT, said.option))
+        elif said.verb == telnet.DONT:
+            self._refused = self._refused or said.option == telnet.COM_PORT
+        elif said.verb == telnet.WILL and said.option not in _OURS:
+            self._send(telnet.negotiate(telnet.DONT, said.option))
+
+    def _answered(self, answer: Answer) -> None:
+        if answer.command == telnet.NOTIFY_MODEM_STATE and answer.value:
+            self._modem_state = answer.value[0]
+        else:
+            self._answers[answer.command] = answer.value
+
+    def _send(self, data: bytes) -> None:
+        link = self._socket
+        if link is None:
+            return
+        view = memoryview(data)
+        with self._send_lock:
+            while view:
+                try:
+                    view = view[link.send(view) :]
+                except BlockingIOError:
+                    limit_s = self._write_timeout
+                    if not select.select([], [link], [], limit_s)[1]:
+                        raise SerialTimeoutException("Write timeout") from None
+                except OSError as error:
+                    self._gone = True
+                    raise self._vanished() from error
+
+    def _check_open(self) -> None:
+        if not self.is_open:
+            raise PortNotOpenError()
+
+    def _vanished(self) -> SerialException:
+        said = bytes(self._received).decode("utf-8", "replace").strip()
+        if not self._agreed and "in use" in said.lower():
+            return SerialException(
+                errno.EBUSY, f"could not open port {self._port}: port is busy ({said[:80]})"
+            )
+        return SerialException(errno.EIO, f"the server ended the connection: {self._port}")

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Backups on this computer's disk: a folder each, and in the state folder those of each board.
+
+    FOLDER/backup.json          what it is of, and which file is which place of the flash
+    FOLDER/*.bin                their contents
+    STATE_DIR/backups/<MAC without colons>/<number>/        such a folder; the newest is the highest
+    STATE_DIR/backups/<MAC without colons>/unfinished.json  while a board is being written
+
+They hold the board's credentials: files have mode 600, and folders that are made here 700.
+`backup.json` is written last and in one step, so that a folder holds either the whole old backup
+or the whole new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ota_service.errors import OtaError
+from ota_service.formats.flashops import SECTOR_BYTES
+from ota_service.formats.table_places import TABLE_PLACES
+from ota_service.update.backup import STORE_KINDS, Backup, Piece
+
+MANIFEST = "backup.json"
+_FORMAT = 1
+_MARK = "unfinished.json"
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_LARGEST_BYTES = 1 << 24
+
+Work = Literal["flash", "restore"]
+
+
+def to_dict(backup: Backup) -> dict[str, Any]:
+    """A backup without its contents, for people and programs."""
+
+    def place(piece: Piece) -> dict[str, Any]:
+        return {
+            "label": piece.label,
+            "kind": piece.kind,
+            "offset": piece.offset,
+            "size_bytes": len(piece.data),
+            "sha256": hashlib.sha256(piece.data).hexdigest(),
+        }
+
+    shown: dict[str, Any] = {
+        "mac": backup.mac,
+        "chip": backup.chip,
+        "flash_bytes": backup.flash_bytes,
+        "made_at": backup.made_at,
+        "table": place(backup.table),
+        "nvs": [place(piece) for piece in backup.stores],
+    }
+    if backup.otadata is not None:
+        shown["otadata"] = place(backup.otadata)
+    return shown
+
+
+def write_backup(folder: Path, backup: Backup) -> None:
+    """Put a backup into `folder`, in place of the one that is there. On disk when this returns.
+
+    Raises OtaError disk-full or file-access where that fails; what was there is then whole.
+    """
+    with _disk(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        old = _files(_manifest(folder) or {})
+        names: list[str] = []
+        for piece in backup.pieces:
+            names.append(_free_name(folder, piece))
+            _write(folder / names[-1], piece.data)
+        manifest = {"format": _FORMAT, **to_dict(backup)}
+        rows = [manifest["table"], *([manifest["otadata"]] if backup.otadata else [])]
+        for row, name in zip([*rows, *manifest["nvs"]], names, strict=True):
+            row["file"] = name
+        _write(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
+        _sync(folder)
+        for name in old:
+            (folder / name).unlink(missing_ok=True)
+
+
+def read_backup(folder: Path) -> Backup:
+    """The backup in `folder`. Raises OtaError backup-invalid where there is no whole one."""
+    manifest = _manifest(folder)
+    if manifest is None:
+        raise _invalid(folder, f"it has no readable {MANIFEST}")
+    try:
+        if manifest["format"] != _FORMAT:
+            raise _invalid(folder, f"its format is {manifest['format']!r}")
+        otadata = manifest.get("otadata")
+        flash_bytes = manifest["flash_bytes"]
+        backup = Backup(
+            mac=manifest["mac"],
+            chip=str(manifest["chip"]),
+            flash_bytes=int(flash_bytes) if flash_bytes is not None else None,
+            table=_piece(folder, manifest["table"]),
+            otadata=_piece(folder, otadata) if otadata is not None else None,
+            stores=tuple(_piece(folder, row) for row in manifest["nvs"]),
+            made_at=str(manifest["made_at"]),
+        )
+        if not _MAC.fullmatch(backup.mac):
+            raise ValueError("mac")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _invalid(folder, f"its {MANIFEST} is damaged ({error})") from None
+    try:
+        table = backup.partitions.partitions
+    except OtaError as error:
+        raise _invalid(folder, error.message.rstrip(".")) from None
+    places = {(part.label, part.kind, part.offset, part.whole_bytes) for part in table}
+    for piece in backup.pieces[1:]:
+        if (piece.label, piece.kind, piece.offset, len(piece.data)) not in places:
+            raise _invalid(folder, f"its table has no partition {piece.label!r} as it names one")
+    if (
+        len(backup.table.data) != SECTOR_BYTES
+        or backup.table.offset not in TABLE_PLACES
+        or not all(piece.kind in STORE_KINDS for piece in backup.stores)
+    ):
+        raise _invalid(folder, "it names places that no backup has")
+    return backup
+
+
+def holds_backup(folder: Path) -> bool:
+    """Whether there is one, whole or not."""
+    return (folder / MANIFEST).exists()
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A backup in the state folder, and where it is."""
+
+    folder: Path
+    backup: Backup
+
+    @property
+    def number(self) -> int:
+        """The higher, the newer: this computer's clock may be wrong."""
+        return int(self.folder.name)
+
+
+class Backups:
+    """The backups of one board in the state folder.
+
+    One goes when a newer one of the same board has every key of it, so there is usually one. A
+    half-written board has fewer keys than before and so takes nothing away.
+    """
+
+    def __init__(self, state_dir: Path, mac: str) -> None:
+        self.folder = state_dir / "backups" / mac.replace(":", "")
+
+    def all(self) -> list[Kept]:
+        """The whole ones, oldest first."""
+        found = []
+        for number in self._numbers():
+            folder = self.folder / str(number)
+            with contextlib.suppress(OtaError):
+                found.append(Kept(folder, read_backup(folder)))
+        return found
+
+    def keep(self, backup: Backup) -> Kept:
+        """Save it as the newest; where the newest has the same contents, that one stays.
+
+        Raises OtaError disk-full or file-access where that fails.
+        """
+        kept = self.all()
+        if kept and kept[-1].backup.pieces == backup.pieces:
+            return kept[-1]
+        with _disk(self.folder):
+            for folder in (self.folder.parent, self.folder):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                folder.chmod(0o700)
+            for left in self.folder.glob(".new-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            made = Path(tempfile.mkdtemp(dir=self.folder, prefix=".new-"))
+            try:
+                write_backup(made, backup)
+                folder = self.folder / str(max(self._numbers(), default=0) + 1)
+                made.rename(folder)
+            except BaseException:
+                shutil.rmtree(made, ignore_errors=True)
+                raise
+            _sync(self.folder)
+            _sync(self.folder.parent)
+        return Kept(folder, backup)
+
+    def begin(self, work: Work, new: Kept | None) -> Path | None:
+        """A board is about to be written; new: what it had, None where it showed nothing.
+
+        From now to `finish` what it had is what the next one starts from. Returns the folder of
+        the backup with what the board had before the first of several that did not finish.
+        """
+        mark = self._mark()
+        # A board that is readable behind a restore has what was restored.
+        since = mark[1] if mark is not None and (mark[0] == "flash" or new is None) else None
+        if since is None:
+            since = new.number if new is not None else None
+        if since is None:
+            return None
+        with _disk(self.folder):
+            _write(self.folder / _MARK, json.dumps({"by": work, "since": since}).encode())
+            _sync(self.folder)
+        best: Kept | None = None
+        for kept in self.all():
+            if kept.number >= since and (best is None or kept.backup.covers(best.backup)):
+                best = kept
+        return best.folder if best is not None else None
+
+    def unfinished(self, work: Work | None = None) -> list[Kept]:
+        """The backups since a work (this one) began that did not finish, newest first."""
+        mark = self._mark()
+        if mark is None or work not in (None, mark[0]):
+            return []
+        return [kept for kept in reversed(self.all()) if kept.number >= mark[1]]
+
+    def finish(self) -> None:
+        """The board is whole again. Its backups stay."""
+        with contextlib.suppress(OSError):
+            (self.folder / _MARK).unlink(missing_ok=True)
+
+    def tidy(self, spared: Path | None = None) -> None:
+        """Remove those of which a newer one has every key, but `spared`, which was just used."""
+        kept = self.all()
+        for index, old in enumerate(kept):
+            if spared is not None and old.folder.resolve() == spared.resolve():
+                continue
+            if any(newer.backup.covers(old.backup) for newer in kept[index + 1 :]):
+                shutil.rmtree(old.folder, ignore_errors=True)
+
+    def _numbers(self) -> list[int]:
+        with contextlib.suppress(OSError):
+            return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+        return []
+
+    def _mark(self) -> tuple[str, int] | None:
+        try:
+            mark = json.loads((self.folder / _MARK).read_bytes())
+            return str(mark["by"]), int(mark["since"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+# --- files
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OtaError(
+            "file-access", f"{folder / MANIFEST} cannot be read: {error.strerror}."
+        ) from None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _files(manifest: Mapping[str, Any]) -> list[str]:
+    """The names of the files of a manifest, none of them outside its folder."""
+    rows = [manifest.get("table"), manifest.get("otadata")]
+    stores = manifest.get("nvs")
+    rows += stores if isinstance(stores, list) else []
+    names = [row.get("file") for row in rows if isinstance(row, dict)]
+    return [name for name in names if isinstance(name, str) and _is_name(name)]
+
+
+def _is_name(name: str) -> bool:
+    return name.endswith(".bin") and Path(name).name == name
+
+
+def _piece(folder: Path, row: Mapping[str, Any]) -> Piece:
+    name = row["file"]
+    if not isinstance(name, str) or not _is_name(name):
+        raise ValueError("file")
+    try:
+        with (folder / name).open("rb") as file:
+            data = file.read(_LARGEST_BYTES + 1)
+    except OSError as error:
+        raise _invalid(folder, f"{name} cannot be read: {error.strerror}") from None
+    if len(data) != row["size_bytes"] or hashlib.sha256(data).hexdigest() != row["sha256"]:
+        raise _invalid(folder, f"{name} is not what was written")
+    return Piece(str(row["label"]), str(row["kind"]), int(row["offset"]), data)
+
+
+def _free_name(folder: Path, piece: Piece) -> str:
+    """A name by the place, which no file has: what is there stays whole until the new one is."""
+    kind = piece.kind.rpartition("/")[2]
+    stem = f"{'otadata' if kind == 'ota' else kind}-{piece.offset:#x}"
+    names = (f"{stem}{'' if again == 1 else f'-{again}'}.bin" for again in range(1, 1 << 16))
+    return next(name for name in names if not (folder / name).exists())
+
+
+def _write(path: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise OtaError(
+            "disk-full" if full else "file-access",
+            f"What the board has cannot be kept in {folder}: {error.strerror}. Nothing was "
+            "written to the board.",
+            remedy="Free some space there, or use another folder." if full else "",
+        ) from None
+
+
+def _invalid(folder: Path, why: str) -> OtaError:
+    return OtaError("backup-invalid", f"{folder} holds no whole backup: {why}.")

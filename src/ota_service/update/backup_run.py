@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Takes a backup of one board, and puts one back.
+
+Blocking; runs in a thread of its own, like `session`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from serial import SerialBase
+
+from ota_service.errors import OtaError
+from ota_service.formats.nvs import Nvs
+from ota_service.formats.table_places import require_only
+from ota_service.link.chip import ChipInfo
+from ota_service.link.flash import Flash
+from ota_service.link.link import EspLink
+from ota_service.update.backup import Backup, take_backup
+from ota_service.update.backup_files import Backups
+from ota_service.update.boot import Expected
+from ota_service.update.leave import left_running, put_back
+from ota_service.update.restore import Had, RestorePlan, plan_restore
+from ota_service.update.rewrite import rewrite, total_bytes
+from ota_service.update.visit import connect, is_pending, watch_start
+from ota_service.update.written import (
+    WriteHooks,
+    WriteJob,
+    WriteOutcome,
+    kept_in,
+    require_board,
+    require_unprotected,
+    version_in,
+)
+
+AGAIN = "Call restore again: the board starts nothing until it is written whole."
+
+
+def run_backup(port: SerialBase, *, baud: int, identified: Callable[[str], None]) -> Backup:
+    """Read what a backup has from the board behind `port`, and restart it as it was.
+
+    identified: called with its MAC; raises to go no further. Raises OtaError as `take_backup`.
+    """
+    link = connect(port, baud=baud, identified=identified)
+    with left_running(link):
+        backup = take_backup(link, link.chip)
+        put_back(link)
+        return backup
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreJob(WriteJob):
+    """What to do. saved, folder: what is put back, and where it is from. Without `confirm` the
+    backup's board is meant.
+    """
+
+    saved: Backup
+    folder: Path
+
+
+class RestoreHooks(WriteHooks, Protocol):
+    """What is told while it goes on; called from its thread."""
+
+    def planned(self, chip: ChipInfo, plan: RestorePlan) -> None:
+        """What will be written; nothing was yet. Raises to stop here."""
+
+
+@dataclass(slots=True)
+class RestoreOutcome(WriteOutcome):
+    """What came of it."""
+
+    plan: RestorePlan
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "mac": self.chip.mac,
+            "chip": self.chip.name,
+            **self.plan.to_dict(),
+            "written": self.plan.needed,
+            "version": self.version,
+            **self.ending(),
+        }
+
+
+def run_restore(port: SerialBase, job: RestoreJob, hooks: RestoreHooks) -> RestoreOutcome:
+    """Put a backup back to the board behind `port`, which is open with its lines released.
+
+    Raises OtaError: before the first write for everything that can be known; `verify-failed`
+    and `link-lost` after it, when it has to be done again.
+    """
+    hooks.phase("connecting")
+
+    def identified(mac: str) -> None:
+        require_board(
+            mac,
+            job.confirm or job.saved.mac,
+            remedy="Name the port of the board that the backup is of, or confirm the MAC of the "
+            "one that is to have its NVS.",
+        )
+        hooks.identified(mac)
+
+    link = connect(port, baud=job.baud, identified=identified)
+    with left_running(link):
+        hooks.phase("inspecting")
+        outcome = _prepare(link, job, hooks)
+        if outcome.plan.needed:
+            _write(link, hooks, outcome)
+        return _boot(port, link, job, hooks, outcome)
+
+
+def _prepare(link: EspLink, job: RestoreJob, hooks: RestoreHooks) -> RestoreOutcome:
+    """Everything that can be known, and what must be kept on disk, before the first write."""
+    chip = link.chip
+    store = Backups(job.state_dir, chip.mac)
+    had = _look_before(link, chip, store)
+    if had.found is not None and is_pending(had.found):
+        raise OtaError("awaiting-confirmation")
+    plan = plan_restore(link, chip, job.saved, had)
+    if plan.needed:
+        require_unprotected(link.protection(), chip)
+    hooks.planned(chip, plan)
+    outcome = RestoreOutcome(chip, plan, version=_version(plan))
+    if plan.needed:
+        outcome.backup = _keep_before(store, had)
+        if outcome.backup is not None:
+            hooks.kept(outcome.backup)
+    return outcome
+
+
+def _look_before(flash: Flash, chip: ChipInfo, store: Backups) -> Had:
+    """What the board has, or what it had before somebody took its table away."""
+    try:
+        found = take_backup(flash, chip)
+    except OtaError as error:
+        if error.code in ("link-lost", "flash-encrypted"):
+            raise
+        own = store.unfinished("restore")
+        known = [kept.backup for kept in reversed(store.all())]
+        return Had(None, error, own[0].backup if own else None, known)
+    require_only(flash.read, found.partitions)
+    return Had(found)
+
+
+def _keep_before(store: Backups, had: Had) -> Path | None:
+    """On the disk before the first write: what the board has, and that it is being written."""
+    if had.found is not None:
+        new = store.keep(had.found)
+        store.begin("restore", new)
+        return new.folder
+    own = store.unfinished("restore")
+    return own[0].folder if own else None
+
+
+def _write(flash: Flash, hooks: RestoreHooks, outcome: RestoreOutcome) -> None:
+    plan = outcome.plan
+    total = total_bytes(plan)
+    hooks.phase("writing")
+    try:
+        rewrite(
+            flash,
+            plan,
+            old_tables=plan.old_tables,
+            verifying=lambda: hooks.phase("verifying"),
+            progress=lambda done: hooks.progress(done, total),
+        )
+    except OtaError as error:
+        raise OtaError(error.code, error.message + kept_in(outcome.backup), remedy=AGAIN) from error
+
+
+def _boot(
+    port: SerialBase, link: EspLink, job: RestoreJob, hooks: RestoreHooks, outcome: RestoreOutcome
+) -> RestoreOutcome:
+    hooks.phase("booting")
+    nvs = [held for one in job.saved.stores if isinstance(held := one.nvs(), Nvs)]
+    expected = Expected(matches=job.boot.matches)
+    monitor = watch_start(port, link, expected, job.boot, nvs=nvs, stopped=lambda: False)
+    outcome.judge(
+        monitor,
+        remedy="Look at the boot log; a Merged Binary of the firmware that the backup is of, "
+        "flashed with keep_nvs, brings both.",
+    )
+    if outcome.error is not None:
+        return outcome
+    store = Backups(job.state_dir, outcome.chip.mac)
+    store.finish()
+    store.tidy(job.folder)
+    return outcome
+
+
+def _version(plan: RestorePlan) -> str:
+    for one in plan.restored:
+        held = one.before.nvs()
+        if one.after.label == "nvs" and isinstance(held, Nvs):
+            return version_in(held)
+    return ""

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether the image in a partition boots, as the bootloader decides it.
+
+Three answers, because what an update may write hangs on it: an image that is whole and that
+nothing speaks against boots; one that is damaged does not; and of one that is whole but that a
+bootloader may refuse for another reason (which depends on how the bootloader was built) it cannot
+be told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ota_service.errors import OtaError
+from ota_service.formats.extent import image_length
+from ota_service.formats.flashops import SECTOR_BYTES
+from ota_service.formats.image import parse_boot_header, parse_boot_image
+from ota_service.formats.partitions import Partition
+from ota_service.link.chip import ChipInfo
+from ota_service.link.flash import Flash
+
+HEAD_BYTES = 0x120
+"""Image header, first segment header and app descriptor."""
+
+ESP32_CHIP_ID = 0
+"""The one chip on which the bootloader does not look at block revisions."""
+
+Boots = Literal["yes", "no", "unclear"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What a bootloader makes of a partition.
+
+    size_bytes: of the image, 0 where there is none. why: why not, or why it is not clear, as the
+    end of "ota_0 ..."; "" for one that boots.
+    """
+
+    boots: Boots
+    why: str = ""
+    size_bytes: int = 0
+
+
+def candidate(flash: Flash, partition: Partition, chip: ChipInfo, secure_floor: int) -> Candidate:
+    """Read a partition's image whole, and judge it.
+
+    secure_floor: the secure version that the bootloader asks for by the board's fuses, 0 where
+    it asks for none. Raises OtaError `link-lost`.
+    """
+    size_bytes = image_bytes(flash, partition)
+    if size_bytes is None:
+        return Candidate("no", "holds no image")
+    if chip.secure_boot:  # with the sector of its signature
+        size_bytes = min(-(-size_bytes // SECTOR_BYTES + 1) * SECTOR_BYTES, partition.size_bytes)
+    try:
+        image = parse_boot_image(flash.read(partition.offset, size_bytes))
+    except OtaError as error:
+        if error.code == "link-lost":
+            raise
+        return Candidate("no", "holds a damaged image")
+    doubt = header_doubt(flash.read(partition.offset, HEAD_BYTES), chip, secure_floor)
+    if not doubt and chip.secure_boot and not image.signed:
+        doubt = "holds an image without a signature"
+    return Candidate("unclear" if doubt else "yes", doubt, image.size_bytes)
+
+
+def header_doubt(head: bytes, chip: ChipInfo, secure_floor: int) -> str:
+    """What may keep a bootloader from starting a whole image, by its first bytes; "": nothing."""
+    header = parse_boot_header(head)
+    if header.chip_id != chip.chip_id:
+        return "holds an image for another chip"
+    if not header.runs_on_revision(chip.revision):
+        return "holds an image for other revisions of the chip"
+    secure_version = header.descriptor.secure_version if header.descriptor is not None else 0
+    if secure_version < secure_floor:
+        return f"has secure version {secure_version}, and the board's fuses ask for {secure_floor}"
+    return ""
+
+
+def only_the_board_knows(head: bytes, chip: ChipInfo) -> str:
+    """What a bootloader holds an image against beyond what is read here; "": nothing.
+
+    Without its log, or having been seen to run, such an image is not taken for one that runs.
+    Source: esp32.md, "Secure Boot v2" (keys, block revisions).
+    """
+    if chip.secure_boot:
+        return "holds a signed image, and only the board knows whether it trusts its key"
+    about = parse_boot_header(head).descriptor
+    if about is not None and about.min_block_revision and chip.chip_id != ESP32_CHIP_ID:
+        return "holds an image for some revisions of the chip's fuse blocks only"
+    return ""
+
+
+def image_bytes(flash: Flash, partition: Partition) -> int | None:
+    """The length of the image in a partition, from its segment headers; None where none is."""
+
+    def read(at: int, size_bytes: int) -> bytes:
+        return flash.read(partition.offset + at, size_bytes)
+
+    return image_length(read, partition.size_bytes)

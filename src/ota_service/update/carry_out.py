@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Carries a plan's writes out, step by step, over any `Flash`.
+
+Order (design.md, items 2 to 4): slot, its digest, otadata, version, each read back. Power may
+fail at any point: the running slot and its otadata entry are never touched, and a slot that is
+being written never looks bootable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ota_service.errors import OtaError
+from ota_service.formats import nvs, otadata
+from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES, FlashOp, Program
+from ota_service.formats.otadata import OtaState
+from ota_service.formats.partitions import Partition, PartitionTable
+from ota_service.link.flash import Flash, Progress, apply_verified, program_verified
+from ota_service.link.stream import SlotStream
+from ota_service.update.bootable import candidate
+from ota_service.update.inspect import NAMESPACE, VERSION_KEY, Inspection, boot_order
+from ota_service.update.plan import Plan, RecordVersion, SwitchOtadata, WriteSlot
+
+Phase = Literal["writing", "verifying", "switching", "recording"]
+PhaseHook = Callable[[Phase], None]
+"""Called as each phase begins; raises to stop there (only before the switch: see `carry_out`)."""
+
+VersionOf = Callable[[Partition], str | None]
+
+OTA_STATE_AT = 24
+"""Of ota_state in an otadata entry (esp32.md, "otadata")."""
+
+NEW_STATE = bytes(4)
+
+
+def carry_out(
+    plan: Plan, flash: Flash, stream: SlotStream | None, *, phase: PhaseHook, progress: Progress
+) -> None:
+    """Do the plan's writes; restarting and watching is the session's.
+
+    stream: the image of a `WriteSlot`. phase and progress may raise to stop before the switch:
+    nothing that boots has been changed until then. From the switch on they must not raise.
+    Raises OtaError `verify-failed`, `flash-protected`, `link-lost`.
+    """
+    for step in plan.steps:
+        if isinstance(step, WriteSlot):
+            if stream is None:
+                raise ValueError("a plan that writes a slot needs an image")
+            write_slot(flash, step.slot, stream, phase=phase, progress=progress)
+        elif isinstance(step, SwitchOtadata):
+            phase("switching")
+            apply_verified(flash, step.edit.ops)
+        elif isinstance(step, RecordVersion):
+            phase("recording")
+            apply_verified(flash, step.edit.ops)
+
+
+def write_slot(
+    flash: Flash,
+    slot: Partition,
+    stream: SlotStream,
+    *,
+    phase: PhaseHook = lambda _: None,
+    progress: Progress = lambda _: None,
+) -> None:
+    """Write an image into a slot that does not run, so that it never looks half bootable.
+
+    What stands there loses its magic byte first, by one program that can only clear bits; in a
+    blank slot, too, so that a flash that ignores programs is found before the first erase. The
+    body is written and its digest read back while the first page is blank. Then the first page
+    is programmed but for its magic byte, and the magic byte alone last: an interruption leaves
+    either no image or the whole one.
+    """
+    phase("writing")
+    program_verified(flash, Program(slot.offset, b"\x00", "no image any more"))
+    flash.write_stream(slot.offset, stream, progress)
+    phase("verifying")
+    body = slot.offset + PAGE_BYTES
+    if flash.md5(body, stream.size_bytes - PAGE_BYTES) != stream.body_md5:
+        raise OtaError("verify-failed", f"The image in {slot.name} is not what was written.")
+    program_verified(flash, Program(slot.offset + 1, stream.head[1:], "image header"))
+    program_verified(flash, Program(slot.offset, stream.head[:1], "image magic"))
+    if flash.md5(slot.offset, stream.size_bytes) != stream.image_md5:
+        raise OtaError("verify-failed", f"The image in {slot.name} is not what was written.")
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackPlan:
+    """How a board goes back to another firmware on it: otadata first, then the version.
+
+    slot: what will run then. version: the tag that will be stored; None: the key is removed.
+    ops: in their order.
+    """
+
+    slot: Partition
+    version: str | None
+    ops: tuple[FlashOp, ...]
+
+
+def plan_rollback(
+    flash: Flash, found: Inspection, *, bad: Partition, fused: int, version_of: VersionOf
+) -> RollbackPlan:
+    """Look at the board again, and plan its way back from the slot `bad`, which did not come up.
+
+    found: the board before its update. fused: the secure version that its fuses hold by now: the
+    bootloader may refuse the old firmware since. version_of: the tag that belongs to the slot
+    gone back to; None: none did. Where the bootloader has gone back by itself (fallback or its
+    own rollback), the entry is taken away all the same, so that the next power-on does not try
+    it again.
+    Raises OtaError `boot-failed` where nothing else on the board is bootable: then nothing is
+    changed.
+    """
+    assert found.table is not None
+    raw, ops = _without_entries_of(flash, found.table, bad)
+    order = boot_order(found.table, otadata.parse_otadata(raw))
+    slot, why_not = _first_that_boots(flash, found, fused, [p for p in order if p != bad])
+    if slot is None:
+        raise OtaError(
+            "boot-failed",
+            f"The firmware in {bad.name} did not come up, and no other slot can be gone back to "
+            f"({why_not}), so nothing was changed.",
+            remedy="Correct the firmware and update again, or write a Merged Binary with "
+            "`make flash-esp32-bin`.",
+        )
+    if bad in order and order.index(bad) < order.index(slot):
+        # No entry is needed for the bootloader to try it first (the old firmware ran by
+        # fallback), so the image itself must go: its magic byte, in one program.
+        ops.append(Program(bad.offset, b"\x00", "no image any more"))
+    return _with_version(flash, found, slot, version_of, ops)
+
+
+def plan_go_back(
+    flash: Flash, found: Inspection, *, running: Partition, fused: int, version_of: VersionOf
+) -> RollbackPlan:
+    """Plan the way from a firmware that works to the one in another slot, because a person says.
+
+    The running entry is taken away where that alone leads to another whole image; otherwise the
+    other slot is chosen like an update chooses it. found, fused: as in `plan_rollback`.
+    Raises OtaError `boot-failed` where no other slot holds an image that boots.
+    """
+    table = found.table
+    assert table is not None
+    raw, ops = _without_entries_of(flash, table, running)
+    order = boot_order(table, otadata.parse_otadata(raw))
+    if ops and (first := _starts(flash, found, fused, order, but=running)) is not None:
+        return _with_version(flash, found, first, version_of, ops)
+    slots, at = table.ota_slots, table.otadata
+    assert at is not None
+    spares = [p for p in slots if p != running]
+    other, why_not = _first_that_boots(flash, found, fused, spares)
+    if other is None:
+        raise OtaError(
+            "boot-failed",
+            f"No slot but {running.name} can be gone back to ({why_not}), so nothing was changed.",
+            remedy="Update the board to the firmware that it is to run.",
+        )
+    edit = otadata.switch(
+        flash.read(at.offset, at.size_bytes),
+        base=at.offset,
+        n_slots=len(slots),
+        to_slot=slots.index(other),
+        running_slot=slots.index(running) if running in slots else None,
+        has_factory=table.factory is not None,
+        state=OtaState.UNDEFINED,
+    )
+    return _with_version(flash, found, other, version_of, list(edit.ops))
+
+
+def _starts(
+    flash: Flash, found: Inspection, fused: int, order: Sequence[Partition], *, but: Partition
+) -> Partition | None:
+    """What a bootloader starts that tries these; None where it is `but`, or not certain."""
+    for partition in order:
+        if partition == but:
+            return None
+        image = candidate(flash, partition, found.chip, found.secure_floor(fused))
+        if image.boots != "no":
+            return partition if image.boots == "yes" else None
+    return None
+
+
+def _first_that_boots(
+    flash: Flash, found: Inspection, fused: int, partitions: Sequence[Partition]
+) -> tuple[Partition | None, str]:
+    """The first partition whose image certainly boots, and why the others do not."""
+    floor = found.secure_floor(fused)
+    why_not = []
+    for partition in partitions:
+        image = candidate(flash, partition, found.chip, floor)
+        if image.boots == "yes":
+            return partition, ""
+        why_not.append(f"{partition.name} {image.why}")
+    return None, "; ".join(why_not)
+
+
+def _without_entries_of(
+    flash: Flash, table: PartitionTable, slot: Partition
+) -> tuple[bytes, list[FlashOp]]:
+    """otadata with every entry that names `slot` taken away, and the operations for that."""
+    at, slots = table.otadata, table.ota_slots
+    assert at is not None
+    raw = flash.read(at.offset, at.size_bytes)
+    entries = otadata.parse_otadata(raw).entries
+    ops: list[FlashOp] = []
+    if slot in slots:
+        for sector, entry in enumerate(entries):
+            if entry.written and entry.slot_index(len(slots)) == slots.index(slot):
+                edit = otadata.take_away(raw, base=at.offset, sector=sector)
+                ops += edit.ops
+                raw = edit.result
+    return raw, ops
+
+
+def _with_version(
+    flash: Flash,
+    found: Inspection,
+    slot: Partition,
+    version_of: VersionOf,
+    ops: list[FlashOp],
+) -> RollbackPlan:
+    store = found.store
+    assert store is not None
+    raw = flash.read(store.offset, store.whole_bytes)
+    version = version_of(slot) or None  # a missing key reads as "", and leaves no trace
+    if version is None:
+        back = nvs.erase_key(raw, base=store.offset, namespace=NAMESPACE, key=VERSION_KEY)
+    else:
+        back = nvs.set_string(
+            raw, base=store.offset, namespace=NAMESPACE, key=VERSION_KEY, value=version
+        )
+    return RollbackPlan(slot, version, (*ops, *back.ops))
+
+
+def rearm(flash: Flash, table: PartitionTable) -> None:
+    """Give an app that waits for confirmation its whole time again.
+
+    For a board that was found in PENDING_VERIFY when it was first looked at: leaving download
+    mode passes the bootloader, which would abort the entry. NEW is PENDING_VERIFY with one bit
+    cleared, and the entry's CRC does not cover the state, so one program turns it back.
+    """
+    at = table.otadata
+    assert at is not None
+    entries = otadata.parse_otadata(flash.read(at.offset, at.size_bytes)).entries
+    for sector, entry in enumerate(entries):
+        if entry.counts and entry.state == OtaState.PENDING_VERIFY:
+            state_at = at.offset + sector * SECTOR_BYTES + OTA_STATE_AT
+            apply_verified(flash, [Program(state_at, NEW_STATE, "its time to confirm again")])

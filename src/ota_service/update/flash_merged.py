@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writes a Merged Binary to one board: everything is replaced, and that is said first.
+
+Blocking; runs in a thread of its own, like `session`. The order of the writes and why it is
+that one: `rewrite`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from serial import SerialBase
+
+from ota_service.errors import OtaError
+from ota_service.formats.nvs import Nvs, parse_nvs
+from ota_service.formats.partitions import TABLE_OFFSET, PartitionTable
+from ota_service.formats.table_places import all_tables, require_only
+from ota_service.link.chip import ChipInfo
+from ota_service.link.flash import Flash
+from ota_service.link.link import EspLink
+from ota_service.update.backup import NVS_KIND, Backup, take_backup
+from ota_service.update.backup_files import Backups
+from ota_service.update.boot import Expected, Verdict
+from ota_service.update.flash_plan import Before, FlashPlan, KeptPartition, MergedFile, plan_flash
+from ota_service.update.kept_keys import which_counts
+from ota_service.update.leave import left_running
+from ota_service.update.rewrite import Write, rewrite, total_bytes
+from ota_service.update.visit import connect, watch_start
+from ota_service.update.written import (
+    WriteHooks,
+    WriteJob,
+    WriteOutcome,
+    WritePhase,
+    kept_in,
+    require_board,
+    require_unprotected,
+    version_in,
+)
+
+FlashPhase = WritePhase
+
+
+def again(keep_nvs: bool) -> str:
+    """What to do about a board that is half written."""
+    how = "with keep_nvs" if keep_nvs else "(with keep_nvs the board's keys come back)"
+    return f"Call flash again {how}: the board starts nothing until it is written whole."
+
+
+@dataclass(frozen=True, slots=True)
+class FlashJob(WriteJob):
+    """What to do. file: what to write. keep_nvs: carry all keys over."""
+
+    file: MergedFile
+    keep_nvs: bool
+
+
+class FlashHooks(WriteHooks, Protocol):
+    """What is told while it goes on; called from its thread."""
+
+    def planned(self, chip: ChipInfo, before: Before, plan: FlashPlan) -> None:
+        """What the board has and will have; nothing was written yet. Raises to stop here."""
+
+    def cancelled(self) -> bool:
+        """Whether to stop, where nothing was written yet."""
+
+    def stopping(self) -> bool:
+        """Whether the process ends."""
+
+
+@dataclass(slots=True)
+class FlashOutcome(WriteOutcome):
+    """What came of it."""
+
+    before: Before
+    file: MergedFile
+    plan: FlashPlan
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the reply of the verb."""
+        shown: dict[str, Any] = {
+            "mac": self.chip.mac,
+            "chip": self.chip.name,
+            **plan_dict(self.before, self.file, self.plan),
+            "written_bytes": total_bytes(self.plan),
+            "version": self.version,
+            "running": {"slot": self.file.booted.label},
+        }
+        app = self.file.app
+        if app is not None:
+            shown["running"] |= {
+                "project": app.descriptor.project,
+                "app_version": app.descriptor.version,
+            }
+        return shown | self.ending()
+
+
+def plan_dict(before: Before, file: MergedFile, plan: FlashPlan) -> dict[str, Any]:
+    """What is there and what will be, for people and programs."""
+    shown: dict[str, Any] = {
+        "sha256": file.sha256,
+        "partitions": table_rows(file.merged.table),
+        "nvs": [part.to_dict() for part in plan.kept],
+    }
+    if before.table is not None:
+        shown["partitions_before"] = table_rows(before.table)
+    if plan.lost:
+        shown["nvs_lost"] = list(plan.lost)
+    if plan.notes:
+        shown["notes"] = list(plan.notes)
+    return shown
+
+
+def table_rows(table: PartitionTable) -> list[dict[str, Any]]:
+    """A partition table's rows."""
+    return [
+        {
+            "label": part.label,
+            "kind": part.kind,
+            "offset": part.offset,
+            "size_bytes": part.size_bytes,
+        }
+        for part in table.partitions
+    ]
+
+
+def run_flash(port: SerialBase, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
+    """Do `job` with the board behind `port`, which is open with its lines released.
+
+    Raises OtaError: before the first write for everything that can be known; `verify-failed`,
+    `link-lost` and `cancelled` after it, when the board has to be written again.
+    """
+    hooks.phase("connecting")
+
+    def identified(mac: str) -> None:
+        require_board(mac, job.confirm, remedy="Confirm the MAC of the board that is meant.")
+        hooks.identified(mac)
+
+    link = connect(port, baud=job.baud, identified=identified)
+    with left_running(link):
+        hooks.phase("inspecting")
+        outcome = _prepare(link, job, hooks)
+        _write(link, job, hooks, outcome)
+        return _boot(port, link, job, hooks, outcome)
+
+
+def look_before(flash: Flash, chip: ChipInfo) -> Before:
+    """What the board has: all of it that can be kept, and the keys that can be carried over."""
+    tables = all_tables(flash.read)
+    found: Backup | None = None
+    try:
+        found = take_backup(flash, chip)
+        table = found.partitions
+        require_only(flash.read, table)
+    except OtaError as error:
+        if error.code == "link-lost":
+            raise
+        return Before(None, error, tables=tables, backup=found)
+    closed = {part.label for part in table.partitions if part.encrypted}
+    nvs = {label: data for label, data in found.nvs.items() if label not in closed}
+    return Before(table, nvs=nvs, tables=tables, backup=found)
+
+
+def to_keep(
+    before: Before, saved: Mapping[Path, Mapping[str, bytes]] | None = None
+) -> dict[str, bytes]:
+    """The NVS contents to carry over: the board's, or those of runs that were interrupted.
+
+    saved: on the disk, folder -> label -> contents, the newest first; which of two count:
+    `kept_keys`. Raises OtaError where the board has none that can be read and nothing was saved,
+    and where it cannot be told which ones count.
+    """
+    saved = saved or {}
+    problem = before.table_problem
+    if before.table is not None and any(
+        part.kind == NVS_KIND and part.encrypted for part in before.table.partitions
+    ):
+        problem = OtaError("flash-encrypted", "The board encrypts its NVS.")
+    if problem is not None and not saved:
+        raise OtaError(
+            problem.code,
+            f"The board's keys cannot be kept: {problem.message}",
+            remedy="Flash without keep_nvs if they may be lost, and provision the board anew.",
+        )
+    keep: dict[str, bytes] = {}
+    for label in dict.fromkeys([*before.nvs, *(label for one in saved.values() for label in one)]):
+        held: dict[Path | None, bytes] = {}
+        if label in before.nvs:
+            held[None] = before.nvs[label]
+        held.update((folder, one[label]) for folder, one in saved.items() if label in one)
+        keep[label] = which_counts(label, held)
+    return keep
+
+
+def _prepare(link: EspLink, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
+    """Everything that can be known, and what must be kept on disk, before the first write."""
+    chip = link.chip
+    before = look_before(link, chip)
+    store = Backups(job.state_dir, chip.mac)
+    keep = None
+    if job.keep_nvs:
+        saved = store.unfinished("flash" if before.backup is not None else None)
+        keep = (
+            {}
+            if chip.flash_encrypted
+            else to_keep(before, {one.folder: one.backup.nvs for one in saved})
+        )
+    plan = plan_flash(job.file, chip, before, keep=keep)
+    require_unprotected(link.protection(), chip)
+    hooks.planned(chip, before, plan)
+    if hooks.cancelled():
+        raise OtaError("cancelled")
+    outcome = FlashOutcome(chip, before, job.file, plan, version=_version(job.file, plan.kept))
+    new = store.keep(before.backup) if before.backup is not None else None
+    outcome.backup = store.begin("flash", new)
+    if outcome.backup is not None:
+        hooks.kept(outcome.backup)
+    return outcome
+
+
+def _version(file: MergedFile, kept: tuple[KeptPartition, ...]) -> str:
+    """The tag that the board will hold in its default NVS."""
+    for part in kept:
+        if part.label == "nvs":
+            return version_in(parse_nvs(part.data))
+    for partition, nvs in file.merged.nvs:
+        if partition.label == "nvs" and isinstance(nvs, Nvs):
+            return version_in(nvs)
+    return ""
+
+
+def _write(link: Flash, job: FlashJob, hooks: FlashHooks, outcome: FlashOutcome) -> None:
+    plan = outcome.plan
+    total = total_bytes(plan)
+    hooks.phase("writing")
+
+    def progress(done: int) -> None:
+        if hooks.stopping():
+            raise OtaError("cancelled", "The updater was stopped while it wrote the whole flash.")
+        hooks.progress(done, total)
+
+    try:
+        rewrite(
+            link,
+            plan,
+            old_tables=(TABLE_OFFSET, *outcome.before.tables),
+            standing=[Write(part.label, part.after.offset, part.data) for part in plan.kept],
+            verifying=lambda: hooks.phase("verifying"),
+            progress=progress,
+        )
+    except OtaError as error:
+        raise OtaError(
+            error.code, error.message + kept_in(outcome.backup), remedy=again(job.keep_nvs)
+        ) from error
+
+
+def _boot(
+    port: SerialBase, link: EspLink, job: FlashJob, hooks: FlashHooks, outcome: FlashOutcome
+) -> FlashOutcome:
+    hooks.phase("booting")
+    file = outcome.file
+    about = file.app.descriptor if file.app is not None else None
+    expected = Expected(
+        offset=file.booted.offset,
+        project=about.project if about is not None else None,
+        version=about.version if about is not None else None,
+        elf_sha256=about.elf_sha256.hex() if about is not None else None,
+        matches=job.boot.matches,
+    )
+    nvs = [parse_nvs(part.data) for part in outcome.plan.kept]
+    nvs += [held for _, held in file.merged.nvs if isinstance(held, Nvs)]
+    monitor = watch_start(port, link, expected, job.boot, nvs=nvs, stopped=hooks.stopping)
+    outcome.judge(monitor, remedy="Look at the boot log, correct the firmware, and flash it again.")
+    if outcome.confirmed or (
+        monitor.verdict is Verdict.SILENT and _has_kept_keys(port, job, outcome)
+    ):
+        # Else a firmware of which nothing is known may have erased the keys that it was given.
+        store = Backups(job.state_dir, outcome.chip.mac)
+        store.finish()
+        store.tidy()
+    return outcome
+
+
+def _has_kept_keys(port: SerialBase, job: FlashJob, outcome: FlashOutcome) -> bool:
+    """Whether a board whose start showed nothing has every key that it was given.
+
+    For that it is looked at in download mode and restarted once more. False as well where that
+    cannot be told.
+    """
+    kept = [parse_nvs(part.data).keys() for part in outcome.plan.kept]
+    if not kept:
+        return True
+
+    def same(mac: str) -> None:
+        require_board(mac, outcome.chip.mac, remedy="")
+
+    try:
+        link = connect(port, baud=job.baud, identified=same)
+        with left_running(link):
+            found = [
+                parse_nvs(link.read(part.after.offset, part.after.whole_bytes)).keys()
+                for part in outcome.plan.kept
+            ]
+            link.restart()
+    except OtaError:
+        return False
+    return all(there >= meant for there, meant in zip(found, kept, strict=True))

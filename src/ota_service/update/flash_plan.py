@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Plans the writing of a Merged Binary: a pure function of the file and of what the board has.
+
+It replaces everything, so it is arranged for an interruption at any place: see `rewrite`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ota_service.errors import OtaError
+from ota_service.formats.bootloader import FLASH_BYTES_ELSE, Bootloader
+from ota_service.formats.flashops import SECTOR_BYTES
+from ota_service.formats.image import AppImage
+from ota_service.formats.merged import MergedBinary, parse_merged, whole_flash
+from ota_service.formats.nvs import Nvs, parse_nvs
+from ota_service.formats.nvs.move import move_nvs
+from ota_service.formats.partitions import Partition, PartitionTable
+from ota_service.link.chip import ChipInfo
+from ota_service.update.backup import NVS_KIND, Backup
+from ota_service.update.rewrite import Write
+
+TABLE_SECTORS_BYTES = 0x1000
+_REMEDY = "Make it again: `make build-esp32-bin`; `esp32-ota image inspect` says what is in it."
+
+
+@dataclass(frozen=True)
+class MergedFile:
+    """A Merged Binary that may be written: data is the flash from address 0, whole sectors."""
+
+    data: bytes = field(repr=False)
+    sha256: str
+    merged: MergedBinary = field(repr=False)
+
+    @property
+    def booted(self) -> Partition:
+        """What the board starts afterwards."""
+        assert self.merged.booted is not None
+        return self.merged.booted
+
+    @property
+    def app(self) -> AppImage | None:
+        """The app that is started; None for one without an app descriptor."""
+        return self.merged.app_of(self.booted)
+
+
+def check_merged(data: bytes) -> MergedFile:
+    """Check a whole file. Raises OtaError "not-an-image", "image-corrupt", "flash-size"."""
+    flash = whole_flash(data)
+    merged = parse_merged(flash)
+    loader = merged.bootloader
+    if isinstance(loader, OtaError):
+        raise OtaError("image-corrupt", loader.message, remedy=_REMEDY)
+    booted = merged.booted
+    held = dict(merged.apps).get(booted) if booted is not None else None
+    if booted is None or held is None:
+        raise OtaError(
+            "image-corrupt",
+            "The Merged Binary holds no app that a board would start.",
+            remedy=_REMEDY,
+        )
+    # Without a descriptor it can run, though no update over the air will take it for an app.
+    if isinstance(held, OtaError) and held.code != "no-app-descriptor":
+        raise OtaError(
+            "image-corrupt",
+            f"The app in {booted.label} at {booted.offset:#x}: {held.message}",
+            remedy=_REMEDY,
+        )
+    if isinstance(held, AppImage) and held.chip_id != merged.chip_id:
+        raise OtaError(
+            "wrong-chip",
+            f"The Merged Binary has a bootloader for {merged.chip} and an app for {held.chip}.",
+            remedy=_REMEDY,
+        )
+    made_for = loader.flash_bytes or FLASH_BYTES_ELSE
+    if merged.table.end > made_for:
+        raise OtaError(
+            "flash-size",
+            f"The partition table ends at {merged.table.end:#x}, and the bootloader is built for "
+            f"a flash of {made_for:#x} bytes only: it would not start.",
+            remedy="Make it again with the board's flash size: `make build-esp32-bin "
+            "FLASH_SIZE=..`.",
+        )
+    for part, nvs in merged.nvs:
+        if isinstance(nvs, OtaError):
+            raise OtaError("image-corrupt", f"{part.label} in the file: {nvs.message}")
+    flash += b"\xff" * (-len(flash) % SECTOR_BYTES)
+    return MergedFile(flash, hashlib.sha256(data).hexdigest(), merged)
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the board has.
+
+    nvs: label -> raw contents, of each NVS partition of its table. tables: the places of all
+    tables that a bootloader might use. backup: all that is kept of it, None where no table can
+    be read.
+    """
+
+    table: PartitionTable | None
+    table_problem: OtaError | None = None
+    nvs: Mapping[str, bytes] = field(default_factory=dict)
+    tables: tuple[int, ...] = ()
+    backup: Backup | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPartition:
+    """An NVS partition whose keys are carried over.
+
+    before: where they were; None where they come from a backup on this computer's disk.
+    in_place: nothing has to be written for them.
+    """
+
+    label: str
+    before: Partition | None
+    after: Partition
+    keys: int
+    in_place: bool
+    data: bytes = field(repr=False)
+
+    def to_dict(self) -> dict[str, object]:
+        """As in the reply."""
+        shown: dict[str, object] = {
+            "partition": self.label,
+            "keys": self.keys,
+            "moved": not self.in_place,
+            "to": {"offset": self.after.offset, "size_bytes": self.after.size_bytes},
+        }
+        if self.before is not None:
+            shown["from"] = {
+                "offset": self.before.offset,
+                "size_bytes": self.before.size_bytes,
+            }
+        return shown
+
+
+@dataclass(frozen=True, slots=True)
+class FlashPlan:
+    """What will be written, in this order, after the table's sector was erased.
+
+    kept: NVS partitions whose keys stay. lost: those with keys that do not. table: the last
+    write of all. notes: for people.
+    """
+
+    writes: tuple[Write, ...]
+    table: Write
+    kept: tuple[KeptPartition, ...]
+    lost: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def plan_flash(
+    file: MergedFile,
+    chip: ChipInfo,
+    before: Before,
+    *,
+    keep: Mapping[str, bytes] | None,
+) -> FlashPlan:
+    """What to write to a board of this chip.
+
+    keep: label -> NVS contents to carry over, which may come from the disk; None: nothing is
+    kept. Raises OtaError for whatever can be known before the first write.
+    """
+    _require_fit(file, chip)
+    kept = _kept(file.merged.table, before, keep) if keep is not None else ()
+    places = {part.after: part for part in kept}
+    writes: list[Write] = []
+    table_end = file.merged.table_offset + TABLE_SECTORS_BYTES
+    loader_end = file.merged.table_offset
+    skipped = [(part.after.offset, part.after.offset + part.after.whole_bytes) for part in kept]
+    for begin, end in _gaps(table_end, len(file.data), skipped):
+        writes.append(Write(_name(file.merged.table, begin, end), begin, file.data[begin:end]))
+    for part in file.merged.table.partitions:
+        if part in places:
+            if not places[part].in_place:
+                writes.append(Write(part.name, part.offset, places[part].data))
+        elif part.end > len(file.data) and not (part.is_app and part.offset < len(file.data)):
+            writes.append(_blank(part, max(part.offset, len(file.data))))
+    writes.append(Write("bootloader", 0, file.data[:loader_end]))
+    table = Write(
+        "partition table", loader_end, file.data[loader_end:table_end].ljust(SECTOR_BYTES, b"\xff")
+    )
+    lost = tuple(
+        label
+        for label, data in before.nvs.items()
+        if all(part.label != label for part in kept) and data.strip(b"\xff")
+    )
+    return FlashPlan(tuple(writes), table, kept, lost, _notes(file, places))
+
+
+def _require_fit(file: MergedFile, chip: ChipInfo) -> None:
+    merged = file.merged
+    if chip.flash_encrypted:
+        raise OtaError(
+            "flash-encrypted",
+            "The board encrypts its flash; a Merged Binary would not start on it.",
+            remedy="Use the project's own tools for boards with flash encryption.",
+        )
+    if chip.secure_boot:
+        raise OtaError(
+            "secure-boot",
+            "The board accepts a signed bootloader only, and a wrong one would end it for good.",
+            remedy="Use the project's own tools for boards with secure boot.",
+        )
+    if merged.chip_id != chip.chip_id:
+        raise OtaError(
+            "wrong-chip",
+            f"The Merged Binary is for {merged.chip}, the board's chip is {chip.name}.",
+            remedy="Write a Merged Binary that was made for this chip.",
+        )
+    if file.app is not None and not file.app.runs_on_revision(chip.revision):
+        raise OtaError(
+            "chip-revision",
+            f"The app needs another revision of the chip than v{chip.revision // 100}."
+            f"{chip.revision % 100}.",
+        )
+    size = chip.flash_bytes
+    if size is None:
+        raise OtaError("flash-size", "The size of the board's flash chip is not known.")
+    loader = merged.bootloader
+    made_for = loader.flash_bytes if isinstance(loader, Bootloader) else None
+    needed = max(merged.table.end, len(file.data), made_for or 0)
+    if needed > size:
+        raise OtaError(
+            "flash-size",
+            f"The Merged Binary is made for a flash of {needed:#x} bytes, the board has {size:#x}.",
+            remedy="Make one for the board's flash: `make build-esp32-bin FLASH_SIZE=.. "
+            "PARTITIONS=..`.",
+        )
+
+
+def _kept(
+    table: PartitionTable, before: Before, keep: Mapping[str, bytes]
+) -> tuple[KeptPartition, ...]:
+    kept = []
+    for label, data in keep.items():
+        nvs = parse_nvs(data)
+        count = len(nvs.keys())
+        if not count:
+            continue
+        after = _nvs_partition(table, label)
+        if after is None:
+            raise OtaError(
+                "nvs-missing",
+                f"The Merged Binary's table has no NVS partition {label!r} for the {count} keys "
+                "that the board has there.",
+                remedy="Use a partition table that has it, or flash without keep_nvs.",
+            )
+        if after.encrypted:
+            raise OtaError("flash-encrypted", f"The partition {label!r} is to be encrypted.")
+        live = before.table is not None and before.nvs.get(label) == data
+        was = _nvs_partition(before.table, label) if before.table is not None and live else None
+        in_place = was is not None and (was.offset, was.size_bytes) == (
+            after.offset,
+            after.size_bytes,
+        )
+        moved = data if in_place else move_nvs(data, after.whole_bytes)
+        kept.append(KeptPartition(label, was, after, count, in_place, moved))
+    return tuple(kept)
+
+
+def _nvs_partition(table: PartitionTable, label: str) -> Partition | None:
+    """The first NVS partition with this label, as the firmware finds it."""
+    return next((p for p in table.partitions if (p.label, p.kind) == (label, NVS_KIND)), None)
+
+
+def _gaps(begin: int, end: int, skipped: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """[begin, end) without the ranges of `skipped`, in order."""
+    found = []
+    at = begin
+    for low, high in sorted(skipped):
+        if at < min(low, end):
+            found.append((at, min(low, end)))
+        at = max(at, high)
+    if at < end:
+        found.append((at, end))
+    return found
+
+
+def _name(table: PartitionTable, begin: int, end: int) -> str:
+    names = [part.name for part in table.partitions if part.offset < end and part.end > begin]
+    return ", ".join(names) or f"{begin:#x} to {end:#x}"
+
+
+def _blank(part: Partition, begin: int) -> Write:
+    """What the file leaves out is blank: data as a whole, of apps what makes them one."""
+    end = begin + SECTOR_BYTES if part.is_app else -(-part.end // SECTOR_BYTES) * SECTOR_BYTES
+    return Write(f"{part.name} (blank)", begin, b"\xff" * (end - begin))
+
+
+def _notes(file: MergedFile, kept: Mapping[Partition, KeptPartition]) -> tuple[str, ...]:
+    notes = []
+    for part, nvs in file.merged.nvs:
+        if part in kept and isinstance(nvs, Nvs) and nvs.keys():
+            notes.append(
+                f"The file has keys of its own for {part.name}; the board's are kept instead."
+            )
+    if file.app is None:
+        notes.append("The app has no app descriptor, so no update will take it for one.")
+    return tuple(notes)

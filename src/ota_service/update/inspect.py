@@ -1,0 +1,468 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Looks at one board in download mode: what is on it, and which slot really runs.
+
+The slot that runs may not be the one that otadata names, so its evidence is looked for in the
+order of esp32.md ("Which slot really runs"): the journal's digest, a checked image's digest,
+one ordinary reset and the bootloader's own log, and else the slot's whole image, verified as
+the bootloader does. A header alone proves nothing, and where the evidence leaves a doubt nothing
+is said to run, so that nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ota_service.errors import OtaError
+from ota_service.formats import otadata
+from ota_service.formats.bootloader import header_flash_bytes
+from ota_service.formats.chips import CHIP_BY_ID
+from ota_service.formats.image import HEADER_BYTES, AppDescriptor, parse_header
+from ota_service.formats.nvs import Nvs, parse_nvs
+from ota_service.formats.otadata import OtaData, OtaState, parse_otadata
+from ota_service.formats.partitions import (
+    TABLE_OFFSET,
+    Partition,
+    PartitionTable,
+    require_ota,
+)
+from ota_service.formats.table_places import find_table, require_only
+from ota_service.link.chip import ChipInfo
+from ota_service.link.flash import Flash
+from ota_service.link.sparse import (
+    Region,
+    blank_digest,
+    nvs_region,
+    otadata_region,
+    table_region,
+    whole,
+)
+from ota_service.update.bootable import (
+    HEAD_BYTES,
+    candidate,
+    header_doubt,
+    image_bytes,
+    only_the_board_knows,
+)
+from ota_service.update.facts import BoardFacts, KnownImage
+from ota_service.update.first_look import FLASH_SIZE_REMEDY, FirstLook
+
+OTADATA_BYTES = 0x2000
+NAMESPACE = "VIAM_NS"
+VERSION_KEY = "OTA_VERSION"
+
+Evidence = Literal["journal", "image", "log", "verified", "none"]
+Look = Callable[[], FirstLook]
+"""Restarts the board into its firmware, reads its log, and enters download mode again."""
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """What one app partition holds, by its header alone."""
+
+    partition: Partition
+    head: bytes
+    descriptor: AppDescriptor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The app that really runs, and how that is known.
+
+    partition None: none does, or it cannot be told; `why` says which. size_bytes, md5: of its
+    image, where they were looked at. dead: it is proven that nothing on the board boots.
+    """
+
+    partition: Partition | None
+    evidence: Evidence
+    size_bytes: int | None = None
+    md5: str | None = None
+    dead: bool = False
+    why: OtaError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is on one board. Bytes are as they were read; edits start from them.
+
+    problem: why this board cannot be looked at any further; the rest is then incomplete.
+    holding: flash addresses of the app partitions whose content is the firmware asked about.
+    store: the NVS partition that has the version, or is to get it; nvs_raw, nvs: its contents.
+    other_nvs: those of the board's other NVS partitions that can be read.
+    version: the tag stored in NVS; "" where there is none.
+    """
+
+    chip: ChipInfo
+    table: PartitionTable | None = None
+    otadata_raw: bytes = b""
+    otadata: OtaData | None = None
+    store: Partition | None = None
+    nvs_raw: bytes = b""
+    nvs: Nvs | None = None
+    other_nvs: tuple[Nvs, ...] = ()
+    version: str = ""
+    apps: tuple[App, ...] = ()
+    running: Running = field(default_factory=lambda: Running(None, "none"))
+    holding: frozenset[int] = frozenset()
+    pending: bool = False
+    problem: OtaError | None = None
+
+    def app(self, partition: Partition) -> App | None:
+        """The app in a partition."""
+        return next((app for app in self.apps if app.partition.offset == partition.offset), None)
+
+    def holds(self, partition: Partition) -> bool:
+        """Whether a partition's content is the firmware asked about."""
+        return partition.offset in self.holding
+
+    def secure_version_of(self, partition: Partition) -> int:
+        """The secure version of the app in a partition, 0 where it says none."""
+        app = self.app(partition)
+        return app.descriptor.secure_version if app is not None and app.descriptor else 0
+
+    def secure_floor(self, fused: int) -> int:
+        """The least secure version that the bootloader starts; 0: it does not mind.
+
+        fused: what the board's fuses hold now; chip.secure_version is what they held when the
+        board was looked at. Those bits may be somebody's own data, or of no use: a bootloader
+        minds them where they have grown since, or where an app on the board has a secure version
+        at all, unless one that runs has less.
+        """
+        if fused > self.chip.secure_version:
+            return fused
+        running = self.running.partition
+        if running is not None and self.secure_version_of(running) < fused:
+            return 0
+        return fused if any(self.secure_version_of(app.partition) for app in self.apps) else 0
+
+    @property
+    def running_app(self) -> App | None:
+        """The app that runs, by its header."""
+        partition = self.running.partition
+        return self.app(partition) if partition is not None else None
+
+    @property
+    def secrets(self) -> list[bytes]:
+        """The values of all NVS strings but the version: never to be shown."""
+        stores = self.other_nvs if self.nvs is None else (self.nvs, *self.other_nvs)
+        return [
+            value
+            for store in stores
+            for ns, key, value in store.strings()
+            if (ns, key) != _VERSION_AT
+        ]
+
+
+_VERSION_AT = (NAMESPACE, VERSION_KEY)
+
+
+def inspect(
+    flash: Flash,
+    chip: ChipInfo,
+    *,
+    facts: BoardFacts,
+    known: Iterable[KnownImage] = (),
+    firmware: KnownImage | None = None,
+    look: Look | None = None,
+) -> Inspection:
+    """Read what an update of this board depends on.
+
+    known: checked images beside `firmware`, the one to be written. look: None where the board
+    must not be restarted to find out what runs.
+    Raises OtaError `link-lost`; everything else that is wrong with the board is its `problem`.
+    """
+    if problem := _unreadable(chip):
+        return Inspection(chip, problem=problem)
+    flash.prefetch([table_region(TABLE_OFFSET)])
+    try:
+        table = find_table(flash.read, flash_bytes=chip.flash_bytes)
+        heads = [whole(p.offset, HEAD_BYTES) for p in _app_places(table)]
+        flash.prefetch([*_bootloader_head(chip), *_stores(table), *heads])
+        require_only(flash.read, table, lambda at, size: flash.md5(at, size) == blank_digest(size))
+    except OtaError as error:
+        if error.code == "link-lost":
+            raise
+        return Inspection(chip, problem=error)
+    apps = tuple(_apps(flash, table))
+    found = Inspection(chip, table=table, apps=apps)
+    try:
+        require_ota(table)
+    except OtaError as error:
+        return _with_nvs(flash, replace(found, problem=error))
+    images = [*([firmware] if firmware is not None else []), *known]
+    found = _with_otadata(flash, found)
+    if found.problem is None:
+        found = _with_running(flash, found, facts, images, None if found.pending else look)
+        pending = found.pending and not _nobody_confirms(found)
+        found = replace(found, pending=pending)
+    if firmware is not None:
+        found = replace(found, holding=frozenset(_holding(flash, found, firmware)))
+    return _with_nvs(flash, found)
+
+
+def _unreadable(chip: ChipInfo) -> OtaError | None:
+    if chip.secure_download:
+        return OtaError("secure-download")
+    if chip.flash_encrypted:
+        return OtaError("flash-encrypted", "The board encrypts its flash.")
+    if chip.flash_bytes is None:
+        return OtaError("flash-size", "The size of the board's flash chip is not known.")
+    return None
+
+
+def _app_places(table: PartitionTable) -> list[Partition]:
+    return [p for p in table.partitions if p.is_app and p.size_bytes >= HEAD_BYTES]
+
+
+def _stores(table: PartitionTable) -> list[Region]:
+    """otadata and NVS, which are mostly blank."""
+    at = table.otadata
+    regions = [otadata_region(at.offset, at.size_bytes)] if at is not None else []
+    return regions + [nvs_region(p.offset, p.size_bytes) for p in table.nvs_stores]
+
+
+def _bootloader_head(chip: ChipInfo) -> list[Region]:
+    known = CHIP_BY_ID.get(chip.chip_id)
+    return [whole(known.bootloader_offset, HEADER_BYTES)] if known is not None else []
+
+
+def _apps(flash: Flash, table: PartitionTable) -> Iterable[App]:
+    for partition in _app_places(table):
+        head = flash.read(partition.offset, HEAD_BYTES)
+        yield App(partition, head, parse_header(head))
+
+
+def _with_otadata(flash: Flash, found: Inspection) -> Inspection:
+    assert found.table is not None
+    partition = found.table.otadata
+    assert partition is not None  # require_ota saw to it
+    raw = flash.read(partition.offset, OTADATA_BYTES)
+    try:
+        otadata = parse_otadata(raw)
+    except OtaError as error:
+        return replace(found, problem=found.problem or error)
+    return replace(found, otadata_raw=raw, otadata=otadata, pending=otadata.may_be_pending)
+
+
+def _with_nvs(flash: Flash, found: Inspection) -> Inspection:
+    """With the version, from the first NVS partition that has it.
+
+    A firmware may use several (micro-RDK's newer builds have a list, which is not on the board):
+    the default one is taken where none has the version, and another one only where it holds the
+    namespace already. What cannot be read in another one is no reason to leave the board.
+    """
+    assert found.table is not None
+    stores: list[tuple[Partition, bytes, Nvs]] = []
+    problem: OtaError | None = None
+    for partition in found.table.nvs_stores:
+        raw = flash.read(partition.offset, partition.whole_bytes)
+        try:
+            if partition.encrypted:
+                raise OtaError("flash-encrypted", "The board encrypts its NVS.")
+            stores.append((partition, raw, parse_nvs(raw)))
+        except OtaError as error:
+            if partition == found.table.nvs:
+                return replace(found, problem=found.problem or error)
+            problem = problem or error
+    chosen = _store(found.table, stores)
+    if chosen is None:
+        return replace(found, problem=found.problem or problem or OtaError("nvs-missing"))
+    others = tuple(nvs for partition, _, nvs in stores if partition != chosen[0])
+    found = replace(found, other_nvs=others)
+    partition, raw, nvs = chosen
+    try:
+        version = nvs.get_string(NAMESPACE, VERSION_KEY) or ""
+    except OtaError as error:
+        return replace(found, problem=found.problem or error)
+    return replace(found, store=partition, nvs_raw=raw, nvs=nvs, version=version)
+
+
+def _store(
+    table: PartitionTable, stores: list[tuple[Partition, bytes, Nvs]]
+) -> tuple[Partition, bytes, Nvs] | None:
+    """The one that has the version; else the one that has the namespace; else the default one."""
+    for store in stores:
+        if any(at == _VERSION_AT for at in store[2].keys()):  # noqa: SIM118
+            return store
+    for store in stores:
+        if any(ns == NAMESPACE for ns, _ in store[2].keys()):  # noqa: SIM118
+            return store
+    return next((store for store in stores if store[0] == table.nvs), None)
+
+
+def boot_order(table: PartitionTable, entries: OtaData) -> list[Partition]:
+    """The app partitions in the order in which the bootloader tries them."""
+    slots = table.ota_slots
+    order = otadata.boot_order(
+        entries, has_factory=table.factory is not None, n_slots=max(1, len(slots))
+    )
+    found = [table.factory if index is None else slots[index] for index in order]
+    return [partition for partition in found if partition is not None]
+
+
+def _nobody_confirms(found: Inspection) -> bool:
+    """Whether the entry that decides awaits an app that does not boot: its slot is damaged, and
+    another one runs. Then a restart takes nothing away."""
+    assert found.table is not None
+    assert found.otadata is not None
+    slots, entries = found.table.ota_slots, found.otadata.entries
+    pending = [e for e in entries if e.counts and e.state == OtaState.PENDING_VERIFY]
+    awaited = [slots[entry.slot_index(len(slots))] for entry in pending]
+    runs = found.running.partition
+    return runs is not None and runs not in [*awaited, *boot_order(found.table, found.otadata)[:1]]
+
+
+def _with_running(
+    flash: Flash,
+    found: Inspection,
+    facts: BoardFacts,
+    images: list[KnownImage],
+    look: Look | None,
+) -> Inspection:
+    """With what runs, or why the board comes to no app at all."""
+    table = found.table
+    assert table is not None
+    assert found.otadata is not None
+    order = boot_order(table, found.otadata)
+    cramped = _cramped(flash, found)
+    running = None if cramped else _by_digest(flash, found, order[0], facts, images)
+    if running is not None:
+        return replace(found, running=running)
+    seen = FirstLook()
+    if look is not None:
+        seen = look()
+        flash.prefetch(_stores(table))
+        found = _with_otadata(flash, found)  # the firmware ran in between
+        assert found.otadata is not None
+        order = boot_order(table, found.otadata)
+    if seen.offset is not None:
+        return replace(found, running=_loaded(flash, order, seen.offset))
+    # Without a look nothing speaks against a bootloader that starts its app all the same.
+    problem = seen.stuck or (cramped if look is not None else None)
+    if problem is not None:
+        why = Running(None, "none", why=problem)
+        return replace(found, running=why, problem=found.problem or problem)
+    running = _verified(flash, found, order, facts, images, seen)
+    if not running.dead:
+        return replace(found, running=running)
+    if look is None or not seen.restarted:  # it may print, and more than was read may run
+        return replace(found, running=replace(running, dead=False))
+    return replace(found, running=running, pending=False)  # nobody is there to confirm anything
+
+
+def _cramped(flash: Flash, found: Inspection) -> OtaError | None:
+    """A bootloader whose header says less flash than the table needs starts nothing."""
+    table = found.table
+    assert table is not None
+    for head in _bootloader_head(found.chip):
+        size_bytes = header_flash_bytes(flash.read(head.offset, head.size_bytes))
+        if size_bytes is not None and table.end > size_bytes:
+            return OtaError(
+                "flash-size",
+                f"The board's bootloader is made for a flash of {size_bytes >> 20} MB, and its "
+                f"partition table needs {-(-table.end >> 20)} MB: such a bootloader starts "
+                "nothing.",
+                remedy=FLASH_SIZE_REMEDY,
+            )
+    return None
+
+
+def _by_digest(
+    flash: Flash,
+    found: Inspection,
+    partition: Partition,
+    facts: BoardFacts,
+    images: list[KnownImage],
+) -> Running | None:
+    """A partition whose content is known to be an image that boots here, by its digest."""
+    app = found.app(partition)
+    floor = found.secure_floor(found.chip.secure_version)
+    if app is None or found.secure_version_of(partition) < floor:
+        return None  # it may have run before the fuses were burnt
+    fact = facts.slots.get(partition.name)
+    if fact is not None and fact.size_bytes <= partition.size_bytes:
+        md5 = flash.md5(partition.offset, fact.size_bytes)
+        if md5 == fact.md5:
+            return Running(partition, "journal", fact.size_bytes, md5)
+    if header_doubt(app.head, found.chip, floor) or only_the_board_knows(app.head, found.chip):
+        return None
+    for image in images:
+        if _holds(flash, app, image):
+            return Running(partition, "image", image.size_bytes, image.md5)
+    return None
+
+
+def _loaded(flash: Flash, order: list[Partition], offset: int) -> Running:
+    """What the bootloader's log says that it loaded; with the digest of its image, so that the
+    next look needs no restart."""
+    partition = next((one for one in order if one.offset == offset), None)
+    if partition is None:
+        return _untold(
+            f"its bootloader starts an app at {offset:#x}, which is none of the slots in its table"
+        )
+    size_bytes = image_bytes(flash, partition)
+    if size_bytes is None:
+        return Running(partition, "log")
+    return Running(partition, "log", size_bytes, flash.md5(partition.offset, size_bytes))
+
+
+def _verified(
+    flash: Flash,
+    found: Inspection,
+    order: list[Partition],
+    facts: BoardFacts,
+    images: list[KnownImage],
+    seen: FirstLook,
+) -> Running:
+    """What a bootloader that says nothing starts: the first image that it finds whole."""
+    floor = found.secure_floor(found.chip.secure_version)
+    for partition in order:
+        running = _by_digest(flash, found, partition, facts, images)
+        if running is None:
+            image = candidate(flash, partition, found.chip, floor)
+            if image.boots == "no" or (image.boots == "unclear" and seen.nothing_boots):
+                continue
+            if image.boots == "unclear":
+                return _untold(f"{partition.name} {image.why}")
+            if doubt := only_the_board_knows(flash.read(partition.offset, HEAD_BYTES), found.chip):
+                return _untold(f"{partition.name} {doubt}")
+            md5 = flash.md5(partition.offset, image.size_bytes)
+            running = Running(partition, "verified", image.size_bytes, md5)
+        if seen.nothing_boots:
+            return _untold(
+                f"{partition.name} holds a whole image, and yet the bootloader says that no app "
+                "partition is bootable"
+            )
+        return running
+    if seen.app_prints:
+        return _untold("none holds a whole image, and yet something on the board prints")
+    why = OtaError(
+        "otadata-invalid",
+        "Nothing on the board boots: no app partition that its bootloader would try holds a "
+        "whole image.",
+    )
+    return Running(None, "none", dead=True, why=why)
+
+
+def _untold(why: str) -> Running:
+    text = f"It cannot be told which slot the board runs: {why}, so none was written."
+    return Running(None, "none", why=OtaError("otadata-invalid", text))
+
+
+def _holds(flash: Flash, app: App, image: KnownImage) -> bool:
+    size = min(len(app.head), len(image.head))
+    if app.head[:size] != image.head[:size] or image.size_bytes > app.partition.size_bytes:
+        return False
+    return flash.md5(app.partition.offset, image.size_bytes) == image.md5
+
+
+def _holding(flash: Flash, found: Inspection, firmware: KnownImage) -> Iterable[int]:
+    running = found.running
+    for app in found.apps:
+        known = running.partition == app.partition and running.size_bytes == firmware.size_bytes
+        if known:
+            if running.md5 == firmware.md5:
+                yield app.partition.offset
+        elif _holds(flash, app, firmware):
+            yield app.partition.offset

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which of several contents of one NVS partition a whole flash carries over.
+
+A flash that did not finish leaves the board's keys on this computer's disk, and they count where
+the board has lost its own: its NVS was not written yet, or a firmware that could not read it has
+erased it. Where the board went on with them meanwhile, the saved ones are out of date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ota_service.errors import OtaError
+from ota_service.formats.nvs import Nvs, parse_nvs
+from ota_service.formats.text import field_text
+from ota_service.update.inspect import NAMESPACE, VERSION_KEY
+
+_OF_IDF = frozenset({"phy", "nvs.net80211", "dhcp_state"})
+"""Namespaces that ESP-IDF itself writes at a start: an NVS that was erased has them at once."""
+_NUMBER_TYPES = range(0x01, 0x21)
+"""Item types of integers, which are often equal by chance."""
+
+_Key = tuple[str, str, int]
+
+
+def which_counts(label: str, held: Mapping[Path | None, bytes]) -> bytes:
+    """The contents that count.
+
+    held: the board's (None) and those of backups' folders, the newest first. Raises OtaError: as
+    `parse_nvs` where none can be read, and "nvs-invalid" where it cannot be told which count.
+    """
+    best: tuple[Path | None, bytes, Nvs] | None = None
+    problem: OtaError | None = None
+    for at, data in held.items():
+        try:
+            nvs = parse_nvs(data)
+        except OtaError as error:
+            problem = problem or error
+            continue
+        if best is None or _counts(label, best[0], best[2], at, nvs):
+            best = (at, data, nvs)
+    if best is None:
+        assert problem is not None
+        raise problem
+    return best[1]
+
+
+def _counts(label: str, at: Path | None, newer: Nvs, folder: Path | None, older: Nvs) -> bool:
+    """Whether the older of two count. Raises OtaError where that cannot be told."""
+    if newer.keys() >= older.keys():
+        return False
+    now, then = _contents(newer), _contents(older)
+    same = now.items() & then.items()
+    if len(same) == len(now):
+        return True  # nothing of its own: blank, or a part of it is gone
+    if any(_survives(key) for key, _ in same):
+        return False  # it was not erased: a firmware removed some and changed others
+    if not _of_apps(now) and _of_apps(then):
+        return True  # erased, and started since
+    where, remedy = f"in {at}", "Look which are right, and move the other folder elsewhere."
+    if at is None:
+        where = "on the board"
+        remedy = (
+            f"If the backup's are right, put them back with `esp32-ota restore PORT {folder}`; if "
+            f"the board's are, move {folder} elsewhere."
+        )
+    raise OtaError(
+        "nvs-invalid",
+        f"The keys of {label} {where} and those in {folder}, from before a whole flash that did "
+        "not finish, are different ones, and it cannot be told which are to be kept. Nothing was "
+        "written.",
+        remedy=f"{remedy} Then flash again.",
+    )
+
+
+def _contents(nvs: Nvs) -> dict[_Key, bytes]:
+    """(namespace, key, item type) -> value."""
+    names = {index: name for name, index in reversed(nvs.namespaces.items())}
+    return {
+        (names.get(space, f"#{space}"), field_text(key), kind): value
+        for (space, key, kind), value in nvs.contents().items()
+        if space
+    }
+
+
+def _of_apps(contents: Mapping[_Key, bytes]) -> bool:
+    return any(space not in _OF_IDF for space, _, _ in contents)
+
+
+def _survives(key: _Key) -> bool:
+    """Whether it tells that an NVS was not erased, where its value is still the same."""
+    space, name, kind = key
+    ours = (space, name) == (NAMESPACE, VERSION_KEY)
+    return space not in _OF_IDF and kind not in _NUMBER_TYPES and not ours

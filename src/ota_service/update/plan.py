@@ -1,0 +1,467 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Plans one board's update: a pure function of what is wanted, what is there and what is known.
+
+A plan is an ordered list of steps, each with its reason. Everything that can be known before
+the first write is checked here, so a plan that is not a refusal can be carried out as it is:
+the edits of otadata and NVS in it were already computed, and proven on a copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ota_service.errors import OtaError
+from ota_service.formats import nvs, otadata
+from ota_service.formats.image import AppImage
+from ota_service.formats.otadata import OtaState
+from ota_service.formats.partitions import Partition
+from ota_service.update.facts import BoardFacts
+from ota_service.update.inspect import NAMESPACE, VERSION_KEY, Inspection
+
+Action = Literal["none", "write", "switch", "record", "refuse"]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSlot:
+    """Write the image into a spare slot, and read its digest back."""
+
+    slot: Partition
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchOtadata:
+    """Make the bootloader start the slot from now on."""
+
+    slot: Partition
+    edit: otadata.OtaEdit
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordVersion:
+    """Store the version in NVS."""
+
+    version: str
+    edit: nvs.NvsEdit
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Reset the board into its firmware."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WatchBoot:
+    """Watch the board start from `slot`, and roll it back if it does not come up.
+
+    confirms: the bootloader uses rollback, so the app itself must confirm.
+    """
+
+    slot: Partition
+    confirms: bool
+    reason: str
+
+
+Step = WriteSlot | SwitchOtadata | RecordVersion | Restart | WatchBoot
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be done to one board, and why.
+
+    code: the error's code of a refusal, "rolled-back" where the board had gone back by itself.
+    slot: the slot that will run afterwards. from_version, to_version: the stored tag before and
+    after.
+    """
+
+    action: Action
+    reason: str
+    code: str | None = None
+    error: OtaError | None = None
+    steps: tuple[Step, ...] = ()
+    slot: Partition | None = None
+    from_version: str = ""
+    to_version: str = ""
+    rolled_back: bool = False
+
+    def to_dict(self) -> dict[str, str]:
+        """{"action", "reason", "code"}, as a dry run replies; no code, no key."""
+        shown = {"action": self.action, "reason": self.reason}
+        if self.code is not None:
+            shown["code"] = self.code
+        return shown
+
+
+def plan(
+    found: Inspection,
+    *,
+    version: str,
+    image: AppImage | None,
+    facts: BoardFacts,
+    force: bool = False,
+    adopted: bool = True,
+    rescue: bool = False,
+) -> Plan:
+    """What brings the board to `version` and `image`.
+
+    image None: only what can be told without one. force: although the version is equal. adopted:
+    the board may be updated whatever project it runs; otherwise it must hold VIAM_NS and run the
+    image's project. rescue: for a board on which nothing boots, and only for such a one.
+    Never raises for what is on the board: a board that cannot be updated gets a refusal.
+    """
+    try:
+        return _plan(found, version, image, facts, force, adopted, rescue)
+    except OtaError as error:
+        return refuse(error, found.version)
+
+
+def refuse(error: OtaError, from_version: str = "") -> Plan:
+    """The plan of a board that is left as it is."""
+    return Plan(
+        "refuse",
+        error.message,
+        code=error.code,
+        error=error,
+        from_version=from_version,
+        to_version=from_version,
+    )
+
+
+def _plan(
+    found: Inspection,
+    version: str,
+    image: AppImage | None,
+    facts: BoardFacts,
+    force: bool,
+    adopted: bool,
+    rescue: bool,
+) -> Plan:
+    if found.problem is not None:
+        raise found.problem
+    if found.pending:
+        raise OtaError("awaiting-confirmation")
+    running = found.running.partition
+    if running is None:
+        return _rescue(found, version, image, adopted, rescue)
+    if rescue:
+        raise OtaError("board-boots", f"The board boots {running.name}, so nothing was written.")
+    if not adopted:
+        _require_ours(found, image)
+    equal = found.version == version and not force
+    if equal:
+        if (corrected := _rolled_back(found, version, facts)) is not None:
+            return corrected
+        if not _tag_of_another(found, facts, running, image):
+            return _up_to_date(found, facts, running)
+    if image is None:
+        raise OtaError("no-board", "No image was given to plan an update with.")
+    _require_runnable(found, image)
+    if found.holds(running):
+        if found.version == version and force:
+            return _watched_again(found, facts, running)
+        return _record(found, version, facts, running)
+    assert found.table is not None
+    reason = _why(found.version, version, force)
+    spares = _spares(found.table.ota_slots, running)
+    ready = next((slot for slot in spares if found.holds(slot)), None)
+    if ready is not None:
+        return _switch(found, version, ready, f"{reason}; {READY}", write=False)
+    return _switch(found, version, _that_fits(spares, image), reason, write=True)
+
+
+def _rescue(
+    found: Inspection, version: str, image: AppImage | None, adopted: bool, rescue: bool
+) -> Plan:
+    """A board on which nothing boots by its bootloader's own rules: a new firmware cannot make
+    that worse, but it is a person who says so."""
+    if image is not None:
+        _require_runnable(found, image)
+    if image is None or not rescue or not found.running.dead:
+        raise found.running.why or OtaError("otadata-invalid")
+    if not adopted:
+        _require_namespace(found)
+    assert found.table is not None
+    slot = _that_fits(found.table.ota_slots, image)
+    return _switch(found, version, slot, "rescued: nothing on the board boots", write=True)
+
+
+READY = "spare slot already holds this image: switch only"
+
+
+def _why(stored: str, configured: str, force: bool) -> str:
+    if stored != configured:
+        return f'version differs: stored "{stored}", configured "{configured}"'
+    if force:
+        return f'forced: "{configured}" is stored already'
+    return "the board does not run this image"
+
+
+def _tag_of_another(
+    found: Inspection, facts: BoardFacts, running: Partition, image: AppImage | None
+) -> bool:
+    """Whether the stored tag is the target's, and another firmware runs, because an interruption
+    fell between otadata and the version: on the way to another target, or on the way back from
+    this one. Without a memory of the board, the target's image in another slot says so."""
+    if image is None or found.holds(running):
+        return False
+    forgotten = facts.last_slot is None and bool(found.holding)
+    return facts.unwatched or facts.interrupted or forgotten
+
+
+def _up_to_date(found: Inspection, facts: BoardFacts, running: Partition) -> Plan:
+    steps: tuple[Step, ...] = (Restart("back into its firmware"),)
+    reason = "up to date"
+    confirms = _has_yet_to_confirm(found, facts, running)
+    moved = _moved(facts, running)
+    if confirms or moved or (facts.unwatched and facts.last_slot is None):
+        reason = "up to date; the boot of the slot that runs was never watched"
+        steps = (
+            Restart("to watch the boot that an interruption left unwatched"),
+            WatchBoot(running, confirms, "its boot was never watched"),
+        )
+    return Plan(
+        "none",
+        reason,
+        steps=steps,
+        slot=running,
+        from_version=found.version,
+        to_version=found.version,
+    )
+
+
+def _moved(facts: BoardFacts, running: Partition) -> bool:
+    """Whether another slot runs than at the last success. (A label alone is what was noted before
+    two partitions of one label were told apart: it may mean this one.)"""
+    return facts.last_slot not in (None, running.name, running.label)
+
+
+def _watched_again(found: Inspection, facts: BoardFacts, running: Partition) -> Plan:
+    """Forced, and there is nothing to write: the spare slot keeps the way back."""
+    return Plan(
+        "none",
+        "forced: the board runs this image already; it is restarted and watched",
+        steps=(
+            Restart("so that its start is seen"),
+            WatchBoot(running, _has_yet_to_confirm(found, facts, running), "forced"),
+        ),
+        slot=running,
+        from_version=found.version,
+        to_version=found.version,
+    )
+
+
+def _rolled_back(found: Inspection, version: str, facts: BoardFacts) -> Plan | None:
+    """Equal tags are not enough: a board that went back by itself has a wrong tag (esp32.md)."""
+    running = found.running.partition
+    if found.version != version or running is None or found.holds(running):
+        return None
+    assert found.otadata is not None
+    rejected = found.otadata.newest_rejected
+    moved = _moved(facts, running)
+    if (facts.unwatched or facts.interrupted) and moved and not rejected:
+        moved = False  # our own switch was interrupted; nothing was ever seen to go back
+    if not rejected and not moved:
+        return None
+    fact = facts.slots.get(running.name)
+    app = found.running_app
+    if fact is not None and fact.version is not None and fact.md5 == found.running.md5:
+        tag = fact.version
+    elif app is not None and app.descriptor is not None:
+        tag = app.descriptor.version
+    else:
+        tag = ""
+    if tag == version:
+        return None  # the tag is right for what runs
+    reason = (
+        f"rolled back by its bootloader: tag corrected; {running.name} runs, "
+        f'which is "{tag}", not "{version}"'
+    )
+    edit = _record_edit(found, tag)
+    return Plan(
+        "record",
+        reason,
+        steps=(
+            RecordVersion(tag, edit, "the stored tag is not that of the firmware that runs"),
+            Restart("back into its firmware"),
+        ),
+        slot=running,
+        from_version=found.version,
+        to_version=tag,
+        rolled_back=True,
+    )
+
+
+def _record(found: Inspection, version: str, facts: BoardFacts, running: Partition) -> Plan:
+    steps: list[Step] = [
+        RecordVersion(version, _record_edit(found, version), "the image runs already"),
+        Restart("so that the firmware reads the new version"),
+        WatchBoot(
+            running,
+            _has_yet_to_confirm(found, facts, running),
+            "so that the boot of this image was seen once",
+        ),
+    ]
+    return Plan(
+        "record",
+        "running image is already this one: record the version only",
+        steps=tuple(steps),
+        slot=running,
+        from_version=found.version,
+        to_version=version,
+    )
+
+
+def _switch(found: Inspection, version: str, slot: Partition, reason: str, *, write: bool) -> Plan:
+    assert found.table is not None
+    slots = found.table.ota_slots
+    running = found.running.partition
+    at = found.table.otadata
+    assert at is not None
+    # Where nothing runs there is nothing that a bootloader could go back to.
+    confirms = running is not None and _uses_rollback(found)
+    vouched = slot if running is None else running
+    edit = otadata.switch(
+        found.otadata_raw,
+        base=at.offset,
+        n_slots=len(slots),
+        to_slot=slots.index(slot),
+        running_slot=slots.index(vouched) if vouched in slots else None,
+        has_factory=found.table.factory is not None,
+        state=OtaState.NEW if confirms else OtaState.UNDEFINED,
+    )
+    record = _record_edit(found, version)
+    instead = "nothing" if running is None else running.name
+    steps: list[Step] = []
+    if write:
+        steps.append(WriteSlot(slot, reason))
+    steps += [
+        SwitchOtadata(slot, edit, f"start {slot.name} instead of {instead}"),
+        RecordVersion(version, record, "so that the firmware does not update itself again"),
+        Restart("into the new firmware"),
+        WatchBoot(slot, confirms, "the outcome is what the board shows"),
+    ]
+    return Plan(
+        "write" if write else "switch",
+        reason,
+        steps=tuple(steps),
+        slot=slot,
+        from_version=found.version,
+        to_version=version,
+    )
+
+
+def _record_edit(found: Inspection, version: str) -> nvs.NvsEdit:
+    at = found.store
+    assert at is not None
+    if at.read_only:
+        raise OtaError("nvs-missing", "The board's NVS partition is marked read-only.")
+    return nvs.set_string(
+        found.nvs_raw, base=at.offset, namespace=NAMESPACE, key=VERSION_KEY, value=version
+    )
+
+
+def _uses_rollback(found: Inspection) -> bool:
+    assert found.table is not None
+    assert found.otadata is not None
+    return otadata.shows_rollback(
+        found.otadata,
+        has_factory=found.table.factory is not None,
+        n_slots=len(found.table.ota_slots),
+    )
+
+
+def _has_yet_to_confirm(found: Inspection, facts: BoardFacts, running: Partition) -> bool:
+    """Whether the restart makes the running slot's entry PENDING_VERIFY: an update was cut off
+    between its switch and its first start. (An entry that is still NEW after a start shows that
+    the bootloader does not use rollback.)"""
+    assert found.table is not None
+    assert found.otadata is not None
+    active, slots = found.otadata.active, found.table.ota_slots
+    started = found.running.evidence == "log" or (
+        not facts.unwatched and facts.last_slot == running.name
+    )
+    if active is None or running not in slots or started:
+        return False
+    entry = found.otadata.entries[active]
+    return entry.state == OtaState.NEW and entry.slot_index(len(slots)) == slots.index(running)
+
+
+def _spares(slots: tuple[Partition, ...], running: Partition) -> tuple[Partition, ...]:
+    """The slots behind the running one, in a circle; all of them where no OTA slot runs.
+
+    The first of them is the firmware's own choice (esp_ota_ops.c,
+    esp_ota_get_next_update_partition).
+    """
+    if running not in slots:
+        return slots
+    at = slots.index(running)
+    return slots[at + 1 :] + slots[:at]
+
+
+def _that_fits(slots: tuple[Partition, ...], image: AppImage) -> Partition:
+    """The first slot that is large enough: slots of one board may differ."""
+    for slot in slots:
+        if image.total_bytes <= slot.size_bytes:
+            return slot
+    small = ", ".join(f"{slot.name} has {slot.size_bytes}" for slot in slots)
+    raise OtaError(
+        "image-too-large",
+        f"The image has {image.total_bytes} bytes, and the slots that may be written fewer: "
+        f"{small}.",
+    )
+
+
+def _require_namespace(found: Inspection) -> None:
+    if found.nvs is None or all(ns != NAMESPACE for ns, _ in found.nvs.keys()):  # noqa: SIM118
+        raise OtaError("other-project", "The board's NVS holds no VIAM_NS, so it is not ours.")
+
+
+def _require_ours(found: Inspection, image: AppImage | None) -> None:
+    _require_namespace(found)
+    app = found.running_app
+    project = app.descriptor.project if app is not None and app.descriptor is not None else ""
+    if image is not None and project != image.descriptor.project:
+        raise OtaError(
+            "other-project",
+            f'The board runs the project "{project}", '
+            f'the image is of "{image.descriptor.project}".',
+        )
+
+
+def _require_runnable(found: Inspection, image: AppImage) -> None:
+    """Refuse what the chip or its bootloader would not run."""
+    chip = found.chip
+    if image.chip_id != chip.chip_id:
+        raise OtaError(
+            "wrong-chip", f"The image is for {image.chip}, the board's chip is {chip.name}."
+        )
+    if not image.runs_on_revision(chip.revision):
+        wanted = f"{_revision(image.min_revision)} or later"
+        if chip.revision >= image.min_revision:
+            wanted = f"{_revision(image.min_revision)} to {_revision(image.max_revision)}"
+        raise OtaError(
+            "chip-revision",
+            f"The image runs on revision {wanted}; the chip's is {_revision(chip.revision)}.",
+        )
+    if chip.secure_boot and not image.signed:
+        raise OtaError("secure-boot")
+    runs = found.running.partition
+    lowest = found.secure_version_of(runs) if runs is not None else 0
+    fused = found.secure_floor(chip.secure_version)
+    if image.descriptor.secure_version < max(lowest, fused):
+        what = (
+            f"the running app's {lowest}" if lowest >= fused else f"the board's fuses hold {fused}"
+        )
+        raise OtaError(
+            "secure-version",
+            f"The image's secure version is {image.descriptor.secure_version}, {what}.",
+        )
+
+
+def _revision(full: int) -> str:
+    return f"v{full // 100}.{full % 100}"

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One session with a simulated board: what is left of an app that waits for confirmation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import md5, sha256
+from pathlib import Path
+
+import pytest
+
+from esp32_sim.factory import make_flash
+from esp32_sim.images import Behaviour, build_app
+from esp32_sim.layouts import LAYOUTS
+from esp32_sim.process import RunningBoard, SimBoard, SimProcess
+from ota_service.errors import OtaError
+from ota_service.formats.image import parse_app_image
+from ota_service.formats.otadata import parse_otadata
+from ota_service.link.serial_port import close_port, open_port
+from ota_service.update import session
+from ota_service.update.inspect import Inspection
+from ota_service.update.session import Awaited, BootRules, Image, Job, Outcome
+from tests.prove.board import Link, Notes
+from tests.prove.bootloader import Bootloader
+from tests.prove.cells import Cells
+
+pytestmark = pytest.mark.slow
+
+BOOT = BootRules(timeout_s=4, stable_s=0.3)
+FREEING = b"\xf8\xff\xff\xff"
+"""The state of a page of NVS that is being freed."""
+NEVER = Behaviour(confirm_after_s=None)
+
+
+def run(board: RunningBoard, job: Job, notes: Notes | None = None) -> Outcome:
+    """One session."""
+    port = open_port(board.url)
+    try:
+        return session.run(port, job, notes or Notes())
+    finally:
+        close_port(port)
+
+
+def states(board: RunningBoard, layout: str = "micro-rdk") -> list[str]:
+    """The states in otadata, newest last."""
+    at = LAYOUTS[layout].find("otadata").offset
+    entries = parse_otadata(board.control.read_flash(at, 0x2000)).entries
+    return [entry.state_name for entry in sorted(entries, key=lambda one: one.seq)]
+
+
+class Refusing(Notes):
+    """Somebody who wants no more of it as soon as the board was looked at."""
+
+    def inspected(self, found: Inspection) -> None:
+        assert found.pending
+        raise OtaError("changed-elsewhere")
+
+
+def test_a_session_that_fails_leaves_an_app_its_time_to_confirm(tmp_path: Path) -> None:
+    """As one that only looks does: the bootloader that is passed on the way back turns down what
+    has not confirmed itself."""
+    app = build_app(size_bytes=60_000, behaviour=NEVER)
+    spec = SimBoard(app=app, slot="ota_1", otadata="new", config={"rollback": True})
+    with SimProcess(tmp_path, [spec]) as sim:
+        board = sim.boards[0]
+        for job, notes in (
+            (Job("a", read_only=True), Notes()),
+            (Job("a", read_only=True), Refusing()),
+            (Job("a", go_back=True), Notes()),
+        ):
+            assert board.control.running()["slot"] == "ota_1"
+            assert states(board) == ["VALID", "PENDING_VERIFY"]
+            try:
+                run(board, job, notes)
+            except OtaError as error:
+                assert error.code in ("changed-elsewhere", "awaiting-confirmation")
+            assert board.control.running()["slot"] == "ota_1"
+            assert states(board) == ["VALID", "PENDING_VERIFY"]
+
+
+def firmware(version: str = "1.1.0", behaviour: Behaviour | None = None) -> Image:
+    """A checked App Image."""
+    app = build_app(version=version, size_bytes=60_000, behaviour=behaviour or Behaviour())
+    return Image(app, sha256(app).hexdigest(), md5(app).hexdigest(), parse_app_image(app))
+
+
+def by_hand(board: RunningBoard) -> None:
+    """Into download mode by its buttons."""
+    since = board.control.state()["events"]
+    board.control.reset(boot_button=True)
+    board.control.wait_for("download", since=since)
+
+
+@pytest.mark.parametrize("baud", [115_200, 921_600])
+def test_a_board_that_is_never_reset_is_never_done(tmp_path: Path, baud: int) -> None:
+    """Not by the update, nor by the looks at it afterwards, whatever they find in otadata; and
+    each session can talk to the stub loader that the one before has left."""
+    spec = SimBoard(slot="ota_1", otadata="valid", config={"rollback": True, "reset_lines": False})
+    job = Job("a", "1.1.0", firmware(), baud=baud, boot=BOOT)
+    asked = replace(job, confirm=Awaited("ota_0", "1.0.0"))
+    with SimProcess(tmp_path, [spec]) as sim:
+        board = sim.boards[0]
+        by_hand(board)
+        for again in (job, asked, replace(asked, rearm=False)):
+            outcome = run(board, again)
+            assert outcome.error is not None
+            assert (outcome.end, outcome.error.code) == ("unjudged", "no-reset")
+            assert board.control.state()["state"] == "stub"
+            assert states(board) == ["VALID", "NEW"]
+        since = board.control.state()["events"]
+        board.control.reset()
+        board.control.wait_for("confirmed", since=since)
+        for again in (asked, job):
+            by_hand(board)
+            outcome = run(board, again)
+            assert outcome.error is not None
+            assert (outcome.end, outcome.error.code) == ("unjudged", "no-reset")
+            assert states(board) == ["VALID", "VALID"]
+
+
+def test_a_bootloader_without_rollback_is_told_by_a_watched_start(tmp_path: Path) -> None:
+    """Its entry stays NEW: the app is started once more, and judged by what it shows."""
+    old, good, bad = (build_app(version=v, size_bytes=60_000, behaviour=b) for v, b in (
+        ("1.0.0", Behaviour()), ("1.1.0", Behaviour()), ("1.1.0", Behaviour(ending="panic")),
+    ))  # fmt: skip
+    specs = [
+        SimBoard(app=app, slot="ota_1", otadata="new", flash_options={"other_app": old})
+        for app in (good, bad)
+    ]
+    with SimProcess(tmp_path, specs) as sim:
+        job = Job("a", "1.1.0", boot=BOOT, confirm=Awaited("ota_1", "1.0.0"), rearm=False)
+        outcome = run(sim.boards[0], job)
+        assert (outcome.end, outcome.confirmed) == ("up_to_date", True)
+        outcome = run(sim.boards[1], job)
+        assert (outcome.end, outcome.version) == ("rolled_back", "1.0.0")
+        assert sim.boards[1].control.running()["version"] == "1.0.0"
+
+
+def test_an_app_that_has_had_its_time_without_a_reset(tmp_path: Path) -> None:
+    """It still waits: nothing has reset it, and to wait again would have no end."""
+    app = build_app(size_bytes=60_000, behaviour=NEVER)
+    config = {"rollback": True, "reset_lines": False}
+    with SimProcess(tmp_path, [SimBoard(app=app, slot="ota_1", otadata="new", config=config)]) as s:
+        board = s.boards[0]
+        assert board.control.running()["slot"] == "ota_1"
+        by_hand(board)
+        job = Job("a", "1.1.0", firmware(), boot=BOOT, rearm=False)
+        with pytest.raises(OtaError) as caught:
+            run(board, job)
+        assert caught.value.code == "no-reset"
+        assert states(board) == ["VALID", "PENDING_VERIFY"]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_look_that_saw_no_start_proves_no_board_dead(tmp_path: Path, held: bool) -> None:
+    """held: its BOOT button is, so that the ROM says that it waits for download. Else somebody
+    wants no more of it before anything was seen."""
+    flash = bytearray(make_flash("guide"))
+    flash[LAYOUTS["guide"].find("factory").offset + 0x1000] ^= 1
+    spec = SimBoard("guide", flash=bytes(flash), config={"bootloader_log": "none"})
+    with SimProcess(tmp_path, [spec]) as sim:
+        board = sim.boards[0]
+        notes = Notes() if held else Impatient()
+        board.control.set_faults(stuck_in_download=held)
+        found = run(board, Job("a", read_only=True), notes).found
+        assert found is not None
+        assert found.running.partition is None
+        assert not found.running.dead
+        assert found.running.why is not None
+        assert "prints" not in found.running.why.message
+
+
+class Impatient(Notes):
+    """Somebody who wants no more of it when the board is restarted to be seen."""
+
+    gone = False
+
+    def restarting(self, reason: str) -> None:
+        self.gone = self.gone or reason.startswith("once into")
+
+    def cancelled(self) -> bool:
+        return self.gone
+
+
+def test_an_app_that_has_confirmed_itself_is_taken_at_its_word() -> None:
+    """Its NVS cannot be read by now: said, and the update is over."""
+    flash = make_flash("micro-rdk", slot="ota_1", otadata="valid")
+    nvs = LAYOUTS["micro-rdk"].find("nvs")
+    page = FREEING + flash[nvs.offset + 4 : nvs.offset + 0x1000]
+    flash[nvs.offset : nvs.offset + 2 * len(page)] = 2 * page
+    job = Job("a", "1.1.0", boot=BOOT, confirm=Awaited("ota_1", "1.0.0"))
+    outcome = Link(Cells(bytes(flash)), Bootloader(rollback=True)).session(job, Notes())
+    assert (outcome.end, outcome.confirmed, outcome.version) == ("up_to_date", True, None)
+    assert outcome.error is not None
+    assert outcome.error.code == "nvs-invalid"
