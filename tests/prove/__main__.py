@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,7 @@ from rich.console import Console
 from tests.prove import on_link, second_judge, suite
 from tests.prove.board import quiet
 from tests.prove.link import Boards
-from tests.prove.prover import Depth, Failure, Recording, Tally, prove
+from tests.prove.prover import Depth, Failure, Recording, Tally, prove, prove_alike
 from tests.prove.suite import Trial
 from tests.prove.table import last_line, show
 from tests.prove.workers import end_with_parent
@@ -72,15 +73,19 @@ def run(
         with ProcessPoolExecutor(WORKERS, context, end_with_parent) as pool:
             # The first ones are cut while the others are recorded, which is mostly waiting.
             recordings: dict[str, Recording] = {}
-            waiting: list[Future[Tally]] = []
-            for trial, recording in _record(trials, Path(folder), boards_each, progress, tally):
-                recordings[trial.case.name] = recording
-                waiting.append(pool.submit(prove, recording, trial.depth))
-            what = "cut, judged and recovered in memory"
-            for done, future in enumerate(as_completed(waiting), 1):
+            waiting: dict[Future[Tally], int] = {}
+            recorded = _record(sorted(trials, key=_nvs), Path(folder), boards_each, progress, tally)
+            for _, alike in groupby(recorded, key=lambda found: _nvs(found[0])):
+                for some in batched(alike):
+                    recordings.update((trial.case.name, recording) for trial, recording in some)
+                    work = [(recording, trial.depth) for trial, recording in some]
+                    waiting[pool.submit(prove_alike, work)] = len(some)
+            what, done = "cut, judged and recovered in memory", 0
+            for future in as_completed(waiting):
                 progress.tell(found := future.result())
                 tally.merge(found)
-                progress.say(what, done, len(waiting), last=done == len(waiting))
+                done += waiting[future]
+                progress.say(what, done, len(recordings), last=done == len(recordings))
         before_link()
         if link:
             _over_link(trials, recordings, Path(folder), boards_each, progress, tally)
@@ -90,6 +95,18 @@ def run(
         tally.failures.append(failure)
     console.print(checked.words, highlight=False)
     return tally
+
+
+def _nvs(trial: Trial) -> tuple[str, str]:
+    """What the contents of a case's NVS depend on."""
+    return trial.case.start.layout, trial.case.start.nvs
+
+
+def batched(some: Iterable[tuple[Trial, Recording]]) -> Iterator[list[tuple[Trial, Recording]]]:
+    """In such parts that two workers end at about the same time."""
+    left = iter(some)
+    while part := list(islice(left, 32)):
+        yield part
 
 
 def _record(

@@ -31,7 +31,7 @@ class NvsState:
         return found[1].decode("utf-8", "replace") if found and found[0] == "string" else None
 
 
-@lru_cache(maxsize=4000)
+@lru_cache(maxsize=16_000)
 def nvs_of(region: bytes, rules: Rules = TO_5_3) -> NvsState:
     """What the firmware of `rules` finds in an NVS partition."""
     return _state(start(region, rules))
@@ -55,6 +55,12 @@ def starts_by(region: bytes, rules: Rules) -> tuple[NvsState, NvsState]:
     first = nvs_of(region, rules)
     same = first.error is not None or first.flash == region
     return first, first if same else nvs_of(first.flash, rules)
+
+
+def forget() -> None:
+    """Let go of what was computed: cases with other contents follow."""
+    nvs_of.cache_clear()
+    starts_by.cache_clear()
 
 
 def alike(region: bytes, rules: tuple[Rules, ...]) -> tuple[Rules, ...]:

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from ota_service.formats import nvs
 from ota_service.update.facts import BoardFacts
+from tests.prove import nvs_init
 from tests.prove.board import Link, Notes, Op, quiet
 from tests.prove.cells import Cells
 from tests.prove.cuts import OWN, Cut, Detail, cuts
@@ -105,11 +106,21 @@ def edits_remembered() -> Iterator[None]:
     """Plan each change of NVS once: it depends on nothing but its arguments, its own proof takes
     most of the time, and boards that were cut elsewhere have the same NVS."""
     right = nvs.set_string
-    nvs.set_string = lru_cache(maxsize=4000)(right)
+    nvs.set_string = lru_cache(maxsize=8000)(right)
     try:
         yield
     finally:
         nvs.set_string = right
+
+
+def prove_alike(some: Sequence[tuple[Recording, Depth]]) -> Tally:
+    """`prove` for cases that begin with the same NVS: most of what is computed serves them all."""
+    tally = Tally()
+    with edits_remembered():
+        for recording, depth in some:
+            tally.merge(prove(recording, depth))
+    nvs_init.forget()
+    return tally
 
 
 def kind_of(case: Case, cut: Cut) -> str:
@@ -134,7 +145,7 @@ def prove(recording: Recording, depth: Depth, only: str | None = None) -> Tally:
         flash, recording.ops, case.start.plan, depth.detail,
         from_phase=case.cut_from(), seed=f"{case.name}/{depth.seed}",
     )  # fmt: skip
-    with quiet(), edits_remembered():
+    with quiet():
         for cut in made:
             kind = kind_of(case, cut)
             kinds.add(kind)
