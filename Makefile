@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: bench help demo module wheels test test-quick test-viam-server prove mutants lint
+.PHONY: bench help pins demo module wheels test test-quick test-viam-server prove mutants lint
 .PHONY: serve-ota build-esp32-ota build-esp32-bin flash-esp32-bin
 
 help: ## this list
@@ -38,6 +38,14 @@ wheels: ## build/wheels: the packages for machines without an index [PLATFORM=li
 
 bench: ## what updates cost, beside scripts and the floor (QUICK=1: under a minute; RUNS=3)
 	@./setup.sh --dev -- -m bench $(if $(RUNS),--runs '$(RUNS)') $(ARGS)
+
+pins: ## requirements*.txt from pyproject.toml, with hashes; needs uv (newer versions: ARGS=--upgrade)
+	uv pip compile $(PINS) $(ARGS) -o requirements.txt pyproject.toml
+	uv pip compile $(PINS) $(ARGS) -o requirements-build.txt --group build
+	uv pip compile $(PINS) $(ARGS) -o requirements-dev.txt pyproject.toml --group dev -c requirements-build.txt \
+	    $$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' requirements.txt requirements-build.txt)
+PINS := -q --generate-hashes --no-annotate --python-version 3.11 --python-platform linux \
+    --custom-compile-command 'make pins'
 
 lint: ## ruff, and mypy in its strict mode
 	@./setup.sh --dev -- -m ruff check .

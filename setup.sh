@@ -39,7 +39,7 @@ venv="$here/.venv"
 # What a finished environment was made from. Whoever reads another text makes it again.
 pins() {
     printf 'checkout %s\nenvironment %s\n' "$here" "$venv"
-    cat -- "$here/requirements.txt"
+    cat -- "$here/requirements-build.txt" "$here/requirements.txt"
     if [ -n "$dev" ]; then cat -- "$here/requirements-dev.txt"; fi
 }
 
@@ -82,26 +82,34 @@ make_environment() {
     "$venv/bin/python" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])' >"$venv/.python"
 }
 
+pip_install() {
+    "$venv/bin/python" -I -m pip install --disable-pip-version-check --no-input -q \
+        --require-hashes "$@" >"$log" 2>&1
+}
+
 install_packages() {
-    local files=(-r "$here/requirements.txt")
+    local files=(-r "$here/requirements.txt") from
     if [ -n "$dev" ]; then files+=(-r "$here/requirements-dev.txt"); fi
+    # What comes as source is built with the pinned setuptools, not with what the index has today.
     # An archive may carry its packages along, for machines without a package index.
-    if [ -d "$here/wheels" ]; then
-        if "$venv/bin/python" -I -m pip install --disable-pip-version-check --no-input -q \
-            --no-index --find-links "$here/wheels" "${files[@]}" >"$log" 2>&1; then
+    for from in "$here/wheels" ""; do
+        if [ -n "$from" ] && [ ! -d "$from" ]; then continue; fi
+        if pip_install ${from:+--no-index --find-links "$from"} \
+            -r "$here/requirements-build.txt" &&
+            pip_install ${from:+--no-index --find-links "$from"} --no-build-isolation \
+                "${files[@]}"; then
             return 0
         fi
-        echo "ota_service: the packages in $here/wheels are not all that this Python needs;" \
-            "asking the package index"
-    fi
-    if ! "$venv/bin/python" -I -m pip install --disable-pip-version-check --no-input -q \
-        "${files[@]}" >"$log" 2>&1; then
-        cat -- "$log" >&2
-        echo "ota_service: the pinned packages could not be installed; pip's words stand above." \
-            "Set-up needs a Python package index: the internet, or a mirror named in" \
-            "PIP_INDEX_URL. The next start tries again." >&2
-        return 1
-    fi
+        if [ -n "$from" ]; then
+            echo "ota_service: the packages in $from are not all that this Python needs;" \
+                "asking the package index"
+        fi
+    done
+    cat -- "$log" >&2
+    echo "ota_service: the pinned packages could not be installed; pip's words stand above." \
+        "Set-up needs a Python package index: the internet, or a mirror named in" \
+        "PIP_INDEX_URL. The next start tries again." >&2
+    return 1
 }
 
 # Our own code is found where it stands: no build, and an edit counts at once.

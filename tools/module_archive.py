@@ -29,6 +29,7 @@ FILES = (
     "LICENSE",
     "README.md",
     "pyproject.toml",
+    "requirements-build.txt",
     "requirements.txt",
     "run.sh",
     "setup.sh",
@@ -67,8 +68,9 @@ def contents(root: Path, namespace: str, wheels: Path | None) -> Iterator[tuple[
         name = path.relative_to(root).as_posix()
         if not any(part.endswith(_LEFT_OUT) for part in path.relative_to(root).parts):
             yield name, path.read_bytes(), path.suffix == ".sh"
-    for path in sorted(wheels.glob("*.whl")) if wheels is not None else ():
-        yield f"{WHEELS}/{path.name}", path.read_bytes(), False
+    for path in sorted(wheels.iterdir()) if wheels is not None else ():
+        if path.is_file():
+            yield f"{WHEELS}/{path.name}", path.read_bytes(), False
 
 
 def archive(files: Sequence[tuple[str, bytes, bool]]) -> bytes:

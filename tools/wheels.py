@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Collects the pinned packages as wheels, for machines that have no package index.
+"""Collects the pinned packages, for machines that have no package index.
 
     python tools/wheels.py [--platform linux/arm64] [--python 3.11] [--out build/wheels]
 
 Without `--platform` they are for machines like this one. Wheels of several kinds may lie in one
-folder. What has no wheel in the index is built here: that works for other platforms as long as
-it is Python alone (today that is esptool).
+folder. They are the index's own files, whose hashes the pins have.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +21,10 @@ ROOT = Path(__file__).parents[1]
 PLATFORMS = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 # The C library of Debian 10, Ubuntu 20.04 and everything later; wheels for older ones fit, too.
 _GLIBC = (17, 28)
+
+
+# The index has no wheel of it. It is Python alone: the set-up builds it where it is used.
+SOURCE_ONLY = ("esptool",)
 
 
 def tags(platform: str, python: str) -> list[str]:
@@ -43,21 +44,14 @@ def pip(*arguments: str | Path) -> None:
     subprocess.run(command, check=True)
 
 
-def collect(requirements: Path, out: Path, platform: str | None, python: str) -> None:
-    """Put the wheels of a requirements file into a folder; raises CalledProcessError."""
-    if platform is None:
-        pip("wheel", "-r", requirements, "-w", out)
-        return
-    with tempfile.TemporaryDirectory(prefix="ota-wheels-") as folder:
-        built = Path(folder)
-        # The pins are closed, so each one stands for itself.
-        pip("wheel", "--no-deps", "-r", requirements, "-w", built)
-        anywhere = built / "anywhere"
-        anywhere.mkdir()
-        for wheel in built.glob("*-none-any.whl"):
-            shutil.move(wheel, anywhere)
-        options = ["--no-deps", "--only-binary=:all:", *tags(platform, python)]
-        pip("download", *options, "--find-links", anywhere, "-r", requirements, "-d", out)
+def collect(requirements: Sequence[Path], out: Path, platform: str | None, python: str) -> None:
+    """Put the packages of requirements files into a folder; raises CalledProcessError."""
+    options = ["--only-binary=:all:", f"--no-binary={','.join(SOURCE_ONLY)}"]
+    if platform is not None:
+        options += tags(platform, python)
+    files = [argument for path in requirements for argument in ("-r", path)]
+    # The pins are closed, so each one stands for itself.
+    pip("download", "--no-deps", "--no-build-isolation", *options, *files, "-d", out)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--platform", choices=sorted(PLATFORMS), help="other than this machine's")
     parser.add_argument("--python", default=own, help=f"of the other machine, default {own}")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "wheels")
-    parser.add_argument("--requirements", type=Path, default=ROOT / "requirements.txt")
+    parser.add_argument(
+        "--requirements",
+        type=Path,
+        nargs="+",
+        default=[ROOT / "requirements-build.txt", ROOT / "requirements.txt"],
+    )
     given = parser.parse_args(arguments)
     if not re.fullmatch(r"3\.\d{1,2}", given.python):
         parser.error("a Python is named by its first two numbers, such as 3.11")
@@ -80,9 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"wheels: pip ended with code {error.returncode}; its words are above.",
               file=sys.stderr)  # fmt: skip
         return 1
-    wheels = list(given.out.glob("*.whl"))
-    size_bytes = sum(wheel.stat().st_size for wheel in wheels)
-    print(f"{given.out}: {len(wheels)} wheels, {size_bytes:,} bytes")
+    packages = [path for path in given.out.iterdir() if path.is_file()]
+    size_bytes = sum(path.stat().st_size for path in packages)
+    print(f"{given.out}: {len(packages)} packages, {size_bytes:,} bytes")
     return 0
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -112,11 +113,12 @@ def test_the_checkouts_own_meta_is_not_written_over(tmp_path: Path) -> None:
     assert not (ROOT / "a.tgz").exists()
 
 
-def wheel(folder: Path, name: str, version: str) -> None:
-    """A package that holds nothing, as a wheel."""
+def wheel(folder: Path, name: str, version: str) -> str:
+    """A package that holds nothing, as a wheel; its pin."""
     folder.mkdir(exist_ok=True)
     info = f"{name}-{version}.dist-info"
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as made:
+    file = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as made:
         made.writestr(f"{name}.py", "")
         made.writestr(
             f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
@@ -125,14 +127,16 @@ def wheel(folder: Path, name: str, version: str) -> None:
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         made.writestr(f"{info}/RECORD", "")
+    return f"{name}=={version} --hash=sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
 
 
 @pytest.mark.slow
 def test_an_archive_with_wheels_needs_no_index(tmp_path: Path) -> None:
-    """The set-up takes what came along; where that does not fit it says so."""
-    wheel(tmp_path / "wheels", "ota_nothing", "1.0")
+    """The set-up takes what came along, if it is what was pinned; else it says so."""
+    pin = wheel(tmp_path / "wheels", "ota_nothing", "1.0")
     unpacked = build(tmp_path, "--wheels", str(tmp_path / "wheels"))
-    (unpacked / "requirements.txt").write_text("ota_nothing==1.0\n")
+    (unpacked / "requirements-build.txt").write_text("")
+    (unpacked / "requirements.txt").write_text(pin)
     env = {**os.environ, "PYTHON": sys.executable, "PIP_INDEX_URL": "http://127.0.0.1:9/",
            "PIP_RETRIES": "0"}  # fmt: skip
 
@@ -145,7 +149,9 @@ def test_an_archive_with_wheels_needs_no_index(tmp_path: Path) -> None:
     done = set_up()
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("there\n")
-    (unpacked / "requirements.txt").write_text("ota_nothing==2.0\n")
+    wheel(tmp_path / "changed", "ota_nothing", "2.0")
+    shutil.copy(tmp_path / "changed/ota_nothing-2.0-py3-none-any.whl", unpacked / "wheels")
+    (unpacked / "requirements.txt").write_text(pin.replace("1.0", "2.0"))
     failed = set_up()
     assert failed.returncode != 0
     assert "are not all that this Python needs" in failed.stdout

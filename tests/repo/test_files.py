@@ -11,21 +11,21 @@ import tomllib
 from importlib.metadata import requires
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.support.pins import FILES, pins
 
 ROOT = Path(__file__).parents[2]
 
 
-def pins(file: str) -> dict[str, str]:
+def versions(file: str) -> dict[str, str]:
     """Canonical name -> exact version, of a requirements file."""
-    lines = (ROOT / file).read_text().splitlines()
-    found: dict[str, str] = {}
-    for line in lines:
-        if line and not line.startswith("#"):
-            name, version = line.split("==")
-            found[canonicalize_name(name)] = version
-    return found
+    return {
+        canonicalize_name(name): lines.split("==")[1].split()[0]
+        for name, lines in pins(file).items()
+    }
 
 
 def test_meta_names_all_models_and_files_that_exist() -> None:
@@ -45,7 +45,8 @@ def test_meta_names_all_models_and_files_that_exist() -> None:
 
 def test_the_pins_are_closed() -> None:
     """An unpinned dependency of a dependency could change under a board's feet."""
-    runtime, dev = pins("requirements.txt"), pins("requirements-dev.txt")
+    runtime = versions("requirements.txt")
+    dev = versions("requirements-dev.txt") | versions("requirements-build.txt")
     assert not runtime.keys() & dev.keys()
     for known in (runtime, runtime | dev):
         for name in known:
@@ -55,10 +56,19 @@ def test_the_pins_are_closed() -> None:
                     assert canonicalize_name(need.name) in known, f"{name} needs {need.name}"
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_each_pin_has_the_hashes_of_its_files(file: str) -> None:
+    """pip takes no other file for it, whatever an index or a mirror serves."""
+    text = (ROOT / file).read_text("utf-8")
+    assert len(pins(file)) == text.count("==")
+    for lines in pins(file).values():
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", lines), lines
+
+
 def test_the_pins_fit_what_the_package_asks_for() -> None:
     """`pip install .` and setup.sh must not disagree about a version."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    runtime = pins("requirements.txt")
+    runtime = versions("requirements.txt")
     for text in project["dependencies"]:
         need = Requirement(text)
         assert need.specifier.contains(runtime[canonicalize_name(need.name)]), text

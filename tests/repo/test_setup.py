@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.module_client import IDLE_ATTRIBUTES, ROOT, ModuleProcess
+from tests.support.pins import pinned
 
 # One package without dependencies stands for all where the packages themselves do not matter.
-SMALL = "idna==3.20\n"
-OTHER = "idna==3.20\nsix==1.17.0\n"
+SMALL = pinned("idna")
+OTHER = pinned("idna", "six")
 
 
 def checkout(folder: Path, requirements: str = SMALL) -> Path:
@@ -31,7 +32,8 @@ def checkout(folder: Path, requirements: str = SMALL) -> Path:
     (copy / "src").mkdir()
     (copy / "src/main.py").write_text("import sys; print('main', sys.argv[1:], sys.prefix)\n")
     (copy / "requirements.txt").write_text(requirements)
-    (copy / "requirements-dev.txt").write_text("six==1.17.0\n")
+    (copy / "requirements-build.txt").write_text("")
+    (copy / "requirements-dev.txt").write_text(pinned("six"))
     return copy
 
 

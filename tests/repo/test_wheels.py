@@ -11,6 +11,8 @@ import pytest
 from packaging.tags import compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
+from tests.support.pins import pinned
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,7 +28,7 @@ def collect(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("python", ["3.11", "3.13"])
 def test_the_wheels_are_for_the_other_machine(tmp_path: Path, python: str) -> None:
     """One that is Python alone, one with machine code: the tags are those that pip there takes."""
-    (tmp_path / "pins.txt").write_text("idna==3.20\npropcache==0.5.4\n")
+    (tmp_path / "pins.txt").write_text(pinned("idna", "propcache"))
     out = tmp_path / "wheels"
     done = collect(
         *("--platform", "linux/arm64", "--python", python),
