@@ -18,12 +18,14 @@ from typing import Any
 
 from esp32_sim import bootmodel
 from esp32_sim.appmodel import App
-from esp32_sim.chip import STRAP_DOWNLOAD, STRAP_NORMAL, Registers
+from esp32_sim.chip import Registers
+from esp32_sim.chips import ResetKind
 from esp32_sim.config import FLASH_FILE, BoardConfig
 from esp32_sim.core import Core, Times
 from esp32_sim.events import History
 from esp32_sim.faults import Faults, noise
 from esp32_sim.flash import FlashOp, NorFlash, PowerLossError
+from esp32_sim.images import Ending
 from esp32_sim.loader_common import Leave
 from esp32_sim.loader_rom import RomLoader
 from esp32_sim.loader_stub import StubLoader, is_stub
@@ -39,20 +41,21 @@ BOTH_LINES_S = 1.0
 # How long a chip without a bootable app takes to its next attempt (RTC watchdog).
 RETRY_S = 1.0
 
-POWERON = "0x1 (POWERON_RESET)"
-SW_RESET = "0x3 (SW_RESET)"
-TG0WDT = "0x7 (TG0WDT_SYS_RESET)"
-SW_CPU = "0xc (SW_CPU_RESET)"
-RTCWDT = "0x10 (RTCWDT_RTC_RESET)"
-RESET_REASONS = {
-    "panic": SW_CPU,
-    "loop": SW_RESET,
-    "watchdog": TG0WDT,
-    "restart": SW_CPU,
-    "deep-sleep": "0x5 (DEEPSLEEP_RESET)",
-    "brownout": SW_CPU,
-    "brownout-tagged": SW_RESET,
-    "brownout-reset": "0xf (RTCWDT_BROWN_OUT_RESET)",
+# What resets the chip at an app's end.
+RESETS: dict[Ending, ResetKind] = {
+    "panic": "cpu",
+    "loop": "system",
+    "watchdog": "timer-watchdog",
+    "restart": "cpu",
+    "deep-sleep": "sleep",
+    "brownout": "cpu",
+    "brownout-tagged": "system",
+    "brownout-reset": "brown-out",
+}
+# What download mode is called, and what the ROM says, where it waits at one interface only.
+NARROWED = {
+    "uart0": ("UART0_BOOT", "wait uart0 download"),
+    "usb": ("USB_BOOT", "wait usb download"),
 }
 
 
@@ -219,49 +222,59 @@ class Board:
             )
 
     async def _live(self, download: bool) -> None:
-        self.registers.strap = STRAP_DOWNLOAD if download else STRAP_NORMAL
-        reason = POWERON
+        rom = self.registers.chip.rom
+        self.registers.strap = rom.download[0] if download else rom.normal
+        reason: ResetKind = "power-on"
         self._life = 0
         try:
             while True:
                 reason = await self._one_life(download, reason)
                 self._life += 1
                 self.registers.reset()
-                self.history.add("reset", reason=reason)
+                self.history.add("reset", reason=self.registers.chip.resets[reason])
         except PowerLossError:
             # Not from within this task: it is the one to be stopped.
             operation = self.flash.op_count
             self._loop.call_soon(lambda: self.power_off("power-cut", operation=operation))
 
-    async def _one_life(self, download: bool, reason: str) -> str:
+    async def _one_life(self, download: bool, reason: ResetKind) -> ResetKind:
         """From one reset to the next one that the chip makes by itself; its reason."""
         core = self._core = Core(self.flash, self.times, self._chip_sends, self._set_chip_baud)
         self.registers.core = core
         self.state = "bootloader"
         self._set_chip_baud(ROM_BAUD)
-        core.print("ets Jul 29 2019 12:21:46\r\n\r\n")
+        core.print(self.registers.chip.rom.banner)
         if download:
             return await self._download(core, reason)
-        core.print(f"rst:{reason},boot:{self.registers.strap:#x} (SPI_FAST_FLASH_BOOT)\r\n")
+        self._print_reset(core, reason, "SPI_FAST_FLASH_BOOT")
         return await self._boot(core)
 
-    async def _download(self, core: Core, reason: str) -> str:
-        core.print(
-            f"rst:{reason},boot:{self.registers.strap:#x} "
-            "(DOWNLOAD_BOOT(UART0/UART1/SDIO_REI_REO_V2))\r\nwaiting for download\r\n"
-        )
+    def _print_reset(self, core: Core, reason: ResetKind, mode: str) -> None:
+        chip = self.registers.chip
+        core.print(f"rst:{chip.resets[reason]},boot:{self.registers.strap:#x} ({mode})\r\n")
+        if chip.rom.saved_pc and reason not in ("power-on", "sleep"):
+            core.print(chip.rom.saved_pc + "\r\n")
+
+    async def _download(self, core: Core, reason: ResetKind) -> ResetKind:
+        rom = self.registers.chip.rom
+        mode, waits = rom.download[1], "waiting for download"
+        if self.config.download_form != "joint":
+            mode, waits = NARROWED[self.config.download_form]
+            self.registers.strap = rom.narrowed
+        self._print_reset(core, reason, mode)
+        core.print(waits + "\r\n")
         self.state = "download"
         self.history.add("download")
         self._rom = RomLoader(core, self.registers)
         leave = await _run_loader(self._rom)
         if leave.how == "ram":
-            if not is_stub(self._rom.ram, leave.entry):
+            if not is_stub(self.config.chip, self._rom.ram, leave.entry):
                 self.state = "crashed"
                 self.history.add("crashed", entry=leave.entry)
                 await asyncio.Event().wait()
             noted, self._rom = self._rom.noted_baud, None
             self.state = "stub"
-            if not self.config.rom_reports_baud:
+            if self.registers.chip.stub_sets_baud and not self.config.rom_reports_baud:
                 self._set_chip_baud(STUB_BAUD)
             elif noted is not None:
                 self._set_chip_baud(noted)
@@ -272,15 +285,17 @@ class Board:
         if leave.how == "app":
             self._set_chip_baud(ROM_BAUD)
             return await self._boot(core)
-        return SW_CPU
+        return "cpu"
 
-    async def _boot(self, core: Core) -> str:
+    async def _boot(self, core: Core) -> ResetKind:
         self.state = "bootloader"
-        for line in ("configsip: 0, SPIWP:0xee", "mode:DIO, clock div:2", "entry 0x400805e4"):
+        chip = self.registers.chip
+        for line in chip.rom.loading:
             core.print(line + "\r\n")
         core.spend(self.times.boot_s)
         await core.settle()
         major, minor = self.config.revision
+        block_major, block_minor = self.config.block_revision
         result = bootmodel.boot(
             self.flash,
             rollback=self.config.rollback,
@@ -288,20 +303,23 @@ class Board:
             secure_version=self.config.secure_version,
             table_offset=self.config.table_offset,
             silent=self.config.bootloader_log == "none",
+            chip=chip,
             revision=major * 100 + minor,
+            block_revision=block_major * 100 + block_minor,
             log=lambda line: core.print(line + "\r\n"),
         )
         self._burn(result.secure_version)
         if result.partition is None or result.image is None:
             self.history.add("boot-failed", error=result.error)
             await core.sleep(RETRY_S * self.config.time_scale)
-            return SW_RESET if result.started else RTCWDT
+            return "system" if result.started else chip.unbootable
         core.spend(self.times.read_s_per_mib * result.image.size / (1 << 20))
         await core.settle()
         image = self.flash.read(result.image.offset, result.image.size)
         self.state = "app"
         app = App(
             core=core,
+            chip=chip,
             image=image,
             partition=result.partition,
             partitions=result.partitions,
@@ -314,7 +332,7 @@ class Board:
         self.app = app.describe()
         self.history.add("boot", slot=result.slot, index=result.index, offset=result.offset)
         ending = await app.run()
-        return RESET_REASONS[ending]
+        return RESETS[ending]
 
     def _burn(self, secure_version: int) -> None:
         """eFuses outlast power, and count upwards only."""

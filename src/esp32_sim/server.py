@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from esp32_sim.chips import CHIP_NAMES, ESP32
 from esp32_sim.claim import Claimed, claim
 from esp32_sim.config import FLASH_FILE, BoardConfig
 from esp32_sim.factory import create_board, make_flash
@@ -35,14 +36,15 @@ class Options:
     """What is simulated.
 
     dir: where the boards' files go; boards: how many; layout: the partition table of all, by
-    default those with OTA slots in turn; flash: a dump to start from; seed: of MACs, contents
-    and faults. board_dir: prepared boards instead; boards_from_stdin: their folders come a line
-    each on stdin, and its end is the simulator's.
+    default those with OTA slots in turn; chip: of all; flash: a dump to start from; seed: of
+    MACs, contents and faults. board_dir: prepared boards instead; boards_from_stdin: their
+    folders come a line each on stdin, and its end is the simulator's.
     """
 
     boards: int = 1
     dir: Path | None = None
     layout: str | None = None
+    chip: str = ESP32.name
     times: str = "on"
     flash: Path | None = None
     bridge_latency_ms: float = 1.0
@@ -83,9 +85,8 @@ def prepare(options: Options) -> list[Path]:
                 flash: bytes | bytearray = whole_chip(options.flash.read_bytes())
             else:
                 layout = options.layout or OTA_LAYOUTS[index % len(OTA_LAYOUTS)]
-                flash = make_flash(
-                    layout, app=build_app(version="1.0.0", seed=options.seed), seed=seed
-                )
+                app = build_app(version="1.0.0", seed=options.seed, chip=options.chip)
+                flash = make_flash(layout, app=app, seed=seed, chip=options.chip)
             create_board(directory, flash, board_config(options, index))
         else:
             board_config(options, index).save(directory)
@@ -103,7 +104,7 @@ def _claim(directory: Path, named: Path) -> None:
 
 
 def whole_chip(dump: bytes) -> bytes:
-    """A dump filled up to the size of a chip: 1, 2, 4, 8 or 16 MiB."""
+    """A dump filled up to the size of a chip: 1, 2, 4, 8, 16 or 32 MiB."""
     size = 1 << 20
     while size < len(dump):
         size *= 2
@@ -114,6 +115,7 @@ def board_config(options: Options, index: int) -> BoardConfig:
     """Settings of board number `index`; MACs differ, and differ with the seed."""
     number = (options.seed * 256 + index + 1) & 0xFFFFFF
     return BoardConfig(
+        chip=options.chip,
         mac=":".join(f"{byte:02x}" for byte in b"\x24\x0a\xc4" + number.to_bytes(3, "big")),
         timed=options.times == "on",
         bridge_latency_ms=options.bridge_latency_ms,
@@ -125,11 +127,11 @@ async def serve(directories: Sequence[Path], *, boards_from_stdin: bool = False)
     """Serve boards until SIGTERM or SIGINT, or until stdin closes where boards come from it."""
     loop = asyncio.get_running_loop()
     # Reading them takes longer than esptool waits for the start of a stub (0.2 s) under load.
-    known_stubs()
+    for chip in CHIP_NAMES:
+        known_stubs(chip)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    known_stubs()  # now, not when a board's time runs
     hosts: list[BoardHost] = []
 
     async def start(directory: Path) -> None:
