@@ -75,6 +75,7 @@ class Board:
         self.state = "off"
         self.app: dict[str, Any] = {}
         self.registers = Registers(config, self.flash)
+        self.registers.on_watchdog = self._start_watchdog
         self.deliver: Callable[[bytes], None] | None = None
         self.client_baud = ROM_BAUD
         self.chip_baud = ROM_BAUD
@@ -85,6 +86,7 @@ class Board:
         self._loop = asyncio.get_running_loop()
         self._rise: asyncio.TimerHandle | None = None
         self._rises_s = 0.0
+        self._watchdog: asyncio.TimerHandle | None = None
         self._boot_button = False
         self._life = 0
         self._core: Core | None = None
@@ -193,9 +195,10 @@ class Board:
     # --- the chip's life
 
     def _stop_chip(self) -> None:
-        if self._rise is not None:
-            self._rise.cancel()
-            self._rise = None
+        for timer in (self._rise, self._watchdog):
+            if timer is not None:
+                timer.cancel()
+        self._rise = self._watchdog = None
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -210,10 +213,21 @@ class Board:
         self.registers.reset()
         self.app = {}
 
-    def _start_chip(self, download: bool) -> None:
+    def _start_chip(self, download: bool, reason: ResetKind = "power-on") -> None:
         self._stop_chip()
-        self._task = self._loop.create_task(self._live(download))
+        self._task = self._loop.create_task(self._live(download, reason))
         self._task.add_done_callback(self._report)
+
+    def _start_watchdog(self, delay_s: float) -> None:
+        """The host has set the always-on part's watchdog: it resets all, and the pins are read."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._watchdog = self._loop.call_later(delay_s, self._watchdog_bites)
+
+    def _watchdog_bites(self) -> None:
+        self.registers.forced_download = False
+        self.history.add("reset", reason=self.registers.chip.resets["rtc-watchdog"])
+        self._start_chip(self.faults.stuck_in_download, "rtc-watchdog")
 
     def _report(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -221,10 +235,9 @@ class Board:
                 {"message": "simulated chip failed", "exception": task.exception()}
             )
 
-    async def _live(self, download: bool) -> None:
+    async def _live(self, download: bool, reason: ResetKind) -> None:
         rom = self.registers.chip.rom
         self.registers.strap = rom.download[0] if download else rom.normal
-        reason: ResetKind = "power-on"
         self._life = 0
         try:
             while True:
