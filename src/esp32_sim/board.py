@@ -29,6 +29,7 @@ from esp32_sim.images import Ending
 from esp32_sim.loader_common import Leave
 from esp32_sim.loader_rom import RomLoader
 from esp32_sim.loader_stub import StubLoader, is_stub
+from esp32_sim.usb import SERIAL_JTAG_ACTIONS, USB_BAUD, Lines, leaves_bus, otg_action
 
 ROM_BAUD = 115200
 # What the stub takes where the ROM's UART structure says 0 (espressif/esp-flasher-stub, main.c).
@@ -77,6 +78,9 @@ class Board:
         self.registers = Registers(config, self.flash)
         self.registers.on_watchdog = self._start_watchdog
         self.deliver: Callable[[bytes], None] | None = None
+        # Called where the chip's own USB port leaves the bus, with the seconds until it is back;
+        # None: it does not come back by itself.
+        self.on_leave_bus: Callable[[float | None], None] | None = None
         self.client_baud = ROM_BAUD
         self.chip_baud = ROM_BAUD
         self.dtr = self.rts = False
@@ -88,6 +92,10 @@ class Board:
         self._rises_s = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
         self._boot_button = False
+        # Why the ROM goes into download mode: its pin when EN rose, or what the USB peripheral's
+        # mark was at the reset.
+        self._strapped = self._usb_mark = self._usb_marked = False
+        self._was_powered = False
         self._life = 0
         self._core: Core | None = None
         self._rom: RomLoader | None = None
@@ -114,6 +122,10 @@ class Board:
             return
         self._powered = True
         self.history.add("power-on")
+        # When a board is switched on for the first time, its port has just been plugged in.
+        if self._was_powered:
+            self._reset_port("power-on")
+        self._was_powered = True
         if self._en_low:
             self.state = "reset"
         else:
@@ -128,6 +140,7 @@ class Board:
         self.state = "off"
         self.flash.write_enabled = False
         self.history.add(event, **details)
+        self._leave_bus(None)
 
     def close(self) -> None:
         """End the simulation of this board."""
@@ -144,9 +157,38 @@ class Board:
 
     def set_lines(self, dtr: bool, rts: bool, at_s: float) -> None:
         """DTR and RTS as the host drives them since `at_s`."""
+        before = self.dtr, self.rts
         self.dtr, self.rts = dtr, rts
         if not self.config.reset_lines:
             return
+        if self.config.usb == "serial-jtag":
+            self._serial_jtag_lines(before)
+        elif self.config.usb == "otg":
+            self._otg_lines(before)
+        else:
+            self._circuit_lines(dtr, rts, at_s)
+
+    def port_gone(self) -> None:
+        """The chip's own port left the bus: nobody drives its lines."""
+        self.dtr = self.rts = self._usb_mark = False
+
+    def _serial_jtag_lines(self, before: Lines) -> None:
+        now = self.dtr, self.rts
+        action = SERIAL_JTAG_ACTIONS[now] if now != before else ""
+        if action in ("mark", "unmark"):
+            self._usb_mark = action == "mark"
+        elif action == "reset" and self._powered:
+            self._usb_marked = self._usb_mark
+            self._restart("usb")
+
+    def _otg_lines(self, before: Lines) -> None:
+        action = otg_action(before, (self.dtr, self.rts))
+        if action and self.state in ("download", "stub", "app"):
+            # ROM and stub know one way only.
+            self.registers.forced_download = action == "download" and self.state == "app"
+            self._restart("cpu")
+
+    def _circuit_lines(self, dtr: bool, rts: bool, at_s: float) -> None:
         self._io0_changes.append((at_s, dtr and not rts))
         en_low = rts and not dtr
         if en_low == self._en_low:
@@ -183,12 +225,15 @@ class Board:
                 io0_low = low
         io0_low = io0_low or held
         self.history.add("reset", reason="EN", io0_low=io0_low)
-        self._start_chip(io0_low or self.faults.stuck_in_download)
+        self._strapped = io0_low
+        self._usb_marked = self.registers.forced_download = False
+        self._start_chip("power-on")
 
     def reset_button(self, *, boot_button: bool = False) -> None:
         """Somebody presses the board's EN button, perhaps while holding the one on IO0."""
         if self._powered and not self._en_low:
             self._stop_chip()
+            self._reset_port("power-on")
             self._boot_button = boot_button
             self._release_en(self._loop.time())
 
@@ -213,9 +258,15 @@ class Board:
         self.registers.reset()
         self.app = {}
 
-    def _start_chip(self, download: bool, reason: ResetKind = "power-on") -> None:
+    def _restart(self, reason: ResetKind) -> None:
+        """Something outside the processor resets the chip."""
+        self.history.add("reset", reason=self.registers.chip.resets[reason])
+        self._reset_port(reason)
+        self._start_chip(reason)
+
+    def _start_chip(self, reason: ResetKind) -> None:
         self._stop_chip()
-        self._task = self._loop.create_task(self._live(download, reason))
+        self._task = self._loop.create_task(self._live(reason))
         self._task.add_done_callback(self._report)
 
     def _start_watchdog(self, delay_s: float) -> None:
@@ -225,9 +276,16 @@ class Board:
         self._watchdog = self._loop.call_later(delay_s, self._watchdog_bites)
 
     def _watchdog_bites(self) -> None:
-        self.registers.forced_download = False
-        self.history.add("reset", reason=self.registers.chip.resets["rtc-watchdog"])
-        self._start_chip(self.faults.stuck_in_download, "rtc-watchdog")
+        self._strapped = self._usb_marked = self.registers.forced_download = False
+        self._restart("rtc-watchdog")
+
+    def _reset_port(self, reason: ResetKind) -> None:
+        if leaves_bus(self.config, reason):
+            self._leave_bus(self.config.usb_back_s)
+
+    def _leave_bus(self, back_s: float | None) -> None:
+        if self.config.usb != "bridge" and self.on_leave_bus is not None:
+            self.on_leave_bus(back_s)
 
     def _report(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -235,23 +293,26 @@ class Board:
                 {"message": "simulated chip failed", "exception": task.exception()}
             )
 
-    async def _live(self, download: bool, reason: ResetKind) -> None:
-        rom = self.registers.chip.rom
-        self.registers.strap = rom.download[0] if download else rom.normal
+    async def _live(self, reason: ResetKind) -> None:
         self._life = 0
         try:
             while True:
-                reason = await self._one_life(download, reason)
+                reason = await self._one_life(reason)
                 self._life += 1
                 self.registers.reset()
                 self.history.add("reset", reason=self.registers.chip.resets[reason])
+                self._reset_port(reason)
         except PowerLossError:
             # Not from within this task: it is the one to be stopped.
             operation = self.flash.op_count
             self._loop.call_soon(lambda: self.power_off("power-cut", operation=operation))
 
-    async def _one_life(self, download: bool, reason: ResetKind) -> ResetKind:
+    async def _one_life(self, reason: ResetKind) -> ResetKind:
         """From one reset to the next one that the chip makes by itself; its reason."""
+        rom = self.registers.chip.rom
+        pins = self._strapped or self.faults.stuck_in_download
+        download = pins or self._usb_marked or self.registers.forced_download
+        self.registers.strap = rom.download[0] if pins else rom.normal
         core = self._core = Core(self.flash, self.times, self._chip_sends, self._set_chip_baud)
         self.registers.core = core
         self.state = "bootloader"
@@ -259,22 +320,22 @@ class Board:
         core.print(self.registers.chip.rom.banner)
         if download:
             return await self._download(core, reason)
-        self._print_reset(core, reason, "SPI_FAST_FLASH_BOOT")
+        self._print_reset(core, reason, rom.normal, "SPI_FAST_FLASH_BOOT")
         return await self._boot(core)
 
-    def _print_reset(self, core: Core, reason: ResetKind, mode: str) -> None:
+    def _print_reset(self, core: Core, reason: ResetKind, strap: int, mode: str) -> None:
         chip = self.registers.chip
-        core.print(f"rst:{chip.resets[reason]},boot:{self.registers.strap:#x} ({mode})\r\n")
+        core.print(f"rst:{chip.resets[reason]},boot:{strap:#x} ({mode})\r\n")
         if chip.rom.saved_pc and reason not in ("power-on", "sleep"):
             core.print(chip.rom.saved_pc + "\r\n")
 
     async def _download(self, core: Core, reason: ResetKind) -> ResetKind:
         rom = self.registers.chip.rom
-        mode, waits = rom.download[1], "waiting for download"
+        (strap, mode), waits = rom.download, "waiting for download"
         if self.config.download_form != "joint":
             mode, waits = NARROWED[self.config.download_form]
-            self.registers.strap = rom.narrowed
-        self._print_reset(core, reason, mode)
+            strap = self.registers.strap = rom.narrowed
+        self._print_reset(core, reason, strap, mode)
         core.print(waits + "\r\n")
         self.state = "download"
         self.history.add("download")
@@ -338,7 +399,7 @@ class Board:
             partitions=result.partitions,
             life=self._life,
             time_scale=self.config.time_scale,
-            record=self.history.add,
+            record=self._record_app,
             set_baud=self._set_chip_baud,
             burn=self._burn if self.config.anti_rollback else None,
         )
@@ -346,6 +407,11 @@ class Board:
         self.history.add("boot", slot=result.slot, index=result.index, offset=result.offset)
         ending = await app.run()
         return RESETS[ending]
+
+    def _record_app(self, event: str, **details: Any) -> None:
+        self.history.add(event, **details)
+        if event == "asleep":
+            self._leave_bus(None)
 
     def _burn(self, secure_version: int) -> None:
         """eFuses outlast power, and count upwards only."""
@@ -360,7 +426,13 @@ class Board:
         self.chip_baud = baud
         self.registers.baud = max(1, baud)
 
+    def _wire_baud(self, baud: int) -> int:
+        """The speed of a UART, which USB does not have."""
+        return baud if self.config.usb == "bridge" else USB_BAUD
+
     def _garbled(self, baud: int) -> bool:
+        if self.config.usb != "bridge":
+            return False
         if 0 < self.config.max_baud < baud:
             return True
         return abs(self.client_baud - baud) > BAUD_TOLERANCE * baud
@@ -372,6 +444,9 @@ class Board:
             self.history.print(data)
         if baud <= 0 or self.faults.no_answer:
             return at_s
+        if self.config.usb == "otg" and self.state == "bootloader":
+            return at_s  # ROM and bootloader speak at UART0 only
+        baud = self._wire_baud(baud)
         if not self.times.timed:
             self._arrives(data, baud)
             return at_s
@@ -395,7 +470,7 @@ class Board:
     def host_sends(self, data: bytes) -> None:
         """Bytes from the host, at the client's baud."""
         now = self._loop.time()
-        byte_s = self.times.wire_s(1, self.client_baud)
+        byte_s = self.times.wire_s(1, self._wire_baud(self.client_baud))
         self._rx_free_s = max(self._rx_free_s, now) + len(data) * byte_s
         core = self._core
         if core is None:

@@ -39,7 +39,12 @@ class BoardConfig:
     secure_version: what the eFuses count for it. bootloader_log: "none" for one that prints
     nothing, as the Arduino core's; the ROM's lines stay. table_offset: where the bootloader looks
     for the partition table. reset_lines: whether DTR and RTS reach EN and IO0; where not, only
-    people reset the board (`BoardControl.reset`). timed: wire, bridge and flash take their real
+    people reset the board (`BoardControl.reset`). usb: how it is
+    attached: "bridge" (a UART behind a USB bridge), or by the chip's own port, "serial-jtag" or
+    "otg" (`usb`). usb_leaves_at: after which resets its own port is gone from the bus for a
+    moment: "hard-resets", those that reset the port as well, or "every-reset". usb_back_s: for
+    how long. usb_name: the folder beside the board's under whose name it is back; "": its own.
+    timed: wire, bridge and flash take their real
     time. erase_factor: how much longer than their data sheets say erases take, where boards are
     timed. time_scale: seconds of an app's behaviour are multiplied by it. resets_on_open: opening
     the port resets the board, as with drivers that move DTR and RTS one after the other. max_baud:
@@ -69,6 +74,10 @@ class BoardConfig:
     bootloader_log: Literal["info", "none"] = "info"
     table_offset: int = TABLE_OFFSET
     reset_lines: bool = True
+    usb: Literal["bridge", "serial-jtag", "otg"] = "bridge"
+    usb_leaves_at: Literal["hard-resets", "every-reset"] = "hard-resets"
+    usb_back_s: float = 0.3
+    usb_name: str = ""
     timed: bool = False
     bridge_latency_ms: float = 1.0
     erase_factor: float = 1.0
@@ -82,11 +91,13 @@ class BoardConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Fill in what the chip usually has; raises ValueError for a chip that is not known."""
+        """Fill in what the chip usually has; raises ValueError for what no chip has."""
         if self.revision == USUAL_REVISION:
             object.__setattr__(self, "revision", self.chip_facts.revision)
         if self.package == USUAL_PACKAGE:
             object.__setattr__(self, "package", self.chip_facts.package)
+        if self.usb not in ("bridge", *self.chip_facts.usb):
+            raise ValueError(f"an {self.chip_facts.title} has no USB port of the kind {self.usb!r}")
 
     @property
     def chip_facts(self) -> Chip:

@@ -142,15 +142,16 @@ class Control:
 
     def do_unplug(self, power: bool = True) -> None:
         """The port vanishes; power: whether the board keeps it."""
-        self.host.unplug()
+        self.host.pull()
         if not power:
             self.board.power_off()
 
     def do_plug(self, directory: str | None = None) -> str:
         """Plug in again, perhaps at another place; returns the port's url."""
         where = Path(directory) if directory else self.host.directory
-        self.host.plug(where)
         self.board.power_on()
+        self.host.place = where
+        self.host.plug(where)
         return f"esp32sim://{where}"
 
     def do_configure(self, **changes: Any) -> None:
