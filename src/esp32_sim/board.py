@@ -336,6 +336,8 @@ class Board:
             mode, waits = NARROWED[self.config.download_form]
             strap = self.registers.strap = rom.narrowed
         self._print_reset(core, reason, strap, mode)
+        if self.config.download_disabled:
+            await asyncio.Event().wait()
         core.print(waits + "\r\n")
         self.state = "download"
         self.history.add("download")

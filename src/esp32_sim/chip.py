@@ -83,6 +83,7 @@ def register_values(config: BoardConfig) -> dict[int, int]:
         "secure_boot_v1": int(config.secure_boot_v1),
         "secure_boot_v2": int(config.secure_boot_v2),
         "secure_download": int(config.secure_download),
+        "download_disabled": int(config.download_disabled),
         "download_encrypt_disabled": int(config.download_encrypt_disabled),
         "secure_version": (1 << config.secure_version) - 1,
         "crystal": round(CALI_VALUE * config.crystal_estimate),

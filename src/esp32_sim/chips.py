@@ -173,6 +173,7 @@ def _efuses(
         **{f"key_purpose_{i}": ((0, 2 + (i + 6) // 8, (24 + 4 * i) % 32, 4),) for i in range(6)},
         "secure_boot_v2": ((0, 3, 20, 1),),
         "secure_download": ((0, 4, 5, 1),),
+        "download_disabled": ((0, 4, 0, 1),),
         "secure_version": ((0, 4, 14, 16),),
     }
     return {
@@ -249,6 +250,7 @@ ESP32 = Chip(
         "major_from_3": (Bits(0x3FF6607C, 31, 1),),
         "minor": _esp32_efuse((5, 24, 2)),
         "flash_crypt_cnt": _esp32_efuse((0, 20, 7)),
+        "download_disabled": _esp32_efuse((0, 27, 1)),
         # With flash encryption in use its key is read-protected, as the bootloader leaves it.
         "encrypted": _esp32_efuse((0, 16, 1)),
         "crypt_config": _esp32_efuse((5, 28, 4)),

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from esp32_sim.chips import CHIP_NAMES, ESP32
+from esp32_sim.chips import CHIP_NAMES, CHIPS, ESP32
 from esp32_sim.claim import Claimed, claim
 from esp32_sim.config import FLASH_FILE, BoardConfig
 from esp32_sim.factory import create_board, make_flash
@@ -36,15 +36,15 @@ class Options:
     """What is simulated.
 
     dir: where the boards' files go; boards: how many; layout: the partition table of all, by
-    default those with OTA slots in turn; chip: of all; flash: a dump to start from; seed: of
-    MACs, contents and faults. board_dir: prepared boards instead; boards_from_stdin: their
-    folders come a line each on stdin, and its end is the simulator's.
+    default those with OTA slots in turn; chip: of those that are new; flash: a dump to start
+    from; seed: of MACs, contents and faults. board_dir: prepared boards instead;
+    boards_from_stdin: their folders come a line each on stdin, and its end is the simulator's.
     """
 
     boards: int = 1
     dir: Path | None = None
     layout: str | None = None
-    chip: str = ESP32.name
+    chip: str | None = None
     times: str = "on"
     flash: Path | None = None
     bridge_latency_ms: float = 1.0
@@ -65,7 +65,8 @@ class Refused(Exception):
 def prepare(options: Options) -> list[Path]:
     """Claim the boards, and create those that do not exist yet; their directories.
 
-    Raises Refused, OSError, and ValueError for a flash that cannot be made.
+    Raises Refused, OSError, and ValueError for a flash that cannot be made, or a board that has
+    another chip.
     """
     if options.prepared:
         directories = [Path(os.path.abspath(directory)) for directory in options.board_dir]
@@ -78,6 +79,7 @@ def prepare(options: Options) -> list[Path]:
     # All of them first: nothing of another simulator's boards may change.
     for directory in directories:
         _claim(directory, folder)
+    chip = options.chip or ESP32.name
     for index, directory in enumerate(directories):
         seed = options.seed + index
         if not (directory / FLASH_FILE).exists():
@@ -85,11 +87,14 @@ def prepare(options: Options) -> list[Path]:
                 flash: bytes | bytearray = whole_chip(options.flash.read_bytes())
             else:
                 layout = options.layout or OTA_LAYOUTS[index % len(OTA_LAYOUTS)]
-                app = build_app(version="1.0.0", seed=options.seed, chip=options.chip)
-                flash = make_flash(layout, app=app, seed=seed, chip=options.chip)
-            create_board(directory, flash, board_config(options, index))
+                app = build_app(version="1.0.0", seed=options.seed, chip=chip)
+                flash = make_flash(layout, app=app, seed=seed, chip=chip)
+            create_board(directory, flash, board_config(options, index, chip))
         else:
-            board_config(options, index).save(directory)
+            kept = BoardConfig.load(directory).chip
+            if options.chip not in (None, kept):
+                raise ValueError(f"the board in {directory} is an {CHIPS[kept].title} already")
+            board_config(options, index, kept).save(directory)
     return directories
 
 
@@ -111,11 +116,11 @@ def whole_chip(dump: bytes) -> bytes:
     return dump.ljust(size, b"\xff")
 
 
-def board_config(options: Options, index: int) -> BoardConfig:
+def board_config(options: Options, index: int, chip: str) -> BoardConfig:
     """Settings of board number `index`; MACs differ, and differ with the seed."""
     number = (options.seed * 256 + index + 1) & 0xFFFFFF
     return BoardConfig(
-        chip=options.chip,
+        chip=chip,
         mac=":".join(f"{byte:02x}" for byte in b"\x24\x0a\xc4" + number.to_bytes(3, "big")),
         timed=options.times == "on",
         bridge_latency_ms=options.bridge_latency_ms,

@@ -156,7 +156,8 @@ def test_efuses(tmp_path: Path, chip: str) -> None:
     esp = esptool_on(
         chip, mac="7c:df:a1:12:34:56", revision=(1, 3), block_revision=(1, 2),
         key_purposes=(0, 1, 4, 9, 10, 11), flash_crypt_cnt=7, secure_boot_v2=True,
-        secure_download=True, download_encrypt_disabled=True, secure_version=5,
+        secure_download=True, download_encrypt_disabled=True, download_disabled=True,
+        secure_version=5,
     )  # fmt: skip
     file = tmp_path / "efuses.json"
     commands = init_commands(esp=esp)
@@ -173,6 +174,7 @@ def test_efuses(tmp_path: Path, chip: str) -> None:
     assert fields["SPI_BOOT_CRYPT_CNT"] == "Enable"
     assert fields["SECURE_BOOT_EN"] is True
     assert fields["ENABLE_SECURITY_DOWNLOAD"] is True
+    assert fields["DIS_DOWNLOAD_MODE"] is True
     assert fields["DIS_DOWNLOAD_MANUAL_ENCRYPT"] is True
     assert int(fields["SECURE_VERSION"]).bit_count() == 5
 
@@ -205,6 +207,18 @@ def test_secure_download_mode(start: StartBoard, chip: str) -> None:
         esp.flash_spi_attach(0)
         esp.flash_set_parameters(8 * MIB)
         esp.flash_defl_begin(4096, 100, 0x310000)
+
+
+def test_download_mode_disabled(start: StartBoard, open_port: Callable[..., Any]) -> None:
+    """The chip goes nowhere until the next reset; which words its ROM has for that is not known."""
+    board = start(chip="esp32c3", config={"download_disabled": True, "reset_lines": False})
+    since = board.control.wait_for("app")["number"]
+    port = open_port(board.url)
+    board.control.reset(boot_button=True)
+    port.read_until(b"DOWNLOAD(USB/UART0/1))\r\n")
+    assert board.control.events(since=since)[-1]["event"] == "reset"
+    board.control.reset()
+    board.control.wait_for("app", since=since)
 
 
 def test_the_s3_starts_the_stub_under_secure_boot(start: StartBoard, connect_to: Connect) -> None:
