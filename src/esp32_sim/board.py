@@ -178,7 +178,7 @@ class Board:
         if action in ("mark", "unmark"):
             self._usb_mark = action == "mark"
         elif action == "reset" and self._powered:
-            self._usb_marked = self._usb_mark
+            self._usb_marked = self._usb_mark or self.faults.stuck_in_download
             self._restart("usb")
 
     def _otg_lines(self, before: Lines) -> None:
@@ -225,7 +225,7 @@ class Board:
                 io0_low = low
         io0_low = io0_low or held
         self.history.add("reset", reason="EN", io0_low=io0_low)
-        self._strapped = io0_low
+        self._strapped = io0_low or self.faults.stuck_in_download
         self._usb_marked = self.registers.forced_download = False
         self._start_chip("power-on")
 
@@ -276,7 +276,8 @@ class Board:
         self._watchdog = self._loop.call_later(delay_s, self._watchdog_bites)
 
     def _watchdog_bites(self) -> None:
-        self._strapped = self._usb_marked = self.registers.forced_download = False
+        self._strapped = self.faults.stuck_in_download
+        self._usb_marked = self.registers.forced_download = False
         self._restart("rtc-watchdog")
 
     def _reset_port(self, reason: ResetKind) -> None:
@@ -310,9 +311,8 @@ class Board:
     async def _one_life(self, reason: ResetKind) -> ResetKind:
         """From one reset to the next one that the chip makes by itself; its reason."""
         rom = self.registers.chip.rom
-        pins = self._strapped or self.faults.stuck_in_download
-        download = pins or self._usb_marked or self.registers.forced_download
-        self.registers.strap = rom.download[0] if pins else rom.normal
+        download = self._strapped or self._usb_marked or self.registers.forced_download
+        self.registers.strap = rom.download[0] if self._strapped else rom.normal
         core = self._core = Core(self.flash, self.times, self._chip_sends, self._set_chip_baud)
         self.registers.core = core
         self.state = "bootloader"
