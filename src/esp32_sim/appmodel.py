@@ -11,11 +11,12 @@ from typing import Any
 
 from esp32_sim import layouts
 from esp32_sim.bootmodel import PENDING_VERIFY, VALID, Select
+from esp32_sim.chips import Chip
 from esp32_sim.core import Core
 from esp32_sim.flash import SECTOR_BYTES
 from esp32_sim.images import Behaviour, Ending, find_behaviour, read_descriptor
 from esp32_sim.layouts import Partition
-from esp32_sim.logs import BROWNOUTS, PANICS
+from esp32_sim.logs import BROWNOUTS
 from esp32_sim.nvsformat import SECTOR, NvsError, Region
 from esp32_sim.nvsmodel import FlashRegion, MemoryRegion, NvsStore, Write
 
@@ -34,6 +35,7 @@ class App:
         self,
         *,
         core: Core,
+        chip: Chip,
         image: bytes,
         partition: Partition,
         partitions: tuple[Partition, ...],
@@ -49,6 +51,7 @@ class App:
         where the build has anti-rollback.
         """
         self.core = core
+        self.chip = chip
         self.partition = partition
         self.behaviour = find_behaviour(image) or Behaviour()
         self.info = read_descriptor(image)
@@ -91,7 +94,7 @@ class App:
 
     def _start_lines(self) -> None:
         """ESP-IDF's own lines at an app's start (v5: app_init, cpu_start)."""
-        self.log("I", "cpu_start", "Multicore app")
+        self.log("I", "cpu_start", "Multicore app" if self.chip.cores > 1 else "Unicore app")
         self.log("I", "cpu_start", "cpu freq: 160000000 Hz")
         if self.info is not None:
             self.log("I", "app_init", "Application information:")
@@ -155,7 +158,7 @@ class App:
     async def _end(self) -> Ending:
         ending = self.behaviour.ending
         if ending == "panic":
-            for line in PANICS[self.behaviour.panic]:
+            for line in self.chip.panics[self.behaviour.panic]:
                 self.print(line)
             self._record("panic")
         elif ending in ("loop", "restart"):

@@ -18,15 +18,18 @@ from typing import Any
 
 from esp32_sim import bootmodel
 from esp32_sim.appmodel import App
-from esp32_sim.chip import STRAP_DOWNLOAD, STRAP_NORMAL, Registers
+from esp32_sim.chip import Registers
+from esp32_sim.chips import ResetKind
 from esp32_sim.config import FLASH_FILE, BoardConfig
 from esp32_sim.core import Core, Times
 from esp32_sim.events import History
 from esp32_sim.faults import Faults, noise
 from esp32_sim.flash import FlashOp, NorFlash, PowerLossError
+from esp32_sim.images import Ending
 from esp32_sim.loader_common import Leave
 from esp32_sim.loader_rom import RomLoader
 from esp32_sim.loader_stub import StubLoader, is_stub
+from esp32_sim.usb import SERIAL_JTAG_ACTIONS, USB_BAUD, Lines, leaves_bus, otg_action
 
 ROM_BAUD = 115200
 # What the stub takes where the ROM's UART structure says 0 (espressif/esp-flasher-stub, main.c).
@@ -39,20 +42,21 @@ BOTH_LINES_S = 1.0
 # How long a chip without a bootable app takes to its next attempt (RTC watchdog).
 RETRY_S = 1.0
 
-POWERON = "0x1 (POWERON_RESET)"
-SW_RESET = "0x3 (SW_RESET)"
-TG0WDT = "0x7 (TG0WDT_SYS_RESET)"
-SW_CPU = "0xc (SW_CPU_RESET)"
-RTCWDT = "0x10 (RTCWDT_RTC_RESET)"
-RESET_REASONS = {
-    "panic": SW_CPU,
-    "loop": SW_RESET,
-    "watchdog": TG0WDT,
-    "restart": SW_CPU,
-    "deep-sleep": "0x5 (DEEPSLEEP_RESET)",
-    "brownout": SW_CPU,
-    "brownout-tagged": SW_RESET,
-    "brownout-reset": "0xf (RTCWDT_BROWN_OUT_RESET)",
+# What resets the chip at an app's end.
+RESETS: dict[Ending, ResetKind] = {
+    "panic": "cpu",
+    "loop": "system",
+    "watchdog": "timer-watchdog",
+    "restart": "cpu",
+    "deep-sleep": "sleep",
+    "brownout": "cpu",
+    "brownout-tagged": "system",
+    "brownout-reset": "brown-out",
+}
+# What download mode is called, and what the ROM says, where it waits at one interface only.
+NARROWED = {
+    "uart0": ("UART0_BOOT", "wait uart0 download"),
+    "usb": ("USB_BOOT", "wait usb download"),
 }
 
 
@@ -72,7 +76,11 @@ class Board:
         self.state = "off"
         self.app: dict[str, Any] = {}
         self.registers = Registers(config, self.flash)
+        self.registers.on_watchdog = self._start_watchdog
         self.deliver: Callable[[bytes], None] | None = None
+        # Called where the chip's own USB port leaves the bus, with the seconds until it is back;
+        # None: it does not come back by itself.
+        self.on_leave_bus: Callable[[float | None], None] | None = None
         self.client_baud = ROM_BAUD
         self.chip_baud = ROM_BAUD
         self.dtr = self.rts = False
@@ -82,7 +90,12 @@ class Board:
         self._loop = asyncio.get_running_loop()
         self._rise: asyncio.TimerHandle | None = None
         self._rises_s = 0.0
+        self._watchdog: asyncio.TimerHandle | None = None
         self._boot_button = False
+        # Why the ROM goes into download mode: its pin when EN rose, or what the USB peripheral's
+        # mark was at the reset.
+        self._strapped = self._usb_mark = self._usb_marked = False
+        self._was_powered = False
         self._life = 0
         self._core: Core | None = None
         self._rom: RomLoader | None = None
@@ -109,6 +122,10 @@ class Board:
             return
         self._powered = True
         self.history.add("power-on")
+        # When a board is switched on for the first time, its port has just been plugged in.
+        if self._was_powered:
+            self._reset_port("power-on")
+        self._was_powered = True
         if self._en_low:
             self.state = "reset"
         else:
@@ -123,6 +140,7 @@ class Board:
         self.state = "off"
         self.flash.write_enabled = False
         self.history.add(event, **details)
+        self._leave_bus(None)
 
     def close(self) -> None:
         """End the simulation of this board."""
@@ -139,9 +157,38 @@ class Board:
 
     def set_lines(self, dtr: bool, rts: bool, at_s: float) -> None:
         """DTR and RTS as the host drives them since `at_s`."""
+        before = self.dtr, self.rts
         self.dtr, self.rts = dtr, rts
         if not self.config.reset_lines:
             return
+        if self.config.usb == "serial-jtag":
+            self._serial_jtag_lines(before)
+        elif self.config.usb == "otg":
+            self._otg_lines(before)
+        else:
+            self._circuit_lines(dtr, rts, at_s)
+
+    def port_gone(self) -> None:
+        """The chip's own port left the bus: nobody drives its lines."""
+        self.dtr = self.rts = self._usb_mark = False
+
+    def _serial_jtag_lines(self, before: Lines) -> None:
+        now = self.dtr, self.rts
+        action = SERIAL_JTAG_ACTIONS[now] if now != before else ""
+        if action in ("mark", "unmark"):
+            self._usb_mark = action == "mark"
+        elif action == "reset" and self._powered:
+            self._usb_marked = self._usb_mark or self.faults.stuck_in_download
+            self._restart("usb")
+
+    def _otg_lines(self, before: Lines) -> None:
+        action = otg_action(before, (self.dtr, self.rts))
+        if action and self.state in ("download", "stub", "app"):
+            # ROM and stub know one way only.
+            self.registers.forced_download = action == "download" and self.state == "app"
+            self._restart("cpu")
+
+    def _circuit_lines(self, dtr: bool, rts: bool, at_s: float) -> None:
         self._io0_changes.append((at_s, dtr and not rts))
         en_low = rts and not dtr
         if en_low == self._en_low:
@@ -178,21 +225,25 @@ class Board:
                 io0_low = low
         io0_low = io0_low or held
         self.history.add("reset", reason="EN", io0_low=io0_low)
-        self._start_chip(io0_low or self.faults.stuck_in_download)
+        self._strapped = io0_low or self.faults.stuck_in_download
+        self._usb_marked = self.registers.forced_download = False
+        self._start_chip("power-on")
 
     def reset_button(self, *, boot_button: bool = False) -> None:
         """Somebody presses the board's EN button, perhaps while holding the one on IO0."""
         if self._powered and not self._en_low:
             self._stop_chip()
+            self._reset_port("power-on")
             self._boot_button = boot_button
             self._release_en(self._loop.time())
 
     # --- the chip's life
 
     def _stop_chip(self) -> None:
-        if self._rise is not None:
-            self._rise.cancel()
-            self._rise = None
+        for timer in (self._rise, self._watchdog):
+            if timer is not None:
+                timer.cancel()
+        self._rise = self._watchdog = None
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -207,10 +258,35 @@ class Board:
         self.registers.reset()
         self.app = {}
 
-    def _start_chip(self, download: bool) -> None:
+    def _restart(self, reason: ResetKind) -> None:
+        """Something outside the processor resets the chip."""
+        self.history.add("reset", reason=self.registers.chip.resets[reason])
+        self._reset_port(reason)
+        self._start_chip(reason)
+
+    def _start_chip(self, reason: ResetKind) -> None:
         self._stop_chip()
-        self._task = self._loop.create_task(self._live(download))
+        self._task = self._loop.create_task(self._live(reason))
         self._task.add_done_callback(self._report)
+
+    def _start_watchdog(self, delay_s: float) -> None:
+        """The host has set the always-on part's watchdog: it resets all, and the pins are read."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._watchdog = self._loop.call_later(delay_s, self._watchdog_bites)
+
+    def _watchdog_bites(self) -> None:
+        self._strapped = self.faults.stuck_in_download
+        self._usb_marked = self.registers.forced_download = False
+        self._restart("rtc-watchdog")
+
+    def _reset_port(self, reason: ResetKind) -> None:
+        if leaves_bus(self.config, reason):
+            self._leave_bus(self.config.usb_back_s)
+
+    def _leave_bus(self, back_s: float | None) -> None:
+        if self.config.usb != "bridge" and self.on_leave_bus is not None:
+            self.on_leave_bus(back_s)
 
     def _report(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -218,50 +294,63 @@ class Board:
                 {"message": "simulated chip failed", "exception": task.exception()}
             )
 
-    async def _live(self, download: bool) -> None:
-        self.registers.strap = STRAP_DOWNLOAD if download else STRAP_NORMAL
-        reason = POWERON
+    async def _live(self, reason: ResetKind) -> None:
         self._life = 0
         try:
             while True:
-                reason = await self._one_life(download, reason)
+                reason = await self._one_life(reason)
                 self._life += 1
                 self.registers.reset()
-                self.history.add("reset", reason=reason)
+                self.history.add("reset", reason=self.registers.chip.resets[reason])
+                self._reset_port(reason)
         except PowerLossError:
             # Not from within this task: it is the one to be stopped.
             operation = self.flash.op_count
             self._loop.call_soon(lambda: self.power_off("power-cut", operation=operation))
 
-    async def _one_life(self, download: bool, reason: str) -> str:
+    async def _one_life(self, reason: ResetKind) -> ResetKind:
         """From one reset to the next one that the chip makes by itself; its reason."""
+        rom = self.registers.chip.rom
+        download = self._strapped or self._usb_marked or self.registers.forced_download
+        self.registers.strap = rom.download[0] if self._strapped else rom.normal
         core = self._core = Core(self.flash, self.times, self._chip_sends, self._set_chip_baud)
         self.registers.core = core
         self.state = "bootloader"
         self._set_chip_baud(ROM_BAUD)
-        core.print("ets Jul 29 2019 12:21:46\r\n\r\n")
+        core.print(self.registers.chip.rom.banner)
         if download:
             return await self._download(core, reason)
-        core.print(f"rst:{reason},boot:{self.registers.strap:#x} (SPI_FAST_FLASH_BOOT)\r\n")
+        self._print_reset(core, reason, rom.normal, "SPI_FAST_FLASH_BOOT")
         return await self._boot(core)
 
-    async def _download(self, core: Core, reason: str) -> str:
-        core.print(
-            f"rst:{reason},boot:{self.registers.strap:#x} "
-            "(DOWNLOAD_BOOT(UART0/UART1/SDIO_REI_REO_V2))\r\nwaiting for download\r\n"
-        )
+    def _print_reset(self, core: Core, reason: ResetKind, strap: int, mode: str) -> None:
+        chip = self.registers.chip
+        core.print(f"rst:{chip.resets[reason]},boot:{strap:#x} ({mode})\r\n")
+        if chip.rom.saved_pc and reason not in ("power-on", "sleep"):
+            core.print(chip.rom.saved_pc + "\r\n")
+
+    async def _download(self, core: Core, reason: ResetKind) -> ResetKind:
+        rom = self.registers.chip.rom
+        (strap, mode), waits = rom.download, "waiting for download"
+        if self.config.download_form != "joint":
+            mode, waits = NARROWED[self.config.download_form]
+            strap = self.registers.strap = rom.narrowed
+        self._print_reset(core, reason, strap, mode)
+        if self.config.download_disabled:
+            await asyncio.Event().wait()
+        core.print(waits + "\r\n")
         self.state = "download"
         self.history.add("download")
         self._rom = RomLoader(core, self.registers)
         leave = await _run_loader(self._rom)
         if leave.how == "ram":
-            if not is_stub(self._rom.ram, leave.entry):
+            if not is_stub(self.config.chip, self._rom.ram, leave.entry):
                 self.state = "crashed"
                 self.history.add("crashed", entry=leave.entry)
                 await asyncio.Event().wait()
             noted, self._rom = self._rom.noted_baud, None
             self.state = "stub"
-            if not self.config.rom_reports_baud:
+            if self.registers.chip.stub_sets_baud and not self.config.rom_reports_baud:
                 self._set_chip_baud(STUB_BAUD)
             elif noted is not None:
                 self._set_chip_baud(noted)
@@ -272,15 +361,17 @@ class Board:
         if leave.how == "app":
             self._set_chip_baud(ROM_BAUD)
             return await self._boot(core)
-        return SW_CPU
+        return "cpu"
 
-    async def _boot(self, core: Core) -> str:
+    async def _boot(self, core: Core) -> ResetKind:
         self.state = "bootloader"
-        for line in ("configsip: 0, SPIWP:0xee", "mode:DIO, clock div:2", "entry 0x400805e4"):
+        chip = self.registers.chip
+        for line in chip.rom.loading:
             core.print(line + "\r\n")
         core.spend(self.times.boot_s)
         await core.settle()
         major, minor = self.config.revision
+        block_major, block_minor = self.config.block_revision
         result = bootmodel.boot(
             self.flash,
             rollback=self.config.rollback,
@@ -288,33 +379,41 @@ class Board:
             secure_version=self.config.secure_version,
             table_offset=self.config.table_offset,
             silent=self.config.bootloader_log == "none",
+            chip=chip,
             revision=major * 100 + minor,
+            block_revision=block_major * 100 + block_minor,
             log=lambda line: core.print(line + "\r\n"),
         )
         self._burn(result.secure_version)
         if result.partition is None or result.image is None:
             self.history.add("boot-failed", error=result.error)
             await core.sleep(RETRY_S * self.config.time_scale)
-            return SW_RESET if result.started else RTCWDT
+            return "system" if result.started else chip.unbootable
         core.spend(self.times.read_s_per_mib * result.image.size / (1 << 20))
         await core.settle()
         image = self.flash.read(result.image.offset, result.image.size)
         self.state = "app"
         app = App(
             core=core,
+            chip=chip,
             image=image,
             partition=result.partition,
             partitions=result.partitions,
             life=self._life,
             time_scale=self.config.time_scale,
-            record=self.history.add,
+            record=self._record_app,
             set_baud=self._set_chip_baud,
             burn=self._burn if self.config.anti_rollback else None,
         )
         self.app = app.describe()
         self.history.add("boot", slot=result.slot, index=result.index, offset=result.offset)
         ending = await app.run()
-        return RESET_REASONS[ending]
+        return RESETS[ending]
+
+    def _record_app(self, event: str, **details: Any) -> None:
+        self.history.add(event, **details)
+        if event == "asleep":
+            self._leave_bus(None)
 
     def _burn(self, secure_version: int) -> None:
         """eFuses outlast power, and count upwards only."""
@@ -329,7 +428,13 @@ class Board:
         self.chip_baud = baud
         self.registers.baud = max(1, baud)
 
+    def _wire_baud(self, baud: int) -> int:
+        """The speed of a UART, which USB does not have."""
+        return baud if self.config.usb == "bridge" else USB_BAUD
+
     def _garbled(self, baud: int) -> bool:
+        if self.config.usb != "bridge":
+            return False
         if 0 < self.config.max_baud < baud:
             return True
         return abs(self.client_baud - baud) > BAUD_TOLERANCE * baud
@@ -341,6 +446,9 @@ class Board:
             self.history.print(data)
         if baud <= 0 or self.faults.no_answer:
             return at_s
+        if self.config.usb == "otg" and self.state == "bootloader":
+            return at_s  # ROM and bootloader speak at UART0 only
+        baud = self._wire_baud(baud)
         if not self.times.timed:
             self._arrives(data, baud)
             return at_s
@@ -364,7 +472,7 @@ class Board:
     def host_sends(self, data: bytes) -> None:
         """Bytes from the host, at the client's baud."""
         now = self._loop.time()
-        byte_s = self.times.wire_s(1, self.client_baud)
+        byte_s = self.times.wire_s(1, self._wire_baud(self.client_baud))
         self._rx_free_s = max(self._rx_free_s, now) + len(data) * byte_s
         core = self._core
         if core is None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from esp32_sim import layouts
+from esp32_sim.chips import ESP32, Chip
 from esp32_sim.flash import SECTOR_BYTES, FlashOp, NorFlash
 from esp32_sim.imagecheck import (
     BadImageError,
@@ -117,7 +118,9 @@ def boot(
     secure_version: int = 0,
     table_offset: int = layouts.TABLE_OFFSET,
     silent: bool = False,
+    chip: Chip = ESP32,
     revision: int = 301,
+    block_revision: int = 0,
     log: Callable[[str], None] | None = None,
 ) -> BootResult:
     """Boot once, writing otadata as the bootloader does.
@@ -126,12 +129,21 @@ def boot(
     CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE and CONFIG_BOOTLOADER_APP_ANTI_ROLLBACK (which needs
     the former). secure_version: what the chip's eFuses count. table_offset: where the bootloader
     was built to look for the partition table. silent: built without a log, as the Arduino
-    core's; the ROM speaks all the same. revision: of the chip, major * 100 + minor. log: called
-    with each line as it is printed.
+    core's; the ROM speaks all the same. revision, block_revision: of the chip and of its eFuse
+    blocks, major * 100 + minor. log: called with each line as it is printed.
     """
     nor = NorFlash(flash) if isinstance(flash, bytearray) else flash
     return _Boot(
-        nor, rollback, anti_rollback, secure_version, table_offset, silent, revision, log
+        nor,
+        rollback,
+        anti_rollback,
+        secure_version,
+        table_offset,
+        silent,
+        chip,
+        revision,
+        block_revision,
+        log,
     ).run()
 
 
@@ -143,7 +155,9 @@ class _Boot:
     secure_version: int
     table_offset: int
     silent: bool
+    chip: Chip
     revision: int
+    block_revision: int
     sink: Callable[[str], None] | None
     lines: list[str] = field(default_factory=list)
     writes: list[FlashOp] = field(default_factory=list)
@@ -172,7 +186,7 @@ class _Boot:
     # --- the pass
 
     def run(self) -> BootResult:
-        problem = bootloader_problem(self.flash)
+        problem = bootloader_problem(self.flash, self.chip)
         if problem is not None:
             for line in problem.split("\n"):
                 self.print(line)
@@ -181,8 +195,11 @@ class _Boot:
         self.info("ESP-IDF v5.1.4 2nd stage bootloader")
         self.info("compile time Jan  1 2026 12:34:56")
         self.info(f"chip revision: v{self.revision // 100}.{self.revision % 100}")
-        size = bootloader_flash_bytes(self.flash)
-        self.info(f"SPI Flash Size : {size >> 20}MB", "boot.esp32")
+        if self.chip.checks_blocks:
+            blocks = self.block_revision
+            self.info(f"efuse block revision: v{blocks // 100}.{blocks % 100}")
+        size = bootloader_flash_bytes(self.flash, self.chip.bootloader_offset)
+        self.info(f"SPI Flash Size : {size >> 20}MB", f"boot.{self.chip.name}")
         partitions = self.read_table(size)
         if partitions is None:
             self.error("Failed to verify partition table")
@@ -394,7 +411,14 @@ class _Boot:
         if not self.is_new_enough(partition):
             return None
         try:
-            image = verify_app(self.flash, partition.offset, partition.size, revision=self.revision)
+            image = verify_app(
+                self.flash,
+                partition.offset,
+                partition.size,
+                chip=self.chip,
+                revision=self.revision,
+                block_revision=self.block_revision,
+            )
         except BadImageError as error:
             self.error(str(error), "esp_image")
             return None

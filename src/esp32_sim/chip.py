@@ -1,55 +1,46 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The ESP32's registers as far as a loader's client touches them: eFuses, UART, SPI flash.
+"""A chip's registers as far as a loader's client touches them: eFuses, UART, SPI flash, watchdog.
 
-Addresses and bits: ESP32 Technical Reference Manual, and esptool's targets/esp32.py for the
-ones that esptool reads. Every other register reads 0 and ignores writes.
+Where they are: `chips`. Bits: ESP32 Technical Reference Manual; the newer chips have the same.
+Every other register reads 0 and ignores writes.
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
+
+from esp32_sim.chips import CHIP_MAGIC_ADDRESS, WATCHDOG_KEY, Chip
 from esp32_sim.config import BoardConfig
 from esp32_sim.core import Core
 from esp32_sim.flash import SR1_BUSY, SR1_WEL, NorFlash
 
-CHIP_MAGIC_ADDRESS = 0x40001000
-CHIP_MAGIC = 0x00F01D83
-UART_CLKDIV = 0x3FF40014
-GPIO_STRAP = 0x3FF44038
-APB_CTL_DATE = 0x3FF6607C
-EFUSE_BASE = 0x3FF5A000
-RTC_CALI_CFG1 = 0x3FF5F06C
-SPI1_BASE = 0x3FF42000
-
 XTAL_HZ = 40_000_000
-# The ROM measures the crystal against its 8 MHz oscillator; these two multiply to 40 MHz in
-# the formula that esptool takes from the ROM: cali * 15625 * ck8m / 40.
+# What the ROM counts of a crystal of 40 MHz.
 CALI_VALUE = 640
-CK8M_FREQ = 160
+# The watchdog counts the slow clock, here at its usual frequency.
+SLOW_CLOCK_HZ = 136_000
 
-SPI_CMD = SPI1_BASE + 0x00
-SPI_ADDR = SPI1_BASE + 0x04
-SPI_USER = SPI1_BASE + 0x1C
-SPI_USER1 = SPI1_BASE + 0x20
-SPI_USER2 = SPI1_BASE + 0x24
-SPI_MOSI_DLEN = SPI1_BASE + 0x28
-SPI_MISO_DLEN = SPI1_BASE + 0x2C
-SPI_W0 = SPI1_BASE + 0x80
 SPI_W_COUNT = 16
-
 CMD_USR = 1 << 18
 USER_COMMAND = 1 << 31
 USER_ADDR = 1 << 30
 USER_MISO = 1 << 28
 USER_MOSI = 1 << 27
+WATCHDOG_ON = 1 << 31
 
-# BLK3 word 4 (EFUSE_BLK3_RDATA4): a bit for each secure version (esp_efuse_table.csv).
-SECURE_VERSION_WORD = 34
-
-# Strapping pins as sampled at reset: the value that the ROM prints after "boot:".
-STRAP_NORMAL = 0x13
-STRAP_DOWNLOAD = 0x03
+# Flash commands with an address, and how many bits of it they take (W25Q256 data sheet); what
+# they are without their 4-byte form.
+ADDRESS_BITS = {0x5A: 24, 0x03: 24, 0x02: 24, 0x20: 24, 0xD8: 24} | {
+    0x13: 32, 0x12: 32, 0x21: 32, 0xDC: 32,
+}  # fmt: skip
+SHORT_FORM = {0x13: 0x03, 0x12: 0x02, 0x21: 0x20, 0xDC: 0xD8}
 
 SFDP_HEADER = b"SFDP\x05\x01\x00\xff"
+
+# An encrypted flash's key, where a board does not say what its key blocks are for.
+PURPOSE_XTS_AES_128 = 4
+KEY_BLOCKS = 6
 
 
 def mac_crc(mac: bytes) -> int:
@@ -62,129 +53,181 @@ def mac_crc(mac: bytes) -> int:
     return crc
 
 
-def efuse_words(config: BoardConfig) -> dict[int, int]:
-    """eFuses as the read registers show them, word number (esptool's read_efuse) to value."""
+def key_purposes(config: BoardConfig) -> tuple[int, ...]:
+    """What the key blocks are for, one number each."""
+    given = config.key_purposes
+    if not given and config.flash_crypt_cnt:
+        given = (PURPOSE_XTS_AES_128,)
+    return (*given, *([0] * (KEY_BLOCKS - len(given))))
+
+
+def register_values(config: BoardConfig) -> dict[int, int]:
+    """Registers that only a board's settings decide, address to value."""
+    chip = config.chip_facts
     mac = config.mac_bytes()
     major, minor = config.revision
-    word3 = (config.package & 7) << 9 | (config.package >> 3 & 1) << 2 | 1 << 13
-    word3 |= (1 << 15) if major >= 1 else 0
-    word5 = (minor & 3) << 24 | ((1 << 20) if major >= 2 else 0)
-    if config.flash_crypt_cnt:
-        word5 |= 0xF << 28
-    word6 = (1 << 4 if config.secure_boot_v1 else 0) | (1 << 5 if config.secure_boot_v2 else 0)
-    word6 |= 1 << 7 if config.download_encrypt_disabled else 0
-    return {
-        # With flash encryption in use its key is read-protected (bit 16), as the bootloader
-        # leaves it.
-        0: (config.flash_crypt_cnt & 0x7F) << 20 | ((1 << 16) if config.flash_crypt_cnt else 0),
-        1: int.from_bytes(mac[2:], "big"),
-        2: int.from_bytes(mac[:2], "big") | mac_crc(mac) << 16,
-        3: word3,
-        4: CK8M_FREQ,
-        5: word5,
-        6: word6,
-        SECURE_VERSION_WORD: (1 << config.secure_version) - 1,
+    block_major, block_minor = config.block_revision
+    encrypted = bool(config.flash_crypt_cnt)
+    contents = {
+        "mac": int.from_bytes(mac, "big"),
+        "mac_crc": mac_crc(mac),
+        "package": config.package,
+        "major": major,
+        "minor": minor,
+        **{f"major_from_{number}": int(major >= number) for number in (1, 2, 3)},
+        "block_major": block_major,
+        "block_minor": block_minor,
+        "flash_crypt_cnt": config.flash_crypt_cnt,
+        "encrypted": int(encrypted),
+        "crypt_config": 0xF if encrypted else 0,
+        "secure_boot_v1": int(config.secure_boot_v1),
+        "secure_boot_v2": int(config.secure_boot_v2),
+        "secure_download": int(config.secure_download),
+        "download_disabled": int(config.download_disabled),
+        "download_encrypt_disabled": int(config.download_encrypt_disabled),
+        "secure_version": (1 << config.secure_version) - 1,
+        "crystal": round(CALI_VALUE * config.crystal_estimate),
+        **{f"key_purpose_{i}": number for i, number in enumerate(key_purposes(config))},
     }
+    values = {CHIP_MAGIC_ADDRESS: chip.magic, **chip.fixed}
+    for name, pieces in chip.fields.items():
+        left = contents[name]
+        for piece in pieces:
+            part = left & (1 << piece.size) - 1
+            values[piece.address] = values.get(piece.address, 0) | part << piece.at
+            left >>= piece.size
+    return values
 
 
-def cali_value(config: BoardConfig) -> int:
-    """What the ROM counted of the crystal."""
-    return round(CALI_VALUE * config.crystal_estimate)
+def security_info(config: BoardConfig) -> bytes:
+    """What GET_SECURITY_INFO replies (esptool, loader.py); empty where the chip has none."""
+    chip = config.chip_facts
+    flags = int(config.secure_boot_v2) | int(config.secure_download) << 2
+    purposes = bytes((*key_purposes(config), 0))
+    info = struct.pack("<IB7sII", flags, config.flash_crypt_cnt, purposes, chip.id, 0)
+    return info[: chip.security_info_bytes]
 
 
 class Registers:
     """Memory-mapped registers, as READ_REG and WRITE_REG reach them.
 
     `core` is the processor that runs at present; its time decides whether the flash is busy.
+    `on_watchdog` is called with the seconds until the watchdog resets the chip.
     """
 
     def __init__(self, config: BoardConfig, flash: NorFlash) -> None:
         self._flash = flash
         self.core: Core | None = None
-        self.efuses = efuse_words(config)
-        self.major_revision = config.revision[0]
-        self.cali_value = cali_value(config)
+        self.on_watchdog: Callable[[float], None] | None = None
         self.baud = 115200
-        self.strap = STRAP_NORMAL
+        self.strap = config.chip_facts.rom.normal
         self.spi_attached = False
+        self.forced_download = False
         self._spi: dict[int, int] = {}
+        self._watchdog: dict[int, int] = {}
+        self.stub_hook = 0
+        self.set_config(config)
 
     def set_config(self, config: BoardConfig) -> None:
         """Another MAC or other eFuses, as if another board had been plugged in."""
-        self.efuses = efuse_words(config)
-        self.major_revision = config.revision[0]
-        self.cali_value = cali_value(config)
-
-    @property
-    def crystal_estimate(self) -> float:
-        """What the ROM takes the crystal for, as a part of what it is."""
-        return self.cali_value / CALI_VALUE
+        self.config = config
+        self.chip: Chip = config.chip_facts
+        self.spi = self.chip.spi
+        self.values = register_values(config)
 
     def reset(self) -> None:
         """What a chip reset does to the registers."""
         self._spi.clear()
+        self._watchdog.clear()
         self.spi_attached = False
+        self.stub_hook = 0
         self._flash.write_enabled = False
 
     def read(self, address: int) -> int:
         """The 32-bit value at `address`."""
-        if address == CHIP_MAGIC_ADDRESS:
-            return CHIP_MAGIC
-        if EFUSE_BASE <= address <= EFUSE_BASE + SECURE_VERSION_WORD * 4:
-            return self.efuses.get((address - EFUSE_BASE) // 4, 0)
-        if address == UART_CLKDIV:
+        chip = self.chip
+        if address == chip.uart_clkdiv:
             whole, sixteenths = divmod(XTAL_HZ * 16 // self.baud, 16)
             return whole | sixteenths << 20
-        if address == APB_CTL_DATE:
-            # Bit 31 is the third bit of the chip's revision (eFuse has the other two).
-            return (1 << 31 if self.major_revision >= 3 else 0) | 0x16042000
-        if address == RTC_CALI_CFG1:
-            return self.cali_value << 7
-        if address == GPIO_STRAP:
+        if address == chip.strap:
             return self.strap
-        if SPI1_BASE <= address < SPI1_BASE + 0x100:
-            return self._spi.get(address, 0)
-        return 0
+        if address == chip.force_download:
+            return int(self.forced_download)
+        if address == chip.stub_hook:
+            return self.stub_hook
+        return self.values.get(address, self._spi.get(address, 0))
 
     def write(self, address: int, value: int) -> None:
-        """Write; the command register of SPI1 executes."""
-        if not SPI1_BASE <= address < SPI1_BASE + 0x100:
-            return
-        if address == SPI_CMD:
+        """Write; the command register of SPI1 executes, the watchdog's starts it."""
+        chip = self.chip
+        if address == self.spi.cmd:
             if value & CMD_USR:
                 self._execute()
-            return
-        self._spi[address] = value & 0xFFFFFFFF
+        elif self.spi.base < address < self.spi.base + 0x100:
+            self._spi[address] = value & 0xFFFFFFFF
+        elif address == chip.force_download:
+            self.forced_download = bool(value & 1)
+        elif address == chip.stub_hook:
+            self.stub_hook = value
+        elif chip.watchdog is not None:
+            self._write_watchdog(address, value)
+
+    def _write_watchdog(self, address: int, value: int) -> None:
+        """Its registers ignore writes until they are unlocked."""
+        watchdog = self.chip.watchdog
+        assert watchdog is not None
+        if address == watchdog.protect:
+            self._watchdog[address] = value
+        elif self._watchdog.get(watchdog.protect) == WATCHDOG_KEY:
+            self._watchdog[address] = value
+            if address == watchdog.config0 and value & WATCHDOG_ON and self.on_watchdog:
+                self.on_watchdog(self._watchdog.get(watchdog.config1, 0) / SLOW_CLOCK_HZ)
 
     # --- the SPI controller in "user" mode
 
     def _execute(self) -> None:
-        user = self._spi.get(SPI_USER, 0)
-        command = self._spi.get(SPI_USER2, 0) & 0xFF if user & USER_COMMAND else 0
-        address_bits = (self._spi.get(SPI_USER1, 0) >> 26) + 1 if user & USER_ADDR else 0
-        address: int | None = None
-        if address_bits:
-            address = self._spi.get(SPI_ADDR, 0) >> (32 - min(address_bits, 32))
+        at = self.spi
+        user = self._spi.get(at.user, 0)
+        command = self._spi.get(at.user2, 0) & 0xFF if user & USER_COMMAND else 0
         sent = b""
         if user & USER_MOSI:
-            bits = self._spi.get(SPI_MOSI_DLEN, 0) + 1
+            bits = self._spi.get(at.mosi_dlen, 0) + 1
             words = b"".join(
-                self._spi.get(SPI_W0 + 4 * i, 0).to_bytes(4, "little") for i in range(SPI_W_COUNT)
+                self._spi.get(at.w0 + 4 * i, 0).to_bytes(4, "little") for i in range(SPI_W_COUNT)
             )
             sent = words[: bits // 8]
+        address: int | None = None
+        if user & USER_ADDR:
+            address, sent = self._address(command, sent)
         reply_bytes = 0
         if user & USER_MISO:
-            bits = self._spi.get(SPI_MISO_DLEN, 0) + 8
+            bits = self._spi.get(at.miso_dlen, 0) + 8
             reply_bytes = min(bits // 8, 4 * SPI_W_COUNT)
         reply = b"\x00" * reply_bytes
         if self.spi_attached:
-            reply = self._flash_command(command, address, sent, reply_bytes)
+            reply = self._flash_command(
+                SHORT_FORM.get(command, command), address, sent, reply_bytes
+            )
         for i in range(0, len(reply), 4):
-            word = SPI_W0 + i
+            word = at.w0 + i
             part = reply[i : i + 4]
             if len(part) < 4:
                 part += self._spi.get(word, 0).to_bytes(4, "little")[len(part) :]
             self._spi[word] = int.from_bytes(part, "little")
+
+    def _address(self, command: int, sent: bytes) -> tuple[int, bytes]:
+        """The address that the flash takes, and its data.
+
+        It counts bits by the command: those that are too many are data to it, and those that are
+        missing come out of what follows.
+        """
+        bits = min((self._spi.get(self.spi.user1, 0) >> 26) + 1, 32)
+        value = self._spi.get(self.spi.addr, 0)
+        value = value >> 32 - bits if self.spi.address_msb else value & (1 << bits) - 1
+        size = bits // 8
+        wire = value.to_bytes(4, "big")[4 - size :] + sent
+        taken = ADDRESS_BITS.get(command, bits) // 8
+        return int.from_bytes(wire[:taken].ljust(taken, b"\xff"), "big"), wire[taken:]
 
     def _flash_command(self, command: int, address: int | None, sent: bytes, size: int) -> bytes:
         flash = self._flash

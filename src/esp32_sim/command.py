@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from esp32_sim.chips import CHIP_NAMES, ESP32
 from esp32_sim.layouts import LAYOUT_NAMES
 
 
@@ -17,6 +18,8 @@ from esp32_sim.layouts import LAYOUT_NAMES
               help="Where the boards live: their flash contents stay there.")  # fmt: skip
 @click.option("--layout", type=click.Choice(LAYOUT_NAMES),
               help="Partition table of all; default: those with OTA slots, in turn.")  # fmt: skip
+@click.option("--chip", type=click.Choice(CHIP_NAMES),
+              help="Of new boards, or of the firmware of --files; default: esp32.")  # fmt: skip
 @click.option("--times", type=click.Choice(["on", "off"]), default="on", show_default=True,
               help="Whether wire and flash take the time that they really take.")  # fmt: skip
 @click.option("--flash", type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -45,7 +48,7 @@ def sim(folder: Path | None, **given: Any) -> None:
         if folder is not None:
             if given["dir"] is not None:
                 raise click.UsageError("Give either --files or --dir.")
-            for name, what in write_firmware(folder).items():
+            for name, what in write_firmware(folder, given["chip"] or ESP32.name).items():
                 click.echo(f"{folder / name}: {what}")
             return
         options = Options(**given)

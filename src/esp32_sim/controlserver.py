@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esp32_sim.config import from_json
+
 if TYPE_CHECKING:
     from esp32_sim.host import BoardHost
 
@@ -140,22 +142,21 @@ class Control:
 
     def do_unplug(self, power: bool = True) -> None:
         """The port vanishes; power: whether the board keeps it."""
-        self.host.unplug()
+        self.host.pull()
         if not power:
             self.board.power_off()
 
     def do_plug(self, directory: str | None = None) -> str:
         """Plug in again, perhaps at another place; returns the port's url."""
         where = Path(directory) if directory else self.host.directory
-        self.host.plug(where)
         self.board.power_on()
+        self.host.place = where
+        self.host.plug(where)
         return f"esp32sim://{where}"
 
     def do_configure(self, **changes: Any) -> None:
         """Change settings (`config.BoardConfig`) of the running board."""
-        if "revision" in changes:
-            changes["revision"] = tuple(changes["revision"])
-        self.board.set_config(**changes)
+        self.board.set_config(**from_json(changes))
 
     def do_protect(self, level: int, locked: bool, bottom: bool = False) -> None:
         """Set the block-protect bits: 0 nothing, 7 all, else 1/64 to 1/2 of the flash."""

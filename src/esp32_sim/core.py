@@ -27,6 +27,8 @@ from esp32_sim.receivers import Receiver, RomReceiver
 
 # How far the processor may run ahead of the event loop before it waits.
 AHEAD_S = 0.003
+# What a loader reaches by the flash's commands with 3-byte addresses.
+SHORT_REACH_BYTES = 1 << 24
 # So many writes are remembered for a receiver that is attached while they are on the wire.
 UNDERWAY = 8
 
@@ -89,6 +91,7 @@ class Core:
         self._loop = asyncio.get_running_loop()
         self.time_s = self._loop.time()
         self.flash_ready_s = 0.0
+        self.reach_bytes = SHORT_REACH_BYTES
         self._unknown_until_s = 0.0
         self._receiver: Receiver = RomReceiver()
         self._underway: deque[tuple[bytes, float, float]] = deque(maxlen=UNDERWAY)
@@ -157,6 +160,10 @@ class Core:
 
     # --- the flash, as code on the chip uses it
 
+    def reach(self, address: int) -> int:
+        """Where in the flash a command ends up: what its address cannot express is lost."""
+        return address % self.reach_bytes
+
     def wait_flash(self) -> None:
         """Wait until the flash's last operation is over."""
         self.time_s = max(self.time_s, self.flash_ready_s)
@@ -178,12 +185,12 @@ class Core:
         if self.time_s >= self._unknown_until_s:
             self.wait_flash()
             self.spend(s_per_mib * size_bytes / (1 << 20))
-            return self.flash.read(address, size_bytes)
+            return self.flash.read(self.reach(address), size_bytes)
         data = bytearray()
         for at in range(address, address + size_bytes, SECTOR_BYTES):
             size = min(SECTOR_BYTES, address + size_bytes - at)
             ignored = self.time_s < self._unknown_until_s
-            data += b"\xff" * size if ignored else self.flash.read(at, size)
+            data += b"\xff" * size if ignored else self.flash.read(self.reach(at), size)
             self.spend(s_per_mib * size / (1 << 20))
         return bytes(data)
 
@@ -195,7 +202,7 @@ class Core:
         """Begin to erase one sector or block; the flash is busy afterwards."""
         self.wait_flash()
         self.flash.write_enabled = False
-        self.flash.erase(address, size_bytes, who)
+        self.flash.erase(self.reach(address), size_bytes, who)
         self.occupy_flash("erase", size_bytes)
 
     async def erase_range(self, address: int, size_bytes: int, who: Who) -> None:
@@ -215,7 +222,7 @@ class Core:
         while at < len(data):
             step = PAGE_BYTES - (address + at) % PAGE_BYTES
             self.wait_flash()
-            self.flash.program_page(address + at, data[at : at + step], who)
+            self.flash.program_page(self.reach(address + at), data[at : at + step], who)
             self.occupy_flash("program", step)
             at += step
             if self.times.timed and self.flash_ready_s - self._loop.time() > 0.02:

@@ -17,9 +17,9 @@ from esp32_sim.bootmodel import (
     VALID,
     Select,
 )
+from esp32_sim.chips import ESP32, chip_of
 from esp32_sim.config import FLASH_FILE, BoardConfig
 from esp32_sim.flash import SECTOR_BYTES, create_file
-from esp32_sim.imagecheck import BOOTLOADER_OFFSET
 from esp32_sim.images import build_app, build_bootloader
 from esp32_sim.layouts import (
     DATA_NVS,
@@ -123,6 +123,7 @@ def make_flash(
     version: str = "1.0.0",
     seed: int = 0,
     table_offset: int = TABLE_OFFSET,
+    chip: str = ESP32.name,
 ) -> bytearray:
     """A complete flash: bootloader, partition table, otadata, phy, NVS, a running app.
 
@@ -131,15 +132,16 @@ def make_flash(
     other_app goes to other_slot. nvs: the keys of VIAM_NS in the partition "nvs", by default
     `default_nvs`; an empty mapping leaves the partition blank. more_nvs: those of further NVS
     partitions, by label. otadata: see `otadata_entries`; by default blank where the slot boots
-    without it, else updated.
+    without it, else updated. chip: what bootloader and default app are built for.
     """
     if isinstance(layout, str):
         layout = layout_of(layout)
     size = flash_bytes or layout.flash_bytes
     flash = bytearray(b"\xff" * size)
     target = layout.find(slot) if isinstance(slot, str) else slot or layout.first_app()
-    image = app if app is not None else build_app(version=version, seed=seed)
-    _place(flash, BOOTLOADER_OFFSET, build_bootloader(flash_size_code=_size_code(size)))
+    image = app if app is not None else build_app(version=version, seed=seed, chip=chip)
+    bootloader = build_bootloader(chip=chip, flash_size_code=_size_code(size))
+    _place(flash, chip_of(chip).bootloader_offset, bootloader)
     _place(flash, table_offset, encode_table(layout.partitions))
     _place_app(flash, target, image)
     if other_app is not None:

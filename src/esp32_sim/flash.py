@@ -71,13 +71,13 @@ class FlashOp:
 class NorFlash:
     """A flash chip over any mutable buffer: a bytearray, or a file (see `open_file`).
 
-    The size of the buffer is the size of the chip, 1 to 16 MiB, a power of two.
+    The size of the buffer is the size of the chip, 1 to 32 MiB, a power of two.
     """
 
     def __init__(self, cells: bytearray | mmap.mmap, *, seed: int = 0) -> None:
         size = len(cells)
-        if size & (size - 1) or not 1 << 20 <= size <= 1 << 24:
-            raise ValueError(f"a flash of {size} bytes does not exist: 1, 2, 4, 8 or 16 MiB")
+        if size & (size - 1) or not 1 << 20 <= size <= 1 << 25:
+            raise ValueError(f"a flash of {size} bytes does not exist: 1, 2, 4, 8, 16 or 32 MiB")
         self._cells = cells
         self.size = size
         self.status1 = 0

@@ -10,7 +10,7 @@ import secrets
 import socket
 from pathlib import Path
 
-from esp32_sim import wire
+from esp32_sim import usb, wire
 from esp32_sim.board import Board
 from esp32_sim.config import BoardConfig
 from esp32_sim.controlserver import Control
@@ -24,6 +24,11 @@ class BoardHost:
     def __init__(self, directory: Path, config: BoardConfig | None = None) -> None:
         self.directory = directory
         self.board = Board(directory, config or BoardConfig.load(directory))
+        self.board.on_leave_bus = self._leave_bus
+        # Where the cable is.
+        self.place = directory
+        self._pulled = False
+        self._back: asyncio.TimerHandle | None = None
         self.port_directory: Path | None = None
         self._token = secrets.token_hex(16)
         self._server: asyncio.Server | None = None
@@ -41,7 +46,7 @@ class BoardHost:
 
     async def stop(self) -> None:
         """Take everything down; the flash file stays."""
-        self.unplug()
+        self.pull()
         with contextlib.suppress(FileNotFoundError):
             (self.directory / wire.CONTROL_FILE).unlink()
         if self._server is not None:
@@ -60,23 +65,54 @@ class BoardHost:
 
     def plug(self, directory: Path) -> None:
         """Make the port appear under a directory's name."""
+        self._cancel_return()
+        self._pulled = False
         if self.port_directory is not None:
             self.unplug()
         self.port_directory = directory
-        wire.write_address(directory, wire.PORT_FILE, HOST, self._port(), self._token)
+        wire.write_address(
+            directory,
+            wire.PORT_FILE,
+            HOST,
+            self._port(),
+            self._token,
+            usb=usb.identity(self.board.config),
+        )
         self.board.history.add("plugged", directory=str(directory))
+
+    def pull(self) -> None:
+        """Somebody pulls the cable: the port is gone until `plug`."""
+        self._cancel_return()
+        self._pulled = True
+        self.unplug()
+
+    def _leave_bus(self, back_s: float | None) -> None:
+        """The chip's own port goes, and is back after so long, perhaps under another name."""
+        self._cancel_return()
+        self.unplug()
+        if back_s is not None and not self._pulled:
+            name = self.board.config.usb_name
+            where = self.directory.parent / name if name else self.place
+            self._back = asyncio.get_running_loop().call_later(back_s, self.plug, where)
+
+    def _cancel_return(self) -> None:
+        if self._back is not None:
+            self._back.cancel()
+            self._back = None
 
     def unplug(self) -> None:
         """Make the port vanish; an open client gets errors."""
         if self.port_directory is None:
             return
+        # Another board may have got the name meanwhile.
         with contextlib.suppress(FileNotFoundError):
-            (self.port_directory / wire.PORT_FILE).unlink()
+            if wire.read_address(self.port_directory, wire.PORT_FILE)["token"] == self._token:
+                (self.port_directory / wire.PORT_FILE).unlink()
         self.port_directory = None
         if self._client is not None:
             self._client.write(wire.frame(wire.GONE))
             self._client.close()
-            self._client_closed()
+            self._client_closed(gone=True)
         self.board.history.add("unplugged")
 
     # --- connections
@@ -133,7 +169,7 @@ class BoardHost:
                 writer.write(wire.frame(wire.DATA, data))
 
         board.deliver = deliver
-        await self._say(writer, {"timed": board.config.timed})
+        await self._say(writer, {"timed": board.config.timed and board.config.usb == "bridge"})
         lines = int(str(hello["lines"]))
         board.history.add("opened", pid=self._client_pid, baud=board.client_baud, lines=lines)
         self._set_lines(lines, float(str(hello["time"])))
@@ -159,9 +195,12 @@ class BoardHost:
     def _set_lines(self, flags: int, at_s: float) -> None:
         self.board.set_lines(bool(flags & wire.FLAG_DTR), bool(flags & wire.FLAG_RTS), at_s)
 
-    def _client_closed(self) -> None:
+    def _client_closed(self, *, gone: bool = False) -> None:
         self._client = None
         self.board.deliver = None
         self.board.history.add("closed", pid=self._client_pid)
+        if gone and self.board.config.usb != "bridge":
+            self.board.port_gone()
+            return
         # A tty drops both lines when it is closed (HUPCL).
         self.board.set_lines(False, False, asyncio.get_running_loop().time())

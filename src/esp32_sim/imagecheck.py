@@ -9,13 +9,20 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from esp32_sim.chips import ESP32, Chip
 from esp32_sim.flash import NorFlash
-from esp32_sim.images import CHIP_ESP32, HEADER, IMAGE_MAGIC, SEGMENT_HEADER
+from esp32_sim.images import (
+    DESCRIPTOR,
+    DESCRIPTOR_OFFSET,
+    HEADER,
+    IMAGE_MAGIC,
+    SEGMENT_HEADER,
+    read_descriptor,
+)
 from esp32_sim.loader_common import checksum
 
 SEGMENT_LIMIT_BYTES = 16 << 20
 PAGE = 0x10000
-BOOTLOADER_OFFSET = 0x1000
 
 
 class BadImageError(Exception):
@@ -24,19 +31,15 @@ class BadImageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Where a segment stands in flash and where it belongs in memory."""
+    """Where a segment stands in flash and where it belongs in memory.
+
+    mapped: whether the cache maps it from flash.
+    """
 
     flash_offset: int
     load_address: int
     size: int
-
-    @property
-    def mapped(self) -> bool:
-        """Whether the cache maps it from flash (data 0x3F4..., code 0x400D...)."""
-        return (
-            0x3F400000 <= self.load_address < 0x3F800000
-            or 0x400D0000 <= self.load_address < 0x40400000
-        )
+    mapped: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +53,25 @@ class LoadedImage:
 
 
 def verify_app(
-    flash: NorFlash, offset: int, limit_bytes: int, *, revision: int = 301
+    flash: NorFlash,
+    offset: int,
+    limit_bytes: int,
+    *,
+    chip: Chip = ESP32,
+    revision: int = 301,
+    block_revision: int = 0,
 ) -> LoadedImage:
     """Verify the app image at `offset`; raises BadImageError with the bootloader's words.
 
-    revision: the chip's, major * 100 + minor.
+    revision, block_revision: the chip's and that of its eFuse blocks, major * 100 + minor.
     """
     header = flash.read(offset, HEADER.size)
     magic, count, _, _, entry, _, _, chip_id, _, min_rev, max_rev, _, hashed = HEADER.unpack(header)
     if magic != IMAGE_MAGIC:
         hint = " (nothing flashed here?)" if magic == 0xFF else ""
         raise BadImageError(f"image at {offset:#x} has invalid magic byte{hint}")
-    if chip_id != CHIP_ESP32:
-        raise BadImageError(f"mismatch chip ID, expected 0, found {chip_id}")
+    if chip_id != chip.id:
+        raise BadImageError(f"mismatch chip ID, expected {chip.id}, found {chip_id}")
     if revision < min_rev:
         raise BadImageError(
             f"Image requires chip rev >= v{min_rev // 100}.{min_rev % 100}, "
@@ -84,7 +93,8 @@ def verify_app(
         at += SEGMENT_HEADER.size
         if size % 4 or size >= SEGMENT_LIMIT_BYTES:
             raise BadImageError(f"invalid segment length {size:#x}")
-        segment = Segment(at, load_address, size)
+        mapped = any(low <= load_address < high for low, high in chip.memory.mapped)
+        segment = Segment(at, load_address, size, mapped)
         if segment.mapped and at % PAGE != load_address % PAGE:
             raise BadImageError(
                 f"Segment {index} load address {load_address:#010x}, doesn't match data {at:#010x}"
@@ -93,6 +103,8 @@ def verify_app(
             raise BadImageError(
                 f"Image length {at + size - offset} doesn't fit in partition length {limit_bytes}"
             )
+        if index == 0 and chip.checks_blocks:
+            _check_blocks(flash.read(offset, DESCRIPTOR_OFFSET + DESCRIPTOR.size), block_revision)
         data += flash.read(at, size)
         segments.append(segment)
         at += size
@@ -112,17 +124,35 @@ def verify_app(
     return LoadedImage(offset, size, entry, tuple(segments))
 
 
-def bootloader_flash_bytes(flash: NorFlash, offset: int = BOOTLOADER_OFFSET) -> int:
+def _check_blocks(head: bytes, revision: int) -> None:
+    """Refuse an app that wants other eFuse blocks (bootloader_common_check_efuse_blk_validity)."""
+    info = read_descriptor(head)
+    if info is None:
+        return
+    chip_has = f"but chip is v{revision // 100}.{revision % 100}"
+    low, high = info.min_block_revision, info.max_block_revision
+    if revision < low:
+        raise BadImageError(
+            f"Image requires efuse blk rev >= v{low // 100}.{low % 100}, {chip_has}"
+        )
+    if high not in (0, 0xFFFF) and revision > high:
+        raise BadImageError(
+            f"Image requires efuse blk rev <= v{high // 100}.{high % 100}, {chip_has}"
+        )
+
+
+def bootloader_flash_bytes(flash: NorFlash, offset: int) -> int:
     """The flash's size as the bootloader's own header says it: the high nibble of byte 3."""
     code = flash.read(offset, HEADER.size)[3] >> 4
     return 1 << 20 + code if code <= 7 else 2 << 20
 
 
-def bootloader_problem(flash: NorFlash, offset: int = BOOTLOADER_OFFSET) -> str | None:
+def bootloader_problem(flash: NorFlash, chip: Chip) -> str | None:
     """Why the ROM would not start the second stage; None where it would.
 
     The ROM looks at the magic byte and the simple checksum, not at the digest.
     """
+    offset = chip.bootloader_offset
     header = flash.read(offset, HEADER.size)
     if header[0] != IMAGE_MAGIC or not 1 <= header[1] <= 16:
         return f"invalid header: {int.from_bytes(header[:4], 'little'):#010x}"
@@ -140,5 +170,5 @@ def bootloader_problem(flash: NorFlash, offset: int = BOOTLOADER_OFFSET) -> str 
     stored = flash.read(offset + length - 1, 1)[0]
     calculated = checksum(bytes(data))
     if stored != calculated:
-        return f"csum err:{stored:#x}!={calculated:#x}\nets_main.c 371 "
+        return f"csum err:{stored:#x}!={calculated:#x}\n{chip.rom.checksum_failed}"
     return None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from esp32_sim.chips import ESP32, chip_of
 from esp32_sim.loader_common import checksum
 
 HEADER = struct.Struct("<BBBBIB3sHBHH4sB")
@@ -27,13 +28,6 @@ DESCRIPTOR_OFFSET = HEADER.size + SEGMENT_HEADER.size
 BEHAVIOUR_MAGIC = b"ESP32SIM-BEHAVIOUR:"
 
 PAGE = 0x10000
-DROM_BASE = 0x3F400000
-IROM_BASE = 0x400D0000
-DRAM_BASE = 0x3FFB0000
-IRAM_BASE = 0x40080000
-RTC_BASE = 0x50000000
-
-CHIP_ESP32 = 0
 
 Ending = Literal[
     "run", "panic", "loop", "restart", "hang", "watchdog", "deep-sleep",
@@ -106,14 +100,16 @@ class AppInfo:
     idf_version: str
     elf_sha256: bytes
     secure_version: int
+    min_block_revision: int
+    max_block_revision: int
 
 
 def read_descriptor(image: bytes) -> AppInfo | None:
     """The app descriptor of an image; None where it has none."""
     if len(image) < DESCRIPTOR_OFFSET + DESCRIPTOR.size:
         return None
-    magic, secure, _, version, project, time, date, idf, sha, *_ = DESCRIPTOR.unpack_from(
-        image, DESCRIPTOR_OFFSET
+    magic, secure, _, version, project, time, date, idf, sha, low, high, *_ = (
+        DESCRIPTOR.unpack_from(image, DESCRIPTOR_OFFSET)
     )
     if magic != DESCRIPTOR_MAGIC:
         return None
@@ -121,7 +117,9 @@ def read_descriptor(image: bytes) -> AppInfo | None:
     def text(raw: bytes) -> str:
         return raw.split(b"\x00")[0].decode("utf-8", "replace")
 
-    return AppInfo(text(project), text(version), text(time), text(date), text(idf), sha, secure)
+    return AppInfo(
+        text(project), text(version), text(time), text(date), text(idf), sha, secure, low, high
+    )
 
 
 def filler(size: int, rng: random.Random) -> bytes:
@@ -137,7 +135,7 @@ def assemble(
     segments: list[tuple[int, bytes]],
     entry: int,
     *,
-    chip_id: int = CHIP_ESP32,
+    chip_id: int = ESP32.id,
     flash_size_code: int = 0x3,
     min_revision: int = 0,
     max_revision: int = 0xFFFF,
@@ -171,7 +169,14 @@ def assemble(
     return bytes(body)
 
 
-def descriptor(project: str, version: str, *, secure_version: int = 0, elf_sha256: bytes) -> bytes:
+def descriptor(
+    project: str,
+    version: str,
+    *,
+    secure_version: int = 0,
+    elf_sha256: bytes,
+    block_revisions: tuple[int, int] = (0, 99),
+) -> bytes:
     """The 256 bytes at the start of an app's first segment."""
     return DESCRIPTOR.pack(
         DESCRIPTOR_MAGIC,
@@ -183,8 +188,7 @@ def descriptor(project: str, version: str, *, secure_version: int = 0, elf_sha25
         b"Jan  1 2026",
         b"v5.1.4",
         elf_sha256,
-        0,  # eFuse block revision: at least v0.0,
-        99,  # at most v0.99
+        *block_revisions,  # of the eFuses: at least, at most
         16,  # MMU page: 64 KiB
         b"\x00" * 75,
     )
@@ -197,9 +201,11 @@ def build_app(
     size_bytes: int = 300_000,
     seed: int = 0,
     behaviour: Behaviour | None = None,
-    chip_id: int = CHIP_ESP32,
+    chip: str = ESP32.name,
+    chip_id: int | None = None,
     min_revision: int = 0,
     max_revision: int = 0xFFFF,
+    block_revisions: tuple[int, int] = (0, 99),
     secure_version: int = 0,
     hash_appended: bool = True,
     described: bool = True,
@@ -208,15 +214,25 @@ def build_app(
 
     The same arguments give the same bytes. From 68 KiB on it has a mapped code segment as well
     as mapped data; smaller ones have their code in RAM. Revisions are major * 100 + minor.
+    chip: what it is built for; chip_id: another id in the header alone. block_revisions: of the
+    chip's eFuse blocks, the least and the most that it takes.
     described: with an app descriptor; apps by ESP-IDF before 3.3 have none.
     """
     behaviour = behaviour or Behaviour()
+    facts = chip_of(chip)
+    memory = facts.memory
     rng = random.Random(f"{project}/{version}/{seed}")
     elf_sha256 = hashlib.sha256(f"{project}/{version}/{seed}/{behaviour}".encode()).digest()
     head = behaviour.to_bytes()
     if described:
         head = (
-            descriptor(project, version, secure_version=secure_version, elf_sha256=elf_sha256)
+            descriptor(
+                project,
+                version,
+                secure_version=secure_version,
+                elf_sha256=elf_sha256,
+                block_revisions=block_revisions,
+            )
             + head
         )
     head += b"\x00" * (-len(head) % 4)
@@ -228,8 +244,8 @@ def build_app(
     if size_bytes < PAGE + 4096:
         drom = head + filler((room - len(head)) // 2 & ~3, rng)
         iram = filler(room - len(drom), rng)
-        segments = [(DROM_BASE + DESCRIPTOR_OFFSET, drom), (IRAM_BASE, iram)]
-        entry = IRAM_BASE + 4
+        segments = [(memory.drom + DESCRIPTOR_OFFSET, drom), (memory.iram, iram)]
+        entry = memory.iram + 4
     else:
         # Mapped segments stand at file offsets equal to their addresses modulo 64 KiB: RAM
         # segments fill the gap, as esptool's elf2image arranges it.
@@ -243,54 +259,51 @@ def build_app(
         iram = filler(iram_bytes, rng)
         irom = filler(max(64, room - len(drom) - len(dram) - len(iram) - 64) & ~3, rng)
         segments = [
-            (DROM_BASE + DESCRIPTOR_OFFSET, drom),
-            (DRAM_BASE, dram),
-            (IRAM_BASE, iram),
-            (IROM_BASE + DESCRIPTOR_OFFSET, irom),
-            (RTC_BASE, filler(64, rng)),
+            (memory.drom + DESCRIPTOR_OFFSET, drom),
+            (memory.dram, dram),
+            (memory.iram, iram),
+            (memory.irom + DESCRIPTOR_OFFSET, irom),
+            (memory.rtc, filler(64, rng)),
         ]
-        entry = IRAM_BASE + 0x400
+        entry = memory.iram + 0x400
     return assemble(
         segments,
         entry,
-        chip_id=chip_id,
+        chip_id=facts.id if chip_id is None else chip_id,
         min_revision=min_revision,
         max_revision=max_revision,
         hash_appended=hash_appended,
     )
 
 
-def build_bootloader(*, seed: int = 0, flash_size_code: int = 0x3) -> bytes:
+def build_bootloader(*, chip: str = ESP32.name, seed: int = 0, flash_size_code: int = 0x3) -> bytes:
     """A second-stage bootloader image: valid to the ROM, without an app descriptor.
 
     It begins with ESP-IDF's bootloader descriptor (magic byte 0x50), as new ones do.
     """
+    facts = chip_of(chip)
     rng = random.Random(f"bootloader/{seed}")
     described = struct.pack("<B3xI32s24s16s", 0x50, 1, b"v5.1.4", b"Jan  1 2026 12:34:56", b"")
-    return assemble(
-        [
-            (0x3FFF0030, described + filler(7000, rng)),
-            (0x40078000, filler(13_000, rng)),
-            (0x40080400, filler(3_000, rng)),
-        ],
-        0x400805E4,
-        flash_size_code=flash_size_code,
-    )
+    segments = []
+    for address, size in facts.memory.bootloader:
+        segments.append((address, described + filler(size - len(described), rng)))
+        described = b""
+    return assemble(segments, facts.memory.entry, chip_id=facts.id, flash_size_code=flash_size_code)
 
 
-def write_firmware(folder: Path) -> dict[str, str]:
+def write_firmware(folder: Path, chip: str = ESP32.name) -> dict[str, str]:
     """Firmware to try on simulated boards, as files; what each is, by its name. Raises OSError.
 
     The boards run 1.0.0 of the same project when they are made.
     """
     panics = Behaviour(ending="panic", ending_after_s=2.0)
     files = {
-        "app.bin": (build_app(version="1.1.0", seed=1), "an App Image, version 1.1.0"),
+        "app.bin": (build_app(version="1.1.0", seed=1, chip=chip), "an App Image, version 1.1.0"),
         "app-panics.bin": (
-            build_app(version="1.2.0", seed=2, behaviour=panics),
+            build_app(version="1.2.0", seed=2, behaviour=panics, chip=chip),
             "an App Image, version 1.2.0, that panics 2 s after its start",
         ),
-        "bootloader.bin": (build_bootloader(), "a bootloader, for Merged Binaries"),
+        "bootloader.bin": (build_bootloader(chip=chip), "a bootloader, for Merged Binaries"),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, (data, _) in files.items():

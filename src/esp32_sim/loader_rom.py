@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The ESP32's boot ROM in download mode, as esptool drives it.
+"""A chip's boot ROM in download mode, as esptool drives it.
 
-Facts: esptool's loader.py and targets/esp32.py, its documentation of the serial protocol, and
-esp32.md. The ROM answers with four status bytes, works synchronously, and knows a flash of
-2 MiB until it is told otherwise.
+Facts: esptool's loader.py and targets, its documentation of the serial protocol, and esp32.md.
+The ROM answers with four status bytes, works synchronously, and knows a flash of 2 MiB until it
+is told otherwise (measured on the ESP32, and taken for granted on the others).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import zlib
 
 from esp32_sim import loader_common as lc
-from esp32_sim.chip import Registers
+from esp32_sim.chip import Registers, security_info
 from esp32_sim.core import Core, sector_span
 from esp32_sim.loader_common import Command, Leave, RefusedError
 
@@ -31,6 +31,15 @@ DEFLATE_ERROR = b"\x01\x0b\x00\x00"
 # which one they carry is not documented.
 REFUSALS = 8
 REFUSAL_OP = lc.SYNC
+# What secure download mode leaves of the commands (esptool's documentation, "Secure Download
+# Mode"): nothing that reads, writes or runs memory, and nothing that reads the flash.
+SECURE_COMMANDS = frozenset(
+    {
+        lc.SYNC, lc.FLASH_BEGIN, lc.FLASH_DATA, lc.FLASH_END, lc.SPI_SET_PARAMS, lc.SPI_ATTACH,
+        lc.CHANGE_BAUDRATE, lc.FLASH_DEFL_BEGIN, lc.FLASH_DEFL_DATA, lc.FLASH_DEFL_END,
+        lc.GET_SECURITY_INFO,
+    }
+)  # fmt: skip
 
 
 class RomLoader:
@@ -62,7 +71,7 @@ class RomLoader:
 
     async def _serve(self, command: Command) -> None:
         handler = self._HANDLERS.get(command.op)
-        if handler is None:
+        if handler is None or not self._knows(command.op):
             refusal = lc.response(REFUSAL_OP, 0, b"", INVALID_MESSAGE)
             for _ in range(REFUSALS):
                 self.core.send_frame(refusal)
@@ -71,6 +80,11 @@ class RomLoader:
             await handler(self, command)
         except RefusedError as refused:
             self._answer(command, status=refused.status)
+
+    def _knows(self, op: int) -> bool:
+        if op == lc.GET_SECURITY_INFO and not self.registers.chip.security_info_bytes:
+            return False
+        return op in SECURE_COMMANDS or not self.registers.config.secure_download
 
     def _answer(
         self, command: Command, *, value: int = 0, data: bytes = b"", status: bytes = OK
@@ -133,7 +147,9 @@ class RomLoader:
         self._need(command, 8)
         stay, entry = command.words(2)
         self._answer(command)
-        if not stay:
+        # esptool's run_stub tells of a ROM that runs nothing under secure boot.
+        hooked = self.registers.chip.stub_hook and self.registers.config.secure_boot_v2
+        if not stay and not hooked:
             raise Leave("ram", entry)
 
     async def _spi_set_params(self, command: Command) -> None:
@@ -147,7 +163,7 @@ class RomLoader:
         self._answer(command)
 
     async def _flash_begin(self, command: Command) -> None:
-        self._need(command, 16)
+        self._need(command, self.registers.chip.flash_begin_bytes)
         size, _, block_bytes, offset = command.words(4)
         if size:
             self._check_range(offset, size)
@@ -192,7 +208,7 @@ class RomLoader:
         self._need(command, 16)
         address, size = command.words(2)
         self._check_range(address, size)
-        digest = hashlib.md5(self.core.flash.read(address, size)).hexdigest()
+        digest = hashlib.md5(self.core.flash.read(self.core.reach(address), size)).hexdigest()
         times = self.core.times
         self.core.spend(times.md5_call_s + times.md5_s_per_mib * size / (1 << 20))
         self._answer(command, data=digest.encode())
@@ -200,20 +216,26 @@ class RomLoader:
     async def _read_flash_slow(self, command: Command) -> None:
         self._need(command, 8)
         address, size = command.words(2)
+        if self.registers.stub_hook:
+            raise Leave("ram", self.registers.stub_hook)
         self._check_range(address, size)
         if size > READ_SLOW_BYTES:
             raise RefusedError(FAILED_TO_ACT)
-        data = self.core.flash.read(address, size)
+        data = self.core.flash.read(self.core.reach(address), size)
         self._answer(command, data=data.ljust(READ_SLOW_BYTES, b"\x00"))
 
     async def _change_baudrate(self, command: Command) -> None:
         self._need(command, 8)
         self._answer(command)
         self.noted_baud = command.words(1)[0]
-        self.core.set_baud(round(self.noted_baud / self.registers.crystal_estimate))
+        self.core.set_baud(round(self.noted_baud / self.registers.config.crystal_estimate))
+
+    async def _get_security_info(self, command: Command) -> None:
+        self._answer(command, data=security_info(self.registers.config))
 
     _HANDLERS = {  # noqa: RUF012 - a table of methods
         lc.SYNC: _sync,
+        lc.GET_SECURITY_INFO: _get_security_info,
         lc.READ_REG: _read_reg,
         lc.WRITE_REG: _write_reg,
         lc.MEM_BEGIN: _mem_begin,

@@ -19,8 +19,8 @@ from base64 import b64decode
 from pathlib import Path
 
 from esp32_sim import loader_common as lc
-from esp32_sim.chip import Registers
-from esp32_sim.core import Core, sector_span
+from esp32_sim.chip import Registers, security_info
+from esp32_sim.core import SHORT_REACH_BYTES, Core, sector_span
 from esp32_sim.flash import SECTOR_BYTES, next_erase_bytes
 from esp32_sim.loader_common import Command, Leave, RefusedError
 from esp32_sim.loader_rom import SYNC_DATA, write_registers
@@ -45,8 +45,8 @@ GREETING = b"OHAI"
 
 
 @functools.cache
-def known_stubs() -> dict[int, bytes]:
-    """Entry point to code of the stubs that the installed esptool ships for the ESP32.
+def known_stubs(chip: str) -> dict[int, bytes]:
+    """Entry point to code of the stubs that the installed esptool ships for a chip.
 
     esptool itself is not imported: that would stop all boards of the process for too long.
     """
@@ -55,15 +55,15 @@ def known_stubs() -> dict[int, bytes]:
     if spec is None or spec.origin is None:
         raise RuntimeError("esptool is not installed, so its stub loader is not known")
     folder = Path(spec.origin).parent / "targets" / "stub_flasher"
-    for file in folder.glob("*/esp32.json"):
+    for file in folder.glob(f"*/{chip}.json"):
         stub = json.loads(file.read_text())
         found[stub["entry"]] = b64decode(stub["text"])
     return found
 
 
-def is_stub(ram: list[tuple[int, bytes]], entry: int) -> bool:
-    """Whether what was uploaded to RAM is a stub that esptool ships, bit by bit."""
-    text = known_stubs().get(entry)
+def is_stub(chip: str, ram: list[tuple[int, bytes]], entry: int) -> bool:
+    """Whether what was uploaded to RAM is a stub that esptool ships for the chip, bit by bit."""
+    text = known_stubs(chip).get(entry)
     if text is None:
         return False
     pieces: dict[int, bytearray] = {}
@@ -85,6 +85,8 @@ class StubLoader:
         self.registers = registers
         # The stub takes the size from the flash's id, and SPI_SET_PARAMS changes it.
         self.flash_bytes = core.flash.size
+        if registers.chip.wide_flash and self.flash_bytes > SHORT_REACH_BYTES:
+            core.reach_bytes = self.flash_bytes
         registers.spi_attached = True
         # It also tries to clear the block-protect bits (stub_target_flash_unlock).
         core.flash.write_status1(0)
@@ -118,8 +120,7 @@ class StubLoader:
             return
         handler = self._HANDLERS.get(command.op)
         if handler is None:
-            status = NOT_IMPLEMENTED if command.op == lc.GET_SECURITY_INFO else INVALID_COMMAND
-            self._answer(command, status=status)
+            self._answer(command, status=INVALID_COMMAND)
             return
         try:
             await handler(self, command)
@@ -195,6 +196,13 @@ class StubLoader:
         self._need(command, 8)
         self._answer(command)
         self.core.set_baud(command.words(1)[0])
+
+    async def _get_security_info(self, command: Command) -> None:
+        self._need(command, 0)
+        info = security_info(self.registers.config)
+        if not info:
+            raise RefusedError(NOT_IMPLEMENTED)
+        self._answer(command, data=info)
 
     # --- writing flash
 
@@ -367,6 +375,7 @@ class StubLoader:
         lc.SPI_SET_PARAMS: _spi_set_params,
         lc.SPI_ATTACH: _spi_attach,
         lc.CHANGE_BAUDRATE: _change_baudrate,
+        lc.GET_SECURITY_INFO: _get_security_info,
         lc.FLASH_BEGIN: _flash_begin,
         lc.FLASH_DATA: _flash_data,
         lc.FLASH_END: _flash_end,

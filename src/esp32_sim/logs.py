@@ -32,71 +32,108 @@ _BACKTRACE: Final = (
 )
 _GURU: Final = "Guru Meditation Error: Core  0 panic'ed"
 _LOAD: Final = f"{_GURU} (LoadProhibited). Exception was unhandled."
-_ABORT: Final = ("", "abort() was called at PC 0x400d3f57 on core 0")
 
-PANICS: Final[dict[str, tuple[str, ...]]] = {
-    "load-prohibited": (_LOAD, *_XTENSA, *_BACKTRACE),
-    "coloured": (f"\x1b[0;31m{_LOAD}\x1b[0m", *_XTENSA, *_BACKTRACE),
-    "abort": (*_ABORT, *_BACKTRACE),
-    "assert": ("", "assert failed: app_main main.c:42 (handle != NULL)", *_BACKTRACE),
-    "old-assert": (
-        'assertion "handle != NULL" failed: file "main/main.c", line 42, function: app_main',
-        *_ABORT,
-        *_BACKTRACE,
-    ),
-    "error-check": (
-        "ESP_ERROR_CHECK failed: esp_err_t 0x101 (ESP_ERR_NO_MEM) at 0x400d3f57",
-        'file: "./main/main.c" line 42',
-        "func: app_main",
-        "expression: esp_wifi_init(&cfg)",
-        *_ABORT,
-        *_BACKTRACE,
-    ),
-    "stack-overflow": (
-        "",
-        "***ERROR*** A stack overflow in task main has been detected.",
-        *_BACKTRACE,
-    ),
-    "stack-canary": (
+_RISCV: Final = (
+    "Core  0 register dump:",
+    "MEPC    : 0x42007e3c  RA      : 0x42007e2e  SP      : 0x3fc92f60  GP      : 0x3fc8b600  ",
+    "TP      : 0x3fc88d34  T0      : 0x4005890e  T1      : 0x00000000  T2      : 0x00000000  ",
+    "MSTATUS : 0x00001881  MTVEC   : 0x40380001  MCAUSE  : 0x00000005  MTVAL   : 0x00000000  ",
+    "MHARTID : 0x00000000  ",
+    "",
+    "Stack memory:",
+    "3fc92f60: 0x00000000 0x3fc92f90 0x42007e2e 0x3fc8b600 0x00000000 0x00000000 0x00000000",
+    *_BACKTRACE[3:],
+)
+_LOAD_RISCV: Final = f"{_GURU} (Load access fault). Exception was unhandled."
+
+
+def _panics(
+    load: str,
+    pc: str,
+    exception: tuple[str, ...],
+    aborted: tuple[str, ...],
+    overrun: tuple[str, ...],
+) -> dict[str, tuple[str, ...]]:
+    """Each form, for one architecture.
+
+    load: what is said of a read from nowhere; exception: what follows the panic handler's first
+    line, aborted: what follows abort()'s; overrun: what a stack's guard says.
+    """
+    abort = ("", f"abort() was called at PC {pc} on core 0")
+    return {
+        "load-prohibited": (load, *exception),
+        "coloured": (f"\x1b[0;31m{load}\x1b[0m", *exception),
+        "abort": (*abort, *aborted),
+        "assert": ("", "assert failed: app_main main.c:42 (handle != NULL)", *aborted),
+        "old-assert": (
+            'assertion "handle != NULL" failed: file "main/main.c", line 42, function: app_main',
+            *abort,
+            *aborted,
+        ),
+        "error-check": (
+            f"ESP_ERROR_CHECK failed: esp_err_t 0x101 (ESP_ERR_NO_MEM) at {pc}",
+            'file: "./main/main.c" line 42',
+            "func: app_main",
+            "expression: esp_wifi_init(&cfg)",
+            *abort,
+            *aborted,
+        ),
+        "stack-overflow": (
+            "",
+            "***ERROR*** A stack overflow in task main has been detected.",
+            *aborted,
+        ),
+        "stack-canary": overrun,
+        "interrupt-wdt": (f"{_GURU} (Interrupt wdt timeout on CPU0). ", *exception),
+        "corrupt-heap": (
+            "CORRUPT HEAP: Bad head at 0x3ffb5c10. Expected 0xabba1234 got 0x00000000",
+            "",
+            "assert failed: multi_heap_free multi_heap_poisoning.c:279 (head != NULL)",
+            *aborted,
+        ),
+        "rust": (
+            "",
+            "thread 'main' panicked at src/main.rs:42:10:",
+            "called `Result::unwrap()` on an `Err` value: ESP_ERR_NO_MEM",
+            "note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace",
+            *abort,
+            *aborted,
+        ),
+        "riscv": (_LOAD_RISCV, "", *_RISCV),
+    }
+
+
+PANICS: Final = _panics(
+    _LOAD,
+    "0x400d3f57",
+    (*_XTENSA, *_BACKTRACE),
+    _BACKTRACE,
+    (
         f"{_GURU} (Unhandled debug exception). ",
         "Debug exception reason: Stack canary watchpoint triggered (main) ",
         *_XTENSA[1:],
         *_BACKTRACE,
     ),
-    "interrupt-wdt": (
-        f"{_GURU} (Interrupt wdt timeout on CPU0). ",
-        *_XTENSA,
-        *_BACKTRACE,
-    ),
-    "corrupt-heap": (
-        "CORRUPT HEAP: Bad head at 0x3ffb5c10. Expected 0xabba1234 got 0x00000000",
-        "",
-        "assert failed: multi_heap_free multi_heap_poisoning.c:279 (head != NULL)",
-        *_BACKTRACE,
-    ),
-    "rust": (
-        "",
-        "thread 'main' panicked at src/main.rs:42:10:",
-        "called `Result::unwrap()` on an `Err` value: ESP_ERR_NO_MEM",
-        "note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace",
-        *_ABORT,
-        *_BACKTRACE,
-    ),
-    "riscv": (
-        f"{_GURU} (Load access fault). Exception was unhandled.",
-        "",
-        "Core  0 register dump:",
-        "MEPC    : 0x42007e3c  RA      : 0x42007e2e  SP      : 0x3fc92f60  GP      : 0x3fc8b600  ",
-        "TP      : 0x3fc88d34  T0      : 0x4005890e  T1      : 0x00000000  T2      : 0x00000000  ",
-        "MSTATUS : 0x00001881  MTVEC   : 0x40380001  MCAUSE  : 0x00000005  MTVAL   : 0x00000000  ",
-        "MHARTID : 0x00000000  ",
-        "",
-        "Stack memory:",
-        "3fc92f60: 0x00000000 0x3fc92f90 0x42007e2e 0x3fc8b600 0x00000000 0x00000000 0x00000000",
-        *_BACKTRACE[3:],
-    ),
-}
+)
 """What `Behaviour.panic` may be: an app's last words, each in its own form, a line each."""
+
+RISCV_PANICS: Final = _panics(
+    _LOAD_RISCV,
+    "0x42007e3c",
+    ("", *_RISCV),
+    _RISCV,
+    (
+        f"{_GURU} (Stack protection fault). ",
+        "",
+        'Detected in task "main" at 0x42007e3c',
+        "Stack pointer: 0x3fc92f60",
+        "Stack bounds: 0x3fc92f70 - 0x3fc93f60",
+        "",
+        "",
+        *_RISCV,
+    ),
+)
+"""The same on RISC-V, where abort() shows registers, too, and the stack stands for a backtrace."""
 
 _BROWNOUT: Final = "Brownout detector was triggered"
 

@@ -16,7 +16,6 @@ def test_reads_its_mac(board):
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -27,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from esp32_sim.chips import ESP32
 from esp32_sim.config import FLASH_FILE, BoardConfig
 from esp32_sim.control import BoardControl
 from esp32_sim.factory import create_board, make_flash
@@ -46,11 +46,13 @@ def child_environment() -> dict[str, str]:
 class SimBoard:
     """One board to be made: its flash, and its settings.
 
-    flash: complete contents; without it `factory.make_flash(layout, **flash_options)` makes
-    them. config: fields of `BoardConfig`; times are off unless it says timed=True.
+    chip: its name, such as "esp32c3" (`chips.CHIPS`); an `app` has to be built for it. flash:
+    complete contents; without it `factory.make_flash(layout, **flash_options)` makes them.
+    config: fields of `BoardConfig`; times are off unless it says timed=True.
     """
 
     layout: str | Layout = "micro-rdk"
+    chip: str = ESP32.name
     flash: bytes | None = None
     version: str = "1.0.0"
     app: bytes | None = None
@@ -75,6 +77,7 @@ class SimBoard:
                 version=self.version,
                 seed=seed,
                 table_offset=table_offset,
+                chip=self.chip,
                 **self.flash_options,
             )
         )
@@ -146,7 +149,7 @@ class SimProcess:
         directory = self.directory / f"board-{index + 1}"
         number = (self._seed & 0xFF) << 16 | 0x1000 + index + 1
         mac = (b"\x24\x0a\xc4" + number.to_bytes(3, "big")).hex(":")
-        config = dataclasses.replace(BoardConfig(mac=mac, seed=seed), **spec.config)
+        config = BoardConfig(**{"chip": spec.chip, "mac": mac, "seed": seed, **spec.config})
         if not (directory / FLASH_FILE).exists():
             create_board(directory, spec.make_flash(seed), config)
         process.stdin.write(f"{directory}\n")

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from esp32_sim.chips import CHIP_NAMES, CHIPS, ESP32
 from esp32_sim.claim import Claimed, claim
 from esp32_sim.config import FLASH_FILE, BoardConfig
 from esp32_sim.factory import create_board, make_flash
@@ -35,14 +36,15 @@ class Options:
     """What is simulated.
 
     dir: where the boards' files go; boards: how many; layout: the partition table of all, by
-    default those with OTA slots in turn; flash: a dump to start from; seed: of MACs, contents
-    and faults. board_dir: prepared boards instead; boards_from_stdin: their folders come a line
-    each on stdin, and its end is the simulator's.
+    default those with OTA slots in turn; chip: of those that are new; flash: a dump to start
+    from; seed: of MACs, contents and faults. board_dir: prepared boards instead;
+    boards_from_stdin: their folders come a line each on stdin, and its end is the simulator's.
     """
 
     boards: int = 1
     dir: Path | None = None
     layout: str | None = None
+    chip: str | None = None
     times: str = "on"
     flash: Path | None = None
     bridge_latency_ms: float = 1.0
@@ -63,7 +65,8 @@ class Refused(Exception):
 def prepare(options: Options) -> list[Path]:
     """Claim the boards, and create those that do not exist yet; their directories.
 
-    Raises Refused, OSError, and ValueError for a flash that cannot be made.
+    Raises Refused, OSError, and ValueError for a flash that cannot be made, or a board that has
+    another chip.
     """
     if options.prepared:
         directories = [Path(os.path.abspath(directory)) for directory in options.board_dir]
@@ -76,6 +79,7 @@ def prepare(options: Options) -> list[Path]:
     # All of them first: nothing of another simulator's boards may change.
     for directory in directories:
         _claim(directory, folder)
+    chip = options.chip or ESP32.name
     for index, directory in enumerate(directories):
         seed = options.seed + index
         if not (directory / FLASH_FILE).exists():
@@ -83,12 +87,14 @@ def prepare(options: Options) -> list[Path]:
                 flash: bytes | bytearray = whole_chip(options.flash.read_bytes())
             else:
                 layout = options.layout or OTA_LAYOUTS[index % len(OTA_LAYOUTS)]
-                flash = make_flash(
-                    layout, app=build_app(version="1.0.0", seed=options.seed), seed=seed
-                )
-            create_board(directory, flash, board_config(options, index))
+                app = build_app(version="1.0.0", seed=options.seed, chip=chip)
+                flash = make_flash(layout, app=app, seed=seed, chip=chip)
+            create_board(directory, flash, board_config(options, index, chip))
         else:
-            board_config(options, index).save(directory)
+            kept = BoardConfig.load(directory).chip
+            if options.chip not in (None, kept):
+                raise ValueError(f"the board in {directory} is an {CHIPS[kept].title} already")
+            board_config(options, index, kept).save(directory)
     return directories
 
 
@@ -103,17 +109,18 @@ def _claim(directory: Path, named: Path) -> None:
 
 
 def whole_chip(dump: bytes) -> bytes:
-    """A dump filled up to the size of a chip: 1, 2, 4, 8 or 16 MiB."""
+    """A dump filled up to the size of a chip: 1, 2, 4, 8, 16 or 32 MiB."""
     size = 1 << 20
     while size < len(dump):
         size *= 2
     return dump.ljust(size, b"\xff")
 
 
-def board_config(options: Options, index: int) -> BoardConfig:
+def board_config(options: Options, index: int, chip: str) -> BoardConfig:
     """Settings of board number `index`; MACs differ, and differ with the seed."""
     number = (options.seed * 256 + index + 1) & 0xFFFFFF
     return BoardConfig(
+        chip=chip,
         mac=":".join(f"{byte:02x}" for byte in b"\x24\x0a\xc4" + number.to_bytes(3, "big")),
         timed=options.times == "on",
         bridge_latency_ms=options.bridge_latency_ms,
@@ -125,11 +132,11 @@ async def serve(directories: Sequence[Path], *, boards_from_stdin: bool = False)
     """Serve boards until SIGTERM or SIGINT, or until stdin closes where boards come from it."""
     loop = asyncio.get_running_loop()
     # Reading them takes longer than esptool waits for the start of a stub (0.2 s) under load.
-    known_stubs()
+    for chip in CHIP_NAMES:
+        known_stubs(chip)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    known_stubs()  # now, not when a board's time runs
     hosts: list[BoardHost] = []
 
     async def start(directory: Path) -> None:

@@ -62,7 +62,7 @@ class FrameReader:
 
 
 def read_address(directory: Path, name: str) -> dict[str, Any]:
-    """The address file of a running board: {"host", "port", "token"}.
+    """The address file of a running board: {"host", "port", "token"}, a port's with its "usb".
 
     Raises FileNotFoundError where the board does not run or is unplugged.
     """
@@ -70,10 +70,12 @@ def read_address(directory: Path, name: str) -> dict[str, Any]:
     return address
 
 
-def write_address(directory: Path, name: str, host: str, port: int, token: str) -> None:
+def write_address(
+    directory: Path, name: str, host: str, port: int, token: str, **more: object
+) -> None:
     """Publish an address; atomically, so that no client reads half of it."""
     directory.mkdir(parents=True, exist_ok=True)
     part = directory / (name + ".part")
     part.touch(mode=0o600)
-    part.write_text(json.dumps({"host": host, "port": port, "token": token}))
+    part.write_text(json.dumps({"host": host, "port": port, "token": token, **more}))
     part.replace(directory / name)

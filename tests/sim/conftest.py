@@ -72,8 +72,8 @@ def connect() -> Iterator[Callable[..., Any]]:
 
     with ExitStack() as stack:
 
-        def connect_board(board: RunningBoard, *, stub: bool = True) -> Any:
-            esp = ESP32ROM(board.url)
+        def connect_board(board: RunningBoard, *, stub: bool = True, kind: Any = ESP32ROM) -> Any:
+            esp = kind(board.url)
             stack.callback(esp._port.close)
             esp.connect(detecting=True)
             if stub:

@@ -8,7 +8,8 @@ import struct
 
 from esp32_sim import loader_common as lc
 from esp32_sim import slip
-from esp32_sim.chip import CHIP_MAGIC_ADDRESS, Registers
+from esp32_sim.chip import Registers
+from esp32_sim.chips import CHIP_MAGIC_ADDRESS
 from esp32_sim.config import BoardConfig
 from esp32_sim.core import Core, Times
 from esp32_sim.flash import NorFlash

@@ -9,10 +9,12 @@ import pytest
 
 from esp32_sim import chip
 from esp32_sim.chip import Registers
+from esp32_sim.chips import ESP32
 from esp32_sim.config import BoardConfig
 from esp32_sim.flash import NorFlash, PowerLossError, create_file
 
 MIB = 1 << 20
+SPI = ESP32.spi
 
 
 @pytest.fixture
@@ -40,21 +42,21 @@ class Spi:
         user = chip.USER_COMMAND
         if data:
             user |= chip.USER_MOSI
-            write(chip.SPI_MOSI_DLEN, len(data) * 8 - 1)
+            write(SPI.mosi_dlen, len(data) * 8 - 1)
             for i in range(0, len(data), 4):
                 word = data[i : i + 4].ljust(4, b"\x00")
-                write(chip.SPI_W0 + i, int.from_bytes(word, "little"))
+                write(SPI.w0 + i, int.from_bytes(word, "little"))
         if read:
             user |= chip.USER_MISO
-            write(chip.SPI_MISO_DLEN, read * 8 - 1)
+            write(SPI.miso_dlen, read * 8 - 1)
         if address >= 0:
             user |= chip.USER_ADDR
-            write(chip.SPI_USER1, 23 << 26)
-            write(chip.SPI_ADDR, address << 8)
-        write(chip.SPI_USER, user)
-        write(chip.SPI_USER2, 7 << 28 | command)
-        write(chip.SPI_CMD, chip.CMD_USR)
-        words = [self.registers.read(chip.SPI_W0 + 4 * i) for i in range(16)]
+            write(SPI.user1, 23 << 26)
+            write(SPI.addr, address << 8)
+        write(SPI.user, user)
+        write(SPI.user2, 7 << 28 | command)
+        write(SPI.cmd, chip.CMD_USR)
+        words = [self.registers.read(SPI.w0 + 4 * i) for i in range(16)]
         return b"".join(word.to_bytes(4, "little") for word in words)[:read]
 
 
@@ -242,7 +244,7 @@ def test_file_keeps_what_was_programmed(tmp_path: Path) -> None:
 
 
 def test_sizes_that_do_not_exist() -> None:
-    """Chips have 1 to 16 MiB, a power of two."""
-    for size in (4096, 3 * MIB, 32 * MIB):
+    """Chips have 1 to 32 MiB, a power of two."""
+    for size in (4096, 3 * MIB, 64 * MIB):
         with pytest.raises(ValueError, match="does not exist"):
             NorFlash(bytearray(size))

@@ -10,6 +10,7 @@ from esp_idf_defs.app_description import AppDescription
 from esp_idf_defs.partitions import PartitionTable
 from esptool.bin_image import LoadFirmwareImage
 
+from esp32_sim.chips import ESP32
 from esp32_sim.flash import NorFlash
 from esp32_sim.imagecheck import bootloader_problem, verify_app
 from esp32_sim.images import (
@@ -96,7 +97,7 @@ def test_bootloader_image() -> None:
     assert image[32] == 0x50
     flash = NorFlash(bytearray(b"\xff" * (1 << 20)))
     flash.poke(0x1000, image)
-    assert bootloader_problem(flash) is None
+    assert bootloader_problem(flash, ESP32) is None
 
 
 @pytest.mark.parametrize("name", list(LAYOUTS))

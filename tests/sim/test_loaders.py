@@ -14,16 +14,18 @@ import pytest
 from esptool.util import FatalError
 
 from esp32_sim import chip
+from esp32_sim.chips import CHIP_MAGIC_ADDRESS, ESP32
 from esp32_sim.loader_stub import known_stubs
 from tests.sim.conftest import StartBoard
 
 Connect = Callable[..., Any]
+SPI = ESP32.spi
 
 
 def test_the_stub_loader_is_the_one_that_is_modelled() -> None:
     """Another one of the same protocol may receive, erase and start differently: look at its source
     (espressif/esp-flasher-stub) before this is changed with esptool's pin."""
-    found = {hashlib.sha256(text).hexdigest()[:16] for text in known_stubs().values()}
+    found = {hashlib.sha256(text).hexdigest()[:16] for text in known_stubs("esp32").values()}
     assert "fc5fb606754d152b" in found  # 1.4.1, ESP32, with esptool 5.6.0
 
 
@@ -83,8 +85,8 @@ def test_stub_tells_a_write_error_at_the_next_command(start: StartBoard, connect
     esp.flash_defl_begin(0x1000, 100, 0x310000)
     esp.flash_defl_block(b"this is not a zlib stream", 0)
     with pytest.raises(FatalError, match="C700"):
-        esp.read_reg(chip.CHIP_MAGIC_ADDRESS)
-    assert esp.read_reg(chip.CHIP_MAGIC_ADDRESS) == chip.CHIP_MAGIC
+        esp.read_reg(CHIP_MAGIC_ADDRESS)
+    assert esp.read_reg(CHIP_MAGIC_ADDRESS) == ESP32.magic
 
 
 def test_stub_checks_the_checksum(start: StartBoard, connect: Connect) -> None:
@@ -134,16 +136,16 @@ def test_one_write_reg_packet_programs_a_page(start: StartBoard, connect: Connec
     esp = connect(board)
     payload = bytes(range(64))
     records = [
-        (chip.SPI_USER, chip.USER_COMMAND),
-        (chip.SPI_USER2, 7 << 28 | 0x06),
-        (chip.SPI_CMD, chip.CMD_USR),
-        (chip.SPI_USER, chip.USER_COMMAND | chip.USER_ADDR | chip.USER_MOSI),
-        (chip.SPI_USER1, 23 << 26),
-        (chip.SPI_USER2, 7 << 28 | 0x02),
-        (chip.SPI_ADDR, 0x310040 << 8),
-        (chip.SPI_MOSI_DLEN, 64 * 8 - 1),
-        *((chip.SPI_W0 + 4 * i, word) for i, word in enumerate(struct.unpack("<16I", payload))),
-        (chip.SPI_CMD, chip.CMD_USR),
+        (SPI.user, chip.USER_COMMAND),
+        (SPI.user2, 7 << 28 | 0x06),
+        (SPI.cmd, chip.CMD_USR),
+        (SPI.user, chip.USER_COMMAND | chip.USER_ADDR | chip.USER_MOSI),
+        (SPI.user1, 23 << 26),
+        (SPI.user2, 7 << 28 | 0x02),
+        (SPI.addr, 0x310040 << 8),
+        (SPI.mosi_dlen, 64 * 8 - 1),
+        *((SPI.w0 + 4 * i, word) for i, word in enumerate(struct.unpack("<16I", payload))),
+        (SPI.cmd, chip.CMD_USR),
     ]
     packet = b"".join(struct.pack("<IIII", *record, 0xFFFFFFFF, 0) for record in records)
     esp.check_command("write registers", esp.ESP_CMDS["WRITE_REG"], packet)
@@ -161,7 +163,7 @@ def test_high_baud(start: StartBoard, connect: Connect) -> None:
     """Both sides change their baud; data still arrives; a one-sided change does not."""
     esp = connect(start())
     esp.change_baud(921600)
-    assert esp.read_reg(chip.CHIP_MAGIC_ADDRESS) == chip.CHIP_MAGIC
+    assert esp.read_reg(CHIP_MAGIC_ADDRESS) == ESP32.magic
     esp._port.baudrate = 115200
     with pytest.raises(FatalError):
         esp.command(esp.ESP_CMDS["READ_REG"], struct.pack("<I", 0x40001000), timeout=0.2)
@@ -189,7 +191,7 @@ def test_speed_at_which_the_stub_starts(
     esp.change_baud(460800)
     if rom_reports_baud:
         esp = cmds.run_stub(esp)
-        assert esp.read_reg(chip.CHIP_MAGIC_ADDRESS) == chip.CHIP_MAGIC
+        assert esp.read_reg(CHIP_MAGIC_ADDRESS) == ESP32.magic
     else:
         with pytest.raises(FatalError, match="Failed to start stub"):
             cmds.run_stub(esp)

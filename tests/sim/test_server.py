@@ -89,6 +89,22 @@ def test_keeps_its_boards(tmp_path: Path) -> None:
         assert control(urls[0]).read_flash(0x7F0000, 4) == b"kept"
 
 
+def test_boards_keep_their_chip(tmp_path: Path) -> None:
+    """`--chip` makes new ones; later it need not be said, and saying another one is refused."""
+    where = ("--dir", str(tmp_path), "--times", "off")
+    for chosen in (("--chip", "esp32c6"), ()):
+        with running(*where, *chosen) as (urls, _):
+            board = control(urls[0])
+            assert board.wait_for("app")["version"] == "1.0.0"
+            assert "ESP-ROM:esp32c6" in board.console()
+    refused = subprocess.run(
+        [sys.executable, "-m", "esp32_sim", *where, "--chip", "esp32s3"],
+        capture_output=True, text=True, check=False, env=child_environment(),
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert "is an ESP32-C6 already" in refused.stderr
+
+
 def test_needs_a_directory() -> None:
     """Without --dir it says so and does nothing."""
     result = subprocess.run(

@@ -13,12 +13,14 @@ import pytest
 
 from esp32_sim import chip, slip
 from esp32_sim import loader_common as lc
+from esp32_sim.chips import CHIP_MAGIC_ADDRESS, ESP32
 from tests.sim.conftest import StartBoard
 from tests.sim.stub_bench import BYTE_S, Bench, read_reg, request
 
 Connect = Callable[..., Any]
 
 AT = 0x310000
+SPI = ESP32.spi
 BLOCK_BYTES = 0x4000
 
 
@@ -38,7 +40,7 @@ def write(esp: Any, address: int, data: bytes, *, packed: bool = False) -> None:
         esp.flash_begin(len(data), address)
         for seq, at in enumerate(range(0, len(data), BLOCK_BYTES)):
             esp.flash_block(data[at : at + BLOCK_BYTES], seq)
-    esp.read_reg(chip.CHIP_MAGIC_ADDRESS)
+    esp.read_reg(CHIP_MAGIC_ADDRESS)
 
 
 @pytest.mark.slow
@@ -87,14 +89,14 @@ def test_each_begin_looks_anew(start: StartBoard, connect: Connect) -> None:
 
 
 ERASE_BY_REGISTERS = (
-    (chip.SPI_USER, chip.USER_COMMAND),
-    (chip.SPI_USER2, 7 << 28 | 0x06),
-    (chip.SPI_CMD, chip.CMD_USR),
-    (chip.SPI_USER, chip.USER_COMMAND | chip.USER_ADDR),
-    (chip.SPI_USER1, 23 << 26),
-    (chip.SPI_USER2, 7 << 28 | 0xD8),
-    (chip.SPI_ADDR, 0x80000 << 8),
-    (chip.SPI_CMD, chip.CMD_USR),
+    (SPI.user, chip.USER_COMMAND),
+    (SPI.user2, 7 << 28 | 0x06),
+    (SPI.cmd, chip.CMD_USR),
+    (SPI.user, chip.USER_COMMAND | chip.USER_ADDR),
+    (SPI.user1, 23 << 26),
+    (SPI.user2, 7 << 28 | 0xD8),
+    (SPI.addr, 0x80000 << 8),
+    (SPI.cmd, chip.CMD_USR),
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from esp32_sim import loader_common as lc
 from esp32_sim import slip
-from esp32_sim.chip import CHIP_MAGIC
+from esp32_sim.chips import ESP32
 from esp32_sim.stubreceiver import FRAME_LIMIT_BYTES, StubReceiver
 from tests.sim.conftest import StartBoard
 from tests.sim.stub_bench import BYTE_S, Bench, read_reg, request
@@ -177,7 +177,7 @@ def test_a_line_that_is_never_idle() -> None:
 # --- with the stub behind it
 
 
-ANSWER = slip.encode(lc.response(lc.READ_REG, CHIP_MAGIC, b"", b"\x00\x00"))
+ANSWER = slip.encode(lc.response(lc.READ_REG, ESP32.magic, b"", b"\x00\x00"))
 
 
 def answers(port: Any, count: int) -> bytes:
