@@ -18,7 +18,7 @@ from serial import SerialBase
 
 from ota_service.errors import OtaError
 from ota_service.formats.image import AppImage
-from ota_service.formats.otadata import OtaState, parse_otadata
+from ota_service.formats.otadata import OtaData, OtaState, parse_otadata
 from ota_service.formats.partitions import Partition
 from ota_service.link.flash import apply_verified
 from ota_service.link.link import EspLink, leave_download_mode
@@ -29,6 +29,7 @@ from ota_service.update.carry_out import (
     carry_out,
     plan_go_back,
     plan_rollback,
+    record_ops,
 )
 from ota_service.update.facts import BoardFacts, KnownImage
 from ota_service.update.first_look import FirstLook, first_look
@@ -335,13 +336,16 @@ class _Session:
         the next reset would turn down."""
         if found.running.partition is None or found.pending or found.otadata is None:
             return False
-        return all(entry.state != OtaState.NEW for entry in found.otadata.entries)
+        return not _has_to_confirm(found.otadata)
 
     def _repaired(self, link: EspLink) -> Inspection:
         """The board after one start of its firmware, which repairs what a cut has left in NVS."""
+        self._repair(link)
+        return self._look(link)
+
+    def _repair(self, link: EspLink) -> None:
         # Its time is not cut short by what it prints: NVS is opened some time after that.
         self._start_once(link, "so that it repairs its NVS", until=lambda seen: False)
-        return self._look(link)
 
     def _plan(self, found: Inspection) -> Plan:
         job = self.job
@@ -390,9 +394,9 @@ class _Session:
         if boot is None:
             if not made.rolled_back:
                 return self._restarted(link, outcome)
-            link.restart()
+            seen = "" if self._leaves(link) else " It waits in download mode still."
             outcome.error = OtaError(
-                "boot-failed", f"The board went back by itself: {made.reason}."
+                "boot-failed", f"The board went back by itself: {made.reason}.{seen}"
             )
             return outcome
         monitor = self._boot(link, boot.slot, self._expected(found, made, boot.slot))
@@ -549,6 +553,27 @@ class _Session:
 
     def _go_back(self, link: EspLink, found: Inspection) -> Outcome:
         """To the firmware in the other slot, because a person says so."""
+        try:
+            back = self._plan_go_back(link, found)
+        except OtaError as error:
+            if error.code != "nvs-invalid" or not self._may_start(found):
+                raise
+            found = self._repaired(link)
+            back = self._plan_go_back(link, found)
+        self.hooks.phase("rolling_back")
+        apply_verified(link, back.ops)
+        outcome = Outcome("rolled_back", found=found, version=back.version or "", slot=back.slot)
+        monitor = self._boot(link, back.slot, Expected(offset=back.slot.offset))
+        if monitor.verdict is Verdict.FAILED:
+            return self._roll_back(link, found, outcome, back.slot, monitor.reason)
+        outcome.confirmed = monitor.verdict is Verdict.RUNNING
+        outcome.boot_log = tuple(self.log)
+        if monitor.verdict in UNJUDGED:
+            code = UNJUDGED[monitor.verdict]
+            outcome.error = self._unjudged(code, back.slot, monitor.reason)
+        return outcome
+
+    def _plan_go_back(self, link: EspLink, found: Inspection) -> RollbackPlan:
         if found.problem is not None:
             raise found.problem
         if found.pending:
@@ -564,18 +589,9 @@ class _Session:
             fused=link.chip.secure_version,
             version_of=lambda slot: self._tag_of(found, slot),
         )
-        self.hooks.phase("rolling_back")
-        apply_verified(link, back.ops)
-        outcome = Outcome("rolled_back", found=found, version=back.version or "", slot=back.slot)
-        monitor = self._boot(link, back.slot, Expected(offset=back.slot.offset))
-        if monitor.verdict is Verdict.FAILED:
-            return self._roll_back(link, found, outcome, back.slot, monitor.reason)
-        outcome.confirmed = monitor.verdict is Verdict.RUNNING
-        outcome.boot_log = tuple(self.log)
-        if monitor.verdict in UNJUDGED:
-            code = UNJUDGED[monitor.verdict]
-            outcome.error = self._unjudged(code, back.slot, monitor.reason)
-        return outcome
+        if back.problem is not None:
+            raise back.problem
+        return back
 
     def _tag_of(self, found: Inspection, slot: Partition) -> str:
         """The version that belongs to a slot: the journal's, else its descriptor's."""
@@ -622,9 +638,10 @@ class _Session:
             link.reconnect()
         back = self._plan_back(link, found, bad)
         apply_verified(link, back.ops)
+        problem = self._recorded_late(link, found, back) if back.problem is not None else None
         monitor = self._boot(link, back.slot, Expected(offset=back.slot.offset), known_good=True)
         outcome.boot_log = tuple(self.log)
-        outcome.version = back.version or ""
+        outcome.version = (back.version or "") if problem is None else None
         outcome.slot = back.slot
         if monitor.verdict is Verdict.FAILED:
             outcome.end = "failed"
@@ -637,6 +654,11 @@ class _Session:
             )
             return outcome
         back_on = f'The board is back on {back.slot.name} with version "{back.version or ""}".'
+        if problem is not None:
+            back_on = (
+                f"The board is back on {back.slot.name}, and its version could not be put right: "
+                f"{problem.message}"
+            )
         if monitor.verdict in UNJUDGED:
             back_on += f" Its start was not seen: {monitor.reason}."
         if power_failed:
@@ -648,6 +670,27 @@ class _Session:
                 "boot-failed", f"The new firmware did not come up: {why}. {back_on}"
             )
         return outcome
+
+    def _recorded_late(
+        self, link: EspLink, found: Inspection, back: RollbackPlan
+    ) -> OtaError | None:
+        """The version stored after one start of the firmware gone back to, which repairs its NVS;
+        or why it still cannot be, or that start might be one that its app must confirm."""
+        assert found.table is not None
+        assert found.table.otadata is not None
+        at = found.table.otadata
+        now = parse_otadata(link.read(at.offset, at.size_bytes))
+        if now.may_be_pending or _has_to_confirm(now):
+            return back.problem
+        self._repair(link)
+        try:
+            ops = record_ops(link, found, back.version)
+        except OtaError as error:
+            if error.code == "link-lost":
+                raise
+            return error
+        apply_verified(link, ops)
+        return None
 
     def _confirm(self, link: EspLink, found: Inspection, awaited: Awaited) -> Outcome:
         """The app's time to confirm itself is over: what does otadata say?"""
@@ -693,6 +736,11 @@ class _Session:
         else:
             why = "the board's bootloader went back by itself"
         return self._roll_back(link, found, outcome, slot, why)
+
+
+def _has_to_confirm(otadata: OtaData) -> bool:
+    """Whether the next start may be one that its app must confirm."""
+    return any(entry.counts and entry.state == OtaState.NEW for entry in otadata.entries)
 
 
 def _stored(found: Inspection) -> str | None:

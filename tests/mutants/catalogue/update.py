@@ -178,12 +178,25 @@ _CARRIED_OUT = (
         f"{SESSION}::test_a_flash_that_takes_no_program_is_found_before_the_first_erase",
     ),
     Mutant(
-        "a bad image that the bootloader tries first keeps its magic byte",
+        "a bad image that the bootloader tries first without any entry is left to it",
         _CARRY_OUT,
-        '        ops.append(Program(bad.offset, b"\\x00", "no image any more"))\n',
-        "        pass\n",
-        f"{RUNNING}::"
-        "test_a_bad_firmware_that_is_tried_first_without_any_entry_is_no_image_any_more",
+        "            certain = False\n            continue\n",
+        "            continue\n",
+        f"{RUNNING}::test_a_bad_firmware_that_is_tried_first_without_any_entry_is_not_started",
+    ),
+    Mutant(
+        "a way back is left to an image of which it is not clear whether it boots",
+        _CARRY_OUT,
+        'certain = certain and image.boots == "no"',
+        "certain = bool(certain)",
+        f"{RUNNING}::test_a_way_back_is_not_left_to_an_image_of_which_it_is_not_clear",
+    ),
+    Mutant(
+        "a firmware that spoils NVS is not gone back from",
+        _CARRY_OUT,
+        "        return RollbackPlan(slot, version, tuple(ops), error)\n",
+        "        raise\n",
+        f"{CUTS}::test_a_firmware_that_spoils_nvs_is_gone_back_from_all_the_same",
     ),
     Mutant(
         "a way back leads to an image that the fuses forbid",
