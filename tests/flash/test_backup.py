@@ -95,9 +95,13 @@ def test_a_board_that_cannot_be_read_has_none() -> None:
 
 
 def test_one_covers_another_where_no_key_would_be_lost() -> None:
-    """Names of keys count, values are newer; what cannot be read is covered by itself alone."""
+    """Keys with their values count, but for the version; what cannot be read is covered by itself
+    alone."""
     whole = backup_of(board())
     newer = backup_of(board(nvs={**default_nvs(version="2"), "MORE": "x"}))
+    other = backup_of(board(nvs={**default_nvs(version="1.0.0"), "WIFI_SSID": "elsewhere"}))
+    assert not other.covers(whole)
+    assert not whole.covers(other)
     fewer = backup_of(board(nvs={"OTHER": "x"}))
     empty = backup_of(board(nvs={}))
     assert newer.covers(whole)
@@ -228,7 +232,7 @@ def test_the_state_folder_has_one_of_each_board_unless_keys_would_be_lost(tmp_pa
     poorer = store.keep(backup_of(board(nvs={"A": "b"})))
     store.tidy()
     assert [kept.number for kept in store.all()] == [first.number, poorer.number]
-    richer = store.keep(backup_of(board(nvs={**default_nvs(version="3"), "A": "c"})))
+    richer = store.keep(backup_of(board(nvs={**default_nvs(version="3"), "A": "b"})))
     store.tidy(spared=first.folder)
     assert [kept.number for kept in store.all()] == [first.number, richer.number]
     store.tidy()

@@ -149,7 +149,7 @@ class Kept:
 class Backups:
     """The backups of one board in the state folder.
 
-    One goes when a newer one of the same board has every key of it, so there is usually one. A
+    One goes when a newer one of the same board has every key of it with its value (`covers`). A
     half-written board has fewer keys than before and so takes nothing away.
     """
 
@@ -226,7 +226,7 @@ class Backups:
             (self.folder / _MARK).unlink(missing_ok=True)
 
     def tidy(self, spared: Path | None = None) -> None:
-        """Remove those of which a newer one has every key, but `spared`, which was just used."""
+        """Remove those that a newer one covers, but `spared`, which was just used."""
         kept = self.all()
         for index, old in enumerate(kept):
             if spared is not None and old.folder.resolve() == spared.resolve():

@@ -13,15 +13,13 @@ from pathlib import Path
 
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import Nvs, parse_nvs
-from ota_service.formats.text import field_text
+from ota_service.update.backup import Key, values
 from ota_service.update.inspect import NAMESPACE, VERSION_KEY
 
 _OF_IDF = frozenset({"phy", "nvs.net80211", "dhcp_state"})
 """Namespaces that ESP-IDF itself writes at a start: an NVS that was erased has them at once."""
 _NUMBER_TYPES = range(0x01, 0x21)
 """Item types of integers, which are often equal by chance."""
-
-_Key = tuple[str, str, int]
 
 
 def which_counts(label: str, held: Mapping[Path | None, bytes]) -> bytes:
@@ -50,7 +48,7 @@ def _counts(label: str, at: Path | None, newer: Nvs, folder: Path | None, older:
     """Whether the older of two count. Raises OtaError where that cannot be told."""
     if newer.keys() >= older.keys():
         return False
-    now, then = _contents(newer), _contents(older)
+    now, then = values(newer), values(older)
     same = now.items() & then.items()
     if len(same) == len(now):
         return True  # nothing of its own: blank, or a part of it is gone
@@ -74,21 +72,11 @@ def _counts(label: str, at: Path | None, newer: Nvs, folder: Path | None, older:
     )
 
 
-def _contents(nvs: Nvs) -> dict[_Key, bytes]:
-    """(namespace, key, item type) -> value."""
-    names = {index: name for name, index in reversed(nvs.namespaces.items())}
-    return {
-        (names.get(space, f"#{space}"), field_text(key), kind): value
-        for (space, key, kind), value in nvs.contents().items()
-        if space
-    }
-
-
-def _of_apps(contents: Mapping[_Key, bytes]) -> bool:
+def _of_apps(contents: Mapping[Key, bytes]) -> bool:
     return any(space not in _OF_IDF for space, _, _ in contents)
 
 
-def _survives(key: _Key) -> bool:
+def _survives(key: Key) -> bool:
     """Whether it tells that an NVS was not erased, where its value is still the same."""
     space, name, kind = key
     ours = (space, name) == (NAMESPACE, VERSION_KEY)
