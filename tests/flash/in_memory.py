@@ -15,8 +15,7 @@ from esp32_sim.layouts import LAYOUTS
 from esp32_sim.nvsmodel import nvs_init
 from ota_service.formats.flashops import FlashOp
 from ota_service.link.chip import ChipInfo
-from ota_service.link.flash import MemoryFlash, PowerCut
-from ota_service.link.protection import Protection
+from ota_service.link.flash import Protection
 from ota_service.update import backup_run, flash_merged
 from ota_service.update.backup_files import read_backup
 from ota_service.update.backup_run import RestoreJob
@@ -25,6 +24,7 @@ from ota_service.update.flash_plan import Before, FlashPlan, check_merged
 from ota_service.update.restore import RestorePlan
 from tests.prove.cells import Cells
 from tests.prove.tears import tears_of, torn
+from tests.support.memory_flash import MemoryFlash, PowerCut
 
 MIB = 1 << 20
 MAC = "24:0a:c4:00:00:01"

@@ -15,7 +15,6 @@ from esp32_sim.layouts import LAYOUTS, Layout, Partition
 from ota_service.errors import OtaError
 from ota_service.formats.merged import parse_merged
 from ota_service.formats.nvs import parse_nvs
-from ota_service.link.flash import MemoryFlash
 from ota_service.update.flash_merged import (
     FlashJob,
     FlashOutcome,
@@ -26,6 +25,7 @@ from ota_service.update.flash_merged import (
 from ota_service.update.flash_plan import Before, check_merged, plan_flash
 from tests.flash.in_memory import MIB, Hooks, boots, chip, keys, nvs_of
 from tests.flash.merged_files import merged
+from tests.support.memory_flash import MemoryFlash
 
 SAVED = Path("backups/1")
 

@@ -22,7 +22,7 @@ from ota_service.fleet.sessions import after_waiting
 from ota_service.formats.flashops import Erase, FlashOp, Program, program
 from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
-from ota_service.link.protection import Protection
+from ota_service.link.flash import Protection
 from ota_service.update.boot import BootMonitor, Expected, Verdict
 from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.first_look import FirstLook
@@ -299,7 +299,7 @@ def update(board: Board, firmware: Firmware, notes: Notes, *, force: bool = Fals
 def known_facts(layout: Layout, label: str, firmware: Firmware, tag: str) -> BoardFacts:
     """What the journal knows of a board that was seen running `firmware` from the slot `label`."""
     fact = SlotFact(len(firmware.data), firmware.image.md5, version=tag)
-    return BoardFacts(slots={label: fact}, last_slot=label, known_tag=tag)
+    return BoardFacts(slots={label: fact}, last_slot=label)
 
 
 @contextmanager

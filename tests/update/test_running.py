@@ -28,13 +28,13 @@ from ota_service.formats.flashops import apply_ops
 from ota_service.formats.image import parse_boot_image
 from ota_service.formats.otadata import boots_after
 from ota_service.formats.partitions import parse_partition_table
-from ota_service.link.flash import MemoryFlash
 from ota_service.update.carry_out import plan_go_back, plan_rollback
 from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.first_look import FirstLook, first_look
 from ota_service.update.inspect import inspect
 from ota_service.update.plan import RecordVersion, WatchBoot, WriteSlot
 from tests.support.memory_board import Firmware, MemoryBoard
+from tests.support.memory_flash import MemoryFlash
 
 SIZE = 20_000
 OLD = build_app(version="1.0.0", size_bytes=SIZE)

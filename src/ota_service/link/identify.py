@@ -8,8 +8,6 @@ the same at once.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -64,30 +62,8 @@ class Answers:
     fuses: Fuses
 
 
-class Known:
-    """The answers of the last chips, by their MACs: where one says the same again, one reading
-    is enough. Used from several threads."""
-
-    def __init__(self, limit: int = 1024) -> None:
-        self._answers: OrderedDict[str, Answers] = OrderedDict()
-        self._limit = limit
-        self._lock = threading.Lock()
-
-    def get(self, mac: str) -> Answers | None:
-        """What the chip with this MAC answered."""
-        with self._lock:
-            return self._answers.get(mac)
-
-    def put(self, mac: str, answers: Answers) -> None:
-        """Remember it, and forget the one that was seen longest ago."""
-        with self._lock:
-            self._answers[mac] = answers
-            self._answers.move_to_end(mac)
-            while len(self._answers) > self._limit:
-                self._answers.popitem(last=False)
-
-
-KNOWN = Known()
+KNOWN: dict[str, Answers] = {}
+"""By the MACs: where a chip says the same again, one reading is enough."""
 
 
 def twice(read: Callable[[], Read], expected: Read | None = None) -> Read:
@@ -165,12 +141,9 @@ def chip_info(esp: Any, mac: str) -> ChipInfo:
     """What the fuses and the flash chip's id say, twice alike."""
     size = cmds.detect_flash_size(esp)
     known = KNOWN.get(mac)
-    fuses = twice(
-        lambda: _fuses(_Words(esp)),
-        known.fuses if known is not None else None,
-    )
+    fuses = twice(lambda: _fuses(_Words(esp)), known.fuses if known is not None else None)
     revision, encrypted, secure_boot, secure_version = fuses
-    KNOWN.put(mac, Answers(esp.cache.get("flash_id"), fuses))
+    KNOWN[mac] = Answers(esp.cache.get("flash_id"), fuses)
     return ChipInfo(
         name=esp.CHIP_NAME,
         chip_id=int(esp.IMAGE_CHIP_ID),

@@ -19,12 +19,11 @@ from ota_service.errors import OtaError
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES
 from ota_service.link import esptool_setup
 from ota_service.link.chip import ChipInfo
+from ota_service.link.flash import Protection
 from ota_service.link.identify import KNOWN, chip_info, detect, read_mac
-from ota_service.link.protection import Protection
 from ota_service.link.registers import ALONE, RefusedError, await_answer
-from ota_service.link.seen import Seen
 from ota_service.link.serial_port import ROM_BAUD
-from ota_service.link.sparse import Region, digest, read_regions
+from ota_service.link.sparse import Region, Seen, digest, read_regions
 from ota_service.link.spi import (
     BLOCK_BYTES,
     BLOCK_ERASE,

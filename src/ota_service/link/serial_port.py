@@ -34,6 +34,9 @@ from ota_service.link.ports import canonical, is_url, require_exists, shown
 ROM_BAUD = 115200
 """The speed of the boot log and of the ROM loader (esp32.md, "The boot log")."""
 
+WRITE_TIMEOUT_S = 10.0
+"""When a stuck bridge counts as lost."""
+
 HANDLER_PACKAGES = ("ota_service.link.urlhandler", "esp32_sim.urlhandler")
 """Packages with pyserial url handlers of our own, where they exist; the first one wins."""
 
@@ -81,12 +84,10 @@ def open_port(
     baud: int = ROM_BAUD,
     board: str | None = None,
     timeout_s: float = 0.1,
-    write_timeout_s: float | None = 10.0,
 ) -> SerialBase:
     """Open `port`, a device path or url, for this process alone, with DTR and RTS released.
 
-    timeout_s: how long a read waits. write_timeout_s: when a stuck bridge counts as lost.
-    board: the name for errors.
+    timeout_s: how long a read waits. board: the name for errors.
 
     Raises OtaError: `port-missing`, `permission`, `port-busy`, `no-answer` (a url where nothing
     answers), `link-lost`, `config-invalid` (an unknown kind of url).
@@ -100,7 +101,7 @@ def open_port(
         else:
             opened = _QuietSerial()
             opened.port = port
-            opened.write_timeout = write_timeout_s
+            opened.write_timeout = WRITE_TIMEOUT_S
         opened.baudrate = baud
         opened.timeout = timeout_s
         opened.exclusive = True
@@ -108,7 +109,7 @@ def open_port(
         opened.rts = False
         opened.open()
         if is_url(port):
-            _set_write_timeout(opened, write_timeout_s)
+            _set_write_timeout(opened)
         _keep_to_ourselves(opened)
     except (OSError, ValueError, termios.error) as error:
         close_port(opened)
@@ -129,34 +130,10 @@ def close_port(opened: SerialBase | None) -> None:
     opened.is_open = False
 
 
-def has_control_lines(opened: SerialBase) -> bool:
-    """Whether DTR and RTS reach the board: not through a pty, `socket://` or `loop://`."""
-    if isinstance(opened, serial.Serial):
-        try:
-            fcntl.ioctl(opened.fd, termios.TIOCMGET, struct.pack("I", 0))
-        except OSError:
-            return False
-        return True
-    scheme = str(opened.port or "").split("://", 1)[0].lower()
-    return scheme not in ("socket", "loop", "spy")
-
-
-def link_error(error: BaseException, port: str, board: str | None = None) -> OtaError:
-    """The `OtaError` for an error that came from reading or writing an open port.
-
-    A device that has gone is `link-lost` too, as the update goes on when it is back.
-    """
-    return OtaError(
-        "link-lost",
-        f"The connection to {shown(port)} was lost ({_reason(error, port)}).",
-        board=board,
-    )
-
-
-def _set_write_timeout(opened: SerialBase, write_timeout_s: float | None) -> None:
+def _set_write_timeout(opened: SerialBase) -> None:
     """Set it where the url's handler can: pyserial's `rfc2217://` refuses, after taking it."""
     try:
-        opened.write_timeout = write_timeout_s
+        opened.write_timeout = WRITE_TIMEOUT_S
     except NotImplementedError:
         opened.write_timeout = None
 
@@ -262,15 +239,3 @@ def _group_remedy(port: str) -> str | None:
         f"Add the user that runs viam-server to the group {group} "
         f"(sudo usermod -aG {group} USER), then log in again or restart viam-server."
     )
-
-
-__all__ = [
-    "HANDLER_PACKAGES",
-    "ROM_BAUD",
-    "SerialException",
-    "close_port",
-    "has_control_lines",
-    "link_error",
-    "open_port",
-    "register_url_handlers",
-]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reads regions of a flash that are mostly blank without sending the blank part over the wire.
+"""Reads regions of a flash that are mostly blank without sending the blank part over the wire,
+and remembers what was read.
 
 Pages in use are read as far as they are used, pages that have the digest of a blank one not at
 all. What was put together so is believed only when one digest of the whole region, computed by
@@ -160,3 +161,46 @@ def _table_used(head: bytes) -> int:
         if head[at : at + _TABLE_ENTRY_BYTES] == _EMPTY * _TABLE_ENTRY_BYTES:
             return len(head)
     return _TABLE_BYTES
+
+
+# --- what was read
+
+
+class Seen:
+    """Proven bytes by their place. While the stub loader runs, only we change the flash: what was
+    read is read once, and what is changed is dropped."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, bytes]] = []
+
+    def put(self, offset: int, data: bytes) -> None:
+        """Remember bytes; they replace what was known of their place."""
+        self.drop(offset, len(data))
+        self._parts.append((offset, data))
+
+    def get(self, offset: int, size_bytes: int) -> bytes | None:
+        """The bytes, where all of them are known."""
+        found = bytearray()
+        at = offset
+        while at < offset + size_bytes:
+            part = next((p for p in self._parts if p[0] <= at < p[0] + len(p[1])), None)
+            if part is None:
+                return None
+            found += part[1][at - part[0] : offset + size_bytes - part[0]]
+            at = offset + len(found)
+        return bytes(found)
+
+    def drop(self, offset: int, size_bytes: int) -> None:
+        """Forget what was known of a place."""
+        end = offset + size_bytes
+        kept: list[tuple[int, bytes]] = []
+        for start, data in self._parts:
+            if start < offset:
+                kept.append((start, data[: offset - start]))
+            if start + len(data) > end:
+                kept.append((max(start, end), data[max(0, end - start) :]))
+        self._parts = [part for part in kept if part[1]]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._parts.clear()

@@ -75,11 +75,10 @@ class Piece:
         except OtaError as error:
             return error
 
-    def covers(self, older: Piece) -> bool:
+    def covers(self, older: Piece, *, by_name: bool) -> bool:
         """Whether nothing would be lost with `older`: its bytes, or each key of it with its value.
 
-        Names alone do not tell: a file that was flashed over a provisioned board may have brought
-        values of its own for the same keys. What firmware makes anew is no loss.
+        by_name: a key with any value. What firmware makes anew is no loss.
         """
         if self.label != older.label or self.kind != older.kind:
             return False
@@ -87,7 +86,8 @@ class Piece:
         if not isinstance(mine, Nvs) or not isinstance(theirs, Nvs):
             return self.data == older.data
         kept = {at: value for at, value in values(theirs).items() if not _made_anew(at)}
-        return values(mine).items() >= kept.items()
+        has = values(mine)
+        return has.keys() >= kept.keys() if by_name else has.items() >= kept.items()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +125,18 @@ class Backup:
         """All of it, in an order that stays."""
         return (self.table, *([self.otadata] if self.otadata is not None else []), *self.stores)
 
-    def covers(self, older: Backup) -> bool:
-        """Whether nothing of NVS would be lost with `older`, nor a whole table for a torn one."""
+    def covers(self, older: Backup, *, by_name: bool = False) -> bool:
+        """Whether nothing of NVS would be lost with `older`, nor a whole table for a torn one.
+
+        Names of keys alone do not tell what may go by itself: a file that was flashed over a
+        provisioned board may have brought other values. by_name: for a person, who wants what the
+        board has now.
+        """
         if older.partitions.has_md5 and not self.partitions.has_md5:
             return False
         return all(
-            piece.blank or any(mine.covers(piece) for mine in self.stores) for piece in older.stores
+            piece.blank or any(mine.covers(piece, by_name=by_name) for mine in self.stores)
+            for piece in older.stores
         )
 
 

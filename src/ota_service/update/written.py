@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import Nvs
 from ota_service.link.chip import ChipInfo
-from ota_service.link.protection import Protection
+from ota_service.link.flash import Protection
 from ota_service.update.boot import UNJUDGED, BootMonitor, Verdict
 from ota_service.update.inspect import NAMESPACE, VERSION_KEY
 from ota_service.update.session import BootRules

@@ -59,7 +59,7 @@ MUTANTS = (
     ),
     Mutant(
         "a protected part of the flash is one too small",
-        "link/protection.py",
+        "link/flash.py",
         "return offset + size_bytes > self.flash_bytes - covered",
         "return offset > self.flash_bytes - covered",
         "tests/update/test_flash.py",

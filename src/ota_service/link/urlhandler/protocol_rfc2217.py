@@ -11,7 +11,6 @@ The module's name and the class `Serial` are what `serial.serial_for_url` looks 
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
 import threading
@@ -28,7 +27,7 @@ from serial.serialutil import (
 )
 
 from ota_service.link.urlhandler import telnet
-from ota_service.link.urlhandler.telnet import Answer, Negotiation
+from ota_service.link.urlhandler.telnet import Negotiation
 
 ANSWER_TIMEOUT_S = 3.0
 """How long a server may take to agree, or to answer a command."""
@@ -37,7 +36,6 @@ LINES_TIMEOUT_S = 0.5
 
 _PARITY = {"N": 1, "O": 2, "E": 3, "M": 4, "S": 5}
 _STOP_BITS = {1: 1, 2: 2, 1.5: 3}
-_CTS, _DSR, _RI, _CD = 0x10, 0x20, 0x40, 0x80
 _OURS = (telnet.BINARY, telnet.SUPPRESS_GO_AHEAD, telnet.COM_PORT)
 
 
@@ -56,11 +54,9 @@ class Serial(SerialBase):  # type: ignore[misc]
         self._agreed: set[int] = set()
         self._refused = False
         self._told: dict[int, bytes] = {}
-        self._modem_state = 0
         self._gone = False
         self._receive_lock = threading.Lock()
         self._send_lock = threading.Lock()
-        self._cancel_pipe: tuple[int, int] | None = None
         self.is_open: bool = False
         super().__init__(*args, **kwargs)
 
@@ -86,8 +82,6 @@ class Serial(SerialBase):  # type: ignore[misc]
             ) from error
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setblocking(False)
-        self._cancel_pipe = os.pipe()
-        os.set_blocking(self._cancel_pipe[0], False)
         self.is_open = True
         try:
             self._agree()
@@ -133,10 +127,6 @@ class Serial(SerialBase):  # type: ignore[misc]
         link, self._socket = self._socket, None
         if link is not None:
             link.close()
-        pipe, self._cancel_pipe = self._cancel_pipe, None
-        if pipe is not None:
-            os.close(pipe[0])
-            os.close(pipe[1])
 
     # --- settings
 
@@ -185,35 +175,6 @@ class Serial(SerialBase):  # type: ignore[misc]
     def _update_rts_state(self) -> None:
         self._set_line(telnet.CONTROL_RTS_ON if self._rts_state else telnet.CONTROL_RTS_OFF)
 
-    def _update_break_state(self) -> None:
-        self._set_line(telnet.CONTROL_BREAK_ON if self._break_state else telnet.CONTROL_BREAK_OFF)
-
-    @property
-    def cts(self) -> bool:
-        """As the server last told."""
-        return self._modem(_CTS)
-
-    @property
-    def dsr(self) -> bool:
-        """As the server last told."""
-        return self._modem(_DSR)
-
-    @property
-    def ri(self) -> bool:
-        """As the server last told."""
-        return self._modem(_RI)
-
-    @property
-    def cd(self) -> bool:
-        """As the server last told."""
-        return self._modem(_CD)
-
-    def _modem(self, bit: int) -> bool:
-        self._check_open()
-        with self._receive_lock:
-            self._receive()
-        return bool(self._modem_state & bit)
-
     # --- data
 
     @property
@@ -225,12 +186,6 @@ class Serial(SerialBase):  # type: ignore[misc]
             if not self._received and self._gone:
                 raise self._vanished()
             return len(self._received)
-
-    @property
-    def out_waiting(self) -> int:
-        """What the server still has to send is not known."""
-        self._check_open()
-        return 0
 
     def read(self, size: int = 1) -> bytes:
         """Up to `size` bytes, fewer where the timeout passes first."""
@@ -281,14 +236,6 @@ class Serial(SerialBase):  # type: ignore[misc]
         self._check_open()
         self._send(telnet.command(telnet.PURGE, bytes((telnet.PURGE_TO_SEND,))))
 
-    def cancel_read(self) -> None:
-        """Let a `read` in another thread return at once with what it has."""
-        if self._cancel_pipe is not None:
-            os.write(self._cancel_pipe[1], b"x")
-
-    def cancel_write(self) -> None:
-        """Writes do not block for long; there is nothing to cancel."""
-
     # --- the connection
 
     def _await(self, condition: Any, timeout_s: float) -> bool:
@@ -304,25 +251,19 @@ class Serial(SerialBase):  # type: ignore[misc]
             wait_s = deadline_s - time.monotonic()
             if wait_s <= 0:
                 return False
-            link = self._socket
-            if link is not None:
-                select.select([link], [], [], wait_s)
+            self._wait_readable(wait_s)
 
     def _wait_readable(self, wait_s: float | None) -> bool:
-        """False when the read was cancelled or the port closed meanwhile."""
-        link, pipe = self._socket, self._cancel_pipe
-        if link is None or pipe is None:
+        """False where nothing came in time, or the port was closed meanwhile."""
+        link = self._socket
+        if link is None:
             return False
         try:
-            ready, _, _ = select.select([link.fileno(), pipe[0]], [], [], wait_s)
+            return bool(select.select([link], [], [], wait_s)[0])
         except (OSError, ValueError) as error:
             if self.is_open:
                 raise self._vanished() from error
             return False
-        if pipe[0] in ready:
-            os.read(pipe[0], 1024)
-            return False
-        return True
 
     def _receive(self) -> None:
         """Take what has arrived apart; never waits."""
@@ -343,7 +284,7 @@ class Serial(SerialBase):  # type: ignore[misc]
                 elif isinstance(part, Negotiation):
                     self._negotiated(part)
                 else:
-                    self._answered(part)
+                    self._answers[part.command] = part.value
 
     def _negotiated(self, said: Negotiation) -> None:
         if said.verb == telnet.DO:
@@ -355,12 +296,6 @@ class Serial(SerialBase):  # type: ignore[misc]
             self._refused = self._refused or said.option == telnet.COM_PORT
         elif said.verb == telnet.WILL and said.option not in _OURS:
             self._send(telnet.negotiate(telnet.DONT, said.option))
-
-    def _answered(self, answer: Answer) -> None:
-        if answer.command == telnet.NOTIFY_MODEM_STATE and answer.value:
-            self._modem_state = answer.value[0]
-        else:
-            self._answers[answer.command] = answer.value
 
     def _send(self, data: bytes) -> None:
         link = self._socket
