@@ -18,6 +18,8 @@ from enum import Enum
 from typing import Protocol
 
 from ota_service.formats.chips import ResetCause, reset_cause
+from ota_service.formats.image import AppImage
+from ota_service.formats.partitions import Partition
 
 MAX_LINE_CHARS = 1000
 MAX_LINE_BYTES = 8192
@@ -103,6 +105,15 @@ class Expected:
     version: str | None = None
     elf_sha256: str | None = None
     matches: Matcher | None = None
+
+    @classmethod
+    def of(cls, slot: Partition, app: AppImage | None, matches: Matcher | None) -> Expected:
+        """The start of an app in a slot; None: of one that is not known."""
+        if app is None:
+            return cls(offset=slot.offset, matches=matches)
+        about = app.descriptor
+        digest = about.elf_sha256.hex()
+        return cls(slot.offset, about.project, about.version, digest, matches)
 
 
 class Verdict(Enum):

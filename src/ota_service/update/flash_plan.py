@@ -17,10 +17,10 @@ from ota_service.formats.image import AppImage
 from ota_service.formats.merged import MergedBinary, parse_merged, whole_flash
 from ota_service.formats.nvs import Nvs, parse_nvs
 from ota_service.formats.nvs.move import move_nvs
-from ota_service.formats.partitions import Partition, PartitionTable
+from ota_service.formats.partitions import TABLE_OFFSET, Partition, PartitionTable
 from ota_service.link.chip import ChipInfo
 from ota_service.update.backup import NVS_KIND, Backup
-from ota_service.update.rewrite import Write
+from ota_service.update.rewrite import Write, WritePlan
 
 TABLE_SECTORS_BYTES = 0x1000
 _REMEDY = "Make it again: `make build-esp32-bin`; `esp32-ota image inspect` says what is in it."
@@ -138,18 +138,18 @@ class KeptPartition:
 
 
 @dataclass(frozen=True, slots=True)
-class FlashPlan:
-    """What will be written, in this order, after the table's sector was erased.
-
-    kept: NVS partitions whose keys stay. lost: those with keys that do not. table: the last
-    write of all. notes: for people.
+class FlashPlan(WritePlan):
+    """What will be written. kept: NVS partitions whose keys stay. lost: those with keys that do
+    not.
     """
 
-    writes: tuple[Write, ...]
-    table: Write
     kept: tuple[KeptPartition, ...]
     lost: tuple[str, ...]
-    notes: tuple[str, ...]
+
+    @property
+    def standing(self) -> list[Write]:
+        """The keys that stay, in their place or in another one."""
+        return [Write(part.label, part.after.offset, part.data) for part in self.kept]
 
 
 def plan_flash(
@@ -188,7 +188,8 @@ def plan_flash(
         for label, data in before.nvs.items()
         if all(part.label != label for part in kept) and data.strip(b"\xff")
     )
-    return FlashPlan(tuple(writes), table, kept, lost, _notes(file, places))
+    old_tables = (TABLE_OFFSET, *before.tables)
+    return FlashPlan(tuple(writes), table, old_tables, _notes(file, places), kept, lost)
 
 
 def _require_fit(file: MergedFile, chip: ChipInfo) -> None:

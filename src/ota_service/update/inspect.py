@@ -145,16 +145,22 @@ class Inspection:
     @property
     def secrets(self) -> list[bytes]:
         """The values of all NVS strings but the version: never to be shown."""
-        stores = self.other_nvs if self.nvs is None else (self.nvs, *self.other_nvs)
-        return [
-            value
-            for store in stores
-            for ns, key, value in store.strings()
-            if (ns, key) != _VERSION_AT
-        ]
+        return secrets_of(self.other_nvs if self.nvs is None else (self.nvs, *self.other_nvs))
 
 
 _VERSION_AT = (NAMESPACE, VERSION_KEY)
+
+
+def secrets_of(stores: Iterable[Nvs]) -> list[bytes]:
+    """The values of all their strings but the version."""
+    return [
+        value for store in stores for ns, key, value in store.strings() if (ns, key) != _VERSION_AT
+    ]
+
+
+def tag_in(nvs: Nvs) -> str:
+    """The version that is stored there; "" for none."""
+    return nvs.get_string(NAMESPACE, VERSION_KEY) or ""
 
 
 def inspect(
@@ -272,7 +278,7 @@ def _with_nvs(flash: Flash, found: Inspection) -> Inspection:
     found = replace(found, other_nvs=others)
     partition, raw, nvs = chosen
     try:
-        version = nvs.get_string(NAMESPACE, VERSION_KEY) or ""
+        version = tag_in(nvs)
     except OtaError as error:
         return replace(found, problem=found.problem or error)
     return replace(found, store=partition, nvs_raw=raw, nvs=nvs, version=version)

@@ -30,7 +30,7 @@ from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash
 from ota_service.update.backup import NVS_KIND, Backup, Piece
 from ota_service.update.bootable import HEAD_BYTES, candidate, image_bytes
-from ota_service.update.rewrite import Write
+from ota_service.update.rewrite import Write, WritePlan
 
 _ELSEWHERE = "Write a Merged Binary with such a partition with `make flash-esp32-bin` first."
 
@@ -56,21 +56,15 @@ class Restored:
 
 
 @dataclass(frozen=True, slots=True)
-class RestorePlan:
-    """What is written, as `rewrite` does it. old_tables: the places of tables that go first.
-
-    restored: what the board has of the backup afterwards. table_back, otadata_back: whether
-    those come from the backup. needed: False where the board has all of it. notes: for people.
+class RestorePlan(WritePlan):
+    """What is written. restored: what the board has of the backup afterwards. table_back,
+    otadata_back: whether those come from the backup. needed: False where the board has all of it.
     """
 
-    writes: tuple[Write, ...]
-    table: Write
-    old_tables: tuple[int, ...]
     restored: tuple[Restored, ...]
     table_back: bool
     otadata_back: bool
     needed: bool
-    notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, object]:
         """As in the reply."""

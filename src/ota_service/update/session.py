@@ -536,18 +536,10 @@ class _Session:
 
     def _expected(self, found: Inspection, made: Plan, slot: Partition) -> Expected:
         """What the start must show; the image's descriptor only where the image is in the slot."""
-        image, rules = self.job.image, self.job.boot
+        image = self.job.image
         holds = made.action in ("write", "switch") or found.holds(slot)
-        if image is None or not holds:
-            return Expected(offset=slot.offset, matches=rules.matches)
-        about = image.parsed.descriptor
-        return Expected(
-            offset=slot.offset,
-            project=about.project,
-            version=about.version,
-            elf_sha256=about.elf_sha256.hex(),
-            matches=rules.matches,
-        )
+        app = image.parsed if image is not None and holds else None
+        return Expected.of(slot, app, self.job.boot.matches)
 
     # --- back
 

@@ -17,15 +17,16 @@ _WHOLE_FLASH = (
     Mutant(
         "the old table stands while the flash is rewritten",
         _REWRITE,
-        "for offset in sorted({*old_tables, plan.table.offset}):",
-        "for offset in sorted({plan.table.offset} - {*old_tables}):",
+        "for offset in sorted({*plan.old_tables, plan.table.offset}):",
+        "for offset in sorted({plan.table.offset} - {*plan.old_tables}):",
         "tests/update/test_tables.py::test_a_whole_flash_ends_a_table_that_may_not_be_in_use",
     ),
     Mutant(
         "the new table is written first",
         _REWRITE,
-        "    for write in plan.writes:\n        _write(flash, write, so_far)\n",
-        "    for write in (plan.table, *plan.writes):\n        _write(flash, write, so_far)\n",
+        "        for write in plan.writes:\n            _write(flash, write, progress)\n",
+        "        for write in (plan.table, *plan.writes):\n"
+        "            _write(flash, write, progress)\n",
         f"{BACKUP}::test_a_flash_writes_its_table_last",
     ),
     Mutant(
@@ -38,7 +39,7 @@ _WHOLE_FLASH = (
     Mutant(
         "keys that stay in their place are not looked at before the table",
         _REWRITE,
-        "    for write in standing:\n        _verify(flash, write)\n",
+        "        for write in plan.standing:\n            _verify(flash, write)\n",
         "",
         f"{BACKUP}::test_what_is_rewritten_is_read_back",
     ),
@@ -65,7 +66,7 @@ _WHOLE_FLASH = (
     ),
     Mutant(
         "another board than the confirmed one is replaced",
-        "update/written.py",
+        _REWRITE,
         "if meant is not None and mac != meant:",
         "if meant is not None and not mac:",
         "tests/cli/test_flash.py::test_another_boards_mac_and_other_files_write_nothing",
