@@ -30,29 +30,29 @@ _PLANNED = (
     Mutant(
         "a board that waits for its app is updated",
         _PLAN,
-        '    if found.pending:\n        raise OtaError("awaiting-confirmation")\n',
+        '        if found.pending:\n            raise OtaError("awaiting-confirmation")\n',
         "",
         f"{PLAN}::test_a_board_in_pending_verify_is_left_alone",
     ),
     Mutant(
         "a board of which nothing is proven is rescued",
         _PLAN,
-        "if image is None or not rescue or not found.running.dead:",
-        "if image is None or not rescue:",
+        "if image is None or not self.rescue or not found.running.dead:",
+        "if image is None or not self.rescue:",
         f"{RUNNING}::test_an_image_for_another_chip_leaves_a_doubt_where_the_bootloader_is_silent",
     ),
     Mutant(
         "a board that boots is rescued",
         _PLAN,
-        "    if rescue:\n        raise",
-        "    if rescue and image is None:\n        raise",
+        "        if self.rescue:\n",
+        "        if self.rescue and image is None:\n",
         f"{PLAN}::test_a_board_that_boots_is_not_rescued",
     ),
     Mutant(
         "force writes the spare slot of a board that runs the image",
         _PLAN,
-        "    if found.holds(running):\n        if",
-        "    if found.holds(running) and not force:\n        if",
+        "        if found.holds(running):\n            return self",
+        "        if found.holds(running) and not self.force:\n            return self",
         f"{RUNNING}::test_force_on_a_board_that_runs_the_image_leaves_its_way_back_alone",
     ),
     Mutant(
@@ -79,19 +79,19 @@ _PLANNED = (
     Mutant(
         "the version is stored before the switch",
         _PLAN,
-        '        SwitchOtadata(slot, edit, f"start {slot.name} instead of {instead}"),\n'
-        '        RecordVersion(version, record, "so that the firmware does not update itself '
+        '            SwitchOtadata(slot, edit, f"start {slot.name} instead of {instead}"),\n'
+        '            RecordVersion(version, record, "so that the firmware does not update itself '
         'again"),\n',
-        '        RecordVersion(version, record, "so that the firmware does not update itself '
+        '            RecordVersion(version, record, "so that the firmware does not update itself '
         'again"),\n'
-        '        SwitchOtadata(slot, edit, f"start {slot.name} instead of {instead}"),\n',
+        '            SwitchOtadata(slot, edit, f"start {slot.name} instead of {instead}"),\n',
         f"{PLAN}::test_a_differing_version_is_written_switched_and_recorded",
     ),
     Mutant(
         "a board that went back by itself is up to date",
         _PLAN,
-        "    if not rejected and not moved:\n        return None\n",
-        "    if not rejected or not moved:\n        return None\n",
+        "        if not rejected and not moved:\n",
+        "        if not rejected or not moved:\n",
         f"{PLAN}::test_another_slot_than_at_the_last_success_is_a_rollback_too",
     ),
 )
