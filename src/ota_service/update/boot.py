@@ -92,6 +92,16 @@ class Matcher(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class BootRules:
+    """How a start is judged; the configuration's boot_* attributes."""
+
+    timeout_s: float = 20.0
+    stable_s: float = 5.0
+    matches: Matcher | None = None
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Expected:
     """What a good boot shows.
 

@@ -16,7 +16,7 @@ from ota_service.errors import OtaError
 from ota_service.formats import nvs, otadata
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES, FlashOp, Program
 from ota_service.formats.otadata import OtaState
-from ota_service.formats.partitions import Partition, PartitionTable
+from ota_service.formats.partitions import OTADATA_BYTES, Partition, PartitionTable
 from ota_service.link.flash import Flash, Progress, apply_verified, program_verified
 from ota_service.link.stream import SlotStream
 from ota_service.update.bootable import candidate
@@ -114,8 +114,7 @@ def plan_rollback(
     Raises OtaError `boot-failed` where nothing else on the board is bootable: then nothing is
     changed.
     """
-    assert found.table is not None
-    raw, ops = _without_entries_of(flash, found.table, bad)
+    raw, ops = _without_entries_of(flash, found, bad)
     slot, certain, why_not = _started_by(flash, found, raw, fused, but=bad)
     if slot is None:
         raise OtaError(
@@ -126,7 +125,7 @@ def plan_rollback(
             "`make flash-esp32-bin`.",
         )
     if not certain:
-        ops += _chosen(found.table, raw, slot)
+        ops += _chosen(found, raw, slot)
     return _with_version(flash, found, slot, version_of(slot), ops)
 
 
@@ -139,10 +138,7 @@ def plan_go_back(
     other slot is chosen like an update chooses it. found, fused: as in `plan_rollback`.
     Raises OtaError `boot-failed` where no other slot holds an image that boots.
     """
-    table = found.table
-    assert table is not None
-    assert table.otadata is not None
-    raw, ops = _without_entries_of(flash, table, running)
+    raw, ops = _without_entries_of(flash, found, running)
     slot, certain, why_not = _started_by(flash, found, raw, fused, but=running)
     if slot is None:
         raise OtaError(
@@ -151,8 +147,8 @@ def plan_go_back(
             remedy="Update the board to the firmware that it is to run.",
         )
     if not (ops and certain):
-        before = flash.read(table.otadata.offset, table.otadata.size_bytes)
-        ops = _chosen(table, before, slot, running)
+        before = flash.read(found.selection.offset, OTADATA_BYTES)
+        ops = _chosen(found, before, slot, running)
     return _with_version(flash, found, slot, version_of(slot), ops)
 
 
@@ -161,10 +157,9 @@ def _started_by(
 ) -> tuple[Partition | None, bool, str]:
     """With this otadata: the first partition but one whose image certainly boots, whether it is
     certain that nothing before it is started, and why those before it are not taken."""
-    assert found.table is not None
     floor = found.secure_floor(fused)
     certain, why_not = True, []
-    for partition in boot_order(found.table, otadata.parse_otadata(raw)):
+    for partition in boot_order(found.parts, otadata.parse_otadata(raw)):
         if partition == but:
             certain = False
             continue
@@ -177,23 +172,22 @@ def _started_by(
 
 
 def _chosen(
-    table: PartitionTable, raw: bytes, slot: Partition, running: Partition | None = None
+    found: Inspection, raw: bytes, slot: Partition, running: Partition | None = None
 ) -> list[FlashOp]:
     """otadata's operations that make the bootloader try `slot` first.
 
     running: what is started at each cut until then; None: whatever this otadata leads to.
     """
-    at, slots = table.otadata, table.ota_slots
-    assert at is not None
+    base, slots = found.selection.offset, found.parts.ota_slots
     if slot in slots:
         vouched = slot if running is None else running
         edit = otadata.switch(
             raw,
-            base=at.offset,
+            base=base,
             n_slots=len(slots),
             to_slot=slots.index(slot),
             running_slot=slots.index(vouched) if vouched in slots else None,
-            has_factory=table.factory is not None,
+            has_factory=found.parts.factory is not None,
             state=OtaState.UNDEFINED,
         )
         return list(edit.ops)
@@ -201,27 +195,24 @@ def _chosen(
     active = otadata.parse_otadata(raw).active
     ops: list[FlashOp] = []
     for sector in sorted((0, 1), key=lambda one: one == active):
-        taken = otadata.take_away(raw, base=at.offset, sector=sector)
+        taken = otadata.take_away(raw, base=base, sector=sector)
         ops += taken.ops
         raw = taken.result
     return ops
 
 
 def _without_entries_of(
-    flash: Flash, table: PartitionTable, slot: Partition
+    flash: Flash, found: Inspection, slot: Partition
 ) -> tuple[bytes, list[FlashOp]]:
     """otadata with every entry that names `slot` taken away, and the operations for that."""
-    at, slots = table.otadata, table.ota_slots
-    assert at is not None
-    raw = flash.read(at.offset, at.size_bytes)
-    entries = otadata.parse_otadata(raw).entries
+    base, slots = found.selection.offset, found.parts.ota_slots
+    raw = flash.read(base, OTADATA_BYTES)
     ops: list[FlashOp] = []
-    if slot in slots:
-        for sector, entry in enumerate(entries):
-            if entry.written and entry.slot_index(len(slots)) == slots.index(slot):
-                edit = otadata.take_away(raw, base=at.offset, sector=sector)
-                ops += edit.ops
-                raw = edit.result
+    for sector, entry in enumerate(otadata.parse_otadata(raw).entries):
+        if entry.written and slots[entry.slot_index(len(slots))] == slot:
+            edit = otadata.take_away(raw, base=base, sector=sector)
+            ops += edit.ops
+            raw = edit.result
     return raw, ops
 
 

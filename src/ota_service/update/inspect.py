@@ -22,6 +22,7 @@ from ota_service.formats.image import HEADER_BYTES, AppDescriptor, parse_header
 from ota_service.formats.nvs import Nvs, parse_nvs
 from ota_service.formats.otadata import OtaData, OtaState, parse_otadata
 from ota_service.formats.partitions import (
+    OTADATA_BYTES,
     TABLE_OFFSET,
     Partition,
     PartitionTable,
@@ -48,7 +49,6 @@ from ota_service.update.bootable import (
 from ota_service.update.facts import BoardFacts, KnownImage
 from ota_service.update.first_look import FLASH_SIZE_REMEDY, FirstLook
 
-OTADATA_BYTES = 0x2000
 NAMESPACE = "VIAM_NS"
 VERSION_KEY = "OTA_VERSION"
 
@@ -108,6 +108,24 @@ class Inspection:
     pending: bool = False
     problem: OtaError | None = None
 
+    @property
+    def parts(self) -> PartitionTable:
+        """Its partition table, on a board whose table could be read."""
+        assert self.table is not None
+        return self.table
+
+    @property
+    def selection(self) -> Partition:
+        """The otadata partition of a board that has OTA slots."""
+        assert self.parts.otadata is not None
+        return self.parts.otadata
+
+    @property
+    def entries(self) -> OtaData:
+        """What otadata said on a board that has OTA slots."""
+        assert self.otadata is not None
+        return self.otadata
+
     def app(self, partition: Partition) -> App | None:
         """The app in a partition."""
         return next((app for app in self.apps if app.partition.offset == partition.offset), None)
@@ -149,6 +167,11 @@ class Inspection:
 
 
 _VERSION_AT = (NAMESPACE, VERSION_KEY)
+
+
+def read_otadata(flash: Flash, found: Inspection) -> OtaData:
+    """What otadata says now."""
+    return parse_otadata(flash.read(found.selection.offset, OTADATA_BYTES))
 
 
 def secrets_of(stores: Iterable[Nvs]) -> list[bytes]:
@@ -198,10 +221,8 @@ def inspect(
         return _with_nvs(flash, replace(found, problem=error))
     images = [*([firmware] if firmware is not None else []), *known]
     found = _with_otadata(flash, found)
-    if found.problem is None:
-        found = _with_running(flash, found, facts, images, None if found.pending else look)
-        pending = found.pending and not _nobody_confirms(found)
-        found = replace(found, pending=pending)
+    found = _with_running(flash, found, facts, images, None if found.pending else look)
+    found = replace(found, pending=found.pending and not _nobody_confirms(found))
     if firmware is not None:
         found = replace(found, holding=frozenset(_holding(flash, found, firmware)))
     return _with_nvs(flash, found)
@@ -240,14 +261,8 @@ def _apps(flash: Flash, table: PartitionTable) -> Iterable[App]:
 
 
 def _with_otadata(flash: Flash, found: Inspection) -> Inspection:
-    assert found.table is not None
-    partition = found.table.otadata
-    assert partition is not None  # require_ota saw to it
-    raw = flash.read(partition.offset, OTADATA_BYTES)
-    try:
-        otadata = parse_otadata(raw)
-    except OtaError as error:
-        return replace(found, problem=found.problem or error)
+    raw = flash.read(found.selection.offset, OTADATA_BYTES)
+    otadata = parse_otadata(raw)
     return replace(found, otadata_raw=raw, otadata=otadata, pending=otadata.may_be_pending)
 
 
@@ -258,20 +273,20 @@ def _with_nvs(flash: Flash, found: Inspection) -> Inspection:
     the default one is taken where none has the version, and another one only where it holds the
     namespace already. What cannot be read in another one is no reason to leave the board.
     """
-    assert found.table is not None
+    table = found.parts
     stores: list[tuple[Partition, bytes, Nvs]] = []
     problem: OtaError | None = None
-    for partition in found.table.nvs_stores:
+    for partition in table.nvs_stores:
         raw = flash.read(partition.offset, partition.whole_bytes)
         try:
             if partition.encrypted:
                 raise OtaError("flash-encrypted", "The board encrypts its NVS.")
             stores.append((partition, raw, parse_nvs(raw)))
         except OtaError as error:
-            if partition == found.table.nvs:
+            if partition == table.nvs:
                 return replace(found, problem=found.problem or error)
             problem = problem or error
-    chosen = _store(found.table, stores)
+    chosen = _store(table, stores)
     if chosen is None:
         return replace(found, problem=found.problem or problem or OtaError("nvs-missing"))
     others = tuple(nvs for partition, _, nvs in stores if partition != chosen[0])
@@ -310,13 +325,11 @@ def boot_order(table: PartitionTable, entries: OtaData) -> list[Partition]:
 def _nobody_confirms(found: Inspection) -> bool:
     """Whether the entry that decides awaits an app that does not boot: its slot is damaged, and
     another one runs. Then a restart takes nothing away."""
-    assert found.table is not None
-    assert found.otadata is not None
-    slots, entries = found.table.ota_slots, found.otadata.entries
-    pending = [e for e in entries if e.counts and e.state == OtaState.PENDING_VERIFY]
+    slots = found.parts.ota_slots
+    pending = [e for e in found.entries.entries if e.counts and e.state == OtaState.PENDING_VERIFY]
     awaited = [slots[entry.slot_index(len(slots))] for entry in pending]
     runs = found.running.partition
-    return runs is not None and runs not in [*awaited, *boot_order(found.table, found.otadata)[:1]]
+    return runs is not None and runs not in [*awaited, *boot_order(found.parts, found.entries)[:1]]
 
 
 def _with_running(
@@ -327,10 +340,8 @@ def _with_running(
     look: Look | None,
 ) -> Inspection:
     """With what runs, or why the board comes to no app at all."""
-    table = found.table
-    assert table is not None
-    assert found.otadata is not None
-    order = boot_order(table, found.otadata)
+    table = found.parts
+    order = boot_order(table, found.entries)
     cramped = _cramped(flash, found)
     running = None if cramped else _by_digest(flash, found, order[0], facts, images)
     if running is not None:
@@ -340,8 +351,7 @@ def _with_running(
         seen = look()
         flash.prefetch(_stores(table))
         found = _with_otadata(flash, found)  # the firmware ran in between
-        assert found.otadata is not None
-        order = boot_order(table, found.otadata)
+        order = boot_order(table, found.entries)
     if seen.offset is not None:
         return replace(found, running=_loaded(flash, order, seen.offset))
     # Without a look nothing speaks against a bootloader that starts its app all the same.
@@ -359,8 +369,7 @@ def _with_running(
 
 def _cramped(flash: Flash, found: Inspection) -> OtaError | None:
     """A bootloader whose header says less flash than the table needs starts nothing."""
-    table = found.table
-    assert table is not None
+    table = found.parts
     for head in _bootloader_head(found.chip):
         size_bytes = header_flash_bytes(flash.read(head.offset, head.size_bytes))
         if size_bytes is not None and table.end > size_bytes:

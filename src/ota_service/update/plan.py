@@ -185,20 +185,18 @@ class _Wanted:
             raise found.running.why or OtaError("otadata-invalid")
         if not self.adopted:
             _require_namespace(found)
-        assert found.table is not None
-        slot = _that_fits(found.table.ota_slots, image)
+        slot = _that_fits(found.parts.ota_slots, image)
         return self._switch(slot, "rescued: nothing on the board boots", write=True)
 
     def _write(self, running: Partition, image: AppImage) -> Plan:
         found = self.found
-        assert found.table is not None
         if found.version != self.version:
             why = f'version differs: stored "{found.version}", configured "{self.version}"'
         elif self.force:
             why = f'forced: "{self.version}" is stored already'
         else:
             why = "the board does not run this image"
-        spares = _spares(found.table.ota_slots, running)
+        spares = _spares(found.parts.ota_slots, running)
         ready = next((slot for slot in spares if found.holds(slot)), None)
         if ready is not None:
             return self._switch(ready, f"{why}; {READY}", write=False)
@@ -252,12 +250,11 @@ class _Wanted:
         )
 
     def _rolled_back(self, running: Partition) -> Plan | None:
-        """Equal tags are not enough: a board that went back by itself has a wrong one (esp32.md)."""
+        """Equal tags are not enough: after the board went back by itself its tag is wrong."""
         found, facts, version = self.found, self.facts, self.version
         if found.holds(running):
             return None
-        assert found.otadata is not None
-        rejected = found.otadata.newest_rejected
+        rejected = found.entries.newest_rejected
         moved = self._moved(running)
         if (facts.unwatched or facts.interrupted) and moved and not rejected:
             moved = False  # our own switch was interrupted; nothing was ever seen to go back
@@ -297,20 +294,17 @@ class _Wanted:
 
     def _switch(self, slot: Partition, reason: str, *, write: bool) -> Plan:
         found, version = self.found, self.version
-        assert found.table is not None
-        slots, at = found.table.ota_slots, found.table.otadata
-        running = found.running.partition
-        assert at is not None
+        slots, running = found.parts.ota_slots, found.running.partition
         # Where nothing runs there is nothing that a bootloader could go back to.
         confirms = running is not None and _uses_rollback(found)
         vouched = slot if running is None else running
         edit = otadata.switch(
             found.otadata_raw,
-            base=at.offset,
+            base=found.selection.offset,
             n_slots=len(slots),
             to_slot=slots.index(slot),
             running_slot=slots.index(vouched) if vouched in slots else None,
-            has_factory=found.table.factory is not None,
+            has_factory=found.parts.factory is not None,
             state=OtaState.NEW if confirms else OtaState.UNDEFINED,
         )
         record = _record_edit(found, version)
@@ -332,15 +326,13 @@ class _Wanted:
         between its switch and its first start. (An entry that is still NEW after a start shows
         that the bootloader does not use rollback.)"""
         found, facts = self.found, self.facts
-        assert found.table is not None
-        assert found.otadata is not None
-        active, slots = found.otadata.active, found.table.ota_slots
+        active, slots = found.entries.active, found.parts.ota_slots
         started = found.running.evidence == "log" or (
             not facts.unwatched and facts.last_slot == running.name
         )
         if active is None or running not in slots or started:
             return False
-        entry = found.otadata.entries[active]
+        entry = found.entries.entries[active]
         return entry.state == OtaState.NEW and entry.slot_index(len(slots)) == slots.index(running)
 
 
@@ -355,12 +347,9 @@ def _record_edit(found: Inspection, version: str) -> nvs.NvsEdit:
 
 
 def _uses_rollback(found: Inspection) -> bool:
-    assert found.table is not None
-    assert found.otadata is not None
+    table = found.parts
     return otadata.shows_rollback(
-        found.otadata,
-        has_factory=found.table.factory is not None,
-        n_slots=len(found.table.ota_slots),
+        found.entries, has_factory=table.factory is not None, n_slots=len(table.ota_slots)
     )
 
 

@@ -26,12 +26,11 @@ from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash, Progress, apply_verified
 from ota_service.link.link import EspLink, leave_download_mode
 from ota_service.link.stream import make_plain_stream
-from ota_service.update.boot import UNJUDGED, BootMonitor, Expected, Verdict
+from ota_service.update.boot import UNJUDGED, BootMonitor, BootRules, Expected, Verdict
 from ota_service.update.inspect import secrets_of
 from ota_service.update.leave import left_running
 from ota_service.update.secrets import Redactor
-from ota_service.update.session import BootRules
-from ota_service.update.watch import watch
+from ota_service.update.starts import watch
 
 WritePhase = Literal["connecting", "inspecting", "writing", "verifying", "booting"]
 

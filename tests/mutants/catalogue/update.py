@@ -222,8 +222,8 @@ _CARRIED_OUT = (
     Mutant(
         "a switch is left standing where the version cannot be stored",
         _SESSION,
-        "                self._take_back(link, found, made.slot)\n",
-        "                pass\n",
+        "                    apply_verified(self.link, self._plan_back(found, made.slot).ops)\n",
+        "                    pass\n",
         f"{SESSION}::test_a_switch_is_taken_back_where_the_version_cannot_be_stored",
     ),
     Mutant(
@@ -243,7 +243,7 @@ _CARRIED_OUT = (
     Mutant(
         "a board's secrets are not known before its log is read",
         _SESSION,
-        "        self.redact = Redactor(found.secrets)\n",
+        "        self.starts.redact = Redactor(found.secrets)\n",
         "",
         f"{SESSION}::test_a_boards_secrets_are_known_before_its_log_is_read",
     ),
