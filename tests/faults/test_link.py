@@ -282,9 +282,9 @@ HOLD = (
 CLAIM = (
     "import sys\n"
     "from ota_service.link.ownership import PORT_OWNERS\n"
-    "claim = PORT_OWNERS.claim(sys.argv[1], 'service OTHER')\n"
-    "print('held', flush=True)\n"
-    "sys.stdin.read()\n"
+    "with PORT_OWNERS.claim(sys.argv[1], 'service OTHER'):\n"
+    "    print('held', flush=True)\n"
+    "    sys.stdin.read()\n"
 )
 
 

@@ -27,10 +27,10 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from ota_service.errors import OtaError
 from ota_service.link.ports import canonical, is_url, shown
@@ -80,13 +80,9 @@ def _proc_holders(device: str, proc: Path) -> list[Holder]:
     except OSError:
         return []
     number = status.st_rdev if stat.S_ISCHR(status.st_mode) else None
-    found = []
-    with os.scandir(proc) as entries:
-        pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
-    for pid in pids:
-        if pid != os.getpid() and _has_open(proc / str(pid) / "fd", device, number):
-            found.append(Holder(pid, process_name(pid, proc)))
-    return found
+    pids = {int(name) for name in os.listdir(proc) if name.isdigit()} - {os.getpid()}
+    having = (pid for pid in pids if _has_open(proc / str(pid) / "fd", device, number))
+    return [Holder(pid, process_name(pid, proc)) for pid in having]
 
 
 def _has_open(folder: Path, device: str, number: int | None) -> bool:
@@ -142,31 +138,6 @@ def process_name(pid: int, proc: Path = Path("/proc")) -> str:
 # --- who may have a port
 
 
-class PortClaim:
-    """A port that is claimed until `release`, which is idempotent; also a context manager."""
-
-    def __init__(self, owners: PortOwners, key: str, owner: str, lock_fd: int | None) -> None:
-        self.key = key
-        self.owner = owner
-        self._owners = owners
-        self._lock_fd = lock_fd
-
-    def release(self) -> None:
-        """Give the port up."""
-        self._owners._release(self)
-
-    def __enter__(self) -> PortClaim:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
-
-
 class PortOwners:
     """The registry of claimed ports; thread-safe. One a process: `PORT_OWNERS`.
 
@@ -176,49 +147,40 @@ class PortOwners:
 
     def __init__(self, lock_dir: Path | None = None) -> None:
         self._lock_dir = lock_dir
-        self._claims: dict[str, PortClaim] = {}
+        self._owners: dict[str, str] = {}
         self._mutex = threading.Lock()
 
-    def claim(self, port: str, owner: str, board: str | None = None) -> PortClaim:
-        """Claim `port` for `owner` ("service OTA2"), or raise `port-busy` naming who has it.
+    @contextmanager
+    def claim(self, port: str, owner: str, board: str | None = None) -> Iterator[None]:
+        """Have `port` for `owner` ("service OTA2"), or raise `port-busy` naming who has it.
 
         Never opens the port. Takes a few milliseconds to some tens: it looks through /proc.
         """
         key = canonical(port)
         with self._mutex:
-            other = self._claims.get(key)
-            if other is not None:
-                raise _busy(port, [other.owner], board)
-            lock_fd = self._lock(key, owner, port, board)
-            claim = PortClaim(self, key, owner, lock_fd)
-            self._claims[key] = claim
-        # Outside of the mutex: a machine with very many open files must not hold up the others.
+            if (other := self._owners.get(key)) is not None:
+                raise _busy(port, [other], board)
+            self._owners[key] = owner
+        lock_fd = None
         try:
+            lock_fd = self._lock(key, owner, port, board)
             seen = holders(port)
-        except BaseException:
-            claim.release()
-            raise
-        if seen:
-            claim.release()
-            raise _busy(port, [str(holder) for holder in seen], board)
-        return claim
+            if seen:
+                raise _busy(port, [str(holder) for holder in seen], board)
+            yield
+        finally:
+            if lock_fd is not None:
+                # The file stays: removing it would race with another process that has just
+                # opened it and waits to lock a file that no longer has a name.
+                _write_owner(lock_fd, "")
+                os.close(lock_fd)
+            with self._mutex:
+                del self._owners[key]
 
     def owner(self, port: str) -> str | None:
         """Who has claimed `port` in this process, if anyone."""
         with self._mutex:
-            claim = self._claims.get(canonical(port))
-            return claim.owner if claim else None
-
-    def _release(self, claim: PortClaim) -> None:
-        with self._mutex:
-            if self._claims.get(claim.key) is claim:
-                del self._claims[claim.key]
-            if claim._lock_fd is not None:
-                # The file stays: removing it would race with another process that has just
-                # opened it and waits to lock a file that no longer has a name.
-                _write_owner(claim._lock_fd, "")
-                os.close(claim._lock_fd)
-                claim._lock_fd = None
+            return self._owners.get(canonical(port))
 
     def _lock(self, key: str, owner: str, port: str, board: str | None) -> int | None:
         """Lock the port's file. None where no lock file can be had: the other nets remain."""

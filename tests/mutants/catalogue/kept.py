@@ -137,7 +137,7 @@ _JOURNAL = (
         "a port is opened without a look at who has it",
         "link/ownership.py",
         "            seen = holders(port)\n",
-        "            seen = []\n",
+        "            seen: list[Holder] = []\n",
         f"{OWNERSHIP}::test_another_program_is_found_before_opening",
     ),
     Mutant(
