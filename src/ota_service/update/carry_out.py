@@ -14,9 +14,9 @@ from typing import Literal
 
 from ota_service.errors import OtaError
 from ota_service.formats import nvs, otadata
-from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES, FlashOp, Program
+from ota_service.formats.flashops import PAGE_BYTES, FlashOp, Program
 from ota_service.formats.otadata import OtaState
-from ota_service.formats.partitions import OTADATA_BYTES, Partition, PartitionTable
+from ota_service.formats.partitions import OTADATA_BYTES, Partition
 from ota_service.link.flash import Flash, Progress, apply_verified, program_verified
 from ota_service.link.stream import SlotStream
 from ota_service.update.bootable import candidate
@@ -28,11 +28,6 @@ PhaseHook = Callable[[Phase], None]
 """Called as each phase begins; raises to stop there (only before the switch: see `carry_out`)."""
 
 VersionOf = Callable[[Partition], str | None]
-
-OTA_STATE_AT = 24
-"""Of ota_state in an otadata entry (esp32.md, "otadata")."""
-
-NEW_STATE = bytes(4)
 
 
 def carry_out(
@@ -242,19 +237,3 @@ def record_ops(flash: Flash, found: Inspection, version: str | None) -> tuple[Fl
     return nvs.set_string(
         raw, base=store.offset, namespace=NAMESPACE, key=VERSION_KEY, value=version
     ).ops
-
-
-def rearm(flash: Flash, table: PartitionTable) -> None:
-    """Give an app that waits for confirmation its whole time again.
-
-    For a board that was found in PENDING_VERIFY when it was first looked at: leaving download
-    mode passes the bootloader, which would abort the entry. NEW is PENDING_VERIFY with one bit
-    cleared, and the entry's CRC does not cover the state, so one program turns it back.
-    """
-    at = table.otadata
-    assert at is not None
-    entries = otadata.parse_otadata(flash.read(at.offset, at.size_bytes)).entries
-    for sector, entry in enumerate(entries):
-        if entry.counts and entry.state == OtaState.PENDING_VERIFY:
-            state_at = at.offset + sector * SECTOR_BYTES + OTA_STATE_AT
-            apply_verified(flash, [Program(state_at, NEW_STATE, "its time to confirm again")])

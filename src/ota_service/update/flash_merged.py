@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from serial import SerialBase
 
 from ota_service.errors import OtaError
-from ota_service.formats.nvs import Nvs, parse_nvs
+from ota_service.formats.nvs import parse_nvs
 from ota_service.formats.partitions import PartitionTable
 from ota_service.formats.table_places import all_tables, require_only
 from ota_service.link.chip import ChipInfo
@@ -100,11 +100,11 @@ def plan_dict(before: Before, file: MergedFile, plan: FlashPlan) -> dict[str, An
     """What is there and what will be, for people and programs."""
     shown: dict[str, Any] = {
         "sha256": file.sha256,
-        "partitions": table_rows(file.merged.table),
+        "partitions": _rows(file.merged.table),
         "nvs": [part.to_dict() for part in plan.kept],
     }
     if before.table is not None:
-        shown["partitions_before"] = table_rows(before.table)
+        shown["partitions_before"] = _rows(before.table)
     if plan.lost:
         shown["nvs_lost"] = list(plan.lost)
     if plan.notes:
@@ -112,16 +112,10 @@ def plan_dict(before: Before, file: MergedFile, plan: FlashPlan) -> dict[str, An
     return shown
 
 
-def table_rows(table: PartitionTable) -> list[dict[str, Any]]:
-    """A partition table's rows."""
+def _rows(table: PartitionTable) -> list[dict[str, Any]]:
     return [
-        {
-            "label": part.label,
-            "kind": part.kind,
-            "offset": part.offset,
-            "size_bytes": part.size_bytes,
-        }
-        for part in table.partitions
+        {"label": p.label, "kind": p.kind, "offset": p.offset, "size_bytes": p.size_bytes}
+        for p in table.partitions
     ]
 
 
@@ -222,10 +216,7 @@ def _version(file: MergedFile, kept: tuple[KeptPartition, ...]) -> str:
     for part in kept:
         if part.label == "nvs":
             return tag_in(parse_nvs(part.data))
-    for partition, nvs in file.merged.nvs:
-        if partition.label == "nvs" and isinstance(nvs, Nvs):
-            return tag_in(nvs)
-    return ""
+    return next((tag_in(nvs) for part, nvs in file.nvs if part.label == "nvs"), "")
 
 
 def _start(
@@ -233,7 +224,7 @@ def _start(
 ) -> None:
     file = outcome.file
     nvs = [parse_nvs(part.data) for part in outcome.plan.kept]
-    nvs += [held for _, held in file.merged.nvs if isinstance(held, Nvs)]
+    nvs += [held for _, held in file.nvs]
     monitor = started(
         port,
         link,
