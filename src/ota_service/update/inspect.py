@@ -221,7 +221,7 @@ def inspect(
         return _with_nvs(flash, replace(found, problem=error))
     images = [*([firmware] if firmware is not None else []), *known]
     found = _with_otadata(flash, found)
-    found = _with_running(flash, found, facts, images, None if found.pending else look)
+    found = _Search(flash, found, facts, images).done(None if found.pending else look)
     found = replace(found, pending=found.pending and not _nobody_confirms(found))
     if firmware is not None:
         found = replace(found, holding=frozenset(_holding(flash, found, firmware)))
@@ -332,39 +332,110 @@ def _nobody_confirms(found: Inspection) -> bool:
     return runs is not None and runs not in [*awaited, *boot_order(found.parts, found.entries)[:1]]
 
 
-def _with_running(
-    flash: Flash,
-    found: Inspection,
-    facts: BoardFacts,
-    images: list[KnownImage],
-    look: Look | None,
-) -> Inspection:
-    """With what runs, or why the board comes to no app at all."""
-    table = found.parts
-    order = boot_order(table, found.entries)
-    cramped = _cramped(flash, found)
-    running = None if cramped else _by_digest(flash, found, order[0], facts, images)
-    if running is not None:
-        return replace(found, running=running)
-    seen = FirstLook()
-    if look is not None:
-        seen = look()
-        flash.prefetch(_stores(table))
-        found = _with_otadata(flash, found)  # the firmware ran in between
-        order = boot_order(table, found.entries)
-    if seen.offset is not None:
-        return replace(found, running=_loaded(flash, order, seen.offset))
-    # Without a look nothing speaks against a bootloader that starts its app all the same.
-    problem = seen.stuck or (cramped if look is not None else None)
-    if problem is not None:
-        why = Running(None, "none", why=problem)
-        return replace(found, running=why, problem=found.problem or problem)
-    running = _verified(flash, found, order, facts, images, seen)
-    if not running.dead:
-        return replace(found, running=running)
-    if look is None or not seen.restarted:  # it may print, and more than was read may run
-        return replace(found, running=replace(running, dead=False))
-    return replace(found, running=running, pending=False)  # nobody is there to confirm anything
+@dataclass(slots=True)
+class _Search:
+    """For what runs. found: so far. images: those that were checked."""
+
+    flash: Flash
+    found: Inspection
+    facts: BoardFacts
+    images: list[KnownImage]
+
+    def done(self, look: Look | None) -> Inspection:
+        """With what runs, or why the board comes to no app at all."""
+        found = self.found
+        order = boot_order(found.parts, found.entries)
+        cramped = _cramped(self.flash, found)
+        running = None if cramped else self._by_digest(order[0])
+        if running is not None:
+            return replace(found, running=running)
+        seen = FirstLook()
+        if look is not None:
+            seen = look()
+            self.flash.prefetch(_stores(found.parts))
+            # The firmware ran in between.
+            self.found = found = _with_otadata(self.flash, found)
+            order = boot_order(found.parts, found.entries)
+        if seen.offset is not None:
+            return replace(found, running=self._loaded(order, seen.offset))
+        # Without a look nothing speaks against a bootloader that starts its app all the same.
+        problem = seen.stuck or (cramped if look is not None else None)
+        if problem is not None:
+            why = Running(None, "none", why=problem)
+            return replace(found, running=why, problem=found.problem or problem)
+        running = self._verified(order, seen)
+        if not running.dead:
+            return replace(found, running=running)
+        if look is None or not seen.restarted:  # it may print, and more than was read may run
+            return replace(found, running=replace(running, dead=False))
+        return replace(found, running=running, pending=False)  # nobody is there to confirm anything
+
+    def _by_digest(self, partition: Partition) -> Running | None:
+        """A partition whose content is known to be an image that boots here, by its digest."""
+        found, app = self.found, self.found.app(partition)
+        floor = found.secure_floor(found.chip.secure_version)
+        if app is None or found.secure_version_of(partition) < floor:
+            return None  # it may have run before the fuses were burnt
+        fact = self.facts.slots.get(partition.name)
+        if fact is not None and fact.size_bytes <= partition.size_bytes:
+            md5 = self.flash.md5(partition.offset, fact.size_bytes)
+            if md5 == fact.md5:
+                return Running(partition, "journal", fact.size_bytes, md5)
+        if header_doubt(app.head, found.chip, floor) or only_the_board_knows(app.head, found.chip):
+            return None
+        for image in self.images:
+            if _holds(self.flash, app, image):
+                return Running(partition, "image", image.size_bytes, image.md5)
+        return None
+
+    def _loaded(self, order: list[Partition], offset: int) -> Running:
+        """What the bootloader's log says that it loaded; with the digest of its image, so that the
+        next look needs no restart."""
+        partition = next((one for one in order if one.offset == offset), None)
+        if partition is None:
+            return _untold(
+                f"its bootloader starts an app at {offset:#x}, which is none of the slots in its "
+                "table"
+            )
+        size_bytes = image_bytes(self.flash, partition)
+        if size_bytes is None:
+            return Running(partition, "log")
+        return Running(partition, "log", size_bytes, self.flash.md5(partition.offset, size_bytes))
+
+    def _verified(self, order: list[Partition], seen: FirstLook) -> Running:
+        """What a bootloader that says nothing starts: the first image that it finds whole."""
+        for partition in order:
+            running = self._by_digest(partition) or self._whole(partition, seen)
+            if running is None:
+                continue
+            if running.partition is not None and seen.nothing_boots:
+                return _untold(
+                    f"{partition.name} holds a whole image, and yet the bootloader says that no "
+                    "app partition is bootable"
+                )
+            return running
+        if seen.app_prints:
+            return _untold("none holds a whole image, and yet something on the board prints")
+        why = OtaError(
+            "otadata-invalid",
+            "Nothing on the board boots: no app partition that its bootloader would try holds a "
+            "whole image.",
+        )
+        return Running(None, "none", dead=True, why=why)
+
+    def _whole(self, partition: Partition, seen: FirstLook) -> Running | None:
+        """A partition by its whole image; None where the bootloader passes it over."""
+        chip = self.found.chip
+        image = candidate(self.flash, partition, chip, self.found.secure_floor(chip.secure_version))
+        if image.boots == "no" or (image.boots == "unclear" and seen.nothing_boots):
+            return None
+        doubt = image.why or only_the_board_knows(
+            self.flash.read(partition.offset, HEAD_BYTES), chip
+        )
+        if doubt:
+            return _untold(f"{partition.name} {doubt}")
+        md5 = self.flash.md5(partition.offset, image.size_bytes)
+        return Running(partition, "verified", image.size_bytes, md5)
 
 
 def _cramped(flash: Flash, found: Inspection) -> OtaError | None:
@@ -381,83 +452,6 @@ def _cramped(flash: Flash, found: Inspection) -> OtaError | None:
                 remedy=FLASH_SIZE_REMEDY,
             )
     return None
-
-
-def _by_digest(
-    flash: Flash,
-    found: Inspection,
-    partition: Partition,
-    facts: BoardFacts,
-    images: list[KnownImage],
-) -> Running | None:
-    """A partition whose content is known to be an image that boots here, by its digest."""
-    app = found.app(partition)
-    floor = found.secure_floor(found.chip.secure_version)
-    if app is None or found.secure_version_of(partition) < floor:
-        return None  # it may have run before the fuses were burnt
-    fact = facts.slots.get(partition.name)
-    if fact is not None and fact.size_bytes <= partition.size_bytes:
-        md5 = flash.md5(partition.offset, fact.size_bytes)
-        if md5 == fact.md5:
-            return Running(partition, "journal", fact.size_bytes, md5)
-    if header_doubt(app.head, found.chip, floor) or only_the_board_knows(app.head, found.chip):
-        return None
-    for image in images:
-        if _holds(flash, app, image):
-            return Running(partition, "image", image.size_bytes, image.md5)
-    return None
-
-
-def _loaded(flash: Flash, order: list[Partition], offset: int) -> Running:
-    """What the bootloader's log says that it loaded; with the digest of its image, so that the
-    next look needs no restart."""
-    partition = next((one for one in order if one.offset == offset), None)
-    if partition is None:
-        return _untold(
-            f"its bootloader starts an app at {offset:#x}, which is none of the slots in its table"
-        )
-    size_bytes = image_bytes(flash, partition)
-    if size_bytes is None:
-        return Running(partition, "log")
-    return Running(partition, "log", size_bytes, flash.md5(partition.offset, size_bytes))
-
-
-def _verified(
-    flash: Flash,
-    found: Inspection,
-    order: list[Partition],
-    facts: BoardFacts,
-    images: list[KnownImage],
-    seen: FirstLook,
-) -> Running:
-    """What a bootloader that says nothing starts: the first image that it finds whole."""
-    floor = found.secure_floor(found.chip.secure_version)
-    for partition in order:
-        running = _by_digest(flash, found, partition, facts, images)
-        if running is None:
-            image = candidate(flash, partition, found.chip, floor)
-            if image.boots == "no" or (image.boots == "unclear" and seen.nothing_boots):
-                continue
-            if image.boots == "unclear":
-                return _untold(f"{partition.name} {image.why}")
-            if doubt := only_the_board_knows(flash.read(partition.offset, HEAD_BYTES), found.chip):
-                return _untold(f"{partition.name} {doubt}")
-            md5 = flash.md5(partition.offset, image.size_bytes)
-            running = Running(partition, "verified", image.size_bytes, md5)
-        if seen.nothing_boots:
-            return _untold(
-                f"{partition.name} holds a whole image, and yet the bootloader says that no app "
-                "partition is bootable"
-            )
-        return running
-    if seen.app_prints:
-        return _untold("none holds a whole image, and yet something on the board prints")
-    why = OtaError(
-        "otadata-invalid",
-        "Nothing on the board boots: no app partition that its bootloader would try holds a "
-        "whole image.",
-    )
-    return Running(None, "none", dead=True, why=why)
 
 
 def _untold(why: str) -> Running:

@@ -108,7 +108,7 @@ _LOOKED_AT = (
         "something that prints is proven to be dead",
         _INSPECT,
         "    if seen.app_prints:\n",
-        "    if seen.app_prints and found.pending:\n",
+        "    if seen.app_prints and self.found.pending:\n",
         f"{RUNNING}::test_something_that_prints_is_not_called_dead",
     ),
     Mutant(
