@@ -32,28 +32,12 @@ class _QuietLog(EspLogBase):
     shows whole packets, credentials included, and is never turned on.
     """
 
-    def _say(self, *args: Any) -> None:
+    def print(self, *args: Any, **_: Any) -> None:
         text = "".join(str(arg) for arg in args).strip()
         if text and _LOGGER.isEnabledFor(logging.DEBUG):
             _LOGGER.debug("[%s] %s", threading.current_thread().name, text)
 
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        self._say(*args)
-
-    def note(self, *args: Any) -> None:
-        self._say(*args)
-
-    def warn(self, *args: Any, suggestion: str | None = None) -> None:
-        self._say(*args)
-
-    def err(self, *args: Any, suggestion: str | None = None) -> None:
-        self._say(*args)
-
-    def debug(self, *args: Any) -> None:
-        self._say(*args)
-
-    def hint(self, *args: Any) -> None:
-        self._say(*args)
+    note = warn = err = debug = hint = print
 
     def progress_bar(self, *args: Any, **kwargs: Any) -> None:
         pass

@@ -7,16 +7,15 @@ the same planner and the same steps can be run, cut and repeated without a board
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import Erase, FlashOp, Program
+from ota_service.link.sparse import Region, digest
 
 if TYPE_CHECKING:
-    from ota_service.link.sparse import Region
     from ota_service.link.stream import SlotStream
 
 Progress = Callable[[int], None]
@@ -60,7 +59,7 @@ def apply_verified(flash: Flash, ops: Iterable[FlashOp]) -> None:
     for op in ops:
         if isinstance(op, Erase):
             flash.erase(op.offset, op.size_bytes)
-            if flash.md5(op.offset, op.size_bytes) != _md5(b"\xff" * op.size_bytes):
+            if flash.md5(op.offset, op.size_bytes) != digest(b"\xff" * op.size_bytes):
                 raise OtaError(
                     "flash-protected",
                     f"The flash did not erase {op.size_bytes} bytes at {op.offset:#x}.",
@@ -80,7 +79,7 @@ def program_verified(flash: Flash, op: Program) -> None:
     if before == wanted:
         return  # already so: nothing to do, and a page saved from wear
     flash.program(op.offset, op.data)
-    if flash.md5(op.offset, len(op.data)) == _md5(wanted):
+    if flash.md5(op.offset, len(op.data)) == digest(wanted):
         return
     after = flash.read(op.offset, len(op.data))
     if after == wanted:
@@ -94,10 +93,6 @@ def program_verified(flash: Flash, op: Program) -> None:
         "verify-failed",
         f"{len(op.data)} bytes programmed at {op.offset:#x} are not what was sent.",
     )
-
-
-def _md5(data: bytes) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 _BP_MASK, _TB, _SEC = 0x1C, 0x20, 0x40

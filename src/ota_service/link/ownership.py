@@ -31,6 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ota_service.errors import OtaError
 from ota_service.link.ports import canonical, is_url, shown
@@ -317,8 +318,7 @@ def _flock_pid(fd: int, locks: Path) -> int | None:
 # --- who is configured with a board
 
 
-@dataclass(frozen=True, slots=True)
-class _BoardClaim:
+class _BoardClaim(NamedTuple):
     """owner: the service as it lives, which its successor of the same name is not."""
 
     owner: object

@@ -15,7 +15,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -240,16 +240,14 @@ def _describe_linux(path: Path, roots: Roots, by_path: dict[str, str]) -> PortIn
         return info
     device = interface.parent
     several = (_line(device / "bNumInterfaces") or "1").strip() not in ("0", "1")
-    return PortInfo(
-        device=info.device,
-        by_path=info.by_path,
+    return replace(
+        info,
         location=interface.name if several else device.name,
         vid=_hex(_line(device / "idVendor")),
         pid=_hex(_line(device / "idProduct")),
         serial_number=_line(device / "serial"),
         product=_line(device / "product"),
         manufacturer=_line(device / "manufacturer"),
-        appeared_at=info.appeared_at,
     )
 
 

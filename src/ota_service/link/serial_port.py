@@ -155,31 +155,30 @@ def _keep_to_ourselves(opened: SerialBase) -> None:
 
 def _open_error(error: Exception, port: str, board: str | None) -> OtaError:
     """What a failed open means, from the system's error number or, of a url, from the text."""
-    name = shown(port)
-    number = next(_numbers(error), None)
-    text = str(error).lower()
+    code, message = _open_failure(error, port, shown(port), next(_numbers(error), None))
+    remedy = _group_remedy(port) if code == "permission" else None
+    return OtaError(code, message, board=board, remedy=remedy)
+
+
+def _open_failure(error: Exception, port: str, name: str, number: int | None) -> tuple[str, str]:
+    text, url = str(error).lower(), is_url(port)
     if isinstance(error, ValueError) and not isinstance(error, OSError):
-        if is_url(port) and "protocol" in text:
-            message = f"The port {name} is of a kind that is not known."
-        else:
-            message = f"The port {name} cannot be opened as configured ({_reason(error, port)})."
-        return OtaError("config-invalid", message, board=board)
-    if number in _BUSY or (is_url(port) and "busy" in text):
+        if url and "protocol" in text:
+            return "config-invalid", f"The port {name} is of a kind that is not known."
+        why = _reason(error, port)
+        return "config-invalid", f"The port {name} cannot be opened as configured ({why})."
+    if number in _BUSY or (url and "busy" in text):
         names = [str(holder) for holder in holders(port) or _named_holder(text)]
-        message = f"The port {name} is in use by {', '.join(names)}."
-        return OtaError("port-busy", message, board=board)
-    if number in _MISSING or (is_url(port) and "errno 2]" in text):
-        return OtaError("port-missing", f"The port {name} does not exist.", board=board)
+        return "port-busy", f"The port {name} is in use by {', '.join(names)}."
+    if number in _MISSING or (url and "errno 2]" in text):
+        return "port-missing", f"The port {name} does not exist."
     if number in _DENIED:
-        message = f"This user may not open the port {name}."
-        return OtaError("permission", message, board=board, remedy=_group_remedy(port))
+        return "permission", f"This user may not open the port {name}."
     if number in _NOT_SERIAL:
-        return OtaError("port-missing", f"{name} is not a serial port.", board=board)
-    if is_url(port):
-        message = f"Nothing answers at {name} ({_reason(error, port)})."
-        return OtaError("no-answer", message, board=board)
-    message = f"The port {name} could not be opened ({_reason(error, port)})."
-    return OtaError("link-lost", message, board=board)
+        return "port-missing", f"{name} is not a serial port."
+    if url:
+        return "no-answer", f"Nothing answers at {name} ({_reason(error, port)})."
+    return "link-lost", f"The port {name} could not be opened ({_reason(error, port)})."
 
 
 def _named_holder(text: str) -> list[Holder]:

@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
 
 from ota_service.formats.chips import ResetCause, reset_cause
 from ota_service.formats.image import AppImage
@@ -84,11 +83,8 @@ MAX_UNEXPLAINED = 3
 """Restarts without a reason, on ports that lose the ROM's line, that may be wakes from sleep."""
 
 
-class Matcher(Protocol):
-    """Whether a line of the log is what the new app must print."""
-
-    def __call__(self, line: str) -> bool:
-        """True where it is."""
+Matcher = Callable[[str], bool]
+"""Whether a line of the log is what the new app must print."""
 
 
 @dataclass(frozen=True, slots=True)

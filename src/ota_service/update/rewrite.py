@@ -10,7 +10,6 @@ Blocking; runs in a thread of its own, like `session`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from ota_service.formats.nvs import Nvs
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash, Progress, apply_verified
 from ota_service.link.link import EspLink, leave_download_mode
+from ota_service.link.sparse import digest
 from ota_service.link.stream import make_plain_stream
 from ota_service.update.boot import UNJUDGED, BootMonitor, BootRules, Expected, Verdict
 from ota_service.update.inspect import secrets_of
@@ -221,8 +221,7 @@ def _write(flash: Flash, write: Write, progress: Progress) -> None:
 
 
 def _verify(flash: Flash, write: Write) -> None:
-    digest = hashlib.md5(write.data, usedforsecurity=False).hexdigest()
-    if flash.md5(write.offset, len(write.data)) != digest:
+    if flash.md5(write.offset, len(write.data)) != digest(write.data):
         raise OtaError(
             "verify-failed",
             f"What was read back at {write.offset:#x} ({write.name}) is not what was written.",

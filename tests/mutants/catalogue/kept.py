@@ -32,7 +32,7 @@ _WHOLE_FLASH = (
     Mutant(
         "what is rewritten is not read back",
         _REWRITE,
-        "    if flash.md5(write.offset, len(write.data)) != digest:",
+        "    if flash.md5(write.offset, len(write.data)) != digest(write.data):",
         "    if not flash.md5(write.offset, len(write.data)):",
         f"{BACKUP}::test_what_is_rewritten_is_read_back",
     ),
