@@ -84,17 +84,13 @@ SYNC_ANSWERS = 8
 ASKED_TIMEOUT_S = 1.0
 
 
-class _NotStarted(Exception):
-    """The chip answered, but its stub loader did not start."""
-
-
 Identified = Callable[[str], int | None]
 """Called with the MAC of the chip that answered; raises to go no further. Returns a speed at which
 its port carried a whole slot to this board without an error, where one is known."""
 
 
 class EspLink:
-    """A chip in download mode with the stub loader running; implements `board.flash.Flash`.
+    """A chip in download mode with the stub loader running; implements `Flash`.
 
     baud: the speed in use. chip: what it is, by its fuses as they were at the last connection.
     running: it was restarted into its firmware.
@@ -130,52 +126,23 @@ class EspLink:
         """
         esptool_setup.install()
         for speed in bauds_to_try(baud):
-            for again in reversed(range(STARTS)):
-                try:
-                    link = cls._connect_at(port, speed, attempts, identified)
-                    break
-                except _NotStarted as error:
-                    if not again:
-                        raise OtaError("no-answer", _no_answer(error)) from error
-            if link is not None:
-                if speed != baud:
-                    link.carried_baud = 0
-                return link
-        raise OtaError("no-answer", "The chip answers, but no speed of the port can be used.")
-
-    @classmethod
-    def _connect_at(
-        cls, port: SerialBase, baud: int, attempts: int, identified: Identified | None
-    ) -> EspLink | None:
-        try:
-            port.baudrate = ROM_BAUD
-            # esptool waits for the stub loader's first word by the port's own timeout.
-            port.timeout = DEFAULT_TIMEOUT
-            esp = detect(port, ROM_BAUD, attempts)
-        except _ERRORS as error:
-            raise OtaError("no-answer", _no_answer(error)) from error
-        try:
-            if esp.secure_download_mode:
-                raise OtaError("secure-download")
-            mac = read_mac(esp)
-            carried = identified(mac) if identified is not None else None
-            esp = start_stub(esp, mac, None if carried is None else min(carried, baud))
-        except _ERRORS as error:
-            raise _NotStarted(str(error)) from error
-        try:
-            if port.baudrate != baud:
-                change_baud(esp, baud)
-            spi = _attach_flash(esp, mac)
-            chip = chip_info(esp, mac)
-            if chip.flash_bytes is not None:
-                esp.flash_set_parameters(chip.flash_bytes)
-            link = cls(esp, spi, port, chip, baud)
+            esp, mac, carried = _started(port, speed, attempts, identified)
+            try:
+                if port.baudrate != speed:
+                    change_baud(esp, speed)
+                spi = _attach_flash(esp, mac)
+                chip = chip_info(esp, mac)
+                if chip.flash_bytes is not None:
+                    esp.flash_set_parameters(chip.flash_bytes)
+            except _ERRORS as error:
+                if speed == ROM_BAUD:
+                    raise OtaError("link-lost", _lost(error)) from error
+                continue  # the port or the board does not hold this speed
+            link = cls(esp, spi, port, chip, speed)
             link.known_baud = carried
+            link.carried_baud = None if speed == baud else 0
             return link
-        except _ERRORS as error:
-            if baud == ROM_BAUD:
-                raise OtaError("link-lost", _lost(error)) from error
-            return None  # the port or the board does not hold this speed
+        raise OtaError("no-answer", "The chip answers, but no speed of the port can be used.")
 
     # --- Flash
 
@@ -418,20 +385,43 @@ def _send_block(esp: Any, packet: bytes, timeout_s: float, *, sent: bool = False
             if repeats or not sent:
                 port.write(packet)
             await_answer(esp, BLOCK_COMMAND)
-        except RefusedError:
+            return repeats
+        except FatalError as error:
             if repeats + 1 == WRITE_BLOCK_ATTEMPTS:
                 raise
-        except FatalError:
+            if isinstance(error, RefusedError):
+                continue
             if sent and not repeats:
                 ALONE.add(str(port.name))
-            if repeats + 1 == WRITE_BLOCK_ATTEMPTS:
-                raise
             # Nothing came of it: a delimiter was lost, and the stub loader now takes the end of a
             # frame for the beginning of one. One more puts that right.
             esp.flush_input()
             port.write(b"\xc0")
-        else:
-            return repeats
+    raise AssertionError("not reached")
+
+
+def _started(
+    port: SerialBase, baud: int, attempts: int, identified: Identified | None
+) -> tuple[Any, str, int | None]:
+    """The chip's stub loader, its MAC, and the speed that is known of it."""
+    for again in reversed(range(STARTS)):
+        try:
+            port.baudrate = ROM_BAUD
+            # esptool waits for the stub loader's first word by the port's own timeout.
+            port.timeout = DEFAULT_TIMEOUT
+            esp = detect(port, ROM_BAUD, attempts)
+        except _ERRORS as error:
+            raise OtaError("no-answer", _no_answer(error)) from error
+        try:
+            if esp.secure_download_mode:
+                raise OtaError("secure-download")
+            mac = read_mac(esp)
+            carried = identified(mac) if identified is not None else None
+            fast = None if carried is None else min(carried, baud)
+            return start_stub(esp, mac, fast), mac, carried
+        except _ERRORS as error:
+            if not again:
+                raise OtaError("no-answer", _no_answer(error)) from error
     raise AssertionError("not reached")
 
 

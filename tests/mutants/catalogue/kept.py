@@ -98,8 +98,8 @@ _BACKUP = (
     Mutant(
         "a table comes back over apps that it does not fit",
         _RESTORE,
-        "        if _may_start(flash, own):\n",
-        "        if _may_start(flash, own) and not _starts(flash, chip, saved):\n",
+        "            if _may_start(self.flash, own):\n",
+        "            if _may_start(self.flash, own) and not self._starts(saved):\n",
         f"{BACKUP}::test_an_app_that_only_the_bootloader_may_know_keeps_its_table",
     ),
 )
