@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Plans one board's update: a pure function of what is wanted, what is there and what is known.
 
-A plan is an ordered list of steps, each with its reason. Everything that can be known before
+A plan is an ordered list of steps, with the reason for them. Everything that can be known before
 the first write is checked here, so a plan that is not a refusal can be carried out as it is:
 the edits of otadata and NVS in it were already computed, and proven on a copy.
 """
@@ -27,32 +27,20 @@ class WriteSlot:
     """Write the image into a spare slot, and read its digest back."""
 
     slot: Partition
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchOtadata:
-    """Make the bootloader start the slot from now on."""
+    """Make the bootloader start another slot from now on."""
 
-    slot: Partition
     edit: otadata.OtaEdit
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class RecordVersion:
     """Store the version in NVS."""
 
-    version: str
     edit: nvs.NvsEdit
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Restart:
-    """Reset the board into its firmware."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +52,9 @@ class WatchBoot:
 
     slot: Partition
     confirms: bool
-    reason: str
 
 
-Step = WriteSlot | SwitchOtadata | RecordVersion | Restart | WatchBoot
+Step = WriteSlot | SwitchOtadata | RecordVersion | WatchBoot
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +62,8 @@ class Plan:
     """What will be done to one board, and why.
 
     code: the error's code of a refusal, "rolled-back" where the board had gone back by itself.
-    slot: the slot that will run afterwards. from_version, to_version: the stored tag before and
-    after.
+    steps: in their order; the board is restarted after them in any case. slot: the one that will
+    run afterwards. from_version, to_version: the stored tag before and after.
     """
 
     action: Action
@@ -234,10 +221,9 @@ class _Wanted:
                 "none",
                 "up to date; the boot of the slot that runs was never watched",
                 running,
-                Restart("to watch the boot that an interruption left unwatched"),
-                WatchBoot(running, confirms, "its boot was never watched"),
+                WatchBoot(running, confirms),
             )
-        return self._made("none", "up to date", running, Restart("back into its firmware"))
+        return self._made("none", "up to date", running)
 
     def _watched_again(self, running: Partition) -> Plan:
         """Forced, and there is nothing to write: the spare slot keeps the way back."""
@@ -245,8 +231,7 @@ class _Wanted:
             "none",
             "forced: the board runs this image already; it is restarted and watched",
             running,
-            Restart("so that its start is seen"),
-            WatchBoot(running, self._has_yet_to_confirm(running), "forced"),
+            WatchBoot(running, self._has_yet_to_confirm(running)),
         )
 
     def _rolled_back(self, running: Partition) -> Plan | None:
@@ -268,27 +253,24 @@ class _Wanted:
             tag = app.descriptor.version if app is not None and app.descriptor is not None else ""
         if tag == version:
             return None  # the tag is right for what runs
-        why = "the stored tag is not that of the firmware that runs"
         return self._made(
             "record",
             f"rolled back by its bootloader: tag corrected; {running.name} runs, "
             f'which is "{tag}", not "{version}"',
             running,
-            RecordVersion(tag, _record_edit(found, tag), why),
-            Restart("back into its firmware"),
+            RecordVersion(_record_edit(found, tag)),
             version=tag,
             rolled_back=True,
         )
 
     def _record(self, running: Partition) -> Plan:
-        version, confirms = self.version, self._has_yet_to_confirm(running)
+        version = self.version
         return self._made(
             "record",
             "running image is already this one: record the version only",
             running,
-            RecordVersion(version, _record_edit(self.found, version), "the image runs already"),
-            Restart("so that the firmware reads the new version"),
-            WatchBoot(running, confirms, "so that the boot of this image was seen once"),
+            RecordVersion(_record_edit(self.found, version)),
+            WatchBoot(running, self._has_yet_to_confirm(running)),
             version=version,
         )
 
@@ -307,17 +289,14 @@ class _Wanted:
             has_factory=found.parts.factory is not None,
             state=OtaState.NEW if confirms else OtaState.UNDEFINED,
         )
-        record = _record_edit(found, version)
-        instead = "nothing" if running is None else running.name
         return self._made(
             "write" if write else "switch",
             reason,
             slot,
-            *([WriteSlot(slot, reason)] if write else []),
-            SwitchOtadata(slot, edit, f"start {slot.name} instead of {instead}"),
-            RecordVersion(version, record, "so that the firmware does not update itself again"),
-            Restart("into the new firmware"),
-            WatchBoot(slot, confirms, "the outcome is what the board shows"),
+            *([WriteSlot(slot)] if write else []),
+            SwitchOtadata(edit),
+            RecordVersion(_record_edit(found, version)),
+            WatchBoot(slot, confirms),
             version=version,
         )
 

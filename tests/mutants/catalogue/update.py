@@ -79,12 +79,8 @@ _PLANNED = (
     Mutant(
         "the version is stored before the switch",
         _PLAN,
-        '            SwitchOtadata(slot, edit, f"start {slot.name} instead of {instead}"),\n'
-        '            RecordVersion(version, record, "so that the firmware does not update itself '
-        'again"),\n',
-        '            RecordVersion(version, record, "so that the firmware does not update itself '
-        'again"),\n'
-        '            SwitchOtadata(slot, edit, f"start {slot.name} instead of {instead}"),\n',
+        "SwitchOtadata(edit),\n            RecordVersion(_record_edit(found, version)),\n",
+        "RecordVersion(_record_edit(found, version)),\n            SwitchOtadata(edit),\n",
         f"{PLAN}::test_a_differing_version_is_written_switched_and_recorded",
     ),
     Mutant(
