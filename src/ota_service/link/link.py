@@ -34,7 +34,6 @@ from ota_service.link.spi import (
     RESET,
     RESET_ENABLE,
     SECTOR_ERASE,
-    Look,
     NotTakenError,
     SpiBus,
 )
@@ -200,7 +199,7 @@ class EspLink:
         self._changes(offset, b"\xff" * size_bytes)
         with _lost_link():
             for at in range(offset, offset + size_bytes, SECTOR_BYTES):
-                self._spi.change(SECTOR_ERASE, at, b"", self._look)
+                self._spi.change(SECTOR_ERASE, at, b"", self._proven)
 
     def program(self, offset: int, data: bytes) -> None:
         """Program one page without an erase, by SPI user commands through registers.
@@ -223,14 +222,8 @@ class EspLink:
                 part = data[at : at + MAX_SPI_BYTES]
                 last = at + len(part) == len(data)
                 self._spi.change(
-                    PAGE_PROGRAM, offset + at, part, self._look, blank=blank, last=last
+                    PAGE_PROGRAM, offset + at, part, self._proven, blank=blank, last=last
                 )
-
-    @property
-    def _look(self) -> Look:
-        """Register writes have no checksum. Where this speed has not just carried a slot whose
-        digest was right, every register is looked at before a command starts."""
-        return Look.PLACE if self._proven else Look.ALL
 
     def _changes(self, offset: int, expected: bytes | None, size_bytes: int = 0) -> None:
         """A place is about to be changed; what it should hold then, where that is known."""
@@ -246,7 +239,7 @@ class EspLink:
         ahead = self._erases_ahead(offset, stream)
         with _lost_link():
             if ahead:
-                self._spi.change(BLOCK_ERASE, offset, b"", self._look)
+                self._spi.change(BLOCK_ERASE, offset, b"", self._proven)
             esp.flash_defl_begin(stream.size_bytes, stream.compressed_bytes, offset)
         # The stub loader acknowledges a block before it inflates and writes it, so what a block
         # takes is waited for with the next one.
@@ -287,7 +280,7 @@ class EspLink:
     def _erase_during(self, offset: int, packet: bytes) -> bool:
         """Erase 64 KiB while a block travels; False: nothing was started, nor the block sent."""
         try:
-            self._spi.erase_block_during(offset, self._look, packet)
+            self._spi.erase_block_during(offset, self._proven, packet)
         except NotTakenError:
             return False
         return True
