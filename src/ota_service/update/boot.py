@@ -280,6 +280,18 @@ class BootMonitor:
 
     def _judge(self, text: str, now_s: float) -> None:
         brown_out, self._brown_out = self._brown_out, False
+        theirs = self._rom(text, now_s, brown_out) or self._bootloader(text, now_s, brown_out)
+        if not theirs and not self._panics(text, now_s):
+            self._descriptor(text, now_s)
+        self._task_watchdog = _TASK_WATCHDOG.match(text) is not None
+        matches = self.expected.matches
+        if matches is not None and not self.expectation_met and matches(text):
+            self.expectation_met = True
+            if self.shown_at_s is None:
+                self.shown_at_s = now_s
+
+    def _rom(self, text: str, now_s: float, brown_out: bool) -> bool:
+        """Whether the ROM prints a line, or the brown-out detector."""
         if match := _RESET.match(text):
             name, download = match[2], (match[3] or "").startswith("DOWNLOAD")
             self._reset(int(match[1], 16), name, now_s, brown_out=brown_out, download=download)
@@ -289,7 +301,13 @@ class BootMonitor:
             self._brown_out = brown_out
         elif _DOWNLOAD.match(text) and self._number == 0:
             self.in_download = True  # behind a line of the ROM's that was lost
-        elif _SECOND_STAGE.match(text):
+        else:
+            return False
+        return True
+
+    def _bootloader(self, text: str, now_s: float, brown_out: bool) -> bool:
+        """Whether the bootloader prints a line that says what it does."""
+        if _SECOND_STAGE.match(text):
             self._again(now_s, brown_out=brown_out)
         elif match := _LOADED.match(text):
             self._again(now_s, brown_out=brown_out)
@@ -297,14 +315,9 @@ class BootMonitor:
                 self._loaded(int(match[1], 16), now_s)
         elif _NOT_BOOTABLE.match(text):
             self._why_not = text
-        elif not self._panics(text, now_s):
-            self._descriptor(text, now_s)
-        self._task_watchdog = _TASK_WATCHDOG.match(text) is not None
-        matches = self.expected.matches
-        if matches is not None and not self.expectation_met and matches(text):
-            self.expectation_met = True
-            if self.shown_at_s is None:
-                self.shown_at_s = now_s
+        else:
+            return False
+        return True
 
     # --- panics
 

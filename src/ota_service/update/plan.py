@@ -150,17 +150,22 @@ class _Wanted:
         if not self.adopted:
             _require_ours(found, image)
         equal = found.version == self.version
-        if equal and not self.force:
-            if (corrected := self._rolled_back(running)) is not None:
-                return corrected
-            if not self._tag_of_another(running):
-                return self._up_to_date(running)
+        kept = self._kept(running) if equal and not self.force else None
+        if kept is not None:
+            return kept
         if image is None:
             raise OtaError("no-board", "No image was given to plan an update with.")
         _require_runnable(found, image)
         if found.holds(running):
             return self._watched_again(running) if equal and self.force else self._record(running)
         return self._write(running, image)
+
+    def _kept(self, running: Partition) -> Plan | None:
+        """The firmware stays, where the stored tag is the target's and not that of another one."""
+        corrected = self._rolled_back(running)
+        if corrected is None and not self._tag_of_another(running):
+            return self._up_to_date(running)
+        return corrected
 
     def _rescue(self) -> Plan:
         """A board on which nothing boots by its bootloader's own rules: a new firmware cannot make

@@ -565,16 +565,8 @@ class _Session:
             return self._restarted(outcome)
         if found.problem is not None:
             raise found.problem
-        if OtaState.NEW in states and self.job.rearm:
-            # Either it never started, or this bootloader does not use rollback: after one more
-            # start it is the latter, and nothing takes the firmware back.
-            outcome.end = "awaiting_confirmation"
-            return self._restarted(outcome)
         if OtaState.NEW in states:
-            monitor = self.starts.watched(slot)
-            if monitor.verdict is Verdict.FAILED:
-                return self._roll_back(found, outcome, slot, monitor.reason)
-            return self._judged(outcome, monitor)
+            return self._not_started(found, outcome, slot)
         if OtaState.PENDING_VERIFY in states:
             why = "its app did not confirm itself in time"
         elif awaited.power_failed:
@@ -583,6 +575,17 @@ class _Session:
         else:
             why = "the board's bootloader went back by itself"
         return self._roll_back(found, outcome, slot, why)
+
+    def _not_started(self, found: Inspection, outcome: Outcome, slot: Partition) -> Outcome:
+        """Either it never started, or this bootloader does not use rollback: after one more start
+        it is the latter, and nothing takes the firmware back."""
+        if self.job.rearm:
+            outcome.end = "awaiting_confirmation"
+            return self._restarted(outcome)
+        monitor = self.starts.watched(slot)
+        if monitor.verdict is Verdict.FAILED:
+            return self._roll_back(found, outcome, slot, monitor.reason)
+        return self._judged(outcome, monitor)
 
     @staticmethod
     def _awaited_slot(found: Inspection, otadata: OtaData, name: str) -> Partition:
