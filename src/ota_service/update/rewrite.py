@@ -248,7 +248,7 @@ def started(
         expected, rules.timeout_s, rules.stable_s, restarts=rules.restarts, redact=redact
     )
     link.restart()
-    watch(port, monitor, stopped=stopped, in_download=link.in_download)
+    watch(port, monitor, link.in_download, stopped=stopped)
     outcome.boot_log = tuple(monitor.told)
     written = "Everything was written and read back, but"
     if monitor.verdict is Verdict.FAILED:

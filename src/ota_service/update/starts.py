@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -43,11 +44,11 @@ _RETRY_S = 0.1
 def watch(
     port: SerialBase,
     monitor: BootMonitor,
+    in_download: Callable[[], bool],
     *,
     until: Callable[[BootMonitor], bool] = lambda monitor: monitor.verdict is not None,
-    stopped: Callable[[], bool] = lambda: False,
+    stopped: Callable[[], bool],
     limit_s: float | None = None,
-    in_download: Callable[[], bool] | None = None,
 ) -> bool:
     """Read until `until` holds, `stopped` says so, or `limit_s` are over; False where it was
     stopped.
@@ -55,9 +56,8 @@ def watch(
     in_download: asks the chip whether it is in download mode still; called once, where it has
     printed nothing. Raises OtaError `link-lost` where the port is gone and does not come back.
     """
-    start_s = time.monotonic()
+    start_s, timeout_s = time.monotonic(), -1.0
     ask_after_s = min(ASK_AFTER_S, monitor.timeout_s / 2)
-    timeout_s = -1.0
     while not until(monitor):
         if stopped():
             return False
@@ -73,11 +73,10 @@ def watch(
         now_s = time.monotonic() - start_s
         if data:
             monitor.feed(data, now_s)
-        else:
-            if in_download is not None and not monitor.heard and now_s >= ask_after_s:
-                monitor.in_download = in_download()
-                in_download = None
-            monitor.tick(now_s)
+        elif not monitor.heard and now_s >= ask_after_s:
+            ask_after_s = math.inf
+            monitor.in_download = in_download()
+        monitor.tick(now_s)
         if limit_s is not None and now_s >= limit_s:
             break
     return True
@@ -183,9 +182,13 @@ class Starts:
         self._link.restart()
         monitor = BootMonitor(Expected(), FIRST_LOOK_S, FIRST_LOOK_S)
         whole = watch(
-            self._port, monitor, until=until, stopped=stopped, limit_s=FIRST_LOOK_S,
-            in_download=self._link.in_download,
-        )  # fmt: skip
+            self._port,
+            monitor,
+            self._link.in_download,
+            until=until,
+            stopped=stopped,
+            limit_s=FIRST_LOOK_S,
+        )
         return monitor, whole
 
     def watched(
@@ -213,7 +216,7 @@ class Starts:
                 )
             return found
 
-        watch(self._port, monitor, stopped=self._hooks.stopping, in_download=in_download)
+        watch(self._port, monitor, in_download, stopped=self._hooks.stopping)
         self.log += [f"--- start of {slot.name}", *monitor.told]
         if monitor.heard:
             self._bootloader_speaks = monitor.bootloader_speaks
