@@ -48,7 +48,21 @@ class _Place(BaseModel):
     offset: int
     size_bytes: int
     sha256: str
-    file: str = Field("", pattern=r"^[^/]+\.bin$")
+    file: str = Field(pattern=r"^[^/]+\.bin$")
+
+    @classmethod
+    def of(cls, piece: Piece) -> _Place:
+        """The file's name tells its contents, so that what is there stays whole meanwhile."""
+        sha256 = hashlib.sha256(piece.data).hexdigest()
+        kind = piece.kind.rpartition("/")[2].replace("ota", "otadata")
+        return cls(
+            label=piece.label,
+            kind=piece.kind,
+            offset=piece.offset,
+            size_bytes=len(piece.data),
+            sha256=sha256,
+            file=f"{kind}-{piece.offset:#x}-{sha256[:8]}.bin",
+        )
 
 
 class _Manifest(BaseModel):
@@ -69,9 +83,9 @@ class _Manifest(BaseModel):
             chip=backup.chip,
             flash_bytes=backup.flash_bytes,
             made_at=backup.made_at,
-            table=_place(backup.table),
-            nvs=[_place(piece) for piece in backup.stores],
-            otadata=_place(otadata) if otadata is not None else None,
+            table=_Place.of(backup.table),
+            nvs=[_Place.of(piece) for piece in backup.stores],
+            otadata=_Place.of(otadata) if otadata is not None else None,
         )
 
     @property
@@ -80,17 +94,12 @@ class _Manifest(BaseModel):
         return [self.table, *([self.otadata] if self.otadata is not None else []), *self.nvs]
 
 
-def _place(piece: Piece) -> _Place:
-    sha256 = hashlib.sha256(piece.data).hexdigest()
-    return _Place(
-        label=piece.label, kind=piece.kind, offset=piece.offset, size_bytes=len(piece.data),
-        sha256=sha256,
-    )  # fmt: skip
-
-
 def to_dict(backup: Backup) -> dict[str, Any]:
     """A backup without its contents, for people and programs."""
-    return _Manifest.of(backup).model_dump(exclude_defaults=True)
+    shown = _Manifest.of(backup).model_dump(exclude_none=True, exclude={"format"})
+    for place in (shown["table"], shown.get("otadata", {}), *shown["nvs"]):
+        place.pop("file", None)
+    return shown
 
 
 def write_backup(folder: Path, backup: Backup) -> None:
@@ -105,12 +114,12 @@ def write_backup(folder: Path, backup: Backup) -> None:
             old = _manifest(folder)
         new = _Manifest.of(backup)
         for place, piece in zip(new.places, backup.pieces, strict=True):
-            place.file = _free_name(folder, piece)
             _write(folder / place.file, piece.data)
         _write(folder / MANIFEST, new.model_dump_json(indent=2, exclude_none=True).encode())
         _sync(folder)
-        for place in old.places if old is not None else ():
-            (folder / place.file).unlink(missing_ok=True)
+        names = {place.file for place in old.places} if old is not None else set()
+        for name in names - {place.file for place in new.places}:
+            (folder / name).unlink(missing_ok=True)
 
 
 def read_backup(folder: Path) -> Backup:
@@ -293,14 +302,6 @@ def _piece(folder: Path, place: _Place) -> Piece:
     if len(data) != place.size_bytes or hashlib.sha256(data).hexdigest() != place.sha256:
         raise _invalid(folder, f"{place.file} is not what was written")
     return Piece(place.label, place.kind, place.offset, data)
-
-
-def _free_name(folder: Path, piece: Piece) -> str:
-    """A name by the place, which no file has: what is there stays whole until the new one is."""
-    kind = piece.kind.rpartition("/")[2]
-    stem = f"{'otadata' if kind == 'ota' else kind}-{piece.offset:#x}"
-    names = (f"{stem}{'' if again == 1 else f'-{again}'}.bin" for again in range(1, 1 << 16))
-    return next(name for name in names if not (folder / name).exists())
 
 
 def _write(path: Path, data: bytes) -> None:
