@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from ota_service.errors import OtaError
+from ota_service.firmware.urls import redact_url
 
 ESPRESSIF_VID = 0x303A
 """Espressif's own USB vendor id (USB-Serial-JTAG and USB-OTG of S2, S3, C3, C6, H2, P4...)."""
@@ -157,17 +158,8 @@ def canonical(port: str) -> str:
 
 
 def shown(port: str) -> str:
-    """`port` as it may be shown and logged: a url without its user info and query."""
-    if not is_url(port):
-        return port
-    scheme, rest = port.split("://", 1)
-    # Cut by hand: urlsplit refuses some ports and hosts, and a secret must go in any case.
-    rest, question, _ = rest.partition("?")
-    rest, _, _ = rest.partition("#")
-    host, slash, path = rest.partition("/")
-    if "@" in host:
-        host = "***@" + host.rpartition("@")[2]
-    return f"{scheme}://{host}{slash}{path}{'?***' if question else ''}"
+    """`port` as it may be shown and logged: a url without its secrets (`redact_url`)."""
+    return redact_url(port)
 
 
 def exists(port: str) -> bool:
