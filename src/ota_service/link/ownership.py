@@ -36,6 +36,7 @@ from typing import NamedTuple
 from ota_service.errors import OtaError
 from ota_service.link.ports import canonical, is_url, shown
 
+_PROC = Path("/proc")
 _LOCK_FOLDER = "esp32-ota-locks"
 _UUCP_FOLDERS = (Path("/var/lock"), Path("/run/lock"))
 
@@ -56,9 +57,7 @@ class Holder:
 # --- who has a port
 
 
-def holders(
-    port: str, *, proc: Path = Path("/proc"), uucp: Iterable[Path] = _UUCP_FOLDERS
-) -> list[Holder]:
+def holders(port: str, *, uucp: Iterable[Path] = _UUCP_FOLDERS) -> list[Holder]:
     """Other processes that have `port` open or locked, as far as this user can see. Opens nothing.
 
     Urls have none that could be seen. This process itself is left out.
@@ -66,12 +65,11 @@ def holders(
     if is_url(port):
         return []
     device = canonical(port)
-    found = {holder.pid: holder for holder in _uucp_holders(device, uucp, proc)}
-    found.update({holder.pid: holder for holder in _proc_holders(device, proc)})
-    return sorted(found.values(), key=lambda holder: holder.pid or 0)
+    pids = {*_uucp_holders(device, uucp), *_proc_holders(device)} - {os.getpid()}
+    return [Holder(pid, process_name(pid)) for pid in sorted(pids)]
 
 
-def _proc_holders(device: str, proc: Path) -> list[Holder]:
+def _proc_holders(device: str) -> Iterator[int]:
     """Processes with the character device open, found by path or by device number.
 
     By number too, because a container has nodes of its own for the same device.
@@ -79,11 +77,11 @@ def _proc_holders(device: str, proc: Path) -> list[Holder]:
     try:
         status = os.stat(device)
     except OSError:
-        return []
+        return
     number = status.st_rdev if stat.S_ISCHR(status.st_mode) else None
-    pids = {int(name) for name in os.listdir(proc) if name.isdigit()} - {os.getpid()}
-    having = (pid for pid in pids if _has_open(proc / str(pid) / "fd", device, number))
-    return [Holder(pid, process_name(pid, proc)) for pid in having]
+    for name in os.listdir(_PROC):
+        if name.isdigit() and _has_open(_PROC / name / "fd", device, number):
+            yield int(name)
 
 
 def _has_open(folder: Path, device: str, number: int | None) -> bool:
@@ -104,13 +102,12 @@ def _has_open(folder: Path, device: str, number: int | None) -> bool:
     return False
 
 
-def _uucp_holders(device: str, folders: Iterable[Path], proc: Path) -> list[Holder]:
+def _uucp_holders(device: str, folders: Iterable[Path]) -> Iterator[int]:
     """Holders by the lock files of minicom, cu, picocom and the like (FHS, /var/lock).
 
     Such a file holds the process id as ten ASCII characters, or, from old programs, as a 32-bit
     number in the machine's byte order. One whose process is gone is stale and is passed over.
     """
-    found = []
     for folder in folders:
         try:
             raw = (folder / f"LCK..{os.path.basename(device)}").read_bytes()
@@ -123,15 +120,14 @@ def _uucp_holders(device: str, folders: Iterable[Path], proc: Path) -> list[Hold
             pid = int.from_bytes(raw, sys.byteorder)
         else:
             continue
-        if pid != os.getpid() and (proc / str(pid)).exists():
-            found.append(Holder(pid, process_name(pid, proc)))
-    return found
+        if (_PROC / str(pid)).exists():
+            yield pid
 
 
-def process_name(pid: int, proc: Path = Path("/proc")) -> str:
+def process_name(pid: int) -> str:
     """The name of a process, "process" where it cannot be told."""
     try:
-        return (proc / str(pid) / "comm").read_text("utf-8", "replace").strip() or "process"
+        return (_PROC / str(pid) / "comm").read_text("utf-8", "replace").strip() or "process"
     except OSError:
         return "process"
 
@@ -278,13 +274,13 @@ def _write_owner(fd: int, owner: str) -> None:
             os.pwrite(fd, f"{os.getpid()} {owner}\n".encode(), 0)
 
 
-def _lock_owner(fd: int, locks: Path = Path("/proc/locks")) -> str:
+def _lock_owner(fd: int) -> str:
     """Who has the lock: "service OTA2, pid 1234 (python3)".
 
     The file's text may be another's who had the lock before: where the file is not the holder's
     own, the holder could not write it. So it counts only if the system names the same process.
     """
-    holder = _flock_pid(fd, locks)
+    holder = _flock_pid(fd)
     try:
         text = os.pread(fd, 512, 0).decode("utf-8", "replace").strip()
     except OSError:
@@ -297,7 +293,7 @@ def _lock_owner(fd: int, locks: Path = Path("/proc/locks")) -> str:
     return "another process of this program"
 
 
-def _flock_pid(fd: int, locks: Path) -> int | None:
+def _flock_pid(fd: int) -> int | None:
     """The process that has an open file locked, by the system's table (man 5 proc, /proc/locks).
 
     None where it does not tell: other systems, other process namespaces, some file systems.
@@ -305,7 +301,7 @@ def _flock_pid(fd: int, locks: Path) -> int | None:
     status = os.fstat(fd)
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:
-        lines = locks.read_text().splitlines()
+        lines = (_PROC / "locks").read_text().splitlines()
     except OSError:
         return None
     for line in lines:
