@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ota_service.errors import OtaError
@@ -17,7 +18,7 @@ from ota_service.link import esptool_setup  # noqa: F401  (before esptool)
 from ota_service.link.chip import ChipInfo
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
-from esptool.loader import DEFAULT_TIMEOUT, ESPLoader  # isort: skip
+from esptool.loader import ESPLoader  # isort: skip
 from esptool.targets.esp32 import ESP32ROM  # isort: skip
 from esptool.util import FatalError, flash_size_bytes  # isort: skip
 
@@ -141,7 +142,7 @@ def chip_info(esp: Any, mac: str) -> ChipInfo:
     """What the fuses and the flash chip's id say, twice alike."""
     size = cmds.detect_flash_size(esp)
     known = KNOWN.get(mac)
-    fuses = twice(lambda: _fuses(_Words(esp)), known.fuses if known is not None else None)
+    fuses = twice(lambda: _fuses(esp), known.fuses if known is not None else None)
     revision, encrypted, secure_boot, secure_version = fuses
     KNOWN[mac] = Answers(esp.cache.get("flash_id"), fuses)
     return ChipInfo(
@@ -156,37 +157,18 @@ def chip_info(esp: Any, mac: str) -> ChipInfo:
     )
 
 
-class _Words:
-    """A chip whose registers are read once each for one round of questions about its fuses.
-
-    esptool's functions read the same fuse words again and again.
-    """
-
-    def __init__(self, esp: Any) -> None:
-        self._esp = esp
-        self._read: dict[int, int] = {}
-
-    def __enter__(self) -> Any:
-        self._esp.read_reg = self._once
-        return self._esp
-
-    def __exit__(self, *_: object) -> None:
-        del self._esp.read_reg
-
-    def _once(self, address: int, timeout: float = DEFAULT_TIMEOUT) -> int:
-        if address not in self._read:
-            self._read[address] = int(type(self._esp).read_reg(self._esp, address, timeout))
-        return self._read[address]
-
-
-def _fuses(words: _Words) -> Fuses:
-    with words as esp:
+def _fuses(esp: Any) -> Fuses:
+    """Each register is read once: esptool's functions read the same words again and again."""
+    esp.read_reg = cache(esp.read_reg)
+    try:
         return (
             int(esp.get_chip_revision()),
             bool(esp.get_flash_encryption_enabled()),
             bool(esp.get_secure_boot_enabled()),
             _secure_version(esp),
         )
+    finally:
+        del esp.read_reg
 
 
 def _secure_version(esp: Any) -> int:
