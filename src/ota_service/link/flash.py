@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import Erase, FlashOp, Program
-from ota_service.link.sparse import Region, digest
+from ota_service.link.sparse import Region, blank_digest, digest
 
 if TYPE_CHECKING:
     from ota_service.link.stream import SlotStream
@@ -59,7 +59,7 @@ def apply_verified(flash: Flash, ops: Iterable[FlashOp]) -> None:
     for op in ops:
         if isinstance(op, Erase):
             flash.erase(op.offset, op.size_bytes)
-            if flash.md5(op.offset, op.size_bytes) != digest(b"\xff" * op.size_bytes):
+            if flash.md5(op.offset, op.size_bytes) != blank_digest(op.size_bytes):
                 raise OtaError(
                     "flash-protected",
                     f"The flash did not erase {op.size_bytes} bytes at {op.offset:#x}.",

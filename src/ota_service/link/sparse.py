@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ota_service.formats.flashops import SECTOR_BYTES
 
@@ -112,16 +113,10 @@ def digest(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-_blank_digests: dict[int, str] = {}
-
-
+@lru_cache(256)
 def blank_digest(size_bytes: int) -> str:
     """The MD5 of erased flash."""
-    if size_bytes not in _blank_digests:
-        if len(_blank_digests) > 256:
-            _blank_digests.clear()
-        _blank_digests[size_bytes] = digest(b"\xff" * size_bytes)
-    return _blank_digests[size_bytes]
+    return digest(b"\xff" * size_bytes)
 
 
 # --- where pages of known kinds end
