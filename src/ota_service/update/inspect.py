@@ -134,10 +134,15 @@ class Inspection:
         """Whether a partition's content is the firmware asked about."""
         return partition.offset in self.holding
 
+    def about(self, partition: Partition) -> AppDescriptor | None:
+        """What the app in a partition says of itself."""
+        app = self.app(partition)
+        return app.descriptor if app is not None else None
+
     def secure_version_of(self, partition: Partition) -> int:
         """The secure version of the app in a partition, 0 where it says none."""
-        app = self.app(partition)
-        return app.descriptor.secure_version if app is not None and app.descriptor else 0
+        about = self.about(partition)
+        return about.secure_version if about is not None else 0
 
     def secure_floor(self, fused: int) -> int:
         """The least secure version that the bootloader starts; 0: it does not mind.

@@ -250,12 +250,11 @@ class _Wanted:
             moved = False  # our own switch was interrupted; nothing was ever seen to go back
         if not rejected and not moved:
             return None
-        fact = facts.slots.get(running.name)
-        app = found.running_app
+        fact, about = facts.slots.get(running.name), found.about(running)
         if fact is not None and fact.version is not None and fact.md5 == found.running.md5:
             tag = fact.version
         else:
-            tag = app.descriptor.version if app is not None and app.descriptor is not None else ""
+            tag = about.version if about is not None else ""
         if tag == version:
             return None  # the tag is right for what runs
         return self._made(

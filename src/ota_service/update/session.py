@@ -455,8 +455,8 @@ class _Session:
         fact = self.facts.slots.get(slot.name)
         if fact is not None and fact.version is not None:
             return fact.version
-        app = found.app(slot)
-        return app.descriptor.version if app is not None and app.descriptor else ""
+        about = found.about(slot)
+        return about.version if about is not None else ""
 
     def _plan_back(self, found: Inspection, bad: Partition) -> RollbackPlan:
         before = found.running.partition
