@@ -81,7 +81,6 @@ def _is_package(name: str) -> bool:
 def open_port(
     port: str,
     *,
-    baud: int = ROM_BAUD,
     board: str | None = None,
     timeout_s: float = 0.1,
 ) -> SerialBase:
@@ -102,7 +101,7 @@ def open_port(
             opened = _QuietSerial()
             opened.port = port
             opened.write_timeout = WRITE_TIMEOUT_S
-        opened.baudrate = baud
+        opened.baudrate = ROM_BAUD
         opened.timeout = timeout_s
         opened.exclusive = True
         opened.dtr = False
