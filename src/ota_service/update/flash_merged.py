@@ -7,9 +7,7 @@ that one: `rewrite`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from serial import SerialBase
@@ -21,12 +19,12 @@ from ota_service.formats.table_places import all_tables, require_only
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash
 from ota_service.link.link import EspLink
-from ota_service.update.backup import NVS_KIND, Backup, take_backup
+from ota_service.update.backup import Backup, take_backup
 from ota_service.update.backup_files import Backups
 from ota_service.update.boot import Expected, Verdict
 from ota_service.update.flash_plan import Before, FlashPlan, KeptPartition, MergedFile, plan_flash
 from ota_service.update.inspect import tag_in
-from ota_service.update.kept_keys import which_counts
+from ota_service.update.kept_keys import to_keep
 from ota_service.update.rewrite import (
     WriteHooks,
     WriteJob,
@@ -152,37 +150,6 @@ def look_before(flash: Flash, chip: ChipInfo) -> Before:
     closed = {part.label for part in table.partitions if part.encrypted}
     nvs = {label: data for label, data in found.nvs.items() if label not in closed}
     return Before(table, nvs=nvs, tables=tables, backup=found)
-
-
-def to_keep(
-    before: Before, saved: Mapping[Path, Mapping[str, bytes]] | None = None
-) -> dict[str, bytes]:
-    """The NVS contents to carry over: the board's, or those of runs that were interrupted.
-
-    saved: on the disk, folder -> label -> contents, the newest first; which of two count:
-    `kept_keys`. Raises OtaError where the board has none that can be read and nothing was saved,
-    and where it cannot be told which ones count.
-    """
-    saved = saved or {}
-    problem = before.table_problem
-    if before.table is not None and any(
-        part.kind == NVS_KIND and part.encrypted for part in before.table.partitions
-    ):
-        problem = OtaError("flash-encrypted", "The board encrypts its NVS.")
-    if problem is not None and not saved:
-        raise OtaError(
-            problem.code,
-            f"The board's keys cannot be kept: {problem.message}",
-            remedy="Flash without keep_nvs if they may be lost, and provision the board anew.",
-        )
-    keep: dict[str, bytes] = {}
-    for label in dict.fromkeys([*before.nvs, *(label for one in saved.values() for label in one)]):
-        held: dict[Path | None, bytes] = {}
-        if label in before.nvs:
-            held[None] = before.nvs[label]
-        held.update((folder, one[label]) for folder, one in saved.items() if label in one)
-        keep[label] = which_counts(label, held)
-    return keep
 
 
 def _prepare(link: EspLink, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
