@@ -13,8 +13,8 @@ from __future__ import annotations
 import errno
 import select
 import socket
-import threading
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -40,7 +40,7 @@ _OURS = (telnet.BINARY, telnet.SUPPRESS_GO_AHEAD, telnet.COM_PORT)
 
 
 class Serial(SerialBase):  # type: ignore[misc]
-    """A serial port behind an RFC 2217 server, with pyserial's usual interface.
+    """A serial port behind an RFC 2217 server, with pyserial's usual interface, for one thread.
 
     Raises pyserial's SerialException: ECONNREFUSED and the like where nothing listens, "port is
     busy" where the server says so, EIO where the connection ends.
@@ -55,8 +55,6 @@ class Serial(SerialBase):  # type: ignore[misc]
         self._refused = False
         self._told: dict[int, bytes] = {}
         self._gone = False
-        self._receive_lock = threading.Lock()
-        self._send_lock = threading.Lock()
         self.is_open: bool = False
         super().__init__(*args, **kwargs)
 
@@ -181,40 +179,28 @@ class Serial(SerialBase):  # type: ignore[misc]
     def in_waiting(self) -> int:
         """Bytes that have arrived and were not read yet."""
         self._check_open()
-        with self._receive_lock:
-            self._receive()
-            if not self._received and self._gone:
-                raise self._vanished()
-            return len(self._received)
+        self._receive()
+        if not self._received and self._gone:
+            raise self._vanished()
+        return len(self._received)
 
     def read(self, size: int = 1) -> bytes:
         """Up to `size` bytes, fewer where the timeout passes first."""
         self._check_open()
-        deadline_s = None if self._timeout is None else time.monotonic() + self._timeout
-        out = bytearray()
-        while True:
-            with self._receive_lock:
-                if len(self._received) < size - len(out):
-                    self._receive()
-                take = min(size - len(out), len(self._received))
-                out += self._received[:take]
-                del self._received[:take]
-            if len(out) >= size:
-                return bytes(out)
-            if self._gone:
-                if out:
-                    return bytes(out)
-                raise self._vanished()
-            wait_s = None if deadline_s is None else deadline_s - time.monotonic()
-            if (wait_s is not None and wait_s <= 0) or not self._wait_readable(wait_s):
-                return bytes(out)
+        try:
+            self._await(lambda: len(self._received) >= size, self._timeout)
+        except SerialException:
+            if not self._received:
+                raise
+        taken = bytes(self._received[:size])
+        del self._received[:size]
+        return taken
 
     def write(self, data: Any) -> int:
         """Send bytes; raises SerialTimeoutException where the connection takes none."""
         self._check_open()
         payload = to_bytes(data)
-        with self._receive_lock:
-            self._receive()
+        self._receive()
         if self._gone:
             raise self._vanished()
         self._send(telnet.escape(payload))
@@ -228,8 +214,7 @@ class Serial(SerialBase):  # type: ignore[misc]
         """Forget what has arrived, at the server too."""
         self._check_open()
         self._ask(telnet.PURGE, bytes((telnet.PURGE_RECEIVED,)), LINES_TIMEOUT_S)
-        with self._receive_lock:
-            self._received.clear()
+        self._received.clear()
 
     def reset_output_buffer(self) -> None:
         """Forget what the server has not sent yet."""
@@ -238,32 +223,19 @@ class Serial(SerialBase):  # type: ignore[misc]
 
     # --- the connection
 
-    def _await(self, condition: Any, timeout_s: float) -> bool:
-        """Receive until `condition` holds; False where it does not in time."""
-        deadline_s = time.monotonic() + timeout_s
+    def _await(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Receive until `condition` holds; False where it does not in time (None: for ever)."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            with self._receive_lock:
-                self._receive()
+            self._receive()
             if condition():
                 return True
             if self._gone:
                 raise self._vanished()
-            wait_s = deadline_s - time.monotonic()
-            if wait_s <= 0:
+            wait_s = None if deadline_s is None else deadline_s - time.monotonic()
+            if self._socket is None or (wait_s is not None and wait_s <= 0):
                 return False
-            self._wait_readable(wait_s)
-
-    def _wait_readable(self, wait_s: float | None) -> bool:
-        """False where nothing came in time, or the port was closed meanwhile."""
-        link = self._socket
-        if link is None:
-            return False
-        try:
-            return bool(select.select([link], [], [], wait_s)[0])
-        except (OSError, ValueError) as error:
-            if self.is_open:
-                raise self._vanished() from error
-            return False
+            select.select([self._socket], [], [], wait_s)
 
     def _receive(self) -> None:
         """Take what has arrived apart; never waits."""
@@ -302,17 +274,16 @@ class Serial(SerialBase):  # type: ignore[misc]
         if link is None:
             return
         view = memoryview(data)
-        with self._send_lock:
-            while view:
-                try:
-                    view = view[link.send(view) :]
-                except BlockingIOError:
-                    limit_s = self._write_timeout
-                    if not select.select([], [link], [], limit_s)[1]:
-                        raise SerialTimeoutException("Write timeout") from None
-                except OSError as error:
-                    self._gone = True
-                    raise self._vanished() from error
+        while view:
+            try:
+                view = view[link.send(view) :]
+            except BlockingIOError:
+                limit_s = self._write_timeout
+                if not select.select([], [link], [], limit_s)[1]:
+                    raise SerialTimeoutException("Write timeout") from None
+            except OSError as error:
+                self._gone = True
+                raise self._vanished() from error
 
     def _check_open(self) -> None:
         if not self.is_open:
