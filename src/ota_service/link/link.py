@@ -121,9 +121,19 @@ class EspLink:
         port: an open port. baud: the highest speed to use; lower ones are tried by themselves.
         identified: called with the MAC before anything but fuses is touched; may raise.
         Raises OtaError `no-answer`; `secure-download` where the chip answers but lets nobody
-        read its flash.
+        read its flash. The board is reset then, as far as the port allows.
         """
         esptool_setup.install()
+        try:
+            return cls._connected(port, baud, attempts, identified)
+        except BaseException:
+            leave_download_mode(port)
+            raise
+
+    @classmethod
+    def _connected(
+        cls, port: SerialBase, baud: int, attempts: int, identified: Identified | None
+    ) -> EspLink:
         for speed in bauds_to_try(baud):
             esp, mac, carried = _started(port, speed, attempts, identified)
             try:

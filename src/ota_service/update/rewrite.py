@@ -23,7 +23,7 @@ from ota_service.formats.flashops import SECTOR_BYTES, Erase
 from ota_service.formats.nvs import Nvs
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash, Progress, apply_verified
-from ota_service.link.link import EspLink, leave_download_mode
+from ota_service.link.link import EspLink
 from ota_service.link.sparse import digest
 from ota_service.link.stream import make_plain_stream
 from ota_service.update.boot import UNJUDGED, BootMonitor, BootRules, Expected, Verdict
@@ -156,11 +156,7 @@ def visited(
             )
         identified(mac)
 
-    try:
-        link = EspLink.connect(port, baud=baud, identified=known)
-    except BaseException:
-        leave_download_mode(port)
-        raise
+    link = EspLink.connect(port, baud=baud, identified=known)
     with left_running(link):
         yield link
 

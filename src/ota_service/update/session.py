@@ -22,7 +22,7 @@ from ota_service.formats.image import AppImage
 from ota_service.formats.otadata import OtaData, OtaState
 from ota_service.formats.partitions import Partition
 from ota_service.link.flash import apply_verified
-from ota_service.link.link import EspLink, leave_download_mode
+from ota_service.link.link import EspLink
 from ota_service.link.stream import STREAMS
 from ota_service.update.boot import UNJUDGED, BootMonitor, BootRules, Expected, Verdict
 from ota_service.update.carry_out import (
@@ -195,11 +195,7 @@ class _Session:
     def run(self) -> Outcome:
         self.hooks.phase("connecting")
         self.hooks.restarting("into download mode, to be looked at")
-        try:
-            self.link = EspLink.connect(self.port, baud=self.job.baud, identified=self._identified)
-        except BaseException:
-            leave_download_mode(self.port)
-            raise
+        self.link = EspLink.connect(self.port, baud=self.job.baud, identified=self._identified)
         self.starts = Starts(self.link, self.port, self.job.name, self.job.boot, self.hooks)
         try:
             outcome = self._visit()
