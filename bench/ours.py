@@ -74,7 +74,7 @@ def facts(spare: Image | None = None, *, carried_baud: int | None = None) -> Boa
     slots = {"ota_0": SlotFact(len(old.data), old.md5, boards.OLD)}
     if spare is not None:
         slots["ota_1"] = SlotFact(len(spare.data), spare.md5, boards.NEW)
-    return BoardFacts(slots, last_slot="ota_0", known_tag=boards.OLD, carried_baud=carried_baud)
+    return BoardFacts(slots, last_slot="ota_0", carried_baud=carried_baud)
 
 
 def measure(

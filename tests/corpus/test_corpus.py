@@ -12,7 +12,6 @@ import pytest
 from esp32_sim.process import SimBoard
 from ota_service.errors import ERRORS, OtaError
 from ota_service.firmware.check import check_firmware
-from ota_service.link.flash import MemoryFlash
 from ota_service.module.config import parse_config
 from ota_service.update.facts import BoardFacts
 from ota_service.update.inspect import inspect
@@ -20,6 +19,7 @@ from ota_service.update.plan import plan
 from tests.corpus import make
 from tests.faults.desk import Desk
 from tests.support.memory_board import Firmware, MemoryBoard
+from tests.support.memory_flash import MemoryFlash
 
 FILES = list(make.files())
 BOARDS = list(make.boards())

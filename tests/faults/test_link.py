@@ -180,6 +180,7 @@ def test_a_changed_address_reaches_no_other_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """Whichever byte of the requests is changed: what was meant is written, or nothing is."""
+    monkeypatch.setattr(registers, "TOGETHER_MARGIN_S", 10.0)  # one by one, on a slow machine too
     with SimProcess(tmp_path, [SimBoard("guide")]) as sim, opened(sim.boards[0]) as port:
         control = sim.boards[0].control
         link = EspLink.connect(port, baud=921_600)
@@ -282,9 +283,9 @@ HOLD = (
 CLAIM = (
     "import sys\n"
     "from ota_service.link.ownership import PORT_OWNERS\n"
-    "claim = PORT_OWNERS.claim(sys.argv[1], 'service OTHER')\n"
-    "print('held', flush=True)\n"
-    "sys.stdin.read()\n"
+    "with PORT_OWNERS.claim(sys.argv[1], 'service OTHER'):\n"
+    "    print('held', flush=True)\n"
+    "    sys.stdin.read()\n"
 )
 
 

@@ -15,16 +15,17 @@ from esp32_sim.layouts import LAYOUTS
 from esp32_sim.nvsmodel import nvs_init
 from ota_service.formats.flashops import FlashOp
 from ota_service.link.chip import ChipInfo
-from ota_service.link.flash import MemoryFlash, PowerCut
-from ota_service.link.protection import Protection
+from ota_service.link.flash import Protection
 from ota_service.update import backup_run, flash_merged
 from ota_service.update.backup_files import read_backup
 from ota_service.update.backup_run import RestoreJob
 from ota_service.update.flash_merged import FlashJob
 from ota_service.update.flash_plan import Before, FlashPlan, check_merged
 from ota_service.update.restore import RestorePlan
+from ota_service.update.rewrite import rewrite
 from tests.prove.cells import Cells
 from tests.prove.tears import tears_of, torn
+from tests.support.memory_flash import MemoryFlash, PowerCut
 
 MIB = 1 << 20
 MAC = "24:0a:c4:00:00:01"
@@ -86,7 +87,7 @@ def flash(link: Any, data: bytes, state: Path, *, keep: bool) -> flash_merged.Fl
     """What `flash` does up to the restart; the board's start is then taken for good."""
     job = FlashJob("a", check_merged(data), keep_nvs=keep, state_dir=state)
     outcome = flash_merged._prepare(link, job, Hooks())
-    flash_merged._write(link, job, Hooks(), outcome)
+    rewrite(link, outcome.plan, Hooks(), outcome, again="")
     return outcome
 
 
@@ -95,7 +96,7 @@ def restore(link: Any, folder: Path, state: Path) -> backup_run.RestoreOutcome:
     job = RestoreJob("a", read_backup(folder), folder, state_dir=state, confirm=link.chip.mac)
     outcome = backup_run._prepare(link, job, Hooks())
     if outcome.plan.needed:
-        backup_run._write(link, Hooks(), outcome)
+        rewrite(link, outcome.plan, Hooks(), outcome, again="")
     return outcome
 
 

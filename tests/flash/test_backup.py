@@ -21,7 +21,6 @@ from esp32_sim.images import build_app
 from esp32_sim.layouts import LAYOUTS
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import FlashOp
-from ota_service.link.flash import PowerCut
 from ota_service.update.backup import Backup, take_backup
 from ota_service.update.backup_files import MANIFEST, Backups, read_backup, write_backup
 from tests.flash.in_memory import (
@@ -39,6 +38,7 @@ from tests.flash.in_memory import (
 )
 from tests.flash.merged_files import merged
 from tests.support.elsewhere import layout_at
+from tests.support.memory_flash import PowerCut
 
 SMALL = build_app(size_bytes=20_000)
 OTHER = build_app(version="2.0.0", size_bytes=20_000)
@@ -95,10 +95,16 @@ def test_a_board_that_cannot_be_read_has_none() -> None:
 
 
 def test_one_covers_another_where_no_key_would_be_lost() -> None:
-    """Names of keys count, values are newer; what cannot be read is covered by itself alone."""
+    """Keys with their values count, but for the version; what cannot be read is covered by itself
+    alone."""
     whole = backup_of(board())
     newer = backup_of(board(nvs={**default_nvs(version="2"), "MORE": "x"}))
+    other = backup_of(board(nvs={**default_nvs(version="1.0.0"), "WIFI_SSID": "elsewhere"}))
     fewer = backup_of(board(nvs={"OTHER": "x"}))
+    assert not other.covers(whole)
+    assert other.covers(whole, by_name=True)
+    assert not fewer.covers(whole, by_name=True)
+    assert not whole.covers(other)
     empty = backup_of(board(nvs={}))
     assert newer.covers(whole)
     assert not whole.covers(newer)
@@ -228,7 +234,7 @@ def test_the_state_folder_has_one_of_each_board_unless_keys_would_be_lost(tmp_pa
     poorer = store.keep(backup_of(board(nvs={"A": "b"})))
     store.tidy()
     assert [kept.number for kept in store.all()] == [first.number, poorer.number]
-    richer = store.keep(backup_of(board(nvs={**default_nvs(version="3"), "A": "c"})))
+    richer = store.keep(backup_of(board(nvs={**default_nvs(version="3"), "A": "b"})))
     store.tidy(spared=first.folder)
     assert [kept.number for kept in store.all()] == [first.number, richer.number]
     store.tidy()

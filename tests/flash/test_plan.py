@@ -15,17 +15,13 @@ from esp32_sim.layouts import LAYOUTS, Layout, Partition
 from ota_service.errors import OtaError
 from ota_service.formats.merged import parse_merged
 from ota_service.formats.nvs import parse_nvs
-from ota_service.link.flash import MemoryFlash
-from ota_service.update.flash_merged import (
-    FlashJob,
-    FlashOutcome,
-    _write,
-    look_before,
-    to_keep,
-)
+from ota_service.update.flash_merged import FlashOutcome, look_before
 from ota_service.update.flash_plan import Before, check_merged, plan_flash
+from ota_service.update.kept_keys import to_keep
+from ota_service.update.rewrite import rewrite
 from tests.flash.in_memory import MIB, Hooks, boots, chip, keys, nvs_of
 from tests.flash.merged_files import merged
+from tests.support.memory_flash import MemoryFlash
 
 SAVED = Path("backups/1")
 
@@ -44,8 +40,7 @@ def prepare(
 
 def write(flash: MemoryFlash, outcome: FlashOutcome) -> None:
     """Carry it out."""
-    job = FlashJob("a", outcome.file, keep_nvs=bool(outcome.plan.kept), state_dir=Path("/nowhere"))
-    _write(flash, job, Hooks(), outcome)
+    rewrite(flash, outcome.plan, Hooks(), outcome, again="")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from serial import SerialBase
 
 from esp32_sim.process import RunningBoard
 from ota_service.link.serial_port import close_port, open_port
-from ota_service.link.spi import Look, SpiBus
+from ota_service.link.spi import SpiBus
 
 MEM_DATA, WRITE_REG, READ_REG, DEFL_DATA = 0x07, 0x09, 0x0A, 0x11
 
@@ -68,9 +68,9 @@ def noted_erases(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     noted: list[int] = []
     erase = SpiBus.erase_block_during
 
-    def erase_block_during(self: SpiBus, address: int, look: Look, request: bytes) -> None:
+    def erase_block_during(self: SpiBus, address: int, proven: bool, request: bytes) -> None:
         noted.append(address)
-        erase(self, address, look, request)
+        erase(self, address, proven, request)
 
     monkeypatch.setattr(SpiBus, "erase_block_during", erase_block_during)
     return noted

@@ -21,7 +21,6 @@ from ota_service.formats.flashops import PAGE_BYTES
 from ota_service.link import link as link_module
 from ota_service.link import registers
 from ota_service.link.link import EspLink
-from ota_service.link.noted import Noted
 from ota_service.link.stream import BLOCK_BYTES, ahead_cuts, ahead_pays, make_stream, windows
 from tests.link.recorded import DEFL_DATA, MEM_DATA, WRITE_REG, Recorded, recorded
 
@@ -33,7 +32,7 @@ def _whatever_this_machine_is_busy_with(monkeypatch: pytest.MonkeyPatch) -> None
     """An exchange that took long here says nothing of a bridge. And small images will do."""
     monkeypatch.setattr(link_module, "AHEAD_BELOW_S", 10.0)
     monkeypatch.setattr(link_module, "ahead_pays", lambda stream, _: bool(stream.ahead))
-    monkeypatch.setattr(registers, "ALONE", Noted())
+    monkeypatch.setattr(registers, "ALONE", set())
     monkeypatch.setattr(link_module, "ALONE", registers.ALONE)
 
 

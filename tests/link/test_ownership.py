@@ -15,18 +15,25 @@ from pathlib import Path
 import pytest
 
 from ota_service.errors import OtaError
-from ota_service.link.ownership import PortClaim, PortOwners, ServiceClaims, holders, process_name
+from ota_service.link.ownership import PortOwners, ServiceClaims, holders, process_name
 
 NO_UUCP: tuple[Path, ...] = ()
 
 
-def attempt(owners: PortOwners, port: str, owner: str) -> PortClaim | None:
-    """A claim, None where the port is busy."""
+def claimed(owners: PortOwners, port: str, owner: str) -> None:
+    """A claim that is given up again."""
+    with owners.claim(port, owner):
+        pass
+
+
+def busy(owners: PortOwners, port: str, owner: str) -> bool:
+    """Whether a claim is refused; else it is given up at once."""
     try:
-        return owners.claim(port, owner)
+        claimed(owners, port, owner)
     except OtaError as error:
         assert error.code == "port-busy"
-        return None
+        return True
+    return False
 
 
 @pytest.fixture
@@ -68,9 +75,9 @@ import sys
 from pathlib import Path
 from ota_service.link.ownership import PortOwners
 owners = PortOwners(Path(sys.argv[2]))
-claim = owners.claim(sys.argv[1], "service THEIRS")
-print("ready", flush=True)
-sys.stdin.read()
+with owners.claim(sys.argv[1], "service THEIRS"):
+    print("ready", flush=True)
+    sys.stdin.read()
 """
 
 
@@ -81,23 +88,15 @@ def test_two_services_of_one_process(pty: str, tmp_path: Path) -> None:
     link.symlink_to(pty)
     with owners.claim(pty, "service OTA"):
         assert owners.owner(str(link)) == "service OTA"
-        with pytest.raises(OtaError, match="in use by service OTA\\.") as caught:
-            owners.claim(str(link), "service OTA2", "left")
+        with (
+            pytest.raises(OtaError, match="in use by service OTA\\.") as caught,
+            owners.claim(str(link), "service OTA2", "left"),
+        ):
+            pass
         assert (caught.value.code, caught.value.board) == ("port-busy", "left")
-        assert attempt(owners, pty, "service OTA") is None, "one owner is one user of the port"
+        assert busy(owners, pty, "service OTA"), "one owner is one user of the port"
     assert owners.owner(pty) is None
-    owners.claim(str(link), "service OTA2").release()
-
-
-def test_release_is_idempotent(pty: str, tmp_path: Path) -> None:
-    """Releasing an old claim again does not take the port from its next owner."""
-    owners = PortOwners(tmp_path)
-    old = owners.claim(pty, "service OTA")
-    old.release()
-    with owners.claim(pty, "service OTA2"):
-        old.release()
-        assert owners.owner(pty) == "service OTA2"
-        assert attempt(PortOwners(tmp_path), pty, "other") is None
+    claimed(owners, str(link), "service OTA2")
 
 
 @pytest.mark.parametrize("port", ["/nowhere/ttyUSB0", "esp32sim:///somewhere/board"])
@@ -105,9 +104,9 @@ def test_another_process_of_ours_is_named(port: str, tmp_path: Path) -> None:
     """The lock file works without the port being open, and ends with its process, even killed."""
     with process(CLAIMER, port, str(tmp_path)) as child:
         with pytest.raises(OtaError, match=f"service THEIRS, pid {child.pid} ") as caught:
-            PortOwners(tmp_path).claim(port, "service OTA")
+            claimed(PortOwners(tmp_path), port, "service OTA")
         assert caught.value.code == "port-busy"
-    PortOwners(tmp_path).claim(port, "service OTA").release()
+    claimed(PortOwners(tmp_path), port, "service OTA")
 
 
 def test_a_stale_name_in_a_lock_file_is_not_believed(tmp_path: Path) -> None:
@@ -115,7 +114,7 @@ def test_a_stale_name_in_a_lock_file_is_not_believed(tmp_path: Path) -> None:
     never by what an earlier holder left there."""
     port = "esp32sim:///somewhere/board"
     owners = PortOwners(tmp_path)
-    owners.claim(port, "service OTA").release()
+    claimed(owners, port, "service OTA")
     (lock,) = tmp_path.iterdir()
     code = (
         "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX);"
@@ -125,7 +124,7 @@ def test_a_stale_name_in_a_lock_file_is_not_believed(tmp_path: Path) -> None:
         for text in ("", "1 service OLD\n", "999999999 service OLD\n"):
             lock.write_text(text)
             with pytest.raises(OtaError, match=f"in use by pid {child.pid} ") as caught:
-                owners.claim(port, "service OTA")
+                claimed(owners, port, "service OTA")
             assert "OLD" not in caught.value.message
 
 
@@ -149,9 +148,9 @@ def test_another_program_is_found_before_opening(pty: str, tmp_path: Path) -> No
         assert holder.pid == child.pid
         assert holder.name == process_name(child.pid) != "process"
         with pytest.raises(OtaError, match=f"pid {child.pid} \\({holder.name}\\)"):
-            owners.claim(str(link), "service OTA")
+            claimed(owners, str(link), "service OTA")
         assert owners.owner(pty) is None, "a refused claim must leave nothing behind"
-    owners.claim(pty, "service OTA").release()
+    claimed(owners, pty, "service OTA")
 
 
 def test_own_open_files_do_not_count(pty: str) -> None:
@@ -188,7 +187,7 @@ def test_a_trap_in_the_lock_folder_is_not_written_to(pty: str, tmp_path: Path) -
         victim.write_text("precious")
         lock.unlink()
         plant(victim, lock)
-        owners.claim(pty, "service OTA").release()
+        claimed(owners, pty, "service OTA")
         assert victim.read_text() == "precious"
 
 
@@ -196,7 +195,7 @@ def test_without_a_lock_folder_the_rest_still_works(pty: str, tmp_path: Path) ->
     """A folder that cannot be had costs one net, not the update."""
     owners = PortOwners(tmp_path / "missing" / "folder")
     with owners.claim(pty, "service OTA"):
-        assert attempt(owners, pty, "service OTA2") is None
+        assert busy(owners, pty, "service OTA2")
 
 
 def test_default_folder_is_shared_and_sticky(
@@ -207,19 +206,23 @@ def test_default_folder_is_shared_and_sticky(
     with PortOwners().claim(pty, "service OTA"):
         (folder,) = tmp_path.iterdir()
         assert stat.S_IMODE(folder.stat().st_mode) == 0o1777
-        assert attempt(PortOwners(), pty, "service OTA2") is None
+        assert busy(PortOwners(), pty, "service OTA2")
 
 
 def test_only_one_of_many_threads_wins(pty: str, tmp_path: Path) -> None:
     """Claims at the same moment give the port to exactly one."""
     owners = PortOwners(tmp_path)
-    start = threading.Barrier(8)
+    start, over = threading.Barrier(8), threading.Barrier(8)
     won: list[str] = []
 
     def run(name: str) -> None:
         start.wait()
-        if attempt(owners, pty, name):
-            won.append(name)
+        try:
+            with owners.claim(pty, name):
+                won.append(name)
+                over.wait()
+        except OtaError:
+            over.wait()
 
     threads = [threading.Thread(target=run, args=(f"service {i}",)) for i in range(8)]
     for thread in threads:
@@ -236,7 +239,7 @@ def test_no_descriptor_stays_behind(pty: str, tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(100):
         with owners.claim(pty, "service OTA"):
-            assert attempt(other, pty, "service OTA2") is None
+            assert busy(other, pty, "service OTA2")
     assert len(os.listdir("/proc/self/fd")) == before
 
 

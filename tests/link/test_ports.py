@@ -258,8 +258,11 @@ def test_exists(tmp_path: Path) -> None:
     [
         ("/dev/ttyUSB0", "/dev/ttyUSB0"),
         ("rfc2217://10.0.0.1:4000", "rfc2217://10.0.0.1:4000"),
-        ("rfc2217://me:hunter2@10.0.0.1:4000/x?key=hunter2", "rfc2217://***@10.0.0.1:4000/x?***"),
-        ("socket://hunter2@h:notaport?hunter2#hunter2", "socket://***@h:notaport?***"),
+        (
+            "rfc2217://me:hunter2@10.0.0.1:4000/x?key=hunter2",
+            "rfc2217://***@10.0.0.1:4000/x?key=***",
+        ),
+        ("socket://hunter2@h:notaport?hunter2#hunter2", "socket://***"),
         ("esp32sim:///tmp/board", "esp32sim:///tmp/board"),
     ],
 )

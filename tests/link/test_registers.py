@@ -11,7 +11,6 @@ from esp32_sim.process import SimBoard, SimProcess
 from ota_service.errors import OtaError
 from ota_service.link import registers
 from ota_service.link.link import EspLink
-from ota_service.link.noted import Noted
 from tests.link.recorded import READ_REG, WRITE_REG, Recorded, recorded
 
 PLACE = 0x300000
@@ -24,7 +23,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def _nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test begins like a new process."""
-    monkeypatch.setattr(registers, "ALONE", Noted())
+    monkeypatch.setattr(registers, "ALONE", set())
 
 
 def _changes(notes: Recorded, link: EspLink) -> list[tuple[int, ...]]:

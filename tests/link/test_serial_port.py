@@ -22,7 +22,7 @@ import serial.rfc2217
 
 from ota_service.errors import OtaError
 from ota_service.link import serial_port
-from ota_service.link.serial_port import close_port, has_control_lines, link_error, open_port
+from ota_service.link.serial_port import close_port, open_port
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def pty() -> Iterator[tuple[int, str]]:
 
 
 def test_a_pty_opens_and_carries_data(pty: tuple[int, str]) -> None:
-    """A terminal without control lines opens; it is raw, and says that it has no lines."""
+    """A terminal without control lines opens; it is raw."""
     master, name = pty
     opened = open_port(name, timeout_s=5)
     try:
@@ -44,7 +44,6 @@ def test_a_pty_opens_and_carries_data(pty: tuple[int, str]) -> None:
         assert opened.read(5) == b"\x00\x03\r\n\xff"
         opened.write(b"\xc0\n\xc0")
         assert os.read(master, 10) == b"\xc0\n\xc0"
-        assert not has_control_lines(opened)
         assert not opened.dtr
         assert not opened.rts
     finally:
@@ -213,13 +212,12 @@ def listener() -> Iterator[socket.socket]:
 
 
 def test_a_socket_url_opens(listener: socket.socket) -> None:
-    """`socket://` works, without control lines, as emulators offer it."""
+    """`socket://` works, as emulators offer it."""
     opened = open_port(f"socket://127.0.0.1:{listener.getsockname()[1]}", timeout_s=5)
     peer, _ = listener.accept()
     with peer:
         peer.sendall(b"hello")
         assert opened.read(5) == b"hello"
-        assert not has_control_lines(opened)
         close_port(opened)
 
 
@@ -242,7 +240,6 @@ def test_the_stock_rfc2217_client_opens(listener: socket.socket) -> None:
     server = threading.Thread(target=serve_rfc2217, args=(listener, far))
     server.start()
     opened = open_port(f"rfc2217://127.0.0.1:{listener.getsockname()[1]}", timeout_s=5)
-    assert has_control_lines(opened)
     assert not far.dtr
     assert not far.rts
     opened.write(b"hello\xff")
@@ -289,18 +286,15 @@ def test_closing_never_raises(pty: tuple[int, str]) -> None:
     assert not broken.is_open
 
 
-def test_a_vanished_device_is_link_lost() -> None:
-    """When the far end goes, reads raise, and the error says so with the board's name."""
+def test_a_vanished_device_is_noticed() -> None:
+    """When the far end goes, reads raise."""
     master, slave = os.openpty()
     name = os.ttyname(slave)
     os.close(slave)
     opened = open_port(name, timeout_s=5)
     os.close(master)
-    with pytest.raises(serial.SerialException) as caught:
+    with pytest.raises(serial.SerialException):
         opened.read(1)
-    error = link_error(caught.value, name, "left")
-    assert (error.code, error.board) == ("link-lost", "left")
-    assert name in error.message
     close_port(opened)
 
 

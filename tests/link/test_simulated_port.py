@@ -13,7 +13,7 @@ import serial
 from esp32_sim.process import RunningBoard, SimProcess
 from ota_service.errors import OtaError
 from ota_service.link import ports
-from ota_service.link.serial_port import close_port, has_control_lines, link_error, open_port
+from ota_service.link.serial_port import close_port, open_port
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,6 @@ def test_opening_and_closing_do_not_restart_the_board(board: RunningBoard) -> No
     before = resets(board)
     for _ in range(2):
         opened = open_port(board.url)
-        assert has_control_lines(opened)
         assert not opened.dtr
         assert not opened.rts
         close_port(opened)
@@ -64,9 +63,8 @@ def test_unplugged_and_plugged(board: RunningBoard) -> None:
     """A board that is unplugged is lost to its client, then missing, and comes back."""
     opened = open_port(board.url, timeout_s=5)
     board.control.unplug()
-    with pytest.raises(serial.SerialException) as caught:
+    with pytest.raises(serial.SerialException):
         opened.read(1 << 20)  # more than the board may have printed before it went
-    assert link_error(caught.value, board.url, "left").code == "link-lost"
     close_port(opened)
     assert not ports.exists(board.url)
     with pytest.raises(OtaError, match="does not exist") as missing:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from esp32_sim.factory import make_flash
 from esp32_sim.layouts import LAYOUTS
-from ota_service.link.seen import Seen
 from ota_service.link.sparse import (
     Region,
+    Seen,
     digest,
     nvs_region,
     otadata_region,

@@ -12,7 +12,6 @@ from esp32_sim.process import SimBoard, SimProcess
 from ota_service.errors import OtaError
 from ota_service.link import start_stub
 from ota_service.link.link import EspLink
-from ota_service.link.noted import Noted
 from tests.faults.desk import Desk
 from tests.link.recorded import DEFL_DATA, MEM_DATA, Recorded, recorded
 
@@ -24,8 +23,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def _nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test begins like a new process."""
-    monkeypatch.setattr(start_stub, "SLOW_STARTS", Noted())
-    monkeypatch.setattr(start_stub, "AT_ROM_BAUD", Noted())
+    monkeypatch.setattr(start_stub, "SLOW_STARTS", set())
+    monkeypatch.setattr(start_stub, "AT_ROM_BAUD", set())
 
 
 def _connect(notes: Recorded, carried_baud: int | None, baud: int = FAST) -> EspLink:

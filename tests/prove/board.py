@@ -22,13 +22,14 @@ from ota_service.fleet.sessions import after_waiting
 from ota_service.formats.flashops import Erase, FlashOp, Program, program
 from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
-from ota_service.link.protection import Protection
+from ota_service.link.flash import Protection
 from ota_service.update.boot import BootMonitor, Expected, Verdict
 from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.first_look import FirstLook
 from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Plan
 from ota_service.update.session import BootRules, Job, Outcome, _Session
+from ota_service.update.starts import Starts
 from tests.formats.nvs_firmware import ALL_RULES, Rules
 from tests.prove.bootloader import Bootloader
 from tests.prove.cells import CellFlash, Cells
@@ -216,41 +217,46 @@ class MemorySession(_Session):
 
     def __init__(self, link: Link, job: Job, notes: Notes) -> None:
         super().__init__(None, job, notes)
-        self.memory_link = link
+        self.link = link  # type: ignore[assignment]
+        self.starts = MemoryStarts(link, None, job.name, job.boot, notes)  # type: ignore[arg-type]
         self.facts = notes.identified(MAC)
 
     def run(self) -> Outcome:
         """As `session.run`."""
-        self.memory_link.reconnect()
-        return self._connected(self.memory_link)  # type: ignore[arg-type]
+        self.link.reconnect()
+        return self._visit()
 
-    def _watch_first(self, link: Any) -> FirstLook:
+
+class MemoryStarts(Starts):
+    """The starts of a board in memory."""
+
+    _link: Link  # type: ignore[assignment]
+
+    def _look(self) -> FirstLook:
+        link = self._link
         link.restart()
-        result: BootResult = link.boots
+        result = link.boots
+        assert result is not None
         link.reconnect()
         return FirstLook(
             None if link.bootloader.silent else result.offset,
             app_prints=result.image is not None and link.bootloader.silent,
         )
 
-    def _start_once(self, link: Any, why: str, until: Callable[[BootMonitor], bool]) -> BootMonitor:
-        self.hooks.restarting(f"once into its firmware, {why}")
-        link.restart()
-        link.reconnect()
-        return BootMonitor(Expected(), 0, 0)
+    def _seen(self, until: Any, stopped: Any) -> tuple[BootMonitor, bool]:
+        self._link.restart()
+        return BootMonitor(Expected(), 0, 0), True
 
-    def _leaves(self, link: Any) -> bool:
-        link.restart()
-        return True
-
-    def _boot(
-        self, link: Any, slot: Partition, expected: Expected, *, known_good: bool = False
+    def watched(
+        self, slot: Partition, expected: Expected | None = None, *, known_good: bool = False
     ) -> BootMonitor:
+        """By what the bootloader started, and what is known of that firmware."""
+        link = self._link
         link.restart()
-        monitor = BootMonitor(expected, 0, 0)
-        result: BootResult = link.boots
-        firmware: Firmware | None = link.firmware
-        if result.offset != expected.offset:
+        monitor = BootMonitor(expected or Expected(), 0, 0)
+        result, firmware = link.boots, link.firmware
+        assert result is not None
+        if result.offset != slot.offset:
             monitor.verdict = Verdict.FAILED
             monitor.reason = f"the bootloader started {result.slot}"
         elif firmware is None or not firmware.starts:
@@ -299,7 +305,7 @@ def update(board: Board, firmware: Firmware, notes: Notes, *, force: bool = Fals
 def known_facts(layout: Layout, label: str, firmware: Firmware, tag: str) -> BoardFacts:
     """What the journal knows of a board that was seen running `firmware` from the slot `label`."""
     fact = SlotFact(len(firmware.data), firmware.image.md5, version=tag)
-    return BoardFacts(slots={label: fact}, last_slot=label, known_tag=tag)
+    return BoardFacts(slots={label: fact}, last_slot=label)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import hashlib
 from typing import cast, overload
 
 from ota_service.formats.flashops import SECTOR_BYTES, Erase, FlashOp, Program
-from ota_service.link.flash import MemoryFlash, PowerCut
+from tests.support.memory_flash import MemoryFlash, PowerCut
 
 BLANK = b"\xff" * SECTOR_BYTES
 

@@ -82,7 +82,7 @@ def head_first(patch: pytest.MonkeyPatch) -> None:
 
 def version_first(patch: pytest.MonkeyPatch) -> None:
     """Store the version before otadata is switched."""
-    right = plan._switch
+    right = plan._Wanted._switch
 
     def switch(*arguments: Any, **options: Any) -> plan.Plan:
         made = right(*arguments, **options)
@@ -91,7 +91,7 @@ def version_first(patch: pytest.MonkeyPatch) -> None:
         object.__setattr__(made, "steps", tuple(steps))
         return made
 
-    patch.setattr(plan, "_switch", switch)
+    patch.setattr(plan._Wanted, "_switch", switch)
 
 
 def freeing_without_full(patch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def freeing_without_full(patch: pytest.MonkeyPatch) -> None:
 
 def way_back_forgotten(patch: pytest.MonkeyPatch) -> None:
     """Believe the stored tag although the way back was interrupted."""
-    patch.setattr(plan, "_tag_of_another", lambda *_: False)
+    patch.setattr(plan._Wanted, "_tag_of_another", lambda *_: False)
 
 
 def old_entry_taken(patch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def old_entry_taken(patch: pytest.MonkeyPatch) -> None:
 
 def confirmation_forgotten(patch: pytest.MonkeyPatch) -> None:
     """Take an update for done although its app has yet to confirm itself."""
-    patch.setattr(plan, "_has_yet_to_confirm", lambda *_: False)
+    patch.setattr(plan._Wanted, "_has_yet_to_confirm", lambda *_: False)
 
 
 def descriptor_needed(patch: pytest.MonkeyPatch) -> None:

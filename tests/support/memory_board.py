@@ -14,13 +14,13 @@ from esp32_sim.bootmodel import BootResult, boot
 from esp32_sim.nvsmodel import NvsState, nvs_init
 from ota_service.formats.image import AppImage, parse_app_image
 from ota_service.link.chip import ChipInfo
-from ota_service.link.flash import MemoryFlash
 from ota_service.link.stream import STREAMS
 from ota_service.update.carry_out import carry_out
 from ota_service.update.facts import BoardFacts, KnownImage
 from ota_service.update.first_look import FirstLook, first_look
 from ota_service.update.inspect import Inspection, inspect
 from ota_service.update.plan import Plan, plan
+from tests.support.memory_flash import MemoryFlash
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

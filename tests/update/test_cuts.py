@@ -13,6 +13,7 @@ import pytest
 from esp32_sim.bootmodel import Select
 from esp32_sim.layouts import Layout
 from esp32_sim.nvsmodel import nvs_init
+from ota_service.errors import OtaError
 from ota_service.fleet.journal import open_journal
 from ota_service.fleet.memory import Memory
 from ota_service.formats import nvs
@@ -23,7 +24,7 @@ from tests.prove import nvs_shapes
 from tests.prove.board import Link, Notes, Told, quiet, update
 from tests.prove.cells import Cells
 from tests.prove.flows import Case
-from tests.prove.images import NEW, NEXT, OLD, PANICS
+from tests.prove.images import NEW, NEXT, OLD, OTHER, PANICS
 from tests.prove.judge import running, stored
 from tests.prove.prover import record_in_memory
 from tests.prove.starts import SECTOR, Start
@@ -208,3 +209,64 @@ def test_a_board_whose_nvs_cannot_be_changed_is_started_once(
     assert notes.restarts.count(told) == starts
     assert [made.action for made in notes.plans] == ["write" if end == "up_to_date" else "refuse"]
     assert outcome.error is None or outcome.error.code == "nvs-invalid"
+
+
+@pytest.mark.parametrize("tidies", [True, False])
+def test_a_person_goes_back_on_a_board_whose_nvs_cannot_be_changed(tidies: bool) -> None:
+    """It is started once for that as well, and where that does not help nothing is written."""
+    start = replace(Start("guide", "both", False, "small"), spare=OTHER)
+    case = Case("go-back", start)
+    flash = bytearray(case.flash())
+    at = start.plan.find("nvs")
+    flash[at.offset : at.end] = stuck(at.size)
+    board = Tidy(Cells(bytes(flash)), start.bootloader)
+    board.layout, board.tidies = start.plan, tidies
+    notes = Told(case.facts())
+    before = shows(board, case)
+    with quiet():
+        if tidies:
+            assert board.session(case.job(), notes).end == "rolled_back"
+            assert shows(board, case) == ("other", OTHER.version)
+        else:
+            with pytest.raises(OtaError) as caught:
+                board.session(case.job(), notes)
+            assert caught.value.code == "nvs-invalid"
+            assert shows(board, case) == before
+    assert notes.restarts.count("once into its firmware, so that it repairs its NVS") == 1
+
+
+class Spoils(Tidy):
+    """A board whose new firmware leaves an NVS that cannot be changed; the old one may tidy."""
+
+    def restart(self) -> None:
+        """As `Tidy`, of the old firmware."""
+        tidies, self.tidies = self.tidies, False
+        Link.restart(self)
+        at = self.layout.find("nvs")
+        if self.firmware is PANICS:
+            self.cells.write(at.offset, stuck(at.size))
+        self.tidies = tidies
+        if self.firmware is not PANICS:
+            super().restart()
+
+
+@pytest.mark.parametrize("tidies", [True, False])
+def test_a_firmware_that_spoils_nvs_is_gone_back_from_all_the_same(tidies: bool) -> None:
+    """otadata first; the version when the old firmware has repaired its NVS, or not at all."""
+    case = Case("back", Start("guide", "both", False, "small"))
+    board = Spoils(Cells(case.flash()), case.start.bootloader)
+    board.layout, board.tidies = case.start.plan, tidies
+    notes = Told(case.facts())
+    with quiet():
+        outcome = update(board, PANICS, notes)
+    assert outcome.end == "rolled_back"
+    assert outcome.error is not None
+    assert outcome.error.code == "boot-failed"
+    assert notes.restarts.count("once into its firmware, so that it repairs its NVS") == 1
+    firmware, tag = shows(board, case)
+    assert firmware == "old"
+    if tidies:
+        assert outcome.version == tag == OLD.tag
+    else:
+        assert outcome.version is None
+        assert "its version could not be put right" in outcome.error.message

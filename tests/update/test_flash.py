@@ -7,8 +7,8 @@ import pytest
 
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import Erase, FlashOp, Program, apply_ops
-from ota_service.link.flash import MemoryFlash, apply_verified
-from ota_service.link.protection import Protection
+from ota_service.link.flash import Protection, apply_verified
+from tests.support.memory_flash import MemoryFlash
 
 OPS: list[FlashOp] = [Erase(0x1000, 0x1000), Program(0x1000, b"abcd"), Program(0x1010, b"efgh")]
 

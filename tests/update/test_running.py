@@ -26,14 +26,15 @@ from esp32_sim.nvsmodel import NvsValue
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import apply_ops
 from ota_service.formats.image import parse_boot_image
+from ota_service.formats.otadata import boots_after
 from ota_service.formats.partitions import parse_partition_table
-from ota_service.link.flash import MemoryFlash
 from ota_service.update.carry_out import plan_go_back, plan_rollback
 from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.first_look import FirstLook, first_look
 from ota_service.update.inspect import inspect
 from ota_service.update.plan import RecordVersion, WatchBoot, WriteSlot
 from tests.support.memory_board import Firmware, MemoryBoard
+from tests.support.memory_flash import MemoryFlash
 
 SIZE = 20_000
 OLD = build_app(version="1.0.0", size_bytes=SIZE)
@@ -596,7 +597,7 @@ def test_a_way_back_is_held_against_the_fuses_as_they_are_then() -> None:
 
 
 @pytest.mark.parametrize("selects", [(None, None), (Select.make(1), None)])
-def test_a_bad_firmware_that_is_tried_first_without_any_entry_is_no_image_any_more(
+def test_a_bad_firmware_that_is_tried_first_without_any_entry_is_not_started(
     selects: tuple[Select | None, Select | None],
 ) -> None:
     """Nothing names the other slot, so that taking entries away leads back to the bad one."""
@@ -612,6 +613,43 @@ def test_a_bad_firmware_that_is_tried_first_without_any_entry_is_no_image_any_mo
     back = plan_rollback(flash, found, bad=bad, fused=0, version_of=lambda _: "0.9.0")
     apply_ops(target.data, back.ops)
     assert back.slot.label == target.boot().slot == "ota_1"
+
+
+@pytest.mark.parametrize("layout", ["three", "guide"])
+def test_a_way_back_is_not_left_to_an_image_of_which_it_is_not_clear(layout: str) -> None:
+    """otadata would name one that this bootloader refuses and another one starts: the slot that
+    certainly boots is named instead, or none where that is the factory app."""
+    odd = bytearray(OLD)
+    odd[12] = 9
+    unclear = bytes(resealed(odd))
+    if layout == "three":
+        plan = table_with(*((f"ota_{i}", 0x10000 + i * 0x100000, 0x100000) for i in range(3)))
+        target = MemoryBoard(made_flash(plan, {0x10000: OLD, 0x110000: unclear, 0x210000: OTHER}))
+        selects, runs = (Select.make(2), Select.make(3)), "ota_0"
+    else:
+        plan = LAYOUTS["guide"]
+        apps = {plan.find("factory").offset: OLD, plan.find("ota_0").offset: unclear}
+        target = MemoryBoard(made_flash(plan, {**apps, plan.find("ota_1").offset: OTHER}))
+        selects, runs = (Select.make(1), Select.make(2)), "factory"
+    at = plan.find("otadata").offset
+    patched(target, {at: selects[0].encode()})
+    found = target.look()
+    assert found.running.partition is not None
+    assert found.running.partition.label == runs
+    assert found.table is not None
+    bad = found.table.ota_slots[-1]
+    patched(target, {at + 0x1000: selects[1].encode()})  # the update switched to it
+    flash = MemoryFlash(target.data)
+    for ways in (
+        plan_rollback(flash, found, bad=bad, fused=0, version_of=lambda _: "1"),
+        plan_go_back(flash, found, running=bad, fused=0, version_of=lambda _: "1"),
+    ):
+        assert ways.slot.label == runs
+        after = bytearray(target.data)
+        apply_ops(after, ways.ops)
+        named = boots_after(bytes(after[at : at + 0x2000]), found.table)
+        assert named is not None
+        assert named.label == runs
 
 
 def test_an_update_that_the_fuses_forbid_is_refused() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from esp32_sim.bootmodel import ABORTED, Select
 from esp32_sim.factory import make_flash
 from esp32_sim.images import Behaviour, build_app
 from esp32_sim.layouts import LAYOUTS
@@ -116,6 +117,29 @@ def test_a_board_that_is_never_reset_is_never_done(tmp_path: Path, baud: int) ->
             assert outcome.error is not None
             assert (outcome.end, outcome.error.code) == ("unjudged", "no-reset")
             assert states(board) == ["VALID", "VALID"]
+
+
+def test_a_board_that_went_back_by_itself_is_seen_to_start(tmp_path: Path) -> None:
+    """Its tag is put right; and where its reset reaches nothing, that is said."""
+    for lines in (True, False):
+        flash = make_flash(
+            "micro-rdk", app=firmware("1.0.0").data, otadata="first-boot", version="1.1.0"
+        )
+        at = LAYOUTS["micro-rdk"].find("otadata").offset + 0x1000
+        flash[at : at + 32] = Select.make(2, ABORTED).encode()
+        config = {"reset_lines": lines}
+        with SimProcess(
+            tmp_path / str(lines), [SimBoard(flash=bytes(flash), config=config)]
+        ) as sim:
+            board = sim.boards[0]
+            if not lines:
+                by_hand(board)
+            outcome = run(board, Job("a", "1.1.0", firmware(), boot=BOOT))
+            assert (outcome.end, outcome.version) == ("rolled_back", "1.0.0")
+            assert outcome.error is not None
+            assert outcome.error.code == "boot-failed"
+            assert ("in download mode still" in outcome.error.message) == (not lines)
+            assert (board.control.state()["state"] == "stub") == (not lines)
 
 
 def test_a_bootloader_without_rollback_is_told_by_a_watched_start(tmp_path: Path) -> None:

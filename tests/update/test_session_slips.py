@@ -190,8 +190,8 @@ def test_a_boards_secrets_are_known_before_its_log_is_read() -> None:
     session = MemorySession(board, JOB, Notes(CASE.facts()))
     with quiet():
         session.run()
-    assert session.redact("key: 0123456789abcdef") == "key: ***"
-    assert session.redact(OLD.tag) == OLD.tag
+    assert session.starts.redact("key: 0123456789abcdef") == "key: ***"
+    assert session.starts.redact(OLD.tag) == OLD.tag
 
 
 def test_power_that_failed_before_an_app_had_confirmed_itself_is_no_failure_of_it() -> None:

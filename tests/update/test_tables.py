@@ -11,11 +11,11 @@ from esp32_sim.images import build_app
 from esp32_sim.layouts import LAYOUTS, Partition, encode_table
 from esp32_sim.nvsmodel import nvs_init
 from ota_service.errors import OtaError
-from ota_service.link.flash import MemoryFlash, PowerCut
 from tests.flash.in_memory import boots
 from tests.flash.test_plan import prepare, write
 from tests.support.elsewhere import layout_at, merged_at
 from tests.support.memory_board import Firmware, MemoryBoard
+from tests.support.memory_flash import MemoryFlash, PowerCut
 
 OLD = Firmware.of(build_app(version="1.0.0", size_bytes=20_000))
 NEW = Firmware.of(build_app(version="1.1.0", size_bytes=20_000, seed=1))

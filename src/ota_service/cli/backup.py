@@ -68,7 +68,7 @@ def backup(port: str, folder: Path, baud: int, as_json: bool) -> None:
 
         with at_port(port, "esp32-ota backup", port) as opened:
             made = run_backup(opened, baud=baud, identified=identified)
-        if old is not None and not made.covers(old):
+        if old is not None and not made.covers(old, by_name=True):
             raise Failure(
                 f"{folder} holds a backup of this board with keys that the board has no longer, "
                 "so it was left as it is.",

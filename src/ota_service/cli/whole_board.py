@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ota_service.errors import OtaError
 from ota_service.link.ports import shown
-from ota_service.update.written import WritePhase
+from ota_service.update.rewrite import WritePhase
 
 _PHASES: dict[WritePhase, str] = {
     "connecting": "Connecting",

@@ -101,7 +101,6 @@ class Memory:
             interrupted=latest.target != target
             and latest.state in ("none", "set_aside")
             and (latest.open_since is not None or latest.failed > 0),
-            known_tag=record.version if record is not None else None,
         )
 
     def saw(self, found: Inspection) -> None:

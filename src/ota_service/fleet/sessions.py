@@ -12,7 +12,7 @@ from ota_service.firmware.expectation import Expectation
 from ota_service.fleet.hooks import FlashHooks, SessionHooks
 from ota_service.fleet.settings import Settings
 from ota_service.link.at_port import at_port
-from ota_service.link.link import EspLink, leave_download_mode
+from ota_service.link.link import EspLink
 from ota_service.link.serial_port import ROM_BAUD
 from ota_service.update import session
 from ota_service.update.flash_merged import FlashJob, FlashOutcome, run_flash
@@ -66,10 +66,7 @@ def mac_at(port: str, owner: str) -> str | None:
 
     try:
         with at_port(port, owner) as opened:
-            try:
-                EspLink.connect(opened, baud=ROM_BAUD, attempts=1, identified=identified)
-            finally:
-                leave_download_mode(opened)
+            EspLink.connect(opened, baud=ROM_BAUD, attempts=1, identified=identified)
     except (OtaError, _Found) as error:
         LOGGER.debug("%s: %s", port, error)
     return found[0] if found else None

@@ -32,28 +32,12 @@ class _QuietLog(EspLogBase):
     shows whole packets, credentials included, and is never turned on.
     """
 
-    def _say(self, *args: Any) -> None:
+    def print(self, *args: Any, **_: Any) -> None:
         text = "".join(str(arg) for arg in args).strip()
         if text and _LOGGER.isEnabledFor(logging.DEBUG):
             _LOGGER.debug("[%s] %s", threading.current_thread().name, text)
 
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        self._say(*args)
-
-    def note(self, *args: Any) -> None:
-        self._say(*args)
-
-    def warn(self, *args: Any, suggestion: str | None = None) -> None:
-        self._say(*args)
-
-    def err(self, *args: Any, suggestion: str | None = None) -> None:
-        self._say(*args)
-
-    def debug(self, *args: Any) -> None:
-        self._say(*args)
-
-    def hint(self, *args: Any) -> None:
-        self._say(*args)
+    note = warn = err = debug = hint = print
 
     def progress_bar(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -76,19 +60,6 @@ def _resets(self: Any, mode: str) -> Any:
     return _standard_resets(self, mode)
 
 
-class _NoDump:
-    """In place of the hex dumps that esptool formats for its trace, also while that is off.
-
-    They cost 15 to 25 ms for each block of 16 KiB, during which the wire is idle.
-    """
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __str__(self) -> str:
-        return ""
-
-
 def checksum(data: bytes, state: int = ESPLoader.ESP_CHECKSUM_MAGIC) -> int:
     """The loaders' checksum, the XOR of all bytes, by folding one large number.
 
@@ -108,4 +79,6 @@ def install() -> None:
         EspLog.set_logger(_QuietLog())
     ESPLoader._construct_reset_strategy_sequence = _resets
     ESPLoader.checksum = staticmethod(checksum)
-    loader.HexFormatter = _NoDump
+    # Hex dumps are formatted for the trace also while that is off: 15 to 25 ms for each block of
+    # 16 KiB, during which the wire is idle.
+    loader.HexFormatter = lambda *_: ""

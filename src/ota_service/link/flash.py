@@ -1,30 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the steps of an update need of a board's flash, whatever is behind it.
 
-`Flash` is the protocol; the link to a real board implements it, and so does `MemoryFlash`,
-which enforces NOR rules on bytes in memory and records what was done, so that the same planner
-and the same steps can be run, cut and repeated without a board.
+`Flash` is the protocol, which the link to a real board implements; over anything else that does,
+the same planner and the same steps can be run, cut and repeated without a board.
 """
 
 from __future__ import annotations
 
-import hashlib
-import zlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ota_service.errors import OtaError
-from ota_service.formats.flashops import (
-    PAGE_BYTES,
-    SECTOR_BYTES,
-    Erase,
-    FlashOp,
-    Program,
-    apply_ops,
-)
+from ota_service.formats.flashops import Erase, FlashOp, Program
+from ota_service.link.sparse import Region, blank_digest, digest
 
 if TYPE_CHECKING:
-    from ota_service.link.sparse import Region
     from ota_service.link.stream import SlotStream
 
 Progress = Callable[[int], None]
@@ -68,7 +59,7 @@ def apply_verified(flash: Flash, ops: Iterable[FlashOp]) -> None:
     for op in ops:
         if isinstance(op, Erase):
             flash.erase(op.offset, op.size_bytes)
-            if flash.md5(op.offset, op.size_bytes) != _md5(b"\xff" * op.size_bytes):
+            if flash.md5(op.offset, op.size_bytes) != blank_digest(op.size_bytes):
                 raise OtaError(
                     "flash-protected",
                     f"The flash did not erase {op.size_bytes} bytes at {op.offset:#x}.",
@@ -88,7 +79,7 @@ def program_verified(flash: Flash, op: Program) -> None:
     if before == wanted:
         return  # already so: nothing to do, and a page saved from wear
     flash.program(op.offset, op.data)
-    if flash.md5(op.offset, len(op.data)) == _md5(wanted):
+    if flash.md5(op.offset, len(op.data)) == digest(wanted):
         return
     after = flash.read(op.offset, len(op.data))
     if after == wanted:
@@ -104,68 +95,29 @@ def program_verified(flash: Flash, op: Program) -> None:
     )
 
 
-def _md5(data: bytes) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+_BP_MASK, _TB, _SEC = 0x1C, 0x20, 0x40
 
 
-class PowerCut(Exception):
-    """Raised by `MemoryFlash` in place of the operation at which its power was to fail."""
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """A flash chip's first status register, and what its block-protect bits cover (W25Q64 data
+    sheet)."""
 
+    status: int
+    flash_bytes: int | None
 
-class MemoryFlash:
-    """A flash in memory, by NOR rules: implements `Flash`.
+    def covers(self, offset: int, size_bytes: int) -> bool:
+        """Whether a place is protected, by the Winbond scheme that most chips follow.
 
-    data: the whole flash from address 0. trace: the operations done, in order.
-    cut_at: the number of operations after which power fails (`PowerCut`); None: never.
-    """
-
-    def __init__(self, data: bytes | bytearray, *, cut_at: int | None = None) -> None:
-        self.data = bytearray(data)
-        self.trace: list[FlashOp] = []
-        self.cut_at = cut_at
-
-    def read(self, offset: int, size_bytes: int) -> bytes:
-        """The bytes at `offset`; raises ValueError beyond the end."""
-        self._check(offset, size_bytes)
-        return bytes(self.data[offset : offset + size_bytes])
-
-    def prefetch(self, regions: Sequence[Region]) -> None:
-        """Nothing to do: all of it is at hand."""
-
-    def md5(self, offset: int, size_bytes: int) -> str:
-        """The MD5 of a region as hex."""
-        return _md5(self.read(offset, size_bytes))
-
-    def erase(self, offset: int, size_bytes: int) -> None:
-        """Erase sector by sector, each an operation of its own."""
-        self._check(offset, size_bytes)
-        for at in range(offset, offset + size_bytes, SECTOR_BYTES):
-            self._do(Erase(at, SECTOR_BYTES))
-
-    def program(self, offset: int, data: bytes) -> None:
-        """Program one page; raises ValueError where it would wrap."""
-        self._check(offset, len(data))
-        self._do(Program(offset, data))
-
-    def write_stream(self, offset: int, stream: SlotStream, progress: Progress) -> None:
-        """As the stub loader: erase all sectors first, then program page by page."""
-        data = zlib.decompress(b"".join(block.data for block in stream.blocks))
-        if len(data) != stream.size_bytes:
-            raise ValueError(f"{len(data)} bytes came out of a stream for {stream.size_bytes}")
-        self.erase(offset, -(-len(data) // SECTOR_BYTES) * SECTOR_BYTES)
-        for at in range(0, len(data), PAGE_BYTES):
-            progress(at)
-            page = data[at : at + PAGE_BYTES]
-            if page.strip(b"\xff"):
-                self._do(Program(offset + at, page))
-        progress(len(data))
-
-    def _do(self, op: FlashOp) -> None:
-        if self.cut_at is not None and len(self.trace) >= self.cut_at:
-            raise PowerCut
-        apply_ops(self.data, [op])
-        self.trace.append(op)
-
-    def _check(self, offset: int, size_bytes: int) -> None:
-        if offset < 0 or offset + size_bytes > len(self.data):
-            raise ValueError(f"{size_bytes} bytes at {offset:#x} are beyond the flash")
+        BP2..0 protect the upper (TB = 0) or lower part of the flash in powers of two of 1/64;
+        what is not understood counts as covered.
+        """
+        level = (self.status & _BP_MASK) >> 2
+        if level == 0:
+            return False
+        if self.status & _SEC or level == 7 or self.flash_bytes is None:
+            return True
+        covered = (self.flash_bytes // 64) << (level - 1)
+        if self.status & _TB:
+            return offset < covered
+        return offset + size_bytes > self.flash_bytes - covered

@@ -8,10 +8,9 @@ the same at once.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ota_service.errors import OtaError
@@ -19,7 +18,7 @@ from ota_service.link import esptool_setup  # noqa: F401  (before esptool)
 from ota_service.link.chip import ChipInfo
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
-from esptool.loader import DEFAULT_TIMEOUT, ESPLoader  # isort: skip
+from esptool.loader import ESPLoader  # isort: skip
 from esptool.targets.esp32 import ESP32ROM  # isort: skip
 from esptool.util import FatalError, flash_size_bytes  # isort: skip
 
@@ -64,30 +63,8 @@ class Answers:
     fuses: Fuses
 
 
-class Known:
-    """The answers of the last chips, by their MACs: where one says the same again, one reading
-    is enough. Used from several threads."""
-
-    def __init__(self, limit: int = 1024) -> None:
-        self._answers: OrderedDict[str, Answers] = OrderedDict()
-        self._limit = limit
-        self._lock = threading.Lock()
-
-    def get(self, mac: str) -> Answers | None:
-        """What the chip with this MAC answered."""
-        with self._lock:
-            return self._answers.get(mac)
-
-    def put(self, mac: str, answers: Answers) -> None:
-        """Remember it, and forget the one that was seen longest ago."""
-        with self._lock:
-            self._answers[mac] = answers
-            self._answers.move_to_end(mac)
-            while len(self._answers) > self._limit:
-                self._answers.popitem(last=False)
-
-
-KNOWN = Known()
+KNOWN: dict[str, Answers] = {}
+"""By the MACs: where a chip says the same again, one reading is enough."""
 
 
 def twice(read: Callable[[], Read], expected: Read | None = None) -> Read:
@@ -165,12 +142,9 @@ def chip_info(esp: Any, mac: str) -> ChipInfo:
     """What the fuses and the flash chip's id say, twice alike."""
     size = cmds.detect_flash_size(esp)
     known = KNOWN.get(mac)
-    fuses = twice(
-        lambda: _fuses(_Words(esp)),
-        known.fuses if known is not None else None,
-    )
+    fuses = twice(lambda: _fuses(esp), known.fuses if known is not None else None)
     revision, encrypted, secure_boot, secure_version = fuses
-    KNOWN.put(mac, Answers(esp.cache.get("flash_id"), fuses))
+    KNOWN[mac] = Answers(esp.cache.get("flash_id"), fuses)
     return ChipInfo(
         name=esp.CHIP_NAME,
         chip_id=int(esp.IMAGE_CHIP_ID),
@@ -183,37 +157,18 @@ def chip_info(esp: Any, mac: str) -> ChipInfo:
     )
 
 
-class _Words:
-    """A chip whose registers are read once each for one round of questions about its fuses.
-
-    esptool's functions read the same fuse words again and again.
-    """
-
-    def __init__(self, esp: Any) -> None:
-        self._esp = esp
-        self._read: dict[int, int] = {}
-
-    def __enter__(self) -> Any:
-        self._esp.read_reg = self._once
-        return self._esp
-
-    def __exit__(self, *_: object) -> None:
-        del self._esp.read_reg
-
-    def _once(self, address: int, timeout: float = DEFAULT_TIMEOUT) -> int:
-        if address not in self._read:
-            self._read[address] = int(type(self._esp).read_reg(self._esp, address, timeout))
-        return self._read[address]
-
-
-def _fuses(words: _Words) -> Fuses:
-    with words as esp:
+def _fuses(esp: Any) -> Fuses:
+    """Each register is read once: esptool's functions read the same words again and again."""
+    esp.read_reg = cache(esp.read_reg)
+    try:
         return (
             int(esp.get_chip_revision()),
             bool(esp.get_flash_encryption_enabled()),
             bool(esp.get_secure_boot_enabled()),
             _secure_version(esp),
         )
+    finally:
+        del esp.read_reg
 
 
 def _secure_version(esp: Any) -> int:

@@ -19,12 +19,11 @@ from ota_service.errors import OtaError
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES
 from ota_service.link import esptool_setup
 from ota_service.link.chip import ChipInfo
+from ota_service.link.flash import Protection
 from ota_service.link.identify import KNOWN, chip_info, detect, read_mac
-from ota_service.link.protection import Protection
 from ota_service.link.registers import ALONE, RefusedError, await_answer
-from ota_service.link.seen import Seen
 from ota_service.link.serial_port import ROM_BAUD
-from ota_service.link.sparse import Region, digest, read_regions
+from ota_service.link.sparse import Region, Seen, digest, read_regions
 from ota_service.link.spi import (
     BLOCK_BYTES,
     BLOCK_ERASE,
@@ -35,7 +34,6 @@ from ota_service.link.spi import (
     RESET,
     RESET_ENABLE,
     SECTOR_ERASE,
-    Look,
     NotTakenError,
     SpiBus,
 )
@@ -85,17 +83,13 @@ SYNC_ANSWERS = 8
 ASKED_TIMEOUT_S = 1.0
 
 
-class _NotStarted(Exception):
-    """The chip answered, but its stub loader did not start."""
-
-
 Identified = Callable[[str], int | None]
 """Called with the MAC of the chip that answered; raises to go no further. Returns a speed at which
 its port carried a whole slot to this board without an error, where one is known."""
 
 
 class EspLink:
-    """A chip in download mode with the stub loader running; implements `board.flash.Flash`.
+    """A chip in download mode with the stub loader running; implements `Flash`.
 
     baud: the speed in use. chip: what it is, by its fuses as they were at the last connection.
     running: it was restarted into its firmware.
@@ -127,56 +121,37 @@ class EspLink:
         port: an open port. baud: the highest speed to use; lower ones are tried by themselves.
         identified: called with the MAC before anything but fuses is touched; may raise.
         Raises OtaError `no-answer`; `secure-download` where the chip answers but lets nobody
-        read its flash.
+        read its flash. The board is reset then, as far as the port allows.
         """
         esptool_setup.install()
-        for speed in bauds_to_try(baud):
-            for again in reversed(range(STARTS)):
-                try:
-                    link = cls._connect_at(port, speed, attempts, identified)
-                    break
-                except _NotStarted as error:
-                    if not again:
-                        raise OtaError("no-answer", _no_answer(error)) from error
-            if link is not None:
-                if speed != baud:
-                    link.carried_baud = 0
-                return link
-        raise OtaError("no-answer", "The chip answers, but no speed of the port can be used.")
+        try:
+            return cls._connected(port, baud, attempts, identified)
+        except BaseException:
+            leave_download_mode(port)
+            raise
 
     @classmethod
-    def _connect_at(
+    def _connected(
         cls, port: SerialBase, baud: int, attempts: int, identified: Identified | None
-    ) -> EspLink | None:
-        try:
-            port.baudrate = ROM_BAUD
-            # esptool waits for the stub loader's first word by the port's own timeout.
-            port.timeout = DEFAULT_TIMEOUT
-            esp = detect(port, ROM_BAUD, attempts)
-        except _ERRORS as error:
-            raise OtaError("no-answer", _no_answer(error)) from error
-        try:
-            if esp.secure_download_mode:
-                raise OtaError("secure-download")
-            mac = read_mac(esp)
-            carried = identified(mac) if identified is not None else None
-            esp = start_stub(esp, mac, None if carried is None else min(carried, baud))
-        except _ERRORS as error:
-            raise _NotStarted(str(error)) from error
-        try:
-            if port.baudrate != baud:
-                change_baud(esp, baud)
-            spi = _attach_flash(esp, mac)
-            chip = chip_info(esp, mac)
-            if chip.flash_bytes is not None:
-                esp.flash_set_parameters(chip.flash_bytes)
-            link = cls(esp, spi, port, chip, baud)
+    ) -> EspLink:
+        for speed in bauds_to_try(baud):
+            esp, mac, carried = _started(port, speed, attempts, identified)
+            try:
+                if port.baudrate != speed:
+                    change_baud(esp, speed)
+                spi = _attach_flash(esp, mac)
+                chip = chip_info(esp, mac)
+                if chip.flash_bytes is not None:
+                    esp.flash_set_parameters(chip.flash_bytes)
+            except _ERRORS as error:
+                if speed == ROM_BAUD:
+                    raise OtaError("link-lost", _lost(error)) from error
+                continue  # the port or the board does not hold this speed
+            link = cls(esp, spi, port, chip, speed)
             link.known_baud = carried
+            link.carried_baud = None if speed == baud else 0
             return link
-        except _ERRORS as error:
-            if baud == ROM_BAUD:
-                raise OtaError("link-lost", _lost(error)) from error
-            return None  # the port or the board does not hold this speed
+        raise OtaError("no-answer", "The chip answers, but no speed of the port can be used.")
 
     # --- Flash
 
@@ -234,7 +209,7 @@ class EspLink:
         self._changes(offset, b"\xff" * size_bytes)
         with _lost_link():
             for at in range(offset, offset + size_bytes, SECTOR_BYTES):
-                self._spi.change(SECTOR_ERASE, at, b"", self._look)
+                self._spi.change(SECTOR_ERASE, at, b"", self._proven)
 
     def program(self, offset: int, data: bytes) -> None:
         """Program one page without an erase, by SPI user commands through registers.
@@ -257,14 +232,8 @@ class EspLink:
                 part = data[at : at + MAX_SPI_BYTES]
                 last = at + len(part) == len(data)
                 self._spi.change(
-                    PAGE_PROGRAM, offset + at, part, self._look, blank=blank, last=last
+                    PAGE_PROGRAM, offset + at, part, self._proven, blank=blank, last=last
                 )
-
-    @property
-    def _look(self) -> Look:
-        """Register writes have no checksum. Where this speed has not just carried a slot whose
-        digest was right, every register is looked at before a command starts."""
-        return Look.PLACE if self._proven else Look.ALL
 
     def _changes(self, offset: int, expected: bytes | None, size_bytes: int = 0) -> None:
         """A place is about to be changed; what it should hold then, where that is known."""
@@ -280,7 +249,7 @@ class EspLink:
         ahead = self._erases_ahead(offset, stream)
         with _lost_link():
             if ahead:
-                self._spi.change(BLOCK_ERASE, offset, b"", self._look)
+                self._spi.change(BLOCK_ERASE, offset, b"", self._proven)
             esp.flash_defl_begin(stream.size_bytes, stream.compressed_bytes, offset)
         # The stub loader acknowledges a block before it inflates and writes it, so what a block
         # takes is waited for with the next one.
@@ -321,7 +290,7 @@ class EspLink:
     def _erase_during(self, offset: int, packet: bytes) -> bool:
         """Erase 64 KiB while a block travels; False: nothing was started, nor the block sent."""
         try:
-            self._spi.erase_block_during(offset, self._look, packet)
+            self._spi.erase_block_during(offset, self._proven, packet)
         except NotTakenError:
             return False
         return True
@@ -419,20 +388,43 @@ def _send_block(esp: Any, packet: bytes, timeout_s: float, *, sent: bool = False
             if repeats or not sent:
                 port.write(packet)
             await_answer(esp, BLOCK_COMMAND)
-        except RefusedError:
+            return repeats
+        except FatalError as error:
             if repeats + 1 == WRITE_BLOCK_ATTEMPTS:
                 raise
-        except FatalError:
+            if isinstance(error, RefusedError):
+                continue
             if sent and not repeats:
                 ALONE.add(str(port.name))
-            if repeats + 1 == WRITE_BLOCK_ATTEMPTS:
-                raise
             # Nothing came of it: a delimiter was lost, and the stub loader now takes the end of a
             # frame for the beginning of one. One more puts that right.
             esp.flush_input()
             port.write(b"\xc0")
-        else:
-            return repeats
+    raise AssertionError("not reached")
+
+
+def _started(
+    port: SerialBase, baud: int, attempts: int, identified: Identified | None
+) -> tuple[Any, str, int | None]:
+    """The chip's stub loader, its MAC, and the speed that is known of it."""
+    for again in reversed(range(STARTS)):
+        try:
+            port.baudrate = ROM_BAUD
+            # esptool waits for the stub loader's first word by the port's own timeout.
+            port.timeout = DEFAULT_TIMEOUT
+            esp = detect(port, ROM_BAUD, attempts)
+        except _ERRORS as error:
+            raise OtaError("no-answer", _no_answer(error)) from error
+        try:
+            if esp.secure_download_mode:
+                raise OtaError("secure-download")
+            mac = read_mac(esp)
+            carried = identified(mac) if identified is not None else None
+            fast = None if carried is None else min(carried, baud)
+            return start_stub(esp, mac, fast), mac, carried
+        except _ERRORS as error:
+            if not again:
+                raise OtaError("no-answer", _no_answer(error)) from error
     raise AssertionError("not reached")
 
 

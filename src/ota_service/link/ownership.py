@@ -27,14 +27,16 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import NamedTuple
 
 from ota_service.errors import OtaError
 from ota_service.link.ports import canonical, is_url, shown
 
+_PROC = Path("/proc")
 _LOCK_FOLDER = "esp32-ota-locks"
 _UUCP_FOLDERS = (Path("/var/lock"), Path("/run/lock"))
 
@@ -55,9 +57,7 @@ class Holder:
 # --- who has a port
 
 
-def holders(
-    port: str, *, proc: Path = Path("/proc"), uucp: Iterable[Path] = _UUCP_FOLDERS
-) -> list[Holder]:
+def holders(port: str, *, uucp: Iterable[Path] = _UUCP_FOLDERS) -> list[Holder]:
     """Other processes that have `port` open or locked, as far as this user can see. Opens nothing.
 
     Urls have none that could be seen. This process itself is left out.
@@ -65,12 +65,11 @@ def holders(
     if is_url(port):
         return []
     device = canonical(port)
-    found = {holder.pid: holder for holder in _uucp_holders(device, uucp, proc)}
-    found.update({holder.pid: holder for holder in _proc_holders(device, proc)})
-    return sorted(found.values(), key=lambda holder: holder.pid or 0)
+    pids = {*_uucp_holders(device, uucp), *_proc_holders(device)} - {os.getpid()}
+    return [Holder(pid, process_name(pid)) for pid in sorted(pids)]
 
 
-def _proc_holders(device: str, proc: Path) -> list[Holder]:
+def _proc_holders(device: str) -> Iterator[int]:
     """Processes with the character device open, found by path or by device number.
 
     By number too, because a container has nodes of its own for the same device.
@@ -78,15 +77,11 @@ def _proc_holders(device: str, proc: Path) -> list[Holder]:
     try:
         status = os.stat(device)
     except OSError:
-        return []
+        return
     number = status.st_rdev if stat.S_ISCHR(status.st_mode) else None
-    found = []
-    with os.scandir(proc) as entries:
-        pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
-    for pid in pids:
-        if pid != os.getpid() and _has_open(proc / str(pid) / "fd", device, number):
-            found.append(Holder(pid, process_name(pid, proc)))
-    return found
+    for name in os.listdir(_PROC):
+        if name.isdigit() and _has_open(_PROC / name / "fd", device, number):
+            yield int(name)
 
 
 def _has_open(folder: Path, device: str, number: int | None) -> bool:
@@ -107,13 +102,12 @@ def _has_open(folder: Path, device: str, number: int | None) -> bool:
     return False
 
 
-def _uucp_holders(device: str, folders: Iterable[Path], proc: Path) -> list[Holder]:
+def _uucp_holders(device: str, folders: Iterable[Path]) -> Iterator[int]:
     """Holders by the lock files of minicom, cu, picocom and the like (FHS, /var/lock).
 
     Such a file holds the process id as ten ASCII characters, or, from old programs, as a 32-bit
     number in the machine's byte order. One whose process is gone is stale and is passed over.
     """
-    found = []
     for folder in folders:
         try:
             raw = (folder / f"LCK..{os.path.basename(device)}").read_bytes()
@@ -126,45 +120,19 @@ def _uucp_holders(device: str, folders: Iterable[Path], proc: Path) -> list[Hold
             pid = int.from_bytes(raw, sys.byteorder)
         else:
             continue
-        if pid != os.getpid() and (proc / str(pid)).exists():
-            found.append(Holder(pid, process_name(pid, proc)))
-    return found
+        if (_PROC / str(pid)).exists():
+            yield pid
 
 
-def process_name(pid: int, proc: Path = Path("/proc")) -> str:
+def process_name(pid: int) -> str:
     """The name of a process, "process" where it cannot be told."""
     try:
-        return (proc / str(pid) / "comm").read_text("utf-8", "replace").strip() or "process"
+        return (_PROC / str(pid) / "comm").read_text("utf-8", "replace").strip() or "process"
     except OSError:
         return "process"
 
 
 # --- who may have a port
-
-
-class PortClaim:
-    """A port that is claimed until `release`, which is idempotent; also a context manager."""
-
-    def __init__(self, owners: PortOwners, key: str, owner: str, lock_fd: int | None) -> None:
-        self.key = key
-        self.owner = owner
-        self._owners = owners
-        self._lock_fd = lock_fd
-
-    def release(self) -> None:
-        """Give the port up."""
-        self._owners._release(self)
-
-    def __enter__(self) -> PortClaim:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
 
 
 class PortOwners:
@@ -176,49 +144,40 @@ class PortOwners:
 
     def __init__(self, lock_dir: Path | None = None) -> None:
         self._lock_dir = lock_dir
-        self._claims: dict[str, PortClaim] = {}
+        self._owners: dict[str, str] = {}
         self._mutex = threading.Lock()
 
-    def claim(self, port: str, owner: str, board: str | None = None) -> PortClaim:
-        """Claim `port` for `owner` ("service OTA2"), or raise `port-busy` naming who has it.
+    @contextmanager
+    def claim(self, port: str, owner: str, board: str | None = None) -> Iterator[None]:
+        """Have `port` for `owner` ("service OTA2"), or raise `port-busy` naming who has it.
 
         Never opens the port. Takes a few milliseconds to some tens: it looks through /proc.
         """
         key = canonical(port)
         with self._mutex:
-            other = self._claims.get(key)
-            if other is not None:
-                raise _busy(port, [other.owner], board)
-            lock_fd = self._lock(key, owner, port, board)
-            claim = PortClaim(self, key, owner, lock_fd)
-            self._claims[key] = claim
-        # Outside of the mutex: a machine with very many open files must not hold up the others.
+            if (other := self._owners.get(key)) is not None:
+                raise _busy(port, [other], board)
+            self._owners[key] = owner
+        lock_fd = None
         try:
+            lock_fd = self._lock(key, owner, port, board)
             seen = holders(port)
-        except BaseException:
-            claim.release()
-            raise
-        if seen:
-            claim.release()
-            raise _busy(port, [str(holder) for holder in seen], board)
-        return claim
+            if seen:
+                raise _busy(port, [str(holder) for holder in seen], board)
+            yield
+        finally:
+            if lock_fd is not None:
+                # The file stays: removing it would race with another process that has just
+                # opened it and waits to lock a file that no longer has a name.
+                _write_owner(lock_fd, "")
+                os.close(lock_fd)
+            with self._mutex:
+                del self._owners[key]
 
     def owner(self, port: str) -> str | None:
         """Who has claimed `port` in this process, if anyone."""
         with self._mutex:
-            claim = self._claims.get(canonical(port))
-            return claim.owner if claim else None
-
-    def _release(self, claim: PortClaim) -> None:
-        with self._mutex:
-            if self._claims.get(claim.key) is claim:
-                del self._claims[claim.key]
-            if claim._lock_fd is not None:
-                # The file stays: removing it would race with another process that has just
-                # opened it and waits to lock a file that no longer has a name.
-                _write_owner(claim._lock_fd, "")
-                os.close(claim._lock_fd)
-                claim._lock_fd = None
+            return self._owners.get(canonical(port))
 
     def _lock(self, key: str, owner: str, port: str, board: str | None) -> int | None:
         """Lock the port's file. None where no lock file can be had: the other nets remain."""
@@ -315,13 +274,13 @@ def _write_owner(fd: int, owner: str) -> None:
             os.pwrite(fd, f"{os.getpid()} {owner}\n".encode(), 0)
 
 
-def _lock_owner(fd: int, locks: Path = Path("/proc/locks")) -> str:
+def _lock_owner(fd: int) -> str:
     """Who has the lock: "service OTA2, pid 1234 (python3)".
 
     The file's text may be another's who had the lock before: where the file is not the holder's
     own, the holder could not write it. So it counts only if the system names the same process.
     """
-    holder = _flock_pid(fd, locks)
+    holder = _flock_pid(fd)
     try:
         text = os.pread(fd, 512, 0).decode("utf-8", "replace").strip()
     except OSError:
@@ -334,7 +293,7 @@ def _lock_owner(fd: int, locks: Path = Path("/proc/locks")) -> str:
     return "another process of this program"
 
 
-def _flock_pid(fd: int, locks: Path) -> int | None:
+def _flock_pid(fd: int) -> int | None:
     """The process that has an open file locked, by the system's table (man 5 proc, /proc/locks).
 
     None where it does not tell: other systems, other process namespaces, some file systems.
@@ -342,7 +301,7 @@ def _flock_pid(fd: int, locks: Path) -> int | None:
     status = os.fstat(fd)
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:
-        lines = locks.read_text().splitlines()
+        lines = (_PROC / "locks").read_text().splitlines()
     except OSError:
         return None
     for line in lines:
@@ -355,8 +314,7 @@ def _flock_pid(fd: int, locks: Path) -> int | None:
 # --- who is configured with a board
 
 
-@dataclass(frozen=True, slots=True)
-class _BoardClaim:
+class _BoardClaim(NamedTuple):
     """owner: the service as it lives, which its successor of the same name is not."""
 
     owner: object

@@ -15,12 +15,13 @@ import stat
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
 from ota_service.errors import OtaError
+from ota_service.firmware.urls import redact_url
 
 ESPRESSIF_VID = 0x303A
 """Espressif's own USB vendor id (USB-Serial-JTAG and USB-OTG of S2, S3, C3, C6, H2, P4...)."""
@@ -157,17 +158,8 @@ def canonical(port: str) -> str:
 
 
 def shown(port: str) -> str:
-    """`port` as it may be shown and logged: a url without its user info and query."""
-    if not is_url(port):
-        return port
-    scheme, rest = port.split("://", 1)
-    # Cut by hand: urlsplit refuses some ports and hosts, and a secret must go in any case.
-    rest, question, _ = rest.partition("?")
-    rest, _, _ = rest.partition("#")
-    host, slash, path = rest.partition("/")
-    if "@" in host:
-        host = "***@" + host.rpartition("@")[2]
-    return f"{scheme}://{host}{slash}{path}{'?***' if question else ''}"
+    """`port` as it may be shown and logged: a url without its secrets (`redact_url`)."""
+    return redact_url(port)
 
 
 def exists(port: str) -> bool:
@@ -240,16 +232,14 @@ def _describe_linux(path: Path, roots: Roots, by_path: dict[str, str]) -> PortIn
         return info
     device = interface.parent
     several = (_line(device / "bNumInterfaces") or "1").strip() not in ("0", "1")
-    return PortInfo(
-        device=info.device,
-        by_path=info.by_path,
+    return replace(
+        info,
         location=interface.name if several else device.name,
         vid=_hex(_line(device / "idVendor")),
         pid=_hex(_line(device / "idProduct")),
         serial_number=_line(device / "serial"),
         product=_line(device / "product"),
         manufacturer=_line(device / "manufacturer"),
-        appeared_at=info.appeared_at,
     )
 
 

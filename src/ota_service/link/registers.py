@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ota_service.link import esptool_setup  # noqa: F401  (before esptool)
-from ota_service.link.noted import Noted
 
 from esptool.loader import DEFAULT_TIMEOUT  # isort: skip  (after esptool_setup)
 from esptool.util import FatalError  # isort: skip
@@ -35,7 +34,7 @@ TOGETHER_MARGIN_S = 0.003
 _STALE_ANSWERS = 100
 """How many other answers may stand before the one that is waited for (esptool)."""
 
-ALONE = Noted()
+ALONE: set[str] = set()
 """Ports on which requests that were sent together were not all answered, so that none are any
 more."""
 

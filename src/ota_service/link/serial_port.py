@@ -34,6 +34,9 @@ from ota_service.link.ports import canonical, is_url, require_exists, shown
 ROM_BAUD = 115200
 """The speed of the boot log and of the ROM loader (esp32.md, "The boot log")."""
 
+WRITE_TIMEOUT_S = 10.0
+"""When a stuck bridge counts as lost."""
+
 HANDLER_PACKAGES = ("ota_service.link.urlhandler", "esp32_sim.urlhandler")
 """Packages with pyserial url handlers of our own, where they exist; the first one wins."""
 
@@ -78,15 +81,12 @@ def _is_package(name: str) -> bool:
 def open_port(
     port: str,
     *,
-    baud: int = ROM_BAUD,
     board: str | None = None,
     timeout_s: float = 0.1,
-    write_timeout_s: float | None = 10.0,
 ) -> SerialBase:
     """Open `port`, a device path or url, for this process alone, with DTR and RTS released.
 
-    timeout_s: how long a read waits. write_timeout_s: when a stuck bridge counts as lost.
-    board: the name for errors.
+    timeout_s: how long a read waits. board: the name for errors.
 
     Raises OtaError: `port-missing`, `permission`, `port-busy`, `no-answer` (a url where nothing
     answers), `link-lost`, `config-invalid` (an unknown kind of url).
@@ -100,15 +100,15 @@ def open_port(
         else:
             opened = _QuietSerial()
             opened.port = port
-            opened.write_timeout = write_timeout_s
-        opened.baudrate = baud
+            opened.write_timeout = WRITE_TIMEOUT_S
+        opened.baudrate = ROM_BAUD
         opened.timeout = timeout_s
         opened.exclusive = True
         opened.dtr = False
         opened.rts = False
         opened.open()
         if is_url(port):
-            _set_write_timeout(opened, write_timeout_s)
+            _set_write_timeout(opened)
         _keep_to_ourselves(opened)
     except (OSError, ValueError, termios.error) as error:
         close_port(opened)
@@ -129,34 +129,10 @@ def close_port(opened: SerialBase | None) -> None:
     opened.is_open = False
 
 
-def has_control_lines(opened: SerialBase) -> bool:
-    """Whether DTR and RTS reach the board: not through a pty, `socket://` or `loop://`."""
-    if isinstance(opened, serial.Serial):
-        try:
-            fcntl.ioctl(opened.fd, termios.TIOCMGET, struct.pack("I", 0))
-        except OSError:
-            return False
-        return True
-    scheme = str(opened.port or "").split("://", 1)[0].lower()
-    return scheme not in ("socket", "loop", "spy")
-
-
-def link_error(error: BaseException, port: str, board: str | None = None) -> OtaError:
-    """The `OtaError` for an error that came from reading or writing an open port.
-
-    A device that has gone is `link-lost` too, as the update goes on when it is back.
-    """
-    return OtaError(
-        "link-lost",
-        f"The connection to {shown(port)} was lost ({_reason(error, port)}).",
-        board=board,
-    )
-
-
-def _set_write_timeout(opened: SerialBase, write_timeout_s: float | None) -> None:
+def _set_write_timeout(opened: SerialBase) -> None:
     """Set it where the url's handler can: pyserial's `rfc2217://` refuses, after taking it."""
     try:
-        opened.write_timeout = write_timeout_s
+        opened.write_timeout = WRITE_TIMEOUT_S
     except NotImplementedError:
         opened.write_timeout = None
 
@@ -178,31 +154,30 @@ def _keep_to_ourselves(opened: SerialBase) -> None:
 
 def _open_error(error: Exception, port: str, board: str | None) -> OtaError:
     """What a failed open means, from the system's error number or, of a url, from the text."""
-    name = shown(port)
-    number = next(_numbers(error), None)
-    text = str(error).lower()
+    code, message = _open_failure(error, port, shown(port), next(_numbers(error), None))
+    remedy = _group_remedy(port) if code == "permission" else None
+    return OtaError(code, message, board=board, remedy=remedy)
+
+
+def _open_failure(error: Exception, port: str, name: str, number: int | None) -> tuple[str, str]:
+    text, url = str(error).lower(), is_url(port)
     if isinstance(error, ValueError) and not isinstance(error, OSError):
-        if is_url(port) and "protocol" in text:
-            message = f"The port {name} is of a kind that is not known."
-        else:
-            message = f"The port {name} cannot be opened as configured ({_reason(error, port)})."
-        return OtaError("config-invalid", message, board=board)
-    if number in _BUSY or (is_url(port) and "busy" in text):
+        if url and "protocol" in text:
+            return "config-invalid", f"The port {name} is of a kind that is not known."
+        why = _reason(error, port)
+        return "config-invalid", f"The port {name} cannot be opened as configured ({why})."
+    if number in _BUSY or (url and "busy" in text):
         names = [str(holder) for holder in holders(port) or _named_holder(text)]
-        message = f"The port {name} is in use by {', '.join(names)}."
-        return OtaError("port-busy", message, board=board)
-    if number in _MISSING or (is_url(port) and "errno 2]" in text):
-        return OtaError("port-missing", f"The port {name} does not exist.", board=board)
+        return "port-busy", f"The port {name} is in use by {', '.join(names)}."
+    if number in _MISSING or (url and "errno 2]" in text):
+        return "port-missing", f"The port {name} does not exist."
     if number in _DENIED:
-        message = f"This user may not open the port {name}."
-        return OtaError("permission", message, board=board, remedy=_group_remedy(port))
+        return "permission", f"This user may not open the port {name}."
     if number in _NOT_SERIAL:
-        return OtaError("port-missing", f"{name} is not a serial port.", board=board)
-    if is_url(port):
-        message = f"Nothing answers at {name} ({_reason(error, port)})."
-        return OtaError("no-answer", message, board=board)
-    message = f"The port {name} could not be opened ({_reason(error, port)})."
-    return OtaError("link-lost", message, board=board)
+        return "port-missing", f"{name} is not a serial port."
+    if url:
+        return "no-answer", f"Nothing answers at {name} ({_reason(error, port)})."
+    return "link-lost", f"The port {name} could not be opened ({_reason(error, port)})."
 
 
 def _named_holder(text: str) -> list[Holder]:
@@ -262,15 +237,3 @@ def _group_remedy(port: str) -> str | None:
         f"Add the user that runs viam-server to the group {group} "
         f"(sudo usermod -aG {group} USER), then log in again or restart viam-server."
     )
-
-
-__all__ = [
-    "HANDLER_PACKAGES",
-    "ROM_BAUD",
-    "SerialException",
-    "close_port",
-    "has_control_lines",
-    "link_error",
-    "open_port",
-    "register_url_handlers",
-]

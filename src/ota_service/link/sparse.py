@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reads regions of a flash that are mostly blank without sending the blank part over the wire.
+"""Reads regions of a flash that are mostly blank without sending the blank part over the wire,
+and remembers what was read.
 
 Pages in use are read as far as they are used, pages that have the digest of a blank one not at
 all. What was put together so is believed only when one digest of the whole region, computed by
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ota_service.formats.flashops import SECTOR_BYTES
 
@@ -111,16 +113,10 @@ def digest(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-_blank_digests: dict[int, str] = {}
-
-
+@lru_cache(256)
 def blank_digest(size_bytes: int) -> str:
     """The MD5 of erased flash."""
-    if size_bytes not in _blank_digests:
-        if len(_blank_digests) > 256:
-            _blank_digests.clear()
-        _blank_digests[size_bytes] = digest(b"\xff" * size_bytes)
-    return _blank_digests[size_bytes]
+    return digest(b"\xff" * size_bytes)
 
 
 # --- where pages of known kinds end
@@ -160,3 +156,46 @@ def _table_used(head: bytes) -> int:
         if head[at : at + _TABLE_ENTRY_BYTES] == _EMPTY * _TABLE_ENTRY_BYTES:
             return len(head)
     return _TABLE_BYTES
+
+
+# --- what was read
+
+
+class Seen:
+    """Proven bytes by their place. While the stub loader runs, only we change the flash: what was
+    read is read once, and what is changed is dropped."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, bytes]] = []
+
+    def put(self, offset: int, data: bytes) -> None:
+        """Remember bytes; they replace what was known of their place."""
+        self.drop(offset, len(data))
+        self._parts.append((offset, data))
+
+    def get(self, offset: int, size_bytes: int) -> bytes | None:
+        """The bytes, where all of them are known."""
+        found = bytearray()
+        at = offset
+        while at < offset + size_bytes:
+            part = next((p for p in self._parts if p[0] <= at < p[0] + len(p[1])), None)
+            if part is None:
+                return None
+            found += part[1][at - part[0] : offset + size_bytes - part[0]]
+            at = offset + len(found)
+        return bytes(found)
+
+    def drop(self, offset: int, size_bytes: int) -> None:
+        """Forget what was known of a place."""
+        end = offset + size_bytes
+        kept: list[tuple[int, bytes]] = []
+        for start, data in self._parts:
+            if start < offset:
+                kept.append((start, data[: offset - start]))
+            if start + len(data) > end:
+                kept.append((max(start, end), data[max(0, end - start) :]))
+        self._parts = [part for part in kept if part[1]]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._parts.clear()

@@ -15,7 +15,6 @@ import contextlib
 import struct
 import time
 from collections.abc import Sequence
-from enum import Enum
 from itertools import pairwise
 from typing import Any
 
@@ -55,17 +54,6 @@ _BLOCK_ERASE_US = 175_000
 """What a block erase takes (0.15 to 0.2 s, data sheets)."""
 _BUSY_LIMIT_S = 5.0
 """Data sheets allow a sector erase 0.4 s and a block erase 2 s, worn chips take longer."""
-
-
-class Look(Enum):
-    """What is read back from the controller before a changing command starts.
-
-    ALL: on a line about which nothing is known. PLACE: where and what is done, on a line that
-    has just carried a large transfer without an error.
-    """
-
-    ALL = "all"
-    PLACE = "place"
 
 
 class NotTakenError(FatalError):  # type: ignore[misc]  # esptool is not typed
@@ -122,31 +110,33 @@ class SpiBus:
         return first & mask
 
     def change(
-        self, opcode: int, address: int, data: bytes, look: Look, *, blank: bool = False,
+        self, opcode: int, address: int, data: bytes, proven: bool, *, blank: bool = False,
         last: bool = False,
     ) -> None:  # fmt: skip
         """One command that changes flash, with up to 64 bytes; returns when it is done.
 
+        proven: the line has just carried a large transfer without an error, so that of what was
+        written to the controller only where and what is done is looked at.
         blank: nothing stands there yet, so wrong bytes do no harm before they are read back.
         last: a digest is asked for next, which tells whether a program is done, so the flash's
         status need not be. (Of an erase it does not: what is being erased may read as blank.)
         Write enable comes late in the packet, so that no damage before it can change flash.
         """
-        self._prepare(opcode, address, data, look, blank=blank)
+        self._prepare(opcode, address, data, proven, blank=blank)
         if last and data:
             self._registers.write([self._start(_PROGRAM_US), *self._rest])
             return
         wait_us = _PROGRAM_US if data else _SHORT_US
         self._ask_until_done([self._start(wait_us)])
 
-    def erase_block_during(self, address: int, look: Look, request: bytes) -> None:
+    def erase_block_during(self, address: int, proven: bool, request: bytes) -> None:
         """Erase 64 KiB while a request, in its frame, already travels.
 
         The stub loader waits for as long as an erase usually takes before it works on the
         request, whose answer is still to be awaited. An erase that takes longer goes on.
         Raises NotTakenError, where nothing was started and the request was not sent.
         """
-        self._prepare(BLOCK_ERASE, address, b"", look)
+        self._prepare(BLOCK_ERASE, address, b"", proven)
         self._registers.write_before([self._start(_BLOCK_ERASE_US), *self._rest], request)
 
     def program_page(self, address: int, data: bytes) -> None:
@@ -210,12 +200,12 @@ class SpiBus:
     # --- exchanges
 
     def _prepare(
-        self, opcode: int, address: int, data: bytes, look: Look, *, blank: bool = False
+        self, opcode: int, address: int, data: bytes, proven: bool, *, blank: bool = False
     ) -> None:
         """Everything of a changing command but its start, looked at in the controller."""
         place, rest = self._setup(address, data)
         go = self._go(opcode, bool(data))
-        looked_at = [*place, *go] if look is Look.ALL else [place[0], go[1]]
+        looked_at = [*place, *go] if not proven else [place[0], go[1]]
         if len(data) <= CHECKED_BYTES and not blank:
             looked_at += rest
         records = [*place, *rest, *self._plain(_WRITE_ENABLE, _SHORT_US), *go]

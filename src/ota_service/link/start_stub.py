@@ -15,7 +15,6 @@ import time
 from typing import Any
 
 from ota_service.link import esptool_setup  # noqa: F401  (before esptool)
-from ota_service.link.noted import Noted
 from ota_service.link.serial_port import ROM_BAUD
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
@@ -37,9 +36,9 @@ _GREETING_TIMEOUT_S = 0.25
 """The stub loader greets when it has set its clocks, some 10 ms after its start."""
 
 
-SLOW_STARTS = Noted()
+SLOW_STARTS: set[str] = set()
 """Ports on which a fast start failed."""
-AT_ROM_BAUD = Noted()
+AT_ROM_BAUD: set[str] = set()
 """MACs of boards whose stub loader was found to start at the ROM's first speed."""
 
 

@@ -8,7 +8,6 @@ programmed last, after the digest of the rest was read back (see `carry_out`).
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import struct
 import threading
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES
 from ota_service.link.esptool_setup import checksum
 from ota_service.link.registers import frame
+from ota_service.link.sparse import digest
 from ota_service.link.spi import BLOCK_BYTES as ERASED_BYTES
 
 BLOCK_BYTES = 0x4000
@@ -117,8 +117,8 @@ def _stream(image: bytes, written: bytes) -> SlotStream:
         ahead=_blocks(compressed, ahead_cuts(ends, len(image))),
         compressed_bytes=len(compressed),
         head=image[:PAGE_BYTES],
-        body_md5=_md5(image[PAGE_BYTES:]),
-        image_md5=_md5(image),
+        body_md5=digest(image[PAGE_BYTES:]),
+        image_md5=digest(image),
     )
 
 
@@ -249,7 +249,3 @@ class StreamCache:
 
 
 STREAMS = StreamCache()
-
-
-def _md5(data: bytes) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()

@@ -21,14 +21,35 @@ from ota_service.formats.partitions import (
     parse_partition_table,
 )
 from ota_service.formats.table_places import find_table
+from ota_service.formats.text import field_text
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash
 from ota_service.link.sparse import nvs_region, otadata_region, table_region
+from ota_service.update.inspect import NAMESPACE, VERSION_KEY
 
 NVS_KIND = "data/nvs"
 STORE_KINDS = (NVS_KIND, "data/nvs_keys")
 """Partitions of which a backup has the contents; encrypted NVS is worth nothing without its keys.
 """
+
+
+Key = tuple[str, str, int]
+"""Namespace, key and item type."""
+
+
+def values(nvs: Nvs) -> dict[Key, bytes]:
+    """What an NVS holds, by the namespaces' names."""
+    names = {index: name for name, index in reversed(nvs.namespaces.items())}
+    return {
+        (names.get(space, f"#{space}"), field_text(key), kind): value
+        for (space, key, kind), value in nvs.contents().items()
+        if space
+    }
+
+
+def _made_anew(key: Key) -> bool:
+    """Whether ESP-IDF measures or asks for it again, or a whole flash replaces it: the version."""
+    return key[0] in ("phy", "dhcp_state") or key[:2] == (NAMESPACE, VERSION_KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +75,19 @@ class Piece:
         except OtaError as error:
             return error
 
-    def covers(self, older: Piece) -> bool:
-        """Whether nothing would be lost with `older`: its bytes, or a key for each key of it."""
+    def covers(self, older: Piece, *, by_name: bool) -> bool:
+        """Whether nothing would be lost with `older`: its bytes, or each key of it with its value.
+
+        by_name: a key with any value. What firmware makes anew is no loss.
+        """
         if self.label != older.label or self.kind != older.kind:
             return False
         mine, theirs = self.nvs(), older.nvs()
-        if isinstance(mine, Nvs) and isinstance(theirs, Nvs):
-            return mine.keys() >= theirs.keys()
-        return self.data == older.data
+        if not isinstance(mine, Nvs) or not isinstance(theirs, Nvs):
+            return self.data == older.data
+        kept = {at: value for at, value in values(theirs).items() if not _made_anew(at)}
+        has = values(mine)
+        return has.keys() >= kept.keys() if by_name else has.items() >= kept.items()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +125,18 @@ class Backup:
         """All of it, in an order that stays."""
         return (self.table, *([self.otadata] if self.otadata is not None else []), *self.stores)
 
-    def covers(self, older: Backup) -> bool:
-        """Whether no key would be lost with `older`, nor a whole table for a torn one."""
+    def covers(self, older: Backup, *, by_name: bool = False) -> bool:
+        """Whether nothing of NVS would be lost with `older`, nor a whole table for a torn one.
+
+        Names of keys alone do not tell what may go by itself: a file that was flashed over a
+        provisioned board may have brought other values. by_name: for a person, who wants what the
+        board has now.
+        """
         if older.partitions.has_md5 and not self.partitions.has_md5:
             return False
         return all(
-            piece.blank or any(mine.covers(piece) for mine in self.stores) for piece in older.stores
+            piece.blank or any(mine.covers(piece, by_name=by_name) for mine in self.stores)
+            for piece in older.stores
         )
 
 

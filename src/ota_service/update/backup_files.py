@@ -18,14 +18,15 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
 
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import SECTOR_BYTES
@@ -33,36 +34,71 @@ from ota_service.formats.table_places import TABLE_PLACES
 from ota_service.update.backup import STORE_KINDS, Backup, Piece
 
 MANIFEST = "backup.json"
-_FORMAT = 1
 _MARK = "unfinished.json"
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _LARGEST_BYTES = 1 << 24
 
 Work = Literal["flash", "restore"]
 
 
+class _Place(BaseModel):
+    """A place of the flash, and the file with its contents: none outside the folder."""
+
+    label: str
+    kind: str
+    offset: int
+    size_bytes: int
+    sha256: str
+    file: str = Field(pattern=r"^[^/]+\.bin$")
+
+    @classmethod
+    def of(cls, piece: Piece) -> _Place:
+        """The file's name tells its contents, so that what is there stays whole meanwhile."""
+        sha256 = hashlib.sha256(piece.data).hexdigest()
+        kind = piece.kind.rpartition("/")[2].replace("ota", "otadata")
+        return cls(
+            label=piece.label,
+            kind=piece.kind,
+            offset=piece.offset,
+            size_bytes=len(piece.data),
+            sha256=sha256,
+            file=f"{kind}-{piece.offset:#x}-{sha256[:8]}.bin",
+        )
+
+
+class _Manifest(BaseModel):
+    format: Literal[1] = 1
+    mac: str = Field(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
+    chip: str
+    flash_bytes: int | None = None
+    made_at: str
+    table: _Place
+    nvs: list[_Place]
+    otadata: _Place | None = None
+
+    @classmethod
+    def of(cls, backup: Backup) -> _Manifest:
+        otadata = backup.otadata
+        return cls(
+            mac=backup.mac,
+            chip=backup.chip,
+            flash_bytes=backup.flash_bytes,
+            made_at=backup.made_at,
+            table=_Place.of(backup.table),
+            nvs=[_Place.of(piece) for piece in backup.stores],
+            otadata=_Place.of(otadata) if otadata is not None else None,
+        )
+
+    @property
+    def places(self) -> list[_Place]:
+        """In the order of `Backup.pieces`."""
+        return [self.table, *([self.otadata] if self.otadata is not None else []), *self.nvs]
+
+
 def to_dict(backup: Backup) -> dict[str, Any]:
     """A backup without its contents, for people and programs."""
-
-    def place(piece: Piece) -> dict[str, Any]:
-        return {
-            "label": piece.label,
-            "kind": piece.kind,
-            "offset": piece.offset,
-            "size_bytes": len(piece.data),
-            "sha256": hashlib.sha256(piece.data).hexdigest(),
-        }
-
-    shown: dict[str, Any] = {
-        "mac": backup.mac,
-        "chip": backup.chip,
-        "flash_bytes": backup.flash_bytes,
-        "made_at": backup.made_at,
-        "table": place(backup.table),
-        "nvs": [place(piece) for piece in backup.stores],
-    }
-    if backup.otadata is not None:
-        shown["otadata"] = place(backup.otadata)
+    shown = _Manifest.of(backup).model_dump(exclude_none=True, exclude={"format"})
+    for place in (shown["table"], shown.get("otadata", {}), *shown["nvs"]):
+        place.pop("file", None)
     return shown
 
 
@@ -73,44 +109,38 @@ def write_backup(folder: Path, backup: Backup) -> None:
     """
     with _disk(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        old = _files(_manifest(folder) or {})
-        names: list[str] = []
-        for piece in backup.pieces:
-            names.append(_free_name(folder, piece))
-            _write(folder / names[-1], piece.data)
-        manifest = {"format": _FORMAT, **to_dict(backup)}
-        rows = [manifest["table"], *([manifest["otadata"]] if backup.otadata else [])]
-        for row, name in zip([*rows, *manifest["nvs"]], names, strict=True):
-            row["file"] = name
-        _write(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
+        old = None
+        with contextlib.suppress(ValidationError):
+            old = _manifest(folder)
+        new = _Manifest.of(backup)
+        for place, piece in zip(new.places, backup.pieces, strict=True):
+            _write(folder / place.file, piece.data)
+        _write(folder / MANIFEST, new.model_dump_json(indent=2, exclude_none=True).encode())
         _sync(folder)
-        for name in old:
+        names = {place.file for place in old.places} if old is not None else set()
+        for name in names - {place.file for place in new.places}:
             (folder / name).unlink(missing_ok=True)
 
 
 def read_backup(folder: Path) -> Backup:
     """The backup in `folder`. Raises OtaError backup-invalid where there is no whole one."""
-    manifest = _manifest(folder)
-    if manifest is None:
-        raise _invalid(folder, f"it has no readable {MANIFEST}")
     try:
-        if manifest["format"] != _FORMAT:
-            raise _invalid(folder, f"its format is {manifest['format']!r}")
-        otadata = manifest.get("otadata")
-        flash_bytes = manifest["flash_bytes"]
-        backup = Backup(
-            mac=manifest["mac"],
-            chip=str(manifest["chip"]),
-            flash_bytes=int(flash_bytes) if flash_bytes is not None else None,
-            table=_piece(folder, manifest["table"]),
-            otadata=_piece(folder, otadata) if otadata is not None else None,
-            stores=tuple(_piece(folder, row) for row in manifest["nvs"]),
-            made_at=str(manifest["made_at"]),
-        )
-        if not _MAC.fullmatch(backup.mac):
-            raise ValueError("mac")
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise _invalid(folder, f"its {MANIFEST} is damaged ({error})") from None
+        manifest = _manifest(folder)
+    except ValidationError as error:
+        at = ".".join(map(str, error.errors()[0]["loc"])) or "no JSON object"
+        raise _invalid(folder, f"its {MANIFEST} is damaged ({at})") from None
+    if manifest is None:
+        raise _invalid(folder, f"it has no {MANIFEST}")
+    otadata = manifest.otadata
+    backup = Backup(
+        mac=manifest.mac,
+        chip=manifest.chip,
+        flash_bytes=manifest.flash_bytes,
+        table=_piece(folder, manifest.table),
+        otadata=_piece(folder, otadata) if otadata is not None else None,
+        stores=tuple(_piece(folder, place) for place in manifest.nvs),
+        made_at=manifest.made_at,
+    )
     try:
         table = backup.partitions.partitions
     except OtaError as error:
@@ -149,7 +179,7 @@ class Kept:
 class Backups:
     """The backups of one board in the state folder.
 
-    One goes when a newer one of the same board has every key of it, so there is usually one. A
+    One goes when a newer one of the same board has every key of it with its value (`covers`). A
     half-written board has fewer keys than before and so takes nothing away.
     """
 
@@ -226,7 +256,7 @@ class Backups:
             (self.folder / _MARK).unlink(missing_ok=True)
 
     def tidy(self, spared: Path | None = None) -> None:
-        """Remove those of which a newer one has every key, but `spared`, which was just used."""
+        """Remove those that a newer one covers, but `spared`, which was just used."""
         kept = self.all()
         for index, old in enumerate(kept):
             if spared is not None and old.folder.resolve() == spared.resolve():
@@ -250,53 +280,28 @@ class Backups:
 # --- files
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
+def _manifest(folder: Path) -> _Manifest | None:
+    """None where there is none. Raises pydantic's ValidationError, and OtaError file-access."""
     try:
-        found = json.loads((folder / MANIFEST).read_bytes())
+        return _Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise OtaError(
             "file-access", f"{folder / MANIFEST} cannot be read: {error.strerror}."
         ) from None
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
 
 
-def _files(manifest: Mapping[str, Any]) -> list[str]:
-    """The names of the files of a manifest, none of them outside its folder."""
-    rows = [manifest.get("table"), manifest.get("otadata")]
-    stores = manifest.get("nvs")
-    rows += stores if isinstance(stores, list) else []
-    names = [row.get("file") for row in rows if isinstance(row, dict)]
-    return [name for name in names if isinstance(name, str) and _is_name(name)]
-
-
-def _is_name(name: str) -> bool:
-    return name.endswith(".bin") and Path(name).name == name
-
-
-def _piece(folder: Path, row: Mapping[str, Any]) -> Piece:
-    name = row["file"]
-    if not isinstance(name, str) or not _is_name(name):
-        raise ValueError("file")
+def _piece(folder: Path, place: _Place) -> Piece:
     try:
-        with (folder / name).open("rb") as file:
+        with (folder / place.file).open("rb") as file:
             data = file.read(_LARGEST_BYTES + 1)
-    except OSError as error:
-        raise _invalid(folder, f"{name} cannot be read: {error.strerror}") from None
-    if len(data) != row["size_bytes"] or hashlib.sha256(data).hexdigest() != row["sha256"]:
-        raise _invalid(folder, f"{name} is not what was written")
-    return Piece(str(row["label"]), str(row["kind"]), int(row["offset"]), data)
-
-
-def _free_name(folder: Path, piece: Piece) -> str:
-    """A name by the place, which no file has: what is there stays whole until the new one is."""
-    kind = piece.kind.rpartition("/")[2]
-    stem = f"{'otadata' if kind == 'ota' else kind}-{piece.offset:#x}"
-    names = (f"{stem}{'' if again == 1 else f'-{again}'}.bin" for again in range(1, 1 << 16))
-    return next(name for name in names if not (folder / name).exists())
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise _invalid(folder, f"{place.file!r} cannot be read: {why}") from None
+    if len(data) != place.size_bytes or hashlib.sha256(data).hexdigest() != place.sha256:
+        raise _invalid(folder, f"{place.file} is not what was written")
+    return Piece(place.label, place.kind, place.offset, data)
 
 
 def _write(path: Path, data: bytes) -> None:

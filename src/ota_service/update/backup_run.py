@@ -15,6 +15,7 @@ from serial import SerialBase
 
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import Nvs
+from ota_service.formats.otadata import parse_otadata
 from ota_service.formats.table_places import require_only
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash
@@ -22,18 +23,17 @@ from ota_service.link.link import EspLink
 from ota_service.update.backup import Backup, take_backup
 from ota_service.update.backup_files import Backups
 from ota_service.update.boot import Expected
-from ota_service.update.leave import left_running, put_back
+from ota_service.update.inspect import tag_in
+from ota_service.update.leave import put_back
 from ota_service.update.restore import Had, RestorePlan, plan_restore
-from ota_service.update.rewrite import rewrite, total_bytes
-from ota_service.update.visit import connect, is_pending, watch_start
-from ota_service.update.written import (
+from ota_service.update.rewrite import (
     WriteHooks,
     WriteJob,
     WriteOutcome,
-    kept_in,
-    require_board,
     require_unprotected,
-    version_in,
+    rewrite,
+    started,
+    visited,
 )
 
 AGAIN = "Call restore again: the board starts nothing until it is written whole."
@@ -44,8 +44,7 @@ def run_backup(port: SerialBase, *, baud: int, identified: Callable[[str], None]
 
     identified: called with its MAC; raises to go no further. Raises OtaError as `take_backup`.
     """
-    link = connect(port, baud=baud, identified=identified)
-    with left_running(link):
+    with visited(port, baud, identified) as link:
         backup = take_backup(link, link.chip)
         put_back(link)
         return backup
@@ -93,23 +92,21 @@ def run_restore(port: SerialBase, job: RestoreJob, hooks: RestoreHooks) -> Resto
     and `link-lost` after it, when it has to be done again.
     """
     hooks.phase("connecting")
-
-    def identified(mac: str) -> None:
-        require_board(
-            mac,
-            job.confirm or job.saved.mac,
-            remedy="Name the port of the board that the backup is of, or confirm the MAC of the "
-            "one that is to have its NVS.",
-        )
-        hooks.identified(mac)
-
-    link = connect(port, baud=job.baud, identified=identified)
-    with left_running(link):
+    with visited(
+        port,
+        job.baud,
+        hooks.identified,
+        meant=job.confirm or job.saved.mac,
+        remedy="Name the port of the board that the backup is of, or confirm the MAC of the one "
+        "that is to have its NVS.",
+    ) as link:
         hooks.phase("inspecting")
         outcome = _prepare(link, job, hooks)
         if outcome.plan.needed:
-            _write(link, hooks, outcome)
-        return _boot(port, link, job, hooks, outcome)
+            rewrite(link, outcome.plan, hooks, outcome, again=AGAIN)
+        hooks.phase("booting")
+        _start(port, link, job, outcome)
+        return outcome
 
 
 def _prepare(link: EspLink, job: RestoreJob, hooks: RestoreHooks) -> RestoreOutcome:
@@ -117,11 +114,11 @@ def _prepare(link: EspLink, job: RestoreJob, hooks: RestoreHooks) -> RestoreOutc
     chip = link.chip
     store = Backups(job.state_dir, chip.mac)
     had = _look_before(link, chip, store)
-    if had.found is not None and is_pending(had.found):
+    if had.found is not None and parse_otadata(had.found.selection).may_be_pending:
         raise OtaError("awaiting-confirmation")
     plan = plan_restore(link, chip, job.saved, had)
     if plan.needed:
-        require_unprotected(link.protection(), chip)
+        require_unprotected(link)
     hooks.planned(chip, plan)
     outcome = RestoreOutcome(chip, plan, version=_version(plan))
     if plan.needed:
@@ -155,45 +152,26 @@ def _keep_before(store: Backups, had: Had) -> Path | None:
     return own[0].folder if own else None
 
 
-def _write(flash: Flash, hooks: RestoreHooks, outcome: RestoreOutcome) -> None:
-    plan = outcome.plan
-    total = total_bytes(plan)
-    hooks.phase("writing")
-    try:
-        rewrite(
-            flash,
-            plan,
-            old_tables=plan.old_tables,
-            verifying=lambda: hooks.phase("verifying"),
-            progress=lambda done: hooks.progress(done, total),
-        )
-    except OtaError as error:
-        raise OtaError(error.code, error.message + kept_in(outcome.backup), remedy=AGAIN) from error
-
-
-def _boot(
-    port: SerialBase, link: EspLink, job: RestoreJob, hooks: RestoreHooks, outcome: RestoreOutcome
-) -> RestoreOutcome:
-    hooks.phase("booting")
-    nvs = [held for one in job.saved.stores if isinstance(held := one.nvs(), Nvs)]
-    expected = Expected(matches=job.boot.matches)
-    monitor = watch_start(port, link, expected, job.boot, nvs=nvs, stopped=lambda: False)
-    outcome.judge(
-        monitor,
+def _start(port: SerialBase, link: EspLink, job: RestoreJob, outcome: RestoreOutcome) -> None:
+    started(
+        port,
+        link,
+        job.boot,
+        outcome,
+        Expected(matches=job.boot.matches),
+        nvs=[held for one in job.saved.stores if isinstance(held := one.nvs(), Nvs)],
         remedy="Look at the boot log; a Merged Binary of the firmware that the backup is of, "
         "flashed with keep_nvs, brings both.",
     )
-    if outcome.error is not None:
-        return outcome
-    store = Backups(job.state_dir, outcome.chip.mac)
-    store.finish()
-    store.tidy(job.folder)
-    return outcome
+    if outcome.error is None:
+        store = Backups(job.state_dir, outcome.chip.mac)
+        store.finish()
+        store.tidy(job.folder)
 
 
 def _version(plan: RestorePlan) -> str:
     for one in plan.restored:
         held = one.before.nvs()
         if one.after.label == "nvs" and isinstance(held, Nvs):
-            return version_in(held)
+            return tag_in(held)
     return ""

@@ -15,9 +15,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
 
 from ota_service.formats.chips import ResetCause, reset_cause
+from ota_service.formats.image import AppImage
+from ota_service.formats.partitions import Partition
 
 MAX_LINE_CHARS = 1000
 MAX_LINE_BYTES = 8192
@@ -82,11 +83,18 @@ MAX_UNEXPLAINED = 3
 """Restarts without a reason, on ports that lose the ROM's line, that may be wakes from sleep."""
 
 
-class Matcher(Protocol):
-    """Whether a line of the log is what the new app must print."""
+Matcher = Callable[[str], bool]
+"""Whether a line of the log is what the new app must print."""
 
-    def __call__(self, line: str) -> bool:
-        """True where it is."""
+
+@dataclass(frozen=True, slots=True)
+class BootRules:
+    """How a start is judged; the configuration's boot_* attributes."""
+
+    timeout_s: float = 20.0
+    stable_s: float = 5.0
+    matches: Matcher | None = None
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,15 @@ class Expected:
     version: str | None = None
     elf_sha256: str | None = None
     matches: Matcher | None = None
+
+    @classmethod
+    def of(cls, slot: Partition, app: AppImage | None, matches: Matcher | None) -> Expected:
+        """The start of an app in a slot; None: of one that is not known."""
+        if app is None:
+            return cls(offset=slot.offset, matches=matches)
+        about = app.descriptor
+        digest = about.elf_sha256.hex()
+        return cls(slot.offset, about.project, about.version, digest, matches)
 
 
 class Verdict(Enum):
@@ -263,6 +280,18 @@ class BootMonitor:
 
     def _judge(self, text: str, now_s: float) -> None:
         brown_out, self._brown_out = self._brown_out, False
+        theirs = self._rom(text, now_s, brown_out) or self._bootloader(text, now_s, brown_out)
+        if not theirs and not self._panics(text, now_s):
+            self._descriptor(text, now_s)
+        self._task_watchdog = _TASK_WATCHDOG.match(text) is not None
+        matches = self.expected.matches
+        if matches is not None and not self.expectation_met and matches(text):
+            self.expectation_met = True
+            if self.shown_at_s is None:
+                self.shown_at_s = now_s
+
+    def _rom(self, text: str, now_s: float, brown_out: bool) -> bool:
+        """Whether the ROM prints a line, or the brown-out detector."""
         if match := _RESET.match(text):
             name, download = match[2], (match[3] or "").startswith("DOWNLOAD")
             self._reset(int(match[1], 16), name, now_s, brown_out=brown_out, download=download)
@@ -272,7 +301,13 @@ class BootMonitor:
             self._brown_out = brown_out
         elif _DOWNLOAD.match(text) and self._number == 0:
             self.in_download = True  # behind a line of the ROM's that was lost
-        elif _SECOND_STAGE.match(text):
+        else:
+            return False
+        return True
+
+    def _bootloader(self, text: str, now_s: float, brown_out: bool) -> bool:
+        """Whether the bootloader prints a line that says what it does."""
+        if _SECOND_STAGE.match(text):
             self._again(now_s, brown_out=brown_out)
         elif match := _LOADED.match(text):
             self._again(now_s, brown_out=brown_out)
@@ -280,14 +315,9 @@ class BootMonitor:
                 self._loaded(int(match[1], 16), now_s)
         elif _NOT_BOOTABLE.match(text):
             self._why_not = text
-        elif not self._panics(text, now_s):
-            self._descriptor(text, now_s)
-        self._task_watchdog = _TASK_WATCHDOG.match(text) is not None
-        matches = self.expected.matches
-        if matches is not None and not self.expectation_met and matches(text):
-            self.expectation_met = True
-            if self.shown_at_s is None:
-                self.shown_at_s = now_s
+        else:
+            return False
+        return True
 
     # --- panics
 

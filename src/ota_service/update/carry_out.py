@@ -8,15 +8,15 @@ being written never looks bootable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from ota_service.errors import OtaError
 from ota_service.formats import nvs, otadata
-from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES, FlashOp, Program
+from ota_service.formats.flashops import PAGE_BYTES, FlashOp, Program
 from ota_service.formats.otadata import OtaState
-from ota_service.formats.partitions import Partition, PartitionTable
+from ota_service.formats.partitions import OTADATA_BYTES, Partition
 from ota_service.link.flash import Flash, Progress, apply_verified, program_verified
 from ota_service.link.stream import SlotStream
 from ota_service.update.bootable import candidate
@@ -28,11 +28,6 @@ PhaseHook = Callable[[Phase], None]
 """Called as each phase begins; raises to stop there (only before the switch: see `carry_out`)."""
 
 VersionOf = Callable[[Partition], str | None]
-
-OTA_STATE_AT = 24
-"""Of ota_state in an otadata entry (esp32.md, "otadata")."""
-
-NEW_STATE = bytes(4)
 
 
 def carry_out(
@@ -91,12 +86,14 @@ class RollbackPlan:
     """How a board goes back to another firmware on it: otadata first, then the version.
 
     slot: what will run then. version: the tag that will be stored; None: the key is removed.
-    ops: in their order.
+    ops: in their order. problem: why the version cannot be stored in NVS as it is; `ops` are
+    otadata's alone then.
     """
 
     slot: Partition
     version: str | None
     ops: tuple[FlashOp, ...]
+    problem: OtaError | None = None
 
 
 def plan_rollback(
@@ -112,10 +109,8 @@ def plan_rollback(
     Raises OtaError `boot-failed` where nothing else on the board is bootable: then nothing is
     changed.
     """
-    assert found.table is not None
-    raw, ops = _without_entries_of(flash, found.table, bad)
-    order = boot_order(found.table, otadata.parse_otadata(raw))
-    slot, why_not = _first_that_boots(flash, found, fused, [p for p in order if p != bad])
+    raw, ops = _without_entries_of(flash, found, bad)
+    slot, certain, why_not = _started_by(flash, found, raw, fused, but=bad)
     if slot is None:
         raise OtaError(
             "boot-failed",
@@ -124,11 +119,9 @@ def plan_rollback(
             remedy="Correct the firmware and update again, or write a Merged Binary with "
             "`make flash-esp32-bin`.",
         )
-    if bad in order and order.index(bad) < order.index(slot):
-        # No entry is needed for the bootloader to try it first (the old firmware ran by
-        # fallback), so the image itself must go: its magic byte, in one program.
-        ops.append(Program(bad.offset, b"\x00", "no image any more"))
-    return _with_version(flash, found, slot, version_of, ops)
+    if not certain:
+        ops += _chosen(found, raw, slot)
+    return _with_version(flash, found, slot, version_of(slot), ops)
 
 
 def plan_go_back(
@@ -140,110 +133,107 @@ def plan_go_back(
     other slot is chosen like an update chooses it. found, fused: as in `plan_rollback`.
     Raises OtaError `boot-failed` where no other slot holds an image that boots.
     """
-    table = found.table
-    assert table is not None
-    raw, ops = _without_entries_of(flash, table, running)
-    order = boot_order(table, otadata.parse_otadata(raw))
-    if ops and (first := _starts(flash, found, fused, order, but=running)) is not None:
-        return _with_version(flash, found, first, version_of, ops)
-    slots, at = table.ota_slots, table.otadata
-    assert at is not None
-    spares = [p for p in slots if p != running]
-    other, why_not = _first_that_boots(flash, found, fused, spares)
-    if other is None:
+    raw, ops = _without_entries_of(flash, found, running)
+    slot, certain, why_not = _started_by(flash, found, raw, fused, but=running)
+    if slot is None:
         raise OtaError(
             "boot-failed",
             f"No slot but {running.name} can be gone back to ({why_not}), so nothing was changed.",
             remedy="Update the board to the firmware that it is to run.",
         )
-    edit = otadata.switch(
-        flash.read(at.offset, at.size_bytes),
-        base=at.offset,
-        n_slots=len(slots),
-        to_slot=slots.index(other),
-        running_slot=slots.index(running) if running in slots else None,
-        has_factory=table.factory is not None,
-        state=OtaState.UNDEFINED,
-    )
-    return _with_version(flash, found, other, version_of, list(edit.ops))
+    if not (ops and certain):
+        before = flash.read(found.selection.offset, OTADATA_BYTES)
+        ops = _chosen(found, before, slot, running)
+    return _with_version(flash, found, slot, version_of(slot), ops)
 
 
-def _starts(
-    flash: Flash, found: Inspection, fused: int, order: Sequence[Partition], *, but: Partition
-) -> Partition | None:
-    """What a bootloader starts that tries these; None where it is `but`, or not certain."""
-    for partition in order:
-        if partition == but:
-            return None
-        image = candidate(flash, partition, found.chip, found.secure_floor(fused))
-        if image.boots != "no":
-            return partition if image.boots == "yes" else None
-    return None
-
-
-def _first_that_boots(
-    flash: Flash, found: Inspection, fused: int, partitions: Sequence[Partition]
-) -> tuple[Partition | None, str]:
-    """The first partition whose image certainly boots, and why the others do not."""
+def _started_by(
+    flash: Flash, found: Inspection, raw: bytes, fused: int, *, but: Partition
+) -> tuple[Partition | None, bool, str]:
+    """With this otadata: the first partition but one whose image certainly boots, whether it is
+    certain that nothing before it is started, and why those before it are not taken."""
     floor = found.secure_floor(fused)
-    why_not = []
-    for partition in partitions:
+    certain, why_not = True, []
+    for partition in boot_order(found.parts, otadata.parse_otadata(raw)):
+        if partition == but:
+            certain = False
+            continue
         image = candidate(flash, partition, found.chip, floor)
         if image.boots == "yes":
-            return partition, ""
+            return partition, certain, ""
+        certain = certain and image.boots == "no"
         why_not.append(f"{partition.name} {image.why}")
-    return None, "; ".join(why_not)
+    return None, False, "; ".join(why_not)
+
+
+def _chosen(
+    found: Inspection, raw: bytes, slot: Partition, running: Partition | None = None
+) -> list[FlashOp]:
+    """otadata's operations that make the bootloader try `slot` first.
+
+    running: what is started at each cut until then; None: whatever this otadata leads to.
+    """
+    base, slots = found.selection.offset, found.parts.ota_slots
+    if slot in slots:
+        vouched = slot if running is None else running
+        edit = otadata.switch(
+            raw,
+            base=base,
+            n_slots=len(slots),
+            to_slot=slots.index(slot),
+            running_slot=slots.index(vouched) if vouched in slots else None,
+            has_factory=found.parts.factory is not None,
+            state=OtaState.UNDEFINED,
+        )
+        return list(edit.ops)
+    # Factory: it is tried first where no entry counts. The one that decides goes last.
+    active = otadata.parse_otadata(raw).active
+    ops: list[FlashOp] = []
+    for sector in sorted((0, 1), key=lambda one: one == active):
+        taken = otadata.take_away(raw, base=base, sector=sector)
+        ops += taken.ops
+        raw = taken.result
+    return ops
 
 
 def _without_entries_of(
-    flash: Flash, table: PartitionTable, slot: Partition
+    flash: Flash, found: Inspection, slot: Partition
 ) -> tuple[bytes, list[FlashOp]]:
     """otadata with every entry that names `slot` taken away, and the operations for that."""
-    at, slots = table.otadata, table.ota_slots
-    assert at is not None
-    raw = flash.read(at.offset, at.size_bytes)
-    entries = otadata.parse_otadata(raw).entries
+    base, slots = found.selection.offset, found.parts.ota_slots
+    raw = flash.read(base, OTADATA_BYTES)
     ops: list[FlashOp] = []
-    if slot in slots:
-        for sector, entry in enumerate(entries):
-            if entry.written and entry.slot_index(len(slots)) == slots.index(slot):
-                edit = otadata.take_away(raw, base=at.offset, sector=sector)
-                ops += edit.ops
-                raw = edit.result
+    for sector, entry in enumerate(otadata.parse_otadata(raw).entries):
+        if entry.written and slots[entry.slot_index(len(slots))] == slot:
+            edit = otadata.take_away(raw, base=base, sector=sector)
+            ops += edit.ops
+            raw = edit.result
     return raw, ops
 
 
 def _with_version(
-    flash: Flash,
-    found: Inspection,
-    slot: Partition,
-    version_of: VersionOf,
-    ops: list[FlashOp],
+    flash: Flash, found: Inspection, slot: Partition, version: str | None, ops: list[FlashOp]
 ) -> RollbackPlan:
+    version = version or None  # a missing key reads as "", and leaves no trace
+    try:
+        record = record_ops(flash, found, version)
+    except OtaError as error:
+        if error.code == "link-lost":
+            raise
+        return RollbackPlan(slot, version, tuple(ops), error)
+    return RollbackPlan(slot, version, (*ops, *record))
+
+
+def record_ops(flash: Flash, found: Inspection, version: str | None) -> tuple[FlashOp, ...]:
+    """The operations that store a tag in NVS as it is now; None: the key is removed.
+
+    Raises OtaError as `nvs.set_string` does.
+    """
     store = found.store
     assert store is not None
     raw = flash.read(store.offset, store.whole_bytes)
-    version = version_of(slot) or None  # a missing key reads as "", and leaves no trace
     if version is None:
-        back = nvs.erase_key(raw, base=store.offset, namespace=NAMESPACE, key=VERSION_KEY)
-    else:
-        back = nvs.set_string(
-            raw, base=store.offset, namespace=NAMESPACE, key=VERSION_KEY, value=version
-        )
-    return RollbackPlan(slot, version, (*ops, *back.ops))
-
-
-def rearm(flash: Flash, table: PartitionTable) -> None:
-    """Give an app that waits for confirmation its whole time again.
-
-    For a board that was found in PENDING_VERIFY when it was first looked at: leaving download
-    mode passes the bootloader, which would abort the entry. NEW is PENDING_VERIFY with one bit
-    cleared, and the entry's CRC does not cover the state, so one program turns it back.
-    """
-    at = table.otadata
-    assert at is not None
-    entries = otadata.parse_otadata(flash.read(at.offset, at.size_bytes)).entries
-    for sector, entry in enumerate(entries):
-        if entry.counts and entry.state == OtaState.PENDING_VERIFY:
-            state_at = at.offset + sector * SECTOR_BYTES + OTA_STATE_AT
-            apply_verified(flash, [Program(state_at, NEW_STATE, "its time to confirm again")])
+        return nvs.erase_key(raw, base=store.offset, namespace=NAMESPACE, key=VERSION_KEY).ops
+    return nvs.set_string(
+        raw, base=store.offset, namespace=NAMESPACE, key=VERSION_KEY, value=version
+    ).ops

@@ -7,37 +7,34 @@ that one: `rewrite`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from serial import SerialBase
 
 from ota_service.errors import OtaError
-from ota_service.formats.nvs import Nvs, parse_nvs
-from ota_service.formats.partitions import TABLE_OFFSET, PartitionTable
+from ota_service.formats.nvs import parse_nvs
+from ota_service.formats.partitions import PartitionTable
 from ota_service.formats.table_places import all_tables, require_only
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash
 from ota_service.link.link import EspLink
-from ota_service.update.backup import NVS_KIND, Backup, take_backup
+from ota_service.update.backup import Backup, take_backup
 from ota_service.update.backup_files import Backups
 from ota_service.update.boot import Expected, Verdict
 from ota_service.update.flash_plan import Before, FlashPlan, KeptPartition, MergedFile, plan_flash
-from ota_service.update.kept_keys import which_counts
-from ota_service.update.leave import left_running
-from ota_service.update.rewrite import Write, rewrite, total_bytes
-from ota_service.update.visit import connect, watch_start
-from ota_service.update.written import (
+from ota_service.update.inspect import tag_in
+from ota_service.update.kept_keys import to_keep
+from ota_service.update.rewrite import (
     WriteHooks,
     WriteJob,
     WriteOutcome,
     WritePhase,
-    kept_in,
-    require_board,
     require_unprotected,
-    version_in,
+    rewrite,
+    started,
+    total_bytes,
+    visited,
 )
 
 FlashPhase = WritePhase
@@ -101,11 +98,11 @@ def plan_dict(before: Before, file: MergedFile, plan: FlashPlan) -> dict[str, An
     """What is there and what will be, for people and programs."""
     shown: dict[str, Any] = {
         "sha256": file.sha256,
-        "partitions": table_rows(file.merged.table),
+        "partitions": _rows(file.merged.table),
         "nvs": [part.to_dict() for part in plan.kept],
     }
     if before.table is not None:
-        shown["partitions_before"] = table_rows(before.table)
+        shown["partitions_before"] = _rows(before.table)
     if plan.lost:
         shown["nvs_lost"] = list(plan.lost)
     if plan.notes:
@@ -113,16 +110,10 @@ def plan_dict(before: Before, file: MergedFile, plan: FlashPlan) -> dict[str, An
     return shown
 
 
-def table_rows(table: PartitionTable) -> list[dict[str, Any]]:
-    """A partition table's rows."""
+def _rows(table: PartitionTable) -> list[dict[str, Any]]:
     return [
-        {
-            "label": part.label,
-            "kind": part.kind,
-            "offset": part.offset,
-            "size_bytes": part.size_bytes,
-        }
-        for part in table.partitions
+        {"label": p.label, "kind": p.kind, "offset": p.offset, "size_bytes": p.size_bytes}
+        for p in table.partitions
     ]
 
 
@@ -133,17 +124,15 @@ def run_flash(port: SerialBase, job: FlashJob, hooks: FlashHooks) -> FlashOutcom
     `link-lost` and `cancelled` after it, when the board has to be written again.
     """
     hooks.phase("connecting")
-
-    def identified(mac: str) -> None:
-        require_board(mac, job.confirm, remedy="Confirm the MAC of the board that is meant.")
-        hooks.identified(mac)
-
-    link = connect(port, baud=job.baud, identified=identified)
-    with left_running(link):
+    remedy = "Confirm the MAC of the board that is meant."
+    with visited(port, job.baud, hooks.identified, meant=job.confirm, remedy=remedy) as link:
         hooks.phase("inspecting")
         outcome = _prepare(link, job, hooks)
-        _write(link, job, hooks, outcome)
-        return _boot(port, link, job, hooks, outcome)
+        how = again(job.keep_nvs)
+        rewrite(link, outcome.plan, hooks, outcome, again=how, stopped=hooks.stopping)
+        hooks.phase("booting")
+        _start(port, link, job, hooks, outcome)
+        return outcome
 
 
 def look_before(flash: Flash, chip: ChipInfo) -> Before:
@@ -163,37 +152,6 @@ def look_before(flash: Flash, chip: ChipInfo) -> Before:
     return Before(table, nvs=nvs, tables=tables, backup=found)
 
 
-def to_keep(
-    before: Before, saved: Mapping[Path, Mapping[str, bytes]] | None = None
-) -> dict[str, bytes]:
-    """The NVS contents to carry over: the board's, or those of runs that were interrupted.
-
-    saved: on the disk, folder -> label -> contents, the newest first; which of two count:
-    `kept_keys`. Raises OtaError where the board has none that can be read and nothing was saved,
-    and where it cannot be told which ones count.
-    """
-    saved = saved or {}
-    problem = before.table_problem
-    if before.table is not None and any(
-        part.kind == NVS_KIND and part.encrypted for part in before.table.partitions
-    ):
-        problem = OtaError("flash-encrypted", "The board encrypts its NVS.")
-    if problem is not None and not saved:
-        raise OtaError(
-            problem.code,
-            f"The board's keys cannot be kept: {problem.message}",
-            remedy="Flash without keep_nvs if they may be lost, and provision the board anew.",
-        )
-    keep: dict[str, bytes] = {}
-    for label in dict.fromkeys([*before.nvs, *(label for one in saved.values() for label in one)]):
-        held: dict[Path | None, bytes] = {}
-        if label in before.nvs:
-            held[None] = before.nvs[label]
-        held.update((folder, one[label]) for folder, one in saved.items() if label in one)
-        keep[label] = which_counts(label, held)
-    return keep
-
-
 def _prepare(link: EspLink, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
     """Everything that can be known, and what must be kept on disk, before the first write."""
     chip = link.chip
@@ -208,7 +166,7 @@ def _prepare(link: EspLink, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
             else to_keep(before, {one.folder: one.backup.nvs for one in saved})
         )
     plan = plan_flash(job.file, chip, before, keep=keep)
-    require_unprotected(link.protection(), chip)
+    require_unprotected(link)
     hooks.planned(chip, before, plan)
     if hooks.cancelled():
         raise OtaError("cancelled")
@@ -224,55 +182,26 @@ def _version(file: MergedFile, kept: tuple[KeptPartition, ...]) -> str:
     """The tag that the board will hold in its default NVS."""
     for part in kept:
         if part.label == "nvs":
-            return version_in(parse_nvs(part.data))
-    for partition, nvs in file.merged.nvs:
-        if partition.label == "nvs" and isinstance(nvs, Nvs):
-            return version_in(nvs)
-    return ""
+            return tag_in(parse_nvs(part.data))
+    return next((tag_in(nvs) for part, nvs in file.nvs if part.label == "nvs"), "")
 
 
-def _write(link: Flash, job: FlashJob, hooks: FlashHooks, outcome: FlashOutcome) -> None:
-    plan = outcome.plan
-    total = total_bytes(plan)
-    hooks.phase("writing")
-
-    def progress(done: int) -> None:
-        if hooks.stopping():
-            raise OtaError("cancelled", "The updater was stopped while it wrote the whole flash.")
-        hooks.progress(done, total)
-
-    try:
-        rewrite(
-            link,
-            plan,
-            old_tables=(TABLE_OFFSET, *outcome.before.tables),
-            standing=[Write(part.label, part.after.offset, part.data) for part in plan.kept],
-            verifying=lambda: hooks.phase("verifying"),
-            progress=progress,
-        )
-    except OtaError as error:
-        raise OtaError(
-            error.code, error.message + kept_in(outcome.backup), remedy=again(job.keep_nvs)
-        ) from error
-
-
-def _boot(
+def _start(
     port: SerialBase, link: EspLink, job: FlashJob, hooks: FlashHooks, outcome: FlashOutcome
-) -> FlashOutcome:
-    hooks.phase("booting")
+) -> None:
     file = outcome.file
-    about = file.app.descriptor if file.app is not None else None
-    expected = Expected(
-        offset=file.booted.offset,
-        project=about.project if about is not None else None,
-        version=about.version if about is not None else None,
-        elf_sha256=about.elf_sha256.hex() if about is not None else None,
-        matches=job.boot.matches,
-    )
     nvs = [parse_nvs(part.data) for part in outcome.plan.kept]
-    nvs += [held for _, held in file.merged.nvs if isinstance(held, Nvs)]
-    monitor = watch_start(port, link, expected, job.boot, nvs=nvs, stopped=hooks.stopping)
-    outcome.judge(monitor, remedy="Look at the boot log, correct the firmware, and flash it again.")
+    nvs += [held for _, held in file.nvs]
+    monitor = started(
+        port,
+        link,
+        job.boot,
+        outcome,
+        Expected.of(file.booted, file.app, job.boot.matches),
+        nvs=nvs,
+        stopped=hooks.stopping,
+        remedy="Look at the boot log, correct the firmware, and flash it again.",
+    )
     if outcome.confirmed or (
         monitor.verdict is Verdict.SILENT and _has_kept_keys(port, job, outcome)
     ):
@@ -280,25 +209,20 @@ def _boot(
         store = Backups(job.state_dir, outcome.chip.mac)
         store.finish()
         store.tidy()
-    return outcome
 
 
 def _has_kept_keys(port: SerialBase, job: FlashJob, outcome: FlashOutcome) -> bool:
     """Whether a board whose start showed nothing has every key that it was given.
 
     For that it is looked at in download mode and restarted once more. False as well where that
-    cannot be told.
+    cannot be told. (Its reset reaches it: the start before was seen to leave download mode.)
     """
     kept = [parse_nvs(part.data).keys() for part in outcome.plan.kept]
     if not kept:
         return True
 
-    def same(mac: str) -> None:
-        require_board(mac, outcome.chip.mac, remedy="")
-
     try:
-        link = connect(port, baud=job.baud, identified=same)
-        with left_running(link):
+        with visited(port, job.baud, lambda mac: None, meant=outcome.chip.mac) as link:
             found = [
                 parse_nvs(link.read(part.after.offset, part.after.whole_bytes)).keys()
                 for part in outcome.plan.kept

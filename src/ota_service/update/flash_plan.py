@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ota_service.errors import OtaError
-from ota_service.formats.bootloader import FLASH_BYTES_ELSE, Bootloader
+from ota_service.formats.bootloader import FLASH_BYTES_ELSE
 from ota_service.formats.flashops import SECTOR_BYTES
 from ota_service.formats.image import AppImage
 from ota_service.formats.merged import MergedBinary, parse_merged, whole_flash
 from ota_service.formats.nvs import Nvs, parse_nvs
 from ota_service.formats.nvs.move import move_nvs
-from ota_service.formats.partitions import Partition, PartitionTable
+from ota_service.formats.partitions import TABLE_OFFSET, Partition, PartitionTable
 from ota_service.link.chip import ChipInfo
 from ota_service.update.backup import NVS_KIND, Backup
-from ota_service.update.rewrite import Write
+from ota_service.update.rewrite import Write, WritePlan
 
 TABLE_SECTORS_BYTES = 0x1000
 _REMEDY = "Make it again: `make build-esp32-bin`; `esp32-ota image inspect` says what is in it."
@@ -28,22 +28,20 @@ _REMEDY = "Make it again: `make build-esp32-bin`; `esp32-ota image inspect` says
 
 @dataclass(frozen=True)
 class MergedFile:
-    """A Merged Binary that may be written: data is the flash from address 0, whole sectors."""
+    """A Merged Binary that may be written: data is the flash from address 0, whole sectors.
+
+    booted: what the board starts afterwards. app: the one there; None for one without an app
+    descriptor. made_for: the bytes of flash that its bootloader is built for, where it says so.
+    nvs: the file's own.
+    """
 
     data: bytes = field(repr=False)
     sha256: str
     merged: MergedBinary = field(repr=False)
-
-    @property
-    def booted(self) -> Partition:
-        """What the board starts afterwards."""
-        assert self.merged.booted is not None
-        return self.merged.booted
-
-    @property
-    def app(self) -> AppImage | None:
-        """The app that is started; None for one without an app descriptor."""
-        return self.merged.app_of(self.booted)
+    booted: Partition
+    app: AppImage | None
+    made_for: int | None
+    nvs: tuple[tuple[Partition, Nvs], ...] = field(repr=False)
 
 
 def check_merged(data: bytes) -> MergedFile:
@@ -83,11 +81,14 @@ def check_merged(data: bytes) -> MergedFile:
             remedy="Make it again with the board's flash size: `make build-esp32-bin "
             "FLASH_SIZE=..`.",
         )
+    stores = []
     for part, nvs in merged.nvs:
         if isinstance(nvs, OtaError):
             raise OtaError("image-corrupt", f"{part.label} in the file: {nvs.message}")
+        stores.append((part, nvs))
     flash += b"\xff" * (-len(flash) % SECTOR_BYTES)
-    return MergedFile(flash, hashlib.sha256(data).hexdigest(), merged)
+    sha256, app = hashlib.sha256(data).hexdigest(), merged.app_of(booted)
+    return MergedFile(flash, sha256, merged, booted, app, loader.flash_bytes, tuple(stores))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,33 +124,31 @@ class KeptPartition:
 
     def to_dict(self) -> dict[str, object]:
         """As in the reply."""
-        shown: dict[str, object] = {
+        places = {"to": self.after} | ({} if self.before is None else {"from": self.before})
+        return {
             "partition": self.label,
             "keys": self.keys,
             "moved": not self.in_place,
-            "to": {"offset": self.after.offset, "size_bytes": self.after.size_bytes},
+            **{
+                name: {"offset": part.offset, "size_bytes": part.size_bytes}
+                for name, part in places.items()
+            },
         }
-        if self.before is not None:
-            shown["from"] = {
-                "offset": self.before.offset,
-                "size_bytes": self.before.size_bytes,
-            }
-        return shown
 
 
 @dataclass(frozen=True, slots=True)
-class FlashPlan:
-    """What will be written, in this order, after the table's sector was erased.
-
-    kept: NVS partitions whose keys stay. lost: those with keys that do not. table: the last
-    write of all. notes: for people.
+class FlashPlan(WritePlan):
+    """What will be written. kept: NVS partitions whose keys stay. lost: those with keys that do
+    not.
     """
 
-    writes: tuple[Write, ...]
-    table: Write
     kept: tuple[KeptPartition, ...]
     lost: tuple[str, ...]
-    notes: tuple[str, ...]
+
+    @property
+    def standing(self) -> list[Write]:
+        """The keys that stay, in their place or in another one."""
+        return [Write(part.label, part.after.offset, part.data) for part in self.kept]
 
 
 def plan_flash(
@@ -188,7 +187,8 @@ def plan_flash(
         for label, data in before.nvs.items()
         if all(part.label != label for part in kept) and data.strip(b"\xff")
     )
-    return FlashPlan(tuple(writes), table, kept, lost, _notes(file, places))
+    old_tables = (TABLE_OFFSET, *before.tables)
+    return FlashPlan(tuple(writes), table, old_tables, _notes(file, places), kept, lost)
 
 
 def _require_fit(file: MergedFile, chip: ChipInfo) -> None:
@@ -220,9 +220,7 @@ def _require_fit(file: MergedFile, chip: ChipInfo) -> None:
     size = chip.flash_bytes
     if size is None:
         raise OtaError("flash-size", "The size of the board's flash chip is not known.")
-    loader = merged.bootloader
-    made_for = loader.flash_bytes if isinstance(loader, Bootloader) else None
-    needed = max(merged.table.end, len(file.data), made_for or 0)
+    needed = max(merged.table.end, len(file.data), file.made_for or 0)
     if needed > size:
         raise OtaError(
             "flash-size",
@@ -293,8 +291,8 @@ def _blank(part: Partition, begin: int) -> Write:
 
 def _notes(file: MergedFile, kept: Mapping[Partition, KeptPartition]) -> tuple[str, ...]:
     notes = []
-    for part, nvs in file.merged.nvs:
-        if part in kept and isinstance(nvs, Nvs) and nvs.keys():
+    for part, nvs in file.nvs:
+        if part in kept and nvs.keys():
             notes.append(
                 f"The file has keys of its own for {part.name}; the board's are kept instead."
             )

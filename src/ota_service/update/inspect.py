@@ -22,6 +22,7 @@ from ota_service.formats.image import HEADER_BYTES, AppDescriptor, parse_header
 from ota_service.formats.nvs import Nvs, parse_nvs
 from ota_service.formats.otadata import OtaData, OtaState, parse_otadata
 from ota_service.formats.partitions import (
+    OTADATA_BYTES,
     TABLE_OFFSET,
     Partition,
     PartitionTable,
@@ -48,7 +49,6 @@ from ota_service.update.bootable import (
 from ota_service.update.facts import BoardFacts, KnownImage
 from ota_service.update.first_look import FLASH_SIZE_REMEDY, FirstLook
 
-OTADATA_BYTES = 0x2000
 NAMESPACE = "VIAM_NS"
 VERSION_KEY = "OTA_VERSION"
 
@@ -108,6 +108,24 @@ class Inspection:
     pending: bool = False
     problem: OtaError | None = None
 
+    @property
+    def parts(self) -> PartitionTable:
+        """Its partition table, on a board whose table could be read."""
+        assert self.table is not None
+        return self.table
+
+    @property
+    def selection(self) -> Partition:
+        """The otadata partition of a board that has OTA slots."""
+        assert self.parts.otadata is not None
+        return self.parts.otadata
+
+    @property
+    def entries(self) -> OtaData:
+        """What otadata said on a board that has OTA slots."""
+        assert self.otadata is not None
+        return self.otadata
+
     def app(self, partition: Partition) -> App | None:
         """The app in a partition."""
         return next((app for app in self.apps if app.partition.offset == partition.offset), None)
@@ -116,10 +134,15 @@ class Inspection:
         """Whether a partition's content is the firmware asked about."""
         return partition.offset in self.holding
 
+    def about(self, partition: Partition) -> AppDescriptor | None:
+        """What the app in a partition says of itself."""
+        app = self.app(partition)
+        return app.descriptor if app is not None else None
+
     def secure_version_of(self, partition: Partition) -> int:
         """The secure version of the app in a partition, 0 where it says none."""
-        app = self.app(partition)
-        return app.descriptor.secure_version if app is not None and app.descriptor else 0
+        about = self.about(partition)
+        return about.secure_version if about is not None else 0
 
     def secure_floor(self, fused: int) -> int:
         """The least secure version that the bootloader starts; 0: it does not mind.
@@ -145,16 +168,27 @@ class Inspection:
     @property
     def secrets(self) -> list[bytes]:
         """The values of all NVS strings but the version: never to be shown."""
-        stores = self.other_nvs if self.nvs is None else (self.nvs, *self.other_nvs)
-        return [
-            value
-            for store in stores
-            for ns, key, value in store.strings()
-            if (ns, key) != _VERSION_AT
-        ]
+        return secrets_of(self.other_nvs if self.nvs is None else (self.nvs, *self.other_nvs))
 
 
 _VERSION_AT = (NAMESPACE, VERSION_KEY)
+
+
+def read_otadata(flash: Flash, found: Inspection) -> OtaData:
+    """What otadata says now."""
+    return parse_otadata(flash.read(found.selection.offset, OTADATA_BYTES))
+
+
+def secrets_of(stores: Iterable[Nvs]) -> list[bytes]:
+    """The values of all their strings but the version."""
+    return [
+        value for store in stores for ns, key, value in store.strings() if (ns, key) != _VERSION_AT
+    ]
+
+
+def tag_in(nvs: Nvs) -> str:
+    """The version that is stored there; "" for none."""
+    return nvs.get_string(NAMESPACE, VERSION_KEY) or ""
 
 
 def inspect(
@@ -192,10 +226,8 @@ def inspect(
         return _with_nvs(flash, replace(found, problem=error))
     images = [*([firmware] if firmware is not None else []), *known]
     found = _with_otadata(flash, found)
-    if found.problem is None:
-        found = _with_running(flash, found, facts, images, None if found.pending else look)
-        pending = found.pending and not _nobody_confirms(found)
-        found = replace(found, pending=pending)
+    found = _Search(flash, found, facts, images).done(None if found.pending else look)
+    found = replace(found, pending=found.pending and not _nobody_confirms(found))
     if firmware is not None:
         found = replace(found, holding=frozenset(_holding(flash, found, firmware)))
     return _with_nvs(flash, found)
@@ -234,14 +266,8 @@ def _apps(flash: Flash, table: PartitionTable) -> Iterable[App]:
 
 
 def _with_otadata(flash: Flash, found: Inspection) -> Inspection:
-    assert found.table is not None
-    partition = found.table.otadata
-    assert partition is not None  # require_ota saw to it
-    raw = flash.read(partition.offset, OTADATA_BYTES)
-    try:
-        otadata = parse_otadata(raw)
-    except OtaError as error:
-        return replace(found, problem=found.problem or error)
+    raw = flash.read(found.selection.offset, OTADATA_BYTES)
+    otadata = parse_otadata(raw)
     return replace(found, otadata_raw=raw, otadata=otadata, pending=otadata.may_be_pending)
 
 
@@ -252,27 +278,27 @@ def _with_nvs(flash: Flash, found: Inspection) -> Inspection:
     the default one is taken where none has the version, and another one only where it holds the
     namespace already. What cannot be read in another one is no reason to leave the board.
     """
-    assert found.table is not None
+    table = found.parts
     stores: list[tuple[Partition, bytes, Nvs]] = []
     problem: OtaError | None = None
-    for partition in found.table.nvs_stores:
+    for partition in table.nvs_stores:
         raw = flash.read(partition.offset, partition.whole_bytes)
         try:
             if partition.encrypted:
                 raise OtaError("flash-encrypted", "The board encrypts its NVS.")
             stores.append((partition, raw, parse_nvs(raw)))
         except OtaError as error:
-            if partition == found.table.nvs:
+            if partition == table.nvs:
                 return replace(found, problem=found.problem or error)
             problem = problem or error
-    chosen = _store(found.table, stores)
+    chosen = _store(table, stores)
     if chosen is None:
         return replace(found, problem=found.problem or problem or OtaError("nvs-missing"))
     others = tuple(nvs for partition, _, nvs in stores if partition != chosen[0])
     found = replace(found, other_nvs=others)
     partition, raw, nvs = chosen
     try:
-        version = nvs.get_string(NAMESPACE, VERSION_KEY) or ""
+        version = tag_in(nvs)
     except OtaError as error:
         return replace(found, problem=found.problem or error)
     return replace(found, store=partition, nvs_raw=raw, nvs=nvs, version=version)
@@ -304,57 +330,122 @@ def boot_order(table: PartitionTable, entries: OtaData) -> list[Partition]:
 def _nobody_confirms(found: Inspection) -> bool:
     """Whether the entry that decides awaits an app that does not boot: its slot is damaged, and
     another one runs. Then a restart takes nothing away."""
-    assert found.table is not None
-    assert found.otadata is not None
-    slots, entries = found.table.ota_slots, found.otadata.entries
-    pending = [e for e in entries if e.counts and e.state == OtaState.PENDING_VERIFY]
+    slots = found.parts.ota_slots
+    pending = [e for e in found.entries.entries if e.counts and e.state == OtaState.PENDING_VERIFY]
     awaited = [slots[entry.slot_index(len(slots))] for entry in pending]
     runs = found.running.partition
-    return runs is not None and runs not in [*awaited, *boot_order(found.table, found.otadata)[:1]]
+    return runs is not None and runs not in [*awaited, *boot_order(found.parts, found.entries)[:1]]
 
 
-def _with_running(
-    flash: Flash,
-    found: Inspection,
-    facts: BoardFacts,
-    images: list[KnownImage],
-    look: Look | None,
-) -> Inspection:
-    """With what runs, or why the board comes to no app at all."""
-    table = found.table
-    assert table is not None
-    assert found.otadata is not None
-    order = boot_order(table, found.otadata)
-    cramped = _cramped(flash, found)
-    running = None if cramped else _by_digest(flash, found, order[0], facts, images)
-    if running is not None:
-        return replace(found, running=running)
-    seen = FirstLook()
-    if look is not None:
-        seen = look()
-        flash.prefetch(_stores(table))
-        found = _with_otadata(flash, found)  # the firmware ran in between
-        assert found.otadata is not None
-        order = boot_order(table, found.otadata)
-    if seen.offset is not None:
-        return replace(found, running=_loaded(flash, order, seen.offset))
-    # Without a look nothing speaks against a bootloader that starts its app all the same.
-    problem = seen.stuck or (cramped if look is not None else None)
-    if problem is not None:
-        why = Running(None, "none", why=problem)
-        return replace(found, running=why, problem=found.problem or problem)
-    running = _verified(flash, found, order, facts, images, seen)
-    if not running.dead:
-        return replace(found, running=running)
-    if look is None or not seen.restarted:  # it may print, and more than was read may run
-        return replace(found, running=replace(running, dead=False))
-    return replace(found, running=running, pending=False)  # nobody is there to confirm anything
+@dataclass(slots=True)
+class _Search:
+    """For what runs. found: so far. images: those that were checked."""
+
+    flash: Flash
+    found: Inspection
+    facts: BoardFacts
+    images: list[KnownImage]
+
+    def done(self, look: Look | None) -> Inspection:
+        """With what runs, or why the board comes to no app at all."""
+        found = self.found
+        order = boot_order(found.parts, found.entries)
+        cramped = _cramped(self.flash, found)
+        running = None if cramped else self._by_digest(order[0])
+        if running is not None:
+            return replace(found, running=running)
+        seen = FirstLook()
+        if look is not None:
+            seen = look()
+            self.flash.prefetch(_stores(found.parts))
+            # The firmware ran in between.
+            self.found = found = _with_otadata(self.flash, found)
+            order = boot_order(found.parts, found.entries)
+        if seen.offset is not None:
+            return replace(found, running=self._loaded(order, seen.offset))
+        # Without a look nothing speaks against a bootloader that starts its app all the same.
+        problem = seen.stuck or (cramped if look is not None else None)
+        if problem is not None:
+            why = Running(None, "none", why=problem)
+            return replace(found, running=why, problem=found.problem or problem)
+        running = self._verified(order, seen)
+        if not running.dead:
+            return replace(found, running=running)
+        if look is None or not seen.restarted:  # it may print, and more than was read may run
+            return replace(found, running=replace(running, dead=False))
+        return replace(found, running=running, pending=False)  # nobody is there to confirm anything
+
+    def _by_digest(self, partition: Partition) -> Running | None:
+        """A partition whose content is known to be an image that boots here, by its digest."""
+        found, app = self.found, self.found.app(partition)
+        floor = found.secure_floor(found.chip.secure_version)
+        if app is None or found.secure_version_of(partition) < floor:
+            return None  # it may have run before the fuses were burnt
+        fact = self.facts.slots.get(partition.name)
+        if fact is not None and fact.size_bytes <= partition.size_bytes:
+            md5 = self.flash.md5(partition.offset, fact.size_bytes)
+            if md5 == fact.md5:
+                return Running(partition, "journal", fact.size_bytes, md5)
+        if header_doubt(app.head, found.chip, floor) or only_the_board_knows(app.head, found.chip):
+            return None
+        for image in self.images:
+            if _holds(self.flash, app, image):
+                return Running(partition, "image", image.size_bytes, image.md5)
+        return None
+
+    def _loaded(self, order: list[Partition], offset: int) -> Running:
+        """What the bootloader's log says that it loaded; with the digest of its image, so that the
+        next look needs no restart."""
+        partition = next((one for one in order if one.offset == offset), None)
+        if partition is None:
+            return _untold(
+                f"its bootloader starts an app at {offset:#x}, which is none of the slots in its "
+                "table"
+            )
+        size_bytes = image_bytes(self.flash, partition)
+        if size_bytes is None:
+            return Running(partition, "log")
+        return Running(partition, "log", size_bytes, self.flash.md5(partition.offset, size_bytes))
+
+    def _verified(self, order: list[Partition], seen: FirstLook) -> Running:
+        """What a bootloader that says nothing starts: the first image that it finds whole."""
+        for partition in order:
+            running = self._by_digest(partition) or self._whole(partition, seen)
+            if running is None:
+                continue
+            if running.partition is not None and seen.nothing_boots:
+                return _untold(
+                    f"{partition.name} holds a whole image, and yet the bootloader says that no "
+                    "app partition is bootable"
+                )
+            return running
+        if seen.app_prints:
+            return _untold("none holds a whole image, and yet something on the board prints")
+        why = OtaError(
+            "otadata-invalid",
+            "Nothing on the board boots: no app partition that its bootloader would try holds a "
+            "whole image.",
+        )
+        return Running(None, "none", dead=True, why=why)
+
+    def _whole(self, partition: Partition, seen: FirstLook) -> Running | None:
+        """A partition by its whole image; None where the bootloader passes it over."""
+        chip = self.found.chip
+        image = candidate(self.flash, partition, chip, self.found.secure_floor(chip.secure_version))
+        if image.boots == "no" or (image.boots == "unclear" and seen.nothing_boots):
+            return None
+        doubt = image.why or only_the_board_knows(
+            self.flash.read(partition.offset, HEAD_BYTES), chip
+        )
+        if doubt:
+            return _untold(f"{partition.name} {doubt}")
+        md5 = self.flash.md5(partition.offset, image.size_bytes)
+        return Running(partition, "verified", image.size_bytes, md5)
 
 
 def _cramped(flash: Flash, found: Inspection) -> OtaError | None:
     """A bootloader whose header says less flash than the table needs starts nothing."""
-    table = found.table
-    assert table is not None
+    table = found.parts
     for head in _bootloader_head(found.chip):
         size_bytes = header_flash_bytes(flash.read(head.offset, head.size_bytes))
         if size_bytes is not None and table.end > size_bytes:
@@ -366,83 +457,6 @@ def _cramped(flash: Flash, found: Inspection) -> OtaError | None:
                 remedy=FLASH_SIZE_REMEDY,
             )
     return None
-
-
-def _by_digest(
-    flash: Flash,
-    found: Inspection,
-    partition: Partition,
-    facts: BoardFacts,
-    images: list[KnownImage],
-) -> Running | None:
-    """A partition whose content is known to be an image that boots here, by its digest."""
-    app = found.app(partition)
-    floor = found.secure_floor(found.chip.secure_version)
-    if app is None or found.secure_version_of(partition) < floor:
-        return None  # it may have run before the fuses were burnt
-    fact = facts.slots.get(partition.name)
-    if fact is not None and fact.size_bytes <= partition.size_bytes:
-        md5 = flash.md5(partition.offset, fact.size_bytes)
-        if md5 == fact.md5:
-            return Running(partition, "journal", fact.size_bytes, md5)
-    if header_doubt(app.head, found.chip, floor) or only_the_board_knows(app.head, found.chip):
-        return None
-    for image in images:
-        if _holds(flash, app, image):
-            return Running(partition, "image", image.size_bytes, image.md5)
-    return None
-
-
-def _loaded(flash: Flash, order: list[Partition], offset: int) -> Running:
-    """What the bootloader's log says that it loaded; with the digest of its image, so that the
-    next look needs no restart."""
-    partition = next((one for one in order if one.offset == offset), None)
-    if partition is None:
-        return _untold(
-            f"its bootloader starts an app at {offset:#x}, which is none of the slots in its table"
-        )
-    size_bytes = image_bytes(flash, partition)
-    if size_bytes is None:
-        return Running(partition, "log")
-    return Running(partition, "log", size_bytes, flash.md5(partition.offset, size_bytes))
-
-
-def _verified(
-    flash: Flash,
-    found: Inspection,
-    order: list[Partition],
-    facts: BoardFacts,
-    images: list[KnownImage],
-    seen: FirstLook,
-) -> Running:
-    """What a bootloader that says nothing starts: the first image that it finds whole."""
-    floor = found.secure_floor(found.chip.secure_version)
-    for partition in order:
-        running = _by_digest(flash, found, partition, facts, images)
-        if running is None:
-            image = candidate(flash, partition, found.chip, floor)
-            if image.boots == "no" or (image.boots == "unclear" and seen.nothing_boots):
-                continue
-            if image.boots == "unclear":
-                return _untold(f"{partition.name} {image.why}")
-            if doubt := only_the_board_knows(flash.read(partition.offset, HEAD_BYTES), found.chip):
-                return _untold(f"{partition.name} {doubt}")
-            md5 = flash.md5(partition.offset, image.size_bytes)
-            running = Running(partition, "verified", image.size_bytes, md5)
-        if seen.nothing_boots:
-            return _untold(
-                f"{partition.name} holds a whole image, and yet the bootloader says that no app "
-                "partition is bootable"
-            )
-        return running
-    if seen.app_prints:
-        return _untold("none holds a whole image, and yet something on the board prints")
-    why = OtaError(
-        "otadata-invalid",
-        "Nothing on the board boots: no app partition that its bootloader would try holds a "
-        "whole image.",
-    )
-    return Running(None, "none", dead=True, why=why)
 
 
 def _untold(why: str) -> Running:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import Nvs, parse_nvs
-from ota_service.formats.text import field_text
+from ota_service.update.backup import NVS_KIND, Key, values
+from ota_service.update.flash_plan import Before
 from ota_service.update.inspect import NAMESPACE, VERSION_KEY
 
 _OF_IDF = frozenset({"phy", "nvs.net80211", "dhcp_state"})
@@ -21,18 +22,40 @@ _OF_IDF = frozenset({"phy", "nvs.net80211", "dhcp_state"})
 _NUMBER_TYPES = range(0x01, 0x21)
 """Item types of integers, which are often equal by chance."""
 
-_Key = tuple[str, str, int]
 
+def to_keep(
+    before: Before, saved: Mapping[Path, Mapping[str, bytes]] | None = None
+) -> dict[str, bytes]:
+    """The NVS contents to carry over, by label: the board's, or those of runs that were cut.
 
-def which_counts(label: str, held: Mapping[Path | None, bytes]) -> bytes:
-    """The contents that count.
-
-    held: the board's (None) and those of backups' folders, the newest first. Raises OtaError: as
-    `parse_nvs` where none can be read, and "nvs-invalid" where it cannot be told which count.
+    saved: on the disk, folder -> label -> contents, the newest first. Raises OtaError where the
+    board has none that can be read and nothing was saved, as `parse_nvs` where none of a label's
+    can be read, and "nvs-invalid" where it cannot be told which ones count.
     """
+    saved = saved or {}
+    problem = before.table_problem
+    if before.table is not None and any(
+        part.kind == NVS_KIND and part.encrypted for part in before.table.partitions
+    ):
+        problem = OtaError("flash-encrypted", "The board encrypts its NVS.")
+    if problem is not None and not saved:
+        raise OtaError(
+            problem.code,
+            f"The board's keys cannot be kept: {problem.message}",
+            remedy="Flash without keep_nvs if they may be lost, and provision the board anew.",
+        )
+    held: list[tuple[Path | None, Mapping[str, bytes]]] = [(None, before.nvs), *saved.items()]
+    labels = dict.fromkeys(label for _, one in held for label in one)
+    return {
+        label: _best(label, [(at, one[label]) for at, one in held if label in one])
+        for label in labels
+    }
+
+
+def _best(label: str, held: list[tuple[Path | None, bytes]]) -> bytes:
     best: tuple[Path | None, bytes, Nvs] | None = None
     problem: OtaError | None = None
-    for at, data in held.items():
+    for at, data in held:
         try:
             nvs = parse_nvs(data)
         except OtaError as error:
@@ -50,7 +73,7 @@ def _counts(label: str, at: Path | None, newer: Nvs, folder: Path | None, older:
     """Whether the older of two count. Raises OtaError where that cannot be told."""
     if newer.keys() >= older.keys():
         return False
-    now, then = _contents(newer), _contents(older)
+    now, then = values(newer), values(older)
     same = now.items() & then.items()
     if len(same) == len(now):
         return True  # nothing of its own: blank, or a part of it is gone
@@ -74,21 +97,11 @@ def _counts(label: str, at: Path | None, newer: Nvs, folder: Path | None, older:
     )
 
 
-def _contents(nvs: Nvs) -> dict[_Key, bytes]:
-    """(namespace, key, item type) -> value."""
-    names = {index: name for name, index in reversed(nvs.namespaces.items())}
-    return {
-        (names.get(space, f"#{space}"), field_text(key), kind): value
-        for (space, key, kind), value in nvs.contents().items()
-        if space
-    }
-
-
-def _of_apps(contents: Mapping[_Key, bytes]) -> bool:
+def _of_apps(contents: Mapping[Key, bytes]) -> bool:
     return any(space not in _OF_IDF for space, _, _ in contents)
 
 
-def _survives(key: _Key) -> bool:
+def _survives(key: Key) -> bool:
     """Whether it tells that an NVS was not erased, where its value is still the same."""
     space, name, kind = key
     ours = (space, name) == (NAMESPACE, VERSION_KEY)

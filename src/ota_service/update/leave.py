@@ -6,55 +6,49 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from ota_service.errors import OtaError
+from ota_service.formats.flashops import SECTOR_BYTES, Program
+from ota_service.formats.otadata import OtaState, parse_otadata
+from ota_service.formats.partitions import OTADATA_BYTES
 from ota_service.formats.table_places import find_table
-from ota_service.link.chip import ChipInfo
-from ota_service.link.flash import Flash
-from ota_service.update.carry_out import rearm
+from ota_service.link.flash import apply_verified
+from ota_service.link.link import EspLink
 
 _GONE = ("link-lost", "no-answer", "wrong-board")
 """Where nothing but a reset can be done: the board that was looked at does not answer."""
+_STATE_AT = 24
+"""Of ota_state in an otadata entry (esp32.md, "otadata")."""
 
 
-class Visited(Flash, Protocol):
-    """A link to a chip, as far as leaving it needs one.
+def _give_time_again(link: EspLink) -> None:
+    """An app that waits for confirmation gets its whole time again: the bootloader that the next
+    restart passes would turn it down. Where that cannot be, the board is left alone.
 
-    chip: what it is. running: it was restarted into its firmware.
+    NEW is PENDING_VERIFY with one bit cleared, and the entry's CRC does not cover the state, so
+    one program turns it back.
     """
-
-    @property
-    def chip(self) -> ChipInfo:
-        """What it is."""
-
-    @property
-    def running(self) -> bool:
-        """Whether it was restarted into its firmware."""
-
-    def restart(self) -> None:
-        """Reset it into its firmware."""
-
-
-def give_time_again(link: Visited) -> None:
-    """An app that waits for confirmation gets its whole time again (`rearm`): the bootloader that
-    the next restart passes would turn it down. Where that cannot be, the board is left alone."""
     with contextlib.suppress(OtaError):
-        table = find_table(link.read, flash_bytes=link.chip.flash_bytes)
-        if table.otadata is not None:
-            rearm(link, table)
+        at = find_table(link.read, flash_bytes=link.chip.flash_bytes).otadata
+        if at is None:
+            return
+        entries = parse_otadata(link.read(at.offset, OTADATA_BYTES)).entries
+        for sector, entry in enumerate(entries):
+            if entry.counts and entry.state == OtaState.PENDING_VERIFY:
+                place = at.offset + sector * SECTOR_BYTES + _STATE_AT
+                apply_verified(link, [Program(place, bytes(4), "its time to confirm again")])
 
 
-def put_back(link: Visited, *, waits: bool = True) -> None:
+def put_back(link: EspLink, *, waits: bool = True) -> None:
     """Restart a board that was only looked at. waits: its app may wait for confirmation, and is
     to get its time again. Raises OtaError `link-lost`."""
     if waits:
-        give_time_again(link)
+        _give_time_again(link)
     link.restart()
 
 
 @contextmanager
-def left_running(link: Visited, *, waits: Callable[[], bool] = lambda: True) -> Iterator[None]:
+def left_running(link: EspLink, *, waits: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """Where the visit fails, the board is not left in download mode, as far as its port allows.
 
     waits: as in `put_back`, asked when it fails.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Plans one board's update: a pure function of what is wanted, what is there and what is known.
 
-A plan is an ordered list of steps, each with its reason. Everything that can be known before
+A plan is an ordered list of steps, with the reason for them. Everything that can be known before
 the first write is checked here, so a plan that is not a refusal can be carried out as it is:
 the edits of otadata and NVS in it were already computed, and proven on a copy.
 """
@@ -27,32 +27,20 @@ class WriteSlot:
     """Write the image into a spare slot, and read its digest back."""
 
     slot: Partition
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchOtadata:
-    """Make the bootloader start the slot from now on."""
+    """Make the bootloader start another slot from now on."""
 
-    slot: Partition
     edit: otadata.OtaEdit
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class RecordVersion:
     """Store the version in NVS."""
 
-    version: str
     edit: nvs.NvsEdit
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Restart:
-    """Reset the board into its firmware."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +52,9 @@ class WatchBoot:
 
     slot: Partition
     confirms: bool
-    reason: str
 
 
-Step = WriteSlot | SwitchOtadata | RecordVersion | Restart | WatchBoot
+Step = WriteSlot | SwitchOtadata | RecordVersion | WatchBoot
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +62,8 @@ class Plan:
     """What will be done to one board, and why.
 
     code: the error's code of a refusal, "rolled-back" where the board had gone back by itself.
-    slot: the slot that will run afterwards. from_version, to_version: the stored tag before and
-    after.
+    steps: in their order; the board is restarted after them in any case. slot: the one that will
+    run afterwards. from_version, to_version: the stored tag before and after.
     """
 
     action: Action
@@ -115,7 +102,7 @@ def plan(
     Never raises for what is on the board: a board that cannot be updated gets a refusal.
     """
     try:
-        return _plan(found, version, image, facts, force, adopted, rescue)
+        return _Wanted(found, version, image, facts, force, adopted, rescue).plan()
     except OtaError as error:
         return refuse(error, found.version)
 
@@ -132,227 +119,204 @@ def refuse(error: OtaError, from_version: str = "") -> Plan:
     )
 
 
-def _plan(
-    found: Inspection,
-    version: str,
-    image: AppImage | None,
-    facts: BoardFacts,
-    force: bool,
-    adopted: bool,
-    rescue: bool,
-) -> Plan:
-    if found.problem is not None:
-        raise found.problem
-    if found.pending:
-        raise OtaError("awaiting-confirmation")
-    running = found.running.partition
-    if running is None:
-        return _rescue(found, version, image, adopted, rescue)
-    if rescue:
-        raise OtaError("board-boots", f"The board boots {running.name}, so nothing was written.")
-    if not adopted:
-        _require_ours(found, image)
-    equal = found.version == version and not force
-    if equal:
-        if (corrected := _rolled_back(found, version, facts)) is not None:
-            return corrected
-        if not _tag_of_another(found, facts, running, image):
-            return _up_to_date(found, facts, running)
-    if image is None:
-        raise OtaError("no-board", "No image was given to plan an update with.")
-    _require_runnable(found, image)
-    if found.holds(running):
-        if found.version == version and force:
-            return _watched_again(found, facts, running)
-        return _record(found, version, facts, running)
-    assert found.table is not None
-    reason = _why(found.version, version, force)
-    spares = _spares(found.table.ota_slots, running)
-    ready = next((slot for slot in spares if found.holds(slot)), None)
-    if ready is not None:
-        return _switch(found, version, ready, f"{reason}; {READY}", write=False)
-    return _switch(found, version, _that_fits(spares, image), reason, write=True)
-
-
-def _rescue(
-    found: Inspection, version: str, image: AppImage | None, adopted: bool, rescue: bool
-) -> Plan:
-    """A board on which nothing boots by its bootloader's own rules: a new firmware cannot make
-    that worse, but it is a person who says so."""
-    if image is not None:
-        _require_runnable(found, image)
-    if image is None or not rescue or not found.running.dead:
-        raise found.running.why or OtaError("otadata-invalid")
-    if not adopted:
-        _require_namespace(found)
-    assert found.table is not None
-    slot = _that_fits(found.table.ota_slots, image)
-    return _switch(found, version, slot, "rescued: nothing on the board boots", write=True)
-
-
 READY = "spare slot already holds this image: switch only"
 
 
-def _why(stored: str, configured: str, force: bool) -> str:
-    if stored != configured:
-        return f'version differs: stored "{stored}", configured "{configured}"'
-    if force:
-        return f'forced: "{configured}" is stored already'
-    return "the board does not run this image"
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is there, what is wanted, and what is known; fields as the arguments of `plan`."""
 
+    found: Inspection
+    version: str
+    image: AppImage | None
+    facts: BoardFacts
+    force: bool
+    adopted: bool
+    rescue: bool
 
-def _tag_of_another(
-    found: Inspection, facts: BoardFacts, running: Partition, image: AppImage | None
-) -> bool:
-    """Whether the stored tag is the target's, and another firmware runs, because an interruption
-    fell between otadata and the version: on the way to another target, or on the way back from
-    this one. Without a memory of the board, the target's image in another slot says so."""
-    if image is None or found.holds(running):
-        return False
-    forgotten = facts.last_slot is None and bool(found.holding)
-    return facts.unwatched or facts.interrupted or forgotten
+    def plan(self) -> Plan:
+        found, image = self.found, self.image
+        if found.problem is not None:
+            raise found.problem
+        if found.pending:
+            raise OtaError("awaiting-confirmation")
+        running = found.running.partition
+        if running is None:
+            return self._rescue()
+        if self.rescue:
+            raise OtaError(
+                "board-boots", f"The board boots {running.name}, so nothing was written."
+            )
+        if not self.adopted:
+            _require_ours(found, image)
+        equal = found.version == self.version
+        kept = self._kept(running) if equal and not self.force else None
+        if kept is not None:
+            return kept
+        if image is None:
+            raise OtaError("no-board", "No image was given to plan an update with.")
+        _require_runnable(found, image)
+        if found.holds(running):
+            return self._watched_again(running) if equal and self.force else self._record(running)
+        return self._write(running, image)
 
+    def _kept(self, running: Partition) -> Plan | None:
+        """The firmware stays, where the stored tag is the target's and not that of another one."""
+        corrected = self._rolled_back(running)
+        if corrected is None and not self._tag_of_another(running):
+            return self._up_to_date(running)
+        return corrected
 
-def _up_to_date(found: Inspection, facts: BoardFacts, running: Partition) -> Plan:
-    steps: tuple[Step, ...] = (Restart("back into its firmware"),)
-    reason = "up to date"
-    confirms = _has_yet_to_confirm(found, facts, running)
-    moved = _moved(facts, running)
-    if confirms or moved or (facts.unwatched and facts.last_slot is None):
-        reason = "up to date; the boot of the slot that runs was never watched"
-        steps = (
-            Restart("to watch the boot that an interruption left unwatched"),
-            WatchBoot(running, confirms, "its boot was never watched"),
-        )
-    return Plan(
-        "none",
-        reason,
-        steps=steps,
-        slot=running,
-        from_version=found.version,
-        to_version=found.version,
-    )
+    def _rescue(self) -> Plan:
+        """A board on which nothing boots by its bootloader's own rules: a new firmware cannot make
+        that worse, but it is a person who says so."""
+        found, image = self.found, self.image
+        if image is not None:
+            _require_runnable(found, image)
+        if image is None or not self.rescue or not found.running.dead:
+            raise found.running.why or OtaError("otadata-invalid")
+        if not self.adopted:
+            _require_namespace(found)
+        slot = _that_fits(found.parts.ota_slots, image)
+        return self._switch(slot, "rescued: nothing on the board boots", write=True)
 
+    def _write(self, running: Partition, image: AppImage) -> Plan:
+        found = self.found
+        if found.version != self.version:
+            why = f'version differs: stored "{found.version}", configured "{self.version}"'
+        elif self.force:
+            why = f'forced: "{self.version}" is stored already'
+        else:
+            why = "the board does not run this image"
+        spares = _spares(found.parts.ota_slots, running)
+        ready = next((slot for slot in spares if found.holds(slot)), None)
+        if ready is not None:
+            return self._switch(ready, f"{why}; {READY}", write=False)
+        return self._switch(_that_fits(spares, image), why, write=True)
 
-def _moved(facts: BoardFacts, running: Partition) -> bool:
-    """Whether another slot runs than at the last success. (A label alone is what was noted before
-    two partitions of one label were told apart: it may mean this one.)"""
-    return facts.last_slot not in (None, running.name, running.label)
+    def _tag_of_another(self, running: Partition) -> bool:
+        """Whether the stored tag is the target's, and another firmware runs, because an
+        interruption fell between otadata and the version: on the way to another target, or on the
+        way back from this one. Without a memory of the board, the target's image in another slot
+        says so."""
+        facts, found = self.facts, self.found
+        if self.image is None or found.holds(running):
+            return False
+        forgotten = facts.last_slot is None and bool(found.holding)
+        return facts.unwatched or facts.interrupted or forgotten
 
+    def _moved(self, running: Partition) -> bool:
+        """Whether another slot runs than at the last success. (A label alone is what was noted
+        before two partitions of one label were told apart: it may mean this one.)"""
+        return self.facts.last_slot not in (None, running.name, running.label)
 
-def _watched_again(found: Inspection, facts: BoardFacts, running: Partition) -> Plan:
-    """Forced, and there is nothing to write: the spare slot keeps the way back."""
-    return Plan(
-        "none",
-        "forced: the board runs this image already; it is restarted and watched",
-        steps=(
-            Restart("so that its start is seen"),
-            WatchBoot(running, _has_yet_to_confirm(found, facts, running), "forced"),
-        ),
-        slot=running,
-        from_version=found.version,
-        to_version=found.version,
-    )
+    def _made(
+        self, action: Action, reason: str, slot: Partition, *steps: Step,
+        version: str | None = None, rolled_back: bool = False,
+    ) -> Plan:  # fmt: skip
+        """version: the tag afterwards; None: as it is."""
+        before = self.found.version
+        after = before if version is None else version
+        return Plan(action, reason, None, None, steps, slot, before, after, rolled_back)
 
+    def _up_to_date(self, running: Partition) -> Plan:
+        facts, confirms = self.facts, self._has_yet_to_confirm(running)
+        if confirms or self._moved(running) or (facts.unwatched and facts.last_slot is None):
+            return self._made(
+                "none",
+                "up to date; the boot of the slot that runs was never watched",
+                running,
+                WatchBoot(running, confirms),
+            )
+        return self._made("none", "up to date", running)
 
-def _rolled_back(found: Inspection, version: str, facts: BoardFacts) -> Plan | None:
-    """Equal tags are not enough: a board that went back by itself has a wrong tag (esp32.md)."""
-    running = found.running.partition
-    if found.version != version or running is None or found.holds(running):
-        return None
-    assert found.otadata is not None
-    rejected = found.otadata.newest_rejected
-    moved = _moved(facts, running)
-    if (facts.unwatched or facts.interrupted) and moved and not rejected:
-        moved = False  # our own switch was interrupted; nothing was ever seen to go back
-    if not rejected and not moved:
-        return None
-    fact = facts.slots.get(running.name)
-    app = found.running_app
-    if fact is not None and fact.version is not None and fact.md5 == found.running.md5:
-        tag = fact.version
-    elif app is not None and app.descriptor is not None:
-        tag = app.descriptor.version
-    else:
-        tag = ""
-    if tag == version:
-        return None  # the tag is right for what runs
-    reason = (
-        f"rolled back by its bootloader: tag corrected; {running.name} runs, "
-        f'which is "{tag}", not "{version}"'
-    )
-    edit = _record_edit(found, tag)
-    return Plan(
-        "record",
-        reason,
-        steps=(
-            RecordVersion(tag, edit, "the stored tag is not that of the firmware that runs"),
-            Restart("back into its firmware"),
-        ),
-        slot=running,
-        from_version=found.version,
-        to_version=tag,
-        rolled_back=True,
-    )
-
-
-def _record(found: Inspection, version: str, facts: BoardFacts, running: Partition) -> Plan:
-    steps: list[Step] = [
-        RecordVersion(version, _record_edit(found, version), "the image runs already"),
-        Restart("so that the firmware reads the new version"),
-        WatchBoot(
+    def _watched_again(self, running: Partition) -> Plan:
+        """Forced, and there is nothing to write: the spare slot keeps the way back."""
+        return self._made(
+            "none",
+            "forced: the board runs this image already; it is restarted and watched",
             running,
-            _has_yet_to_confirm(found, facts, running),
-            "so that the boot of this image was seen once",
-        ),
-    ]
-    return Plan(
-        "record",
-        "running image is already this one: record the version only",
-        steps=tuple(steps),
-        slot=running,
-        from_version=found.version,
-        to_version=version,
-    )
+            WatchBoot(running, self._has_yet_to_confirm(running)),
+        )
 
+    def _rolled_back(self, running: Partition) -> Plan | None:
+        """Equal tags are not enough: after the board went back by itself its tag is wrong."""
+        found, facts, version = self.found, self.facts, self.version
+        if found.holds(running):
+            return None
+        rejected = found.entries.newest_rejected
+        moved = self._moved(running)
+        if (facts.unwatched or facts.interrupted) and moved and not rejected:
+            moved = False  # our own switch was interrupted; nothing was ever seen to go back
+        if not rejected and not moved:
+            return None
+        fact, about = facts.slots.get(running.name), found.about(running)
+        if fact is not None and fact.version is not None and fact.md5 == found.running.md5:
+            tag = fact.version
+        else:
+            tag = about.version if about is not None else ""
+        if tag == version:
+            return None  # the tag is right for what runs
+        return self._made(
+            "record",
+            f"rolled back by its bootloader: tag corrected; {running.name} runs, "
+            f'which is "{tag}", not "{version}"',
+            running,
+            RecordVersion(_record_edit(found, tag)),
+            version=tag,
+            rolled_back=True,
+        )
 
-def _switch(found: Inspection, version: str, slot: Partition, reason: str, *, write: bool) -> Plan:
-    assert found.table is not None
-    slots = found.table.ota_slots
-    running = found.running.partition
-    at = found.table.otadata
-    assert at is not None
-    # Where nothing runs there is nothing that a bootloader could go back to.
-    confirms = running is not None and _uses_rollback(found)
-    vouched = slot if running is None else running
-    edit = otadata.switch(
-        found.otadata_raw,
-        base=at.offset,
-        n_slots=len(slots),
-        to_slot=slots.index(slot),
-        running_slot=slots.index(vouched) if vouched in slots else None,
-        has_factory=found.table.factory is not None,
-        state=OtaState.NEW if confirms else OtaState.UNDEFINED,
-    )
-    record = _record_edit(found, version)
-    instead = "nothing" if running is None else running.name
-    steps: list[Step] = []
-    if write:
-        steps.append(WriteSlot(slot, reason))
-    steps += [
-        SwitchOtadata(slot, edit, f"start {slot.name} instead of {instead}"),
-        RecordVersion(version, record, "so that the firmware does not update itself again"),
-        Restart("into the new firmware"),
-        WatchBoot(slot, confirms, "the outcome is what the board shows"),
-    ]
-    return Plan(
-        "write" if write else "switch",
-        reason,
-        steps=tuple(steps),
-        slot=slot,
-        from_version=found.version,
-        to_version=version,
-    )
+    def _record(self, running: Partition) -> Plan:
+        version = self.version
+        return self._made(
+            "record",
+            "running image is already this one: record the version only",
+            running,
+            RecordVersion(_record_edit(self.found, version)),
+            WatchBoot(running, self._has_yet_to_confirm(running)),
+            version=version,
+        )
+
+    def _switch(self, slot: Partition, reason: str, *, write: bool) -> Plan:
+        found, version = self.found, self.version
+        slots, running = found.parts.ota_slots, found.running.partition
+        # Where nothing runs there is nothing that a bootloader could go back to.
+        confirms = running is not None and _uses_rollback(found)
+        vouched = slot if running is None else running
+        edit = otadata.switch(
+            found.otadata_raw,
+            base=found.selection.offset,
+            n_slots=len(slots),
+            to_slot=slots.index(slot),
+            running_slot=slots.index(vouched) if vouched in slots else None,
+            has_factory=found.parts.factory is not None,
+            state=OtaState.NEW if confirms else OtaState.UNDEFINED,
+        )
+        return self._made(
+            "write" if write else "switch",
+            reason,
+            slot,
+            *([WriteSlot(slot)] if write else []),
+            SwitchOtadata(edit),
+            RecordVersion(_record_edit(found, version)),
+            WatchBoot(slot, confirms),
+            version=version,
+        )
+
+    def _has_yet_to_confirm(self, running: Partition) -> bool:
+        """Whether the restart makes the running slot's entry PENDING_VERIFY: an update was cut off
+        between its switch and its first start. (An entry that is still NEW after a start shows
+        that the bootloader does not use rollback.)"""
+        found, facts = self.found, self.facts
+        active, slots = found.entries.active, found.parts.ota_slots
+        started = found.running.evidence == "log" or (
+            not facts.unwatched and facts.last_slot == running.name
+        )
+        if active is None or running not in slots or started:
+            return False
+        entry = found.entries.entries[active]
+        return entry.state == OtaState.NEW and entry.slot_index(len(slots)) == slots.index(running)
 
 
 def _record_edit(found: Inspection, version: str) -> nvs.NvsEdit:
@@ -366,29 +330,10 @@ def _record_edit(found: Inspection, version: str) -> nvs.NvsEdit:
 
 
 def _uses_rollback(found: Inspection) -> bool:
-    assert found.table is not None
-    assert found.otadata is not None
+    table = found.parts
     return otadata.shows_rollback(
-        found.otadata,
-        has_factory=found.table.factory is not None,
-        n_slots=len(found.table.ota_slots),
+        found.entries, has_factory=table.factory is not None, n_slots=len(table.ota_slots)
     )
-
-
-def _has_yet_to_confirm(found: Inspection, facts: BoardFacts, running: Partition) -> bool:
-    """Whether the restart makes the running slot's entry PENDING_VERIFY: an update was cut off
-    between its switch and its first start. (An entry that is still NEW after a start shows that
-    the bootloader does not use rollback.)"""
-    assert found.table is not None
-    assert found.otadata is not None
-    active, slots = found.otadata.active, found.table.ota_slots
-    started = found.running.evidence == "log" or (
-        not facts.unwatched and facts.last_slot == running.name
-    )
-    if active is None or running not in slots or started:
-        return False
-    entry = found.otadata.entries[active]
-    return entry.state == OtaState.NEW and entry.slot_index(len(slots)) == slots.index(running)
 
 
 def _spares(slots: tuple[Partition, ...], running: Partition) -> tuple[Partition, ...]:

@@ -30,7 +30,7 @@ from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash
 from ota_service.update.backup import NVS_KIND, Backup, Piece
 from ota_service.update.bootable import HEAD_BYTES, candidate, image_bytes
-from ota_service.update.rewrite import Write
+from ota_service.update.rewrite import Write, WritePlan
 
 _ELSEWHERE = "Write a Merged Binary with such a partition with `make flash-esp32-bin` first."
 
@@ -56,21 +56,15 @@ class Restored:
 
 
 @dataclass(frozen=True, slots=True)
-class RestorePlan:
-    """What is written, as `rewrite` does it. old_tables: the places of tables that go first.
-
-    restored: what the board has of the backup afterwards. table_back, otadata_back: whether
-    those come from the backup. needed: False where the board has all of it. notes: for people.
+class RestorePlan(WritePlan):
+    """What is written. restored: what the board has of the backup afterwards. table_back,
+    otadata_back: whether those come from the backup. needed: False where the board has all of it.
     """
 
-    writes: tuple[Write, ...]
-    table: Write
-    old_tables: tuple[int, ...]
     restored: tuple[Restored, ...]
     table_back: bool
     otadata_back: bool
     needed: bool
-    notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, object]:
         """As in the reply."""
@@ -111,103 +105,137 @@ def plan_restore(flash: Flash, chip: ChipInfo, saved: Backup, had: Had) -> Resto
             f"The backup is of an {saved.chip}, the board's chip is {chip.name}.",
             remedy="Restore it to a board with the same chip.",
         )
-    same_board = saved.mac == chip.mac
-    notes: list[str] = []
-    base = _base(flash, chip, saved, had, same_board, notes)
-    table = base.partitions
-    restored = tuple(_restored(saved, table))
-    writes = [
-        Write(one.after.label, one.after.offset, _contents(one.before, one.after))
-        for one in restored
-    ]
-    otadata = base.otadata
-    same_table = table.partitions == saved.partitions.partitions
-    if same_board and same_table and saved.otadata is not None and otadata is not None:
-        known = base is saved or saved.otadata.data == otadata.data
-        problem = None if known else _otadata_problem(flash, chip, saved, base)
-        if problem is None:
-            otadata = saved.otadata
-        else:
-            notes.append(f"otadata stays as it is: {problem}.")
-    elif not same_board:
-        notes.append("The backup is of another board, so that only its NVS is written.")
-    if otadata is not None:
-        writes.append(Write("otadata", otadata.offset, otadata.data))
-    last = Write("partition table", base.table.offset, base.table.data)
-    needed = [write for write in writes if _differs(flash, write)]
-    closed = {one.after.offset for one in restored if one.after.read_only}
-    for write in needed:
-        if write.offset in closed:
-            raise OtaError(
-                "nvs-missing",
-                f"The board's partition table makes {write.name} read-only, and the backup has "
-                "something else for it.",
-                remedy=_ELSEWHERE,
-            )
-    found = had.found
-    return RestorePlan(
-        writes=tuple(needed),
-        table=last,
-        old_tables=(found.table.offset,) if found is not None else (),
-        restored=restored,
-        table_back=same_board and same_table,
-        otadata_back=otadata is saved.otadata and otadata is not None,
-        needed=bool(needed) or found is None or found.table != base.table,
-        notes=tuple(notes),
-    )
+    return _Restore(flash, chip, saved, had).plan()
 
 
-def _base(
-    flash: Flash, chip: ChipInfo, saved: Backup, had: Had, same_board: bool, notes: list[str]
-) -> Backup:
-    """The backup whose table and otadata the board has afterwards."""
-    own = had.found or had.own
-    if own is None:
-        for one in (*had.known, *([saved] if same_board else [])):
-            if _starts(flash, chip, one):
-                return one
-        assert had.problem is not None
-        raise OtaError(
-            had.problem.code,
-            f"{had.problem.message.rstrip('.')}, and with no table that is known of it an app "
-            "would start.",
-            remedy="Write a Merged Binary with `make flash-esp32-bin` first, then restore.",
+class _Restore:
+    """What is put back, to which board, and what that had; fields as the arguments above."""
+
+    def __init__(self, flash: Flash, chip: ChipInfo, saved: Backup, had: Had) -> None:
+        self.flash, self.chip, self.saved, self.had = flash, chip, saved, had
+        self.same_board = saved.mac == chip.mac
+        self.notes: list[str] = []
+
+    def plan(self) -> RestorePlan:
+        base, found = self._base(), self.had.found
+        restored = tuple(_restored(self.saved, base.partitions))
+        writes = [
+            Write(one.after.label, one.after.offset, _contents(one.before, one.after))
+            for one in restored
+        ]
+        same_table = base.partitions.partitions == self.saved.partitions.partitions
+        otadata = self._otadata(base, same_table)
+        if otadata is not None:
+            writes.append(Write("otadata", otadata.offset, otadata.data))
+        needed = [one for one in writes if self.flash.read(one.offset, len(one.data)) != one.data]
+        closed = {one.after.offset for one in restored if one.after.read_only}
+        for write in needed:
+            if write.offset in closed:
+                raise OtaError(
+                    "nvs-missing",
+                    f"The board's partition table makes {write.name} read-only, and the backup "
+                    "has something else for it.",
+                    remedy=_ELSEWHERE,
+                )
+        return RestorePlan(
+            writes=tuple(needed),
+            table=Write("partition table", base.table.offset, base.table.data),
+            old_tables=(found.table.offset,) if found is not None else (),
+            restored=restored,
+            table_back=self.same_board and same_table,
+            otadata_back=otadata is self.saved.otadata and otadata is not None,
+            needed=bool(needed) or found is None or found.table != base.table,
+            notes=tuple(self.notes),
         )
-    if same_board and own.partitions.partitions != saved.partitions.partitions:
-        if _may_start(flash, own):
-            notes.append(
-                "The board has apps under another partition table than the backup's, so its table "
-                "and otadata stay."
+
+    def _base(self) -> Backup:
+        """The backup whose table and otadata the board has afterwards."""
+        had, saved = self.had, self.saved
+        own = had.found or had.own
+        if own is None:
+            for one in (*had.known, *([saved] if self.same_board else [])):
+                if self._starts(one):
+                    return one
+            assert had.problem is not None
+            raise OtaError(
+                had.problem.code,
+                f"{had.problem.message.rstrip('.')}, and with no table that is known of it an app "
+                "would start.",
+                remedy="Write a Merged Binary with `make flash-esp32-bin` first, then restore.",
             )
-        elif _starts(flash, chip, saved):
+        if self.same_board and own.partitions.partitions != saved.partitions.partitions:
+            if _may_start(self.flash, own):
+                self.notes.append(
+                    "The board has apps under another partition table than the backup's, so its "
+                    "table and otadata stay."
+                )
+            elif self._starts(saved):
+                return saved
+            else:
+                self.notes.append(
+                    "No app starts on the board, neither with its table nor the backup's."
+                )
+        return own
+
+    def _otadata(self, base: Backup, same_table: bool) -> Piece | None:
+        """The one that the board has afterwards; None where its table has no place for it."""
+        saved = self.saved.otadata
+        if not self.same_board:
+            self.notes.append("The backup is of another board, so that only its NVS is written.")
+            return base.otadata
+        if not same_table or saved is None or base.otadata is None:
+            return base.otadata
+        if base is self.saved or saved.data == base.otadata.data:
             return saved
-        else:
-            notes.append("No app starts on the board, neither with its table nor the backup's.")
-    return own
+        problem = self._otadata_problem(base)
+        if problem is not None:
+            self.notes.append(f"otadata stays as it is: {problem}.")
+        return saved if problem is None else base.otadata
 
+    def _otadata_problem(self, base: Backup) -> str | None:
+        """Why the backup's otadata would not start what it names."""
+        table = self.saved.partitions
+        named = boots_after(self.saved.selection, table)
+        now = boots_after(base.selection, table)
+        if named is None:
+            return "the backup's names no slot"
+        if _on_trial(self.saved):
+            return "the backup's was waiting for its app to confirm itself"
+        if not self._boots(named):
+            return f"the backup's names {named.label}, which holds no whole app any more"
+        if now is not None and self._secure_version(named) < self._secure_version(now):
+            return (
+                f"the bootloader may refuse the app in {named.label} for its lower secure version"
+            )
+        return None
 
-def _starts(flash: Flash, chip: ChipInfo, backup: Backup) -> bool:
-    """Whether the board starts the app that this table and otadata name, without a detour."""
-    known = CHIP_BY_ID.get(chip.chip_id)
-    if known is None:
-        return False
-    place = known.bootloader_offset
-    try:
-        loader = parse_bootloader(flash.read(place, backup.table.offset - place), trailing=True)
-    except OtaError as error:
-        if error.code == "link-lost":
-            raise
-        return False
-    table = backup.partitions
-    if loader.flash_bytes is not None and table.end > loader.flash_bytes:
-        return False
-    named = boots_after(backup.selection, table)
-    return named is not None and not _on_trial(backup) and _boots(flash, chip, named)
+    def _secure_version(self, partition: Partition) -> int:
+        about = parse_header(self.flash.read(partition.offset, HEAD_BYTES))
+        return about.secure_version if about is not None else 0
 
+    def _starts(self, backup: Backup) -> bool:
+        """Whether the board starts the app that this table and otadata name, without a detour."""
+        known = CHIP_BY_ID.get(self.chip.chip_id)
+        if known is None:
+            return False
+        place = known.bootloader_offset
+        try:
+            head = self.flash.read(place, backup.table.offset - place)
+            loader = parse_bootloader(head, trailing=True)
+        except OtaError as error:
+            if error.code == "link-lost":
+                raise
+            return False
+        table = backup.partitions
+        if loader.flash_bytes is not None and table.end > loader.flash_bytes:
+            return False
+        named = boots_after(backup.selection, table)
+        return named is not None and not _on_trial(backup) and self._boots(named)
 
-def _boots(flash: Flash, chip: ChipInfo, partition: Partition) -> bool:
-    """Whether it holds an image that nothing keeps the bootloader from starting."""
-    return candidate(flash, partition, chip, chip.secure_version).boots == "yes"
+    def _boots(self, partition: Partition) -> bool:
+        """Whether it holds an image that nothing keeps the bootloader from starting."""
+        chip = self.chip
+        return candidate(self.flash, partition, chip, chip.secure_version).boots == "yes"
 
 
 def _may_start(flash: Flash, backup: Backup) -> bool:
@@ -222,27 +250,6 @@ def _on_trial(backup: Backup) -> bool:
     """Whether the bootloader would take an entry back that is not confirmed."""
     entries = parse_otadata(backup.selection).entries
     return any(e.counts and e.state in (OtaState.NEW, OtaState.PENDING_VERIFY) for e in entries)
-
-
-def _otadata_problem(flash: Flash, chip: ChipInfo, saved: Backup, base: Backup) -> str | None:
-    """Why the backup's otadata would not start what it names."""
-    table = saved.partitions
-    named = boots_after(saved.selection, table)
-    now = boots_after(base.selection, table)
-    if named is None:
-        return "the backup's names no slot"
-    if _on_trial(saved):
-        return "the backup's was waiting for its app to confirm itself"
-    if not _boots(flash, chip, named):
-        return f"the backup's names {named.label}, which holds no whole app any more"
-    if now is not None and _secure_version(flash, named) < _secure_version(flash, now):
-        return f"the bootloader may refuse the app in {named.label} for its lower secure version"
-    return None
-
-
-def _secure_version(flash: Flash, partition: Partition) -> int:
-    about = parse_header(flash.read(partition.offset, HEAD_BYTES))
-    return about.secure_version if about is not None else 0
 
 
 def _restored(saved: Backup, table: PartitionTable) -> list[Restored]:
@@ -280,7 +287,3 @@ def _contents(piece: Piece, after: Partition) -> bytes:
             remedy=_ELSEWHERE,
         )
     return move_nvs(piece.data, after.whole_bytes)
-
-
-def _differs(flash: Flash, write: Write) -> bool:
-    return flash.read(write.offset, len(write.data)) != write.data

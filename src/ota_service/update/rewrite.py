@@ -1,22 +1,38 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes places of a flash in such an order that nothing starts before all of them are written.
+"""A visit that writes a whole board, as a flash and a restore do: from its reset to its start.
 
 The board's partition table goes first and the new one comes last. In between nothing boots, so
 that no firmware runs on a half-written flash and takes a moved NVS for a damaged one; download
 mode answers all the time, and the same again does the whole.
+
+Blocking; runs in a thread of its own, like `session`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from serial import SerialBase
 
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import SECTOR_BYTES, Erase
+from ota_service.formats.nvs import Nvs
+from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash, Progress, apply_verified
+from ota_service.link.link import EspLink
+from ota_service.link.sparse import digest
 from ota_service.link.stream import make_plain_stream
+from ota_service.update.boot import UNJUDGED, BootMonitor, BootRules, Expected, Verdict
+from ota_service.update.inspect import secrets_of
+from ota_service.update.leave import left_running
+from ota_service.update.secrets import Redactor
+from ota_service.update.starts import watch
+
+WritePhase = Literal["connecting", "inspecting", "writing", "verifying", "booting"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,52 +44,171 @@ class Write:
     data: bytes = field(repr=False)
 
 
-class Rewrite(Protocol):
-    """What is to be written. writes: in this order; table: the last one of all."""
+@dataclass(frozen=True, slots=True)
+class WritePlan:
+    """What is written.
+
+    writes: everything but the table, in this order. table: the sector of the partition table.
+    old_tables: where the bootloader may find another one. notes: for people.
+    """
+
+    writes: tuple[Write, ...]
+    table: Write
+    old_tables: tuple[int, ...]
+    notes: tuple[str, ...]
 
     @property
-    def writes(self) -> tuple[Write, ...]:
-        """Everything but the table."""
+    def standing(self) -> Sequence[Write]:
+        """What must be on the board, written or not, before the table is put in its place."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class WriteJob:
+    """What to do.
+
+    name: for messages. state_dir: where what the board has is kept. confirm: the MAC of the board
+    that is meant. baud: the highest speed.
+    """
+
+    name: str
+    state_dir: Path = field(kw_only=True)
+    confirm: str | None = field(default=None, kw_only=True)
+    baud: int = field(default=921_600, kw_only=True)
+    boot: BootRules = field(default_factory=BootRules, kw_only=True)
+
+
+class WriteHooks(Protocol):
+    """What is told while it goes on; called from its thread."""
+
+    def identified(self, mac: str) -> None:
+        """The chip answered, and it is the board that is meant. Raises to go no further."""
+
+    def kept(self, folder: Path) -> None:
+        """What the board had is in this folder; the first write comes next."""
+
+    def phase(self, name: WritePhase) -> None:
+        """A phase begins."""
+
+    def progress(self, bytes_done: int, bytes_total: int) -> None:
+        """Bytes that were sent."""
+
+
+@dataclass(slots=True)
+class WriteOutcome:
+    """What came of it: what the board shows.
+
+    confirmed: the start was seen to be good; False where its log showed nothing to judge by.
+    version: the tag that is stored now. backup: the folder with what the board had before, None
+    where nothing had to be written, or none of it could be read. error: where the board was
+    written and does not start (`boot-failed`), or its start cannot be judged (`brown-out`,
+    `no-reset`).
+    """
+
+    chip: ChipInfo
+    version: str = field(default="", kw_only=True)
+    confirmed: bool | None = field(default=None, kw_only=True)
+    backup: Path | None = field(default=None, kw_only=True)
+    error: OtaError | None = field(default=None, kw_only=True)
+    boot_log: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def ending(self) -> dict[str, Any]:
+        """How it ended, as in the reply."""
+        shown: dict[str, Any] = {}
+        if self.confirmed is not None:
+            shown["confirmed"] = self.confirmed
+        if self.backup is not None:
+            shown["backup"] = str(self.backup)
+        if self.error is not None:
+            shown["error"] = self.error.to_dict()
+        return shown
 
     @property
-    def table(self) -> Write:
-        """The sector of the partition table."""
+    def kept(self) -> str:
+        """Where to find what the board had, as a sentence behind others."""
+        if self.backup is None:
+            return ""
+        return f" What it had (NVS, otadata, partition table) is kept in {self.backup}."
 
 
-def total_bytes(plan: Rewrite) -> int:
+@contextmanager
+def visited(
+    port: SerialBase,
+    baud: int,
+    identified: Callable[[str], None],
+    *,
+    meant: str | None = None,
+    remedy: str = "",
+) -> Iterator[EspLink]:
+    """The board behind an open port, in download mode; where the visit fails it is restarted.
+
+    identified: called with its MAC before anything but fuses is read; raises to go no further.
+    meant: its MAC, where another board is to be refused with this remedy. Raises OtaError
+    "wrong-board", and as `EspLink.connect` does.
+    """
+
+    def known(mac: str) -> None:
+        if meant is not None and mac != meant:
+            raise OtaError(
+                "wrong-board",
+                f"The board at this port is {mac}, and {meant} is meant. Nothing was written.",
+                remedy=remedy,
+            )
+        identified(mac)
+
+    link = EspLink.connect(port, baud=baud, identified=known)
+    with left_running(link):
+        yield link
+
+
+def require_unprotected(link: EspLink) -> None:
+    """Raise OtaError "flash-protected" where a part of the flash cannot be written."""
+    if link.protection().covers(0, link.chip.flash_bytes or 0):
+        raise OtaError(
+            "flash-protected",
+            "The flash chip's protection bits cover a part of the flash, so nothing was written.",
+        )
+
+
+def total_bytes(plan: WritePlan) -> int:
     """How much is written."""
     return sum(len(write.data) for write in (*plan.writes, plan.table))
 
 
 def rewrite(
     flash: Flash,
-    plan: Rewrite,
+    plan: WritePlan,
+    hooks: WriteHooks,
+    outcome: WriteOutcome,
     *,
-    old_tables: Iterable[int],
-    standing: Sequence[Write] = (),
-    verifying: Callable[[], None],
-    progress: Progress,
+    again: str,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Take the old tables away, write, read back, put the new table in its place.
 
-    old_tables: where the bootloader may find one. standing: what must be on the board, written or
-    not, before the table is put in its place. verifying: called before that is looked at.
-    progress: called with the bytes done; raises to stop between two blocks.
+    again: what to do about a board that is half written. stopped: whether to stop between two
+    blocks all the same. Raises OtaError with where to find what the board had.
     """
-    done = 0
+    total, done = total_bytes(plan), 0
 
-    def so_far(at: int) -> None:
-        progress(done + at)
+    def progress(at: int) -> None:
+        if stopped():
+            raise OtaError("cancelled", "The updater was stopped while it wrote the whole flash.")
+        hooks.progress(done + at, total)
 
-    for offset in sorted({*old_tables, plan.table.offset}):
-        apply_verified(flash, [Erase(offset, SECTOR_BYTES, "nothing starts meanwhile")])
-    for write in plan.writes:
-        _write(flash, write, so_far)
-        done += len(write.data)
-    verifying()
-    for write in standing:
-        _verify(flash, write)
-    _write(flash, plan.table, so_far)
+    hooks.phase("writing")
+    try:
+        for offset in sorted({*plan.old_tables, plan.table.offset}):
+            apply_verified(flash, [Erase(offset, SECTOR_BYTES, "nothing starts meanwhile")])
+        for write in plan.writes:
+            _write(flash, write, progress)
+            done += len(write.data)
+        hooks.phase("verifying")
+        for write in plan.standing:
+            _verify(flash, write)
+        _write(flash, plan.table, progress)
+    except OtaError as error:
+        raise OtaError(error.code, error.message + outcome.kept, remedy=again) from error
 
 
 def _write(flash: Flash, write: Write, progress: Progress) -> None:
@@ -82,9 +217,48 @@ def _write(flash: Flash, write: Write, progress: Progress) -> None:
 
 
 def _verify(flash: Flash, write: Write) -> None:
-    digest = hashlib.md5(write.data, usedforsecurity=False).hexdigest()
-    if flash.md5(write.offset, len(write.data)) != digest:
+    if flash.md5(write.offset, len(write.data)) != digest(write.data):
         raise OtaError(
             "verify-failed",
             f"What was read back at {write.offset:#x} ({write.name}) is not what was written.",
         )
+
+
+def started(
+    port: SerialBase,
+    link: EspLink,
+    rules: BootRules,
+    outcome: WriteOutcome,
+    expected: Expected,
+    *,
+    nvs: Iterable[Nvs],
+    stopped: Callable[[], bool] = lambda: False,
+    remedy: str,
+) -> BootMonitor:
+    """Restart the board, watch its log, and note in the outcome what that shows.
+
+    nvs: what it may print at its start, to be left out. remedy: for a firmware that does not start.
+    """
+    redact = Redactor(secrets_of(nvs))
+    monitor = BootMonitor(
+        expected, rules.timeout_s, rules.stable_s, restarts=rules.restarts, redact=redact
+    )
+    link.restart()
+    watch(port, monitor, link.in_download, stopped=stopped)
+    outcome.boot_log = tuple(monitor.told)
+    written = "Everything was written and read back, but"
+    if monitor.verdict is Verdict.FAILED:
+        outcome.error = OtaError(
+            "boot-failed",
+            f"{written} the firmware does not start: {monitor.reason}.{outcome.kept}",
+            remedy=remedy,
+        )
+    elif monitor.verdict in UNJUDGED:
+        outcome.error = OtaError(
+            UNJUDGED[monitor.verdict],
+            f"{written} the start of the firmware cannot be judged: {monitor.reason}."
+            f"{outcome.kept}",
+        )
+    else:
+        outcome.confirmed = monitor.verdict is Verdict.RUNNING
+    return monitor

@@ -10,33 +10,36 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
 from serial import SerialBase
 
 from ota_service.errors import OtaError
 from ota_service.formats.image import AppImage
-from ota_service.formats.otadata import OtaState, parse_otadata
+from ota_service.formats.otadata import OtaData, OtaState
 from ota_service.formats.partitions import Partition
 from ota_service.link.flash import apply_verified
-from ota_service.link.link import EspLink, leave_download_mode
+from ota_service.link.link import EspLink
 from ota_service.link.stream import STREAMS
-from ota_service.update.boot import UNJUDGED, BootMonitor, Expected, Matcher, Verdict
+from ota_service.update.boot import UNJUDGED, BootMonitor, BootRules, Expected, Verdict
 from ota_service.update.carry_out import (
     RollbackPlan,
     carry_out,
     plan_go_back,
     plan_rollback,
+    record_ops,
 )
 from ota_service.update.facts import BoardFacts, KnownImage
-from ota_service.update.first_look import FirstLook, first_look
-from ota_service.update.inspect import NAMESPACE, VERSION_KEY, Inspection, inspect
+from ota_service.update.inspect import NAMESPACE, VERSION_KEY, Inspection, inspect, read_otadata
 from ota_service.update.leave import left_running, put_back
 from ota_service.update.plan import Plan, WatchBoot, WriteSlot, plan, refuse
 from ota_service.update.secrets import Redactor
-from ota_service.update.watch import watch
+from ota_service.update.starts import StartHooks, Starts
+
+__all__ = ["Awaited", "BootRules", "Hooks", "Image", "Job", "Outcome", "Phase", "run"]
 
 LOGGER = logging.getLogger("ota_service.update")
 
@@ -60,10 +63,6 @@ End = Literal[
     "read",
 ]
 
-FIRST_LOOK_S = 3.0
-"""How long a board runs that is started in the middle of a session: to see what runs, or so that
-its firmware repairs its NVS."""
-
 
 @dataclass(frozen=True, slots=True)
 class Image:
@@ -78,16 +77,6 @@ class Image:
     def known(self) -> KnownImage:
         """As evidence for what a slot holds."""
         return KnownImage(len(self.data), self.md5, self.data[:512])
-
-
-@dataclass(frozen=True, slots=True)
-class BootRules:
-    """How a start is judged; the configuration's boot_* attributes."""
-
-    timeout_s: float = 20.0
-    stable_s: float = 5.0
-    matches: Matcher | None = None
-    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +124,7 @@ class Job:
     refusal: OtaError | None = None
 
 
-class Hooks(Protocol):
+class Hooks(StartHooks, Protocol):
     """What a session tells while it goes on; called from its thread."""
 
     def identified(self, mac: str) -> BoardFacts:
@@ -153,17 +142,8 @@ class Hooks(Protocol):
     def progress(self, bytes_done: int, bytes_total: int) -> None:
         """Bytes of the image that were sent."""
 
-    def restarting(self, reason: str) -> None:
-        """The board is restarted now, and why."""
-
     def carried(self, baud: int) -> None:
         """A whole slot went to the board at this speed without an error; 0: there were errors."""
-
-    def cancelled(self) -> bool:
-        """Whether to stop at the next place where that leaves the board bootable."""
-
-    def stopping(self) -> bool:
-        """Whether the process ends: then boots are no longer watched either."""
 
 
 @dataclass(slots=True)
@@ -202,55 +182,51 @@ def run(port: SerialBase, job: Job, hooks: Hooks) -> Outcome:
 
 
 class _Session:
+    link: EspLink
+    starts: Starts
+
     def __init__(self, port: SerialBase, job: Job, hooks: Hooks) -> None:
         self.port = port
         self.job = job
         self.hooks = hooks
         self.facts = BoardFacts()
-        self.redact = Redactor()
-        self.log: list[str] = []
-        self._first: FirstLook | None = None
-        self._bootloader_speaks: bool | None = None
         self._waits = job.rearm and job.confirm is None  # as far as is known
 
     def run(self) -> Outcome:
         self.hooks.phase("connecting")
         self.hooks.restarting("into download mode, to be looked at")
+        self.link = EspLink.connect(self.port, baud=self.job.baud, identified=self._identified)
+        self.starts = Starts(self.link, self.port, self.job.name, self.job.boot, self.hooks)
         try:
-            link = EspLink.connect(self.port, baud=self.job.baud, identified=self._identified)
-        except BaseException:
-            leave_download_mode(self.port)
-            raise
-        try:
-            outcome = self._connected(link)
+            outcome = self._visit()
         finally:
-            if link.carried_baud is not None:
-                self.hooks.carried(link.carried_baud)
-        outcome.baud = link.baud
+            if self.link.carried_baud is not None:
+                self.hooks.carried(self.link.carried_baud)
+        outcome.baud = self.link.baud
         return outcome
 
-    def _connected(self, link: EspLink) -> Outcome:
-        with left_running(link, waits=lambda: self._waits):
+    def _visit(self) -> Outcome:
+        with left_running(self.link, waits=lambda: self._waits):
             self.hooks.phase("inspecting")
-            found = self._look(link)
+            found = self._look()
             if self.job.confirm is not None:
-                return self._confirm(link, found, self.job.confirm)
+                return self._confirm(found, self.job.confirm)
             if self.job.go_back:
-                return self._go_back(link, found)
+                return self._go_back(found)
             if self.job.read_only:
-                put_back(link, waits=self._waits)
+                put_back(self.link, waits=self._waits)
                 return Outcome(
                     "read", found=found, version=found.version, slot=found.running.partition
                 )
             made = self._plan(found)
             if made.code == "nvs-invalid" and self._may_start(found):
-                found = self._repaired(link)
+                found = self._repaired()
                 made = self._plan(found)
             self.hooks.planned(made)
             if self.job.dry_run or made.action == "refuse":
-                put_back(link, waits=self._waits)
+                put_back(self.link, waits=self._waits)
                 return self._refused(found, made)
-            return self._update(link, found, made)
+            return self._update(found, made)
 
     def _identified(self, mac: str) -> int | None:
         if self.job.rescue not in (None, mac):
@@ -262,72 +238,29 @@ class _Session:
         self.facts = self.hooks.identified(mac)
         return self.facts.carried_baud
 
-    def _look(self, link: EspLink) -> Inspection:
+    def _look(self) -> Inspection:
         job = self.job
-        found = self._inspect(link)
+        found = self._inspect()
         if found.pending and not job.rearm and job.confirm is None:
             # Nobody's update of ours, and its app has had its time: let the bootloader decide.
-            if not self._first_look(link).restarted:
+            if not self.starts.first_look().restarted:
                 raise OtaError("cancelled" if self.hooks.cancelled() else "no-reset")
-            found = self._inspect(link)
+            found = self._inspect()
         self._waits = self._waits and found.pending
-        self.redact = Redactor(found.secrets)
+        self.starts.redact = Redactor(found.secrets)
         self.hooks.inspected(found)
         return found
 
-    def _inspect(self, link: EspLink) -> Inspection:
+    def _inspect(self) -> Inspection:
         may_restart = self.job.confirm is None
         return inspect(
-            link,
-            link.chip,
+            self.link,
+            self.link.chip,
             facts=self.facts,
             known=self.job.known,
             firmware=self.job.image.known if self.job.image is not None else None,
-            look=(lambda: self._first_look(link)) if may_restart else None,
+            look=self.starts.first_look if may_restart else None,
         )
-
-    def _first_look(self, link: EspLink) -> FirstLook:
-        """One ordinary restart, to read from the bootloader's log what it starts."""
-        if self._first is None:
-            self._first = self._watch_first(link)
-        return self._first
-
-    def _watch_first(self, link: EspLink) -> FirstLook:
-        monitor = self._start_once(
-            link,
-            "to see which slot runs",
-            until=lambda seen: (
-                seen.loaded_offset is not None or seen.app_speaks or seen.verdict is not None
-            ),
-        )
-        if monitor is None:
-            return FirstLook(restarted=False)
-        self._bootloader_speaks = monitor.bootloader_speaks
-        return first_look(monitor.lines, monitor.loaded_offset)
-
-    def _start_once(
-        self, link: EspLink, why: str, until: Callable[[BootMonitor], bool]
-    ) -> BootMonitor | None:
-        """One ordinary start of the firmware for at most `FIRST_LOOK_S`, then download mode.
-
-        None where it never left download mode, or was stopped before its time.
-        """
-        self.hooks.restarting(f"once into its firmware, {why}")
-        link.restart()
-        monitor = BootMonitor(Expected(), FIRST_LOOK_S, FIRST_LOOK_S)
-        whole = watch(
-            self.port,
-            monitor,
-            until=until,
-            stopped=self.hooks.cancelled,
-            limit_s=FIRST_LOOK_S,
-            in_download=link.in_download,
-        )
-        if monitor.in_download and not monitor.heard:
-            link.stay()
-        else:
-            link.reconnect()
-        return None if monitor.in_download or not whole else monitor
 
     @staticmethod
     def _may_start(found: Inspection) -> bool:
@@ -335,13 +268,12 @@ class _Session:
         the next reset would turn down."""
         if found.running.partition is None or found.pending or found.otadata is None:
             return False
-        return all(entry.state != OtaState.NEW for entry in found.otadata.entries)
+        return not _has_to_confirm(found.otadata)
 
-    def _repaired(self, link: EspLink) -> Inspection:
+    def _repaired(self) -> Inspection:
         """The board after one start of its firmware, which repairs what a cut has left in NVS."""
-        # Its time is not cut short by what it prints: NVS is opened some time after that.
-        self._start_once(link, "so that it repairs its NVS", until=lambda seen: False)
-        return self._look(link)
+        self.starts.repair()
+        return self._look()
 
     def _plan(self, found: Inspection) -> Plan:
         job = self.job
@@ -372,11 +304,11 @@ class _Session:
 
     # --- the update
 
-    def _update(self, link: EspLink, found: Inspection, made: Plan) -> Outcome:
+    def _update(self, found: Inspection, made: Plan) -> Outcome:
         if made.action != "none":
             slots = [step.slot for step in made.steps if isinstance(step, WriteSlot)]
-            self._require_writable(link, found, slots)
-        self._write(link, found, made)
+            self._require_writable(found, slots)
+        self._write(found, made)
         boot = next((step for step in made.steps if isinstance(step, WatchBoot)), None)
         self.hooks.phase("booting")
         outcome = Outcome(
@@ -389,15 +321,15 @@ class _Session:
         )
         if boot is None:
             if not made.rolled_back:
-                return self._restarted(link, outcome)
-            link.restart()
+                return self._restarted(outcome)
+            seen = "" if self.starts.leaves() else " It waits in download mode still."
             outcome.error = OtaError(
-                "boot-failed", f"The board went back by itself: {made.reason}."
+                "boot-failed", f"The board went back by itself: {made.reason}.{seen}"
             )
             return outcome
-        monitor = self._boot(link, boot.slot, self._expected(found, made, boot.slot))
+        monitor = self.starts.watched(boot.slot, self._expected(found, made, boot.slot))
         if monitor.verdict is Verdict.FAILED:
-            return self._roll_back(link, found, outcome, boot.slot, monitor.reason)
+            return self._roll_back(found, outcome, boot.slot, monitor.reason)
         if boot.confirms and monitor.verdict is not Verdict.NO_RESET:
             # After a power failure, too, only otadata decides: a restart would turn the app down.
             outcome.end = "awaiting_confirmation"
@@ -414,45 +346,26 @@ class _Session:
         if monitor.verdict in UNJUDGED:
             code = UNJUDGED[monitor.verdict]
             outcome.end = "unjudged"
-            outcome.error = self._unjudged(code, outcome.slot, monitor.reason)
-            outcome.boot_log = tuple(self.log)
+            outcome.error = OtaError(
+                code,
+                f"The firmware in {outcome.slot.name} was started, and cannot be judged: "
+                f"{monitor.reason}.",
+            )
+            outcome.boot_log = tuple(self.starts.log)
         return outcome
 
-    def _restarted(self, link: EspLink, outcome: Outcome) -> Outcome:
+    def _restarted(self, outcome: Outcome) -> Outcome:
         """Restart into what needs no judgement, and see that the board left download mode."""
-        if not self._leaves(link):
+        if not self.starts.leaves():
             outcome.end = "unjudged"
             outcome.confirmed = None
             outcome.error = OtaError("no-reset")
         return outcome
 
-    def _leaves(self, link: EspLink) -> bool:
-        """Restart the board; whether it left download mode, as far as can be seen."""
-        link.restart()
-        monitor = BootMonitor(Expected(), FIRST_LOOK_S, FIRST_LOOK_S)
-        watch(
-            self.port,
-            monitor,
-            until=lambda seen: seen.in_download or seen.from_flash,
-            stopped=self.hooks.stopping,
-            limit_s=FIRST_LOOK_S,
-            in_download=link.in_download,
-        )
-        return not monitor.in_download
-
-    @staticmethod
-    def _unjudged(code: str, slot: Partition, why: str) -> OtaError:
-        return OtaError(
-            code, f"The firmware in {slot.name} was started, and cannot be judged: {why}."
-        )
-
-    def _require_writable(
-        self, link: EspLink, found: Inspection, slots: Sequence[Partition] = ()
-    ) -> None:
+    def _require_writable(self, found: Inspection, slots: Sequence[Partition] = ()) -> None:
         """Refuse a flash whose protection bits cover what will be written."""
-        assert found.table is not None
-        places = [found.table.otadata, found.store, *slots]
-        status = link.protection()
+        places = [found.parts.otadata, found.store, *slots]
+        status = self.link.protection()
         for place in places:
             if place is not None and status.covers(place.offset, place.size_bytes):
                 raise OtaError(
@@ -460,7 +373,7 @@ class _Session:
                     f"The flash chip's protection bits cover {place.name}, so nothing was written.",
                 )
 
-    def _write(self, link: EspLink, found: Inspection, made: Plan) -> None:
+    def _write(self, found: Inspection, made: Plan) -> None:
         """The plan's writes; where they fail behind the switch, the switch is taken back."""
         job = self.job
         stream = None
@@ -483,72 +396,42 @@ class _Session:
             self.hooks.progress(done, total)
 
         try:
-            carry_out(made, link, stream, phase=phase, progress=progress)
+            carry_out(made, self.link, stream, phase=phase, progress=progress)
         except OtaError as error:
             if switching and error.code != "link-lost" and made.slot is not None:
-                self._take_back(link, found, made.slot)
+                with contextlib.suppress(OtaError):
+                    apply_verified(self.link, self._plan_back(found, made.slot).ops)
             raise
-
-    def _take_back(self, link: EspLink, found: Inspection, slot: Partition) -> None:
-        with contextlib.suppress(OtaError):
-            apply_verified(link, self._plan_back(link, found, slot).ops)
-
-    # --- the boot
-
-    def _boot(
-        self, link: EspLink, slot: Partition, expected: Expected, *, known_good: bool = False
-    ) -> BootMonitor:
-        """Restart into a slot, and watch it start; known_good: it ran before."""
-        rules, timeout_s = self.job.boot, self.job.boot.timeout_s
-        if known_good and self._bootloader_speaks is False:
-            # It will not say more than the new firmware's start has said.
-            timeout_s = min(timeout_s, max(rules.stable_s, FIRST_LOOK_S))
-        monitor = BootMonitor(
-            expected, timeout_s, rules.stable_s, restarts=rules.restarts, redact=self.redact
-        )
-        self.hooks.restarting(f"into {slot.name}, and watched")
-        link.restart()
-
-        def in_download() -> bool:
-            found = link.in_download()
-            if found:
-                LOGGER.warning(
-                    "%s: still in download mode; press its reset button, with BOOT released",
-                    self.job.name,
-                )
-            return found
-
-        watch(self.port, monitor, stopped=self.hooks.stopping, in_download=in_download)
-        self.log += [f"--- start of {slot.name}", *monitor.told]
-        if monitor.heard:
-            self._bootloader_speaks = monitor.bootloader_speaks
-        if monitor.verdict is None:
-            raise OtaError(
-                "cancelled",
-                "The updater was stopped before the board's start was judged.",
-                remedy="The next start of the module looks at the board and goes on.",
-            )
-        return monitor
 
     def _expected(self, found: Inspection, made: Plan, slot: Partition) -> Expected:
         """What the start must show; the image's descriptor only where the image is in the slot."""
-        image, rules = self.job.image, self.job.boot
+        image = self.job.image
         holds = made.action in ("write", "switch") or found.holds(slot)
-        if image is None or not holds:
-            return Expected(offset=slot.offset, matches=rules.matches)
-        about = image.parsed.descriptor
-        return Expected(
-            offset=slot.offset,
-            project=about.project,
-            version=about.version,
-            elf_sha256=about.elf_sha256.hex(),
-            matches=rules.matches,
-        )
+        app = image.parsed if image is not None and holds else None
+        return Expected.of(slot, app, self.job.boot.matches)
 
     # --- back
 
-    def _go_back(self, link: EspLink, found: Inspection) -> Outcome:
+    def _go_back(self, found: Inspection) -> Outcome:
         """To the firmware in the other slot, because a person says so."""
+        try:
+            back = self._plan_go_back(found)
+        except OtaError as error:
+            if error.code != "nvs-invalid" or not self._may_start(found):
+                raise
+            found = self._repaired()
+            back = self._plan_go_back(found)
+        self.hooks.phase("rolling_back")
+        apply_verified(self.link, back.ops)
+        outcome = Outcome("rolled_back", found=found, version=back.version or "", slot=back.slot)
+        monitor = self.starts.watched(back.slot)
+        if monitor.verdict is Verdict.FAILED:
+            return self._roll_back(found, outcome, back.slot, monitor.reason)
+        outcome = self._judged(outcome, monitor)
+        outcome.end, outcome.boot_log = "rolled_back", tuple(self.starts.log)
+        return outcome
+
+    def _plan_go_back(self, found: Inspection) -> RollbackPlan:
         if found.problem is not None:
             raise found.problem
         if found.pending:
@@ -556,36 +439,22 @@ class _Session:
         running = found.running.partition
         if running is None:
             raise found.running.why or OtaError("otadata-invalid")
-        self._require_writable(link, found)
-        back = plan_go_back(
-            link,
-            found,
-            running=running,
-            fused=link.chip.secure_version,
-            version_of=lambda slot: self._tag_of(found, slot),
-        )
-        self.hooks.phase("rolling_back")
-        apply_verified(link, back.ops)
-        outcome = Outcome("rolled_back", found=found, version=back.version or "", slot=back.slot)
-        monitor = self._boot(link, back.slot, Expected(offset=back.slot.offset))
-        if monitor.verdict is Verdict.FAILED:
-            return self._roll_back(link, found, outcome, back.slot, monitor.reason)
-        outcome.confirmed = monitor.verdict is Verdict.RUNNING
-        outcome.boot_log = tuple(self.log)
-        if monitor.verdict in UNJUDGED:
-            code = UNJUDGED[monitor.verdict]
-            outcome.error = self._unjudged(code, back.slot, monitor.reason)
-        return outcome
+        self._require_writable(found)
+        fused, version_of = self.link.chip.secure_version, partial(self._tag_of, found)
+        back = plan_go_back(self.link, found, running=running, fused=fused, version_of=version_of)
+        if back.problem is not None:
+            raise back.problem
+        return back
 
     def _tag_of(self, found: Inspection, slot: Partition) -> str:
         """The version that belongs to a slot: the journal's, else its descriptor's."""
         fact = self.facts.slots.get(slot.name)
         if fact is not None and fact.version is not None:
             return fact.version
-        app = found.app(slot)
-        return app.descriptor.version if app is not None and app.descriptor else ""
+        about = found.about(slot)
+        return about.version if about is not None else ""
 
-    def _plan_back(self, link: EspLink, found: Inspection, bad: Partition) -> RollbackPlan:
+    def _plan_back(self, found: Inspection, bad: Partition) -> RollbackPlan:
         before = found.running.partition
 
         def version_of(slot: Partition) -> str | None:
@@ -601,11 +470,11 @@ class _Session:
                 return self._tag_of(found, slot)
             return known
 
-        fused = link.chip.secure_version
-        return plan_rollback(link, found, bad=bad, fused=fused, version_of=version_of)
+        fused = self.link.chip.secure_version
+        return plan_rollback(self.link, found, bad=bad, fused=fused, version_of=version_of)
 
     def _roll_back(
-        self, link: EspLink, found: Inspection, outcome: Outcome, bad: Partition, why: str,
+        self, found: Inspection, outcome: Outcome, bad: Partition, why: str,
         *, power_failed: bool = False,
     ) -> Outcome:  # fmt: skip
         """Back to the firmware before: otadata and the version, then watch that one start.
@@ -615,16 +484,17 @@ class _Session:
         name = self.job.name
         LOGGER.warning("%s: %s; rolling back", name, why)
         self.hooks.phase("rolling_back")
-        outcome.boot_log = tuple(self.log)
+        outcome.boot_log = tuple(self.starts.log)
         outcome.confirmed = None
-        if link.running:
+        if self.link.running:
             self.hooks.restarting("into download mode, to be rolled back")
-            link.reconnect()
-        back = self._plan_back(link, found, bad)
-        apply_verified(link, back.ops)
-        monitor = self._boot(link, back.slot, Expected(offset=back.slot.offset), known_good=True)
-        outcome.boot_log = tuple(self.log)
-        outcome.version = back.version or ""
+            self.link.reconnect()
+        back = self._plan_back(found, bad)
+        apply_verified(self.link, back.ops)
+        problem = self._recorded_late(found, back) if back.problem is not None else None
+        monitor = self.starts.watched(back.slot, known_good=True)
+        outcome.boot_log = tuple(self.starts.log)
+        outcome.version = (back.version or "") if problem is None else None
         outcome.slot = back.slot
         if monitor.verdict is Verdict.FAILED:
             outcome.end = "failed"
@@ -637,6 +507,11 @@ class _Session:
             )
             return outcome
         back_on = f'The board is back on {back.slot.name} with version "{back.version or ""}".'
+        if problem is not None:
+            back_on = (
+                f"The board is back on {back.slot.name}, and its version could not be put right: "
+                f"{problem.message}"
+            )
         if monitor.verdict in UNJUDGED:
             back_on += f" Its start was not seen: {monitor.reason}."
         if power_failed:
@@ -649,50 +524,80 @@ class _Session:
             )
         return outcome
 
-    def _confirm(self, link: EspLink, found: Inspection, awaited: Awaited) -> Outcome:
+    def _recorded_late(self, found: Inspection, back: RollbackPlan) -> OtaError | None:
+        """The version stored after one start of the firmware gone back to, which repairs its NVS;
+        or why it still cannot be, or that start might be one that its app must confirm."""
+        now = read_otadata(self.link, found)
+        if now.may_be_pending or _has_to_confirm(now):
+            return back.problem
+        self.starts.repair()
+        try:
+            ops = record_ops(self.link, found, back.version)
+        except OtaError as error:
+            if error.code == "link-lost":
+                raise
+            return error
+        apply_verified(self.link, ops)
+        return None
+
+    def _confirm(self, found: Inspection, awaited: Awaited) -> Outcome:
         """The app's time to confirm itself is over: what does otadata say?"""
-        at = found.table.otadata if found.table is not None else None
-        if found.table is None or at is None:
+        if found.table is None or found.table.otadata is None:
             raise found.problem or OtaError("otadata-invalid")
+        entries = read_otadata(self.link, found)
+        slot = self._awaited_slot(found, entries, awaited.slot)
         slots = found.table.ota_slots
-        otadata = parse_otadata(link.read(at.offset, at.size_bytes))
-        entries = otadata.entries
-        named = [p for p in slots if awaited.slot in (p.name, p.label)]
-        if len(named) > 1 and otadata.newest is not None:  # noted before labels were told apart
-            named = [slots[entries[otadata.newest].slot_index(len(slots))]]
-        if not named:
-            gone = f"The board has no slot {awaited.slot} any more."
-            raise found.problem or OtaError("otadata-invalid", gone)
-        slot = named[0]
-        index = slots.index(slot)
-        states = [e.state for e in entries if e.written and e.slot_index(len(slots)) == index]
+        states = [
+            entry.state
+            for entry in entries.entries
+            if entry.written and entry.slot_index(len(slots)) == slots.index(slot)
+        ]
         outcome = Outcome("up_to_date", found=found, version=found.version, slot=slot)
         if OtaState.VALID in states:
             outcome.confirmed = True
             if found.problem is not None:
                 # Of the version or of what else the app keeps: its update is over all the same.
                 outcome.version, outcome.error = None, found.problem
-            return self._restarted(link, outcome)
+            return self._restarted(outcome)
         if found.problem is not None:
             raise found.problem
-        if OtaState.NEW in states and self.job.rearm:
-            # Either it never started, or this bootloader does not use rollback: after one more
-            # start it is the latter, and nothing takes the firmware back.
-            outcome.end = "awaiting_confirmation"
-            return self._restarted(link, outcome)
         if OtaState.NEW in states:
-            monitor = self._boot(link, slot, Expected(offset=slot.offset))
-            if monitor.verdict is Verdict.FAILED:
-                return self._roll_back(link, found, outcome, slot, monitor.reason)
-            return self._judged(outcome, monitor)
+            return self._not_started(found, outcome, slot)
         if OtaState.PENDING_VERIFY in states:
             why = "its app did not confirm itself in time"
         elif awaited.power_failed:
             why = "The board's power failed before its new app confirmed itself"
-            return self._roll_back(link, found, outcome, slot, why, power_failed=True)
+            return self._roll_back(found, outcome, slot, why, power_failed=True)
         else:
             why = "the board's bootloader went back by itself"
-        return self._roll_back(link, found, outcome, slot, why)
+        return self._roll_back(found, outcome, slot, why)
+
+    def _not_started(self, found: Inspection, outcome: Outcome, slot: Partition) -> Outcome:
+        """Either it never started, or this bootloader does not use rollback: after one more start
+        it is the latter, and nothing takes the firmware back."""
+        if self.job.rearm:
+            outcome.end = "awaiting_confirmation"
+            return self._restarted(outcome)
+        monitor = self.starts.watched(slot)
+        if monitor.verdict is Verdict.FAILED:
+            return self._roll_back(found, outcome, slot, monitor.reason)
+        return self._judged(outcome, monitor)
+
+    @staticmethod
+    def _awaited_slot(found: Inspection, otadata: OtaData, name: str) -> Partition:
+        slots = found.parts.ota_slots
+        named = [part for part in slots if name in (part.name, part.label)]
+        if len(named) > 1 and otadata.newest is not None:  # noted before labels were told apart
+            return slots[otadata.entries[otadata.newest].slot_index(len(slots))]
+        if not named:
+            gone = f"The board has no slot {name} any more."
+            raise found.problem or OtaError("otadata-invalid", gone)
+        return named[0]
+
+
+def _has_to_confirm(otadata: OtaData) -> bool:
+    """Whether the next start may be one that its app must confirm."""
+    return any(entry.counts and entry.state == OtaState.NEW for entry in otadata.entries)
 
 
 def _stored(found: Inspection) -> str | None:

@@ -17,28 +17,29 @@ _WHOLE_FLASH = (
     Mutant(
         "the old table stands while the flash is rewritten",
         _REWRITE,
-        "for offset in sorted({*old_tables, plan.table.offset}):",
-        "for offset in sorted({plan.table.offset} - {*old_tables}):",
+        "for offset in sorted({*plan.old_tables, plan.table.offset}):",
+        "for offset in sorted({plan.table.offset} - {*plan.old_tables}):",
         "tests/update/test_tables.py::test_a_whole_flash_ends_a_table_that_may_not_be_in_use",
     ),
     Mutant(
         "the new table is written first",
         _REWRITE,
-        "    for write in plan.writes:\n        _write(flash, write, so_far)\n",
-        "    for write in (plan.table, *plan.writes):\n        _write(flash, write, so_far)\n",
+        "        for write in plan.writes:\n            _write(flash, write, progress)\n",
+        "        for write in (plan.table, *plan.writes):\n"
+        "            _write(flash, write, progress)\n",
         f"{BACKUP}::test_a_flash_writes_its_table_last",
     ),
     Mutant(
         "what is rewritten is not read back",
         _REWRITE,
-        "    if flash.md5(write.offset, len(write.data)) != digest:",
+        "    if flash.md5(write.offset, len(write.data)) != digest(write.data):",
         "    if not flash.md5(write.offset, len(write.data)):",
         f"{BACKUP}::test_what_is_rewritten_is_read_back",
     ),
     Mutant(
         "keys that stay in their place are not looked at before the table",
         _REWRITE,
-        "    for write in standing:\n        _verify(flash, write)\n",
+        "        for write in plan.standing:\n            _verify(flash, write)\n",
         "",
         f"{BACKUP}::test_what_is_rewritten_is_read_back",
     ),
@@ -65,7 +66,7 @@ _WHOLE_FLASH = (
     ),
     Mutant(
         "another board than the confirmed one is replaced",
-        "update/written.py",
+        _REWRITE,
         "if meant is not None and mac != meant:",
         "if meant is not None and not mac:",
         "tests/cli/test_flash.py::test_another_boards_mac_and_other_files_write_nothing",
@@ -76,8 +77,15 @@ _BACKUP = (
     Mutant(
         "a backup goes where a newer one has fewer keys",
         "update/backup.py",
-        "return mine.keys() >= theirs.keys()",
-        "return mine.keys() <= theirs.keys()",
+        "else has.items() >= kept.items()",
+        "else has.items() <= kept.items()",
+        f"{BACKUP}::test_one_covers_another_where_no_key_would_be_lost",
+    ),
+    Mutant(
+        "a backup goes where a newer one has other values",
+        "update/backup.py",
+        "else has.items() >= kept.items()",
+        "else has.keys() >= kept.keys()",
         f"{BACKUP}::test_one_covers_another_where_no_key_would_be_lost",
     ),
     Mutant(
@@ -90,8 +98,8 @@ _BACKUP = (
     Mutant(
         "a table comes back over apps that it does not fit",
         _RESTORE,
-        "        if _may_start(flash, own):\n",
-        "        if _may_start(flash, own) and not _starts(flash, chip, saved):\n",
+        "            if _may_start(self.flash, own):\n",
+        "            if _may_start(self.flash, own) and not self._starts(saved):\n",
         f"{BACKUP}::test_an_app_that_only_the_bootloader_may_know_keeps_its_table",
     ),
 )
@@ -129,7 +137,7 @@ _JOURNAL = (
         "a port is opened without a look at who has it",
         "link/ownership.py",
         "            seen = holders(port)\n",
-        "            seen = []\n",
+        "            seen: list[Holder] = []\n",
         f"{OWNERSHIP}::test_another_program_is_found_before_opening",
     ),
     Mutant(

@@ -11,14 +11,14 @@ MUTANTS = (
     Mutant(
         "an operation is not read back",
         "link/flash.py",
-        "if flash.md5(op.offset, len(op.data)) == _md5(wanted):",
+        "if flash.md5(op.offset, len(op.data)) == digest(wanted):",
         "if flash.md5(op.offset, len(op.data)):",
         "tests/update/test_flash.py",
     ),
     Mutant(
         "an erase is not read back",
         "link/flash.py",
-        'if flash.md5(op.offset, op.size_bytes) != _md5(b"\\xff" * op.size_bytes):',
+        "if flash.md5(op.offset, op.size_bytes) != blank_digest(op.size_bytes):",
         "if not flash.md5(op.offset, op.size_bytes):",
         "tests/update/test_flash.py",
     ),
@@ -59,7 +59,7 @@ MUTANTS = (
     ),
     Mutant(
         "a protected part of the flash is one too small",
-        "link/protection.py",
+        "link/flash.py",
         "return offset + size_bytes > self.flash_bytes - covered",
         "return offset > self.flash_bytes - covered",
         "tests/update/test_flash.py",

@@ -30,29 +30,29 @@ _PLANNED = (
     Mutant(
         "a board that waits for its app is updated",
         _PLAN,
-        '    if found.pending:\n        raise OtaError("awaiting-confirmation")\n',
+        '        if found.pending:\n            raise OtaError("awaiting-confirmation")\n',
         "",
         f"{PLAN}::test_a_board_in_pending_verify_is_left_alone",
     ),
     Mutant(
         "a board of which nothing is proven is rescued",
         _PLAN,
-        "if image is None or not rescue or not found.running.dead:",
-        "if image is None or not rescue:",
+        "if image is None or not self.rescue or not found.running.dead:",
+        "if image is None or not self.rescue:",
         f"{RUNNING}::test_an_image_for_another_chip_leaves_a_doubt_where_the_bootloader_is_silent",
     ),
     Mutant(
         "a board that boots is rescued",
         _PLAN,
-        "    if rescue:\n        raise",
-        "    if rescue and image is None:\n        raise",
+        "        if self.rescue:\n",
+        "        if self.rescue and image is None:\n",
         f"{PLAN}::test_a_board_that_boots_is_not_rescued",
     ),
     Mutant(
         "force writes the spare slot of a board that runs the image",
         _PLAN,
-        "    if found.holds(running):\n        if",
-        "    if found.holds(running) and not force:\n        if",
+        "        if found.holds(running):\n            return self",
+        "        if found.holds(running) and not self.force:\n            return self",
         f"{RUNNING}::test_force_on_a_board_that_runs_the_image_leaves_its_way_back_alone",
     ),
     Mutant(
@@ -79,19 +79,15 @@ _PLANNED = (
     Mutant(
         "the version is stored before the switch",
         _PLAN,
-        '        SwitchOtadata(slot, edit, f"start {slot.name} instead of {instead}"),\n'
-        '        RecordVersion(version, record, "so that the firmware does not update itself '
-        'again"),\n',
-        '        RecordVersion(version, record, "so that the firmware does not update itself '
-        'again"),\n'
-        '        SwitchOtadata(slot, edit, f"start {slot.name} instead of {instead}"),\n',
+        "SwitchOtadata(edit),\n            RecordVersion(_record_edit(found, version)),\n",
+        "RecordVersion(_record_edit(found, version)),\n            SwitchOtadata(edit),\n",
         f"{PLAN}::test_a_differing_version_is_written_switched_and_recorded",
     ),
     Mutant(
         "a board that went back by itself is up to date",
         _PLAN,
-        "    if not rejected and not moved:\n        return None\n",
-        "    if not rejected or not moved:\n        return None\n",
+        "        if not rejected and not moved:\n",
+        "        if not rejected or not moved:\n",
         f"{PLAN}::test_another_slot_than_at_the_last_success_is_a_rollback_too",
     ),
 )
@@ -108,7 +104,7 @@ _LOOKED_AT = (
         "something that prints is proven to be dead",
         _INSPECT,
         "    if seen.app_prints:\n",
-        "    if seen.app_prints and found.pending:\n",
+        "    if seen.app_prints and self.found.pending:\n",
         f"{RUNNING}::test_something_that_prints_is_not_called_dead",
     ),
     Mutant(
@@ -178,12 +174,25 @@ _CARRIED_OUT = (
         f"{SESSION}::test_a_flash_that_takes_no_program_is_found_before_the_first_erase",
     ),
     Mutant(
-        "a bad image that the bootloader tries first keeps its magic byte",
+        "a bad image that the bootloader tries first without any entry is left to it",
         _CARRY_OUT,
-        '        ops.append(Program(bad.offset, b"\\x00", "no image any more"))\n',
-        "        pass\n",
-        f"{RUNNING}::"
-        "test_a_bad_firmware_that_is_tried_first_without_any_entry_is_no_image_any_more",
+        "            certain = False\n            continue\n",
+        "            continue\n",
+        f"{RUNNING}::test_a_bad_firmware_that_is_tried_first_without_any_entry_is_not_started",
+    ),
+    Mutant(
+        "a way back is left to an image of which it is not clear whether it boots",
+        _CARRY_OUT,
+        'certain = certain and image.boots == "no"',
+        "certain = bool(certain)",
+        f"{RUNNING}::test_a_way_back_is_not_left_to_an_image_of_which_it_is_not_clear",
+    ),
+    Mutant(
+        "a firmware that spoils NVS is not gone back from",
+        _CARRY_OUT,
+        "        return RollbackPlan(slot, version, tuple(ops), error)\n",
+        "        raise\n",
+        f"{CUTS}::test_a_firmware_that_spoils_nvs_is_gone_back_from_all_the_same",
     ),
     Mutant(
         "a way back leads to an image that the fuses forbid",
@@ -209,8 +218,8 @@ _CARRIED_OUT = (
     Mutant(
         "a switch is left standing where the version cannot be stored",
         _SESSION,
-        "                self._take_back(link, found, made.slot)\n",
-        "                pass\n",
+        "                    apply_verified(self.link, self._plan_back(found, made.slot).ops)\n",
+        "                    pass\n",
         f"{SESSION}::test_a_switch_is_taken_back_where_the_version_cannot_be_stored",
     ),
     Mutant(
@@ -230,7 +239,7 @@ _CARRIED_OUT = (
     Mutant(
         "a board's secrets are not known before its log is read",
         _SESSION,
-        "        self.redact = Redactor(found.secrets)\n",
+        "        self.starts.redact = Redactor(found.secrets)\n",
         "",
         f"{SESSION}::test_a_boards_secrets_are_known_before_its_log_is_read",
     ),

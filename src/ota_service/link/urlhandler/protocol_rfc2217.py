@@ -11,11 +11,10 @@ The module's name and the class `Serial` are what `serial.serial_for_url` looks 
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
-import threading
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,7 +27,7 @@ from serial.serialutil import (
 )
 
 from ota_service.link.urlhandler import telnet
-from ota_service.link.urlhandler.telnet import Answer, Negotiation
+from ota_service.link.urlhandler.telnet import Negotiation
 
 ANSWER_TIMEOUT_S = 3.0
 """How long a server may take to agree, or to answer a command."""
@@ -37,12 +36,11 @@ LINES_TIMEOUT_S = 0.5
 
 _PARITY = {"N": 1, "O": 2, "E": 3, "M": 4, "S": 5}
 _STOP_BITS = {1: 1, 2: 2, 1.5: 3}
-_CTS, _DSR, _RI, _CD = 0x10, 0x20, 0x40, 0x80
 _OURS = (telnet.BINARY, telnet.SUPPRESS_GO_AHEAD, telnet.COM_PORT)
 
 
 class Serial(SerialBase):  # type: ignore[misc]
-    """A serial port behind an RFC 2217 server, with pyserial's usual interface.
+    """A serial port behind an RFC 2217 server, with pyserial's usual interface, for one thread.
 
     Raises pyserial's SerialException: ECONNREFUSED and the like where nothing listens, "port is
     busy" where the server says so, EIO where the connection ends.
@@ -56,11 +54,7 @@ class Serial(SerialBase):  # type: ignore[misc]
         self._agreed: set[int] = set()
         self._refused = False
         self._told: dict[int, bytes] = {}
-        self._modem_state = 0
         self._gone = False
-        self._receive_lock = threading.Lock()
-        self._send_lock = threading.Lock()
-        self._cancel_pipe: tuple[int, int] | None = None
         self.is_open: bool = False
         super().__init__(*args, **kwargs)
 
@@ -86,8 +80,6 @@ class Serial(SerialBase):  # type: ignore[misc]
             ) from error
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setblocking(False)
-        self._cancel_pipe = os.pipe()
-        os.set_blocking(self._cancel_pipe[0], False)
         self.is_open = True
         try:
             self._agree()
@@ -133,10 +125,6 @@ class Serial(SerialBase):  # type: ignore[misc]
         link, self._socket = self._socket, None
         if link is not None:
             link.close()
-        pipe, self._cancel_pipe = self._cancel_pipe, None
-        if pipe is not None:
-            os.close(pipe[0])
-            os.close(pipe[1])
 
     # --- settings
 
@@ -185,81 +173,34 @@ class Serial(SerialBase):  # type: ignore[misc]
     def _update_rts_state(self) -> None:
         self._set_line(telnet.CONTROL_RTS_ON if self._rts_state else telnet.CONTROL_RTS_OFF)
 
-    def _update_break_state(self) -> None:
-        self._set_line(telnet.CONTROL_BREAK_ON if self._break_state else telnet.CONTROL_BREAK_OFF)
-
-    @property
-    def cts(self) -> bool:
-        """As the server last told."""
-        return self._modem(_CTS)
-
-    @property
-    def dsr(self) -> bool:
-        """As the server last told."""
-        return self._modem(_DSR)
-
-    @property
-    def ri(self) -> bool:
-        """As the server last told."""
-        return self._modem(_RI)
-
-    @property
-    def cd(self) -> bool:
-        """As the server last told."""
-        return self._modem(_CD)
-
-    def _modem(self, bit: int) -> bool:
-        self._check_open()
-        with self._receive_lock:
-            self._receive()
-        return bool(self._modem_state & bit)
-
     # --- data
 
     @property
     def in_waiting(self) -> int:
         """Bytes that have arrived and were not read yet."""
         self._check_open()
-        with self._receive_lock:
-            self._receive()
-            if not self._received and self._gone:
-                raise self._vanished()
-            return len(self._received)
-
-    @property
-    def out_waiting(self) -> int:
-        """What the server still has to send is not known."""
-        self._check_open()
-        return 0
+        self._receive()
+        if not self._received and self._gone:
+            raise self._vanished()
+        return len(self._received)
 
     def read(self, size: int = 1) -> bytes:
         """Up to `size` bytes, fewer where the timeout passes first."""
         self._check_open()
-        deadline_s = None if self._timeout is None else time.monotonic() + self._timeout
-        out = bytearray()
-        while True:
-            with self._receive_lock:
-                if len(self._received) < size - len(out):
-                    self._receive()
-                take = min(size - len(out), len(self._received))
-                out += self._received[:take]
-                del self._received[:take]
-            if len(out) >= size:
-                return bytes(out)
-            if self._gone:
-                if out:
-                    return bytes(out)
-                raise self._vanished()
-            wait_s = None if deadline_s is None else deadline_s - time.monotonic()
-            if (wait_s is not None and wait_s <= 0) or not self._wait_readable(wait_s):
-                return bytes(out)
+        try:
+            self._await(lambda: len(self._received) >= size, self._timeout)
+        except SerialException:
+            if not self._received:
+                raise
+        taken = bytes(self._received[:size])
+        del self._received[:size]
+        return taken
 
     def write(self, data: Any) -> int:
         """Send bytes; raises SerialTimeoutException where the connection takes none."""
         self._check_open()
         payload = to_bytes(data)
-        with self._receive_lock:
-            self._receive()
+        self._receive()
         if self._gone:
             raise self._vanished()
         self._send(telnet.escape(payload))
@@ -273,56 +214,28 @@ class Serial(SerialBase):  # type: ignore[misc]
         """Forget what has arrived, at the server too."""
         self._check_open()
         self._ask(telnet.PURGE, bytes((telnet.PURGE_RECEIVED,)), LINES_TIMEOUT_S)
-        with self._receive_lock:
-            self._received.clear()
+        self._received.clear()
 
     def reset_output_buffer(self) -> None:
         """Forget what the server has not sent yet."""
         self._check_open()
         self._send(telnet.command(telnet.PURGE, bytes((telnet.PURGE_TO_SEND,))))
 
-    def cancel_read(self) -> None:
-        """Let a `read` in another thread return at once with what it has."""
-        if self._cancel_pipe is not None:
-            os.write(self._cancel_pipe[1], b"x")
-
-    def cancel_write(self) -> None:
-        """Writes do not block for long; there is nothing to cancel."""
-
     # --- the connection
 
-    def _await(self, condition: Any, timeout_s: float) -> bool:
-        """Receive until `condition` holds; False where it does not in time."""
-        deadline_s = time.monotonic() + timeout_s
+    def _await(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Receive until `condition` holds; False where it does not in time (None: for ever)."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            with self._receive_lock:
-                self._receive()
+            self._receive()
             if condition():
                 return True
             if self._gone:
                 raise self._vanished()
-            wait_s = deadline_s - time.monotonic()
-            if wait_s <= 0:
+            wait_s = None if deadline_s is None else deadline_s - time.monotonic()
+            if self._socket is None or (wait_s is not None and wait_s <= 0):
                 return False
-            link = self._socket
-            if link is not None:
-                select.select([link], [], [], wait_s)
-
-    def _wait_readable(self, wait_s: float | None) -> bool:
-        """False when the read was cancelled or the port closed meanwhile."""
-        link, pipe = self._socket, self._cancel_pipe
-        if link is None or pipe is None:
-            return False
-        try:
-            ready, _, _ = select.select([link.fileno(), pipe[0]], [], [], wait_s)
-        except (OSError, ValueError) as error:
-            if self.is_open:
-                raise self._vanished() from error
-            return False
-        if pipe[0] in ready:
-            os.read(pipe[0], 1024)
-            return False
-        return True
+            select.select([self._socket], [], [], wait_s)
 
     def _receive(self) -> None:
         """Take what has arrived apart; never waits."""
@@ -343,7 +256,7 @@ class Serial(SerialBase):  # type: ignore[misc]
                 elif isinstance(part, Negotiation):
                     self._negotiated(part)
                 else:
-                    self._answered(part)
+                    self._answers[part.command] = part.value
 
     def _negotiated(self, said: Negotiation) -> None:
         if said.verb == telnet.DO:
@@ -356,28 +269,21 @@ class Serial(SerialBase):  # type: ignore[misc]
         elif said.verb == telnet.WILL and said.option not in _OURS:
             self._send(telnet.negotiate(telnet.DONT, said.option))
 
-    def _answered(self, answer: Answer) -> None:
-        if answer.command == telnet.NOTIFY_MODEM_STATE and answer.value:
-            self._modem_state = answer.value[0]
-        else:
-            self._answers[answer.command] = answer.value
-
     def _send(self, data: bytes) -> None:
         link = self._socket
         if link is None:
             return
         view = memoryview(data)
-        with self._send_lock:
-            while view:
-                try:
-                    view = view[link.send(view) :]
-                except BlockingIOError:
-                    limit_s = self._write_timeout
-                    if not select.select([], [link], [], limit_s)[1]:
-                        raise SerialTimeoutException("Write timeout") from None
-                except OSError as error:
-                    self._gone = True
-                    raise self._vanished() from error
+        while view:
+            try:
+                view = view[link.send(view) :]
+            except BlockingIOError:
+                limit_s = self._write_timeout
+                if not select.select([], [link], [], limit_s)[1]:
+                    raise SerialTimeoutException("Write timeout") from None
+            except OSError as error:
+                self._gone = True
+                raise self._vanished() from error
 
     def _check_open(self) -> None:
         if not self.is_open:

@@ -6,6 +6,7 @@ RFC 854 (Telnet), RFC 2217 (COM-PORT-OPTION). No I/O.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +15,11 @@ IAC, DONT, DO, WONT, WILL, SB, SE = 0xFF, 0xFE, 0xFD, 0xFC, 0xFB, 0xFA, 0xF0
 BINARY, SUPPRESS_GO_AHEAD, COM_PORT = 0, 3, 44
 
 SET_BAUD, SET_DATA_SIZE, SET_PARITY, SET_STOP_SIZE, SET_CONTROL = 1, 2, 3, 4, 5
-NOTIFY_LINE_STATE, NOTIFY_MODEM_STATE = 6, 7
-SET_LINE_MASK, SET_MODEM_MASK, PURGE = 10, 11, 12
+PURGE = 12
 SERVER_OFFSET = 100
 """The server answers a command with its number plus this one."""
 
 CONTROL_NO_FLOW = 1
-CONTROL_BREAK_ON, CONTROL_BREAK_OFF = 5, 6
 CONTROL_DTR_ON, CONTROL_DTR_OFF = 8, 9
 CONTROL_RTS_ON, CONTROL_RTS_OFF = 11, 12
 PURGE_RECEIVED, PURGE_TO_SEND = 1, 2
@@ -42,6 +41,13 @@ class Answer:
     value: bytes
 
 
+_PART = re.compile(
+    rb"(?P<data>[^\xff]+)|(?P<escaped>\xff\xff)|\xff(?P<verb>[\xfb-\xfe])(?P<option>.)|"
+    rb"\xff\xfa(?P<body>(?:[^\xff]|\xff[^\xf0])*)\xff\xf0|\xff[^\xfa-\xff]",
+    re.DOTALL,
+)
+
+
 class Decoder:
     """Takes the stream apart: the port's bytes, and what is between them."""
 
@@ -50,44 +56,18 @@ class Decoder:
 
     def feed(self, received: bytes) -> Iterator[bytes | Negotiation | Answer]:
         """What is whole in the stream so far, in its order."""
-        data = self._rest + received
-        at = 0
-        while at < len(data):
-            mark = data.find(IAC, at)
-            if mark != at:
-                end = len(data) if mark < 0 else mark
-                yield data[at:end]
-                at = end
-                continue
-            step = self._command(data, at)
-            if step is None:
-                break
-            found, at = step
-            if found is not None:
-                yield found
+        data, at = self._rest + received, 0
+        while part := _PART.match(data, at):
+            at = part.end()
+            if part["data"] or part["escaped"]:
+                yield part["data"] or b"\xff"
+            elif part["verb"]:
+                yield Negotiation(part["verb"][0], part["option"][0])
+            elif part["body"]:
+                body = part["body"].replace(b"\xff\xff", b"\xff")
+                if body[0] == COM_PORT and len(body) >= 2:
+                    yield Answer((body[1] - SERVER_OFFSET) & 0xFF, body[2:])
         self._rest = data[at:]
-
-    @staticmethod
-    def _command(data: bytes, at: int) -> tuple[bytes | Negotiation | Answer | None, int] | None:
-        """What begins at an IAC, and the place behind it; None while it is not whole."""
-        if at + 1 >= len(data):
-            return None
-        verb = data[at + 1]
-        if verb == IAC:
-            return b"\xff", at + 2
-        if verb in (DO, DONT, WILL, WONT):
-            return (Negotiation(verb, data[at + 2]), at + 3) if at + 2 < len(data) else None
-        if verb != SB:
-            return None, at + 2
-        end = at + 2
-        while (end := data.find(IAC, end)) >= 0 and end + 1 < len(data):
-            if data[end + 1] == SE:
-                body = data[at + 2 : end].replace(b"\xff\xff", b"\xff")
-                if len(body) >= 2 and body[0] == COM_PORT:
-                    return Answer((body[1] - SERVER_OFFSET) & 0xFF, body[2:]), end + 2
-                return None, end + 2
-            end += 2
-        return None
 
 
 def negotiate(verb: int, option: int) -> bytes:

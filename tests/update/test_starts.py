@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from ota_service.update.watch import READ_TIMEOUT_S, SHORTEST_S, read_timeout_s
+from ota_service.update.starts import READ_TIMEOUT_S, SHORTEST_S, read_timeout_s
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The starts of a board in a session: its log is read in real time and fed to a `BootMonitor`.
+
+The port stays open from before the reset, with DTR and RTS released. Ports on native USB vanish
+at a reset and come back: they are opened again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from serial import SerialBase, SerialException
+
+from ota_service.errors import OtaError
+from ota_service.formats.partitions import Partition
+from ota_service.link.link import EspLink
+from ota_service.update.boot import BootMonitor, BootRules, Expected
+from ota_service.update.first_look import FirstLook, first_look
+from ota_service.update.secrets import Redactor
+
+LOGGER = logging.getLogger("ota_service.update")
+
+FIRST_LOOK_S = 3.0
+"""How long a board runs that is started in the middle of a session: to see what runs, or so that
+its firmware repairs its NVS."""
+
+READ_TIMEOUT_S = 0.05
+SHORTEST_S = 0.001
+RETURN_TIMEOUT_S = 5.0
+"""How long a port on native USB may take to come back after a reset."""
+
+ASK_AFTER_S = 2.0
+"""A board that has printed nothing by then (or in half of its time, where that is less) is asked
+whether it is in download mode still."""
+
+_RETRY_S = 0.1
+
+
+def watch(
+    port: SerialBase,
+    monitor: BootMonitor,
+    in_download: Callable[[], bool],
+    *,
+    until: Callable[[BootMonitor], bool] = lambda monitor: monitor.verdict is not None,
+    stopped: Callable[[], bool],
+    limit_s: float | None = None,
+) -> bool:
+    """Read until `until` holds, `stopped` says so, or `limit_s` are over; False where it was
+    stopped.
+
+    in_download: asks the chip whether it is in download mode still; called once, where it has
+    printed nothing. Raises OtaError `link-lost` where the port is gone and does not come back.
+    """
+    start_s, timeout_s = time.monotonic(), -1.0
+    ask_after_s = min(ASK_AFTER_S, monitor.timeout_s / 2)
+    while not until(monitor):
+        if stopped():
+            return False
+        wait_s = read_timeout_s(monitor.due_s, time.monotonic() - start_s)
+        try:
+            if wait_s != timeout_s:
+                port.timeout = timeout_s = wait_s
+            data = port.read(max(1, min(port.in_waiting, 4096)))
+        except (SerialException, OSError, TypeError) as error:
+            # TypeError: pyserial's port object after its device vanished under a read
+            _reopen(port, error)
+            data = b""
+        now_s = time.monotonic() - start_s
+        if data:
+            monitor.feed(data, now_s)
+        elif not monitor.heard and now_s >= ask_after_s:
+            ask_after_s = math.inf
+            monitor.in_download = in_download()
+        monitor.tick(now_s)
+        if limit_s is not None and now_s >= limit_s:
+            break
+    return True
+
+
+def read_timeout_s(due_s: float | None, now_s: float) -> float:
+    """How long to wait for a log's next bytes: the last wait is a short one, so that the verdict
+    comes when it is due. Past that (where boot_expect has yet to be met) nothing is due."""
+    left_s = due_s - now_s if due_s is not None else 0.0
+    return min(READ_TIMEOUT_S, max(SHORTEST_S, left_s)) if left_s > 0 else READ_TIMEOUT_S
+
+
+def _reopen(port: SerialBase, error: BaseException) -> None:
+    deadline_s = time.monotonic() + RETURN_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        with contextlib.suppress(Exception):
+            port.close()
+        try:
+            port.open()
+        except (SerialException, OSError):
+            time.sleep(_RETRY_S)  # the device is made by the kernel: there is no event to await
+        else:
+            return
+    raise OtaError(
+        "link-lost", "The board's port went away while its start was watched."
+    ) from error
+
+
+class StartHooks(Protocol):
+    """What is told and asked while a board is started; called from the session's thread."""
+
+    def restarting(self, reason: str) -> None:
+        """The board is restarted now, and why."""
+
+    def cancelled(self) -> bool:
+        """Whether to stop at the next place where that leaves the board bootable."""
+
+    def stopping(self) -> bool:
+        """Whether the process ends: then boots are no longer watched either."""
+
+
+class Starts:
+    """The starts of one board. name: for messages. redact: keeps its secrets out of the log.
+
+    log: what was seen of each watched start, under its heading.
+    """
+
+    def __init__(
+        self, link: EspLink, port: SerialBase, name: str, rules: BootRules, hooks: StartHooks
+    ) -> None:
+        self.log: list[str] = []
+        self.redact = Redactor()
+        self._link, self._port, self._name = link, port, name
+        self._rules, self._hooks = rules, hooks
+        self._first: FirstLook | None = None
+        self._bootloader_speaks: bool | None = None
+
+    def first_look(self) -> FirstLook:
+        """One ordinary restart, to read from the bootloader's log what it starts; the first one
+        counts for the whole session."""
+        if self._first is None:
+            self._first = self._look()
+        return self._first
+
+    def _look(self) -> FirstLook:
+        monitor = self._once(
+            "to see which slot runs",
+            until=lambda seen: (
+                seen.loaded_offset is not None or seen.app_speaks or seen.verdict is not None
+            ),
+        )
+        if monitor is None:
+            return FirstLook(restarted=False)
+        self._bootloader_speaks = monitor.bootloader_speaks
+        return first_look(monitor.lines, monitor.loaded_offset)
+
+    def repair(self) -> None:
+        """One start, in which the firmware repairs its NVS, and back into download mode."""
+        # Its time is not cut short by what it prints: NVS is opened some time after that.
+        self._once("so that it repairs its NVS", until=lambda seen: False)
+
+    def _once(self, why: str, until: Callable[[BootMonitor], bool]) -> BootMonitor | None:
+        """None where it never left download mode, or was stopped before its time."""
+        self._hooks.restarting(f"once into its firmware, {why}")
+        monitor, whole = self._seen(until, self._hooks.cancelled)
+        if monitor.in_download and not monitor.heard:
+            self._link.stay()
+        else:
+            self._link.reconnect()
+        return None if monitor.in_download or not whole else monitor
+
+    def leaves(self) -> bool:
+        """Restart the board; whether it left download mode, as far as can be seen."""
+        monitor, _ = self._seen(
+            lambda seen: seen.in_download or seen.from_flash, self._hooks.stopping
+        )
+        return not monitor.in_download
+
+    def _seen(
+        self, until: Callable[[BootMonitor], bool], stopped: Callable[[], bool]
+    ) -> tuple[BootMonitor, bool]:
+        """An ordinary start, watched for at most `FIRST_LOOK_S`; whether nobody stopped it."""
+        self._link.restart()
+        monitor = BootMonitor(Expected(), FIRST_LOOK_S, FIRST_LOOK_S)
+        whole = watch(
+            self._port,
+            monitor,
+            self._link.in_download,
+            until=until,
+            stopped=stopped,
+            limit_s=FIRST_LOOK_S,
+        )
+        return monitor, whole
+
+    def watched(
+        self, slot: Partition, expected: Expected | None = None, *, known_good: bool = False
+    ) -> BootMonitor:
+        """Restart into a slot, and watch it start. expected: None: this slot, whatever is in it.
+        known_good: it ran before."""
+        expected = expected or Expected(offset=slot.offset)
+        rules, timeout_s = self._rules, self._rules.timeout_s
+        if known_good and self._bootloader_speaks is False:
+            # It will not say more than the new firmware's start has said.
+            timeout_s = min(timeout_s, max(rules.stable_s, FIRST_LOOK_S))
+        monitor = BootMonitor(
+            expected, timeout_s, rules.stable_s, restarts=rules.restarts, redact=self.redact
+        )
+        self._hooks.restarting(f"into {slot.name}, and watched")
+        self._link.restart()
+
+        def in_download() -> bool:
+            found = self._link.in_download()
+            if found:
+                LOGGER.warning(
+                    "%s: still in download mode; press its reset button, with BOOT released",
+                    self._name,
+                )
+            return found
+
+        watch(self._port, monitor, in_download, stopped=self._hooks.stopping)
+        self.log += [f"--- start of {slot.name}", *monitor.told]
+        if monitor.heard:
+            self._bootloader_speaks = monitor.bootloader_speaks
+        if monitor.verdict is None:
+            raise OtaError(
+                "cancelled",
+                "The updater was stopped before the board's start was judged.",
+                remedy="The next start of the module looks at the board and goes on.",
+            )
+        return monitor
