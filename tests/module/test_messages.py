@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import viam.utils
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from viam.errors import ViamGRPCError
 
@@ -27,6 +27,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=30)
 @given(st.dictionaries(st.text(), VALUES))
 def test_a_reply_is_what_viam_sdk_would_make_of_it(reply: dict[str, Any]) -> None:
     """Bit by bit the same message, for everything that `plain` lets through."""
@@ -34,6 +35,7 @@ def test_a_reply_is_what_viam_sdk_would_make_of_it(reply: dict[str, Any]) -> Non
     assert to_struct(wanted) == viam.utils.dict_to_struct(wanted)
 
 
+@settings(max_examples=30)
 @given(st.dictionaries(st.text(), VALUES))
 def test_a_command_is_read_as_viam_sdk_reads_it(command: dict[str, Any]) -> None:
     """Below the limit nothing differs."""
