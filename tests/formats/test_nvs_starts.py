@@ -107,6 +107,21 @@ def test_what_a_failed_write_left_stands_in_the_way(value: str | None) -> None:
     assert prove(data, value, torn=1).strategy == ("collect" if value else "erase")
 
 
+def erased(data: bytes) -> bytes:
+    """A page of which all items have been erased."""
+    return data[:32] + bytes(31) + b"\xf0" + data[64:]
+
+
+@pytest.mark.parametrize("state", [FULL, ACTIVE])
+@pytest.mark.parametrize("value", ["2.0.0", "v" * 128])
+def test_a_page_whose_items_are_all_erased_is_room(state: int, value: str) -> None:
+    """There is nothing to move out of it: it becomes free, and one of two free ones is begun."""
+    empty = erased(page([text(b"ROBOT_ID", 126)], state, 3 if state == FULL else 5))
+    full = page([NAMESPACE, VERSION, text(b"WIFI_SSID", 123)], FULL ^ ACTIVE ^ state, 4)
+    assert prove(empty + full + BLANK, value, torn=1).strategy == "new-page"
+    assert prove(empty + full + BLANK, None, torn=1).strategy == "erase"
+
+
 @pytest.mark.slow
 def test_a_move_that_was_cut_before_parts_without_an_index() -> None:
     """What is left out of the copy stood between a part of a blob and the end of the page."""

@@ -54,6 +54,13 @@ MUTANTS = (
         f"{STARTS}::test_what_no_firmware_can_open_is_left_as_it_is",
     ),
     Mutant(
+        "a page whose items are all erased is not room",
+        _EDIT,
+        "[page for page in nvs.order if not page.items]",
+        "[page for page in nvs.order if page.items]",
+        f"{STARTS}::test_a_page_whose_items_are_all_erased_is_room",
+    ),
+    Mutant(
         "the page that is written to is not repaired first",
         _EDIT,
         "        flash.repair_page(last.index)\n",

@@ -204,6 +204,10 @@ def _ways(
             begun.mark_full(last)
         begun.enliven(page, "new page")
         yield "new-page", begun
+    elif hollow := [page for page in nvs.order if not page.items]:
+        freed = flash.copy()
+        freed.kill(hollow[0], "nothing in it")
+        yield from _ways(freed, freed.read(), blocks, key)
     for victim in sorted(nvs.order, key=lambda page: page.used):
         yield from _collect(flash, nvs, victim, victim, blocks, key)
 
