@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -178,7 +179,8 @@ async def test_the_url_is_shown_without_its_secrets_until_the_end(tmp_path: Path
         await module.wait_log("SIGTERM: stopping")
         if module.process.returncode is None:
             module.process.terminate()
-        assert await module.process.wait() == 0
+        # The second one may come when the loop, and with it our handler, is gone already.
+        assert await module.process.wait() in (0, -signal.SIGTERM)
         assert "Traceback" not in module.log
         for secret in ("hunter2", "s3cret"):
             assert secret not in f"{status} {reply} {module.log}"

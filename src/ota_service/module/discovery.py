@@ -27,11 +27,12 @@ from viam.utils import dict_to_struct
 from ota_service.errors import OtaError
 from ota_service.link.ownership import PORT_OWNERS, SERVICE_CLAIMS, holders
 from ota_service.link.ports import canonical, describe, exists, list_ports, shown
-from ota_service.module.attributes import read_attributes
 from ota_service.module.checks import Strict, a_fault, check_flag, check_port
-from ota_service.module.findings import Finding, configurations, of_inspection, report_of
+from ota_service.module.config import read_attributes
+from ota_service.module.findings import OF_BOARD, Finding, configurations, of_inspection, report_of
 from ota_service.module.folders import default_state_dir
 from ota_service.module.neighbours import directory, statuses
+from ota_service.module.plain import from_struct
 
 LOGGER = logging.getLogger("ota_service.module")
 
@@ -55,12 +56,13 @@ class OtaDiscovery(Discovery):
         cls, config: ComponentConfig, dependencies: Mapping[ResourceName, ResourceBase]
     ) -> Self:
         """Make the service of a configuration. Raises OtaError config-invalid."""
-        return cls(config.name, read_attributes(config, DiscoveryAttributes).ports)
+        given = read_attributes(from_struct(config.attributes), DiscoveryAttributes)
+        return cls(config.name, given.ports)
 
     @classmethod
     def validate_config(cls, config: ComponentConfig) -> tuple[Sequence[str], Sequence[str]]:
         """Check a configuration; it depends on nothing. Raises OtaError config-invalid."""
-        read_attributes(config, DiscoveryAttributes)
+        read_attributes(from_struct(config.attributes), DiscoveryAttributes)
         return [], []
 
     async def discover_resources(
@@ -168,14 +170,7 @@ def _recognise(finding: Finding, here: _Here) -> Finding:
     info, directory = finding.info, here.directory
     finding = replace(finding, mac=info.mac if info is not None else None)
     if info is not None and directory is not None and (seen := directory.recall(info)) is not None:
-        finding = replace(
-            finding,
-            mac=seen.mac,
-            chip=seen.chip,
-            version=seen.version,
-            project=seen.project,
-            app_version=seen.app_version,
-        )
+        finding = replace(finding, **{name: getattr(seen, name) for name in OF_BOARD})
         if directory.awaits_confirmation(seen.mac):
             return replace(finding, problem=OtaError("awaiting-confirmation"))
     if not exists(finding.port):
@@ -197,19 +192,10 @@ def _of_a_service(finding: Finding, services: Mapping[str, Any]) -> Finding | No
             same = finding.mac is not None and board.get("mac") == finding.mac
             # A candidate is a port that the service has not opened and may never open.
             if (here or same) and (service == claimed or board["state"] != "candidate"):
-                running = board.get("running", {})
-                return replace(
-                    finding,
-                    service=service,
-                    board=name,
-                    state=board["state"],
-                    status=status,
-                    mac=board.get("mac", finding.mac),
-                    chip=board.get("chip", finding.chip),
-                    version=board.get("version", finding.version),
-                    project=running.get("project", finding.project),
-                    app_version=running.get("app_version", finding.app_version),
-                )
+                has = {**board, **board.get("running", {})}
+                known = {key: has[key] for key in OF_BOARD if key in has}
+                mine = {"service": service, "board": name, "state": board["state"]}
+                return replace(finding, **mine, status=status, **known)
     return replace(finding, service=claimed) if claimed is not None else None
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NAME = "OTA"
 UNSURE = "OTA-unprobed"
+OF_BOARD = ("chip", "mac", "version", "project", "app_version")
+"""What a service and the journal know of a board, by the same names as a finding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +118,12 @@ def of_inspection(finding: Finding, found: Inspection) -> Finding:
 def report_of(finding: Finding) -> dict[str, Any]:
     """A finding as `discover` replies it; what is not known is left out."""
     info = finding.info
+    own = ("probed", *OF_BOARD, "ota_slots", "service", "board", "state")
     values: dict[str, Any] = {
         "by_path": info.by_path if info is not None else None,
         "usb_serial_number": info.serial_number if info is not None else None,
         "kind": "listed" if finding.listed else finding.kind,
-        "probed": finding.probed,
-        "chip": finding.chip,
-        "mac": finding.mac,
-        "version": finding.version,
-        "project": finding.project,
-        "app_version": finding.app_version,
-        "ota_slots": finding.ota_slots,
-        "service": finding.service,
-        "board": finding.board,
-        "state": finding.state,
+        **{name: getattr(finding, name) for name in own},
         "error": finding.problem.to_dict() if finding.problem is not None else None,
     }
     return {name: value for name, value in values.items() if value is not None}

@@ -132,24 +132,15 @@ class OtaService(Generic):
 def register() -> None:
     """Tell the SDK about the service's two models and about its companions, also under the names
     that a publisher gave them."""
-    for model in (*MODELS, *published_models(MODELS[0].name)):
-        Registry.register_resource_creator(
-            Generic.API,
-            model,
-            ResourceCreatorRegistration(OtaService.new, OtaService.validate_config),
-        )
-    for model in (discovery.MODEL, *published_models(discovery.MODEL.name)):
-        Registry.register_resource_creator(
-            OtaDiscovery.API,
-            model,
-            ResourceCreatorRegistration(OtaDiscovery.new, OtaDiscovery.validate_config),
-        )
-    for model in (sensor.MODEL, *published_models(sensor.MODEL.name)):
-        Registry.register_resource_creator(
-            OtaSensor.API,
-            model,
-            ResourceCreatorRegistration(OtaSensor.new, OtaSensor.validate_config),
-        )
+    resources = (
+        (Generic.API, OtaService, MODELS),
+        (OtaDiscovery.API, OtaDiscovery, (discovery.MODEL,)),
+        (OtaSensor.API, OtaSensor, (sensor.MODEL,)),
+    )
+    for api, kind, models in resources:
+        creator = ResourceCreatorRegistration(kind.new, kind.validate_config)
+        for model in (*models, *published_models(models[0].name)):
+            Registry.register_resource_creator(api, model, creator)
 
 
 async def _open_fleet(

@@ -23,9 +23,10 @@ from viam.services.generic import Generic
 
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import State
-from ota_service.module.attributes import read_attributes
 from ota_service.module.checks import Strict, a_fault, check_name
+from ota_service.module.config import read_attributes
 from ota_service.module.neighbours import statuses
+from ota_service.module.plain import from_struct
 
 MODEL = Model(ModelFamily("rdk", "generic"), "ota_sensor")
 
@@ -53,7 +54,7 @@ class OtaSensor(Sensor):
         cls, config: ComponentConfig, dependencies: Mapping[ResourceName, ResourceBase]
     ) -> Self:
         """Make the sensor of a configuration. Raises OtaError config-invalid."""
-        service = _short(read_attributes(config, SensorAttributes).service)
+        service = _service_of(config)
         elsewhere = next(
             (
                 resource
@@ -70,7 +71,7 @@ class OtaSensor(Sensor):
 
         Raises OtaError config-invalid, which names every fault.
         """
-        return [_short(read_attributes(config, SensorAttributes).service)], []
+        return [_service_of(config)], []
 
     async def get_readings(self, **_: Any) -> Mapping[str, Reading]:
         """The readings; see `readings_of`. Raises OtaError where there is no such service."""
@@ -184,6 +185,7 @@ class SensorAttributes(Strict):
     )
 
 
-def _short(service: str) -> str:
-    """A service's short name, also where the whole resource name was given."""
-    return service.rpartition("/")[2]
+def _service_of(config: ComponentConfig) -> str:
+    """The service's short name, also where the whole resource name was given."""
+    given = read_attributes(from_struct(config.attributes), SensorAttributes)
+    return given.service.rpartition("/")[2]

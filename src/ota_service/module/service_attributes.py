@@ -183,29 +183,13 @@ class ServiceConfig(Strict):
 
     def settings(self, service: str, *, state_dir: Path, cache_dir: Path) -> Settings:
         """The same as plain values for the fleet; `state_dir` holds where none is configured."""
-        boards = None
-        if self.boards is not None:
-            boards = tuple(
-                BoardEntry(**board.model_dump(exclude={"note"})) for board in self.boards
-            )
+        boards = [BoardEntry(**board.model_dump(exclude={"note"})) for board in self.boards or ()]
+        own = {"url", "version", "sha256", "boards", "allow_restart", "state_dir"}
         return Settings(
             service=service,
             target=Target(self.url, self.version, self.sha256),
-            boards=boards,
-            auto_update=self.auto_update,
-            check_on_start=self.check_on_start,
-            adopt=self.adopt,
-            baud=self.baud,
-            max_parallel=self.max_parallel,
-            canary=self.canary,
-            boot_timeout_s=self.boot_timeout_s,
-            boot_stable_s=self.boot_stable_s,
-            boot_expect=self.boot_expect,
-            boot_restarts=self.boot_restarts,
-            confirm_timeout_s=self.confirm_timeout_s,
-            max_attempts=self.max_attempts,
-            ca_file=self.ca_file,
-            max_image_bytes=self.max_image_bytes,
+            boards=None if self.boards is None else tuple(boards),
             state_dir=Path(self.state_dir) if self.state_dir else state_dir,
             cache_dir=cache_dir,
+            **self.model_dump(exclude=own),
         )
