@@ -35,7 +35,7 @@ MUTANTS = (
     Mutant(
         "the old item is left standing",
         _EDIT,
-        "                _erase_old(changed, key, value)\n",
+        "        _erase_old(changed, key, value)\n",
         "",
         f"{EDIT}::test_append",
     ),
@@ -70,8 +70,8 @@ MUTANTS = (
     Mutant(
         "the older twin of the last item stays behind a new one",
         _EDIT,
-        "gone = {place: {item.index for item in items} for place, items in nvs.twins.items()}",
-        "gone: dict[int, set[int]] = {}",
+        "    if nvs.twin is not None:\n",
+        "    if nvs.twin is not None and nvs.freeing is not None:\n",
         f"{EDIT}::test_the_twin_of_another_key",
     ),
     Mutant(

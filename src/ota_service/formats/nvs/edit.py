@@ -4,8 +4,7 @@
 The ways, in their order of preference: append to the active page; a new page where two are free;
 move the items of a page into a free one, the page with the least in it first; else refuse with
 nothing changed. Before any of them what the firmware would repair at its next start is repaired as
-far as the change could disturb that. A way is taken only if it is proven at every cut
-(`_nvs_prove.py`); where none is, all are tried again after what nothing can read has been erased.
+far as the change could disturb that. A way is taken only if it is proven at every cut (`prove.py`).
 """
 
 from __future__ import annotations
@@ -74,27 +73,22 @@ def _start(data: bytes, load: Loader) -> Nvs:
     return nvs
 
 
-def _repair(flash: NvsFlash, *, thorough: bool) -> Nvs:
+def _repair(flash: NvsFlash) -> Nvs:
     """Finish what a cut left half done, as the firmware does at its start.
 
     The page that is written to is repaired entry by entry. The older twin of the last item goes,
     because behind another item it would not go any more.
-    thorough: what nothing can read goes as well: parts of blobs without their index, and items
-    that stand behind others of their key and type.
     """
     nvs = flash.read()
     last = nvs.last
     if last is not None and nvs.freeing is None and last.state is PageState.ACTIVE:
         flash.repair_page(last.index)
         nvs = flash.read()
-    gone = {place: {item.index for item in items} for place, items in nvs.twins.items()}
-    if thorough:
-        for place, items in (*nvs.orphans.items(), *nvs.shadowed().items()):
-            gone.setdefault(place, set()).update(item.index for item in items)
-    for place, indexes in gone.items():
-        for header in reversed(headers(flash.page(place))):
-            if header.index in indexes:
-                flash.erase_item(place, header, "nothing can read it")
+    if nvs.twin is not None:
+        page, twin = nvs.twin
+        for header in headers(flash.page(page.index)):
+            if header.index == twin.index:
+                flash.erase_item(page.index, header, "nothing can read it")
     return flash.read()
 
 
@@ -141,7 +135,7 @@ def set_string(data: bytes, *, base: int, namespace: str, key: str, value: str) 
 
     def ways(flash: NvsFlash, nvs: Nvs) -> Iterator[tuple[Strategy, NvsFlash]]:
         if stored and nvs.freeing is None:
-            yield "erase", flash
+            yield "erase", flash.copy()
         if sum(map(len, blocks)) <= ENTRY_COUNT * ENTRY_BYTES:
             yield from _ways(flash, nvs, blocks, place)
             return
@@ -156,19 +150,13 @@ Ways = Callable[[NvsFlash, Nvs], Iterator[tuple[Strategy, NvsFlash]]]
 
 def _proven(flash: NvsFlash, proof: NvsProof, key: Key, value: bytes | None, ways: Ways) -> NvsEdit:
     """The first way that keeps every other key at every cut."""
-    refusal = OtaError("nvs-full")
-    for thorough in (False, True):
-        repaired = flash.copy()
-        try:
-            nvs = _repair(repaired, thorough=thorough)
-            for strategy, changed in ways(repaired, nvs):
-                _erase_old(changed, key, value)
-                if proof.holds(changed.ops, value):
-                    return NvsEdit(tuple(changed.ops), strategy, bytes(changed.flash))
-                refusal = OtaError("nvs-invalid")
-        except OtaError as error:
-            refusal = error
-    raise refusal
+    refusal = "nvs-full"
+    for strategy, changed in ways(flash, _repair(flash)):
+        _erase_old(changed, key, value)
+        if proof.holds(changed.ops, value):
+            return NvsEdit(tuple(changed.ops), strategy, bytes(changed.flash))
+        refusal = "nvs-invalid"
+    raise OtaError(refusal)
 
 
 def _new_index(nvs: Nvs) -> int:

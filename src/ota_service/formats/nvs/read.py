@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 
 from ota_service.errors import OtaError
 from ota_service.formats.nvs.page import (
@@ -42,20 +41,17 @@ class Nvs:
     """The contents of an NVS partition, as the firmware's start leaves them.
 
     pages: in their physical order. order: the pages with items, in the order in which the
-    firmware looks into them. freeing: a page whose items the start has moved into a new one, at
-    the place moved. dropped: a page that it has erased before, because it held an unfinished copy
-    of those. orphans: parts of blobs without an index, left by a failed write, and twins: older
-    forms of the last item; the start has erased both, each in the page in which it stands on
-    flash. blobs_fit: whether every blob's parts are those that its index counts.
+    firmware looks into them. freeing: a page whose items the start has moved into a new one.
+    dropped: a page that it has erased before, because it held an unfinished copy of those. twin:
+    the older form of the last item, which the start has erased, and its page. blobs_fit: whether
+    every blob's parts are those that its index counts.
     """
 
     pages: list[Page]
     order: list[Page]
     freeing: Page | None = None
-    moved: int | None = None
     dropped: Page | None = None
-    orphans: dict[int, list[Item]] = field(default_factory=dict)
-    twins: dict[int, list[Item]] = field(default_factory=dict)
+    twin: tuple[Page, Item] | None = None
     blobs_fit: bool = True
     namespaces: dict[str, int] = field(default_factory=dict)
 
@@ -79,31 +75,6 @@ class Nvs:
         for page in self.order:
             for item in page.items:
                 yield page, item
-
-    def shadowed(self) -> dict[int, list[Item]]:
-        """Items that stand behind another of their key and type, where nothing finds them, by the
-        pages in which they stand on flash."""
-        found: set[tuple[Hash, int]] = set()
-        hidden: dict[int, list[Item]] = {}
-        for page in self.order:
-            mine: list[Item] = []
-            for item in page.items:
-                if (item.hash, item.type) in found:
-                    mine.append(item)
-                found.add((item.hash, item.type))
-            place, items = self.on_flash(page, mine)
-            hidden[place] = items
-        return hidden
-
-    def on_flash(self, page: Page, items: Sequence[Item]) -> tuple[int, list[Item]]:
-        """Where items of a page stand on flash: those of a page that the start has made stand in
-        the one that it has freed."""
-        if self.freeing is None or page.index != self.moved:
-            return page.index, list(items)
-        places = {item.index for item in items}
-        starts = accumulate((item.span for item in self.freeing.items), initial=0)
-        pairs = zip(starts, self.freeing.items, strict=False)
-        return self.freeing.index, [item for at, item in pairs if at in places]
 
     def get_string(self, namespace: str, key: str) -> str | None:
         """The string of a key, without its NUL; None where the firmware would find none.
@@ -233,7 +204,7 @@ def _erase_first(nvs: Nvs, item: Item, kind: int) -> bool:
         twin = page.firsts.get(item.hash) if page.state is not PageState.FREEING else None
         if twin is not None and twin.type == kind:
             nvs.put(page.without([twin]))
-            nvs.twins[page.index] = [twin]
+            nvs.twin = page, twin
             return True
     return False
 
@@ -258,7 +229,6 @@ def _finish_freeing(nvs: Nvs) -> None:
         return
     nvs.pages[nvs.freeing.index] = _blank(nvs.freeing.index)
     if nvs.freeing.items:
-        nvs.moved = free[0]
         nvs.pages[free[0]] = _copy(nvs.freeing.items, free[0], seq)
         nvs.order.append(nvs.pages[free[0]])
 
@@ -301,8 +271,6 @@ def _match_blobs(nvs: Nvs, *, drops: bool) -> None:
         orphans = [part for name, part in page.parts if name not in known]
         if orphans:
             nvs.put(page.without(orphans))
-            place, there = nvs.on_flash(page, orphans)
-            nvs.orphans[place] = there
 
 
 def _observed(nvs: Nvs, indexes: list[Item]) -> list[tuple[int, int]]:
