@@ -206,7 +206,7 @@ def test_any_partition(data: bytes, value: str | None, seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(partitions(), st.sampled_from(["2.0.0", "v" * 100, None]), st.integers(0, 99))
 def test_many_partitions(data: bytes, value: str | None, seed: int) -> None:
     """The same, of many."""

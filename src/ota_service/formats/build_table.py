@@ -35,7 +35,6 @@ from ota_service.formats.partitions import (
     TYPE_NAMES,
     TYPE_TABLE,
     Partition,
-    PartitionTable,
     check_partitions,
 )
 
@@ -119,17 +118,6 @@ def encode_table(parts: list[Partition] | tuple[Partition, ...]) -> bytes:
     )
     digest = hashlib.md5(entries, usedforsecurity=False).digest()
     return (entries + MD5_MAGIC + b"\xff" * 14 + digest).ljust(TABLE_BYTES, b"\xff")
-
-
-def table_to_csv(table: PartitionTable) -> str:
-    """The table in its CSV form, for people and for `table_from_csv`."""
-    lines = ["# Name, Type, SubType, Offset, Size, Flags"]
-    for part in table.partitions:
-        kind, subtype = part.kind.split("/")
-        flags = ":".join(name for name, bit in _FLAGS.items() if part.flags & bit)
-        fields = [part.label, kind, subtype, f"{part.offset:#x}", f"{part.size_bytes:#x}", flags]
-        lines.append(", ".join(fields).rstrip(", "))
-    return "\n".join(lines) + "\n"
 
 
 def _wrong(message: str) -> OtaError:

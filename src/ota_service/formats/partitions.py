@@ -32,7 +32,7 @@ MD5_MAGIC = b"\xeb\xeb"
 TYPE_APP, TYPE_DATA, TYPE_BOOTLOADER, TYPE_TABLE = 0, 1, 2, 3
 SUBTYPE_FACTORY, SUBTYPE_OTA_0, SUBTYPE_TEST = 0x00, 0x10, 0x20
 SUBTYPE_PRIMARY, SUBTYPE_RECOVERY = 0x00, 0x02
-SUBTYPE_OTADATA, SUBTYPE_NVS, SUBTYPE_COREDUMP, SUBTYPE_NVS_KEYS = 0x00, 0x02, 0x03, 0x04
+SUBTYPE_OTADATA, SUBTYPE_NVS, SUBTYPE_COREDUMP = 0x00, 0x02, 0x03
 SUBTYPE_UNDEFINED, SUBTYPE_TEE_OTADATA = 0x06, 0x90
 OTADATA_BYTES = 0x2000
 _FLAG_ENCRYPTED, _FLAG_READ_ONLY = 1, 2
@@ -144,10 +144,7 @@ class PartitionTable:
     offset: int = TABLE_OFFSET
 
     def _first(self, kind: int, subtype: int) -> Partition | None:
-        for part in self.partitions:
-            if part.type == kind and part.subtype == subtype:
-                return part
-        return None
+        return next((p for p in self.partitions if (p.type, p.subtype) == (kind, subtype)), None)
 
     @property
     def ota_slots(self) -> tuple[Partition, ...]:
@@ -168,22 +165,15 @@ class PartitionTable:
     @property
     def nvs(self) -> Partition | None:
         """The default NVS partition, the one with the label "nvs" (`NVS_DEFAULT_PART_NAME`)."""
-        for part in self.partitions:
-            if part.label == "nvs" and part.type == TYPE_DATA and part.subtype == SUBTYPE_NVS:
-                return part
-        return None
+        return next((store for store in self.nvs_stores if store.label == "nvs"), None)
 
     @property
     def nvs_stores(self) -> tuple[Partition, ...]:
         """All NVS partitions, in the order in which the version is looked for: the default one,
         then the table's order."""
         stores = [p for p in self.partitions if (p.type, p.subtype) == (TYPE_DATA, SUBTYPE_NVS)]
-        return tuple(sorted(stores, key=lambda part: part != self.nvs))
-
-    @property
-    def nvs_keys(self) -> Partition | None:
-        """The partition of the NVS encryption keys."""
-        return self._first(TYPE_DATA, SUBTYPE_NVS_KEYS)
+        default = next((store for store in stores if store.label == "nvs"), None)
+        return tuple(sorted(stores, key=lambda store: store is not default))
 
     @property
     def end(self) -> int:
@@ -192,17 +182,7 @@ class PartitionTable:
 
     def by_label(self, label: str) -> Partition | None:
         """The first partition with this label, as the firmware finds it."""
-        for part in self.partitions:
-            if part.label == label:
-                return part
-        return None
-
-    def containing(self, offset: int) -> Partition | None:
-        """The partition that flash address `offset` lies in."""
-        for part in self.partitions:
-            if part.offset <= offset < part.end:
-                return part
-        return None
+        return next((part for part in self.partitions if part.label == label), None)
 
 
 def _invalid(message: str) -> OtaError:
