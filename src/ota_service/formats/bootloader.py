@@ -43,7 +43,6 @@ class Bootloader:
 
     chip_id: int
     chip: str
-    entry: int
     segments: tuple[Segment, ...]
     hash_appended: bool
     size_bytes: int
@@ -116,7 +115,6 @@ def parse_bootloader(data: bytes, *, trailing: bool = False) -> Bootloader:
     return Bootloader(
         chip_id=chip_id,
         chip=chip_name(chip_id),
-        entry=int.from_bytes(data[4:8], "little"),
         segments=segments,
         hash_appended=hash_appended,
         size_bytes=size_bytes,

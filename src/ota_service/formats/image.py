@@ -81,8 +81,22 @@ class Segment:
     size_bytes: int
 
 
+class _Revisions:
+    """100 * major + minor each. max_revision 0 and 0xFFFF: no limit."""
+
+    __slots__ = ()
+    min_revision: int
+    max_revision: int
+
+    def runs_on_revision(self, revision: int) -> bool:
+        """Whether the bootloader of a chip of this revision (100 * major + minor) starts it
+        (`bootloader_common_check_chip_revision_validity`)."""
+        limited = self.max_revision not in (0, 0xFFFF)
+        return self.min_revision <= revision and not (limited and revision > self.max_revision)
+
+
 @dataclass(frozen=True, slots=True)
-class AppImage:
+class AppImage(_Revisions):
     """A whole App Image that has passed every check.
 
     chip: the name as esptool spells it, or "chip id N".
@@ -106,13 +120,9 @@ class AppImage:
     descriptor: AppDescriptor
     sha256: bytes
 
-    def runs_on_revision(self, revision: int) -> bool:
-        """Whether the bootloader of a chip of this revision (100 * major + minor) starts it."""
-        return _runs_on(revision, self.min_revision, self.max_revision)
-
 
 @dataclass(frozen=True, slots=True)
-class BootHeader:
+class BootHeader(_Revisions):
     """What the first bytes of an image say of where it runs; fields as an `AppImage`'s.
 
     descriptor: None for apps by ESP-IDF before 3.3: a bootloader needs none.
@@ -123,24 +133,13 @@ class BootHeader:
     max_revision: int
     descriptor: AppDescriptor | None
 
-    def runs_on_revision(self, revision: int) -> bool:
-        """Whether the bootloader of a chip of this revision (100 * major + minor) starts it."""
-        return _runs_on(revision, self.min_revision, self.max_revision)
-
 
 @dataclass(frozen=True, slots=True)
 class BootImage:
     """A slot's image that a bootloader finds whole, whoever built it; sizes as an `AppImage`'s."""
 
-    header: BootHeader
     size_bytes: int
     signed: bool
-
-
-def _runs_on(revision: int, least: int, highest: int) -> bool:
-    """Source: `bootloader_common_check_chip_revision_validity`."""
-    limited = highest not in (0, 0xFFFF)
-    return least <= revision and not (limited and revision > highest)
 
 
 def parse_header(data: bytes) -> AppDescriptor | None:
@@ -159,19 +158,11 @@ def parse_header(data: bytes) -> AppDescriptor | None:
 
 
 def _descriptor(data: bytes) -> AppDescriptor:
-    secure_version, version, project, time, date, idf, digest, blocks = struct.unpack_from(
+    secure_version, *texts, digest, blocks = struct.unpack_from(
         "<4xI8x32s32s16s16s32s32sH", data, DESCRIPTOR_OFFSET
     )
-    return AppDescriptor(
-        secure_version,
-        field_text(version),
-        field_text(project),
-        field_text(time),
-        field_text(date),
-        field_text(idf),
-        digest,
-        blocks,
-    )
+    version, project, time, date, idf = map(field_text, texts)
+    return AppDescriptor(secure_version, version, project, time, date, idf, digest, blocks)
 
 
 def parse_app_image(data: bytes, *, trailing: bool = False) -> AppImage:
@@ -249,7 +240,7 @@ def parse_boot_image(data: bytes) -> BootImage:
     size_bytes = _check_sums(data, segments, end, data[23] != 0)
     _check_mapping(data, segments, chip_id)
     signed = _signature(data, size_bytes, trailing=True)[0]
-    return BootImage(parse_boot_header(data), size_bytes, signed)
+    return BootImage(size_bytes, signed)
 
 
 def parse_boot_header(data: bytes) -> BootHeader:
