@@ -19,9 +19,9 @@ from ota_service.formats.recognise import (
     DESCRIPTOR_OFFSET,
     IMAGE_MAGIC,
     MAX_SEGMENTS,
+    cut_merged_start,
     find_partition_table,
     has_descriptor,
-    is_cut_merged,
     is_esp8266,
     name_of,
 )
@@ -186,7 +186,7 @@ def parse_app_image(data: bytes, *, trailing: bool = False) -> AppImage:
         )
     if is_esp8266(data):
         raise OtaError("not-an-image", f"The {what} is an image for the ESP8266.")
-    if is_cut_merged(data):
+    if cut_merged_start(data) is not None:
         raise OtaError(
             "merged-binary",
             "The file is a Merged Binary that begins at its bootloader, not an App Image.",

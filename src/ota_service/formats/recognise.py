@@ -21,22 +21,27 @@ DESCRIPTOR_MAGIC = b"\x32\x54\xcd\xab"  # 0xABCD5432
 MAX_SEGMENTS = 16
 
 _STARTS: tuple[tuple[bytes, str], ...] = (
-    (b"\x7fELF", "an ELF file: `make build-esp32-ota ELF=..` makes an App Image of it"),
-    (b"PK\x03\x04", "a zip archive"),
-    (b"PK\x05\x06", "an empty zip archive"),
-    (b"\x1f\x8b", "a gzip archive: unpack it first"),
-    (b"BZh", "a bzip2 archive: unpack it first"),
-    (b"\xfd7zXZ\0", "an xz archive: unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive: unpack it first"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (PARTITION_MAGIC, "a partition table"),
-    (b"UF2\n", "a UF2 file"),
-    (b"\xea\x04", "an image for the ESP8266"),
-    (b"version https://git-lfs", "a Git LFS pointer: the file itself was not fetched"),
+    (rb"\x7fELF", "an ELF file: `make build-esp32-ota ELF=..` makes an App Image of it"),
+    (rb"PK\x03\x04", "a zip archive"),
+    (rb"PK\x05\x06", "an empty zip archive"),
+    (rb"\x1f\x8b", "a gzip archive: unpack it first"),
+    (rb"BZh", "a bzip2 archive: unpack it first"),
+    (rb"\xfd7zXZ\0", "an xz archive: unpack it first"),
+    (rb"\x28\xb5\x2f\xfd", "a zstd archive: unpack it first"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (re.escape(PARTITION_MAGIC), "a partition table"),
+    (rb"UF2\n", "a UF2 file"),
+    (rb"\xea\x04", "an image for the ESP8266"),
+    (rb"version https://git-lfs", "a Git LFS pointer: the file itself was not fetched"),
+    (rb"(?s).{257}ustar", "a tar archive"),
+    (
+        rb"(?i)\s*(<!doctype|<html|<head|<body|<\?xml|<!--)",
+        "a web page: perhaps the server's login or error page",
+    ),
+    (rb":[0-9A-Fa-f]{10,}\s*[\r\n]", "an Intel HEX file"),
+    (rb"S0[0-9A-Fa-f]{8,}\s*[\r\n]", "a Motorola S-record file"),
 )
-_HTML = re.compile(rb"\s*(<!doctype|<html|<head|<body|<\?xml|<!--)", re.IGNORECASE)
-_HEX = re.compile(rb":[0-9A-Fa-f]{10,}\s*[\r\n]")
-_SREC = re.compile(rb"S0[0-9A-Fa-f]{8,}\s*[\r\n]")
+"""How files of other kinds begin, as regular expressions."""
 
 
 def name_of(data: bytes) -> str | None:
@@ -49,18 +54,10 @@ def name_of(data: bytes) -> str | None:
     for byte, name in ((b"\xff", "erased flash (all FF)"), (b"\0", "all zeros")):
         if data[:1] == byte and not data.strip(byte):
             return name
-    for start, name in _STARTS:
-        if data.startswith(start):
-            return name
-    if data[257:262] == b"ustar":
-        return "a tar archive"
     head = data[:512]
-    if _HTML.match(head):
-        return "a web page: perhaps the server's login or error page"
-    if _HEX.match(head):
-        return "an Intel HEX file"
-    if _SREC.match(head):
-        return "a Motorola S-record file"
+    for start, name in _STARTS:
+        if re.match(start, head):
+            return name
     if head[0] != IMAGE_MAGIC and all(
         byte in b"\t\n\r\f\x1b" or 32 <= byte < 127 or byte >= 128 for byte in head
     ):
@@ -148,8 +145,3 @@ def cut_merged_start(data: bytes) -> int | None:
     if start and any(_has_table(data, offset, start) for offset in TABLE_PLACES):
         return start
     return None
-
-
-def is_cut_merged(data: bytes) -> bool:
-    """Whether this is a Merged Binary that begins at its bootloader instead of at flash 0."""
-    return cut_merged_start(data) is not None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from ota_service.errors import OtaError
 from ota_service.formats.nvs.page import (
+    CHUNK_ANY,
     ENTRY_COUNT,
     NAMESPACES,
     PAGE_BYTES,
@@ -82,44 +83,30 @@ class Nvs:
         In each page the firmware looks at the key's first item only: where that has another
         type, it goes on to the next page. A string whose payload is damaged is not found.
         """
-        index = self.namespaces.get(namespace)
-        if index is None:
-            return None
-        item = self._string_item(index, key.encode())
-        if item is None or not item.value_ok:
-            return None
-        return item.value.split(b"\0", 1)[0].decode("utf-8", "replace")
-
-    def _string_item(self, namespace: int, key: bytes) -> Item | None:
+        name = (self.namespaces.get(namespace), key.encode(), CHUNK_ANY)
         for page in self.order:
-            for item in page.items:
-                if item.namespace == namespace and item.key == key and item.chunk == 0xFF:
-                    if item.type == TYPE_STRING:
-                        return item
-                    break
+            same = (i for i in page.items if (i.namespace, i.key, i.chunk) == name)
+            item = next(same, None)
+            if item is not None and item.type == TYPE_STRING:
+                text = item.value.split(b"\0", 1)[0].decode("utf-8", "replace")
+                return text if item.value_ok else None
         return None
 
     def strings(self) -> list[tuple[str, str, bytes]]:
         """(namespace, key, value without NUL) of every string; for redaction."""
-        names = {index: name for name, index in reversed(self.namespaces.items())}
         return [
-            (
-                names.get(item.namespace, f"#{item.namespace}"),
-                field_text(item.key),
-                item.value.removesuffix(b"\0"),
-            )
+            (*self._name(item), item.value.removesuffix(b"\0"))
             for _, item in self.items()
             if item.type == TYPE_STRING and item.namespace != NAMESPACES
         ]
 
     def keys(self) -> set[tuple[str, str]]:
         """(namespace, key) of everything stored."""
-        names = {index: name for name, index in reversed(self.namespaces.items())}
-        return {
-            (names.get(item.namespace, f"#{item.namespace}"), field_text(item.key))
-            for _, item in self.items()
-            if item.namespace != NAMESPACES
-        }
+        return {self._name(item) for _, item in self.items() if item.namespace != NAMESPACES}
+
+    def _name(self, item: Item) -> tuple[str, str]:
+        names = (name for name, index in self.namespaces.items() if index == item.namespace)
+        return next(names, f"#{item.namespace}"), field_text(item.key)
 
     def contents(self) -> Contents:
         """What the firmware can read: (namespace index, key, type) -> value.
