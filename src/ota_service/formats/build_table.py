@@ -145,24 +145,20 @@ def _row(number: int, line: str, table_offset: int, bootloader_offset: int) -> _
         raise _wrong(f"Line {number} has no type; a partition has name, type, subtype, size.")
     kind = _named(number, "type", kind_name, _TYPES)
     subtype = _subtype(number, kind, subtype_name)
-    offset = size_bytes = None
-    if kind in _OWN_PLACES:
-        # Their offset and size follow from the chip and the table, whatever stands there ("N/A").
-        own_offset, own_size = {
-            TYPE_BOOTLOADER: (bootloader_offset, table_offset - bootloader_offset),
-            TYPE_TABLE: (table_offset, SECTOR_BYTES),
-        }[kind]
-        size_bytes = own_size
-        offset = own_offset if subtype == SUBTYPE_PRIMARY else None
-        if (kind, subtype) == (TYPE_BOOTLOADER, SUBTYPE_RECOVERY):
-            raise _wrong(
-                f"Line {number}: a recovery bootloader has its place from the project's "
-                "configuration, which is not known here."
-            )
+    if (kind, subtype) == (TYPE_BOOTLOADER, SUBTYPE_RECOVERY):
+        raise _wrong(
+            f"Line {number}: a recovery bootloader has its place from the project's "
+            "configuration, which is not known here."
+        )
+    # Of these, offset and size follow from the chip and the table, whatever stands there ("N/A").
+    own_offset, own_size = {
+        TYPE_BOOTLOADER: (bootloader_offset, table_offset - bootloader_offset),
+        TYPE_TABLE: (table_offset, SECTOR_BYTES),
+    }.get(kind, (None, None))
+    offset = own_offset if subtype == SUBTYPE_PRIMARY else None
     if offset is None and offset_text:
         offset = _number(number, "offset", offset_text)
-    if size_bytes is None:
-        size_bytes = _number(number, "size", size_text)
+    size_bytes = _number(number, "size", size_text) if own_size is None else own_size
     flags = 0
     for name in filter(None, flags_text.split(":")):
         if name not in _FLAGS:

@@ -152,7 +152,7 @@ def configurations(
     made = []
     for name, items in ((NAME, sure), (UNSURE, unsure)):
         if items:
-            made.append((_unused(name, taken), _attributes("", "", items)))
+            made.append((unused(name, taken), _attributes("", "", items)))
     for service in sorted({item.service for item in found if item.service is not None}):
         items = [item for item in found if item.service == service]
         made.append((service, _attributes(*_target(items), items)))
@@ -171,7 +171,7 @@ def _target(items: Iterable[Finding]) -> tuple[str, str]:
 def _attributes(url: str, version: str, items: Sequence[Finding]) -> dict[str, Any]:
     names: list[str] = []
     for index, item in enumerate(items):
-        names.append(_unused(item.board or _board_name(item, index + 1), names))
+        names.append(unused(item.board or _board_name(item, index + 1), names))
     boards = [
         {"name": name, **_where(item), "note": item.in_words}
         for name, item in zip(names, items, strict=True)
@@ -196,9 +196,10 @@ def _board_name(item: Finding, number: int) -> str:
     return f"{chip}-{item.mac.replace(':', '')[-6:]}"
 
 
-def _unused(name: str, taken: Collection[str]) -> str:
+def unused(name: str, taken: Collection[str], joint: str = "-") -> str:
+    """The name, with the first number behind it that makes it another than those taken."""
     number, chosen = 1, name
     while chosen in taken:
         number += 1
-        chosen = f"{name}-{number}"
+        chosen = f"{name}{joint}{number}"
     return chosen

@@ -25,6 +25,7 @@ from ota_service.errors import OtaError
 from ota_service.fleet.board_state import State
 from ota_service.module.checks import Strict, a_fault, check_name
 from ota_service.module.config import read_attributes
+from ota_service.module.findings import unused
 from ota_service.module.neighbours import statuses
 from ota_service.module.plain import from_struct
 
@@ -160,11 +161,7 @@ def _keys(names: Iterable[str]) -> list[str]:
     keys: list[str] = []
     for name in names:
         clean = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") or "board"
-        key, number = clean, 1
-        while key in keys:
-            number += 1
-            key = f"{clean}_{number}"
-        keys.append(key)
+        keys.append(unused(clean, keys, "_"))
     return keys
 
 

@@ -61,13 +61,18 @@ class VerbError(ValueError):
         super().__init__(text if cut <= 0 else f"{text[:MESSAGE_MAX_CHARS]}... ({cut} more)")
 
 
-def _boards(value: object) -> list[str]:
+def _texts(value: object, what: str) -> list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise a_fault('must be a list of names, MACs or ports, such as ["kitchen"]')
+        raise a_fault(f"must be a list of {what}")
+    return list(dict.fromkeys(names))
+
+
+def _boards(value: object) -> list[str]:
+    names = _texts(value, 'names, MACs or ports, such as ["kitchen"]')
     if not names or not all(names):
         raise a_fault("names no board; leave boards out to mean all of them")
-    return list(dict.fromkeys(names))
+    return names
 
 
 Boards = Annotated[
@@ -98,13 +103,11 @@ class Arguments(Strict):
 
 
 def _overrides(value: object) -> list[str]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise a_fault(f'must be a list of what is overridden, such as ["{OVERRIDES[0]}"]')
+    names = _texts(value, f'what is overridden, such as ["{OVERRIDES[0]}"]')
     unknown = [name for name in names if name not in OVERRIDES]
     if unknown:
         raise a_fault(f'"{unknown[0]}" cannot be overridden; what can is {", ".join(OVERRIDES)}')
-    return list(dict.fromkeys(names))
+    return names
 
 
 def _confirmed(value: object) -> str:
