@@ -102,6 +102,11 @@ class Download:
         """How much of the file is there."""
         return self.part.size_bytes if self.part is not None else 0
 
+    def discard(self) -> None:
+        """Remove what has arrived."""
+        if self.part is not None:
+            self.part.discard()
+
     async def attempt(self, context: ssl.SSLContext, patience: Patience) -> None:
         """Try once; go on where an earlier attempt ended, if the server can.
 
