@@ -308,6 +308,7 @@ def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
         assert "up to date" in seen
 
 
+@pytest.mark.slow
 async def test_a_board_without_a_mac_is_refused_with_words(tmp_path: Path) -> None:
     """It could not be told from others; nothing of it is written or noted."""
     app = image_file(tmp_path, "1.1.0")

@@ -104,7 +104,7 @@ async def test_one_byte_at_a_time_is_slow_but_no_stall(tmp_path: Path) -> None:
     assert got.data == small
 
 
-@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("scheme", ["http", pytest.param("https", marks=pytest.mark.slow)])
 async def test_a_server_that_never_answers_is_given_up(tmp_path: Path, scheme: str) -> None:
     """It takes the connection and says nothing, not even TLS."""
     connections = 0

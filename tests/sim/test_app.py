@@ -118,6 +118,7 @@ def test_ends_again_and_again(start: StartBoard, ending: str) -> None:
     board.control.wait_for_text(ENDINGS[ending], since=at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_ends_once(start: StartBoard, ending: str) -> None:
     """A planned restart, a nap, a dip of the voltage: then the app runs."""
@@ -230,6 +231,7 @@ def test_nvs_that_cannot_start_is_erased(start: StartBoard) -> None:
     assert board.control.read_flash(nvs.offset, nvs.size) == b"\xff" * nvs.size
 
 
+@pytest.mark.slow
 def test_nvs_writer_leaves_torn_items(start: StartBoard) -> None:
     """Resets meet the app in the middle of its writes, and its next start repairs them."""
     board = start(layout="guide", app=app(nvs_writes=True), nvs=default_nvs())

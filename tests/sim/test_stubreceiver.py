@@ -279,6 +279,7 @@ async def test_a_late_simulator_loses_nothing() -> None:
     bench.task.cancel()
 
 
+@pytest.mark.slow
 async def test_what_arrives_before_the_greeting_is_lost() -> None:
     """The stub attaches its receiver 10 ms after its start; then it greets."""
     bench = Bench()
