@@ -119,7 +119,7 @@ async def test_the_service_is_a_dependency_by_its_short_name(tmp_path: Path) -> 
             assert await machine.validate(SENSOR, "ota", {"service": given}) == (["OTA"], [])
         for attributes, text in (
             ({}, 'service: is missing; fill in the name of the OTA service, such as "OTA"'),
-            ({"service": ""}, "service: is missing"),
+            ({"service": ""}, "service: is empty"),
             ({"service": 3}, "service: must be text"),
             ({"service": "OTA", "servce": 1}, "servce: is no attribute here; did you mean service"),
         ):

@@ -104,21 +104,15 @@ def check_name(value: object) -> str:
     return name
 
 
-def check_sensor(value: object) -> str:
-    """The name of a sensor."""
-    if not value:
-        raise a_fault('is empty; fill in the name of a sensor of this machine, such as "door"')
-    return check_name(value)
+def name_type(words: str) -> BeforeValidator:
+    """The pydantic validator of a name; words: to be filled in where it is empty."""
 
+    def check(value: object) -> str:
+        if not value:
+            raise a_fault(f"is empty; fill in {words}")
+        return check_name(value)
 
-def check_key(value: object) -> str:
-    """The key of a sensor's reading."""
-    if not value:
-        raise a_fault(
-            "is empty; fill in the key of the sensor's reading that is true when boards may be "
-            "restarted"
-        )
-    return check_name(value)
+    return BeforeValidator(check)
 
 
 def check_mac(value: object) -> str | None:
@@ -153,10 +147,10 @@ def check_port(value: object) -> str | None:
     return port
 
 
-def check_number(value: object, low: float, high: float, unit: str) -> float:
+def check_number(value: object, low: float, high: float, unit: str, kind: str = "number") -> float:
     """A finite number within bounds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise a_fault(f"must be a number, from {low:,g} to {high:,g}{unit}")
+        raise a_fault(f"must be a {kind}, from {low:,.15g} to {high:,.15g}{unit}")
     # NaN compares false with everything, so it must not slip through "too low or too high".
     if not low <= value <= high:
         raise a_fault(f"{value:,.15g} is out of range; it may be {low:,.15g} to {high:,.15g}{unit}")
@@ -165,14 +159,9 @@ def check_number(value: object, low: float, high: float, unit: str) -> float:
 
 def check_whole(value: object, low: int, high: int, unit: str) -> int:
     """A whole number within bounds."""
-    # Viam carries every number as a float.
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise a_fault(f"must be a whole number, from {low:,} to {high:,}{unit}")
-    if isinstance(value, float) and not value.is_integer():
+    if isinstance(value, float) and not value.is_integer():  # Viam carries each as a float
         raise a_fault(f"{value:g} is not a whole number")
-    if not low <= value <= high:
-        raise a_fault(f"{value:,.15g} is out of range; it may be {low:,} to {high:,}{unit}")
-    return int(value)
+    return int(check_number(value, low, high, unit, "whole number"))
 
 
 def check_flag(value: object) -> bool:

@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -112,8 +112,8 @@ class OtaDiscovery(Discovery):
 
     async def _look(self) -> list[Finding]:
         """What is known while all ports stay closed."""
-        here = _Here(await statuses(), await directory(), self._owner)
-        return await asyncio.to_thread(_look, self.ports, here)
+        services, known = await statuses(), await directory()
+        return await asyncio.to_thread(_look, self.ports, services, known, self._owner)
 
     async def _probe(self, found: list[Finding]) -> list[Finding]:
         probing = await asyncio.to_thread(importlib.import_module, "ota_service.fleet.probe")
@@ -146,28 +146,25 @@ class OtaDiscovery(Discovery):
 # --- looking without opening anything; called in threads
 
 
-@dataclass(frozen=True, slots=True)
-class _Here:
-    """What this process knows: its services by name, its journal, and who is looking."""
-
-    services: Mapping[str, Any]
-    directory: Any
-    owner: str
-
-
-def _look(ports: Sequence[str], here: _Here) -> list[Finding]:
+def _look(
+    ports: Sequence[str], services: Mapping[str, Any], directory: Any, owner: str
+) -> list[Finding]:
+    """services: their statuses by their names. directory: the journal's, if there is one. owner:
+    who is looking."""
     infos = {info.device: info for info in list_ports()}
     found = [Finding(device, info) for device, info in infos.items()]
     for port in ports:
         device = canonical(port)
         finding = Finding(port, infos.get(device) or describe(port), listed=True)
         found = [other for other in found if other.port != device] + [finding]
-    return [_recognise(finding, here) for finding in found]
+    return [_recognise(finding, services, directory, owner) for finding in found]
 
 
-def _recognise(finding: Finding, here: _Here) -> Finding:
+def _recognise(
+    finding: Finding, services: Mapping[str, Any], directory: Any, owner: str
+) -> Finding:
     """Fill in what can be known of a port while it stays closed."""
-    info, directory = finding.info, here.directory
+    info = finding.info
     finding = replace(finding, mac=info.mac if info is not None else None)
     if info is not None and directory is not None and (seen := directory.recall(info)) is not None:
         finding = replace(finding, **{name: getattr(seen, name) for name in OF_BOARD})
@@ -175,10 +172,8 @@ def _recognise(finding: Finding, here: _Here) -> Finding:
             return replace(finding, problem=OtaError("awaiting-confirmation"))
     if not exists(finding.port):
         return replace(finding, problem=OtaError("port-missing"))
-    owned = _of_a_service(finding, here.services)
-    if owned is not None:
-        return owned
-    return replace(finding, problem=_held(finding.port, here.owner))
+    owned = _of_a_service(finding, services)
+    return owned or replace(finding, problem=_held(finding.port, owner))
 
 
 def _of_a_service(finding: Finding, services: Mapping[str, Any]) -> Finding | None:

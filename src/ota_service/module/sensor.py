@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from viam.components.sensor import Sensor
 from viam.proto.app.robot import ComponentConfig
 from viam.proto.common import ResourceName
@@ -23,7 +23,7 @@ from viam.services.generic import Generic
 
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import State
-from ota_service.module.checks import Strict, a_fault, check_name
+from ota_service.module.checks import Strict, name_type
 from ota_service.module.config import read_attributes
 from ota_service.module.findings import unused
 from ota_service.module.neighbours import statuses
@@ -168,16 +168,10 @@ def _keys(names: Iterable[str]) -> list[str]:
 # --- attributes
 
 
-def _check_service(value: object) -> str:
-    if value in ("", None):
-        raise a_fault('is missing; fill in the name of the OTA service, such as "OTA"')
-    return check_name(value)
-
-
 class SensorAttributes(Strict):
     """Every attribute of the sensor; the description stands in docs/ota_sensor.md."""
 
-    service: Annotated[str, BeforeValidator(_check_service)] = Field(
+    service: Annotated[str, name_type('the name of the OTA service, such as "OTA"')] = Field(
         description="The name of the OTA service. It becomes a dependency of the sensor."
     )
 

@@ -18,16 +18,15 @@ from ota_service.module.checks import (
     Strict,
     check_firmware_url,
     check_flag,
-    check_key,
     check_mac,
     check_name,
     check_path,
     check_pattern,
     check_port,
-    check_sensor,
     check_sha256,
     check_text,
     check_version,
+    name_type,
     number_type,
     optional_type,
     whole_type,
@@ -77,8 +76,11 @@ class BoardConfig(Strict):
 class RestartCondition(Strict):
     """`allow_restart`: the sensor, and the key of its reading that must be true."""
 
-    sensor: Annotated[str, BeforeValidator(check_sensor)]
-    key: Annotated[str, BeforeValidator(check_key)]
+    sensor: Annotated[str, name_type('the name of a sensor of this machine, such as "door"')]
+    key: Annotated[
+        str,
+        name_type("the key of the sensor's reading that is true when boards may be restarted"),
+    ]
 
     @property
     def sensor_name(self) -> str:
