@@ -36,10 +36,9 @@ from ota_service.formats.flashops import (
     Program,
     apply_ops,
 )
-from ota_service.formats.partitions import Partition, PartitionTable
+from ota_service.formats.partitions import OTADATA_BYTES, Partition, PartitionTable
 
 ENTRY_BYTES = 32
-OTADATA_BYTES = 2 * SECTOR_BYTES
 SEQ_BLANK = 0xFFFFFFFF
 _CRC_AT = 28
 

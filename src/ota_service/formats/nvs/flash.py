@@ -45,6 +45,7 @@ from ota_service.formats.nvs.page import (
     PageState,
     has_crc,
     header_bytes,
+    written_bitmap,
 )
 from ota_service.formats.nvs.read import Nvs, parse_nvs
 
@@ -219,15 +220,13 @@ class NvsFlash:
         guard: with an erased entry behind all others, so that the firmware looks for no older
         form of the last item.
         """
-        seq = next_seq(nvs)
+        seq = max((page.seq for page in nvs.order), default=-1) + 1
         if seq >= 0xFFFFFFFF:
             raise OtaError("nvs-invalid", "The page numbers of NVS are used up.")
         index = self.blank_page()
         count = len(entries) // ENTRY_BYTES
         self.program(index, ENTRIES_AT, entries, f"{reason}: items")
-        bitmap = bytearray(b"\xff" * (ENTRIES_AT - BITMAP_AT))
-        for entry in range(count):
-            bitmap[entry // 4] &= ~(1 << entry % 4 * 2)
+        bitmap = written_bitmap(count)
         if guard:
             self.program(index, ENTRIES_AT + len(entries), bytes(ENTRY_BYTES), f"{reason}: guard")
             bitmap[count // 4] &= ~(3 << count % 4 * 2)
@@ -242,11 +241,6 @@ class NvsFlash:
         self._set_state(index, PageState.ACTIVE, f"{reason}: alive")
 
 
-def next_seq(nvs: Nvs) -> int:
-    """The number of the next page."""
-    return max((page.seq for page in nvs.order), default=-1) + 1
-
-
 def headers(page: Page) -> list[Item]:
     """Items whose header is WRITTEN with its right CRC on flash, torn ones included, by a walk
     like the firmware's."""
@@ -256,8 +250,7 @@ def headers(page: Page) -> list[Item]:
         raw = page.entry(index)
         whole = page.on_flash[index] == EntryState.WRITTEN and has_crc(raw)
         if whole and 0 < raw[2] <= ENTRY_COUNT - index:
-            start = ENTRIES_AT + index * ENTRY_BYTES
-            data = page.raw[start : start + raw[2] * ENTRY_BYTES]
+            data = page.entry(index, raw[2])
             found.append(Item(index, raw[0], raw[1], raw[2], raw[3], raw[8:24], data))
             index += raw[2]
         else:
