@@ -103,8 +103,12 @@ def _has_table(data: bytes, offset: int, begins_at: int = 0) -> bool:
     return table is not None and table.has_md5
 
 
-def _bootloader_at(data: bytes, start: int) -> bool:
-    return is_image_header(data, start) and not has_descriptor(data, start)
+def _own_place(data: bytes, start: int) -> int | None:
+    """Where the chip has its bootloader for which the one at `start` is; None where none is."""
+    if not is_image_header(data, start) or has_descriptor(data, start):
+        return None
+    chip = CHIP_BY_ID.get(struct.unpack_from("<H", data, start + 12)[0])
+    return chip.bootloader_offset if chip is not None else None
 
 
 def find_partition_table(data: bytes) -> tuple[int, int] | None:
@@ -115,22 +119,15 @@ def find_partition_table(data: bytes) -> tuple[int, int] | None:
     one is still recognised; at other places (0x9000 to 0x20000) the table must be whole, with
     its MD5.
     """
-    bootloader = None
-    for start in (0x1000, 0x2000, 0x0):
-        if not _bootloader_at(data, start):
-            continue
-        chip = CHIP_BY_ID.get(struct.unpack_from("<H", data, start + 12)[0])
-        if chip is not None and chip.bootloader_offset == start:
-            bootloader = start
-            break
+    starts = (start for start in (0x1000, 0x2000, 0x0) if _own_place(data, start) == start)
+    bootloader = next(starts, None)
     if bootloader is None or (bootloader and has_descriptor(data) and data[0] == IMAGE_MAGIC):
         return None
     if data[TABLE_OFFSET : TABLE_OFFSET + 2] == PARTITION_MAGIC:
         return bootloader, TABLE_OFFSET
-    for offset in TABLE_PLACES[1:]:
-        if _has_table(data, offset):
-            return bootloader, offset
-    return None
+    places = (offset for offset in TABLE_PLACES[1:] if _has_table(data, offset))
+    table = next(places, None)
+    return None if table is None else (bootloader, table)
 
 
 def cut_merged_start(data: bytes) -> int | None:
@@ -138,10 +135,7 @@ def cut_merged_start(data: bytes) -> int | None:
 
     (esptool's `merge-bin --target-offset 0x1000` makes them.) None for every other file.
     """
-    if not _bootloader_at(data, 0):
-        return None
-    chip = CHIP_BY_ID.get(struct.unpack_from("<H", data, 12)[0])
-    start = chip.bootloader_offset if chip is not None else 0
+    start = _own_place(data, 0)
     if start and any(_has_table(data, offset, start) for offset in TABLE_PLACES):
         return start
     return None

@@ -8,7 +8,7 @@ method in the fleet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any
@@ -395,17 +395,7 @@ def _take_apart(command: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     if not command:
         raise VerbError(f"the command is empty. {_existing()}")
     if len(command) > 1:
-        known = [key for key in command if key in VERBS]
-        if len(known) == 1:
-            raise VerbError(
-                f"arguments go inside the verb's object, or beside "
-                f'"command": {{"command": "{known[0]}", ...}}'
-            )
-        slip = any(near(key, {"command": _LIKE}) for key in command)
-        raise VerbError(
-            f"a command holds one verb; this one has {len(command)} keys"
-            f"{_hint('command') if slip else '.'} {_existing()}"
-        )
+        raise VerbError(_too_many(command))
     ((name, value),) = command.items()
     if isinstance(value, Mapping):
         return name, value
@@ -417,6 +407,20 @@ def _take_apart(command: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     raise VerbError(
         f'the arguments of {name} must be an object, such as {{"{name}": {{}}}}; '
         f"true, empty text and 0 mean no arguments"
+    )
+
+
+def _too_many(keys: Collection[str]) -> str:
+    known = [key for key in keys if key in VERBS]
+    if len(known) == 1:
+        return (
+            f"arguments go inside the verb's object, or beside "
+            f'"command": {{"command": "{known[0]}", ...}}'
+        )
+    slip = any(near(key, {"command": _LIKE}) for key in keys)
+    return (
+        f"a command holds one verb; this one has {len(keys)} keys"
+        f"{_hint('command') if slip else '.'} {_existing()}"
     )
 
 
