@@ -132,9 +132,6 @@ class Download:
 
     def _explained(self, error: Exception, patience: Patience) -> Exception:
         """A failure of the client library's, in words that repeat none of its own."""
-        cause = getattr(error, "os_error", None)
-        reason = cause and (cause.strerror or type(cause).__name__)
-        remedy = None
         match error:
             case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
                 return OtaError("tls", self._certificate_words(error))
@@ -150,23 +147,28 @@ class Download:
                 return OtaError("download-failed", f"{self.shown} is not a usable address.")
             case aiohttp.ClientHttpProxyError():
                 return self._proxy_refused(error.status)
-            case aiohttp.SocketTimeoutError():
-                words = f"The server of {self.shown} sent nothing for {patience.stall_s:g} s."
-            case TimeoutError():
-                words = f"The server of {self.shown} does not answer."
-            case aiohttp.ClientProxyConnectionError():
-                words = f"No connection to the proxy for {self.shown}: {reason}."
-                remedy = (
-                    "Check the proxy in this process's environment (HTTP_PROXY, HTTPS_PROXY, "
-                    "NO_PROXY)."
-                )
-            case aiohttp.ClientConnectorDNSError():
-                words = f"The host of {self.shown} has no address."
-            case aiohttp.ClientConnectorError():
-                words = f"No connection to {self.shown}: {reason}."
-            case _:
-                words = f"The connection to {self.shown} broke off ({type(error).__name__})."
+        words, remedy = self._no_connection(error, patience), None
+        if isinstance(error, aiohttp.ClientProxyConnectionError):
+            remedy = (
+                "Check the proxy in this process's environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY)."
+            )
         return Transient(OtaError("download-failed", words, remedy=remedy))
+
+    def _no_connection(self, error: Exception, patience: Patience) -> str:
+        cause = getattr(error, "os_error", None)
+        reason = cause and (cause.strerror or type(cause).__name__)
+        match error:
+            case aiohttp.SocketTimeoutError():
+                return f"The server of {self.shown} sent nothing for {patience.stall_s:g} s."
+            case TimeoutError():
+                return f"The server of {self.shown} does not answer."
+            case aiohttp.ClientProxyConnectionError():
+                return f"No connection to the proxy for {self.shown}: {reason}."
+            case aiohttp.ClientConnectorDNSError():
+                return f"The host of {self.shown} has no address."
+            case aiohttp.ClientConnectorError():
+                return f"No connection to {self.shown}: {reason}."
+        return f"The connection to {self.shown} broke off ({type(error).__name__})."
 
     async def _follow(self, session: aiohttp.ClientSession, window_s: float) -> None:
         url = _as_written(self.url)
