@@ -75,21 +75,7 @@ def merge(
         )
     require_place(table_offset)
     parts = parse_partition_table(table, table_offset=table_offset)
-    flash_bytes = flash_bytes or loader.flash_bytes
-    if flash_bytes is None:
-        raise OtaError(
-            "flash-size",
-            "The bootloader's header does not say for which flash size it was built.",
-            remedy="Give the flash size.",
-        )
-    if parts.end > flash_bytes:
-        raise OtaError(
-            "flash-size",
-            f"The partition table ends at {parts.end:#x}, behind the end of a flash of "
-            f"{_size(flash_bytes)}.",
-            remedy="Give the board's flash size if it is larger (--flash-size, FLASH_SIZE), or "
-            "use a smaller partition table.",
-        )
+    flash_bytes = _flash_bytes(flash_bytes or loader.flash_bytes, parts)
     bootloader = with_flash_bytes(bootloader, flash_bytes)
     blank_otadata = b"\xff" * OTADATA_BYTES
     booted = boots_after(blank_otadata, parts)
@@ -121,6 +107,25 @@ def merge(
     placed.sort(key=lambda pair: pair[0].offset)
     regions = tuple(region for region, _ in placed)
     return Merged(_join(placed), loader, parts, table_offset, flash_bytes, booted, regions)
+
+
+def _flash_bytes(flash_bytes: int | None, table: PartitionTable) -> int:
+    """The size of the flash, if it is known and has room for the table's partitions."""
+    if flash_bytes is None:
+        raise OtaError(
+            "flash-size",
+            "The bootloader's header does not say for which flash size it was built.",
+            remedy="Give the flash size.",
+        )
+    if table.end > flash_bytes:
+        size = f"{flash_bytes:#x} bytes" if flash_bytes % (1 << 20) else f"{flash_bytes >> 20} MB"
+        raise OtaError(
+            "flash-size",
+            f"The partition table ends at {table.end:#x}, behind the end of a flash of {size}.",
+            remedy="Give the board's flash size if it is larger (--flash-size, FLASH_SIZE), or "
+            "use a smaller partition table.",
+        )
+    return flash_bytes
 
 
 def _free(table: PartitionTable, name: str, filled: Mapping[Partition, bytes]) -> Partition:
@@ -216,9 +221,3 @@ def _join(placed: list[tuple[Region, bytes]]) -> bytes:
         result = result.ljust(region.offset, b"\xff") + data
         before = region.name
     return bytes(result + b"\xff" * (-len(result) % SECTOR_BYTES))
-
-
-def _size(size_bytes: int) -> str:
-    if size_bytes % (1 << 20) == 0:
-        return f"{size_bytes >> 20} MB"
-    return f"{size_bytes:#x} bytes"
