@@ -129,10 +129,6 @@ class Nvs:
                     contents[place] = size.to_bytes(4, "little") + b"".join(found)
         return contents
 
-    def flash(self) -> list[bytes]:
-        """The bytes of each page, as this start leaves them."""
-        return [page.flashed for page in self.pages]
-
 
 def parse_nvs(data: bytes, load: Loader | None = None) -> Nvs:
     """The NVS partition in `data`, its whole contents.
