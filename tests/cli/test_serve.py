@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -197,17 +198,15 @@ def test_only_app_images_are_served(tmp_path: Path, content: bytes, words: str) 
     assert done.code == 1
 
 
-async def test_a_port_in_use_is_named(app_file: Path) -> None:
+def test_a_port_in_use_is_named(app_file: Path) -> None:
     """With what to do about it."""
-    async with serving(app_file) as first:
-        port = re.search(r":(\d+)/", (await first.configuration())["url"])
-        assert port is not None
-        async with serving(app_file, "--port", port[1]) as second:
-            line = await second.until("Error: ")
-            assert f"Port {port[1]} of 127.0.0.1 cannot be listened at" in line
-            assert "--port" in line
-            assert line.rstrip().endswith("[address-in-use]")
-            assert await second.process.wait() == 1
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = str(first.getsockname()[1])
+        done = here("serve", str(app_file), "--host", "127.0.0.1", "--port", port)
+    assert done.code == 1
+    assert f"Port {port} of 127.0.0.1 cannot be listened at" in done.err
+    assert "--port" in done.err
+    assert done.err.rstrip().endswith("[address-in-use]")
 
 
 async def test_a_download_that_is_broken_off_is_told(app_file: Path) -> None:

@@ -111,6 +111,7 @@ def test_new_page() -> None:
     assert edit.strategy == "new-page"
 
 
+@pytest.mark.slow
 def test_collect() -> None:
     """With one free page the emptiest one is moved there, without an erase."""
     data = crowded(4, erased=20)
