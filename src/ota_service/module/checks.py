@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from functools import partial
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
@@ -78,10 +79,8 @@ def check_version(value: object) -> str:
     return version
 
 
-def check_sha256(value: object) -> str | None:
-    """A digest in lower case; None where it is not given."""
-    if value in UNSET:
-        return None
+def check_sha256(value: object) -> str:
+    """A digest in lower case."""
     digest = check_text(value, "64 hex digits")
     if not re.fullmatch(r"[0-9A-Fa-f]{64}", digest):
         raise a_fault(
@@ -115,10 +114,8 @@ def name_type(words: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def check_mac(value: object) -> str | None:
-    """A MAC as aa:bb:cc:dd:ee:ff, however it was written; None where it is not given."""
-    if value in UNSET:
-        return None
+def check_mac(value: object) -> str:
+    """A MAC as aa:bb:cc:dd:ee:ff, however it was written."""
     digits = check_text(value, 'such as "24:0a:c4:12:34:56"').replace("-", ":").lower()
     if re.fullmatch(r"[0-9a-f]{12}", digits):
         digits = ":".join(digits[at : at + 2] for at in range(0, 12, 2))
@@ -127,10 +124,8 @@ def check_mac(value: object) -> str | None:
     return digits
 
 
-def check_port(value: object) -> str | None:
-    """A port's path or url; None where it is not given."""
-    if value in UNSET:
-        return None
+def check_port(value: object) -> str:
+    """A port's path or url."""
     port = check_text(value, "the path or url of a port")
     scheme, separator, rest = port.partition("://")
     if separator:
@@ -171,26 +166,25 @@ def check_flag(value: object) -> bool:
     return value
 
 
-def check_path(value: object) -> str | None:
-    """A whole path, with ~ resolved; None where it is not given."""
-    if value in UNSET:
-        return None
+def check_path(value: object) -> str:
+    """A whole path, with ~ resolved."""
     path = check_text(value, "the path of a file or folder")
     if "\0" in path or not os.path.expanduser(path).startswith("/"):
         raise a_fault("must be a whole path, from / on")
     return os.path.expanduser(path)
 
 
-def check_pattern(value: object) -> str | None:
-    """A regular expression that a line can be searched for; None where it is not given."""
-    if value in UNSET:
-        return None
+def check_pattern(value: object) -> str:
+    """A regular expression that a line can be searched for."""
     pattern = check_text(value, "a regular expression")
     try:
         Expectation(pattern)
     except PatternError as error:
         raise a_fault(str(error)) from None
     return pattern
+
+
+Flag = Annotated[bool, BeforeValidator(check_flag)]
 
 
 def whole_type(low: int, high: int, unit: str = "") -> BeforeValidator:

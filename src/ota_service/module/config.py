@@ -102,12 +102,11 @@ def _faults_between_boards(boards: object) -> Iterator[str]:
         elif len(has) == 2:
             yield f"boards[{index}]: has a mac and a port; give only one of them"
         # Verbs take names, MACs and ports alike, so none may stand for two boards.
-        own = {_comparable(board.get(key)) for key in ("name", "mac", "port")} - {""}
-        for key in ("name", "mac", "port"):
-            value = _comparable(board.get(key))
+        own = {key: _comparable(board.get(key)) for key in ("name", "mac", "port")}
+        for key, value in own.items():
             if value and value in owners:
                 yield f"boards[{index}].{key}: boards[{owners[value]}] already has it"
-        for value in own:
+        for value in own.values():
             owners.setdefault(value, index)
 
 
@@ -115,6 +114,6 @@ def _comparable(value: object) -> str:
     if not isinstance(value, str):
         return ""
     try:
-        return check_mac(value) or ""
+        return check_mac(value)
     except PydanticCustomError:
         return value

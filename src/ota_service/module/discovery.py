@@ -27,7 +27,7 @@ from viam.utils import dict_to_struct
 from ota_service.errors import OtaError
 from ota_service.link.ownership import PORT_OWNERS, SERVICE_CLAIMS, holders
 from ota_service.link.ports import canonical, describe, exists, list_ports, shown
-from ota_service.module.checks import Strict, a_fault, check_flag, check_port
+from ota_service.module.checks import UNSET, Flag, Strict, a_fault, check_port
 from ota_service.module.config import read_attributes
 from ota_service.module.findings import OF_BOARD, Finding, configurations, of_inspection, report_of
 from ota_service.module.folders import default_state_dir
@@ -211,7 +211,7 @@ def _held(port: str, looking: str) -> OtaError | None:
 class ProbeArguments(Strict):
     """What discovery can be asked for; the description stands in docs/ota_discovery.md."""
 
-    probe: Annotated[bool, BeforeValidator(check_flag)] = Field(
+    probe: Flag = Field(
         False,
         description="Open the ports that may have a board, up to 8 at once: Espressif's own USB, "
         "USB bridges, and those in `ports`. Takes a few seconds. A USB bridge behind which a "
@@ -232,8 +232,7 @@ def _check_ports(value: object) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list):
         raise a_fault('must be a list of ports, such as ["rfc2217://10.0.0.7:4000"]')
-    ports = [check_port(item) for item in value]
-    return tuple(dict.fromkeys(port for port in ports if port is not None))
+    return tuple(dict.fromkeys(check_port(item) for item in value if item not in UNSET))
 
 
 class DiscoveryAttributes(Strict):

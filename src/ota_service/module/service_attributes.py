@@ -15,9 +15,9 @@ from pydantic import BeforeValidator, Field
 from ota_service.firmware.target import Target
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.module.checks import (
+    Flag,
     Strict,
     check_firmware_url,
-    check_flag,
     check_mac,
     check_name,
     check_path,
@@ -32,9 +32,8 @@ from ota_service.module.checks import (
     whole_type,
 )
 
-Flag = Annotated[bool, BeforeValidator(check_flag)]
-Digest = Annotated[str | None, BeforeValidator(check_sha256)]
-FilePath = Annotated[str | None, BeforeValidator(check_path)]
+Digest = Annotated[str | None, optional_type(check_sha256)]
+FilePath = Annotated[str | None, optional_type(check_path)]
 
 
 class BoardConfig(Strict):
@@ -43,12 +42,12 @@ class BoardConfig(Strict):
     name: Annotated[str, BeforeValidator(check_name)] = Field(
         description="What the board is called in the status and in commands, at most 64 bytes."
     )
-    mac: Annotated[str | None, BeforeValidator(check_mac)] = Field(
+    mac: Annotated[str | None, optional_type(check_mac)] = Field(
         None,
         description="The board's MAC, such as `24:0a:c4:12:34:56`; capitals and dashes are fine.",
         json_schema_extra={"inclusion": "Either"},
     )
-    port: Annotated[str | None, BeforeValidator(check_port)] = Field(
+    port: Annotated[str | None, optional_type(check_port)] = Field(
         None,
         description="Instead of `mac`: a device's whole path, best one below "
         "`/dev/serial/by-path/`; `rfc2217://host:port`; or a simulated board's url.",
@@ -147,7 +146,7 @@ class ServiceConfig(Strict):
     boot_stable_s: Annotated[float, number_type(0, 600, " s")] = Field(
         5.0, description="How long it must then run without a reset, a panic or a loop, {range}."
     )
-    boot_expect: Annotated[str | None, BeforeValidator(check_pattern)] = Field(
+    boot_expect: Annotated[str | None, optional_type(check_pattern)] = Field(
         None,
         description="A regular expression (RE2's syntax, which is also Go's) that a line of the "
         "new app's log must match for the app to count as running. RE2 has no back-references "

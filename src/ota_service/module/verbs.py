@@ -22,10 +22,10 @@ from pydantic import (
 
 from ota_service.fleet.settings import OVERRIDES
 from ota_service.module.checks import (
+    Flag,
     Strict,
     a_fault,
     check_firmware_url,
-    check_flag,
     check_mac,
     near,
     nearest,
@@ -80,7 +80,6 @@ Boards = Annotated[
     optional_type(_boards),
     Field(description="only these, by name, MAC or port; default: all boards"),
 ]
-Flag = Annotated[bool, BeforeValidator(check_flag)]
 Wait = Annotated[float | None, number_type(0, WAIT_MAX_S, " s")]
 LongestWait = Annotated[
     Wait,
@@ -108,13 +107,6 @@ def _overrides(value: object) -> list[str]:
     if unknown:
         raise a_fault(f'"{unknown[0]}" cannot be overridden; what can is {", ".join(OVERRIDES)}')
     return names
-
-
-def _confirmed(value: object) -> str:
-    mac = check_mac(value)
-    if mac is None:
-        raise a_fault("must be the board's MAC, such as 24:0a:c4:12:34:56")
-    return mac
 
 
 class UpdateArguments(Arguments):
@@ -146,7 +138,7 @@ class UpdateArguments(Arguments):
     ] = False
     confirm: Annotated[
         str | None,
-        optional_type(_confirmed),
+        optional_type(check_mac),
         Field(description="with rescue: the board's MAC; any other board is left alone"),
     ] = None
     probe: Annotated[
@@ -244,7 +236,7 @@ class FlashArguments(Arguments):
     board: Annotated[str, Field(min_length=1, description="its name, MAC or port")]
     confirm: Annotated[
         str,
-        BeforeValidator(_confirmed),
+        BeforeValidator(check_mac),
         Field(description="its MAC, since everything on it goes; any other board is left alone"),
     ]
     path: Annotated[
