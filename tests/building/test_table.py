@@ -87,8 +87,8 @@ def test_the_chips_own_partitions_get_their_places() -> None:
     [
         ("", "no partition"),
         ("# nothing\n\n", "no partition"),
-        ("nvs, data, nvs, 0x9000", "Line 1 has no size"),
-        ("nvs", "Line 1 has no type"),
+        ("nvs, data, nvs, 0x9000", "Line 1: it has no size"),
+        ("nvs", "Line 1: it has no type"),
         ("nvs, date, nvs, , 0x4000", "Line 1: there is no type 'date'"),
         ("nvs, data, nvz, , 0x4000", "no subtype 'nvz'"),
         ("a, app, , , 1M", "an app has a subtype"),
