@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ota_service.errors import OtaError
-from ota_service.formats.flashops import Erase, FlashOp, apply_ops, program
+from ota_service.formats.flashops import Erase, Recorder, program
 from ota_service.formats.nvs.page import (
     BITMAP_AT,
     ENTRIES_AT,
@@ -50,14 +50,12 @@ from ota_service.formats.nvs.page import (
 from ota_service.formats.nvs.read import Nvs, parse_nvs
 
 
-class NvsFlash:
+class NvsFlash(Recorder):
     """The partition's bytes, and the operations so far that made them."""
 
     def __init__(self, data: bytes | bytearray, base: int, load: Loader) -> None:
-        self.flash = bytearray(data)
+        super().__init__(data, base)
         self._load = load
-        self.base = base
-        self.ops: list[FlashOp] = []
 
     def copy(self) -> NvsFlash:
         """The same so far, to go on in another way."""
@@ -71,10 +69,6 @@ class NvsFlash:
 
     # --- single operations
 
-    def _add(self, ops: list[FlashOp]) -> None:
-        apply_ops(self.flash, ops, self.base)
-        self.ops += ops
-
     def program(self, page: int, offset: int, data: bytes, reason: str) -> None:
         """Clear the bits of `data` at `offset` of a page; nothing where they are clear."""
         start = page * PAGE_BYTES + offset
@@ -82,7 +76,7 @@ class NvsFlash:
         both = int.from_bytes(now, "little") & int.from_bytes(data, "little")
         after = both.to_bytes(len(data), "little")
         if after != now:
-            self._add(program(self.base + start, after, reason))
+            self.add(program(self.base + start, after, reason))
 
     def _mark(self, page: int, entries: Iterable[int], clear: int, reason: str) -> None:
         """Clear the bits `clear` (1: WRITTEN, 2: ERASED, 3: both) of entries, last byte first."""
@@ -209,7 +203,7 @@ class NvsFlash:
             # A torn erase must not bring a dead page back.
             self.program(index, 28, bytes(4), "a dead page's CRC")
         start = self.base + index * PAGE_BYTES
-        self._add([Erase(start, PAGE_BYTES, "a free page that is not blank")])
+        self.add([Erase(start, PAGE_BYTES, "a free page that is not blank")])
         return index
 
     def fill_page(
