@@ -104,7 +104,8 @@ async def test_one_byte_at_a_time_is_slow_but_no_stall(tmp_path: Path) -> None:
     assert got.data == small
 
 
-@pytest.mark.parametrize("scheme", ["http", pytest.param("https", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_server_that_never_answers_is_given_up(tmp_path: Path, scheme: str) -> None:
     """It takes the connection and says nothing, not even TLS."""
     connections = 0
@@ -255,6 +256,7 @@ async def test_no_credentials_reach_another_host(tmp_path: Path) -> None:
         assert secret not in head
 
 
+@pytest.mark.slow
 async def test_a_server_that_drips_has_stalled(tmp_path: Path) -> None:
     """It sends a byte again and again, so that it is never silent, and would take for ever."""
 

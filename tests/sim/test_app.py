@@ -73,6 +73,7 @@ def test_panic_again_and_again(start: StartBoard) -> None:
     assert "rst:0xc (SW_CPU_RESET),boot:0x13 (SPI_FAST_FLASH_BOOT)" in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "reason"),
     [("loop", "rst:0x3 (SW_RESET)"), ("watchdog", "rst:0x7 (TG0WDT_SYS_RESET)")],
@@ -110,6 +111,7 @@ ENDINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_ends_again_and_again(start: StartBoard, ending: str) -> None:
     """Each life ends like the one before."""
@@ -132,6 +134,7 @@ def test_ends_once(start: StartBoard, ending: str) -> None:
     assert board.control.counters()["boot"] == 4
 
 
+@pytest.mark.slow
 def test_hang_is_silent(start: StartBoard, open_port: OpenPort) -> None:
     """After the start nothing comes any more, and the app stays."""
     board = start(app=app(ending="hang", tick_s=0.5), config=FAST)

@@ -115,6 +115,7 @@ def refused(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_folder_has_one_simulator_at_a_time(tmp_path: Path) -> None:
     """The second one says whose the boards are, and leaves them and their addresses alone."""
     arguments = ("--dir", str(tmp_path), "--times", "off")

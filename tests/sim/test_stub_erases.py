@@ -138,6 +138,7 @@ async def test_blank_sectors_take_their_reading_time() -> None:
     bench.task.cancel()
 
 
+@pytest.mark.slow
 async def test_a_busy_flash_looks_blank() -> None:
     """While an erase by registers runs elsewhere, dirty sectors pass for blank ones.
 
@@ -176,6 +177,7 @@ async def test_what_was_seen_dirty_waits_for_a_busy_flash() -> None:
     bench.task.cancel()
 
 
+@pytest.mark.slow
 async def test_digests_and_reads_of_a_busy_flash() -> None:
     """They give all ones; once the erase is over, what stands there."""
     bench = Bench()
