@@ -21,7 +21,7 @@ use this:
 - The bitmap never takes an entry from EMPTY to ERASED in one step unless a header covers it: torn,
   that could be ILLEGAL, over which old firmware stumbles at every start.
 
-Whether a whole change holds is not left to this: `_nvs_prove.py` tries it.
+Whether a whole change holds is not left to this: `prove.py` tries it.
 Every program's data are the bytes as they stand on flash afterwards.
 """
 
