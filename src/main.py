@@ -12,7 +12,7 @@ import sys
 # change how boards are reset. It looks when it is imported, so this stands before everything.
 os.environ["ESPTOOL_CFGFILE"] = os.devnull
 
-from ota_service.module import messages
+from ota_service.module import plain
 from ota_service.module.logs import set_up_logging
 from ota_service.module.models import register
 from ota_service.module.server import OtaModule
@@ -29,7 +29,7 @@ async def main() -> None:
     """Serve under the module protocol until viam-server says stop."""
     set_up_logging()
     register()
-    messages.install()
+    plain.install()
     module = OtaModule.from_args()
     module.before_exit = stop_fleet
     await module.start()

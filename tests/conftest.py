@@ -4,10 +4,17 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Tests start hundreds of processes of ours. Where the environment forbids bytecode (as containers
+# do), each would compile everything anew, which takes longer than most of what they are asked.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -17,6 +17,7 @@ without secrets. Codes are part of the product's outside and are never renamed; 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,402 +44,337 @@ class ErrorKind:
     counts: bool = True
 
 
+def _by(blame: Blame, *, counts: bool) -> Callable[..., ErrorKind]:
+    """Makes rows of this blame; counts: of those that do not say it."""
+
+    def row(code: str, message: str, remedy: str, **flags: bool) -> ErrorKind:
+        return ErrorKind(code, blame, message, remedy, **{"counts": counts, **flags})
+
+    return row
+
+
+_config, _firmware = _by("config", counts=False), _by("firmware", counts=False)
+_host, _policy = _by("host", counts=False), _by("policy", counts=False)
+_board, _link = _by("board", counts=True), _by("link", counts=True)
+
 _ROWS: tuple[ErrorKind, ...] = (
-    ErrorKind(
+    _config(
         "config-invalid",
-        "config",
         "The configuration of the service is not valid.",
         "Correct the named attributes in the machine's configuration.",
-        counts=False,
     ),
     # --- the firmware and the way to it
-    ErrorKind(
+    _firmware(
         "download-failed",
-        "firmware",
         "The firmware could not be downloaded.",
         "Check that the url can be reached from this machine, and that its server is running.",
         transient=True,
-        counts=False,
     ),
-    ErrorKind(
+    _firmware(
         "http-status",
-        "firmware",
         "The firmware's server answered with an error.",
         "Check the path, the user and password, or the token in the url.",
-        counts=False,
     ),
-    ErrorKind(
+    _firmware(
         "download-truncated",
-        "firmware",
         "The download ended before the whole file had arrived.",
         "Check the network and the firmware's server; the update tries again by itself.",
         transient=True,
-        counts=False,
     ),
-    ErrorKind(
+    _firmware(
         "download-stalled",
-        "firmware",
         "The firmware's server sends too slowly.",
         "Check the network and the firmware's server; the update tries again by itself.",
         transient=True,
-        counts=False,
     ),
-    ErrorKind(
+    _firmware(
         "download-too-large",
-        "firmware",
         "The file at the url is larger than max_image_bytes.",
         "Check that the url serves an App Image, or raise max_image_bytes.",
-        counts=False,
     ),
-    ErrorKind(
+    _firmware(
         "digest-mismatch",
-        "firmware",
         "The file at the url does not have the configured SHA-256.",
         "Correct sha256, or publish the file that it belongs to.",
-        counts=False,
     ),
-    ErrorKind(
+    _firmware(
         "tls",
-        "firmware",
         "The certificate of the firmware's server could not be verified.",
         "For a private certificate authority set ca_file; otherwise check the server's "
         "certificate and this machine's clock.",
-        counts=False,
     ),
-    ErrorKind(
+    _host(
         "disk-full",
-        "host",
         "The disk has no room for the firmware.",
         "Free some space in the folder named, or point VIAM_MODULE_DATA at a larger disk.",
-        counts=False,
     ),
-    ErrorKind(
+    _firmware(
         "not-an-image",
-        "firmware",
         "The file is not an ESP32 App Image.",
         "Serve the App Image at the url: `make build-esp32-ota` makes and checks one.",
-        counts=False,
     ),
-    ErrorKind(
+    _firmware(
         "image-corrupt",
-        "firmware",
         "The App Image is damaged.",
         "Build and publish the App Image again.",
-        counts=False,
     ),
-    ErrorKind(
+    _firmware(
         "merged-binary",
-        "firmware",
         "The file is a Merged Binary (bootloader, partition table and partitions), "
         "not an App Image.",
         "Serve the App Image at the url (`make build-esp32-ota`). A Merged Binary is written "
         "with `make flash-esp32-bin` or the verb flash.",
-        counts=False,
     ),
-    ErrorKind(
+    _firmware(
         "bootloader-image",
-        "firmware",
         "The file is a bootloader, not an App Image.",
         "Serve the App Image at the url: `make build-esp32-ota` makes and checks one.",
-        counts=False,
     ),
-    ErrorKind(
+    _firmware(
         "no-app-descriptor",
-        "firmware",
         "The image has no app descriptor, so it is not an App Image.",
         "Serve the App Image at the url: `make build-esp32-ota` makes and checks one.",
-        counts=False,
     ),
-    ErrorKind(
+    _board(
         "wrong-chip",
-        "board",
         "The App Image is for another chip than the board's.",
         "Configure the url of an image that was built for this board's chip.",
     ),
-    ErrorKind(
+    _board(
         "chip-revision",
-        "board",
         "The App Image does not run on this revision of the chip.",
         "Build the image for this chip revision (CONFIG_ESP32_REV_MIN and _MAX).",
     ),
-    ErrorKind(
+    _board(
         "image-too-large",
-        "board",
         "The App Image is larger than the board's spare slots.",
         "Make the image smaller, or give the board a partition table with larger slots: write "
         "a Merged Binary with `make flash-esp32-bin`.",
     ),
     # --- ports and the link
-    ErrorKind(
+    _link(
         "no-board",
-        "link",
         "No board was found.",
         "Attach a board, list it in boards, or call update once for a board on a generic USB "
         "bridge (with probe for one on any other port).",
         counts=False,
     ),
-    ErrorKind(
+    _link(
         "port-missing",
-        "link",
         "The port does not exist.",
         "Plug the board in, or correct its port; `esp32-ota ports` lists what is there.",
         counts=False,
     ),
-    ErrorKind(
+    _link(
         "port-busy",
-        "link",
         "Another program or service is using the port.",
         "Close the program named; the update waits and then goes on by itself.",
         transient=True,
         counts=False,
     ),
-    ErrorKind(
+    _link(
         "permission",
-        "link",
         "This user may not open the port.",
         "Add the user that runs viam-server to the port's group (dialout or uucp), then log in "
         "again or restart viam-server.",
     ),
-    ErrorKind(
+    _link(
         "no-answer",
-        "link",
         "No ESP32 answered on the port.",
         "Check the cable and the board's power; a board without automatic reset needs its BOOT "
         "button held while the update connects.",
         transient=True,
     ),
-    ErrorKind(
+    _board(
         "no-identity",
-        "board",
         "The board's fuses hold no MAC address, so it cannot be told from other boards.",
         "Look at its fuses with `espefuse summary`; where they hold a MAC, attach the board "
         "again. A board without one cannot be updated by this program.",
     ),
-    ErrorKind(
+    _board(
         "wrong-board",
-        "board",
         "Another board than the one known is attached to this port.",
         "Put the right board back, or call release for this name to accept the new one.",
         counts=False,
     ),
-    ErrorKind(
+    _config(
         "duplicate-board",
-        "config",
         "One board is listed under two names.",
         "Leave one of the two entries out of boards.",
-        counts=False,
     ),
-    ErrorKind(
+    _board(
         "other-project",
-        "board",
         "The board runs another project than the image's.",
         "List the board in boards, set adopt, or call update with override "
         '["other-project"] if it is meant.',
         counts=False,
     ),
-    ErrorKind(
+    _link(
         "link-lost",
-        "link",
         "The connection to the board was lost.",
         "Check the cable and the USB hub; the update tries again by itself and starts from what "
         "it then finds on the board.",
         transient=True,
     ),
     # --- what is on the board
-    ErrorKind(
+    _board(
         "flash-size",
-        "board",
         "The size of the board's flash is unknown or too small for its partition table.",
         "Check the board; write a Merged Binary that fits its flash with `make flash-esp32-bin`.",
     ),
-    ErrorKind(
+    _board(
         "flash-protected",
-        "board",
         "The board's flash did not accept what was written.",
         "The flash is write-protected or worn out; nothing else was changed. Clear its "
         "protection bits, or replace the board.",
     ),
-    ErrorKind(
+    _board(
         "partition-table-invalid",
-        "board",
         "The board's partition table is damaged or missing.",
         "Write a Merged Binary with `make flash-esp32-bin`.",
     ),
-    ErrorKind(
+    _board(
         "no-ota-slots",
-        "board",
         "The board's partition table has no two OTA slots to update between.",
         "Give the board a partition table with OTA slots: write a Merged Binary with "
         "`make flash-esp32-bin`.",
     ),
-    ErrorKind(
+    _board(
         "otadata-invalid",
-        "board",
         "It cannot be told for certain which slot the board runs, so none was written.",
         "Restart the board and see whether it boots. If nothing on it does, call update with "
         "rescue, this board alone in boards and its MAC as confirm; or write a Merged Binary "
         "with `make flash-esp32-bin`.",
     ),
-    ErrorKind(
+    _policy(
         "board-boots",
-        "policy",
         "The board boots, so it needs no rescue, and nothing was written.",
         "Call update without rescue.",
-        counts=False,
     ),
-    ErrorKind(
+    _board(
         "nvs-missing",
-        "board",
         "The board's partition table has no writable NVS partition.",
         "Give the board a partition table with an nvs partition: write a Merged Binary with "
         "`make flash-esp32-bin`.",
     ),
-    ErrorKind(
+    _board(
         "nvs-invalid",
-        "board",
         "The board's NVS is in a state that cannot be changed without risk to its keys.",
         "Let the board start its firmware once, which repairs its NVS, then update again.",
     ),
-    ErrorKind(
+    _board(
         "nvs-full",
-        "board",
         "The board's NVS has no room for the version.",
         "Remove keys on the board, or use a shorter version.",
     ),
-    ErrorKind(
+    _board(
         "flash-encrypted",
-        "board",
         "The board encrypts its flash or its NVS, so the host cannot read what must be kept.",
         "Update this board with its own on-device OTA service.",
     ),
-    ErrorKind(
+    _board(
         "secure-boot",
-        "board",
         "The board accepts signed images only, and this image is not signed.",
         "Sign the image with the board's key.",
     ),
-    ErrorKind(
+    _board(
         "secure-version",
-        "board",
         "The image's secure version is lower than the running app's; "
         "the bootloader would refuse it.",
         "Configure an image with the same or a higher secure version.",
     ),
-    ErrorKind(
+    _board(
         "secure-download",
-        "board",
         "The board is in secure download mode, so the host cannot read its flash.",
         "Update this board with its own on-device OTA service.",
     ),
-    ErrorKind(
+    _policy(
         "awaiting-confirmation",
-        "policy",
         "The board's new app has not confirmed itself yet; restarting it now would undo the "
         "update.",
         "Wait until confirm_timeout_s is over; the run goes on by itself.",
         transient=True,
-        counts=False,
     ),
-    ErrorKind(
+    _board(
         "changed-elsewhere",
-        "board",
         "Something else changed the board's version since the last update.",
         "Remove the on-device ota_service from the board's own configuration, or keep both "
         "versions equal.",
     ),
-    ErrorKind(
+    _policy(
         "not-allowed-now",
-        "policy",
         "The sensor of allow_restart does not allow boards to be restarted now.",
         'The run goes on when the sensor allows it; update with override ["not-allowed-now"] does '
         "not ask it.",
         transient=True,
-        counts=False,
     ),
-    ErrorKind(
+    _host(
         "state-busy",
-        "host",
         "Another process uses this state folder.",
         "Stop the process named, or use a state folder of your own (--state-dir or state_dir).",
-        counts=False,
     ),
-    ErrorKind(
+    _board(
         "verify-failed",
-        "board",
         "What was read back from the board is not what was written.",
         "Check the cable and the power supply; the running firmware was not touched.",
         transient=True,
     ),
-    ErrorKind(
+    _board(
         "boot-failed",
-        "board",
         "The new firmware did not come up, so the board was rolled back.",
         "Look at the boot log in the history, correct the firmware, and configure a new version.",
     ),
-    ErrorKind(
+    _board(
         "no-reset",
-        "board",
         "The board is still in download mode: no reset has started its firmware.",
         "Press the board's reset button with BOOT released, and wire DTR and RTS of its port to "
         "IO0 and EN if they are not; then call update, which has the start watched.",
         counts=False,
     ),
-    ErrorKind(
+    _board(
         "brown-out",
-        "board",
         "The board's power failed while its start was watched. That is power, not firmware.",
         "Check the power supply, the cable and the USB hub, then call update, which watches the "
         "start again.",
         counts=False,
     ),
-    ErrorKind(
+    _policy(
         "cancelled",
-        "policy",
         "The update was cancelled.",
         "Call update to start it again.",
-        counts=False,
     ),
-    ErrorKind(
+    _policy(
         "stopped",
-        "policy",
         "The run was stopped because too many boards failed with this firmware.",
         "Correct the firmware and configure a new version, or call release with stopped: true to "
         "let this one be tried again.",
-        counts=False,
     ),
-    ErrorKind(
+    _host(
         "file-access",
-        "host",
         "A file or folder of this computer cannot be read or written.",
         "Check that it exists, and that this user may read and write it.",
-        counts=False,
     ),
-    ErrorKind(
+    _host(
         "backup-invalid",
-        "host",
         "The folder holds no whole backup of a board.",
         "Name a folder that `esp32-ota backup` has made, or one that a flash has named.",
-        counts=False,
     ),
-    ErrorKind(
+    _host(
         "address-in-use",
-        "host",
         "The address cannot be listened at.",
         "Choose another port (--port), or stop the program that uses it.",
-        counts=False,
     ),
-    ErrorKind(
+    _link(
         "unreachable",
-        "link",
         "The machine cannot be reached.",
         "Check the address, the network, and that viam-server runs.",
         counts=False,
     ),
-    ErrorKind(
+    _host(
         "internal",
-        "host",
         "The updater met a state that it does not know.",
         "Please report this with the module's log; the board keeps what it had.",
+        counts=True,
     ),
 )
 

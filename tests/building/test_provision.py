@@ -128,7 +128,7 @@ def test_a_board_that_rewrote_its_keys_often_moves_them_too() -> None:
         assert contents(move_nvs(before, size)) == contents(before)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(
     st.dictionaries(
         st.text("ABCDEFGH_", min_size=1, max_size=15),

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from ota_service.cli.main import FIRST_STEPS, SUBCOMMANDS, cli, main
 from ota_service.cli.ports import describe, looks_like
 from ota_service.link.ports import PortInfo
+from tests.support.command import here
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,15 +48,15 @@ def test_help_names_every_subcommand() -> None:
 @pytest.mark.parametrize("name", SUBCOMMANDS)
 def test_every_subcommand_has_help(name: str) -> None:
     """It says what it does and what it takes."""
-    done = run(name, "--help")
-    assert done.returncode == 0
-    assert "--" in done.stdout
+    done = here(name, "--help")
+    assert done.code == 0
+    assert "--" in done.out
 
 
 def test_wrong_usage_is_exit_code_2() -> None:
     """Scripts tell it from a failure."""
     assert run("nonsense").returncode == 2
-    assert run("ports", "--nonsense").returncode == 2
+    assert here("ports", "--nonsense").code == 2
 
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)

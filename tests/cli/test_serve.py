@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from ota_service.errors import OtaError
 from ota_service.firmware.download import Patience
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
+from tests.support.command import here
 
 ROOT = Path(__file__).parents[2]
 APP = build_app("demo", "1.2.3", size_bytes=200_000)
@@ -187,26 +189,24 @@ async def test_a_new_build_is_taken_up_and_a_broken_one_is_not(
         (b"\x7fELF", "esp32-ota image ota FILE"),
     ],
 )
-async def test_only_app_images_are_served(tmp_path: Path, content: bytes, words: str) -> None:
+def test_only_app_images_are_served(tmp_path: Path, content: bytes, words: str) -> None:
     """A Merged Binary above all: a board that wrote it to a slot would not start."""
     path = tmp_path / "x.bin"
     path.write_bytes(content)
-    async with serving(path) as server:
-        assert words in await server.until("Error: ")
-        assert await server.process.wait() == 1
+    done = here("serve", str(path), "--host", "127.0.0.1", "--port", "0")
+    assert words in done.err
+    assert done.code == 1
 
 
-async def test_a_port_in_use_is_named(app_file: Path) -> None:
+def test_a_port_in_use_is_named(app_file: Path) -> None:
     """With what to do about it."""
-    async with serving(app_file) as first:
-        port = re.search(r":(\d+)/", (await first.configuration())["url"])
-        assert port is not None
-        async with serving(app_file, "--port", port[1]) as second:
-            line = await second.until("Error: ")
-            assert f"Port {port[1]} of 127.0.0.1 cannot be listened at" in line
-            assert "--port" in line
-            assert line.rstrip().endswith("[address-in-use]")
-            assert await second.process.wait() == 1
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = str(first.getsockname()[1])
+        done = here("serve", str(app_file), "--host", "127.0.0.1", "--port", port)
+    assert done.code == 1
+    assert f"Port {port} of 127.0.0.1 cannot be listened at" in done.err
+    assert "--port" in done.err
+    assert done.err.rstrip().endswith("[address-in-use]")
 
 
 async def test_a_download_that_is_broken_off_is_told(app_file: Path) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 from pathlib import Path
@@ -17,6 +16,7 @@ from esp32_sim.process import SimBoard, SimProcess
 from tests.support.command import (
     ended,
     environment,
+    here,
     on_terminal,
     printed,
     run_command,
@@ -106,9 +106,9 @@ async def test_a_rescue_is_asked_for_with_the_boards_mac(tmp_path: Path) -> None
         assert json.loads(again.out)["boards"]["board-1"]["error"]["code"] == "board-boots"
 
 
-async def test_only_what_can_be_overridden_is_an_option(tmp_path: Path) -> None:
+def test_only_what_can_be_overridden_is_an_option() -> None:
     """The words name what exists."""
-    told = await run_command("update", "/dev/x", "--override", "wrong-board")
+    told = here("update", "/dev/x", "--override", "wrong-board")
     assert told.code == 2
     assert "other-project" in told.err
 
@@ -236,7 +236,7 @@ async def test_ctrl_c_leaves_the_board_bootable_and_says_so(tmp_path: Path) -> N
         await eventually(version, lambda found: found == "1.0.0", timeout_s=5)
 
 
-async def test_what_cannot_be_meant_is_wrong_usage(tmp_path: Path) -> None:
+def test_what_cannot_be_meant_is_wrong_usage(tmp_path: Path) -> None:
     """Exit code 2, before any port is opened."""
     app = str(image_file(tmp_path, "1.1.0"))
     wrong = [
@@ -247,10 +247,8 @@ async def test_what_cannot_be_meant_is_wrong_usage(tmp_path: Path) -> None:
         (("update", "gopher://x", "--file", app), "port"),
         (("update", "/dev/ttyUSB0", "--file", app, "--boot-expect", "("), "boot_expect"),
     ]
-    runs = await asyncio.gather(
-        *(run_command(*arguments, env=environment(tmp_path)) for arguments, _ in wrong)
-    )
-    for done, (arguments, words) in zip(runs, wrong, strict=True):
+    for arguments, words in wrong:
+        done = here(*arguments)
         assert done.code == 2, (arguments, done)
         assert words in done.err, (arguments, done.err)
         assert "Traceback" not in done.err
@@ -310,6 +308,7 @@ def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
         assert "up to date" in seen
 
 
+@pytest.mark.slow
 async def test_a_board_without_a_mac_is_refused_with_words(tmp_path: Path) -> None:
     """It could not be told from others; nothing of it is written or noted."""
     app = image_file(tmp_path, "1.1.0")

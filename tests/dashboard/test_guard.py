@@ -127,6 +127,7 @@ async def test_other_sites_and_foreign_names_are_refused() -> None:
         assert len(shelf.asked) == len(let_in)
 
 
+@pytest.mark.slow
 async def test_elsewhere_a_token_is_needed() -> None:
     """As a header for programs, or once for a browser, which then has a cookie that no script and
     no other site can use."""
@@ -210,6 +211,7 @@ async def test_nobody_is_asked_when_nobody_looks_on() -> None:
         assert all(task.done() for task in asking)
 
 
+@pytest.mark.slow
 async def test_two_lookers_on_share_the_questions() -> None:
     """A page more is no load more for the machine."""
     async with (

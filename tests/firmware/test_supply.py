@@ -304,6 +304,7 @@ async def test_a_server_that_recovers(supply: Supply, server: FirmwareServer) ->
     assert (await supply.get(Target(server.url(PATH), "1"))).data == APP
 
 
+@pytest.mark.slow
 async def test_retry_after_is_waited_for(server: FirmwareServer, tmp_path: Path) -> None:
     """In seconds or as a date; where it asks for more than a run has, it is said."""
     supply = Supply(tmp_path, patience=Patience(delays_s=(0.01, 0.01), retry_after_s=5))
@@ -381,9 +382,9 @@ async def test_several_processes_share_a_cache(server: FirmwareServer, tmp_path:
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         )
-        for _ in range(3)
+        for _ in range(2)
     ]
-    await server.wait_requests(3, timeout_s=30)
+    await server.wait_requests(2, timeout_s=30)
     gate.set()
     for process in running:
         out, _ = await process.communicate()

@@ -104,6 +104,7 @@ async def test_one_byte_at_a_time_is_slow_but_no_stall(tmp_path: Path) -> None:
     assert got.data == small
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_server_that_never_answers_is_given_up(tmp_path: Path, scheme: str) -> None:
     """It takes the connection and says nothing, not even TLS."""
@@ -255,6 +256,7 @@ async def test_no_credentials_reach_another_host(tmp_path: Path) -> None:
         assert secret not in head
 
 
+@pytest.mark.slow
 async def test_a_server_that_drips_has_stalled(tmp_path: Path) -> None:
     """It sends a byte again and again, so that it is never silent, and would take for ever."""
 
@@ -273,4 +275,4 @@ async def test_a_server_that_drips_has_stalled(tmp_path: Path) -> None:
             await supply.get(Target(f"http://127.0.0.1:{port}/x.bin", "1.0"))
     supply.close()
     assert caught.value.code == "download-stalled"
-    assert "bytes in 0 s" in caught.value.message
+    assert re.search(r"sent \d+ bytes in \d+ s\.", caught.value.message)

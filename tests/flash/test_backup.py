@@ -199,7 +199,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_manifest_is_a_backup_or_an_error_with_words(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

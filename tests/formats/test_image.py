@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ota_service.errors import OtaError
-from ota_service.formats.chips import CHIP_BY_ID, CHIPS
+from ota_service.formats.chips import CHIP_BY_ID
 from ota_service.formats.image import AppImage, parse_app_image, parse_header
 from ota_service.formats.merged import find_partition_table, parse_merged
 from tests.formats import images, tables
@@ -47,9 +47,10 @@ def test_chips_are_esptools() -> None:
     from esptool.targets import CHIP_DEFS
 
     known = {chip.IMAGE_CHIP_ID: chip for chip in CHIP_DEFS.values() if chip.CHIP_NAME != "ESP8266"}
-    assert {chip_id: chip.CHIP_NAME for chip_id, chip in known.items()} == CHIPS
+    assert known.keys() == CHIP_BY_ID.keys()
     for chip_id, rom in known.items():
         chip = CHIP_BY_ID[chip_id]
+        assert chip.name == rom.CHIP_NAME
         assert chip.bootloader_offset == rom.BOOTLOADER_FLASH_OFFSET
         for start, end in (
             (rom.IROM_MAP_START, rom.IROM_MAP_END),
@@ -71,12 +72,12 @@ def test_what_esptool_accepts_is_read_the_same(chip_id: int, tmp_path: Path) -> 
     data = images.app(chip_id)
     file = tmp_path / "app.bin"
     file.write_bytes(data)
-    name = CHIPS[chip_id].lower().replace("-", "")
+    name = CHIP_BY_ID[chip_id].name.lower().replace("-", "")
     judge = LoadFirmwareImage(name, str(file))
     assert judge.checksum == judge.calculate_checksum()
     assert judge.stored_digest == judge.calc_digest
     ours = parse_app_image(data)
-    assert ours.chip == CHIPS[chip_id]
+    assert ours.chip == CHIP_BY_ID[chip_id].name
     assert ours.entry == judge.entrypoint
     assert [(s.load_address, s.file_offset, s.size_bytes) for s in ours.segments] == [
         (s.addr, s.file_offs + 8, len(s.data))
@@ -201,7 +202,7 @@ def test_merged_binaries(chip_id: int, at: int, table_at: int, new: bool) -> Non
     assert refusal(data).code == "merged-binary"
     assert find_partition_table(data) == (at, table_at)
     whole = parse_merged(data)
-    assert whole.chip == CHIPS[chip_id]
+    assert whole.chip == CHIP_BY_ID[chip_id].name
     (first, app), (second, error) = whole.apps
     assert (first.label, second.label) == ("ota_0", "ota_1")
     assert isinstance(app, AppImage)

@@ -274,7 +274,7 @@ def test_every_switch_between_two_slots() -> None:
 @pytest.mark.parametrize("slots", [2, 3, 5, 16])
 def test_every_switch(slots: int) -> None:
     """More slots, all states, sequence numbers at both ends: the same."""
-    seqs = [1, 2, slots + 2, 0xFFFFFFFC, TOP - 1, TOP] if slots < 3 else [1, 2, TOP]
+    seqs = [1, 2, slots + 2, TOP - 1, TOP] if slots < 3 else [1, 2, TOP]
     states: list[int] = [*STATES] if slots < 5 else [0, 2, 4]
     targets = range(slots) if slots < 5 else (0, 1, slots - 1)
     seen = 0
@@ -284,9 +284,12 @@ def test_every_switch(slots: int) -> None:
     assert seen > 10_000
 
 
-@pytest.mark.parametrize("slots", range(2, 17))
+@pytest.mark.parametrize(
+    "slots",
+    [2, 5, 16, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4, 7, 8))],
+)
 def test_torn_switches(slots: int) -> None:
-    """Every number of slots, with operations torn at any byte or bit."""
+    """Few and many slots, with operations torn at any byte or bit."""
     for first, second in [
         (BLANK, BLANK),
         (entry(1, 2), BLANK),

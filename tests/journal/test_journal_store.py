@@ -174,7 +174,9 @@ while True:
 """
 
 
-@pytest.mark.parametrize("kill", range(10))
+@pytest.mark.parametrize(
+    "kill", [0, 1, 2, *(pytest.param(kill, marks=pytest.mark.slow) for kill in range(3, 10))]
+)
 def test_killed_in_the_middle_of_writes(tmp_path: Path, kill: int) -> None:
     """Whatever a write has returned for is there after SIGKILL, and nothing is damaged."""
     with process(WRITER, str(tmp_path)) as child:

@@ -110,7 +110,8 @@ def test_the_secure_version_is_read_where_espefuse_has_it(name: str) -> None:
         definitions = importlib.import_module(f"espefuse.efuse.{name}.mem_definition")
     folder = Path(definitions.__file__ or "").parents[2] / "efuse_defs"
     text = (folder / f"{name}.yaml").read_text()
-    fields = importlib.import_module("yaml").safe_load(text)  # it comes with espefuse
+    yaml = importlib.import_module("yaml")  # it comes with espefuse
+    fields = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     field = next(group["SECURE_VERSION"] for group in fields.values() if "SECURE_VERSION" in group)
     blocks = {block[2]: block[3] for block in definitions.EfuseDefineBlocks.BLOCKS}
     register = blocks[field["blk"]] + 4 * field["word"]

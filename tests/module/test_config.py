@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ota_service.errors import OtaError
@@ -252,6 +252,7 @@ _VALUES = st.recursive(
 _NAMES = st.sampled_from(sorted(ServiceConfig.model_fields)) | st.text(max_size=8)
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(_NAMES, _VALUES, max_size=8))
 def test_any_attributes_give_a_configuration_or_its_faults(attributes: dict[str, Any]) -> None:
     """Nothing that a configuration may hold ends in another exception."""
@@ -267,6 +268,7 @@ _BOARDS = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(_BOARDS)
 def test_any_boards_give_a_configuration_or_its_faults(boards: list[dict[str, Any]]) -> None:
     """The same, deeper down."""

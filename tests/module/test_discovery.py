@@ -197,12 +197,12 @@ async def test_what_another_service_is_configured_with_is_its_own(usb: list[Port
     """Also before it has opened anything; a candidate of a service belongs to nobody yet."""
     native, bridge, _ = usb
     candidate = {"state": "candidate", "port": bridge.device}
-    here = discovery._Here({"AUTO": {"boards": {bridge.device: candidate}}}, None, "discovery x")
+    services = {"AUTO": {"boards": {bridge.device: candidate}}}
     assert native.mac is not None
     owner = object()
     SERVICE_CLAIMS.claim(owner, "OTHER", {native.mac: "x"})
     try:
-        found = discovery._look([], here)
+        found = discovery._look([], services, None, "discovery x")
     finally:
         SERVICE_CLAIMS.release(owner)
     assert [item.service for item in found] == ["OTHER", None, None]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from viam.utils import dict_to_struct, struct_to_dict
 
@@ -79,6 +79,7 @@ _ANYTHING = st.recursive(
 )
 
 
+@settings(max_examples=30)
 @given(st.dictionaries(st.text(), _ANYTHING))
 def test_what_plain_returns_arrives_as_it_was_sent(value: dict[str, Any]) -> None:
     """In particular no None, which would arrive as 0."""

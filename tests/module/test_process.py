@@ -14,17 +14,6 @@ from tests.support.module_client import BUILTIN_MODEL, MODEL, ROOT, ModuleProces
 from tests.support.module_client import IDLE_ATTRIBUTES as IDLE
 
 
-@pytest.mark.parametrize("tcp", [False, True], ids=["unix socket", "tcp"])
-async def test_it_starts_within_two_seconds_and_offers_all_models(
-    tmp_path: Path, tcp: bool
-) -> None:
-    """viam-server asks for Ready again and again; a slow start delays the whole machine."""
-    async with ModuleProcess.start(tmp_path, tcp=tcp) as module:
-        companions = ["rdk:generic:ota_discovery", "rdk:generic:ota_sensor"]
-        assert sorted(module.models) == sorted([MODEL, BUILTIN_MODEL, *companions])
-        assert 0 < module.start_cpu_s < 2.0
-
-
 def test_who_starts_it_by_hand_is_told_what_to_do() -> None:
     """viam-server always names where to serve; a person who tries the file does not."""
     command = [sys.executable, str(ROOT / "src" / "main.py")]
@@ -33,37 +22,32 @@ def test_who_starts_it_by_hand_is_told_what_to_do() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
-@pytest.mark.parametrize("model", [MODEL, BUILTIN_MODEL])
-async def test_faults_reach_viam_in_our_words(tmp_path: Path, model: str) -> None:
-    """The text stands in the machine's log and in the app: all faults, and nothing around them."""
-    async with ModuleProcess.start(tmp_path) as module:
-        with pytest.raises(GRPCError) as caught:
-            await module.validate({"url": "", "version": "x" * 131}, model=model)
-        text = caught.value.message or ""
-        assert text.startswith("url: is empty; fill in the http or https address")
-        assert "version: 131 bytes; the limit is 128" in text
-        assert "config-invalid" in text
-        assert await module.validate(IDLE, model=model) == ([], [])
-
-
-async def test_the_sensor_of_allow_restart_is_a_dependency(tmp_path: Path) -> None:
-    """Viam builds the sensor first and hands it over."""
-    condition = {"sensor": "rdk:component:sensor/door", "key": "closed"}
-    async with ModuleProcess.start(tmp_path) as module:
+@pytest.mark.parametrize("tcp", [False, True], ids=["unix socket", "tcp"])
+async def test_it_starts_within_two_seconds_checks_attributes_and_ends(
+    tmp_path: Path, tcp: bool
+) -> None:
+    """viam-server asks for Ready again and again; a slow start delays the whole machine."""
+    async with ModuleProcess.start(tmp_path, tcp=tcp) as module:
+        companions = ["rdk:generic:ota_discovery", "rdk:generic:ota_sensor"]
+        assert sorted(module.models) == sorted([MODEL, BUILTIN_MODEL, *companions])
+        assert 0 < module.start_cpu_s < 2.0
+        # The text stands in the machine's log and in the app: all faults, nothing around them.
+        for model in (MODEL, BUILTIN_MODEL):
+            with pytest.raises(GRPCError) as caught:
+                await module.validate({"url": "", "version": "x" * 131}, model=model)
+            text = caught.value.message or ""
+            assert text.startswith("url: is empty; fill in the http or https address")
+            assert "version: 131 bytes; the limit is 128" in text
+            assert "config-invalid" in text
+            assert await module.validate(IDLE, model=model) == ([], [])
+        # Viam builds the sensor first and hands it over.
+        condition = {"sensor": "rdk:component:sensor/door", "key": "closed"}
         assert await module.validate(IDLE | {"allow_restart": condition}) == (["door"], [])
         with pytest.raises(GRPCError, match='no sensor "door"'):
             await module.add("OTA", IDLE | {"allow_restart": condition})
-
-
-async def test_null_attributes_count_as_not_given(tmp_path: Path) -> None:
-    """The SDK's own reader would make them 0, which is out of every range."""
-    async with ModuleProcess.start(tmp_path) as module:
+        # null: the SDK's own reader would make it 0, which is out of every range.
         assert await module.validate(IDLE | {"sha256": None, "baud": None}) == ([], [])
-
-
-async def test_a_signal_ends_it_with_its_socket(tmp_path: Path) -> None:
-    """viam-server sends SIGTERM and waits for the end."""
-    async with ModuleProcess.start(tmp_path) as module:
+        # viam-server sends SIGTERM and waits for the end.
         await module.terminate(timeout_s=5.0)
         assert module.log.count("SIGTERM: stopping") == 1
         assert "Traceback" not in module.log

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ota_service.module.verbs import VERBS, Verb, VerbError, help_reply, parse_command
@@ -142,6 +142,7 @@ _VALUES = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.sampled_from([*VERBS, "command"]) | st.text(max_size=6), _VALUES))
 def test_any_command_is_understood_or_refused(command: dict[str, Any]) -> None:
     """Nothing that a client may send ends in another exception."""

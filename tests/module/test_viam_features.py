@@ -176,8 +176,12 @@ async def test_captured_status_is_one_reply_that_can_be_stored(tmp_path: Path) -
     assert stored.ByteSize() < 10_000
 
 
-async def test_captured_readings_are_flat(tmp_path: Path) -> None:
-    """Through the machine, as the data manager reads them; the sensor depends on the service."""
+async def test_captured_readings_are_flat_and_allow_maintenance(tmp_path: Path) -> None:
+    """Through the machine, as the data manager reads them; the sensor depends on the service.
+
+    viam-server lets no maintenance through where the key is missing or no boolean, and everything
+    where the sensor is not named in full.
+    """
     block = one(
         [b for b in blocks("machine.md") if any(map(capture_methods, b.get("components", [])))]
     )
@@ -189,23 +193,13 @@ async def test_captured_readings_are_flat(tmp_path: Path) -> None:
         await machine.add(SERVICE, "OTA", IDLE)
         await machine.add(SENSOR, sensor["name"], sensor["attributes"])
         readings = await machine.sensor(sensor["name"]).get_readings()
-    assert readings
-    assert all(isinstance(value, str | float | bool) for value in readings.values())
-
-
-async def test_the_maintenance_key_is_a_boolean_reading_of_the_named_sensor(
-    tmp_path: Path,
-) -> None:
-    """viam-server lets nothing through where the key is missing or no boolean, and everything
-    where the sensor is not named in full."""
-    block = one([block for block in blocks("machine.md") if "maintenance" in block])
-    sensor = one(block["components"])
-    maintenance = block["maintenance"]
-    assert maintenance["sensor_name"] == f"{sensor['api']}/{sensor['name']}"
-    async with Machine.start(tmp_path) as machine:
-        await machine.add(SERVICE, "OTA", IDLE)
-        await machine.add(SENSOR, sensor["name"], sensor["attributes"])
-        readings = await machine.sensor(sensor["name"]).get_readings(timeout=5.0)
+        assert readings
+        assert all(isinstance(value, str | float | bool) for value in readings.values())
+        block = one([block for block in blocks("machine.md") if "maintenance" in block])
+        sensor, maintenance = one(block["components"]), block["maintenance"]
+        assert maintenance["sensor_name"] == f"{sensor['api']}/{sensor['name']}"
+        await machine.add(SENSOR, "safe", sensor["attributes"])
+        readings = await machine.sensor("safe").get_readings(timeout=5.0)
         assert readings[maintenance["maintenance_allowed_key"]] is True
 
 
@@ -267,22 +261,23 @@ async def test_two_services_update_their_own_boards_side_by_side(tmp_path: Path)
                 assert board.control.counters()["opened"] == 1
 
 
-@pytest.mark.parametrize("key", ["mac", "port"])
-async def test_two_services_that_claim_one_board(tmp_path: Path, key: str) -> None:
+async def test_two_services_that_claim_one_board(tmp_path: Path) -> None:
     """The second is not added, in words that name both; the first goes on."""
-    where = {"mac": "24:0a:c4:00:00:01", "port": "/dev/serial/by-path/none"}[key]
+    places = {"mac": "24:0a:c4:00:00:01", "port": "/dev/serial/by-path/none"}
     async with Machine.start(tmp_path) as machine:
-        boards = {"boards": [{"name": "a", key: where}]}
-        await machine.add(SERVICE, "OTA-motors", IDLE | boards)
-        boards = {"boards": [{"name": "b", key: where}]}
-        with pytest.raises(GRPCError) as caught:
-            await machine.add(SERVICE, "OTA-lights", IDLE | boards)
-        text = caught.value.message or ""
-        assert f"The board {where} is claimed by two services, OTA-motors and OTA-lights." in text
-        assert "config-invalid" in text
-        status: Any = await machine.service("OTA-motors").get_status()
-        assert status["boards"].keys() == {"a"}
-        # Once the first one gives it up for good, the second may have it.
-        await machine.remove(SERVICE, "OTA-motors")
-        await machine.add(SERVICE, "OTA-motors", IDLE)
-        await machine.add(SERVICE, "OTA-lights", IDLE | boards)
+        for key, where in places.items():
+            first, second = f"OTA-{key}-1", f"OTA-{key}-2"
+            boards = {"boards": [{"name": "a", key: where}]}
+            await machine.add(SERVICE, first, IDLE | boards)
+            boards = {"boards": [{"name": "b", key: where}]}
+            with pytest.raises(GRPCError) as caught:
+                await machine.add(SERVICE, second, IDLE | boards)
+            text = caught.value.message or ""
+            assert f"The board {where} is claimed by two services, {first} and {second}." in text
+            assert "config-invalid" in text
+            status: Any = await machine.service(first).get_status()
+            assert status["boards"].keys() == {"a"}
+            # Once the first one gives it up for good, the second may have it.
+            await machine.remove(SERVICE, first)
+            await machine.add(SERVICE, first, IDLE)
+            await machine.add(SERVICE, second, IDLE | boards)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.prove import images, nvs_shapes, starts, suite
 from tests.prove.flows import FLOWS
 
 ROOT = Path(__file__).parents[2]
+whole = cache(suite.whole)
 LAST = re.compile(r"(\d+) cuts, 0 boards lost, 0 keys lost, 0 not converged")
 
 
@@ -32,9 +34,10 @@ def test_the_thinned_form_leaves_no_kind_out() -> None:
     assert {start.nvs for start in used} == set(nvs_shapes.SHAPES)
 
 
+@pytest.mark.slow
 def test_the_whole_form_combines_everything_of_the_core() -> None:
     """3 layouts, 8 states of otadata, 2 bootloaders, 8 shapes of NVS: 384 updates, and more."""
-    starts_of = {t.case.start for t in suite.whole() if t.case.flow == "update"}
+    starts_of = {t.case.start for t in whole() if t.case.flow == "update"}
     core = starts.product(
         starts.OTA_LAYOUTS, list(starts.CORE), (False, True), list(nvs_shapes.CORE)
     )
@@ -42,7 +45,7 @@ def test_the_whole_form_combines_everything_of_the_core() -> None:
     assert starts_of >= set(core)
 
 
-@pytest.mark.parametrize("form", [suite.quick, suite.whole])
+@pytest.mark.parametrize("form", [suite.quick, pytest.param(whole, marks=pytest.mark.slow)])
 def test_bootloaders_with_rollback_are_as_many(form: Callable[[], list[suite.Trial]]) -> None:
     """As those without it: both are common."""
     rollback = [trial.case.start.rollback for trial in form()]

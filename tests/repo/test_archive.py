@@ -74,6 +74,7 @@ def test_the_build_section_leads_to_the_archive() -> None:
     assert f"\n{target}: ## dist/archive.tar.gz" in (ROOT / "Makefile").read_text()
 
 
+@pytest.mark.slow
 async def test_a_publishers_archive_serves_its_names_and_ours(tmp_path: Path) -> None:
     """meta.json names the publisher's models alone; both rdk triplets are served all the same."""
     unpacked = build(tmp_path, "--namespace", "acme")

@@ -124,6 +124,7 @@ def test_the_examples_run_and_print_what_the_page_says(
     assert (done.stdout, done.stderr, done.returncode) == (printed, "", 0)
 
 
+@pytest.mark.slow
 def test_the_example_test_file_passes(tmp_path: Path) -> None:
     """pytest finds the fixture by what the file itself says, without any other setting, and warns
     of nothing."""

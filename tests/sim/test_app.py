@@ -73,6 +73,7 @@ def test_panic_again_and_again(start: StartBoard) -> None:
     assert "rst:0xc (SW_CPU_RESET),boot:0x13 (SPI_FAST_FLASH_BOOT)" in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "reason"),
     [("loop", "rst:0x3 (SW_RESET)"), ("watchdog", "rst:0x7 (TG0WDT_SYS_RESET)")],
@@ -110,6 +111,7 @@ ENDINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_ends_again_and_again(start: StartBoard, ending: str) -> None:
     """Each life ends like the one before."""
@@ -118,6 +120,7 @@ def test_ends_again_and_again(start: StartBoard, ending: str) -> None:
     board.control.wait_for_text(ENDINGS[ending], since=at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_ends_once(start: StartBoard, ending: str) -> None:
     """A planned restart, a nap, a dip of the voltage: then the app runs."""
@@ -131,6 +134,7 @@ def test_ends_once(start: StartBoard, ending: str) -> None:
     assert board.control.counters()["boot"] == 4
 
 
+@pytest.mark.slow
 def test_hang_is_silent(start: StartBoard, open_port: OpenPort) -> None:
     """After the start nothing comes any more, and the app stays."""
     board = start(app=app(ending="hang", tick_s=0.5), config=FAST)
@@ -230,6 +234,7 @@ def test_nvs_that_cannot_start_is_erased(start: StartBoard) -> None:
     assert board.control.read_flash(nvs.offset, nvs.size) == b"\xff" * nvs.size
 
 
+@pytest.mark.slow
 def test_nvs_writer_leaves_torn_items(start: StartBoard) -> None:
     """Resets meet the app in the middle of its writes, and its next start repairs them."""
     board = start(layout="guide", app=app(nvs_writes=True), nvs=default_nvs())

@@ -41,6 +41,7 @@ def test_rom_knows_two_mebibytes_until_told(start: StartBoard, connect: Connect)
         esp.flash_begin(0x1000, 8 << 20)
 
 
+@pytest.mark.slow
 def test_rom_needs_the_flash_attached(start: StartBoard) -> None:
     """Before SPI_ATTACH the flash does not answer."""
     from esptool import cmds
@@ -159,6 +160,7 @@ def test_unknown_registers_read_zero(start: StartBoard, connect: Connect) -> Non
     assert esp.read_reg(0x3FF44004) == 0
 
 
+@pytest.mark.slow
 def test_high_baud(start: StartBoard, connect: Connect) -> None:
     """Both sides change their baud; data still arrives; a one-sided change does not."""
     esp = connect(start())

@@ -166,7 +166,7 @@ def test_power_cut_after_every_write(pages: int) -> None:
 
 
 @pytest.mark.parametrize("older", [False, True])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_power_cut_anywhere_in_random_histories(seed: int, older: bool) -> None:
     """Strings, blobs and numbers in any order, in small partitions, cut after every write.
 

@@ -56,6 +56,7 @@ def enter_download_mode(port: Any, clock: Clock) -> None:
     port.dtr = False
 
 
+@pytest.mark.slow
 def test_download_mode_and_back(start: StartBoard, open_port: OpenPort, clock: Clock) -> None:
     """The ROM says that it waits; RTS alone brings the app back, and its log."""
     board = start(version="5.0.0")
@@ -76,6 +77,7 @@ def test_download_mode_and_back(start: StartBoard, open_port: OpenPort, clock: C
     assert b"App version:      5.0.0" in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("en_rise_s", "outcome"), [(0.0, "app"), (0.025, "download"), (0.075, "app")]
 )
@@ -108,6 +110,7 @@ def test_without_reset_lines(start: StartBoard, open_port: OpenPort, clock: Cloc
     board.control.wait_for("app", since=since)
 
 
+@pytest.mark.slow
 def test_both_lines_at_once(start: StartBoard, open_port: OpenPort, clock: Clock) -> None:
     """The tight sequence, which sets both lines in one call, enters download mode, too."""
     board = start()

@@ -42,6 +42,7 @@ def control(url: str) -> BoardControl:
     return BoardControl(url.removeprefix("esp32sim://"))
 
 
+@pytest.mark.slow
 def test_boards_of_all_layouts_with_slots(tmp_path: Path) -> None:
     """One url a line; the layouts with OTA slots in turn; 8 MB; an older firmware; NVS filled."""
     with running("--boards", "4", "--dir", str(tmp_path), "--times", "off", boards=4) as (urls, _):
@@ -130,6 +131,7 @@ def refused(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_folder_has_one_simulator_at_a_time(tmp_path: Path) -> None:
     """The second one says whose the boards are, and leaves them and their addresses alone."""
     arguments = ("--dir", str(tmp_path), "--times", "off")
@@ -148,6 +150,7 @@ def test_a_folder_has_one_simulator_at_a_time(tmp_path: Path) -> None:
         assert control(urls[0]).wait_for("app")["version"] == "1.0.0"
 
 
+@pytest.mark.slow
 def test_boards_of_a_program_are_claimed_too(tmp_path: Path) -> None:
     """Prepared boards, which come on stdin, end the process that may not have them."""
     with SimProcess(tmp_path, [SimBoard("guide")]) as sim:

@@ -121,6 +121,7 @@ def digest(address: int, size: int) -> bytes:
     return request(lc.SPI_FLASH_MD5, struct.pack("<IIII", address, size, 0, 0))
 
 
+@pytest.mark.slow
 async def test_blank_sectors_take_their_reading_time() -> None:
     """0.1 s a MiB, and 45 ms for each that is erased."""
     bench = Bench()
@@ -139,6 +140,7 @@ async def test_blank_sectors_take_their_reading_time() -> None:
     bench.task.cancel()
 
 
+@pytest.mark.slow
 async def test_a_busy_flash_looks_blank() -> None:
     """While an erase by registers runs elsewhere, dirty sectors pass for blank ones.
 
@@ -159,6 +161,7 @@ async def test_a_busy_flash_looks_blank() -> None:
     bench.task.cancel()
 
 
+@pytest.mark.slow
 async def test_what_was_seen_dirty_waits_for_a_busy_flash() -> None:
     """Only the look at a sector is fooled: an erase starts when the flash is free."""
     bench = Bench()
@@ -176,6 +179,7 @@ async def test_what_was_seen_dirty_waits_for_a_busy_flash() -> None:
     bench.task.cancel()
 
 
+@pytest.mark.slow
 async def test_digests_and_reads_of_a_busy_flash() -> None:
     """They give all ones; once the erase is over, what stands there."""
     bench = Bench()

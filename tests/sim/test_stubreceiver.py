@@ -247,6 +247,7 @@ def test_read_flash_has_its_acknowledgements_received(start: StartBoard, connect
 # --- in the chip's own time
 
 
+@pytest.mark.slow
 async def test_a_second_block_waits_and_a_third_is_lost() -> None:
     """Three blocks within the erase of the first one's place, whenever the simulator runs."""
     bench = Bench()
@@ -279,6 +280,7 @@ async def test_a_late_simulator_loses_nothing() -> None:
     bench.task.cancel()
 
 
+@pytest.mark.slow
 async def test_what_arrives_before_the_greeting_is_lost() -> None:
     """The stub attaches its receiver 10 ms after its start; then it greets."""
     bench = Bench()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs the command `esp32-ota` in a process of its own, without a terminal or on one.
+"""Runs the command `esp32-ota` in a process of its own, without a terminal or on one, or here.
 
 done = await run_command("ports", "--json")
 assert done.code == 0
@@ -8,6 +8,8 @@ assert done.code == 0
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import os
 import pty
 import subprocess
@@ -16,6 +18,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from ota_service.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "ota_service.cli.main")
@@ -40,6 +44,17 @@ def environment(folder: Path | None = None, **more: str) -> dict[str, str]:
         env.pop("VIAM_HOME", None)
         env.pop("VIAM_MODULE_DATA", None)
     return {**env, **more}
+
+
+def here(*arguments: str) -> Done:
+    """Run it in this process: for what is answered without a board, a server or a loop."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(arguments)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 async def start_command(

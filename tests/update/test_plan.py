@@ -294,7 +294,10 @@ def test_a_rescue_needs_no_other_version() -> None:
     assert dead("guide").plan(NEW, "1.0.0", rescue=True)[1].action == "write"
 
 
-@pytest.mark.parametrize("layout", OTA_LAYOUTS)
+@pytest.mark.parametrize(
+    "layout",
+    ["guide", *(pytest.param(layout, marks=pytest.mark.slow) for layout in OTA_LAYOUTS[1:])],
+)
 def test_a_rescue_may_be_cut_off_anywhere(layout: str) -> None:
     """The keys stay, the board boots nothing or the new firmware, and a rescue finishes it."""
     start = dead(layout)

@@ -98,12 +98,10 @@ def _mac(text: str) -> str:
     from ota_service.module.checks import check_mac
 
     try:
-        mac = check_mac(text)
+        return check_mac(text)
     except ValueError:
-        mac = None
-    if mac is None:
-        raise click.UsageError("--confirm must be the board's MAC, such as 24:0a:c4:12:34:56.")
-    return mac
+        words = "--confirm must be the board's MAC, such as 24:0a:c4:12:34:56."
+        raise click.UsageError(words) from None
 
 
 def state_dir_option(function: Command) -> Command:

@@ -102,6 +102,11 @@ class Download:
         """How much of the file is there."""
         return self.part.size_bytes if self.part is not None else 0
 
+    def discard(self) -> None:
+        """Remove what has arrived."""
+        if self.part is not None:
+            self.part.discard()
+
     async def attempt(self, context: ssl.SSLContext, patience: Patience) -> None:
         """Try once; go on where an earlier attempt ended, if the server can.
 
@@ -122,57 +127,48 @@ class Download:
                 auto_decompress=False,
             ) as session:
                 await self._follow(session, patience.rate_window_s)
-        except (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError) as error:
-            raise OtaError("tls", self._certificate_words(error)) from None
-        except (aiohttp.ClientSSLError, ssl.SSLError):
-            raise OtaError(
-                "tls",
-                f"The server of {self.shown} does not speak TLS as it should.",
-                remedy="Check the port and whether the url should begin with http://.",
-            ) from None
-        except aiohttp.ClientPayloadError:
-            raise Transient(OtaError("download-truncated", self._truncated_words())) from None
-        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
-            raise OtaError("download-failed", f"{self.shown} is not a usable address.") from None
-        except aiohttp.SocketTimeoutError:
-            raise Transient(
-                OtaError(
-                    "download-failed",
-                    f"The server of {self.shown} sent nothing for {patience.stall_s:g} s.",
+        except (aiohttp.ClientError, ssl.SSLError, ConnectionError, TimeoutError) as error:
+            raise self._explained(error, patience) from None
+
+    def _explained(self, error: Exception, patience: Patience) -> Exception:
+        """A failure of the client library's, in words that repeat none of its own."""
+        match error:
+            case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
+                return OtaError("tls", self._certificate_words(error))
+            case aiohttp.ClientSSLError() | ssl.SSLError():
+                return OtaError(
+                    "tls",
+                    f"The server of {self.shown} does not speak TLS as it should.",
+                    remedy="Check the port and whether the url should begin with http://.",
                 )
-            ) from None
-        except TimeoutError:
-            raise Transient(
-                OtaError("download-failed", f"The server of {self.shown} does not answer.")
-            ) from None
-        except aiohttp.ClientHttpProxyError as error:
-            raise self._proxy_refused(error.status) from None
-        except aiohttp.ClientProxyConnectionError as error:
-            reason = error.os_error.strerror or type(error.os_error).__name__
-            raise Transient(
-                OtaError(
-                    "download-failed",
-                    f"No connection to the proxy for {self.shown}: {reason}.",
-                    remedy="Check the proxy in this process's environment (HTTP_PROXY, "
-                    "HTTPS_PROXY, NO_PROXY).",
-                )
-            ) from None
-        except aiohttp.ClientConnectorDNSError:
-            raise Transient(
-                OtaError("download-failed", f"The host of {self.shown} has no address.")
-            ) from None
-        except aiohttp.ClientConnectorError as error:
-            reason = error.os_error.strerror or type(error.os_error).__name__
-            raise Transient(
-                OtaError("download-failed", f"No connection to {self.shown}: {reason}.")
-            ) from None
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise Transient(
-                OtaError(
-                    "download-failed",
-                    f"The connection to {self.shown} broke off ({type(error).__name__}).",
-                )
-            ) from None
+            case aiohttp.ClientPayloadError():
+                return self._truncated()
+            case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
+                return OtaError("download-failed", f"{self.shown} is not a usable address.")
+            case aiohttp.ClientHttpProxyError():
+                return self._proxy_refused(error.status)
+        words, remedy = self._no_connection(error, patience), None
+        if isinstance(error, aiohttp.ClientProxyConnectionError):
+            remedy = (
+                "Check the proxy in this process's environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY)."
+            )
+        return Transient(OtaError("download-failed", words, remedy=remedy))
+
+    def _no_connection(self, error: Exception, patience: Patience) -> str:
+        cause = getattr(error, "os_error", None)
+        reason = cause and (cause.strerror or type(cause).__name__)
+        match error:
+            case aiohttp.SocketTimeoutError():
+                return f"The server of {self.shown} sent nothing for {patience.stall_s:g} s."
+            case TimeoutError():
+                return f"The server of {self.shown} does not answer."
+            case aiohttp.ClientProxyConnectionError():
+                return f"No connection to the proxy for {self.shown}: {reason}."
+            case aiohttp.ClientConnectorDNSError():
+                return f"The host of {self.shown} has no address."
+            case aiohttp.ClientConnectorError():
+                return f"No connection to {self.shown}: {reason}."
+        return f"The connection to {self.shown} broke off ({type(error).__name__})."
 
     async def _follow(self, session: aiohttp.ClientSession, window_s: float) -> None:
         url = _as_written(self.url)
@@ -224,8 +220,7 @@ class Download:
             self.unchanged = True
             return
         if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and self.part is not None:
-            self._forget_part()
-            raise Transient(OtaError("download-truncated", self._truncated_words()))
+            raise self._truncated(forget=True)
         if answer.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
             raise self._refused(answer)
         encoding = answer.headers.get("Content-Encoding", "identity").lower()
@@ -236,29 +231,29 @@ class Download:
                 "was not asked for.",
                 remedy="Switch content encoding off for this file at its server.",
             )
-        total_bytes = self._begin(answer)
+        await self._receive(answer.content, self._begin(answer), window_s)
+
+    async def _receive(
+        self, content: aiohttp.StreamReader, total_bytes: int | None, window_s: float
+    ) -> None:
         part = self.part
         assert part is not None
         self.progress(part.size_bytes, total_bytes)
         began_s, began_bytes = time.monotonic(), part.size_bytes
-        async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
+        async for chunk in content.iter_chunked(CHUNK_BYTES):
             if part.size_bytes + len(chunk) > self.max_bytes:
                 raise self._too_large(None)
             part.append(chunk)
             self.progress(part.size_bytes, total_bytes)
             spent_s = time.monotonic() - began_s
             if spent_s >= window_s:
-                if part.size_bytes - began_bytes < MIN_BYTES_PER_S * spent_s:
-                    raise Transient(self._stalled(part.size_bytes - began_bytes, spent_s))
+                brought = part.size_bytes - began_bytes
+                if brought < MIN_BYTES_PER_S * spent_s:
+                    words = f"The server of {self.shown} sent {brought:,} bytes in {spent_s:.0f} s."
+                    raise Transient(OtaError("download-stalled", words))
                 began_s, began_bytes = time.monotonic(), part.size_bytes
         if total_bytes is not None and part.size_bytes != total_bytes:
-            raise Transient(OtaError("download-truncated", self._truncated_words()))
-
-    def _stalled(self, size_bytes: int, spent_s: float) -> OtaError:
-        return OtaError(
-            "download-stalled",
-            f"The server of {self.shown} sent {size_bytes:,} bytes in {spent_s:.0f} s.",
-        )
+            raise self._truncated()
 
     def _begin(self, answer: aiohttp.ClientResponse) -> int | None:
         """Make ready for the body; returns the whole file's size where the server says it."""
@@ -268,8 +263,7 @@ class Download:
                 r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "")
             )
             if self.part is None or match is None or int(match[1]) != self.part.size_bytes:
-                self._forget_part()
-                raise Transient(OtaError("download-truncated", self._truncated_words()))
+                raise self._truncated(forget=True)
             total = int(match[2]) if match[2] != "*" else None
             if total is None and length is not None:
                 total = self.part.size_bytes + length
@@ -287,10 +281,6 @@ class Download:
             else:
                 self.part.restart()
         return total
-
-    def _forget_part(self) -> None:
-        if self.part is not None:
-            self.part.restart()
 
     def _refused(self, answer: aiohttp.ClientResponse) -> Exception:
         status = answer.status
@@ -325,9 +315,12 @@ class Download:
             f"The file at {self.shown} has {size}; max_image_bytes is {self.max_bytes:,}.",
         )
 
-    def _truncated_words(self) -> str:
-        size_bytes = self.part.size_bytes if self.part is not None else 0
-        return f"The download from {self.shown} ended after {size_bytes:,} bytes, too early."
+    def _truncated(self, *, forget: bool = False) -> Transient:
+        """It ended too early. forget: what has arrived is of no use."""
+        if forget and self.part is not None:
+            self.part.restart()
+        words = f"The download from {self.shown} ended after {self.size_bytes:,} bytes, too early."
+        return Transient(OtaError("download-truncated", words))
 
     def _certificate_words(self, error: Exception) -> str:
         found = getattr(error, "certificate_error", error)

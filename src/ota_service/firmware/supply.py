@@ -120,8 +120,7 @@ class Supply:
             assert download.part is not None
             return await asyncio.to_thread(download.part.read)
         finally:
-            if download.part is not None:
-                download.part.discard()
+            download.discard()
 
     async def _fetch(
         self, target: Target, ca_file: str | None, max_image_bytes: int, report: Progress
@@ -164,20 +163,14 @@ class Supply:
         if resumable and download.size_bytes:
             self._unfinished[download.url] = download
             while len(self._unfinished) > MAX_UNFINISHED:
-                oldest = self._unfinished.pop(next(iter(self._unfinished)))
-                self._discard(oldest)
+                self._unfinished.pop(next(iter(self._unfinished))).discard()
         else:
-            self._discard(download)
+            download.discard()
 
     def close(self) -> None:
         """Remove what unfinished downloads left; call it when nothing is fetched any more."""
         while self._unfinished:
-            self._discard(self._unfinished.popitem()[1])
-
-    @staticmethod
-    def _discard(download: Download) -> None:
-        if download.part is not None:
-            download.part.discard()
+            self._unfinished.popitem()[1].discard()
 
     async def _download(
         self, download: Download, context: ssl.SSLContext, target: Target

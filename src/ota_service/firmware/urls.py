@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import re
-from string import ascii_letters, digits
 from urllib.parse import SplitResult, urlsplit
 
 HIDDEN = "***"
 EXAMPLE = "http://10.0.0.5:3001/app.bin"
 
-# An address inside a sentence ends at white space or at a character that no url may hold.
-_REST_OF_URL = re.compile(r"://[^\s\"<>\\^`{|}]+")
-_SCHEME_MAX_CHARS = 64
-_LETTERS = frozenset(ascii_letters)
-_IN_SCHEME = _LETTERS | frozenset(digits + "+.-")
+# An address inside a sentence ends at white space or at a character that no url may hold. Its
+# scheme is tried from the beginning of a word only, and never given back (`*+`): messages may
+# quote megabytes.
+_URL = re.compile(
+    r"(?<![A-Za-z0-9+.\-])([0-9+.\-]*+)([A-Za-z][A-Za-z0-9+.\-]*+://[^\s\"<>\\^`{|}]+)"
+)
 # RFC 3986, appendix A: what stands in a url only percent-encoded. Other scripts are let
 # through: the client encodes them.
 _NOT_IN_URL = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
@@ -23,29 +23,7 @@ _CLOSING = ".,;:!?)]}'\""
 
 def redact(text: str) -> str:
     """`text` with the secrets of each url in it replaced; see `redact_url`."""
-    # By hand and not by one expression: that would try each letter of a long word as the
-    # beginning of a scheme, and messages may quote megabytes.
-    parts: list[str] = []
-    done = 0
-    place = text.find("://")
-    while place >= 0:
-        begin = _scheme_begin(text, done, place)
-        rest = _REST_OF_URL.match(text, place) if begin is not None else None
-        if rest is not None:
-            parts += (text[done:begin], _redact_found(text[begin : rest.end()]))
-            done = rest.end()
-        place = text.find("://", max(done, place + 1))
-    return "".join(parts) + text[done:] if parts else text
-
-
-def _scheme_begin(text: str, first: int, end: int) -> int | None:
-    """Where the scheme that ends before `end` begins; None where there is none."""
-    begin = end
-    while begin > max(first, end - _SCHEME_MAX_CHARS) and text[begin - 1] in _IN_SCHEME:
-        begin -= 1
-    while begin < end and text[begin] not in _LETTERS:
-        begin += 1
-    return begin if begin < end else None
+    return _URL.sub(lambda found: found[1] + _redact_found(found[2]), text)
 
 
 def redact_url(url: str) -> str:

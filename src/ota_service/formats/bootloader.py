@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ota_service.errors import OtaError
 from ota_service.formats.chips import CHIP_BY_ID, chip_name
-from ota_service.formats.image import HASH_BYTES, Segment, _check_sums, _walk
+from ota_service.formats.image import HASH_BYTES, Segment, whole_image
 from ota_service.formats.recognise import (
     IMAGE_MAGIC,
     has_descriptor,
@@ -43,7 +43,6 @@ class Bootloader:
 
     chip_id: int
     chip: str
-    entry: int
     segments: tuple[Segment, ...]
     hash_appended: bool
     size_bytes: int
@@ -93,10 +92,8 @@ def parse_bootloader(data: bytes, *, trailing: bool = False) -> Bootloader:
             "What was given as the bootloader is an App Image: it has an app descriptor.",
             remedy=_REMEDY,
         )
-    hash_appended = data[23] != 0
     try:
-        segments, end = _walk(data)
-        size_bytes = _check_sums(data, segments, end, hash_appended)
+        segments, size_bytes = whole_image(data)
     except OtaError as error:
         raise OtaError(
             "image-corrupt",
@@ -116,9 +113,8 @@ def parse_bootloader(data: bytes, *, trailing: bool = False) -> Bootloader:
     return Bootloader(
         chip_id=chip_id,
         chip=chip_name(chip_id),
-        entry=int.from_bytes(data[4:8], "little"),
         segments=segments,
-        hash_appended=hash_appended,
+        hash_appended=data[23] != 0,
         size_bytes=size_bytes,
         flash_bytes=FLASH_BYTES.get(data[_SIZE_AT] >> 4),
         flash_mode=FLASH_MODES.get(data[2], f"{data[2]:#04x}"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ota_service.errors import OtaError
 from ota_service.formats.partitions import (
@@ -35,7 +35,6 @@ from ota_service.formats.partitions import (
     TYPE_NAMES,
     TYPE_TABLE,
     Partition,
-    PartitionTable,
     check_partitions,
 )
 
@@ -50,13 +49,8 @@ _OWN_PLACES = (TYPE_BOOTLOADER, TYPE_TABLE)
 _REMEDY = "Correct the CSV file of the partition table."
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One line. offset None: behind the one before; size_bytes below 0: up to that address."""
-
-    line: int
-    part: Partition
-    offset: int | None
+class _Fault(ValueError):
+    """What is wrong with a line, as a sentence."""
 
 
 def table_from_csv(
@@ -68,28 +62,20 @@ def table_from_csv(
     bootloader_offset: where the chip has its bootloader.
     Raises OtaError "partition-table-invalid", which names the line.
     """
-    rows = [
-        _row(number, line.strip(), table_offset, bootloader_offset)
-        for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1)
-        if line.strip() and not line.strip().startswith("#")
-    ]
-    if not rows:
-        raise _wrong("The CSV file has no partition.")
     parts: list[Partition] = []
     end = table_offset + SECTOR_BYTES
-    for row in rows:
-        part = row.part
-        places = part.type in _OWN_PLACES and part.subtype == SUBTYPE_PRIMARY
-        if row.offset is None:
-            part = replace(part, offset=-(-end // part.align_bytes) * part.align_bytes)
-        elif row.offset < end and not places:
-            raise _wrong(_too_low(row.line, part, end, first=not parts))
-        if part.size_bytes < 0:
-            part = replace(part, size_bytes=-part.size_bytes - part.offset)
-        _check(row.line, part, parts)
-        parts.append(part)
-        if not places:
-            end = part.end
+    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
+        if not line.strip() or line.strip().startswith("#"):
+            continue
+        try:
+            part, offset = _row(line.strip(), table_offset, bootloader_offset)
+            parts.append(_placed(part, offset, end, parts))
+        except _Fault as fault:
+            raise _wrong(f"Line {number}: {fault}") from None
+        if not _is_own(part):
+            end = parts[-1].end
+    if not parts:
+        raise _wrong("The CSV file has no partition.")
     try:
         check_partitions(parts, table_offset)
     except OtaError as error:
@@ -121,99 +107,97 @@ def encode_table(parts: list[Partition] | tuple[Partition, ...]) -> bytes:
     return (entries + MD5_MAGIC + b"\xff" * 14 + digest).ljust(TABLE_BYTES, b"\xff")
 
 
-def table_to_csv(table: PartitionTable) -> str:
-    """The table in its CSV form, for people and for `table_from_csv`."""
-    lines = ["# Name, Type, SubType, Offset, Size, Flags"]
-    for part in table.partitions:
-        kind, subtype = part.kind.split("/")
-        flags = ":".join(name for name, bit in _FLAGS.items() if part.flags & bit)
-        fields = [part.label, kind, subtype, f"{part.offset:#x}", f"{part.size_bytes:#x}", flags]
-        lines.append(", ".join(fields).rstrip(", "))
-    return "\n".join(lines) + "\n"
-
-
 def _wrong(message: str) -> OtaError:
     return OtaError("partition-table-invalid", message, remedy=_REMEDY)
 
 
-def _too_low(line: int, part: Partition, end: int, *, first: bool) -> str:
-    if first:
-        return (
-            f"Line {line}: the partition {part.label!r} at {part.offset:#x} overlaps the "
-            f"partition table or the bootloader, which end at {end:#x}."
+def _is_own(part: Partition) -> bool:
+    """Whether it is where the bootloader or the table itself is."""
+    return part.type in _OWN_PLACES and part.subtype == SUBTYPE_PRIMARY
+
+
+def _placed(part: Partition, offset: int | None, end: int, before: list[Partition]) -> Partition:
+    """The partition in its place. end: of those before it."""
+    if offset is None:
+        part = replace(part, offset=-(-end // part.align_bytes) * part.align_bytes)
+    elif offset < end and not _is_own(part):
+        if before:
+            raise _Fault(
+                f"the partition {part.label!r} begins at {part.offset:#x}, and the one before it "
+                f"ends at {end:#x}: they overlap, or are not in the order of the flash."
+            )
+        raise _Fault(
+            f"the partition {part.label!r} at {part.offset:#x} overlaps the partition table or "
+            f"the bootloader, which end at {end:#x}."
         )
-    return (
-        f"Line {line}: the partition {part.label!r} begins at {part.offset:#x}, and the one "
-        f"before it ends at {end:#x}: they overlap, or are not in the order of the flash."
-    )
+    if part.size_bytes < 0:
+        part = replace(part, size_bytes=-part.size_bytes - part.offset)
+    _check(part, before)
+    return part
 
 
-def _row(number: int, line: str, table_offset: int, bootloader_offset: int) -> _Row:
+def _row(line: str, table_offset: int, bootloader_offset: int) -> tuple[Partition, int | None]:
+    """One line's partition and its offset. None: behind the one before; a size below 0: up to
+    that address."""
     if (variable := _VARIABLE.search(line)) is not None:
-        raise _wrong(f"Line {number}: write out the value of the variable {variable[0]}.")
+        raise _Fault(f"write out the value of the variable {variable[0]}.")
     fields = [field.strip() for field in line.split(",")]
     label, kind_name, subtype_name, offset_text, size_text, flags_text = (fields + [""] * 5)[:6]
     if not kind_name:
-        raise _wrong(f"Line {number} has no type; a partition has name, type, subtype, size.")
-    kind = _named(number, "type", kind_name, _TYPES)
-    subtype = _subtype(number, kind, subtype_name)
-    offset = size_bytes = None
-    if kind in _OWN_PLACES:
-        # Their offset and size follow from the chip and the table, whatever stands there ("N/A").
-        own_offset, own_size = {
-            TYPE_BOOTLOADER: (bootloader_offset, table_offset - bootloader_offset),
-            TYPE_TABLE: (table_offset, SECTOR_BYTES),
-        }[kind]
-        size_bytes = own_size
-        offset = own_offset if subtype == SUBTYPE_PRIMARY else None
-        if (kind, subtype) == (TYPE_BOOTLOADER, SUBTYPE_RECOVERY):
-            raise _wrong(
-                f"Line {number}: a recovery bootloader has its place from the project's "
-                "configuration, which is not known here."
-            )
+        raise _Fault("it has no type; a partition has name, type, subtype, size.")
+    kind = _named("type", kind_name, _TYPES)
+    subtype = _subtype(kind, subtype_name)
+    if (kind, subtype) == (TYPE_BOOTLOADER, SUBTYPE_RECOVERY):
+        raise _Fault(
+            "a recovery bootloader has its place from the project's "
+            "configuration, which is not known here."
+        )
+    # Of these, offset and size follow from the chip and the table, whatever stands there ("N/A").
+    own_offset, own_size = {
+        TYPE_BOOTLOADER: (bootloader_offset, table_offset - bootloader_offset),
+        TYPE_TABLE: (table_offset, SECTOR_BYTES),
+    }.get(kind, (None, None))
+    offset = own_offset if subtype == SUBTYPE_PRIMARY else None
     if offset is None and offset_text:
-        offset = _number(number, "offset", offset_text)
-    if size_bytes is None:
-        size_bytes = _number(number, "size", size_text)
+        offset = _number("offset", offset_text)
+    size_bytes = _number("size", size_text) if own_size is None else own_size
     flags = 0
     for name in filter(None, flags_text.split(":")):
         if name not in _FLAGS:
-            raise _wrong(f"Line {number}: there is no flag {name!r}; flags: {', '.join(_FLAGS)}.")
+            raise _Fault(f"there is no flag {name!r}; flags: {', '.join(_FLAGS)}.")
         flags |= _FLAGS[name]
     if "\0" in label:
-        raise _wrong(f"Line {number}: the name {label!r} has a byte 0, where it would end.")
-    return _Row(number, Partition(label, kind, subtype, offset or 0, size_bytes, flags), offset)
+        raise _Fault(f"the name {label!r} has a byte 0, where it would end.")
+    return Partition(label, kind, subtype, offset or 0, size_bytes, flags), offset
 
 
-def _subtype(number: int, kind: int, text: str) -> int:
+def _subtype(kind: int, text: str) -> int:
     if text:
         names = {name: n for n, name in SUBTYPE_NAMES.get(kind, {}).items()}
-        return _named(number, "subtype", text, names)
+        return _named("subtype", text, names)
     if kind == TYPE_APP:
-        raise _wrong(f"Line {number}: an app has a subtype, such as factory or ota_0.")
+        raise _Fault("an app has a subtype, such as factory or ota_0.")
     return SUBTYPE_UNDEFINED
 
 
-def _named(number: int, what: str, text: str, names: dict[str, int]) -> int:
+def _named(what: str, text: str, names: dict[str, int]) -> int:
     if text.lower() in names:
         return names[text.lower()]
     value = _value(text)
     if value is None:
         known = ", ".join(list(names)[:8]) or "a number"
-        raise _wrong(f"Line {number}: there is no {what} {text!r}; possible: {known}, ...")
+        raise _Fault(f"there is no {what} {text!r}; possible: {known}, ...")
     if not 0 <= value <= 0xFF:
-        raise _wrong(f"Line {number}: a {what} is a number from 0 to 0xFF, not {text}.")
+        raise _Fault(f"a {what} is a number from 0 to 0xFF, not {text}.")
     return value
 
 
-def _number(number: int, what: str, text: str) -> int:
+def _number(what: str, text: str) -> int:
     if not text:
-        raise _wrong(f"Line {number} has no {what}.")
+        raise _Fault(f"it has no {what}.")
     value = _value(text)
     if value is None:
-        raise _wrong(
-            f"Line {number}: the {what} {text!r} is no number, such as 0x10000, 64K or 1M."
-        )
+        raise _Fault(f"the {what} {text!r} is no number, such as 0x10000, 64K or 1M.")
     return value
 
 
@@ -230,22 +214,20 @@ def _value(text: str) -> int | None:
         return None
 
 
-def _check(line: int, part: Partition, before: list[Partition]) -> None:
+def _check(part: Partition, before: list[Partition]) -> None:
     """What only a file can have wrong, or what ESP-IDF's own tool refuses in a file."""
     if part.offset < 0 or part.size_bytes < 0:
-        raise _wrong(f"Line {line}: the partition {part.label!r} would end before it begins.")
+        raise _Fault(f"the partition {part.label!r} would end before it begins.")
     if part.end > 1 << 32 or part.size_bytes >> 32:
-        raise _wrong(f"Line {line}: the partition {part.label!r} ends behind 4 GiB.")
+        raise _Fault(f"the partition {part.label!r} ends behind 4 GiB.")
     if any(other.label == part.label for other in before):
-        raise _wrong(f"Line {line}: there is a partition {part.label!r} already.")
+        raise _Fault(f"there is a partition {part.label!r} already.")
     if (part.type, part.subtype) == (TYPE_DATA, SUBTYPE_TEE_OTADATA):
         if part.size_bytes != OTADATA_BYTES:
-            raise _wrong(f"Line {line}: {part.kind} has {OTADATA_BYTES:#x} bytes.")
+            raise _Fault(f"{part.kind} has {OTADATA_BYTES:#x} bytes.")
         if any(part.kind == other.kind for other in before):
-            raise _wrong(f"Line {line}: there is a partition {part.kind} already.")
+            raise _Fault(f"there is a partition {part.kind} already.")
     # The size only of the partition that every firmware opens: examples have small ones besides.
     default_nvs = (part.type, part.subtype, part.label) == (TYPE_DATA, SUBTYPE_NVS, "nvs")
     if default_nvs and part.size_bytes < MIN_NVS_BYTES and not part.read_only:
-        raise _wrong(
-            f"Line {line}: an NVS partition has at least {MIN_NVS_BYTES:#x} bytes, or is readonly."
-        )
+        raise _Fault(f"an NVS partition has at least {MIN_NVS_BYTES:#x} bytes, or is readonly.")

@@ -55,13 +55,11 @@ CHIP_BY_ID: dict[int, Chip] = {
     32: Chip("ESP32-S31", 0x2000, ((0x40000000, 0x54000000),), _PAGES_S31),
 }
 
-CHIPS: dict[int, str] = {chip_id: chip.name for chip_id, chip in CHIP_BY_ID.items()}
-"""Chip id of the image header -> the chip's name as esptool spells it."""
-
 
 def chip_name(chip_id: int) -> str:
     """The chip's name, or "chip id N" for one that is not known."""
-    return CHIPS.get(chip_id, f"chip id {chip_id}")
+    chip = CHIP_BY_ID.get(chip_id)
+    return chip.name if chip is not None else f"chip id {chip_id}"
 
 
 class ResetCause(Enum):

@@ -74,3 +74,17 @@ def apply_ops(flash: bytearray, ops: Iterable[FlashOp], base: int = 0) -> None:
             now = int.from_bytes(flash[start:end], "little")
             after = now & int.from_bytes(op.data, "little")
             flash[start:end] = after.to_bytes(len(op.data), "little")
+
+
+class Recorder:
+    """Operations collected one after the other, with the bytes as they are after them."""
+
+    def __init__(self, data: bytes | bytearray, base: int) -> None:
+        self.flash = bytearray(data)
+        self.base = base
+        self.ops: list[FlashOp] = []
+
+    def add(self, ops: list[FlashOp]) -> None:
+        """Carry these out as well."""
+        apply_ops(self.flash, ops, self.base)
+        self.ops += ops

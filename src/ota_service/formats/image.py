@@ -11,34 +11,22 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ota_service.errors import OtaError
-from ota_service.formats.chips import CHIP_BY_ID, CHIPS, chip_name
+from ota_service.formats.chips import CHIP_BY_ID, chip_name
 from ota_service.formats.recognise import (
     DESCRIPTOR_OFFSET,
     IMAGE_MAGIC,
     MAX_SEGMENTS,
+    cut_merged_start,
     find_partition_table,
     has_descriptor,
-    is_cut_merged,
     is_esp8266,
     name_of,
 )
 from ota_service.formats.text import field_text
-
-__all__ = [
-    "CHIPS",
-    "AppDescriptor",
-    "AppImage",
-    "BootHeader",
-    "BootImage",
-    "Segment",
-    "parse_app_image",
-    "parse_boot_header",
-    "parse_boot_image",
-    "parse_header",
-]
 
 HEADER_BYTES = 24
 SEGMENT_HEADER_BYTES = 8
@@ -81,8 +69,22 @@ class Segment:
     size_bytes: int
 
 
+class _Revisions:
+    """100 * major + minor each. max_revision 0 and 0xFFFF: no limit."""
+
+    __slots__ = ()
+    min_revision: int
+    max_revision: int
+
+    def runs_on_revision(self, revision: int) -> bool:
+        """Whether the bootloader of a chip of this revision (100 * major + minor) starts it
+        (`bootloader_common_check_chip_revision_validity`)."""
+        limited = self.max_revision not in (0, 0xFFFF)
+        return self.min_revision <= revision and not (limited and revision > self.max_revision)
+
+
 @dataclass(frozen=True, slots=True)
-class AppImage:
+class AppImage(_Revisions):
     """A whole App Image that has passed every check.
 
     chip: the name as esptool spells it, or "chip id N".
@@ -106,13 +108,9 @@ class AppImage:
     descriptor: AppDescriptor
     sha256: bytes
 
-    def runs_on_revision(self, revision: int) -> bool:
-        """Whether the bootloader of a chip of this revision (100 * major + minor) starts it."""
-        return _runs_on(revision, self.min_revision, self.max_revision)
-
 
 @dataclass(frozen=True, slots=True)
-class BootHeader:
+class BootHeader(_Revisions):
     """What the first bytes of an image say of where it runs; fields as an `AppImage`'s.
 
     descriptor: None for apps by ESP-IDF before 3.3: a bootloader needs none.
@@ -123,24 +121,13 @@ class BootHeader:
     max_revision: int
     descriptor: AppDescriptor | None
 
-    def runs_on_revision(self, revision: int) -> bool:
-        """Whether the bootloader of a chip of this revision (100 * major + minor) starts it."""
-        return _runs_on(revision, self.min_revision, self.max_revision)
-
 
 @dataclass(frozen=True, slots=True)
 class BootImage:
     """A slot's image that a bootloader finds whole, whoever built it; sizes as an `AppImage`'s."""
 
-    header: BootHeader
     size_bytes: int
     signed: bool
-
-
-def _runs_on(revision: int, least: int, highest: int) -> bool:
-    """Source: `bootloader_common_check_chip_revision_validity`."""
-    limited = highest not in (0, 0xFFFF)
-    return least <= revision and not (limited and revision > highest)
 
 
 def parse_header(data: bytes) -> AppDescriptor | None:
@@ -159,19 +146,11 @@ def parse_header(data: bytes) -> AppDescriptor | None:
 
 
 def _descriptor(data: bytes) -> AppDescriptor:
-    secure_version, version, project, time, date, idf, digest, blocks = struct.unpack_from(
+    secure_version, *texts, digest, blocks = struct.unpack_from(
         "<4xI8x32s32s16s16s32s32sH", data, DESCRIPTOR_OFFSET
     )
-    return AppDescriptor(
-        secure_version,
-        field_text(version),
-        field_text(project),
-        field_text(time),
-        field_text(date),
-        field_text(idf),
-        digest,
-        blocks,
-    )
+    version, project, time, date, idf = map(field_text, texts)
+    return AppDescriptor(secure_version, version, project, time, date, idf, digest, blocks)
 
 
 def parse_app_image(data: bytes, *, trailing: bool = False) -> AppImage:
@@ -195,15 +174,13 @@ def parse_app_image(data: bytes, *, trailing: bool = False) -> AppImage:
         )
     if is_esp8266(data):
         raise OtaError("not-an-image", f"The {what} is an image for the ESP8266.")
-    if is_cut_merged(data):
+    if cut_merged_start(data) is not None:
         raise OtaError(
             "merged-binary",
             "The file is a Merged Binary that begins at its bootloader, not an App Image.",
         )
     chip_id = _chip_id(data)
-    segments, end = _walk(data)
-    hash_appended = data[23] != 0  # as the bootloader reads it
-    size_bytes = _check_sums(data, segments, end, hash_appended)
+    segments, size_bytes = whole_image(data)
     _check_kind(data, segments, chip_id)
     _check_mapping(data, segments, chip_id)
     entry = struct.unpack_from("<I", data, 4)[0]
@@ -227,7 +204,7 @@ def parse_app_image(data: bytes, *, trailing: bool = False) -> AppImage:
         min_revision=min_revision,
         max_revision=max_revision,
         segments=segments,
-        hash_appended=hash_appended,
+        hash_appended=data[23] != 0,
         size_bytes=size_bytes,
         signed=signed,
         total_bytes=total_bytes,
@@ -245,11 +222,10 @@ def parse_boot_image(data: bytes) -> BootImage:
     if data[:1] != bytes((IMAGE_MAGIC,)):
         raise OtaError("not-an-image", "The slot holds no image.")
     chip_id = _chip_id(data)
-    segments, end = _walk(data)
-    size_bytes = _check_sums(data, segments, end, data[23] != 0)
+    segments, size_bytes = whole_image(data)
     _check_mapping(data, segments, chip_id)
     signed = _signature(data, size_bytes, trailing=True)[0]
-    return BootImage(parse_boot_header(data), size_bytes, signed)
+    return BootImage(size_bytes, signed)
 
 
 def parse_boot_header(data: bytes) -> BootHeader:
@@ -260,6 +236,29 @@ def parse_boot_header(data: bytes) -> BootHeader:
     chip_id = _chip_id(data)
     least, highest = _revisions(data, chip_id)
     return BootHeader(chip_id, least, highest, parse_header(data))
+
+
+def image_length(read: Callable[[int, int], bytes], limit_bytes: int) -> int | None:
+    """The image's length in bytes, with its checksum and appended digest; None where none is.
+
+    A few small reads instead of the whole slot: a length proves nothing about the content.
+    read: (offset from the image's start, size) -> bytes. limit_bytes: the slot's size.
+    """
+    if limit_bytes < HEADER_BYTES:
+        return None
+    header = read(0, HEADER_BYTES)
+    if header[0] != IMAGE_MAGIC or not 1 <= header[1] <= MAX_SEGMENTS:
+        return None
+    end = HEADER_BYTES
+    for _ in range(header[1]):
+        if end + SEGMENT_HEADER_BYTES > limit_bytes:
+            return None
+        _, size_bytes = struct.unpack("<II", read(end, SEGMENT_HEADER_BYTES))
+        end += SEGMENT_HEADER_BYTES + size_bytes
+        if end >= limit_bytes:
+            return None
+    end += 16 - end % 16 + (HASH_BYTES if header[23] else 0)  # as in `whole_image`
+    return end if end <= limit_bytes else None
 
 
 def _corrupt(why: str) -> OtaError:
@@ -308,9 +307,15 @@ def _walk(data: bytes) -> tuple[tuple[Segment, ...], int]:
     return tuple(segments), place
 
 
-def _check_sums(data: bytes, segments: tuple[Segment, ...], end: int, hash_appended: bool) -> int:
-    """The image's length; raises where checksum or hash are missing or wrong."""
+def whole_image(data: bytes) -> tuple[tuple[Segment, ...], int]:
+    """The segments of the image at the start of `data`, and its length.
+
+    data: at least an image's header. Raises `OtaError` "image-corrupt" where a segment is
+    impossible, and where checksum or hash are missing or wrong.
+    """
+    segments, end = _walk(data)
     length = end + 16 - end % 16
+    hash_appended = data[23] != 0  # as the bootloader reads it
     size_bytes = length + (HASH_BYTES if hash_appended else 0)
     if size_bytes > len(data):
         raise _corrupt(f"it ends at {len(data)} bytes, {size_bytes - len(data)} before its end")
@@ -324,7 +329,7 @@ def _check_sums(data: bytes, segments: tuple[Segment, ...], end: int, hash_appen
         )
     if hash_appended and hashlib.sha256(view[:length]).digest() != data[length:size_bytes]:
         raise _corrupt("its SHA-256 does not match its contents")
-    return size_bytes
+    return segments, size_bytes
 
 
 def _xor(data: memoryview) -> int:

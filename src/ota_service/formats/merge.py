@@ -75,21 +75,7 @@ def merge(
         )
     require_place(table_offset)
     parts = parse_partition_table(table, table_offset=table_offset)
-    flash_bytes = flash_bytes or loader.flash_bytes
-    if flash_bytes is None:
-        raise OtaError(
-            "flash-size",
-            "The bootloader's header does not say for which flash size it was built.",
-            remedy="Give the flash size.",
-        )
-    if parts.end > flash_bytes:
-        raise OtaError(
-            "flash-size",
-            f"The partition table ends at {parts.end:#x}, behind the end of a flash of "
-            f"{_size(flash_bytes)}.",
-            remedy="Give the board's flash size if it is larger (--flash-size, FLASH_SIZE), or "
-            "use a smaller partition table.",
-        )
+    flash_bytes = _flash_bytes(flash_bytes or loader.flash_bytes, parts)
     bootloader = with_flash_bytes(bootloader, flash_bytes)
     blank_otadata = b"\xff" * OTADATA_BYTES
     booted = boots_after(blank_otadata, parts)
@@ -101,60 +87,71 @@ def merge(
         )
     filled = {booted: _unpadded(app, parse_app_image(app).total_bytes)}
     for label, data in (contents or {}).items():
-        part = _named(parts, label)
-        if part is None:
-            known = ", ".join(part.name for part in parts.partitions)
-            raise OtaError(
-                "config-invalid",
-                f"The partition table has no partition {label!r}; it has {known}.",
-                remedy="Name one of them.",
-            )
-        if part in filled:
-            raise OtaError(
-                "config-invalid",
-                f"The partition {label!r} gets the app; it was given other contents as well.",
-                remedy="Leave one of the two out.",
-            )
-        filled[part] = data
-    placed = [
-        (
-            Region("bootloader", offset, len(bootloader), table_offset - offset, _loader(loader)),
-            bootloader,
-        ),
-        (
-            Region(
-                "partition table",
-                table_offset,
-                len(table),
-                SECTOR_BYTES,
-                f"{len(parts.partitions)} partitions",
-            ),
-            table,
-        ),
-    ]
+        filled[_free(parts, label, filled)] = data
+    placed: list[tuple[Region, bytes]] = []
+
+    def place(name: str, at: int, room_bytes: int, what: str, data: bytes) -> None:
+        placed.append((Region(name, at, len(data), room_bytes, what), data))
+
+    place("bootloader", offset, table_offset - offset, _loader(loader), bootloader)
+    count = f"{len(parts.partitions)} partitions"
+    place("partition table", table_offset, SECTOR_BYTES, count, table)
     for part in parts.partitions:
         if part is parts.otadata:
-            what = "blank: starts " + booted.name
-            placed.append((_region(part, part.size_bytes, what), b"\xff" * part.size_bytes))
+            what, data = "blank: starts " + booted.name, b"\xff" * part.size_bytes
         elif part in filled:
-            data = filled[part]
-            placed.append((_region(part, len(data), _contents(part, data, loader)), data))
-    return _join(placed, loader, parts, table_offset, flash_bytes, booted)
+            what, data = _contents(part, filled[part], loader), filled[part]
+        else:
+            continue
+        place(part.name, part.offset, part.size_bytes, what, data)
+    placed.sort(key=lambda pair: pair[0].offset)
+    regions = tuple(region for region, _ in placed)
+    return Merged(_join(placed), loader, parts, table_offset, flash_bytes, booted, regions)
 
 
-def _named(table: PartitionTable, name: str) -> Partition | None:
-    """The partition of this name; of several with it as their label the first."""
+def _flash_bytes(flash_bytes: int | None, table: PartitionTable) -> int:
+    """The size of the flash, if it is known and has room for the table's partitions."""
+    if flash_bytes is None:
+        raise OtaError(
+            "flash-size",
+            "The bootloader's header does not say for which flash size it was built.",
+            remedy="Give the flash size.",
+        )
+    if table.end > flash_bytes:
+        size = f"{flash_bytes:#x} bytes" if flash_bytes % (1 << 20) else f"{flash_bytes >> 20} MB"
+        raise OtaError(
+            "flash-size",
+            f"The partition table ends at {table.end:#x}, behind the end of a flash of {size}.",
+            remedy="Give the board's flash size if it is larger (--flash-size, FLASH_SIZE), or "
+            "use a smaller partition table.",
+        )
+    return flash_bytes
+
+
+def _free(table: PartitionTable, name: str, filled: Mapping[Partition, bytes]) -> Partition:
+    """The partition of this name, which has no contents yet; of several with it as their label the
+    first."""
     exact = (part for part in table.partitions if part.name == name)
-    return next(exact, None) or table.by_label(name)
+    part = next(exact, None) or table.by_label(name)
+    if part is None:
+        known = ", ".join(part.name for part in table.partitions)
+        raise OtaError(
+            "config-invalid",
+            f"The partition table has no partition {name!r}; it has {known}.",
+            remedy="Name one of them.",
+        )
+    if part in filled:
+        raise OtaError(
+            "config-invalid",
+            f"The partition {name!r} gets the app; it was given other contents as well.",
+            remedy="Leave one of the two out.",
+        )
+    return part
 
 
 def _unpadded(data: bytes, size_bytes: int) -> bytes:
     """The image of `size_bytes` without the padding behind it; with what else stands there."""
     return data if data[size_bytes:].strip(b"\xff\0") else data[:size_bytes]
-
-
-def _region(part: Partition, size_bytes: int, what: str) -> Region:
-    return Region(part.name, part.offset, size_bytes, part.size_bytes, what)
 
 
 def _contents(part: Partition, data: bytes, loader: Bootloader) -> str:
@@ -209,40 +206,18 @@ def _loader(loader: Bootloader) -> str:
     return f"for {loader.chip}{idf}"
 
 
-def _join(
-    placed: list[tuple[Region, bytes]],
-    loader: Bootloader,
-    table: PartitionTable,
-    table_offset: int,
-    flash_bytes: int,
-    booted: Partition,
-) -> Merged:
-    placed.sort(key=lambda pair: pair[0].offset)
+def _join(placed: list[tuple[Region, bytes]]) -> bytes:
+    """All of it in whole sectors, with FF between."""
     result = bytearray()
-    end, before = 0, ""
+    before = ""
     for region, data in placed:
-        if region.offset < end:
+        if region.offset < len(result):
             raise OtaError(
                 "image-too-large",
-                f"{before} ends at {end:#x}, behind the beginning of {region.name} at "
+                f"{before} ends at {len(result):#x}, behind the beginning of {region.name} at "
                 f"{region.offset:#x}.",
                 remedy="Use a smaller one, or another partition table.",
             )
-        result += b"\xff" * (region.offset - len(result)) + data
-        end, before = region.offset + len(data), region.name
-    result += b"\xff" * (-len(result) % SECTOR_BYTES)
-    return Merged(
-        data=bytes(result),
-        bootloader=loader,
-        table=table,
-        table_offset=table_offset,
-        flash_bytes=flash_bytes,
-        booted=booted,
-        regions=tuple(region for region, _ in placed),
-    )
-
-
-def _size(size_bytes: int) -> str:
-    if size_bytes % (1 << 20) == 0:
-        return f"{size_bytes >> 20} MB"
-    return f"{size_bytes:#x} bytes"
+        result = result.ljust(region.offset, b"\xff") + data
+        before = region.name
+    return bytes(result + b"\xff" * (-len(result) % SECTOR_BYTES))

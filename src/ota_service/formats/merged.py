@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ota_service.errors import OtaError
 from ota_service.formats.bootloader import Bootloader, parse_bootloader
@@ -94,8 +96,8 @@ def parse_merged(data: bytes) -> MergedBinary:
     except OtaError as error:
         loader = error
     chip_id = struct.unpack_from("<H", data, bootloader_offset + 12)[0]
-    otadata = _otadata(data, table)
-    selection = _otadata_bytes(data, table.otadata) if table.otadata is not None else None
+    at = len(data) if table.otadata is None else table.otadata.offset
+    selection = data[at : at + OTADATA_BYTES].ljust(OTADATA_BYTES, b"\xff")
     return MergedBinary(
         chip_id=chip_id,
         chip=chip_name(chip_id),
@@ -103,44 +105,34 @@ def parse_merged(data: bytes) -> MergedBinary:
         table_offset=table_offset,
         table=table,
         bootloader=loader,
-        otadata=otadata,
-        booted=boots_after(selection or b"\xff" * OTADATA_BYTES, table),
-        apps=tuple(_apps(data, table)),
-        nvs=tuple(_nvs(data, table)),
+        otadata=None if table.otadata is None else parse_otadata(selection),
+        booted=boots_after(selection, table),
+        apps=_held(data, table, lambda part: part.is_app, _app),
+        nvs=_held(data, table, lambda part: part.kind == "data/nvs", parse_nvs),
     )
 
 
-def _apps(data: bytes, table: PartitionTable) -> list[tuple[Partition, AppImage | OtaError]]:
-    apps: list[tuple[Partition, AppImage | OtaError]] = []
-    for part in table.partitions:
-        content = data[part.offset : part.end]
-        if not part.is_app or not content.strip(b"\xff"):
-            continue
-        try:
-            apps.append((part, parse_app_image(content, trailing=True)))
-        except OtaError as error:
-            apps.append((part, error))
-    return apps
+Content = TypeVar("Content")
 
 
-def _nvs(data: bytes, table: PartitionTable) -> list[tuple[Partition, Nvs | OtaError]]:
-    found: list[tuple[Partition, Nvs | OtaError]] = []
-    for part in table.partitions:
-        content = data[part.offset : part.offset + part.whole_bytes]
-        if part.kind != "data/nvs" or not content.strip(b"\xff"):
-            continue
-        try:
-            found.append((part, parse_nvs(content.ljust(part.whole_bytes, b"\xff"))))
-        except OtaError as error:
-            found.append((part, error))
-    return found
+def _held(
+    data: bytes,
+    table: PartitionTable,
+    wanted: Callable[[Partition], bool],
+    read: Callable[[bytes], Content],
+) -> tuple[tuple[Partition, Content | OtaError], ...]:
+    """What the wanted partitions hold that are not blank, or the error that reading it gave."""
+    found: list[tuple[Partition, Content | OtaError]] = []
+    for part in filter(wanted, table.partitions):
+        size = part.size_bytes if part.is_app else part.whole_bytes
+        content = data[part.offset : part.offset + size]
+        if content.strip(b"\xff"):
+            try:
+                found.append((part, read(content if part.is_app else content.ljust(size, b"\xff"))))
+            except OtaError as error:
+                found.append((part, error))
+    return tuple(found)
 
 
-def _otadata_bytes(data: bytes, part: Partition) -> bytes:
-    content = data[part.offset : part.offset + OTADATA_BYTES]
-    return content.ljust(OTADATA_BYTES, b"\xff")
-
-
-def _otadata(data: bytes, table: PartitionTable) -> OtaData | None:
-    part = table.otadata
-    return parse_otadata(_otadata_bytes(data, part)) if part is not None else None
+def _app(data: bytes) -> AppImage:
+    return parse_app_image(data, trailing=True)

@@ -34,12 +34,11 @@ from ota_service.formats.flashops import (
     Erase,
     FlashOp,
     Program,
-    apply_ops,
+    Recorder,
 )
-from ota_service.formats.partitions import Partition, PartitionTable
+from ota_service.formats.partitions import OTADATA_BYTES, Partition, PartitionTable
 
 ENTRY_BYTES = 32
-OTADATA_BYTES = 2 * SECTOR_BYTES
 SEQ_BLANK = 0xFFFFFFFF
 _CRC_AT = 28
 
@@ -245,20 +244,9 @@ def _disqualify(raw: bytes, offset: int, reason: str) -> list[FlashOp]:
     return ops
 
 
-class _Plan:
-    """Operations collected one after the other, with the bytes as they are after them."""
-
-    def __init__(self, data: bytes, base: int) -> None:
-        self.flash = bytearray(data[:OTADATA_BYTES])
-        self.base = base
-        self.ops: list[FlashOp] = []
-
+class _Plan(Recorder):
     def now(self) -> OtaData:
         return parse_otadata(bytes(self.flash))
-
-    def add(self, ops: list[FlashOp]) -> None:
-        apply_ops(self.flash, ops, self.base)
-        self.ops += ops
 
     def erase(self, sector: int, reason: str) -> None:
         entry = self.now().entries[sector]
@@ -333,7 +321,7 @@ def switch(
         raise ValueError(f"slots {to_slot} and {running_slot} of {n_slots}")
     if running_slot is None and not has_factory:
         raise OtaError("otadata-invalid")
-    plan = _Plan(data, base)
+    plan = _Plan(data[:OTADATA_BYTES], base)
     otadata = plan.now()
     default = None if has_factory else 0
     if _nothing_to_do(otadata, n_slots, to_slot, running_slot, default, state):
@@ -429,7 +417,7 @@ def take_away(data: bytes, *, base: int, sector: int) -> OtaEdit:
     """
     if sector not in (0, 1):
         raise ValueError(f"sector {sector}")
-    plan = _Plan(data, base)
+    plan = _Plan(data[:OTADATA_BYTES], base)
     entry = plan.now().entries[sector]
     if entry.written:
         offset = sector * SECTOR_BYTES

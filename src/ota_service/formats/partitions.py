@@ -32,7 +32,7 @@ MD5_MAGIC = b"\xeb\xeb"
 TYPE_APP, TYPE_DATA, TYPE_BOOTLOADER, TYPE_TABLE = 0, 1, 2, 3
 SUBTYPE_FACTORY, SUBTYPE_OTA_0, SUBTYPE_TEST = 0x00, 0x10, 0x20
 SUBTYPE_PRIMARY, SUBTYPE_RECOVERY = 0x00, 0x02
-SUBTYPE_OTADATA, SUBTYPE_NVS, SUBTYPE_COREDUMP, SUBTYPE_NVS_KEYS = 0x00, 0x02, 0x03, 0x04
+SUBTYPE_OTADATA, SUBTYPE_NVS, SUBTYPE_COREDUMP = 0x00, 0x02, 0x03
 SUBTYPE_UNDEFINED, SUBTYPE_TEE_OTADATA = 0x06, 0x90
 OTADATA_BYTES = 0x2000
 _FLAG_ENCRYPTED, _FLAG_READ_ONLY = 1, 2
@@ -144,10 +144,7 @@ class PartitionTable:
     offset: int = TABLE_OFFSET
 
     def _first(self, kind: int, subtype: int) -> Partition | None:
-        for part in self.partitions:
-            if part.type == kind and part.subtype == subtype:
-                return part
-        return None
+        return next((p for p in self.partitions if (p.type, p.subtype) == (kind, subtype)), None)
 
     @property
     def ota_slots(self) -> tuple[Partition, ...]:
@@ -168,22 +165,15 @@ class PartitionTable:
     @property
     def nvs(self) -> Partition | None:
         """The default NVS partition, the one with the label "nvs" (`NVS_DEFAULT_PART_NAME`)."""
-        for part in self.partitions:
-            if part.label == "nvs" and part.type == TYPE_DATA and part.subtype == SUBTYPE_NVS:
-                return part
-        return None
+        return next((store for store in self.nvs_stores if store.label == "nvs"), None)
 
     @property
     def nvs_stores(self) -> tuple[Partition, ...]:
         """All NVS partitions, in the order in which the version is looked for: the default one,
         then the table's order."""
         stores = [p for p in self.partitions if (p.type, p.subtype) == (TYPE_DATA, SUBTYPE_NVS)]
-        return tuple(sorted(stores, key=lambda part: part != self.nvs))
-
-    @property
-    def nvs_keys(self) -> Partition | None:
-        """The partition of the NVS encryption keys."""
-        return self._first(TYPE_DATA, SUBTYPE_NVS_KEYS)
+        default = next((store for store in stores if store.label == "nvs"), None)
+        return tuple(sorted(stores, key=lambda store: store is not default))
 
     @property
     def end(self) -> int:
@@ -192,17 +182,7 @@ class PartitionTable:
 
     def by_label(self, label: str) -> Partition | None:
         """The first partition with this label, as the firmware finds it."""
-        for part in self.partitions:
-            if part.label == label:
-                return part
-        return None
-
-    def containing(self, offset: int) -> Partition | None:
-        """The partition that flash address `offset` lies in."""
-        for part in self.partitions:
-            if part.offset <= offset < part.end:
-                return part
-        return None
+        return next((part for part in self.partitions if part.label == label), None)
 
 
 def _invalid(message: str) -> OtaError:
@@ -223,6 +203,22 @@ def parse_partition_table(
     data = bytes(data[:TABLE_BYTES])
     if not data.strip(b"\xff"):
         raise _invalid("The partition table is blank.")
+    partitions, has_md5 = _entries(data)
+    if not partitions:
+        raise _invalid("The partition table has no partitions.")
+    if table_offset is None:
+        own = (p.offset for p in partitions if (p.type, p.subtype) == (TYPE_TABLE, SUBTYPE_PRIMARY))
+        table_offset = next(own, TABLE_OFFSET)
+    check_partitions(partitions, table_offset)
+    times = Counter(part.label for part in partitions)
+    told_apart = (replace(part, shared_label=times[part.label] > 1) for part in partitions)
+    table = PartitionTable(tuple(told_apart), has_md5, table_offset)
+    require_flash(table, flash_bytes)
+    return table
+
+
+def _entries(data: bytes) -> tuple[list[Partition], bool]:
+    """The entries up to the table's end, and whether its MD5 is there."""
     partitions: list[Partition] = []
     has_md5 = False
     for index in range(MAX_ENTRIES):
@@ -236,7 +232,7 @@ def parse_partition_table(
                 raise _invalid("The partition table's MD5 does not match its contents.")
             has_md5 = True
         elif entry[:4] == b"\xff\xff\xff\xff":
-            break
+            return partitions, has_md5
         elif entry[:2] == MAGIC and not has_md5:
             kind, subtype, offset, size = struct.unpack_from("<BBII", entry, 2)
             label, (flags,) = field_text(entry[12:28]), struct.unpack_from("<I", entry, 28)
@@ -246,23 +242,7 @@ def parse_partition_table(
                 f"Entry {index} of the partition table begins with {entry[:2].hex(' ').upper()}, "
                 "which is neither a partition nor the end of the table."
             )
-    else:
-        raise _invalid(f"The partition table has no end: more than {MAX_ENTRIES - 1} entries.")
-    if not partitions:
-        raise _invalid("The partition table has no partitions.")
-    if table_offset is None:
-        own = (p.offset for p in partitions if (p.type, p.subtype) == (TYPE_TABLE, SUBTYPE_PRIMARY))
-        table_offset = next(own, TABLE_OFFSET)
-    check_partitions(partitions, table_offset)
-    table = PartitionTable(_told_apart(partitions), has_md5, table_offset)
-    require_flash(table, flash_bytes)
-    return table
-
-
-def _told_apart(partitions: list[Partition]) -> tuple[Partition, ...]:
-    """With a mark at those that share a label."""
-    times = Counter(part.label for part in partitions)
-    return tuple(replace(part, shared_label=times[part.label] > 1) for part in partitions)
+    raise _invalid(f"The partition table has no end: more than {MAX_ENTRIES - 1} entries.")
 
 
 def require_flash(table: PartitionTable, flash_bytes: int | None) -> None:
@@ -282,23 +262,9 @@ def check_partitions(partitions: list[Partition], table_offset: int) -> None:
     Raises `OtaError`: "partition-table-invalid".
     """
     for part in partitions:
-        if part.is_app and not part.size_bytes:
-            raise _invalid(f"The partition {part.label!r} has no size.")
-        if part.end > 1 << 32:
-            raise _invalid(f"The partition {part.label!r} ends behind 4 GiB.")
-        if part.offset % part.align_bytes:
-            raise _invalid(
-                f"The partition {part.label!r} begins at {part.offset:#x}, which is no multiple "
-                f"of {part.align_bytes:#x}."
-            )
-        always_written = part.type == TYPE_DATA and part.subtype in _ALWAYS_WRITTEN
-        if always_written and part.read_only:
-            raise _invalid(f"The partition {part.label!r} ({part.kind}) cannot be read-only.")
-        if part.offset < table_offset + SECTOR_BYTES and not _has_its_place(part, table_offset):
-            raise _invalid(
-                f"The partition {part.label!r} at {part.offset:#x} overlaps the partition table "
-                f"or the bootloader, which end at {table_offset + SECTOR_BYTES:#x}."
-            )
+        problem = _problem(part, table_offset)
+        if problem:
+            raise _invalid(f"The partition {part.label!r} {problem}.")
     by_place = sorted(partitions, key=lambda part: part.offset)
     for before, after in pairwise(by_place):
         if after.offset < before.end:
@@ -310,6 +276,25 @@ def check_partitions(partitions: list[Partition], table_offset: int) -> None:
         raise _invalid(
             f"The otadata partition has {otadata[0].size_bytes:#x} bytes, not {OTADATA_BYTES:#x}."
         )
+
+
+def _problem(part: Partition, table_offset: int) -> str:
+    """What is wrong with a partition by itself; "": nothing."""
+    if part.is_app and not part.size_bytes:
+        return "has no size"
+    if part.end > 1 << 32:
+        return "ends behind 4 GiB"
+    if part.offset % part.align_bytes:
+        return f"begins at {part.offset:#x}, which is no multiple of {part.align_bytes:#x}"
+    always_written = part.type == TYPE_DATA and part.subtype in _ALWAYS_WRITTEN
+    if always_written and part.read_only:
+        return f"({part.kind}) cannot be read-only"
+    if part.offset < table_offset + SECTOR_BYTES and not _has_its_place(part, table_offset):
+        return (
+            f"at {part.offset:#x} overlaps the partition table or the bootloader, which end at "
+            f"{table_offset + SECTOR_BYTES:#x}"
+        )
+    return ""
 
 
 def _has_its_place(part: Partition, table_offset: int) -> bool:

@@ -21,22 +21,27 @@ DESCRIPTOR_MAGIC = b"\x32\x54\xcd\xab"  # 0xABCD5432
 MAX_SEGMENTS = 16
 
 _STARTS: tuple[tuple[bytes, str], ...] = (
-    (b"\x7fELF", "an ELF file: `make build-esp32-ota ELF=..` makes an App Image of it"),
-    (b"PK\x03\x04", "a zip archive"),
-    (b"PK\x05\x06", "an empty zip archive"),
-    (b"\x1f\x8b", "a gzip archive: unpack it first"),
-    (b"BZh", "a bzip2 archive: unpack it first"),
-    (b"\xfd7zXZ\0", "an xz archive: unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive: unpack it first"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (PARTITION_MAGIC, "a partition table"),
-    (b"UF2\n", "a UF2 file"),
-    (b"\xea\x04", "an image for the ESP8266"),
-    (b"version https://git-lfs", "a Git LFS pointer: the file itself was not fetched"),
+    (rb"\x7fELF", "an ELF file: `make build-esp32-ota ELF=..` makes an App Image of it"),
+    (rb"PK\x03\x04", "a zip archive"),
+    (rb"PK\x05\x06", "an empty zip archive"),
+    (rb"\x1f\x8b", "a gzip archive: unpack it first"),
+    (rb"BZh", "a bzip2 archive: unpack it first"),
+    (rb"\xfd7zXZ\0", "an xz archive: unpack it first"),
+    (rb"\x28\xb5\x2f\xfd", "a zstd archive: unpack it first"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (re.escape(PARTITION_MAGIC), "a partition table"),
+    (rb"UF2\n", "a UF2 file"),
+    (rb"\xea\x04", "an image for the ESP8266"),
+    (rb"version https://git-lfs", "a Git LFS pointer: the file itself was not fetched"),
+    (rb"(?s).{257}ustar", "a tar archive"),
+    (
+        rb"(?i)\s*(<!doctype|<html|<head|<body|<\?xml|<!--)",
+        "a web page: perhaps the server's login or error page",
+    ),
+    (rb":[0-9A-Fa-f]{10,}\s*[\r\n]", "an Intel HEX file"),
+    (rb"S0[0-9A-Fa-f]{8,}\s*[\r\n]", "a Motorola S-record file"),
 )
-_HTML = re.compile(rb"\s*(<!doctype|<html|<head|<body|<\?xml|<!--)", re.IGNORECASE)
-_HEX = re.compile(rb":[0-9A-Fa-f]{10,}\s*[\r\n]")
-_SREC = re.compile(rb"S0[0-9A-Fa-f]{8,}\s*[\r\n]")
+"""How files of other kinds begin, as regular expressions."""
 
 
 def name_of(data: bytes) -> str | None:
@@ -49,18 +54,10 @@ def name_of(data: bytes) -> str | None:
     for byte, name in ((b"\xff", "erased flash (all FF)"), (b"\0", "all zeros")):
         if data[:1] == byte and not data.strip(byte):
             return name
-    for start, name in _STARTS:
-        if data.startswith(start):
-            return name
-    if data[257:262] == b"ustar":
-        return "a tar archive"
     head = data[:512]
-    if _HTML.match(head):
-        return "a web page: perhaps the server's login or error page"
-    if _HEX.match(head):
-        return "an Intel HEX file"
-    if _SREC.match(head):
-        return "a Motorola S-record file"
+    for start, name in _STARTS:
+        if re.match(start, head):
+            return name
     if head[0] != IMAGE_MAGIC and all(
         byte in b"\t\n\r\f\x1b" or 32 <= byte < 127 or byte >= 128 for byte in head
     ):
@@ -106,8 +103,12 @@ def _has_table(data: bytes, offset: int, begins_at: int = 0) -> bool:
     return table is not None and table.has_md5
 
 
-def _bootloader_at(data: bytes, start: int) -> bool:
-    return is_image_header(data, start) and not has_descriptor(data, start)
+def _own_place(data: bytes, start: int) -> int | None:
+    """Where the chip has its bootloader for which the one at `start` is; None where none is."""
+    if not is_image_header(data, start) or has_descriptor(data, start):
+        return None
+    chip = CHIP_BY_ID.get(struct.unpack_from("<H", data, start + 12)[0])
+    return chip.bootloader_offset if chip is not None else None
 
 
 def find_partition_table(data: bytes) -> tuple[int, int] | None:
@@ -118,22 +119,15 @@ def find_partition_table(data: bytes) -> tuple[int, int] | None:
     one is still recognised; at other places (0x9000 to 0x20000) the table must be whole, with
     its MD5.
     """
-    bootloader = None
-    for start in (0x1000, 0x2000, 0x0):
-        if not _bootloader_at(data, start):
-            continue
-        chip = CHIP_BY_ID.get(struct.unpack_from("<H", data, start + 12)[0])
-        if chip is not None and chip.bootloader_offset == start:
-            bootloader = start
-            break
+    starts = (start for start in (0x1000, 0x2000, 0x0) if _own_place(data, start) == start)
+    bootloader = next(starts, None)
     if bootloader is None or (bootloader and has_descriptor(data) and data[0] == IMAGE_MAGIC):
         return None
     if data[TABLE_OFFSET : TABLE_OFFSET + 2] == PARTITION_MAGIC:
         return bootloader, TABLE_OFFSET
-    for offset in TABLE_PLACES[1:]:
-        if _has_table(data, offset):
-            return bootloader, offset
-    return None
+    places = (offset for offset in TABLE_PLACES[1:] if _has_table(data, offset))
+    table = next(places, None)
+    return None if table is None else (bootloader, table)
 
 
 def cut_merged_start(data: bytes) -> int | None:
@@ -141,15 +135,7 @@ def cut_merged_start(data: bytes) -> int | None:
 
     (esptool's `merge-bin --target-offset 0x1000` makes them.) None for every other file.
     """
-    if not _bootloader_at(data, 0):
-        return None
-    chip = CHIP_BY_ID.get(struct.unpack_from("<H", data, 12)[0])
-    start = chip.bootloader_offset if chip is not None else 0
+    start = _own_place(data, 0)
     if start and any(_has_table(data, offset, start) for offset in TABLE_PLACES):
         return start
     return None
-
-
-def is_cut_merged(data: bytes) -> bool:
-    """Whether this is a Merged Binary that begins at its bootloader instead of at flash 0."""
-    return cut_merged_start(data) is not None

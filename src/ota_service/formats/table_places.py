@@ -81,7 +81,7 @@ def _unexplained(read: Read, table: PartitionTable, blank: Blank | None) -> Iter
     for offset in TABLE_PLACES:
         if offset <= table.offset:
             continue
-        part = table.containing(offset)
+        part = next((p for p in table.partitions if p.offset <= offset < p.end), None)
         if part is None:
             gap.append(offset)
         elif not part.is_app or part.offset == offset or read(part.offset, 1) != _IMAGE_MAGIC:

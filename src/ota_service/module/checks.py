@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from functools import partial
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
@@ -78,10 +79,8 @@ def check_version(value: object) -> str:
     return version
 
 
-def check_sha256(value: object) -> str | None:
-    """A digest in lower case; None where it is not given."""
-    if value in UNSET:
-        return None
+def check_sha256(value: object) -> str:
+    """A digest in lower case."""
     digest = check_text(value, "64 hex digits")
     if not re.fullmatch(r"[0-9A-Fa-f]{64}", digest):
         raise a_fault(
@@ -104,27 +103,19 @@ def check_name(value: object) -> str:
     return name
 
 
-def check_sensor(value: object) -> str:
-    """The name of a sensor."""
-    if not value:
-        raise a_fault('is empty; fill in the name of a sensor of this machine, such as "door"')
-    return check_name(value)
+def name_type(words: str) -> BeforeValidator:
+    """The pydantic validator of a name; words: to be filled in where it is empty."""
+
+    def check(value: object) -> str:
+        if not value:
+            raise a_fault(f"is empty; fill in {words}")
+        return check_name(value)
+
+    return BeforeValidator(check)
 
 
-def check_key(value: object) -> str:
-    """The key of a sensor's reading."""
-    if not value:
-        raise a_fault(
-            "is empty; fill in the key of the sensor's reading that is true when boards may be "
-            "restarted"
-        )
-    return check_name(value)
-
-
-def check_mac(value: object) -> str | None:
-    """A MAC as aa:bb:cc:dd:ee:ff, however it was written; None where it is not given."""
-    if value in UNSET:
-        return None
+def check_mac(value: object) -> str:
+    """A MAC as aa:bb:cc:dd:ee:ff, however it was written."""
     digits = check_text(value, 'such as "24:0a:c4:12:34:56"').replace("-", ":").lower()
     if re.fullmatch(r"[0-9a-f]{12}", digits):
         digits = ":".join(digits[at : at + 2] for at in range(0, 12, 2))
@@ -133,10 +124,8 @@ def check_mac(value: object) -> str | None:
     return digits
 
 
-def check_port(value: object) -> str | None:
-    """A port's path or url; None where it is not given."""
-    if value in UNSET:
-        return None
+def check_port(value: object) -> str:
+    """A port's path or url."""
     port = check_text(value, "the path or url of a port")
     scheme, separator, rest = port.partition("://")
     if separator:
@@ -153,10 +142,10 @@ def check_port(value: object) -> str | None:
     return port
 
 
-def check_number(value: object, low: float, high: float, unit: str) -> float:
+def check_number(value: object, low: float, high: float, unit: str, kind: str = "number") -> float:
     """A finite number within bounds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise a_fault(f"must be a number, from {low:,g} to {high:,g}{unit}")
+        raise a_fault(f"must be a {kind}, from {low:,.15g} to {high:,.15g}{unit}")
     # NaN compares false with everything, so it must not slip through "too low or too high".
     if not low <= value <= high:
         raise a_fault(f"{value:,.15g} is out of range; it may be {low:,.15g} to {high:,.15g}{unit}")
@@ -165,14 +154,9 @@ def check_number(value: object, low: float, high: float, unit: str) -> float:
 
 def check_whole(value: object, low: int, high: int, unit: str) -> int:
     """A whole number within bounds."""
-    # Viam carries every number as a float.
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise a_fault(f"must be a whole number, from {low:,} to {high:,}{unit}")
-    if isinstance(value, float) and not value.is_integer():
+    if isinstance(value, float) and not value.is_integer():  # Viam carries each as a float
         raise a_fault(f"{value:g} is not a whole number")
-    if not low <= value <= high:
-        raise a_fault(f"{value:,.15g} is out of range; it may be {low:,} to {high:,}{unit}")
-    return int(value)
+    return int(check_number(value, low, high, unit, "whole number"))
 
 
 def check_flag(value: object) -> bool:
@@ -182,26 +166,25 @@ def check_flag(value: object) -> bool:
     return value
 
 
-def check_path(value: object) -> str | None:
-    """A whole path, with ~ resolved; None where it is not given."""
-    if value in UNSET:
-        return None
+def check_path(value: object) -> str:
+    """A whole path, with ~ resolved."""
     path = check_text(value, "the path of a file or folder")
     if "\0" in path or not os.path.expanduser(path).startswith("/"):
         raise a_fault("must be a whole path, from / on")
     return os.path.expanduser(path)
 
 
-def check_pattern(value: object) -> str | None:
-    """A regular expression that a line can be searched for; None where it is not given."""
-    if value in UNSET:
-        return None
+def check_pattern(value: object) -> str:
+    """A regular expression that a line can be searched for."""
     pattern = check_text(value, "a regular expression")
     try:
         Expectation(pattern)
     except PatternError as error:
         raise a_fault(str(error)) from None
     return pattern
+
+
+Flag = Annotated[bool, BeforeValidator(check_flag)]
 
 
 def whole_type(low: int, high: int, unit: str = "") -> BeforeValidator:

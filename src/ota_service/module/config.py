@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The service's attributes: read from Viam, checked, and explained where they are wrong.
+"""Attributes: read from Viam, checked, and explained where they are wrong.
 
 All faults of one configuration are reported at once. Checking touches neither network nor
 ports nor files.
@@ -7,30 +7,33 @@ ports nor files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BeforeValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
 from ota_service.errors import OtaError
-from ota_service.module.checks import (
-    UNSET,
-    check_firmware_url,
-    check_key,
-    check_mac,
-    check_name,
-    check_sensor,
-    check_version,
-    nearest,
-    sentences,
-    where,
-)
+from ota_service.module.checks import UNSET, Strict, check_mac, nearest, sentences, where
 from ota_service.module.service_attributes import BoardConfig, RestartCondition, ServiceConfig
+
+Attributes = TypeVar("Attributes", bound=Strict)
+
+_BOARDS_EXAMPLE = '[{"name": "kitchen", "mac": "24:0a:c4:12:34:56"}]'
+_OBJECTS: dict[str | int, tuple[type[Strict], str]] = {
+    "boards": (BoardConfig, _BOARDS_EXAMPLE[1:-1]),
+    "allow_restart": (RestartCondition, '{"sensor": "door", "key": "closed"}'),
+}
+"""Attributes that hold objects, with an example of one."""
 
 
 def parse_config(attributes: Mapping[str, Any]) -> ServiceConfig:
-    """Check the attributes of one service.
+    """Check the attributes of one service; see `read_attributes`."""
+    return read_attributes(attributes, ServiceConfig)
+
+
+def read_attributes(attributes: Mapping[str, Any], model: type[Attributes]) -> Attributes:
+    """Check the attributes of the service, or of a companion.
 
     An attribute that is null counts as not given; so does an optional one that is empty text.
     Raises OtaError config-invalid whose message names every fault, each with the attribute's
@@ -38,60 +41,48 @@ def parse_config(attributes: Mapping[str, Any]) -> ServiceConfig:
     """
     given = {name: value for name, value in attributes.items() if value is not None}
     faults: list[str] = []
-    config: ServiceConfig | None = None
+    checked: Attributes | None = None
     try:
-        config = ServiceConfig.model_validate(given)
+        checked = model.model_validate(given)
     except ValidationError as error:
-        faults += (_in_words(dict(found), given) for found in error.errors(include_url=False))
+        faults += (_in_words(dict(found), model) for found in error.errors(include_url=False))
     faults += _faults_between_boards(given.get("boards"))
-    if faults or config is None:
+    if faults or checked is None:
         raise OtaError("config-invalid", sentences(faults))
-    return config
+    return checked
 
 
 # --- faults in words
 
 
-def _in_words(found: dict[str, Any], given: Mapping[str, Any]) -> str:
+def _in_words(found: dict[str, Any], model: type[Strict]) -> str:
     loc: tuple[str | int, ...] = found["loc"]
-    place = where(loc)
+    place, name = where(loc), str(loc[-1])
+    if len(loc) > 1:
+        model = _OBJECTS[loc[0]][0]
     match found["type"]:
         case "missing":
-            return f"{place}: {_missing(loc, given)}"
+            return f"{place}: {_missing(name, model)}"
         case "extra_forbidden":
-            known = list(_model_at(loc[:-1]).model_fields)
-            return f"{place}: is no attribute here; did you mean {nearest(str(loc[-1]), known)}?"
+            known = list(model.model_fields)
+            return f"{place}: is no attribute here; did you mean {nearest(name, known)}?"
         case "list_type":
             return f"{place}: must be a list of objects, such as {_BOARDS_EXAMPLE}"
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{place}: must be an object, such as {_OBJECT_EXAMPLES[str(loc[0])]}"
+            return f"{place}: must be an object, such as {_OBJECTS[loc[0]][1]}"
         case _:
             return f"{place}: {found['msg']}"
 
 
-_BOARDS_EXAMPLE = '[{"name": "kitchen", "mac": "24:0a:c4:12:34:56"}]'
-_OBJECT_EXAMPLES = {
-    "boards": '{"name": "kitchen", "mac": "24:0a:c4:12:34:56"}',
-    "allow_restart": '{"sensor": "door", "key": "closed"}',
-}
-
-
-def _missing(loc: Sequence[str | int], given: Mapping[str, Any]) -> str:
-    check = {"url": check_firmware_url, "version": check_version}.get(str(loc[-1]), check_name)
-    if loc[0] == "allow_restart":
-        check = check_sensor if loc[-1] == "sensor" else check_key
-    try:
-        check("")
-    except PydanticCustomError as error:
-        words = error.message()
-        return words.replace("is empty", "is missing", 1)
+def _missing(name: str, model: type[Strict]) -> str:
+    """The words of an attribute's own check for empty text."""
+    for check in model.model_fields[name].metadata:
+        if isinstance(check, BeforeValidator):
+            try:
+                check.func("")  # type: ignore[call-arg]  # of the two forms, without an info
+            except PydanticCustomError as error:
+                return error.message().replace("is empty", "is missing", 1)
     raise AssertionError("every required attribute refuses empty text")
-
-
-def _model_at(loc: Sequence[str | int]) -> type[BaseModel]:
-    if not loc:
-        return ServiceConfig
-    return BoardConfig if loc[0] == "boards" else RestartCondition
 
 
 def _faults_between_boards(boards: object) -> Iterator[str]:
@@ -111,12 +102,11 @@ def _faults_between_boards(boards: object) -> Iterator[str]:
         elif len(has) == 2:
             yield f"boards[{index}]: has a mac and a port; give only one of them"
         # Verbs take names, MACs and ports alike, so none may stand for two boards.
-        own = {_comparable(board.get(key)) for key in ("name", "mac", "port")} - {""}
-        for key in ("name", "mac", "port"):
-            value = _comparable(board.get(key))
+        own = {key: _comparable(board.get(key)) for key in ("name", "mac", "port")}
+        for key, value in own.items():
             if value and value in owners:
                 yield f"boards[{index}].{key}: boards[{owners[value]}] already has it"
-        for value in own:
+        for value in own.values():
             owners.setdefault(value, index)
 
 
@@ -124,6 +114,6 @@ def _comparable(value: object) -> str:
     if not isinstance(value, str):
         return ""
     try:
-        return check_mac(value) or ""
+        return check_mac(value)
     except PydanticCustomError:
         return value

@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -27,11 +27,12 @@ from viam.utils import dict_to_struct
 from ota_service.errors import OtaError
 from ota_service.link.ownership import PORT_OWNERS, SERVICE_CLAIMS, holders
 from ota_service.link.ports import canonical, describe, exists, list_ports, shown
-from ota_service.module.attributes import read_attributes
-from ota_service.module.checks import Strict, a_fault, check_flag, check_port
-from ota_service.module.findings import Finding, configurations, of_inspection, report_of
+from ota_service.module.checks import UNSET, Flag, Strict, a_fault, check_port
+from ota_service.module.config import read_attributes
+from ota_service.module.findings import OF_BOARD, Finding, configurations, of_inspection, report_of
 from ota_service.module.folders import default_state_dir
 from ota_service.module.neighbours import directory, statuses
+from ota_service.module.plain import from_struct
 
 LOGGER = logging.getLogger("ota_service.module")
 
@@ -55,12 +56,13 @@ class OtaDiscovery(Discovery):
         cls, config: ComponentConfig, dependencies: Mapping[ResourceName, ResourceBase]
     ) -> Self:
         """Make the service of a configuration. Raises OtaError config-invalid."""
-        return cls(config.name, read_attributes(config, DiscoveryAttributes).ports)
+        given = read_attributes(from_struct(config.attributes), DiscoveryAttributes)
+        return cls(config.name, given.ports)
 
     @classmethod
     def validate_config(cls, config: ComponentConfig) -> tuple[Sequence[str], Sequence[str]]:
         """Check a configuration; it depends on nothing. Raises OtaError config-invalid."""
-        read_attributes(config, DiscoveryAttributes)
+        read_attributes(from_struct(config.attributes), DiscoveryAttributes)
         return [], []
 
     async def discover_resources(
@@ -110,8 +112,8 @@ class OtaDiscovery(Discovery):
 
     async def _look(self) -> list[Finding]:
         """What is known while all ports stay closed."""
-        here = _Here(await statuses(), await directory(), self._owner)
-        return await asyncio.to_thread(_look, self.ports, here)
+        services, known = await statuses(), await directory()
+        return await asyncio.to_thread(_look, self.ports, services, known, self._owner)
 
     async def _probe(self, found: list[Finding]) -> list[Finding]:
         probing = await asyncio.to_thread(importlib.import_module, "ota_service.fleet.probe")
@@ -144,46 +146,34 @@ class OtaDiscovery(Discovery):
 # --- looking without opening anything; called in threads
 
 
-@dataclass(frozen=True, slots=True)
-class _Here:
-    """What this process knows: its services by name, its journal, and who is looking."""
-
-    services: Mapping[str, Any]
-    directory: Any
-    owner: str
-
-
-def _look(ports: Sequence[str], here: _Here) -> list[Finding]:
+def _look(
+    ports: Sequence[str], services: Mapping[str, Any], directory: Any, owner: str
+) -> list[Finding]:
+    """services: their statuses by their names. directory: the journal's, if there is one. owner:
+    who is looking."""
     infos = {info.device: info for info in list_ports()}
     found = [Finding(device, info) for device, info in infos.items()]
     for port in ports:
         device = canonical(port)
         finding = Finding(port, infos.get(device) or describe(port), listed=True)
         found = [other for other in found if other.port != device] + [finding]
-    return [_recognise(finding, here) for finding in found]
+    return [_recognise(finding, services, directory, owner) for finding in found]
 
 
-def _recognise(finding: Finding, here: _Here) -> Finding:
+def _recognise(
+    finding: Finding, services: Mapping[str, Any], directory: Any, owner: str
+) -> Finding:
     """Fill in what can be known of a port while it stays closed."""
-    info, directory = finding.info, here.directory
+    info = finding.info
     finding = replace(finding, mac=info.mac if info is not None else None)
     if info is not None and directory is not None and (seen := directory.recall(info)) is not None:
-        finding = replace(
-            finding,
-            mac=seen.mac,
-            chip=seen.chip,
-            version=seen.version,
-            project=seen.project,
-            app_version=seen.app_version,
-        )
+        finding = replace(finding, **{name: getattr(seen, name) for name in OF_BOARD})
         if directory.awaits_confirmation(seen.mac):
             return replace(finding, problem=OtaError("awaiting-confirmation"))
     if not exists(finding.port):
         return replace(finding, problem=OtaError("port-missing"))
-    owned = _of_a_service(finding, here.services)
-    if owned is not None:
-        return owned
-    return replace(finding, problem=_held(finding.port, here.owner))
+    owned = _of_a_service(finding, services)
+    return owned or replace(finding, problem=_held(finding.port, owner))
 
 
 def _of_a_service(finding: Finding, services: Mapping[str, Any]) -> Finding | None:
@@ -197,19 +187,10 @@ def _of_a_service(finding: Finding, services: Mapping[str, Any]) -> Finding | No
             same = finding.mac is not None and board.get("mac") == finding.mac
             # A candidate is a port that the service has not opened and may never open.
             if (here or same) and (service == claimed or board["state"] != "candidate"):
-                running = board.get("running", {})
-                return replace(
-                    finding,
-                    service=service,
-                    board=name,
-                    state=board["state"],
-                    status=status,
-                    mac=board.get("mac", finding.mac),
-                    chip=board.get("chip", finding.chip),
-                    version=board.get("version", finding.version),
-                    project=running.get("project", finding.project),
-                    app_version=running.get("app_version", finding.app_version),
-                )
+                has = {**board, **board.get("running", {})}
+                known = {key: has[key] for key in OF_BOARD if key in has}
+                mine = {"service": service, "board": name, "state": board["state"]}
+                return replace(finding, **mine, status=status, **known)
     return replace(finding, service=claimed) if claimed is not None else None
 
 
@@ -230,7 +211,7 @@ def _held(port: str, looking: str) -> OtaError | None:
 class ProbeArguments(Strict):
     """What discovery can be asked for; the description stands in docs/ota_discovery.md."""
 
-    probe: Annotated[bool, BeforeValidator(check_flag)] = Field(
+    probe: Flag = Field(
         False,
         description="Open the ports that may have a board, up to 8 at once: Espressif's own USB, "
         "USB bridges, and those in `ports`. Takes a few seconds. A USB bridge behind which a "
@@ -251,8 +232,7 @@ def _check_ports(value: object) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list):
         raise a_fault('must be a list of ports, such as ["rfc2217://10.0.0.7:4000"]')
-    ports = [check_port(item) for item in value]
-    return tuple(dict.fromkeys(port for port in ports if port is not None))
+    return tuple(dict.fromkeys(check_port(item) for item in value if item not in UNSET))
 
 
 class DiscoveryAttributes(Strict):

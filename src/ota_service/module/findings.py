@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NAME = "OTA"
 UNSURE = "OTA-unprobed"
+OF_BOARD = ("chip", "mac", "version", "project", "app_version")
+"""What a service and the journal know of a board, by the same names as a finding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +118,12 @@ def of_inspection(finding: Finding, found: Inspection) -> Finding:
 def report_of(finding: Finding) -> dict[str, Any]:
     """A finding as `discover` replies it; what is not known is left out."""
     info = finding.info
+    own = ("probed", *OF_BOARD, "ota_slots", "service", "board", "state")
     values: dict[str, Any] = {
         "by_path": info.by_path if info is not None else None,
         "usb_serial_number": info.serial_number if info is not None else None,
         "kind": "listed" if finding.listed else finding.kind,
-        "probed": finding.probed,
-        "chip": finding.chip,
-        "mac": finding.mac,
-        "version": finding.version,
-        "project": finding.project,
-        "app_version": finding.app_version,
-        "ota_slots": finding.ota_slots,
-        "service": finding.service,
-        "board": finding.board,
-        "state": finding.state,
+        **{name: getattr(finding, name) for name in own},
         "error": finding.problem.to_dict() if finding.problem is not None else None,
     }
     return {name: value for name, value in values.items() if value is not None}
@@ -158,7 +152,7 @@ def configurations(
     made = []
     for name, items in ((NAME, sure), (UNSURE, unsure)):
         if items:
-            made.append((_unused(name, taken), _attributes("", "", items)))
+            made.append((unused(name, taken), _attributes("", "", items)))
     for service in sorted({item.service for item in found if item.service is not None}):
         items = [item for item in found if item.service == service]
         made.append((service, _attributes(*_target(items), items)))
@@ -177,7 +171,7 @@ def _target(items: Iterable[Finding]) -> tuple[str, str]:
 def _attributes(url: str, version: str, items: Sequence[Finding]) -> dict[str, Any]:
     names: list[str] = []
     for index, item in enumerate(items):
-        names.append(_unused(item.board or _board_name(item, index + 1), names))
+        names.append(unused(item.board or _board_name(item, index + 1), names))
     boards = [
         {"name": name, **_where(item), "note": item.in_words}
         for name, item in zip(names, items, strict=True)
@@ -202,9 +196,10 @@ def _board_name(item: Finding, number: int) -> str:
     return f"{chip}-{item.mac.replace(':', '')[-6:]}"
 
 
-def _unused(name: str, taken: Collection[str]) -> str:
+def unused(name: str, taken: Collection[str], joint: str = "-") -> str:
+    """The name, with the first number behind it that makes it another than those taken."""
     number, chosen = 1, name
     while chosen in taken:
         number += 1
-        chosen = f"{name}-{number}"
+        chosen = f"{name}{joint}{number}"
     return chosen

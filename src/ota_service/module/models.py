@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import json
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 from grpclib import Status
 from viam.components.sensor import Sensor
@@ -34,10 +36,12 @@ from ota_service.module.config import parse_config
 from ota_service.module.discovery import OtaDiscovery
 from ota_service.module.folders import default_cache_dir, default_state_dir
 from ota_service.module.plain import from_struct, plain
-from ota_service.module.published import published_models
 from ota_service.module.sensor import OtaSensor
 from ota_service.module.service_attributes import RestartCondition, ServiceConfig
 from ota_service.module.verbs import help_reply, parse_command
+
+if TYPE_CHECKING:
+    from ota_service.fleet.service import FleetService
 
 LOGGER = logging.getLogger("ota_service.module")
 
@@ -47,21 +51,10 @@ MODELS = (
     Model(ModelFamily("rdk", "builtin"), "ota_service"),
 )
 SENSOR_TIMEOUT_S = 5.0
+META = Path(__file__).parents[3] / "meta.json"
+"""Beside run.sh; a package that was installed by itself has none."""
 
 RestartAllowed = Callable[[], Awaitable[bool]]
-
-
-class Fleet(Protocol):
-    """What this service asks of the fleet."""
-
-    async def command(self, verb: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Carry out a verb and return its reply."""
-
-    def status(self) -> dict[str, Any]:
-        """Everything known, at once."""
-
-    async def close(self) -> None:
-        """Let go of the boards."""
 
 
 class OtaService(Generic):
@@ -75,7 +68,7 @@ class OtaService(Generic):
             name, state_dir=default_state_dir(), cache_dir=default_cache_dir()
         )
         # Made here and not at the first command: an update begins with the configuration.
-        self._fleet: asyncio.Task[Fleet] = asyncio.get_running_loop().create_task(
+        self._fleet: asyncio.Task[FleetService] = asyncio.get_running_loop().create_task(
             _open_fleet(self.settings, restart_allowed, self.logger)
         )
 
@@ -107,7 +100,7 @@ class OtaService(Generic):
     async def do_command(self, command: Mapping[str, Any], **_: Any) -> Mapping[str, Any]:
         """Carry out one verb. Raises ViamGRPCError, whose text reaches the client as it is."""
         with _plain_words(self.logger):
-            call = parse_command(_without_nulls(command))
+            call = parse_command(command)
             if call.verb.name == "help":
                 return help_reply()
             fleet = await asyncio.shield(self._fleet)
@@ -132,32 +125,37 @@ class OtaService(Generic):
 def register() -> None:
     """Tell the SDK about the service's two models and about its companions, also under the names
     that a publisher gave them."""
-    for model in (*MODELS, *published_models(MODELS[0].name)):
-        Registry.register_resource_creator(
-            Generic.API,
-            model,
-            ResourceCreatorRegistration(OtaService.new, OtaService.validate_config),
-        )
-    for model in (discovery.MODEL, *published_models(discovery.MODEL.name)):
-        Registry.register_resource_creator(
-            OtaDiscovery.API,
-            model,
-            ResourceCreatorRegistration(OtaDiscovery.new, OtaDiscovery.validate_config),
-        )
-    for model in (sensor.MODEL, *published_models(sensor.MODEL.name)):
-        Registry.register_resource_creator(
-            OtaSensor.API,
-            model,
-            ResourceCreatorRegistration(OtaSensor.new, OtaSensor.validate_config),
-        )
+    resources = (
+        (Generic.API, OtaService, MODELS),
+        (OtaDiscovery.API, OtaDiscovery, (discovery.MODEL,)),
+        (OtaSensor.API, OtaSensor, (sensor.MODEL,)),
+    )
+    for api, kind, models in resources:
+        creator = ResourceCreatorRegistration(kind.new, kind.validate_config)
+        for model in (*models, *published_models(models[0].name)):
+            Registry.register_resource_creator(api, model, creator)
+
+
+def published_models(name: str) -> list[Model]:
+    """The models called `name` that meta.json has in a publisher's namespace.
+
+    Viam's registry takes models only in the namespace of the organisation that publishes them
+    (`make module NAMESPACE=acme`), and a machine's configuration then says `acme:generic:...`.
+    """
+    try:
+        listed = json.loads(META.read_text("utf-8"))["models"]
+        found = [Model.from_string(entry["model"]) for entry in listed]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [m for m in found if m.name == name and m.model_family.namespace != "rdk"]
 
 
 async def _open_fleet(
     settings: Settings, restart_allowed: RestartAllowed | None, logger: logging.Logger
-) -> Fleet:
+) -> FleetService:
     # Imported here, in a thread: it brings esptool along, and the module must be ready before.
     service = await asyncio.to_thread(importlib.import_module, "ota_service.fleet.service")
-    fleet: Fleet = await service.FleetService.open(
+    fleet: FleetService = await service.FleetService.open(
         settings, restart_allowed=restart_allowed, logger=logger
     )
     return fleet
@@ -198,26 +196,6 @@ def ask_sensor(
         return value is True
 
     return allowed
-
-
-def _without_nulls(command: Mapping[str, Any]) -> dict[str, Any]:
-    """A command without the arguments that were sent as null.
-
-    The SDK's reader makes null the integer 0, where every number that was sent is a float. The
-    one value of `{VERB: null}` is no argument and stays.
-    """
-    if len(command) == 1:
-        return {
-            verb: {key: item for key, item in value.items() if not _was_null(item)}
-            if isinstance(value, Mapping)
-            else value
-            for verb, value in command.items()
-        }
-    return {key: value for key, value in command.items() if not _was_null(value)}
-
-
-def _was_null(value: object) -> bool:
-    return type(value) is int and value == 0
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from viam.components.sensor import Sensor
 from viam.proto.app.robot import ComponentConfig
 from viam.proto.common import ResourceName
@@ -23,9 +23,11 @@ from viam.services.generic import Generic
 
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import State
-from ota_service.module.attributes import read_attributes
-from ota_service.module.checks import Strict, a_fault, check_name
+from ota_service.module.checks import Strict, name_type
+from ota_service.module.config import read_attributes
+from ota_service.module.findings import unused
 from ota_service.module.neighbours import statuses
+from ota_service.module.plain import from_struct
 
 MODEL = Model(ModelFamily("rdk", "generic"), "ota_sensor")
 
@@ -53,7 +55,7 @@ class OtaSensor(Sensor):
         cls, config: ComponentConfig, dependencies: Mapping[ResourceName, ResourceBase]
     ) -> Self:
         """Make the sensor of a configuration. Raises OtaError config-invalid."""
-        service = _short(read_attributes(config, SensorAttributes).service)
+        service = _service_of(config)
         elsewhere = next(
             (
                 resource
@@ -70,7 +72,7 @@ class OtaSensor(Sensor):
 
         Raises OtaError config-invalid, which names every fault.
         """
-        return [_short(read_attributes(config, SensorAttributes).service)], []
+        return [_service_of(config)], []
 
     async def get_readings(self, **_: Any) -> Mapping[str, Reading]:
         """The readings; see `readings_of`. Raises OtaError where there is no such service."""
@@ -159,31 +161,22 @@ def _keys(names: Iterable[str]) -> list[str]:
     keys: list[str] = []
     for name in names:
         clean = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") or "board"
-        key, number = clean, 1
-        while key in keys:
-            number += 1
-            key = f"{clean}_{number}"
-        keys.append(key)
+        keys.append(unused(clean, keys, "_"))
     return keys
 
 
 # --- attributes
 
 
-def _check_service(value: object) -> str:
-    if value in ("", None):
-        raise a_fault('is missing; fill in the name of the OTA service, such as "OTA"')
-    return check_name(value)
-
-
 class SensorAttributes(Strict):
     """Every attribute of the sensor; the description stands in docs/ota_sensor.md."""
 
-    service: Annotated[str, BeforeValidator(_check_service)] = Field(
+    service: Annotated[str, name_type('the name of the OTA service, such as "OTA"')] = Field(
         description="The name of the OTA service. It becomes a dependency of the sensor."
     )
 
 
-def _short(service: str) -> str:
-    """A service's short name, also where the whole resource name was given."""
-    return service.rpartition("/")[2]
+def _service_of(config: ComponentConfig) -> str:
+    """The service's short name, also where the whole resource name was given."""
+    given = read_attributes(from_struct(config.attributes), SensorAttributes)
+    return given.service.rpartition("/")[2]

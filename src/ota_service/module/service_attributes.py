@@ -15,27 +15,25 @@ from pydantic import BeforeValidator, Field
 from ota_service.firmware.target import Target
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.module.checks import (
+    Flag,
     Strict,
     check_firmware_url,
-    check_flag,
-    check_key,
     check_mac,
     check_name,
     check_path,
     check_pattern,
     check_port,
-    check_sensor,
     check_sha256,
     check_text,
     check_version,
+    name_type,
     number_type,
     optional_type,
     whole_type,
 )
 
-Flag = Annotated[bool, BeforeValidator(check_flag)]
-Digest = Annotated[str | None, BeforeValidator(check_sha256)]
-FilePath = Annotated[str | None, BeforeValidator(check_path)]
+Digest = Annotated[str | None, optional_type(check_sha256)]
+FilePath = Annotated[str | None, optional_type(check_path)]
 
 
 class BoardConfig(Strict):
@@ -44,12 +42,12 @@ class BoardConfig(Strict):
     name: Annotated[str, BeforeValidator(check_name)] = Field(
         description="What the board is called in the status and in commands, at most 64 bytes."
     )
-    mac: Annotated[str | None, BeforeValidator(check_mac)] = Field(
+    mac: Annotated[str | None, optional_type(check_mac)] = Field(
         None,
         description="The board's MAC, such as `24:0a:c4:12:34:56`; capitals and dashes are fine.",
         json_schema_extra={"inclusion": "Either"},
     )
-    port: Annotated[str | None, BeforeValidator(check_port)] = Field(
+    port: Annotated[str | None, optional_type(check_port)] = Field(
         None,
         description="Instead of `mac`: a device's whole path, best one below "
         "`/dev/serial/by-path/`; `rfc2217://host:port`; or a simulated board's url.",
@@ -77,8 +75,11 @@ class BoardConfig(Strict):
 class RestartCondition(Strict):
     """`allow_restart`: the sensor, and the key of its reading that must be true."""
 
-    sensor: Annotated[str, BeforeValidator(check_sensor)]
-    key: Annotated[str, BeforeValidator(check_key)]
+    sensor: Annotated[str, name_type('the name of a sensor of this machine, such as "door"')]
+    key: Annotated[
+        str,
+        name_type("the key of the sensor's reading that is true when boards may be restarted"),
+    ]
 
     @property
     def sensor_name(self) -> str:
@@ -145,7 +146,7 @@ class ServiceConfig(Strict):
     boot_stable_s: Annotated[float, number_type(0, 600, " s")] = Field(
         5.0, description="How long it must then run without a reset, a panic or a loop, {range}."
     )
-    boot_expect: Annotated[str | None, BeforeValidator(check_pattern)] = Field(
+    boot_expect: Annotated[str | None, optional_type(check_pattern)] = Field(
         None,
         description="A regular expression (RE2's syntax, which is also Go's) that a line of the "
         "new app's log must match for the app to count as running. RE2 has no back-references "
@@ -183,29 +184,13 @@ class ServiceConfig(Strict):
 
     def settings(self, service: str, *, state_dir: Path, cache_dir: Path) -> Settings:
         """The same as plain values for the fleet; `state_dir` holds where none is configured."""
-        boards = None
-        if self.boards is not None:
-            boards = tuple(
-                BoardEntry(**board.model_dump(exclude={"note"})) for board in self.boards
-            )
+        boards = [BoardEntry(**board.model_dump(exclude={"note"})) for board in self.boards or ()]
+        own = {"url", "version", "sha256", "boards", "allow_restart", "state_dir"}
         return Settings(
             service=service,
             target=Target(self.url, self.version, self.sha256),
-            boards=boards,
-            auto_update=self.auto_update,
-            check_on_start=self.check_on_start,
-            adopt=self.adopt,
-            baud=self.baud,
-            max_parallel=self.max_parallel,
-            canary=self.canary,
-            boot_timeout_s=self.boot_timeout_s,
-            boot_stable_s=self.boot_stable_s,
-            boot_expect=self.boot_expect,
-            boot_restarts=self.boot_restarts,
-            confirm_timeout_s=self.confirm_timeout_s,
-            max_attempts=self.max_attempts,
-            ca_file=self.ca_file,
-            max_image_bytes=self.max_image_bytes,
+            boards=None if self.boards is None else tuple(boards),
             state_dir=Path(self.state_dir) if self.state_dir else state_dir,
             cache_dir=cache_dir,
+            **self.model_dump(exclude=own),
         )

@@ -8,7 +8,7 @@ method in the fleet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any
@@ -22,10 +22,10 @@ from pydantic import (
 
 from ota_service.fleet.settings import OVERRIDES
 from ota_service.module.checks import (
+    Flag,
     Strict,
     a_fault,
     check_firmware_url,
-    check_flag,
     check_mac,
     near,
     nearest,
@@ -61,13 +61,18 @@ class VerbError(ValueError):
         super().__init__(text if cut <= 0 else f"{text[:MESSAGE_MAX_CHARS]}... ({cut} more)")
 
 
-def _boards(value: object) -> list[str]:
+def _texts(value: object, what: str) -> list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise a_fault('must be a list of names, MACs or ports, such as ["kitchen"]')
+        raise a_fault(f"must be a list of {what}")
+    return list(dict.fromkeys(names))
+
+
+def _boards(value: object) -> list[str]:
+    names = _texts(value, 'names, MACs or ports, such as ["kitchen"]')
     if not names or not all(names):
         raise a_fault("names no board; leave boards out to mean all of them")
-    return list(dict.fromkeys(names))
+    return names
 
 
 Boards = Annotated[
@@ -75,7 +80,6 @@ Boards = Annotated[
     optional_type(_boards),
     Field(description="only these, by name, MAC or port; default: all boards"),
 ]
-Flag = Annotated[bool, BeforeValidator(check_flag)]
 Wait = Annotated[float | None, number_type(0, WAIT_MAX_S, " s")]
 LongestWait = Annotated[
     Wait,
@@ -98,20 +102,11 @@ class Arguments(Strict):
 
 
 def _overrides(value: object) -> list[str]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise a_fault(f'must be a list of what is overridden, such as ["{OVERRIDES[0]}"]')
+    names = _texts(value, f'what is overridden, such as ["{OVERRIDES[0]}"]')
     unknown = [name for name in names if name not in OVERRIDES]
     if unknown:
         raise a_fault(f'"{unknown[0]}" cannot be overridden; what can is {", ".join(OVERRIDES)}')
-    return list(dict.fromkeys(names))
-
-
-def _confirmed(value: object) -> str:
-    mac = check_mac(value)
-    if mac is None:
-        raise a_fault("must be the board's MAC, such as 24:0a:c4:12:34:56")
-    return mac
+    return names
 
 
 class UpdateArguments(Arguments):
@@ -143,7 +138,7 @@ class UpdateArguments(Arguments):
     ] = False
     confirm: Annotated[
         str | None,
-        optional_type(_confirmed),
+        optional_type(check_mac),
         Field(description="with rescue: the board's MAC; any other board is left alone"),
     ] = None
     probe: Annotated[
@@ -241,7 +236,7 @@ class FlashArguments(Arguments):
     board: Annotated[str, Field(min_length=1, description="its name, MAC or port")]
     confirm: Annotated[
         str,
-        BeforeValidator(_confirmed),
+        BeforeValidator(check_mac),
         Field(description="its MAC, since everything on it goes; any other board is left alone"),
     ]
     path: Annotated[
@@ -392,17 +387,7 @@ def _take_apart(command: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     if not command:
         raise VerbError(f"the command is empty. {_existing()}")
     if len(command) > 1:
-        known = [key for key in command if key in VERBS]
-        if len(known) == 1:
-            raise VerbError(
-                f"arguments go inside the verb's object, or beside "
-                f'"command": {{"command": "{known[0]}", ...}}'
-            )
-        slip = any(near(key, {"command": _LIKE}) for key in command)
-        raise VerbError(
-            f"a command holds one verb; this one has {len(command)} keys"
-            f"{_hint('command') if slip else '.'} {_existing()}"
-        )
+        raise VerbError(_too_many(command))
     ((name, value),) = command.items()
     if isinstance(value, Mapping):
         return name, value
@@ -414,6 +399,20 @@ def _take_apart(command: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     raise VerbError(
         f'the arguments of {name} must be an object, such as {{"{name}": {{}}}}; '
         f"true, empty text and 0 mean no arguments"
+    )
+
+
+def _too_many(keys: Collection[str]) -> str:
+    known = [key for key in keys if key in VERBS]
+    if len(known) == 1:
+        return (
+            f"arguments go inside the verb's object, or beside "
+            f'"command": {{"command": "{known[0]}", ...}}'
+        )
+    slip = any(near(key, {"command": _LIKE}) for key in keys)
+    return (
+        f"a command holds one verb; this one has {len(keys)} keys"
+        f"{_hint('command') if slip else '.'} {_existing()}"
     )
 
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ota_service.errors import OtaError
-from ota_service.formats.extent import image_length
 from ota_service.formats.flashops import SECTOR_BYTES
-from ota_service.formats.image import parse_boot_header, parse_boot_image
+from ota_service.formats.image import image_length, parse_boot_header, parse_boot_image
 from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash

@@ -35,7 +35,7 @@ MUTANTS = (
     Mutant(
         "the old item is left standing",
         _EDIT,
-        "                _erase_old(changed, key, value)\n",
+        "        _erase_old(changed, key, value)\n",
         "",
         f"{EDIT}::test_append",
     ),
@@ -54,6 +54,13 @@ MUTANTS = (
         f"{STARTS}::test_what_no_firmware_can_open_is_left_as_it_is",
     ),
     Mutant(
+        "a page whose items are all erased is not room",
+        _EDIT,
+        "[page for page in nvs.order if not page.items]",
+        "[page for page in nvs.order if page.items]",
+        f"{STARTS}::test_a_page_whose_items_are_all_erased_is_room",
+    ),
+    Mutant(
         "the page that is written to is not repaired first",
         _EDIT,
         "        flash.repair_page(last.index)\n",
@@ -63,8 +70,8 @@ MUTANTS = (
     Mutant(
         "the older twin of the last item stays behind a new one",
         _EDIT,
-        "gone = {place: {item.index for item in items} for place, items in nvs.twins.items()}",
-        "gone: dict[int, set[int]] = {}",
+        "    if nvs.twin is not None:\n",
+        "    if nvs.twin is not None and nvs.freeing is not None:\n",
         f"{EDIT}::test_the_twin_of_another_key",
     ),
     Mutant(

@@ -4,13 +4,12 @@
 The ways, in their order of preference: append to the active page; a new page where two are free;
 move the items of a page into a free one, the page with the least in it first; else refuse with
 nothing changed. Before any of them what the firmware would repair at its next start is repaired as
-far as the change could disturb that. A way is taken only if it is proven at every cut
-(`_nvs_prove.py`); where none is, all are tried again after what nothing can read has been erased.
+far as the change could disturb that. A way is taken only if it is proven at every cut (`prove.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,27 +73,22 @@ def _start(data: bytes, load: Loader) -> Nvs:
     return nvs
 
 
-def _repair(flash: NvsFlash, *, thorough: bool) -> Nvs:
+def _repair(flash: NvsFlash) -> Nvs:
     """Finish what a cut left half done, as the firmware does at its start.
 
     The page that is written to is repaired entry by entry. The older twin of the last item goes,
     because behind another item it would not go any more.
-    thorough: what nothing can read goes as well: parts of blobs without their index, and items
-    that stand behind others of their key and type.
     """
     nvs = flash.read()
     last = nvs.last
     if last is not None and nvs.freeing is None and last.state is PageState.ACTIVE:
         flash.repair_page(last.index)
         nvs = flash.read()
-    gone = {place: {item.index for item in items} for place, items in nvs.twins.items()}
-    if thorough:
-        for place, items in (*nvs.orphans.items(), *nvs.shadowed().items()):
-            gone.setdefault(place, set()).update(item.index for item in items)
-    for place, indexes in gone.items():
-        for header in reversed(headers(flash.page(place))):
-            if header.index in indexes:
-                flash.erase_item(place, header, "nothing can read it")
+    if nvs.twin is not None:
+        page, twin = nvs.twin
+        for header in headers(flash.page(page.index)):
+            if header.index == twin.index:
+                flash.erase_item(page.index, header, "nothing can read it")
     return flash.read()
 
 
@@ -138,37 +132,34 @@ def set_string(data: bytes, *, base: int, namespace: str, key: str, value: str) 
         blocks.append(_head(NAMESPACES, TYPE_U8, 1, namespace, bytes([index]) + b"\xff" * 7))
     blocks.append(_string_entries(index, key, payload))
     place = (index, key.encode())
-
-    def ways(flash: NvsFlash, nvs: Nvs) -> Iterator[tuple[Strategy, NvsFlash]]:
-        if stored and nvs.freeing is None:
-            yield "erase", flash
-        if sum(map(len, blocks)) <= ENTRY_COUNT * ENTRY_BYTES:
-            yield from _ways(flash, nvs, blocks, place)
-            return
-        for _, first in _ways(flash, nvs, blocks[:1], place):  # They do not fit into one page.
-            yield from _ways(first, first.read(), blocks[1:], place)
-
-    return _proven(flash, NvsProof(data, base, place, namespace, load), place, payload, ways)
+    proof = NvsProof(data, base, place, namespace, load)
+    return _proven(_store(flash, _repair(flash), blocks, place, stored), proof, place, payload)
 
 
-Ways = Callable[[NvsFlash, Nvs], Iterator[tuple[Strategy, NvsFlash]]]
+Ways = Iterator[tuple[Strategy, NvsFlash]]
+"""Ways to change a key, each on a flash of its own, without the old item's end."""
 
 
-def _proven(flash: NvsFlash, proof: NvsProof, key: Key, value: bytes | None, ways: Ways) -> NvsEdit:
+def _store(flash: NvsFlash, nvs: Nvs, blocks: list[bytes], key: Key, stored: bool) -> Ways:
+    """stored: the value is there already, and other items of its key."""
+    if stored and nvs.freeing is None:
+        yield "erase", flash.copy()
+    if sum(map(len, blocks)) <= ENTRY_COUNT * ENTRY_BYTES:
+        yield from _ways(flash, nvs, blocks, key)
+        return
+    for _, first in _ways(flash, nvs, blocks[:1], key):  # They do not fit into one page.
+        yield from _ways(first, first.read(), blocks[1:], key)
+
+
+def _proven(ways: Ways, proof: NvsProof, key: Key, value: bytes | None) -> NvsEdit:
     """The first way that keeps every other key at every cut."""
-    refusal = OtaError("nvs-full")
-    for thorough in (False, True):
-        repaired = flash.copy()
-        try:
-            nvs = _repair(repaired, thorough=thorough)
-            for strategy, changed in ways(repaired, nvs):
-                _erase_old(changed, key, value)
-                if proof.holds(changed.ops, value):
-                    return NvsEdit(tuple(changed.ops), strategy, bytes(changed.flash))
-                refusal = OtaError("nvs-invalid")
-        except OtaError as error:
-            refusal = error
-    raise refusal
+    refusal = "nvs-full"
+    for strategy, changed in ways:
+        _erase_old(changed, key, value)
+        if proof.holds(changed.ops, value):
+            return NvsEdit(tuple(changed.ops), strategy, bytes(changed.flash))
+        refusal = "nvs-invalid"
+    raise OtaError(refusal)
 
 
 def _new_index(nvs: Nvs) -> int:
@@ -184,10 +175,8 @@ def _new_index(nvs: Nvs) -> int:
     return free[0]
 
 
-def _ways(
-    flash: NvsFlash, nvs: Nvs, blocks: list[bytes], key: Key
-) -> Iterator[tuple[Strategy, NvsFlash]]:
-    """Each way to write the items `blocks`, on a flash of its own."""
+def _ways(flash: NvsFlash, nvs: Nvs, blocks: list[bytes], key: Key) -> Ways:
+    """Each way to write the items `blocks`."""
     new = b"".join(blocks)
     if nvs.freeing is not None:
         yield from _finish(flash, nvs, nvs.freeing, blocks, key)
@@ -204,13 +193,17 @@ def _ways(
             begun.mark_full(last)
         begun.enliven(page, "new page")
         yield "new-page", begun
+    elif hollow := [page for page in nvs.order if not page.items]:
+        freed = flash.copy()
+        freed.kill(hollow[0], "nothing in it")
+        yield from _ways(freed, freed.read(), blocks, key)
     for victim in sorted(nvs.order, key=lambda page: page.used):
         yield from _collect(flash, nvs, victim, victim, blocks, key)
 
 
 def _collect(
     flash: NvsFlash, nvs: Nvs, victim: Page, page: Page, blocks: list[bytes], key: Key
-) -> Iterator[tuple[Strategy, NvsFlash]]:
+) -> Ways:
     """Ways to move the items of `page`, which stand on `victim`, and to write new ones behind them.
 
     In the place of the key's old item, where it stands on that page alone: in another one the
@@ -273,9 +266,7 @@ def _ends_in_later_part(items: Sequence[Item]) -> bool:
     )
 
 
-def _finish(
-    flash: NvsFlash, nvs: Nvs, victim: Page, blocks: list[bytes], key: Key
-) -> Iterator[tuple[Strategy, NvsFlash]]:
+def _finish(flash: NvsFlash, nvs: Nvs, victim: Page, blocks: list[bytes], key: Key) -> Ways:
     """Ways to end a move that a cut has left half done: with the new item, or before it."""
     if nvs.dropped is not None:
         flash.kill(flash.page(nvs.dropped.index), "an unfinished copy")
@@ -343,11 +334,9 @@ def erase_key(data: bytes, *, base: int, namespace: str, key: str) -> NvsEdit:
     flash = NvsFlash(data, base, load)
     if not _standing(flash, place):
         return NvsEdit((), "unchanged", bytes(data))
-
-    def ways(flash: NvsFlash, nvs: Nvs) -> Iterator[tuple[Strategy, NvsFlash]]:
-        if nvs.freeing is not None:
-            yield from _finish(flash, nvs, nvs.freeing, [], place)
-        else:
-            yield "erase", flash
-
-    return _proven(flash, NvsProof(data, base, place, namespace, load), place, None, ways)
+    proof = NvsProof(data, base, place, namespace, load)
+    nvs = _repair(flash)
+    ways: Ways = iter([("erase", flash)])
+    if nvs.freeing is not None:
+        ways = _finish(flash, nvs, nvs.freeing, [], place)
+    return _proven(ways, proof, place, None)

@@ -21,7 +21,7 @@ use this:
 - The bitmap never takes an entry from EMPTY to ERASED in one step unless a header covers it: torn,
   that could be ILLEGAL, over which old firmware stumbles at every start.
 
-Whether a whole change holds is not left to this: `_nvs_prove.py` tries it.
+Whether a whole change holds is not left to this: `prove.py` tries it.
 Every program's data are the bytes as they stand on flash afterwards.
 """
 
@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ota_service.errors import OtaError
-from ota_service.formats.flashops import Erase, FlashOp, apply_ops, program
+from ota_service.formats.flashops import Erase, Recorder, program
 from ota_service.formats.nvs.page import (
     BITMAP_AT,
     ENTRIES_AT,
@@ -45,18 +45,17 @@ from ota_service.formats.nvs.page import (
     PageState,
     has_crc,
     header_bytes,
+    written_bitmap,
 )
 from ota_service.formats.nvs.read import Nvs, parse_nvs
 
 
-class NvsFlash:
+class NvsFlash(Recorder):
     """The partition's bytes, and the operations so far that made them."""
 
     def __init__(self, data: bytes | bytearray, base: int, load: Loader) -> None:
-        self.flash = bytearray(data)
+        super().__init__(data, base)
         self._load = load
-        self.base = base
-        self.ops: list[FlashOp] = []
 
     def copy(self) -> NvsFlash:
         """The same so far, to go on in another way."""
@@ -70,10 +69,6 @@ class NvsFlash:
 
     # --- single operations
 
-    def _add(self, ops: list[FlashOp]) -> None:
-        apply_ops(self.flash, ops, self.base)
-        self.ops += ops
-
     def program(self, page: int, offset: int, data: bytes, reason: str) -> None:
         """Clear the bits of `data` at `offset` of a page; nothing where they are clear."""
         start = page * PAGE_BYTES + offset
@@ -81,7 +76,7 @@ class NvsFlash:
         both = int.from_bytes(now, "little") & int.from_bytes(data, "little")
         after = both.to_bytes(len(data), "little")
         if after != now:
-            self._add(program(self.base + start, after, reason))
+            self.add(program(self.base + start, after, reason))
 
     def _mark(self, page: int, entries: Iterable[int], clear: int, reason: str) -> None:
         """Clear the bits `clear` (1: WRITTEN, 2: ERASED, 3: both) of entries, last byte first."""
@@ -208,7 +203,7 @@ class NvsFlash:
             # A torn erase must not bring a dead page back.
             self.program(index, 28, bytes(4), "a dead page's CRC")
         start = self.base + index * PAGE_BYTES
-        self._add([Erase(start, PAGE_BYTES, "a free page that is not blank")])
+        self.add([Erase(start, PAGE_BYTES, "a free page that is not blank")])
         return index
 
     def fill_page(
@@ -219,15 +214,13 @@ class NvsFlash:
         guard: with an erased entry behind all others, so that the firmware looks for no older
         form of the last item.
         """
-        seq = next_seq(nvs)
+        seq = max((page.seq for page in nvs.order), default=-1) + 1
         if seq >= 0xFFFFFFFF:
             raise OtaError("nvs-invalid", "The page numbers of NVS are used up.")
         index = self.blank_page()
         count = len(entries) // ENTRY_BYTES
         self.program(index, ENTRIES_AT, entries, f"{reason}: items")
-        bitmap = bytearray(b"\xff" * (ENTRIES_AT - BITMAP_AT))
-        for entry in range(count):
-            bitmap[entry // 4] &= ~(1 << entry % 4 * 2)
+        bitmap = written_bitmap(count)
         if guard:
             self.program(index, ENTRIES_AT + len(entries), bytes(ENTRY_BYTES), f"{reason}: guard")
             bitmap[count // 4] &= ~(3 << count % 4 * 2)
@@ -242,11 +235,6 @@ class NvsFlash:
         self._set_state(index, PageState.ACTIVE, f"{reason}: alive")
 
 
-def next_seq(nvs: Nvs) -> int:
-    """The number of the next page."""
-    return max((page.seq for page in nvs.order), default=-1) + 1
-
-
 def headers(page: Page) -> list[Item]:
     """Items whose header is WRITTEN with its right CRC on flash, torn ones included, by a walk
     like the firmware's."""
@@ -256,8 +244,7 @@ def headers(page: Page) -> list[Item]:
         raw = page.entry(index)
         whole = page.on_flash[index] == EntryState.WRITTEN and has_crc(raw)
         if whole and 0 < raw[2] <= ENTRY_COUNT - index:
-            start = ENTRIES_AT + index * ENTRY_BYTES
-            data = page.raw[start : start + raw[2] * ENTRY_BYTES]
+            data = page.entry(index, raw[2])
             found.append(Item(index, raw[0], raw[1], raw[2], raw[3], raw[8:24], data))
             index += raw[2]
         else:

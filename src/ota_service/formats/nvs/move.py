@@ -2,7 +2,7 @@
 """All keys of an NVS partition into one of another size.
 
 Items do not depend on their place, so they are carried over as they are, bit by bit; only the
-pages around them are made anew. Source of what a reader relies on: `_nvs_page.py`.
+pages around them are made anew. Source of what a reader relies on: `page.py`.
 """
 
 from __future__ import annotations

@@ -211,10 +211,8 @@ class Page:
     def tail_is_blank(self) -> bool:
         """Whether all entries from the next free one on are empty and blank."""
         empty = set(self.states[self.next_free :]) <= {EntryState.EMPTY}
-        entries = self.raw[ENTRIES_AT + self.next_free * ENTRY_BYTES :][
-            : (ENTRY_COUNT - self.next_free) * ENTRY_BYTES
-        ]
-        return empty and not entries.strip(b"\xff")
+        left = self.entry(self.next_free, ENTRY_COUNT - self.next_free)
+        return empty and not left.strip(b"\xff")
 
     @cached_property
     def flashed(self) -> bytes:
@@ -231,10 +229,10 @@ class Page:
         """Whether `item` is what a lookup of its key finds here."""
         return self.firsts[item.hash] is item
 
-    def entry(self, index: int) -> bytes:
-        """The 32 bytes of an entry."""
+    def entry(self, index: int, span: int = 1) -> bytes:
+        """The 32 bytes of an entry, or of so many."""
         start = ENTRIES_AT + index * ENTRY_BYTES
-        return self.raw[start : start + ENTRY_BYTES]
+        return self.raw[start : start + span * ENTRY_BYTES]
 
     def is_blank(self, index: int) -> bool:
         """Whether an entry is empty, and not a bit of it has been written."""
@@ -271,13 +269,19 @@ def header_bytes(state: PageState, seq: int, version: int) -> bytes:
     return struct.pack("<I24sI", STATE_WORDS[state], body, crc32(body))
 
 
+def written_bitmap(count: int) -> bytearray:
+    """The bitmap of a page whose first `count` entries are WRITTEN, and no other."""
+    bitmap = bytearray(b"\xff" * (ENTRIES_AT - BITMAP_AT))
+    for index in range(count):
+        bitmap[index // 4] &= ~(1 << index % 4 * 2)
+    return bitmap
+
+
 def page_bytes(items: Sequence[Item], state: PageState, seq: int, version: int) -> bytes:
     """A page that holds `items` in their order and nothing else."""
     entries = b"".join(item.raw for item in items)
-    table = bytearray(b"\xff" * (ENTRIES_AT - BITMAP_AT))
-    for index in range(len(entries) // ENTRY_BYTES):
-        table[index // 4] &= ~(1 << index % 4 * 2)
-    page = header_bytes(state, seq, version) + table + entries
+    bitmap = written_bitmap(len(entries) // ENTRY_BYTES)
+    page = header_bytes(state, seq, version) + bitmap + entries
     return page.ljust(PAGE_BYTES, b"\xff")
 
 
@@ -341,9 +345,7 @@ def _item(page: Page, index: int) -> Item | None:
             raise OtaError("nvs-invalid", f"{where} that is a part of a blob without a number.")
     elif span != 1:
         raise OtaError("nvs-invalid", f"{where} of type {kind:#x} in {span} entries.")
-    start = ENTRIES_AT + index * ENTRY_BYTES
-    whole = page.raw[start : start + span * ENTRY_BYTES]
-    return Item(index, namespace, kind, span, chunk, raw[8:24], whole)
+    return Item(index, namespace, kind, span, chunk, raw[8:24], page.entry(index, span))
 
 
 def _load_active(page: Page, *, any_chunk: bool) -> Page:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 
 from ota_service.errors import OtaError
 from ota_service.formats.nvs.page import (
+    CHUNK_ANY,
     ENTRY_COUNT,
     NAMESPACES,
     PAGE_BYTES,
@@ -42,20 +42,17 @@ class Nvs:
     """The contents of an NVS partition, as the firmware's start leaves them.
 
     pages: in their physical order. order: the pages with items, in the order in which the
-    firmware looks into them. freeing: a page whose items the start has moved into a new one, at
-    the place moved. dropped: a page that it has erased before, because it held an unfinished copy
-    of those. orphans: parts of blobs without an index, left by a failed write, and twins: older
-    forms of the last item; the start has erased both, each in the page in which it stands on
-    flash. blobs_fit: whether every blob's parts are those that its index counts.
+    firmware looks into them. freeing: a page whose items the start has moved into a new one.
+    dropped: a page that it has erased before, because it held an unfinished copy of those. twin:
+    the older form of the last item, which the start has erased, and its page. blobs_fit: whether
+    every blob's parts are those that its index counts.
     """
 
     pages: list[Page]
     order: list[Page]
     freeing: Page | None = None
-    moved: int | None = None
     dropped: Page | None = None
-    orphans: dict[int, list[Item]] = field(default_factory=dict)
-    twins: dict[int, list[Item]] = field(default_factory=dict)
+    twin: tuple[Page, Item] | None = None
     blobs_fit: bool = True
     namespaces: dict[str, int] = field(default_factory=dict)
 
@@ -80,75 +77,36 @@ class Nvs:
             for item in page.items:
                 yield page, item
 
-    def shadowed(self) -> dict[int, list[Item]]:
-        """Items that stand behind another of their key and type, where nothing finds them, by the
-        pages in which they stand on flash."""
-        found: set[tuple[Hash, int]] = set()
-        hidden: dict[int, list[Item]] = {}
-        for page in self.order:
-            mine: list[Item] = []
-            for item in page.items:
-                if (item.hash, item.type) in found:
-                    mine.append(item)
-                found.add((item.hash, item.type))
-            place, items = self.on_flash(page, mine)
-            hidden[place] = items
-        return hidden
-
-    def on_flash(self, page: Page, items: Sequence[Item]) -> tuple[int, list[Item]]:
-        """Where items of a page stand on flash: those of a page that the start has made stand in
-        the one that it has freed."""
-        if self.freeing is None or page.index != self.moved:
-            return page.index, list(items)
-        places = {item.index for item in items}
-        starts = accumulate((item.span for item in self.freeing.items), initial=0)
-        pairs = zip(starts, self.freeing.items, strict=False)
-        return self.freeing.index, [item for at, item in pairs if at in places]
-
     def get_string(self, namespace: str, key: str) -> str | None:
         """The string of a key, without its NUL; None where the firmware would find none.
 
         In each page the firmware looks at the key's first item only: where that has another
         type, it goes on to the next page. A string whose payload is damaged is not found.
         """
-        index = self.namespaces.get(namespace)
-        if index is None:
-            return None
-        item = self._string_item(index, key.encode())
-        if item is None or not item.value_ok:
-            return None
-        return item.value.split(b"\0", 1)[0].decode("utf-8", "replace")
-
-    def _string_item(self, namespace: int, key: bytes) -> Item | None:
+        name = (self.namespaces.get(namespace), key.encode(), CHUNK_ANY)
         for page in self.order:
-            for item in page.items:
-                if item.namespace == namespace and item.key == key and item.chunk == 0xFF:
-                    if item.type == TYPE_STRING:
-                        return item
-                    break
+            same = (i for i in page.items if (i.namespace, i.key, i.chunk) == name)
+            item = next(same, None)
+            if item is not None and item.type == TYPE_STRING:
+                text = item.value.split(b"\0", 1)[0].decode("utf-8", "replace")
+                return text if item.value_ok else None
         return None
 
     def strings(self) -> list[tuple[str, str, bytes]]:
         """(namespace, key, value without NUL) of every string; for redaction."""
-        names = {index: name for name, index in reversed(self.namespaces.items())}
         return [
-            (
-                names.get(item.namespace, f"#{item.namespace}"),
-                field_text(item.key),
-                item.value.removesuffix(b"\0"),
-            )
+            (*self._name(item), item.value.removesuffix(b"\0"))
             for _, item in self.items()
             if item.type == TYPE_STRING and item.namespace != NAMESPACES
         ]
 
     def keys(self) -> set[tuple[str, str]]:
         """(namespace, key) of everything stored."""
-        names = {index: name for name, index in reversed(self.namespaces.items())}
-        return {
-            (names.get(item.namespace, f"#{item.namespace}"), field_text(item.key))
-            for _, item in self.items()
-            if item.namespace != NAMESPACES
-        }
+        return {self._name(item) for _, item in self.items() if item.namespace != NAMESPACES}
+
+    def _name(self, item: Item) -> tuple[str, str]:
+        names = (name for name, index in self.namespaces.items() if index == item.namespace)
+        return next(names, f"#{item.namespace}"), field_text(item.key)
 
     def contents(self) -> Contents:
         """What the firmware can read: (namespace index, key, type) -> value.
@@ -170,10 +128,6 @@ class Nvs:
                 if len(found) == len(names) and sum(map(len, found)) == size:
                     contents[place] = size.to_bytes(4, "little") + b"".join(found)
         return contents
-
-    def flash(self) -> list[bytes]:
-        """The bytes of each page, as this start leaves them."""
-        return [page.flashed for page in self.pages]
 
 
 def parse_nvs(data: bytes, load: Loader | None = None) -> Nvs:
@@ -233,7 +187,7 @@ def _erase_first(nvs: Nvs, item: Item, kind: int) -> bool:
         twin = page.firsts.get(item.hash) if page.state is not PageState.FREEING else None
         if twin is not None and twin.type == kind:
             nvs.put(page.without([twin]))
-            nvs.twins[page.index] = [twin]
+            nvs.twin = page, twin
             return True
     return False
 
@@ -258,7 +212,6 @@ def _finish_freeing(nvs: Nvs) -> None:
         return
     nvs.pages[nvs.freeing.index] = _blank(nvs.freeing.index)
     if nvs.freeing.items:
-        nvs.moved = free[0]
         nvs.pages[free[0]] = _copy(nvs.freeing.items, free[0], seq)
         nvs.order.append(nvs.pages[free[0]])
 
@@ -301,8 +254,6 @@ def _match_blobs(nvs: Nvs, *, drops: bool) -> None:
         orphans = [part for name, part in page.parts if name not in known]
         if orphans:
             nvs.put(page.without(orphans))
-            place, there = nvs.on_flash(page, orphans)
-            nvs.orphans[place] = there
 
 
 def _observed(nvs: Nvs, indexes: list[Item]) -> list[tuple[int, int]]:
