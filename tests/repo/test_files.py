@@ -85,6 +85,7 @@ ROOMS = (
     "building",
     "fleet",
     "module",
+    "api",
     "client",
     "dashboard",
     "cli",
