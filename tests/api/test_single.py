@@ -11,6 +11,7 @@ import pytest
 from esp32_sim import Behaviour, RunningBoard, build_app
 from esp32_sim.pytest_plugin import StartBoard
 from ota_service import (
+    Options,
     OtaError,
     Progress,
     inspect_board,
@@ -22,7 +23,7 @@ from ota_service import (
 from tests.support.firmware_server import FirmwareServer
 from tests.support.machine import eventually
 
-QUICK = {"boot_timeout_s": 4.0, "boot_stable_s": 0.5}
+QUICK = Options(boot_timeout_s=4.0, boot_stable_s=0.5)
 
 
 def image(folder: Path, version: str, *, seed: int = 0, behaviour: Behaviour | None = None) -> Path:

@@ -175,8 +175,8 @@ class Engine:
     def __init__(
         self, boards: Mapping[str, str] | Iterable[str], **options: Unpack[Options]
     ) -> None:
-        self._state_dir = options.pop("state_dir", None) or default_state_dir()
-        self._cache_dir = options.pop("cache_dir", None) or default_cache_dir()
+        self._state_dir = options.pop("state_dir", default_state_dir())
+        self._cache_dir = options.pop("cache_dir", default_cache_dir())
         named = boards if isinstance(boards, Mapping) else _named(boards)
         self._options: dict[str, Any] = {
             **options,
