@@ -140,10 +140,12 @@ class Order:
         return asyncio.shield(self._task).__await__()
 
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        while not self._task.done():
-            yield self._engine.status()
+        over = False
+        while not over:
+            over = self._task.done()
+            if self._run is not None:  # it has begun
+                yield self._engine.status()
             await asyncio.wait({self._task}, timeout=POLL_S)
-        yield self._engine.status()
 
     def cancel(self) -> None:
         """Stop it where that leaves every board bootable. What is behind the switch finishes;

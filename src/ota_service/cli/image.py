@@ -11,11 +11,10 @@ import click
 from rich.console import Group
 from rich.text import Text
 
-from ota_service.cli.image_report import Report, app, report
-from ota_service.cli.image_tables import found_in, merged_regions, slots_of
-from ota_service.cli.output import json_option, out, print_json
+from ota_service.cli.content_tables import found_in, merged_regions, slots_of
+from ota_service.cli.contents import Report, app, report
+from ota_service.cli.output import files, json_option, out, print_json, size
 from ota_service.cli.remedies import own_words
-from ota_service.cli.show import files, size
 from ota_service.errors import OtaError
 from ota_service.formats.bootloader import parse_bootloader
 from ota_service.formats.chips import CHIP_BY_ID

@@ -38,17 +38,17 @@ FIRST_STEPS = (
 # Name -> module and attribute of its click command, and its line in `--help`.
 SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
     "backup": (
-        "ota_service.cli.backup",
+        "ota_service.cli.whole_board",
         "backup",
         "Keep the NVS, otadata and partition table of the board at PORT in DIR. Restarts it.",
     ),
     "restore": (
-        "ota_service.cli.backup",
+        "ota_service.cli.whole_board",
         "restore",
         "Put the backup in DIR back to the board at PORT, as far as the board starts with it.",
     ),
     "flash": (
-        "ota_service.cli.flash",
+        "ota_service.cli.whole_board",
         "flash",
         "Write the Merged Binary FILE to the board at PORT: everything on it is replaced.",
     ),

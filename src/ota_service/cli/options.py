@@ -38,7 +38,7 @@ def boot_options(function: Command) -> Command:
     stable = click.option(
         "--boot-stable",
         "--boot-stable-s",
-        "boot_stable",
+        "boot_stable_s",
         type=click.FloatRange(0, 600),
         default=5.0,
         show_default=True,
@@ -48,7 +48,7 @@ def boot_options(function: Command) -> Command:
     timeout = click.option(
         "--boot-timeout",
         "--boot-timeout-s",
-        "boot_timeout",
+        "boot_timeout_s",
         type=click.FloatRange(1, 600),
         default=20.0,
         show_default=True,

@@ -10,8 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 from rich.table import Table
 
-from ota_service.cli.output import Command, json_option, out, print_json
-from ota_service.cli.show import table
+from ota_service.cli.output import Command, json_option, out, print_json, table
 from ota_service.link.ports import PortInfo, list_ports
 
 

@@ -15,14 +15,13 @@ from rich.text import Text
 from ota_service.cli.follow import find_run, follow_call, follow_run, running, until
 from ota_service.cli.live import Live, in_order
 from ota_service.cli.options import asked_options
-from ota_service.cli.output import Command, err, error_text, json_option, out, print_json
+from ota_service.cli.output import Command, err, error_text, json_option, out, print_json, table
 from ota_service.cli.report import (
     history_table,
     plan_table,
     print_run,
     print_status,
 )
-from ota_service.cli.show import table
 from ota_service.client.failure import Failure
 from ota_service.client.machine import DEFAULT_NAME, Access, Machine, connect
 

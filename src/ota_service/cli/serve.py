@@ -17,8 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from rich.text import Text
 
 from ota_service.cli.file_server import FileServer, Served, Stage, Transfer, load
-from ota_service.cli.output import out
-from ota_service.cli.show import files
+from ota_service.cli.output import files, out
 from ota_service.client.addresses import listen_problem, own_addresses
 from ota_service.errors import OtaError
 from ota_service.formats.merge import describe_app

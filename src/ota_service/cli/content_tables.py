@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is in a firmware file, as tables for people."""
+"""What is in a firmware file, or on a board, for people: one look for both."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ota_service.cli.image_report import Report
-from ota_service.cli.show import bar, facts, share, size, table
+from ota_service.cli.contents import Report, board_report, revision_text
+from ota_service.cli.output import bar, facts, share, size, table
+from ota_service.cli.remedies import line_of
 from ota_service.formats.merge import Merged
-from ota_service.formats.partitions import PartitionTable
+from ota_service.formats.partitions import TABLE_OFFSET, PartitionTable
+
+if TYPE_CHECKING:
+    from ota_service.update.inspect import Inspection
 
 _KINDS = {
     "app-image": "an App Image",
@@ -41,11 +47,11 @@ def found_in(name: str, found: Report) -> Group:
         blocks.append(Text(f"  ! {problem}", style="red"))
     if not found["ok"] and "error" in found:
         blocks.append(Text(f"    {found['error']['remedy']}", style="dim"))
+    blocks.append(facts({"SHA-256": found["sha256"]}))
     if found["kind"] == "merged-binary":
         blocks += _merged(found)
     else:
         blocks += _single(found)
-    blocks.append(facts({"SHA-256": found["sha256"]}))
     return Group(*blocks)
 
 
@@ -86,7 +92,8 @@ def _merged(found: Report) -> list[RenderableType]:
         if "app" in row:
             blocks += [Text(f"\n{row['label']}", style="bold"), _app(row["app"])]
     if "otadata" in found:
-        blocks += [Text("\notadata", style="bold"), *_otadata(found["otadata"])]
+        active = [row["sector"] for row in found["otadata"] if row.get("active")]
+        blocks += [Text(""), *_otadata(found["otadata"], *active or [None])]
     for contents in found["nvs"]:
         blocks += [Text(f"\n{contents['partition']}", style="bold"), *_nvs(contents)]
     return blocks
@@ -111,10 +118,9 @@ def _app(shown: Report) -> Table:
     """An app's facts; a damaged one has few."""
     revisions = None
     if shown.get("min_revision") or shown.get("max_revision"):
-        revisions = f"v{shown['min_revision'] // 100}.{shown['min_revision'] % 100} or later"
+        revisions = f"{revision_text(shown['min_revision'])} or later"
         if "max_revision" in shown:
-            top = shown["max_revision"]
-            revisions = f"{revisions}, up to v{top // 100}.{top % 100}"
+            revisions = f"{revisions}, up to {revision_text(shown['max_revision'])}"
     return facts(
         {
             "project": shown["project"],
@@ -131,7 +137,7 @@ def _app(shown: Report) -> Table:
 
 
 def _segments(rows: list[Report]) -> Table:
-    made = table("Segment", "Load address", "File offset", "Size", right=("Size",))
+    made = table("segment", "load address", "file offset", "size", right=("size",))
     for index, row in enumerate(rows):
         made.add_row(
             str(index),
@@ -143,45 +149,45 @@ def _segments(rows: list[Report]) -> Table:
 
 
 def _partitions(rows: list[Report], boots: str | None = None) -> Table:
-    made = table("Partition", "Type", "Offset", "Size", "Contents", right=("Offset", "Size"))
+    made = table("partition", "kind", "offset", "size", "app", right=("offset", "size"))
     for row in rows:
-        flags = [name for name in ("encrypted", "read_only") if row.get(name)]
-        what = _contents(row)
+        text = _contents(row)
+        for flag in ("encrypted", "read_only"):
+            if row.get(flag):
+                text.append(f" {flag.replace('_', ' ')}")
+        if row.get("running"):
+            text.append("  running", style="green")
         if row["label"] == boots:
-            what = f"{what}  <- boots"
-        made.add_row(
-            Text(row["label"]),
-            row["kind"],
-            f"{row['offset']:#x}",
-            size(row["size_bytes"]),
-            Text(" ".join([what, *flags]).strip()),
-        )
+            text.append("  boots", style="green")
+        place = f"{row['offset']:#x}"
+        made.add_row(Text(row["label"]), row["kind"], place, size(row["size_bytes"]), text)
     return made
 
 
-def _contents(row: Report) -> str:
-    if "app" in row:
-        app = row["app"]
-        full = share(app["size_bytes"], row["size_bytes"])
-        return f"{app['project']} {app['version']}, {full} full"
+def _contents(row: Report) -> Text:
+    app = row.get("app")
+    if app is not None and "project" in app:
+        name = f"{app['project']} {app.get('version', app.get('app_version'))}"
+        full = f", {share(app['size_bytes'], row['size_bytes'])} full" if "version" in app else ""
+        return Text(name + full)
+    if app is not None:
+        return Text("empty" if app["empty"] else "no app descriptor", style="dim")
     if "error" in row:
-        return "damaged"
-    if row.get("in_file") is False:
-        return "not in the file"
-    return ""
+        return Text("damaged", style="red")
+    return Text("not in the file" if row.get("in_file") is False else "", style="dim")
 
 
-def _otadata(rows: list[Report]) -> list[RenderableType]:
-    if all(row["blank"] for row in rows):
-        return [Text("  blank: the factory app starts, else ota_0")]
-    made = table("Sector", "Seq", "State", "Slot", "", right=("Seq",))
-    for row in rows:
-        if row["blank"]:
-            made.add_row(str(row["sector"]), "", "blank", "", "")
-            continue
-        note = "active" if row["active"] else "" if row["valid"] else "wrong CRC"
-        made.add_row(str(row["sector"]), str(row["seq"]), row["state"], row.get("slot", ""), note)
-    return [made]
+def _otadata(entries: list[Report], active: int | None) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for entry in entries:
+        words = "blank" if entry["blank"] else "damaged"
+        if entry.get("written", entry.get("valid")):
+            words = f"seq {entry['seq']}, {entry['state']}, names {entry.get('slot', '?')}"
+        line = Text.assemble((f"otadata {entry['sector']}  ", "bold"), words)
+        if active == entry["sector"]:
+            line.append("  decides", style="green")
+        lines.append(line)
+    return lines
 
 
 def _nvs(shown: Report) -> list[RenderableType]:
@@ -190,7 +196,7 @@ def _nvs(shown: Report) -> list[RenderableType]:
         Text(f"  {count} keys, {shown['free_pages']} of {shown['pages']} pages free")
     ]
     if count:
-        made = table("Namespace", "Key", "Type")
+        made = table("namespace", "key", "type")
         for space, keys in sorted(shown["keys"].items()):
             for key, kind in sorted(keys.items()):
                 made.add_row(Text(space), Text(key), kind)
@@ -198,9 +204,72 @@ def _nvs(shown: Report) -> list[RenderableType]:
     return blocks
 
 
+# --- a board
+
+_EVIDENCE = {
+    "journal": "by its digest",
+    "image": "by its digest",
+    "log": "by the bootloader's log",
+    "verified": "by otadata and its whole image",
+    "none": "",
+}
+_LOCKS = {
+    "flash_encrypted": "flash encryption",
+    "secure_boot": "secure boot",
+    "secure_download": "secure download mode",
+}
+
+
+def on_board(port: str, found: Inspection) -> Group:
+    """Everything on a board, one block below the other."""
+    told = board_report(found)
+    chip, running, offset = told["chip"], told.get("running"), told.get("table_offset")
+    flash = size(chip["flash_bytes"]) if chip["flash_bytes"] is not None else "unknown size"
+    runs = version = elsewhere = None
+    if running is not None:
+        app = f"{running.get('project', '')} {running.get('app_version', '')}".strip()
+        how = _EVIDENCE[running["evidence"]]
+        runs = f"{running['slot']}: {app or 'no app descriptor'} ({how})"
+    if "version" in told:
+        version = f"{told['version'] or 'none'} (VIAM_NS/OTA_VERSION in NVS)"
+    if offset not in (None, TABLE_OFFSET):
+        elsewhere = f"at {offset:#x}, not at {TABLE_OFFSET:#x}"
+    about = {
+        "port": port,
+        "chip": f"{chip['name']} {chip['revision']}, {flash} of flash",
+        "MAC": told["mac"],
+        "security": ", ".join(words for lock, words in _LOCKS.items() if chip[lock]),
+        "running": runs,
+        "version": version,
+        "table": elsewhere,
+    }
+    blocks: list[RenderableType] = [facts(about, indent=0)]
+    if found.table is not None:
+        apps = {app["offset"]: app for app in told["apps"]}
+        rows = [
+            {**row, "app": app, "running": app["running"]} if app is not None else row
+            for row in told["partitions"]
+            for app in [apps.get(row["offset"])]
+        ]
+        blocks += [Text(""), _partitions(rows)]
+    if "otadata" in told:
+        otadata = told["otadata"]
+        blocks += [Text(""), *_otadata(otadata["entries"], otadata.get("active"))]
+        if otadata["pending"]:
+            blocks.append(Text("An app waits for its confirmation; it got its time again."))
+    problem = found.problem or found.running.why
+    if problem is not None:
+        line = Text.assemble(("It cannot be updated: ", "bold red"), line_of(problem))
+        blocks += [Text(""), line]
+    return Group(*blocks)
+
+
+# --- what was made
+
+
 def slots_of(found: PartitionTable, image_bytes: int) -> Table:
     """How full an app makes each app partition."""
-    made = table("Slot", "Size", "App", "", "", right=("Size", "App", ""))
+    made = table("slot", "size", "app", "", "", right=("size", "app", ""))
     for part in found.partitions:
         if part.is_app:
             made.add_row(
@@ -216,8 +285,8 @@ def slots_of(found: PartitionTable, image_bytes: int) -> Table:
 def merged_regions(made: Merged) -> Table:
     """What was put where, and how full that place is."""
     rows = table(
-        "Region", "Offset", "Size", "Room", "Full", "Contents",
-        right=("Offset", "Size", "Room", "Full"),
+        "region", "offset", "size", "room", "full", "contents",
+        right=("offset", "size", "room", "full"),
     )  # fmt: skip
     for region in made.regions:
         part = made.table.by_label(region.name)

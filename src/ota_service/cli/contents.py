@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is in a firmware file, as data: the JSON of `esp32-ota image inspect`.
+"""What is in a firmware file, or on a board, as data: the JSON of `image inspect` and `inspect`.
 
 No value of NVS is in it, only keys and types: a Merged Binary may hold credentials.
 """
@@ -7,8 +7,9 @@ No value of NVS is in it, only keys and types: a Merged Binary may hold credenti
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ota_service.cli.remedies import own_words
 from ota_service.errors import OtaError
 from ota_service.formats.bootloader import FLASH_BYTES_ELSE, Bootloader, parse_bootloader
 from ota_service.formats.image import AppImage, Segment, parse_app_image, parse_header
@@ -19,7 +20,7 @@ from ota_service.formats.merged import (
     whole_flash,
 )
 from ota_service.formats.nvs import Nvs, parse_nvs
-from ota_service.formats.otadata import OtaData
+from ota_service.formats.otadata import OtaData, OtaEntry
 from ota_service.formats.partitions import (
     MAGIC,
     Partition,
@@ -28,6 +29,9 @@ from ota_service.formats.partitions import (
 )
 from ota_service.formats.recognise import name_of
 from ota_service.formats.text import field_text
+
+if TYPE_CHECKING:
+    from ota_service.update.inspect import App, Inspection
 
 Report = dict[str, Any]
 
@@ -218,33 +222,37 @@ def segments(found: tuple[Segment, ...]) -> list[Report]:
 
 
 def partitions(table: PartitionTable) -> list[Report]:
-    """A table's rows."""
-    return [
-        {
-            "label": part.label,
-            "kind": part.kind,
-            "offset": part.offset,
-            "size_bytes": part.size_bytes,
-            **({"encrypted": True} if part.encrypted else {}),
-            **({"read_only": True} if part.read_only else {}),
-        }
-        for part in table.partitions
-    ]
+    """A table's rows; flags where they are set."""
+    rows = map(_row, table.partitions)
+    return [{key: value for key, value in row.items() if value is not False} for row in rows]
+
+
+def _row(part: Partition) -> Report:
+    return {
+        "label": part.label,
+        "kind": part.kind,
+        "offset": part.offset,
+        "size_bytes": part.size_bytes,
+        "encrypted": part.encrypted,
+        "read_only": part.read_only,
+    }
 
 
 def otadata(found: OtaData, table: PartitionTable) -> list[Report]:
     """Both entries of otadata."""
-    slots = table.ota_slots
     shown = []
     for index, entry in enumerate(found.entries):
         row: Report = {"sector": index, "blank": entry.blank}
         if not entry.blank:
             row |= {"seq": entry.seq, "state": entry.state_name, "valid": entry.written}
-            if entry.written and slots:
-                row["slot"] = slots[entry.slot_index(len(slots))].name
+            row |= {"slot": _slot(entry, table)} if entry.written and table.ota_slots else {}
             row["active"] = found.active == index
         shown.append(row)
     return shown
+
+
+def _slot(entry: OtaEntry, table: PartitionTable) -> str:
+    return table.ota_slots[entry.slot_index(len(table.ota_slots))].name
 
 
 def nvs(found: Nvs) -> Report:
@@ -257,3 +265,92 @@ def nvs(found: Nvs) -> Report:
         space = keys.setdefault(names.get(namespace, f"#{namespace}"), {})
         space[field_text(key)] = NVS_TYPES.get(kind, f"{kind:#04x}")
     return {"pages": len(found.pages), "free_pages": found.free_pages, "keys": keys}
+
+
+# --- a board
+
+
+def board_report(found: Inspection) -> Report:
+    """What is on a board; what is not known is left out."""
+    chip, table, problem = found.chip, found.table, found.problem or found.running.why
+    told: Report = {
+        "mac": chip.mac,
+        "chip": {
+            "name": chip.name,
+            "revision": revision_text(chip.revision),
+            "flash_bytes": chip.flash_bytes,
+            "flash_encrypted": chip.flash_encrypted,
+            "secure_boot": chip.secure_boot,
+            "secure_download": chip.secure_download,
+        },
+        "version": found.version if found.nvs is not None else None,
+        "running": _running(found),
+        "table_offset": table.offset if table is not None else None,
+        "partitions": list(map(_row, table.partitions)) if table is not None else [],
+        "otadata": _board_otadata(found),
+        "apps": [_board_app(found, app) for app in found.apps],
+        "problem": own_words(problem.to_dict()) if problem is not None else None,
+    }
+    return _known(told)
+
+
+def _known(values: Report) -> Report:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _running(found: Inspection) -> Report | None:
+    running = found.running
+    if running.partition is None:
+        return None
+    told: Report = {"slot": running.partition.name, "evidence": running.evidence}
+    app = found.running_app
+    if app is not None and app.descriptor is not None:
+        told |= {"project": app.descriptor.project, "app_version": app.descriptor.version}
+    return told
+
+
+def _board_otadata(found: Inspection) -> Report | None:
+    data, table = found.otadata, found.table
+    if data is None or table is None:
+        return None
+    slots, entries = table.ota_slots, []
+    for index, entry in enumerate(data.entries):
+        told: Report = {"sector": index, "written": entry.written, "blank": entry.blank}
+        if entry.written:
+            slot = _slot(entry, table) if slots else None
+            told |= {"seq": entry.seq, "state": entry.state_name, "slot": slot}
+        entries.append(_known(told))
+    named = data.slot_index(len(slots)) if slots else None
+    return _known(
+        {
+            "entries": entries,
+            "active": data.active,
+            "names": slots[named].name if named is not None else None,
+            "pending": found.pending,
+        }
+    )
+
+
+def _board_app(found: Inspection, app: App) -> Report:
+    about, place = app.descriptor, app.partition
+    told: Report = {
+        "slot": place.name,
+        "offset": place.offset,
+        "size_bytes": place.size_bytes,
+        "running": found.running.partition == place,
+        "empty": about is None and not app.head.strip(b"\xff"),
+    }
+    if about is not None:
+        told |= {
+            "project": about.project,
+            "app_version": about.version,
+            "idf_version": about.idf_version,
+            "built": f"{about.date} {about.time}".strip(),
+            "secure_version": about.secure_version,
+        }
+    return told
+
+
+def revision_text(revision: int) -> str:
+    """A full chip revision as Espressif writes it: 301 is "v3.1"."""
+    return f"v{revision // 100}.{revision % 100}"
