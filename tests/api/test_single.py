@@ -83,6 +83,7 @@ async def test_a_board_is_updated_and_rolled_back(esp32_boards: StartBoard, tmp_
         again = await update_board(board.url, url, "1.2.3", **QUICK)
     assert (done.outcome, done.action) == ("up_to_date", "write")
     assert (done.before, done.version, done.mac) == ("1.2.2", "1.2.3", board.mac)
+    assert done.replaces == {"project": "micro-rdk-server", "by": "thermostat"}
     assert done.error is None
     assert done.seconds["booting"] > 0
     assert seen

@@ -72,8 +72,9 @@ class BoardReport:
 
     name: as in the engine. mac, port: of the board. outcome: the board's state at the end of an
     update ("up_to_date", "rolled_back", "failed", ..: docs/architecture.md). action: what an
-    update does to it: "none", "write", "switch", "record" or "refuse"; reason: why. before,
-    version: the tag stored before, and now. slot: where a rollback led. matches: whether it runs
+    update does to it: "none", "write", "switch", "record" or "refuse"; reason: why. replaces:
+    {"project", "by"}, where its firmware is another project's. before, version: the tag stored
+    before, and now. slot: where a rollback led. matches: whether it runs
     the firmware, of `verify`. seconds: by phase. boot_log: lines of watched starts, where one did
     not go well. error: what went wrong.
     """
@@ -84,6 +85,7 @@ class BoardReport:
     outcome: State | None = None
     action: Literal["none", "write", "switch", "record", "refuse"] | None = None
     reason: str = ""
+    replaces: Mapping[str, str] | None = None
     before: str | None = None
     version: str | None = None
     slot: str | None = None
@@ -147,6 +149,11 @@ class Order:
                 yield self._engine.status()
             await asyncio.wait({self._task}, timeout=POLL_S)
 
+    @property
+    def boards(self) -> dict[str, BoardReport]:
+        """What has come of it so far, by the boards' names."""
+        return _reports(self._run) if self._run is not None else {}
+
     def cancel(self) -> None:
         """Stop it where that leaves every board bootable. What is behind the switch finishes;
         what only reads does, too. Await the order to see the end."""
@@ -159,7 +166,8 @@ class Order:
         if self._unwanted:
             self.cancel()
         await run.done.wait()
-        return _report(run, await self._engine.record(run))
+        record = await self._engine.record(run)
+        return Report(run.outcome, _reports(run), run.error, record)
 
 
 class Engine:
@@ -365,7 +373,7 @@ class Engine:
         return replace(settings, target=target)
 
 
-def _report(run: Run, record: Mapping[str, Any]) -> Report:
+def _reports(run: Run) -> dict[str, BoardReport]:
     boards = {}
     for order, board in run.orders.values():
         name = board.shown.name
@@ -378,6 +386,7 @@ def _report(run: Run, record: Mapping[str, Any]) -> Report:
             outcome=order.report.get("outcome"),
             action=told.get("action"),
             reason=told.get("reason", ""),
+            replaces=told.get("replaces"),
             before=told.get("from"),
             version=told.get("version", told.get("to")),
             slot=told.get("slot"),
@@ -386,7 +395,7 @@ def _report(run: Run, record: Mapping[str, Any]) -> Report:
             boot_log=tuple(told.get("boot_log", ())),
             error=answer.error if answer is not None else None,
         )
-    return Report(run.outcome, boards, run.error, record)
+    return boards
 
 
 def _named(ports: Iterable[str]) -> dict[str, str]:

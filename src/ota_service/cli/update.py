@@ -6,8 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,28 +129,50 @@ async def _run(
 
     known: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     async with Engine([port], **known) as engine:
-        with _replaced(console) as replaced:
-            order = (engine.plan if dry_run else engine.update)(firmware, **given)
+        order = (engine.plan if dry_run else engine.update)(firmware, **given)
 
-            def stop() -> None:
-                console.print("Stopping where that leaves the board bootable...")
-                order.cancel()
+        def stop() -> None:
+            console.print("Stopping where that leaves the board bootable...")
+            order.cancel()
 
-            with on_stop(stop), Live(console, transient=True) as live:
-                async for status in order:
-                    live.show(status)
-            report = await order
+        with on_stop(stop), Live(console, transient=True) as live:
+            noted: set[str] = set()
+            async for status in order:
+                for name, board in order.boards.items():
+                    if board.replaces is not None and name not in noted:
+                        noted.add(name)  # before it is shown that anything is written
+                        _note(console, board.replaces)
+                live.show(status)
+        report = await order
         run = dict(report.record)
         if dry_run:
             if report.error is not None and not report.boards:
                 raise report.error
-            run = {"ok": True, "run": _short(run), **run.pop("result", {"plan": {}})}
-            _would_replace(replaced, engine.status(), run["plan"])
+            run = {"ok": True, "run": _short(run), **run.get("result", {"plan": {}})}
+            for name, planned in run["plan"].items():
+                replaces = _would_replace(engine.status(), name, planned)
+                if replaces is not None:
+                    planned["replaces"] = replaces
+                    _note(console, replaces)
         elif report.outcome == "cancelled":
             _say_what_runs(console, engine.status())
-    for name, board in run["plan" if dry_run else "boards"].items():
-        board |= {"replaces": replaced.found[name]} if name in replaced.found else {}
     return run
+
+
+def _note(console: Console, replaces: Mapping[str, str]) -> None:
+    project, by = replaces["project"], replaces["by"]
+    console.print(Text(f'Note: replaces the project "{project}" by "{by}".'))
+
+
+def _would_replace(
+    status: Mapping[str, Any], name: str, planned: Mapping[str, Any]
+) -> dict[str, str] | None:
+    """The same for a dry run, which has just read what the board runs."""
+    before = status["boards"][name].get("running", {}).get("project")
+    after = status.get("target", {}).get("project")
+    writes = planned.get("action") in ("write", "switch")
+    differs = before and after and before != after
+    return {"project": before, "by": after} if writes and differs else None
 
 
 def _short(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,51 +199,6 @@ def _said_of(run: Mapping[str, Any], *, force: bool) -> str:
         "was only switched.",
         "record": "The board ran the image already: only the version was stored.",
     }.get(str(board.get("action", "")), "")
-
-
-class _Replaced(logging.Handler):
-    """Prints that another project's firmware is replaced; called before anything is written."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-        self.found: dict[str, dict[str, str]] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """A record of anything else is not for here."""
-        told = getattr(record, "replaced", None)
-        if told is not None:
-            self.say(*told)
-
-    def say(self, name: str, before: str, after: str) -> None:
-        """Once for a board, however often it is tried."""
-        if name not in self.found:
-            self.found[name] = {"project": before, "by": after}
-            self._console.print(Text(f'Note: replaces the project "{before}" by "{after}".'))
-
-
-@contextmanager
-def _replaced(console: Console) -> Iterator[_Replaced]:
-    """Say which project is replaced by which, as soon as the fleet finds it out."""
-    handler = _Replaced(console)
-    logger = logging.getLogger("ota_service.fleet")
-    logger.addHandler(handler)
-    try:
-        yield handler
-    finally:
-        logger.removeHandler(handler)
-
-
-def _would_replace(
-    replaced: _Replaced, status: Mapping[str, Any], plan: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """The same for a dry run, which has just read what the boards run."""
-    after = str(dict(status.get("target", {})).get("project", ""))
-    for name, board in dict(status.get("boards", {})).items():
-        before = str(dict(board.get("running", {})).get("project", ""))
-        writes = plan.get(name, {}).get("action") in ("write", "switch")
-        if writes and before and after and before != after:
-            replaced.say(name, before, after)
 
 
 def _say_what_runs(console: Console, status: Mapping[str, Any]) -> None:
