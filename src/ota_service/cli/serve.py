@@ -14,10 +14,8 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 from urllib.parse import quote
 
 import click
@@ -62,13 +60,7 @@ async def _serve(file: Path, served: Served, host: str, port: int, auth: str | N
     console = out()
     stop = asyncio.Event()
     with on_stop(stop.set), Downloads(console) as downloads:
-        server = FileServer(
-            file,
-            served,
-            watch=downloads.watch,
-            changed=lambda found: _say_changed(downloads, file, found),
-            auth=auth,
-        )
+        server = FileServer(file, served, downloads, auth)
         runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -99,14 +91,43 @@ def _introduce(console: Console, file: Path, served: Served, urls: list[str], au
     console.print("Stop with Ctrl-C.")
 
 
-def _say_changed(downloads: Downloads, file: Path, found: Served | str) -> None:
-    if isinstance(found, str):
-        downloads.say(f"{file.name} has changed and cannot be served: {found} The old one stays.")
-    else:
-        downloads.say(
-            f"{file.name} has changed: now {describe_app(found.image)}. Configure "
-            f'"version": {json.dumps(found.version, ensure_ascii=False)} to have it installed.'
-        )
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The file as it is served: checked, and with what names this very content."""
+
+    data: bytes
+    image: AppImage
+    etag: str
+    changed_s: float
+
+    @property
+    def version(self) -> str:
+        """The version of the app descriptor."""
+        return self.image.descriptor.version
+
+
+def load(path: Path) -> Served:
+    """The App Image in a file. Raises OtaError for anything else, OSError."""
+    changed_s = path.stat().st_mtime
+    data = path.read_bytes()
+    image = parse_app_image(data)
+    return Served(data, image, hashlib.sha256(data).hexdigest()[:32], changed_s)
+
+
+# --- who downloads what
+
+
+@dataclass(slots=True)
+class Transfer:
+    """One answer: who got how much of it. begin: the first byte's offset. bar: on a terminal."""
+
+    client: str
+    agent: str
+    begin: int = 0
+    sent_bytes: int = 0
+    total_bytes: int = 0
+    started_s: float = field(default_factory=time.monotonic)
+    bar: TaskID | None = None
 
 
 class Downloads:
@@ -142,29 +163,31 @@ class Downloads:
         moment = time.strftime("%H:%M:%S")
         self._console.print(Text(f"{moment} {text}"), soft_wrap=True)
 
-    def watch(self, stage: Stage, transfer: Transfer) -> None:
-        """As `FileServer` has it."""
-        bars = self._bars
-        if stage == "begun":
-            if bars is not None:
-                self._tasks[transfer.number] = bars.add_task(
-                    transfer.client, total=transfer.total_bytes
-                )
-            else:
-                self.say(f"{transfer.client} begins: {transfer.total_bytes:,} bytes")
-        elif stage == "going":
-            if bars is not None:
-                bars.update(self._tasks[transfer.number], completed=transfer.sent_bytes)
+    def begin(self, transfer: Transfer) -> None:
+        """Bytes are on their way."""
+        if self._bars is not None:
+            transfer.bar = self._bars.add_task(transfer.client, total=transfer.total_bytes)
         else:
-            if bars is not None and (task := self._tasks.pop(transfer.number, None)) is not None:
-                bars.remove_task(task)
-            self.say(_ended(stage, transfer))
+            self.say(f"{transfer.client} begins: {transfer.total_bytes:,} bytes")
+
+    def sent(self, transfer: Transfer, size_bytes: int) -> None:
+        """So many more."""
+        transfer.sent_bytes += size_bytes
+        if self._bars is not None and transfer.bar is not None:
+            self._bars.update(transfer.bar, completed=transfer.sent_bytes)
+
+    def end(self, transfer: Transfer, status: int | None) -> None:
+        """status: as answered; None: broken off."""
+        if self._bars is not None and transfer.bar is not None:
+            self._bars.remove_task(transfer.bar)
+        who = transfer.client + (f" ({transfer.agent})" if transfer.agent else "")
+        self.say(f"{who} {_ended(transfer, status)}")
 
 
-def _ended(stage: Stage, transfer: Transfer) -> str:
-    who = transfer.client + (f" ({transfer.agent})" if transfer.agent else "")
-    if stage == "broken":
-        return f"{who} broke off after {transfer.sent_bytes:,} of {transfer.total_bytes:,} bytes"
+def _ended(transfer: Transfer, status: int | None) -> str:
+    sent = f"{transfer.sent_bytes:,}"
+    if status is None:
+        return f"broke off after {sent} of {transfer.total_bytes:,} bytes"
     words = {
         304: "has it already (304)",
         401: "gave no or a wrong user and password (401)",
@@ -172,81 +195,28 @@ def _ended(stage: Stage, transfer: Transfer) -> str:
         405: "wanted something other than reading (405)",
         416: "asked for bytes that do not exist (416)",
     }
-    if transfer.status in words:
-        return f"{who} {words[transfer.status]}"
+    if status in words:
+        return words[status]
     if not transfer.sent_bytes:
-        return f"{who} looked ({transfer.status})"
+        return f"looked ({status})"
     seconds = max(0.001, time.monotonic() - transfer.started_s)
     part = f" from byte {transfer.begin:,}" if transfer.begin else ""
-    return f"{who} got {transfer.sent_bytes:,} bytes{part} in {seconds:.1f} s ({transfer.status})"
+    return f"got {sent} bytes{part} in {seconds:.1f} s ({status})"
 
 
 # --- the server
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """The file as it is served: checked, and with what names this very content."""
-
-    data: bytes
-    image: AppImage
-    etag: str
-    changed_s: float
-
-    @property
-    def version(self) -> str:
-        """The version of the app descriptor."""
-        return self.image.descriptor.version
-
-
-def load(path: Path) -> Served:
-    """The App Image in a file. Raises OtaError for anything else, OSError."""
-    changed_s = path.stat().st_mtime
-    data = path.read_bytes()
-    image = parse_app_image(data)
-    return Served(data, image, hashlib.sha256(data).hexdigest()[:32], changed_s)
-
-
-@dataclass(slots=True)
-class Transfer:
-    """One answer: who got how much of it. status: as sent; begin: the first byte's offset."""
-
-    number: int
-    client: str
-    agent: str
-    status: int
-    begin: int = 0
-    sent_bytes: int = 0
-    total_bytes: int = 0
-    started_s: float = 0.0
-
-
-Stage = Literal["begun", "going", "ended", "broken"]
-Watch = Callable[[Stage, Transfer], None]
-
-
 class FileServer:
-    """The handler of one file. `watch` is called as answers begin, go on and end.
-
-    auth: "user:password" to ask for, or None. changed: called with the file's new content, or
-    with the reason why the old one is served on, when the file on disk changes.
-    """
+    """The handler of one file. auth: "user:password" to ask for, or None."""
 
     def __init__(
-        self,
-        path: Path,
-        served: Served,
-        *,
-        watch: Watch,
-        changed: Callable[[Served | str], None],
-        auth: str | None = None,
+        self, path: Path, served: Served, downloads: Downloads, auth: str | None = None
     ) -> None:
         self.path = path
         self.served = served
-        self._watch = watch
-        self._changed = changed
+        self._downloads = downloads
         self._auth = auth
-        self._count = 0
         self._seen_s = served.changed_s
 
     @property
@@ -261,15 +231,26 @@ class FileServer:
         return app
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        agent = request.headers.get("User-Agent", "").encode("utf-8", "replace")
+        transfer = Transfer(request.remote or "?", field_text(agent)[:40])  # safe to print
+        status = None
+        try:
+            response = await self._answer(request, transfer)
+            status = response.status
+        finally:
+            self._downloads.end(transfer, status)
+        return response
+
+    async def _answer(self, request: web.Request, transfer: Transfer) -> web.StreamResponse:
         if not self._allowed(request):
             headers = {"WWW-Authenticate": 'Basic realm="firmware"'}
-            return self._short(request, 401, "user and password are needed\n", headers)
+            return web.Response(status=401, text="user and password are needed\n", headers=headers)
         if request.method not in ("GET", "HEAD"):
-            return self._short(request, 405, "only GET\n", {"Allow": "GET, HEAD"})
+            return web.Response(status=405, text="only GET\n", headers={"Allow": "GET, HEAD"})
         if request.path != "/" + self.path.name:
-            return self._short(request, 404, f"the firmware is at {self.url_path}\n")
+            return web.Response(status=404, text=f"the firmware is at {self.url_path}\n")
         await asyncio.to_thread(self._look)
-        return await self._send(request, self.served)
+        return await self._send(request, self.served, transfer)
 
     def _allowed(self, request: web.Request) -> bool:
         if self._auth is None:
@@ -281,22 +262,27 @@ class FileServer:
 
     def _look(self) -> None:
         """Take up a new build, but only a whole one: it may still be being written."""
+        name, say = self.path.name, self._downloads.say
         try:
             changed_s = self.path.stat().st_mtime
             if changed_s == self._seen_s:
                 return
             self._seen_s = changed_s
             served = load(self.path)
-        except OtaError as error:
-            self._changed(error.message)
-        except OSError as error:
-            self._changed(error.strerror or str(error))
-        else:
-            if served.etag != self.served.etag:
-                self.served = served
-                self._changed(served)
+        except (OtaError, OSError) as error:
+            why = error.message if isinstance(error, OtaError) else error.strerror or str(error)
+            say(f"{name} has changed and cannot be served: {why} The old one stays.")
+            return
+        if served.etag != self.served.etag:
+            self.served = served
+            say(
+                f"{name} has changed: now {describe_app(served.image)}. Configure "
+                f'"version": {json.dumps(served.version, ensure_ascii=False)} to have it installed.'
+            )
 
-    async def _send(self, request: web.Request, served: Served) -> web.StreamResponse:
+    async def _send(
+        self, request: web.Request, served: Served, transfer: Transfer
+    ) -> web.StreamResponse:
         size = len(served.data)
         headers = {
             "Accept-Ranges": "bytes",
@@ -307,7 +293,7 @@ class FileServer:
         response.etag, response.last_modified = served.etag, served.changed_s
         headers |= {name: response.headers[name] for name in ("ETag", "Last-Modified")}
         if any(tag.value in ("*", served.etag) for tag in request.if_none_match or ()):
-            return self._short(request, 304, "", headers)
+            return web.Response(status=304, headers=headers)
         begin, end = 0, size
         if_range = request.headers.get("If-Range")
         if if_range is None or if_range in (headers["ETag"], headers["Last-Modified"]):
@@ -315,47 +301,19 @@ class FileServer:
                 wanted = request.http_range
                 begin, end, _ = wanted.indices(size)
                 if begin >= size:
-                    return self._short(request, 416, "", {"Content-Range": f"bytes */{size}"})
+                    return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
                 if wanted.start is not None:
                     response.set_status(206)
                     response.headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
         response.content_length = end - begin
-        transfer = self._transfer(request, response.status)
-        transfer.begin, transfer.total_bytes = begin, end - begin
         await response.prepare(request)
         if request.method == "HEAD":
-            self._watch("ended", transfer)
             return response
-        self._watch("begun", transfer)
-        try:
-            for at in range(begin, end, CHUNK_BYTES):
-                chunk = served.data[at : min(at + CHUNK_BYTES, end)]
-                await response.write(chunk)
-                transfer.sent_bytes += len(chunk)
-                self._watch("going", transfer)
-            await response.write_eof()
-        except (ConnectionError, asyncio.CancelledError):
-            self._watch("broken", transfer)
-            raise
-        self._watch("ended", transfer)
+        transfer.begin, transfer.total_bytes = begin, end - begin
+        self._downloads.begin(transfer)
+        for at in range(begin, end, CHUNK_BYTES):
+            chunk = served.data[at : min(at + CHUNK_BYTES, end)]
+            await response.write(chunk)
+            self._downloads.sent(transfer, len(chunk))
+        await response.write_eof()
         return response
-
-    def _short(
-        self, request: web.Request, status: int, text: str, headers: dict[str, str] | None = None
-    ) -> web.Response:
-        self._watch("ended", self._transfer(request, status))
-        response = web.Response(status=status, headers=headers)
-        if text:
-            response.text = text
-        return response
-
-    def _transfer(self, request: web.Request, status: int) -> Transfer:
-        self._count += 1
-        agent = request.headers.get("User-Agent", "")
-        return Transfer(
-            self._count,
-            str(request.remote or "?"),
-            field_text(agent.encode("utf-8", "replace"))[:40],  # safe to print
-            status,
-            started_s=time.monotonic(),
-        )
