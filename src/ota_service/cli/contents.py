@@ -7,12 +7,14 @@ No value of NVS is in it, only keys and types: a Merged Binary may hold credenti
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ota_service.cli.remedies import own_words
 from ota_service.errors import OtaError
 from ota_service.formats.bootloader import FLASH_BYTES_ELSE, Bootloader, parse_bootloader
-from ota_service.formats.image import AppImage, Segment, parse_app_image, parse_header
+from ota_service.formats.image import AppImage, parse_app_image, parse_header
 from ota_service.formats.merged import (
     MergedBinary,
     find_partition_table,
@@ -49,53 +51,53 @@ def report(data: bytes) -> Report:
     {"kind": "app-image|merged-binary|bootloader|partition-table|nvs|unknown", "ok": whole and
     usable as that, "problems": where not, "size_bytes", "sha256", ...what the kind has}.
     """
-    about: Report = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    if data.startswith(MAGIC):
-        return about | _table_file(data)
-    if find_partition_table(whole_flash(data)) is not None:
-        return about | _merged_file(data)
-    if _is_nvs(data):
-        return about | _nvs_file(data)
-    return about | _image_file(data)
+    kind, read = next((kind, read) for kind, is_one, read in _KINDS if is_one(data))
+    try:
+        values = read(data)
+    except OtaError as error:
+        values = {"problems": [error.message], "error": error.to_dict()}
+        if kind == "app-image":
+            kind = "unknown" if error.code == "not-an-image" else kind
+            values |= _half(data) if kind == "app-image" else {}
+            values |= {"looks_like": name} if (name := name_of(data)) is not None else {}
+    problems = values.pop("problems", [])
+    return {
+        "size_bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "kind": kind,
+        "ok": not problems,
+        "problems": problems,
+        **values,
+    }
 
 
-def _result(kind: str, problems: list[str], **values: Any) -> Report:
-    return {"kind": kind, "ok": not problems, "problems": problems, **values}
+def _half(data: bytes) -> Report:
+    """What a damaged image still says of itself."""
+    shown = parse_header(data)
+    return {"app": {"project": shown.project, "version": shown.version}} if shown else {}
 
 
 def _image_file(data: bytes) -> Report:
+    image = parse_app_image(data)
+    return {"app": app(image), "segments": list(map(asdict, image.segments))}
+
+
+def _is_bootloader(data: bytes) -> bool:
     try:
-        image = parse_app_image(data)
+        parse_app_image(data)
     except OtaError as error:
-        if error.code == "bootloader-image":
-            return _bootloader_file(data)
-        kind = "unknown" if error.code == "not-an-image" else "app-image"
-        values: Report = {"error": error.to_dict()}
-        if kind == "app-image" and (shown := parse_header(data)) is not None:
-            values["app"] = {"project": shown.project, "version": shown.version}
-        name = name_of(data)
-        if name is not None:
-            values["looks_like"] = name
-        return _result(kind, [error.message], **values)
-    return _result("app-image", [], app=app(image), segments=segments(image.segments))
+        return error.code == "bootloader-image"
+    return False
 
 
 def _bootloader_file(data: bytes) -> Report:
-    try:
-        loader = parse_bootloader(data)
-    except OtaError as error:
-        return _result("bootloader", [error.message], error=error.to_dict())
-    return _result(
-        "bootloader", [], bootloader=bootloader(loader), segments=segments(loader.segments)
-    )
+    loader = parse_bootloader(data)
+    return {"bootloader": bootloader(loader), "segments": list(map(asdict, loader.segments))}
 
 
 def _table_file(data: bytes) -> Report:
-    try:
-        table = parse_partition_table(data, table_offset=None)
-    except OtaError as error:
-        return _result("partition-table", [error.message], error=error.to_dict())
-    return _result("partition-table", [], partitions=partitions(table), has_md5=table.has_md5)
+    table = parse_partition_table(data, table_offset=None)
+    return {"partitions": partitions(table), "has_md5": table.has_md5}
 
 
 def _is_nvs(data: bytes) -> bool:
@@ -105,24 +107,13 @@ def _is_nvs(data: bytes) -> bool:
     return word in (0xFFFFFFFE, 0xFFFFFFFC, 0xFFFFFFF8)
 
 
-def _nvs_file(data: bytes) -> Report:
-    try:
-        contents = nvs(parse_nvs(data))
-    except OtaError as error:
-        return _result("nvs", [error.message], error=error.to_dict())
-    return _result("nvs", [], nvs=[contents])
-
-
 def _merged_file(data: bytes) -> Report:
     flash = whole_flash(data)
-    begins_at = len(flash) - len(data)
-    try:
-        merged = parse_merged(flash)
-    except OtaError as error:
-        return _result("merged-binary", [error.message], error=error.to_dict())
+    merged = parse_merged(flash)
     values: Report = {
+        "problems": merged.problems + _beyond(merged),
         "chip": merged.chip,
-        "begins_at": begins_at,
+        "begins_at": len(flash) - len(data),
         "bootloader_offset": merged.bootloader_offset,
         "table_offset": merged.table_offset,
         "has_md5": merged.table.has_md5,
@@ -137,15 +128,27 @@ def _merged_file(data: bytes) -> Report:
         ],
     }
     if isinstance(merged.bootloader, Bootloader):
-        values["bootloader"] = bootloader(merged.bootloader)
-        size = merged.bootloader.flash_bytes
-        if size is not None:
-            values["flash_bytes"] = size
+        values["bootloader"] = shown = bootloader(merged.bootloader)
+        values |= {"flash_bytes": shown["flash_bytes"]} if "flash_bytes" in shown else {}
     if merged.otadata is not None:
         values["otadata"] = otadata(merged.otadata, merged.table)
     if merged.booted is not None:
         values["boots"] = merged.booted.label
-    return _result("merged-binary", merged.problems + _beyond(merged), **values)
+    return values
+
+
+_KINDS: tuple[tuple[str, Callable[[bytes], bool], Callable[[bytes], Report]], ...] = (
+    ("partition-table", lambda data: data.startswith(MAGIC), _table_file),
+    (
+        "merged-binary",
+        lambda data: find_partition_table(whole_flash(data)) is not None,
+        _merged_file,
+    ),
+    ("nvs", _is_nvs, lambda data: {"nvs": [nvs(parse_nvs(data))]}),
+    ("bootloader", _is_bootloader, _bootloader_file),
+    ("app-image", lambda _: True, _image_file),
+)
+"""Name, how it is told, and what is in it; the first that fits."""
 
 
 def _beyond(merged: MergedBinary) -> list[str]:
@@ -207,18 +210,6 @@ def bootloader(loader: Bootloader) -> Report:
     if loader.idf_version:
         shown |= {"idf_version": loader.idf_version, "built": loader.built}
     return shown
-
-
-def segments(found: tuple[Segment, ...]) -> list[Report]:
-    """An image's segments."""
-    return [
-        {
-            "load_address": seg.load_address,
-            "file_offset": seg.file_offset,
-            "size_bytes": seg.size_bytes,
-        }
-        for seg in found
-    ]
 
 
 def partitions(table: PartitionTable) -> list[Report]:
