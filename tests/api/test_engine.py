@@ -128,6 +128,33 @@ async def test_an_order_goes_on_when_nobody_waits_for_it(
 
 
 @pytest.mark.slow
+async def test_an_engine_that_is_left_ends_its_orders(
+    esp32_boards: StartBoard, tmp_path: Path
+) -> None:
+    """With the board in its firmware, and a report; what has not begun is cancelled."""
+    board = esp32_boards(layout="guide", version="1.0.0", config={"timed": True})
+    app = tmp_path / "app.bin"
+    app.write_bytes(build_app("thermostat", "1.1", size_bytes=700_000))
+    async with FirmwareServer.start() as server:
+        url = server.put("/app.bin", app.read_bytes())
+        gate = server.hold("/app.bin")
+        async with Engine({"a": board.url}, **QUICK) as engine:
+            order = engine.update(app)
+            async for status in order:
+                if status["boards"]["a"].get("progress", {}).get("bytes_done"):
+                    break
+            waits = engine.update(url)
+            await server.wait_requests(1)
+        gate.set()
+    done = await order
+    assert done.outcome in ("cancelled", "failed")
+    assert done.record["boards"]["a"]["from"] == "1.0.0"
+    with pytest.raises(asyncio.CancelledError):
+        await waits
+    assert board.control.running()["version"] == "1.0.0"
+
+
+@pytest.mark.slow
 async def test_a_firmware_from_a_server_is_fetched_once_for_all(
     esp32_boards: StartBoard, tmp_path: Path
 ) -> None:
@@ -153,7 +180,8 @@ async def test_an_engine_is_alone_with_its_boards(esp32_boards: StartBoard) -> N
     with pytest.raises(OtaError, match="claimed by two"):
         async with Engine([board.url]), Engine([board.url]):
             pass
-    async with Engine([board.url]), Engine([]) as other:
+    one, other = Engine([board.url]), Engine([])
+    async with one, other:
         assert other.status()["boards"] == {}
     with pytest.raises(OtaError) as caught:
         Engine({"a": "gopher://x"})

@@ -137,6 +137,8 @@ class Order:
         self._run: Run | None = None
         self._unwanted = False
         self._task = asyncio.ensure_future(self._go(begin))
+        engine.orders.add(self)
+        self._task.add_done_callback(lambda _: engine.orders.discard(self))
 
     def __await__(self) -> Generator[Any, None, Report]:
         return asyncio.shield(self._task).__await__()
@@ -160,6 +162,12 @@ class Order:
         self._unwanted = True
         if self._run is not None and not self._run.done.is_set():
             self._engine.core.cancel(self._run.names)
+
+    async def ended(self) -> None:
+        """Wait until it is over with its engine; what has not begun never does."""
+        if self._run is None:
+            self._task.cancel()
+        await asyncio.wait({self._task})
 
     async def _go(self, begin: Awaitable[Run]) -> Report:
         self._run = run = await begin
@@ -193,12 +201,16 @@ class Engine:
             "auto_update": False,
             "boards": [{"name": name, "port": _whole(port)} for name, port in named.items()],
         }
-        self._name = next(n for n in _names() if n not in _open)
+        self.orders: set[Order] = set()
+        self._name = SERVICE
         self._settings = self._configuration(Target(_NOWHERE, "none"), _NOWHERE)
         self._core: core.Engine | None = None
+        self._ending = False
 
     async def __aenter__(self) -> Self:
+        self._name = next(name for name in _names() if name not in _open)
         _open.add(self._name)
+        self._settings = replace(self._settings, service=self._name)
         engine = core.Engine(self._settings, LOGGER)
         try:
             await engine.open()
@@ -217,9 +229,12 @@ class Engine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        engine, self._core = self._core, None
-        if engine is not None:
-            await engine.end()
+        if self._core is not None:
+            self._ending = True
+            await self._core.end()
+            for order in list(self.orders):
+                await order.ended()
+            self._core, self._ending = None, False
         _open.discard(self._name)
 
     @property
@@ -305,6 +320,8 @@ class Engine:
 
     async def record(self, run: Run) -> dict[str, Any]:
         """A run as the history has it."""
+        if self._ending:  # and the journal with it
+            return {**run.to_dict(), "boards": run.boards_now()}
         service = FleetService(self.core)
         reply = await service.command("history", {"id": run.id})
         return dict(next(iter(reply["runs"]), run.to_dict()))
