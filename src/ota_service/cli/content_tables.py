@@ -47,56 +47,37 @@ def found_in(name: str, found: Report) -> Group:
         blocks.append(Text(f"  ! {problem}", style="red"))
     if not found["ok"] and "error" in found:
         blocks.append(Text(f"    {found['error']['remedy']}", style="dim"))
-    blocks.append(facts({"SHA-256": found["sha256"]}))
-    if found["kind"] == "merged-binary":
-        blocks += _merged(found)
-    else:
-        blocks += _single(found)
-    return Group(*blocks)
-
-
-def _single(found: Report) -> list[RenderableType]:
-    blocks: list[RenderableType] = []
-    if "app" in found:
-        blocks.append(_app(found["app"]))
-    if "bootloader" in found:
-        blocks.append(_bootloader(found["bootloader"]))
+    about: dict[str, str | None] = {"SHA-256": found["sha256"]}
+    if "table_offset" in found:
+        loader = _bootloader_line(found.get("bootloader"))
+        about |= {
+            "begins at": f"flash address {found['begins_at']:#x}" if found["begins_at"] else None,
+            "boots": found.get("boots"),
+            "bootloader": f"{found['bootloader_offset']:#x}  {loader}",
+            "partition table": f"{found['table_offset']:#x}"
+            + ("" if found["has_md5"] else "  without MD5"),
+        }
+    elif "bootloader" in found:
+        shown = found["bootloader"]
+        about |= {"bootloader": _bootloader_line(shown), "built": shown.get("built")}
+    elif "app" in found:
+        about |= _app(found["app"])
+    blocks.append(facts(about))
     if "segments" in found:
         blocks += [Text(""), _segments(found["segments"])]
-    if "partitions" in found:
-        blocks += [Text(""), _partitions(found["partitions"])]
-    for contents in found.get("nvs", []):
-        blocks += [Text(""), *_nvs(contents)]
-    return blocks
-
-
-def _merged(found: Report) -> list[RenderableType]:
-    blocks: list[RenderableType] = []
-    if "partitions" not in found:
-        return blocks
-    if found["begins_at"]:
-        blocks.append(Text(f"  begins at flash address {found['begins_at']:#x}"))
-    blocks.append(
-        facts(
-            {
-                "boots": found.get("boots"),
-                "bootloader": f"{found['bootloader_offset']:#x}  "
-                + _bootloader_line(found.get("bootloader")),
-                "partition table": f"{found['table_offset']:#x}"
-                + ("" if found["has_md5"] else "  without MD5"),
-            }
-        )
-    )
-    blocks += [Text(""), _partitions(found["partitions"], boots=found.get("boots"))]
-    for row in found["partitions"]:
+    rows = found.get("partitions", [])
+    if rows:
+        blocks += [Text(""), _partitions(rows, boots=found.get("boots"))]
+    for row in rows:
         if "app" in row:
-            blocks += [Text(f"\n{row['label']}", style="bold"), _app(row["app"])]
+            blocks += [Text(f"\n{row['label']}", style="bold"), facts(_app(row["app"]))]
     if "otadata" in found:
         active = [row["sector"] for row in found["otadata"] if row.get("active")]
         blocks += [Text(""), *_otadata(found["otadata"], *active or [None])]
-    for contents in found["nvs"]:
-        blocks += [Text(f"\n{contents['partition']}", style="bold"), *_nvs(contents)]
-    return blocks
+    for contents in found.get("nvs", []):
+        blocks += [Text(f"\n{contents.get('partition', '')}".rstrip(), style="bold")]
+        blocks += _nvs(contents)
+    return Group(*blocks)
 
 
 def _bootloader_line(shown: Report | None) -> str:
@@ -110,30 +91,24 @@ def _bootloader_line(shown: Report | None) -> str:
     return ", ".join(parts)
 
 
-def _bootloader(shown: Report) -> Table:
-    return facts({"bootloader": _bootloader_line(shown), "built": shown.get("built")})
-
-
-def _app(shown: Report) -> Table:
+def _app(shown: Report) -> dict[str, str | None]:
     """An app's facts; a damaged one has few."""
     revisions = None
     if shown.get("min_revision") or shown.get("max_revision"):
         revisions = f"{revision_text(shown['min_revision'])} or later"
         if "max_revision" in shown:
             revisions = f"{revisions}, up to {revision_text(shown['max_revision'])}"
-    return facts(
-        {
-            "project": shown["project"],
-            "version": shown["version"],
-            "size": f"{shown['size_bytes']:,} bytes" if "size_bytes" in shown else None,
-            "ESP-IDF": shown.get("idf_version"),
-            "built": shown.get("built"),
-            "ELF SHA-256": shown.get("elf_sha256"),
-            "chip revision": revisions,
-            "secure version": str(shown.get("secure_version") or ""),
-            "signature": "signed" if shown.get("signed") else None,
-        }
-    )
+    return {
+        "project": shown["project"],
+        "version": shown["version"],
+        "size": f"{shown['size_bytes']:,} bytes" if "size_bytes" in shown else None,
+        "ESP-IDF": shown.get("idf_version"),
+        "built": shown.get("built"),
+        "ELF SHA-256": shown.get("elf_sha256"),
+        "chip revision": revisions,
+        "secure version": str(shown.get("secure_version") or ""),
+        "signature": "signed" if shown.get("signed") else None,
+    }
 
 
 def _segments(rows: list[Report]) -> Table:

@@ -124,7 +124,7 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 def facts(values: Mapping[str, str | None], *, indent: int = 2) -> Table:
     """Names and values, one a line; those without a value are left out."""
     made = Table(box=None, show_header=False, padding=(0, 2, 0, indent))
-    made.add_column(style="bold", min_width=15 if indent else 0)  # tables below each other align
+    made.add_column(style="bold")
     made.add_column(overflow="fold")
     for name, value in values.items():
         if value:
