@@ -137,8 +137,8 @@ class Order:
         self._run: Run | None = None
         self._unwanted = False
         self._task = asyncio.ensure_future(self._go(begin))
-        engine.orders.add(self)
-        self._task.add_done_callback(lambda _: engine.orders.discard(self))
+        engine._orders.add(self)
+        self._task.add_done_callback(lambda _: engine._orders.discard(self))
 
     def __await__(self) -> Generator[Any, None, Report]:
         return asyncio.shield(self._task).__await__()
@@ -157,13 +157,15 @@ class Order:
         return _reports(self._run) if self._run is not None else {}
 
     def cancel(self) -> None:
-        """Stop it where that leaves every board bootable. What is behind the switch finishes;
-        what only reads does, too. Await the order to see the end."""
+        """Stop it where that leaves every board bootable, with whatever else its boards wait for.
+
+        What is behind the switch finishes; what only reads does, too. Await it to see the end.
+        """
         self._unwanted = True
         if self._run is not None and not self._run.done.is_set():
-            self._engine.core.cancel(self._run.names)
+            self._engine._fleet.cancel(self._run.names)
 
-    async def ended(self) -> None:
+    async def _ended(self) -> None:
         """Wait until it is over with its engine; what has not begun never does."""
         if self._run is None:
             self._task.cancel()
@@ -174,7 +176,7 @@ class Order:
         if self._unwanted:
             self.cancel()
         await run.done.wait()
-        record = await self._engine.record(run)
+        record = await self._engine._record(run)
         return Report(run.outcome, _reports(run), run.error, record)
 
 
@@ -193,15 +195,15 @@ class Engine:
     def __init__(
         self, boards: Mapping[str, str] | Iterable[str], **options: Unpack[Options]
     ) -> None:
-        self._state_dir = options.pop("state_dir", default_state_dir())
-        self._cache_dir = options.pop("cache_dir", default_cache_dir())
+        self._state_dir = Path(options.pop("state_dir", default_state_dir()))
+        self._cache_dir = Path(options.pop("cache_dir", default_cache_dir()))
         named = boards if isinstance(boards, Mapping) else _named(boards)
         self._options: dict[str, Any] = {
             **options,
             "auto_update": False,
             "boards": [{"name": name, "port": _whole(port)} for name, port in named.items()],
         }
-        self.orders: set[Order] = set()
+        self._orders: set[Order] = set()
         self._name = SERVICE
         self._settings = self._configuration(Target(_NOWHERE, "none"), _NOWHERE)
         self._core: core.Engine | None = None
@@ -232,14 +234,13 @@ class Engine:
         if self._core is not None:
             self._ending = True
             await self._core.end()
-            for order in list(self.orders):
-                await order.ended()
+            for order in list(self._orders):
+                await order._ended()
             self._core, self._ending = None, False
         _open.discard(self._name)
 
     @property
-    def core(self) -> core.Engine:
-        """The fleet's engine, which is no part of what is promised."""
+    def _fleet(self) -> core.Engine:
         if self._core is None:
             raise RuntimeError("the engine is not open: use `async with`")
         return self._core
@@ -247,7 +248,7 @@ class Engine:
     def status(self) -> dict[str, Any]:
         """Everything known, at once, from memory: as the service's verb `status`, without a
         `target` while no firmware was named."""
-        status = FleetService(self.core).status()
+        status = FleetService(self._fleet).status()
         if self._settings.target.url == _NOWHERE:
             del status["target"]
         return status
@@ -313,16 +314,16 @@ class Engine:
         """
         names = _listed(boards)
         arguments = {"boards": names, "all": names is None, "stopped": stopped}
-        reply = await FleetService(self.core).command("release", arguments)
+        reply = await FleetService(self._fleet).command("release", arguments)
         return list(reply["released"])
 
     # --- inside
 
-    async def record(self, run: Run) -> dict[str, Any]:
+    async def _record(self, run: Run) -> dict[str, Any]:
         """A run as the history has it."""
         if self._ending:  # and the journal with it
             return {**run.to_dict(), "boards": run.boards_now()}
-        service = FleetService(self.core)
+        service = FleetService(self._fleet)
         reply = await service.command("history", {"id": run.id})
         return dict(next(iter(reply["runs"]), run.to_dict()))
 
@@ -346,8 +347,8 @@ class Engine:
     async def _begin(self, verb: str, names: list[str] | None, **arguments: Any) -> Run:
         if verb != "update" or arguments.get("dry_run"):
             arguments["wait_s"] = 0
-        reply = await FleetService(self.core).command(verb, {"boards": names, **arguments})
-        return next(run for run in self.core.runs if run.id == reply["run"]["id"])
+        reply = await FleetService(self._fleet).command(verb, {"boards": names, **arguments})
+        return next(run for run in self._fleet.runs if run.id == reply["run"]["id"])
 
     async def _target(self, firmware: Source, version: str | None, sha256: str | None) -> Target:
         if not is_url(firmware):
@@ -368,7 +369,7 @@ class Engine:
         """Make it the firmware of these boards, and of nobody else. url: what is to be checked."""
         settings = self._configuration(target, url)
         if names is not None:
-            boards = self.core.boards
+            boards = self._fleet.boards
             meant = {n for n, b in boards.items() if any(w == n or b.answers_to(w) for w in names)}
             url, version, sha256 = target.url, target.version, target.sha256
             entries = tuple(
@@ -379,7 +380,7 @@ class Engine:
             )
             settings = replace(self._settings, boards=entries)
         self._settings = settings
-        await self.core.configure(settings, first=False)
+        await self._fleet.configure(settings, first=False)
 
     def _configuration(self, target: Target, url: str) -> Settings:
         """Checked as the service's is. Raises OtaError `config-invalid`."""
