@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from esp32_sim import Behaviour, build_app
+from esp32_sim.factory import make_flash
+from esp32_sim.layouts import LAYOUTS
 from esp32_sim.pytest_plugin import StartBoard
 from ota_service import Engine, Options, OtaError, load_firmware
 from tests.support.firmware_server import FirmwareServer
@@ -186,6 +188,34 @@ async def test_an_engine_is_alone_with_its_boards(esp32_boards: StartBoard) -> N
     with pytest.raises(OtaError) as caught:
         Engine({"a": "gopher://x"})
     assert caught.value.code == "config-invalid"
+
+
+@pytest.mark.slow
+async def test_a_board_on_which_nothing_boots_is_rescued_by_its_mac(
+    esp32_boards: StartBoard, tmp_path: Path
+) -> None:
+    """The right one; anything else is refused, and one that boots is left alone."""
+    flash = make_flash("guide")
+    for part in LAYOUTS["guide"].partitions:
+        if part.type == 0:
+            flash[part.offset + 0x1000] ^= 1
+    board = esp32_boards(layout="guide", flash=bytes(flash))
+    app = image(tmp_path, "1.1")
+    async with Engine({"a": board.url}, **QUICK) as engine:
+        with pytest.raises(ValueError, match="hex digits"):
+            engine.update(app, rescue="x")
+        left = await engine.update(app)
+        assert left.outcome == "failed"
+        with pytest.raises(OtaError, match="wrong-board"):
+            await engine.update(app, rescue="24:0a:c4:99:99:99")
+        await engine.release()
+        done = await engine.update(app, rescue=board.mac.upper().replace(":", "-"))
+        assert done["a"].outcome == "up_to_date"
+        again = await engine.update(app, rescue=board.mac)
+        error = again["a"].error
+        assert error is not None
+        assert error.code == "board-boots"
+    assert board.control.running()["version"] == "1.1"
 
 
 async def test_ports_alone_are_named_by_their_last_part(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from ota_service.fleet.board_state import State
 from ota_service.fleet.run import Run, RunOutcome
 from ota_service.fleet.service import FleetService
 from ota_service.fleet.settings import Override, Settings
+from ota_service.module.checks import check_mac
 from ota_service.module.config import parse_config
 from ota_service.module.folders import default_cache_dir, default_state_dir
 
@@ -272,7 +273,8 @@ class Engine:
         digest that a file or url must have. boards: names, MACs or ports; None: all. Other boards
         keep the firmware that they were last given here. force: although the version is equal.
         override: codes of errors that are not to matter: "stopped", "other-project". rescue: the
-        MAC of the one board that is meant and on which nothing boots.
+        MAC of the one board that is meant and on which nothing boots. The order raises OtaError
+        for what is wrong with the arguments, and ValueError for a board that there is not.
         """
         return self._asked("update", firmware, version, sha256, boards,
                            force=force, override=list(override), rescue=rescue)  # fmt: skip
@@ -334,7 +336,7 @@ class Engine:
         names = _listed(boards)
         rescue = arguments.pop("rescue", None)
         if rescue is not None:
-            arguments |= {"rescue": True, "confirm": rescue.lower().replace("-", ":")}
+            arguments |= {"rescue": True, "confirm": check_mac(rescue)}
             names = names or [board["name"] for board in self._options["boards"]]
 
         async def begin() -> Run:
