@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 
 import click
-from rich.text import Text
 
 from ota_service.cli.content_tables import found_in, merged_regions, slots_of
 from ota_service.cli.contents import app, report
@@ -134,8 +133,8 @@ def ota(
         print_json({"file": str(output), "app": app(made)})
         return
     console = out()
-    console.print(Text(f"{output}: an App Image for {made.chip}, {size(len(data))} bytes"))
-    console.print(Text(f"  {describe_app(made)}"))
+    console.print(f"{output}: an App Image for {made.chip}, {size(len(data))} bytes")
+    console.print(f"  {describe_app(made)}")
     if table is not None:
         console.print(slots_of(table, made.total_bytes))
 
@@ -204,11 +203,11 @@ def merge_command(
     console = out()
     starts = found.get("boots", "nothing")
     about = f"a Merged Binary for {found['chip']}, {len(made.data):,} bytes, starts {starts}"
-    console.print(Text(f"{output}: {about}"))
-    console.print(Text(f"  SHA-256 {found['sha256']}", style="dim"))
+    console.print(f"{output}: {about}")
+    console.print(f"  SHA-256 {found['sha256']}", style="dim")
     console.print(merged_regions(made))
     image_bytes = parse_app_image(app_data).total_bytes
-    console.print(Text(f"\nThe app in the slots of {partitions}:"))
+    console.print(f"\nThe app in the slots of {partitions}:")
     console.print(slots_of(made.table, image_bytes))
 
 

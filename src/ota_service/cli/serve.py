@@ -77,17 +77,17 @@ async def _serve(file: Path, served: Served, host: str, port: int, auth: str | N
 def _introduce(console: Console, file: Path, served: Served, urls: list[str], auth: bool) -> None:
     image = served.image
     console.print(
-        Text(f"{file.name}: {describe_app(image)}, for {image.chip}, {len(served.data):,} bytes")
+        f"{file.name}: {describe_app(image)}, for {image.chip}, {len(served.data):,} bytes"
     )
     console.print(Text(urls[0], style="bold"), soft_wrap=True)
     if len(urls) > 1:
         others = ", ".join(urls[1:])
-        console.print(Text(f"This machine has further addresses: {others}"), soft_wrap=True)
+        console.print(f"This machine has further addresses: {others}", soft_wrap=True)
     console.print("To configure:")
     attributes = {"url": urls[0], "version": served.version or "1"}
     console.print(Text(json.dumps(attributes, indent=2, ensure_ascii=False)), soft_wrap=True)
     if auth:
-        console.print(Text(f"Put the user and password that you gave in place of {_LOGIN}."))
+        console.print(f"Put the user and password that you gave in place of {_LOGIN}.")
     console.print("Stop with Ctrl-C.")
 
 
@@ -161,7 +161,7 @@ class Downloads:
     def say(self, text: str) -> None:
         """One line with the time of day."""
         moment = time.strftime("%H:%M:%S")
-        self._console.print(Text(f"{moment} {text}"), soft_wrap=True)
+        self._console.print(f"{moment} {text}", soft_wrap=True)
 
     def begin(self, transfer: Transfer) -> None:
         """Bytes are on their way."""

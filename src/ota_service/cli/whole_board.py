@@ -81,7 +81,7 @@ class _Terminal:
 
     def identified(self, mac: str) -> None:
         """The chip answered."""
-        self.console.print(Text(f"The board {mac} answers."))
+        self.console.print(f"The board {mac} answers.")
 
     def ask(self, question: str) -> None:
         """On a terminal. Raises OtaError cancelled where the answer is no."""
@@ -95,10 +95,8 @@ class _Terminal:
     def kept(self, folder: Path) -> None:
         """Said before the first write: it holds whatever comes now."""
         self.console.print(
-            Text(
-                f"What it has (NVS, otadata, partition table) is kept in {folder}; "
-                f"`esp32-ota restore {shown(self._port)} {folder}` puts it back."
-            ),
+            f"What it has (NVS, otadata, partition table) is kept in {folder}; "
+            f"`esp32-ota restore {shown(self._port)} {folder}` puts it back.",
             soft_wrap=True,
         )
 
@@ -159,15 +157,13 @@ def _tell(
         print_json({"ok": error is None, **own_words(shown)})
     else:
         if error is not None:
-            console.print(Text(f"Error: {line_of(error)}", style="bold red"))
+            console.print(f"Error: {line_of(error)}", style="bold red")
             for line in outcome.boot_log:
-                console.print(Text(f"  | {line}", style="dim"))
+                console.print(f"  | {line}", style="dim")
         elif outcome.confirmed:
             console.print(Text(done, "green"))
         else:
-            console.print(
-                Text("Written and read back; the board's log showed nothing to judge by.")
-            )
+            console.print("Written and read back; the board's log showed nothing to judge by.")
         if outcome.version:
             console.print(Text(f'Its NVS holds version "{outcome.version}".'))
     if error is not None:
@@ -209,7 +205,7 @@ def flash(
         console = err() if as_json else out()
         if not dry_run:
             console.print(
-                Text(f"Writing {file} ({_merged_text(merged)}) to {shown(port)}."), soft_wrap=True
+                f"Writing {file} ({_merged_text(merged)}) to {shown(port)}.", soft_wrap=True
             )
         job = FlashJob(port, merged, keep_nvs, **_about(options))
         hooks = _Flash(console, job, ask=not (yes or as_json or dry_run), dry_run=dry_run)
@@ -277,14 +273,14 @@ def _show_plan(
     """What the board has, what it will have, and what becomes of its keys."""
     flash_text = size(chip.flash_bytes) if chip.flash_bytes else "unknown"
     revision = revision_text(chip.revision)
-    console.print(Text(f"{chip.name}, revision {revision}, flash {flash_text}"))
+    console.print(f"{chip.name}, revision {revision}, flash {flash_text}")
     if before.table is None:
         why = before.table_problem.message if before.table_problem is not None else ""
-        console.print(Text(f"Before: no partition table. {why}"))
+        console.print(f"Before: no partition table. {why}")
     console.print(_tables(before.table, file.merged.table))
     app = file.app
     if app is not None:
-        console.print(Text(f"It will start {file.booted.label}: {describe_app(app)}"))
+        console.print(f"It will start {file.booted.label}: {describe_app(app)}")
     for part in plan.kept:
         where = "stay where they are"
         if not part.in_place:
@@ -293,19 +289,17 @@ def _show_plan(
             if was is not None:
                 origin = f"from {was.offset:#x} ({size(was.size_bytes)}) "
             where = f"move {origin}to {part.after.offset:#x} ({size(part.after.size_bytes)})"
-        console.print(Text(f"{part.label}: {part.keys} keys {where}", style="green"))
+        console.print(f"{part.label}: {part.keys} keys {where}", style="green")
     if keep_nvs and not plan.kept:
-        console.print(Text("The board's NVS holds no keys to keep."))
+        console.print("The board's NVS holds no keys to keep.")
     for label in plan.lost:
         console.print(
-            Text(
-                f"{label}: what the board has there is LOST, such as Wi-Fi credentials and robot "
-                "secrets (--keep-nvs, with make KEEP_NVS=1, carries them over)",
-                style="red",
-            )
+            f"{label}: what the board has there is LOST, such as Wi-Fi credentials and robot "
+            "secrets (--keep-nvs, with make KEEP_NVS=1, carries them over)",
+            style="red",
         )
     if not keep_nvs and not plan.lost:
-        console.print(Text("Keys that the board may have in NVS are not kept; none were found."))
+        console.print("Keys that the board may have in NVS are not kept; none were found.")
     for note in plan.notes:
         console.print(Text(note))
 
@@ -352,7 +346,7 @@ def backup(port: str, folder: Path, baud: int, as_json: bool) -> None:
         old = read_backup(folder) if holds_backup(folder) else None
         console = err()
         console.print(
-            Text(f"Restarting the board at {shown(port)} to read it; nothing is written to it."),
+            f"Restarting the board at {shown(port)} to read it; nothing is written to it.",
             soft_wrap=True,
         )
 
@@ -379,13 +373,11 @@ def backup(port: str, folder: Path, baud: int, as_json: bool) -> None:
         return
     console = out()
     flash = size(made.flash_bytes) if made.flash_bytes else "unknown"
-    console.print(Text(f"{made.mac}: {made.chip}, flash {flash}"))
+    console.print(f"{made.mac}: {made.chip}, flash {flash}")
     console.print(_pieces(made))
     console.print(
-        Text(
-            f"Kept in {folder}, which holds the board's credentials now; "
-            f"`esp32-ota restore {shown(port)} {folder}` puts them back."
-        ),
+        f"Kept in {folder}, which holds the board's credentials now; "
+        f"`esp32-ota restore {shown(port)} {folder}` puts them back.",
         soft_wrap=True,
     )
 
@@ -414,10 +406,7 @@ def restore(port: str, folder: Path, yes: bool, as_json: bool, **options: Any) -
         console = err() if as_json else out()
         job = RestoreJob(port, saved, folder, **_about(options))
         console.print(
-            Text(
-                f"Restoring {folder} (of {saved.mac}, {saved.made_at}) to the board at "
-                f"{shown(port)}."
-            ),
+            f"Restoring {folder} (of {saved.mac}, {saved.made_at}) to the board at {shown(port)}.",
             soft_wrap=True,
         )
         hooks = _Restore(console, port, "restore", ask=not (yes or as_json))
@@ -438,11 +427,11 @@ class _Restore(_Terminal):
         for one in plan.restored:
             keys = f"{one.keys} keys" if one.keys is not None else "what the backup has"
             where = f"{one.after.offset:#x} ({size(one.after.size_bytes)})"
-            self.console.print(Text(f"{one.after.label} at {where}: {keys}", style="green"))
+            self.console.print(f"{one.after.label} at {where}: {keys}", style="green")
         for note in plan.notes:
             self.console.print(Text(note))
         if not plan.needed:
-            self.console.print(Text("The board has all of that; nothing is written."))
+            self.console.print("The board has all of that; nothing is written.")
         else:
             self.ask("Replace what this board has there?")
 
