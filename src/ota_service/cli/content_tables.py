@@ -30,39 +30,11 @@ _KINDS = {
 
 def found_in(name: str, found: Report) -> Group:
     """Everything in a file, one block below the other."""
-    what = _KINDS[found["kind"]]
-    if "looks_like" in found:
-        what = found["looks_like"]
-    chip = found.get("chip") or found.get("app", {}).get("chip")
-    chip = chip or found.get("bootloader", {}).get("chip")
-    head = Text.assemble((name, "bold"), f": {what}")
-    if chip:
-        head.append(f" for {chip}")
-    head.append(f", {found['size_bytes']:,} bytes, ")
-    head.append("whole" if found["ok"] else "NOT whole", "green" if found["ok"] else "bold red")
-    if found["kind"] == "unknown":
-        head = Text.assemble((name, "bold"), f": {what}, {found['size_bytes']:,} bytes")
-    blocks: list[RenderableType] = [head]
-    for problem in found["problems"]:
-        blocks.append(Text(f"  ! {problem}", style="red"))
+    blocks: list[RenderableType] = [_head(name, found)]
+    blocks += [Text(f"  ! {problem}", style="red") for problem in found["problems"]]
     if not found["ok"] and "error" in found:
         blocks.append(Text(f"    {found['error']['remedy']}", style="dim"))
-    about: dict[str, str | None] = {"SHA-256": found["sha256"]}
-    if "table_offset" in found:
-        loader = _bootloader_line(found.get("bootloader"))
-        about |= {
-            "begins at": f"flash address {found['begins_at']:#x}" if found["begins_at"] else None,
-            "boots": found.get("boots"),
-            "bootloader": f"{found['bootloader_offset']:#x}  {loader}",
-            "partition table": f"{found['table_offset']:#x}"
-            + ("" if found["has_md5"] else "  without MD5"),
-        }
-    elif "bootloader" in found:
-        shown = found["bootloader"]
-        about |= {"bootloader": _bootloader_line(shown), "built": shown.get("built")}
-    elif "app" in found:
-        about |= _app(found["app"])
-    blocks.append(facts(about))
+    blocks.append(facts({"SHA-256": found["sha256"], **_about(found)}))
     if "segments" in found:
         blocks += [Text(""), _segments(found["segments"])]
     rows = found.get("partitions", [])
@@ -78,6 +50,35 @@ def found_in(name: str, found: Report) -> Group:
         blocks += [Text(f"\n{contents.get('partition', '')}".rstrip(), style="bold")]
         blocks += _nvs(contents)
     return Group(*blocks)
+
+
+def _head(name: str, found: Report) -> Text:
+    what = found.get("looks_like", _KINDS[found["kind"]])
+    for about in (found, found.get("app", {}), found.get("bootloader", {})):
+        if "chip" in about:
+            what = f"{what} for {about['chip']}"
+            break
+    head = Text.assemble((name, "bold"), f": {what}, {found['size_bytes']:,} bytes")
+    if found["kind"] != "unknown":
+        whole = ("whole", "green") if found["ok"] else ("NOT whole", "bold red")
+        head.append(", ").append(*whole)
+    return head
+
+
+def _about(found: Report) -> dict[str, str | None]:
+    """What there is to say of a file in a line each."""
+    loader = found.get("bootloader")
+    if "table_offset" in found:
+        return {
+            "begins at": f"flash address {found['begins_at']:#x}" if found["begins_at"] else None,
+            "boots": found.get("boots"),
+            "bootloader": f"{found['bootloader_offset']:#x}  {_bootloader_line(loader)}",
+            "partition table": f"{found['table_offset']:#x}"
+            + ("" if found["has_md5"] else "  without MD5"),
+        }
+    if loader is not None:
+        return {"bootloader": _bootloader_line(loader), "built": loader.get("built")}
+    return _app(found["app"]) if "app" in found else {}
 
 
 def _bootloader_line(shown: Report | None) -> str:
