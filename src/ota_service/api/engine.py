@@ -15,7 +15,6 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
 
 from ota_service.api.load import Source, is_url, load_firmware, stock
@@ -222,16 +221,11 @@ class Engine:
             await engine.forget_ports()
             await self.release()
         except BaseException:
-            await self.__aexit__(None, None, None)
+            await self.__aexit__()
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._core is not None:
             self._ending = True
             await self._core.end()

@@ -33,13 +33,7 @@ PLAIN_WIDTH = 10_000
 _TRAILING = re.compile(r" +(?=\n)")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def json_option(function: Command) -> Command:
-    """The option `--json`, as the argument `as_json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(
-        function
-    )
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
 def out() -> Console:
