@@ -155,6 +155,24 @@ async def test_a_cancelled_task_leaves_the_board_in_its_firmware(
     await cancelled_at("writing", update=True)
 
 
+async def test_a_task_that_is_cancelled_while_its_firmware_comes_ends_at_once(
+    esp32_boards: StartBoard, tmp_path: Path
+) -> None:
+    """Whether or not the version was given; the board is never opened."""
+    board = esp32_boards(layout="guide")
+    async with FirmwareServer.start() as server:
+        url = server.put("/app.bin", image(tmp_path, "1.2.3").read_bytes())
+        gate = server.hold("/app.bin")
+        for count, version in enumerate((None, "1.2.3"), 1):
+            task = asyncio.ensure_future(update_board(board.url, url, version))
+            await server.wait_requests(count)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        gate.set()
+    assert board.control.counters().get("opened", 0) == 0
+
+
 async def test_what_cannot_be_is_refused_with_words(
     esp32_boards: StartBoard, tmp_path: Path
 ) -> None:
@@ -169,6 +187,7 @@ async def test_what_cannot_be_is_refused_with_words(
         ("not-an-image", update_board(board.url, junk)),
         ("file-access", load_firmware(tmp_path / "none.bin")),
         ("digest-mismatch", load_firmware(app, sha256="0" * 64)),
+        ("digest-mismatch", update_board(board.url, await load_firmware(app), sha256="0" * 64)),
         ("config-invalid", update_board(board.url, app, boot_expect="(")),
         ("config-invalid", update_board(board.url, "ftp://x/a.bin", "1")),
         ("config-invalid", update_board(board.url, app, "x" * 200)),

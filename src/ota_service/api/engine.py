@@ -165,9 +165,9 @@ class Order:
         if self._run is not None and not self._run.done.is_set():
             self._engine._fleet.cancel(self._run.names)
 
-    async def _ended(self) -> None:
-        """Wait until it is over with its engine; what has not begun never does."""
-        if self._run is None:
+    async def ended(self) -> None:
+        """Wait until an order that was cancelled is over; raises nothing of its."""
+        if self._run is None:  # it has not begun, and never does
             self._task.cancel()
         await asyncio.wait({self._task})
 
@@ -230,7 +230,7 @@ class Engine:
             self._ending = True
             await self._core.end()
             for order in list(self._orders):
-                await order._ended()
+                await order.ended()
             self._core, self._ending = None, False
         _open.discard(self._name)
 

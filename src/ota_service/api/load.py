@@ -62,6 +62,8 @@ def stock(source: Firmware | Path | str, version: str | None, sha256: str | None
     """
     if isinstance(source, Firmware):
         firmware, url = source, f"sha256:{source.sha256}"
+        if sha256 is not None and sha256.lower() != source.sha256:
+            raise OtaError("digest-mismatch", f"The firmware's SHA-256 is {source.sha256}.")
     else:
         path = Path(source)
         firmware, url = _read(path, sha256), path.absolute().as_uri()

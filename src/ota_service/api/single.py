@@ -136,7 +136,7 @@ async def _only(order: Order, on_progress: OnProgress | None) -> BoardReport:
         return report
     except asyncio.CancelledError:
         order.cancel()
-        await order
+        await order.ended()
         raise
 
 
@@ -185,4 +185,5 @@ async def _look(port: str, job: session.Job, on_progress: OnProgress | None) -> 
     except asyncio.CancelledError:
         hooks.stopped = True
         await asyncio.wait({task})
+        task.exception()  # that it was stopped is no news
         raise
