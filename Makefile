@@ -11,7 +11,7 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\): ## /\1\t/p' Makefile | expand -t 17
 
 demo: ## two simulated boards updated, and one rolled back, before your eyes
-	@./setup.sh -- tools/demo.py
+	@./setup.sh -- -m tools.demo
 
 test: ## every test
 	@./setup.sh --dev -- -m pytest -n 2

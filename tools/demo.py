@@ -24,8 +24,8 @@ from rich.text import Text
 from esp32_sim.images import Behaviour, build_app
 from esp32_sim.process import SimBoard, SimProcess
 from ota_service.cli.live import Live
-from ota_service.cli.local_module import LocalModule, local_module
 from ota_service.cli.report import status_table
+from tools.local_module import LocalModule, local_module
 
 NAME = "OTA"
 OLD, NEW, BAD = "1.0.0", "1.1.0", "1.2.0"

@@ -14,7 +14,7 @@ from esp32_sim.factory import build_nvs, default_nvs, make_flash
 from esp32_sim.images import assemble, build_app, build_bootloader, filler
 from esp32_sim.layouts import LAYOUTS, Partition, encode_table
 from ota_service.building.tables import load_table
-from ota_service.cli.image_report import report
+from ota_service.cli.contents import report
 from ota_service.errors import OtaError
 from ota_service.formats.bootloader import (
     header_flash_bytes,

@@ -207,7 +207,7 @@ def test_inspect_shows_a_whole_flash(files: Path) -> None:
     assert [entry["active"] for entry in found["otadata"]].count(True) == 1
     assert found["nvs"][0]["keys"]["VIAM_NS"]["ROBOT_SECRET"] == "string"
     shown = run("image", "inspect", "flash.bin").stdout
-    for words in ("ota_1", "demo 1.2.3", "<- boots", "ROBOT_SECRET", "active"):
+    for words in ("ota_1", "demo 1.2.3", "  boots", "ROBOT_SECRET", "  decides"):
         assert words in shown
     secrets = [v for v in default_nvs().values() if isinstance(v, str) and len(v) > 9]
     assert len(secrets) > 3

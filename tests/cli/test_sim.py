@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ota_service.cli.image_report import report
+from ota_service.cli.contents import report
 from tests.support.command import ended, environment, run_command, start_command
 
 

@@ -21,7 +21,7 @@ from ota_service.link.chip import ChipInfo
 from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Plan
 from ota_service.update.session import Outcome
-from tests.fleet.conftest import OTHER, AtDesk, Desk
+from tests.fleet.conftest import OTHER, PORT, AtDesk, Desk
 
 MAC = "24:0a:c4:00:00:01"
 SLOT = Partition("ota_0", 0, 0x10, 0x10000, 0x100000)
@@ -72,6 +72,18 @@ def test_a_read_in_a_pause_reads_and_the_update_goes_on_pausing(at_desk: AtDesk)
         assert (await order.answer).end == "done"
         assert desk.begun == ["update", "update", "version", "update"]
         assert now_s() - began_s == pytest.approx(6.0, abs=0.5)
+
+    at_desk(test)
+
+
+def test_a_board_that_is_read_first_of_all_is_read_where_it_is(at_desk: AtDesk) -> None:
+    """Before anybody has looked at what is plugged in."""
+
+    async def test(desk: Desk) -> None:
+        desk.script = [READ]
+        board = desk.board()
+        assert (await desk.give(board, desk.order("version"))).end == "done"
+        assert desk.attempts[0]._port == board.shown.port == PORT
 
     at_desk(test)
 

@@ -95,6 +95,7 @@ ROOMS = (
     "building",
     "fleet",
     "module",
+    "api",
     "client",
     "dashboard",
     "cli",

@@ -114,7 +114,7 @@ def test_pytest_is_no_dependency_of_the_package(tmp_path: Path) -> None:
     assert done.stdout == "SimProcess OtaError\n", done.stderr
 
 
-@pytest.mark.parametrize(("code", "printed"), SCRIPTS, ids=["formats", "sim"])
+@pytest.mark.parametrize(("code", "printed"), SCRIPTS, ids=["board", "engine", "formats", "sim"])
 def test_the_examples_run_and_print_what_the_page_says(
     code: str, printed: str, tmp_path: Path
 ) -> None:
@@ -142,5 +142,5 @@ def test_the_example_test_file_passes(tmp_path: Path) -> None:
 
 def test_the_examples_are_there() -> None:
     """The tests above have something to run."""
-    assert len(SCRIPTS) >= 2
+    assert len(SCRIPTS) == 4
     assert len(TESTS) == 1

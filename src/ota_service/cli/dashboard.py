@@ -6,11 +6,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import signal
 from typing import TYPE_CHECKING
 
 import click
 
+from ota_service.cli.output import on_stop
 from ota_service.cli.remote import access_options
 from ota_service.client.machine import Access
 
@@ -69,34 +69,26 @@ def dashboard(
 
 
 async def _serve(access: Access, guard: Guard, host: str, port: int) -> None:
-    from ota_service.client.addresses import listen_problem
     from ota_service.client.failure import Failure
     from ota_service.client.machine import connect
     from ota_service.dashboard.server import serving
 
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    async with connect(access) as machine:
-        try:
-            async with serving(machine, guard, host, port, label=access.address) as url:
-                click.echo(url)
-                click.echo("Press Ctrl-C to stop.", err=True)
-                if guard.token is not None:
-                    click.echo(
-                        "Whoever has this address is let in; give it to nobody else. It is "
-                        "not encrypted on its way.",
-                        err=True,
-                    )
-                try:
-                    await machine.status()
-                except Failure as error:
-                    click.echo(f"Not connected yet, trying again: {error}", err=True)
-                await stop.wait()
-        except OSError as error:
-            raise Failure(
-                f"Port {port} of {host} cannot be listened at ({listen_problem(error)}).",
-                "Choose another one with --port; 0 takes any that is free.",
-                code="address-in-use",
-            ) from None
+    with on_stop(stop.set):
+        async with (
+            connect(access) as machine,
+            serving(machine, guard, host, port, label=access.address) as url,
+        ):
+            click.echo(url)
+            click.echo("Press Ctrl-C to stop.", err=True)
+            if guard.token is not None:
+                click.echo(
+                    "Whoever has this address is let in; give it to nobody else. It is "
+                    "not encrypted on its way.",
+                    err=True,
+                )
+            try:
+                await machine.status()
+            except Failure as error:
+                click.echo(f"Not connected yet, trying again: {error}", err=True)
+            await stop.wait()

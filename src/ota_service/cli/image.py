@@ -8,14 +8,11 @@ import tempfile
 from pathlib import Path
 
 import click
-from rich.console import Group
-from rich.text import Text
 
-from ota_service.cli.image_report import Report, app, report
-from ota_service.cli.image_tables import found_in, merged_regions, slots_of
-from ota_service.cli.output import json_option, out, print_json
+from ota_service.cli.content_tables import found_in, merged_regions, slots_of
+from ota_service.cli.contents import app, report
+from ota_service.cli.output import files, json_option, out, print_json, size
 from ota_service.cli.remedies import own_words
-from ota_service.cli.show import files, size
 from ota_service.errors import OtaError
 from ota_service.formats.bootloader import parse_bootloader
 from ota_service.formats.chips import CHIP_BY_ID
@@ -127,7 +124,7 @@ def ota(
                 remedy="Give the build for that chip, or leave out --chip.",
             )
         data = data[: made.total_bytes]
-        table = _table(partitions, TABLE_OFFSET, made.chip_id) if partitions else None
+        table = _tables(partitions, TABLE_OFFSET, made.chip_id)[0] if partitions else None
         if table is not None:
             _require_room(made.total_bytes, table)
         output = output or BUILD_FOLDER / f"{file.stem}.bin"
@@ -136,8 +133,8 @@ def ota(
         print_json({"file": str(output), "app": app(made)})
         return
     console = out()
-    console.print(Text(f"{output}: an App Image for {made.chip}, {size(len(data))} bytes"))
-    console.print(Text(f"  {describe_app(made)}"))
+    console.print(f"{output}: an App Image for {made.chip}, {size(len(data))} bytes")
+    console.print(f"  {describe_app(made)}")
     if table is not None:
         console.print(slots_of(table, made.total_bytes))
 
@@ -204,31 +201,19 @@ def merge_command(
         print_json({"file": str(output), **found})
         return
     console = out()
-    console.print(_built(output, made.data, found))
+    starts = found.get("boots", "nothing")
+    about = f"a Merged Binary for {found['chip']}, {len(made.data):,} bytes, starts {starts}"
+    console.print(f"{output}: {about}")
+    console.print(f"  SHA-256 {found['sha256']}", style="dim")
     console.print(merged_regions(made))
     image_bytes = parse_app_image(app_data).total_bytes
-    console.print(Text(f"\nThe app in the slots of {partitions}:"))
+    console.print(f"\nThe app in the slots of {partitions}:")
     console.print(slots_of(made.table, image_bytes))
 
 
 def _esptool_name(chip_id: int) -> str | None:
     chip = CHIP_BY_ID.get(chip_id)
     return chip.name.lower().replace("-", "") if chip is not None else None
-
-
-def _built(output: Path, data: bytes, found: Report) -> Group:
-    lines = [
-        Text(
-            f"{output}: a Merged Binary for {found['chip']}, {len(data):,} bytes, "
-            f"starts {found.get('boots', 'nothing')}"
-        ),
-        Text(f"  SHA-256 {found['sha256']}", style="dim"),
-    ]
-    return Group(*lines)
-
-
-def _table(source: str, table_offset: int, chip_id: int) -> PartitionTable:
-    return _tables(source, table_offset, chip_id)[0]
 
 
 def _tables(source: str, table_offset: int, chip_id: int) -> tuple[PartitionTable, bytes]:

@@ -35,98 +35,57 @@ FIRST_STEPS = (
     ("Try it without a board", "esp32-ota sim --boards 2 --dir /tmp/boards"),
 )
 
-# Name -> module and attribute of its click command, and its line in `--help`.
-SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
+# Name -> module of its click command, which has its name, and its line in `--help`.
+SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "backup": (
-        "ota_service.cli.backup",
-        "backup",
+        ".whole_board",
         "Keep the NVS, otadata and partition table of the board at PORT in DIR. Restarts it.",
     ),
     "restore": (
-        "ota_service.cli.backup",
-        "restore",
+        ".whole_board",
         "Put the backup in DIR back to the board at PORT, as far as the board starts with it.",
     ),
     "flash": (
-        "ota_service.cli.flash",
-        "flash",
+        ".whole_board",
         "Write the Merged Binary FILE to the board at PORT: everything on it is replaced.",
     ),
-    "image": (
-        "ota_service.cli.image",
-        "image",
-        "Look into firmware files; make App Images and Merged Binaries.",
-    ),
-    "ports": (
-        "ota_service.cli.ports",
-        "ports",
-        "List serial ports, and which look like ESP32 boards. Opens none.",
-    ),
+    "image": (".image", "Look into firmware files; make App Images and Merged Binaries."),
+    "ports": (".ports", "List serial ports, and which look like ESP32 boards. Opens none."),
     "serve": (
-        "ota_service.cli.serve",
-        "serve",
+        ".serve",
         "Serve the App Image FILE over http, and print its url and what to configure.",
     ),
-    "inspect": (
-        "ota_service.cli.inspect",
-        "inspect",
-        "Show what is on one attached board. Restarts it.",
-    ),
-    "update": (
-        "ota_service.cli.update",
-        "update",
-        "Update one attached board, without Viam. Restarts it.",
-    ),
+    "inspect": (".inspect", "Show what is on one attached board. Restarts it."),
+    "update": (".update", "Update one attached board, without Viam. Restarts it."),
     "remote": (
-        "ota_service.cli.remote",
-        "remote",
+        ".remote",
         "Command and watch the OTA service of a machine, through the Viam SDK.",
     ),
-    "dashboard": (
-        "ota_service.cli.dashboard",
-        "dashboard",
-        "Show a machine's boards on a page in the browser, live.",
-    ),
-    "sim": (
-        "esp32_sim.command",
-        "sim",
-        "Run simulated boards until stopped; prints one port url a line.",
-    ),
-    "completion": (
-        "ota_service.cli.completion",
-        "completion",
-        "Print what lets a shell complete this command.",
-    ),
+    "dashboard": (".dashboard", "Show a machine's boards on a page in the browser, live."),
+    "sim": ("esp32_sim.command", "Run simulated boards until stopped; prints one port url a line."),
+    "completion": (".completion", "Print what lets a shell complete this command."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose subcommands of `SUBCOMMANDS` are imported when they are called."""
+    """The subcommands of `SUBCOMMANDS`, which are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every subcommand's name."""
-        return sorted({*super().list_commands(ctx), *SUBCOMMANDS})
+        return sorted(SUBCOMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The subcommand, imported now."""
         if cmd_name not in SUBCOMMANDS:
-            return super().get_command(ctx, cmd_name)
-        module, attribute, _ = SUBCOMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+            return None
+        module = importlib.import_module(SUBCOMMANDS[cmd_name][0], "ota_service.cli")
+        command: click.Command = getattr(module, cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of subcommands, without importing them."""
-        rows = [
-            (name, SUBCOMMANDS[name][2] if name in SUBCOMMANDS else self._short_help(ctx, name))
-            for name in self.list_commands(ctx)
-        ]
         with formatter.section("Commands"):
-            formatter.write_dl(rows)
-
-    def _short_help(self, ctx: click.Context, name: str) -> str:
-        command = super().get_command(ctx, name)
-        return command.get_short_help_str(limit=80) if command is not None else ""
+            formatter.write_dl([(name, SUBCOMMANDS[name][1]) for name in sorted(SUBCOMMANDS)])
 
 
 @click.group(
@@ -189,7 +148,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args=arguments,
             prog_name=PROGRAM,
             complete_var="_ESP32_OTA_COMPLETE",
-            standalone_mode=True,
         )
     except OtaError as error:
         fail(line_of(error))

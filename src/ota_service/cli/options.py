@@ -12,50 +12,58 @@ import click
 from ota_service.cli.output import Command
 from ota_service.fleet.settings import OVERRIDES
 
+baud_option = click.option(
+    "--baud",
+    type=click.IntRange(9_600, 4_000_000),
+    default=921_600,
+    show_default=True,
+    help="Highest speed to use; falls back by itself.",
+)
+state_dir_option = click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where what the board has is kept; default: $VIAM_HOME/ota-service, "
+    "without that ~/.local/state/ota-service.",
+)
+"""Of what writes to a board directly."""
 
-def baud_option(function: Command) -> Command:
-    """`--baud`, as the argument `baud`."""
-    return click.option(
-        "--baud",
-        type=click.IntRange(9_600, 4_000_000),
-        default=921_600,
-        show_default=True,
-        help="Highest speed to use; falls back by itself.",
-    )(function)
-
-
-def boot_options(function: Command) -> Command:
-    """`--boot-timeout`, `--boot-stable` (seconds; `flash` had them first with -s) and
-    `--boot-restarts`."""
-    restarts = click.option(
+_BOOT = (
+    click.option(
         "--boot-restarts",
         type=click.IntRange(0, 10),
         default=0,
         show_default=True,
         metavar="N",
         help="Planned restarts that it may make meanwhile.",
-    )
-    stable = click.option(
+    ),
+    click.option(
         "--boot-stable",
         "--boot-stable-s",
-        "boot_stable",
+        "boot_stable_s",
         type=click.FloatRange(0, 600),
         default=5.0,
         show_default=True,
         metavar="S",
         help="Seconds that it must then run.",
-    )
-    timeout = click.option(
+    ),
+    click.option(
         "--boot-timeout",
         "--boot-timeout-s",
-        "boot_timeout",
+        "boot_timeout_s",
         type=click.FloatRange(1, 600),
         default=20.0,
         show_default=True,
         metavar="S",
         help="Seconds that the new app may take to show that it starts.",
-    )
-    return timeout(stable(restarts(function)))
+    ),
+)
+
+
+def boot_options(function: Command) -> Command:
+    """How a start is judged: the service's boot_* attributes as options."""
+    for option in _BOOT:
+        function = option(function)
+    return function
 
 
 def asked_options(function: Command) -> Command:
@@ -102,13 +110,3 @@ def _mac(text: str) -> str:
     except ValueError:
         words = "--confirm must be the board's MAC, such as 24:0a:c4:12:34:56."
         raise click.UsageError(words) from None
-
-
-def state_dir_option(function: Command) -> Command:
-    """`--state-dir` of what writes to a board directly, as the argument `state_dir`."""
-    return click.option(
-        "--state-dir",
-        type=click.Path(file_okay=False, path_type=Path),
-        help="Where what the board has is kept; default: $VIAM_HOME/ota-service, "
-        "without that ~/.local/state/ota-service.",
-    )(function)

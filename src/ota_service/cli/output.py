@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How the command prints: tables and colours on a terminal, plain lines elsewhere, JSON if asked.
+"""How the command prints: tables and colours on a terminal, plain lines elsewhere, JSON if asked,
+in one style; and how it stops.
 
 rich looks for a terminal, NO_COLOR, TERM=dumb and FORCE_COLOR by itself. What belongs to the
 answer goes to stdout, what only accompanies it to stderr, so that an answer can be piped.
@@ -7,17 +8,24 @@ answer goes to stdout, what only accompanies it to stderr, so that an answer can
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import IO, Any, TextIO, TypeVar, cast
 
 import click
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from ota_service.cli import show
+from ota_service.client.failure import Failure
+from ota_service.errors import ERRORS
 
 PLAIN_WIDTH = 10_000
 """Columns where no terminal is: a line of a table must stay one line for grep and awk."""
@@ -25,13 +33,7 @@ PLAIN_WIDTH = 10_000
 _TRAILING = re.compile(r" +(?=\n)")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def json_option(function: Command) -> Command:
-    """The option `--json`, as the argument `as_json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(
-        function
-    )
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
 def out() -> Console:
@@ -73,7 +75,74 @@ class _Trimmed:
 
 def print_json(value: Any) -> None:
     """`value` as indented JSON on stdout."""
-    show.print_json(value)
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def files() -> Iterator[None]:
+    """A file that cannot be read or written is a failure in one line."""
+    try:
+        yield
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        remedy = ERRORS["file-access"].remedy
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "Free some space on its disk."
+        raise Failure(f"{name}{error.strerror or error}.", remedy, code="file-access") from None
+
+
+@contextmanager
+def on_stop(stop: Callable[[], object]) -> Iterator[None]:
+    """In the event loop: what Ctrl-C and SIGTERM do for the length of a block."""
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table; `right`: the columns of numbers."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in columns:
+        made.add_column(
+            name, justify="right" if name in right else "left", overflow="fold", no_wrap=False
+        )
+    return made
+
+
+def facts(values: Mapping[str, str | None], *, indent: int = 2) -> Table:
+    """Names and values, one a line; those without a value are left out."""
+    made = Table(box=None, show_header=False, padding=(0, 2, 0, indent))
+    made.add_column(style="bold")
+    made.add_column(overflow="fold")
+    for name, value in values.items():
+        if value:
+            made.add_row(name, Text(value))
+    return made
+
+
+def size(size_bytes: int) -> str:
+    """A size for people: "1 MB", "16 KB", "300,016"."""
+    for unit, name in ((1 << 20, "MB"), (1 << 10, "KB")):
+        if size_bytes and size_bytes % unit == 0:
+            return f"{size_bytes // unit} {name}"
+    return f"{size_bytes:,}"
+
+
+def share(part_bytes: int, whole_bytes: int) -> str:
+    """How full something is, as "29 %"."""
+    return f"{100 * part_bytes / whole_bytes:.0f} %" if whole_bytes else ""
+
+
+def bar(part_bytes: int, whole_bytes: int, width: int = 10) -> str:
+    """The same as a bar of blocks."""
+    filled = min(width, -(-part_bytes * width // whole_bytes)) if whole_bytes else 0
+    return "█" * filled + "░" * (width - filled)
 
 
 def rate_text(bytes_per_s: float) -> str:

@@ -10,8 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 from rich.table import Table
 
-from ota_service.cli.output import Command, json_option, out, print_json
-from ota_service.cli.show import table
+from ota_service.cli.output import json_option, out, print_json, table
 from ota_service.link.ports import PortInfo, list_ports
 
 
@@ -28,11 +27,6 @@ def ports(as_json: bool) -> None:
         out().print(table_of(found))
 
 
-def port_argument(function: Command) -> Command:
-    """The argument PORT, which the shell completes with what is attached."""
-    return click.argument("port", shell_complete=_complete)(function)
-
-
 def _complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[Any]:
     names = {info.device: looks_like(info) for info in list_ports()}
     names |= {info.by_path: looks_like(info) for info in list_ports() if info.by_path}
@@ -41,6 +35,10 @@ def _complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[An
         for name, words in names.items()
         if name.startswith(incomplete)
     ]
+
+
+port_argument = click.argument("port", shell_complete=_complete)
+"""The argument PORT, which the shell completes with what is attached."""
 
 
 def looks_like(info: PortInfo) -> str:

@@ -32,8 +32,6 @@ REMEDIES: dict[str, str] = {
     "tls": "For a private certificate authority give --ca-file; otherwise check the server's "
     "certificate and this machine's clock.",
     "wrong-chip": "Give an image that was built for this board's chip.",
-    "image-too-large": "Make the image smaller, or give the board a partition table with larger "
-    f"slots: {_FLASH}.",
     "no-board": "Attach a board; `esp32-ota ports` lists what is there.",
     "port-busy": "Close the program named.",
     "permission": "Add this user to the port's group (dialout or uucp), then log in again.",
@@ -42,9 +40,6 @@ REMEDIES: dict[str, str] = {
     "link-lost": "Check the cable and the USB hub, then call the command again: it starts from "
     "what it finds on the board.",
     "flash-size": f"Check the board; to fit its flash, {_FLASH}.",
-    "partition-table-invalid": f"{_FLASH[0].upper()}{_FLASH[1:]}.",
-    "no-ota-slots": f"Give the board a partition table with OTA slots: {_FLASH}.",
-    "nvs-missing": f"Give the board a partition table with an nvs partition: {_FLASH}.",
     "otadata-invalid": "Restart the board and see whether it boots. If nothing on it does, "
     f"`esp32-ota update PORT` with --rescue --confirm MAC writes the firmware; or {_FLASH}.",
     "board-boots": "Call the command again without --rescue.",

@@ -5,28 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.text import Text
 
-from ota_service.cli.follow import find_run, follow_call, follow_run, running, until
 from ota_service.cli.live import Live, in_order
 from ota_service.cli.options import asked_options
-from ota_service.cli.output import Command, err, error_text, json_option, out, print_json
-from ota_service.cli.report import (
-    history_table,
-    plan_table,
-    print_run,
-    print_status,
-)
-from ota_service.cli.show import table
+from ota_service.cli.output import Command, err, error_text, json_option, out, print_json, table
+from ota_service.cli.report import history_table, plan_table, print_run, print_status
 from ota_service.client.failure import Failure
 from ota_service.client.machine import DEFAULT_NAME, Access, Machine, connect
 
 READ_WAIT_S = 120.0
+POLL_S = 0.25
 _KEY_WARNING = (
     "Better set VIAM_API_KEY and VIAM_API_KEY_ID: everyone on this computer can see a command "
     "line, and shells keep it."
@@ -34,6 +28,7 @@ _KEY_WARNING = (
 
 _WATCHED_ON = "No longer watching; a run in progress goes on. `esp32-ota remote cancel` stops it."
 
+Result = TypeVar("Result")
 Reply = dict[str, Any]
 Asks = Callable[[Machine], Coroutine[Any, Any, Any]]
 
@@ -135,11 +130,22 @@ def remote() -> None:
     """
 
 
+def verb(function: Command) -> click.Command:
+    """A subcommand that asks a machine; a `boards` in its arguments are those that are meant."""
+    asked = json_option(access_options(function))
+    if "boards" in function.__annotations__:
+        asked = boards_argument(asked)
+    command = remote.command(short_help=(function.__doc__ or "").splitlines()[0])(asked)
+    # What it alone has comes first in its help.
+    common = ("as_json", "address", "name", "api_key", "api_key_id")
+    command.params.sort(key=lambda param: param.name in common)
+    return command
+
+
 # --- runs
 
 
-@remote.command()
-@boards_argument
+@verb
 @asked_options
 @click.option("--probe", is_flag=True, help="Also open ports that are not known to be an ESP32's.")
 @click.option(
@@ -147,8 +153,6 @@ def remote() -> None:
 )
 @click.option("--no-wait", is_flag=True, help="Start it and do not watch.")
 @wait_option
-@json_option
-@access_options
 def update(
     access: Access,
     boards: tuple[str, ...],
@@ -184,81 +188,92 @@ def update(
         if reply.get("joined"):
             console.print("A run for this firmware is in progress; watching it.")
         with Live(console, _named(boards), transient=True) as live:
-            return await follow_run(machine, live, str(reply["run"]["id"]))
+            return await _follow(machine, live, str(reply["run"]["id"]))
 
     reply = ask(access, asks, interrupted=_WATCHED_ON)
-    if as_json:
+    if not no_wait:
+        _end(reply, as_json)
+    elif as_json:
         print_json(reply)
-    if no_wait:
-        if not as_json:
-            click.echo(f"Run {reply['run']['id']} began.")
-        return
-    _end(reply, as_json)
+    else:
+        click.echo(f"Run {reply['run']['id']} began.")
 
 
-@remote.command()
-@boards_argument
+@verb
 @click.option("--follow", is_flag=True, help="Go on with the next runs, until Ctrl-C.")
-@json_option
-@access_options
 def watch(access: Access, boards: tuple[str, ...], follow: bool, as_json: bool) -> None:
     """Watch the run in progress to its end; without one, show the last one's. Restarts nothing."""
     console = err() if as_json else out()
 
     async def asks(machine: Machine) -> Reply:
         with Live(console, _named(boards), transient=True) as live:
-            status = await machine.status()
-            live.show(status)
-            if follow and not running(status):
-                status = await until(machine, live, running)
-            run = dict(status.get("run", {}))
-            if not run:
-                return {}
-            return await follow_run(machine, live, str(run["id"]))
+            while True:
+                status = await machine.status()
+                live.show(status)
+                run = dict(status.get("run", {}))
+                if not follow or run.get("outcome") == "running":
+                    break
+                await asyncio.sleep(POLL_S)
+            return await _follow(machine, live, str(run["id"])) if run else {}
 
     while True:
         run = ask(access, asks, interrupted=_WATCHED_ON)
-        if as_json:
-            print_json(run)
-        if not run:
-            if not as_json:
-                click.echo("There was no run yet.")
-            return
-        if not follow:
+        if run and not follow:
             _end(run, as_json)
-            return
-        if not as_json:
+        elif as_json:
+            print_json(run)
+        elif run:
             print_run(console, run)
+        else:
+            click.echo("There was no run yet.")
+        if not follow:
+            return
 
 
 def _end(run: Reply, as_json: bool) -> None:
-    if not as_json:
+    if as_json:
+        print_json(run)
+    else:
         print_run(out(), run)
     if run.get("outcome") != "succeeded":
         raise SystemExit(1)
 
 
-@remote.command()
-@boards_argument
-@json_option
-@access_options
+async def _follow(machine: Machine, live: Live, run_id: str) -> Reply:
+    """Show the boards until this run is over; the run, as the history has it."""
+    while True:
+        status = await machine.status()
+        live.show(status)
+        run = dict(status.get("run", {}))
+        # Another run may have begun since, and boards of ours may still be at work.
+        if run.get("id") != run_id or run.get("outcome") != "running":
+            found = await _run_of(machine, run_id)
+            if found is None or found.get("outcome") != "running":
+                return found or run
+        await asyncio.sleep(POLL_S)
+
+
+async def _run_of(machine: Machine, run_id: str) -> Reply | None:
+    """A run of the history by its id."""
+    reply = await machine.command("history", {"id": run_id})
+    return next((dict(run) for run in reply["runs"]), None)
+
+
+@verb
 def cancel(access: Access, boards: tuple[str, ...], as_json: bool) -> None:
     """Stop the run where that leaves every board bootable. Restarts those being written."""
-    reply = _told(access, "cancel", boards, as_json)
-    if not as_json:
-        click.echo(
-            "Cancelled; boards before the switch keep their firmware."
-            if reply.get("cancelled")
-            else "Nothing was in progress."
-        )
+    reply = ask(access, lambda machine: machine.command("cancel", {"boards": _named(boards)}))
+    if as_json:
+        print_json(reply)
+    elif reply.get("cancelled"):
+        click.echo("Cancelled; boards before the switch keep their firmware.")
+    else:
+        click.echo("Nothing was in progress.")
 
 
-@remote.command()
-@boards_argument
+@verb
 @click.option("--all", "all_boards", is_flag=True, help="Every board.")
 @click.option("--stopped", is_flag=True, help="Instead, a firmware that was stopped for all.")
-@json_option
-@access_options
 def release(
     access: Access, boards: tuple[str, ...], all_boards: bool, stopped: bool, as_json: bool
 ) -> None:
@@ -275,53 +290,10 @@ def release(
         click.echo(f"Released: {', '.join(map(str, reply.get('released', []))) or 'no board'}.")
 
 
-def _told(access: Access, verb: str, boards: Sequence[str], as_json: bool) -> Reply:
-    reply: Reply = ask(access, lambda machine: machine.command(verb, {"boards": _named(boards)}))
-    if as_json:
-        print_json(reply)
-    return reply
+# --- what is known
 
 
-@remote.command()
-@boards_argument
-@click.option("-y", "--yes", is_flag=True, help="Do not ask, also on a terminal.")
-@wait_option
-@json_option
-@access_options
-def rollback(
-    access: Access, boards: tuple[str, ...], yes: bool, wait_s: float, as_json: bool
-) -> None:
-    """Go back to the firmware in the other slot. Restarts the boards.
-
-    A board that was rolled back is held until its target changes or `release`.
-    """
-    if not boards and not yes and sys.stdin.isatty():
-        click.confirm("Roll back all boards of this service?", abort=True, err=True)
-    arguments = {"boards": _named(boards)}
-    reply = ask(access, lambda machine: _read(machine, "rollback", arguments, "boards", wait_s))
-    if as_json:
-        print_json(reply)
-    else:
-        made = table("board", "slot", "version", "note")
-        for name, board in in_order(reply["boards"]).items():
-            note: Text | str = (
-                "version from the image's descriptor"
-                if (board.get("version_from") == "descriptor")
-                else ""
-            )
-            if "error" in board:
-                note = Text(error_text(board["error"]), style="red")
-            made.add_row(name, str(board.get("slot", "")), str(board.get("version", "")), note)
-        out().print(made)
-    _fail_on_errors(reply)
-
-
-# --- what is known, and what is read
-
-
-@remote.command()
-@json_option
-@access_options
+@verb
 def status(access: Access, as_json: bool) -> None:
     """Show everything that the service knows. Restarts nothing."""
     reply = ask(access, lambda machine: machine.status())
@@ -331,38 +303,7 @@ def status(access: Access, as_json: bool) -> None:
         print_status(out(), reply)
 
 
-@remote.command()
-@boards_argument
-@wait_option
-@json_option
-@access_options
-def version(access: Access, boards: tuple[str, ...], wait_s: float, as_json: bool) -> None:
-    """Read the version in the boards' NVS, now. Restarts them."""
-    _reading(access, "version", boards, wait_s, as_json, lambda b: Text(str(b.get("version", ""))))
-
-
-@remote.command()
-@boards_argument
-@wait_option
-@json_option
-@access_options
-def verify(access: Access, boards: tuple[str, ...], wait_s: float, as_json: bool) -> None:
-    """Check whether the boards run the target image, by its digest. Restarts them.
-
-    Exit code 0 only if all of them do.
-    """
-
-    def words(board: Mapping[str, Any]) -> Text:
-        if "matches" not in board:
-            return Text("")
-        return Text("runs it", "green") if board["matches"] else Text("runs another", "red")
-
-    reply = _reading(access, "verify", boards, wait_s, as_json, words)
-    if not all(board.get("matches") for board in reply["boards"].values()):
-        raise SystemExit(1)
-
-
-@remote.command()
+@verb
 @click.option("--board", help="Only runs of this board: its name, MAC or port.")
 @click.option(
     "--limit",
@@ -372,8 +313,6 @@ def verify(access: Access, boards: tuple[str, ...], wait_s: float, as_json: bool
     help="How many runs at most.",
 )
 @click.option("--id", "run_id", help="Show one run: what it did to each board.")
-@json_option
-@access_options
 def history(
     access: Access, board: str | None, limit: int, run_id: str | None, as_json: bool
 ) -> None:
@@ -383,7 +322,7 @@ def history(
         if run_id is None:
             reply = await machine.command("history", {"board": board, "limit": limit})
             return [dict(run) for run in reply["runs"]]
-        found = await find_run(machine, run_id)
+        found = await _run_of(machine, run_id)
         if found is None:
             raise Failure(
                 f"The history has no run {run_id}.",
@@ -402,26 +341,85 @@ def history(
         click.echo("There was no run yet.")
 
 
-def _reading(
+# --- what is asked of the boards
+
+
+@verb
+@wait_option
+def version(access: Access, boards: tuple[str, ...], wait_s: float, as_json: bool) -> None:
+    """Read the version in the boards' NVS, now. Restarts them."""
+
+    def cells(board: Reply) -> list[Any]:
+        return [str(board.get("version", ""))]
+
+    _look(access, "version", boards, wait_s, as_json, ("version", "error"), cells)
+
+
+@verb
+@wait_option
+def verify(access: Access, boards: tuple[str, ...], wait_s: float, as_json: bool) -> None:
+    """Check whether the boards run the target image, by its digest. Restarts them.
+
+    Exit code 0 only if all of them do.
+    """
+
+    def cells(board: Reply) -> list[Any]:
+        if "matches" not in board:
+            return [""]
+        return [Text("runs it", "green") if board["matches"] else Text("runs another", "red")]
+
+    reply = _look(access, "verify", boards, wait_s, as_json, ("verify", "error"), cells)
+    if not all(board.get("matches") for board in reply["boards"].values()):
+        raise SystemExit(1)
+
+
+@verb
+@click.option("-y", "--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@wait_option
+def rollback(
+    access: Access, boards: tuple[str, ...], yes: bool, wait_s: float, as_json: bool
+) -> None:
+    """Go back to the firmware in the other slot. Restarts the boards.
+
+    A board that was rolled back is held until its target changes or `release`.
+    """
+    if not boards and not yes and sys.stdin.isatty():
+        click.confirm("Roll back all boards of this service?", abort=True, err=True)
+
+    def cells(board: Reply) -> list[Any]:
+        guessed = board.get("version_from") == "descriptor" and "error" not in board
+        note = ["version from the image's descriptor"] if guessed else []
+        return [str(board.get("slot", "")), str(board.get("version", "")), *note]
+
+    _look(access, "rollback", boards, wait_s, as_json, ("slot", "version", "note"), cells)
+
+
+def _look(
     access: Access,
     verb: str,
     boards: Sequence[str],
     wait_s: float,
     as_json: bool,
-    words: Callable[[Mapping[str, Any]], Text],
+    columns: Sequence[str],
+    cells: Callable[[Reply], list[Any]],
 ) -> Reply:
-    """Read boards, print what was read; exit code 1 where one could not be."""
+    """A verb that replies for each board: its table, and exit code 1 where one has an error, which
+    is what its last column is for."""
     arguments = {"boards": _named(boards)}
     reply: Reply = ask(access, lambda machine: _read(machine, verb, arguments, "boards", wait_s))
     if as_json:
         print_json(reply)
     else:
-        made = table("board", verb, "error")
+        made = table("board", *columns)
         for name, board in in_order(reply["boards"]).items():
-            error = error_text(board["error"]) if "error" in board else ""
-            made.add_row(name, words(board), Text(error, style="red"))
+            error = [Text(error_text(board["error"]), style="red")] if "error" in board else []
+            made.add_row(name, *cells(board), *error)
         out().print(made)
-    _fail_on_errors(reply)
+    if not reply["boards"]:
+        click.echo("No board was there to ask.", err=True)
+        raise SystemExit(1)
+    if any("error" in board for board in reply["boards"].values()):
+        raise SystemExit(1)
     return reply
 
 
@@ -431,7 +429,7 @@ async def _read(machine: Machine, verb: str, arguments: Reply, key: str, wait_s:
     console = err()
     if console.is_terminal:
         with Live(console, arguments.get("boards"), transient=True) as live:
-            reply = await follow_call(machine, live, call)
+            reply = await _shown_meanwhile(machine, live, call)
     else:
         reply = await call
     if dict(reply.get("run", {})).get("outcome") == "running":
@@ -445,9 +443,13 @@ async def _read(machine: Machine, verb: str, arguments: Reply, key: str, wait_s:
     return reply
 
 
-def _fail_on_errors(reply: Reply) -> None:
-    if not reply["boards"]:
-        click.echo("No board was there to ask.", err=True)
-        raise SystemExit(1)
-    if any("error" in board for board in reply["boards"].values()):
-        raise SystemExit(1)
+async def _shown_meanwhile(machine: Machine, live: Live, call: Awaitable[Result]) -> Result:
+    """Show the boards until a command replies; its reply."""
+    task = asyncio.ensure_future(call)
+    try:
+        while not task.done():
+            live.show(await machine.status())
+            await asyncio.wait({task}, timeout=POLL_S)
+        return task.result()
+    finally:
+        task.cancel()

@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ota_service.cli.live import STYLES, in_order
-from ota_service.cli.output import error_text, errors_of
-from ota_service.cli.show import table
+from ota_service.cli.output import error_text, errors_of, table
 
 Reply = Mapping[str, Any]
 

@@ -1,31 +1,39 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`esp32-ota serve`: an App Image for the machines of the same network, without any set-up."""
+"""`esp32-ota serve`: an App Image for the machines of the same network, without any set-up.
+
+aiohttp's own FileResponse is not enough: a broken-off download goes on by the ETag that it began
+with (`If-Range`), a build that is being written must not be served, and who downloads how much is
+shown. Sources: RFC 9110, sections 8.8.3 (ETag), 13 (conditions) and 14 (ranges).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import hmac
 import json
-import signal
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import click
-from aiohttp import web
+from aiohttp import BasicAuth, web
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from ota_service.cli.file_server import FileServer, Served, Stage, Transfer, load
-from ota_service.cli.output import out
-from ota_service.cli.show import files
-from ota_service.client.addresses import listen_problem, own_addresses
+from ota_service.cli.output import files, on_stop, out
+from ota_service.client.addresses import listen
 from ota_service.errors import OtaError
+from ota_service.formats.image import AppImage, parse_app_image
 from ota_service.formats.merge import describe_app
+from ota_service.formats.text import field_text
 
 DEFAULT_HOST, DEFAULT_PORT = "0.0.0.0", 3001
 _LOGIN = "USER:PASSWORD"
-_ANY = ("0.0.0.0", "::", "")
+CHUNK_BYTES = 64 << 10
 
 
 @click.command()
@@ -51,35 +59,14 @@ def serve(file: Path, host: str, port: int, auth: str | None) -> None:
 async def _serve(file: Path, served: Served, host: str, port: int, auth: str | None) -> None:
     console = out()
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(number, stop.set)
-    with Downloads(console) as downloads:
-        server = FileServer(
-            file,
-            served,
-            watch=downloads.watch,
-            changed=lambda found: _say_changed(downloads, file, found),
-            auth=auth,
-        )
+    with on_stop(stop.set), Downloads(console) as downloads:
+        server = FileServer(file, served, downloads, auth)
         runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, host, port)
-            try:
-                await site.start()
-            except OSError as error:
-                raise OtaError(
-                    "address-in-use",
-                    f"Port {port} of {host} cannot be listened at ({listen_problem(error)}).",
-                ) from None
-            actual_port = runner.addresses[0][1]
-            urls = [
-                f"http://{f'{_LOGIN}@' if auth else ''}{_bracketed(address)}:{actual_port}"
-                f"{server.url_path}"
-                for address in (own_addresses() if host in _ANY else [host])
-            ]
+            places = await listen(runner, host, port)
+            login = f"://{_LOGIN}@" if auth else "://"
+            urls = [place.replace("://", login) + server.url_path for place in places]
             _introduce(console, file, served, urls, auth is not None)
             await stop.wait()
         finally:
@@ -87,35 +74,60 @@ async def _serve(file: Path, served: Served, host: str, port: int, auth: str | N
     console.print("Stopped.")
 
 
-def _bracketed(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
-
-
 def _introduce(console: Console, file: Path, served: Served, urls: list[str], auth: bool) -> None:
     image = served.image
     console.print(
-        Text(f"{file.name}: {describe_app(image)}, for {image.chip}, {len(served.data):,} bytes")
+        f"{file.name}: {describe_app(image)}, for {image.chip}, {len(served.data):,} bytes"
     )
     console.print(Text(urls[0], style="bold"), soft_wrap=True)
     if len(urls) > 1:
         others = ", ".join(urls[1:])
-        console.print(Text(f"This machine has further addresses: {others}"), soft_wrap=True)
+        console.print(f"This machine has further addresses: {others}", soft_wrap=True)
     console.print("To configure:")
     attributes = {"url": urls[0], "version": served.version or "1"}
     console.print(Text(json.dumps(attributes, indent=2, ensure_ascii=False)), soft_wrap=True)
     if auth:
-        console.print(Text(f"Put the user and password that you gave in place of {_LOGIN}."))
+        console.print(f"Put the user and password that you gave in place of {_LOGIN}.")
     console.print("Stop with Ctrl-C.")
 
 
-def _say_changed(downloads: Downloads, file: Path, found: Served | str) -> None:
-    if isinstance(found, str):
-        downloads.say(f"{file.name} has changed and cannot be served: {found} The old one stays.")
-    else:
-        downloads.say(
-            f"{file.name} has changed: now {describe_app(found.image)}. Configure "
-            f'"version": {json.dumps(found.version, ensure_ascii=False)} to have it installed.'
-        )
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The file as it is served: checked, and with what names this very content."""
+
+    data: bytes
+    image: AppImage
+    etag: str
+    changed_s: float
+
+    @property
+    def version(self) -> str:
+        """The version of the app descriptor."""
+        return self.image.descriptor.version
+
+
+def load(path: Path) -> Served:
+    """The App Image in a file. Raises OtaError for anything else, OSError."""
+    changed_s = path.stat().st_mtime
+    data = path.read_bytes()
+    image = parse_app_image(data)
+    return Served(data, image, hashlib.sha256(data).hexdigest()[:32], changed_s)
+
+
+# --- who downloads what
+
+
+@dataclass(slots=True)
+class Transfer:
+    """One answer: who got how much of it. begin: the first byte's offset. bar: on a terminal."""
+
+    client: str
+    agent: str
+    begin: int = 0
+    sent_bytes: int = 0
+    total_bytes: int = 0
+    started_s: float = field(default_factory=time.monotonic)
+    bar: TaskID | None = None
 
 
 class Downloads:
@@ -149,31 +161,33 @@ class Downloads:
     def say(self, text: str) -> None:
         """One line with the time of day."""
         moment = time.strftime("%H:%M:%S")
-        self._console.print(Text(f"{moment} {text}"), soft_wrap=True)
+        self._console.print(f"{moment} {text}", soft_wrap=True)
 
-    def watch(self, stage: Stage, transfer: Transfer) -> None:
-        """As `FileServer` has it."""
-        bars = self._bars
-        if stage == "begun":
-            if bars is not None:
-                self._tasks[transfer.number] = bars.add_task(
-                    transfer.client, total=transfer.total_bytes
-                )
-            else:
-                self.say(f"{transfer.client} begins: {transfer.total_bytes:,} bytes")
-        elif stage == "going":
-            if bars is not None:
-                bars.update(self._tasks[transfer.number], completed=transfer.sent_bytes)
+    def begin(self, transfer: Transfer) -> None:
+        """Bytes are on their way."""
+        if self._bars is not None:
+            transfer.bar = self._bars.add_task(transfer.client, total=transfer.total_bytes)
         else:
-            if bars is not None and (task := self._tasks.pop(transfer.number, None)) is not None:
-                bars.remove_task(task)
-            self.say(_ended(stage, transfer))
+            self.say(f"{transfer.client} begins: {transfer.total_bytes:,} bytes")
+
+    def sent(self, transfer: Transfer, size_bytes: int) -> None:
+        """So many more."""
+        transfer.sent_bytes += size_bytes
+        if self._bars is not None and transfer.bar is not None:
+            self._bars.update(transfer.bar, completed=transfer.sent_bytes)
+
+    def end(self, transfer: Transfer, status: int | None) -> None:
+        """status: as answered; None: broken off."""
+        if self._bars is not None and transfer.bar is not None:
+            self._bars.remove_task(transfer.bar)
+        who = transfer.client + (f" ({transfer.agent})" if transfer.agent else "")
+        self.say(f"{who} {_ended(transfer, status)}")
 
 
-def _ended(stage: Stage, transfer: Transfer) -> str:
-    who = transfer.client + (f" ({transfer.agent})" if transfer.agent else "")
-    if stage == "broken":
-        return f"{who} broke off after {transfer.sent_bytes:,} of {transfer.total_bytes:,} bytes"
+def _ended(transfer: Transfer, status: int | None) -> str:
+    sent = f"{transfer.sent_bytes:,}"
+    if status is None:
+        return f"broke off after {sent} of {transfer.total_bytes:,} bytes"
     words = {
         304: "has it already (304)",
         401: "gave no or a wrong user and password (401)",
@@ -181,10 +195,125 @@ def _ended(stage: Stage, transfer: Transfer) -> str:
         405: "wanted something other than reading (405)",
         416: "asked for bytes that do not exist (416)",
     }
-    if transfer.status in words:
-        return f"{who} {words[transfer.status]}"
+    if status in words:
+        return words[status]
     if not transfer.sent_bytes:
-        return f"{who} looked ({transfer.status})"
+        return f"looked ({status})"
     seconds = max(0.001, time.monotonic() - transfer.started_s)
     part = f" from byte {transfer.begin:,}" if transfer.begin else ""
-    return f"{who} got {transfer.sent_bytes:,} bytes{part} in {seconds:.1f} s ({transfer.status})"
+    return f"got {sent} bytes{part} in {seconds:.1f} s ({status})"
+
+
+# --- the server
+
+
+class FileServer:
+    """The handler of one file. auth: "user:password" to ask for, or None."""
+
+    def __init__(
+        self, path: Path, served: Served, downloads: Downloads, auth: str | None = None
+    ) -> None:
+        self.path = path
+        self.served = served
+        self._downloads = downloads
+        self._auth = auth
+        self._seen_s = served.changed_s
+
+    @property
+    def url_path(self) -> str:
+        """The path of the file's url."""
+        return "/" + quote(self.path.name)
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        return app
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        agent = request.headers.get("User-Agent", "").encode("utf-8", "replace")
+        transfer = Transfer(request.remote or "?", field_text(agent)[:40])  # safe to print
+        status = None
+        try:
+            response = await self._answer(request, transfer)
+            status = response.status
+        finally:
+            self._downloads.end(transfer, status)
+        return response
+
+    async def _answer(self, request: web.Request, transfer: Transfer) -> web.StreamResponse:
+        if not self._allowed(request):
+            headers = {"WWW-Authenticate": 'Basic realm="firmware"'}
+            return web.Response(status=401, text="user and password are needed\n", headers=headers)
+        if request.method not in ("GET", "HEAD"):
+            return web.Response(status=405, text="only GET\n", headers={"Allow": "GET, HEAD"})
+        if request.path != "/" + self.path.name:
+            return web.Response(status=404, text=f"the firmware is at {self.url_path}\n")
+        await asyncio.to_thread(self._look)
+        return await self._send(request, self.served, transfer)
+
+    def _allowed(self, request: web.Request) -> bool:
+        if self._auth is None:
+            return True
+        user, _, password = self._auth.partition(":")
+        wanted = BasicAuth(user, password, "utf-8").encode()
+        given = request.headers.get("Authorization", "")
+        return hmac.compare_digest(given.encode("utf-8", "replace"), wanted.encode())
+
+    def _look(self) -> None:
+        """Take up a new build, but only a whole one: it may still be being written."""
+        name, say = self.path.name, self._downloads.say
+        try:
+            changed_s = self.path.stat().st_mtime
+            if changed_s == self._seen_s:
+                return
+            self._seen_s = changed_s
+            served = load(self.path)
+        except (OtaError, OSError) as error:
+            why = error.message if isinstance(error, OtaError) else error.strerror or str(error)
+            say(f"{name} has changed and cannot be served: {why} The old one stays.")
+            return
+        if served.etag != self.served.etag:
+            self.served = served
+            say(
+                f"{name} has changed: now {describe_app(served.image)}. Configure "
+                f'"version": {json.dumps(served.version, ensure_ascii=False)} to have it installed.'
+            )
+
+    async def _send(
+        self, request: web.Request, served: Served, transfer: Transfer
+    ) -> web.StreamResponse:
+        size = len(served.data)
+        headers = {
+            "Accept-Ranges": "bytes",
+            "Content-Type": "application/octet-stream",
+            "Cache-Control": "no-cache",
+        }
+        response = web.StreamResponse(headers=headers)
+        response.etag, response.last_modified = served.etag, served.changed_s
+        headers |= {name: response.headers[name] for name in ("ETag", "Last-Modified")}
+        if any(tag.value in ("*", served.etag) for tag in request.if_none_match or ()):
+            return web.Response(status=304, headers=headers)
+        begin, end = 0, size
+        if_range = request.headers.get("If-Range")
+        if if_range is None or if_range in (headers["ETag"], headers["Last-Modified"]):
+            with contextlib.suppress(ValueError):  # several, or none: the whole, says RFC 9110
+                wanted = request.http_range
+                begin, end, _ = wanted.indices(size)
+                if begin >= size:
+                    return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
+                if wanted.start is not None:
+                    response.set_status(206)
+                    response.headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
+        response.content_length = end - begin
+        await response.prepare(request)
+        if request.method == "HEAD":
+            return response
+        transfer.begin, transfer.total_bytes = begin, end - begin
+        self._downloads.begin(transfer)
+        for at in range(begin, end, CHUNK_BYTES):
+            chunk = served.data[at : min(at + CHUNK_BYTES, end)]
+            await response.write(chunk)
+            self._downloads.sent(transfer, len(chunk))
+        await response.write_eof()
+        return response

@@ -8,7 +8,14 @@ import ipaddress
 import os
 import socket
 import struct
+from typing import TYPE_CHECKING
 
+from ota_service.errors import OtaError
+
+if TYPE_CHECKING:
+    from aiohttp.web import AppRunner
+
+_ANY = ("0.0.0.0", "::", "")
 # ioctl number of Linux: an interface's IPv4 address (linux/sockios.h).
 _SIOCGIFADDR = 0x8915
 # Bridges and tunnels of containers and virtual machines: nobody outside reaches them.
@@ -28,10 +35,26 @@ def own_addresses() -> list[str]:
     return usable or ["127.0.0.1"]
 
 
-def listen_problem(error: OSError) -> str:
-    """Why an address cannot be listened at, in few words."""
-    # asyncio makes a long sentence of it, with the address once more.
-    return os.strerror(error.errno).lower() if error.errno else str(error)
+async def listen(runner: AppRunner, host: str, port: int) -> list[str]:
+    """Let a server listen; where others reach it ("http://10.0.0.5:3001"), the likeliest first.
+
+    port 0: any that is free. Raises OtaError `address-in-use`.
+    """
+    from aiohttp.web import TCPSite
+
+    try:
+        await TCPSite(runner, host, port).start()
+    except OSError as error:
+        # asyncio makes a long sentence of it, with the address once more.
+        why = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise OtaError(
+            "address-in-use", f"Port {port} of {host} cannot be listened at ({why})."
+        ) from None
+    names = own_addresses() if host in _ANY else [host]
+    bound = runner.addresses[0][1]
+    return [
+        f"http://[{name}]:{bound}" if ":" in name else f"http://{name}:{bound}" for name in names
+    ]
 
 
 def _loopback(address: str) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ota_service.client.addresses import listen
 from ota_service.client.failure import Failure
 from ota_service.dashboard.feed import Feed, Service
 from ota_service.dashboard.guard import HEADERS, Guard
@@ -160,7 +161,7 @@ async def serving(
 ) -> AsyncIterator[str]:
     """Serve the page for the length of a block; its address, with the token where there is one.
 
-    port 0: any that is free. Raises OSError where it cannot listen.
+    port 0: any that is free. Raises OtaError `address-in-use`.
     """
     app = Page(service, guard, label).application()
     # A page that was closed ends its stream at once, and with the last one the questions end.
@@ -169,19 +170,9 @@ async def serving(
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
-        bound = runner.addresses[0]
-        name = host if host not in ("0.0.0.0", "::", "") else _own_address()
-        name = f"[{name}]" if ":" in name else name
+        urls = await listen(runner, host, port)
         # Behind the #, where it is sent to nobody: the page takes it from there.
         secret = f"#token={guard.token}" if guard.token is not None else ""
-        yield f"http://{name}:{bound[1]}/{secret}"
+        yield f"{urls[0]}/{secret}"
     finally:
         await runner.cleanup()
-
-
-def _own_address() -> str:
-    from ota_service.client.addresses import own_addresses
-
-    found = own_addresses()
-    return found[0] if found else "127.0.0.1"

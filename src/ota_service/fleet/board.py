@@ -632,6 +632,7 @@ class Board:
         self._looks = [order]
         if self._update is None:
             self._sight.before = self.shown.state
+            self._sight.place(order.place)
         self._start(order, self._new_job(order), 0)
 
     async def _go_on(self, message: Message) -> None:

@@ -114,10 +114,8 @@ class Sight:
         before = about.running.get("project")
         after = self._around.firmwares.about.get(order.target.key, {}).get("project")
         if plan.action in ("write", "switch") and before and after and before != after:
-            self.log(
-                logging.WARNING, 'the project "%s" is replaced by "%s"', before, after,
-                extra={"replaced": (about.name, before, after)},
-            )  # fmt: skip
+            order.report["replaces"] = {"project": before, "by": after}
+            self.log(logging.WARNING, 'the project "%s" is replaced by "%s"', before, after)
 
     def progress(self, done: int, total: int) -> None:
         """Bytes of the image that were sent."""

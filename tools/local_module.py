@@ -28,7 +28,7 @@ from viam.proto.module import (
 from viam.services.generic.client import GenericClient
 from viam.utils import dict_to_struct
 
-MAIN = Path(__file__).parents[2] / "main.py"
+MAIN = Path(__file__).parents[1] / "src" / "main.py"
 API = "rdk:service:generic"
 MODEL = "rdk:generic:ota_service"
 START_TIMEOUT_S = 30.0

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Firmware as programs name it: a url, a file, or what was loaded already."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from ota_service.errors import OtaError
+from ota_service.firmware.cache import Cache, Known
+from ota_service.firmware.check import Firmware, check_firmware
+from ota_service.firmware.supply import Supply
+from ota_service.firmware.target import Target
+from ota_service.module.folders import default_cache_dir
+
+Source = Firmware | Path | str
+"""A firmware: loaded, or the path of an App Image, or its http or https address."""
+
+
+def is_url(source: Source) -> bool:
+    """Whether it has to be downloaded."""
+    return isinstance(source, str) and "://" in source
+
+
+async def load_firmware(
+    source: Path | str,
+    *,
+    sha256: str | None = None,
+    ca_file: Path | None = None,
+    cache_dir: Path | None = None,
+) -> Firmware:
+    """The App Image at a path or an http(s) url, checked as a whole.
+
+    sha256: the digest that the file must have, 64 hex digits. ca_file: a further certificate
+    authority. cache_dir: where downloads are kept; by default `$VIAM_MODULE_DATA`, without that
+    `~/.cache/ota-service`. Raises OtaError: what keeps it from being had, and every reason why a
+    board could not start it (`not-an-image`, `image-corrupt`, `merged-binary`, ..).
+    """
+    if not is_url(source):
+        return await asyncio.to_thread(_read, Path(source), sha256)
+    supply = Supply(cache_dir or default_cache_dir())
+    try:
+        target = Target(str(source), "", sha256.lower() if sha256 else None)
+        return await supply.get(target, ca_file=str(ca_file) if ca_file else None)
+    finally:
+        supply.close()
+
+
+def _read(path: Path, sha256: str | None) -> Firmware:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise OtaError("file-access", f"{path}: {error.strerror or error}.") from None
+    return check_firmware(data, sha256=sha256)
+
+
+def stock(source: Firmware | Path | str, version: str | None, sha256: str | None,
+          cache_dir: Path) -> Target:  # fmt: skip
+    """Lay a firmware that is here into the cache, where its digest finds it without a download.
+
+    version: None: the one in its app descriptor. Blocks. Raises OtaError.
+    """
+    if isinstance(source, Firmware):
+        firmware, url = source, f"sha256:{source.sha256}"
+        if sha256 is not None and sha256.lower() != source.sha256:
+            raise OtaError("digest-mismatch", f"The firmware's SHA-256 is {source.sha256}.")
+    else:
+        path = Path(source)
+        firmware, url = _read(path, sha256), path.absolute().as_uri()
+    version = version or firmware.image.descriptor.version
+    cache = Cache(cache_dir)
+    part = cache.part(firmware.size_bytes)
+    try:
+        part.append(firmware.data)
+        digest = part.keep()
+    finally:
+        part.discard()
+    cache.remember(url, Known(digest, version))
+    return Target(url, version, digest)

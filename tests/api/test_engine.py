@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Several boards from a program: orders that are awaited, followed, cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from esp32_sim import Behaviour, build_app
+from esp32_sim.factory import make_flash
+from esp32_sim.layouts import LAYOUTS
+from esp32_sim.pytest_plugin import StartBoard
+from ota_service import Engine, Options, OtaError, load_firmware
+from tests.support.firmware_server import FirmwareServer
+
+QUICK = Options(boot_timeout_s=4.0, boot_stable_s=0.5)
+
+
+def image(folder: Path, version: str, *, behaviour: Behaviour | None = None) -> Path:
+    """An App Image in a file."""
+    path = folder / f"{version}.bin"
+    path.write_bytes(build_app("thermostat", version, size_bytes=80_000, behaviour=behaviour))
+    return path
+
+
+@pytest.mark.slow
+async def test_boards_are_updated_read_verified_and_rolled_back(
+    esp32_boards: StartBoard, tmp_path: Path
+) -> None:
+    """All together and one of them alone, each with a report a board."""
+    a, b = esp32_boards(layout="guide"), esp32_boards(layout="micro-rdk")
+    firmware = await load_firmware(image(tmp_path, "1.1"))
+    async with Engine({"a": a.url, "b": b.url}, **QUICK) as engine:
+        assert "target" not in engine.status()
+        planned = await engine.plan(firmware)
+        assert {name: board.action for name, board in planned.boards.items()} == {
+            "a": "write",
+            "b": "write",
+        }
+        assert planned["a"].reason
+        done = await engine.update(firmware)
+        assert done.outcome == "succeeded"
+        assert done.require() is done
+        assert {name: board.version for name, board in done.boards.items()} == {
+            "a": "1.1",
+            "b": "1.1",
+        }
+        assert (done["a"].before, done["a"].outcome) == ("1.0.0", "up_to_date")
+        assert done.record["boards"]["a"]["to"] == "1.1"
+        json.dumps(done.record)
+        json.dumps(engine.status())
+        assert (await engine.version(boards=["a"]))["a"].version == "1.1"
+        assert list((await engine.version(boards=[a.url])).boards) == ["a"]
+        verified = await engine.verify(firmware)
+        assert [verified[name].matches for name in "ab"] == [True, True]
+        back = await engine.roll_back(boards=["b"])
+        assert (back["b"].slot, back["b"].version) == ("ota_0", "1.0.0")
+        assert (await engine.verify(firmware, boards="b"))["b"].matches is False
+        held = await engine.update(firmware)
+        assert (held.outcome, held["b"].outcome) == ("partly", "rolled_back")
+        with pytest.raises(OtaError):
+            held.require()
+        assert await engine.release(boards=["b"]) == ["b"]
+        assert (await engine.update(firmware))["b"].outcome == "up_to_date"
+    assert [board.control.running()["version"] for board in (a, b)] == ["1.1", "1.1"]
+
+
+@pytest.mark.slow
+async def test_each_board_may_get_a_firmware_of_its_own(
+    esp32_boards: StartBoard, tmp_path: Path
+) -> None:
+    """At the same time; nobody gets what was meant for another one."""
+    a, b = esp32_boards(layout="guide"), esp32_boards(layout="micro-rdk")
+    one, two = image(tmp_path, "1.1"), image(tmp_path, "2.2")
+    async with Engine({"a": a.url, "b": b.url}, **QUICK) as engine:
+        orders = engine.update(one, boards=["a"]), engine.update(two, "two", boards=["b"])
+        first, second = await asyncio.gather(*orders)
+        assert [*first.boards, *second.boards] == ["a", "b"]
+        assert (first["a"].version, second["b"].version) == ("1.1", "two")
+        states = {name: board["state"] for name, board in engine.status()["boards"].items()}
+        assert states == {"a": "up_to_date", "b": "up_to_date"}
+    assert [board.control.running()["version"] for board in (a, b)] == ["1.1", "2.2"]
+
+
+@pytest.mark.slow
+async def test_an_order_is_followed_and_cancelled(esp32_boards: StartBoard, tmp_path: Path) -> None:
+    """Whoever follows may stop to do so; a cancelled board runs what it had."""
+    board = esp32_boards(layout="guide", version="1.0.0", config={"timed": True})
+    app = tmp_path / "app.bin"
+    app.write_bytes(build_app("thermostat", "1.1", size_bytes=700_000))
+    async with Engine([board.url], **QUICK) as engine:
+        order = engine.update(app)
+        async for status in order:
+            (shown,) = status["boards"].values()
+            if shown.get("progress", {}).get("bytes_done"):
+                break
+        order.cancel()
+        done = await order
+        assert done.outcome == "cancelled"
+        with pytest.raises(OtaError, match="cancelled"):
+            done.require()
+        last = [status async for status in order]
+        assert last[-1]["run"]["outcome"] == "cancelled"
+        order.cancel()  # it is over
+    assert board.control.running()["version"] == "1.0.0"
+
+
+@pytest.mark.slow
+async def test_an_order_goes_on_when_nobody_waits_for_it(
+    esp32_boards: StartBoard, tmp_path: Path
+) -> None:
+    """A task that awaited it and was cancelled has no part in it."""
+    board = esp32_boards(layout="guide")
+    async with Engine({"a": board.url}, **QUICK) as engine:
+        order = engine.update(image(tmp_path, "1.1"))
+
+        async def wait() -> None:
+            await order
+
+        waiting = asyncio.ensure_future(wait())
+        async for status in order:
+            if status["boards"]["a"].get("phase"):
+                break
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        assert (await order).outcome == "succeeded"
+
+
+@pytest.mark.slow
+async def test_an_engine_that_is_left_ends_its_orders(
+    esp32_boards: StartBoard, tmp_path: Path
+) -> None:
+    """With the board in its firmware, and a report; what has not begun is cancelled."""
+    board = esp32_boards(layout="guide", version="1.0.0", config={"timed": True})
+    app = tmp_path / "app.bin"
+    app.write_bytes(build_app("thermostat", "1.1", size_bytes=700_000))
+    async with FirmwareServer.start() as server:
+        url = server.put("/app.bin", app.read_bytes())
+        gate = server.hold("/app.bin")
+        async with Engine({"a": board.url}, **QUICK) as engine:
+            order = engine.update(app)
+            async for status in order:
+                if status["boards"]["a"].get("progress", {}).get("bytes_done"):
+                    break
+            waits = engine.update(url)
+            await server.wait_requests(1)
+        gate.set()
+    done = await order
+    assert done.outcome in ("cancelled", "failed")
+    assert done.record["boards"]["a"]["from"] == "1.0.0"
+    with pytest.raises(asyncio.CancelledError):
+        await waits
+    assert board.control.running()["version"] == "1.0.0"
+
+
+@pytest.mark.slow
+async def test_a_firmware_from_a_server_is_fetched_once_for_all(
+    esp32_boards: StartBoard, tmp_path: Path
+) -> None:
+    """With its digest, and what is wrong with it is the order's error."""
+    boards = [esp32_boards(layout="guide"), esp32_boards(layout="micro-rdk")]
+    async with FirmwareServer.start() as server:
+        url = server.put("/app.bin", image(tmp_path, "1.1").read_bytes())
+        async with Engine([board.url for board in boards], **QUICK) as engine:
+            wrong = await engine.update(url, "1.1", sha256="0" * 64)
+            assert wrong.error is not None
+            assert (wrong.outcome, wrong.error.code) == ("failed", "digest-mismatch")
+            server.requests.clear()
+            done = await engine.update(url, "1.1")
+            assert done.outcome == "succeeded"
+            assert [request.status for request in server.requests] == [200]
+
+
+async def test_an_engine_is_alone_with_its_boards(esp32_boards: StartBoard) -> None:
+    """Two at a time share the folder, and no board; without `async with` there is none."""
+    board = esp32_boards(layout="guide")
+    with pytest.raises(RuntimeError, match="async with"):
+        Engine([board.url]).status()
+    with pytest.raises(OtaError, match="claimed by two"):
+        async with Engine([board.url]), Engine([board.url]):
+            pass
+    one, other = Engine([board.url]), Engine([])
+    async with one, other:
+        assert other.status()["boards"] == {}
+    with pytest.raises(OtaError) as caught:
+        Engine({"a": "gopher://x"})
+    assert caught.value.code == "config-invalid"
+
+
+@pytest.mark.slow
+async def test_a_board_on_which_nothing_boots_is_rescued_by_its_mac(
+    esp32_boards: StartBoard, tmp_path: Path
+) -> None:
+    """The right one; anything else is refused, and one that boots is left alone."""
+    flash = make_flash("guide")
+    for part in LAYOUTS["guide"].partitions:
+        if part.type == 0:
+            flash[part.offset + 0x1000] ^= 1
+    board = esp32_boards(layout="guide", flash=bytes(flash))
+    app = image(tmp_path, "1.1")
+    async with Engine({"a": board.url}, **QUICK) as engine:
+        with pytest.raises(ValueError, match="hex digits"):
+            engine.update(app, rescue="x")
+        left = await engine.update(app)
+        assert left.outcome == "failed"
+        with pytest.raises(OtaError, match="wrong-board"):
+            await engine.update(app, rescue="24:0a:c4:99:99:99")
+        await engine.release()
+        done = await engine.update(app, rescue=board.mac.upper().replace(":", "-"))
+        assert done["a"].outcome == "up_to_date"
+        again = await engine.update(app, rescue=board.mac)
+        error = again["a"].error
+        assert error is not None
+        assert error.code == "board-boots"
+    assert board.control.running()["version"] == "1.1"
+
+
+async def test_ports_alone_are_named_by_their_last_part(tmp_path: Path) -> None:
+    """As far as that tells them apart."""
+    ports = ["/dev/ttyUSB0", "rfc2217://a:1", "/dev/x/c", "/dev/y/c"]
+    async with Engine(ports) as engine:
+        assert list(engine.status()["boards"]) == ["ttyUSB0", "a:1", "/dev/x/c", "/dev/y/c"]
+    async with Engine("/dev/ttyUSB0") as engine:
+        assert list(engine.status()["boards"]) == ["ttyUSB0"]
+
+
+async def test_a_board_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """Before anything is done with it."""
+    async with Engine(["/dev/ttyUSB77"]) as engine:
+        with pytest.raises(ValueError, match="the boards are: ttyUSB77"):
+            await engine.version(boards=["nobody"])
+        report = await engine.version()
+        error = report["ttyUSB77"].error
+        assert error is not None
+        assert error.code == "port-missing"
