@@ -106,6 +106,20 @@ _ROWS: tuple[ErrorKind, ...] = (
         counts=False,
     ),
     ErrorKind(
+        "clock-behind",
+        "firmware",
+        "The certificate of the firmware's server is not valid yet by this machine's clock.",
+        "Set this machine's clock; the update tries again by itself.",
+        counts=False,
+    ),
+    ErrorKind(
+        "redirect-refused",
+        "firmware",
+        "The firmware's server redirects to an address of this machine itself.",
+        "Configure the final address, or correct the redirect at the firmware's server.",
+        counts=False,
+    ),
+    ErrorKind(
         "disk-full",
         "host",
         "The disk has no room for the firmware.",

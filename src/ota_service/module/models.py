@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import importlib
 import logging
-import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self
 
@@ -236,6 +235,6 @@ def _plain_words(logger: logging.Logger) -> Iterator[None]:
     except ValueError as error:
         raise ViamGRPCError(str(error), Status.INVALID_ARGUMENT) from None
     except Exception as error:
-        logger.error("unforeseen failure\n%s", redact(traceback.format_exc()))
+        logger.error("unforeseen failure", exc_info=True)
         told = OtaError("internal", redact(str(error)) or "Something nobody foresaw went wrong.")
         raise ViamGRPCError(str(told), Status.INTERNAL) from None
