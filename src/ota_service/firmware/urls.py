@@ -97,7 +97,7 @@ def check_url(url: str) -> str | None:
         return f'must begin with http:// or https://, such as "{EXAMPLE}"'
     parts = _split(url)
     if parts is None:
-        return "cannot be read as a url: look at its brackets, and at odd letters before or in its host"
+        return "cannot be read as a url: look at its brackets, and at odd letters in its host"
     if not _host_is_certain(parts):
         return (
             "has no valid port after its host; a /, ?, # or @ in a user name or password is "
