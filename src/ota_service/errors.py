@@ -103,6 +103,16 @@ _ROWS: tuple[ErrorKind, ...] = (
         "For a private certificate authority set ca_file; otherwise check the server's "
         "certificate and this machine's clock.",
     ),
+    _firmware(
+        "clock-behind",
+        "The certificate of the firmware's server is not valid yet by this machine's clock.",
+        "Set this machine's clock; the update tries again by itself.",
+    ),
+    _firmware(
+        "redirect-refused",
+        "The firmware's server redirects to an address of this machine itself.",
+        "Configure the final address, or correct the redirect at the firmware's server.",
+    ),
     _host(
         "disk-full",
         "The disk has no room for the firmware.",

@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import ssl
 import stat
 import sys
 import time
@@ -27,6 +26,7 @@ from ota_service.firmware.cache import Cache
 from ota_service.firmware.download import Download, Patience
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
+from tests.support.certificates import certificate
 from tests.support.firmware_server import FirmwareServer
 
 APP = build_app("demo", "1.0", size_bytes=300_000)
@@ -586,7 +586,7 @@ async def test_a_private_authority_is_trusted_through_ca_file(
     supply: Supply, tmp_path: Path
 ) -> None:
     """And not without it."""
-    ca_file, tls = _private_authority(tmp_path)
+    tls, ca_file = certificate(tmp_path)
     async with FirmwareServer.start(tls=tls) as server:
         target = Target(server.put(PATH, APP), "1")
         error = await refusal(supply, target)
@@ -598,45 +598,3 @@ async def test_a_private_authority_is_trusted_through_ca_file(
             down = server.redirect("/down", http.put(PATH, APP))
             with pytest.raises(OtaError, match="from https to http"):
                 await supply.get(Target(down, "1"), ca_file=ca_file)
-
-
-def _private_authority(folder: Path) -> tuple[str, ssl.SSLContext]:
-    """A certificate for 127.0.0.1 that vouches for itself: its file, and a server's context."""
-    import datetime
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a private authority")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = folder / "ca.pem"
-    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    key_pem = folder / "key.pem"
-    key_pem.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem, key_pem)
-    return str(pem), context

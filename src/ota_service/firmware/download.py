@@ -1,27 +1,33 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One file over http or https into a `Part`: redirects, limits, resumption, errors in our words.
 
-Nothing that the client library says of a url is repeated: its exceptions carry user info and
-tokens. Sources: RFC 9110 (validators, ranges, redirects), aiohttp's client reference.
+Sources: RFC 9110 (validators, ranges, redirects), RFC 7617 (Basic authentication in UTF-8).
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import ipaddress
 import re
+import socket
 import ssl
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 import aiohttp
+import aiohttp.abc
 from yarl import URL
 
 from ota_service.errors import OtaError
+from ota_service.firmware import secrets
 from ota_service.firmware.cache import Cache, Known, Part
+from ota_service.firmware.failures import GaveUp, NotThere, Transient, explained, is_retried
 from ota_service.firmware.urls import redact_url
 
 Progress = Callable[[int, int | None], None]
@@ -33,8 +39,8 @@ PROGRESS_BYTES = 1024
 # A server that is slower for long is no better than one that is silent: a file of 1 MB would take
 # more than half an hour.
 MIN_BYTES_PER_S = 512
-# RFC 6585, section 4; RFC 9110, section 15.5.9.
-_RETRIED_STATUS = (408, 425, 429)
+# Codings that change nothing: S3 stores what an upload was called, "aws-chunked" among them.
+_PLAIN_CODINGS = frozenset({"", "identity", "none", "binary", "aws-chunked"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +62,11 @@ class Patience:
     rate_window_s: float = 30.0
 
 
-class GaveUp(OtaError):
-    """A download that ended by a failure that may pass: the same one may succeed later."""
-
-
-class Transient(Exception):
-    """A failure that a further attempt may mend. error: what to tell where none does."""
-
-    def __init__(self, error: OtaError, *, after_s: float = 0.0) -> None:
-        super().__init__(error.message)
-        self.error = error
-        # The least time to wait, where the server asked for one.
-        self.after_s = after_s
-
-
 @dataclass(slots=True)
 class Download:
     """A download across its attempts.
 
+    headers: sent to the url's own server, and to no other.
     part: what has arrived; None before the first answer, and where the cached file is still
     current (`unchanged`). etag, last_modified: the validators of what has arrived.
     open_ended: the server never said where the file ends, so nothing but the file itself can
@@ -85,12 +78,16 @@ class Download:
     max_bytes: int
     progress: Progress = field(repr=False)
     known: Known | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     part: Part | None = field(default=None, repr=False)
     unchanged: bool = False
     etag: str | None = None
     last_modified: str | None = None
     open_ended: bool = False
     gave_up: bool = False
+
+    def __post_init__(self) -> None:
+        secrets.learn(self.url, self.headers)
 
     @property
     def shown(self) -> str:
@@ -118,66 +115,48 @@ class Download:
             sock_connect=patience.connect_s,
             sock_read=patience.stall_s,
         )
+        resolver = _Resolver()
         try:
             async with aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=context),
+                connector=aiohttp.TCPConnector(ssl=context, resolver=resolver),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=timeout,
-                trust_env=True,
                 auto_decompress=False,
             ) as session:
-                await self._follow(session, patience.rate_window_s)
-        except (aiohttp.ClientError, ssl.SSLError, ConnectionError, TimeoutError) as error:
-            raise self._explained(error, patience) from None
+                await self._follow(session, resolver, patience)
+        except (OtaError, Transient):
+            raise
+        except aiohttp.ClientPayloadError:
+            raise self._truncated() from None
+        except Exception as error:
+            raise explained(error, self.shown, stall_s=patience.stall_s) from None
 
-    def _explained(self, error: Exception, patience: Patience) -> Exception:
-        """A failure of the client library's, in words that repeat none of its own."""
-        match error:
-            case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
-                return OtaError("tls", self._certificate_words(error))
-            case aiohttp.ClientSSLError() | ssl.SSLError():
-                return OtaError(
-                    "tls",
-                    f"The server of {self.shown} does not speak TLS as it should.",
-                    remedy="Check the port and whether the url should begin with http://.",
-                )
-            case aiohttp.ClientPayloadError():
-                return self._truncated()
-            case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
-                return OtaError("download-failed", f"{self.shown} is not a usable address.")
-            case aiohttp.ClientHttpProxyError():
-                return self._proxy_refused(error.status)
-        words, remedy = self._no_connection(error, patience), None
-        if isinstance(error, aiohttp.ClientProxyConnectionError):
-            remedy = (
-                "Check the proxy in this process's environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY)."
-            )
-        return Transient(OtaError("download-failed", words, remedy=remedy))
-
-    def _no_connection(self, error: Exception, patience: Patience) -> str:
-        cause = getattr(error, "os_error", None)
-        reason = cause and (cause.strerror or type(cause).__name__)
-        match error:
-            case aiohttp.SocketTimeoutError():
-                return f"The server of {self.shown} sent nothing for {patience.stall_s:g} s."
-            case TimeoutError():
-                return f"The server of {self.shown} does not answer."
-            case aiohttp.ClientProxyConnectionError():
-                return f"No connection to the proxy for {self.shown}: {reason}."
-            case aiohttp.ClientConnectorDNSError():
-                return f"The host of {self.shown} has no address."
-            case aiohttp.ClientConnectorError():
-                return f"No connection to {self.shown}: {reason}."
-        return f"The connection to {self.shown} broke off ({type(error).__name__})."
-
-    async def _follow(self, session: aiohttp.ClientSession, window_s: float) -> None:
-        url = _as_written(self.url)
+    async def _follow(
+        self, session: aiohttp.ClientSession, resolver: _Resolver, patience: Patience
+    ) -> None:
+        url, login = _address(self.url)
+        # What opens the door at the configured place is for that place alone.
+        own = {**login, **self.headers}
+        resolver.any_place = await _is_local(url.host)
         for _ in range(MAX_REDIRECTS + 1):
-            async with session.get(url, headers=self._headers(), allow_redirects=False) as answer:
+            # Any number of answers 1xx, or a byte of a header now and then, end here.
+            async with asyncio.timeout(patience.lookup_s + patience.stall_s):
+                answer = await session.get(
+                    url, headers={**own, **self._headers()}, allow_redirects=False,
+                    proxy=_proxy(url),
+                )  # fmt: skip
+            async with answer:
                 if answer.status not in (301, 302, 303, 307, 308):
-                    await self._take(answer, window_s)
+                    await self._take(answer, patience.rate_window_s)
                     return
-                url = self._redirected(url, answer.headers.get("Location"))
+                target = self._redirected(url, answer.headers.get("Location", ""))
+            if not _same_place(url, target):
+                own = {}
+            if target.host != url.host and not resolver.may_be(target.host):
+                raise OtaError(
+                    "redirect-refused", f"{self.shown} redirects to this machine itself."
+                )
+            url = target
         raise OtaError("http-status", f"{self.shown} redirects more than {MAX_REDIRECTS} times.")
 
     def _headers(self) -> dict[str, str]:
@@ -195,10 +174,10 @@ class Download:
                 headers["If-Modified-Since"] = self.known.last_modified
         return headers
 
-    def _redirected(self, url: URL, location: str | None) -> URL:
-        """Where a redirect leads, without the user info of another host."""
+    def _redirected(self, url: URL, location: str) -> URL:
+        """Where a redirect leads, without user info."""
         try:
-            target = url.join(_as_written(location or ""))
+            target, _ = _address(str(url.join(_as_written(_escaped(location)))))
         except ValueError:
             target = URL()
         if not location or target.scheme not in ("http", "https") or not target.host:
@@ -209,11 +188,7 @@ class Download:
                 f"{self.shown} redirects from https to http, which is not followed.",
                 remedy="Let the server redirect to https, or configure the final address.",
             )
-        # From http to https on the usual ports it is still the same server.
-        upgraded = url.host == target.host and url.port == 80 and target.port == 443
-        if url.origin() == target.origin() or upgraded:
-            return target.with_user(url.user).with_password(url.password)
-        return target.with_user(None)
+        return target
 
     async def _take(self, answer: aiohttp.ClientResponse, window_s: float) -> None:
         if answer.status == HTTPStatus.NOT_MODIFIED and self.known is not None:
@@ -223,12 +198,13 @@ class Download:
             raise self._truncated(forget=True)
         if answer.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
             raise self._refused(answer)
-        encoding = answer.headers.get("Content-Encoding", "identity").lower()
-        if encoding != "identity":
+        coding = answer.headers.get("Content-Encoding", "").strip().lower()
+        if not {one.strip() for one in coding.split(",")} <= _PLAIN_CODINGS:
+            name = f" ({coding})" if re.fullmatch(r"[a-z0-9, -]{1,20}", coding) else ""
             raise OtaError(
                 "download-failed",
-                f"The server of {self.shown} sends the file compressed ({encoding:.20}), which "
-                "was not asked for.",
+                f"The server of {self.shown} sends the file compressed{name}, which was not "
+                "asked for.",
                 remedy="Switch content encoding off for this file at its server.",
             )
         await self._receive(answer.content, self._begin(answer), window_s)
@@ -258,13 +234,16 @@ class Download:
     def _begin(self, answer: aiohttp.ClientResponse) -> int | None:
         """Make ready for the body; returns the whole file's size where the server says it."""
         length = answer.content_length
-        if answer.status == HTTPStatus.PARTIAL_CONTENT:
-            match = re.fullmatch(
-                r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "")
-            )
+        partial = answer.status == HTTPStatus.PARTIAL_CONTENT
+        match = re.fullmatch(
+            r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)", answer.headers.get("Content-Range", "")
+        )
+        if partial and match and match[1] == "0" and int(match[2]) + 1 == _number(match[3]):
+            partial = False  # the whole file, whatever it is called
+        if partial:
             if self.part is None or match is None or int(match[1]) != self.part.size_bytes:
                 raise self._truncated(forget=True)
-            total = int(match[2]) if match[2] != "*" else None
+            total = _number(match[3])
             if total is None and length is not None:
                 total = self.part.size_bytes + length
         else:
@@ -275,7 +254,7 @@ class Download:
             self.last_modified = answer.headers.get("Last-Modified")
         if total is not None and total > self.max_bytes:
             raise self._too_large(total)
-        if answer.status != HTTPStatus.PARTIAL_CONTENT:
+        if not partial:
             if self.part is None:
                 self.part = self.cache.part(total)
             else:
@@ -296,17 +275,12 @@ class Download:
             f"The server of {self.shown} answered {status} {name}".rstrip() + ".",
             remedy=remedy or ("Look at the firmware's server." if status >= 500 else None),
         )
-        if status >= 500 or status in _RETRIED_STATUS:
+        if is_retried(status):
             return Transient(error, after_s=_retry_after_s(answer.headers.get("Retry-After", "")))
+        if status in (403, 404):
+            # It may be published later; S3 says 403 of what is not there.
+            return NotThere(error.code, error.message, remedy=error.remedy)
         return error
-
-    def _proxy_refused(self, status: int) -> Exception:
-        error = OtaError(
-            "http-status",
-            f"The proxy for {self.shown} answered {status}.",
-            remedy="Check the proxy in this process's environment, its user and password.",
-        )
-        return Transient(error) if status >= 500 or status in _RETRIED_STATUS else error
 
     def _too_large(self, total_bytes: int | None) -> OtaError:
         size = f"{total_bytes:,} bytes" if total_bytes else f"more than {self.max_bytes:,} bytes"
@@ -322,18 +296,85 @@ class Download:
         words = f"The download from {self.shown} ended after {self.size_bytes:,} bytes, too early."
         return Transient(OtaError("download-truncated", words))
 
-    def _certificate_words(self, error: Exception) -> str:
-        found = getattr(error, "certificate_error", error)
-        reason = getattr(found, "verify_message", "")
-        return (
-            f"The certificate of the server of {self.shown} could not be verified"
-            f"{': ' + reason if reason else ''}."
-        )
+
+class _Resolver(aiohttp.ThreadedResolver):
+    """Looks names up, and leaves out what a redirect may not lead to.
+
+    any_place: the configured url is at this machine itself, or on its link; so may redirects be.
+    """
+
+    any_place = True
+
+    def may_be(self, host: str | None) -> bool:
+        """Whether a redirect may lead to this host, as far as its name says."""
+        return self.any_place or not _is_near(host or "")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[aiohttp.abc.ResolveResult]:
+        """The addresses of a name, without those that it may not have."""
+        found = await super().resolve(host, port, family)
+        allowed = [one for one in found if self.may_be(one["host"])]
+        if found and not allowed:
+            raise OtaError("redirect-refused", f"{host} is this machine itself.")
+        return allowed
+
+
+def _is_near(address: str) -> bool:
+    """Whether an address is this machine itself, or on its link (169.254.169.254 among them)."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address.rstrip(".").lower() == "localhost"
+    found = getattr(found, "ipv4_mapped", None) or found
+    return found.is_loopback or found.is_link_local or found.is_unspecified
+
+
+async def _is_local(host: str | None) -> bool:
+    """Whether the configured host is this machine itself, or on its link."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None)
+    except OSError:
+        return False
+    return any(_is_near(str(where[0])) for *_, where in found)
+
+
+def _proxy(url: URL) -> str | None:
+    """The proxy for a url by the environment: HTTP_PROXY, HTTPS_PROXY, NO_PROXY."""
+    if url.host is None or urllib.request.proxy_bypass(url.host):
+        return None
+    return urllib.request.getproxies().get(url.scheme)
+
+
+def _same_place(url: URL, target: URL) -> bool:
+    """Whether a redirect stays at its server; from http to https on the usual ports it does."""
+    upgraded = url.host == target.host and url.port == 80 and target.port == 443
+    return url.origin() == target.origin() or upgraded
+
+
+def _address(url: str) -> tuple[URL, dict[str, str]]:
+    """A url without its user info, and the header that this stands for. Raises ValueError."""
+    whole = _as_written(url)
+    if whole.raw_user is None and whole.raw_password is None:
+        return whole, {}
+    words = f"{whole.user or ''}:{whole.password or ''}".encode()
+    return whole.with_user(None), {"Authorization": f"Basic {base64.b64encode(words).decode()}"}
 
 
 def _as_written(url: str) -> URL:
     """A url as it stands: a signature over it would not survive another spelling."""
     return URL(url, encoded=url.isascii())
+
+
+def _escaped(location: str) -> str:
+    """A Location as browsers take it: blanks and what is not ASCII percent-encoded."""
+    raw = location.strip().encode("utf-8", "surrogateescape")
+    return "".join(chr(byte) if 0x20 < byte < 0x7F else f"%{byte:02X}" for byte in raw)
+
+
+def _number(digits: str) -> int | None:
+    """A number, or "*" for one that is not known."""
+    return None if digits == "*" else int(digits)
 
 
 def make_ssl_context(ca_file: str | None) -> ssl.SSLContext:

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 
+from ota_service.firmware import secrets
 from ota_service.firmware.urls import redact_url
 
 
@@ -23,6 +24,9 @@ class Target:
     url: str
     version: str
     sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        secrets.learn(self.url)
 
     @cached_property
     def shown_url(self) -> str:

@@ -6,7 +6,10 @@ from __future__ import annotations
 import re
 from urllib.parse import SplitResult, urlsplit
 
-HIDDEN = "***"
+from yarl import URL
+
+from ota_service.firmware.secrets import HIDDEN, hide
+
 EXAMPLE = "http://10.0.0.5:3001/app.bin"
 
 # An address inside a sentence ends at white space or at a character that no url may hold. Its
@@ -18,12 +21,14 @@ _URL = re.compile(
 # RFC 3986, appendix A: what stands in a url only percent-encoded. Other scripts are let
 # through: the client encodes them.
 _NOT_IN_URL = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
+# RFC 1035, section 2.3.4; a last dot is the root's.
+_HOST = re.compile(r"(?=.{1,254}$)[^.]{1,63}(?:\.[^.]{1,63})*\.?")
 _CLOSING = ".,;:!?)]}'\""
 
 
 def redact(text: str) -> str:
-    """`text` with the secrets of each url in it replaced; see `redact_url`."""
-    return _URL.sub(lambda found: found[1] + _redact_found(found[2]), text)
+    """`text` with the secrets of each url in it replaced, and those that are known."""
+    return hide(_URL.sub(lambda found: found[1] + _redact_found(found[2]), text))
 
 
 def redact_url(url: str) -> str:
@@ -70,7 +75,7 @@ def check_url(url: str) -> str | None:
         return f'must begin with http:// or https://, such as "{EXAMPLE}"'
     parts = _split(url)
     if parts is None:
-        return "cannot be read as a url: look at its brackets"
+        return "cannot be read as a url: look at its brackets, and at odd letters in its host"
     if not _host_is_certain(parts):
         return (
             "has no valid port after its host; a /, ?, # or @ in a user name or password is "
@@ -78,6 +83,12 @@ def check_url(url: str) -> str | None:
         )
     if not parts.hostname:
         return f'has no host, such as "{EXAMPLE}" has 10.0.0.5'
+    try:
+        host = URL(url, encoded=url.isascii()).raw_host or ""
+    except ValueError:  # its text quotes the url
+        return "has a user name, password or host with a character that no address can have"
+    if ":" not in host and not _HOST.fullmatch(host):
+        return "has a host that no name server knows: its parts have 1 to 63 characters"
     return None
 
 

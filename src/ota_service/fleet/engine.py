@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ota_service.errors import OtaError
-from ota_service.firmware.download import GaveUp
+from ota_service.firmware.failures import GaveUp
 from ota_service.fleet import policy
 from ota_service.fleet.around import Log
 from ota_service.fleet.board import Board

@@ -241,7 +241,7 @@ def dump(value: dict[str, Any]) -> str:
     What JSON cannot hold becomes text: a journal entry is no reason for an update to fail.
     """
     text = json.dumps(value, ensure_ascii=False, default=str, separators=(",", ":"))
-    return redact(text) if "://" in text else text
+    return redact(text)
 
 
 def without_none(value: Any) -> Any:

@@ -1,9 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Text out of fixed-size fields: one rule for descriptors and labels, safe to print."""
+"""Text from boards, files and servers, made safe to print."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
+
+# Controls (C0, DEL, C1), separators of lines, marks of direction, surrogates: they forge lines of
+# a log, colour a terminal, and let a text read otherwise than it is.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """`text` with every character that is not seen as it is written as an escape ("\\x1b")."""
+    return _UNSEEN.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 def field_text(raw: bytes) -> str:

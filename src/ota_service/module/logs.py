@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The module's log: our loggers join Viam's, and no url's secret gets into any line."""
+"""The module's log: our loggers join Viam's, no secret gets into any line, and
+no text from outside makes a line of its own."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import traceback
 from viam.logging import getLogger
 
 from ota_service.firmware.urls import redact
+from ota_service.formats.text import visible
 
 
 def set_up_logging() -> None:
@@ -23,7 +25,7 @@ def set_up_logging() -> None:
     def factory(*args: object, **kwargs: object) -> logging.LogRecord:
         record = made(*args, **kwargs)
         try:
-            record.msg, record.args = redact(record.getMessage()), None
+            record.msg, record.args = visible(redact(record.getMessage())), None
         except (TypeError, ValueError):
             return record  # a message that does not fit its arguments: logging reports it
         if record.exc_info and record.exc_info[0] is not None:

@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import json
 import logging
-import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -210,10 +209,10 @@ def _plain_words(logger: logging.Logger) -> Iterator[None]:
         status = Status.FAILED_PRECONDITION
         if error.kind.blame == "config":
             status = Status.INVALID_ARGUMENT
-        raise ViamGRPCError(str(error), status) from None
+        raise ViamGRPCError(plain(str(error)), status) from None
     except ValueError as error:
-        raise ViamGRPCError(str(error), Status.INVALID_ARGUMENT) from None
+        raise ViamGRPCError(plain(str(error)), Status.INVALID_ARGUMENT) from None
     except Exception as error:
-        logger.error("unforeseen failure\n%s", redact(traceback.format_exc()))
+        logger.error("unforeseen failure", exc_info=True)
         told = OtaError("internal", redact(str(error)) or "Something nobody foresaw went wrong.")
         raise ViamGRPCError(str(told), Status.INTERNAL) from None

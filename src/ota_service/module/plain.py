@@ -24,20 +24,28 @@ from google.protobuf.struct_pb2 import Struct, Value
 from grpclib import Status
 from viam.errors import ViamGRPCError
 
+from ota_service.firmware.secrets import hide
+from ota_service.formats.text import visible
+
 MAX_COMMAND_BYTES = 1 << 20
 
 
 def plain(value: Any) -> Any:
     """`value` as text, numbers, booleans, lists and dictionaries, without None anywhere.
 
+    It is the last place before a reply leaves: no text keeps a secret of a url or of a header,
+    nor a character that is not seen as what it is.
+
     Times become ISO 8601 in UTC ("2026-01-02T03:04:05Z"), bytes hex digits, enums their
     values, dataclasses dictionaries. Numbers that are not finite count as no value. Returns
     None only where `value` itself has no value.
     """
-    if value is None or (isinstance(value, bool | str) and not isinstance(value, Enum)):
-        return value
     if isinstance(value, Enum):
         return plain(value.value)
+    if isinstance(value, str):
+        return visible(hide(value))
+    if value is None or isinstance(value, bool):
+        return value
     if isinstance(value, int | float):
         return value if math.isfinite(value) else None
     if isinstance(value, datetime):
