@@ -24,7 +24,7 @@ def test_a_port_that_was_found_not_to_be_ours_is_opened_when_a_person_says_so(
     """It stays marked: by itself nothing opens it before `release`."""
     journal = open_journal(tmp_path)
     memory = Memory(journal, "OTA")
-    journal.mark_not_ours("1-1.2", "another project")
+    memory.mark_not_ours(INFO, "another project", None)
     (left,) = place_found([INFO], memory, by_person=True, taken={})
     assert (left.kind, left.error.code if left.error else None) == ("not_ours", "other-project")
     (opened,) = place_found([INFO], memory, by_person=True, taken={}, other_project=True)

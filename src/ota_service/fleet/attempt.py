@@ -85,14 +85,16 @@ class Attempt:
                 return SessionEnd(failed=self._failed, awaited=awaited[0], waits_s=awaited[1])
             if awaited is not None:
                 raise OtaError("awaiting-confirmation")
-        journal = around.memory.journal
-        known = await around.journaled(partial(journal.fallback_baud, port))
+        memory = around.memory
+        known = await around.journaled(partial(memory.fallback_baud, port))
         if known is not None and known < job.baud:
             job = replace(job, baud=known)  # what the port fell back to; `release` forgets it
         call = partial(run_session, port, around.owner, job, self.hooks)
         outcome = await loop.run_in_executor(EXECUTOR, call)
         if outcome.baud is not None and outcome.baud < around.settings.baud:
-            await around.journaled(partial(journal.record_baud, port, outcome.baud))
+            await around.journaled(partial(memory.fell_back, port, outcome.baud))
+        if outcome.power_failed and self.hooks.mac is not None:
+            await around.journaled(partial(memory.power_failed, self.hooks.mac))
         return SessionEnd(outcome, failed=self._failed)
 
     async def _failed_by(self, error: OtaError) -> SessionEnd:
@@ -104,15 +106,15 @@ class Attempt:
 
     async def _count(self, error: OtaError) -> int:
         """How many attempts have failed by now; only an update's are counted for good."""
-        order, journal = self._order, self._around.memory.journal
+        order, memory = self._order, self._around.memory
         mac = self.hooks.mac or self._mac
         if mac is not None and error.code in ("link-lost", "no-answer"):
-            await self._around.journaled(partial(journal.record_carried, mac, self._port, 0))
+            await self._around.journaled(partial(memory.carried, mac, self._port, 0))
         planned = self.hooks.plan is not None or order.plan is not None
         if order.purpose != "update" or mac is None or not planned:
             return self._failed + error.kind.counts
         end = partial(
-            journal.end_attempt,
+            memory.journal.end_attempt,
             mac,
             order.target.key,
             succeeded=False,

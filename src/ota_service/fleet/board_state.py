@@ -33,9 +33,9 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def iso(moment: datetime) -> str:
-    """ISO 8601 in UTC to the second: "2026-01-02T03:04:05Z"."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def iso(moment: datetime, to: str = "seconds") -> str:
+    """ISO 8601 in UTC: "2026-01-02T03:04:05Z"; to: "seconds" or "microseconds"."""
+    return moment.astimezone(UTC).isoformat(timespec=to).removesuffix("+00:00") + "Z"
 
 
 @dataclass(slots=True)

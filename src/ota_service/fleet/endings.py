@@ -65,8 +65,8 @@ async def _refused(sight: Sight, around: Around, order: Order, error: OtaError) 
     sight.error(error)
     info, about = order.place.info, sight.about
     if error.code == "other-project" and about.entry is None and info is not None:
-        mark = around.memory.journal.mark_not_ours
-        await around.journaled(partial(mark, info.place, error.message, about.mac))
+        mark = around.memory.mark_not_ours
+        await around.journaled(partial(mark, info, error.message, about.mac))
 
 
 async def set_aside(sight: Sight, around: Around, order: Order, error: OtaError) -> None:

@@ -25,6 +25,7 @@ from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Firmwares
 from ota_service.fleet.journal import Journal, open_journal
+from ota_service.fleet.journal_rows import FirmwareRecord, PortRecord
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.orders import FlashFile
 from ota_service.fleet.places import Place
@@ -53,6 +54,10 @@ RestartAllowed = Callable[[], Awaitable[bool]]
 
 _JOURNAL = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
 """A thread of its own: sessions that fill all others must not hold the journal up."""
+
+
+def _open(settings: Settings) -> Journal:
+    return open_journal(settings.state_dir, shared=settings.shares_state)
 
 
 class _Named(logging.LoggerAdapter[logging.Logger]):
@@ -96,7 +101,7 @@ class Engine:
         """Claim the boards and open the journal. Raises OtaError `config-invalid`."""
         self._claim(self.settings)
         try:
-            self._use(await asyncio.to_thread(open_journal, self.settings.state_dir))
+            self._use(await asyncio.to_thread(_open, self.settings))
         except OtaError as error:
             if error.code != "state-busy":
                 SERVICE_CLAIMS.release(self)
@@ -111,7 +116,7 @@ class Engine:
         while self._memory is None and not self.closing:
             await asyncio.sleep(STATE_BUSY_RETRY_S)
             with contextlib.suppress(OtaError):
-                self._use(await asyncio.to_thread(open_journal, self.settings.state_dir))
+                self._use(await asyncio.to_thread(_open, self.settings))
                 self.error = None
 
     def _use(self, journal: Journal) -> None:
@@ -209,11 +214,10 @@ class Engine:
         settings = self.settings
         await self._ready.wait()
         service, journal = settings.service, self.memory.journal
-        new_target = await self.journaled(
-            partial(journal.set_target, service, self._targets_key(settings))
-        )
+        together = self._targets_key(settings)
+        new_target = await self.journaled(partial(journal.set_target, service, together))
         keys = self.roster.keys
-        stops = await self.journaled(partial(journal.stops, service, keys))
+        stops = await self.journaled(partial(journal.stops, service, keys, together))
         for key, why in stops.items():
             self.turns.note_stopped(key, why)
         if first:
@@ -233,9 +237,7 @@ class Engine:
         """The first configuration of this process: what was known and what was interrupted."""
         journal = self.memory.journal
         await self.journaled(self._remember_boards)
-        interrupted = await self.journaled(partial(journal.interrupted_runs, settings.service))
-        for run in interrupted:
-            await self.journaled(partial(journal.take_up, run.id))
+        interrupted = await self.journaled(partial(journal.take_up, settings.service))
         resumed = any(run.target.get("purpose") is None for run in interrupted)
         if settings.auto_update and (settings.check_on_start or new_target or resumed):
             self.start(Run("resumed" if resumed and not new_target else "configured"))
@@ -258,8 +260,7 @@ class Engine:
                 memory.journal.board(mac) if mac else memory.board_named(board.shown.name, port)
             )
             if record is not None:
-                as_read = memory.is_as_read(record)
-                board.from_thread(partial(Sight.remember, record=record, as_read=as_read))
+                board.from_thread(partial(Sight.remember, record=record))
 
     # --- runs
 
@@ -357,7 +358,8 @@ class Engine:
         )
 
     async def _proven(self, sha256: str) -> bool:
-        return await self.journaled(partial(self.memory.journal.firmware_confirmed, sha256))
+        known = partial(self.memory.journal.get, FirmwareRecord, sha256=sha256)
+        return await self.journaled(known) is not None
 
     def _on_stop(self, key: str, why: OtaError) -> None:
         """Start nothing more with this target by itself, also after a restart."""
@@ -416,7 +418,7 @@ class Engine:
                 if info is not None:
                     keys.append(info.place)
             for port in ports:
-                self.memory.journal.forget_port(port)
+                self.memory.journal.drop(PortRecord, port=port)
             self.memory.journal.release(*keys)
 
         await self.journaled(free)
@@ -425,7 +427,8 @@ class Engine:
         """Take whatever is behind the configured ports for the right board."""
         for entry in self.settings.boards or ():
             if entry.port is not None:
-                await self.journaled(partial(self.memory.journal.forget_port, entry.port))
+                drop = partial(self.memory.journal.drop, PortRecord, port=entry.port)
+                await self.journaled(drop)
 
     def renamed(self, about: BoardState, mac: str) -> None:
         """A board that is not in `boards` goes by its MAC once that is known."""

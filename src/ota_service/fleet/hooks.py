@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ota_service.errors import OtaError
+from ota_service.fleet.journal_rows import SlotRecord
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.orders import Fact
 from ota_service.fleet.settings import BoardEntry
@@ -74,7 +75,7 @@ class SessionHooks:
         self.mac = mac
         self.tell(lambda sight: sight.identified(mac))
         memory.learn_place(about.name, about.port, about.info, mac)
-        carried = memory.journal.carried_baud(mac, about.port)
+        carried = memory.carried_baud(mac, about.port)
         self.facts = replace(memory.facts(mac, about.target), carried_baud=carried)
         return self.facts
 
@@ -94,7 +95,7 @@ class SessionHooks:
             )
             if known.mac != mac:
                 why = f"The board at {shown(entry.port)} is {mac}; before it was {known.mac}."
-                self.memory.journal.set_wrong_board(entry.port, why)
+                self.memory.journal.put(replace(known, wrong_board=why))
                 raise OtaError("wrong-board", why, board=about.name)
 
     def inspected(self, found: Inspection) -> None:
@@ -133,7 +134,7 @@ class SessionHooks:
             self.memory.journal.begin_attempt(found.chip.mac, about.target)
         for step in made.steps:
             if isinstance(step, WriteSlot):
-                self.memory.journal.forget_slot(found.chip.mac, step.slot.name)
+                self.memory.journal.drop(SlotRecord, mac=found.chip.mac, slot=step.slot.name)
 
     def _remember_running(self, found: Inspection) -> None:
         """What runs now is the evidence for the next look, and what a rollback goes back to."""
@@ -186,7 +187,7 @@ class SessionHooks:
     def carried(self, baud: int) -> None:
         """What the line was found to hold, or not to hold any more."""
         if self.mac is not None:
-            self.memory.journal.record_carried(self.mac, self.briefing.port, baud)
+            self.memory.carried(self.mac, self.briefing.port, baud)
 
     def cancelled(self) -> bool:
         """Whether to stop where that leaves the board bootable."""

@@ -6,16 +6,24 @@ Blocks; called in threads. The journal's own words are kept out of the run and t
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import Journal
 from ota_service.fleet.journal_rows import (
-    AttemptRecord,
     BoardRecord,
+    BridgeRecord,
+    LineRecord,
+    NameRecord,
+    NotOursRecord,
     PendingRecord,
+    PortRecord,
     SlotRecord,
+    SpeedRecord,
 )
 from ota_service.formats.image import AppDescriptor
 from ota_service.formats.partitions import Partition
@@ -39,27 +47,40 @@ class Memory:
 
     def board_named(self, name: str, port: str | None) -> BoardRecord | None:
         """What was last seen on the board that this configured port, or else name, stands for."""
-        known = self.journal.known_port(port) if port is not None else None
-        mac = known.mac if known is not None else self.journal.mac_of(self.service, name)
-        record = self.journal.board(mac) if mac is not None else None
+        journal = self.journal
+        known: PortRecord | NameRecord | None = journal.get(PortRecord, port=port)
+        at_port = known is not None
+        known = known or journal.get(NameRecord, service=self.service, name=name)
+        record = journal.board(known.mac) if known is not None else None
         elsewhere = record is not None and record.port not in (None, port)
-        return None if elsewhere and known is None else record
+        return None if elsewhere and not at_port else record
 
     def board_at(self, info: PortInfo) -> BoardRecord | None:
         """The board that was last seen at this port, if the same USB device is there."""
-        record = self.journal.board_at(info.place)
-        if record is None or record.usb_serial != info.serial_number:
-            return None
-        return record
+        journal = self.journal
+        record = journal.get(BoardRecord, port=info.place)
+        record = record or journal.get(BoardRecord, usb_location=info.place)
+        same = record is not None and record.usb_serial == info.serial_number
+        return record if same else None
 
     def is_our_bridge(self, info: PortInfo) -> bool:
         """Whether a person has had this bridge opened before, and a board answered."""
-        return self.journal.known_bridge(info.place, info.identity) is not None
+        found = self.journal.get(BridgeRecord, place=info.place, identity=info.identity)
+        return found is not None
 
-    def learn_place(self, name: str, port: str, info: PortInfo | None, mac: str) -> None:
-        """A board answered at a port."""
+    def not_ours(self, info: PortInfo) -> NotOursRecord | None:
+        """Why what is attached at a place is left alone, until `release`; None: it is not."""
+        return self.journal.get(NotOursRecord, place=info.place)
+
+    def mark_not_ours(self, info: PortInfo, reason: str, mac: str | None) -> None:
+        """Leave what is attached at a place alone, until `release`."""
+        self.journal.put(NotOursRecord(info.place, reason, mac, utc_now()))
+
+    def learn_place(self, name: str | None, port: str, info: PortInfo | None, mac: str) -> None:
+        """A board answered at a port. name: as a service has it."""
         journal = self.journal
-        journal.learn_name(self.service, name, mac)
+        if name is not None:
+            journal.put(NameRecord(self.service, name, mac))
         journal.update_board(
             mac,
             port=port,
@@ -68,31 +89,42 @@ class Memory:
             seen_at=utc_now(),
         )
         if info is not None and info.bridge is not None:
-            journal.remember_bridge(info.place, info.identity, mac)
+            journal.put(BridgeRecord(info.place, info.identity, mac, utc_now()))
+
+    # --- what lines hold
+
+    def carried_baud(self, mac: str, port: str) -> int | None:
+        """A speed at which a port carried a whole slot to a board without an error."""
+        found = self.journal.get(LineRecord, mac=mac, port=port)
+        return found.baud if found is not None else None
+
+    def carried(self, mac: str, port: str, baud: int) -> None:
+        """Note it; 0: there were errors, so that nothing is known any more."""
+        if baud:
+            self.journal.put(LineRecord(mac, port, baud))
+        else:
+            self.journal.drop(LineRecord, mac=mac)
+
+    def fallback_baud(self, port: str) -> int | None:
+        """The speed that a port has fallen back to; `release` forgets it."""
+        found = self.journal.get(SpeedRecord, port=port)
+        return found.baud if found is not None else None
+
+    def fell_back(self, port: str, baud: int) -> None:
+        """Note the speed that a port has fallen back to."""
+        self.journal.put(SpeedRecord(port, baud))
 
     # --- what is on them
-
-    def is_as_read(self, record: BoardRecord) -> bool:
-        """Whether a board's stored version is still what was read of it last: no attempt at any
-        target was begun since then that did not end well."""
-        latest = self._latest_attempt(record.mac)
-        if latest is None or (latest.open_since is None and latest.code is None):
-            return True
-        read, tried = record.version_read_at, latest.updated_at
-        return latest.open_since is None and bool(read and tried and read >= tried)
-
-    def _latest_attempt(self, mac: str) -> AttemptRecord | None:
-        return next(iter(self.journal.attempts(mac)), None)
 
     def facts(self, mac: str, target: str) -> BoardFacts:
         """What a plan for this board may depend on."""
         record = self.journal.board(mac)
         attempt = self.journal.attempt(mac, target)
-        latest = self._latest_attempt(mac) or attempt
+        latest = next(iter(self.journal.attempts(mac)), attempt)
         slots = {
-            name: SlotFact(slot.size_bytes, slot.md5, slot.version, slot.project, slot.app_version)
-            for name, slot in self.journal.slots(mac).items()
-            if slot.seen_running_at is not None
+            s.slot: SlotFact(s.size_bytes, s.md5, s.version, s.project, s.app_version)
+            for s in self.journal.all(SlotRecord, mac=mac)
+            if s.seen_running_at is not None
         }
         return BoardFacts(
             slots=slots,
@@ -125,7 +157,7 @@ class Memory:
     ) -> None:  # fmt: skip
         """A slot's content was seen running: evidence for the next time."""
         moment = utc_now()
-        self.journal.record_slot(
+        self.journal.put(
             SlotRecord(
                 mac,
                 slot.name,
@@ -174,7 +206,7 @@ class Memory:
         found = outcome.found
         assert found is not None
         mac = found.chip.mac
-        changes: dict[str, str | datetime] = {"version_read_at": utc_now()}
+        changes: dict[str, Any] = {"version_read_at": utc_now()}
         if outcome.version is not None:
             changes["version"] = outcome.version
         if outcome.slot is not None:
@@ -205,7 +237,7 @@ class Memory:
 
     def flashing(self, mac: str) -> None:
         """A board's whole flash is being replaced: what was known of its slots is void."""
-        self.journal.forget_slots(mac)
+        self.journal.drop(SlotRecord, mac=mac)
         self.journal.clear_pending(mac)
 
     def flashed(self, outcome: FlashOutcome) -> None:
@@ -248,26 +280,43 @@ class Memory:
         record = self.journal.pending(mac) if mac is not None else None
         if record is None:
             return None
-        left_s = (record.until - utc_now()).total_seconds()
-        # A clock that was set back must not make it wait for ever.
-        most_s = (record.until - record.since).total_seconds()
-        return Awaited(record.slot, record.previous_version), min(max(0.0, left_s), most_s)
+        awaited = Awaited(record.slot, record.previous_version, record.power_failed)
+        return awaited, _left_s(record)
 
     def awaits(
         self, mac: str, target: str, *, version: str, slot: str, seconds: float,
         previous_slot: str | None, previous_version: str | None,
     ) -> None:  # fmt: skip
         """A board is left alone until its app had time to confirm itself."""
-        moment = utc_now()
-        self.journal.set_pending(
+        moment, (boot, up_s) = utc_now(), uptime()
+        self.journal.put(
             PendingRecord(
-                mac,
-                target,
-                version,
-                slot,
-                moment,
-                moment + timedelta(seconds=seconds),
-                previous_slot,
-                previous_version,
+                *(mac, target, version, slot, moment, moment + timedelta(seconds=seconds)),
+                *(previous_slot, previous_version),
+                boot=boot,
+                up_until_s=up_s + seconds,
             )
         )
+
+    def power_failed(self, mac: str) -> None:
+        """The power of a board failed while it was left alone: not its firmware's fault."""
+        self.journal.write("UPDATE pending SET power_failed = 1 WHERE mac = ?", mac)
+
+
+def uptime() -> tuple[str | None, float]:
+    """Which start of the machine this is, and for how many seconds it has been up."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        return boot, time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (OSError, AttributeError):
+        return None, 0.0
+
+
+def _left_s(record: PendingRecord) -> float:
+    """How long a board is still left alone: all of its time where the machine was started anew,
+    since its clock may show anything then."""
+    boot, up_s = uptime()
+    whole_s = (record.until - record.since).total_seconds()
+    if boot is None or record.boot != boot or record.up_until_s is None:
+        return whole_s
+    return min(max(0.0, record.up_until_s - up_s), whole_s)

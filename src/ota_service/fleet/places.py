@@ -13,6 +13,7 @@ from typing import Literal
 
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import utc_now
+from ota_service.fleet.journal_rows import PortRecord
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.settings import BoardEntry
 from ota_service.link.ports import PortInfo, describe, exists, find_mac, is_url, shown
@@ -49,7 +50,7 @@ def _at_port(name: str, port: str, memory: Memory) -> Place:
         error = OtaError("port-missing", f"The port {shown(port)} does not exist.", board=name)
         return Place(name, "absent", port, error=error)
     info = describe(port)
-    known = memory.journal.known_port(port)
+    known = memory.journal.get(PortRecord, port=port)
     if known is not None and known.wrong_board is not None:
         return Place(name, "wrong_board", port, info, error=_wrong(name, known.wrong_board))
     if known is not None and info is not None:
@@ -109,7 +110,7 @@ def place_found(
         record = memory.board_at(info)
         name = record.mac if record is not None else info.mac or info.device
         mac = record.mac if record is not None else info.mac
-        other = None if other_project else memory.journal.not_ours(info.place)
+        other = None if other_project else memory.not_ours(info)
         if other is not None:
             error = OtaError("other-project", other.reason, board=name)
             places.append(Place(name, "not_ours", info.device, info, mac, error))

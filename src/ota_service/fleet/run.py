@@ -253,7 +253,7 @@ class Run:
 
     def _journal_start(self, engine: Engine) -> None:
         service = engine.settings.service
-        engine.memory.journal.start_run(service, self.trigger, dict(self.about), run_id=self.id)
+        engine.memory.journal.start_run(self.id, service, self.trigger, dict(self.about))
 
     def _journal_board(self, engine: Engine, order: Order, board: Board) -> None:
         report = {**order.report, "port": board.shown.port}

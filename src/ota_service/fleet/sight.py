@@ -130,8 +130,8 @@ class Sight:
             self._logged_percent = percent - percent % _STEP_PERCENT
             self.log(logging.INFO, "%d %% written", self._logged_percent)
 
-    def remember(self, record: BoardRecord, as_read: bool) -> None:
-        """Show from the start what the journal has. as_read: nothing was done since it was read."""
+    def remember(self, record: BoardRecord) -> None:
+        """Show from the start what the journal has."""
         about = self.about
         about.mac, about.chip, about.flash_bytes = record.mac, record.chip, record.flash_bytes
         about.version, about.version_read_at = record.version, record.version_read_at
@@ -140,7 +140,7 @@ class Sight:
         about.running = {key: value for key, value in shown.items() if value is not None}
         if record.version is not None and record.version != self.target.version:
             about.state = "outdated"
-        elif record.version is not None and as_read:
+        elif record.version is not None and record.version_read_at is not None:
             about.state = "up_to_date"
 
     # --- what is concluded
