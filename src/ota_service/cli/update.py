@@ -78,8 +78,9 @@ _PLAN_WAIT_S = 600.0
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the journal is kept, by default where the service keeps it: "
-    "$VIAM_HOME/ota-service, without that ~/.local/state/ota-service. Only one process uses a "
-    "folder at a time. Firmware is kept in $VIAM_MODULE_DATA, else ~/.cache/ota-service.",
+    "$VIAM_HOME/ota-service, without that ~/.local/state/ota-service. Commands share "
+    "it; a service has it for itself. Firmware is kept in $VIAM_MODULE_DATA, "
+    "else ~/.cache/ota-service.",
 )
 @json_option
 def update(
@@ -182,9 +183,7 @@ def _settings(
     except OtaError as error:  # what was given is wrong, not a machine's configuration
         raise click.UsageError(error.message) from None
     settings = config.settings(SERVICE, state_dir=state_dir, cache_dir=cache_dir)
-    if target is None:
-        return settings
-    return replace(settings, target=target)
+    return replace(settings, target=target or settings.target, shares_state=True)
 
 
 def _whole(port: str) -> str:
