@@ -18,7 +18,7 @@ from esp32_sim.bootmodel import PENDING_VERIFY, VALID, BootResult, Select
 from esp32_sim.flash import FlashOp as SimOp
 from esp32_sim.flash import NorFlash
 from esp32_sim.layouts import Layout
-from ota_service.fleet.sessions import after_waiting
+from ota_service.fleet.attempt import after_waiting
 from ota_service.formats.flashops import Erase, FlashOp, Program, program
 from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo

@@ -14,9 +14,9 @@ from typing import Any
 from ota_service.errors import OtaError
 from ota_service.fleet import policy
 from ota_service.fleet.around import Around
+from ota_service.fleet.attempt import SessionEnd
 from ota_service.fleet.orders import Answer, Order
 from ota_service.fleet.replies import last_reply, read_reply, refusal, running_of
-from ota_service.fleet.sessions import SessionEnd
 from ota_service.fleet.sight import Sight
 from ota_service.update.flash_merged import FlashOutcome
 from ota_service.update.session import Image, Outcome

@@ -96,7 +96,7 @@ class Journal(Runs):
 
     @whole
     def learn_port(
-        self, port: str, mac: str, *, location: str | None = None, serial: str | None = None
+        self, port: str, mac: str, location: str | None = None, serial: str | None = None
     ) -> PortRecord:
         """Note what is behind a configured port at its first success.
 

@@ -24,15 +24,15 @@ Outcome = Literal["running", "succeeded", "partly", "failed", "cancelled"]
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 class Record:
-    """A row of `TABLE`, known by its `KEYS`: a frozen dataclass."""
+    """A row of `TABLE`, known by its first fields, the `KEYS`: a frozen dataclass."""
 
     TABLE: ClassVar[str]
     KEYS: ClassVar[tuple[str, ...]]
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
-    def __init_subclass__(cls, table: str, keys: tuple[str, ...]) -> None:
+    def __init_subclass__(cls, table: str, keys: int = 1) -> None:
         dataclass(frozen=True)(cls)
-        cls.TABLE, cls.KEYS = table, keys
+        cls.TABLE, cls.KEYS = table, tuple(cls.columns())[:keys]
 
     @classmethod
     def columns(cls) -> dict[str, Field[Any]]:
@@ -50,7 +50,7 @@ class Record:
         return {name: to_sql(getattr(self, name)) for name in self.columns()}
 
 
-class BoardRecord(Record, table="boards", keys=("mac",)):
+class BoardRecord(Record, table="boards"):
     """What was last seen on a board.
 
     mac: "aa:bb:cc:dd:ee:ff". version: the stored tag, "" where the board has none, None where it
@@ -73,14 +73,7 @@ class BoardRecord(Record, table="boards", keys=("mac",)):
     confirmed: bool | None = None
 
 
-class SlotRecord(
-    Record,
-    table="slots",
-    keys=(
-        "mac",
-        "slot",
-    ),
-):
+class SlotRecord(Record, table="slots", keys=2):
     """What a slot of a board holds.
 
     md5: of the slot's first `size_bytes` bytes, in hex. sha256: of the image file. version: the
@@ -99,7 +92,7 @@ class SlotRecord(
     seen_running_at: datetime | None = None
 
 
-class PortRecord(Record, table="ports", keys=("port",)):
+class PortRecord(Record, table="ports"):
     """What was behind a configured port at its first success.
 
     wrong_board: why the port is left closed until `release`; None: it is not.
@@ -113,14 +106,7 @@ class PortRecord(Record, table="ports", keys=("port",)):
     wrong_board: str | None = None
 
 
-class NameRecord(
-    Record,
-    table="names",
-    keys=(
-        "service",
-        "name",
-    ),
-):
+class NameRecord(Record, table="names", keys=2):
     """Which board a configured name stands for."""
 
     service: str
@@ -128,7 +114,7 @@ class NameRecord(
     mac: str
 
 
-class LineRecord(Record, table="lines", keys=("mac",)):
+class LineRecord(Record, table="lines"):
     """A speed at which a port carried a whole slot to a board without an error."""
 
     mac: str
@@ -136,14 +122,14 @@ class LineRecord(Record, table="lines", keys=("mac",)):
     baud: int
 
 
-class SpeedRecord(Record, table="speeds", keys=("port",)):
+class SpeedRecord(Record, table="speeds"):
     """The speed that a port has fallen back to."""
 
     port: str
     baud: int
 
 
-class NotOursRecord(Record, table="not_ours", keys=("place",)):
+class NotOursRecord(Record, table="not_ours"):
     """A place (USB location, else port) whose board is left alone until `release`."""
 
     place: str
@@ -152,7 +138,7 @@ class NotOursRecord(Record, table="not_ours", keys=("place",)):
     since: datetime
 
 
-class BridgeRecord(Record, table="bridges", keys=("place",)):
+class BridgeRecord(Record, table="bridges"):
     """A generic bridge that a person has had opened, so that it is known as ours.
 
     identity: which USB device it was ("10c4:ea60:0001"): another one in the same place is not.
@@ -164,14 +150,7 @@ class BridgeRecord(Record, table="bridges", keys=("place",)):
     since: datetime
 
 
-class AttemptRecord(
-    Record,
-    table="attempts",
-    keys=(
-        "board",
-        "target",
-    ),
-):
+class AttemptRecord(Record, table="attempts", keys=2):
     """How a board fared with a target.
 
     board: its MAC, or its configured name while no MAC is known. target: its key. failed: attempts
@@ -197,7 +176,7 @@ class AttemptRecord(
         return self.state == "none" and self.code in UNJUDGED.values()
 
 
-class PendingRecord(Record, table="pending", keys=("mac",)):
+class PendingRecord(Record, table="pending"):
     """A board that may not be reset until its new app had time to confirm itself.
 
     Clocks jump, so what counts is up_until_s, in seconds since the machine started; boot: which
@@ -217,7 +196,7 @@ class PendingRecord(Record, table="pending", keys=("mac",)):
     up_until_s: float | None = None
 
 
-class TargetRecord(Record, table="targets", keys=("service",)):
+class TargetRecord(Record, table="targets"):
     """A service's last targets, by one key for all of them."""
 
     service: str
@@ -225,14 +204,7 @@ class TargetRecord(Record, table="targets", keys=("service",)):
     since: datetime
 
 
-class StopRecord(
-    Record,
-    table="stops",
-    keys=(
-        "service",
-        "target",
-    ),
-):
+class StopRecord(Record, table="stops", keys=2):
     """A target that no further board of a service gets."""
 
     service: str
@@ -241,14 +213,14 @@ class StopRecord(
     since: datetime
 
 
-class FirmwareRecord(Record, table="confirmed_firmware", keys=("sha256",)):
+class FirmwareRecord(Record, table="confirmed_firmware"):
     """A firmware that a board was seen running well, so that no canary is needed."""
 
     sha256: str
     at: datetime
 
 
-class Run(Record, table="runs", keys=("id",)):
+class Run(Record, table="runs"):
     """One run, as the history shows it.
 
     target: {"url" (without secrets), "version", "sha256", ..}. boards: for each name what the
@@ -281,14 +253,7 @@ class Run(Record, table="runs", keys=("id",)):
         return without
 
 
-class RunBoardRecord(
-    Record,
-    table="run_boards",
-    keys=(
-        "run",
-        "name",
-    ),
-):
+class RunBoardRecord(Record, table="run_boards", keys=2):
     """What a run did to one board; mac and port serve to find it."""
 
     run: str

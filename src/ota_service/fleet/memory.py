@@ -116,8 +116,8 @@ class Memory:
 
     # --- what is on them
 
-    def facts(self, mac: str, target: str) -> BoardFacts:
-        """What a plan for this board may depend on."""
+    def facts(self, mac: str, target: str, port: str | None = None) -> BoardFacts:
+        """What a plan for this board may depend on. port: where it is, if a session has it."""
         record = self.journal.board(mac)
         attempt = self.journal.attempt(mac, target)
         latest = next(iter(self.journal.attempts(mac)), attempt)
@@ -134,6 +134,7 @@ class Memory:
             and latest.state in ("none", "set_aside")
             and (latest.open_since is not None or latest.failed > 0),
             known_tag=record.version if record is not None else None,
+            carried_baud=self.carried_baud(mac, port) if port is not None else None,
         )
 
     def saw(self, found: Inspection) -> None:

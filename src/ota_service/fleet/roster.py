@@ -11,11 +11,11 @@ from functools import partial
 from ota_service.firmware.target import Target
 from ota_service.fleet import policy
 from ota_service.fleet.around import Around
+from ota_service.fleet.attempt import mac_at
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.journal_rows import AttemptRecord
 from ota_service.fleet.places import Place, place_entry, place_found, stands_in
-from ota_service.fleet.sessions import mac_at
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.fleet.sight import Sight
 from ota_service.link.ownership import SERVICE_CLAIMS
