@@ -27,7 +27,6 @@ from ota_service.fleet.firmwares import Firmwares
 from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.journal_rows import FirmwareRecord, PortRecord
 from ota_service.fleet.memory import Memory
-from ota_service.fleet.orders import FlashFile
 from ota_service.fleet.places import Place
 from ota_service.fleet.roster import Roster, effective_target
 from ota_service.fleet.run import Run
@@ -264,7 +263,7 @@ class Engine:
 
     # --- runs
 
-    def start(self, run: Run, file: Coroutine[Any, Any, FlashFile] | None = None) -> Run:
+    def start(self, run: Run) -> Run:
         """Let a run go on behind."""
         target = self.settings.target
         if not run.about:
@@ -279,12 +278,12 @@ class Engine:
         if run.purpose == "update":
             self.last_run = run
             self.error = None
-        self.spawn(self._go(run, file))
+        self.spawn(self._go(run))
         return run
 
-    async def _go(self, run: Run, file: Coroutine[Any, Any, FlashFile] | None) -> None:
+    async def _go(self, run: Run) -> None:
         await self._ready.wait()
-        await run.go(self, file)
+        await run.go(self)
         if run.purpose == "flash":
             await self._after_flash(run)
         if run.purpose != "update":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -36,8 +36,8 @@ Result = TypeVar("Result")
 class Run:
     """A run and its orders.
 
-    names: the boards asked for; None: all. file: what `flash` writes, to be fetched. orders: by
-    the name that the board had. results: what reads, rollback and flash reply, by name.
+    names: the boards asked for; None: all. file: gets what `flash` writes. orders: by the name
+    that the board had. results: what reads, rollback and flash reply, by name.
     """
 
     trigger: Trigger
@@ -45,6 +45,7 @@ class Run:
     purpose: Purpose = "update"
     permits: Permits = field(default_factory=Permits)
     probe: bool = False
+    file: Callable[[], Awaitable[FlashFile]] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     started_at: datetime = field(default_factory=utc_now)
@@ -115,11 +116,11 @@ class Run:
         """What was not asked of any board yet is not asked any more."""
         self._cancelled.set()
 
-    async def go(self, engine: Engine, file: Coroutine[Any, Any, FlashFile] | None = None) -> None:
+    async def go(self, engine: Engine) -> None:
         """The whole run; never raises."""
         try:
             await engine.journaled(partial(self._journal_start, engine))
-            await self._go(engine, file)
+            await self._go(engine)
         except OtaError as error:
             self.error = error
             self.outcome = "cancelled" if error.code == "cancelled" else "failed"
@@ -128,8 +129,6 @@ class Run:
             self.error = OtaError("internal", f"{type(error).__name__}: {error}")
             self.outcome = "failed"
         finally:
-            if file is not None:
-                file.close()
             self.finished_at = utc_now()
             self.stage = "done"
             if self.outcome == "running":
@@ -140,7 +139,7 @@ class Run:
                 engine.log.exception("run %s: its end could not be noted", self.id)
             self.done.set()
 
-    async def _go(self, engine: Engine, file: Coroutine[Any, Any, FlashFile] | None) -> None:
+    async def _go(self, engine: Engine) -> None:
         found = await engine.roster.find(
             self.names, self.permits, probe=self.probe, by_person=self.by_person
         )
@@ -157,8 +156,8 @@ class Run:
                         board=one.board.shown.name,
                     )
             self.orders[one.board.shown.name] = (order, one.board)
-        if file is not None:
-            await self._have_file(found, file)
+        if self.file is not None:
+            await self._have_file(found, self.file)
         if self._cancelled.is_set():
             raise OtaError("cancelled")
         self.stage = "going"
@@ -168,7 +167,7 @@ class Run:
             raise _nobody(found)
 
     async def _have_file(
-        self, found: Sequence[Found], file: Coroutine[Any, Any, FlashFile]
+        self, found: Sequence[Found], file: Callable[[], Awaitable[FlashFile]]
     ) -> None:
         """The Merged Binary, checked before any port is opened."""
         if len(found) != 1:
@@ -177,7 +176,7 @@ class Run:
             raise found[0].place.error or OtaError("no-board")
         self.stage = "downloading"
         ((order, _),) = self.orders.values()
-        order.file = await self._unless_cancelled(file)
+        order.file = await self._unless_cancelled(file())
 
     async def _unless_cancelled(self, work: Awaitable[Result]) -> Result:
         task = asyncio.ensure_future(work)

@@ -198,8 +198,8 @@ class FleetService:
         place = Path(path) if path is not None else url
         assert place is not None
         about = {"purpose": "flash", "file": shown_file(place), "keep_nvs": keep_nvs}
-        run = Run("command", names, "flash", about=about)
-        engine.start(run, flash_file(place, confirm, keep_nvs, engine.firmwares.fetch))
+        file = partial(flash_file, place, confirm, keep_nvs, engine.firmwares.fetch)
+        run = engine.start(Run("command", names, "flash", file=file, about=about))
         if await _wait(run, wait_s) and run.error is not None:
             raise run.error
         return {"ok": True, "run": run.to_dict(), "boards": dict(run.results)}
