@@ -259,6 +259,7 @@ class Board:
             read_only=order.purpose in ("version", "verify"),
             go_back=order.purpose == "rollback",
             dry_run=order.purpose == "plan",
+            log=self._around.log,
         )
 
     def _flash_job(self, order: Order) -> FlashJob:

@@ -59,7 +59,7 @@ class Firmwares:
     def __init__(
         self,
         settings: Settings,
-        log: logging.Logger | logging.LoggerAdapter[Any],
+        log: logging.LoggerAdapter[logging.Logger],
         proven: Callable[[str], Awaitable[bool]],
     ) -> None:
         self.settings = settings
@@ -70,7 +70,7 @@ class Firmwares:
         self._log = log
         self._proven = proven
         self._shelves: dict[str, _Shelf] = {}
-        self._supply = Supply(settings.cache_dir)
+        self._supply = Supply(settings.cache_dir, log=log)
 
     def want(self, target: Target, arrived: Arrived) -> LetGo:
         """Have a target's firmware fetched; `arrived` is called, later, with it or the error.

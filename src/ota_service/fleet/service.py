@@ -81,6 +81,8 @@ class FleetService:
             engine = Engine(settings, logger or logging.getLogger("ota_service.fleet"))
             await engine.open()
             _engines[name] = engine
+        elif logger is not None:
+            engine.log.logger = logger  # the new instance's, whose level is configured
         engine.restart_allowed = restart_allowed
         try:
             await engine.configure(settings, first=first)

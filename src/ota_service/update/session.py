@@ -115,7 +115,7 @@ class Job:
     found waiting for confirmation gets its time again (first contact), instead of being passed
     by the bootloader.
     confirm: the look at a board whose app had its time. refusal: why the board is left as it
-    is, whatever is found on it.
+    is, whatever is found on it. log: the service's, which says whose board it is.
     """
 
     name: str
@@ -133,6 +133,7 @@ class Job:
     rearm: bool = True
     confirm: Awaited | None = None
     refusal: OtaError | None = None
+    log: logging.Logger | logging.LoggerAdapter[logging.Logger] = field(default=LOGGER, repr=False)
 
 
 class Hooks(Protocol):
@@ -512,7 +513,7 @@ class _Session:
         def in_download() -> bool:
             found = link.in_download()
             if found:
-                LOGGER.warning(
+                self.job.log.warning(
                     "%s: still in download mode; press its reset button, with BOOT released",
                     self.job.name,
                 )
@@ -613,7 +614,7 @@ class _Session:
         power_failed: that is why, so that nothing speaks against the firmware.
         """
         name = self.job.name
-        LOGGER.warning("%s: %s; rolling back", name, why)
+        self.job.log.warning("%s: %s; rolling back", name, why)
         self.hooks.phase("rolling_back")
         outcome.boot_log = tuple(self.log)
         outcome.confirmed = None
