@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench.network import served
 from esp32_sim.images import Behaviour
 from esp32_sim.process import SimBoard
 from ota_service.errors import OtaError
@@ -201,6 +202,55 @@ async def test_one_board_under_two_names_is_written_once(tmp_path: Path) -> None
         assert error["code"] == "duplicate-board"
         assert "left" in error["message"]
         assert "right" in error["message"]
+
+
+@pytest.mark.slow
+async def test_a_board_over_the_network_and_here_is_one_as_soon_as_it_is_known(
+    tmp_path: Path,
+) -> None:
+    """Also in the next life of the service, before any port is opened; its tag never flips."""
+    async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
+        board = desk.board()
+        with served(board.url) as url:
+            names = {"here": board.url, "far": url}
+            versions = {"here": "1.1.0", "far": "1.0.9"}
+            boards = [
+                {"name": name, "port": port, "version": versions[name]}
+                for name, port in names.items()
+            ]
+            desk.serve("1.1.0")
+            wanted = {"url": desk.server.url("/1.1.0.bin"), "version": "1.1.0", "max_parallel": 1}
+            await desk.configure(**wanted, boards=boards)
+            for _ in range(2):
+                status = await desk.wait(lambda now: not_written(now) and now["state"] == "idle")
+                (second,) = not_written(status)
+                (first,) = names.keys() - {second}
+                error = status["boards"][second]["error"]
+                assert "here" in error["message"]
+                assert "far" in error["message"]
+                assert status["boards"][first]["version"] == versions[first]
+                opened = board.control.counters()["opened"]
+                await shutdown()
+                desk.service = None
+                # The other way round, so that being listed first is not what counts.
+                boards = sorted(boards, key=lambda entry: entry["name"] != second)
+                await desk.configure(**wanted, boards=boards, check_on_start=False)
+            await desk.wait(not_written)
+            assert board.control.counters()["opened"] == opened
+            assert board.control.running()["version"] == "1.1.0"
+
+            # Where one of them was moved to another board meanwhile, release lets it be seen.
+            await desk.command("release", boards=[second])
+            assert desk.status()["boards"][second]["state"] != "set_aside"
+
+
+def not_written(status: dict[str, Any]) -> list[str]:
+    """The boards that were found to be others."""
+    return [
+        name
+        for name, board in status["boards"].items()
+        if board.get("error", {}).get("code") == "duplicate-board"
+    ]
 
 
 # --- the log, and many boards

@@ -8,7 +8,7 @@ attached to it, and a usual serial bridge may belong to a lidar or a motor contr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ota_service.errors import OtaError
@@ -16,6 +16,7 @@ from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal_rows import PortRecord
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.settings import BoardEntry
+from ota_service.link.ownership import duplicate
 from ota_service.link.ports import PortInfo, describe, exists, find_mac, is_url, shown
 
 Kind = Literal["here", "absent", "candidate", "not_ours", "wrong_board"]
@@ -85,6 +86,28 @@ def _of_mac(name: str, mac: str, infos: list[PortInfo], memory: Memory) -> Place
         remedy="Attach the board; if it is on a generic USB bridge, call update with probe once.",
     )
     return Place(name, "absent", mac=mac, error=error)
+
+
+def without_twins(places: list[Place], memory: Memory) -> list[Place]:
+    """Leave one board closed under all of its names but one, as far as that is known beforehand.
+
+    The one is that which it was found to have first, so that no other one writes it in turn.
+    """
+    ours: dict[str, Place] = {}
+    known = {p.name for p in places if p.mac is not None and memory.has_name(p.name, p.mac)}
+    for place in sorted(places, key=lambda place: place.name not in known):
+        if place.kind == "here" and place.mac is not None:
+            ours.setdefault(place.mac, place)
+    return [place if _is_one(place, ours) else _twin(place, ours) for place in places]
+
+
+def _is_one(place: Place, ours: Mapping[str, Place]) -> bool:
+    return place.kind != "here" or place.mac is None or ours[place.mac] is place
+
+
+def _twin(place: Place, ours: Mapping[str, Place]) -> Place:
+    error = duplicate(ours[str(place.mac)].name, place.name, str(place.mac))
+    return replace(place, kind="wrong_board", error=error)
 
 
 def place_found(

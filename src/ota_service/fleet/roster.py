@@ -15,7 +15,7 @@ from ota_service.fleet.attempt import mac_at
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.journal_rows import AttemptRecord
-from ota_service.fleet.places import Place, place_entry, place_found, stands_in
+from ota_service.fleet.places import Place, place_entry, place_found, stands_in, without_twins
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.fleet.sight import Sight
 from ota_service.link.ownership import SERVICE_CLAIMS
@@ -108,7 +108,9 @@ class Roster:
         settings, memory = self._around.settings, self._around.memory
         infos = list_ports()
         if settings.boards is not None:
-            return [place_entry(entry, infos, memory) for entry in settings.boards]
+            return without_twins(
+                [place_entry(entry, infos, memory) for entry in settings.boards], memory
+            )
         taken = {
             info.device: owner
             for info in infos
