@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bench.network import served
+from esp32_sim.factory import make_flash
 from esp32_sim.images import Behaviour
 from esp32_sim.process import SimBoard
 from ota_service.errors import OtaError
@@ -211,6 +212,25 @@ async def test_a_stop_holds_until_a_person_lifts_it(tmp_path: Path) -> None:
         states = [board["state"] for board in desk.status()["boards"].values()]
         # Held boards count for the crowd, so that one canary goes first again.
         assert sorted(states) == [*["outdated"] * 3, *["rolled_back"] * 2]
+
+
+@pytest.mark.slow
+async def test_power_that_failed_is_remembered_by_the_next_process(tmp_path: Path) -> None:
+    """The board went back as its power failed, so its firmware is not blamed for it."""
+    dip = Behaviour(ending="brownout", ending_after_s=0.1, ending_lives=1, confirm_after_s=None)
+    flash = make_flash("micro-rdk", slot="ota_1", otadata="valid")
+    board = SimBoard("micro-rdk", flash=bytes(flash), config={"rollback": True})
+    async with Desk.start(tmp_path, [board]) as desk:
+        wanted = {"url": desk.serve("1.1.0", behaviour=dip), "version": "1.1.0"}
+        await desk.configure(**wanted, confirm_timeout_s=3)
+        await desk.wait(lambda now: now["boards"]["a"]["state"] == "awaiting_confirmation")
+        await shutdown()
+        desk.service = None
+        await desk.configure(**wanted, confirm_timeout_s=3)
+        status = await desk.wait(lambda now: now.get("run", {}).get("outcome") == "failed")
+        board_now = status["boards"]["a"]
+        assert (board_now["error"]["code"], board_now["version"]) == ("brown-out", "1.0.0")
+        assert "attempts" not in board_now
 
 
 # --- names and claims

@@ -210,10 +210,13 @@ class Journal(Runs):
             self.write("DELETE FROM speeds WHERE port = ?", key)
 
     def _close_interrupted_attempts(self) -> None:
-        """At the start: attempts that a dead process left open count as failed."""
+        """At the start: attempts that a dead process left open count as failed, but for those that
+        have come as far as a start which the app has to confirm: that is still to be seen."""
         self.write(
             "UPDATE attempts SET failed = failed + 1, open_since = NULL, "
-            "code = 'link-lost', message = ?, updated_at = ? WHERE open_since IS NOT NULL",
+            "code = 'link-lost', message = ?, updated_at = ? WHERE open_since IS NOT NULL AND "
+            "NOT EXISTS (SELECT 1 FROM pending AS p WHERE p.mac = board "
+            "AND p.target = attempts.target)",
             *(_ENDED, utc_now()),
         )
 

@@ -140,6 +140,13 @@ _JOURNAL = (
         f"{JOURNAL}/test_journal_store.py::test_a_second_command_ends_nothing_of_the_first",
     ),
     Mutant(
+        "power that failed during a confirmation is forgotten with the process",
+        "fleet/memory.py",
+        "UPDATE pending SET power_failed = 1 WHERE mac = ?",
+        "UPDATE pending SET power_failed = 0 WHERE mac = ?",
+        f"{JOURNAL}/test_journal.py",
+    ),
+    Mutant(
         "a service and a command share a journal",
         "fleet/journal_lock.py",
         "or not (self.shared or self.alone):",
