@@ -88,29 +88,37 @@ class Attempt:
         return self._judge(end), end
 
     async def _go_through(self) -> SessionEnd:
-        around, order, job, port = self._around, self._order, self._job, self._port
-        await require_allowed(around, order)
+        around, job, memory = self._around, self._job, self._around.memory
+        await require_allowed(around, self._order)
         if self.hooks.cancelled():
             raise OtaError("cancelled")
         if isinstance(job, FlashJob):
             flashed = await self._in_thread(partial(run_flash, job=job, hooks=self._flash))
             return SessionEnd(flashed)
-        if job.confirm is None:
-            awaited = await around.journaled(partial(around.memory.awaited, order.place.mac))
-            if awaited is not None and order.purpose == "update":
-                return SessionEnd(failed=self._failed, awaited=awaited[0], waits_s=awaited[1])
-            if awaited is not None:
-                raise OtaError("awaiting-confirmation")
-        memory = around.memory
-        known = await around.journaled(partial(memory.fallback_baud, port))
-        if known is not None and known < job.baud:
-            job = replace(job, baud=known)  # what the port fell back to; `release` forgets it
+        awaits = await self._left_alone() if job.confirm is None else None
+        if awaits is not None:
+            return awaits
+        known = await around.journaled(partial(memory.fallback_baud, self._port))
+        job = replace(job, baud=min(job.baud, known or job.baud))
         outcome = await self._in_thread(partial(session.run, job=job, hooks=self.hooks))
         if outcome.baud is not None and outcome.baud < around.settings.baud:
-            await around.journaled(partial(memory.fell_back, port, outcome.baud))
+            await around.journaled(partial(memory.fell_back, self._port, outcome.baud))
         if outcome.power_failed and self.hooks.mac is not None:
             await around.journaled(partial(memory.power_failed, self.hooks.mac))
         return SessionEnd(outcome, failed=self._failed)
+
+    async def _left_alone(self) -> SessionEnd | None:
+        """How long a board is left alone whose app has to confirm itself, if it has.
+
+        Raises `awaiting-confirmation` for what is no update.
+        """
+        call = partial(self._around.memory.awaited, self._order.place.mac)
+        awaited = await self._around.journaled(call)
+        if awaited is not None and self._order.purpose != "update":
+            raise OtaError("awaiting-confirmation")
+        if awaited is None:
+            return None
+        return SessionEnd(failed=self._failed, awaited=awaited[0], waits_s=awaited[1])
 
     async def _in_thread(self, work: Callable[[SerialBase], Result]) -> Result:
         """Do something at the open port."""

@@ -42,17 +42,18 @@ async def updated(
         return error
     about.confirmed = outcome.confirmed if outcome.confirmed is not None else about.confirmed
     if outcome.end == "up_to_date":
-        await around.journaled(partial(memory.succeeded, outcome, image, order.target.key))
+        note = partial(memory.succeeded, outcome, image)
         about.state, about.attempts = "up_to_date", 0
-    elif outcome.end in ("rolled_back", "failed"):
-        await around.journaled(partial(memory.rolled_back, outcome, order.target.key))
-        about.confirmed, about.state = None, outcome.end
-        about.attempts += 1
     elif outcome.end == "unjudged":
         assert error is not None
-        await around.journaled(partial(memory.unjudged, outcome, error, order.target.key))
+        note = partial(memory.unjudged, outcome, error)
         about.confirmed = None
         sight.error(error)
+    else:
+        note = partial(memory.rolled_back, outcome)
+        about.confirmed, about.state = None, "failed" if outcome.end == "failed" else "rolled_back"
+        about.attempts += 1
+    await around.journaled(partial(note, order.target.key))
     wrote = outcome.plan is not None and outcome.plan.action in ("write", "switch")
     new = image if wrote and outcome.end in ("up_to_date", "unjudged") else None
     about.running = running_of(outcome.found, outcome.slot, new) or about.running

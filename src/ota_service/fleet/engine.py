@@ -400,25 +400,19 @@ class Engine:
         await asyncio.gather(*done)
 
     async def _free(self, boards: Sequence[Board]) -> None:
-        keys: list[str] = []
-        ports: list[str] = []
-        for board in boards:
-            about, entry = board.shown, board.shown.entry
-            named = [about.mac, about.name, about.port, entry.port if entry else None]
-            keys += [key for key in named if key is not None]
-            wrong = about.error is not None and about.error.code in policy.NOT_THE_BOARD
-            if wrong and entry is not None and entry.port is not None:
-                # What was learned of the port goes, or its new USB device stays the wrong one.
-                ports.append(entry.port)
+        journal = self.memory.journal
 
         def free() -> None:
             for board in boards:
-                info = describe(board.shown.port) if board.shown.port else None
-                if info is not None:
-                    keys.append(info.place)
-            for port in ports:
-                self.memory.journal.drop(PortRecord, port=port)
-            self.memory.journal.release(*keys)
+                about, entry = board.shown, board.shown.entry
+                port = entry.port if entry is not None else None
+                if port and about.error is not None and about.error.code in policy.NOT_THE_BOARD:
+                    # What was learned of it goes, or its new USB device stays the wrong one.
+                    journal.drop(PortRecord, port=port)
+                info = describe(about.port) if about.port else None
+                place = info.place if info is not None else None
+                named = {about.mac, about.name, about.port, port, place}
+                journal.release(*(name for name in named if name is not None))
 
         await self.journaled(free)
 
