@@ -312,9 +312,7 @@ def test_attempts_are_bounded(journal: Journal, monkeypatch: pytest.MonkeyPatch)
 
 def test_pending_boards(journal: Journal) -> None:
     """What awaits confirmation is known to the next process."""
-    record = PendingRecord(
-        MAC, "t", "1.2.3", "ota_1", THEN, THEN + timedelta(seconds=120), "ota_0", "1.2.2"
-    )
+    record = PendingRecord(MAC, "t", "1.2.3", "ota_1", THEN, THEN + timedelta(seconds=120), "1.2.2")
     journal.put(record)
     journal = reopened(journal)
     assert journal.pending(MAC) == record
@@ -636,9 +634,7 @@ def test_a_board_is_left_alone_for_its_time_whatever_the_clock_says(
     up: list[Any] = ["first", 1000.0]
     monkeypatch.setattr(memory_module, "uptime", lambda: tuple(up))
     memory = Memory(journal, "OTA")
-    memory.awaits(
-        MAC, "t", version="2", slot="ota_1", seconds=120, previous_slot=None, previous_version="1"
-    )
+    memory.awaits(MAC, "t", version="2", slot="ota_1", seconds=120, previous_version="1")
     left = []
     for boot, up_s, year in (
         *(("first", 1030.0, 2035), ("first", 1030.0, 1970), ("first", 1200.0, 1970)),
@@ -654,9 +650,7 @@ def test_a_board_is_left_alone_for_its_time_whatever_the_clock_says(
 def test_power_that_failed_during_a_confirmation_is_remembered(journal: Journal) -> None:
     """A process that is killed then must not blame the firmware."""
     memory = Memory(journal, "OTA")
-    memory.awaits(
-        MAC, "t", version="2", slot="ota_1", seconds=120, previous_slot=None, previous_version="1"
-    )
+    memory.awaits(MAC, "t", version="2", slot="ota_1", seconds=120, previous_version="1")
     for failed in (False, True):
         awaited = memory.awaited(MAC)
         assert awaited is not None

@@ -228,7 +228,7 @@ async def test_a_board_that_was_seen_before_is_certain_without_a_probe(
         journal = open_journal(settings.state_dir)
         Memory(journal, "OTA").awaits(
             seen.chip.mac, "x" * 64, version="1.1.0", slot="ota_1", seconds=60,
-            previous_slot=None, previous_version=None,
+            previous_version=None,
         )  # fmt: skip
         journal.close()
         _, waiting, _ = await finder.find(probe=True)

@@ -127,11 +127,10 @@ class SessionHooks:
         name, mac = running.partition.name, found.chip.mac
         fact = self.facts.slots.get(name)
         if fact is None or fact.md5 != running.md5 or fact.version is None:
-            app, size_bytes, md5 = found.running_app, running.size_bytes, running.md5
-            about = app.descriptor if app is not None else None
             self.memory.runs(
-                mac, running.partition, about, version=found.version, size_bytes=size_bytes, md5=md5
-            )
+                mac, name, found.running_app, version=found.version,
+                size_bytes=running.size_bytes, md5=running.md5,
+            )  # fmt: skip
         if self.facts.last_slot is None:
             self.memory.journal.update_board(mac, slot=name)
 
@@ -148,14 +147,12 @@ class SessionHooks:
         boot = next((s for s in made.steps if isinstance(s, WatchBoot)), None) if made else None
         if found is None or boot is None or not boot.confirms:
             return
-        running = found.running.partition
         self.memory.awaits(
             found.chip.mac,
             target.key,
             version=target.version,
             slot=boot.slot.name,
             seconds=self._settings.confirm_timeout_s,
-            previous_slot=running.name if running is not None else None,
             previous_version=made.from_version if made is not None else None,
         )
 

@@ -189,7 +189,6 @@ class PendingRecord(Record, table="pending"):
     slot: str
     since: datetime
     until: datetime
-    previous_slot: str | None = None
     previous_version: str | None = None
     power_failed: bool = False
     boot: str | None = None

@@ -25,12 +25,11 @@ from ota_service.fleet.journal_rows import (
     SlotRecord,
     SpeedRecord,
 )
-from ota_service.formats.image import AppDescriptor
-from ota_service.formats.partitions import Partition
+from ota_service.formats.image import AppImage
 from ota_service.link.ports import PortInfo
 from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.flash_merged import FlashOutcome
-from ota_service.update.inspect import Inspection
+from ota_service.update.inspect import App, Inspection
 from ota_service.update.session import Awaited, Image, Outcome
 
 _ELSEWHERE = "/elsewhere"
@@ -144,56 +143,42 @@ class Memory:
 
     def saw(self, found: Inspection) -> None:
         """A board was looked at."""
-        mac = found.chip.mac
-        app = found.running_app
-        about = app.descriptor if app is not None else None
+        read = found.nvs is not None
         self.journal.update_board(
-            mac,
+            found.chip.mac,
             chip=found.chip.name,
             flash_bytes=found.chip.flash_bytes,
-            version=found.version if found.nvs is not None else None,
-            version_read_at=utc_now() if found.nvs is not None else None,
-            project=about.project if about is not None else None,
-            app_version=about.version if about is not None else None,
+            version=found.version if read else None,
+            version_read_at=utc_now() if read else None,
+            **_names(found.running_app),
         )
 
     def runs(
-        self, mac: str, slot: Partition, about: AppDescriptor | None, *, version: str | None,
+        self, mac: str, slot: str, app: AppImage | App | None, *, version: str | None,
         size_bytes: int, md5: str, sha256: str | None = None,
     ) -> None:  # fmt: skip
         """A slot's content was seen running: evidence for the next time."""
         moment = utc_now()
-        self.journal.put(
-            SlotRecord(
-                mac,
-                slot.name,
-                md5,
-                size_bytes,
-                sha256=sha256,
-                version=version,
-                project=about.project if about is not None else None,
-                app_version=about.version if about is not None else None,
-                installed_at=moment,
-                seen_running_at=moment,
-            )
-        )
+        seen = SlotRecord(
+            mac, slot, md5, size_bytes, sha256, version, installed_at=moment,
+            seen_running_at=moment, **_names(app),
+        )  # fmt: skip
+        self.journal.put(seen)
 
     def succeeded(self, outcome: Outcome, image: Image | None, target: str) -> None:
         """A board came to its target, seen or at least not seen to fail."""
         found, slot = outcome.found, outcome.slot
         assert found is not None
         assert slot is not None
-        mac = found.chip.mac
-        journal = self.journal
+        mac, journal = found.chip.mac, self.journal
         if image is not None and outcome.confirmed is not None:
-            about, size_bytes = image.parsed.descriptor, len(image.data)
             self.runs(
-                mac, slot, about, version=outcome.version, size_bytes=size_bytes, md5=image.md5,
-                sha256=image.sha256,
+                mac, slot.name, image.parsed, version=outcome.version, size_bytes=len(image.data),
+                md5=image.md5, sha256=image.sha256,
             )  # fmt: skip
             if outcome.confirmed:
                 journal.confirm_firmware(image.sha256)
-            journal.update_board(mac, project=about.project, app_version=about.version)
+            journal.update_board(mac, **_names(image.parsed))
         journal.update_board(
             mac,
             slot=slot.name,
@@ -211,22 +196,20 @@ class Memory:
         """
         found = outcome.found
         assert found is not None
-        mac = found.chip.mac
-        changes: dict[str, Any] = {"version_read_at": utc_now()}
-        if outcome.version is not None:
-            changes["version"] = outcome.version
-        if outcome.slot is not None:
-            changes["slot"] = outcome.slot.name
-        self.journal.update_board(mac, **changes)
-        error = outcome.error
-        code, message = (error.code, error.message) if error is not None else (None, None)
-        self.journal.clear_pending(mac)
+        mac, journal = found.chip.mac, self.journal
+        slot = outcome.slot.name if outcome.slot is not None else None
+        seen = {"version": outcome.version, "slot": slot}
+        known = {name: value for name, value in seen.items() if value is not None}
+        journal.update_board(mac, version_read_at=utc_now(), **known)
+        journal.clear_pending(mac)
         if held:
             why = "rolled back by a person"
-            self.journal.set_attempt_state(mac, target, "held", code="cancelled", message=why)
+            journal.set_attempt_state(mac, target, "held", code="cancelled", message=why)
             return
-        self.journal.end_attempt(mac, target, succeeded=False, code=code, message=message)
-        self.journal.set_attempt_state(mac, target, "rolled_back", code=code, message=message)
+        error = outcome.error
+        code, message = (error.code, error.message) if error is not None else (None, None)
+        journal.end_attempt(mac, target, succeeded=False, code=code, message=message)
+        journal.set_attempt_state(mac, target, "rolled_back", code=code, message=message)
 
     def unjudged(self, outcome: Outcome, error: OtaError, target: str) -> None:
         """A board's start was watched, and nothing that was seen speaks for or against the
@@ -248,19 +231,16 @@ class Memory:
 
     def flashed(self, outcome: FlashOutcome) -> None:
         """A board's whole flash was replaced."""
-        mac, app = outcome.chip.mac, outcome.file.app
-        self.flashing(mac)
-        about = app.descriptor if app is not None else None
+        self.flashing(outcome.chip.mac)
         self.journal.update_board(
-            mac,
+            outcome.chip.mac,
             chip=outcome.chip.name,
             flash_bytes=outcome.chip.flash_bytes,
             slot=outcome.file.booted.name,
             version=outcome.version,
             version_read_at=utc_now(),
-            project=about.project if about is not None else "",
-            app_version=about.version if about is not None else "",
             confirmed=outcome.confirmed,
+            **_names(outcome.file.app),
         )
 
     # --- attempts
@@ -291,22 +271,28 @@ class Memory:
 
     def awaits(
         self, mac: str, target: str, *, version: str, slot: str, seconds: float,
-        previous_slot: str | None, previous_version: str | None,
+        previous_version: str | None,
     ) -> None:  # fmt: skip
         """A board is left alone until its app had time to confirm itself."""
         moment, (boot, up_s) = utc_now(), uptime()
-        self.journal.put(
-            PendingRecord(
-                *(mac, target, version, slot, moment, moment + timedelta(seconds=seconds)),
-                *(previous_slot, previous_version),
-                boot=boot,
-                up_until_s=up_s + seconds,
-            )
-        )
+        until = moment + timedelta(seconds=seconds)
+        record = PendingRecord(
+            mac, target, version, slot, moment, until, previous_version, boot=boot,
+            up_until_s=up_s + seconds,
+        )  # fmt: skip
+        self.journal.put(record)
 
     def power_failed(self, mac: str) -> None:
         """The power of a board failed while it was left alone: not its firmware's fault."""
         self.journal.write("UPDATE pending SET power_failed = 1 WHERE mac = ?", mac)
+
+
+def _names(app: AppImage | App | None) -> dict[str, Any]:
+    """What an app calls itself, by the names of columns."""
+    about = app.descriptor if app is not None else None
+    if about is None:
+        return {"project": None, "app_version": None}
+    return {"project": about.project, "app_version": about.version}
 
 
 def uptime() -> tuple[str | None, float]:
