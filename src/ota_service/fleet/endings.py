@@ -15,6 +15,7 @@ from ota_service.errors import OtaError
 from ota_service.fleet import policy
 from ota_service.fleet.around import Around
 from ota_service.fleet.attempt import SessionEnd
+from ota_service.fleet.memory import Memory
 from ota_service.fleet.orders import Answer, Order
 from ota_service.fleet.replies import last_reply, read_reply, refusal, running_of
 from ota_service.fleet.sight import Sight
@@ -41,25 +42,32 @@ async def updated(
         await _refused(sight, around, order, error)
         return error
     about.confirmed = outcome.confirmed if outcome.confirmed is not None else about.confirmed
+    await around.journaled(partial(_noted, memory, order.target.key, outcome, image))
     if outcome.end == "up_to_date":
-        note = partial(memory.succeeded, outcome, image)
         about.state, about.attempts = "up_to_date", 0
     elif outcome.end == "unjudged":
         assert error is not None
-        note = partial(memory.unjudged, outcome, error)
         about.confirmed = None
         sight.error(error)
     else:
-        note = partial(memory.rolled_back, outcome)
         about.confirmed, about.state = None, "failed" if outcome.end == "failed" else "rolled_back"
         about.attempts += 1
-    await around.journaled(partial(note, order.target.key))
     wrote = outcome.plan is not None and outcome.plan.action in ("write", "switch")
     new = image if wrote and outcome.end in ("up_to_date", "unjudged") else None
     about.running = running_of(outcome.found, outcome.slot, new) or about.running
     if error is not None and error.code == "no-reset":
         about.running = {}
     return error
+
+
+def _noted(memory: Memory, target: str, outcome: Outcome, image: Image | None) -> None:
+    """In the journal; in a thread."""
+    if outcome.end == "up_to_date":
+        memory.succeeded(outcome, image, target)
+    elif outcome.end == "unjudged":
+        memory.unjudged(outcome, target)
+    else:
+        memory.rolled_back(outcome, target)
 
 
 async def _refused(sight: Sight, around: Around, order: Order, error: OtaError) -> None:

@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ota_service.errors import OtaError
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import Journal
 from ota_service.fleet.journal_rows import (
@@ -211,11 +210,12 @@ class Memory:
         journal.end_attempt(mac, target, succeeded=False, code=code, message=message)
         journal.set_attempt_state(mac, target, "rolled_back", code=code, message=message)
 
-    def unjudged(self, outcome: Outcome, error: OtaError, target: str) -> None:
+    def unjudged(self, outcome: Outcome, target: str) -> None:
         """A board's start was watched, and nothing that was seen speaks for or against the
         firmware: the next look watches it again."""
-        found = outcome.found
+        found, error = outcome.found, outcome.error
         assert found is not None
+        assert error is not None
         mac = found.chip.mac
         self.journal.update_board(mac, version=outcome.version, version_read_at=utc_now())
         if error.code == "brown-out":
