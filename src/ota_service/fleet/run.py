@@ -95,22 +95,22 @@ class Run:
 
     def covers(self, names: Sequence[str] | None, permits: Permits) -> bool:
         """Whether it is still doing, for each of these boards, all that is asked for."""
-        if self.purpose != "update" or self.done.is_set() or self._cancelled.is_set():
-            return False
-        if self.permits | permits != self.permits:
+        over = self.done.is_set() or self._cancelled.is_set()
+        if self.purpose != "update" or over or self.permits | permits != self.permits:
             return False
         if self.names is not None and (names is None or not set(names) <= set(self.names)):
             return False
-        if self.stage == "checking":
-            return True
+        return self.stage == "checking" or self._is_at(names)
+
+    def _is_at(self, names: Sequence[str] | None) -> bool:
+        """Whether any of these boards is still to be answered, and none for what is over."""
         asked = [
             (order, board)
             for order, board in self.orders.values()
             if names is None or board.shown.name in names
         ]
-        left = [order for order, board in asked if not order.answer.done()]
-        current = all(order.target.key == board.target.key for order, board in asked)
-        return current and bool(left) and not any(board.state == "stopping" for _, board in asked)
+        void = any(b.state == "stopping" or o.target.key != b.target.key for o, b in asked)
+        return not void and any(not order.answer.done() for order, _ in asked)
 
     def cancel(self) -> None:
         """What was not asked of any board yet is not asked any more."""
@@ -230,23 +230,23 @@ class Run:
         return answer.end == "stopped" or (self.purpose == "flash" and answer.error is not None)
 
     def _judge(self) -> RunOutcome:
-        answers = []
-        for order, board in self.orders.values():
-            answer = order.answer.result()
-            about = board.shown
-            found = self.purpose == "update" and about.entry is None
-            if found and about.state in ("candidate", "unrecognised"):
-                continue
-            good = order.report.get("outcome") == "up_to_date" or (
-                self.purpose != "update" and answer.end == "done"
-            )
-            answers.append((good, answer))
-        good = sum(good for good, _ in answers)
-        if answers and good == len(answers):
+        counted = [pair for pair in self.orders.values() if self._counts(pair[1])]
+        ends = [order.answer.result().end for order, _ in counted if not self._is_good(order)]
+        if counted and not ends:
             return "succeeded"
-        if answers and all(good or answer.end == "cancelled" for good, answer in answers):
+        if counted and set(ends) == {"cancelled"}:
             return "cancelled"
-        return "partly" if good else "failed"
+        return "partly" if len(ends) < len(counted) else "failed"
+
+    def _counts(self, board: Board) -> bool:
+        """Whether a board that was found by itself is one of ours."""
+        stranger = board.shown.state in ("candidate", "unrecognised")
+        return self.purpose != "update" or board.shown.entry is not None or not stranger
+
+    def _is_good(self, order: Order) -> bool:
+        if order.report.get("outcome") == "up_to_date":
+            return True
+        return self.purpose != "update" and order.answer.result().end == "done"
 
     # --- the journal; called in threads
 

@@ -389,20 +389,8 @@ def _take_apart(command: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         if not isinstance(name, str) or not name:
             raise VerbError(f'"command" must be the name of a verb. {_existing()}')
         return name, {key: value for key, value in command.items() if key != "command"}
-    if not command:
-        raise VerbError(f"the command is empty. {_existing()}")
-    if len(command) > 1:
-        known = [key for key in command if key in VERBS]
-        if len(known) == 1:
-            raise VerbError(
-                f"arguments go inside the verb's object, or beside "
-                f'"command": {{"command": "{known[0]}", ...}}'
-            )
-        slip = any(near(key, {"command": _LIKE}) for key in command)
-        raise VerbError(
-            f"a command holds one verb; this one has {len(command)} keys"
-            f"{_hint('command') if slip else '.'} {_existing()}"
-        )
+    if len(command) != 1:
+        raise _not_one_verb(command)
     ((name, value),) = command.items()
     if isinstance(value, Mapping):
         return name, value
@@ -414,6 +402,23 @@ def _take_apart(command: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     raise VerbError(
         f'the arguments of {name} must be an object, such as {{"{name}": {{}}}}; '
         f"true, empty text and 0 mean no arguments"
+    )
+
+
+def _not_one_verb(command: Mapping[str, Any]) -> VerbError:
+    """What is wrong with a command that has none, or several keys."""
+    if not command:
+        return VerbError(f"the command is empty. {_existing()}")
+    known = [key for key in command if key in VERBS]
+    if len(known) == 1:
+        return VerbError(
+            f"arguments go inside the verb's object, or beside "
+            f'"command": {{"command": "{known[0]}", ...}}'
+        )
+    slip = any(near(key, {"command": _LIKE}) for key in command)
+    return VerbError(
+        f"a command holds one verb; this one has {len(command)} keys"
+        f"{_hint('command') if slip else '.'} {_existing()}"
     )
 
 
