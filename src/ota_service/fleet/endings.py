@@ -27,36 +27,22 @@ async def updated(
     sight: Sight, around: Around, order: Order, outcome: Outcome, image: Image | None
 ) -> OtaError | None:
     """An update's session had an outcome; the error, where that is one."""
-    about, memory, error = sight.about, around.memory, outcome.error
+    error = outcome.error
     if outcome.found is not None:
-        around.renamed(about, outcome.found.chip.mac)
+        around.renamed(sight.about, outcome.found.chip.mac)
     sight.version(outcome.version)
     if outcome.version is not None:
         order.report["to"] = outcome.version
     _keep_log(order, outcome.boot_log)
     if error is not None:
-        error.board = about.name
-    about.error = error
+        error.board = sight.about.name
     if outcome.end == "refused":
         assert error is not None
         await _refused(sight, around, order, error)
-        return error
-    about.confirmed = outcome.confirmed if outcome.confirmed is not None else about.confirmed
-    await around.journaled(partial(_noted, memory, order.target.key, outcome, image))
-    if outcome.end == "up_to_date":
-        about.state, about.attempts = "up_to_date", 0
-    elif outcome.end == "unjudged":
-        assert error is not None
-        about.confirmed = None
-        sight.error(error)
     else:
-        about.confirmed, about.state = None, "failed" if outcome.end == "failed" else "rolled_back"
-        about.attempts += 1
-    wrote = outcome.plan is not None and outcome.plan.action in ("write", "switch")
-    new = image if wrote and outcome.end in ("up_to_date", "unjudged") else None
-    about.running = running_of(outcome.found, outcome.slot, new) or about.running
-    if error is not None and error.code == "no-reset":
-        about.running = {}
+        note = partial(_noted, around.memory, order.target.key, outcome, image)
+        await around.journaled(note)
+        _show(sight, outcome, image)
     return error
 
 
@@ -68,6 +54,27 @@ def _noted(memory: Memory, target: str, outcome: Outcome, image: Image | None) -
         memory.unjudged(outcome, target)
     else:
         memory.rolled_back(outcome, target)
+
+
+def _show(sight: Sight, outcome: Outcome, image: Image | None) -> None:
+    """What an update came to that was not refused."""
+    about = sight.about
+    about.error = outcome.error
+    wrote = outcome.plan is not None and outcome.plan.action in ("write", "switch")
+    new = image if wrote and outcome.end in ("up_to_date", "unjudged") else None
+    about.running = running_of(outcome.found, outcome.slot, new) or about.running
+    if outcome.end == "up_to_date":
+        about.confirmed = outcome.confirmed if outcome.confirmed is not None else about.confirmed
+        about.state, about.attempts = "up_to_date", 0
+        return
+    about.confirmed = None
+    if outcome.end == "unjudged":
+        assert outcome.error is not None
+        sight.error(outcome.error)
+        about.running = {} if outcome.error.code == "no-reset" else about.running
+    else:
+        about.state = "failed" if outcome.end == "failed" else "rolled_back"
+        about.attempts += 1
 
 
 async def _refused(sight: Sight, around: Around, order: Order, error: OtaError) -> None:

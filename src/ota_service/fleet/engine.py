@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -465,16 +465,20 @@ class Engine:
         if settings is not self.settings:
             return  # configured meanwhile
         came = [place for place in places if self._came_or_went(place, first=first)]
-        if settings.boards is None:
-            here = {place.port for place in places}
-            for board in self.boards.values():
-                about = board.shown
-                if self._at_rest(board) and about.state != "absent" and about.port not in here:
-                    board.tell("gone", value=OtaError("port-missing", board=about.name))
-        names = [place.name if settings.boards is not None else str(place.port) for place in came]
+        listed = settings.boards is not None
+        if not listed:
+            self._show_gone({place.port for place in places})
+        names = [place.name if listed else str(place.port) for place in came]
         if names and settings.auto_update and not first and not self._covered(names):
             self.log.info("plugged in: %s", ", ".join(names))
             self.start(Run("attached", names))
+
+    def _show_gone(self, here: Collection[str | None]) -> None:
+        """Boards that were found by themselves, and whose ports are not there any more."""
+        for board in self.boards.values():
+            about = board.shown
+            if self._at_rest(board) and about.state != "absent" and about.port not in here:
+                board.tell("gone", value=OtaError("port-missing", board=about.name))
 
     def _came_or_went(self, place: Place, *, first: bool) -> bool:
         """Show a board that was unplugged as absent; whether a board has come."""

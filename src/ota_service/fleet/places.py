@@ -115,38 +115,33 @@ def place_found(
     memory: Memory,
     *,
     by_person: bool,
-    taken: Mapping[str, str],
     probe: bool = False,
     other_project: bool = False,
 ) -> list[Place]:
-    """The boards of a service without `boards`.
+    """The boards of a service without `boards`, at ports that no other service has.
 
     by_person: a person called update, which may open generic bridges for the first time.
     probe: and any other serial port as well. other_project: also boards that were found not to be
-    ours. taken: ports (canonical) that belong to other
-    services, with their names.
+    ours.
     """
     places = []
     for info in infos:
-        if info.device in taken:
-            continue
         record = memory.board_at(info)
-        name = record.mac if record is not None else info.mac or info.device
         mac = record.mac if record is not None else info.mac
+        name = mac or info.device
         other = None if other_project else memory.not_ours(info)
         if other is not None:
             error = OtaError("other-project", other.reason, board=name)
             places.append(Place(name, "not_ours", info.device, info, mac, error))
-        elif (
-            info.native
-            or probe
-            or memory.is_our_bridge(info)
-            or (by_person and info.bridge is not None)
-        ):
+        elif probe or _may_be_opened(info, memory, by_person):
             places.append(Place(name, "here", info.device, info, mac))
         elif info.bridge is not None:
             places.append(Place(name, "candidate", info.device, info, mac))
     return places
+
+
+def _may_be_opened(info: PortInfo, memory: Memory, by_person: bool) -> bool:
+    return info.native or memory.is_our_bridge(info) or (by_person and info.bridge is not None)
 
 
 def stands_in(place: Place, memory: Memory, version: str) -> bool:

@@ -111,16 +111,11 @@ class Roster:
             return without_twins(
                 [place_entry(entry, infos, memory) for entry in settings.boards], memory
             )
-        taken = {
-            info.device: owner
-            for info in infos
-            if (owner := SERVICE_CLAIMS.owner(info.device)) not in (None, settings.service)
-        }
+        ours = (None, settings.service)
         return place_found(
-            infos,
+            [info for info in infos if SERVICE_CLAIMS.owner(info.device) in ours],
             memory,
             by_person=by_person,
-            taken=taken,
             probe=probe,
             other_project="other-project" in permits.override,
         )
