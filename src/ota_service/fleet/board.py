@@ -23,9 +23,18 @@ from ota_service.fleet.around import Around
 from ota_service.fleet.attempt import Attempt, SessionEnd, after_waiting, boot_rules, hindrance
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Fetched, LetGo
-from ota_service.fleet.orders import READS, Answer, End, Fact, Message, Order, Purpose
+from ota_service.fleet.orders import (
+    READS,
+    Answer,
+    End,
+    Fact,
+    Message,
+    Order,
+    Purpose,
+    last_reply,
+    refusal,
+)
 from ota_service.fleet.policy import BOARD, Event, State, Verdict
-from ota_service.fleet.replies import last_reply, refusal
 from ota_service.fleet.settings import BoardEntry
 from ota_service.fleet.sight import Sight
 from ota_service.fleet.turns import Ask

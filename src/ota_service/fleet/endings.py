@@ -15,10 +15,10 @@ from ota_service.errors import OtaError
 from ota_service.fleet import policy
 from ota_service.fleet.around import Around
 from ota_service.fleet.attempt import SessionEnd
+from ota_service.fleet.board_state import iso, utc_now
 from ota_service.fleet.memory import Memory
-from ota_service.fleet.orders import Answer, Order
-from ota_service.fleet.replies import last_reply, read_reply, refusal, running_of
-from ota_service.fleet.sight import Sight
+from ota_service.fleet.orders import Answer, Order, last_reply, refusal
+from ota_service.fleet.sight import Sight, running_of
 from ota_service.update.flash_merged import FlashOutcome
 from ota_service.update.session import Image, Outcome
 
@@ -121,8 +121,23 @@ def looked(
         )
         if about.state != sight.before:
             about.error = found.problem if about.state == "unsupported" else None
-    reply, error = read_reply(purpose, outcome)
+    reply, error = _read_reply(purpose, outcome)
     return Answer("done" if error is None else "error", error, reply)
+
+
+def _read_reply(purpose: str, outcome: Outcome) -> tuple[dict[str, Any], OtaError | None]:
+    """The reply of a look at a board, and the error where it did not find what was asked."""
+    if purpose == "plan":
+        assert outcome.plan is not None
+        return dict(outcome.plan.to_dict()), None
+    found = outcome.found
+    assert found is not None
+    if purpose == "version" and found.nvs is not None:
+        return {"version": found.version, "version_read_at": iso(utc_now())}, None
+    if purpose == "verify" and found.running.partition is not None:
+        return {"matches": found.holds(found.running.partition)}, None
+    problem = found.problem or found.running.why or OtaError("otadata-invalid")
+    return {"error": problem.to_dict()}, problem
 
 
 async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd) -> Answer:

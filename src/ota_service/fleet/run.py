@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import iso, utc_now
-from ota_service.fleet.orders import Answer, FlashFile, Order, Purpose, Trigger
+from ota_service.fleet.orders import Answer, FlashFile, Order, Purpose, Trigger, refusal
 from ota_service.fleet.policy import Permits, spared
-from ota_service.fleet.replies import refusal
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ota_service.errors import OtaError
+from ota_service.firmware.urls import redact_url
 from ota_service.fleet.engine import Engine
-from ota_service.fleet.flash_file import flash_file, shown_file
 from ota_service.fleet.orders import Purpose
 from ota_service.fleet.policy import Permits
 from ota_service.fleet.run import Run
@@ -199,8 +199,9 @@ class FleetService:
         self._one_board(names, "flash", confirm)
         place = Path(path) if path is not None else url
         assert place is not None
-        about = {"purpose": "flash", "file": shown_file(place), "keep_nvs": keep_nvs}
-        file = partial(flash_file, place, confirm, keep_nvs, engine.firmwares.fetch)
+        shown = str(place) if isinstance(place, Path) else redact_url(place)
+        about = {"purpose": "flash", "file": shown, "keep_nvs": keep_nvs}
+        file = partial(engine.firmwares.merged, place, confirm, keep_nvs)
         run = engine.start(Run("command", names, "flash", file=file, about=about))
         if await _wait(run, wait_s) and run.error is not None:
             raise run.error

@@ -17,12 +17,13 @@ from ota_service.fleet.board_state import BoardState, Progress, utc_now
 from ota_service.fleet.journal_rows import BoardRecord
 from ota_service.fleet.orders import Order
 from ota_service.fleet.places import Place
-from ota_service.fleet.replies import running_of
 from ota_service.fleet.settings import BoardEntry
+from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ownership import SERVICE_CLAIMS
 from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Plan
+from ota_service.update.session import Image
 
 _STEP_PERCENT = 25
 _LONG_PHASES = frozenset({"writing", "booting", "rolling_back"})
@@ -203,3 +204,19 @@ class Sight:
         if about.state in ("set_aside", "rolled_back", "failed", "unrecognised"):
             about.error, about.attempts = None, 0
             about.state = policy.shown_when_released(about.version, self.target.version)
+
+
+def running_of(
+    found: Inspection | None, slot: Partition | None, new: Image | None = None
+) -> dict[str, str]:
+    """What runs, as the status shows it. new: the image that was put into the slot."""
+    if slot is None:
+        return {}
+    app = found.app(slot) if found is not None else None
+    about = app.descriptor if app is not None else None
+    if new is not None:
+        about = new.parsed.descriptor
+    shown = {"slot": slot.name}
+    if about is not None:
+        shown |= {"project": about.project, "app_version": about.version}
+    return shown
