@@ -168,19 +168,19 @@ Rows = dict[str, dict[tuple[Any, ...], None]]
 
 
 def rows(connection: sqlite3.Connection) -> Rows:
-    """All that a database holds. `runs.seq`, which each database counts for itself, is None."""
+    """All that a database holds."""
     tables = connection.execute(
         "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
     ).fetchall()
-    found: Rows = {}
-    for (name,) in tables:
-        columns = [str(column[1]) for column in connection.execute(f'PRAGMA table_info("{name}")')]
-        shown = ", ".join("NULL" if column == "seq" and name == "runs" else f'"{column}"'
-                          for column in columns)  # fmt: skip
-        found[name] = dict.fromkeys(
-            tuple(row) for row in connection.execute(f'SELECT {shown} FROM "{name}"')
+    return {
+        name: dict.fromkeys(
+            tuple(row)
+            for row in connection.execute(
+                f"SELECT {', '.join(_columns(connection, name))} FROM {name}"
+            )
         )
-    return found
+        for (name,) in tables
+    }
 
 
 def carry_over(before: Rows, after: Rows, target: sqlite3.Connection) -> None:
@@ -189,16 +189,18 @@ def carry_over(before: Rows, after: Rows, target: sqlite3.Connection) -> None:
     Its other rows stay as they are. Within a transaction.
     """
     for table, left in after.items():
-        columns = [str(c[1]) for c in target.execute(f'PRAGMA table_info("{table}")')]
-        known = before.get(table, {})
-        same = " AND ".join(
-            f'"{c}" IS ?' if (table, c) != ("runs", "seq") else "? IS NULL" for c in columns
+        known, columns = before.get(table, {}), _columns(target, table)
+        same, marks = " AND ".join(f"{c} IS ?" for c in columns), ", ".join("?" * len(columns))
+        target.executemany(
+            f"DELETE FROM {table} WHERE {same}", [row for row in known if row not in left]
         )
         target.executemany(
-            f'DELETE FROM "{table}" WHERE {same}', [row for row in known if row not in left]
-        )
-        marks = ", ".join("?" * len(columns))
-        target.executemany(
-            f'INSERT OR REPLACE INTO "{table}" VALUES ({marks})',
+            f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES ({marks})",
             [row for row in left if row not in known],
         )
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
+    """The columns of a table, but for the number that each database gives its runs by itself."""
+    names = [str(column[1]) for column in connection.execute(f"PRAGMA table_info({table})")]
+    return [f'"{name}"' for name in names if (table, name) != ("runs", "seq")]
