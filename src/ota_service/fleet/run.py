@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import iso, utc_now
 from ota_service.fleet.orders import Answer, FlashFile, Order, Purpose, Trigger, refusal
-from ota_service.fleet.policy import Permits, spared
+from ota_service.fleet.places import Place, stands_in
+from ota_service.fleet.policy import Permits, Spared, spared
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
     from ota_service.fleet.engine import Engine
-    from ota_service.fleet.roster import Found
 
 RunOutcome = Literal["running", "succeeded", "partly", "failed", "cancelled"]
 
@@ -142,37 +142,51 @@ class Run:
         found = await engine.roster.find(
             self.names, self.permits, probe=self.probe, by_person=self.by_person
         )
+        known = await engine.journaled(partial(self._recall, engine, found))
         why = f"{self.trigger}, {self.purpose}" if self.purpose != "update" else self.trigger
-        for one in found:
-            order = Order(self.purpose, one.board.target, one.place, why, self.permits)
-            if one.record is not None:
-                order.failed = one.record.failed
-                if self.purpose == "update":
-                    order.spared = spared(
-                        one.record,
-                        by_person=self.by_person,
-                        as_last_read=one.as_last_read,
-                        board=one.board.shown.name,
-                    )
-            self.orders[one.board.shown.name] = (order, one.board)
+        for (board, place), (failed, why_not) in zip(found.items(), known, strict=True):
+            order = Order(
+                self.purpose, board.target, place, why, self.permits, failed=failed, spared=why_not
+            )
+            self.orders[board.shown.name] = (order, board)
         if self.file is not None:
-            await self._have_file(found, self.file)
+            await self._have_file(list(found.values()), self.file)
         if self._cancelled.is_set():
             raise OtaError("cancelled")
         self.stage = "going"
         await asyncio.gather(*(self._one(engine, *pair) for pair in list(self.orders.values())))
-        nobody = all(one.place.kind in ("absent", "candidate") for one in found)
+        nobody = all(place.kind in ("absent", "candidate") for place in found.values())
         if self.purpose == "update" and nobody:
-            raise _nobody(found)
+            raise _nobody(found.values())
+
+    def _recall(
+        self, engine: Engine, found: Mapping[Board, Place]
+    ) -> list[tuple[int, Spared | None]]:
+        """How often each board failed with its target, and why it needs no session. In a thread."""
+        known: list[tuple[int, Spared | None]] = []
+        memory = engine.memory
+        for board, place in found.items():
+            if place.mac is None:
+                known.append((0, None))
+                continue
+            record = memory.journal.attempt(place.mac, board.target.key)
+            why_not = spared(
+                record,
+                by_person=self.by_person,
+                as_last_read=stands_in(place, memory, board.target.version),
+                board=board.shown.name,
+            )
+            known.append((record.failed, why_not if self.purpose == "update" else None))
+        return known
 
     async def _have_file(
-        self, found: Sequence[Found], file: Callable[[], Awaitable[FlashFile]]
+        self, found: Sequence[Place], file: Callable[[], Awaitable[FlashFile]]
     ) -> None:
         """The Merged Binary, checked before any port is opened."""
         if len(found) != 1:
             raise OtaError("no-board", f"flash writes one board; {len(found)} were found.")
-        if found[0].place.kind != "here":
-            raise found[0].place.error or OtaError("no-board")
+        if found[0].kind != "here":
+            raise found[0].error or OtaError("no-board")
         self.stage = "downloading"
         ((order, _),) = self.orders.values()
         order.file = await self._unless_cancelled(file())
@@ -267,8 +281,8 @@ class Run:
         )
 
 
-def _nobody(found: Sequence[Found]) -> OtaError:
-    candidates = [str(one.place.port) for one in found if one.place.kind == "candidate"]
+def _nobody(found: Iterable[Place]) -> OtaError:
+    candidates = [str(place.port) for place in found if place.kind == "candidate"]
     if candidates:
         return OtaError(
             "no-board",
