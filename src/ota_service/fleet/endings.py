@@ -41,13 +41,13 @@ async def updated(
         await _refused(sight, around, order, error)
     else:
         note = partial(_noted, around.memory, order.target.key, outcome, image)
-        await around.journaled(note)
+        await around.journaled(partial(around.memory.journal.whole, note))
         _show(sight, outcome, image)
     return error
 
 
 def _noted(memory: Memory, target: str, outcome: Outcome, image: Image | None) -> None:
-    """In the journal; in a thread."""
+    """In the journal, all of it or nothing; in a thread."""
     if outcome.end == "up_to_date":
         memory.succeeded(outcome, image, target)
     elif outcome.end == "unjudged":

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -161,18 +161,6 @@ class FleetService:
             await _wait(run, wait_s)
         return {"ok": True, "run": run.to_dict(), "joined": joined is not None}
 
-    async def do_version(self, **arguments: Any) -> dict[str, Any]:
-        """The tags that boards have stored."""
-        return await self._look("version", **arguments)
-
-    async def do_verify(self, **arguments: Any) -> dict[str, Any]:
-        """Whether boards run their target's image."""
-        return await self._look("verify", **arguments)
-
-    async def do_rollback(self, **arguments: Any) -> dict[str, Any]:
-        """Back to the other slot's firmware."""
-        return await self._look("rollback", **arguments)
-
     async def _look(
         self,
         purpose: Purpose,
@@ -182,6 +170,13 @@ class FleetService:
         _ = self._engine.memory
         run = self._engine.start(Run("command", self._names(boards), purpose))
         return await self._read(run, "boards", wait_s)
+
+    do_version = partialmethod(_look, "version")
+    """The tags that boards have stored."""
+    do_verify = partialmethod(_look, "verify")
+    """Whether boards run their target's image."""
+    do_rollback = partialmethod(_look, "rollback")
+    """Back to the other slot's firmware."""
 
     async def do_flash(
         self,
