@@ -13,7 +13,7 @@ from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import open_journal
 from ota_service.fleet.journal_rows import BoardRecord, NameRecord, PortRecord
 from ota_service.fleet.memory import Memory
-from ota_service.fleet.places import Place, stands_in
+from ota_service.fleet.places import Place, place_entry, stands_in, without_twins
 from ota_service.fleet.service import FleetService, shutdown
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.link.ports import PortInfo
@@ -131,3 +131,19 @@ async def test_a_released_board_is_not_believed_to_be_up_to_date(
             assert service.status()["boards"]["a"]["state"] == state
         finally:
             await shutdown()
+
+
+def test_a_board_that_was_moved_is_the_one_at_whose_port_it_was_seen_last(tmp_path: Path) -> None:
+    """What is at its old port now is closed until release, and does not take its place."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    with open_journal(tmp_path / "state") as journal:
+        memory = Memory(journal, "OTA")
+        entries = [BoardEntry("old", port=str(old)), BoardEntry("new", port=str(new))]
+        for entry in entries:
+            Path(str(entry.port)).touch()
+            journal.learn_port(str(entry.port), MAC)
+            memory.learn_place(entry.name, str(entry.port), None, MAC)
+        found = without_twins([place_entry(entry, [], memory) for entry in entries], memory)
+        assert [place.kind for place in found] == ["wrong_board", "here"]
+        assert found[0].error is not None
+        assert found[0].error.code == "duplicate-board"

@@ -53,11 +53,6 @@ class Memory:
         elsewhere = record is not None and record.port not in (None, port)
         return None if elsewhere and not at_port else record
 
-    def has_name(self, name: str, mac: str) -> bool:
-        """Whether a board was found to go by a configured name."""
-        found = self.journal.get(NameRecord, service=self.service, name=name)
-        return found is not None and found.mac == mac
-
     def board_at(self, info: PortInfo) -> BoardRecord | None:
         """The board that was last seen at this port, if the same USB device is there."""
         journal = self.journal

@@ -7,7 +7,7 @@ attached to it, and a usual serial bridge may belong to a lidar or a motor contr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -91,23 +91,26 @@ def _of_mac(name: str, mac: str, infos: list[PortInfo], memory: Memory) -> Place
 def without_twins(places: list[Place], memory: Memory) -> list[Place]:
     """Leave one board closed under all of its names but one, as far as that is known beforehand.
 
-    The one is that which it was found to have first, so that no other one writes it in turn.
+    The one is that at whose port it was seen last, so that no other one writes it in turn.
     """
-    ours: dict[str, Place] = {}
-    known = {p.name for p in places if p.mac is not None and memory.has_name(p.name, p.mac)}
-    for place in sorted(places, key=lambda place: place.name not in known):
+    by_mac: dict[str, list[Place]] = {}
+    for place in places:
         if place.kind == "here" and place.mac is not None:
-            ours.setdefault(place.mac, place)
-    return [place if _is_one(place, ours) else _twin(place, ours) for place in places]
-
-
-def _is_one(place: Place, ours: Mapping[str, Place]) -> bool:
-    return place.kind != "here" or place.mac is None or ours[place.mac] is place
-
-
-def _twin(place: Place, ours: Mapping[str, Place]) -> Place:
-    error = duplicate(ours[str(place.mac)].name, place.name, str(place.mac))
-    return replace(place, kind="wrong_board", error=error)
+            by_mac.setdefault(place.mac, []).append(place)
+    closed: dict[str, OtaError] = {}
+    for mac, same in by_mac.items():
+        if len(same) > 1:
+            record = memory.journal.board(mac)
+            seen_at = record.port if record is not None else None
+            one = next((place for place in same if place.port == seen_at), same[0])
+            others = [place.name for place in same if place is not one]
+            closed |= {name: duplicate(one.name, name, mac) for name in others}
+    return [
+        replace(place, kind="wrong_board", error=closed[place.name])
+        if place.name in closed
+        else place
+        for place in places
+    ]
 
 
 def place_found(
