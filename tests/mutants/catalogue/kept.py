@@ -206,6 +206,13 @@ _FLEET = (
         POLICY,
     ),
     Mutant(
+        "of one board under two names, the one that was moved is closed",
+        "fleet/places.py",
+        "if place.port == seen_at), same[0])",
+        "if place.port != seen_at), same[0])",
+        "tests/fleet/test_release.py",
+    ),
+    Mutant(
         "a board that used its attempts up is tried once more",
         "fleet/policy.py",
         "    if failed >= max_attempts:\n",
