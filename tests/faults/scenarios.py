@@ -22,6 +22,7 @@ from esp32_sim.images import Behaviour
 from esp32_sim.process import SimBoard
 from ota_service.fleet.hooks import SessionHooks
 from ota_service.fleet.journal import open_journal
+from ota_service.fleet.journal_rows import LineRecord
 from ota_service.link import link, registers
 from tests.faults.desk import CLEAN_ENDS, IMAGE_BYTES, Desk, Held
 
@@ -77,7 +78,7 @@ async def heal(desk: Desk, new: str, before: Any, name: str = "a") -> None:
 def shortcuts(desk: Desk) -> Iterator[None]:
     """The next session has a line that is known, and takes the bridge for a slow one."""
     with open_journal(desk.folder / "state") as journal:
-        journal.record_carried(desk.board().mac, desk.board().url, 921_600)
+        journal.put(LineRecord(desk.board().mac, desk.board().url, 921_600))
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(registers, "TOGETHER_MARGIN_S", -1.0))
         stack.enter_context(mock.patch.object(link, "AHEAD_BELOW_S", 10.0))

@@ -22,7 +22,7 @@ from esp32_sim.images import Behaviour
 from esp32_sim.nvsmodel import nvs_init
 from esp32_sim.process import SimBoard, SimProcess
 from ota_service.firmware.target import Target
-from ota_service.fleet.flash_file import shown_file
+from ota_service.firmware.urls import redact_url
 from ota_service.fleet.settings import BoardEntry, Settings
 from tests.flash.merged_files import merged
 from tests.support.firmware_server import FirmwareServer
@@ -131,7 +131,7 @@ def test_no_repr_shows_a_url(caplog: pytest.LogCaptureFixture) -> None:
     target = Target(url, "1.0")
     entry = BoardEntry("a", port="/dev/x", url=url)
     settings = Settings("OTA", target, boards=(entry,))
-    shown = shown_file(url)
+    shown = redact_url(url)
     for value in (target, entry, settings, shown, [settings], {"a": entry}):
         assert_hidden(f"{value!r} {value}", [PASSWORD, TOKEN, USER])
 

@@ -15,7 +15,7 @@ from esp32_sim.images import build_app
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet import board as board_module
-from ota_service.fleet.attempt import Attempt, require_allowed
+from ota_service.fleet.attempt import Attempt, SessionEnd, require_allowed
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Fetched
@@ -24,7 +24,6 @@ from ota_service.fleet.memory import Memory
 from ota_service.fleet.orders import Answer, Order, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Event, Permits
-from ota_service.fleet.sessions import SessionEnd
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.fleet.turns import Turns
 from ota_service.formats.image import parse_app_image

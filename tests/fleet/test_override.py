@@ -24,12 +24,12 @@ def test_a_port_that_was_found_not_to_be_ours_is_opened_when_a_person_says_so(
     """It stays marked: by itself nothing opens it before `release`."""
     journal = open_journal(tmp_path)
     memory = Memory(journal, "OTA")
-    journal.mark_not_ours("1-1.2", "another project")
-    (left,) = place_found([INFO], memory, by_person=True, taken={})
+    memory.mark_not_ours(INFO, "another project", None)
+    (left,) = place_found([INFO], memory, by_person=True)
     assert (left.kind, left.error.code if left.error else None) == ("not_ours", "other-project")
-    (opened,) = place_found([INFO], memory, by_person=True, taken={}, other_project=True)
+    (opened,) = place_found([INFO], memory, by_person=True, other_project=True)
     assert opened.kind == "here"
-    (left,) = place_found([INFO], memory, by_person=False, taken={})
+    (left,) = place_found([INFO], memory, by_person=False)
     assert left.kind == "not_ours"
     journal.close()
 

@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 
 from ota_service.firmware.target import Target
+from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import open_journal
-from ota_service.fleet.journal_rows import BoardRecord, now
+from ota_service.fleet.journal_rows import BoardRecord, NameRecord, PortRecord
+from ota_service.fleet.memory import Memory
+from ota_service.fleet.places import Place, place_entry, stands_in, without_twins
 from ota_service.fleet.service import FleetService, shutdown
 from ota_service.fleet.settings import BoardEntry, Settings
+from ota_service.link.ports import PortInfo
 
 # A device that exists everywhere, and is none that could be restarted.
 PORT = "/dev/null"
@@ -43,7 +47,7 @@ async def test_release_forgets_the_usb_device_that_was_learned(tmp_path: Path) -
                 await asyncio.sleep(0.05)  # the status has no event to await
             assert service.status()["boards"]["a"]["error"]["code"] == "wrong-board"
             await service.command("release", {"all": True})
-            assert journal.known_port(PORT) is None
+            assert journal.get(PortRecord, port=PORT) is None
             assert service.status()["boards"]["a"]["state"] == "unknown"
         finally:
             await shutdown()
@@ -75,8 +79,8 @@ async def test_a_version_that_was_read_before_a_lost_session_is_no_evidence(
     """A board is not called up to date by what was read of it before an attempt that failed."""
     settings = _settings(tmp_path)
     with open_journal(settings.state_dir) as journal:
-        journal.learn_name("OTA", "a", MAC)
-        journal.save_board(BoardRecord(MAC, version=stored))
+        journal.put(NameRecord("OTA", "a", MAC))
+        journal.put(BoardRecord(MAC, version=stored, version_read_at=utc_now()))
         tried = "another target" if how == "other" else settings.target.key
         codes = {"failed": "link-lost", "other": "link-lost", "read": "link-lost"}
         if how is not None:
@@ -85,13 +89,28 @@ async def test_a_version_that_was_read_before_a_lost_session_is_no_evidence(
             code = codes.get(str(how), str(how))
             journal.end_attempt(MAC, tried, succeeded=False, code=code)
         if how == "read":  # and looked at since then
-            journal.update_board(MAC, version_read_at=now())
+            journal.update_board(MAC, version_read_at=utc_now())
         service = await FleetService.open(settings)
         try:
             await _placed(service)
             assert service.status()["boards"]["a"]["state"] == state
         finally:
             await shutdown()
+
+
+def test_what_was_read_before_an_attempt_does_not_stand_in_for_a_look(tmp_path: Path) -> None:
+    """Nor where the attempt was at another target, and the first is configured again."""
+    info = PortInfo("/dev/ttyACM0", location="1-1.2", appeared_at=utc_now())
+    place = Place("a", "here", info.device, info, MAC)
+    with open_journal(tmp_path) as journal:
+        memory = Memory(journal, "OTA")
+        journal.update_board(MAC, version="1", version_read_at=utc_now())
+        assert stands_in(place, memory, "1")
+        assert not stands_in(place, memory, "2")
+        journal.begin_attempt(MAC, "another target")
+        assert not stands_in(place, memory, "1")
+        journal.end_attempt(MAC, "another target", succeeded=False, code="link-lost")
+        assert not stands_in(place, memory, "1")
 
 
 @pytest.mark.parametrize(("stored", "state"), [("1", "unknown"), ("0", "outdated")])
@@ -101,8 +120,8 @@ async def test_a_released_board_is_not_believed_to_be_up_to_date(
     """It was set aside by an attempt that failed behind the reading of its version."""
     settings = _settings(tmp_path)
     with open_journal(settings.state_dir) as journal:
-        journal.learn_name("OTA", "a", MAC)
-        journal.save_board(BoardRecord(MAC, version=stored))
+        journal.put(NameRecord("OTA", "a", MAC))
+        journal.put(BoardRecord(MAC, version=stored, version_read_at=utc_now()))
         journal.set_attempt_state(MAC, settings.target.key, "set_aside", code="link-lost")
         service = await FleetService.open(settings)
         try:
@@ -112,3 +131,19 @@ async def test_a_released_board_is_not_believed_to_be_up_to_date(
             assert service.status()["boards"]["a"]["state"] == state
         finally:
             await shutdown()
+
+
+def test_a_board_that_was_moved_is_the_one_at_whose_port_it_was_seen_last(tmp_path: Path) -> None:
+    """What is at its old port now is closed until release, and does not take its place."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    with open_journal(tmp_path / "state") as journal:
+        memory = Memory(journal, "OTA")
+        entries = [BoardEntry("old", port=str(old)), BoardEntry("new", port=str(new))]
+        for entry in entries:
+            Path(str(entry.port)).touch()
+            journal.learn_port(str(entry.port), MAC)
+            memory.learn_place(entry.name, str(entry.port), None, MAC)
+        found = without_twins([place_entry(entry, [], memory) for entry in entries], memory)
+        assert [place.kind for place in found] == ["wrong_board", "here"]
+        assert found[0].error is not None
+        assert found[0].error.code == "duplicate-board"

@@ -4,21 +4,32 @@
 from __future__ import annotations
 
 import asyncio
+import collections
+import gc
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.network import served
+from esp32_sim.factory import make_flash
 from esp32_sim.images import Behaviour
 from esp32_sim.process import SimBoard
 from ota_service.errors import OtaError
+from ota_service.firmware.check import Firmware
 from ota_service.firmware.target import Target
+from ota_service.fleet import engine as engine_module
+from ota_service.fleet import places, roster
 from ota_service.fleet import service as services
 from ota_service.fleet.service import FleetService, UnknownBoard, shutdown
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.link.ownership import SERVICE_CLAIMS
+from ota_service.link.ports import PortInfo
+from ota_service.link.stream import STREAMS
+from ota_service.update.session import Image
 from tests.faults.desk import Desk
 
 NOWHERE = "esp32sim:///nowhere/"
@@ -100,6 +111,70 @@ async def test_a_slow_server_holds_up_only_its_own_boards(tmp_path: Path) -> Non
         assert desk.status()["target"]["project"] == "micro-rdk-server"
 
 
+@pytest.mark.slow
+async def test_images_are_held_only_while_a_run_needs_them(tmp_path: Path) -> None:
+    """Whatever the outcome is, and however many releases there were."""
+    async with Desk.start(tmp_path, [SimBoard("guide"), SimBoard("guide")]) as desk:
+        panics = Behaviour(ending="panic", ending_after_s=0.2)
+        for number, behaviour in enumerate((None, panics, None, None)):
+            version = f"1.{number}.0"
+            url = desk.serve(version, behaviour=behaviour)
+            await desk.updated(version, url=url, max_attempts=1)
+            await desk.command("verify")
+            await desk.command("update", dry_run=True)
+            assert desk.service is not None
+            for run in desk.service._engine.runs:
+                await run.done.wait()
+            await desk.wait(lambda _: not images())
+            await desk.wait(lambda _: not STREAMS._streams)
+        assert desk.service is not None
+        engine = desk.service._engine
+        async with engine.firmwares.had(engine.settings.target):
+            assert images(), "what is counted is not what is held"
+
+
+def images() -> list[object]:
+    """All images of boards that this process holds."""
+    gc.collect()
+    return [found for found in gc.get_objects() if isinstance(found, Image | Firmware)]
+
+
+# --- a probe beside a run
+
+
+@pytest.mark.slow
+async def test_a_probe_goes_beside_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run that waits goes on and is joined for its board; the board that was lost is found."""
+    async with Desk.start(tmp_path, [SimBoard("guide"), SimBoard("guide")]) as desk:
+        here, lost = desk.board("a"), desk.board("b")
+        ports = [PortInfo(lost.url), PortInfo(here.url)]  # in place of the machine's serial ports
+        monkeypatch.setattr(roster, "list_ports", lambda: ports)
+        boards = [{"name": "a", "port": here.url}, {"name": "b", "mac": lost.mac}]
+        url = desk.serve("1.1.0")
+        release = desk.server.hold("/1.1.0.bin")
+        await desk.configure(url=url, version="1.1.0", boards=boards)
+        status = await desk.wait(lambda now: now["boards"]["b"]["state"] == "absent")
+        first = status["run"]["id"]
+        await desk.wait(lambda now: now["state"] == "downloading")
+        plain = await desk.command("update")
+        assert (plain["joined"], plain["run"]["id"]) == (True, first)
+
+        reply = await desk.command("update", probe=True)
+        assert reply["joined"] is False
+        assert reply["run"]["id"] != first
+        await desk.wait(lambda now: now["boards"]["b"].get("port") is not None)
+        release.set()
+        status = await desk.wait(lambda now: now["run"]["outcome"] != "running")
+        assert {board["version"] for board in status["boards"].values()} == {"1.1.0"}
+        runs = {run["id"]: run for run in (await desk.command("history"))["runs"]}
+        assert runs[first]["outcome"] == "partly"
+        second = runs[reply["run"]["id"]]
+        assert second["outcome"] == "succeeded"
+        assert {board["to"] for board in second["boards"].values()} == {"1.1.0"}
+        # To be found, and to be updated; and the board that was there, to be updated alone.
+        assert [b.control.counters()["opened"] for b in (here, lost)] == [1, 2]
+
+
 # --- a firmware that is stopped
 
 
@@ -131,12 +206,38 @@ async def test_a_stop_holds_until_a_person_lifts_it(tmp_path: Path) -> None:
         with pytest.raises(UnknownBoard, match="all: true"):
             await desk.command("release")
 
+        # To override it gives it to the boards that are named, and lifts nothing.
+        other = next(name for name in desk.names if name != bad)
+        await desk.command("update", boards=[other], override=["stopped"], wait_s=60)
+        assert desk.status()["boards"][other]["state"] == "rolled_back"
+        with pytest.raises(OtaError, match="1 of 1 boards failed to boot"):
+            await desk.command("update")
+
         await desk.command("release", stopped=True)
         assert desk.status()["boards"][bad]["state"] == "rolled_back"  # and nothing else is lifted
         await desk.command("update", wait_s=60)
         states = [board["state"] for board in desk.status()["boards"].values()]
         # Held boards count for the crowd, so that one canary goes first again.
-        assert sorted(states) == [*["outdated"] * 3, *["rolled_back"] * 2]
+        assert sorted(states) == [*["outdated"] * 2, *["rolled_back"] * 3]
+
+
+@pytest.mark.slow
+async def test_power_that_failed_is_remembered_by_the_next_process(tmp_path: Path) -> None:
+    """The board went back as its power failed, so its firmware is not blamed for it."""
+    dip = Behaviour(ending="brownout", ending_after_s=0.1, ending_lives=1, confirm_after_s=None)
+    flash = make_flash("micro-rdk", slot="ota_1", otadata="valid")
+    board = SimBoard("micro-rdk", flash=bytes(flash), config={"rollback": True})
+    async with Desk.start(tmp_path, [board]) as desk:
+        wanted = {"url": desk.serve("1.1.0", behaviour=dip), "version": "1.1.0"}
+        await desk.configure(**wanted, confirm_timeout_s=3)
+        await desk.wait(lambda now: now["boards"]["a"]["state"] == "awaiting_confirmation")
+        await shutdown()
+        desk.service = None
+        await desk.configure(**wanted, confirm_timeout_s=3)
+        status = await desk.wait(lambda now: now.get("run", {}).get("outcome") == "failed")
+        board_now = status["boards"]["a"]
+        assert (board_now["error"]["code"], board_now["version"]) == ("brown-out", "1.0.0")
+        assert "attempts" not in board_now
 
 
 # --- names and claims
@@ -203,6 +304,55 @@ async def test_one_board_under_two_names_is_written_once(tmp_path: Path) -> None
         assert "right" in error["message"]
 
 
+@pytest.mark.slow
+async def test_a_board_over_the_network_and_here_is_one_as_soon_as_it_is_known(
+    tmp_path: Path,
+) -> None:
+    """Also in the next life of the service, before any port is opened; its tag never flips."""
+    async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
+        board = desk.board()
+        with served(board.url) as url:
+            names = {"here": board.url, "far": url}
+            versions = {"here": "1.1.0", "far": "1.0.9"}
+            boards = [
+                {"name": name, "port": port, "version": versions[name]}
+                for name, port in names.items()
+            ]
+            desk.serve("1.1.0")
+            wanted = {"url": desk.server.url("/1.1.0.bin"), "version": "1.1.0", "max_parallel": 1}
+            await desk.configure(**wanted, boards=boards)
+            for _ in range(2):
+                status = await desk.wait(lambda now: not_written(now) and now["state"] == "idle")
+                (second,) = not_written(status)
+                (first,) = names.keys() - {second}
+                error = status["boards"][second]["error"]
+                assert "here" in error["message"]
+                assert "far" in error["message"]
+                assert status["boards"][first]["version"] == versions[first]
+                opened = board.control.counters()["opened"]
+                await shutdown()
+                desk.service = None
+                # The other way round, so that being listed first is not what counts.
+                boards = sorted(boards, key=lambda entry: entry["name"] != second)
+                await desk.configure(**wanted, boards=boards, check_on_start=False)
+            await desk.wait(not_written)
+            assert board.control.counters()["opened"] == opened
+            assert board.control.running()["version"] == "1.1.0"
+
+            # Where one of them was moved to another board meanwhile, release lets it be seen.
+            await desk.command("release", boards=[second])
+            assert desk.status()["boards"][second]["state"] != "set_aside"
+
+
+def not_written(status: dict[str, Any]) -> list[str]:
+    """The boards that were found to be others."""
+    return [
+        name
+        for name, board in status["boards"].items()
+        if board.get("error", {}).get("code") == "duplicate-board"
+    ]
+
+
 # --- the log, and many boards
 
 
@@ -224,17 +374,78 @@ async def test_the_log_of_an_update_is_a_page(
         assert len(lines) <= 12, lines
 
 
-async def test_two_hundred_boards_that_are_not_there_cost_nothing(tmp_path: Path) -> None:
-    """The status is quick, and looking for them takes next to no time."""
+@pytest.mark.slow
+async def test_every_line_of_a_rollback_names_service_and_board(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever part of the program says it; so the level of the service's own logger counts."""
+    caplog.set_level(logging.DEBUG, "ota_service")
+    async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
+        panics = Behaviour(ending="panic", ending_after_s=0.2)
+        status = await desk.updated("1.1.0", url=desk.serve("1.1.0", behaviour=panics))
+        assert status["boards"]["a"]["state"] == "rolled_back"
+    # esptool's trace is at DEBUG, for whoever asks for it.
+    told = [r for r in caplog.records if r.name.split(".")[:2] != ["ota_service", "esptool"]]
+    lines = [record.getMessage() for record in told if record.name.startswith("ota_service")]
+    assert any("rolling back" in line for line in lines)
+    assert all(line.startswith("OTA: ") for line in lines), lines
+    assert {record.name for record in told if record.name.startswith("ota_service")} == {
+        "ota_service.fleet"
+    }
+
+
+async def test_lines_go_through_the_logger_of_the_present_instance(tmp_path: Path) -> None:
+    """Each change of an attribute makes a new instance, whose level may be another one."""
+    first, second = logging.getLogger("first"), logging.getLogger("second")
+    try:
+        service = await FleetService.open(settings(tmp_path), logger=first)
+        assert service._engine.log.logger is first
+        await service.close()
+        service = await FleetService.open(settings(tmp_path), logger=second)
+        assert service._engine.log.logger is second
+    finally:
+        await shutdown()
+
+
+async def test_two_hundred_boards_that_are_not_there_cost_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look a second at each port's name; nothing is read, written or said for it, and the
+    status comes from memory."""
+    done: collections.Counter[str] = collections.Counter()
+    monkeypatch.setattr(engine_module, "POLL_S", 3600.0)  # each look is the test's own
+    monkeypatch.setattr(roster, "list_ports", lambda: [])  # whatever this machine has
     boards = [BoardEntry(f"b{n}", port=f"{NOWHERE}{n}") for n in range(200)]
     try:
         service = await FleetService.open(settings(tmp_path, *boards, auto_update=False))
         await until(service, lambda s: all(b["state"] == "absent" for b in s["boards"].values()))
-        begun_s = time.process_time()
-        service.status()
-        assert time.process_time() - begun_s < 0.05
-        begun_s = time.process_time()
-        await service._engine._poll()
-        assert time.process_time() - begun_s < 0.05
+        engine = service._engine
+
+        def counted(module: Any, name: str) -> None:
+            real = getattr(module, name)
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                done[name] += 1
+                return real(*args, **kwargs)
+
+            monkeypatch.setattr(module, name, call)
+
+        for module, name in (
+            *((os, "stat"), (os, "listdir"), (os, "scandir"), (os, "open")),
+            *((roster, "list_ports"), (places, "exists"), (places, "describe")),
+            *((engine.memory.journal, "read"), (engine.memory.journal, "whole")),
+            *((logging.Logger, "handle"), (asyncio, "to_thread")),
+        ):
+            counted(module, name)
+        for _ in range(10):
+            service.status()
+        assert done == {}
+        for _ in range(10):
+            await engine._poll()
+        assert done.pop("exists") == 200 * 10
+        assert done.pop("list_ports") == done.pop("to_thread") == 10
+        assert done.pop("stat") == 200 * 10
+        assert done == {}
+        assert all(board.quiet.is_set() for board in engine.boards.values())
     finally:
         await shutdown()

@@ -3,25 +3,38 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ota_service.fleet import journal_attempts, journal_runs, journal_schema
-from ota_service.fleet.journal import FILE_NAME, Journal, open_journal
-from ota_service.fleet.journal_lock import prepare_folder
+from ota_service.fleet import journal as journal_module
+from ota_service.fleet import journal_runs, journal_schema
+from ota_service.fleet import memory as memory_module
+from ota_service.fleet.board_state import iso
+from ota_service.fleet.journal import Journal, open_journal
+from ota_service.fleet.journal_lock import FolderLock
 from ota_service.fleet.journal_rows import (
     AttemptRecord,
     BoardRecord,
+    FirmwareRecord,
+    NameRecord,
+    NotOursRecord,
     PendingRecord,
+    PortRecord,
+    Run,
     SlotRecord,
-    iso,
-    parse_iso,
+    TargetRecord,
+    to_sql,
 )
 from ota_service.fleet.journal_store import Store
+from ota_service.fleet.memory import Memory
+from ota_service.link.ports import PortInfo
+from ota_service.update.session import Awaited
 
 MAC = "aa:bb:cc:dd:ee:01"
 OTHER = "aa:bb:cc:dd:ee:02"
@@ -40,8 +53,9 @@ BOARD = BoardRecord(
     project="motor",
     app_version="7",
     confirmed=False,
-    layout="abc",
 )
+HUB = PortInfo("/dev/ttyUSB0", location="1-1.2", vid=0x10C4, pid=0xEA60, serial_number="0001")
+OTHER_HUB = replace(HUB, device="/dev/ttyUSB1", location="1-1.3")
 
 
 @pytest.fixture
@@ -49,6 +63,36 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     """A new journal."""
     with open_journal(tmp_path / "state") as opened:
         yield opened
+
+
+def begun(
+    journal: Journal, service: str, trigger: str, target: dict[str, Any], run_id: str | None = None
+) -> Run:
+    """A run that has just begun."""
+    run_id = run_id or f"r{next(NUMBERS)}"
+    journal.start_run(run_id, service, trigger, target)
+    run = one(journal, run_id)
+    assert run is not None
+    return run
+
+
+def one(journal: Journal, run_id: str) -> Run | None:
+    """A run by its id."""
+    return next(iter(journal.history(run_id=run_id)), None)
+
+
+def slots_of(journal: Journal, mac: str) -> dict[str, SlotRecord]:
+    """What is known of a board's slots."""
+    return {slot.slot: slot for slot in journal.all(SlotRecord, mac=mac)}
+
+
+def name_of(journal: Journal, service: str, name: str) -> str | None:
+    """The MAC that a name stands for."""
+    found = journal.get(NameRecord, service=service, name=name)
+    return found.mac if found is not None else None
+
+
+NUMBERS = itertools.count()
 
 
 def reopened(journal: Journal) -> Journal:
@@ -59,19 +103,19 @@ def reopened(journal: Journal) -> Journal:
 
 def test_a_board_comes_back_as_it_was(journal: Journal) -> None:
     """Every field survives, with its type; what is not known stays so."""
-    journal.save_board(BOARD)
-    journal.save_board(BoardRecord(OTHER, version=""))
+    journal.put(BOARD)
+    journal.put(BoardRecord(OTHER, version=""))
     journal = reopened(journal)
     assert journal.board(MAC) == BOARD
     assert journal.board(OTHER) == BoardRecord(OTHER, version="")
-    assert journal.boards() == [BOARD, BoardRecord(OTHER, version="")]
+    assert journal.all(BoardRecord) == [BOARD, BoardRecord(OTHER, version="")]
     assert journal.board("aa:bb:cc:dd:ee:03") is None
     journal.close()
 
 
 def test_update_board_changes_what_is_named(journal: Journal) -> None:
     """Other fields stay, and an unknown board is begun; a wrong field is an error at once."""
-    journal.save_board(BOARD)
+    journal.put(BOARD)
     assert journal.update_board(MAC, version="1.2.3", confirmed=True) == replace(
         BOARD, version="1.2.3", confirmed=True
     )
@@ -82,12 +126,17 @@ def test_update_board_changes_what_is_named(journal: Journal) -> None:
 
 def test_a_port_has_one_board(journal: Journal) -> None:
     """A board seen at a port takes the place of the one that was seen there before."""
-    journal.save_board(BOARD)
-    assert journal.board_at("/dev/ttyUSB0") == journal.board_at("1-1.2") == BOARD
-    newer = replace(BOARD, mac=OTHER, seen_at=THEN + timedelta(days=1))
-    journal.save_board(newer)
-    assert journal.board_at("1-1.2") == newer
-    assert journal.board(MAC) == replace(BOARD, port=None, usb_location=None)
+    memory = Memory(journal, "OTA")
+    journal.put(BOARD)
+    assert memory.board_at(HUB) == memory.board_at(replace(HUB, location=None)) == BOARD
+    assert memory.board_at(replace(HUB, serial_number="0002")) is None
+    for port in (HUB.device, "/dev/ttyUSB7"):  # also by its place on the hub alone
+        memory.learn_place(None, port, replace(HUB, device=port), OTHER)
+        found = memory.board_at(HUB)
+        assert found is not None
+        assert (found.mac, found.port) == (OTHER, port)
+        assert journal.board(MAC) == replace(BOARD, port=None, usb_location=None)
+        journal.put(BOARD)
 
 
 def test_slots(journal: Journal) -> None:
@@ -95,18 +144,18 @@ def test_slots(journal: Journal) -> None:
     first = SlotRecord(MAC, "ota_0", "5d41", 1000, sha256="aa", version="1", installed_at=THEN)
     second = SlotRecord(MAC, "ota_1", "7d79", 2000, seen_running_at=THEN)
     for record in (first, second, replace(second, mac=OTHER)):
-        journal.record_slot(record)
+        journal.put(record)
     journal = reopened(journal)
-    slots = journal.slots(MAC)
+    slots = slots_of(journal, MAC)
     assert slots["ota_0"] == first
     assert slots["ota_1"].seen_running_at == THEN
-    journal.forget_slot(MAC, "ota_1")
-    assert journal.slots(MAC) == {"ota_0": first}
-    journal.record_slot(replace(first, md5="0000", version="2"))
-    assert journal.slots(MAC)["ota_0"].md5 == "0000"
-    journal.forget_slots(MAC)
-    assert journal.slots(MAC) == {}
-    assert journal.slots(OTHER) == {"ota_1": replace(second, mac=OTHER)}
+    journal.drop(SlotRecord, mac=MAC, slot="ota_1")
+    assert slots_of(journal, MAC) == {"ota_0": first}
+    journal.put(replace(first, md5="0000", version="2"))
+    assert slots_of(journal, MAC)["ota_0"].md5 == "0000"
+    journal.drop(SlotRecord, mac=MAC)
+    assert slots_of(journal, MAC) == {}
+    assert slots_of(journal, OTHER) == {"ota_1": replace(second, mac=OTHER)}
     journal.close()
 
 
@@ -116,67 +165,76 @@ def test_a_port_s_first_success_counts(journal: Journal) -> None:
     journal.learn_port(port, MAC, location="1-1.2", serial="0001")
     held = journal.learn_port(port, OTHER, location="1-1.3", serial=None)
     assert (held.mac, held.usb_location, held.usb_serial) == (MAC, "1-1.2", "0001")
-    journal.set_wrong_board(port, "another MAC")
+    journal.put(replace(held, wrong_board="another MAC"))
     journal = reopened(journal)
-    assert journal.known_port(port) == replace(held, wrong_board="another MAC")
+    assert journal.get(PortRecord, port=port) == replace(held, wrong_board="another MAC")
     journal.release(port)
-    assert journal.known_port(port) is None
+    assert journal.get(PortRecord, port=port) is None
     assert journal.learn_port(port, OTHER).mac == OTHER
     journal.close()
 
 
 def test_names_are_each_service_s_own(journal: Journal) -> None:
     """Two services may give one name to different boards."""
-    journal.learn_name("OTA", "left", MAC)
-    journal.learn_name("OTA2", "left", OTHER)
-    assert journal.mac_of("OTA", "left") == MAC
-    assert journal.mac_of("OTA2", "left") == OTHER
-    assert journal.mac_of("OTA", "right") is None
+    journal.put(NameRecord("OTA", "left", MAC))
+    journal.put(NameRecord("OTA2", "left", OTHER))
+    assert name_of(journal, "OTA", "left") == MAC
+    assert name_of(journal, "OTA2", "left") == OTHER
+    assert name_of(journal, "OTA", "right") is None
 
 
 def test_not_ours_until_release(journal: Journal) -> None:
     """Remembered per place, across restarts, and released by place or MAC."""
-    journal.mark_not_ours("1-1.4", "other-project", MAC)
-    journal.mark_not_ours("1-1.5", "no-answer")
+    Memory(journal, "OTA").mark_not_ours(HUB, "other-project", MAC)
+    Memory(journal, "OTA").mark_not_ours(OTHER_HUB, "no-answer", None)
     journal = reopened(journal)
-    record = journal.not_ours("1-1.4")
+    memory = Memory(journal, "OTA")
+    record = memory.not_ours(HUB)
     assert record is not None
     assert (record.reason, record.mac) == ("other-project", MAC)
     journal.release(MAC, "1-1.9")
-    assert journal.not_ours("1-1.4") is None
-    journal.release("1-1.5")
-    journal.release("1-1.5")
+    assert memory.not_ours(HUB) is None
+    assert memory.not_ours(OTHER_HUB) is not None
+    journal.release("1-1.3")
+    assert memory.not_ours(OTHER_HUB) is None
     journal.release()
     journal.close()
 
 
 def test_a_release_lets_a_port_try_its_highest_speed_again(journal: Journal) -> None:
     """What it fell back to was perhaps a bad cable's."""
-    journal.record_baud("/dev/ttyUSB0", 115_200)
-    journal.record_baud("/dev/ttyUSB1", 460_800)
+    memory = Memory(journal, "OTA")
+    memory.fell_back("/dev/ttyUSB0", 115_200)
+    memory.fell_back("/dev/ttyUSB1", 460_800)
     journal.release(MAC, "/dev/ttyUSB0")
-    assert journal.fallback_baud("/dev/ttyUSB0") is None
-    assert journal.fallback_baud("/dev/ttyUSB1") == 460_800
+    assert memory.fallback_baud("/dev/ttyUSB0") is None
+    assert memory.fallback_baud("/dev/ttyUSB1") == 460_800
     journal.close()
 
 
 def test_a_known_bridge_is_one_device_in_one_place(journal: Journal) -> None:
     """Something else plugged into the socket of a known bridge is not known."""
-    journal.remember_bridge("1-1.2", "10c4:ea60:0001", MAC)
-    journal.remember_bridge("1-1.3", None)
+    Memory(journal, "OTA").learn_place("left", HUB.device, HUB, MAC)
     journal = reopened(journal)
-    assert journal.known_bridge("1-1.2", "10c4:ea60:0001") is not None
-    assert journal.known_bridge("1-1.2", "1a86:7523:") is None
-    assert journal.known_bridge("1-1.3", None) is not None
+    memory = Memory(journal, "OTA")
+    assert memory.is_our_bridge(HUB)
+    assert not memory.is_our_bridge(replace(HUB, vid=0x1A86, pid=0x7523))
+    assert not memory.is_our_bridge(OTHER_HUB)
     journal.close()
 
 
 def test_speeds(journal: Journal) -> None:
     """A port's last proven speed, up or down."""
-    assert journal.fallback_baud("p") is None
+    memory = Memory(journal, "OTA")
+    assert memory.fallback_baud("p") is None
     for baud in (921600, 460800):
-        journal.record_baud("p", baud)
-        assert journal.fallback_baud("p") == baud
+        memory.fell_back("p", baud)
+        assert memory.fallback_baud("p") == baud
+    memory.carried(MAC, "p", 921600)
+    assert memory.carried_baud(MAC, "p") == 921600
+    assert memory.carried_baud(MAC, "q") is None
+    memory.carried(MAC, "p", 0)
+    assert memory.carried_baud(MAC, "p") is None
 
 
 def test_failures_are_counted_and_a_success_forgets_them(journal: Journal) -> None:
@@ -197,7 +255,7 @@ def test_failures_are_counted_and_a_success_forgets_them(journal: Journal) -> No
     assert journal.attempt(MAC, "u").failed == journal.attempt(OTHER, "t").failed == 0
     journal.begin_attempt(MAC, "t")
     record = journal.end_attempt(MAC, "t", succeeded=True)
-    assert replace(record, updated_at=None) == AttemptRecord(MAC, "t")
+    assert replace(record, updated_at=None, seq=0) == AttemptRecord(MAC, "t")
 
 
 def test_an_attempt_that_never_ended_counts(journal: Journal) -> None:
@@ -243,7 +301,7 @@ def test_release_does_not_forget_an_attempt_in_progress(journal: Journal) -> Non
 
 def test_attempts_are_bounded(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old targets' rows go, the newest stay."""
-    monkeypatch.setattr(journal_attempts, "MAX_ATTEMPT_ROWS", 5)
+    monkeypatch.setattr(journal_module, "MAX_ATTEMPT_ROWS", 5)
     for index in range(12):
         journal.begin_attempt(MAC, f"t{index:02}")
         journal.end_attempt(MAC, f"t{index:02}", succeeded=False)
@@ -254,10 +312,8 @@ def test_attempts_are_bounded(journal: Journal, monkeypatch: pytest.MonkeyPatch)
 
 def test_pending_boards(journal: Journal) -> None:
     """What awaits confirmation is known to the next process."""
-    record = PendingRecord(
-        MAC, "t", "1.2.3", "ota_1", THEN, THEN + timedelta(seconds=120), "ota_0", "1.2.2"
-    )
-    journal.set_pending(record)
+    record = PendingRecord(MAC, "t", "1.2.3", "ota_1", THEN, THEN + timedelta(seconds=120), "1.2.2")
+    journal.put(record)
     journal = reopened(journal)
     assert journal.pending(MAC) == record
     journal.clear_pending(MAC)
@@ -272,39 +328,39 @@ def test_a_stopped_target_stays_stopped(journal: Journal) -> None:
     journal = reopened(journal)
     assert not journal.set_target("OTA", "t")
     stopped = {"t": "3 of 4 boards failed to boot this firmware"}
-    assert journal.stops("OTA", ["t", "pinned"]) == stopped
-    assert journal.stops("OTA2", ["t"]) == {}
+    assert journal.stops("OTA", ["t", "pinned"], "all") == stopped
+    assert journal.stops("OTA2", ["t"], "all") == {}
     journal.lift("OTA")
-    assert journal.stops("OTA", ["t"]) == {}
+    assert journal.stops("OTA", ["t"], "all") == {}
     journal.stop("OTA", "t", "again")
     assert journal.set_target("OTA", "u")
-    assert journal.stops("OTA", ["u"]) == {}
-    assert journal.stops("OTA", ["t"]) == {}, "another target was configured meanwhile"
-    assert journal.target("OTA2") is None
+    assert journal.stops("OTA", ["u"], "all") == {}
+    assert journal.stops("OTA", ["t"], "all") == {}, "another target was configured meanwhile"
+    assert journal.get(TargetRecord, service="OTA2") is None
     journal.close()
 
 
 def test_confirmed_firmware(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest confirmed digests are known, a bounded number of them."""
-    monkeypatch.setattr(journal_attempts, "MAX_CONFIRMED", 3)
+    monkeypatch.setattr(journal_module, "MAX_CONFIRMED", 3)
     for digest in ("a", "b", "c", "a", "d"):
         journal.confirm_firmware(digest)
-    known = [digest for digest in "abcd" if journal.firmware_confirmed(digest)]
+    known = [digest for digest in "abcd" if journal.get(FirmwareRecord, sha256=digest)]
     assert known == ["a", "c", "d"]
 
 
 def test_a_run_s_life(journal: Journal) -> None:
     """A run's entry grows, ends, and is found by service, name, MAC and port."""
-    run = journal.start_run("OTA", "configured", {"version": "1.2.3", "sha256": None})
-    assert journal.run(run.id) == run
+    run = begun(journal, "OTA", "configured", {"version": "1.2.3", "sha256": None})
+    assert one(journal, run.id) == run
     journal.update_run_board(run.id, "left", {"mac": MAC, "port": "/dev/ttyUSB0", "to": "1.2.3"})
     journal.update_run_board(run.id, "left", {"mac": MAC, "port": "/dev/ttyUSB0", "seconds": 1.5})
     journal.update_run_board(run.id, "right", {"mac": OTHER, "error": {"code": "x", "y": None}})
     journal.finish_run(run.id, "partly", error={"code": "no-board"}, result={"plan": {}})
-    second = journal.start_run("OTA2", "command", {})
+    second = begun(journal, "OTA2", "command", {})
     journal.finish_run(second.id, "succeeded")
     journal = reopened(journal)
-    found = journal.run(run.id)
+    found = one(journal, run.id)
     assert found is not None
     assert found.boards == {
         "left": {"mac": MAC, "port": "/dev/ttyUSB0", "seconds": 1.5},
@@ -324,19 +380,19 @@ def test_a_run_s_life(journal: Journal) -> None:
         assert list(entry.boards) == ["right"]
     assert journal.history(board=["/dev/ttyUSB0"])[0].id == run.id
     assert journal.history("OTA2", board=[MAC]) == []
-    assert journal.run("nothing") is None
+    assert one(journal, "nothing") is None
     journal.close()
 
 
 def test_history_has_no_none_in_it(journal: Journal) -> None:
     """What the verb replies leaves out keys without a value, at any depth."""
-    run = journal.start_run("OTA", "command", {"sha256": None, "version": "1"}, run_id="r1")
+    run = begun(journal, "OTA", "command", {"sha256": None, "version": "1"}, run_id="r1")
     assert run.to_dict() == {
         "id": "r1",
         "service": "OTA",
         "trigger": "command",
         "target": {"version": "1"},
-        "started_at": iso(run.started_at),
+        "started_at": to_sql(run.started_at),
         "outcome": "running",
         "boards": {},
     }
@@ -345,32 +401,32 @@ def test_history_has_no_none_in_it(journal: Journal) -> None:
 def test_no_secret_of_a_url_is_kept(journal: Journal) -> None:
     """User info and query values of any url in any entry do not reach the file."""
     url = "http://me:hunter2@10.0.0.5:3001/app.bin?token=hunter2"
-    run = journal.start_run("OTA", "command", {"url": url})
+    run = begun(journal, "OTA", "command", {"url": url})
     journal.update_run_board(run.id, "left", {"error": {"message": f"no answer from {url}."}})
     result = {"deep": [{"url": url}]}
     journal.finish_run(run.id, "failed", error={"message": f"{url}: refused"}, result=result)
     journal.close()
     for path in journal.folder.iterdir():
         assert b"hunter2" not in path.read_bytes()
-    found = journal.run(run.id)
+    found = one(journal, run.id)
     assert found is not None
     assert found.target["url"] == "http://***@10.0.0.5:3001/app.bin?token=***"
 
 
 def test_an_open_run_is_interrupted_until_taken_up(journal: Journal) -> None:
     """The next process finds the run that was cut off, also after a second crash."""
-    run = journal.start_run("OTA", "attached", {})
-    done = journal.start_run("OTA", "attached", {})
+    run = begun(journal, "OTA", "attached", {})
+    done = begun(journal, "OTA", "attached", {})
     journal.finish_run(done.id, "succeeded")
     for _ in range(2):
         journal = reopened(journal)
-        (found,) = journal.interrupted_runs("OTA")
+        (found,) = [run for run in journal.history("OTA") if run.interrupted]
         assert (found.id, found.outcome, found.interrupted) == (run.id, "failed", True)
         assert found.finished_at is not None
         assert found.to_dict()["interrupted"] is True
-    assert journal.interrupted_runs("OTA2") == []
-    journal.take_up(run.id)
-    assert journal.interrupted_runs() == []
+    assert journal.take_up("OTA2") == []
+    assert [found.id for found in journal.take_up("OTA")] == [run.id]
+    assert journal.take_up("OTA") == []
     assert journal.history()[-1].interrupted
     journal.close()
 
@@ -378,15 +434,15 @@ def test_an_open_run_is_interrupted_until_taken_up(journal: Journal) -> None:
 def test_history_is_bounded_in_number(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest runs stay, and one in progress stays however old."""
     monkeypatch.setattr(journal_runs, "MAX_RUNS", 5)
-    old = journal.start_run("OTA", "command", {}, run_id="open")
+    old = begun(journal, "OTA", "command", {}, run_id="open")
     for index in range(9):
-        run = journal.start_run("OTA", "command", {}, run_id=f"r{index}")
+        run = begun(journal, "OTA", "command", {}, run_id=f"r{index}")
         journal.update_run_board(run.id, "left", {"n": index})
         journal.finish_run(run.id, "succeeded")
     kept = [run.id for run in journal.history(limit=100)]
     assert kept == ["r8", "r7", "r6", "r5", "r4"]
-    assert journal.run(old.id) is not None
-    (rows,) = journal._store.read("SELECT count(*) AS n FROM run_boards")
+    assert one(journal, old.id) is not None
+    (rows,) = journal.read("SELECT count(*) AS n FROM run_boards")
     assert rows["n"] == 5, "entries go with their runs"
 
 
@@ -394,7 +450,7 @@ def test_history_is_bounded_in_size(journal: Journal, monkeypatch: pytest.Monkey
     """Large entries push old ones out."""
     monkeypatch.setattr(journal_runs, "MAX_HISTORY_BYTES", 50_000)
     for index in range(10):
-        run = journal.start_run("OTA", "command", {}, run_id=f"r{index}")
+        run = begun(journal, "OTA", "command", {}, run_id=f"r{index}")
         journal.update_run_board(run.id, "left", {"boot_log": "x" * 12_000})
         journal.finish_run(run.id, "succeeded")
     assert [run.id for run in journal.history()] == ["r9", "r8", "r7", "r6"]
@@ -402,9 +458,9 @@ def test_history_is_bounded_in_size(journal: Journal, monkeypatch: pytest.Monkey
 
 def test_an_entry_is_bounded(journal: Journal) -> None:
     """A huge boot log is left out of its entry, the rest stays."""
-    run = journal.start_run("OTA", "command", {})
+    run = begun(journal, "OTA", "command", {})
     journal.update_run_board(run.id, "left", {"outcome": "failed", "boot_log": ["y" * 99] * 5000})
-    found = journal.run(run.id)
+    found = one(journal, run.id)
     assert found is not None
     assert found.boards["left"] == {"outcome": "failed", "truncated": True}
 
@@ -412,51 +468,47 @@ def test_an_entry_is_bounded(journal: Journal) -> None:
 def test_times_are_utc_and_sort_as_text() -> None:
     """Any time zone becomes UTC, always with microseconds, and comes back as the same moment."""
     moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2)))
-    assert iso(moment) == "2026-01-02T01:04:05.000000Z"
-    assert parse_iso(iso(moment)) == moment
-    assert iso(moment) < iso(moment + timedelta(microseconds=1))
+    assert iso(moment) == "2026-01-02T01:04:05Z"
+    assert to_sql(moment) == "2026-01-02T01:04:05.000000Z"
+    assert datetime.fromisoformat(str(to_sql(moment))) == moment
+    assert str(to_sql(moment)) < str(to_sql(moment + timedelta(microseconds=1)))
 
 
 @pytest.mark.parametrize("nobody", ["00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff"])
 def test_what_stands_under_no_mac_is_of_nobody(tmp_path: Path, nobody: str) -> None:
     """Earlier versions noted boards under it: forgotten, but for which places are known."""
-    prepare_folder(tmp_path)
-    old = Store(tmp_path / FILE_NAME, migrations=journal_schema.MIGRATIONS[:2])
+    old = Store(FolderLock(tmp_path), migrations=journal_schema.MIGRATIONS[:2])
     for mac, port in ((nobody, "/dev/ttyACM0"), (MAC, "/dev/ttyACM1")):
-        old.write(
-            ("INSERT INTO boards (mac, version) VALUES (?, '1')", (mac,)),
-            ("INSERT INTO slots (mac, slot, md5, size_bytes) VALUES (?, 'ota_0', 'm', 1)", (mac,)),
-            ("INSERT INTO names VALUES ('OTA', ?, ?)", (port, mac)),
-            ("INSERT INTO ports (port, mac, learned_at) VALUES (?, ?, ?)", (port, mac, iso(THEN))),
-            ("INSERT INTO bridges VALUES (?, 'usb', ?, ?)", (port, mac, iso(THEN))),
-            ("INSERT INTO not_ours VALUES (?, 'why', ?, ?)", (port, mac, iso(THEN))),
-            ("INSERT INTO lines VALUES (?, ?, 921600)", (mac, port)),
-            (
-                "INSERT INTO pending (mac, target, version, slot, since, until) "
-                "VALUES (?, 't', '1', 'ota_0', ?, ?)",
-                (mac, iso(THEN), iso(THEN)),
-            ),
-            (
-                "INSERT INTO attempts (board, target, failed, updated_at) VALUES (?, 't', 2, ?)",
-                (mac, iso(THEN)),
-            ),
-        )
+        then = to_sql(THEN)
+        for table, values in {
+            "boards (mac, version)": (mac, "1"),
+            "slots (mac, slot, md5, size_bytes)": (mac, "ota_0", "m", 1),
+            "names": ("OTA", port, mac),
+            "ports (port, mac, learned_at)": (port, mac, then),
+            "bridges": (port, "usb", mac, then),
+            "not_ours": (port, "why", mac, then),
+            "lines": (mac, port, 921600),
+            "pending": (mac, "t", "1", "ota_0", then, then, None, None),
+            "attempts (board, target, failed, updated_at)": (mac, "t", 2, then),
+        }.items():
+            marks = ", ".join("?" * len(values))
+            old.write(f"INSERT INTO {table} VALUES ({marks})", *values)
     old.close()
     with open_journal(tmp_path) as journal:
-        assert [record.mac for record in journal.boards()] == [MAC]
-        assert journal.slots(nobody) == {}
-        assert journal.mac_of("OTA", "/dev/ttyACM0") is None
-        assert journal.known_port("/dev/ttyACM0") is None
-        assert journal.known_port("/dev/ttyACM1") is not None
+        assert [record.mac for record in journal.all(BoardRecord)] == [MAC]
+        assert slots_of(journal, nobody) == {}
+        assert name_of(journal, "OTA", "/dev/ttyACM0") is None
+        assert journal.get(PortRecord, port="/dev/ttyACM0") is None
+        assert journal.get(PortRecord, port="/dev/ttyACM1") is not None
         assert journal.pending(nobody) is None
         assert journal.attempts(nobody) == []
-        assert journal.carried_baud(nobody, "/dev/ttyACM0") is None
+        assert Memory(journal, "OTA").carried_baud(nobody, "/dev/ttyACM0") is None
         for place, whose in (("/dev/ttyACM0", None), ("/dev/ttyACM1", MAC)):
-            left = journal.not_ours(place)
+            left = journal.get(NotOursRecord, place=place)
             assert left is not None
             assert left.mac == whose
-        assert journal.mac_of("OTA", "/dev/ttyACM1") == MAC
-        assert journal.slots(MAC)
+        assert name_of(journal, "OTA", "/dev/ttyACM1") == MAC
+        assert slots_of(journal, MAC)
         assert journal.pending(MAC) is not None
         assert [attempt.failed for attempt in journal.attempts(MAC)] == [2]
         learned = journal.learn_port("/dev/ttyACM0", OTHER)
@@ -465,20 +517,145 @@ def test_what_stands_under_no_mac_is_of_nobody(tmp_path: Path, nobody: str) -> N
 
 def test_one_unreadable_value_costs_that_value(journal: Journal) -> None:
     """Neither the history nor a board nor the next start is lost with it."""
-    run = journal.start_run("OTA", "command", {"version": "1"})
+    run = begun(journal, "OTA", "command", {"version": "1"})
     journal.update_run_board(run.id, "left", {"to": "1"})
     journal.finish_run(run.id, "failed", error={"code": "no-board"})
-    journal.save_board(BOARD)
-    journal._store.write(
-        ("UPDATE runs SET target = 'x', error = '[1', started_at = 'yesterday'", ()),
-        ("UPDATE run_boards SET data = '{'", ()),
-        ("UPDATE boards SET version_read_at = 'never', flash_bytes = NULL", ()),
-    )
+    journal.put(BOARD)
+    for sql in (
+        "UPDATE runs SET target = 'x', error = '[1', started_at = 'yesterday'",
+        "UPDATE run_boards SET data = '[1]'",
+        "UPDATE boards SET version_read_at = 'never', flash_bytes = NULL",
+    ):
+        journal.write(sql)
     journal = reopened(journal)
     (found,) = journal.history()
-    assert (found.id, found.target, found.error) == (run.id, {}, None)
+    assert (found.id, found.target, found.error) == (run.id, {"truncated": True}, None)
     assert found.boards == {"left": {"truncated": True}}
     board = journal.board(MAC)
     assert board is not None
     assert (board.chip, board.version, board.version_read_at) == (BOARD.chip, BOARD.version, None)
+    journal.close()
+
+
+def old_journal(folder: Path, *statements: str) -> None:
+    """A journal of the version before this one."""
+    old = Store(FolderLock(folder), migrations=journal_schema.MIGRATIONS[:4])
+    for sql in statements:
+        old.write(sql)
+    old.close()
+
+
+def test_what_earlier_versions_stopped_stays_stopped(tmp_path: Path) -> None:
+    """They knew one stop a service, for all of its targets together."""
+    old_journal(
+        tmp_path,
+        "INSERT INTO targets VALUES ('OTA', 'both', '2026-01-02T03:04:05.000006Z', 'two panicked')",
+        "INSERT INTO targets VALUES ('FINE', 'x', '2026-01-02T03:04:05.000006Z', NULL)",
+    )
+    for _ in range(2):  # told again and again
+        with open_journal(tmp_path) as journal:
+            assert not journal.set_target("OTA", "both")
+            stopped = journal.stops("OTA", ["t", "pinned"], "both")
+            assert stopped == {"t": "two panicked", "pinned": "two panicked"}
+            assert journal.stops("FINE", ["x"], "x") == {}
+    with open_journal(tmp_path) as journal:
+        journal.lift("OTA")
+        assert journal.stops("OTA", ["t", "pinned"], "both") == {}
+
+
+def test_an_earlier_stop_of_other_targets_is_forgotten(tmp_path: Path) -> None:
+    """As each stop is when another target is configured."""
+    old_journal(
+        tmp_path,
+        "INSERT INTO targets VALUES ('OTA', 'both', '2026-01-02T03:04:05.000006Z', 'two panicked')",
+    )
+    with open_journal(tmp_path) as journal:
+        assert journal.stops("OTA", ["t"], "other") == {}
+        assert journal.stops("OTA", ["t"], "both") == {}
+
+
+def test_what_earlier_versions_read_before_an_attempt_is_no_evidence(tmp_path: Path) -> None:
+    """The order in which they tried targets stays known."""
+    then = "2026-01-02T03:04:0{}.000006Z"
+    boards = "INSERT INTO boards (mac, version, version_read_at) VALUES"
+    tried = "INSERT INTO attempts (board, target, failed, code, updated_at) VALUES"
+    old_journal(
+        tmp_path,
+        f"{boards} ('{MAC}', '1', '{then.format(4)}'), ('{OTHER}', '1', '{then.format(9)}')",
+        f"{tried} ('{MAC}', 'a', 1, 'link-lost', '{then.format(5)}')",
+        f"{tried} ('{MAC}', 'b', 0, NULL, '{then.format(3)}')",
+        f"{tried} ('{OTHER}', 'a', 1, 'link-lost', '{then.format(6)}')",
+    )
+    with open_journal(tmp_path) as journal:
+        boards_now = {board.mac: board for board in journal.all(BoardRecord)}
+        assert boards_now[MAC].version_read_at is None
+        assert boards_now[OTHER].version_read_at is not None
+        assert [attempt.target for attempt in journal.attempts(MAC)] == ["a", "b"]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[datetime]:
+    """What the machine's clock shows: the first of the list."""
+    shown = [datetime(2026, 1, 1, tzinfo=UTC)]
+    for module in (journal_module, memory_module, journal_runs):
+        monkeypatch.setattr(module, "utc_now", lambda: shown[0])
+    return shown
+
+
+def test_a_clock_that_is_set_back_orders_nothing_anew(
+    journal: Journal, clock: list[datetime]
+) -> None:
+    """What was tried and run last is last, whatever the time was."""
+    for index, year in enumerate((2026, 1970, 2035, 2001)):
+        clock[0] = datetime(year, 1, 1, tzinfo=UTC)
+        journal.begin_attempt(MAC, f"t{index}")
+        journal.end_attempt(MAC, f"t{index}", succeeded=False)
+        begun(journal, "OTA", "command", {}, f"n{index}")
+    assert [attempt.target for attempt in journal.attempts(MAC)] == ["t3", "t2", "t1", "t0"]
+    assert [run.id for run in journal.history()] == ["n3", "n2", "n1", "n0"]
+
+
+def test_what_was_read_before_an_attempt_is_no_evidence_whatever_the_clock_says(
+    journal: Journal, clock: list[datetime]
+) -> None:
+    """Read at noon, tried at midnight of 1970, cut off: the board is looked at again."""
+    journal.update_board(MAC, version="1", version_read_at=clock[0])
+    clock[0] = datetime(1970, 1, 1, tzinfo=UTC)
+    journal.begin_attempt(MAC, "t")
+    board = journal.board(MAC)
+    assert board is not None
+    assert board.version_read_at is None
+
+
+def test_a_board_is_left_alone_for_its_time_whatever_the_clock_says(
+    journal: Journal, clock: list[datetime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seconds since the machine's start count; after another start, the whole time again."""
+    up: list[Any] = ["first", 1000.0]
+    monkeypatch.setattr(memory_module, "uptime", lambda: tuple(up))
+    memory = Memory(journal, "OTA")
+    memory.awaits(MAC, "t", version="2", slot="ota_1", seconds=120, previous_version="1")
+    left = []
+    for boot, up_s, year in (
+        *(("first", 1030.0, 2035), ("first", 1030.0, 1970), ("first", 1200.0, 1970)),
+        ("second", 10.0, 2035),
+    ):
+        up[:], clock[0] = [boot, up_s], datetime(year, 1, 1, tzinfo=UTC)
+        awaited = memory.awaited(MAC)
+        assert awaited is not None
+        left.append(awaited[1])
+    assert left == [90.0, 90.0, 0.0, 120.0]
+
+
+def test_power_that_failed_during_a_confirmation_is_remembered(journal: Journal) -> None:
+    """A process that is killed then must not blame the firmware."""
+    memory = Memory(journal, "OTA")
+    memory.awaits(MAC, "t", version="2", slot="ota_1", seconds=120, previous_version="1")
+    for failed in (False, True):
+        awaited = memory.awaited(MAC)
+        assert awaited is not None
+        assert awaited[0] == Awaited("ota_1", "1", power_failed=failed)
+        memory.power_failed(MAC)
+        journal = reopened(journal)
+        memory = Memory(journal, "OTA")
     journal.close()

@@ -15,13 +15,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ota_service.errors import OtaError
 from ota_service.fleet import journal_schema
 from ota_service.fleet.journal import FILE_NAME, Journal, open_journal
-from ota_service.fleet.journal_rows import Statement
+from ota_service.fleet.journal_lock import FolderLock
 from ota_service.fleet.journal_store import Store
 
 MAC = "aa:bb:cc:dd:ee:01"
@@ -45,9 +46,14 @@ def process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         child.communicate()
 
 
-def put(key: str, value: str) -> Statement:
-    """A statement that stores a value of the program's own."""
-    return ("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+def put(store: Store, key: str, value: str) -> None:
+    """Store a value of the program's own."""
+    store.write("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
+
+
+def at(folder: Path, **options: Any) -> Store:
+    """A store in a folder."""
+    return Store(FolderLock(folder), **options)
 
 
 def is_safe(store: Store) -> bool:
@@ -57,8 +63,8 @@ def is_safe(store: Store) -> bool:
 
 def noted(journal: Journal, key: str) -> str | None:
     """A value that a test has put into a journal."""
-    row = journal._store.read_one("SELECT value FROM meta WHERE key = ?", (key,))
-    return str(row["value"]) if row is not None else None
+    rows = journal.read("SELECT value FROM meta WHERE key = ?", key)
+    return str(rows[0]["value"]) if rows else None
 
 
 def in_file(path: Path, key: str) -> str | None:
@@ -84,7 +90,7 @@ def test_modes(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
         with open_journal(tmp_path / "a" / "state") as journal:
-            journal._store.write(put("k", "v"))
+            put(journal, "k", "v")
             names = sorted(path.name for path in journal.folder.iterdir())
             assert names == ["journal.lock", "journal.sqlite3", "journal.sqlite3-wal"]
             for path in journal.folder.iterdir():
@@ -116,7 +122,7 @@ def test_services_share_one_journal(tmp_path: Path) -> None:
     second = open_journal(str(tmp_path / "link"))
     assert first is second
     first.close()
-    second._store.write(put("k", "v"))
+    put(second, "k", "v")
     second.close()
     with open_journal(tmp_path / "state") as third:
         assert third is not first
@@ -139,7 +145,7 @@ import sys
 from ota_service.fleet.journal import open_journal
 sys.argv[0] = "/opt/bin/esp32-ota"
 journal = open_journal(sys.argv[1])
-journal._store.write(("INSERT OR REPLACE INTO meta VALUES (?, ?)", ("k", "theirs")))
+journal.write("INSERT OR REPLACE INTO meta VALUES (?, ?)", "k", "theirs")
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -164,11 +170,11 @@ import sys
 from ota_service.fleet.journal import open_journal
 journal = open_journal(sys.argv[1])
 print("ready", flush=True)
-number = int((journal._store.read_one("SELECT value FROM meta WHERE key = 'n'") or ["0"])[0])
+number = int((journal.read("SELECT value FROM meta WHERE key = 'n'") or [["0"]])[0][0])
 while True:
     number += 1
     journal.begin_attempt("board", f"t{number}")
-    journal._store.write(("INSERT OR REPLACE INTO meta VALUES (?, ?)", ("n", str(number))))
+    journal.write("INSERT OR REPLACE INTO meta VALUES (?, ?)", "n", str(number))
     journal.end_attempt("board", f"t{number}", succeeded=False)
     print(number, flush=True)
 """
@@ -196,7 +202,7 @@ def test_killed_in_the_middle_of_writes(tmp_path: Path, kill: int) -> None:
 
 def test_writes_wait_for_the_disk(tmp_path: Path) -> None:
     """A power cut cannot be had here, so SQLite is asked: commits are synchronous, in WAL."""
-    store = Store(tmp_path / FILE_NAME)
+    store = at(tmp_path)
     assert store._db.execute("PRAGMA synchronous").fetchone()[0] == 2
     assert store._db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
     store.close()
@@ -205,11 +211,16 @@ def test_writes_wait_for_the_disk(tmp_path: Path) -> None:
 def test_a_wrong_statement_changes_nothing(tmp_path: Path) -> None:
     """A transaction with an error in it leaves neither half of itself, nor a problem."""
     path = tmp_path / FILE_NAME
-    store = Store(path)
+    store = at(tmp_path)
+
+    def both() -> None:
+        put(store, "k", "v")
+        store.write("INSERT INTO nothing VALUES (1)")
+
     with pytest.raises(sqlite3.Error):
-        store.write(put("k", "v"), ("INSERT INTO nothing VALUES (1)", ()))
+        store.whole(both)
     assert store.read("SELECT * FROM meta") == []
-    store.write(put("l", "v"))
+    put(store, "l", "v")
     assert is_safe(store)
     assert in_file(path, "k") is None
     assert in_file(path, "l") == "v"
@@ -237,7 +248,7 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, kind: str) -> None:
     """It is renamed, not removed; a warning says so; the journal begins anew and works."""
     path = tmp_path / FILE_NAME
     with open_journal(tmp_path) as journal:
-        journal._store.write(put("k", "v"))
+        put(journal, "k", "v")
     bad = damaged(kind, path.read_bytes())
     path.write_bytes(bad)
     with open_journal(tmp_path) as journal:
@@ -246,7 +257,7 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, kind: str) -> None:
         assert aside.name in journal.warning
         assert aside.read_bytes() == bad
         assert noted(journal, "k") is None
-        journal._store.write(put("k", "new"))
+        put(journal, "k", "new")
         assert journal.problem is None
     with open_journal(tmp_path) as journal:
         assert journal.warning is None
@@ -275,25 +286,26 @@ def test_an_empty_file_is_a_new_journal(tmp_path: Path) -> None:
 FULL = """
 import json, os, resource, sys
 from pathlib import Path
+from ota_service.fleet.journal_lock import FolderLock
 from ota_service.fleet.journal_store import Store
 
-def put(key, value):
-    return ("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+def put(store, key, value):
+    store.write("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
 
 def limit(soft):
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
 
 path = Path(sys.argv[1])
-store = Store(path, retry_s=0)
-store.write(put("before", "1"))
+store = Store(FolderLock(path.parent), retry_s=0)
+put(store, "before", "1")
 limit(os.path.getsize(f"{path}-wal") + 5000)
 problems = []
 for number in range(20):
-    store.write(put(f"k{number}", "x" * 3000))
+    put(store, f"k{number}", "x" * 3000)
     problems.append(store.problem.message if store.problem else "")
 seen = [row["key"] for row in store.read("SELECT key FROM meta")]
 limit(resource.RLIM_INFINITY)
-store.write(put("after", "1"))
+put(store, "after", "1")
 print(json.dumps([problems, sorted(seen), store.problem is None]), flush=True)
 os._exit(0)  # without closing: what is in the file now must be enough
 """
@@ -336,8 +348,8 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         ballast = tmp_path / "ballast"
         with pytest.raises(OSError, match="No space left"):
             ballast.write_bytes(bytes(1 << 20))
-        store = Store(tmp_path / FILE_NAME, retry_s=0)
-        store.write(put("k", "v"))
+        store = at(tmp_path, retry_s=0)
+        put(store, "k", "v")
         assert store.problem is not None
         assert store.problem.code == "disk-full"
         assert len(store.read("SELECT * FROM meta")) == 1
@@ -345,7 +357,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         store.retry()
         assert is_safe(store)
         store.close()
-        again = Store(tmp_path / FILE_NAME)
+        again = at(tmp_path)
         assert len(again.read("SELECT * FROM meta")) == 1
         again.close()
 
@@ -353,12 +365,14 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
 def test_a_refused_file_is_left_alone_for_a_while(tmp_path: Path) -> None:
     """Each write does not copy everything to a disk that has just refused it; `retry` does."""
     path = tmp_path / FILE_NAME
-    store = Store(path, retry_s=3600)
+    store = at(tmp_path, retry_s=3600)
     shutil.rmtree(tmp_path)
-    store.write(put("k", "1"))
+    tmp_path.touch()  # a file in the folder's place
+    put(store, "k", "1")
     assert not is_safe(store)
+    tmp_path.unlink()
     tmp_path.mkdir()
-    store.write(put("k", "2"))
+    put(store, "k", "2")
     assert not is_safe(store)
     assert not path.exists()
     store.retry()
@@ -370,14 +384,16 @@ def test_a_refused_file_is_left_alone_for_a_while(tmp_path: Path) -> None:
 def test_a_file_damaged_while_it_is_in_use(tmp_path: Path) -> None:
     """A file that comes back as nonsense is set aside, and memory is written anew."""
     path = tmp_path / FILE_NAME
-    store = Store(path, retry_s=0)
-    store.write(put("k", "1"))
+    store = at(tmp_path, retry_s=0)
+    put(store, "k", "1")
     shutil.rmtree(tmp_path)
-    store.write(put("l", "1"))
+    tmp_path.touch()  # a file in the folder's place
+    put(store, "l", "1")
     assert not is_safe(store)
+    tmp_path.unlink()
     tmp_path.mkdir()
     path.write_bytes(b"no database" * 100)
-    store.write(put("m", "1"))
+    put(store, "m", "1")
     assert is_safe(store)
     assert store.warning is not None
     assert [in_file(path, key) for key in "klm"] == ["1", "1", "1"]
@@ -388,11 +404,11 @@ def test_a_file_damaged_while_it_is_in_use(tmp_path: Path) -> None:
 def test_a_removed_file_is_made_again(tmp_path: Path) -> None:
     """Whoever removes the file of a running process does not make it forget."""
     path = tmp_path / FILE_NAME
-    store = Store(path, retry_s=0)
-    store.write(put("k", "1"))
+    store = at(tmp_path, retry_s=0)
+    put(store, "k", "1")
     for found in tmp_path.glob(f"{FILE_NAME}*"):
         found.unlink()
-    store.write(put("l", "1"))
+    put(store, "l", "1")
     assert is_safe(store)
     assert in_file(path, "k") == in_file(path, "l") == "1"
     store.close()
@@ -404,7 +420,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with open_journal(tmp_path / "file" / "state") as journal:
         assert journal.problem is not None
         assert journal.problem.code == "internal"
-        journal._store.write(put("k", "v"))
+        put(journal, "k", "v")
         assert noted(journal, "k") == "v"
 
 
@@ -414,12 +430,12 @@ def test_a_read_only_disk_still_knows_what_it_knew(tmp_path: Path) -> None:
     folder.mkdir()
     with small_disk(folder, "1m"):
         with open_journal(folder) as journal:
-            journal._store.write(put("k", "v"))
+            put(journal, "k", "v")
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
         with open_journal(folder) as journal:
             assert noted(journal, "k") == "v"
             assert journal.problem is not None
-            journal._store.write(put("k", "w"))
+            put(journal, "k", "w")
             assert noted(journal, "k") == "w"
 
 
@@ -429,11 +445,11 @@ def test_a_read_only_disk_still_knows_what_it_knew(tmp_path: Path) -> None:
 def test_migrations_keep_what_is_there(tmp_path: Path) -> None:
     """An older journal is brought up to date, in the file as well."""
     path = tmp_path / FILE_NAME
-    old = Store(path)
-    old.write(put("k", "v"))
+    old = at(tmp_path)
+    put(old, "k", "v")
     old.close()
     more = (*journal_schema.MIGRATIONS, "ALTER TABLE meta ADD COLUMN note TEXT DEFAULT 'n';")
-    new = Store(path, migrations=more)
+    new = at(tmp_path, migrations=more)
     (row,) = new.read("SELECT * FROM meta")
     assert dict(row) == {"key": "k", "value": "v", "note": "n"}
     assert new.warning is None
@@ -448,20 +464,19 @@ def test_migrations_keep_what_is_there(tmp_path: Path) -> None:
 def test_a_failed_migration_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     """A migration is one step: its error changes nothing on the disk."""
     path = tmp_path / FILE_NAME
-    old = Store(path)
-    old.write(put("k", "v"))
+    old = at(tmp_path)
+    put(old, "k", "v")
     old.close()
     wrong = (*journal_schema.MIGRATIONS, "DROP TABLE meta; DROP TABLE nothing;")
     with pytest.raises(sqlite3.Error):
-        Store(path, migrations=wrong)
+        at(tmp_path, migrations=wrong)
     assert in_file(path, "k") == "v"
 
 
 def test_a_newer_journal_is_set_aside(tmp_path: Path) -> None:
     """After a downgrade, a journal that this program does not understand is kept, unread."""
-    path = tmp_path / FILE_NAME
-    newer = Store(path, migrations=(*journal_schema.MIGRATIONS, "CREATE TABLE t (a);"))
-    newer.write(put("k", "v"))
+    newer = at(tmp_path, migrations=(*journal_schema.MIGRATIONS, "CREATE TABLE t (a);"))
+    put(newer, "k", "v")
     newer.close()
     with open_journal(tmp_path) as journal:
         assert journal.warning is not None
@@ -470,15 +485,6 @@ def test_a_newer_journal_is_set_aside(tmp_path: Path) -> None:
         assert journal.problem is None
     (aside,) = tmp_path.glob("journal.newer-*.sqlite3")
     assert in_file(aside, "k") == "v"
-
-
-def test_every_table_is_named(tmp_path: Path) -> None:
-    """The list of tables is the schema's."""
-    store = Store(tmp_path / FILE_NAME)
-    rows = store.read("SELECT name FROM sqlite_master WHERE type = 'table'")
-    names = {str(row["name"]) for row in rows if not str(row["name"]).startswith("sqlite_")}
-    assert names == set(journal_schema.TABLES)
-    store.close()
 
 
 # --- threads
@@ -493,13 +499,14 @@ def test_threads(tmp_path: Path) -> None:
         def work(index: int) -> None:
             try:
                 start.wait()
-                run = journal.start_run(f"S{index}", "command", {})
+                run = f"r{index}"
+                journal.start_run(run, f"S{index}", "command", {})
                 for number in range(25):
                     journal.end_attempt(MAC, "t", succeeded=False)
                     journal.update_board(MAC, **{("chip", "slot")[index % 2]: str(number)})
-                    journal.update_run_board(run.id, "left", {"n": number})
+                    journal.update_run_board(run, "left", {"n": number})
                     assert journal.history(f"S{index}")[0].boards["left"] == {"n": number}
-                journal.finish_run(run.id, "succeeded")
+                journal.finish_run(run, "succeeded")
             except BaseException as error:
                 errors.append(error)
 
@@ -536,13 +543,14 @@ def test_another_process_in_the_folder_s_place_loses_nothing(tmp_path: Path) -> 
     and ours come to them when it has ended."""
     folder = tmp_path / "state"
     journal = open_journal(folder)
-    ours = journal.start_run("OTA", "command", {})
+    journal.start_run("ours", "OTA", "command", {})
     shutil.move(folder, tmp_path / "away")
     code = """
 import sys
 from ota_service.fleet.journal import open_journal
 journal = open_journal(sys.argv[1])
-print(journal.start_run("OTHER", "command", {}).id, flush=True)
+journal.start_run("theirs", "OTHER", "command", {})
+print("ready", flush=True)
 sys.stdin.read()
 journal.close()
 """
@@ -551,14 +559,113 @@ journal.close()
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as other:  # fmt: skip
         assert other.stdout is not None
-        theirs = other.stdout.readline().strip()
-        journal.finish_run(ours.id, "succeeded")
+        other.stdout.readline()
+        journal.finish_run("ours", "succeeded")
         assert journal.problem is not None
         assert journal.problem.code == "state-busy"
         assert str(other.pid) in journal.problem.message
         other.communicate()
     journal.retry()
-    assert is_safe(journal._store)
+    assert is_safe(journal)
     journal.close()
     with open_journal(folder) as again:
-        assert {run.id for run in again.history()} == {ours.id, theirs}
+        assert {run.id for run in again.history()} == {"ours", "theirs"}
+
+
+def test_what_was_forgotten_in_memory_is_forgotten_in_the_file(tmp_path: Path) -> None:
+    """The disk refuses writes for a while; what others wrote meanwhile stays."""
+    store = at(tmp_path, retry_s=3600)
+    for key in ("gone", "kept", "changed"):
+        put(store, key, "1")
+    store._to_memory()
+    store._failed(OSError(28, "No space left on device"))
+    store.write("DELETE FROM meta WHERE key = 'gone'")
+    put(store, "changed", "2")
+    put(store, "new", "2")
+    with sqlite3.connect(store.path) as theirs:
+        theirs.execute("UPDATE meta SET value = '3' WHERE key = 'kept'")
+        theirs.execute("INSERT INTO meta VALUES ('other', '3')")
+    theirs.close()
+    assert not is_safe(store)
+    store.retry()
+    assert is_safe(store)
+    rows = store.read("SELECT key, value FROM meta ORDER BY key")
+    assert [tuple(row) for row in rows] == [
+        *(("changed", "2"), ("kept", "3"), ("new", "2"), ("other", "3")),
+    ]
+    store.close()
+
+
+# --- commands that share it
+
+SHARER = HOLDER.replace("(sys.argv[1])", "(sys.argv[1], shared=True)")
+
+
+def test_commands_share_the_journal(tmp_path: Path) -> None:
+    """Two processes that share it write side by side, and see each other's."""
+    with open_journal(tmp_path, shared=True) as journal, process(SHARER, str(tmp_path)):
+        assert noted(journal, "k") == "theirs"
+        put(journal, "k", "ours")
+        assert noted(journal, "k") == "ours"
+        assert journal.problem is None
+    with open_journal(tmp_path) as journal:
+        assert noted(journal, "k") == "ours"
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_service_and_a_command_share_nothing(tmp_path: Path, shared: bool) -> None:
+    """Whoever comes second is told who is there."""
+    with (
+        process(HOLDER if shared else SHARER, str(tmp_path)) as child,
+        pytest.raises(OtaError, match=f"pid {child.pid} \\(esp32-ota\\)") as caught,
+    ):
+        open_journal(tmp_path, shared=shared)
+    assert caught.value.code == "state-busy"
+
+
+def test_all_commands_that_share_it_are_named(tmp_path: Path) -> None:
+    """Those that have ended are not."""
+    with process(SHARER, str(tmp_path)) as first, process(SHARER, str(tmp_path)) as second:
+        with process(SHARER, str(tmp_path)) as third:
+            pass
+        with pytest.raises(OtaError) as caught:
+            open_journal(tmp_path)
+    text = caught.value.message
+    assert [f"pid {child.pid} " in text for child in (first, second, third)] == [True, True, False]
+
+
+def test_a_second_command_ends_nothing_of_the_first(tmp_path: Path) -> None:
+    """Only who is alone takes what is open for a dead process's."""
+    with open_journal(tmp_path, shared=True) as journal:
+        journal.start_run("ours", "esp32-ota", "command", {})
+        journal.begin_attempt(MAC, "t")
+        with process(SHARER, str(tmp_path)):
+            assert journal.attempt(MAC, "t").open_since is not None
+            assert [run.outcome for run in journal.history()] == ["running"]
+    with process(SHARER, str(tmp_path)), open_journal(tmp_path, shared=True) as journal:
+        assert journal.attempt(MAC, "t").failed == 1
+        assert [run.outcome for run in journal.history()] == ["failed"]
+
+
+def test_commands_that_come_at_the_same_time_do_not_refuse_each_other(tmp_path: Path) -> None:
+    """However they meet at the lock and at a file that is still to be made."""
+    code = """
+import sys
+from ota_service.fleet.journal import open_journal
+print("ready", flush=True)
+sys.stdin.read()
+for number in range(10):
+    with open_journal(sys.argv[1], shared=True) as journal:
+        assert journal.problem is None, journal.problem
+        journal.end_attempt("board", "t", succeeded=False)
+"""
+    folder = tmp_path / "state"
+    with process(code, str(folder)) as one, process(code, str(folder)) as two:
+        for child in (one, two):
+            assert child.stdin is not None
+            child.stdin.close()
+        assert [child.wait() for child in (one, two)] == [0, 0]
+        for child in (one, two):
+            child.stdin = None  # so that nothing is flushed into it
+    with open_journal(folder) as journal:
+        assert journal.attempt("board", "t").failed == 20

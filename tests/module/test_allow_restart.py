@@ -14,7 +14,7 @@ from viam.proto.common import ResourceName
 from viam.resource.base import ResourceBase
 
 from ota_service.errors import OtaError
-from ota_service.module.models import ask_sensor
+from ota_service.module.models import RestartAllowed, ask_sensor
 from ota_service.module.service_attributes import RestartCondition
 
 CONDITION = RestartCondition(sensor="rdk:component:sensor/door", key="closed")
@@ -39,6 +39,11 @@ class Door(Sensor):
         return {Sensor.get_resource_name("door"): self}
 
 
+def asked(dependencies: Any) -> RestartAllowed:
+    """The question of a service called OTA."""
+    return ask_sensor(CONDITION, dependencies, service="OTA", logger=logging.getLogger("resource"))
+
+
 @pytest.mark.parametrize(
     ("reading", "allowed"),
     [
@@ -53,17 +58,18 @@ class Door(Sensor):
 )
 async def test_only_a_clear_yes_allows_a_restart(reading: Any, allowed: bool) -> None:
     """A sensor that is broken must not let boards be restarted."""
-    assert await ask_sensor(CONDITION, Door(reading).found)() is allowed
+    assert await asked(Door(reading).found)() is allowed
 
 
 async def test_the_reason_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """A run asks every few seconds, perhaps all night; a new reason is said again."""
-    caplog.set_level(logging.INFO, logger="ota_service.module")
+    caplog.set_level(logging.INFO, logger="resource")
     door = Door({})
-    ask = ask_sensor(CONDITION, door.found)
+    ask = asked(door.found)
     for _ in range(3):
         await ask()
     assert len(caplog.records) == 1
+    assert caplog.text.count("OTA: sensor ") == 1
     assert 'no true or false "closed"' in caplog.text
     door.reading = RuntimeError("no power")
     await ask()
@@ -79,12 +85,12 @@ async def test_a_call_that_is_given_up_ends(caplog: pytest.LogCaptureFixture) ->
     """A cancelled run must not hang at its sensor."""
     door = Door(asyncio.CancelledError())
     with pytest.raises(asyncio.CancelledError):
-        await ask_sensor(CONDITION, door.found)()
+        await asked(door.found)()
     assert caplog.records == []
 
 
 def test_a_sensor_that_is_not_there_is_a_fault() -> None:
     """It names the sensor."""
     with pytest.raises(OtaError, match='no sensor "door"') as caught:
-        ask_sensor(CONDITION, {})
+        asked({})
     assert caught.value.code == "config-invalid"

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,9 @@ from esp32_sim.process import RunningBoard, SimBoard, SimProcess
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet import service
-from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.directory import remember
 from ota_service.fleet.journal import open_journal
-from ota_service.fleet.journal_rows import PendingRecord
+from ota_service.fleet.memory import Memory
 from ota_service.fleet.settings import Settings
 from ota_service.link.ownership import PORT_OWNERS, SERVICE_CLAIMS
 from ota_service.link.ports import PortInfo
@@ -228,16 +226,10 @@ async def test_a_board_that_was_seen_before_is_certain_without_a_probe(
         assert known.is_board
         assert (known.mac, known.version, known.chip) == (seen.chip.mac, "1.0.0", "ESP32")
         journal = open_journal(settings.state_dir)
-        journal.set_pending(
-            PendingRecord(
-                seen.chip.mac,
-                "x" * 64,
-                "1.1.0",
-                "ota_1",
-                utc_now(),
-                utc_now() + timedelta(minutes=1),
-            )
-        )
+        Memory(journal, "OTA").awaits(
+            seen.chip.mac, "x" * 64, version="1.1.0", slot="ota_1", seconds=60,
+            previous_version=None,
+        )  # fmt: skip
         journal.close()
         _, waiting, _ = await finder.find(probe=True)
         assert waiting.problem is not None
@@ -468,9 +460,9 @@ def test_a_probed_bridge_is_known_from_then_on(tmp_path: Path) -> None:
     found = MemoryBoard(make_flash("guide", version="1.0.0")).look()
     remember(tmp_path, BRIDGE.device, BRIDGE, found)
     with open_journal(tmp_path) as journal:
-        bridge = journal.known_bridge(BRIDGE.place, BRIDGE.identity)
-        board = journal.board_at(BRIDGE.place)
-    assert bridge is not None
+        bridge = Memory(journal, "OTA").is_our_bridge(BRIDGE)
+        board = Memory(journal, "OTA").board_at(BRIDGE)
+    assert bridge
     assert board is not None
-    assert board.mac == bridge.mac == found.chip.mac
+    assert board.mac == found.chip.mac
     assert (board.version, board.port) == ("1.0.0", BRIDGE.device)

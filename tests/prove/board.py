@@ -18,7 +18,7 @@ from esp32_sim.bootmodel import PENDING_VERIFY, VALID, BootResult, Select
 from esp32_sim.flash import FlashOp as SimOp
 from esp32_sim.flash import NorFlash
 from esp32_sim.layouts import Layout
-from ota_service.fleet.sessions import after_waiting
+from ota_service.fleet.attempt import after_waiting
 from ota_service.formats.flashops import Erase, FlashOp, Program, program
 from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
@@ -218,7 +218,7 @@ class MemorySession(_Session):
     def __init__(self, link: Link, job: Job, notes: Notes) -> None:
         super().__init__(None, job, notes)
         self.link = link  # type: ignore[assignment]
-        self.starts = MemoryStarts(link, None, job.name, job.boot, notes)  # type: ignore[arg-type]
+        self.starts = MemoryStarts(link, None, job.name, job.boot, notes, job.log)  # type: ignore[arg-type]
         self.facts = notes.identified(MAC)
 
     def run(self) -> Outcome:

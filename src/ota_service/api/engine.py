@@ -384,7 +384,7 @@ class Engine:
         settings = parse_config(given).settings(
             self._name, state_dir=self._state_dir, cache_dir=self._cache_dir
         )
-        return replace(settings, target=target)
+        return replace(settings, target=target, shares_state=True)
 
 
 def _reports(run: Run) -> dict[str, BoardReport]:

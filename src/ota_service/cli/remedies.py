@@ -46,8 +46,8 @@ REMEDIES: dict[str, str] = {
     "other-project": "Call the command again with --override other-project if it is meant.",
     "not-allowed-now": "Wait until the sensor allows it, or call `esp32-ota remote update` with "
     "--override not-allowed-now.",
-    "stopped": "Correct the firmware and configure a new version; `esp32-ota remote update` with "
-    "--override stopped tries this one again.",
+    "stopped": "Correct the firmware and give it another version; `esp32-ota remote release "
+    "--stopped` lets this one be tried again on a machine.",
     "secure-version": "Give an image with the same or a higher secure version.",
     "awaiting-confirmation": "Wait two minutes, then call the command again.",
     "boot-failed": "Correct the firmware, then call the command again; with --json the "

@@ -58,8 +58,9 @@ from ota_service.errors import OtaError
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the journal is kept, by default where the service keeps it: "
-    "$VIAM_HOME/ota-service, without that ~/.local/state/ota-service. Only one process uses a "
-    "folder at a time. Firmware is kept in $VIAM_MODULE_DATA, else ~/.cache/ota-service.",
+    "$VIAM_HOME/ota-service, without that ~/.local/state/ota-service. Commands share "
+    "it; a service has it for itself. Firmware is kept in $VIAM_MODULE_DATA, "
+    "else ~/.cache/ota-service.",
 )
 @json_option
 def update(

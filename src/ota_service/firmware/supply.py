@@ -40,9 +40,16 @@ class _Shared:
 
 
 class Supply:
-    """Fetches firmware. All calls belong to one event loop."""
+    """Fetches firmware. All calls belong to one event loop. log: whose firmware it is."""
 
-    def __init__(self, cache_dir: Path, *, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        cache_dir: Path,
+        *,
+        patience: Patience | None = None,
+        log: logging.Logger | logging.LoggerAdapter[logging.Logger] = LOGGER,
+    ) -> None:
+        self._log = log
         self._cache = Cache(cache_dir)
         self._patience = patience or Patience()
         self._shared: dict[_Key, _Shared] = {}
@@ -184,7 +191,7 @@ class Supply:
             cached = await asyncio.to_thread(self._from_cache, known.sha256, download.max_bytes)
             if cached is None:
                 raise
-            LOGGER.warning("%s Using what it gave before for this version.", error.message)
+            self._log.warning("%s Using what it gave before for this version.", error.message)
             return cached
         if download.unchanged and known is not None:
             cached = await asyncio.to_thread(self._from_cache, known.sha256, download.max_bytes)

@@ -8,20 +8,50 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
+
+from serial import SerialBase
 
 from ota_service.errors import OtaError
+from ota_service.firmware.expectation import Expectation
 from ota_service.fleet import policy
 from ota_service.fleet.around import Around
 from ota_service.fleet.board_state import BoardState
-from ota_service.fleet.hooks import Briefing, FlashHooks, SessionHooks
+from ota_service.fleet.hooks import FlashHooks, SessionHooks
 from ota_service.fleet.orders import Fact, Order
 from ota_service.fleet.policy import Event
-from ota_service.fleet.sessions import EXECUTOR, SessionEnd, run_flash_session, run_session
-from ota_service.link.at_port import require_free
-from ota_service.update.flash_merged import FlashJob, FlashOutcome
-from ota_service.update.session import Job, Outcome
+from ota_service.fleet.settings import Settings
+from ota_service.link.at_port import at_port, require_free
+from ota_service.link.link import EspLink
+from ota_service.link.serial_port import ROM_BAUD
+from ota_service.update import session
+from ota_service.update.flash_merged import FlashJob, FlashOutcome, run_flash
+from ota_service.update.session import Awaited, BootRules, Job, Outcome
+
+Result = TypeVar("Result")
+
+
+EXECUTOR = ThreadPoolExecutor(max_workers=64, thread_name_prefix="board")
+"""Sessions block; max_parallel bounds how many write at once, this only what can exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnd:
+    """How a session ended, or the way to it.
+
+    outcome, or error, or waits_s: how long the board is left alone first. failed: attempts that
+    failed so far. wrote: a flash had begun to write.
+    """
+
+    outcome: Outcome | FlashOutcome | None = None
+    error: OtaError | None = None
+    failed: int = 0
+    waits_s: float = 0.0
+    awaited: Awaited | None = None
+    wrote: bool = False
 
 
 class Attempt:
@@ -38,20 +68,7 @@ class Attempt:
         self._name = about.name
         self._port = str(about.port)
         self._mac = about.mac
-        settings = around.settings
-        briefing = Briefing(
-            owner=around,
-            name=about.name,
-            entry=about.entry,
-            port=self._port,
-            info=order.place.info,
-            target=order.target.key,
-            version=order.target.version,
-            writes=order.purpose == "update",
-            confirm_timeout_s=settings.confirm_timeout_s,
-            max_attempts=settings.max_attempts,
-        )
-        self.hooks = SessionHooks(briefing, around.memory, tell)
+        self.hooks = SessionHooks(around, about, order, tell)
         self._flash = FlashHooks(self.hooks)
 
     async def run(self, after_s: float = 0) -> tuple[Event, SessionEnd]:
@@ -71,29 +88,46 @@ class Attempt:
         return self._judge(end), end
 
     async def _go_through(self) -> SessionEnd:
-        around, order, job, port = self._around, self._order, self._job, self._port
-        await require_allowed(around, order)
+        around, job, memory = self._around, self._job, self._around.memory
+        await require_allowed(around, self._order)
         if self.hooks.cancelled():
             raise OtaError("cancelled")
-        loop = asyncio.get_running_loop()
         if isinstance(job, FlashJob):
-            flash = partial(run_flash_session, port, around.owner, job, self._flash)
-            return SessionEnd(await loop.run_in_executor(EXECUTOR, flash))
-        if job.confirm is None:
-            awaited = await around.journaled(partial(around.memory.awaited, order.place.mac))
-            if awaited is not None and order.purpose == "update":
-                return SessionEnd(failed=self._failed, awaited=awaited[0], waits_s=awaited[1])
-            if awaited is not None:
-                raise OtaError("awaiting-confirmation")
-        journal = around.memory.journal
-        known = await around.journaled(partial(journal.fallback_baud, port))
-        if known is not None and known < job.baud:
-            job = replace(job, baud=known)  # what the port fell back to; `release` forgets it
-        call = partial(run_session, port, around.owner, job, self.hooks)
-        outcome = await loop.run_in_executor(EXECUTOR, call)
+            flashed = await self._in_thread(partial(run_flash, job=job, hooks=self._flash))
+            return SessionEnd(flashed)
+        awaits = await self._left_alone() if job.confirm is None else None
+        if awaits is not None:
+            return awaits
+        known = await around.journaled(partial(memory.fallback_baud, self._port))
+        job = replace(job, baud=min(job.baud, known or job.baud))
+        outcome = await self._in_thread(partial(session.run, job=job, hooks=self.hooks))
         if outcome.baud is not None and outcome.baud < around.settings.baud:
-            await around.journaled(partial(journal.record_baud, port, outcome.baud))
+            await around.journaled(partial(memory.fell_back, self._port, outcome.baud))
+        if outcome.power_failed and self.hooks.mac is not None:
+            await around.journaled(partial(memory.power_failed, self.hooks.mac))
         return SessionEnd(outcome, failed=self._failed)
+
+    async def _left_alone(self) -> SessionEnd | None:
+        """How long a board is left alone whose app has to confirm itself, if it has.
+
+        Raises `awaiting-confirmation` for what is no update.
+        """
+        call = partial(self._around.memory.awaited, self._order.place.mac)
+        awaited = await self._around.journaled(call)
+        if awaited is not None and self._order.purpose != "update":
+            raise OtaError("awaiting-confirmation")
+        if awaited is None:
+            return None
+        return SessionEnd(failed=self._failed, awaited=awaited[0], waits_s=awaited[1])
+
+    async def _in_thread(self, work: Callable[[SerialBase], Result]) -> Result:
+        """Do something at the open port."""
+
+        def call() -> Result:
+            with at_port(self._port, self._around.owner, self._name) as opened:
+                return work(opened)
+
+        return await asyncio.get_running_loop().run_in_executor(EXECUTOR, call)
 
     async def _failed_by(self, error: OtaError) -> SessionEnd:
         error.board = self._name
@@ -104,15 +138,15 @@ class Attempt:
 
     async def _count(self, error: OtaError) -> int:
         """How many attempts have failed by now; only an update's are counted for good."""
-        order, journal = self._order, self._around.memory.journal
+        order, memory = self._order, self._around.memory
         mac = self.hooks.mac or self._mac
         if mac is not None and error.code in ("link-lost", "no-answer"):
-            await self._around.journaled(partial(journal.record_carried, mac, self._port, 0))
+            await self._around.journaled(partial(memory.carried, mac, self._port, 0))
         planned = self.hooks.plan is not None or order.plan is not None
         if order.purpose != "update" or mac is None or not planned:
             return self._failed + error.kind.counts
         end = partial(
-            journal.end_attempt,
+            memory.journal.end_attempt,
             mac,
             order.target.key,
             succeeded=False,
@@ -156,3 +190,43 @@ async def hindrance(around: Around, order: Order, port: str, board: str) -> OtaE
         around.log.exception("%s: it could not be asked whether its port is free", board)
         return OtaError("internal", f"{type(error).__name__}: {error}", board=board)
     return None
+
+
+class _Found(Exception):
+    """A chip has said its MAC: that was all to be known."""
+
+
+def mac_at(port: str, owner: str) -> str | None:
+    """The MAC of the chip behind a port, None where no ESP32 answers. Restarts it."""
+    found: list[str] = []
+
+    def identified(mac: str) -> None:
+        found.append(mac)
+        raise _Found
+
+    try:
+        with at_port(port, owner) as opened:
+            EspLink.connect(opened, baud=ROM_BAUD, attempts=1, identified=identified)
+    except (OtaError, _Found):
+        pass  # whatever is there, it is not the board
+    return found[0] if found else None
+
+
+def boot_rules(settings: Settings) -> BootRules:
+    """The configuration's boot_* attributes; boot_expect was checked when it was configured."""
+    expect = settings.boot_expect
+    return BootRules(
+        settings.boot_timeout_s,
+        settings.boot_stable_s,
+        Expectation(expect).found_in if expect else None,
+        settings.boot_restarts,
+    )
+
+
+def after_waiting(job: Job, outcome: Outcome) -> Job:
+    """What to do when a board that awaited confirmation had its time."""
+    if job.confirm is not None or outcome.plan is None or outcome.plan.action == "refuse":
+        return replace(job, rearm=False)
+    assert outcome.slot is not None
+    slot, before = outcome.slot.name, outcome.previous_version
+    return replace(job, confirm=Awaited(slot, before, outcome.power_failed))

@@ -20,13 +20,21 @@ from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet import endings, policy
 from ota_service.fleet.around import Around
-from ota_service.fleet.attempt import Attempt, hindrance
+from ota_service.fleet.attempt import Attempt, SessionEnd, after_waiting, boot_rules, hindrance
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Fetched, LetGo
-from ota_service.fleet.orders import READS, Answer, End, Fact, Message, Order, Purpose
+from ota_service.fleet.orders import (
+    READS,
+    Answer,
+    End,
+    Fact,
+    Message,
+    Order,
+    Purpose,
+    last_reply,
+    refusal,
+)
 from ota_service.fleet.policy import BOARD, Event, State, Verdict
-from ota_service.fleet.replies import last_reply, refusal
-from ota_service.fleet.sessions import SessionEnd, after_waiting, boot_rules
 from ota_service.fleet.settings import BoardEntry
 from ota_service.fleet.sight import Sight
 from ota_service.fleet.turns import Ask
@@ -125,6 +133,12 @@ class Board:
     def free(self) -> bool:
         """Whether nothing is asked of it."""
         return self.state == "rest" and self._update is None and not self._line
+
+    @property
+    def _under_way(self) -> Order:
+        """The update that the table says there is."""
+        assert self._update is not None
+        return self._update
 
     # --- the task
 
@@ -260,6 +274,7 @@ class Board:
             read_only=order.purpose in ("version", "verify"),
             go_back=order.purpose == "rollback",
             dry_run=order.purpose == "plan",
+            log=self._around.log,
         )
 
     def _flash_job(self, order: Order) -> FlashJob:
@@ -363,8 +378,7 @@ class Board:
         """The firmware first; also where an update goes on behind a look."""
         if message.order is not None:
             self._begin(message.order)
-        update = self._update
-        assert update is not None
+        update = self._under_way
         self._wait()
         if self._let_go is None:
             token = self._wish_token = object()
@@ -387,8 +401,7 @@ class Board:
         self.tell("firmware" if isinstance(got, Fetched) else "no-firmware", token, got)
 
     async def _without_firmware(self, message: Message) -> None:
-        error, about, update = message.value, self.shown, self._update
-        assert update is not None
+        error, about, update = message.value, self.shown, self._under_way
         update.report["error"] = error.to_dict()
         if about.version is not None and about.version != update.target.version:
             about.state = "outdated"
@@ -399,8 +412,7 @@ class Board:
     async def _ask_turn(self, message: Message) -> None:
         if message.order is not None:
             await self._join(message)
-        update, fetched = self._update, self._fetched
-        assert update is not None
+        update, fetched = self._under_way, self._fetched
         assert isinstance(fetched, Fetched)
         self.shown.phase = "waiting"
         overrides = "stopped" in update.permits.override
@@ -408,22 +420,17 @@ class Board:
         self._around.turns.ask(ask)
 
     async def _carry_out(self, message: Message) -> None:
-        update = self._update
-        assert update is not None
-        if self._job is None:
-            self._job = self._new_job(update)
-        # What an order that joined meanwhile permits counts as well.
-        allowed = self._new_job(update)
-        self._job = replace(
-            self._job, force=allowed.force, adopted=allowed.adopted, rescue=allowed.rescue
-        )
+        update = self._under_way
+        now = self._new_job(update)
+        # What was learned on the way stays, but what an order that joined meanwhile permits counts.
+        job = self._job or now
+        self._job = replace(job, force=now.force, adopted=now.adopted, rescue=now.rescue)
         self.shown.state = "updating"
         self._start(update, self._job, update.failed)
 
     async def _hold(self, message: Message) -> None:
         """Sensor or port said no: ask again, and let others go meanwhile."""
-        update, error = self._update, message.value
-        assert update is not None
+        update, error = self._under_way, message.value
         if isinstance(error, SessionEnd):
             self._over()
             self.shown.state = "updating"
@@ -436,8 +443,7 @@ class Board:
 
     async def _ask(self, message: Message) -> None:
         """Whether it may go on, without opening the port."""
-        update, token = self._update, self._wait()
-        assert update is not None
+        update, token = self._under_way, self._wait()
         found = hindrance(self._around, update, str(self.shown.port), self.shown.name)
 
         async def ask() -> None:
@@ -448,8 +454,7 @@ class Board:
 
     async def _pause(self, message: Message) -> None:
         """Later and slower; also where it goes on pausing behind a look."""
-        update, end, about = self._update, message.value, self.shown
-        assert update is not None
+        update, end, about = self._under_way, message.value, self.shown
         if isinstance(end, SessionEnd) and end.error is not None and self._job is not None:
             self._over()
             update.failed = about.attempts = end.failed
@@ -488,8 +493,7 @@ class Board:
     # --- actions: an update's end
 
     async def _set_aside(self, message: Message) -> None:
-        assert self._update is not None
-        await endings.set_aside(self._sight, self._around, self._update, message.value.error)
+        await endings.set_aside(self._sight, self._around, self._under_way, message.value.error)
         await self._finish(message)
 
     async def _finish(self, message: Message) -> None:
@@ -540,8 +544,7 @@ class Board:
         await self._end(Answer(ended, why), "neutral")
 
     async def _end(self, answer: Answer, verdict: Verdict) -> None:
-        update = self._update
-        assert update is not None
+        update = self._under_way
         self._update = None
         self._give_up(update, verdict)
         update.report["outcome"] = "stopped" if answer.end == "stopped" else self.shown.state

@@ -33,9 +33,9 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def iso(moment: datetime) -> str:
-    """ISO 8601 in UTC to the second: "2026-01-02T03:04:05Z"."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def iso(moment: datetime, to: str = "seconds") -> str:
+    """ISO 8601 in UTC: "2026-01-02T03:04:05Z"; to: "seconds" or "microseconds"."""
+    return moment.astimezone(UTC).isoformat(timespec=to).removesuffix("+00:00") + "Z"
 
 
 @dataclass(slots=True)
@@ -85,23 +85,19 @@ class BoardState:
 
     def to_dict(self) -> dict[str, Any]:
         """As in the status; what has no value is left out."""
-        out: dict[str, Any] = {"state": self.state}
-        for key in ("mac", "chip", "flash_bytes", "version", "phase", "confirmed"):
-            value = getattr(self, key)
-            if value is not None:
-                out[key] = value
-        if self.port is not None:
-            out["port"] = shown(self.port)
-        if self.version_read_at is not None:
-            out["version_read_at"] = iso(self.version_read_at)
-        if self.running:
-            out["running"] = dict(self.running)
-        if self.attempts:
-            out["attempts"] = self.attempts
-        progress = self.progress
-        if progress is not None:
-            out["progress"] = progress.to_dict()
-        error = self.error
-        if error is not None:
-            out["error"] = error.to_dict()
-        return out
+        shown_now = {
+            "state": self.state,
+            "mac": self.mac,
+            "chip": self.chip,
+            "flash_bytes": self.flash_bytes,
+            "version": self.version,
+            "phase": self.phase,
+            "confirmed": self.confirmed,
+            "port": self.port and shown(self.port),
+            "version_read_at": self.version_read_at and iso(self.version_read_at),
+            "running": dict(self.running) or None,
+            "attempts": self.attempts or None,
+            "progress": self.progress and self.progress.to_dict(),
+            "error": self.error and self.error.to_dict(),
+        }
+        return {key: value for key, value in shown_now.items() if value is not None}

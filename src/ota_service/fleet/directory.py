@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ota_service.errors import OtaError
-from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.journal_rows import BoardRecord
 from ota_service.fleet.memory import Memory
@@ -37,8 +36,8 @@ def recall(info: PortInfo) -> BoardRecord | None:
 def awaits_confirmation(mac: str) -> bool:
     """Whether a board's app is being left alone to confirm itself, so no reset may reach it."""
     memory = _memory()
-    record = memory.journal.pending(mac) if memory is not None else None
-    return record is not None and record.until > utc_now()
+    awaited = memory.awaited(mac) if memory is not None else None
+    return awaited is not None and awaited[1] > 0
 
 
 def remember(state_dir: Path, port: str, info: PortInfo | None, found: Inspection) -> None:
@@ -55,17 +54,9 @@ def remember(state_dir: Path, port: str, info: PortInfo | None, found: Inspectio
 
 
 def _note(journal: Journal, port: str, info: PortInfo | None, found: Inspection) -> None:
-    mac = found.chip.mac
-    Memory(journal, "").saw(found)
-    journal.update_board(
-        mac,
-        port=port,
-        usb_location=info.location if info is not None else None,
-        usb_serial=info.serial_number if info is not None else None,
-        seen_at=utc_now(),
-    )
-    if info is not None and info.bridge is not None:
-        journal.remember_bridge(info.place, info.identity, mac)
+    memory = Memory(journal, "")
+    memory.saw(found)
+    memory.learn_place(None, port, info, found.chip.mac)
 
 
 def _memory() -> Memory | None:

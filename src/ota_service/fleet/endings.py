@@ -14,10 +14,11 @@ from typing import Any
 from ota_service.errors import OtaError
 from ota_service.fleet import policy
 from ota_service.fleet.around import Around
-from ota_service.fleet.orders import Answer, Order
-from ota_service.fleet.replies import last_reply, read_reply, refusal, running_of
-from ota_service.fleet.sessions import SessionEnd
-from ota_service.fleet.sight import Sight
+from ota_service.fleet.attempt import SessionEnd
+from ota_service.fleet.board_state import iso, utc_now
+from ota_service.fleet.memory import Memory
+from ota_service.fleet.orders import Answer, Order, last_reply, refusal
+from ota_service.fleet.sight import Sight, running_of
 from ota_service.update.flash_merged import FlashOutcome
 from ota_service.update.session import Image, Outcome
 
@@ -26,47 +27,62 @@ async def updated(
     sight: Sight, around: Around, order: Order, outcome: Outcome, image: Image | None
 ) -> OtaError | None:
     """An update's session had an outcome; the error, where that is one."""
-    about, memory, error = sight.about, around.memory, outcome.error
+    error = outcome.error
     if outcome.found is not None:
-        around.renamed(about, outcome.found.chip.mac)
+        around.renamed(sight.about, outcome.found.chip.mac)
     sight.version(outcome.version)
     if outcome.version is not None:
         order.report["to"] = outcome.version
     _keep_log(order, outcome.boot_log)
     if error is not None:
-        error.board = about.name
-    about.error = error
+        error.board = sight.about.name
     if outcome.end == "refused":
         assert error is not None
         await _refused(sight, around, order, error)
-        return error
-    about.confirmed = outcome.confirmed if outcome.confirmed is not None else about.confirmed
+    else:
+        note = partial(_noted, around.memory, order.target.key, outcome, image)
+        await around.journaled(partial(around.memory.journal.whole, note))
+        _show(sight, outcome, image)
+    return error
+
+
+def _noted(memory: Memory, target: str, outcome: Outcome, image: Image | None) -> None:
+    """In the journal, all of it or nothing; in a thread."""
     if outcome.end == "up_to_date":
-        await around.journaled(partial(memory.succeeded, outcome, image, order.target.key))
-        about.state, about.attempts = "up_to_date", 0
-    elif outcome.end in ("rolled_back", "failed"):
-        await around.journaled(partial(memory.rolled_back, outcome, order.target.key))
-        about.confirmed, about.state = None, outcome.end
-        about.attempts += 1
+        memory.succeeded(outcome, image, target)
     elif outcome.end == "unjudged":
-        assert error is not None
-        await around.journaled(partial(memory.unjudged, outcome, error, order.target.key))
-        about.confirmed = None
-        sight.error(error)
+        memory.unjudged(outcome, target)
+    else:
+        memory.rolled_back(outcome, target)
+
+
+def _show(sight: Sight, outcome: Outcome, image: Image | None) -> None:
+    """What an update came to that was not refused."""
+    about = sight.about
+    about.error = outcome.error
     wrote = outcome.plan is not None and outcome.plan.action in ("write", "switch")
     new = image if wrote and outcome.end in ("up_to_date", "unjudged") else None
     about.running = running_of(outcome.found, outcome.slot, new) or about.running
-    if error is not None and error.code == "no-reset":
-        about.running = {}
-    return error
+    if outcome.end == "up_to_date":
+        about.confirmed = outcome.confirmed if outcome.confirmed is not None else about.confirmed
+        about.state, about.attempts = "up_to_date", 0
+        return
+    about.confirmed = None
+    if outcome.end == "unjudged":
+        assert outcome.error is not None
+        sight.error(outcome.error)
+        about.running = {} if outcome.error.code == "no-reset" else about.running
+    else:
+        about.state = "failed" if outcome.end == "failed" else "rolled_back"
+        about.attempts += 1
 
 
 async def _refused(sight: Sight, around: Around, order: Order, error: OtaError) -> None:
     sight.error(error)
     info, about = order.place.info, sight.about
     if error.code == "other-project" and about.entry is None and info is not None:
-        mark = around.memory.journal.mark_not_ours
-        await around.journaled(partial(mark, info.place, error.message, about.mac))
+        mark = around.memory.mark_not_ours
+        await around.journaled(partial(mark, info, error.message, about.mac))
 
 
 async def set_aside(sight: Sight, around: Around, order: Order, error: OtaError) -> None:
@@ -105,8 +121,23 @@ def looked(
         )
         if about.state != sight.before:
             about.error = found.problem if about.state == "unsupported" else None
-    reply, error = read_reply(purpose, outcome)
+    reply, error = _read_reply(purpose, outcome)
     return Answer("done" if error is None else "error", error, reply)
+
+
+def _read_reply(purpose: str, outcome: Outcome) -> tuple[dict[str, Any], OtaError | None]:
+    """The reply of a look at a board, and the error where it did not find what was asked."""
+    if purpose == "plan":
+        assert outcome.plan is not None
+        return dict(outcome.plan.to_dict()), None
+    found = outcome.found
+    assert found is not None
+    if purpose == "version" and found.nvs is not None:
+        return {"version": found.version, "version_read_at": iso(utc_now())}, None
+    if purpose == "verify" and found.running.partition is not None:
+        return {"matches": found.holds(found.running.partition)}, None
+    problem = found.problem or found.running.why or OtaError("otadata-invalid")
+    return {"error": problem.to_dict()}, problem
 
 
 async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd) -> Answer:

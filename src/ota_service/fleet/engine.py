@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -25,8 +25,8 @@ from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Firmwares
 from ota_service.fleet.journal import Journal, open_journal
+from ota_service.fleet.journal_rows import FirmwareRecord, PortRecord
 from ota_service.fleet.memory import Memory
-from ota_service.fleet.orders import FlashFile
 from ota_service.fleet.places import Place
 from ota_service.fleet.roster import Roster, effective_target
 from ota_service.fleet.run import Run
@@ -53,6 +53,10 @@ RestartAllowed = Callable[[], Awaitable[bool]]
 
 _JOURNAL = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
 """A thread of its own: sessions that fill all others must not hold the journal up."""
+
+
+def _open(settings: Settings) -> Journal:
+    return open_journal(settings.state_dir, shared=settings.shares_state)
 
 
 class _Named(logging.LoggerAdapter[logging.Logger]):
@@ -96,7 +100,7 @@ class Engine:
         """Claim the boards and open the journal. Raises OtaError `config-invalid`."""
         self._claim(self.settings)
         try:
-            self._use(await asyncio.to_thread(open_journal, self.settings.state_dir))
+            self._use(await asyncio.to_thread(_open, self.settings))
         except OtaError as error:
             if error.code != "state-busy":
                 SERVICE_CLAIMS.release(self)
@@ -111,7 +115,7 @@ class Engine:
         while self._memory is None and not self.closing:
             await asyncio.sleep(STATE_BUSY_RETRY_S)
             with contextlib.suppress(OtaError):
-                self._use(await asyncio.to_thread(open_journal, self.settings.state_dir))
+                self._use(await asyncio.to_thread(_open, self.settings))
                 self.error = None
 
     def _use(self, journal: Journal) -> None:
@@ -209,11 +213,10 @@ class Engine:
         settings = self.settings
         await self._ready.wait()
         service, journal = settings.service, self.memory.journal
-        new_target = await self.journaled(
-            partial(journal.set_target, service, self._targets_key(settings))
-        )
+        together = self._targets_key(settings)
+        new_target = await self.journaled(partial(journal.set_target, service, together))
         keys = self.roster.keys
-        stops = await self.journaled(partial(journal.stops, service, keys))
+        stops = await self.journaled(partial(journal.stops, service, keys, together))
         for key, why in stops.items():
             self.turns.note_stopped(key, why)
         if first:
@@ -233,9 +236,7 @@ class Engine:
         """The first configuration of this process: what was known and what was interrupted."""
         journal = self.memory.journal
         await self.journaled(self._remember_boards)
-        interrupted = await self.journaled(partial(journal.interrupted_runs, settings.service))
-        for run in interrupted:
-            await self.journaled(partial(journal.take_up, run.id))
+        interrupted = await self.journaled(partial(journal.take_up, settings.service))
         resumed = any(run.target.get("purpose") is None for run in interrupted)
         if settings.auto_update and (settings.check_on_start or new_target or resumed):
             self.start(Run("resumed" if resumed and not new_target else "configured"))
@@ -258,12 +259,11 @@ class Engine:
                 memory.journal.board(mac) if mac else memory.board_named(board.shown.name, port)
             )
             if record is not None:
-                as_read = memory.is_as_read(record)
-                board.from_thread(partial(Sight.remember, record=record, as_read=as_read))
+                board.from_thread(partial(Sight.remember, record=record))
 
     # --- runs
 
-    def start(self, run: Run, file: Coroutine[Any, Any, FlashFile] | None = None) -> Run:
+    def start(self, run: Run) -> Run:
         """Let a run go on behind."""
         target = self.settings.target
         if not run.about:
@@ -278,12 +278,12 @@ class Engine:
         if run.purpose == "update":
             self.last_run = run
             self.error = None
-        self.spawn(self._go(run, file))
+        self.spawn(self._go(run))
         return run
 
-    async def _go(self, run: Run, file: Coroutine[Any, Any, FlashFile] | None) -> None:
+    async def _go(self, run: Run) -> None:
         await self._ready.wait()
-        await run.go(self, file)
+        await run.go(self)
         if run.purpose == "flash":
             await self._after_flash(run)
         if run.purpose != "update":
@@ -357,7 +357,8 @@ class Engine:
         )
 
     async def _proven(self, sha256: str) -> bool:
-        return await self.journaled(partial(self.memory.journal.firmware_confirmed, sha256))
+        known = partial(self.memory.journal.get, FirmwareRecord, sha256=sha256)
+        return await self.journaled(known) is not None
 
     def _on_stop(self, key: str, why: OtaError) -> None:
         """Start nothing more with this target by itself, also after a restart."""
@@ -399,25 +400,19 @@ class Engine:
         await asyncio.gather(*done)
 
     async def _free(self, boards: Sequence[Board]) -> None:
-        keys: list[str] = []
-        ports: list[str] = []
-        for board in boards:
-            about, entry = board.shown, board.shown.entry
-            named = [about.mac, about.name, about.port, entry.port if entry else None]
-            keys += [key for key in named if key is not None]
-            wrong = about.error is not None and about.error.code in policy.NOT_THE_BOARD
-            if wrong and entry is not None and entry.port is not None:
-                # What was learned of the port goes, or its new USB device stays the wrong one.
-                ports.append(entry.port)
+        journal = self.memory.journal
 
         def free() -> None:
             for board in boards:
-                info = describe(board.shown.port) if board.shown.port else None
-                if info is not None:
-                    keys.append(info.place)
-            for port in ports:
-                self.memory.journal.forget_port(port)
-            self.memory.journal.release(*keys)
+                about, entry = board.shown, board.shown.entry
+                port = entry.port if entry is not None else None
+                if port and about.error is not None and about.error.code in policy.NOT_THE_BOARD:
+                    # What was learned of it goes, or its new USB device stays the wrong one.
+                    journal.drop(PortRecord, port=port)
+                info = describe(about.port) if about.port else None
+                place = info.place if info is not None else None
+                named = {about.mac, about.name, about.port, port, place}
+                journal.release(*(name for name in named if name is not None))
 
         await self.journaled(free)
 
@@ -425,7 +420,8 @@ class Engine:
         """Take whatever is behind the configured ports for the right board."""
         for entry in self.settings.boards or ():
             if entry.port is not None:
-                await self.journaled(partial(self.memory.journal.forget_port, entry.port))
+                drop = partial(self.memory.journal.drop, PortRecord, port=entry.port)
+                await self.journaled(drop)
 
     def renamed(self, about: BoardState, mac: str) -> None:
         """A board that is not in `boards` goes by its MAC once that is known."""
@@ -469,16 +465,20 @@ class Engine:
         if settings is not self.settings:
             return  # configured meanwhile
         came = [place for place in places if self._came_or_went(place, first=first)]
-        if settings.boards is None:
-            here = {place.port for place in places}
-            for board in self.boards.values():
-                about = board.shown
-                if self._at_rest(board) and about.state != "absent" and about.port not in here:
-                    board.tell("gone", value=OtaError("port-missing", board=about.name))
-        names = [place.name if settings.boards is not None else str(place.port) for place in came]
+        listed = settings.boards is not None
+        if not listed:
+            self._show_gone({place.port for place in places})
+        names = [place.name if listed else str(place.port) for place in came]
         if names and settings.auto_update and not first and not self._covered(names):
             self.log.info("plugged in: %s", ", ".join(names))
             self.start(Run("attached", names))
+
+    def _show_gone(self, here: Collection[str | None]) -> None:
+        """Boards that were found by themselves, and whose ports are not there any more."""
+        for board in self.boards.values():
+            about = board.shown
+            if self._at_rest(board) and about.state != "absent" and about.port not in here:
+                board.tell("gone", value=OtaError("port-missing", board=about.name))
 
     def _came_or_went(self, place: Place, *, first: bool) -> bool:
         """Show a board that was unplugged as absent; whether a board has come."""

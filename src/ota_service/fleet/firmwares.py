@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ota_service.errors import OtaError
@@ -21,9 +22,11 @@ from ota_service.firmware.check import Firmware
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.fleet.board_state import Progress
+from ota_service.fleet.orders import FlashFile
 from ota_service.fleet.settings import Settings
 from ota_service.link.stream import STREAMS
 from ota_service.update.facts import KnownImage
+from ota_service.update.flash_plan import check_merged
 from ota_service.update.session import Image
 
 MERGED_BYTES = 16 << 20
@@ -37,6 +40,8 @@ class Fetched:
     image: Image
     proven: bool
 
+
+MAX_FILE_BYTES = 64 << 20
 
 Arrived = Callable[["Fetched | OtaError"], None]
 LetGo = Callable[[], None]
@@ -59,7 +64,7 @@ class Firmwares:
     def __init__(
         self,
         settings: Settings,
-        log: logging.Logger | logging.LoggerAdapter[Any],
+        log: logging.LoggerAdapter[logging.Logger],
         proven: Callable[[str], Awaitable[bool]],
     ) -> None:
         self.settings = settings
@@ -70,7 +75,7 @@ class Firmwares:
         self._log = log
         self._proven = proven
         self._shelves: dict[str, _Shelf] = {}
-        self._supply = Supply(settings.cache_dir)
+        self._supply = Supply(settings.cache_dir, log=log)
 
     def want(self, target: Target, arrived: Arrived) -> LetGo:
         """Have a target's firmware fetched; `arrived` is called, later, with it or the error.
@@ -104,15 +109,19 @@ class Firmwares:
         finally:
             let_go()
 
-    async def fetch(self, url: str) -> bytes:
-        """A file of whatever kind, unchecked. Raises OtaError."""
-        with self._shown() as progress:
-            return await self._supply.fetch(
-                url,
-                ca_file=self.settings.ca_file,
-                max_bytes=max(self.settings.max_image_bytes, MERGED_BYTES),
-                progress=progress,
-            )
+    async def merged(self, place: Path | str, confirm: str, keep_nvs: bool) -> FlashFile:
+        """The Merged Binary at a path or a url, checked. Raises OtaError."""
+        if isinstance(place, Path):
+            data = await asyncio.to_thread(_read, place)
+        else:
+            with self._shown() as progress:
+                data = await self._supply.fetch(
+                    place,
+                    ca_file=self.settings.ca_file,
+                    max_bytes=max(self.settings.max_image_bytes, MERGED_BYTES),
+                    progress=progress,
+                )
+        return FlashFile(await asyncio.to_thread(check_merged, data), confirm, keep_nvs)
 
     def known(self, other_than: str) -> tuple[KnownImage, ...]:
         """The files of other targets, as evidence for what a slot holds."""
@@ -216,3 +225,17 @@ class Firmwares:
         finally:
             if self.download is shown:
                 self.download = None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise OtaError("not-an-image", f"{path} has {size:,} bytes: no flash is that large.")
+        return path.read_bytes()
+    except OSError as error:
+        raise OtaError(
+            "not-an-image",
+            f"{path} cannot be read: {error.strerror}.",
+            remedy="Name a Merged Binary on the machine that the boards are attached to.",
+        ) from None

@@ -11,16 +11,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ota_service.errors import OtaError
-from ota_service.fleet.memory import Memory
-from ota_service.fleet.orders import Fact
-from ota_service.fleet.settings import BoardEntry
+from ota_service.fleet.around import Around
+from ota_service.fleet.board_state import BoardState
+from ota_service.fleet.journal_rows import SlotRecord
+from ota_service.fleet.orders import Fact, Order
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ownership import SERVICE_CLAIMS
-from ota_service.link.ports import PortInfo, shown
+from ota_service.link.ports import shown
 from ota_service.update.facts import BoardFacts
 from ota_service.update.flash_merged import FlashPhase
 from ota_service.update.flash_plan import Before, FlashPlan
@@ -30,110 +31,93 @@ from ota_service.update.rewrite import total_bytes
 from ota_service.update.session import Phase
 
 
-@dataclass(frozen=True, slots=True)
-class Briefing:
-    """What a session is told beforehand of its board. target: the key of the target.
-
-    owner: whose claims the board's MAC joins. writes: an update, not a look.
-    """
-
-    owner: object
-    name: str
-    entry: BoardEntry | None
-    port: str
-    info: PortInfo | None
-    target: str
-    version: str
-    writes: bool
-    confirm_timeout_s: float
-    max_attempts: int
-
-
-@dataclass(eq=False)
 class SessionHooks:
-    """Implements `session.Hooks` for one session; `tell` brings a fact to the board's task.
+    """Implements `session.Hooks` for one order's session; `tell` brings a fact to the board's task.
 
-    cancel: set to stop it where that leaves the board bootable; stop: the process ends.
+    What a thread may read of the board is noted beforehand. cancel: set to stop it where that
+    leaves the board bootable; stop: the process ends.
     """
 
-    briefing: Briefing
-    memory: Memory
-    tell: Callable[[Fact], None]
-    cancel: threading.Event = field(default_factory=threading.Event)
-    stop: threading.Event = field(default_factory=threading.Event)
-    facts: BoardFacts = field(default_factory=BoardFacts)
-    mac: str | None = None
-    found: Inspection | None = None
-    plan: Plan | None = None
+    def __init__(
+        self, around: Around, about: BoardState, order: Order, tell: Callable[[Fact], None]
+    ) -> None:
+        self.name, self.entry, self.port = about.name, about.entry, str(about.port)
+        self.memory = around.memory
+        self.tell = tell
+        self.cancel = threading.Event()
+        self.stop = threading.Event()
+        self.facts = BoardFacts()
+        self.mac: str | None = None
+        self.found: Inspection | None = None
+        self.plan: Plan | None = None
+        self._around, self._settings = around, around.settings
+        self._info, self._target = order.place.info, order.target
+        self._writes = order.purpose == "update"
 
     def identified(self, mac: str) -> BoardFacts:
         """The chip answered: is it the board that is meant?"""
-        about, memory = self.briefing, self.memory
+        memory = self.memory
         self._require_right(mac)
-        SERVICE_CLAIMS.add(about.owner, memory.service, mac, about.name)
+        SERVICE_CLAIMS.add(self._around, memory.service, mac, self.name)
         self.mac = mac
         self.tell(lambda sight: sight.identified(mac))
-        memory.learn_place(about.name, about.port, about.info, mac)
-        carried = memory.journal.carried_baud(mac, about.port)
-        self.facts = replace(memory.facts(mac, about.target), carried_baud=carried)
+        memory.learn_place(self.name, self.port, self._info, mac)
+        self.facts = memory.facts(mac, self._target.key, self.port)
         return self.facts
 
     def _require_right(self, mac: str) -> None:
-        about, entry, info = self.briefing, self.briefing.entry, self.briefing.info
+        entry, info = self.entry, self._info
         if entry is None:
             return
         if entry.mac is not None and entry.mac != mac:
-            why = f"The board at {shown(about.port)} is {mac}, not {entry.mac}."
-            raise OtaError("wrong-board", why, board=about.name)
-        if entry.port is not None:
-            known = self.memory.journal.learn_port(
-                entry.port,
-                mac,
-                location=info.location if info is not None else None,
-                serial=info.serial_number if info is not None else None,
-            )
-            if known.mac != mac:
-                why = f"The board at {shown(entry.port)} is {mac}; before it was {known.mac}."
-                self.memory.journal.set_wrong_board(entry.port, why)
-                raise OtaError("wrong-board", why, board=about.name)
+            why = f"The board at {shown(self.port)} is {mac}, not {entry.mac}."
+            raise OtaError("wrong-board", why, board=self.name)
+        if entry.port is None:
+            return
+        usb = (info.location, info.serial_number) if info is not None else (None, None)
+        known = self.memory.journal.learn_port(entry.port, mac, *usb)
+        if known.mac != mac:
+            why = f"The board at {shown(entry.port)} is {mac}; before it was {known.mac}."
+            self.memory.journal.put(replace(known, wrong_board=why))
+            raise OtaError("wrong-board", why, board=self.name)
 
     def inspected(self, found: Inspection) -> None:
         """The board was looked at."""
         self.found = found
         self.tell(lambda sight: sight.seen(found))
-        if self.briefing.writes and found.nvs is not None:
+        if self._writes and found.nvs is not None:
             self._end_duel(found)
         self.memory.saw(found)
 
     def _end_duel(self, found: Inspection) -> None:
         """Another updater with another version would change the board for ever."""
-        about = self.briefing
-        times = self.memory.duel(found.chip.mac, about.target, found.version, about.version)
+        target, most = self._target, self._settings.max_attempts
+        times = self.memory.duel(found.chip.mac, target.key, found.version, target.version)
         if times == 0:
             return
         message = (
-            f'Something else changed the version from "{about.version}" to "{found.version}"'
-            f" ({times} of {about.max_attempts} times)."
+            f'Something else changed the version from "{target.version}" to "{found.version}"'
+            f" ({times} of {most} times)."
         )
-        error = OtaError("changed-elsewhere", message, board=about.name)
+        error = OtaError("changed-elsewhere", message, board=self.name)
         self.tell(lambda sight: sight.warned(error))
-        if times >= about.max_attempts:
+        if times >= most:
             raise error
 
     def planned(self, made: Plan) -> None:
         """The plan stands; from here on the journal must know what is being done."""
         self.plan = made
-        found, about = self.found, self.briefing
-        if found is None or not about.writes:
+        found, journal = self.found, self.memory.journal
+        if found is None or not self._writes:
             return
         self.tell(lambda sight: sight.planned(made))
         if not made.rolled_back and not self.facts.unwatched and not found.pending:
             self._remember_running(found)
         if made.action in ("write", "switch", "record"):
-            self.memory.journal.begin_attempt(found.chip.mac, about.target)
+            journal.begin_attempt(found.chip.mac, self._target.key)
         for step in made.steps:
             if isinstance(step, WriteSlot):
-                self.memory.journal.forget_slot(found.chip.mac, step.slot.name)
+                journal.drop(SlotRecord, mac=found.chip.mac, slot=step.slot.name)
 
     def _remember_running(self, found: Inspection) -> None:
         """What runs now is the evidence for the next look, and what a rollback goes back to."""
@@ -143,11 +127,10 @@ class SessionHooks:
         name, mac = running.partition.name, found.chip.mac
         fact = self.facts.slots.get(name)
         if fact is None or fact.md5 != running.md5 or fact.version is None:
-            app, size_bytes, md5 = found.running_app, running.size_bytes, running.md5
-            about = app.descriptor if app is not None else None
             self.memory.runs(
-                mac, running.partition, about, version=found.version, size_bytes=size_bytes, md5=md5
-            )
+                mac, name, found.running_app, version=found.version,
+                size_bytes=running.size_bytes, md5=running.md5,
+            )  # fmt: skip
         if self.facts.last_slot is None:
             self.memory.journal.update_board(mac, slot=name)
 
@@ -160,18 +143,16 @@ class SessionHooks:
 
     def _await_confirmation(self) -> None:
         """Before the restart: a killed process must find that this board is to be left alone."""
-        found, made, about = self.found, self.plan, self.briefing
+        found, made, target = self.found, self.plan, self._target
         boot = next((s for s in made.steps if isinstance(s, WatchBoot)), None) if made else None
         if found is None or boot is None or not boot.confirms:
             return
-        running = found.running.partition
         self.memory.awaits(
             found.chip.mac,
-            about.target,
-            version=about.version,
+            target.key,
+            version=target.version,
             slot=boot.slot.name,
-            seconds=about.confirm_timeout_s,
-            previous_slot=running.name if running is not None else None,
+            seconds=self._settings.confirm_timeout_s,
             previous_version=made.from_version if made is not None else None,
         )
 
@@ -186,7 +167,7 @@ class SessionHooks:
     def carried(self, baud: int) -> None:
         """What the line was found to hold, or not to hold any more."""
         if self.mac is not None:
-            self.memory.journal.record_carried(self.mac, self.briefing.port, baud)
+            self.memory.carried(self.mac, self.port, baud)
 
     def cancelled(self) -> bool:
         """Whether to stop where that leaves the board bootable."""

@@ -1,34 +1,61 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the journal takes and gives: one frozen dataclass a table, and their way into SQLite.
+"""What the journal takes and gives: one frozen dataclass a table, whose fields are its columns.
 
-A dataclass's fields are its table's columns. Times are aware datetimes in UTC; None means that
-a thing is not known.
+Times are aware datetimes in UTC; None means that a thing is not known.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, dataclass_transform
 
 from ota_service.firmware.urls import redact
+from ota_service.fleet.board_state import iso
 from ota_service.update.boot import UNJUDGED
 
-SqlValue = str | int | None
-Statement = tuple[str, tuple[SqlValue, ...]]
+SqlValue = str | int | float | None
 
 AttemptState = Literal["none", "set_aside", "rolled_back", "held", "awaiting"]
 Outcome = Literal["running", "succeeded", "partly", "failed", "cancelled"]
 
 
-@dataclass(frozen=True, slots=True)
-class BoardRecord:
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+class Record:
+    """A row of `TABLE`, known by its first fields, the `KEYS`: a frozen dataclass."""
+
+    TABLE: ClassVar[str]
+    KEYS: ClassVar[tuple[str, ...]]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def __init_subclass__(cls, table: str, keys: int = 1) -> None:
+        dataclass(frozen=True)(cls)
+        cls.TABLE, cls.KEYS = table, tuple(cls.columns())[:keys]
+
+    @classmethod
+    def columns(cls) -> dict[str, Field[Any]]:
+        """Its fields that are columns."""
+        return {f.name: f for f in fields(cls) if f.metadata.get("column", True)}
+
+    @classmethod
+    def from_row(cls, row: sqlite3.Row) -> Self:
+        """Columns that are no fields are passed over."""
+        values = {n: _from_sql(str(f.type), row[n]) for n, f in cls.columns().items()}
+        return cls(**values)
+
+    def to_row(self) -> dict[str, SqlValue]:
+        """Its columns as SQLite stores them."""
+        return {name: to_sql(getattr(self, name)) for name in self.columns()}
+
+
+class BoardRecord(Record, table="boards"):
     """What was last seen on a board.
 
     mac: "aa:bb:cc:dd:ee:ff". version: the stored tag, "" where the board has none, None where it
-    was not read. slot: name of the running slot. layout: fingerprint of the partition table.
+    was not read. version_read_at: None also where an attempt was begun since then that did not
+    end well. slot: name of the running slot.
     """
 
     mac: str
@@ -44,11 +71,9 @@ class BoardRecord:
     project: str | None = None
     app_version: str | None = None
     confirmed: bool | None = None
-    layout: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SlotRecord:
+class SlotRecord(Record, table="slots", keys=2):
     """What a slot of a board holds.
 
     md5: of the slot's first `size_bytes` bytes, in hex. sha256: of the image file. version: the
@@ -67,8 +92,7 @@ class SlotRecord:
     seen_running_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PortRecord:
+class PortRecord(Record, table="ports"):
     """What was behind a configured port at its first success.
 
     wrong_board: why the port is left closed until `release`; None: it is not.
@@ -82,8 +106,7 @@ class PortRecord:
     wrong_board: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NameRecord:
+class NameRecord(Record, table="names", keys=2):
     """Which board a configured name stands for."""
 
     service: str
@@ -91,8 +114,7 @@ class NameRecord:
     mac: str
 
 
-@dataclass(frozen=True, slots=True)
-class LineRecord:
+class LineRecord(Record, table="lines"):
     """A speed at which a port carried a whole slot to a board without an error."""
 
     mac: str
@@ -100,16 +122,14 @@ class LineRecord:
     baud: int
 
 
-@dataclass(frozen=True, slots=True)
-class SpeedRecord:
+class SpeedRecord(Record, table="speeds"):
     """The speed that a port has fallen back to."""
 
     port: str
     baud: int
 
 
-@dataclass(frozen=True, slots=True)
-class NotOursRecord:
+class NotOursRecord(Record, table="not_ours"):
     """A place (USB location, else port) whose board is left alone until `release`."""
 
     place: str
@@ -118,8 +138,7 @@ class NotOursRecord:
     since: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class BridgeRecord:
+class BridgeRecord(Record, table="bridges"):
     """A generic bridge that a person has had opened, so that it is known as ours.
 
     identity: which USB device it was ("10c4:ea60:0001"): another one in the same place is not.
@@ -131,12 +150,13 @@ class BridgeRecord:
     since: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRecord:
+class AttemptRecord(Record, table="attempts", keys=2):
     """How a board fared with a target.
 
-    failed: attempts that failed and count, those among them that a killed process began and never
-    ended. state: what became of it, `since` when. open_since: an attempt in progress.
+    board: its MAC, or its configured name while no MAC is known. target: its key. failed: attempts
+    that failed and count, those among them that a killed process began and never ended. state:
+    what became of it, `since` when. open_since: an attempt in progress. seq: rises with each
+    change, whatever the clock does.
     """
 
     board: str
@@ -148,6 +168,7 @@ class AttemptRecord:
     since: datetime | None = None
     open_since: datetime | None = None
     updated_at: datetime | None = None
+    seq: int = 0
 
     @property
     def unjudged(self) -> bool:
@@ -155,9 +176,12 @@ class AttemptRecord:
         return self.state == "none" and self.code in UNJUDGED.values()
 
 
-@dataclass(frozen=True, slots=True)
-class PendingRecord:
-    """A board that may not be reset until its new app had time to confirm itself."""
+class PendingRecord(Record, table="pending"):
+    """A board that may not be reset until its new app had time to confirm itself.
+
+    Clocks jump, so what counts is up_until_s, in seconds since the machine started; boot: which
+    start that was. power_failed: the board's power failed before it had confirmed itself.
+    """
 
     mac: str
     target: str
@@ -165,21 +189,37 @@ class PendingRecord:
     slot: str
     since: datetime
     until: datetime
-    previous_slot: str | None = None
     previous_version: str | None = None
+    power_failed: bool = False
+    boot: str | None = None
+    up_until_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TargetRecord:
-    """A service's last target."""
+class TargetRecord(Record, table="targets"):
+    """A service's last targets, by one key for all of them."""
 
     service: str
     key: str
     since: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class StopRecord(Record, table="stops", keys=2):
+    """A target that no further board of a service gets."""
+
+    service: str
+    target: str
+    reason: str
+    since: datetime
+
+
+class FirmwareRecord(Record, table="confirmed_firmware"):
+    """A firmware that a board was seen running well, so that no canary is needed."""
+
+    sha256: str
+    at: datetime
+
+
+class Run(Record, table="runs"):
     """One run, as the history shows it.
 
     target: {"url" (without secrets), "version", "sha256", ..}. boards: for each name what the
@@ -199,40 +239,30 @@ class Run:
     error: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
     interrupted: bool = False
-    boards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    boards: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"column": False})
 
     def to_dict(self) -> dict[str, Any]:
         """As the verb history gives it: no None anywhere, times as text."""
-        values: dict[str, Any] = {
-            "id": self.id,
-            "service": self.service,
-            "trigger": self.trigger,
-            "target": self.target,
-            "started_at": iso(self.started_at),
-            "finished_at": iso(self.finished_at) if self.finished_at else None,
-            "outcome": self.outcome,
-            "error": self.error,
-            "result": self.result,
-            "interrupted": self.interrupted or None,
-            "boards": self.boards,
-        }
-        without: dict[str, Any] = without_none(values)
+        shown = {name: getattr(self, name) for name in (*self.columns(), "boards")}
+        del shown["updated_at"]
+        shown["started_at"] = iso(self.started_at, "microseconds")
+        shown["finished_at"] = self.finished_at and iso(self.finished_at, "microseconds")
+        shown["interrupted"] = self.interrupted or None
+        without: dict[str, Any] = without_none(shown)
         return without
 
 
-def now() -> datetime:
-    """The present, UTC."""
-    return datetime.now(UTC)
+class RunBoardRecord(Record, table="run_boards", keys=2):
+    """What a run did to one board; mac and port serve to find it."""
+
+    run: str
+    name: str
+    mac: str | None
+    port: str | None
+    data: dict[str, Any]
 
 
-def iso(moment: datetime) -> str:
-    """ISO 8601 in UTC, always with microseconds: "2026-01-02T03:04:05.000006Z"."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def parse_iso(text: str) -> datetime:
-    """The reverse of `iso`."""
-    return datetime.fromisoformat(text)
+# --- values and columns
 
 
 def dump(value: dict[str, Any]) -> str:
@@ -253,69 +283,34 @@ def without_none(value: Any) -> Any:
     return value
 
 
-# --- dataclasses and rows
-
-Record = TypeVar("Record")
-
-
 def to_sql(value: object) -> SqlValue:
-    """A field's value as SQLite stores it."""
+    """A field's value as SQLite stores it. Times sort as text."""
     if isinstance(value, datetime):
-        return iso(value)
-    if isinstance(value, bool):
-        return int(value)
+        return iso(value, "microseconds")
     if isinstance(value, dict):
-        return dump(value)
-    if value is None or isinstance(value, str | int):
+        return dump(without_none(value))
+    if value is None or isinstance(value, str | int | float):
         return value
     raise TypeError(f"the journal cannot hold {type(value).__name__}")
 
 
-def from_row(kind: type[Record], row: sqlite3.Row) -> Record:
-    """A row as the dataclass whose fields are its columns; other columns are passed over."""
-    values: dict[str, Any] = {}
-    columns = set(row.keys())
-    for item in fields(kind):  # type: ignore[arg-type]
-        if item.name in columns:
-            values[item.name] = _from_sql(str(item.type), row[item.name])
-    return kind(**values)
+_UNREAD: dict[str, Any] = {
+    "datetime": datetime.fromtimestamp(0, UTC),
+    "dict[str, Any]": {"truncated": True},
+}
+"""What stands for a value that must be there and cannot be read."""
 
 
 def _from_sql(type_name: str, value: SqlValue) -> Any:
     """A column's value as its field's annotation says; one that cannot be read is as none."""
-    if value is None:
+    kind, _, rest = type_name.partition(" | ")
+    if value is None and rest:
         return None
-    kind, _, rest = type_name.partition(" ")
     try:
         if kind == "datetime":
-            return parse_iso(str(value))
+            return datetime.fromisoformat(str(value))
         if kind.startswith("dict"):
-            return load(str(value))
-    except ValueError:
-        return None if "None" in rest else _UNREAD.get(kind, {})
+            return dict(json.loads(str(value)))
+    except (ValueError, TypeError):
+        return None if rest else _UNREAD[kind]
     return bool(value) if kind == "bool" else value
-
-
-_UNREAD = {"datetime": datetime.fromtimestamp(0, UTC)}
-"""What stands for a value that must be there and cannot be read."""
-
-
-def load(text: str) -> dict[str, Any]:
-    """A dictionary from `dump`. Raises ValueError."""
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("no dictionary")
-    return value
-
-
-def upsert(table: str, record: object, *keys: str) -> Statement:
-    """The statement that stores a dataclass whole, in place of the row with the same keys."""
-    names = [item.name for item in fields(record)]  # type: ignore[arg-type]
-    marks = ", ".join("?" * len(names))
-    rest = [name for name in names if name not in keys]
-    action = ", ".join(f"{name} = excluded.{name}" for name in rest)
-    sql = (
-        f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}) "
-        f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {action}"
-    )
-    return sql, tuple(to_sql(getattr(record, name)) for name in names)

@@ -9,6 +9,7 @@ ISO 8601 in UTC with microseconds, so that they sort as they are.
 from __future__ import annotations
 
 import sqlite3
+from typing import Any
 
 _FIRST = """
 CREATE TABLE meta (
@@ -121,13 +122,30 @@ CREATE TABLE stops (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES, _UNKNOWN, _STOPS)
-"""Statements, each leading from the version that is its index to the next."""
+_CLOCKS = """
+-- Times of a clock that jumps order nothing and end no wait; and nothing that was read before an
+-- attempt that did not end well is taken for what a board holds.
+ALTER TABLE attempts ADD COLUMN seq INTEGER NOT NULL DEFAULT 0;
+UPDATE attempts SET seq = (
+    SELECT count(*) FROM attempts AS older WHERE older.updated_at <= attempts.updated_at
+);
+UPDATE boards SET version_read_at = NULL WHERE EXISTS (
+    SELECT 1 FROM attempts WHERE board = mac AND updated_at > version_read_at
+    AND (open_since IS NOT NULL OR code IS NOT NULL)
+);
+ALTER TABLE pending ADD COLUMN power_failed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE pending ADD COLUMN boot TEXT;
+ALTER TABLE pending ADD COLUMN up_until_s REAL;
 
-TABLES: tuple[str, ...] = (
-    *("meta", "boards", "slots", "names", "ports", "not_ours", "bridges", "speeds", "lines"),
-    *("attempts", "pending", "targets", "stops", "confirmed_firmware", "runs", "run_boards"),
-)
+-- Before there was a table of stops, a service was stopped for all of its targets at once: `key`
+-- stands for all of them.
+INSERT OR IGNORE INTO stops
+    SELECT service, key, stopped, since FROM targets WHERE stopped IS NOT NULL;
+UPDATE targets SET stopped = NULL;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES, _UNKNOWN, _STOPS, _CLOCKS)
+"""Statements, each leading from the version that is its index to the next."""
 
 
 def version(connection: sqlite3.Connection) -> int:
@@ -145,15 +163,44 @@ def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...] = MIGRAT
     return start < len(migrations)
 
 
-def merge(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
-    """Bring all rows of one database into another with the same tables; rows that only the other
-    one has stay. Within a transaction."""
-    for table in TABLES:
-        rows = source.execute(f'SELECT * FROM "{table}"').fetchall()
-        if not rows:
-            continue
-        names = [name for name in rows[0].keys() if name != "seq"]  # noqa: SIM118 - a sqlite3.Row
-        columns = ", ".join(f'"{name}"' for name in names)
-        marks = ", ".join("?" * len(names))
-        sql = f'INSERT OR REPLACE INTO "{table}" ({columns}) VALUES ({marks})'
-        target.executemany(sql, ([row[name] for name in names] for row in rows))
+Rows = dict[str, dict[tuple[Any, ...], None]]
+"""The rows of each table, in their order."""
+
+
+def rows(connection: sqlite3.Connection) -> Rows:
+    """All that a database holds."""
+    tables = connection.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    ).fetchall()
+    return {
+        name: dict.fromkeys(
+            tuple(row)
+            for row in connection.execute(
+                f"SELECT {', '.join(_columns(connection, name))} FROM {name}"
+            )
+        )
+        for (name,) in tables
+    }
+
+
+def carry_over(before: Rows, after: Rows, target: sqlite3.Connection) -> None:
+    """Do to another database what has changed from one state of rows to a later one.
+
+    Its other rows stay as they are. Within a transaction.
+    """
+    for table, left in after.items():
+        known, columns = before.get(table, {}), _columns(target, table)
+        same, marks = " AND ".join(f"{c} IS ?" for c in columns), ", ".join("?" * len(columns))
+        target.executemany(
+            f"DELETE FROM {table} WHERE {same}", [row for row in known if row not in left]
+        )
+        target.executemany(
+            f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES ({marks})",
+            [row for row in left if row not in known],
+        )
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
+    """The columns of a table, but for the number that each database gives its runs by itself."""
+    names = [str(column[1]) for column in connection.execute(f"PRAGMA table_info({table})")]
+    return [f'"{name}"' for name in names if (table, name) != ("runs", "seq")]

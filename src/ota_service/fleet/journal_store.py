@@ -3,128 +3,136 @@
 
 A write returns when the file has it (synchronous=FULL: a killed process or a power cut loses
 nothing). Where the file cannot be written (disk full, read-only, removed, another process's), a
-copy in memory takes its place, `problem` says so, and later writes try to bring all of it to the
-file again: an update is not stopped by its journal. A file that is damaged is set aside, and
+copy in memory takes its place, `problem` says so, and later writes try to bring to the file what
+it lacks: an update is not stopped by its journal. A file that is damaged is set aside, and
 `warning` says so.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, Self, TypeVar, cast
 
 from ota_service.errors import OtaError
 from ota_service.fleet import journal_schema
-from ota_service.fleet.journal_lock import FILE_MODE
-from ota_service.fleet.journal_rows import Record, SqlValue, Statement, from_row, upsert
+from ota_service.fleet.journal_lock import FILE_MODE, FolderLock
+from ota_service.fleet.journal_rows import AttemptRecord, Record, Run, SqlValue, to_sql
 
+FILE_NAME = "journal.sqlite3"
 RETRY_S = 5.0
 """How long writes leave a file alone that has just refused one."""
+
+BUSY_S = 20.0
+"""How long a write waits for another command's, which takes milliseconds."""
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _WRONG = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}
 """What is wrong with a statement, not with the disk."""
+_ALONE = "PRAGMA locking_mode = EXCLUSIVE"
+"""First of all: WAL then needs no shared memory, which a full disk could break."""
 _PRAGMAS = (
-    # Exclusive first: WAL then needs no shared memory, which a full disk could break.
-    "PRAGMA locking_mode = EXCLUSIVE",
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     "PRAGMA wal_autocheckpoint = 200",
     "PRAGMA journal_size_limit = 1048576",
 )
 
+Kind = TypeVar("Kind", bound=Record)
+Result = TypeVar("Result")
+Method = TypeVar("Method", bound=Callable[..., Any])
+
 
 class Store:
-    """One database; thread-safe. Whoever opens it holds the folder's lock.
-
-    refused: asked before each write, for why the file may not be touched now.
-    """
+    """The records in one file; thread-safe. lock: asked before each write whether it is ours."""
 
     def __init__(
         self,
-        path: Path,
+        lock: FolderLock,
         *,
         migrations: tuple[str, ...] = journal_schema.MIGRATIONS,
         retry_s: float = RETRY_S,
-        refused: Callable[[], OtaError | None] = lambda: None,
     ) -> None:
-        """Open the database at `path`, made if need be.
+        """Open the database, made if need be.
 
         No state of the disk makes it fail: see `problem` and `warning`. A wrong migration does.
         """
-        self.path = path
+        self.path = lock.folder / FILE_NAME
         self.warning: str | None = None
         self.problem: OtaError | None = None
+        self._lock = lock
         self._migrations = migrations
         self._retry_s = retry_s
-        self._refused = refused
         self._tried_s = -math.inf
         self._mutex = threading.RLock()
+        # Of the file that is open or was last; and what it held when memory took its place.
         self._inode = 0
+        self._in_file: journal_schema.Rows | None = None
         self._closed = False
         try:
             self._db = self._open_file()
         except (sqlite3.Error, OSError) as error:
             self._db = self._read_only_copy()
+            self._in_file = journal_schema.rows(self._db)
             self._failed(error)
 
-    def read(self, sql: str, parameters: Sequence[SqlValue] = ()) -> list[sqlite3.Row]:
+    # --- records
+
+    def get(self, kind: type[Kind], **where: SqlValue) -> Kind | None:
+        """The record that has these values."""
+        return next(iter(self.all(kind, **where)), None)
+
+    def all(self, kind: type[Kind], **where: SqlValue) -> list[Kind]:
+        """The records that have these values, the newest first where they have a `seq`."""
+        order = "seq DESC" if kind in (AttemptRecord, Run) else "1"
+        sql = f'SELECT * FROM "{kind.TABLE}"{_having(where)} ORDER BY {order}'
+        return [kind.from_row(row) for row in self.read(sql, *where.values())]
+
+    def put(self, record: Record) -> None:
+        """Store a record whole, in place of the one with the same keys."""
+        row = record.to_row()
+        names = ", ".join(f'"{name}"' for name in row)
+        action = ", ".join(f'"{n}" = excluded."{n}"' for n in row if n not in record.KEYS)
+        self.write(
+            f'INSERT INTO "{record.TABLE}" ({names}) VALUES ({", ".join("?" * len(row))}) '
+            f"ON CONFLICT ({', '.join(record.KEYS)}) DO UPDATE SET {action}",
+            *row.values(),
+        )
+
+    def drop(self, kind: type[Record], **where: SqlValue) -> None:
+        """Remove the records that have these values."""
+        self.write(f'DELETE FROM "{kind.TABLE}"{_having(where)}', *where.values())
+
+    def read(self, sql: str, *values: SqlValue) -> list[sqlite3.Row]:
         """The rows of a query."""
         with self._mutex:
-            try:
-                return self._db.execute(sql, parameters).fetchall()
-            except sqlite3.Error as error:
-                self._fall_back(error)
-                return self._db.execute(sql, parameters).fetchall()
+            if self._db.in_transaction:
+                return self._db.execute(sql, values).fetchall()
+            return self._or_in_memory(lambda: self._db.execute(sql, values).fetchall())
 
-    def read_one(self, sql: str, parameters: Sequence[SqlValue] = ()) -> sqlite3.Row | None:
-        """The first row of a query, if there is one."""
-        rows = self.read(sql, parameters)
-        return rows[0] if rows else None
+    def write(self, sql: str, *values: object) -> None:
+        """Carry a statement out; returns when the file has it, outside of any `whole`."""
+        self.whole(lambda: self._db.execute(sql, [to_sql(value) for value in values]))
 
-    def get(self, kind: type[Record], table: str, **where: SqlValue) -> Record | None:
-        """A record by its key."""
-        return next(iter(self.all(kind, table, "1", **where)), None)
-
-    def all(
-        self, kind: type[Record], table: str, order: str = "1", **where: SqlValue
-    ) -> list[Record]:
-        """The records that have these values."""
-        sql = f"SELECT * FROM {table}{_having(where)} ORDER BY {order}"
-        return [from_row(kind, row) for row in self.read(sql, tuple(where.values()))]
-
-    def put(self, table: str, record: object, *keys: str) -> None:
-        """Store a record whole, in place of the one with the same keys."""
-        self.write(upsert(table, record, *keys))
-
-    def drop(self, table: str, **where: SqlValue) -> None:
-        """Remove the records that have these values."""
-        self.write((f"DELETE FROM {table}{_having(where)}", tuple(where.values())))
-
-    def write(self, *statements: Statement) -> None:
-        """Carry statements out as one transaction; returns when the file has it.
+    def whole(self, work: Callable[[], Result]) -> Result:
+        """Do reads and writes as one transaction, within another one if need be.
 
         Raises sqlite3.Error only for statements that are wrong in themselves; nothing is then
         changed.
         """
         with self._mutex:
+            if self._db.in_transaction:
+                return work()
             self._find_file()
-            try:
-                self._carry_out(statements)
-            except sqlite3.Error as error:
-                self._fall_back(error)
-                self._carry_out(statements)
-
-    def exclusive(self) -> AbstractContextManager[object]:
-        """Keep others out between a read and the write that follows from it."""
-        return self._mutex
+            return self._or_in_memory(partial(self._transact, work))
 
     def retry(self) -> None:
         """Bring to the file what it lacks, now."""
@@ -133,40 +141,61 @@ class Store:
             self._find_file()
 
     def close(self) -> None:
-        """Bring to the file what it lacks, and close it; idempotent. Reads still work."""
+        """Bring to the file what it lacks, close it, and give the folder up; idempotent.
+
+        Memory goes on without it: a session may still have something to note.
+        """
         with self._mutex:
-            if self._closed:
-                return
-            self.retry()
-            copy = _connect(":memory:")
-            with contextlib.suppress(sqlite3.Error):
-                self._db.backup(copy)
-            self._db.close()
-            self._db, self._closed = copy, True
+            if not self._closed:
+                self.retry()
+                self._to_memory()
+                self._closed = True
+                self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # --- the file
 
-    def _carry_out(self, statements: Sequence[Statement]) -> None:
-        with _transaction(self._db):
-            for sql, parameters in statements:
-                self._db.execute(sql, parameters)
+    def _transact(self, work: Callable[[], Result]) -> Result:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            result = work()
+            self._db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise
+        return result
+
+    def _or_in_memory(self, work: Callable[[], Result]) -> Result:
+        """Where the file refuses it, in memory. Raises what is wrong with a statement."""
+        try:
+            return work()
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 1) & 0xFF
+            if self._in_file is not None or code in _WRONG:
+                raise
+            self._to_memory()
+            self._failed(error)
+            return work()
 
     def _find_file(self) -> None:
         """Before a write: is the file still ours and in place, or can it be had again?"""
         if self._closed:
             return
-        refused = self._refused()
+        refused = self._lock.refusal()
         if refused is not None:
             self._to_memory()
             self.problem = refused
+        elif self.problem is None and self._in_place():
             return
-        if self.problem is None and self._in_place():
-            return
-        if self.problem is None:
+        elif self.problem is None or time.monotonic() - self._tried_s >= self._retry_s:
             self._to_memory()
-        elif time.monotonic() - self._tried_s < self._retry_s:
-            return
-        self._come_back()
+            self._come_back()
 
     def _in_place(self) -> bool:
         """Whether the open file is still the one under its name: nobody removed the folder."""
@@ -177,35 +206,31 @@ class Store:
 
     def _to_memory(self) -> None:
         """Go on with a copy in memory."""
-        if not self._inode:
+        if self._in_file is not None:
             return
         copy = _connect(":memory:")
         with contextlib.suppress(sqlite3.Error):
             self._db.backup(copy)
         journal_schema.migrate(copy, self._migrations)
+        self._in_file = journal_schema.rows(copy) if self._in_place() else {}
         with contextlib.suppress(sqlite3.Error):
             self._db.close()
-        self._db, self._inode = copy, 0
-
-    def _fall_back(self, error: sqlite3.Error) -> None:
-        """The file refused something: go on in memory. Raises what is wrong with a statement."""
-        if not self._inode or getattr(error, "sqlite_errorcode", 1) & 0xFF in _WRONG:
-            raise error
-        self._to_memory()
-        self._failed(error)
+        self._db = copy
 
     def _come_back(self) -> None:
-        """Bring everything to the file, with what another process has left in it meanwhile."""
-        memory = self._db
+        """Bring to the file what it lacks: what was changed in memory, or all where the file is
+        another one. What other processes have left in it meanwhile stays."""
+        memory, inode, before = self._db, self._inode, self._in_file or {}
         try:
             self._db = self._open_file()
-            with _transaction(self._db):
-                journal_schema.merge(memory, self._db)
+            known = before if self._inode == inode else {}
+            after = journal_schema.rows(memory)
+            self._transact(partial(journal_schema.carry_over, known, after, self._db))
         except (sqlite3.Error, OSError) as error:
             if self._db is not memory:
                 with contextlib.suppress(sqlite3.Error):
                     self._db.close()
-            self._db, self._inode = memory, 0
+            self._db, self._inode, self._in_file = memory, inode, before
             self._failed(error)
             return
         memory.close()
@@ -226,42 +251,48 @@ class Store:
                 os.close(fd)
             file = _connect(self.path)
             try:
-                for pragma in _PRAGMAS:
-                    file.execute(pragma).fetchone()
-                report = str(file.execute("PRAGMA quick_check(1)").fetchone()[0])
-                found = journal_schema.version(file)
-                if report == "ok" and found <= len(self._migrations):
-                    journal_schema.migrate(file, self._migrations)
-                    self._inode = inode
-                    return file
-                file.close()
-                if report != "ok":
-                    self._set_aside("damaged", f"is damaged ({report.splitlines()[-1]})")
-                else:
-                    self._set_aside("newer", f"is of a newer version ({found}) of this program")
+                wrong = self._checked(file)
             except sqlite3.Error as error:
                 file.close()
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
                     raise
-                self._set_aside("damaged", f"is damaged ({error})")
+                wrong = ("damaged", f"is damaged ({error})")
+            if wrong is None:
+                self._inode, self._in_file = inode, None
+                return file
+            file.close()
+            self._set_aside(*wrong)
         raise sqlite3.OperationalError("the file could not be opened")
+
+    def _checked(self, file: sqlite3.Connection) -> tuple[str, str] | None:
+        """Make a file ready for use; a word and the reason where it cannot be used."""
+        for pragma in _PRAGMAS if self._lock.shared else (_ALONE, *_PRAGMAS):
+            file.execute(pragma).fetchone()
+        report = str(file.execute("PRAGMA quick_check(1)").fetchone()[0])
+        if report != "ok":
+            return "damaged", f"is damaged ({report.splitlines()[-1]})"
+        found = journal_schema.version(file)
+        if found > len(self._migrations):
+            return "newer", f"is of a newer version ({found}) of this program"
+        journal_schema.migrate(file, self._migrations)
+        return None
 
     def _read_only_copy(self) -> sqlite3.Connection:
         """A copy in memory of a file that can only be read; empty where there is none."""
         memory = _connect(":memory:")
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(sqlite3.Error, OSError):
             readable = _connect(f"{self.path.absolute().as_uri()}?immutable=1", uri=True)
             with contextlib.closing(readable):
                 readable.execute("PRAGMA quick_check").fetchone()
                 if journal_schema.version(readable) <= len(self._migrations):
                     readable.backup(memory)
+                    self._inode = os.stat(self.path).st_ino
         journal_schema.migrate(memory, self._migrations)
         return memory
 
     def _set_aside(self, word: str, reason: str) -> None:
         """Rename the file and its WAL. Raises OSError."""
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        stem = f"{self.path.stem}.{word}-{stamp}"
+        stem = f"{self.path.stem}.{word}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
         aside = self.path.with_name(f"{stem}.sqlite3")
         number = 0
         while aside.exists():
@@ -292,24 +323,24 @@ class Store:
         )
 
 
-def _having(where: Mapping[str, SqlValue]) -> str:
+def whole(method: Method) -> Method:
+    """Make what a store's method reads and writes one transaction."""
+
+    @functools.wraps(method)
+    def as_one(self: Store, *args: Any, **kwargs: Any) -> Any:
+        return self.whole(partial(method, self, *args, **kwargs))
+
+    return cast(Method, as_one)
+
+
+def _having(where: dict[str, SqlValue]) -> str:
     """A condition; names are ours, values are bound."""
-    return " WHERE " + " AND ".join(f"{name} IS ?" for name in where) if where else ""
+    return " WHERE " + " AND ".join(f'"{name}" IS ?' for name in where) if where else ""
 
 
 def _connect(where: Path | str, *, uri: bool = False) -> sqlite3.Connection:
-    connection = sqlite3.connect(where, isolation_level=None, check_same_thread=False, uri=uri)
+    connection = sqlite3.connect(
+        where, timeout=BUSY_S, isolation_level=None, check_same_thread=False, uri=uri
+    )
     connection.row_factory = sqlite3.Row
     return connection
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        raise

@@ -6,23 +6,29 @@ Blocks; called in threads. The journal's own words are kept out of the run and t
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
-from ota_service.errors import OtaError
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import Journal
 from ota_service.fleet.journal_rows import (
-    AttemptRecord,
     BoardRecord,
+    BridgeRecord,
+    LineRecord,
+    NameRecord,
+    NotOursRecord,
     PendingRecord,
+    PortRecord,
     SlotRecord,
+    SpeedRecord,
 )
-from ota_service.formats.image import AppDescriptor
-from ota_service.formats.partitions import Partition
+from ota_service.formats.image import AppImage
 from ota_service.link.ports import PortInfo
 from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.flash_merged import FlashOutcome
-from ota_service.update.inspect import Inspection
+from ota_service.update.inspect import App, Inspection
 from ota_service.update.session import Awaited, Image, Outcome
 
 _ELSEWHERE = "/elsewhere"
@@ -39,27 +45,40 @@ class Memory:
 
     def board_named(self, name: str, port: str | None) -> BoardRecord | None:
         """What was last seen on the board that this configured port, or else name, stands for."""
-        known = self.journal.known_port(port) if port is not None else None
-        mac = known.mac if known is not None else self.journal.mac_of(self.service, name)
-        record = self.journal.board(mac) if mac is not None else None
+        journal = self.journal
+        known: PortRecord | NameRecord | None = journal.get(PortRecord, port=port)
+        at_port = known is not None
+        known = known or journal.get(NameRecord, service=self.service, name=name)
+        record = journal.board(known.mac) if known is not None else None
         elsewhere = record is not None and record.port not in (None, port)
-        return None if elsewhere and known is None else record
+        return None if elsewhere and not at_port else record
 
     def board_at(self, info: PortInfo) -> BoardRecord | None:
         """The board that was last seen at this port, if the same USB device is there."""
-        record = self.journal.board_at(info.place)
-        if record is None or record.usb_serial != info.serial_number:
-            return None
-        return record
+        journal = self.journal
+        record = journal.get(BoardRecord, port=info.place)
+        record = record or journal.get(BoardRecord, usb_location=info.place)
+        same = record is not None and record.usb_serial == info.serial_number
+        return record if same else None
 
     def is_our_bridge(self, info: PortInfo) -> bool:
         """Whether a person has had this bridge opened before, and a board answered."""
-        return self.journal.known_bridge(info.place, info.identity) is not None
+        found = self.journal.get(BridgeRecord, place=info.place, identity=info.identity)
+        return found is not None
 
-    def learn_place(self, name: str, port: str, info: PortInfo | None, mac: str) -> None:
-        """A board answered at a port."""
+    def not_ours(self, info: PortInfo) -> NotOursRecord | None:
+        """Why what is attached at a place is left alone, until `release`; None: it is not."""
+        return self.journal.get(NotOursRecord, place=info.place)
+
+    def mark_not_ours(self, info: PortInfo, reason: str, mac: str | None) -> None:
+        """Leave what is attached at a place alone, until `release`."""
+        self.journal.put(NotOursRecord(info.place, reason, mac, utc_now()))
+
+    def learn_place(self, name: str | None, port: str, info: PortInfo | None, mac: str) -> None:
+        """A board answered at a port. name: as a service has it."""
         journal = self.journal
-        journal.learn_name(self.service, name, mac)
+        if name is not None:
+            journal.put(NameRecord(self.service, name, mac))
         journal.update_board(
             mac,
             port=port,
@@ -68,31 +87,42 @@ class Memory:
             seen_at=utc_now(),
         )
         if info is not None and info.bridge is not None:
-            journal.remember_bridge(info.place, info.identity, mac)
+            journal.put(BridgeRecord(info.place, info.identity, mac, utc_now()))
+
+    # --- what lines hold
+
+    def carried_baud(self, mac: str, port: str) -> int | None:
+        """A speed at which a port carried a whole slot to a board without an error."""
+        found = self.journal.get(LineRecord, mac=mac, port=port)
+        return found.baud if found is not None else None
+
+    def carried(self, mac: str, port: str, baud: int) -> None:
+        """Note it; 0: there were errors, so that nothing is known any more."""
+        if baud:
+            self.journal.put(LineRecord(mac, port, baud))
+        else:
+            self.journal.drop(LineRecord, mac=mac)
+
+    def fallback_baud(self, port: str) -> int | None:
+        """The speed that a port has fallen back to; `release` forgets it."""
+        found = self.journal.get(SpeedRecord, port=port)
+        return found.baud if found is not None else None
+
+    def fell_back(self, port: str, baud: int) -> None:
+        """Note the speed that a port has fallen back to."""
+        self.journal.put(SpeedRecord(port, baud))
 
     # --- what is on them
 
-    def is_as_read(self, record: BoardRecord) -> bool:
-        """Whether a board's stored version is still what was read of it last: no attempt at any
-        target was begun since then that did not end well."""
-        latest = self._latest_attempt(record.mac)
-        if latest is None or (latest.open_since is None and latest.code is None):
-            return True
-        read, tried = record.version_read_at, latest.updated_at
-        return latest.open_since is None and bool(read and tried and read >= tried)
-
-    def _latest_attempt(self, mac: str) -> AttemptRecord | None:
-        return next(iter(self.journal.attempts(mac)), None)
-
-    def facts(self, mac: str, target: str) -> BoardFacts:
-        """What a plan for this board may depend on."""
+    def facts(self, mac: str, target: str, port: str | None = None) -> BoardFacts:
+        """What a plan for this board may depend on. port: where it is, if a session has it."""
         record = self.journal.board(mac)
         attempt = self.journal.attempt(mac, target)
-        latest = self._latest_attempt(mac) or attempt
+        latest = next(iter(self.journal.attempts(mac)), attempt)
         slots = {
-            name: SlotFact(slot.size_bytes, slot.md5, slot.version, slot.project, slot.app_version)
-            for name, slot in self.journal.slots(mac).items()
-            if slot.seen_running_at is not None
+            s.slot: SlotFact(s.size_bytes, s.md5, s.version, s.project, s.app_version)
+            for s in self.journal.all(SlotRecord, mac=mac)
+            if s.seen_running_at is not None
         }
         return BoardFacts(
             slots=slots,
@@ -101,60 +131,47 @@ class Memory:
             interrupted=latest.target != target
             and latest.state in ("none", "set_aside")
             and (latest.open_since is not None or latest.failed > 0),
+            carried_baud=self.carried_baud(mac, port) if port is not None else None,
         )
 
     def saw(self, found: Inspection) -> None:
         """A board was looked at."""
-        mac = found.chip.mac
-        app = found.running_app
-        about = app.descriptor if app is not None else None
+        read = found.nvs is not None
         self.journal.update_board(
-            mac,
+            found.chip.mac,
             chip=found.chip.name,
             flash_bytes=found.chip.flash_bytes,
-            version=found.version if found.nvs is not None else None,
-            version_read_at=utc_now() if found.nvs is not None else None,
-            project=about.project if about is not None else None,
-            app_version=about.version if about is not None else None,
+            version=found.version if read else None,
+            version_read_at=utc_now() if read else None,
+            **_names(found.running_app),
         )
 
     def runs(
-        self, mac: str, slot: Partition, about: AppDescriptor | None, *, version: str | None,
+        self, mac: str, slot: str, app: AppImage | App | None, *, version: str | None,
         size_bytes: int, md5: str, sha256: str | None = None,
     ) -> None:  # fmt: skip
         """A slot's content was seen running: evidence for the next time."""
         moment = utc_now()
-        self.journal.record_slot(
-            SlotRecord(
-                mac,
-                slot.name,
-                md5,
-                size_bytes,
-                sha256=sha256,
-                version=version,
-                project=about.project if about is not None else None,
-                app_version=about.version if about is not None else None,
-                installed_at=moment,
-                seen_running_at=moment,
-            )
-        )
+        seen = SlotRecord(
+            mac, slot, md5, size_bytes, sha256, version, installed_at=moment,
+            seen_running_at=moment, **_names(app),
+        )  # fmt: skip
+        self.journal.put(seen)
 
     def succeeded(self, outcome: Outcome, image: Image | None, target: str) -> None:
         """A board came to its target, seen or at least not seen to fail."""
         found, slot = outcome.found, outcome.slot
         assert found is not None
         assert slot is not None
-        mac = found.chip.mac
-        journal = self.journal
+        mac, journal = found.chip.mac, self.journal
         if image is not None and outcome.confirmed is not None:
-            about, size_bytes = image.parsed.descriptor, len(image.data)
             self.runs(
-                mac, slot, about, version=outcome.version, size_bytes=size_bytes, md5=image.md5,
-                sha256=image.sha256,
+                mac, slot.name, image.parsed, version=outcome.version, size_bytes=len(image.data),
+                md5=image.md5, sha256=image.sha256,
             )  # fmt: skip
             if outcome.confirmed:
                 journal.confirm_firmware(image.sha256)
-            journal.update_board(mac, project=about.project, app_version=about.version)
+            journal.update_board(mac, **_names(image.parsed))
         journal.update_board(
             mac,
             slot=slot.name,
@@ -172,28 +189,27 @@ class Memory:
         """
         found = outcome.found
         assert found is not None
-        mac = found.chip.mac
-        changes: dict[str, str | datetime] = {"version_read_at": utc_now()}
-        if outcome.version is not None:
-            changes["version"] = outcome.version
-        if outcome.slot is not None:
-            changes["slot"] = outcome.slot.name
-        self.journal.update_board(mac, **changes)
-        error = outcome.error
-        code, message = (error.code, error.message) if error is not None else (None, None)
-        self.journal.clear_pending(mac)
+        mac, journal = found.chip.mac, self.journal
+        slot = outcome.slot.name if outcome.slot is not None else None
+        seen = {"version": outcome.version, "slot": slot}
+        known = {name: value for name, value in seen.items() if value is not None}
+        journal.update_board(mac, version_read_at=utc_now(), **known)
+        journal.clear_pending(mac)
         if held:
             why = "rolled back by a person"
-            self.journal.set_attempt_state(mac, target, "held", code="cancelled", message=why)
+            journal.set_attempt_state(mac, target, "held", code="cancelled", message=why)
             return
-        self.journal.end_attempt(mac, target, succeeded=False, code=code, message=message)
-        self.journal.set_attempt_state(mac, target, "rolled_back", code=code, message=message)
+        error = outcome.error
+        code, message = (error.code, error.message) if error is not None else (None, None)
+        journal.end_attempt(mac, target, succeeded=False, code=code, message=message)
+        journal.set_attempt_state(mac, target, "rolled_back", code=code, message=message)
 
-    def unjudged(self, outcome: Outcome, error: OtaError, target: str) -> None:
+    def unjudged(self, outcome: Outcome, target: str) -> None:
         """A board's start was watched, and nothing that was seen speaks for or against the
         firmware: the next look watches it again."""
-        found = outcome.found
+        found, error = outcome.found, outcome.error
         assert found is not None
+        assert error is not None
         mac = found.chip.mac
         self.journal.update_board(mac, version=outcome.version, version_read_at=utc_now())
         if error.code == "brown-out":
@@ -204,24 +220,21 @@ class Memory:
 
     def flashing(self, mac: str) -> None:
         """A board's whole flash is being replaced: what was known of its slots is void."""
-        self.journal.forget_slots(mac)
+        self.journal.drop(SlotRecord, mac=mac)
         self.journal.clear_pending(mac)
 
     def flashed(self, outcome: FlashOutcome) -> None:
         """A board's whole flash was replaced."""
-        mac, app = outcome.chip.mac, outcome.file.app
-        self.flashing(mac)
-        about = app.descriptor if app is not None else None
+        self.flashing(outcome.chip.mac)
         self.journal.update_board(
-            mac,
+            outcome.chip.mac,
             chip=outcome.chip.name,
             flash_bytes=outcome.chip.flash_bytes,
             slot=outcome.file.booted.name,
             version=outcome.version,
             version_read_at=utc_now(),
-            project=about.project if about is not None else "",
-            app_version=about.version if about is not None else "",
             confirmed=outcome.confirmed,
+            **_names(outcome.file.app),
         )
 
     # --- attempts
@@ -247,26 +260,49 @@ class Memory:
         record = self.journal.pending(mac) if mac is not None else None
         if record is None:
             return None
-        left_s = (record.until - utc_now()).total_seconds()
-        # A clock that was set back must not make it wait for ever.
-        most_s = (record.until - record.since).total_seconds()
-        return Awaited(record.slot, record.previous_version), min(max(0.0, left_s), most_s)
+        awaited = Awaited(record.slot, record.previous_version, record.power_failed)
+        return awaited, _left_s(record)
 
     def awaits(
         self, mac: str, target: str, *, version: str, slot: str, seconds: float,
-        previous_slot: str | None, previous_version: str | None,
+        previous_version: str | None,
     ) -> None:  # fmt: skip
         """A board is left alone until its app had time to confirm itself."""
-        moment = utc_now()
-        self.journal.set_pending(
-            PendingRecord(
-                mac,
-                target,
-                version,
-                slot,
-                moment,
-                moment + timedelta(seconds=seconds),
-                previous_slot,
-                previous_version,
-            )
-        )
+        moment, (boot, up_s) = utc_now(), uptime()
+        until = moment + timedelta(seconds=seconds)
+        record = PendingRecord(
+            mac, target, version, slot, moment, until, previous_version, boot=boot,
+            up_until_s=up_s + seconds,
+        )  # fmt: skip
+        self.journal.put(record)
+
+    def power_failed(self, mac: str) -> None:
+        """The power of a board failed while it was left alone: not its firmware's fault."""
+        self.journal.write("UPDATE pending SET power_failed = 1 WHERE mac = ?", mac)
+
+
+def _names(app: AppImage | App | None) -> dict[str, Any]:
+    """What an app calls itself, by the names of columns."""
+    about = app.descriptor if app is not None else None
+    if about is None:
+        return {"project": None, "app_version": None}
+    return {"project": about.project, "app_version": about.version}
+
+
+def uptime() -> tuple[str | None, float]:
+    """Which start of the machine this is, and for how many seconds it has been up."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        return boot, time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (OSError, AttributeError):
+        return None, 0.0
+
+
+def _left_s(record: PendingRecord) -> float:
+    """How long a board is still left alone: all of its time where the machine was started anew,
+    since its clock may show anything then."""
+    boot, up_s = uptime()
+    whole_s = (record.until - record.since).total_seconds()
+    if boot is None or record.boot != boot or record.up_until_s is None:
+        return whole_s
+    return min(max(0.0, record.up_until_s - up_s), whole_s)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
+from ota_service.fleet.board_state import BoardState, iso
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Event, Permits, Spared
 from ota_service.update.flash_plan import MergedFile
@@ -97,3 +98,27 @@ class Message:
 
 Fact = Callable[["Sight"], None]
 """What a session tells, or the service knows: something for the board's picture to take in."""
+
+
+# --- what is replied where a board was not looked at
+
+
+def refusal(purpose: str, error: OtaError) -> dict[str, Any]:
+    """The reply where a board could not be had."""
+    if purpose == "plan":
+        return {"action": "refuse", "reason": error.message, "code": error.code}
+    return {"error": error.to_dict()}
+
+
+def last_reply(
+    purpose: str, about: BoardState, error: OtaError, plan: Plan | None
+) -> dict[str, Any]:
+    """The reply where a board may not be touched now: what is known, and why not."""
+    if purpose == "plan" and plan is not None:
+        return dict(plan.to_dict())
+    reply = refusal(purpose, error)
+    if purpose == "version" and about.version is not None:
+        reply["version"] = about.version
+        if about.version_read_at is not None:
+            reply["version_read_at"] = iso(about.version_read_at)
+    return reply

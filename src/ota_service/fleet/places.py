@@ -7,14 +7,16 @@ attached to it, and a usual serial bridge may belong to a lidar or a motor contr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import utc_now
+from ota_service.fleet.journal_rows import PortRecord
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.settings import BoardEntry
+from ota_service.link.ownership import duplicate
 from ota_service.link.ports import PortInfo, describe, exists, find_mac, is_url, shown
 
 Kind = Literal["here", "absent", "candidate", "not_ours", "wrong_board"]
@@ -49,7 +51,7 @@ def _at_port(name: str, port: str, memory: Memory) -> Place:
         error = OtaError("port-missing", f"The port {shown(port)} does not exist.", board=name)
         return Place(name, "absent", port, error=error)
     info = describe(port)
-    known = memory.journal.known_port(port)
+    known = memory.journal.get(PortRecord, port=port)
     if known is not None and known.wrong_board is not None:
         return Place(name, "wrong_board", port, info, error=_wrong(name, known.wrong_board))
     if known is not None and info is not None:
@@ -86,43 +88,63 @@ def _of_mac(name: str, mac: str, infos: list[PortInfo], memory: Memory) -> Place
     return Place(name, "absent", mac=mac, error=error)
 
 
+def without_twins(places: list[Place], memory: Memory) -> list[Place]:
+    """Leave one board closed under all of its names but one, as far as that is known beforehand.
+
+    The one is that at whose port it was seen last, so that no other one writes it in turn.
+    """
+    by_mac: dict[str, list[Place]] = {}
+    for place in places:
+        if place.kind == "here" and place.mac is not None:
+            by_mac.setdefault(place.mac, []).append(place)
+    closed: dict[str, OtaError] = {}
+    for mac, same in by_mac.items():
+        if len(same) > 1:
+            record = memory.journal.board(mac)
+            seen_at = record.port if record is not None else None
+            one = next((place for place in same if place.port == seen_at), same[0])
+            others = [place.name for place in same if place is not one]
+            closed |= {name: duplicate(one.name, name, mac) for name in others}
+    return [
+        replace(place, kind="wrong_board", error=closed[place.name])
+        if place.name in closed
+        else place
+        for place in places
+    ]
+
+
 def place_found(
     infos: Iterable[PortInfo],
     memory: Memory,
     *,
     by_person: bool,
-    taken: Mapping[str, str],
     probe: bool = False,
     other_project: bool = False,
 ) -> list[Place]:
-    """The boards of a service without `boards`.
+    """The boards of a service without `boards`, at ports that no other service has.
 
     by_person: a person called update, which may open generic bridges for the first time.
     probe: and any other serial port as well. other_project: also boards that were found not to be
-    ours. taken: ports (canonical) that belong to other
-    services, with their names.
+    ours.
     """
     places = []
     for info in infos:
-        if info.device in taken:
-            continue
         record = memory.board_at(info)
-        name = record.mac if record is not None else info.mac or info.device
         mac = record.mac if record is not None else info.mac
-        other = None if other_project else memory.journal.not_ours(info.place)
+        name = mac or info.device
+        other = None if other_project else memory.not_ours(info)
         if other is not None:
             error = OtaError("other-project", other.reason, board=name)
             places.append(Place(name, "not_ours", info.device, info, mac, error))
-        elif (
-            info.native
-            or probe
-            or memory.is_our_bridge(info)
-            or (by_person and info.bridge is not None)
-        ):
+        elif probe or _may_be_opened(info, memory, by_person):
             places.append(Place(name, "here", info.device, info, mac))
         elif info.bridge is not None:
             places.append(Place(name, "candidate", info.device, info, mac))
     return places
+
+
+def _may_be_opened(info: PortInfo, memory: Memory, by_person: bool) -> bool:
+    return info.native or memory.is_our_bridge(info) or (by_person and info.bridge is not None)
 
 
 def stands_in(place: Place, memory: Memory, version: str) -> bool:

@@ -22,17 +22,9 @@ from ota_service.fleet.journal_rows import AttemptRecord
 from ota_service.fleet.settings import Override
 
 State = Literal[
-    "rest",
-    "fetching",
-    "queued",
-    "held",
-    "pausing",
-    "confirming",
-    "updating",
-    "reading",
-    "rewriting",
-    "stopping",
-]
+    "rest", "fetching", "queued", "held", "pausing", "confirming",
+    "updating", "reading", "rewriting", "stopping",
+]  # fmt: skip
 """What a board's task is at.
 
 rest: nothing is asked of the board. Five waits of an update: fetching (for its firmware), queued
@@ -44,39 +36,15 @@ bootable).
 
 Event = Literal[
     # orders
-    "update",
-    "more",
-    "other",
-    "read",
-    "plan",
-    "rollback",
-    "flash",
-    "missing",
-    "spared",
-    "release",
-    "cancel",
-    "retarget",
-    "end",
-    "later",
+    "update", "more", "other", "read", "plan", "rollback", "flash", "missing", "spared",
+    "release", "cancel", "retarget", "end", "later",
     # a wait is over
-    "firmware",
-    "no-firmware",
-    "turn",
-    "stopped",
-    "free",
-    "time",
+    "firmware", "no-firmware", "turn", "stopped", "free", "time",
     # a session is over, or the way to one
-    "done",
-    "failed",
-    "used-up",
-    "again",
-    "hindered",
-    "awaits",
-    "cancelled",
+    "done", "failed", "used-up", "again", "hindered", "awaits", "cancelled",
     # the port
-    "gone",
-    "came",
-]
+    "gone", "came",
+]  # fmt: skip
 """What happens to a board's task.
 
 Orders: update (more: it permits what the one under way does not; other: it has another target),
@@ -88,37 +56,11 @@ port said no), awaits (the app has to confirm itself), cancelled.
 """
 
 Action = Literal[
-    "nothing",
-    "answer_missing",
-    "answer_spared",
-    "answer_last",
-    "answer_plan",
-    "ask",
-    "ask_turn",
-    "carry_out",
-    "drop",
-    "drop_line",
-    "fetch",
-    "finish",
-    "go_on",
-    "hold",
-    "join",
-    "leave_alone",
-    "line_up",
-    "look",
-    "pause",
-    "release",
-    "refuse_rollback",
-    "reply",
-    "retarget",
-    "rewrite",
-    "set_aside",
-    "show_came",
-    "show_gone",
-    "stop_line",
-    "stop_session",
-    "without_firmware",
-]
+    "nothing", "answer_missing", "answer_spared", "answer_last", "answer_plan", "ask", "ask_turn",
+    "carry_out", "drop", "drop_line", "fetch", "finish", "go_on", "hold", "join", "leave_alone",
+    "line_up", "look", "pause", "release", "refuse_rollback", "reply", "retarget", "rewrite",
+    "set_aside", "show_came", "show_gone", "stop_line", "stop_session", "without_firmware",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +75,9 @@ class Row:
 STATES: tuple[State, ...] = get_args(State)
 WAITS: tuple[State, ...] = ("fetching", "queued", "held", "pausing", "confirming")
 SESSIONS: tuple[State, ...] = ("updating", "reading", "rewriting", "stopping")
-ENDS: tuple[Event, ...] = (
-    *("done", "failed", "used-up", "again", "hindered", "awaits", "cancelled"),
-)  # fmt: skip
+ENDS: tuple[Event, ...] = get_args(
+    Literal["done", "failed", "used-up", "again", "hindered", "awaits", "cancelled"]
+)
 
 _Rows = tuple[tuple[tuple[State, ...], tuple[Event, ...], State | None, Action, str], ...]
 

@@ -18,8 +18,7 @@ from ota_service.link.serial_port import ROM_BAUD
 from ota_service.update import session
 from ota_service.update.facts import BoardFacts
 from ota_service.update.inspect import Inspection
-from ota_service.update.plan import Plan
-from ota_service.update.session import Job, Phase
+from ota_service.update.session import Job
 
 LOGGER = logging.getLogger("ota_service.module")
 
@@ -29,7 +28,7 @@ ANSWER_TIMEOUT_S = 3.0
 
 
 class _Quiet:
-    """Implements `board.session.Hooks` for a look that nobody follows."""
+    """Implements `session.Hooks` for a look of which nothing but the outcome is wanted."""
 
     def __init__(self, port: str, given_up: threading.Event) -> None:
         self.answered = False
@@ -41,18 +40,6 @@ class _Quiet:
         self.answered = True
         return BoardFacts()
 
-    def inspected(self, found: Inspection) -> None:
-        """The outcome has it."""
-
-    def planned(self, made: Plan) -> None:
-        """Nothing is planned."""
-
-    def phase(self, name: Phase) -> None:
-        """Nobody follows it."""
-
-    def progress(self, bytes_done: int, bytes_total: int) -> None:
-        """Nothing is sent."""
-
     def restarting(self, reason: str) -> None:
         """Why a board is restarted must stand in the log."""
         LOGGER.info("%s: restarted %s", self._port, reason)
@@ -61,12 +48,11 @@ class _Quiet:
         """Whether the caller has gone."""
         return self._given_up.is_set()
 
-    def carried(self, baud: int) -> None:
-        """Nothing is kept of it."""
+    def _nothing(self, *_: object, **__: object) -> None:
+        """Nobody follows it."""
 
-    def stopping(self) -> bool:
-        """The same: no boot is watched."""
-        return self._given_up.is_set()
+    stopping = cancelled
+    inspected = planned = phase = progress = carried = _nothing
 
 
 def probe(port: str, owner: str, given_up: threading.Event) -> Inspection:

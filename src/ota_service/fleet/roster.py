@@ -4,33 +4,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from ota_service.firmware.target import Target
 from ota_service.fleet import policy
 from ota_service.fleet.around import Around
+from ota_service.fleet.attempt import mac_at
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
-from ota_service.fleet.journal_rows import AttemptRecord
-from ota_service.fleet.places import Place, place_entry, place_found, stands_in
-from ota_service.fleet.sessions import mac_at
+from ota_service.fleet.places import Place, place_entry, place_found, without_twins
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.fleet.sight import Sight
 from ota_service.link.ownership import SERVICE_CLAIMS
 from ota_service.link.ports import PortInfo, canonical, list_ports
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A board of a run, and where it is. record: how it fared with its target; None where no MAC
-    is known. as_last_read: the journal proves that it has the version."""
-
-    board: Board
-    place: Place
-    record: AttemptRecord | None = None
-    as_last_read: bool = False
 
 
 class Roster:
@@ -85,10 +72,10 @@ class Roster:
 
     async def find(
         self, names: Sequence[str] | None, permits: policy.Permits, *, probe: bool, by_person: bool
-    ) -> list[Found]:
+    ) -> dict[Board, Place]:
         """Where the boards of a run are; opens no port but what `probe` opens."""
         places = await asyncio.to_thread(self.places, permits, by_person=by_person, probe=probe)
-        found = []
+        found = {}
         for place in places:
             board = self.of(place) or self._new(place)
             meant = names is None or any(
@@ -96,10 +83,10 @@ class Roster:
                 for name in names
             )
             if meant:
-                found.append(Found(board, place))
+                found[board] = place
         if probe:
-            found = await self._probe(found)
-        return await self._around.journaled(lambda: [self._with_record(one) for one in found])
+            found |= await self._probe(found)
+        return found
 
     def places(
         self, permits: policy.Permits, *, by_person: bool = False, probe: bool = False
@@ -108,17 +95,14 @@ class Roster:
         settings, memory = self._around.settings, self._around.memory
         infos = list_ports()
         if settings.boards is not None:
-            return [place_entry(entry, infos, memory) for entry in settings.boards]
-        taken = {
-            info.device: owner
-            for info in infos
-            if (owner := SERVICE_CLAIMS.owner(info.device)) not in (None, settings.service)
-        }
+            return without_twins(
+                [place_entry(entry, infos, memory) for entry in settings.boards], memory
+            )
+        ours = (None, settings.service)
         return place_found(
-            infos,
+            [info for info in infos if SERVICE_CLAIMS.owner(info.device) in ours],
             memory,
             by_person=by_person,
-            taken=taken,
             probe=probe,
             other_project="other-project" in permits.override,
         )
@@ -128,25 +112,16 @@ class Roster:
         board = self.boards[place.name] = Board(place.name, None, target, self._around)
         return board
 
-    def _with_record(self, found: Found) -> Found:
-        place, board = found.place, found.board
-        if place.mac is None:
-            return found
-        record = self._around.memory.journal.attempt(place.mac, board.target.key)
-        as_read = stands_in(place, self._around.memory, board.target.version)
-        return Found(board, place, record, as_read)
-
-    async def _probe(self, found: list[Found]) -> list[Found]:
+    async def _probe(self, found: Mapping[Board, Place]) -> dict[Board, Place]:
         """Look for boards known by their MAC on ports that nothing but a person's word opens."""
         lost = {
-            entry.mac: index
-            for index, one in enumerate(found)
-            if (entry := one.board.shown.entry) is not None
-            and entry.mac is not None
-            and one.place.kind == "absent"
+            board.shown.entry.mac: board
+            for board, place in found.items()
+            if board.shown.entry is not None and place.kind == "absent"
         }
+        lost.pop(None, None)
         if not lost:
-            return found
+            return {}
         used = {canonical(b.shown.port) for b in self.boards.values() if b.shown.port is not None}
 
         def candidates() -> list[PortInfo]:
@@ -156,15 +131,14 @@ class Roster:
                 if info.device not in used and SERVICE_CLAIMS.owner(info.device) is None
             ]
 
+        again = {}
         for info in await asyncio.to_thread(candidates):
             mac = await asyncio.to_thread(mac_at, info.device, self._around.owner)
-            if mac is None or mac not in lost:
-                continue
-            board = found[lost[mac]].board
-            place = Place(board.shown.name, "here", info.device, info, mac)
-            found[lost[mac]] = Found(board, place)
-            self._around.log.info("%s: found at %s by probing", board.shown.name, info.device)
-        return found
+            board = lost.get(mac) if mac is not None else None
+            if board is not None:
+                again[board] = Place(board.shown.name, "here", info.device, info, mac)
+                self._around.log.info("%s: found at %s by probing", board.shown.name, info.device)
+        return again
 
     def renamed(self, about: BoardState, mac: str) -> None:
         """A board that is not in `boards` goes by its MAC once that is known."""

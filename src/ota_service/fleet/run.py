@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import iso, utc_now
-from ota_service.fleet.orders import Answer, FlashFile, Order, Purpose, Trigger
-from ota_service.fleet.policy import Permits, spared
-from ota_service.fleet.replies import refusal
+from ota_service.fleet.orders import Answer, FlashFile, Order, Purpose, Trigger, refusal
+from ota_service.fleet.places import Place, stands_in
+from ota_service.fleet.policy import Permits, Spared, spared
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
     from ota_service.fleet.engine import Engine
-    from ota_service.fleet.roster import Found
 
 RunOutcome = Literal["running", "succeeded", "partly", "failed", "cancelled"]
 
@@ -36,8 +35,8 @@ Result = TypeVar("Result")
 class Run:
     """A run and its orders.
 
-    names: the boards asked for; None: all. file: what `flash` writes, to be fetched. orders: by
-    the name that the board had. results: what reads, rollback and flash reply, by name.
+    names: the boards asked for; None: all. file: gets what `flash` writes. orders: by the name
+    that the board had. results: what reads, rollback and flash reply, by name.
     """
 
     trigger: Trigger
@@ -45,6 +44,7 @@ class Run:
     purpose: Purpose = "update"
     permits: Permits = field(default_factory=Permits)
     probe: bool = False
+    file: Callable[[], Awaitable[FlashFile]] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     started_at: datetime = field(default_factory=utc_now)
@@ -94,32 +94,32 @@ class Run:
 
     def covers(self, names: Sequence[str] | None, permits: Permits) -> bool:
         """Whether it is still doing, for each of these boards, all that is asked for."""
-        if self.purpose != "update" or self.done.is_set() or self._cancelled.is_set():
-            return False
-        if self.permits | permits != self.permits:
+        over = self.done.is_set() or self._cancelled.is_set()
+        if self.purpose != "update" or over or self.permits | permits != self.permits:
             return False
         if self.names is not None and (names is None or not set(names) <= set(self.names)):
             return False
-        if self.stage == "checking":
-            return True
+        return self.stage == "checking" or self._is_at(names)
+
+    def _is_at(self, names: Sequence[str] | None) -> bool:
+        """Whether any of these boards is still to be answered, and none for what is over."""
         asked = [
             (order, board)
             for order, board in self.orders.values()
             if names is None or board.shown.name in names
         ]
-        left = [order for order, board in asked if not order.answer.done()]
-        current = all(order.target.key == board.target.key for order, board in asked)
-        return current and bool(left) and not any(board.state == "stopping" for _, board in asked)
+        void = any(b.state == "stopping" or o.target.key != b.target.key for o, b in asked)
+        return not void and any(not order.answer.done() for order, _ in asked)
 
     def cancel(self) -> None:
         """What was not asked of any board yet is not asked any more."""
         self._cancelled.set()
 
-    async def go(self, engine: Engine, file: Coroutine[Any, Any, FlashFile] | None = None) -> None:
+    async def go(self, engine: Engine) -> None:
         """The whole run; never raises."""
         try:
             await engine.journaled(partial(self._journal_start, engine))
-            await self._go(engine, file)
+            await self._go(engine)
         except OtaError as error:
             self.error = error
             self.outcome = "cancelled" if error.code == "cancelled" else "failed"
@@ -128,8 +128,6 @@ class Run:
             self.error = OtaError("internal", f"{type(error).__name__}: {error}")
             self.outcome = "failed"
         finally:
-            if file is not None:
-                file.close()
             self.finished_at = utc_now()
             self.stage = "done"
             if self.outcome == "running":
@@ -140,44 +138,58 @@ class Run:
                 engine.log.exception("run %s: its end could not be noted", self.id)
             self.done.set()
 
-    async def _go(self, engine: Engine, file: Coroutine[Any, Any, FlashFile] | None) -> None:
+    async def _go(self, engine: Engine) -> None:
         found = await engine.roster.find(
             self.names, self.permits, probe=self.probe, by_person=self.by_person
         )
+        known = await engine.journaled(partial(self._recall, engine, found))
         why = f"{self.trigger}, {self.purpose}" if self.purpose != "update" else self.trigger
-        for one in found:
-            order = Order(self.purpose, one.board.target, one.place, why, self.permits)
-            if one.record is not None:
-                order.failed = one.record.failed
-                if self.purpose == "update":
-                    order.spared = spared(
-                        one.record,
-                        by_person=self.by_person,
-                        as_last_read=one.as_last_read,
-                        board=one.board.shown.name,
-                    )
-            self.orders[one.board.shown.name] = (order, one.board)
-        if file is not None:
-            await self._have_file(found, file)
+        for (board, place), (failed, why_not) in zip(found.items(), known, strict=True):
+            order = Order(
+                self.purpose, board.target, place, why, self.permits, failed=failed, spared=why_not
+            )
+            self.orders[board.shown.name] = (order, board)
+        if self.file is not None:
+            await self._have_file(list(found.values()), self.file)
         if self._cancelled.is_set():
             raise OtaError("cancelled")
         self.stage = "going"
         await asyncio.gather(*(self._one(engine, *pair) for pair in list(self.orders.values())))
-        nobody = all(one.place.kind in ("absent", "candidate") for one in found)
+        nobody = all(place.kind in ("absent", "candidate") for place in found.values())
         if self.purpose == "update" and nobody:
-            raise _nobody(found)
+            raise _nobody(found.values())
+
+    def _recall(
+        self, engine: Engine, found: Mapping[Board, Place]
+    ) -> list[tuple[int, Spared | None]]:
+        """How often each board failed with its target, and why it needs no session. In a thread."""
+        known: list[tuple[int, Spared | None]] = []
+        memory = engine.memory
+        for board, place in found.items():
+            if place.mac is None:
+                known.append((0, None))
+                continue
+            record = memory.journal.attempt(place.mac, board.target.key)
+            why_not = spared(
+                record,
+                by_person=self.by_person,
+                as_last_read=stands_in(place, memory, board.target.version),
+                board=board.shown.name,
+            )
+            known.append((record.failed, why_not if self.purpose == "update" else None))
+        return known
 
     async def _have_file(
-        self, found: Sequence[Found], file: Coroutine[Any, Any, FlashFile]
+        self, found: Sequence[Place], file: Callable[[], Awaitable[FlashFile]]
     ) -> None:
         """The Merged Binary, checked before any port is opened."""
         if len(found) != 1:
             raise OtaError("no-board", f"flash writes one board; {len(found)} were found.")
-        if found[0].place.kind != "here":
-            raise found[0].place.error or OtaError("no-board")
+        if found[0].kind != "here":
+            raise found[0].error or OtaError("no-board")
         self.stage = "downloading"
         ((order, _),) = self.orders.values()
-        order.file = await self._unless_cancelled(file)
+        order.file = await self._unless_cancelled(file())
 
     async def _unless_cancelled(self, work: Awaitable[Result]) -> Result:
         task = asyncio.ensure_future(work)
@@ -231,29 +243,29 @@ class Run:
         return answer.end == "stopped" or (self.purpose == "flash" and answer.error is not None)
 
     def _judge(self) -> RunOutcome:
-        answers = []
-        for order, board in self.orders.values():
-            answer = order.answer.result()
-            about = board.shown
-            found = self.purpose == "update" and about.entry is None
-            if found and about.state in ("candidate", "unrecognised"):
-                continue
-            good = order.report.get("outcome") == "up_to_date" or (
-                self.purpose != "update" and answer.end == "done"
-            )
-            answers.append((good, answer))
-        good = sum(good for good, _ in answers)
-        if answers and good == len(answers):
+        counted = [pair for pair in self.orders.values() if self._counts(pair[1])]
+        ends = [order.answer.result().end for order, _ in counted if not self._is_good(order)]
+        if counted and not ends:
             return "succeeded"
-        if answers and all(good or answer.end == "cancelled" for good, answer in answers):
+        if counted and set(ends) == {"cancelled"}:
             return "cancelled"
-        return "partly" if good else "failed"
+        return "partly" if len(ends) < len(counted) else "failed"
+
+    def _counts(self, board: Board) -> bool:
+        """Whether a board that was found by itself is one of ours."""
+        stranger = board.shown.state in ("candidate", "unrecognised")
+        return self.purpose != "update" or board.shown.entry is not None or not stranger
+
+    def _is_good(self, order: Order) -> bool:
+        if order.report.get("outcome") == "up_to_date":
+            return True
+        return self.purpose != "update" and order.answer.result().end == "done"
 
     # --- the journal; called in threads
 
     def _journal_start(self, engine: Engine) -> None:
         service = engine.settings.service
-        engine.memory.journal.start_run(service, self.trigger, dict(self.about), run_id=self.id)
+        engine.memory.journal.start_run(self.id, service, self.trigger, dict(self.about))
 
     def _journal_board(self, engine: Engine, order: Order, board: Board) -> None:
         report = {**order.report, "port": board.shown.port}
@@ -269,8 +281,8 @@ class Run:
         )
 
 
-def _nobody(found: Sequence[Found]) -> OtaError:
-    candidates = [str(one.place.port) for one in found if one.place.kind == "candidate"]
+def _nobody(found: Iterable[Place]) -> OtaError:
+    candidates = [str(place.port) for place in found if place.kind == "candidate"]
     if candidates:
         return OtaError(
             "no-board",

@@ -13,13 +13,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
 from ota_service.errors import OtaError
+from ota_service.firmware.urls import redact_url
 from ota_service.fleet.engine import Engine
-from ota_service.fleet.flash_file import flash_file, shown_file
 from ota_service.fleet.orders import Purpose
 from ota_service.fleet.policy import Permits
 from ota_service.fleet.run import Run
@@ -81,6 +81,8 @@ class FleetService:
             engine = Engine(settings, logger or logging.getLogger("ota_service.fleet"))
             await engine.open()
             _engines[name] = engine
+        elif logger is not None:
+            engine.log.logger = logger  # the new instance's, whose level is configured
         engine.restart_allowed = restart_allowed
         try:
             await engine.configure(settings, first=first)
@@ -159,18 +161,6 @@ class FleetService:
             await _wait(run, wait_s)
         return {"ok": True, "run": run.to_dict(), "joined": joined is not None}
 
-    async def do_version(self, **arguments: Any) -> dict[str, Any]:
-        """The tags that boards have stored."""
-        return await self._look("version", **arguments)
-
-    async def do_verify(self, **arguments: Any) -> dict[str, Any]:
-        """Whether boards run their target's image."""
-        return await self._look("verify", **arguments)
-
-    async def do_rollback(self, **arguments: Any) -> dict[str, Any]:
-        """Back to the other slot's firmware."""
-        return await self._look("rollback", **arguments)
-
     async def _look(
         self,
         purpose: Purpose,
@@ -180,6 +170,13 @@ class FleetService:
         _ = self._engine.memory
         run = self._engine.start(Run("command", self._names(boards), purpose))
         return await self._read(run, "boards", wait_s)
+
+    do_version = partialmethod(_look, "version")
+    """The tags that boards have stored."""
+    do_verify = partialmethod(_look, "verify")
+    """Whether boards run their target's image."""
+    do_rollback = partialmethod(_look, "rollback")
+    """Back to the other slot's firmware."""
 
     async def do_flash(
         self,
@@ -197,9 +194,10 @@ class FleetService:
         self._one_board(names, "flash", confirm)
         place = Path(path) if path is not None else url
         assert place is not None
-        about = {"purpose": "flash", "file": shown_file(place), "keep_nvs": keep_nvs}
-        run = Run("command", names, "flash", about=about)
-        engine.start(run, flash_file(place, confirm, keep_nvs, engine.firmwares.fetch))
+        shown = str(place) if isinstance(place, Path) else redact_url(place)
+        about = {"purpose": "flash", "file": shown, "keep_nvs": keep_nvs}
+        file = partial(engine.firmwares.merged, place, confirm, keep_nvs)
+        run = engine.start(Run("command", names, "flash", file=file, about=about))
         if await _wait(run, wait_s) and run.error is not None:
             raise run.error
         return {"ok": True, "run": run.to_dict(), "boards": dict(run.results)}

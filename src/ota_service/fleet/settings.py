@@ -41,7 +41,8 @@ class Settings:
     """One service's configuration. Names and defaults are the contract's attributes.
 
     boards: None where the attribute is not set (then boards are found by themselves).
-    state_dir: journal and history. cache_dir: downloads.
+    state_dir: journal and history; shares_state: with other processes that share it as well (a
+    command at a terminal, which has its boards by their ports). cache_dir: downloads.
     """
 
     service: str
@@ -62,4 +63,5 @@ class Settings:
     ca_file: str | None = None
     max_image_bytes: int = 16_777_216
     state_dir: Path = field(default_factory=Path)
+    shares_state: bool = False
     cache_dir: Path = field(default_factory=Path)

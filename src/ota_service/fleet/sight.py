@@ -17,12 +17,13 @@ from ota_service.fleet.board_state import BoardState, Progress, utc_now
 from ota_service.fleet.journal_rows import BoardRecord
 from ota_service.fleet.orders import Order
 from ota_service.fleet.places import Place
-from ota_service.fleet.replies import running_of
 from ota_service.fleet.settings import BoardEntry
+from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ownership import SERVICE_CLAIMS
 from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Plan
+from ota_service.update.session import Image
 
 _STEP_PERCENT = 25
 _LONG_PHASES = frozenset({"writing", "booting", "rolling_back"})
@@ -128,8 +129,8 @@ class Sight:
             self._logged_percent = percent - percent % _STEP_PERCENT
             self.log(logging.INFO, "%d %% written", self._logged_percent)
 
-    def remember(self, record: BoardRecord, as_read: bool) -> None:
-        """Show from the start what the journal has. as_read: nothing was done since it was read."""
+    def remember(self, record: BoardRecord) -> None:
+        """Show from the start what the journal has."""
         about = self.about
         about.mac, about.chip, about.flash_bytes = record.mac, record.chip, record.flash_bytes
         about.version, about.version_read_at = record.version, record.version_read_at
@@ -138,7 +139,7 @@ class Sight:
         about.running = {key: value for key, value in shown.items() if value is not None}
         if record.version is not None and record.version != self.target.version:
             about.state = "outdated"
-        elif record.version is not None and as_read:
+        elif record.version is not None and record.version_read_at is not None:
             about.state = "up_to_date"
 
     # --- what is concluded
@@ -201,3 +202,19 @@ class Sight:
         if about.state in ("set_aside", "rolled_back", "failed", "unrecognised"):
             about.error, about.attempts = None, 0
             about.state = policy.shown_when_released(about.version, self.target.version)
+
+
+def running_of(
+    found: Inspection | None, slot: Partition | None, new: Image | None = None
+) -> dict[str, str]:
+    """What runs, as the status shows it. new: the image that was put into the slot."""
+    if slot is None:
+        return {}
+    app = found.app(slot) if found is not None else None
+    about = app.descriptor if app is not None else None
+    if new is not None:
+        about = new.parsed.descriptor
+    shown = {"slot": slot.name}
+    if about is not None:
+        shown |= {"project": about.project, "app_version": about.version}
+    return shown

@@ -27,32 +27,29 @@ def overall(engine: Engine) -> Overall:
 
 def status_of(engine: Engine) -> dict[str, Any]:
     """The reply of the verb status and of `get_status`; what has no value is left out."""
-    target, firmwares = engine.settings.target, engine.firmwares
-    shown: dict[str, Any] = {"url": target.shown_url, "version": target.version}
-    if target.sha256 is not None:
-        shown["sha256"] = target.sha256
-    shown |= firmwares.about.get(target.key, {})
-    notice = firmwares.notices.get(target.key)
-    if notice is not None:
-        shown["notice"] = notice
-    out: dict[str, Any] = {
+    target, firmwares, run = engine.settings.target, engine.firmwares, engine.last_run
+    error = engine.error or (run and run.error) or engine.journal_problem
+    aim = {
+        "url": target.shown_url,
+        "version": target.version,
+        "sha256": target.sha256,
+        **firmwares.about.get(target.key, {}),
+        "notice": firmwares.notices.get(target.key),
+    }
+    out = {
         "ok": True,
         "state": overall(engine),
-        "target": shown,
+        "target": _with_value(aim),
         "boards": {name: _board(board) for name, board in engine.boards.items()},
+        "progress": firmwares.download and firmwares.download.to_dict(),
+        "run": run and run.to_dict(),
+        "error": error and error.to_dict(),
     }
-    if firmwares.download is not None:
-        out["progress"] = firmwares.download.to_dict()
-    if engine.last_run is not None:
-        out["run"] = engine.last_run.to_dict()
-    error = engine.error
-    if error is None and engine.last_run is not None:
-        error = engine.last_run.error
-    if error is None:
-        error = engine.journal_problem
-    if error is not None:
-        out["error"] = error.to_dict()
-    return out
+    return _with_value(out)
+
+
+def _with_value(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _board(board: Board) -> dict[str, Any]:

@@ -314,6 +314,12 @@ def _flock_pid(fd: int) -> int | None:
 # --- who is configured with a board
 
 
+def duplicate(first: str, board: str, mac: str) -> OtaError:
+    """The error of a board that is another one already."""
+    text = f"The boards {first} and {board} are one and the same board ({mac})."
+    return OtaError("duplicate-board", text, board=board)
+
+
 class _BoardClaim(NamedTuple):
     """owner: the service as it lives, which its successor of the same name is not."""
 
@@ -355,11 +361,7 @@ class ServiceClaims:
             self._require_ours(key, service)
             before = self._claims.get(key)
             if before is not None and before.owner is owner and before.board != board:
-                raise OtaError(
-                    "duplicate-board",
-                    f"The boards {before.board} and {board} are one and the same board ({key}).",
-                    board=board,
-                )
+                raise duplicate(before.board, board, key)
             self._claims[key] = _BoardClaim(owner, service, board)
 
     def drop(self, owner: object, key: str) -> None:

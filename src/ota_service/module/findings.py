@@ -69,22 +69,22 @@ class Finding:
     @property
     def in_words(self) -> str:
         """All of it in one line, without the port."""
-        words = []
-        if self.service is not None:
-            words.append(f"in service {self.service}" + (f", {self.state}" if self.state else ""))
-        if self.chip or self.mac:
-            words.append(" ".join(word for word in (self.chip, self.mac) if word))
-        if self.version is not None:
-            words.append(f"version {self.version}" if self.version else "no version stored")
-        if self.project:
-            words.append(" ".join(word for word in (self.project, self.app_version) if word))
-        if self.ota_slots is not None:
-            words.append(f"{self.ota_slots} OTA slots" if self.ota_slots else "no OTA slots")
-        if self.problem is not None:
-            words.append(f"{self.problem.message} [{self.problem.code}]")
-        elif not self.probed and self.service is None and self.mac is None:
-            words.append(self._unprobed)
-        return ", ".join(words)
+        service = f"in service {self.service}" if self.service is not None else None
+        return _joined(
+            ", ",
+            service and _joined(", ", service, self.state),
+            _joined(" ", self.chip, self.mac),
+            _told(self.version, "version {}", "no version stored"),
+            self.project and _joined(" ", self.project, self.app_version),
+            _told(self.ota_slots, "{} OTA slots", "no OTA slots"),
+            f"{self.problem.message} [{self.problem.code}]" if self.problem else self._unread,
+        )
+
+    @property
+    def _unread(self) -> str | None:
+        """Why nothing is known of it, where nothing is."""
+        known = self.probed or self.service is not None or self.mac is not None
+        return None if known else self._unprobed
 
     @property
     def _unprobed(self) -> str:
@@ -96,6 +96,15 @@ class Finding:
                 "if anything else is attached there"
             )
         return "not probed"
+
+
+def _joined(between: str, *words: str | None) -> str:
+    return between.join(word for word in words if word)
+
+
+def _told(value: object, some: str, none: str) -> str | None:
+    """A value in words; None where nothing is known of it."""
+    return None if value is None else some.format(value) if value else none
 
 
 def of_inspection(finding: Finding, found: Inspection) -> Finding:

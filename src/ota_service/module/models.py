@@ -14,6 +14,7 @@ import importlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -42,8 +43,6 @@ from ota_service.module.verbs import help_reply, parse_command
 if TYPE_CHECKING:
     from ota_service.fleet.service import FleetService
 
-LOGGER = logging.getLogger("ota_service.module")
-
 # The explicit name, and the one that viam-server makes of a plain "model": "ota_service".
 MODELS = (
     Model(ModelFamily("rdk", "generic"), "ota_service"),
@@ -60,9 +59,10 @@ class OtaService(Generic):
     """The OTA service of one configuration."""
 
     def __init__(
-        self, name: str, config: ServiceConfig, *, restart_allowed: RestartAllowed | None = None
+        self, name: str, config: ServiceConfig, *, ask: Callable[..., RestartAllowed] | None = None
     ) -> None:
         super().__init__(name)
+        restart_allowed = ask(service=name, logger=self.logger) if ask is not None else None
         self.settings = config.settings(
             name, state_dir=default_state_dir(), cache_dir=default_cache_dir()
         )
@@ -77,10 +77,10 @@ class OtaService(Generic):
     ) -> Self:
         """Make the service of a configuration. Raises OtaError config-invalid."""
         checked = parse_config(from_struct(config.attributes))
-        allowed = None
+        ask = None
         if checked.allow_restart is not None:
-            allowed = ask_sensor(checked.allow_restart, dependencies)
-        return cls(config.name, checked, restart_allowed=allowed)
+            ask = partial(ask_sensor, checked.allow_restart, dependencies)
+        return cls(config.name, checked, ask=ask)
 
     @classmethod
     def validate_config(cls, config: ComponentConfig) -> tuple[Sequence[str], Sequence[str]]:
@@ -161,9 +161,16 @@ async def _open_fleet(
 
 
 def ask_sensor(
-    condition: RestartCondition, dependencies: Mapping[ResourceName, ResourceBase]
+    condition: RestartCondition,
+    dependencies: Mapping[ResourceName, ResourceBase],
+    *,
+    service: str,
+    logger: logging.Logger,
 ) -> RestartAllowed:
-    """A question to the sensor of `allow_restart`; no sure yes is a no."""
+    """A question to the sensor of `allow_restart`; no sure yes is a no.
+
+    service, logger: whose boards it is about, and where that is told.
+    """
     sensor = next(
         (
             resource
@@ -188,9 +195,8 @@ def ask_sensor(
         except Exception as error:
             value, now = False, f"{type(error).__name__}: {error}"
         if now and now != said:
-            LOGGER.warning(
-                "sensor %s cannot be read, so boards are not restarted: %s", sensor.name, now
-            )
+            text = "%s: sensor %s cannot be read, so boards are not restarted: %s"
+            logger.warning(text, service, sensor.name, now)
         said = now
         return value is True
 

@@ -13,10 +13,11 @@ megabytes, so such a one is refused before.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
+from types import NoneType
 from typing import Any
 
 import viam.services.generic.service as generic
@@ -40,26 +41,11 @@ def plain(value: Any) -> Any:
     values, dataclasses dictionaries. Numbers that are not finite count as no value. Returns
     None only where `value` itself has no value.
     """
-    if isinstance(value, Enum):
-        return plain(value.value)
-    if isinstance(value, str):
-        return visible(hide(value))
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int | float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, datetime):
-        return iso_utc(value)
-    if isinstance(value, bytes | bytearray):
-        return value.hex()
-    if isinstance(value, Mapping):
-        return _without_none({str(key): plain(item) for key, item in value.items()})
+    for kind, way in _WAYS:
+        if isinstance(value, kind):
+            return way(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return _without_none({f.name: plain(getattr(value, f.name)) for f in fields(value)})
-    if isinstance(value, set | frozenset):
-        value = sorted(value, key=str)
-    if isinstance(value, Iterable):
-        return [kept for kept in map(plain, value) if kept is not None]
+        return plain({f.name: getattr(value, f.name) for f in fields(value)})
     return str(value)
 
 
@@ -90,8 +76,23 @@ def _from_value(value: Value) -> Any:
             return None
 
 
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+def _entries(values: Mapping[Any, Any]) -> dict[str, Any]:
+    found = {str(key): plain(item) for key, item in values.items()}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+_WAYS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+    (Enum, lambda value: plain(value.value)),
+    (str, lambda value: visible(hide(value))),
+    ((NoneType, bool), lambda value: value),
+    ((int, float), lambda value: value if math.isfinite(value) else None),
+    (datetime, iso_utc),
+    ((bytes, bytearray), lambda value: value.hex()),
+    (Mapping, _entries),
+    ((set, frozenset), lambda value: plain(sorted(value, key=str))),
+    (Iterable, lambda value: [kept for kept in map(plain, value) if kept is not None]),
+)
+"""What becomes of a value of some kind; the first that fits."""
 
 
 # --- commands and replies of the Generic service

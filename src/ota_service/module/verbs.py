@@ -8,7 +8,7 @@ method in the fleet.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any
@@ -125,8 +125,8 @@ class UpdateArguments(Arguments):
         optional_type(_overrides),
         Field(
             description="a list of what is overridden: not-allowed-now (the sensor of "
-            "allow_restart), stopped (a firmware that failed on too many boards), other-project "
-            "(a board of another project, or not ours)"
+            "allow_restart), stopped (a firmware that failed on too many boards; it stays "
+            "stopped for all others), other-project (a board of another project, or not ours)"
         ),
     ] = None
     rescue: Annotated[
@@ -384,10 +384,8 @@ def _take_apart(command: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         if not isinstance(name, str) or not name:
             raise VerbError(f'"command" must be the name of a verb. {_existing()}')
         return name, {key: value for key, value in command.items() if key != "command"}
-    if not command:
-        raise VerbError(f"the command is empty. {_existing()}")
-    if len(command) > 1:
-        raise VerbError(_too_many(command))
+    if len(command) != 1:
+        raise _not_one_verb(command)
     ((name, value),) = command.items()
     if isinstance(value, Mapping):
         return name, value
@@ -402,16 +400,19 @@ def _take_apart(command: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     )
 
 
-def _too_many(keys: Collection[str]) -> str:
-    known = [key for key in keys if key in VERBS]
+def _not_one_verb(command: Mapping[str, Any]) -> VerbError:
+    """What is wrong with a command that has none, or several keys."""
+    if not command:
+        return VerbError(f"the command is empty. {_existing()}")
+    known = [key for key in command if key in VERBS]
     if len(known) == 1:
-        return (
+        return VerbError(
             f"arguments go inside the verb's object, or beside "
             f'"command": {{"command": "{known[0]}", ...}}'
         )
-    slip = any(near(key, {"command": _LIKE}) for key in keys)
-    return (
-        f"a command holds one verb; this one has {len(keys)} keys"
+    slip = any(near(key, {"command": _LIKE}) for key in command)
+    return VerbError(
+        f"a command holds one verb; this one has {len(command)} keys"
         f"{_hint('command') if slip else '.'} {_existing()}"
     )
 

@@ -104,7 +104,7 @@ class Job:
     found waiting for confirmation gets its time again (first contact), instead of being passed
     by the bootloader.
     confirm: the look at a board whose app had its time. refusal: why the board is left as it
-    is, whatever is found on it.
+    is, whatever is found on it. log: the service's, which says whose board it is.
     """
 
     name: str
@@ -122,6 +122,7 @@ class Job:
     rearm: bool = True
     confirm: Awaited | None = None
     refusal: OtaError | None = None
+    log: logging.Logger | logging.LoggerAdapter[logging.Logger] = field(default=LOGGER, repr=False)
 
 
 class Hooks(StartHooks, Protocol):
@@ -193,10 +194,11 @@ class _Session:
         self._waits = job.rearm and job.confirm is None  # as far as is known
 
     def run(self) -> Outcome:
-        self.hooks.phase("connecting")
-        self.hooks.restarting("into download mode, to be looked at")
-        self.link = EspLink.connect(self.port, baud=self.job.baud, identified=self._identified)
-        self.starts = Starts(self.link, self.port, self.job.name, self.job.boot, self.hooks)
+        job, hooks = self.job, self.hooks
+        hooks.phase("connecting")
+        hooks.restarting("into download mode, to be looked at")
+        self.link = EspLink.connect(self.port, baud=job.baud, identified=self._identified)
+        self.starts = Starts(self.link, self.port, job.name, job.boot, hooks, job.log)
         try:
             outcome = self._visit()
         finally:
@@ -482,7 +484,7 @@ class _Session:
         power_failed: that is why, so that nothing speaks against the firmware.
         """
         name = self.job.name
-        LOGGER.warning("%s: %s; rolling back", name, why)
+        self.job.log.warning("%s: %s; rolling back", name, why)
         self.hooks.phase("rolling_back")
         outcome.boot_log = tuple(self.starts.log)
         outcome.confirmed = None

@@ -23,8 +23,6 @@ from ota_service.update.boot import BootMonitor, BootRules, Expected
 from ota_service.update.first_look import FirstLook, first_look
 from ota_service.update.secrets import Redactor
 
-LOGGER = logging.getLogger("ota_service.update")
-
 FIRST_LOOK_S = 3.0
 """How long a board runs that is started in the middle of a session: to see what runs, or so that
 its firmware repairs its NVS."""
@@ -125,12 +123,18 @@ class Starts:
     """
 
     def __init__(
-        self, link: EspLink, port: SerialBase, name: str, rules: BootRules, hooks: StartHooks
+        self,
+        link: EspLink,
+        port: SerialBase,
+        name: str,
+        rules: BootRules,
+        hooks: StartHooks,
+        logger: logging.Logger | logging.LoggerAdapter[logging.Logger],
     ) -> None:
         self.log: list[str] = []
         self.redact = Redactor()
         self._link, self._port, self._name = link, port, name
-        self._rules, self._hooks = rules, hooks
+        self._rules, self._hooks, self._logger = rules, hooks, logger
         self._first: FirstLook | None = None
         self._bootloader_speaks: bool | None = None
 
@@ -210,7 +214,7 @@ class Starts:
         def in_download() -> bool:
             found = self._link.in_download()
             if found:
-                LOGGER.warning(
+                self._logger.warning(
                     "%s: still in download mode; press its reset button, with BOOT released",
                     self._name,
                 )

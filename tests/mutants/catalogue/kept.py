@@ -10,7 +10,7 @@ FLASH_PLAN = "tests/flash/test_plan.py"
 JOURNAL = "tests/journal"
 OWNERSHIP = "tests/link/test_ownership.py"
 _FILES, _RESTORE, _REWRITE = "update/backup_files.py", "update/restore.py", "update/rewrite.py"
-_ATTEMPTS = "fleet/journal_attempts.py"
+_ATTEMPTS = "fleet/journal.py"
 POLICY = "tests/fleet/test_policy.py"
 
 _WHOLE_FLASH = (
@@ -134,6 +134,34 @@ _JOURNAL = (
         f"{JOURNAL}/test_journal_store.py::test_writes_wait_for_the_disk",
     ),
     Mutant(
+        "what was read before an attempt that was cut off is evidence",
+        _ATTEMPTS,
+        "UPDATE boards SET version_read_at = NULL WHERE mac = ?",
+        "UPDATE boards SET version_read_at = NULL WHERE mac IS NULL AND mac = ?",
+        "tests/fleet/test_release.py",
+    ),
+    Mutant(
+        "a second command ends what the first has open",
+        _ATTEMPTS,
+        "            if lock.alone:\n",
+        "            if lock.alone or shared:\n",
+        f"{JOURNAL}/test_journal_store.py::test_a_second_command_ends_nothing_of_the_first",
+    ),
+    Mutant(
+        "power that failed during a confirmation is forgotten with the process",
+        "fleet/memory.py",
+        "UPDATE pending SET power_failed = 1 WHERE mac = ?",
+        "UPDATE pending SET power_failed = 0 WHERE mac = ?",
+        f"{JOURNAL}/test_journal.py",
+    ),
+    Mutant(
+        "a service and a command share a journal",
+        "fleet/journal_lock.py",
+        "or not (self.shared or self.alone):",
+        "or (self.shared and not self.alone):",
+        f"{JOURNAL}/test_journal_store.py",
+    ),
+    Mutant(
         "a port is opened without a look at who has it",
         "link/ownership.py",
         "            seen = holders(port)\n",
@@ -184,6 +212,13 @@ _FLEET = (
         'return "update" if under_way | asked == under_way else "more"',
         'return "update"',
         POLICY,
+    ),
+    Mutant(
+        "of one board under two names, the one that was moved is closed",
+        "fleet/places.py",
+        "if place.port == seen_at), same[0])",
+        "if place.port != seen_at), same[0])",
+        "tests/fleet/test_release.py",
     ),
     Mutant(
         "a board that used its attempts up is tried once more",
