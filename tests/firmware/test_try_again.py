@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,10 @@ async def until(
 
 
 async def test_a_server_that_comes_back_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A machine may start before its network; what does not pass by itself is not tried again."""
+    """A machine may start before its network, and a file be published after it is configured."""
+    caplog.set_level(logging.INFO, "ota_service.fleet")
     monkeypatch.setattr(policy, "DOWNLOAD_PAUSES_S", (0.3,))
     monkeypatch.setattr(supply, "Patience", lambda: Patience(delays_s=(0.01,)))
     with SimProcess(tmp_path / "boards", 1) as sim:
@@ -66,11 +68,20 @@ async def test_a_server_that_comes_back_is_found(
                 assert status["boards"]["a"]["version"] == "1.1.0"
                 assert "error" not in status
 
-                gone = Target(server.url("/gone.bin"), "1.2.0")
-                service = await FleetService.open(dataclasses.replace(wanted, target=gone))
+                monkeypatch.setattr(policy, "MISSING_PAUSES_S", (0.05,))
+                later = Target(server.url("/later.bin"), "1.2.0")
+                service = await FleetService.open(dataclasses.replace(wanted, target=later))
                 await until(service, lambda s: s["run"]["outcome"] == "failed")
-                asked = len(server.requests)
-                await asyncio.sleep(1.0)  # that nothing happens has no event
-                assert len(server.requests) == asked
+                lines = len(caplog.records)
+                # Looked for, again and again, without a run or a line in the log.
+                await server.wait_requests(len(server.requests) + 3)
+                assert service.status()["run"]["outcome"] == "failed"
+                assert len(caplog.records) - lines <= 1
+                server.put("/later.bin", build_app(version="1.2.0", size_bytes=60_000))
+                status = await until(service, lambda s: s["run"]["outcome"] == "succeeded")
+                assert status["run"]["trigger"] == "resumed"
+                assert status["boards"]["a"]["version"] == "1.2.0"
+                runs = (await service.command("history", {}))["runs"]
+                assert [run["outcome"] for run in runs[:2]] == ["succeeded", "failed"]
             finally:
                 await shutdown()

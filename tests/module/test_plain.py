@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from viam.utils import dict_to_struct, struct_to_dict
 
+from ota_service.firmware import secrets
 from ota_service.module.folders import default_cache_dir, default_state_dir
 from ota_service.module.logs import set_up_logging
 from ota_service.module.plain import from_struct, plain
@@ -33,6 +34,19 @@ class Point:
 
     x: int
     y: int | None
+
+
+def test_no_text_leaves_with_a_secret_or_unseen() -> None:
+    """A library may repeat a password, a board print what clears a terminal or forges a line."""
+    secrets.learn("http://joe:pa55-wörd@host/")
+    told = {
+        "error": "login joe:pa55-wörd refused",
+        "boot_log": ["ok\x1b[2J\r\nI (1) fake", "a\u202eb"],
+    }
+    assert plain(told) == {
+        "error": "login *** refused",
+        "boot_log": ["ok\\x1b[2J\\r\\nI (1) fake", "a\\u202eb"],
+    }
 
 
 def test_every_kind_of_value_gets_through() -> None:

@@ -18,7 +18,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ota_service.errors import OtaError
-from ota_service.firmware.failures import GaveUp
+from ota_service.firmware.failures import GaveUp, NotThere
+from ota_service.firmware.target import Target
 from ota_service.fleet import policy
 from ota_service.fleet.around import Log
 from ota_service.fleet.board import Board
@@ -305,28 +306,46 @@ class Engine:
 
     def _fetch_again(self, run: Run) -> None:
         """A firmware that could not be had for now is asked for again, later and later."""
-        waiting: dict[str, list[Board]] = {}
+        waiting: dict[Target, tuple[GaveUp, list[Board]]] = {}
         for order, board in run.orders.values():
             if not order.answer.done():
                 continue  # the run ended before it was asked of anybody
-            answer, key = order.answer.result(), order.target.key
+            answer = order.answer.result()
             if answer.end == "no-firmware" and isinstance(answer.error, GaveUp):
-                waiting.setdefault(key, []).append(board)
+                waiting.setdefault(order.target, (answer.error, []))[1].append(board)
             elif answer.end != "cancelled":
-                self._failed_downloads.pop(key, None)
-        for key, boards in waiting.items():
-            self._failed_downloads[key] = failed = self._failed_downloads.get(key, 0) + 1
+                self._failed_downloads.pop(order.target.key, None)
+        for target, (error, boards) in waiting.items():
             if self.settings.auto_update and not self.closing:
-                self.spawn(self._fetch_later(run, key, boards, policy.download_pause_s(failed)))
+                self.spawn(self._fetch_later(run, target, error, boards))
 
     async def _fetch_later(
-        self, run: Run, key: str, boards: Sequence[Board], pause_s: float
+        self, run: Run, target: Target, error: GaveUp, boards: Sequence[Board]
     ) -> None:
-        self.log.info("the download is tried again in %g s", pause_s)
-        await asyncio.sleep(pause_s)
-        names = [b.shown.name for b in boards if b.target.key == key and b.free]
-        if names and self.last_run is run and self.settings.auto_update and not self.closing:
-            self.start(Run("resumed", names))
+        """What is not published yet is looked for without a run, nor a further line in the log."""
+        told = False
+        while self.last_run is run and self.settings.auto_update and not self.closing:
+            failed = self._failed_downloads[target.key] = (
+                self._failed_downloads.get(target.key, 0) + 1
+            )
+            missing = isinstance(error, NotThere)
+            pause_s = policy.download_pause_s(failed, missing=missing)
+            if not told:
+                self.log.info("the download is tried again in %g s", pause_s)
+            told = True
+            await asyncio.sleep(pause_s)
+            if missing:
+                try:
+                    async with self.firmwares.had(target):
+                        pass  # the run finds it in the cache
+                except NotThere:
+                    continue
+                except OtaError:
+                    pass  # the run says what it is now
+            names = [b.shown.name for b in boards if b.target.key == target.key and b.free]
+            if names and self.last_run is run and not self.closing:
+                self.start(Run("resumed", names))
+            return
 
     def running(self, names: Sequence[str] | None, permits: policy.Permits) -> Run | None:
         """A run in progress that does what is asked for already."""

@@ -162,8 +162,7 @@ class Firmwares:
         try:
             got: Fetched | OtaError = await self._get(shelf.target)
         except OtaError as error:
-            self._log.error("%s [%s] %s", error.message, error.code, error.remedy)
-            got = error
+            got = error  # who waits for it tells it
         except Exception as error:
             self._log.exception("fetching the firmware failed")
             got = OtaError("internal", f"{type(error).__name__}: {error}")

@@ -313,6 +313,8 @@ RETRY_PAUSES_S = (1.0, 5.0, 20.0, 60.0)
 HELD_POLL_S = 1.0
 DOWNLOAD_PAUSES_S = (30.0, 60.0, 120.0, 300.0, 600.0)
 """Before a download that was given up is tried again: a machine may start before its network."""
+MISSING_PAUSES_S = (300.0, 900.0, 3600.0)
+"""Before a file is looked for again that its server does not have: it may be published later."""
 
 
 def judge(error: OtaError, *, failed: int, max_attempts: int) -> Event:
@@ -338,9 +340,13 @@ def retry_pause_s(failed: int) -> float:
     return RETRY_PAUSES_S[min(max(failed, 1), len(RETRY_PAUSES_S)) - 1]
 
 
-def download_pause_s(failed: int) -> float:
-    """How long to wait before a firmware is asked for again; failed: how often in a row."""
-    return DOWNLOAD_PAUSES_S[min(max(failed, 1), len(DOWNLOAD_PAUSES_S)) - 1]
+def download_pause_s(failed: int, *, missing: bool = False) -> float:
+    """How long to wait before a firmware is asked for again.
+
+    failed: how often in a row it could not be had. missing: its server does not have it.
+    """
+    pauses_s = MISSING_PAUSES_S if missing else DOWNLOAD_PAUSES_S
+    return pauses_s[min(max(failed, 1), len(pauses_s)) - 1]
 
 
 # --- from a record of the journal, or an error, to what a board shows

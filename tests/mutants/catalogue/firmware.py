@@ -6,6 +6,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 SUPPLY = "tests/firmware/test_supply.py"
+ODD_SERVERS = "tests/firmware/test_odd_servers.py"
 GUARD = "tests/dashboard/test_guard.py"
 
 MUTANTS = (
@@ -26,9 +27,37 @@ MUTANTS = (
     Mutant(
         "user and password go along to another server",
         "firmware/download.py",
-        "        return target.with_user(None)\n",
-        "        return target.with_user(url.user).with_password(url.password)\n",
+        "                own = {}\n",
+        "                own = dict(own)\n",
         SUPPLY,
+    ),
+    Mutant(
+        "a redirect may lead into this machine",
+        "firmware/download.py",
+        "resolver.any_place = await _is_local(url.host)",
+        "resolver.any_place = True",
+        ODD_SERVERS + "::test_no_redirect_leads_into_this_machine",
+    ),
+    Mutant(
+        "a library's words of a url are repeated",
+        "firmware/download.py",
+        "        except Exception as error:\n            raise explained(",
+        "        except OSError as error:\n            raise explained(",
+        ODD_SERVERS + "::test_an_odd_answer",
+    ),
+    Mutant(
+        "a reply keeps a password that a library repeated",
+        "module/plain.py",
+        "visible(hide(value))",
+        "visible(value)",
+        "tests/module/test_plain.py",
+    ),
+    Mutant(
+        "a text from outside may forge a line",
+        "module/plain.py",
+        "visible(hide(value))",
+        "hide(value)",
+        "tests/module/test_plain.py",
     ),
     Mutant(
         "a damaged file of the cache is taken",
