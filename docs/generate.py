@@ -94,7 +94,9 @@ def table(model: type[BaseModel], head: str = "Name") -> str:
     """One row a field: name, type, whether it must be given, default, description."""
     rows = [f"| {head} | Type | Inclusion | Default | Description |\n|---|---|---|---|---|\n"]
     for name, field in model.model_fields.items():
-        cells = (f"`{name}`", kind(field.annotation), inclusion(field), default(field))
+        extra = field.json_schema_extra
+        said = extra.get("type") if isinstance(extra, dict) else None
+        cells = (f"`{name}`", str(said or kind(field.annotation)), inclusion(field), default(field))
         rows.append("|".join(["", *(f" {cell} " if cell else " " for cell in cells), ""]))
         rows.append(f" {description(field)} |\n")
     return "".join(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import re
 import ssl
 from collections.abc import Callable
@@ -188,6 +189,37 @@ async def test_a_header_goes_to_no_other_origin(tmp_path: Path) -> None:
         await download.attempt(ssl.create_default_context(), QUICK)
         seen = [one.headers.get("Authorization") for one in first.requests + other.requests]
         assert seen == ["Bearer secret-token", None, None]
+
+
+async def test_a_header_may_stand_in_a_file(tmp_path: Path) -> None:
+    """Read at each download, so that a token may be renewed; what is no such file is named."""
+    supply = Supply(tmp_path / "cache", patience=QUICK)
+    token = tmp_path / "token"
+    async with FirmwareServer.start() as server:
+        url = server.put("/app.bin", APP, validators=False)
+        for value in ("first-token", "second-token"):
+            token.write_text(f"{value}\n")
+            await supply.get(Target(url, "1", headers=(("X-Token", token), ("X-Plain", "yes!"))))
+        assert [one.headers["X-Token"] for one in server.requests] == [
+            "first-token",
+            "second-token",
+        ]
+        assert server.requests[0].headers["X-Plain"] == "yes!"
+    assert "first-token" not in redact("it said first-token")
+    os.mkfifo(tmp_path / "fifo")
+    for name, text in (
+        ("none", None),
+        ("fifo", None),
+        ("empty", "\n"),
+        ("two", "a\nb"),
+        ("ü", "ü"),
+    ):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        with pytest.raises(OtaError) as caught:
+            await supply.get(Target(url, "1", headers=(("X-Token", tmp_path / name),)))
+        assert caught.value.code == "file-access"
+        assert str(tmp_path / name) in caught.value.message
 
 
 async def test_no_redirect_leads_into_this_machine(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,42 @@ def test_a_pinned_board_keeps_what_it_leaves_out() -> None:
         ("b", None, None),
     ]
     assert settings.state_dir == Path("/s")
+
+
+def test_headers_are_a_servers_own() -> None:
+    """A board at another server has only its own; a token that changes makes no other target."""
+    given = {**GOOD, "url": "https://a/x.bin", "headers": {"X-Token": {"file": "/etc/token"}}}
+    service = parse_config(given).settings("s", state_dir=Path("/s"), cache_dir=Path("/c"))
+    mine = service.target
+    assert mine.headers == (("X-Token", Path("/etc/token")),)
+    assert mine.pinned(url="https://a/y.bin").headers == mine.headers
+    assert mine.pinned(url="https://b/x.bin").headers == ()
+    assert mine.pinned(url="http://a/x.bin", headers=(("A", "b"),)).headers == (("A", "b"),)
+    assert mine == replace(mine, headers=())
+    assert mine.key == replace(mine, headers=()).key
+    assert "secret-value" not in repr(parse_config({**given, "headers": {"A": "secret-value"}}))
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ([], "must be an object"),
+        ({"Range": "x"}, "may not set Range"),
+        ({"a b": "c"}, "a name that no header can have"),
+        ({"A": "x\r\nHost: y"}, "one line"),
+        ({"A": "ü"}, "ASCII"),
+        ({"A": ""}, "one line"),
+        ({"A": 1}, "must be text"),
+        ({"A": {"fil": "x"}}, '{"file": PATH}'),
+        ({"A": {"file": "token"}}, "whole path"),
+    ],
+)
+def test_a_header_that_cannot_be_sent_is_named(headers: Any, words: str) -> None:
+    """Before anything is opened."""
+    with pytest.raises(OtaError) as caught:
+        parse_config({**GOOD, "headers": headers})
+    assert "headers: " in caught.value.message
+    assert words in caught.value.message
 
 
 def test_the_urls_secrets_are_not_in_the_fault() -> None:

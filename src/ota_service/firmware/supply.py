@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import ssl
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,12 +23,14 @@ from ota_service.firmware.download import (
     make_ssl_context,
     run_attempts,
 )
-from ota_service.firmware.target import Target
+from ota_service.firmware.target import Headers, Target
 
 LOGGER = logging.getLogger(__name__)
 
 # Downloads that were given up and may be gone on with: on a bad link each byte counts.
 MAX_UNFINISHED = 4
+# What is taken from a file as the value of a header.
+MAX_HEADER_BYTES = 8000
 
 _Key = tuple[str, str | None, int]
 
@@ -148,7 +153,8 @@ class Supply:
         known = await asyncio.to_thread(self._cache.known, target.url)
         if target.sha256 is not None:
             known = None  # it is known to be another file, or a damaged one
-        download = Download(target.url, self._cache, max_image_bytes, report, known)
+        headers = await asyncio.to_thread(read_headers, target.headers)
+        download = Download(target.url, self._cache, max_image_bytes, report, known, headers)
         self._take_up(download)
         try:
             return await self._download(download, context, target)
@@ -231,6 +237,27 @@ class Supply:
         if download.unchanged and known is not None:
             etag, last_modified = known.etag, known.last_modified
         self._cache.remember(target.url, Known(sha256, target.version, etag, last_modified))
+
+
+def read_headers(headers: Headers) -> dict[str, str]:
+    """Headers with what stands in their files now, without blanks around it. Raises OtaError."""
+    return {name: value if isinstance(value, str) else _read_value(name, value)
+            for name, value in headers}  # fmt: skip
+
+
+def _read_value(name: str, path: Path) -> str:
+    try:
+        # Without waiting for somebody to write into a pipe.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "it is no regular file")
+            value = file.read(MAX_HEADER_BYTES + 1).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it holds more than ASCII"
+        raise OtaError("file-access", f"The file of the header {name}, {path}: {reason}.") from None
+    if not value.isprintable() or not 0 < len(value) <= MAX_HEADER_BYTES:
+        raise OtaError("file-access", f"{path} does not hold the one line of the header {name}.")
+    return value
 
 
 def _quiet(done_bytes: int, total_bytes: int | None) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from ota_service.firmware import secrets
 from ota_service.firmware.urls import redact_url
+
+Headers = tuple[tuple[str, str | Path], ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -19,14 +23,17 @@ class Target:
     url: http or https, may hold user info and tokens; show `shown_url` instead.
     version: the tag, 1 to 128 bytes of UTF-8, as stored in the boards' NVS.
     sha256: the digest that the image must have, 64 lower-case hex digits, or None.
+    headers: request headers for the url's own server, each a name with its value, or with the
+    file that holds it. Another value makes no other target.
     """
 
     url: str
     version: str
     sha256: str | None = None
+    headers: Headers = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        secrets.learn(self.url)
+        secrets.learn(self.url, {n: v for n, v in self.headers if isinstance(v, str)})
 
     @cached_property
     def shown_url(self) -> str:
@@ -40,19 +47,31 @@ class Target:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def pinned(
-        self, *, url: str | None = None, version: str | None = None, sha256: str | None = None
+        self,
+        *,
+        url: str | None = None,
+        version: str | None = None,
+        sha256: str | None = None,
+        headers: Headers | None = None,
     ) -> Target:
         """The target of a board that has some of the three for itself.
 
         What the board leaves out is the service's, except that the service's digest belongs to
-        the service's url: with a url of its own a board has only a digest of its own.
+        the service's url: with a url of its own a board has only a digest of its own. Headers
+        are for a server: at another one a board has only headers of its own.
         """
         return Target(
             url=url or self.url,
             version=version or self.version,
             sha256=sha256 or (None if url and url != self.url else self.sha256),
+            headers=headers or (() if url and _server(url) != _server(self.url) else self.headers),
         )
 
     def __repr__(self) -> str:
         digest = f", sha256={self.sha256!r}" if self.sha256 else ""
         return f"Target(url={self.shown_url!r}, version={self.version!r}{digest})"
+
+
+def _server(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port

@@ -154,12 +154,15 @@ def effective_target(settings: Settings, entry: BoardEntry | None) -> Target:
     """A board's own target where it is pinned, else the service's."""
     if entry is None:
         return settings.target
-    return settings.target.pinned(url=entry.url, version=entry.version, sha256=entry.sha256)
+    return settings.target.pinned(
+        url=entry.url, version=entry.version, sha256=entry.sha256, headers=entry.headers
+    )
 
 
 def _aim(board: Board, target: Target) -> bool:
     """Give a board its target; whether it is another one."""
     if board.target.key == target.key:
+        board.target = target  # it may be had with another token
         return False
     board.target = target
     board.tell("retarget", value=target)

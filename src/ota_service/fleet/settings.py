@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
-    from ota_service.firmware.target import Target
+    from ota_service.firmware.target import Headers, Target
 
 
 Override = Literal["not-allowed-now", "stopped", "other-project"]
@@ -20,7 +20,8 @@ OVERRIDES: tuple[Override, ...] = get_args(Override)
 class BoardEntry:
     """One entry of `boards`: a name, and either a MAC ("aa:bb:cc:dd:ee:ff") or a port.
 
-    url, version and sha256 pin the board to a target of its own; None: the service's.
+    url, version and sha256 pin the board to a target of its own; None: the service's. headers:
+    those of its own server.
     """
 
     name: str
@@ -29,6 +30,7 @@ class BoardEntry:
     url: str | None = field(default=None, repr=False)  # it may hold a password
     version: str | None = None
     sha256: str | None = None
+    headers: Headers | None = field(default=None, repr=False)
 
     @property
     def is_pinned(self) -> bool:

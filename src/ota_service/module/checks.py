@@ -13,12 +13,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
 from ota_service.firmware.expectation import Expectation, PatternError
+from ota_service.firmware.target import Headers
 from ota_service.firmware.urls import check_url
 
 # The version is an NVS string; the contract sets its longest length.
@@ -28,6 +30,14 @@ NAME_MAX_BYTES = 64
 PORT_SCHEMES = ("rfc2217", "socket", "esp32sim")
 
 UNSET = ("", None)
+
+_HEADERS_EXAMPLE = '{"Authorization": {"file": "/etc/ota/token"}}'
+# RFC 9110, section 5.6.2.
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
+_OWN_HEADERS = frozenset(
+    {"accept-encoding", "connection", "content-length", "host", "range", "te", "trailer"}
+    | {"transfer-encoding", "upgrade", "if-match", "if-modified-since", "if-none-match", "if-range"}
+)
 
 # A longer word is like none of ours, and comparing takes the square of its length.
 _COMPARED_CHARS = 100
@@ -89,6 +99,28 @@ def check_sha256(value: object) -> str:
             else "must be 64 hex digits, as `sha256sum` prints them; other characters are in it"
         )
     return digest.lower()
+
+
+def check_headers(value: object) -> Headers | None:
+    """Request headers: names, and for each a text or {"file": PATH}."""
+    if not isinstance(value, Mapping):
+        raise a_fault(f"must be an object, such as {_HEADERS_EXAMPLE}")
+    found: list[tuple[str, str | Path]] = []
+    for name, given in value.items():
+        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+            raise a_fault("has a name that no header can have")
+        if name.lower() in _OWN_HEADERS:
+            raise a_fault(f"may not set {name}, which the download itself needs")
+        if isinstance(given, Mapping):
+            if list(given) != ["file"]:
+                raise a_fault(f'{name} must be a text, or {{"file": PATH}}')
+            found.append((name, Path(check_path(given["file"]))))
+            continue
+        text = check_text(given, "the header's value")
+        if not text or not text.isascii() or not text.isprintable() or len(text) > 8000:
+            raise a_fault(f"{name} must be one line of at most 8,000 ASCII characters")
+        found.append((name, text.strip()))
+    return tuple(found) or None
 
 
 def check_name(value: object) -> str:

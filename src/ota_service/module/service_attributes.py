@@ -12,12 +12,13 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from ota_service.firmware.target import Target
+from ota_service.firmware.target import Headers, Target
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.module.checks import (
     Flag,
     Strict,
     check_firmware_url,
+    check_headers,
     check_mac,
     check_name,
     check_path,
@@ -33,6 +34,7 @@ from ota_service.module.checks import (
 )
 
 Digest = Annotated[str | None, optional_type(check_sha256)]
+RequestHeaders = Annotated[Headers | None, optional_type(check_headers)]
 FilePath = Annotated[str | None, optional_type(check_path)]
 
 
@@ -64,6 +66,13 @@ class BoardConfig(Strict):
         None,
         description="The digest of the board's own App Image. Default: the service's `sha256` "
         "where the `url` is the service's, too; else none.",
+    )
+    headers: RequestHeaders = Field(
+        None,
+        repr=False,
+        json_schema_extra={"type": "object"},
+        description="Request headers of the board's own. Default: the service's `headers` where "
+        "its `url` is at the same server; else none.",
     )
     note: Annotated[str | None, optional_type(check_text)] = Field(
         None,
@@ -100,6 +109,14 @@ class ServiceConfig(Strict):
     )
     sha256: Digest = Field(
         None, description="64 hex digits. An image with another digest is refused."
+    )
+    headers: RequestHeaders = Field(
+        None,
+        repr=False,
+        json_schema_extra={"type": "object"},
+        description='Request headers, such as `{"Authorization": "Bearer ..."}`; instead of a '
+        'value `{"file": PATH}`, whose one line is read at each download. They are secrets like '
+        "passwords, and are sent to no other server than that of `url`.",
     )
     boards: list[BoardConfig] | None = Field(
         None,
@@ -185,10 +202,10 @@ class ServiceConfig(Strict):
     def settings(self, service: str, *, state_dir: Path, cache_dir: Path) -> Settings:
         """The same as plain values for the fleet; `state_dir` holds where none is configured."""
         boards = [BoardEntry(**board.model_dump(exclude={"note"})) for board in self.boards or ()]
-        own = {"url", "version", "sha256", "boards", "allow_restart", "state_dir"}
+        own = {"url", "version", "sha256", "headers", "boards", "allow_restart", "state_dir"}
         return Settings(
             service=service,
-            target=Target(self.url, self.version, self.sha256),
+            target=Target(self.url, self.version, self.sha256, self.headers or ()),
             boards=None if self.boards is None else tuple(boards),
             state_dir=Path(self.state_dir) if self.state_dir else state_dir,
             cache_dir=cache_dir,
