@@ -31,7 +31,7 @@ class NvsState:
         return found[1].decode("utf-8", "replace") if found and found[0] == "string" else None
 
 
-@lru_cache(maxsize=16_000)
+@lru_cache(maxsize=8000)
 def nvs_of(region: bytes, rules: Rules = TO_5_3) -> NvsState:
     """What the firmware of `rules` finds in an NVS partition."""
     return _state(start(region, rules))

@@ -106,7 +106,7 @@ def edits_remembered() -> Iterator[None]:
     """Plan each change of NVS once: it depends on nothing but its arguments, its own proof takes
     most of the time, and boards that were cut elsewhere have the same NVS."""
     right = nvs.set_string
-    nvs.set_string = lru_cache(maxsize=8000)(right)
+    nvs.set_string = lru_cache(maxsize=4000)(right)
     try:
         yield
     finally:
