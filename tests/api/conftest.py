@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["esp32_sim.pytest_plugin"]
+from esp32_sim.pytest_plugin import _esp32_simulator as _esp32_simulator
+from esp32_sim.pytest_plugin import esp32_boards as esp32_boards
 
 
 @pytest.fixture(autouse=True)
