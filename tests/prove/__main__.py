@@ -80,12 +80,12 @@ def run(
                     recordings.update((trial.case.name, recording) for trial, recording in some)
                     work = [(recording, trial.depth) for trial, recording in some]
                     waiting[pool.submit(prove_alike, work)] = len(some)
-            what, done = "cut, judged and recovered in memory", 0
+            what, done, total = "cut, judged and recovered in memory", 0, sum(waiting.values())
             for future in as_completed(waiting):
                 progress.tell(found := future.result())
                 tally.merge(found)
                 done += waiting[future]
-                progress.say(what, done, len(recordings), last=done == len(recordings))
+                progress.say(what, done, total, last=done == total)
         before_link()
         if link:
             _over_link(trials, recordings, Path(folder), boards_each, progress, tally)
