@@ -117,6 +117,22 @@ def test_a_board_that_rolled_back_gets_its_tag_corrected() -> None:
     assert stale.look().version == "1.0.0"
 
 
+def test_what_was_turned_down_is_the_firmware_in_that_slot_and_no_other() -> None:
+    """A way back that was cut before the tag was changed, beside a slot that was turned down long
+    ago: the target's own slot is whole, so nothing was turned down of it, and it is switched to."""
+    at = LAYOUTS["guide"].find("ota_0").offset
+    target = patch(
+        MemoryBoard(make_flash("guide", app=OLD.data, version="1.1.0")),
+        {at: NEW.data, **otadata("guide", None, Select.make(2, ABORTED))},
+    )
+    assert target.boot().slot == "factory"
+    facts = BoardFacts(last_slot="ota_0", interrupted=True)
+    _, made = target.plan(NEW, "1.1.0", facts=facts)
+    assert made.action == "switch"
+    target.carry_out(made, NEW)
+    assert target.boot().slot == "ota_0"
+
+
 def test_another_slot_than_at_the_last_success_is_a_rollback_too() -> None:
     """The journal knows which slot ran; its version for the running one is stored again."""
     target = MemoryBoard(make_flash("micro-rdk", app=OLD.data, version="2.0"))

@@ -239,12 +239,21 @@ class _Wanted:
             WatchBoot(running, self._has_yet_to_confirm(running)),
         )
 
+    def _rejected(self) -> bool:
+        """Whether the board has turned the target down: its newest entry says so of a slot that is
+        not known to hold another firmware."""
+        entries, slots = self.found.entries, self.found.parts.ota_slots
+        if entries.newest is None or not entries.newest_rejected:
+            return False
+        named = slots[entries.entries[entries.newest].slot_index(len(slots))]
+        return not self.found.holding or self.found.holds(named)
+
     def _rolled_back(self, running: Partition) -> Plan | None:
         """Equal tags are not enough: after the board went back by itself its tag is wrong."""
         found, facts, version = self.found, self.facts, self.version
         if found.holds(running):
             return None
-        rejected = found.entries.newest_rejected
+        rejected = self._rejected()
         moved = self._moved(running)
         if (facts.unwatched or facts.interrupted) and moved and not rejected:
             moved = False  # our own switch was interrupted; nothing was ever seen to go back

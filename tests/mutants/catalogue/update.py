@@ -14,6 +14,14 @@ _CARRY_OUT, _SESSION = "update/carry_out.py", "update/session.py"
 
 _PLANNED = (
     Mutant(
+        "any slot that was turned down speaks against the target",
+        _PLAN,
+        "return not self.found.holding or self.found.holds(named)",
+        "return named is not None",
+        "tests/update/test_plan.py::"
+        "test_what_was_turned_down_is_the_firmware_in_that_slot_and_no_other",
+    ),
+    Mutant(
         "of slots that differ the largest one's size counts for all",
         _PLAN,
         "if image.total_bytes <= slot.size_bytes:",
