@@ -330,3 +330,9 @@ def test_a_known_secret_is_hidden_in_each_form(form: Callable[[str], str]) -> No
         assert secret not in redact(f"it said {form(secret)}!")
         assert form(secret).rstrip("=") not in redact(f"it said {form(secret)}!")
     assert redact("joe has version 1.2.3") == "joe has version 1.2.3"
+
+
+def test_a_short_password_hides_no_word_of_a_status() -> None:
+    """It never stands in a text of ours; the net is for what is surely no word."""
+    secrets.learn("https://joe:idle@h/?v=updating")
+    assert redact("the state is idle, joe:idle@") == "the state is idle, ***@"

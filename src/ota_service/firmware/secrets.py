@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 HIDDEN = "***"
-# Shorter ones would hide parts of ordinary words. A query also holds versions and names.
-MIN_CHARS, MIN_QUERY_CHARS = 4, 12
+# Shorter ones would hide ordinary words: a password "idle" the state of that name. A query also
+# holds versions and names.
+MIN_CHARS, MIN_QUERY_CHARS = 8, 12
 MAX_FORMS = 2000
 
 _forms: dict[str, None] = {}
