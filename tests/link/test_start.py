@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from esp32_sim.process import SimBoard, SimProcess
 from ota_service.errors import OtaError
+from ota_service.fleet.memory import Memory
 from ota_service.link import start_stub
 from ota_service.link.link import EspLink
 from tests.faults.desk import Desk
@@ -99,10 +99,8 @@ def test_a_board_that_is_not_the_one_that_is_meant_is_not_started(tmp_path: Path
 
 async def _line(desk: Desk) -> int | None:
     assert desk.service is not None
-    journal: Any = desk.service._engine.memory.journal
-    return (
-        int(found) if (found := journal.carried_baud(desk.board().mac, desk.board().url)) else None
-    )
+    memory: Memory = desk.service._engine.memory
+    return memory.carried_baud(desk.board().mac, desk.board().url) or None
 
 
 async def test_an_update_without_an_error_proves_the_line(tmp_path: Path) -> None:
