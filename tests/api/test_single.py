@@ -56,6 +56,7 @@ async def test_a_board_is_looked_at_and_left_as_it_was(esp32_boards: StartBoard)
     await in_app(board)
 
 
+@pytest.mark.slow
 async def test_a_plan_is_a_list_of_steps_and_writes_nothing(
     esp32_boards: StartBoard, tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ async def test_ranges_and_validators(app_file: Path) -> None:
         assert (await ask(method="POST"))[0] == 405
 
 
+@pytest.mark.slow
 async def test_a_user_and_password_are_asked_for_and_not_shown(
     app_file: Path, tmp_path: Path
 ) -> None:
@@ -162,6 +163,7 @@ async def test_a_user_and_password_are_asked_for_and_not_shown(
         assert "hunter" not in "".join(server.lines)
 
 
+@pytest.mark.slow
 async def test_a_new_build_is_taken_up_and_a_broken_one_is_not(
     app_file: Path, tmp_path: Path
 ) -> None:
@@ -209,6 +211,7 @@ def test_a_port_in_use_is_named(app_file: Path) -> None:
     assert done.err.rstrip().endswith("[address-in-use]")
 
 
+@pytest.mark.slow
 async def test_a_download_that_is_broken_off_is_told(app_file: Path) -> None:
     """Who looks on sees a bad link."""
     app_file.write_bytes(build_app("demo", "9", size_bytes=15_000_000))

@@ -123,6 +123,7 @@ async def test_an_odd_answer(row: Row, tmp_path: Path) -> None:
     assert told.isprintable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("endless", [b"HTTP/1.1 102 Processing\r\n\r\n", b"X"])
 async def test_what_never_becomes_an_answer_ends(endless: bytes, tmp_path: Path) -> None:
     """Answers 1xx without end, and a header that comes byte by byte."""
@@ -295,6 +296,7 @@ def test_an_address_that_no_client_can_use_is_refused_in_words(url: str) -> None
     assert "host" in words or "port" in words or "user name" in words
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=30))
 def test_every_url_that_passes_ends_in_an_error_of_ours(text: str) -> None:

@@ -26,6 +26,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.dictionaries(st.text(), VALUES))
 def test_a_reply_is_what_viam_sdk_would_make_of_it(reply: dict[str, Any]) -> None:
@@ -34,6 +35,7 @@ def test_a_reply_is_what_viam_sdk_would_make_of_it(reply: dict[str, Any]) -> Non
     assert to_struct(wanted) == viam.utils.dict_to_struct(wanted)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.dictionaries(st.text(), VALUES))
 def test_a_command_is_read_as_it_was_sent(command: dict[str, Any]) -> None:

@@ -114,6 +114,7 @@ def test_pytest_is_no_dependency_of_the_package(tmp_path: Path) -> None:
     assert done.stdout == "SimProcess OtaError\n", done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "printed"), SCRIPTS, ids=["board", "engine", "formats", "sim"])
 def test_the_examples_run_and_print_what_the_page_says(
     code: str, printed: str, tmp_path: Path

@@ -18,6 +18,8 @@ from esp32_sim.logs import LOOKALIKES, PANICS
 from esp32_sim.nvsmodel import nvs_init
 from tests.sim.conftest import OpenPort, StartBoard
 
+pytestmark = pytest.mark.slow
+
 # Apps' seconds pass in a twentieth.
 FAST = {"time_scale": 0.05}
 

@@ -25,6 +25,8 @@ from esp32_sim.launch_esptool import configure_esptool
 from esp32_sim.process import RunningBoard, SimBoard
 from tests.sim.conftest import StartBoard, run_esptool
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 NEWER = tuple(name for name in CHIP_NAMES if name != "esp32")
 EACH = pytest.mark.parametrize("chip", CHIP_NAMES)

@@ -18,6 +18,8 @@ from esp32_sim.chips import CHIP_MAGIC_ADDRESS, ESP32
 from esp32_sim.loader_stub import known_stubs
 from tests.sim.conftest import StartBoard
 
+pytestmark = pytest.mark.slow
+
 Connect = Callable[..., Any]
 SPI = ESP32.spi
 

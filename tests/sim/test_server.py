@@ -18,6 +18,8 @@ from esp32_sim.layouts import LAYOUTS
 from esp32_sim.nvsmodel import nvs_init
 from esp32_sim.process import SimBoard, SimProcess, child_environment
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def running(*arguments: str, boards: int = 1) -> Iterator[tuple[list[str], subprocess.Popen[str]]]:

@@ -17,6 +17,8 @@ from esp32_sim.images import Behaviour, build_app
 from esp32_sim.launch_esptool import usb_ids
 from tests.sim.conftest import OpenPort, StartBoard, run_esptool
 
+pytestmark = pytest.mark.slow
+
 JTAG = {"usb": "serial-jtag"}
 OTG = {"usb": "otg"}
 LEAVING = {"usb_leaves_at": "every-reset"}
