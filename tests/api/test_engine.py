@@ -26,6 +26,26 @@ def image(folder: Path, version: str, *, behaviour: Behaviour | None = None) -> 
     return path
 
 
+async def test_an_engine_that_is_cancelled_while_it_opens_leaves_nothing_open(
+    tmp_path: Path,
+) -> None:
+    """Neither its folder, nor that this process has one."""
+    first = asyncio.ensure_future(Engine([], state_dir=tmp_path / "one").__aenter__())
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                async with Engine([], state_dir=tmp_path / "two") as engine:
+                    assert engine.status()["ok"] is True
+                return
+            except OtaError as error:
+                assert error.code == "config-invalid"  # while the first one still closes
+                await asyncio.sleep(0.01)
+
+
 @pytest.mark.slow
 async def test_boards_are_updated_read_verified_and_rolled_back(
     esp32_boards: StartBoard, tmp_path: Path

@@ -85,3 +85,59 @@ async def test_a_server_that_comes_back_is_found(
                 assert [run["outcome"] for run in runs[:2]] == ["succeeded", "failed"]
             finally:
                 await shutdown()
+
+
+async def test_each_firmware_is_looked_for_by_itself_and_with_the_token_of_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever runs meanwhile; and not at all once nothing is to happen by itself."""
+    monkeypatch.setattr(policy, "MISSING_PAUSES_S", (0.05,))
+    one, two = (build_app(version=v, size_bytes=60_000) for v in ("1.1.0", "1.2.0"))
+    with SimProcess(tmp_path / "boards", 2) as sim:
+        async with FirmwareServer.start() as server:
+            wanted = Settings(
+                service="OTA",
+                target=Target(server.url("/one.bin"), "1.1.0", headers=(("X-Token", "old"),)),
+                boards=(
+                    BoardEntry("a", port=sim.boards[0].url),
+                    BoardEntry(
+                        "b", port=sim.boards[1].url, url=server.url("/two.bin"), version="1.2.0"
+                    ),
+                ),
+                boot_timeout_s=4,
+                boot_stable_s=0.5,
+                state_dir=tmp_path / "state",
+                cache_dir=tmp_path / "cache",
+            )
+            service = await FleetService.open(wanted)
+            try:
+                await until(service, lambda s: s.get("run", {}).get("outcome") == "failed")
+                await service.command("update", {"boards": ["a"], "wait_s": 10})
+                renewed = dataclasses.replace(wanted.target, headers=(("X-Token", "new"),))
+                wanted = dataclasses.replace(wanted, target=renewed)
+                service = await FleetService.open(wanted)
+                seen = len(server.requests)
+                await server.wait_requests(seen + 4)
+                asked = server.requests[seen + 2 :]
+                assert {found.path for found in asked} == {"/one.bin", "/two.bin"}
+                tokens = {found.headers.get("X-Token") for found in asked}
+                assert tokens == {"new"}
+                server.put("/two.bin", two)
+                await until(service, lambda s: s["boards"]["b"].get("version") == "1.2.0")
+                server.put("/one.bin", one)
+                await until(service, lambda s: s["boards"]["a"].get("version") == "1.1.0")
+
+                gone = Target(server.url("/gone.bin"), "1.3.0")
+                wanted = dataclasses.replace(wanted, target=gone)
+                service = await FleetService.open(wanted)
+                await until(service, lambda s: s["run"]["outcome"] == "failed")
+                quiet = dataclasses.replace(wanted, auto_update=False)
+                service = await FleetService.open(quiet)
+                assert service._engine is not None
+                async with asyncio.timeout(30):
+                    while service._engine._unfetched:  # noqa: ASYNC110 - it has no event
+                        await asyncio.sleep(0.01)
+                server.put("/gone.bin", one)
+                assert service.status()["run"]["outcome"] == "failed"
+            finally:
+                await shutdown()

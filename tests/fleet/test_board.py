@@ -142,6 +142,36 @@ def test_twenty_reads_at_once_open_the_port_once(at_desk: AtDesk) -> None:
     at_desk(test)
 
 
+def test_other_questions_are_asked_for_themselves(at_desk: AtDesk) -> None:
+    """Of another firmware, or with another permit: one answer would be wrong for one of them."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        desk.script = [READ, READ, READ]
+        orders = [
+            desk.order("version"),
+            desk.order("version", target=OTHER),
+            desk.order("version", force=True),
+        ]
+        for order in orders:
+            board.order(order)
+        await asyncio.gather(*(order.answer for order in orders))
+        assert [attempt._order for attempt in desk.attempts] == orders
+
+    at_desk(test)
+
+
+def test_a_duel_is_no_interrupted_attempt(at_desk: AtDesk) -> None:
+    """What another updater did is counted under a name of its own."""
+
+    async def test(desk: Desk) -> None:
+        desk.journal.update_board(MAC, version="2")
+        assert desk.memory.duel(MAC, desk.settings.target.key, "9", "2") == 1
+        assert not desk.memory.facts(MAC, OTHER.key).interrupted
+
+    at_desk(test)
+
+
 def test_a_sensor_s_no_is_a_wait_in_which_reads_are_answered_at_once(at_desk: AtDesk) -> None:
     """With the last version and why the board is not looked at; it is no attempt."""
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -411,6 +412,25 @@ def test_a_removed_file_is_made_again(tmp_path: Path) -> None:
     put(store, "l", "1")
     assert is_safe(store)
     assert in_file(path, "k") == in_file(path, "l") == "1"
+    store.close()
+
+
+def test_a_new_file_with_the_number_of_the_old_one_gets_everything(tmp_path: Path) -> None:
+    """Once the old file is closed, a file system may give its number to the next one."""
+    path = tmp_path / FILE_NAME
+    store = at(tmp_path, retry_s=0)
+    put(store, "k", "1")
+    store._to_memory()
+    store._failed(OSError(errno.ENOSPC, "No space left on device"))
+    assert store.problem is not None
+    assert store.problem.code == "disk-full"
+    for found in tmp_path.glob(f"{FILE_NAME}*"):
+        found.unlink()
+    path.touch()
+    store._inode = path.stat().st_ino
+    store.retry()
+    assert is_safe(store)
+    assert in_file(path, "k") == "1"
     store.close()
 
 

@@ -215,8 +215,8 @@ class Engine:
         self._settings = replace(self._settings, service=self._name)
         engine = core.Engine(self._settings, LOGGER)
         try:
-            await engine.open()
             self._core = engine
+            await engine.open()
             await engine.configure(self._settings, first=True)
             await engine.forget_ports()
             await self.release()

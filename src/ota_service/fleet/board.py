@@ -628,7 +628,7 @@ class Board:
     async def _look(self, message: Message) -> None:
         order = _order(message)
         if self._looks:
-            same = self._looks[0].purpose == order.purpose
+            same = order.asks_as(self._looks[0])
             (self._looks if same else self._line).append(order)
             return
         self._around.turns.leave(self)

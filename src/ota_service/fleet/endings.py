@@ -152,7 +152,8 @@ async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd)
     assert outcome.slot is not None
     mac, slot, error = outcome.found.chip.mac, outcome.slot.name, outcome.error
     fact = (await around.journaled(partial(memory.facts, mac, key))).slots.get(slot)
-    await around.journaled(partial(memory.rolled_back, outcome, key, held=error is None))
+    note = partial(memory.rolled_back, outcome, key, held=error is None)
+    await around.journaled(partial(memory.journal.whole, note))
     around.renamed(about, mac)
     about.state = "rolled_back" if outcome.end == "rolled_back" else "failed"
     sight.version(outcome.version)

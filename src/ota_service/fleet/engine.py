@@ -14,6 +14,7 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -60,11 +61,34 @@ def _open(settings: Settings) -> Journal:
     return open_journal(settings.state_dir, shared=settings.shares_state)
 
 
+async def _opened(settings: Settings) -> Journal:
+    """The journal, opened in a thread. Where nobody waits for it any more it is closed again."""
+    opening = asyncio.ensure_future(asyncio.to_thread(_open, settings))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_unused)
+        raise
+
+
+def _close_unused(opening: asyncio.Future[Journal]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        _JOURNAL.submit(opening.result().close)
+
+
 class _Named(logging.LoggerAdapter[logging.Logger]):
     """Puts the service's name before each line."""
 
     def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
         return f"{(self.extra or {})['service']}: {msg}", kwargs
+
+
+@dataclass(eq=False)
+class _Unfetched:
+    """A firmware that could not be had for now, why, and the boards that wait for it."""
+
+    error: GaveUp
+    boards: set[Board]
 
 
 class Engine:
@@ -86,7 +110,7 @@ class Engine:
         self.handle: object | None = None
         self._memory: Memory | None = None
         self._ready = asyncio.Event()
-        self._failed_downloads: dict[str, int] = {}
+        self._unfetched: dict[str, _Unfetched] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._save_at_s = 0.0
 
@@ -101,7 +125,7 @@ class Engine:
         """Claim the boards and open the journal. Raises OtaError `config-invalid`."""
         self._claim(self.settings)
         try:
-            self._use(await asyncio.to_thread(_open, self.settings))
+            self._use(await _opened(self.settings))
         except OtaError as error:
             if error.code != "state-busy":
                 SERVICE_CLAIMS.release(self)
@@ -116,7 +140,7 @@ class Engine:
         while self._memory is None and not self.closing:
             await asyncio.sleep(STATE_BUSY_RETRY_S)
             with contextlib.suppress(OtaError):
-                self._use(await asyncio.to_thread(_open, self.settings))
+                self._use(await _opened(self.settings))
                 self.error = None
 
     def _use(self, journal: Journal) -> None:
@@ -306,46 +330,58 @@ class Engine:
 
     def _fetch_again(self, run: Run) -> None:
         """A firmware that could not be had for now is asked for again, later and later."""
-        waiting: dict[Target, tuple[GaveUp, list[Board]]] = {}
         for order, board in run.orders.values():
             if not order.answer.done():
                 continue  # the run ended before it was asked of anybody
-            answer = order.answer.result()
-            if answer.end == "no-firmware" and isinstance(answer.error, GaveUp):
-                waiting.setdefault(order.target, (answer.error, []))[1].append(board)
-            elif answer.end != "cancelled":
-                self._failed_downloads.pop(order.target.key, None)
-        for target, (error, boards) in waiting.items():
-            if self.settings.auto_update and not self.closing:
-                self.spawn(self._fetch_later(run, target, error, boards))
+            answer, key = order.answer.result(), order.target.key
+            waits = self._unfetched.get(key)
+            if answer.end != "no-firmware" or not isinstance(answer.error, GaveUp):
+                if waits is not None:
+                    waits.boards.discard(board)
+            elif waits is not None:
+                waits.error = answer.error
+                waits.boards.add(board)
+            elif self.settings.auto_update and not self.closing:
+                self._unfetched[key] = _Unfetched(answer.error, {board})
+                self.spawn(self._fetch_later(key))
 
-    async def _fetch_later(
-        self, run: Run, target: Target, error: GaveUp, boards: Sequence[Board]
-    ) -> None:
+    async def _fetch_later(self, key: str) -> None:
         """What is not published yet is looked for without a run, nor a further line in the log."""
-        told = False
-        while self.last_run is run and self.settings.auto_update and not self.closing:
-            failed = self._failed_downloads[target.key] = (
-                self._failed_downloads.get(target.key, 0) + 1
-            )
-            missing = isinstance(error, NotThere)
-            pause_s = policy.download_pause_s(failed, missing=missing)
-            if not told:
-                self.log.info("the download is tried again in %g s", pause_s)
-            told = True
-            await asyncio.sleep(pause_s)
-            if missing:
-                try:
-                    async with self.firmwares.had(target):
-                        pass  # the run finds it in the cache
-                except NotThere:
+        waits, failed, told = self._unfetched[key], 0, ""
+        try:
+            while True:
+                failed += 1
+                missing = isinstance(waits.error, NotThere)
+                pause_s = policy.download_pause_s(failed, missing=missing)
+                if not (missing and told == waits.error.code):
+                    self.log.info("the download is tried again in %g s", pause_s)
+                told = waits.error.code
+                await asyncio.sleep(pause_s)
+                # As it is by now: the same target may be had with another token.
+                boards = [
+                    board
+                    for board in self.boards.values()
+                    if board in waits.boards and board.target.key == key
+                ]
+                if not boards or self.closing or not self.settings.auto_update:
+                    return
+                if missing and await self._still_missing(boards[0].target):
                     continue
-                except OtaError:
-                    pass  # the run says what it is now
-            names = [b.shown.name for b in boards if b.target.key == target.key and b.free]
-            if names and self.last_run is run and not self.closing:
-                self.start(Run("resumed", names))
-            return
+                run = self.start(Run("resumed", [board.shown.name for board in boards]))
+                await run.done.wait()
+                if not waits.boards:
+                    return
+        finally:
+            del self._unfetched[key]
+
+    async def _still_missing(self, target: Target) -> bool:
+        try:
+            async with self.firmwares.had(target):
+                return False  # the run finds it in the cache
+        except NotThere:
+            return True
+        except OtaError:
+            return False  # the run says what it is now
 
     def running(self, names: Sequence[str] | None, permits: policy.Permits) -> Run | None:
         """A run in progress that does what is asked for already."""

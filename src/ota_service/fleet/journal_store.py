@@ -11,6 +11,7 @@ it lacks: an update is not stopped by its journal. A file that is damaged is set
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import math
 import os
@@ -74,7 +75,7 @@ class Store:
         self._tried_s = -math.inf
         self._mutex = threading.RLock()
         # Of the file that is open or was last; and what it held when memory took its place.
-        self._inode = 0
+        self._inode, self._is_new = 0, False
         self._in_file: journal_schema.Rows | None = None
         self._closed = False
         try:
@@ -223,7 +224,8 @@ class Store:
         memory, inode, before = self._db, self._inode, self._in_file or {}
         try:
             self._db = self._open_file()
-            known = before if self._inode == inode else {}
+            # A new file may get the number of the one that was removed.
+            known = before if self._inode == inode and not self._is_new else {}
             after = journal_schema.rows(memory)
             self._transact(partial(journal_schema.carry_over, known, after, self._db))
         except (sqlite3.Error, OSError) as error:
@@ -272,6 +274,7 @@ class Store:
         if report != "ok":
             return "damaged", f"is damaged ({report.splitlines()[-1]})"
         found = journal_schema.version(file)
+        self._is_new = found == 0
         if found > len(self._migrations):
             return "newer", f"is of a newer version ({found}) of this program"
         journal_schema.migrate(file, self._migrations)
@@ -310,6 +313,7 @@ class Store:
     def _failed(self, error: sqlite3.Error | OSError) -> None:
         self._tried_s = time.monotonic()
         full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+        full = full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         self.problem = OtaError(
             "disk-full" if full else "internal",

@@ -118,7 +118,10 @@ class Memory:
         """What a plan for this board may depend on. port: where it is, if a session has it."""
         record = self.journal.board(mac)
         attempt = self.journal.attempt(mac, target)
-        latest = next(iter(self.journal.attempts(mac)), attempt)
+        # A duel's count stands beside the attempts, under a name of its own.
+        latest = next(
+            (a for a in self.journal.attempts(mac) if not a.target.endswith(_ELSEWHERE)), attempt
+        )
         slots = {
             s.slot: SlotFact(s.size_bytes, s.md5, s.version, s.project, s.app_version)
             for s in self.journal.all(SlotRecord, mac=mac)

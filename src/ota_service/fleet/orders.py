@@ -77,6 +77,14 @@ class Order:
     followers: list[Order] = field(default_factory=list)
     answer: asyncio.Future[Answer] = field(default_factory=_future)
 
+    def asks_as(self, other: Order) -> bool:
+        """Whether the other order asks the same question, so that one answer serves both."""
+        return (self.purpose, self.target.key, self.permits) == (
+            other.purpose,
+            other.target.key,
+            other.permits,
+        )
+
     def give(self, answer: Answer) -> None:
         """Answer it, and those that joined it."""
         for order in (self, *self.followers):
