@@ -240,7 +240,7 @@ async def test_no_redirect_leads_into_this_machine(
         assert (await supply.get(Target(url, "1"))).data == APP
 
 
-async def elsewhere(host: str | None) -> bool:
+async def elsewhere(host: str | None, *, timeout_s: float) -> bool:
     """No host is this machine."""
     return False
 

@@ -137,7 +137,7 @@ class Download:
         url, login = _address(self.url)
         # What opens the door at the configured place is for that place alone.
         own = {**login, **self.headers}
-        resolver.any_place = await _is_local(url.host)
+        near: bool | None = None  # asked where it matters: at a redirect
         for _ in range(MAX_REDIRECTS + 1):
             # Any number of answers 1xx, or a byte of a header now and then, end here.
             async with asyncio.timeout(patience.lookup_s + patience.stall_s):
@@ -152,6 +152,8 @@ class Download:
                 target = self._redirected(url, answer.headers.get("Location", ""))
             if not _same_place(url, target):
                 own = {}
+            if near is None:
+                near = resolver.any_place = await _is_local(url.host, timeout_s=patience.lookup_s)
             if target.host != url.host and not resolver.may_be(target.host):
                 raise OtaError(
                     "redirect-refused", f"{self.shown} redirects to this machine itself."
@@ -330,10 +332,11 @@ def _is_near(address: str) -> bool:
     return found.is_loopback or found.is_link_local or found.is_unspecified
 
 
-async def _is_local(host: str | None) -> bool:
+async def _is_local(host: str | None, *, timeout_s: float) -> bool:
     """Whether the configured host is this machine itself, or on its link."""
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None)
+        async with asyncio.timeout(timeout_s):
+            found = await asyncio.get_running_loop().getaddrinfo(host, None)
     except OSError:
         return False
     return any(_is_near(str(where[0])) for *_, where in found)
