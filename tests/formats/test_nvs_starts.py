@@ -122,6 +122,19 @@ def test_a_page_whose_items_are_all_erased_is_room(state: int, value: str) -> No
     assert prove(empty + full + BLANK, None, torn=1).strategy == "erase"
 
 
+@pytest.mark.parametrize("value", ["2.0.0", "v" * 128])
+@pytest.mark.parametrize("together", [True, False])
+def test_items_that_nothing_finds_are_out_of_the_way(value: str, together: bool) -> None:
+    """Two strings of one key, as an erase that failed leaves them: moved, the hidden one would be
+    found. A start of the firmware does not help."""
+    old, new = text(b"ROBOT_ID", 2), text(b"ROBOT_ID", 3)
+    first = [NAMESPACE, VERSION, old, *([new] if together else [])]
+    rest = [] if together else [new]
+    left = 126 - sum(len(item) // 32 for item in rest)
+    data = page(first, FULL, 3) + page([*rest, text(b"WIFI_SSID", left)], ACTIVE, 4) + BLANK
+    assert prove(data, value, torn=1).strategy == "collect"
+
+
 @pytest.mark.slow
 def test_a_move_that_was_cut_before_parts_without_an_index() -> None:
     """What is left out of the copy stood between a part of a blob and the end of the page."""

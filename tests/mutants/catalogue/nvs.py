@@ -12,6 +12,13 @@ _PROVE = "formats/nvs/prove.py"
 
 MUTANTS = (
     Mutant(
+        "items that nothing finds stay in the way",
+        "formats/nvs/edit.py",
+        "    if hidden:\n        yield from _store(",
+        "    if hidden and nvs.freeing:\n        yield from _store(",
+        "tests/formats/test_nvs_starts.py::test_items_that_nothing_finds_are_out_of_the_way",
+    ),
+    Mutant(
         "a blob's parts are erased before its index",
         _EDIT,
         "key=lambda pair: pair[1].chunk != CHUNK_ANY",

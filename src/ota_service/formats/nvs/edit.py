@@ -4,13 +4,15 @@
 The ways, in their order of preference: append to the active page; a new page where two are free;
 move the items of a page into a free one, the page with the least in it first; else refuse with
 nothing changed. Before any of them what the firmware would repair at its next start is repaired as
-far as the change could disturb that. A way is taken only if it is proven at every cut (`prove.py`).
+far as the change could disturb that. A way is taken only if it is proven at every cut (`prove.py`);
+where none is, all are tried again after what stands behind another item of its key was erased.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from ota_service.errors import OtaError
@@ -25,6 +27,7 @@ from ota_service.formats.nvs.page import (
     TYPE_STRING,
     TYPE_U8,
     VERSION_2,
+    Hash,
     Item,
     Loader,
     Page,
@@ -133,7 +136,12 @@ def set_string(data: bytes, *, base: int, namespace: str, key: str, value: str) 
     blocks.append(_string_entries(index, key, payload))
     place = (index, key.encode())
     proof = NvsProof(data, base, place, namespace, load)
-    return _proven(_store(flash, _repair(flash), blocks, place, stored), proof, place, payload)
+    nvs = _repair(flash)
+    ways = chain(
+        _store(flash, nvs, blocks, place, stored),
+        _store_bare(flash.copy(), nvs, blocks, place, stored),
+    )
+    return _proven(ways, proof, place, payload)
 
 
 Ways = Iterator[tuple[Strategy, NvsFlash]]
@@ -149,6 +157,26 @@ def _store(flash: NvsFlash, nvs: Nvs, blocks: list[bytes], key: Key, stored: boo
         return
     for _, first in _ways(flash, nvs, blocks[:1], key):  # They do not fit into one page.
         yield from _ways(first, first.read(), blocks[1:], key)
+
+
+def _store_bare(flash: NvsFlash, nvs: Nvs, blocks: list[bytes], key: Key, stored: bool) -> Ways:
+    """The same without items that stand behind others of their key and type: nothing finds them,
+    but moved behind the one that is found they may change which one that is."""
+    if nvs.freeing is not None:
+        return
+    found: set[tuple[Hash, int]] = set()
+    hidden: list[tuple[Page, int]] = []
+    for page in nvs.order:
+        for item in page.items:
+            name = (item.hash, item.type)
+            if name in found:
+                hidden.append((page, item.index))
+            found.add(name)
+    for page, index in reversed(hidden):
+        header = next(one for one in headers(flash.page(page.index)) if one.index == index)
+        flash.erase_item(page.index, header, "nothing can read it")
+    if hidden:
+        yield from _store(flash, flash.read(), blocks, key, stored)
 
 
 def _proven(ways: Ways, proof: NvsProof, key: Key, value: bytes | None) -> NvsEdit:
