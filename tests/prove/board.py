@@ -244,6 +244,8 @@ class MemoryStarts(Starts):
         )
 
     def _seen(self, until: Any, stopped: Any) -> tuple[BootMonitor, bool]:
+        if stopped():  # it is reset before its app does anything
+            return BootMonitor(Expected(), 0, 0), False
         self._link.restart()
         return BootMonitor(Expected(), 0, 0), True
 

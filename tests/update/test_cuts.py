@@ -270,3 +270,52 @@ def test_a_firmware_that_spoils_nvs_is_gone_back_from_all_the_same(tidies: bool)
     else:
         assert outcome.version is None
         assert "its version could not be put right" in outcome.error.message
+
+
+class Late(Told):
+    """Somebody cancels while the new firmware starts, which is too late."""
+
+    late = False
+
+    def phase(self, name: str) -> None:
+        """As `Told`."""
+        super().phase(name)
+        self.late = self.late or name == "booting"
+
+    def cancelled(self) -> bool:
+        """From then on."""
+        return self.late
+
+
+def test_a_cancel_takes_nothing_from_the_way_back() -> None:
+    """The old firmware has its time to repair its NVS: the version belongs to what runs."""
+    case = Case("back", Start("guide", "both", False, "small"))
+    board = Spoils(Cells(case.flash()), case.start.bootloader)
+    board.layout, board.tidies = case.start.plan, True
+    with quiet():
+        outcome = update(board, PANICS, Late(case.facts()))
+    assert (outcome.end, outcome.version) == ("rolled_back", OLD.tag)
+    assert shows(board, case) == ("old", OLD.tag)
+
+
+class Dead(Spoils):
+    """A board whose old firmware does not start any more either."""
+
+    def restart(self) -> None:
+        """As `Spoils`."""
+        super().restart()
+        if self.firmware is not PANICS:
+            self.firmware = None
+
+
+def test_what_is_in_place_is_said_as_it_is() -> None:
+    """Neither firmware starts, and the version could not be put right: that is not left out."""
+    case = Case("back", Start("guide", "both", False, "small"))
+    board = Dead(Cells(case.flash()), case.start.bootloader)
+    board.layout, board.tidies = case.start.plan, False
+    with quiet():
+        outcome = update(board, PANICS, Told(case.facts()))
+    assert (outcome.end, outcome.version) == ("failed", None)
+    assert outcome.error is not None
+    assert "its version could not be put right" in outcome.error.remedy
+    assert "version are in place" not in outcome.error.remedy

@@ -23,11 +23,10 @@ from ota_service.link.chip import ChipInfo
 from ota_service.link.ownership import SERVICE_CLAIMS
 from ota_service.link.ports import shown
 from ota_service.update.facts import BoardFacts
-from ota_service.update.flash_merged import FlashPhase
 from ota_service.update.flash_plan import Before, FlashPlan
 from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Plan, WatchBoot, WriteSlot
-from ota_service.update.rewrite import total_bytes
+from ota_service.update.rewrite import WritePhase, total_bytes
 from ota_service.update.session import Phase
 
 
@@ -134,7 +133,7 @@ class SessionHooks:
         if self.facts.last_slot is None:
             self.memory.journal.update_board(mac, slot=name)
 
-    def phase(self, name: Phase | FlashPhase) -> None:
+    def phase(self, name: Phase | WritePhase) -> None:
         """A phase begins."""
         if name == "booting":
             self._await_confirmation()
@@ -206,7 +205,7 @@ class FlashHooks:
         text = "what the board has is kept in %s"
         self._session.tell(lambda sight: sight.log(logging.INFO, text, folder))
 
-    def phase(self, name: FlashPhase) -> None:
+    def phase(self, name: WritePhase) -> None:
         """A phase begins."""
         if name == "writing":
             self.wrote = True

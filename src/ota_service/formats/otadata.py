@@ -129,6 +129,12 @@ class OtaData:
         return any(e.counts and e.state == OtaState.PENDING_VERIFY for e in self.entries)
 
     @property
+    def on_trial(self) -> bool:
+        """Whether the bootloader may take an entry back that its app has not confirmed."""
+        new = any(e.counts and e.state == OtaState.NEW for e in self.entries)
+        return new or self.may_be_pending
+
+    @property
     def newest_rejected(self) -> bool:
         """Whether the newest whole entry is ABORTED or INVALID: the board has rolled back."""
         newest = self.newest

@@ -29,15 +29,12 @@ from ota_service.update.rewrite import (
     WriteHooks,
     WriteJob,
     WriteOutcome,
-    WritePhase,
     require_unprotected,
     rewrite,
     started,
     total_bytes,
     visited,
 )
-
-FlashPhase = WritePhase
 
 
 def again(keep_nvs: bool) -> str:

@@ -22,7 +22,6 @@ from ota_service.link.chip import ChipInfo
 from ota_service.update.backup import NVS_KIND, Backup
 from ota_service.update.rewrite import Write, WritePlan
 
-TABLE_SECTORS_BYTES = 0x1000
 _REMEDY = "Make it again: `make build-esp32-bin`; `esp32-ota image inspect` says what is in it."
 
 
@@ -167,7 +166,7 @@ def plan_flash(
     kept = _kept(file.merged.table, before, keep) if keep is not None else ()
     places = {part.after: part for part in kept}
     writes: list[Write] = []
-    table_end = file.merged.table_offset + TABLE_SECTORS_BYTES
+    table_end = file.merged.table_offset + SECTOR_BYTES
     loader_end = file.merged.table_offset
     skipped = [(part.after.offset, part.after.offset + part.after.whole_bytes) for part in kept]
     for begin, end in _gaps(table_end, len(file.data), skipped):

@@ -24,7 +24,7 @@ from ota_service.formats.chips import CHIP_BY_ID
 from ota_service.formats.image import parse_header
 from ota_service.formats.nvs import Nvs
 from ota_service.formats.nvs.move import move_nvs
-from ota_service.formats.otadata import OtaState, boots_after, parse_otadata
+from ota_service.formats.otadata import boots_after, parse_otadata
 from ota_service.formats.partitions import Partition, PartitionTable
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash
@@ -199,7 +199,7 @@ class _Restore:
         now = boots_after(base.selection, table)
         if named is None:
             return "the backup's names no slot"
-        if _on_trial(self.saved):
+        if parse_otadata(self.saved.selection).on_trial:
             return "the backup's was waiting for its app to confirm itself"
         if not self._boots(named):
             return f"the backup's names {named.label}, which holds no whole app any more"
@@ -230,7 +230,8 @@ class _Restore:
         if loader.flash_bytes is not None and table.end > loader.flash_bytes:
             return False
         named = boots_after(backup.selection, table)
-        return named is not None and not _on_trial(backup) and self._boots(named)
+        on_trial = parse_otadata(backup.selection).on_trial
+        return named is not None and not on_trial and self._boots(named)
 
     def _boots(self, partition: Partition) -> bool:
         """Whether it holds an image that nothing keeps the bootloader from starting."""
@@ -244,12 +245,6 @@ def _may_start(flash: Flash, backup: Backup) -> bool:
     table = backup.partitions
     apps = [*([table.factory] if table.factory is not None else []), *table.ota_slots]
     return any(image_bytes(flash, app) is not None for app in apps)
-
-
-def _on_trial(backup: Backup) -> bool:
-    """Whether the bootloader would take an entry back that is not confirmed."""
-    entries = parse_otadata(backup.selection).entries
-    return any(e.counts and e.state in (OtaState.NEW, OtaState.PENDING_VERIFY) for e in entries)
 
 
 def _restored(saved: Backup, table: PartitionTable) -> list[Restored]:

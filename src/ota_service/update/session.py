@@ -248,7 +248,7 @@ class _Session:
             if not self.starts.first_look().restarted:
                 raise OtaError("cancelled" if self.hooks.cancelled() else "no-reset")
             found = self._inspect()
-        self._waits = self._waits and found.pending
+        self._waits = job.rearm and job.confirm is None and found.pending
         self.starts.redact = Redactor(found.secrets)
         self.hooks.inspected(found)
         return found
@@ -270,7 +270,8 @@ class _Session:
         the next reset would turn down."""
         if found.running.partition is None or found.pending or found.otadata is None:
             return False
-        return not _has_to_confirm(found.otadata)
+        # What stands as PENDING_VERIFY and is not `pending` has nobody to confirm it.
+        return not any(e.counts and e.state == OtaState.NEW for e in found.otadata.entries)
 
     def _repaired(self) -> Inspection:
         """The board after one start of its firmware, which repairs what a cut has left in NVS."""
@@ -499,13 +500,15 @@ class _Session:
         outcome.version = (back.version or "") if problem is None else None
         outcome.slot = back.slot
         if monitor.verdict is Verdict.FAILED:
+            in_place = "and version are in place."
+            if problem is not None:
+                in_place = f"is in place, and its version could not be put right: {problem.message}"
             outcome.end = "failed"
             outcome.error = OtaError(
                 "boot-failed",
                 f"The new firmware did not come up ({why}), and neither did the one before "
                 f"({monitor.reason}).",
-                remedy="Look at the board's power and wiring; its previous firmware and version "
-                "are in place.",
+                remedy=f"Look at the board's power and wiring; its previous firmware {in_place}",
             )
             return outcome
         back_on = f'The board is back on {back.slot.name} with version "{back.version or ""}".'
@@ -530,16 +533,16 @@ class _Session:
         """The version stored after one start of the firmware gone back to, which repairs its NVS;
         or why it still cannot be, or that start might be one that its app must confirm."""
         now = read_otadata(self.link, found)
-        if now.may_be_pending or _has_to_confirm(now):
+        if now.on_trial:
             return back.problem
-        self.starts.repair()
+        if not self.starts.repair(on_the_way_back=True):
+            return back.problem
         try:
-            ops = record_ops(self.link, found, back.version)
+            apply_verified(self.link, record_ops(self.link, found, back.version))
         except OtaError as error:
             if error.code == "link-lost":
                 raise
             return error
-        apply_verified(self.link, ops)
         return None
 
     def _confirm(self, found: Inspection, awaited: Awaited) -> Outcome:
@@ -595,11 +598,6 @@ class _Session:
             gone = f"The board has no slot {name} any more."
             raise found.problem or OtaError("otadata-invalid", gone)
         return named[0]
-
-
-def _has_to_confirm(otadata: OtaData) -> bool:
-    """Whether the next start may be one that its app must confirm."""
-    return any(entry.counts and entry.state == OtaState.NEW for entry in otadata.entries)
 
 
 def _stored(found: Inspection) -> str | None:

@@ -148,24 +148,30 @@ class Starts:
     def _look(self) -> FirstLook:
         monitor = self._once(
             "to see which slot runs",
-            until=lambda seen: (
+            lambda seen: (
                 seen.loaded_offset is not None or seen.app_speaks or seen.verdict is not None
             ),
+            self._hooks.cancelled,
         )
         if monitor is None:
             return FirstLook(restarted=False)
         self._bootloader_speaks = monitor.bootloader_speaks
         return first_look(monitor.lines, monitor.loaded_offset)
 
-    def repair(self) -> None:
-        """One start, in which the firmware repairs its NVS, and back into download mode."""
+    def repair(self, *, on_the_way_back: bool = False) -> bool:
+        """One start, in which the firmware repairs its NVS, and back into download mode; whether
+        it had its time. on_the_way_back: which a cancel does not stop."""
+        stopped = self._hooks.stopping if on_the_way_back else self._hooks.cancelled
         # Its time is not cut short by what it prints: NVS is opened some time after that.
-        self._once("so that it repairs its NVS", until=lambda seen: False)
+        seen = self._once("so that it repairs its NVS", lambda seen: False, stopped)
+        return seen is not None
 
-    def _once(self, why: str, until: Callable[[BootMonitor], bool]) -> BootMonitor | None:
+    def _once(
+        self, why: str, until: Callable[[BootMonitor], bool], stopped: Callable[[], bool]
+    ) -> BootMonitor | None:
         """None where it never left download mode, or was stopped before its time."""
         self._hooks.restarting(f"once into its firmware, {why}")
-        monitor, whole = self._seen(until, self._hooks.cancelled)
+        monitor, whole = self._seen(until, stopped)
         if monitor.in_download and not monitor.heard:
             self._link.stay()
         else:
