@@ -199,7 +199,10 @@ async def test_the_readings_follow_an_update(tmp_path: Path) -> None:
             await machine.remove(SERVICE, "OTA")
             assert (await read())["safe"] is False
             await machine.add(SERVICE, "OTA", {**attributes, "auto_update": False})
-            seen = await eventually(read, lambda r: r["safe"], timeout_s=60)
+            await eventually(read, lambda r: r["safe"], timeout_s=60)
+            # The board's end is told first, the run's a moment later.
+            seen = await eventually(read, lambda r: r["run_outcome"] != "running")
+            assert seen["safe"] is True
             assert seen["version_a"] == "1.1.0", seen
             assert seen["run_outcome"] == "succeeded"
             assert seen["boards_up_to_date"] == 1
