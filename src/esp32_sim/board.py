@@ -382,6 +382,7 @@ class Board:
             chip=chip,
             revision=major * 100 + minor,
             block_revision=block_major * 100 + block_minor,
+            boot_keys=self.config.boot_keys,
             log=lambda line: core.print(line + "\r\n"),
         )
         self._burn(result.secure_version)

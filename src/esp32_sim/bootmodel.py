@@ -121,6 +121,7 @@ def boot(
     chip: Chip = ESP32,
     revision: int = 301,
     block_revision: int = 0,
+    boot_keys: tuple[bytes, ...] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> BootResult:
     """Boot once, writing otadata as the bootloader does.
@@ -130,7 +131,8 @@ def boot(
     the former). secure_version: what the chip's eFuses count. table_offset: where the bootloader
     was built to look for the partition table. silent: built without a log, as the Arduino
     core's; the ROM speaks all the same. revision, block_revision: of the chip and of its eFuse
-    blocks, major * 100 + minor. log: called with each line as it is printed.
+    blocks, major * 100 + minor. boot_keys: digests of the keys that Secure Boot v2 trusts; None
+    where it is off. log: called with each line as it is printed.
     """
     nor = NorFlash(flash) if isinstance(flash, bytearray) else flash
     return _Boot(
@@ -143,6 +145,7 @@ def boot(
         chip,
         revision,
         block_revision,
+        boot_keys,
         log,
     ).run()
 
@@ -158,6 +161,7 @@ class _Boot:
     chip: Chip
     revision: int
     block_revision: int
+    boot_keys: tuple[bytes, ...] | None
     sink: Callable[[str], None] | None
     lines: list[str] = field(default_factory=list)
     writes: list[FlashOp] = field(default_factory=list)
@@ -418,6 +422,7 @@ class _Boot:
                 chip=self.chip,
                 revision=self.revision,
                 block_revision=self.block_revision,
+                boot_keys=self.boot_keys,
             )
         except BadImageError as error:
             self.error(str(error), "esp_image")

@@ -40,6 +40,8 @@ SFDP_HEADER = b"SFDP\x05\x01\x00\xff"
 
 # An encrypted flash's key, where a board does not say what its key blocks are for.
 PURPOSE_XTS_AES_128 = 4
+# The digests of up to three keys for secure boot.
+PURPOSE_BOOT_DIGEST = (9, 10, 11)
 KEY_BLOCKS = 6
 
 
@@ -56,8 +58,9 @@ def mac_crc(mac: bytes) -> int:
 def key_purposes(config: BoardConfig) -> tuple[int, ...]:
     """What the key blocks are for, one number each."""
     given = config.key_purposes
-    if not given and config.flash_crypt_cnt:
-        given = (PURPOSE_XTS_AES_128,)
+    if not given:
+        given = PURPOSE_BOOT_DIGEST[: len(config.secure_boot_keys)]
+        given += (PURPOSE_XTS_AES_128,) if config.flash_crypt_cnt else ()
     return (*given, *([0] * (KEY_BLOCKS - len(given))))
 
 
@@ -87,7 +90,10 @@ def register_values(config: BoardConfig) -> dict[int, int]:
         "download_encrypt_disabled": int(config.download_encrypt_disabled),
         "secure_version": (1 << config.secure_version) - 1,
         "crystal": round(CALI_VALUE * config.crystal_estimate),
+        "secure_boot_revoked": sum(1 << number for number in config.secure_boot_revoked),
+        "secure_boot_aggressive": int(config.secure_boot_aggressive),
         **{f"key_purpose_{i}": number for i, number in enumerate(key_purposes(config))},
+        **{f"key_{i}": key for i, key in enumerate(_keys(config))},
     }
     values = {CHIP_MAGIC_ADDRESS: chip.magic, **chip.fixed}
     for name, pieces in chip.fields.items():
@@ -97,6 +103,15 @@ def register_values(config: BoardConfig) -> dict[int, int]:
             values[piece.address] = values.get(piece.address, 0) | part << piece.at
             left >>= piece.size
     return values
+
+
+def _keys(config: BoardConfig) -> list[int]:
+    """What the key blocks hold, as far as it is told: digests of keys for secure boot."""
+    digests = [int.from_bytes(bytes.fromhex(text), "little") for text in config.secure_boot_keys]
+    if config.chip_facts.id == 0:  # one block, and no purposes
+        return digests[:1] or [0]
+    found = dict(zip(PURPOSE_BOOT_DIGEST, digests, strict=False))
+    return [found.get(purpose, 0) for purpose in key_purposes(config)]
 
 
 def security_info(config: BoardConfig) -> bytes:

@@ -122,7 +122,8 @@ class Chip:
     ROM had it. wide_flash: whether the stub reaches flash above 16 MiB, by commands with 4-byte
     addresses. force_download: the register whose lowest bit leads into download mode at the next
     reset. unbootable: the reset that follows where the ROM finds no bootloader. checks_blocks:
-    whether the bootloader looks at the eFuse blocks' revision. usb: its own ports.
+    whether the bootloader looks at the eFuse blocks' revision. signature_blocks: how many of an
+    image's count with secure boot. usb: its own ports.
     stub_hook: where secure boot keeps MEM_END from starting code, the word that leads the ROM's
     next READ_FLASH_SLOW to it (esptool's run_stub).
     """
@@ -152,6 +153,7 @@ class Chip:
     force_download: int | None = None
     unbootable: ResetKind = "timer-watchdog"
     checks_blocks: bool = True
+    signature_blocks: int = 3
     usb: tuple[UsbKind, ...] = ()
     stub_hook: int | None = None
 
@@ -165,13 +167,16 @@ def _efuses(
     base: int, **fields: tuple[tuple[int, int, int, int], ...]
 ) -> dict[str, tuple[Bits, ...]]:
     """Fields of the eFuse controller that all but the ESP32 have: (block, word, bit, size)."""
-    starts = (0x2C, 0x44, 0x5C)
+    starts = (0x2C, 0x44, 0x5C, 0x7C, *(0x9C + 0x20 * key for key in range(6)))
     common = {
         "mac": ((1, 0, 0, 32), (1, 1, 0, 16)),
         "download_encrypt_disabled": ((0, 1, 20, 1),),
         "flash_crypt_cnt": ((0, 2, 18, 3),),
         **{f"key_purpose_{i}": ((0, 2 + (i + 6) // 8, (24 + 4 * i) % 32, 4),) for i in range(6)},
         "secure_boot_v2": ((0, 3, 20, 1),),
+        "secure_boot_revoked": ((0, 2, 21, 3),),
+        "secure_boot_aggressive": ((0, 3, 21, 1),),
+        **{f"key_{i}": tuple((4 + i, word, 0, 32) for word in range(8)) for i in range(6)},
         "secure_download": ((0, 4, 5, 1),),
         "download_disabled": ((0, 4, 0, 1),),
         "secure_version": ((0, 4, 14, 16),),
@@ -256,6 +261,7 @@ ESP32 = Chip(
         "crypt_config": _esp32_efuse((5, 28, 4)),
         "secure_boot_v1": _esp32_efuse((6, 4, 1)),
         "secure_boot_v2": _esp32_efuse((6, 5, 1)),
+        "key_0": _esp32_efuse(*((22 + word, 0, 32) for word in range(8))),
         "download_encrypt_disabled": _esp32_efuse((6, 7, 1)),
         # BLK3 word 4 (EFUSE_BLK3_RDATA4): a bit for each secure version (esp_efuse_table.csv).
         "secure_version": _esp32_efuse((34, 0, 32)),
@@ -270,6 +276,7 @@ ESP32 = Chip(
     stub_sets_baud=True,
     unbootable="rtc-watchdog",
     checks_blocks=False,
+    signature_blocks=1,
     rom=Rom(
         banner="ets Jul 29 2019 12:21:46\r\n\r\n",
         normal=0x13,

@@ -34,7 +34,10 @@ class BoardConfig:
     with package. block_revision: of its eFuse blocks. key_purposes: of its key blocks (not on the
     ESP32). secure_download: it is in secure download mode (not on the ESP32). download_disabled:
     there is no download mode. download_form: "uart0" and "usb" where the ROM waits at one of both
-    only. flash_crypt_cnt: eFuse count, an odd number of bits means encrypted. rollback: whether
+    only. secure_boot_keys: digests of the keys that Secure Boot v2 trusts,
+    in hex; secure_boot_revoked: which of them (0 to 2) are not to be trusted any more, and
+    secure_boot_aggressive whether the ROM may add to that (not on the ESP32).
+    flash_crypt_cnt: eFuse count, an odd number of bits means encrypted. rollback: whether
     the bootloader was built with app rollback. anti_rollback: and with anti-rollback, too;
     secure_version: what the eFuses count for it. bootloader_log: "none" for one that prints
     nothing, as the Arduino core's; the ROM's lines stay. table_offset: where the bootloader looks
@@ -67,6 +70,9 @@ class BoardConfig:
     flash_crypt_cnt: int = 0
     secure_boot_v1: bool = False
     secure_boot_v2: bool = False
+    secure_boot_keys: tuple[str, ...] = ()
+    secure_boot_revoked: tuple[int, ...] = ()
+    secure_boot_aggressive: bool = False
     download_encrypt_disabled: bool = False
     rollback: bool = False
     anti_rollback: bool = False
@@ -103,6 +109,14 @@ class BoardConfig:
     def chip_facts(self) -> Chip:
         """What is known of its chip."""
         return chip_of(self.chip)
+
+    @property
+    def boot_keys(self) -> tuple[bytes, ...] | None:
+        """Digests of the keys that Secure Boot v2 trusts; None where it is off."""
+        if not self.secure_boot_v2:
+            return None
+        digests = map(bytes.fromhex, self.secure_boot_keys[: self.chip_facts.signature_blocks])
+        return tuple(d for i, d in enumerate(digests) if i not in self.secure_boot_revoked)
 
     def save(self, directory: Path) -> None:
         """Write it beside the flash."""

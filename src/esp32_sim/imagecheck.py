@@ -20,6 +20,7 @@ from esp32_sim.images import (
     read_descriptor,
 )
 from esp32_sim.loader_common import checksum
+from esp32_sim.signature import SIGNATURE_SECTOR, is_signed
 
 SEGMENT_LIMIT_BYTES = 16 << 20
 PAGE = 0x10000
@@ -60,10 +61,12 @@ def verify_app(
     chip: Chip = ESP32,
     revision: int = 301,
     block_revision: int = 0,
+    boot_keys: tuple[bytes, ...] | None = None,
 ) -> LoadedImage:
     """Verify the app image at `offset`; raises BadImageError with the bootloader's words.
 
     revision, block_revision: the chip's and that of its eFuse blocks, major * 100 + minor.
+    boot_keys: digests of the keys that Secure Boot v2 trusts; None where it is off.
     """
     header = flash.read(offset, HEADER.size)
     magic, count, _, _, entry, _, _, chip_id, _, min_rev, max_rev, _, hashed = HEADER.unpack(header)
@@ -121,6 +124,11 @@ def verify_app(
         digest = hashlib.sha256(flash.read(offset, length)).digest()
         if digest != flash.read(offset + length, 32):
             raise BadImageError("Image hash failed - image is corrupt")
+    if boot_keys is not None:
+        padded = -(-size // SIGNATURE_SECTOR) * SIGNATURE_SECTOR
+        whole = flash.read(offset, min(padded + SIGNATURE_SECTOR, limit_bytes))
+        if not is_signed(whole[:padded], whole[padded:], boot_keys, chip.signature_blocks):
+            raise BadImageError("Secure boot signature verification failed")
     return LoadedImage(offset, size, entry, tuple(segments))
 
 

@@ -129,6 +129,16 @@ _ROWS: tuple[ErrorKind, ...] = (
         "Build and publish the App Image again.",
     ),
     _firmware(
+        "signature-invalid",
+        "The image's signature is not valid.",
+        "Build and sign the image again; what was downloaded is not what was signed.",
+    ),
+    _firmware(
+        "signature-untrusted",
+        "The image is signed by a key that is not trusted.",
+        "Sign the image with a key that the board trusts.",
+    ),
+    _firmware(
         "merged-binary",
         "The file is a Merged Binary (bootloader, partition table and partitions), "
         "not an App Image.",

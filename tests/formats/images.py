@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import random
 import struct
-import zlib
 from dataclasses import dataclass, field
 
 # chip id -> (mapped data address, mapped code address, RAM address)
@@ -135,11 +134,3 @@ def merged(
     for start, data in parts.items():
         flash[start : start + len(data)] = data
     return bytes(flash)
-
-
-def sign_v2(image: bytes, blocks: int = 1) -> bytes:
-    """`image` padded to 4 KiB with a signature sector whose key and signature are noise."""
-    padded = image.ljust(-(-len(image) // 0x1000) * 0x1000, b"\xff")
-    block = b"\xe7\x02\0\0" + hashlib.sha256(padded).digest() + noise(1160, 3)
-    block += struct.pack("<I16x", zlib.crc32(block))
-    return padded + (block * blocks).ljust(0x1000, b"\xff")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from ota_service.errors import OtaError
 from ota_service.link import identify
+from ota_service.link.chip import BootKeys
 
 from esptool.targets import CHIP_DEFS  # isort: skip  (after esptool's set-up)
 from esptool.targets.esp32 import ESP32ROM  # isort: skip
@@ -102,18 +104,63 @@ def test_a_mac_whose_crc_is_wrong_is_read_twice_alike() -> None:
     assert esp.reads.count(high) == 3
 
 
-@pytest.mark.parametrize("name", CHIPS)
-def test_the_secure_version_is_read_where_espefuse_has_it(name: str) -> None:
-    """Each step of it burns one more of the chip's own bits; all other bits say nothing."""
+@cache
+def espefuse_of(name: str) -> tuple[dict[str, dict[str, int]], dict[int, int]]:
+    """espefuse's fields of a chip, and the register at which each block is read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of click, which espefuse builds upon
         definitions = importlib.import_module(f"espefuse.efuse.{name}.mem_definition")
     folder = Path(definitions.__file__ or "").parents[2] / "efuse_defs"
     text = (folder / f"{name}.yaml").read_text()
     yaml = importlib.import_module("yaml")  # it comes with espefuse
-    fields = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    field = next(group["SECURE_VERSION"] for group in fields.values() if "SECURE_VERSION" in group)
-    blocks = {block[2]: block[3] for block in definitions.EfuseDefineBlocks.BLOCKS}
+    groups = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    every = (group for group in groups.values() if isinstance(group, dict))
+    fields = {key: field for group in every for key, field in group.items()}
+    return fields, {block[2]: block[3] for block in definitions.EfuseDefineBlocks.BLOCKS}
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_the_keys_of_secure_boot_are_read_where_espefuse_has_them(name: str) -> None:
+    """Three digests, of which the second is revoked; one on the chips that keep no more."""
+    fields, blocks = espefuse_of(name)
+    words: dict[int, int] = {}
+
+    def burn(field: str, value: int) -> None:
+        place = fields[field]
+        register = blocks[place["blk"]] + 4 * place["word"]
+        words[register] = words.get(register, 0) | value << place["pos"]
+
+    def burn_block(number: int, data: bytes) -> None:
+        for at in range(0, len(data), 4):
+            words[blocks[number] + at] = int.from_bytes(data[at : at + 4], "little")
+
+    digests = [bytes([n + 1]) * 31 + bytes([n]) for n in range(3)]
+    expected = BootKeys((digests[0],))
+    if name == "esp32":
+        words[ESP32ROM.EFUSE_RD_ABS_DONE_REG] = ESP32ROM.EFUSE_RD_ABS_DONE_1_MASK
+        burn_block(2, digests[0])
+    elif name == "esp32c2":
+        burn_block(3, bytes(16) + digests[0][:16])
+        expected = BootKeys((digests[0][:16],))
+    else:
+        purposes = {text: number for number, text in CHIP_DEFS[name].KEY_PURPOSES.items()}
+        for digest, place in zip(range(3), (3, 0, 4), strict=True):
+            burn(f"KEY_PURPOSE_{place}", purposes[f"SECURE_BOOT_DIGEST{digest}"])
+            burn_block(fields[f"BLOCK_KEY{place}"]["blk"], digests[digest])
+        burn("SECURE_BOOT_KEY_REVOKE1", 1)
+        burn("SECURE_BOOT_AGGRESSIVE_REVOKE", 1)
+        expected = BootKeys((digests[0], digests[2]), (digests[1],), True)
+    keys = identify._boot_keys(chip(name, words, 0))
+    assert keys is not None
+    assert set(keys.trusted) == set(expected.trusted)
+    assert (keys.revoked, keys.aggressive) == (expected.revoked, expected.aggressive)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_the_secure_version_is_read_where_espefuse_has_it(name: str) -> None:
+    """Each step of it burns one more of the chip's own bits; all other bits say nothing."""
+    fields, blocks = espefuse_of(name)
+    field = fields["SECURE_VERSION"]
     register = blocks[field["blk"]] + 4 * field["word"]
     for steps in (0, 1, field["len"] // 2, field["len"]):
         bits = (1 << steps) - 1

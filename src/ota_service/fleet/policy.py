@@ -358,6 +358,7 @@ UNSUPPORTED = frozenset(
     {
         *("no-ota-slots", "flash-encrypted", "wrong-chip", "chip-revision", "secure-download"),
         *("partition-table-invalid", "nvs-missing", "flash-size", "secure-boot"),
+        *("signature-invalid", "signature-untrusted"),
         *("image-too-large", "secure-version"),
     }
 )

@@ -56,6 +56,20 @@ CHIP_BY_ID: dict[int, Chip] = {
 }
 
 
+_RSA, _ECDSA = ("RSA-3072",), ("ECDSA",)
+SIGNED_BY: dict[int, tuple[tuple[str, ...], int]] = {
+    0: (_RSA, 1),
+    12: (_ECDSA, 1),
+    20: (_ECDSA, 3),
+    **dict.fromkeys((2, 5, 9, 25, 32), (_RSA, 3)),
+    **dict.fromkeys((13, 16, 18, 23, 28, 31), (_RSA + _ECDSA, 3)),
+}
+"""Chip id -> what its Secure Boot v2 takes: the begins of schemes (`SignatureBlock.scheme`), and
+how many signature blocks of an image count. Source: ESP-IDF, `soc_caps.h`
+(SOC_SECURE_BOOT_V2_*, SOC_EFUSE_SECURE_BOOT_KEY_DIGESTS), for the H4 and the E22, of which it does
+not say it yet, the most."""
+
+
 def chip_name(chip_id: int) -> str:
     """The chip's name, or "chip id N" for one that is not known."""
     chip = CHIP_BY_ID.get(chip_id)

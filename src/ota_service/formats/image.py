@@ -2,15 +2,13 @@
 """An App Image checked as the bootloader checks it, before anything is written.
 
 Format: ESP-IDF, "App Image Format" (system API reference), `esp_app_format.h`,
-`esp_app_desc.h`; what is refused is what `esp_image_format.c` refuses. Signatures:
-`esp_secure_boot.h` (version 2: one sector behind the image, padded to 4 KiB).
+`esp_app_desc.h`; what is refused is what `esp_image_format.c` refuses. Signatures: `signature`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,18 +24,17 @@ from ota_service.formats.recognise import (
     is_esp8266,
     name_of,
 )
+from ota_service.formats.signature import SECTOR_BYTES, SignatureBlock, signature_blocks
 from ota_service.formats.text import field_text
 
 HEADER_BYTES = 24
 SEGMENT_HEADER_BYTES = 8
 DESCRIPTOR_BYTES = 256
 HASH_BYTES = 32
-SECTOR_BYTES = 0x1000
 MAX_SEGMENT_BYTES = 0x1000000
 """SIXTEEN_MB in esp_image_format.c: the bootloader refuses longer segments."""
 _CHECKSUM_SEED = 0xEF
 _BOOTLOADER_DESCRIPTOR_MAGIC = 0x50
-_SIGNATURE_BLOCK_BYTES = 1216
 _SIGNATURE_V1_BYTES = 68
 _RESERVED_BELOW = 0x10000000
 """Load addresses below are padding blocks, neither loaded nor mapped (`should_load`)."""
@@ -90,8 +87,8 @@ class AppImage(_Revisions):
     chip: the name as esptool spells it, or "chip id N".
     min_revision, max_revision: as 100 * major + minor. max_revision 0 and 0xFFFF: no limit.
     size_bytes: the image with its padding, checksum and hash.
-    signed: a secure boot signature follows the image; whether a board accepts it, only that
-    board knows. total_bytes: what has to be written, the signature included.
+    signed: a secure boot signature follows the image. signatures: its blocks by their places, of
+    version 2; () for version 1. total_bytes: what has to be written, the signature included.
     sha256: the digest of those total_bytes bytes.
     """
 
@@ -104,6 +101,7 @@ class AppImage(_Revisions):
     hash_appended: bool
     size_bytes: int
     signed: bool
+    signatures: tuple[SignatureBlock | None, ...]
     total_bytes: int
     descriptor: AppDescriptor
     sha256: bytes
@@ -128,6 +126,7 @@ class BootImage:
 
     size_bytes: int
     signed: bool
+    signatures: tuple[SignatureBlock | None, ...]
 
 
 def parse_header(data: bytes) -> AppDescriptor | None:
@@ -190,7 +189,7 @@ def parse_app_image(data: bytes, *, trailing: bool = False) -> AppImage:
         for seg in segments
     ):
         raise _corrupt(f"its entry point {entry:#010x} lies in none of its segments")
-    signed, total_bytes = _signature(data, size_bytes, trailing)
+    signed, signatures, total_bytes = _signature(data, size_bytes, trailing)
     if not trailing and data[total_bytes:].strip(b"\xff\0"):
         raise _corrupt(
             f"{len(data) - total_bytes} bytes that belong to no image follow its end at "
@@ -207,6 +206,7 @@ def parse_app_image(data: bytes, *, trailing: bool = False) -> AppImage:
         hash_appended=data[23] != 0,
         size_bytes=size_bytes,
         signed=signed,
+        signatures=signatures,
         total_bytes=total_bytes,
         descriptor=_descriptor(data),
         sha256=hashlib.sha256(memoryview(data)[:total_bytes]).digest(),
@@ -224,8 +224,8 @@ def parse_boot_image(data: bytes) -> BootImage:
     chip_id = _chip_id(data)
     segments, size_bytes = whole_image(data)
     _check_mapping(data, segments, chip_id)
-    signed = _signature(data, size_bytes, trailing=True)[0]
-    return BootImage(size_bytes, signed)
+    signed, signatures, _ = _signature(data, size_bytes, trailing=True)
+    return BootImage(size_bytes, signed, signatures)
 
 
 def parse_boot_header(data: bytes) -> BootHeader:
@@ -379,33 +379,26 @@ def _check_mapping(data: bytes, segments: tuple[Segment, ...], chip_id: int) -> 
             )
 
 
-def _signature(data: bytes, size_bytes: int, trailing: bool) -> tuple[bool, int]:
-    """(whether a signature follows, the length with it), for an image of `size_bytes` bytes.
+def _signature(
+    data: bytes, size_bytes: int, trailing: bool
+) -> tuple[bool, tuple[SignatureBlock | None, ...], int]:
+    """(whether a signature follows, version 2's blocks, the length with it), for an image of
+    `size_bytes` bytes.
 
-    Version 2 (`espsecure`): up to three blocks of 1216 bytes in a sector of their own at the next
-    4 KiB boundary, each with magic E7, a CRC, and the digest of everything before the sector.
     Version 1 (the first ESP32): 68 bytes, a zero word and the signature, right behind the image.
     It has no magic, so it is only seen in files.
     """
+    blocks = signature_blocks(data, size_bytes)
     start = -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
-    block = data[start : start + _SIGNATURE_BLOCK_BYTES]
-    if (
-        len(block) == _SIGNATURE_BLOCK_BYTES
-        and block[0] == 0xE7
-        and block[1] in (2, 3)
-        and zlib.crc32(block[:1196]) == int.from_bytes(block[1196:1200], "little")
-    ):
-        signed = memoryview(data)[:start]
-        if block[1] == 3 and block[2] == 1:  # ECDSA with SHA-384
-            right = hashlib.sha384(signed).digest() == block[4:52]
-        else:
-            right = hashlib.sha256(signed).digest() == block[4:36]
-        if right:
-            return True, min(start + SECTOR_BYTES, len(data))
-        if not trailing:
-            raise _corrupt("its signature belongs to other contents")
+    if any(block is not None and not block.problem for block in blocks):
+        return True, blocks, min(start + SECTOR_BYTES, len(data))
+    if blocks and not trailing:
+        number, block = next((n, block) for n, block in enumerate(blocks, 1) if block is not None)
+        raise OtaError(
+            "signature-invalid", f"The image's signature block {number} {block.problem}."
+        )
     if not trailing and len(data) == size_bytes + _SIGNATURE_V1_BYTES:
         behind = data[size_bytes:]
         if behind[:4] == b"\0\0\0\0" and behind.strip(b"\xff\0"):
-            return True, len(data)
-    return False, size_bytes
+            return True, (), len(data)
+    return False, (), size_bytes

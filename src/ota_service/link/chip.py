@@ -7,6 +7,19 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class BootKeys:
+    """Which keys Secure Boot v2 trusts, by a chip's fuses.
+
+    trusted, revoked: SHA-256 of public keys, or as many first bytes as the chip keeps.
+    aggressive: a key is revoked by the chip itself when a verification with it fails.
+    """
+
+    trusted: tuple[bytes, ...]
+    revoked: tuple[bytes, ...] = ()
+    aggressive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ChipInfo:
     """One attached chip.
 
@@ -14,6 +27,7 @@ class ChipInfo:
     mac: "aa:bb:cc:dd:ee:ff". revision: full revision, major * 100 + minor. flash_bytes: None
     where the flash chip's size is not known. secure_version: what the fuses hold for
     anti-rollback; it counts only where the bootloader minds it (`Inspection.secure_floor`).
+    boot_keys: with Secure Boot v2 on; None also where the fuses of such a chip are not known.
     """
 
     name: str
@@ -25,3 +39,4 @@ class ChipInfo:
     secure_boot: bool = False
     secure_download: bool = False
     secure_version: int = 0
+    boot_keys: BootKeys | None = None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ota_service.errors import OtaError
 from ota_service.link import esptool_setup  # noqa: F401  (before esptool)
-from ota_service.link.chip import ChipInfo
+from ota_service.link.chip import BootKeys, ChipInfo
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
 from esptool.loader import ESPLoader  # isort: skip
@@ -51,8 +51,26 @@ SECURE_VERSION = {
 """Chip -> register, lowest bit and number of bits of the fuses SECURE_VERSION (espefuse 5.6.0,
 `efuse_defs/*.yaml`): each step of the secure version burns one more of them."""
 
-Fuses = tuple[int, bool, bool, int]
-"""Chip revision, whether flash encryption is on, whether secure boot is, the secure version."""
+_KEY_FUSES = {
+    **dict.fromkeys(("ESP32-S2", "ESP32-S3", "ESP32-C3", "ESP32-C6"), ((2, 21), (3, 21))),
+    **dict.fromkeys(("ESP32-H2", "ESP32-H21", "ESP32-P4", "ESP32-E22"), ((2, 21), (3, 21))),
+    "ESP32-C5": ((2, 19), (3, 26)),
+    "ESP32-C61": ((1, 26), (2, 27)),
+    "ESP32-H4": ((1, 26), (3, 6)),
+    "ESP32-S31": ((2, 24), (4, 3)),
+}
+"""Chip -> word and bit of SECURE_BOOT_KEY_REVOKE0, which 1 and 2 follow, and of
+SECURE_BOOT_AGGRESSIVE_REVOKE, in eFuse block 0 (espefuse 5.6.0, `efuse_defs/*.yaml`)."""
+
+_BLOCK0, _KEY_BLOCK0, _BLOCK_BYTES = 0x2C, 0x9C, 32
+_S31_KEY_BLOCK0 = 0xA8
+_ESP32_BLOCK2, _C2_BLOCK3 = 0x58, 0x60
+"""From the eFuse controller's first register: where what blocks hold is read (espefuse 5.6.0,
+`efuse/*/mem_definition.py`)."""
+
+Fuses = tuple[int, bool, bool, int, BootKeys | None]
+"""Chip revision, whether flash encryption is on, whether secure boot is, the secure version, and
+the keys of secure boot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +161,7 @@ def chip_info(esp: Any, mac: str) -> ChipInfo:
     size = cmds.detect_flash_size(esp)
     known = KNOWN.get(mac)
     fuses = twice(lambda: _fuses(esp), known.fuses if known is not None else None)
-    revision, encrypted, secure_boot, secure_version = fuses
+    revision, encrypted, secure_boot, secure_version, boot_keys = fuses
     KNOWN[mac] = Answers(esp.cache.get("flash_id"), fuses)
     return ChipInfo(
         name=esp.CHIP_NAME,
@@ -154,6 +172,7 @@ def chip_info(esp: Any, mac: str) -> ChipInfo:
         flash_encrypted=encrypted,
         secure_boot=secure_boot,
         secure_version=secure_version,
+        boot_keys=boot_keys,
     )
 
 
@@ -161,11 +180,13 @@ def _fuses(esp: Any) -> Fuses:
     """Each register is read once: esptool's functions read the same words again and again."""
     esp.read_reg = cache(esp.read_reg)
     try:
+        secure_boot = bool(esp.get_secure_boot_enabled())
         return (
             int(esp.get_chip_revision()),
             bool(esp.get_flash_encryption_enabled()),
-            bool(esp.get_secure_boot_enabled()),
+            secure_boot,
             _secure_version(esp),
+            _boot_keys(esp) if secure_boot else None,
         )
     finally:
         del esp.read_reg
@@ -177,3 +198,34 @@ def _secure_version(esp: Any) -> int:
         return 0
     register, lowest, bits = SECURE_VERSION[esp.CHIP_NAME]
     return (int(esp.read_reg(register)) >> lowest & (1 << bits) - 1).bit_count()
+
+
+def _boot_keys(esp: Any) -> BootKeys | None:
+    """What Secure Boot v2 of this chip trusts; None for version 1 and for unknown fuses."""
+    if esp.get_secure_boot_v1_enabled():
+        return None
+    if esp.CHIP_NAME == ESP32ROM.CHIP_NAME:
+        return BootKeys((_block(esp, esp.EFUSE_RD_REG_BASE + _ESP32_BLOCK2),))
+    if esp.CHIP_NAME == "ESP32-C2":  # its one key block is shared with flash encryption
+        return BootKeys((_block(esp, esp.EFUSE_BASE + _C2_BLOCK3)[_BLOCK_BYTES // 2 :],))
+    if esp.CHIP_NAME not in _KEY_FUSES:
+        return None
+
+    def bits(word: int, lowest: int) -> int:
+        return int(esp.read_reg(esp.EFUSE_BASE + _BLOCK0 + 4 * word)) >> lowest
+
+    revoke, aggressive = _KEY_FUSES[esp.CHIP_NAME]
+    revoked = bits(*revoke)
+    keys: dict[bool, list[bytes]] = {False: [], True: []}
+    first = esp.EFUSE_BASE + (_S31_KEY_BLOCK0 if esp.CHIP_NAME == "ESP32-S31" else _KEY_BLOCK0)
+    for block in range(esp.EFUSE_MAX_KEY + 1):
+        purpose = esp.KEY_PURPOSES.get(esp.get_key_block_purpose(block), "")
+        if purpose.startswith("SECURE_BOOT_DIGEST"):
+            digest = _block(esp, first + _BLOCK_BYTES * block)
+            keys[bool(revoked >> int(purpose[-1]) & 1)].append(digest)
+    return BootKeys(tuple(keys[False]), tuple(keys[True]), bool(bits(*aggressive) & 1))
+
+
+def _block(esp: Any, register: int) -> bytes:
+    words = (int(esp.read_reg(register + at)) for at in range(0, _BLOCK_BYTES, 4))
+    return b"".join(word.to_bytes(4, "little") for word in words)

@@ -13,9 +13,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ota_service.errors import OtaError
+from ota_service.formats.chips import SIGNED_BY
 from ota_service.formats.flashops import SECTOR_BYTES
-from ota_service.formats.image import image_length, parse_boot_header, parse_boot_image
+from ota_service.formats.image import (
+    AppImage,
+    BootImage,
+    image_length,
+    parse_boot_header,
+    parse_boot_image,
+)
 from ota_service.formats.partitions import Partition
+from ota_service.formats.signature import SignatureBlock
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash
 
@@ -59,8 +67,9 @@ def candidate(flash: Flash, partition: Partition, chip: ChipInfo, secure_floor: 
             raise
         return Candidate("no", "holds a damaged image")
     doubt = header_doubt(flash.read(partition.offset, HEAD_BYTES), chip, secure_floor)
-    if not doubt and chip.secure_boot and not image.signed:
-        doubt = "holds an image without a signature"
+    refused = signature_refusal(image, chip)
+    if not doubt and refused is not None:
+        doubt = f"holds an image that the board refuses ({refused.code})"
     return Candidate("unclear" if doubt else "yes", doubt, image.size_bytes)
 
 
@@ -83,12 +92,64 @@ def only_the_board_knows(head: bytes, chip: ChipInfo) -> str:
     Without its log, or having been seen to run, such an image is not taken for one that runs.
     Source: esp32.md, "Secure Boot v2" (keys, block revisions).
     """
-    if chip.secure_boot:
+    if chip.secure_boot and chip.boot_keys is None:
         return "holds a signed image, and only the board knows whether it trusts its key"
     about = parse_boot_header(head).descriptor
     if about is not None and about.min_block_revision and chip.chip_id != ESP32_CHIP_ID:
         return "holds an image for some revisions of the chip's fuse blocks only"
     return ""
+
+
+def signature_refusal(image: AppImage | BootImage, chip: ChipInfo) -> OtaError | None:
+    """Why a board with secure boot would not start a whole image; None where nothing is known
+    against it.
+
+    As the chips' ROM has it, which the bootloader asks (ESP-IDF,
+    `secure_boot_signatures_bootloader.c`): one valid block by a trusted key is enough.
+    """
+    if not chip.secure_boot:
+        return None
+    if not image.signed:
+        return OtaError("secure-boot")
+    keys = chip.boot_keys
+    if keys is None:
+        return None  # version 1, or a chip whose fuses are not known: only the board can tell
+    schemes, n_blocks = SIGNED_BY[chip.chip_id]
+    blocks = [
+        block
+        for block in image.signatures[:n_blocks]
+        if block is not None and (block.scheme.startswith(schemes) or not block.scheme)
+    ]
+    if not blocks:
+        kinds = " or ".join(schemes)
+        return OtaError(
+            "secure-boot",
+            f"The board accepts images with a Secure Boot v2 signature ({kinds}) only, and this "
+            "image has none that counts there.",
+        )
+
+    def among(block: SignatureBlock, digests: tuple[bytes, ...]) -> bool:
+        return any(block.key_digest.startswith(digest) for digest in digests)
+
+    for block in blocks:
+        if block.problem and keys.aggressive and among(block, keys.trusted):
+            return OtaError(
+                "signature-invalid",
+                f"A signature of the image {block.problem}, and the board could give up the key "
+                "that it names for good.",
+            )
+    valid = [block for block in blocks if not block.problem]
+    if any(among(block, keys.trusted) for block in valid):
+        return None
+    if not valid:
+        return OtaError("signature-invalid", f"The image's signature {blocks[0].problem}.")
+    names = ", ".join(block.key_digest.hex()[:16] for block in valid)
+    why = "is not among those that the board's fuses trust"
+    if any(among(block, keys.revoked) for block in valid):
+        why = "was revoked on the board"
+    return OtaError(
+        "signature-untrusted", f"The image is signed by the key {names}.., which {why}."
+    )
 
 
 def image_bytes(flash: Flash, partition: Partition) -> int | None:

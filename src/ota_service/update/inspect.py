@@ -386,7 +386,11 @@ class _Search:
             md5 = self.flash.md5(partition.offset, fact.size_bytes)
             if md5 == fact.md5:
                 return Running(partition, "journal", fact.size_bytes, md5)
-        if header_doubt(app.head, found.chip, floor) or only_the_board_knows(app.head, found.chip):
+        if (
+            header_doubt(app.head, found.chip, floor)
+            or found.chip.secure_boot
+            or only_the_board_knows(app.head, found.chip)
+        ):
             return None
         for image in self.images:
             if _holds(self.flash, app, image):

@@ -16,6 +16,7 @@ from ota_service.formats import nvs, otadata
 from ota_service.formats.image import AppImage
 from ota_service.formats.otadata import OtaState
 from ota_service.formats.partitions import Partition
+from ota_service.update.bootable import signature_refusal
 from ota_service.update.facts import BoardFacts
 from ota_service.update.inspect import NAMESPACE, VERSION_KEY, Inspection
 
@@ -402,8 +403,9 @@ def _require_runnable(found: Inspection, image: AppImage) -> None:
             "chip-revision",
             f"The image runs on revision {wanted}; the chip's is {_revision(chip.revision)}.",
         )
-    if chip.secure_boot and not image.signed:
-        raise OtaError("secure-boot")
+    refused = signature_refusal(image, chip)
+    if refused is not None:
+        raise refused
     runs = found.running.partition
     lowest = found.secure_version_of(runs) if runs is not None else 0
     fused = found.secure_floor(chip.secure_version)
