@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,98 +22,113 @@ from tests.faults.desk import Desk
 from tests.formats.test_signature import spoilt
 from tests.support.signing import BLOCK, SECTOR, digest, hexes, key, sign
 
-OWN, OTHER, THIRD = key(), key(which=1), key(which=2)
-CURVE = key("ECDSA-P-256")
 APP = build_app(size_bytes=5_000)
+KEYS = {"r": "RSA-3072", "s": "RSA-3072", **dict.fromkeys("abc", "ECDSA-P-256")}
+ESP32, C2, C6, S3 = 0, 12, 13, 9
 
 
-def board(
-    chip_id: int, *trusted: bytes, revoked: tuple[bytes, ...] = (), aggressive: bool = False
-) -> ChipInfo:
+def pem(name: str) -> bytes:
+    """A private key by its letter: r and s of RSA, a to c of a curve."""
+    return key(KEYS[name], ord(name))
+
+
+def board(chip_id: int, trusted: str, revoked: str = "", aggressive: bool = False) -> ChipInfo:
     """A chip with Secure Boot v2 on, and these keys in its fuses."""
-    cut = 16 if chip_id == 12 else 32
+    cut = 16 if chip_id == C2 else 32
     keys = BootKeys(
-        tuple(digest(pem)[:cut] for pem in trusted), tuple(map(digest, revoked)), aggressive
+        tuple(digest(pem(name))[:cut] for name in trusted),
+        tuple(digest(pem(name)) for name in revoked),
+        aggressive,
     )
     name = CHIP_BY_ID[chip_id].name
     return ChipInfo(name, chip_id, "", 301, None, secure_boot=True, boot_keys=keys)
 
 
-def wrong(data: bytes, which: int = 0) -> bytes:
-    """A bit of one signature turned over, with the block's CRC made right again."""
-    at = len(data) - SECTOR + BLOCK * which
-    return data[:at] + spoilt(data[at : at + BLOCK], 900) + data[at + BLOCK :]
+def signed(by: str) -> bytes:
+    """APP signed by keys; by one in a capital letter wrongly, with the block's CRC right."""
+    data = sign(APP, *(pem(name) for name in by.lower())) if by else APP
+    for which, name in enumerate(by):
+        at = len(data) - SECTOR + BLOCK * which
+        if name.isupper():
+            data = data[:at] + spoilt(data[at : at + BLOCK], 120) + data[at + BLOCK :]
+    return data
 
 
-BY_OWN = sign(APP, OWN)
-ROWS: list[tuple[str, ChipInfo, bytes, str]] = [
-    ("its own key", board(0, OWN), BY_OWN, ""),
-    ("no signature", board(0, OWN), APP, "secure-boot"),
-    ("a foreign key", board(0, OWN), sign(APP, OTHER), "signature-untrusted"),
-    ("a revoked key", board(9, OTHER, revoked=(OWN,)), BY_OWN, "signature-untrusted"),
-    ("one of three keys", board(9, THIRD, OTHER, OWN), BY_OWN, ""),
-    ("the third of three blocks", board(9, THIRD), sign(APP, OWN, OTHER, THIRD), ""),
-    ("the second block, which an ESP32 does not look at", board(0, OTHER),
-     sign(APP, OWN, OTHER), "signature-untrusted"),
-    ("three blocks with one good", board(5, OWN), wrong(sign(APP, OTHER, OWN, THIRD), 2), ""),
-    ("a wrong signature beside a good one", board(5, OWN, OTHER), wrong(sign(APP, OWN, OTHER), 1),
-     ""),
-    ("the same, where the chip gives keys up", board(5, OWN, OTHER, aggressive=True),
-     wrong(sign(APP, OWN, OTHER), 1), "signature-invalid"),
-    ("a curve on a chip that takes RSA only", board(9, CURVE), sign(APP, CURVE), "secure-boot"),
-    ("a curve", board(13, CURVE), sign(APP, CURVE), ""),
-    ("a curve on a C2, which keeps half of a digest", board(12, CURVE), sign(APP, CURVE), ""),
-    ("a foreign curve there", board(12, CURVE), sign(APP, key("ECDSA-P-256", 1)),
-     "signature-untrusted"),
-    ("no key in the fuses", board(9), BY_OWN, "signature-untrusted"),
-]  # fmt: skip
+ROWS: list[tuple[str, int, str, str, str, str]] = [
+    # what, chip, keys that it trusts, that were revoked, who signed, what it is refused for
+    ("its own key", ESP32, "r", "", "r", ""),
+    ("no signature", ESP32, "r", "", "", "secure-boot"),
+    ("a foreign key", ESP32, "r", "", "s", "signature-untrusted"),
+    ("a block that an ESP32 does not look at", ESP32, "r", "", "sr", "signature-untrusted"),
+    ("a curve on a chip that takes RSA only", S3, "a", "", "a", "secure-boot"),
+    ("the second of its keys", S3, "rs", "", "s", ""),
+    ("its own key on a curve", C6, "a", "", "a", ""),
+    ("a revoked key", C6, "b", "a", "a", "signature-untrusted"),
+    ("one of three keys", C6, "cba", "", "a", ""),
+    ("the third of three blocks", C6, "c", "", "abc", ""),
+    ("three blocks with one good", C6, "b", "", "AbC", ""),
+    ("a wrong signature beside a good one", C6, "ab", "", "aB", ""),
+    ("a wrong signature beside a foreign one", C6, "b", "", "aB", "signature-untrusted"),
+    ("half of a digest in the fuses", C2, "a", "", "a", ""),
+    ("half of another one", C2, "a", "", "b", "signature-untrusted"),
+    ("no key in the fuses", C6, "", "", "a", "signature-untrusted"),
+]
 
 
-@pytest.mark.parametrize(("chip", "data", "code"), [row[1:] for row in ROWS],
-                         ids=[row[0] for row in ROWS])  # fmt: skip
-def test_what_a_board_starts(chip: ChipInfo, data: bytes, code: str) -> None:
+@pytest.mark.parametrize(
+    ("chip_id", "trusted", "revoked", "by", "code"),
+    [row[1:] for row in ROWS],
+    ids=[row[0] for row in ROWS],
+)
+def test_what_a_board_starts(chip_id: int, trusted: str, revoked: str, by: str, code: str) -> None:
     """The same for a file and for what is in a slot, and as the simulated ROM decides it."""
+    data, chip = signed(by), board(chip_id, trusted, revoked)
     for image in (parse_app_image(data), parse_boot_image(data)):
         refused = signature_refusal(image, chip)
         assert (refused.code if refused is not None else "") == code
-        assert signature_refusal(image, ChipInfo(chip.name, chip.chip_id, "", 301, None)) is None
-    keys = chip.boot_keys
-    known = next((one for one in CHIPS.values() if one.id == chip.chip_id), None)
-    if known is None or keys is None or code == "secure-boot" or keys.aggressive:
-        return
-    signed = data[: -(-len(APP) // SECTOR) * SECTOR]
-    count = known.signature_blocks
-    assert is_signed(signed, data[len(signed) :], keys.trusted, count) is (code == "")
+        assert signature_refusal(image, replace(chip, secure_boot=False)) is None
+    known = next((one for one in CHIPS.values() if one.id == chip_id), None)
+    if known is not None and code != "secure-boot" and chip.boot_keys is not None:
+        at = -(-len(APP) // SECTOR) * SECTOR
+        keys, count = chip.boot_keys.trusted, known.signature_blocks
+        assert is_signed(data[:at], data[at:], keys, count) is (code == "")
+
+
+def test_a_key_that_the_chip_would_give_up() -> None:
+    """With aggressive revocation, a wrong signature that names a trusted key is refused, also
+    beside a good one; without, the good one is enough."""
+    image = parse_app_image(signed("aB"))
+    refused = signature_refusal(image, board(C6, "ab", aggressive=True))
+    assert refused is not None
+    assert refused.code == "signature-invalid"
+    assert signature_refusal(image, board(C6, "a", aggressive=True)) is None
 
 
 def test_a_wrong_signature_is_no_image() -> None:
     """Of a file of which no block is right; whatever board it is for."""
     with pytest.raises(OtaError, match="block 1 holds a signature that its key did not make"):
-        parse_app_image(wrong(BY_OWN))
-    assert not parse_boot_image(wrong(BY_OWN)).signed
+        parse_app_image(signed("A"))
+    assert not parse_boot_image(signed("A")).signed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("chip", "owner", "foreign"),
-    [("esp32", OWN, OTHER), ("esp32c6", CURVE, key("ECDSA-P-256", 1))],
-)
+@pytest.mark.parametrize(("chip", "own", "foreign"), [("esp32", "r", "s"), ("esp32c6", "a", "b")])
 async def test_only_the_owner_updates_a_board(
-    tmp_path: Path, chip: str, owner: bytes, foreign: bytes
+    tmp_path: Path, chip: str, own: str, foreign: str
 ) -> None:
     """Its bootloader, which judges by espsecure, starts the one that is let through."""
 
-    def build(version: str, *keys: bytes) -> bytes:
+    def build(version: str, by: str = "") -> bytes:
         app = build_app(version=version, size_bytes=60_000, chip=chip)
-        return sign(app, *keys) if keys else app
+        return sign(app, pem(by)) if by else app
 
-    config: dict[str, Any] = {"secure_boot_v2": True, "secure_boot_keys": hexes(owner)}
+    config: dict[str, Any] = {"secure_boot_v2": True, "secure_boot_keys": hexes(pem(own))}
     sent = {
         "secure-boot": build("2.0.1"),
         "signature-untrusted": build("2.0.2", foreign),
-        "signature-invalid": wrong_contents(build("2.0.3", owner)),
+        "signature-invalid": wrong_contents(build("2.0.3", own)),
     }
-    first = build("1.0.0", owner)
+    first = build("1.0.0", own)
     async with Desk.start(
         tmp_path, [SimBoard("guide", chip=chip, config=config, app=first)]
     ) as desk:
@@ -124,7 +140,7 @@ async def test_only_the_owner_updates_a_board(
             error = status["boards"]["a"].get("error") or status["error"]
             assert error["code"] == code, status
         assert [op for op in control.stop_trace() if op["who"] == "loader"] == []
-        url = desk.server.put("/good.bin", build("2.1.0", owner))
+        url = desk.server.put("/good.bin", build("2.1.0", own))
         status = await desk.updated("2.1.0", url=url)
         assert status["boards"]["a"]["state"] == "up_to_date", status
         assert control.running()["version"] == "2.1.0"

@@ -108,7 +108,13 @@ def _app(shown: Report) -> dict[str, str | None]:
         "ELF SHA-256": shown.get("elf_sha256"),
         "chip revision": revisions,
         "secure version": str(shown.get("secure_version") or ""),
-        "signature": "signed" if shown.get("signed") else None,
+        "signature": "signed" if shown.get("signed") and "signatures" not in shown else None,
+        **{
+            f"signature {block['block']}": f"{block['scheme']}, key {block['key']}"
+            if block["valid"]
+            else f"not valid: {block['problem']}"
+            for block in shown.get("signatures", [])
+        },
     }
 
 

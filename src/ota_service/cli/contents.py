@@ -194,6 +194,12 @@ def app(image: AppImage) -> Report:
     }
     if image.max_revision not in (0, 0xFFFF):
         shown["max_revision"] = image.max_revision
+    if image.signatures:
+        shown["signatures"] = [
+            {"block": n, "scheme": block.scheme, "key": block.key_digest.hex(),
+             "valid": not block.problem, "problem": block.problem}
+            for n, block in enumerate(image.signatures, 1) if block is not None
+        ]  # fmt: skip
     return shown
 
 

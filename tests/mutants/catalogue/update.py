@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
+SECURE = "tests/update/test_secure_boot.py"
 PLAN = "tests/update/test_plan.py"
 RUNNING = "tests/update/test_running.py"
 SESSION = "tests/update/test_session_slips.py"
@@ -66,9 +67,37 @@ _PLANNED = (
     Mutant(
         "a board that boots signed images only gets another one",
         _PLAN,
-        "if chip.secure_boot and not image.signed:",
-        "if chip.secure_boot and image.signed:",
+        "    if refused is not None:\n        raise refused\n",
+        "",
         f"{PLAN}::test_what_the_board_would_not_run_is_refused",
+    ),
+    Mutant(
+        "a revoked key counts",
+        "update/bootable.py",
+        "if any(among(block, keys.trusted) for block in valid):",
+        "if any(among(block, keys.trusted + keys.revoked) for block in valid):",
+        f"{SECURE}::test_what_a_board_starts",
+    ),
+    Mutant(
+        "blocks that the chip does not look at count",
+        "update/bootable.py",
+        "for block in image.signatures[:n_blocks]",
+        "for block in image.signatures",
+        f"{SECURE}::test_what_a_board_starts",
+    ),
+    Mutant(
+        "a signature of a trusted key counts although it is wrong",
+        "update/bootable.py",
+        "valid = [block for block in blocks if not block.problem]",
+        "valid = [block for block in blocks if block.key_digest]",
+        f"{SECURE}::test_what_a_board_starts",
+    ),
+    Mutant(
+        "a signature is not verified",
+        "formats/signature.py",
+        'problem = "" if right else "holds a signature that its key did not make"',
+        'problem = ""',
+        "tests/formats/test_signature.py::test_a_bit_of_each_field_is_noticed",
     ),
     Mutant(
         "an image below the fuses is written",
