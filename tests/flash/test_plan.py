@@ -17,6 +17,7 @@ from ota_service.formats.merged import parse_merged
 from ota_service.formats.nvs import parse_nvs
 from ota_service.update.flash_merged import FlashOutcome, look_before
 from ota_service.update.flash_plan import Before, check_merged, plan_flash
+from ota_service.update.inspect import first_tag
 from ota_service.update.kept_keys import to_keep
 from ota_service.update.rewrite import rewrite
 from tests.flash.in_memory import MIB, Hooks, boots, chip, keys, nvs_of
@@ -313,3 +314,14 @@ def test_the_plan_says_the_tag_that_will_be_stored() -> None:
     plan = prepare(flash, merged(), keep=True).plan
     assert parse_nvs(plan.kept[0].data).get_string("VIAM_NS", "OTA_VERSION") == "0.8"
     assert plan.kept[0].to_dict()["moved"] is True
+
+
+def test_the_version_is_in_the_first_nvs_that_has_one() -> None:
+    """The default one's counts, whatever the order in the table; else another one's."""
+    tagged, other, none = (
+        parse_nvs(build_nvs(0x6000, {"OTA_VERSION": tag} if tag else {"A": "b"}))
+        for tag in ("1.0", "2.0", "")
+    )
+    assert first_tag([("nvs_other", other), ("nvs", tagged)]) == "1.0"
+    assert first_tag([("nvs", none), ("nvs_other", other), ("nvs_third", tagged)]) == "2.0"
+    assert first_tag([("nvs", none)]) == first_tag([]) == ""

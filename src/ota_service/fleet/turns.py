@@ -97,13 +97,12 @@ class Turns:
         """What the journal knows from before."""
         self._firmwares[key] = _Firmware("stopped", OtaError("stopped", why))
 
-    def lift(self) -> list[str]:
-        """Take all stops away; the keys of the targets that were stopped."""
-        keys = [key for key, firmware in self._firmwares.items() if firmware.state == "stopped"]
-        for key in keys:
-            self._firmwares[key] = _Firmware(FIRMWARE["stopped", "lifted"].state)
+    def lift(self) -> None:
+        """Take all stops away."""
+        for key, firmware in self._firmwares.items():
+            if firmware.state == "stopped":
+                self._firmwares[key] = _Firmware(FIRMWARE["stopped", "lifted"].state)
         self._grant()
-        return keys
 
     def keep(self, keys: set[str]) -> None:
         """Forget firmwares that are no board's target any more."""

@@ -23,7 +23,7 @@ from ota_service.link.link import EspLink
 from ota_service.update.backup import Backup, take_backup
 from ota_service.update.backup_files import Backups
 from ota_service.update.boot import Expected
-from ota_service.update.inspect import tag_in
+from ota_service.update.inspect import first_tag
 from ota_service.update.leave import put_back
 from ota_service.update.restore import Had, RestorePlan, plan_restore
 from ota_service.update.rewrite import (
@@ -120,7 +120,9 @@ def _prepare(link: EspLink, job: RestoreJob, hooks: RestoreHooks) -> RestoreOutc
     if plan.needed:
         require_unprotected(link)
     hooks.planned(chip, plan)
-    outcome = RestoreOutcome(chip, plan, version=_version(plan))
+    held = [(one.after.label, one.before.nvs()) for one in plan.restored]
+    tag = first_tag((label, nvs) for label, nvs in held if isinstance(nvs, Nvs))
+    outcome = RestoreOutcome(chip, plan, version=tag)
     if plan.needed:
         outcome.backup = _keep_before(store, had)
         if outcome.backup is not None:
@@ -167,11 +169,3 @@ def _start(port: SerialBase, link: EspLink, job: RestoreJob, outcome: RestoreOut
         store = Backups(job.state_dir, outcome.chip.mac)
         store.finish()
         store.tidy(job.folder)
-
-
-def _version(plan: RestorePlan) -> str:
-    for one in plan.restored:
-        held = one.before.nvs()
-        if one.after.label == "nvs" and isinstance(held, Nvs):
-            return tag_in(held)
-    return ""

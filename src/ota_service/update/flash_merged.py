@@ -23,7 +23,7 @@ from ota_service.update.backup import Backup, take_backup
 from ota_service.update.backup_files import Backups
 from ota_service.update.boot import Expected, Verdict
 from ota_service.update.flash_plan import Before, FlashPlan, KeptPartition, MergedFile, plan_flash
-from ota_service.update.inspect import tag_in
+from ota_service.update.inspect import first_tag
 from ota_service.update.kept_keys import to_keep
 from ota_service.update.rewrite import (
     WriteHooks,
@@ -176,11 +176,10 @@ def _prepare(link: EspLink, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
 
 
 def _version(file: MergedFile, kept: tuple[KeptPartition, ...]) -> str:
-    """The tag that the board will hold in its default NVS."""
-    for part in kept:
-        if part.label == "nvs":
-            return tag_in(parse_nvs(part.data))
-    return next((tag_in(nvs) for part, nvs in file.nvs if part.label == "nvs"), "")
+    """The tag that the board will hold."""
+    stores = {part.label: nvs for part, nvs in file.nvs}
+    stores |= {part.label: parse_nvs(part.data) for part in kept}
+    return first_tag(stores.items())
 
 
 def _start(

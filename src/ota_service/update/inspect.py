@@ -191,6 +191,13 @@ def tag_in(nvs: Nvs) -> str:
     return nvs.get_string(NAMESPACE, VERSION_KEY) or ""
 
 
+def first_tag(stores: Iterable[tuple[str, Nvs]]) -> str:
+    """The version in the first of some NVS partitions, by their labels, that has one: the default
+    one's, then as they come, as firmwares with several read them; "" for none."""
+    default_first = sorted(stores, key=lambda store: store[0] != "nvs")
+    return next((tag for _, nvs in default_first if (tag := tag_in(nvs))), "")
+
+
 def inspect(
     flash: Flash,
     chip: ChipInfo,
