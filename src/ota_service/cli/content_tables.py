@@ -221,6 +221,8 @@ def on_board(port: str, found: Inspection) -> Group:
         "chip": f"{chip['name']} {chip['revision']}, {flash} of flash",
         "MAC": told["mac"],
         "security": ", ".join(words for lock, words in _LOCKS.items() if chip[lock]),
+        "trusted keys": ", ".join(chip.get("trusted_keys", ())),
+        "revoked keys": ", ".join(chip.get("revoked_keys", ())),
         "running": runs,
         "version": version,
         "table": elsewhere,

@@ -31,6 +31,7 @@ from ota_service.formats.partitions import (
 )
 from ota_service.formats.recognise import name_of
 from ota_service.formats.text import field_text
+from ota_service.link.chip import ChipInfo
 
 if TYPE_CHECKING:
     from ota_service.update.inspect import App, Inspection
@@ -267,6 +268,14 @@ def nvs(found: Nvs) -> Report:
 # --- a board
 
 
+def _boot_keys(chip: ChipInfo) -> Report:
+    """The digests of the keys that Secure Boot trusts; where the fuses say it."""
+    if chip.boot_keys is None:
+        return {}
+    told = {"trusted_keys": chip.boot_keys.trusted, "revoked_keys": chip.boot_keys.revoked}
+    return {name: [digest.hex() for digest in digests] for name, digests in told.items()}
+
+
 def board_report(found: Inspection) -> Report:
     """What is on a board; what is not known is left out."""
     chip, table, problem = found.chip, found.table, found.problem or found.running.why
@@ -279,6 +288,7 @@ def board_report(found: Inspection) -> Report:
             "flash_encrypted": chip.flash_encrypted,
             "secure_boot": chip.secure_boot,
             "secure_download": chip.secure_download,
+            **_boot_keys(chip),
         },
         "version": found.version if found.nvs is not None else None,
         "running": _running(found),

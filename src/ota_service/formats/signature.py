@@ -43,6 +43,10 @@ class SignatureBlock:
     key_digest: bytes
     problem: str = ""
 
+    def is_by(self, keys: tuple[bytes, ...]) -> bool:
+        """Whether its key is among these, of which the first bytes of a digest may be told."""
+        return any(self.key_digest.startswith(digest) for digest in keys)
+
 
 def signature_blocks(data: bytes, size_bytes: int) -> tuple[SignatureBlock | None, ...]:
     """What follows an image of `size_bytes` bytes, by its place; None where no block begins.

@@ -24,7 +24,7 @@ from ota_service.formats.image import (
 )
 from ota_service.formats.partitions import Partition
 from ota_service.formats.signature import SignatureBlock
-from ota_service.link.chip import ChipInfo
+from ota_service.link.chip import BootKeys, ChipInfo
 from ota_service.link.flash import Flash
 
 HEAD_BYTES = 0x120
@@ -120,33 +120,31 @@ def signature_refusal(image: AppImage | BootImage, chip: ChipInfo) -> OtaError |
         for block in image.signatures[:n_blocks]
         if block is not None and (block.scheme.startswith(schemes) or not block.scheme)
     ]
-    if not blocks:
-        kinds = " or ".join(schemes)
-        return OtaError(
-            "secure-boot",
-            f"The board accepts images with a Secure Boot v2 signature ({kinds}) only, and this "
-            "image has none that counts there.",
-        )
+    if blocks:
+        return _refused_by(keys, blocks)
+    return OtaError(
+        "secure-boot",
+        f"The board accepts images with a Secure Boot v2 signature ({' or '.join(schemes)}) "
+        "only, and this image has none that counts there.",
+    )
 
-    def among(block: SignatureBlock, digests: tuple[bytes, ...]) -> bool:
-        return any(block.key_digest.startswith(digest) for digest in digests)
 
-    for block in blocks:
-        if block.problem and keys.aggressive and among(block, keys.trusted):
-            return OtaError(
-                "signature-invalid",
-                f"A signature of the image {block.problem}, and the board could give up the key "
-                "that it names for good.",
-            )
+def _refused_by(keys: BootKeys, blocks: list[SignatureBlock]) -> OtaError | None:
     valid = [block for block in blocks if not block.problem]
-    if any(among(block, keys.trusted) for block in valid):
-        return None
+    given_up = [b for b in blocks if b.problem and keys.aggressive and b.is_by(keys.trusted)]
+    if given_up:
+        return OtaError(
+            "signature-invalid",
+            f"A signature of the image {given_up[0].problem}, and the board could give up the "
+            "key that it names for good.",
+        )
     if not valid:
         return OtaError("signature-invalid", f"The image's signature {blocks[0].problem}.")
+    if any(block.is_by(keys.trusted) for block in valid):
+        return None
+    revoked = any(block.is_by(keys.revoked) for block in valid)
+    why = "was revoked on the board" if revoked else "the board's fuses do not trust"
     names = ", ".join(block.key_digest.hex()[:16] for block in valid)
-    why = "is not among those that the board's fuses trust"
-    if any(among(block, keys.revoked) for block in valid):
-        why = "was revoked on the board"
     return OtaError(
         "signature-untrusted", f"The image is signed by the key {names}.., which {why}."
     )

@@ -74,8 +74,8 @@ _PLANNED = (
     Mutant(
         "a revoked key counts",
         "update/bootable.py",
-        "if any(among(block, keys.trusted) for block in valid):",
-        "if any(among(block, keys.trusted + keys.revoked) for block in valid):",
+        "if any(block.is_by(keys.trusted) for block in valid):",
+        "if any(block.is_by(keys.trusted + keys.revoked) for block in valid):",
         f"{SECURE}::test_what_a_board_starts",
     ),
     Mutant(
