@@ -120,7 +120,8 @@ def _prepare(link: EspLink, job: RestoreJob, hooks: RestoreHooks) -> RestoreOutc
     if plan.needed:
         require_unprotected(link)
     hooks.planned(chip, plan)
-    outcome = RestoreOutcome(chip, plan, version=_version(plan))
+    nvs = [held for one in (had.found, had.own, *had.known) if one is not None for held in one.held]
+    outcome = RestoreOutcome(chip, plan, version=_version(plan), nvs=nvs)
     if plan.needed:
         outcome.backup = _keep_before(store, had)
         if outcome.backup is not None:
@@ -159,7 +160,7 @@ def _start(port: SerialBase, link: EspLink, job: RestoreJob, outcome: RestoreOut
         job.boot,
         outcome,
         Expected(matches=job.boot.matches),
-        nvs=[held for one in job.saved.stores if isinstance(held := one.nvs(), Nvs)],
+        nvs=job.saved.held,
         remedy="Look at the boot log; a Merged Binary of the firmware that the backup is of, "
         "flashed with keep_nvs, brings both.",
     )
