@@ -15,7 +15,7 @@ os.environ["ESPTOOL_CFGFILE"] = os.devnull
 from ota_service.module import plain
 from ota_service.module.logs import set_up_logging
 from ota_service.module.models import register
-from ota_service.module.server import OtaModule
+from ota_service.module.server import OtaModule, end
 
 
 async def stop_fleet() -> None:
@@ -33,6 +33,7 @@ async def main() -> None:
     module = OtaModule.from_args()
     module.before_exit = stop_fleet
     await module.start()
+    end()
 
 
 if __name__ == "__main__":

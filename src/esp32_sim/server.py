@@ -29,6 +29,7 @@ from esp32_sim.layouts import OTA_LAYOUTS
 from esp32_sim.loader_stub import known_stubs
 
 SCHEME = "esp32sim://"
+LARGEST_DUMP_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def prepare(options: Options) -> list[Path]:
         seed = options.seed + index
         if not (directory / FLASH_FILE).exists():
             if options.flash is not None:
-                flash: bytes | bytearray = whole_chip(options.flash.read_bytes())
+                flash: bytes | bytearray = whole_chip(_dump(options.flash))
             else:
                 layout = options.layout or OTA_LAYOUTS[index % len(OTA_LAYOUTS)]
                 app = build_app(version="1.0.0", seed=options.seed, chip=chip)
@@ -106,6 +107,13 @@ def _claim(directory: Path, named: Path) -> None:
         raise Refused(
             f"The boards in {named} are simulated already, by process {error.pid}."
         ) from None
+
+
+def _dump(path: Path) -> bytes:
+    """A flash dump: a device or a FIFO is no file that ends."""
+    if not path.is_file() or path.stat().st_size > LARGEST_DUMP_BYTES:
+        raise Refused(f"{path} is no file of 32 MiB or less.")
+    return path.read_bytes()
 
 
 def whole_chip(dump: bytes) -> bytes:

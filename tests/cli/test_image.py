@@ -131,7 +131,7 @@ def test_a_merged_binary_without_keys_is_readable_as_any_file(files: Path) -> No
         (["--flash-size", "3MB"], 2, "8MB"),
         (["--part", "phy_init"], 2, "LABEL=FILE"),
         (["--part", "nowhere=app.bin"], 1, "nowhere"),
-        (["--part", "phy_init=missing.bin"], 1, "missing.bin: No such file"),
+        (["--part", "phy_init=missing.bin"], 1, "missing.bin cannot be read: No such file"),
         (["--table-offset", "here"], 2, "0x8000"),
         (["--table-offset", "0x8800"], 1, "a multiple of 0x1000 from 0x8000 to 0x20000"),
         (["--table-offset", "0x21000"], 1, "a multiple of 0x1000 from 0x8000 to 0x20000"),

@@ -23,6 +23,7 @@ from ota_service.errors import OtaError
 from ota_service.formats.flashops import FlashOp
 from ota_service.update.backup import Backup, take_backup
 from ota_service.update.backup_files import MANIFEST, Backups, read_backup, write_backup
+from ota_service.update.inspect import secrets_of
 from tests.flash.in_memory import (
     MAC,
     MIB,
@@ -587,6 +588,19 @@ def test_a_replaced_board_gets_the_nvs_alone(tmp_path: Path) -> None:
     link.data[0x8000:0x9000] = b"\xff" * 0x1000
     with pytest.raises(OtaError):
         restore(link, tmp_path / "b", tmp_path / "elsewhere")
+
+
+def test_what_a_board_had_is_kept_out_of_the_log_of_its_start(tmp_path: Path) -> None:
+    """Not the backup's strings alone: another partition stays, and its app may print it."""
+    link = board()
+    write_backup(tmp_path / "b", backup_of(link))
+    with_nvs(link, "guide", {"WIFI_PASSWORD": "its own password"})
+    for outcome in (
+        restore(link, tmp_path / "b", tmp_path),
+        flash(with_nvs(link, "guide", {"X": "its own password"}), merged(size_bytes=20_000),
+              tmp_path, keep=False),
+    ):  # fmt: skip
+        assert b"its own password" in secrets_of(outcome.nvs)
 
 
 def test_what_has_no_place_on_the_board_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ota_service.errors import OtaError
 from ota_service.firmware.cache import Cache, Known
 from ota_service.firmware.check import Firmware, check_firmware
+from ota_service.firmware.files import FIRMWARE_BYTES, read_file
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.module.folders import default_cache_dir
@@ -47,11 +48,7 @@ async def load_firmware(
 
 
 def _read(path: Path, sha256: str | None) -> Firmware:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise OtaError("file-access", f"{path}: {error.strerror or error}.") from None
-    return check_firmware(data, sha256=sha256)
+    return check_firmware(read_file(path, FIRMWARE_BYTES), sha256=sha256)
 
 
 def stock(source: Firmware | Path | str, version: str | None, sha256: str | None,

@@ -16,6 +16,7 @@ from pathlib import Path
 from esp_idf_nvs_partition_gen import nvs_partition_gen
 
 from ota_service.errors import OtaError
+from ota_service.firmware.files import TEXT_BYTES, read_file
 from ota_service.formats.nvs import parse_nvs
 
 _REMEDY = (
@@ -30,12 +31,12 @@ def nvs_from_csv(path: Path, size_bytes: int) -> bytes:
 
     Files that it names are looked for beside it, then in the working directory. What it holds
     is repeated nowhere, not even in errors.
-    Raises OtaError "nvs-invalid"; OSError where the file cannot be read.
+    Raises OtaError "nvs-invalid", "nvs-full", "file-access".
     """
-    text = path.read_text(encoding="utf-8-sig")
-    rows = _rows(text, path.parent)
+    rows = _rows(read_file(path, TEXT_BYTES).decode("utf-8-sig"))
     with tempfile.TemporaryDirectory(prefix="esp32-ota-nvs-") as folder:
         source, result = Path(folder, "nvs.csv"), Path(folder, "nvs.bin")
+        _bring_files(rows, path.parent, Path(folder))
         source.touch(mode=0o600)
         with source.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(rows)
@@ -61,8 +62,26 @@ def nvs_from_csv(path: Path, size_bytes: int) -> bytes:
     return data
 
 
-def _rows(text: str, beside: Path) -> list[list[str]]:
-    """The rows with comments left out, and the names of files as whole paths."""
+def _bring_files(rows: list[list[str]], beside: Path, folder: Path) -> None:
+    """Name copies of the files that rows name: the generator reads whatever it is pointed at."""
+    for number, row in enumerate(rows[1:]):
+        if row[1] == "file":
+            near = beside / row[3]
+            try:
+                data = read_file(near if near.exists() else row[3], TEXT_BYTES)
+            except OtaError as error:
+                raise OtaError(
+                    "nvs-invalid",
+                    f"A file that the CSV file of the NVS names, {error.message}",
+                    remedy=_REMEDY,
+                ) from None
+            copy = folder / f"{number}.bin"
+            copy.write_bytes(data)
+            row[3] = str(copy)
+
+
+def _rows(text: str) -> list[list[str]]:
+    """The rows with comments left out."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     rows = [[field.strip() for field in row] for row in csv.reader(lines)]
     if not rows or rows[0][:4] != ["key", "type", "encoding", "value"]:
@@ -80,8 +99,6 @@ def _rows(text: str, beside: Path) -> list[list[str]]:
                 "namespace, data, file.",
                 remedy=_REMEDY,
             )
-        if row[1] == "file" and (beside / row[3]).is_file():
-            row[3] = str((beside / row[3]).resolve())
     if len(rows) > 1 and rows[1][1] != "namespace":
         raise OtaError(
             "nvs-invalid", "The first key of the NVS belongs to no namespace.", remedy=_REMEDY
@@ -91,8 +108,6 @@ def _rows(text: str, beside: Path) -> list[list[str]]:
 
 def _why(error: BaseException, rows: list[list[str]]) -> str:
     """The generator's own words only where they repeat no value."""
-    if isinstance(error, FileNotFoundError):
-        return f"The CSV file of the NVS names a file that does not exist: {error.filename}."
     text = str(error).strip()
     values = [row[3] for row in rows[1:] if row[3] and row[1] != "file"]
     if isinstance(error, SystemExit) or not text or any(value in text for value in values):

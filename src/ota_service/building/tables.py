@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ota_service.errors import OtaError
+from ota_service.firmware.files import TEXT_BYTES, read_file
 from ota_service.formats.build_table import table_from_csv
 from ota_service.formats.partitions import (
     MAGIC,
@@ -33,8 +34,8 @@ def load_table(
 ) -> bytes:
     """The table in its binary form: of a shipped table's name, a CSV file, or a binary one.
 
-    Raises OtaError "partition-table-invalid", and "config-invalid" for a place that no table has;
-    OSError where a file cannot be read.
+    Raises OtaError "partition-table-invalid", "config-invalid" for a place that no table has, and
+    "file-access".
     """
     require_place(table_offset)
     source = _ALIASES.get(source, source)
@@ -42,8 +43,10 @@ def load_table(
         entry = files("ota_service").joinpath(_FOLDER, f"{source}.csv")
         return table_from_csv(entry.read_text(encoding="utf-8"), table_offset=table_offset)
     try:
-        data = Path(source).read_bytes()
-    except FileNotFoundError:
+        data = read_file(source, TEXT_BYTES)
+    except OtaError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         raise OtaError(
             "partition-table-invalid",
             f"{source}: No such file, and no partition table that comes with this program.",

@@ -14,6 +14,7 @@ from ota_service.cli.contents import app, report
 from ota_service.cli.output import files, json_option, out, print_json, size
 from ota_service.cli.remedies import own_words
 from ota_service.errors import OtaError
+from ota_service.firmware.files import FIRMWARE_BYTES, read_file
 from ota_service.formats.bootloader import parse_bootloader
 from ota_service.formats.chips import CHIP_BY_ID
 from ota_service.formats.image import parse_app_image
@@ -23,6 +24,8 @@ from ota_service.formats.partitions import TABLE_OFFSET, PartitionTable, parse_p
 
 BUILD_FOLDER = Path("build")
 ELF_MAGIC = b"\x7fELF"
+ELF_BYTES = 512 << 20
+"""With its debugging information it may be many times the app."""
 _SIZES = {f"{1 << n}MB": 1 << (20 + n) for n in range(8)}
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -58,7 +61,7 @@ def inspect(file: Path, as_json: bool) -> None:
     Exit code 1 where it is damaged or nothing of these; where, is said.
     """
     with files():
-        found = own_words(report(file.read_bytes()))
+        found = own_words(report(read_file(file, FIRMWARE_BYTES)))
     if as_json:
         print_json({"file": str(file), **found})
     else:
@@ -102,7 +105,7 @@ def ota(
     This is what an update writes, and what `serve` serves.
     """
     with files():
-        data = file.read_bytes()
+        data = read_file(file, ELF_BYTES)
         wanted = chip.lower().replace("-", "") if chip else None
         if data.startswith(ELF_MAGIC):
             from ota_service.building.elf import app_image
@@ -172,8 +175,8 @@ def merge_command(
     result is read back. It is written to a board with `flash`.
     """
     with files():
-        loader = bootloader.read_bytes()
-        app_data = app_file.read_bytes()
+        loader = read_file(bootloader, FIRMWARE_BYTES)
+        app_data = read_file(app_file, ELF_BYTES)
         chip_id = parse_bootloader(loader).chip_id
         if app_data.startswith(ELF_MAGIC):
             from ota_service.building.elf import app_image
@@ -244,7 +247,7 @@ def _part(text: str) -> tuple[str, bytes]:
     label, equals, file = text.partition("=")
     if not equals or not label or not file:
         raise click.BadParameter(f"{text!r} is not LABEL=FILE", param_hint="--part")
-    return label, Path(file).read_bytes()
+    return label, read_file(file, FIRMWARE_BYTES)
 
 
 def _nvs(file: Path, table: PartitionTable) -> dict[str, bytes]:
@@ -256,7 +259,7 @@ def _nvs(file: Path, table: PartitionTable) -> dict[str, bytes]:
             "The partition table has no partition nvs for the keys.",
             remedy="Add one to the table.",
         )
-    data = file.read_bytes()
+    data = read_file(file, FIRMWARE_BYTES)
     if len(data) == part.whole_bytes and b"\xff\xff\xff\xff" in data:
         return {part.name: data}
     from ota_service.building.provision import nvs_from_csv

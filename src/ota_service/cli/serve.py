@@ -27,6 +27,7 @@ from rich.text import Text
 from ota_service.cli.output import files, on_stop, out
 from ota_service.client.addresses import listen
 from ota_service.errors import OtaError
+from ota_service.firmware.files import FIRMWARE_BYTES, read_file
 from ota_service.formats.image import AppImage, parse_app_image
 from ota_service.formats.merge import describe_app
 from ota_service.formats.text import field_text
@@ -109,7 +110,7 @@ class Served:
 def load(path: Path) -> Served:
     """The App Image in a file. Raises OtaError for anything else, OSError."""
     changed_s = path.stat().st_mtime
-    data = path.read_bytes()
+    data = read_file(path, FIRMWARE_BYTES)
     image = parse_app_image(data)
     return Served(data, image, hashlib.sha256(data).hexdigest()[:32], changed_s)
 

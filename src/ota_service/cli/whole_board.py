@@ -25,6 +25,7 @@ from ota_service.cli.ports import port_argument
 from ota_service.cli.remedies import line_of, own_text, own_words
 from ota_service.client.failure import Failure
 from ota_service.errors import OtaError
+from ota_service.firmware.files import FIRMWARE_BYTES, read_file
 from ota_service.formats.merge import describe_app
 from ota_service.formats.nvs import Nvs
 from ota_service.formats.partitions import PartitionTable
@@ -200,7 +201,7 @@ def flash(
     partition table) is kept on this computer's disk in any case; `restore` puts it back.
     """
     with files():
-        merged = check_merged(file.read_bytes())
+        merged = check_merged(read_file(file, FIRMWARE_BYTES))
         require_exists(port)
         console = err() if as_json else out()
         if not dry_run:

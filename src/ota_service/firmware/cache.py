@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ota_service.errors import OtaError
+from ota_service.firmware.files import read_file
 
 MAX_CACHE_BYTES = 256 << 20
 # A part belongs to whoever holds its lock; it may take this long to take it.
@@ -33,6 +34,7 @@ UNLOCKED_PART_S = 60.0
 # How many urls are remembered, and how many versions of each.
 MAX_URLS = 1000
 MAX_VERSIONS = 50
+MAX_RECORD_BYTES = 1 << 20
 # Room that is left to others on the disk.
 SPARE_BYTES = 1 << 20
 
@@ -82,8 +84,8 @@ class Part:
     def read(self) -> bytes:
         """Everything that was added."""
         with self._cache.explained():
-            self._file.flush()
-            return Path(self._file.name).read_bytes()
+            self._file.seek(0)
+            return self._file.read(self.size_bytes)
 
     def keep(self) -> str:
         """Make it an image of the cache; returns its SHA-256."""
@@ -140,10 +142,9 @@ class Cache:
     def image(self, sha256: str) -> bytes | None:
         """The file with this digest; None where there is none, or a damaged one."""
         path = self.image_path(sha256)
-        try:
-            data = path.read_bytes()
-        except OSError:
-            return None
+        data = b""
+        with contextlib.suppress(OtaError):
+            data = read_file(path, MAX_CACHE_BYTES, links=False)
         if hashlib.sha256(data).hexdigest() != sha256:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -164,9 +165,10 @@ class Cache:
 
     def _record(self, url: str) -> Known | None:
         try:
-            known = Known(**json.loads(self._url_path(url).read_text()))
+            text = read_file(self._url_path(url), MAX_RECORD_BYTES, links=False)
+            known = Known(**json.loads(text))
             hash((known.sha256, known.version, *known.first.items()))
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OtaError, ValueError, TypeError, AttributeError, RecursionError):
             return None
         return known
 
@@ -207,7 +209,8 @@ class Cache:
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime < UNLOCKED_PART_S:
                     continue
-                with path.open("rb") as file:
+                # Without waiting, whatever somebody may have put there.
+                with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
 

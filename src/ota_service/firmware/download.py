@@ -28,6 +28,7 @@ from ota_service.errors import OtaError
 from ota_service.firmware import secrets
 from ota_service.firmware.cache import Cache, Known, Part
 from ota_service.firmware.failures import GaveUp, NotThere, Transient, explained, is_retried
+from ota_service.firmware.files import TEXT_BYTES, read_file
 from ota_service.firmware.urls import redact_url
 
 Progress = Callable[[int, int | None], None]
@@ -385,12 +386,14 @@ def make_ssl_context(ca_file: str | None) -> ssl.SSLContext:
     context = ssl.create_default_context()
     if ca_file:
         try:
-            context.load_verify_locations(cafile=ca_file)
-        except (OSError, ssl.SSLError) as error:
-            reason = error.strerror or "it holds no certificate"
+            text = read_file(ca_file, TEXT_BYTES).decode("ascii", "replace")
+            # What is beside the certificates may be in any script.
+            context.load_verify_locations(cadata=text.replace("\ufffd", "?"))
+        except (OtaError, ssl.SSLError, ValueError) as error:
+            reason = f"{ca_file} holds no certificate."
             raise OtaError(
                 "tls",
-                f"ca_file {ca_file} cannot be used: {reason}.",
+                f"ca_file cannot be used: {getattr(error, 'message', reason)}",
                 remedy="Set ca_file to a readable file of certificates in PEM form.",
             ) from None
     return context

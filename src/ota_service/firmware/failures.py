@@ -111,10 +111,10 @@ def _certificate(error: ssl.SSLCertVerificationError, shown: str) -> OtaError:
     )
 
 
-def _no_http(said: str, shown: str) -> OtaError:
-    """What cannot be read as an answer; said: HTTP's parser, of it."""
+def _no_http(said: str, shown: str) -> Transient:
+    """What cannot be read as an answer; said: HTTP's parser, of it. One of them may be noise."""
     _, words, remedy = next(row for row in _NO_HTTP if row[0] in said)
-    return OtaError("download-failed", f"The server of {shown} {words}.", remedy=remedy)
+    return Transient(OtaError("download-failed", f"The server of {shown} {words}.", remedy=remedy))
 
 
 def _proxy_refused(status: int, shown: str) -> Exception:

@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
 import ssl
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +20,7 @@ from ota_service.firmware.download import (
     make_ssl_context,
     run_attempts,
 )
+from ota_service.firmware.files import read_file
 from ota_service.firmware.target import Headers, Target
 
 LOGGER = logging.getLogger(__name__)
@@ -246,16 +244,8 @@ def read_headers(headers: Headers) -> dict[str, str]:
 
 
 def _read_value(name: str, path: Path) -> str:
-    try:
-        # Without waiting for somebody to write into a pipe.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OSError(errno.EINVAL, "it is no regular file")
-            value = file.read(MAX_HEADER_BYTES + 1).decode("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it holds more than ASCII"
-        raise OtaError("file-access", f"The file of the header {name}, {path}: {reason}.") from None
-    if not value.isprintable() or not 0 < len(value) <= MAX_HEADER_BYTES:
+    value = read_file(path, MAX_HEADER_BYTES).decode("ascii", "replace").strip()
+    if not value or not value.isascii() or not value.isprintable():
         raise OtaError("file-access", f"{path} does not hold the one line of the header {name}.")
     return value
 

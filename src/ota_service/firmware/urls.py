@@ -78,8 +78,8 @@ def check_url(url: str) -> str | None:
         return "cannot be read as a url: look at its brackets, and at odd letters in its host"
     if not _host_is_certain(parts):
         return (
-            "has no valid port after its host; a /, ?, # or @ in a user name or password is "
-            "written percent-encoded (%2F, %3F, %23, %40)"
+            "has no valid port after its host, or a : before an @ in its path; a /, ?, # or @ in "
+            "a user name or password is written percent-encoded (%2F, %3F, %23, %40)"
         )
     if not parts.hostname:
         return f'has no host, such as "{EXAMPLE}" has 10.0.0.5'
@@ -115,10 +115,13 @@ def _split(url: str) -> SplitResult | None:
 def _host_is_certain(parts: SplitResult) -> bool:
     """Whether what stands in the host's place is the host and not a part of a password.
 
-    An unencoded / in a password leaves its beginning as the port; an unencoded # or ? leaves an
-    @ behind the host's place and no path between.
+    An unencoded / in a password leaves its beginning as the port, one in a user name the pair's
+    rest in the path; an unencoded # or ? leaves an @ behind the host's place and no path between.
     """
     if "@" in parts.query + parts.fragment and not parts.path:
+        return False
+    before, at, _ = parts.path.rpartition("@")
+    if at and ":" in before:
         return False
     try:
         _ = parts.port

@@ -47,7 +47,7 @@ HEARD_S = 1.0
 
 STATE_BUSY_RETRY_S = 2.0
 SAVE_RETRY_S = 5.0
-STOP_LIMIT_S = 8.0
+STOP_LIMIT_S = 8.5
 """Boards in the middle of a slot write are back in their old firmware before that."""
 
 Result = TypeVar("Result")

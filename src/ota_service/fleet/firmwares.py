@@ -19,6 +19,7 @@ from typing import Any
 
 from ota_service.errors import OtaError
 from ota_service.firmware.check import Firmware
+from ota_service.firmware.files import FIRMWARE_BYTES, read_file
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.fleet.board_state import Progress
@@ -40,8 +41,6 @@ class Fetched:
     image: Image
     proven: bool
 
-
-MAX_FILE_BYTES = 64 << 20
 
 Arrived = Callable[["Fetched | OtaError"], None]
 LetGo = Callable[[], None]
@@ -228,13 +227,10 @@ class Firmwares:
 
 def _read(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise OtaError("not-an-image", f"{path} has {size:,} bytes: no flash is that large.")
-        return path.read_bytes()
-    except OSError as error:
+        return read_file(path, FIRMWARE_BYTES)
+    except OtaError as error:
         raise OtaError(
-            "not-an-image",
-            f"{path} cannot be read: {error.strerror}.",
+            error.code,
+            error.message,
             remedy="Name a Merged Binary on the machine that the boards are attached to.",
         ) from None

@@ -34,10 +34,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ota_service.errors import OtaError
+from ota_service.firmware.files import read_file
 from ota_service.link.ports import canonical, is_url, shown
 
 _PROC = Path("/proc")
 _LOCK_FOLDER = "esp32-ota-locks"
+_UUCP_BYTES = 1000
 _UUCP_FOLDERS = (Path("/var/lock"), Path("/run/lock"))
 
 
@@ -110,8 +112,8 @@ def _uucp_holders(device: str, folders: Iterable[Path]) -> Iterator[int]:
     """
     for folder in folders:
         try:
-            raw = (folder / f"LCK..{os.path.basename(device)}").read_bytes()
-        except OSError:
+            raw = read_file(folder / f"LCK..{os.path.basename(device)}", _UUCP_BYTES)
+        except OtaError:
             continue
         words = raw.split()
         if words and words[0].isdigit():

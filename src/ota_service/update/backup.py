@@ -121,6 +121,11 @@ class Backup:
         return {one.label: one.data for one in reversed(self.stores) if one.kind == NVS_KIND}
 
     @property
+    def held(self) -> list[Nvs]:
+        """Its NVS partitions that can be read."""
+        return [held for one in self.stores if isinstance(held := one.nvs(), Nvs)]
+
+    @property
     def pieces(self) -> tuple[Piece, ...]:
         """All of it, in an order that stays."""
         return (self.table, *([self.otadata] if self.otadata is not None else []), *self.stores)

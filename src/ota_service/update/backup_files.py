@@ -29,13 +29,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from ota_service.errors import OtaError
+from ota_service.firmware.files import read_file
 from ota_service.formats.flashops import SECTOR_BYTES
 from ota_service.formats.table_places import TABLE_PLACES
 from ota_service.update.backup import STORE_KINDS, Backup, Piece
 
 MANIFEST = "backup.json"
 _MARK = "unfinished.json"
-_LARGEST_BYTES = 1 << 24
+_LARGEST_BYTES, _MANIFEST_BYTES = 1 << 24, 1 << 20
 
 Work = Literal["flash", "restore"]
 
@@ -271,9 +272,9 @@ class Backups:
 
     def _mark(self) -> tuple[str, int] | None:
         try:
-            mark = json.loads((self.folder / _MARK).read_bytes())
+            mark = json.loads(read_file(self.folder / _MARK, _MANIFEST_BYTES))
             return str(mark["by"]), int(mark["since"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OtaError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
 
@@ -283,22 +284,18 @@ class Backups:
 def _manifest(folder: Path) -> _Manifest | None:
     """None where there is none. Raises pydantic's ValidationError, and OtaError file-access."""
     try:
-        return _Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise OtaError(
-            "file-access", f"{folder / MANIFEST} cannot be read: {error.strerror}."
-        ) from None
+        return _Manifest.model_validate_json(read_file(folder / MANIFEST, _MANIFEST_BYTES))
+    except OtaError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
 
 
 def _piece(folder: Path, place: _Place) -> Piece:
     try:
-        with (folder / place.file).open("rb") as file:
-            data = file.read(_LARGEST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise _invalid(folder, f"{place.file!r} cannot be read: {why}") from None
+        data = read_file(folder / place.file, _LARGEST_BYTES)
+    except OtaError as error:
+        raise _invalid(folder, error.message.rstrip(".")) from None
     if len(data) != place.size_bytes or hashlib.sha256(data).hexdigest() != place.sha256:
         raise _invalid(folder, f"{place.file} is not what was written")
     return Piece(place.label, place.kind, place.offset, data)

@@ -122,7 +122,8 @@ def _prepare(link: EspLink, job: RestoreJob, hooks: RestoreHooks) -> RestoreOutc
     hooks.planned(chip, plan)
     held = [(one.after.label, one.before.nvs()) for one in plan.restored]
     tag = first_tag((label, nvs) for label, nvs in held if isinstance(nvs, Nvs))
-    outcome = RestoreOutcome(chip, plan, version=tag)
+    nvs = [nvs for one in (had.found, had.own, *had.known) if one is not None for nvs in one.held]
+    outcome = RestoreOutcome(chip, plan, version=tag, nvs=nvs)
     if plan.needed:
         outcome.backup = _keep_before(store, had)
         if outcome.backup is not None:
@@ -161,7 +162,7 @@ def _start(port: SerialBase, link: EspLink, job: RestoreJob, outcome: RestoreOut
         job.boot,
         outcome,
         Expected(matches=job.boot.matches),
-        nvs=[held for one in job.saved.stores if isinstance(held := one.nvs(), Nvs)],
+        nvs=job.saved.held,
         remedy="Look at the boot log; a Merged Binary of the firmware that the backup is of, "
         "flashed with keep_nvs, brings both.",
     )

@@ -168,6 +168,7 @@ def _prepare(link: EspLink, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
     if hooks.cancelled():
         raise OtaError("cancelled")
     outcome = FlashOutcome(chip, before, job.file, plan, version=_version(job.file, plan.kept))
+    outcome.nvs = before.backup.held if before.backup is not None else ()
     new = store.keep(before.backup) if before.backup is not None else None
     outcome.backup = store.begin("flash", new)
     if outcome.backup is not None:

@@ -99,14 +99,16 @@ class WriteOutcome:
     """What came of it: what the board shows.
 
     confirmed: the start was seen to be good; False where its log showed nothing to judge by.
-    version: the tag that is stored now. backup: the folder with what the board had before, None
-    where nothing had to be written, or none of it could be read. error: where the board was
+    version: the tag that is stored now. nvs: what the board had, also before a write that did not
+    finish: what of it stays, its app may print. backup: the folder with what the board had before,
+    None where nothing had to be written, or none of it could be read. error: where the board was
     written and does not start (`boot-failed`), or its start cannot be judged (`brown-out`,
     `no-reset`).
     """
 
     chip: ChipInfo
     version: str = field(default="", kw_only=True)
+    nvs: Sequence[Nvs] = field(default=(), kw_only=True, repr=False)
     confirmed: bool | None = field(default=None, kw_only=True)
     backup: Path | None = field(default=None, kw_only=True)
     error: OtaError | None = field(default=None, kw_only=True)
@@ -237,9 +239,10 @@ def started(
 ) -> BootMonitor:
     """Restart the board, watch its log, and note in the outcome what that shows.
 
-    nvs: what it may print at its start, to be left out. remedy: for a firmware that does not start.
+    nvs: what it has now and may print at its start, to be left out. remedy: for a firmware that
+    does not start.
     """
-    redact = Redactor(secrets_of(nvs))
+    redact = Redactor(secrets_of([*nvs, *outcome.nvs]))
     monitor = BootMonitor(
         expected, rules.timeout_s, rules.stable_s, restarts=rules.restarts, redact=redact
     )

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one way to a file that somebody named: a regular one, up to a size, and without waiting."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from ota_service.errors import OtaError
+
+FIRMWARE_BYTES = 64 << 20
+"""No flash, and so no file for one, is larger."""
+TEXT_BYTES = 4 << 20
+"""Of certificates, tables and keys as text."""
+
+_CHUNK_BYTES = 1 << 20
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISLNK, "a link"),
+)
+
+
+def read_file(path: Path | str, max_bytes: int, *, links: bool = True) -> bytes:
+    """The contents of a regular file.
+
+    A device or a FIFO is not even opened: that may act on it, or wait for somebody. links: False
+    for a file of our own, in whose place nobody may have put one.
+    Raises OtaError "file-access" with the path and what is there instead; its `__cause__` is the
+    system's error, where that was it.
+    """
+    try:
+        _require_regular(os.stat(path, follow_symlinks=links))
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW)
+        handle = os.open(path, flags)
+        try:
+            status = os.fstat(handle)
+            _require_regular(status)
+            data = b"" if status.st_size > max_bytes else _read(handle, max_bytes)
+            if max(status.st_size, len(data)) > max_bytes:
+                raise ValueError(f"it has more than {max_bytes:,} bytes")
+            return data
+        finally:
+            os.close(handle)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise OtaError("file-access", f"{path} cannot be read: {why}.") from error
+
+
+def _require_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), "no file")
+        raise ValueError(f"it is {kind}, not a regular file")
+
+
+def _read(handle: int, max_bytes: int) -> bytes:
+    """At most one byte more than `max_bytes`: a file may grow, or not say its size."""
+    found = bytearray()
+    while len(found) <= max_bytes:
+        data = os.read(handle, min(_CHUNK_BYTES, max_bytes + 1 - len(found)))
+        if not data:
+            break
+        found += data
+    return bytes(found)
