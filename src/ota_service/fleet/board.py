@@ -255,7 +255,8 @@ class Board:
 
     def _new_job(self, order: Order) -> Job:
         """What a session does with the board."""
-        settings, fetched, entry = self._around.settings, self._fetched, self.shown.entry
+        fetched, entry = self._fetched, self.shown.entry
+        settings = self._around.settings.of(entry)
         image = order.image
         if order is self._update and isinstance(fetched, Fetched):
             image = fetched.image
@@ -278,7 +279,7 @@ class Board:
         )
 
     def _flash_job(self, order: Order) -> FlashJob:
-        settings, file = self._around.settings, order.file
+        settings, file = self._around.settings.of(self.shown.entry), order.file
         assert file is not None
         return FlashJob(
             self.shown.name,

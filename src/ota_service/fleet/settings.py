@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from ota_service.firmware.target import Headers, Target
@@ -21,7 +21,7 @@ class BoardEntry:
     """One entry of `boards`: a name, and either a MAC ("aa:bb:cc:dd:ee:ff") or a port.
 
     url, version and sha256 pin the board to a target of its own; None: the service's. headers:
-    those of its own server.
+    those of its own server. baud and boot_*: as in `Settings.of`.
     """
 
     name: str
@@ -31,6 +31,10 @@ class BoardEntry:
     version: str | None = None
     sha256: str | None = None
     headers: Headers | None = field(default=None, repr=False)
+    baud: int | None = None
+    boot_timeout_s: float | None = None
+    boot_stable_s: float | None = None
+    boot_expect: str | None = None
 
     @property
     def is_pinned(self) -> bool:
@@ -67,3 +71,12 @@ class Settings:
     state_dir: Path = field(default_factory=Path)
     shares_state: bool = False
     cache_dir: Path = field(default_factory=Path)
+
+    def of(self, entry: BoardEntry | None) -> Settings:
+        """The same for one board: its entry's, where that says something else."""
+        given = {name: getattr(entry, name, None) for name in _OF_A_BOARD}
+        own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return replace(self, **own)
+
+
+_OF_A_BOARD = ("baud", "boot_timeout_s", "boot_stable_s", "boot_expect")
