@@ -377,6 +377,50 @@ def not_written(status: dict[str, Any]) -> list[str]:
     ]
 
 
+# --- what a board shows of its start
+
+
+@pytest.mark.slow
+async def test_an_app_that_says_nothing_is_good_and_not_confirmed(tmp_path: Path) -> None:
+    """Status and history say so in words; it stays so when nothing is written, and when the
+    process starts anew."""
+    quiet = Behaviour(log_level_off=True)
+    words = "starts, but says nothing: not confirmed"
+    async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
+        status = await desk.updated("1.1.0", url=desk.serve("1.1.0", behaviour=quiet))
+        board = status["boards"]["a"]
+        assert (board["state"], board["confirmed"], board["good"]) == ("up_to_date", False, True)
+        assert board["notice"] == words
+        told = (await desk.command("history"))["runs"][0]["boards"]["a"]
+        assert (told["confirmed"], told["notice"]) == (False, words)
+        for restarted in (False, True):
+            if restarted:
+                await shutdown()
+                desk.service = None
+            before = desk.run_id()
+            await desk.configure(url=desk.server.url("/1.1.0.bin"), version="1.1.0")
+            await desk.command("update")
+            board = (await desk.next_run(before))["boards"]["a"]
+            assert (board["confirmed"], board["good"]) == (False, True)
+            assert board["notice"].endswith(": not confirmed")
+
+
+@pytest.mark.slow
+async def test_what_a_board_went_back_to_is_good_when_it_is_the_target_again(
+    tmp_path: Path,
+) -> None:
+    """Its start was watched on the way back. A board that nobody has seen start is not good."""
+    panics = Behaviour(ending="panic", ending_after_s=0.2)
+    async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
+        board = (await desk.updated("1.0.0"))["boards"]["a"]
+        assert (board["state"], board["good"]) == ("up_to_date", False)
+        assert "confirmed" not in board
+        bad = await desk.updated("1.1.0", url=desk.serve("1.1.0", behaviour=panics))
+        assert (bad["boards"]["a"]["state"], bad["boards"]["a"]["good"]) == ("rolled_back", False)
+        board = (await desk.updated("1.0.0"))["boards"]["a"]
+        assert (board["state"], board["confirmed"], board["good"]) == ("up_to_date", True, True)
+
+
 # --- the log, and many boards
 
 

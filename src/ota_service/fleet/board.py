@@ -479,7 +479,7 @@ class Board:
         if isinstance(end.outcome, Outcome):
             self._job = after_waiting(self._job, end.outcome)
             seconds = self._around.settings.confirm_timeout_s
-            about.confirmed = False
+            self._sight.judged(False)
             self._sight.version(end.outcome.version)
         else:
             self._job, seconds = replace(self._job, confirm=end.awaited), end.waits_s
@@ -516,7 +516,7 @@ class Board:
             about.state = "set_aside"
         if self._why is not None and about.state == "up_to_date":
             update.report["cancel"] = "too late to cancel"
-        verdict = policy.verdict(about.state, error)
+        verdict = policy.verdict(about.state, about.confirmed, error)
         ended: End = "done" if error is None else "error"
         if error is not None:
             update.report["error"] = error.to_dict()
@@ -574,7 +574,7 @@ class Board:
         if "to" in report:
             words += f', "{report.get("from", "")}" -> "{report["to"]}"'
         if about.state == "up_to_date" and about.confirmed is not None:
-            words += ", confirmed" if about.confirmed else ", not confirmed: its log shows nothing"
+            words += ", confirmed" if about.confirmed else f"; {about.notice}"
         level, error = logging.INFO, answer.error
         if error is not None:
             level = logging.WARNING if answer.end == "error" else logging.INFO

@@ -125,6 +125,9 @@ class SessionHooks:
             return
         name, mac = running.partition.name, found.chip.mac
         fact = self.facts.slots.get(name)
+        if fact is not None and fact.md5 != running.md5:  # nobody has watched this one
+            self.memory.journal.update_board(mac, confirmed=None)
+            self.tell(lambda sight: sight.judged(None))
         if fact is None or fact.md5 != running.md5 or fact.version is None:
             self.memory.runs(
                 mac, name, found.running_app, version=found.version,

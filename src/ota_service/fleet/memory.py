@@ -180,7 +180,7 @@ class Memory:
             slot=slot.name,
             version=outcome.version,
             version_read_at=utc_now(),
-            confirmed=outcome.confirmed,
+            **({"confirmed": outcome.confirmed} if outcome.confirmed is not None else {}),
         )
         journal.end_attempt(mac, target, succeeded=True)
         journal.clear_pending(mac)
@@ -196,7 +196,7 @@ class Memory:
         slot = outcome.slot.name if outcome.slot is not None else None
         seen = {"version": outcome.version, "slot": slot}
         known = {name: value for name, value in seen.items() if value is not None}
-        journal.update_board(mac, version_read_at=utc_now(), **known)
+        journal.update_board(mac, version_read_at=utc_now(), confirmed=outcome.confirmed, **known)
         journal.clear_pending(mac)
         if held:
             why = "rolled back by a person"

@@ -153,8 +153,8 @@ class Outcome:
 
     end: "unjudged" where the board holds the new firmware, and nothing that was seen speaks for
     or against it (`error` says why). version: the tag stored at the end. slot: what runs.
-    confirmed: the boot was seen to be good; False where its log showed nothing to judge by; None
-    where no boot was watched.
+    confirmed: the app was seen to run; False where its log showed nothing to judge by, and
+    `notice` says so; None where no boot was watched.
     boot_log: what was seen of each watched start, under its heading, without the board's secrets.
     power_failed: the power failed during a start that the app must confirm. baud: the speed that
     was used.
@@ -166,6 +166,7 @@ class Outcome:
     version: str | None = None
     slot: Partition | None = None
     confirmed: bool | None = None
+    notice: str = ""
     error: OtaError | None = None
     previous_version: str | None = None
     boot_log: tuple[str, ...] = ()
@@ -336,7 +337,7 @@ class _Session:
         if boot.confirms and monitor.verdict is not Verdict.NO_RESET:
             # After a power failure, too, only otadata decides: a restart would turn the app down.
             outcome.end = "awaiting_confirmation"
-            outcome.confirmed = monitor.verdict is Verdict.RUNNING
+            outcome.confirmed = monitor.confirmed
             outcome.power_failed = monitor.outside_resets > 0
             return outcome
         return self._judged(outcome, monitor)
@@ -344,10 +345,10 @@ class _Session:
     def _judged(self, outcome: Outcome, monitor: BootMonitor) -> Outcome:
         """By a watched start that has not failed."""
         assert outcome.slot is not None
-        outcome.confirmed = monitor.verdict is Verdict.RUNNING
+        outcome.confirmed, outcome.notice = monitor.confirmed, monitor.notice
         outcome.power_failed = monitor.outside_resets > 0
         if monitor.verdict in UNJUDGED:
-            code = UNJUDGED[monitor.verdict]
+            outcome.confirmed, code = None, UNJUDGED[monitor.verdict]
             outcome.end = "unjudged"
             outcome.error = OtaError(
                 code,
@@ -519,6 +520,8 @@ class _Session:
             )
         if monitor.verdict in UNJUDGED:
             back_on += f" Its start was not seen: {monitor.reason}."
+        else:
+            outcome.confirmed, outcome.notice = monitor.confirmed, monitor.notice
         if power_failed:
             outcome.end = "unjudged"
             outcome.error = OtaError("brown-out", f"{why}. {back_on}")
