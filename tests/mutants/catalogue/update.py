@@ -146,7 +146,7 @@ _LOOKED_AT = (
     Mutant(
         "what neither ROM nor bootloader prints is nobody's",
         "update/first_look.py",
-        "app_prints=not all(map(_theirs, lines)),",
+        "app_prints=not all(map(theirs, lines)),",
         "app_prints=False,",
         f"{RUNNING}::test_an_app_that_quotes_such_lines_is_an_app",
     ),
