@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From a target to its firmware: from the cache where that is certain, else from its url."""
+"""From a target to its firmware: from the cache where that is certain, else from its url, which
+may be a path of this machine."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
 import ssl
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +21,9 @@ from ota_service.firmware.download import (
     make_ssl_context,
     run_attempts,
 )
+from ota_service.firmware.files import Stamp, find_file, read_file, stamp_at
 from ota_service.firmware.target import Headers, Target
+from ota_service.firmware.urls import is_path
 
 LOGGER = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Supply:
         self._patience = patience or Patience()
         self._shared: dict[_Key, _Shared] = {}
         self._unfinished: dict[str, Download] = {}
+        self._stamps: dict[str, Stamp] = {}
 
     async def get(
         self,
@@ -149,6 +150,8 @@ class Supply:
             cached = await asyncio.to_thread(self._from_cache, target.sha256, max_image_bytes)
             if cached is not None:
                 return cached
+        if is_path(target.url):
+            return await asyncio.to_thread(self._from_file, target, max_image_bytes)
         context = await asyncio.to_thread(make_ssl_context, ca_file)
         known = await asyncio.to_thread(self._cache.known, target.url)
         if target.sha256 is not None:
@@ -160,6 +163,18 @@ class Supply:
             return await self._download(download, context, target)
         finally:
             self._put_away(download)
+
+    def _from_file(self, target: Target, max_image_bytes: int) -> Firmware:
+        path = find_file(Path(target.url))
+        data, self._stamps[target.url] = read_file(path, max_image_bytes)
+        firmware = check_firmware(data, sha256=target.sha256)
+        self._cache.remember(target.url, Known(firmware.sha256, target.version))
+        return firmware
+
+    def changed(self, url: str) -> bool:
+        """Whether another file is at a path now than the one that was read there; in a thread."""
+        before = self._stamps.get(url)
+        return before is not None and stamp_at(Path(url)) not in (None, before)
 
     def _take_up(self, download: Download) -> None:
         """Go on with what an earlier call had to give up, if the server can tell its end."""
@@ -247,14 +262,12 @@ def read_headers(headers: Headers) -> dict[str, str]:
 
 def _read_value(name: str, path: Path) -> str:
     try:
-        # Without waiting for somebody to write into a pipe.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OSError(errno.EINVAL, "it is no regular file")
-            value = file.read(MAX_HEADER_BYTES + 1).decode("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it holds more than ASCII"
-        raise OtaError("file-access", f"The file of the header {name}, {path}: {reason}.") from None
+        value = read_file(path, MAX_HEADER_BYTES)[0].decode("ascii").strip()
+    except OtaError as error:
+        raise OtaError("file-access", f"The file of the header {name}, {error.message}") from None
+    except UnicodeDecodeError:
+        why = f"The file of the header {name}, {path}: it holds more than ASCII."
+        raise OtaError("file-access", why) from None
     if not value.isprintable() or not 0 < len(value) <= MAX_HEADER_BYTES:
         raise OtaError("file-access", f"{path} does not hold the one line of the header {name}.")
     return value

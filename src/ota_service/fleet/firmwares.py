@@ -19,6 +19,7 @@ from typing import Any
 
 from ota_service.errors import OtaError
 from ota_service.firmware.check import Firmware
+from ota_service.firmware.files import read_file
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.fleet.board_state import Progress
@@ -112,7 +113,7 @@ class Firmwares:
     async def merged(self, place: Path | str, confirm: str, keep_nvs: bool) -> FlashFile:
         """The Merged Binary at a path or a url, checked. Raises OtaError."""
         if isinstance(place, Path):
-            data = await asyncio.to_thread(_read, place)
+            data, _ = await asyncio.to_thread(read_file, place, MAX_FILE_BYTES)
         else:
             with self._shown() as progress:
                 data = await self._supply.fetch(
@@ -122,6 +123,17 @@ class Firmwares:
                     progress=progress,
                 )
         return FlashFile(await asyncio.to_thread(check_merged, data), confirm, keep_nvs)
+
+    async def look_again(self, target: Target) -> None:
+        """Where a target's file is a path: read it again if it has changed, and say so. Boards that
+        hold its version keep what they have."""
+        if not await asyncio.to_thread(self._supply.changed, target.url):
+            return
+        try:
+            async with self.had(target):
+                pass
+        except OtaError as error:
+            self.notices[target.key] = error.message
 
     def known(self, other_than: str) -> tuple[KnownImage, ...]:
         """The files of other targets, as evidence for what a slot holds."""
@@ -224,17 +236,3 @@ class Firmwares:
         finally:
             if self.download is shown:
                 self.download = None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise OtaError("not-an-image", f"{path} has {size:,} bytes: no flash is that large.")
-        return path.read_bytes()
-    except OSError as error:
-        raise OtaError(
-            "not-an-image",
-            f"{path} cannot be read: {error.strerror}.",
-            remedy="Name a Merged Binary on the machine that the boards are attached to.",
-        ) from None
