@@ -18,7 +18,7 @@ import pytest
 
 from bench.network import served
 from esp32_sim.factory import make_flash
-from esp32_sim.images import Behaviour
+from esp32_sim.images import Behaviour, build_app
 from esp32_sim.process import SimBoard
 from ota_service.errors import OtaError
 from ota_service.firmware.check import Firmware
@@ -32,7 +32,7 @@ from ota_service.link.ownership import SERVICE_CLAIMS
 from ota_service.link.ports import PortInfo
 from ota_service.link.stream import STREAMS
 from ota_service.update.session import Image
-from tests.faults.desk import Desk
+from tests.faults.desk import PROJECT, Desk
 
 NOWHERE = "esp32sim:///nowhere/"
 
@@ -90,6 +90,37 @@ async def test_cancel_and_another_url_end_a_download_at_once(tmp_path: Path) -> 
         await desk.wait(lambda now: now["state"] == "downloading")
         await shutdown()
         assert time.monotonic() - begun_s < 8
+
+
+@pytest.mark.slow
+async def test_a_path_is_a_url_and_a_change_of_its_file_starts_nothing(tmp_path: Path) -> None:
+    """As a package's folder, and of a pinned board as a file: the same updates; another file under
+    the version is told by itself, also one that is no firmware."""
+    package = tmp_path / "packages" / "robot-1_1_0"
+    package.mkdir(parents=True)
+    images = {v: build_app(PROJECT, v, size_bytes=60_000) for v in ("1.1.0", "1.2.0")}
+    (package / "robot.bin").write_bytes(images["1.1.0"])
+    (tmp_path / "pinned.bin").write_bytes(images["1.2.0"])
+    async with Desk.start(tmp_path, [SimBoard("guide"), SimBoard("guide")]) as desk:
+        pin = {"url": str(tmp_path / "pinned.bin"), "version": "1.2.0"}
+        boards = [
+            {"name": "a", "port": desk.board("a").url},
+            {"name": "b", "port": desk.board("b").url, **pin},
+        ]
+        status = await desk.updated("1.1.0", url=str(package), boards=boards)
+        for name, version in (("a", "1.1.0"), ("b", "1.2.0")):
+            assert status["boards"][name]["version"] == version, status
+            assert status["boards"][name]["good"] is True
+        assert (status["target"]["url"], status["target"]["app_version"]) == (str(package), "1.1.0")
+        last = desk.run_id()
+        (package / "robot.bin").write_bytes(images["1.2.0"])
+        status = await desk.wait(lambda now: "notice" in now["target"])
+        assert "another file under this version" in status["target"]["notice"]
+        (package / "robot.bin").write_bytes(b"junk")
+        await desk.wait(lambda now: "another file" not in now["target"]["notice"])
+        (package / "robot.bin").write_bytes(images["1.1.0"])
+        await desk.wait(lambda now: "notice" not in now["target"])
+        assert (desk.run_id(), desk.status()["state"]) == (last, "idle")
 
 
 @pytest.mark.slow

@@ -66,7 +66,8 @@ class BoardConfig(Strict):
     )
     url: Annotated[str | None, optional_type(check_firmware_url)] = Field(
         None,
-        description="Pins the board to an App Image of its own. Default: the service's `url`.",
+        description="Pins the board to an App Image of its own: an address or a path. Default: "
+        "the service's `url`.",
     )
     version: Annotated[str | None, optional_type(check_version)] = Field(
         None, description="Pins the board to this version. Default: the service's `version`."
@@ -126,7 +127,9 @@ class ServiceConfig(Strict):
 
     url: Annotated[str, BeforeValidator(check_firmware_url)] = Field(
         description="The http or https address of the App Image. `user:password@` and tokens in "
-        "the query are allowed; they are shown as `***` everywhere."
+        "the query are allowed; they are shown as `***` everywhere. Or an absolute path: of a "
+        "file, or of a folder with just one `*.bin`, as `${packages.module.NAME}` becomes: see "
+        "[Firmware on the machine](firmware.md#firmware-on-the-machine)."
     )
     version: Annotated[str, BeforeValidator(check_version)] = Field(
         description="The tag of that firmware, 1 to 128 bytes of UTF-8. It is stored in the "
