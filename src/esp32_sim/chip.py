@@ -40,6 +40,8 @@ SFDP_HEADER = b"SFDP\x05\x01\x00\xff"
 
 # An encrypted flash's key, where a board does not say what its key blocks are for.
 PURPOSE_XTS_AES_128 = 4
+# That of the key from which those of an encrypted NVS are derived (ESP-IDF, "HMAC peripheral").
+PURPOSE_HMAC_UP = 8
 KEY_BLOCKS = 6
 
 
@@ -58,6 +60,8 @@ def key_purposes(config: BoardConfig) -> tuple[int, ...]:
     given = config.key_purposes
     if not given and config.flash_crypt_cnt:
         given = (PURPOSE_XTS_AES_128,)
+    if not config.key_purposes and config.nvs_key:
+        given = (*given, PURPOSE_HMAC_UP)
     return (*given, *([0] * (KEY_BLOCKS - len(given))))
 
 

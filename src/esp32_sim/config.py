@@ -38,9 +38,11 @@ class BoardConfig:
     the bootloader was built with app rollback. anti_rollback: and with anti-rollback, too;
     secure_version: what the eFuses count for it. bootloader_log: "none" for one that prints
     nothing, as the Arduino core's; the ROM's lines stay. table_offset: where the bootloader looks
-    for the partition table. reset_lines: whether DTR and RTS reach EN and IO0; where not, only
-    people reset the board (`BoardControl.reset`). usb: how it is attached: "bridge" (a UART behind
-    a USB bridge), or by the chip's own port, "serial-jtag" or "otg" (`usb`). usb_leaves_at: after
+    for the partition table. nvs_key: of an NVS whose entries are encrypted while the flash is plain
+    (`nvsregion.EncryptedRegion`); a chip with key blocks then has one for HMAC, from which
+    ESP-IDF 5.2 and later derive it. reset_lines: whether DTR and RTS reach EN and IO0; where
+    not, only people reset the board (`BoardControl.reset`). usb: how it is attached: "bridge" (a
+    UART behind a USB bridge), or by the chip's own port, "serial-jtag" or "otg" (`usb`). usb_leaves_at: after
     which resets its own port is gone from the bus for a moment: "hard-resets", those that reset
     the port as well, or "every-reset". usb_back_s: for how long. usb_name: the folder beside the
     board's under whose name it is back; "": its own. timed: wire, bridge and flash take their real
@@ -71,6 +73,7 @@ class BoardConfig:
     rollback: bool = False
     anti_rollback: bool = False
     secure_version: int = 0
+    nvs_key: str = ""
     bootloader_log: Literal["info", "none"] = "info"
     table_offset: int = TABLE_OFFSET
     reset_lines: bool = True
