@@ -180,10 +180,11 @@ def test_other_questions_are_asked_for_themselves(at_desk: AtDesk) -> None:
 
 
 def test_a_duel_is_no_interrupted_attempt(at_desk: AtDesk) -> None:
-    """What another updater did is counted under a name of its own."""
+    """What another updater did is counted under a name of its own, whoever has read it before."""
 
     async def test(desk: Desk) -> None:
-        desk.journal.update_board(MAC, version="2")
+        desk.journal.end_attempt(MAC, desk.settings.target.key, succeeded=True)
+        desk.memory.saw(replace(FOUND, version="9"))
         assert desk.memory.duel(MAC, desk.settings.target.key, "9", "2") == 1
         assert not desk.memory.facts(MAC, OTHER.key).interrupted
 

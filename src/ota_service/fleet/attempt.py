@@ -230,4 +230,5 @@ def after_waiting(job: Job, outcome: Outcome) -> Job:
         return replace(job, rearm=False)
     assert outcome.slot is not None
     slot, before = outcome.slot.name, outcome.previous_version
-    return replace(job, confirm=Awaited(slot, before, outcome.power_failed))
+    awaited = Awaited(slot, before, outcome.power_failed, outcome.version or "")
+    return replace(job, confirm=awaited)

@@ -272,6 +272,7 @@ class Board:
             or settings.adopt
             or "other-project" in order.permits.override,
             rescue=order.permits.rescue,
+            host_store=settings.version_store == "host",
             read_only=order.purpose in ("version", "verify"),
             go_back=order.purpose == "rollback",
             dry_run=order.purpose == "plan",

@@ -116,7 +116,7 @@ def looked(
     assert found is not None
     around.renamed(about, found.chip.mac)
     if alone:
-        tag = found.version if found.nvs is not None else None
+        tag = found.version if found.has_version else None
         about.state = policy.shown_after_read(
             sight.before, tag, sight.target.version, found.problem
         )
@@ -133,7 +133,7 @@ def _read_reply(purpose: str, outcome: Outcome) -> tuple[dict[str, Any], OtaErro
         return dict(outcome.plan.to_dict()), None
     found = outcome.found
     assert found is not None
-    if purpose == "version" and found.nvs is not None:
+    if purpose == "version" and found.has_version:
         return {"version": found.version, "version_read_at": iso(utc_now())}, None
     if purpose == "verify" and found.running.partition is not None:
         return {"matches": found.holds(found.running.partition)}, None

@@ -21,7 +21,7 @@ class BoardEntry:
     """One entry of `boards`: a name, and either a MAC ("aa:bb:cc:dd:ee:ff") or a port.
 
     url, version and sha256 pin the board to a target of its own; None: the service's. headers:
-    those of its own server. baud and boot_*: as in `Settings.of`.
+    those of its own server. The others: as in `Settings.of`.
     """
 
     name: str
@@ -35,6 +35,7 @@ class BoardEntry:
     boot_timeout_s: float | None = None
     boot_stable_s: float | None = None
     boot_expect: str | None = None
+    version_store: str | None = None
 
     @property
     def is_pinned(self) -> bool:
@@ -47,6 +48,7 @@ class Settings:
     """One service's configuration. Names and defaults are the contract's attributes.
 
     boards: None where the attribute is not set (then boards are found by themselves).
+    version_store: "nvs", or "host" for boards whose NVS cannot be read.
     state_dir: journal and history; shares_state: with other processes that share it as well (a
     command at a terminal, which has its boards by their ports). cache_dir: downloads.
     """
@@ -66,6 +68,7 @@ class Settings:
     boot_restarts: int = 0
     confirm_timeout_s: float = 120.0
     max_attempts: int = 3
+    version_store: str = "nvs"
     ca_file: str | None = None
     max_image_bytes: int = 16_777_216
     state_dir: Path = field(default_factory=Path)
@@ -79,4 +82,4 @@ class Settings:
         return replace(self, **own)
 
 
-_OF_A_BOARD = ("baud", "boot_timeout_s", "boot_stable_s", "boot_expect")
+_OF_A_BOARD = ("baud", "boot_timeout_s", "boot_stable_s", "boot_expect", "version_store")

@@ -58,7 +58,7 @@ class Sight:
         """The board was looked at."""
         about = self.about
         about.chip, about.flash_bytes = found.chip.name, found.chip.flash_bytes
-        if found.nvs is not None:
+        if found.has_version:
             self.version(found.version)
             self._report.setdefault("from", found.version)
         about.running = running_of(found, found.running.partition) or about.running

@@ -27,6 +27,7 @@ from ota_service.module.checks import (
     check_pattern,
     check_port,
     check_sha256,
+    check_store,
     check_text,
     check_version,
     check_whole,
@@ -99,6 +100,11 @@ class BoardConfig(Strict):
         None,
         description="What a line of its own app's log must match. Default: the service's "
         "`boot_expect`.",
+    )
+    version_store: Annotated[str | None, optional_type(check_store)] = Field(
+        None,
+        description="`host` for a board whose NVS cannot be read. Default: the service's "
+        "`version_store`.",
     )
     note: Annotated[str | None, optional_type(check_text)] = Field(
         None,
@@ -210,6 +216,12 @@ class ServiceConfig(Strict):
         3,
         description="How many attempts may fail, {range}, before a board is set aside until "
         "`url`, `version` or `sha256` change, or until `release`.",
+    )
+    version_store: Annotated[str, BeforeValidator(check_store)] = Field(
+        "nvs",
+        description='`"host"`: the version of a board whose NVS is encrypted, and whose flash is '
+        "not, is kept on this machine: see [below](#boards-whose-nvs-is-encrypted). A board whose "
+        "NVS can be read keeps it there.",
     )
     ca_file: FilePath = Field(
         None, description="A file with a further certificate authority for https."

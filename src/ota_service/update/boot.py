@@ -71,6 +71,16 @@ _PANIC_BEHIND = re.compile(
 """Behind an unfinished line of the app: in the very form, and proven by what comes next."""
 _PANIC_END = re.compile(r"Rebooting\b.*\.\.\.$|CPU halted\.$")
 
+_NOT_THE_APPS = (_PROJECT, _VERSION, _ELF_SHA, _BROWN_OUT, _REGISTERS, _PANIC, _PANIC_END,
+                 re.compile("Backtrace:"))  # fmt: skip
+
+
+def not_the_apps_own(text: str) -> bool:
+    """Whether a line of a log is the ROM's, the bootloader's, the panic handler's, or of what
+    ESP-IDF says of an app: none of them prints what the app keeps."""
+    return theirs(text) or any(pattern.match(text) for pattern in _NOT_THE_APPS)
+
+
 PANIC_S = 2.0
 """A panic is at its end, at the latest: the registers, the stack and the backtrace take less. An
 app that only quotes one goes on with its own log meanwhile."""

@@ -84,12 +84,14 @@ class Awaited:
     """An update whose app was left alone to confirm itself: which slot (its name), and the tag
     before.
 
-    power_failed: its power failed before it had confirmed itself, as far as was seen.
+    power_failed: its power failed before it had confirmed itself, as far as was seen. version: the
+    tag of the new one.
     """
 
     slot: str
     previous_version: str | None
     power_failed: bool = False
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Job:
     read_only only. known: other checked images, as evidence for what runs. baud: the highest
     speed. force: although the version is equal. adopted: it may be updated whatever project it
     runs. rescue: the MAC of a board on which nothing boots, to be written all the same.
+    host_store: the journal keeps the version where NVS is encrypted.
     read_only: look, and plan nothing. go_back: to the firmware in the other slot. rearm: an app
     found waiting for confirmation gets its time again (first contact), instead of being passed
     by the bootloader.
@@ -116,6 +119,7 @@ class Job:
     force: bool = False
     adopted: bool = True
     rescue: str | None = None
+    host_store: bool = False
     read_only: bool = False
     go_back: bool = False
     dry_run: bool = False
@@ -157,7 +161,8 @@ class Outcome:
     `notice` says so; None where no boot was watched.
     boot_log: what was seen of each watched start, under its heading, without the board's secrets.
     power_failed: the power failed during a start that the app must confirm. baud: the speed that
-    was used.
+    was used. image: size and MD5 of what `slot` holds, of a board that was gone back with and
+    whose version the host keeps.
     """
 
     end: End
@@ -172,6 +177,7 @@ class Outcome:
     boot_log: tuple[str, ...] = ()
     power_failed: bool = False
     baud: int | None = None
+    image: tuple[int, str] | None = None
 
 
 def run(port: SerialBase, job: Job, hooks: Hooks) -> Outcome:
@@ -250,7 +256,7 @@ class _Session:
                 raise OtaError("cancelled" if self.hooks.cancelled() else "no-reset")
             found = self._inspect()
         self._waits = job.rearm and job.confirm is None and found.pending
-        self.starts.redact = Redactor(found.secrets)
+        self.starts.redact, self.starts.hides = Redactor(found.secrets), found.on_host
         self.hooks.inspected(found)
         return found
 
@@ -263,6 +269,7 @@ class _Session:
             known=self.job.known,
             firmware=self.job.image.known if self.job.image is not None else None,
             look=self.starts.first_look if may_restart else None,
+            host_store=self.job.host_store,
         )
 
     @staticmethod
@@ -301,7 +308,7 @@ class _Session:
             end,
             plan=made,
             found=found,
-            version=found.version,
+            version=found.version if found.has_version else None,
             slot=found.running.partition,
             error=made.error,
         )
@@ -427,7 +434,9 @@ class _Session:
             back = self._plan_go_back(found)
         self.hooks.phase("rolling_back")
         apply_verified(self.link, back.ops)
-        outcome = Outcome("rolled_back", found=found, version=back.version or "", slot=back.slot)
+        outcome = Outcome(
+            "rolled_back", found=found, version=back.version or "", slot=back.slot, image=back.image
+        )
         monitor = self.starts.watched(back.slot)
         if monitor.verdict is Verdict.FAILED:
             return self._roll_back(found, outcome, back.slot, monitor.reason)
@@ -499,7 +508,7 @@ class _Session:
         monitor = self.starts.watched(back.slot, known_good=True)
         outcome.boot_log = tuple(self.starts.log)
         outcome.version = (back.version or "") if problem is None else None
-        outcome.slot = back.slot
+        outcome.slot, outcome.image = back.slot, back.image
         if monitor.verdict is Verdict.FAILED:
             in_place = "and version are in place."
             if problem is not None:
@@ -560,7 +569,8 @@ class _Session:
             for entry in entries.entries
             if entry.written and entry.slot_index(len(slots)) == slots.index(slot)
         ]
-        outcome = Outcome("up_to_date", found=found, version=found.version, slot=slot)
+        version = awaited.version if found.on_host else found.version
+        outcome = Outcome("up_to_date", found=found, version=version, slot=slot)
         if OtaState.VALID in states:
             outcome.confirmed = True
             if found.problem is not None:
@@ -604,5 +614,7 @@ class _Session:
 
 
 def _stored(found: Inspection) -> str | None:
-    """The tag in NVS, None where the key is missing."""
+    """The tag that is stored, None where none is."""
+    if found.on_host:
+        return found.version or None
     return found.nvs.get_string(NAMESPACE, VERSION_KEY) if found.nvs is not None else None

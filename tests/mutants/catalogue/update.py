@@ -87,8 +87,8 @@ _PLANNED = (
     Mutant(
         "the version is stored before the switch",
         _PLAN,
-        "SwitchOtadata(edit),\n            RecordVersion(_record_edit(found, version)),\n",
-        "RecordVersion(_record_edit(found, version)),\n            SwitchOtadata(edit),\n",
+        "SwitchOtadata(edit),\n            *_recorded(found, version),\n",
+        "*_recorded(found, version),\n            SwitchOtadata(edit),\n",
         f"{PLAN}::test_a_differing_version_is_written_switched_and_recorded",
     ),
     Mutant(
@@ -198,7 +198,7 @@ _CARRIED_OUT = (
     Mutant(
         "a firmware that spoils NVS is not gone back from",
         _CARRY_OUT,
-        "        return RollbackPlan(slot, version, tuple(ops), error)\n",
+        "        return RollbackPlan(slot, version, tuple(ops), problem=error)\n",
         "        raise\n",
         f"{CUTS}::test_a_firmware_that_spoils_nvs_is_gone_back_from_all_the_same",
     ),
