@@ -47,7 +47,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
     page = (Path(__file__).parents[2] / "docs/ota_service.md").read_text()
     page = page.partition("### Attributes\n")[2].partition("\n### ")[0]
     rows = re.findall(r"^\| `(\w+)` \| [^|]+\| (Required|Optional) \| ([^|]*)\|", page, re.M)
-    documented = {name: default.strip().strip("`") for name, _, default in rows}
+    documented = {name: default.strip().strip('`"') for name, _, default in rows}
     assert {name: kind for name, kind, _ in rows if name in ("url", "version")} == {
         "url": "Required",
         "version": "Required",

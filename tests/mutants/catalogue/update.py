@@ -247,8 +247,8 @@ _CARRIED_OUT = (
     Mutant(
         "a board's secrets are not known before its log is read",
         _SESSION,
-        "        self.starts.redact = Redactor(found.secrets)\n",
-        "",
+        "        self.starts.redact, self.starts.hides = Redactor(found.secrets), found.on_host\n",
+        "        self.starts.hides = found.on_host\n",
         f"{SESSION}::test_a_boards_secrets_are_known_before_its_log_is_read",
     ),
     Mutant(
