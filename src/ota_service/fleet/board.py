@@ -509,7 +509,17 @@ class Board:
         if end.outcome is not None:
             fetched = self._fetched
             image = fetched.image if isinstance(fetched, Fetched) else None
-            error = await endings.updated(self._sight, self._around, update, end.outcome, image)
+            awaited = self._job.confirm if self._job is not None else None
+            of = awaited.target if awaited is not None and awaited.target else update.target.key
+            same = of == update.target.key
+            error = await endings.updated(
+                self._sight, self._around, update, end.outcome, image if same else None, of
+            )
+            if not same and end.outcome.end in ("up_to_date", "rolled_back"):
+                about.state, about.error, error = "unknown", None, None
+                if self._why is None:
+                    await self._start_over(update)
+                    return
         else:
             error = end.error
             self._sight.error(error)
@@ -523,6 +533,15 @@ class Board:
             update.report["error"] = error.to_dict()
             ended = "cancelled" if message.event == "cancelled" else ended
         await self._end(Answer(ended, error), verdict)
+
+    async def _start_over(self, update: Order) -> None:
+        """What the board was left alone for was of the target before; now for this one."""
+        self._update = None
+        self._give_up(update, "neutral")
+        for name in ("from", "to", "confirmed", "notice", "boot_log"):
+            update.report.pop(name, None)
+        self._line.append(update)
+        await self._next()
 
     async def _drop(self, message: Message) -> None:
         """An update goes no further."""

@@ -24,9 +24,9 @@ from ota_service.update.session import Image, Outcome
 
 
 async def updated(
-    sight: Sight, around: Around, order: Order, outcome: Outcome, image: Image | None
+    sight: Sight, around: Around, order: Order, outcome: Outcome, image: Image | None, target: str
 ) -> OtaError | None:
-    """An update's session had an outcome; the error, where that is one."""
+    """An update's session had an outcome; the error, where that is one. target: whose it is."""
     error = outcome.error
     if outcome.found is not None:
         around.renamed(sight.about, outcome.found.chip.mac)
@@ -40,7 +40,7 @@ async def updated(
         assert error is not None
         await _refused(sight, around, order, error)
     else:
-        note = partial(_noted, around.memory, order.target.key, outcome, image)
+        note = partial(_noted, around.memory, target, outcome, image)
         await around.journaled(partial(around.memory.journal.whole, note))
         _show(sight, outcome, image)
     return error

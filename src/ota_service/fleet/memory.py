@@ -172,6 +172,13 @@ class Memory:
         assert found is not None
         assert slot is not None
         mac, journal = found.chip.mac, self.journal
+        runs = found.running
+        if image is None and outcome.confirmed and slot == runs.partition and runs.md5 is not None:
+            # Of the target before, whose file is gone by now.
+            self.runs(
+                mac, slot.name, found.app(slot), version=outcome.version,
+                size_bytes=runs.size_bytes or 0, md5=runs.md5,
+            )  # fmt: skip
         if image is not None and outcome.confirmed is not None:
             self.runs(
                 mac, slot.name, image.parsed, version=outcome.version, size_bytes=len(image.data),
@@ -279,7 +286,9 @@ class Memory:
         record = self.journal.pending(mac) if mac is not None else None
         if record is None:
             return None
-        awaited = Awaited(record.slot, record.previous_version, record.power_failed, record.version)
+        awaited = Awaited(
+            record.slot, record.previous_version, record.power_failed, record.version, record.target
+        )
         return awaited, _left_s(record)
 
     def awaits(

@@ -85,13 +85,14 @@ class Awaited:
     before.
 
     power_failed: its power failed before it had confirmed itself, as far as was seen. version: the
-    tag of the new one.
+    tag of the new one. target: whose it is; "": the target's at hand.
     """
 
     slot: str
     previous_version: str | None
     power_failed: bool = False
     version: str = ""
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
