@@ -18,7 +18,7 @@ from esp32_sim.images import Behaviour, Ending, find_behaviour, read_descriptor
 from esp32_sim.layouts import Partition
 from esp32_sim.logs import BROWNOUTS
 from esp32_sim.nvsformat import SECTOR, NvsError, Region
-from esp32_sim.nvsmodel import FlashRegion, MemoryRegion, NvsStore, Write
+from esp32_sim.nvsmodel import FlashRegion, MemoryRegion, NvsStore, Write, with_key
 
 NAMESPACE = "VIAM_NS"
 WATCHDOG_S = 5.0
@@ -44,11 +44,12 @@ class App:
         record: Callable[..., None],
         set_baud: Callable[[int], None],
         burn: Callable[[int], None] | None = None,
+        nvs_key: str = "",
     ) -> None:
         """Make one.
 
         life: how many came before it since power or EN. burn: sets the eFuses' secure version,
-        where the build has anti-rollback.
+        where the build has anti-rollback. nvs_key: of an encrypted NVS.
         """
         self.core = core
         self.chip = chip
@@ -61,6 +62,7 @@ class App:
         self._record = record
         self._set_baud = set_baud
         self._burn = burn
+        self._nvs_key = nvs_key
         self._clock_ms = 280
         self._store: NvsStore | None = None
         self._nvs: Partition | None = None
@@ -237,6 +239,7 @@ class App:
         if partition.flags & layouts.FLAG_READ_ONLY:
             # Nothing is repaired there; NVS itself sees what the repairs would have led to.
             region = MemoryRegion(bytearray(flash.read(partition.offset, partition.size)))
+        region = with_key(region, self._nvs_key)
         store = NvsStore(region)
         try:
             store.init()
@@ -267,7 +270,7 @@ class App:
         """What setting a counter and a note would write, found on a copy in memory."""
         assert self._nvs is not None
         copy = MemoryRegion(bytearray(self.core.flash.read(self._nvs.offset, self._nvs.size)))
-        store = NvsStore(copy)
+        store = NvsStore(with_key(copy, self._nvs_key))
         store.init()
         self._counter += 1
         store.set("app", "counter", self._counter)

@@ -405,6 +405,7 @@ class Board:
             record=self._record_app,
             set_baud=self._set_chip_baud,
             burn=self._burn if self.config.anti_rollback else None,
+            nvs_key=self.config.nvs_key,
         )
         self.app = app.describe()
         self.history.add("boot", slot=result.slot, index=result.index, offset=result.offset)

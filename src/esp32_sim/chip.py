@@ -42,6 +42,8 @@ SFDP_HEADER = b"SFDP\x05\x01\x00\xff"
 PURPOSE_XTS_AES_128 = 4
 # The digests of up to three keys for secure boot.
 PURPOSE_BOOT_DIGEST = (9, 10, 11)
+# That of the key from which those of an encrypted NVS are derived (ESP-IDF, "HMAC peripheral").
+PURPOSE_HMAC_UP = 8
 KEY_BLOCKS = 6
 
 
@@ -61,6 +63,7 @@ def key_purposes(config: BoardConfig) -> tuple[int, ...]:
     if not given:
         given = PURPOSE_BOOT_DIGEST[: len(config.secure_boot_keys)]
         given += (PURPOSE_XTS_AES_128,) if config.flash_crypt_cnt else ()
+        given += (PURPOSE_HMAC_UP,) if config.nvs_key else ()
     return (*given, *([0] * (KEY_BLOCKS - len(given))))
 
 

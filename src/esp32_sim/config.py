@@ -34,28 +34,30 @@ class BoardConfig:
     with package. block_revision: of its eFuse blocks. key_purposes: of its key blocks (not on the
     ESP32). secure_download: it is in secure download mode (not on the ESP32). download_disabled:
     there is no download mode. download_form: "uart0" and "usb" where the ROM waits at one of both
-    only. secure_boot_keys: digests of the keys that Secure Boot v2 trusts,
-    in hex; secure_boot_revoked: which of them (0 to 2) are not to be trusted any more, and
-    secure_boot_aggressive whether the ROM may add to that (not on the ESP32).
-    flash_crypt_cnt: eFuse count, an odd number of bits means encrypted. rollback: whether
-    the bootloader was built with app rollback. anti_rollback: and with anti-rollback, too;
+    only. secure_boot_keys: digests of the keys that Secure Boot v2 trusts, in hex;
+    secure_boot_revoked: which of them (0 to 2) are not to be trusted any more, and
+    secure_boot_aggressive whether the ROM may add to that (not on the ESP32). flash_crypt_cnt:
+    eFuse count, an odd number of bits means encrypted. rollback: whether the bootloader was built
+    with app rollback. anti_rollback: and with anti-rollback, too;
     secure_version: what the eFuses count for it. bootloader_log: "none" for one that prints
     nothing, as the Arduino core's; the ROM's lines stay. table_offset: where the bootloader looks
-    for the partition table. reset_lines: whether DTR and RTS reach EN and IO0; where not, only
+    for the partition table. nvs_key: of an NVS whose entries are encrypted while the flash is plain
+    (`nvsregion.EncryptedRegion`); a chip with key blocks then has one for HMAC, from which ESP-IDF
+    5.2 and later derive it. reset_lines: whether DTR and RTS reach EN and IO0; where not, only
     people reset the board (`BoardControl.reset`). usb: how it is attached: "bridge" (a UART behind
     a USB bridge), or by the chip's own port, "serial-jtag" or "otg" (`usb`). usb_leaves_at: after
-    which resets its own port is gone from the bus for a moment: "hard-resets", those that reset
-    the port as well, or "every-reset". usb_back_s: for how long. usb_name: the folder beside the
+    which resets its own port is gone from the bus for a moment: "hard-resets", those that reset the
+    port as well, or "every-reset". usb_back_s: for how long. usb_name: the folder beside the
     board's under whose name it is back; "": its own. timed: wire, bridge and flash take their real
     time. erase_factor: how much longer than their data sheets say erases take, where boards are
     timed. time_scale: seconds of an app's behaviour are multiplied by it. resets_on_open: opening
     the port resets the board, as with drivers that move DTR and RTS one after the other. max_baud:
     above it the wire carries noise; 0: it holds every speed. rom_reports_baud: the stub starts at
     the speed that the ROM was set to; else at 115200, as where the ROM's CHANGE_BAUDRATE does not
-    note the speed in its UART structure, where the stub looks for it. Which one silicon does is
-    not documented; other chips than the ESP32 and the S2 keep the speed in any case.
-    crystal_estimate: what the ROM takes its crystal for, as a part of what it is: a speed that it
-    is asked for comes out as wrong (esptool, targets/esp32.py).
+    note the speed in its UART structure, where the stub looks for it. Which one silicon does is not
+    documented; other chips than the ESP32 and the S2 keep the speed in any case. crystal_estimate:
+    what the ROM takes its crystal for, as a part of what it is: a speed that it is asked for comes
+    out as wrong (esptool, targets/esp32.py).
     """
 
     chip: str = ESP32.name
@@ -77,6 +79,7 @@ class BoardConfig:
     rollback: bool = False
     anti_rollback: bool = False
     secure_version: int = 0
+    nvs_key: str = ""
     bootloader_log: Literal["info", "none"] = "info"
     table_offset: int = TABLE_OFFSET
     reset_lines: bool = True

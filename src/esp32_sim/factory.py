@@ -23,6 +23,7 @@ from esp32_sim.flash import SECTOR_BYTES, create_file
 from esp32_sim.images import build_app, build_bootloader
 from esp32_sim.layouts import (
     DATA_NVS,
+    DATA_NVS_KEYS,
     TABLE_OFFSET,
     TYPE_DATA,
     Layout,
@@ -30,9 +31,11 @@ from esp32_sim.layouts import (
     encode_table,
     layout_of,
 )
-from esp32_sim.nvsmodel import NvsStore, NvsValue
+from esp32_sim.nvsmodel import MemoryRegion, NvsStore, NvsValue, with_key
 
 NAMESPACE = "VIAM_NS"
+# Of a partition of NVS keys: two of 32 bytes, and a CRC (ESP-IDF, "NVS Encryption").
+NVS_KEYS_BYTES = 68
 
 OtadataState = Literal["blank", "first-boot", "updated", "new", "pending", "aborted"]
 
@@ -75,18 +78,21 @@ def build_nvs(
     *,
     namespace: str = NAMESPACE,
     other: Mapping[str, Mapping[str, NvsValue]] | None = None,
+    key: str = "",
 ) -> bytes:
     """An NVS partition as firmware would have written it, key by key.
 
-    other: further namespaces, name to keys; by default what ESP-IDF's Wi-Fi driver keeps.
+    other: further namespaces, name to keys; by default what ESP-IDF's Wi-Fi driver keeps. key:
+    encrypts the entries.
     """
-    store = NvsStore(bytearray(b"\xff" * partition_bytes))
+    cells = bytearray(b"\xff" * partition_bytes)
+    store = NvsStore(with_key(MemoryRegion(cells), key))
     store.init()
     spaces = {"phy": {"cal_version": 1143}} if other is None else other
     for space, keys in {**spaces, namespace: values}.items():
-        for key, value in keys.items():
-            store.set(space, key, value)
-    return bytes(store.region)
+        for name, value in keys.items():
+            store.set(space, name, value)
+    return bytes(cells)
 
 
 def otadata_entries(
@@ -124,6 +130,7 @@ def make_flash(
     seed: int = 0,
     table_offset: int = TABLE_OFFSET,
     chip: str = ESP32.name,
+    nvs_key: str = "",
 ) -> bytearray:
     """A complete flash: bootloader, partition table, otadata, phy, NVS, a running app.
 
@@ -132,7 +139,8 @@ def make_flash(
     other_app goes to other_slot. nvs: the keys of VIAM_NS in the partition "nvs", by default
     `default_nvs`; an empty mapping leaves the partition blank. more_nvs: those of further NVS
     partitions, by label. otadata: see `otadata_entries`; by default blank where the slot boots
-    without it, else updated. chip: what bootloader and default app are built for.
+    without it, else updated. chip: what bootloader and default app are built for. nvs_key: as in
+    `BoardConfig`.
     """
     if isinstance(layout, str):
         layout = layout_of(layout)
@@ -155,7 +163,10 @@ def make_flash(
             if partition.label == "nvs":
                 values = default_nvs(version=version, seed=seed) if nvs is None else nvs
             if values:
-                _place(flash, partition.offset, build_nvs(partition.size, values))
+                _place(flash, partition.offset, build_nvs(partition.size, values, key=nvs_key))
+        elif nvs_key and (partition.type, partition.subtype) == (TYPE_DATA, DATA_NVS_KEYS):
+            noise = random.Random(nvs_key).randbytes(NVS_KEYS_BYTES)
+            _place(flash, partition.offset, noise)
         elif partition.label == "otadata":
             _place_otadata(flash, layout, partition, target, otadata)
     return flash

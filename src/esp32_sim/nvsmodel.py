@@ -37,9 +37,10 @@ from esp32_sim.nvsformat import (
     not_enough_space,
 )
 from esp32_sim.nvspage import Page
-from esp32_sim.nvsregion import FlashRegion, MemoryRegion, Write
+from esp32_sim.nvsregion import EncryptedRegion, FlashRegion, MemoryRegion, Write, with_key
 
 __all__ = [
+    "EncryptedRegion",
     "FlashRegion",
     "MemoryRegion",
     "NvsError",
@@ -48,6 +49,7 @@ __all__ = [
     "NvsValue",
     "Write",
     "nvs_init",
+    "with_key",
 ]
 
 NvsValue = str | bytes | int
@@ -80,13 +82,14 @@ class NvsState:
         return found[1].decode("utf-8", "replace") if found and found[0] == "string" else None
 
 
-def nvs_init(cells: bytearray, *, older: bool = False) -> NvsState:
+def nvs_init(cells: bytearray, *, older: bool = False, key: str = "") -> NvsState:
     """Initialise NVS in a partition's bytes as firmware does at start, repairs included.
 
     `cells` changes as the flash would. older: by the rules of older ESP-IDF (`nvspage.Page`).
+    key: of encrypted entries.
     """
     region = MemoryRegion(cells)
-    store = NvsStore(region, older=older)
+    store = NvsStore(with_key(region, key), older=older)
     try:
         store.init()
     except NvsError as error:

@@ -78,6 +78,7 @@ class SimBoard:
                 seed=seed,
                 table_offset=table_offset,
                 chip=self.chip,
+                nvs_key=self.config.get("nvs_key", ""),
                 **self.flash_options,
             )
         )

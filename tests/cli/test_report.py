@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ota_service.cli.report import print_status
+from ota_service.cli.live import Live
+from ota_service.cli.report import print_run, print_status
 
 URL = "http://***@10.0.0.5:3001/app.bin"
 
@@ -50,3 +51,17 @@ def test_a_pinned_board_stands_beside_the_version_that_it_goes_to(columns: int) 
 def test_without_pinned_boards_there_is_no_such_column() -> None:
     """As it is for most."""
     assert not any("pinned" in line for line in printed(status_with({}), 80))
+
+
+def test_a_start_that_says_nothing_is_told_wherever_a_board_is_shown() -> None:
+    """In its status, at the end of a run, and while an update goes on without a terminal."""
+    words = "starts, but says nothing: not confirmed"
+    board = {"state": "up_to_date", "outcome": "up_to_date", "notice": words}
+    assert f"lab: {words}" in printed(status_with(board), 80)
+    console = Console(file=io.StringIO(), width=80, highlight=False, markup=False)
+    with console.capture() as captured, Live(console) as live:
+        live.show({"boards": {"lab": board}})
+        print_run(console, {"boards": {"lab": board}, "outcome": "succeeded"})
+    lines = captured.get().splitlines()
+    assert lines[0].split(maxsplit=1) == ["lab", f"up to date; {words}"]
+    assert f"lab: {words}" in lines

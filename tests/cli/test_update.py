@@ -68,6 +68,12 @@ async def test_a_file_is_written_and_a_second_time_left_alone(tmp_path: Path) ->
             "none",
             "forced: the board runs this image already; it is restarted and watched",
         )
+        folder = ("--url", str(app.parent / "package"), "--version", "1.2.0", *QUICK)
+        (app.parent / "package").mkdir()
+        app.rename(app.parent / "package" / "app.bin")
+        found = await run_command("update", board.url, *folder, "--dry-run", "--json", env=env)
+        assert json.loads(found.out)["plan"]["board-1"]["action"] == "record", found.out
+        (app.parent / "package" / "app.bin").rename(app)
         forced = await run_command(*command, "--force", env=env)
         assert forced.out.splitlines()[-1] == (
             "Nothing was written: the board runs this image already; its start was watched."
@@ -244,6 +250,8 @@ def test_what_cannot_be_meant_is_wrong_usage(tmp_path: Path) -> None:
         (("update", "/dev/ttyUSB0", "--file", app, "--url", "http://x/a"), "either --url or"),
         (("update", "/dev/ttyUSB0", "--url", "http://x/a.bin"), "--version"),
         (("update", "/dev/ttyUSB0", "--url", "ftp://x/a.bin", "--version", "1"), "http://"),
+        (("update", "/dev/ttyUSB0", "--url", "a.bin", "--version", "1"), "whole path, from / on"),
+        (("update", "/dev/ttyUSB0", "--url", "file:///a", "--version", "1"), "the path alone"),
         (("update", "gopher://x", "--file", app), "port"),
         (("update", "/dev/ttyUSB0", "--file", app, "--boot-expect", "("), "boot_expect"),
     ]

@@ -584,7 +584,7 @@ def configs() -> Iterator[Config]:
     yield Config("no version", {"url": URL}, "version")
     yield Config("no url", {"version": "1"}, "url")
     for url in (
-        *("", "app.bin", "/srv/app.bin", "ftp://10.0.0.5/app.bin", "file:///etc/passwd"),
+        *("", "app.bin", "srv/app.bin", "ftp://10.0.0.5/app.bin", "file:///etc/passwd"),
         *("http://", "http:///app.bin", "http://[::1/app.bin", "http://10.0.0.5:port/app.bin"),
         *("http://10.0.0.5/a b", "http://10.0.0.5/\n", "javascript:alert(1)"),
         "http://10.0.0.5:99999/app.bin",

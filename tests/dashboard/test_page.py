@@ -75,7 +75,9 @@ async def test_a_persons_day_with_the_page(tmp_path: Path) -> None:
             dashboard(machine.address) as url,
             Browser.start() as browser,
         ):
-            good = server.put("/app.bin", build_app(PROJECT, "1.1.0", size_bytes=80_000))
+            good = server.put("/app.bin", build_app(
+                PROJECT, "1.1.0", size_bytes=80_000, behaviour=Behaviour(log_level_off=True)
+            ))  # fmt: skip
             boards: list[dict[str, Any]] = [
                 {"name": "<b>kitchen</b>", "port": sim.boards[0].url},
                 {"name": "roof", "port": sim.boards[1].url, "version": "1.2.0",
@@ -117,6 +119,8 @@ async def test_a_persons_day_with_the_page(tmp_path: Path) -> None:
             await page.click("#ask-yes")
             await page.until(f"{state(kitchen)} === 'up_to_date'", limit_s=40)
             await page.until(f"{state('roof')} === 'rolled_back'", limit_s=40)
+            shown = f"document.querySelector('{card(kitchen)}').innerText"
+            await page.until(f"{shown}.includes('starts, but says nothing: not confirmed')")
             roof = await page.run(f"document.querySelector('{card('roof')}').innerText")
             assert "Look at the boot log in the history" in roof
             assert "boot-failed" in roof
@@ -132,6 +136,7 @@ async def test_a_persons_day_with_the_page(tmp_path: Path) -> None:
                 "up to date",
                 "rolled back",
                 "Boot log of roof",
+                "starts, but says nothing: not confirmed",
             ):
                 assert part in run, run
 

@@ -228,3 +228,25 @@ async def test_a_rollback_board_without_reset_lines_is_done_by_no_later_run(
         control.reset()
         control.wait_for("confirmed")
         assert control.running()["version"] == "1.1.0"
+
+
+@pytest.mark.parametrize("confirms", [True, False])
+async def test_a_target_that_comes_while_an_app_has_to_confirm_itself(
+    tmp_path: Path, confirms: bool
+) -> None:
+    """What comes of the one before is not taken for the new one's: that follows, and is what the
+    run ends with."""
+    app = Behaviour(confirm_after_s=0.3 if confirms else None)
+    board = SimBoard("micro-rdk", slot="ota_1", otadata="valid", config={"rollback": True})
+    async with Rig.start(tmp_path, [board]) as rig:
+        url = rig.serve("1.1.0", behaviour=app)
+        await rig.configure(url=url, version="1.1.0", confirm_timeout_s=3)
+        await rig.module.wait_status(
+            NAME, lambda now: now["boards"]["a"]["state"] == "awaiting_confirmation"
+        )
+        status = await rig.updated("1.2.0", confirm_timeout_s=3)
+        board = status["boards"]["a"]
+        assert (board["state"], board["version"], board["good"]) == ("up_to_date", "1.2.0", True)
+        assert status["run"]["outcome"] == "succeeded"
+        told = (await rig.command("history", board="a"))["runs"][0]["boards"]["a"]
+        assert (told["from"], told["to"]) == ("1.1.0" if confirms else "1.0.0", "1.2.0")

@@ -185,6 +185,13 @@ async def test_silence_is_unconfirmed_and_boot_expect_decides(tmp_path: Path) ->
         status = await rig.next_run(last)
         shows(status, "a", "1.1.0", "rolled_back")
         assert "boot_expect" in status["boards"]["a"]["error"]["message"]
+        # A board's own pattern, instead of the service's.
+        last = await rig.run_id()
+        own = {"boot_expect": "app_init: App version", "baud": 230_400, "boot_stable_s": 0}
+        await rig.configure(
+            url=rig.serve("1.3.0"), version="1.3.0", boot_expect="nobody prints it", pins={"a": own}
+        )
+        shows(await rig.next_run(last), "a", "1.3.0")
 
 
 async def test_one_failing_board_never_stops_another(tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ from ota_service.errors import OtaError
 from ota_service.fleet.board import Board
 from ota_service.fleet.orders import Answer, Purpose
 from ota_service.fleet.places import Place
+from ota_service.fleet.settings import BoardEntry
 from ota_service.formats.nvs import parse_nvs
 from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
 from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Plan
-from ota_service.update.session import Outcome
-from tests.fleet.conftest import OTHER, PORT, AtDesk, Desk
+from ota_service.update.session import Job, Outcome
+from tests.fleet.conftest import OTHER, PORT, TARGET, AtDesk, Desk
 
 MAC = "24:0a:c4:00:00:01"
 SLOT = Partition("ota_0", 0, 0x10, 0x10000, 0x100000)
@@ -53,6 +54,23 @@ def test_attempts_pause_longer_and_longer_until_the_board_is_set_aside(at_desk: 
         assert bauds == sorted(bauds, reverse=True)
         assert len(set(bauds)) == 3
         assert board.free
+
+    at_desk(test)
+
+
+def test_a_board_has_its_own_speed_and_its_own_rules_for_a_start(at_desk: AtDesk) -> None:
+    """What its entry says, and the service's where it says nothing."""
+
+    async def test(desk: Desk) -> None:
+        desk.script = [DONE]
+        entry = BoardEntry("a", port=PORT, baud=115_200, boot_timeout_s=60.0, boot_expect="up")
+        board = Board("a", entry, TARGET, desk)
+        await desk.give(board, desk.order())
+        job = desk.attempts[0]._job
+        assert isinstance(job, Job)
+        assert (job.baud, job.boot.timeout_s, job.boot.stable_s) == (115_200, 60.0, 5.0)
+        assert job.boot.matches is not None
+        assert job.boot.matches("it is up")
 
     at_desk(test)
 
@@ -162,10 +180,11 @@ def test_other_questions_are_asked_for_themselves(at_desk: AtDesk) -> None:
 
 
 def test_a_duel_is_no_interrupted_attempt(at_desk: AtDesk) -> None:
-    """What another updater did is counted under a name of its own."""
+    """What another updater did is counted under a name of its own, whoever has read it before."""
 
     async def test(desk: Desk) -> None:
-        desk.journal.update_board(MAC, version="2")
+        desk.journal.end_attempt(MAC, desk.settings.target.key, succeeded=True)
+        desk.memory.saw(replace(FOUND, version="9"))
         assert desk.memory.duel(MAC, desk.settings.target.key, "9", "2") == 1
         assert not desk.memory.facts(MAC, OTHER.key).interrupted
 

@@ -150,9 +150,12 @@ def test_only_evidence_of_the_firmware_stops_it() -> None:
     assert FIRMWARE["trying", "neutral"] == policy.FirmwareRow("open", "look_again")
     assert FIRMWARE["trying", "bad"].state == "stopped"
     for code in ERRORS:
-        told = policy.verdict("failed", OtaError(code))
+        told = policy.verdict("failed", None, OtaError(code))
         assert told == ("bad" if code in ("boot-failed", "check-failed") else "neutral"), code
-    assert policy.verdict("up_to_date", None) == "good"
+    for confirmed, said in ((True, "good"), (False, "good"), (None, "neutral")):
+        assert policy.verdict("up_to_date", confirmed, None) == said
+        assert policy.good("up_to_date", confirmed) is (said == "good")
+        assert not policy.good("outdated", confirmed)
 
 
 @pytest.mark.parametrize(

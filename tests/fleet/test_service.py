@@ -18,7 +18,7 @@ import pytest
 
 from bench.network import served
 from esp32_sim.factory import make_flash
-from esp32_sim.images import Behaviour
+from esp32_sim.images import Behaviour, build_app
 from esp32_sim.process import SimBoard
 from ota_service.errors import OtaError
 from ota_service.firmware.check import Firmware
@@ -32,7 +32,7 @@ from ota_service.link.ownership import SERVICE_CLAIMS
 from ota_service.link.ports import PortInfo
 from ota_service.link.stream import STREAMS
 from ota_service.update.session import Image
-from tests.faults.desk import Desk
+from tests.faults.desk import PROJECT, Desk
 
 NOWHERE = "esp32sim:///nowhere/"
 
@@ -90,6 +90,37 @@ async def test_cancel_and_another_url_end_a_download_at_once(tmp_path: Path) -> 
         await desk.wait(lambda now: now["state"] == "downloading")
         await shutdown()
         assert time.monotonic() - begun_s < 8
+
+
+@pytest.mark.slow
+async def test_a_path_is_a_url_and_a_change_of_its_file_starts_nothing(tmp_path: Path) -> None:
+    """As a package's folder, and of a pinned board as a file: the same updates; another file under
+    the version is told by itself, also one that is no firmware."""
+    package = tmp_path / "packages" / "robot-1_1_0"
+    package.mkdir(parents=True)
+    images = {v: build_app(PROJECT, v, size_bytes=60_000) for v in ("1.1.0", "1.2.0")}
+    (package / "robot.bin").write_bytes(images["1.1.0"])
+    (tmp_path / "pinned.bin").write_bytes(images["1.2.0"])
+    async with Desk.start(tmp_path, [SimBoard("guide"), SimBoard("guide")]) as desk:
+        pin = {"url": str(tmp_path / "pinned.bin"), "version": "1.2.0"}
+        boards = [
+            {"name": "a", "port": desk.board("a").url},
+            {"name": "b", "port": desk.board("b").url, **pin},
+        ]
+        status = await desk.updated("1.1.0", url=str(package), boards=boards)
+        for name, version in (("a", "1.1.0"), ("b", "1.2.0")):
+            assert status["boards"][name]["version"] == version, status
+            assert status["boards"][name]["good"] is True
+        assert (status["target"]["url"], status["target"]["app_version"]) == (str(package), "1.1.0")
+        last = desk.run_id()
+        (package / "robot.bin").write_bytes(images["1.2.0"])
+        status = await desk.wait(lambda now: "notice" in now["target"])
+        assert "another file under this version" in status["target"]["notice"]
+        (package / "robot.bin").write_bytes(b"junk")
+        await desk.wait(lambda now: "another file" not in now["target"]["notice"])
+        (package / "robot.bin").write_bytes(images["1.1.0"])
+        await desk.wait(lambda now: "notice" not in now["target"])
+        assert (desk.run_id(), desk.status()["state"]) == (last, "idle")
 
 
 @pytest.mark.slow
@@ -375,6 +406,50 @@ def not_written(status: dict[str, Any]) -> list[str]:
         for name, board in status["boards"].items()
         if board.get("error", {}).get("code") == "duplicate-board"
     ]
+
+
+# --- what a board shows of its start
+
+
+@pytest.mark.slow
+async def test_an_app_that_says_nothing_is_good_and_not_confirmed(tmp_path: Path) -> None:
+    """Status and history say so in words; it stays so when nothing is written, and when the
+    process starts anew."""
+    quiet = Behaviour(log_level_off=True)
+    words = "starts, but says nothing: not confirmed"
+    async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
+        status = await desk.updated("1.1.0", url=desk.serve("1.1.0", behaviour=quiet))
+        board = status["boards"]["a"]
+        assert (board["state"], board["confirmed"], board["good"]) == ("up_to_date", False, True)
+        assert board["notice"] == words
+        told = (await desk.command("history"))["runs"][0]["boards"]["a"]
+        assert (told["confirmed"], told["notice"]) == (False, words)
+        for restarted in (False, True):
+            if restarted:
+                await shutdown()
+                desk.service = None
+            before = desk.run_id()
+            await desk.configure(url=desk.server.url("/1.1.0.bin"), version="1.1.0")
+            await desk.command("update")
+            board = (await desk.next_run(before))["boards"]["a"]
+            assert (board["confirmed"], board["good"]) == (False, True)
+            assert board["notice"].endswith(": not confirmed")
+
+
+@pytest.mark.slow
+async def test_what_a_board_went_back_to_is_good_when_it_is_the_target_again(
+    tmp_path: Path,
+) -> None:
+    """Its start was watched on the way back. A board that nobody has seen start is not good."""
+    panics = Behaviour(ending="panic", ending_after_s=0.2)
+    async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
+        board = (await desk.updated("1.0.0"))["boards"]["a"]
+        assert (board["state"], board["good"]) == ("up_to_date", False)
+        assert "confirmed" not in board
+        bad = await desk.updated("1.1.0", url=desk.serve("1.1.0", behaviour=panics))
+        assert (bad["boards"]["a"]["state"], bad["boards"]["a"]["good"]) == ("rolled_back", False)
+        board = (await desk.updated("1.0.0"))["boards"]["a"]
+        assert (board["state"], board["confirmed"], board["good"]) == ("up_to_date", True, True)
 
 
 # --- the log, and many boards

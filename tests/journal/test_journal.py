@@ -654,7 +654,7 @@ def test_power_that_failed_during_a_confirmation_is_remembered(journal: Journal)
     for failed in (False, True):
         awaited = memory.awaited(MAC)
         assert awaited is not None
-        assert awaited[0] == Awaited("ota_1", "1", power_failed=failed)
+        assert awaited[0] == Awaited("ota_1", "1", failed, "2", "t")
         memory.power_failed(MAC)
         journal = reopened(journal)
         memory = Memory(journal, "OTA")

@@ -36,13 +36,18 @@ def fault(**attributes: Any) -> str:
     return faults[0]
 
 
+def own(**attributes: Any) -> dict[str, Any]:
+    """A configuration with one board that has attributes of its own."""
+    return {"boards": [{"name": "a", "mac": MAC, **attributes}]}
+
+
 def test_the_defaults_are_those_of_the_documentation() -> None:
     """What users read in docs/ota_service.md is what an absent attribute means."""
     config = parse_config(GOOD)
     page = (Path(__file__).parents[2] / "docs/ota_service.md").read_text()
     page = page.partition("### Attributes\n")[2].partition("\n### ")[0]
     rows = re.findall(r"^\| `(\w+)` \| [^|]+\| (Required|Optional) \| ([^|]*)\|", page, re.M)
-    documented = {name: default.strip().strip("`") for name, _, default in rows}
+    documented = {name: default.strip().strip('`"') for name, _, default in rows}
     assert {name: kind for name, kind, _ in rows if name in ("url", "version")} == {
         "url": "Required",
         "version": "Required",
@@ -152,6 +157,10 @@ def test_the_length_of_a_version_counts_bytes() -> None:
         ({"boot_expect": "["}, "boot_expect: is not a regular expression that RE2 takes: missing"),
         ({"boot_expect": r"(a)\1"}, "boot_expect: is not a regular expression that RE2 takes: inv"),
         ({"boot_expect": 5.0}, "boot_expect: must be text"),
+        (own(baud=300), "boards[0].baud: 300 is out of range; it may be 9,600 to 4,000,000"),
+        (own(boot_timeout_s=0), "boards[0].boot_timeout_s: 0 is out of range; it may be 1 to 600"),
+        (own(boot_stable_s="5"), "boards[0].boot_stable_s: must be a number, from 0 to 600"),
+        (own(boot_expect="["), "boards[0].boot_expect: is not a regular expression that RE2"),
         ({"ca_file": "ca.pem"}, "ca_file: must be a whole path"),
         ({"state_dir": 5}, "state_dir: must be text"),
         ({"URL": "x"}, "URL: is no attribute here; did you mean url?"),
@@ -313,3 +322,17 @@ def test_any_boards_give_a_configuration_or_its_faults(boards: list[dict[str, An
         parse_config(GOOD | {"boards": boards})
     except OtaError as error:
         assert error.code == "config-invalid"
+
+
+def test_a_board_has_some_attributes_for_itself() -> None:
+    """What its entry leaves out, or has empty, is the service's."""
+    given = GOOD | own(baud=115200.0, boot_timeout_s=60, boot_stable_s=None, boot_expect="")
+    config = parse_config(given | {"boot_expect": "up", "boot_stable_s": 3})
+    service = config.settings("OTA", state_dir=Path("/s"), cache_dir=Path("/c"))
+    assert service.boards is not None
+    board = service.of(service.boards[0])
+    assert (board.baud, board.boot_timeout_s, board.boot_stable_s) == (115_200, 60.0, 3.0)
+    assert board.boot_expect == "up"
+    assert service.of(None) == service
+    other = replace(service.boards[0], boot_expect="ready", boot_stable_s=0.0)
+    assert (service.of(other).boot_expect, service.of(other).boot_stable_s) == ("ready", 0.0)

@@ -28,7 +28,7 @@ STATUS: dict[str, Any] = {
     "state": "updating",
     "target": {"url": "http://x/app.bin", "version": "1.2.3"},
     "boards": {
-        "kitchen": {"state": "up_to_date", "version": "1.2.3"},
+        "kitchen": {"state": "up_to_date", "version": "1.2.3", "good": True},
         "24:0a:c4:00:00:01": {
             "state": "updating",
             "phase": "writing",
@@ -37,6 +37,7 @@ STATUS: dict[str, Any] = {
         },
         "cellar": {"state": "updating", "phase": "booting", "version": "1.2.2"},
         "roof": {"state": "failed", "error": {"code": "no-answer", "message": "..."}},
+        "lidar": {"state": "candidate", "good": False},
     },
     "run": {"id": "x", "outcome": "running"},
 }
@@ -54,7 +55,8 @@ def test_the_readings_of_a_status() -> None:
     assert readings["target_version"] == "1.2.3"
     assert readings["run_outcome"] == "running"
     assert readings["last_error_code"] == "no-answer"
-    assert readings["boards_total"] == 4
+    assert readings["boards_total"] == 5
+    assert readings["boards_not_good"] == 3, "a candidate is nobody's board"
     assert readings["boards_updating"] == 2
     assert readings["boards_up_to_date"] == 1
     assert readings["boards_failed"] == 1

@@ -265,7 +265,7 @@ class MemoryStarts(Starts):
             monitor.verdict = Verdict.FAILED
             monitor.reason = "the app panicked"
         else:
-            monitor.verdict = Verdict.RUNNING
+            monitor.verdict, monitor.app_prints = Verdict.RUNNING, True
         return monitor
 
 

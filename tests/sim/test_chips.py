@@ -15,7 +15,7 @@ from esptool.targets import CHIP_DEFS
 from esptool.util import FatalError, UnsupportedCommandError
 
 from esp32_sim.bootmodel import boot
-from esp32_sim.chip import Registers
+from esp32_sim.chip import Registers, key_purposes
 from esp32_sim.chips import CHIP_NAMES, CHIPS, chip_of
 from esp32_sim.config import BoardConfig
 from esp32_sim.factory import make_flash
@@ -448,3 +448,10 @@ def test_an_unknown_chip() -> None:
         BoardConfig(chip="esp32x")
     with pytest.raises(ValueError, match="there is no chip"):
         SimBoard(chip="esp8266").make_flash(0)
+
+
+def test_an_encrypted_nvs_has_a_key_for_hmac() -> None:
+    """On chips with key blocks; the flash is not encrypted by that."""
+    assert key_purposes(BoardConfig(chip="esp32c3", nvs_key="k"))[:2] == (8, 0)
+    esp = esptool_on("esp32c3", nvs_key="k")
+    assert esp.get_flash_encryption_enabled() is False

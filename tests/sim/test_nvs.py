@@ -13,7 +13,14 @@ from idftool.nvs.parser import parse
 
 from esp32_sim.factory import build_nvs, default_nvs
 from esp32_sim.nvsformat import ACTIVE, ERASED, FREEING, FULL, Item, NvsError, crc32
-from esp32_sim.nvsmodel import MemoryRegion, NvsState, NvsStore, NvsValue, nvs_init
+from esp32_sim.nvsmodel import (
+    MemoryRegion,
+    NvsState,
+    NvsStore,
+    NvsValue,
+    nvs_init,
+    with_key,
+)
 from esp32_sim.nvspage import Page
 
 SPACE = "VIAM_NS"
@@ -118,6 +125,24 @@ def test_ready_made_board() -> None:
     found = {key: v for (space, key), v in idftool_items(cells).items() if space == SPACE}
     assert found == values
     assert same(nvs_init(cells), values)
+
+
+def test_entries_are_encrypted_and_nothing_else_of_nvs() -> None:
+    """Page headers and states stand there as ever; the entries are noise but for who has the key,
+    and go on being so when the firmware writes."""
+    plain = build_nvs(0x4000, default_nvs())
+    cells = bytearray(build_nvs(0x4000, default_nvs(), key="k"))
+    for at in range(0, 0x4000, 32):
+        mine, theirs = cells[at : at + 32], plain[at : at + 32]
+        assert (mine == theirs) == (at % 0x1000 < 64 or theirs == b"\xff" * 32), hex(at)
+    assert nvs_init(bytearray(cells)).items == {}, "without the key nothing is found"
+    store = NvsStore(with_key(MemoryRegion(cells), "k"))
+    store.init()
+    store.set("VIAM_NS", "OTA_VERSION", "2.0.0")
+    expected = dict(nvs_init(bytearray(plain)).items)
+    expected["VIAM_NS", "OTA_VERSION"] = ("string", b"2.0.0")
+    assert nvs_init(cells, key="k").items == expected
+    assert b"2.0.0" not in cells
 
 
 def test_missing_value() -> None:

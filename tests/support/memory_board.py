@@ -47,12 +47,14 @@ class MemoryBoard:
     """A flash, and what its bootloader was built with.
 
     silent: the bootloader prints nothing; chatty: its app prints something of its own then.
+    host: the host keeps the version where NVS is encrypted.
     """
 
     data: bytearray
     rollback: bool = False
     silent: bool = False
     chatty: bool = False
+    host: bool = False
     table_offset: int = 0x8000
     chip: ChipInfo = field(
         default_factory=lambda: ChipInfo("ESP32", 0, "24:0a:c4:00:00:01", 301, None)
@@ -83,6 +85,7 @@ class MemoryBoard:
             facts=facts or BoardFacts(),
             firmware=firmware.known if firmware is not None else None,
             look=look,
+            host_store=self.host,
         )
         self.data[:] = flash.data
         return found

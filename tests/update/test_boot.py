@@ -15,6 +15,8 @@ from ota_service.formats.chips import RESETS
 from ota_service.update.boot import (
     LINES_BEFORE,
     MAX_LINE_CHARS,
+    NOTHING_TO_JUDGE_BY,
+    SAYS_NOTHING,
     UNJUDGED,
     BootMonitor,
     Expected,
@@ -380,6 +382,34 @@ def test_silence_proves_nothing() -> None:
     assert watched.verdict is None
     watched.tick(20.0)
     assert watched.verdict is Verdict.SILENT
+
+
+RNG_OFF = "I (123) boot: Disabling RNG early entropy source..."
+
+
+@pytest.mark.parametrize(
+    ("lines", "notice"),
+    [
+        pytest.param((ROM, LOADED, PROJECT), "", id="descriptor"),
+        pytest.param((ROM, LOADED, RNG_OFF, "robot up"), "", id="a line of its own"),
+        pytest.param((ROM, LOADED, RNG_OFF), SAYS_NOTHING, id="the bootloader alone"),
+        pytest.param((ROM, "my bootloader", LOADED, RNG_OFF), SAYS_NOTHING, id="before the app"),
+        pytest.param((ROM, LOADED, "\xff\xfe\xb1\xa0\x9f"), SAYS_NOTHING, id="at another speed"),
+        pytest.param((ROM, "entry 0x400805e4"), SAYS_NOTHING, id="the ROM alone"),
+        pytest.param((), SAYS_NOTHING, id="nothing at all"),
+        pytest.param((ROM, "robot up"), NOTHING_TO_JUDGE_BY, id="behind a silent bootloader"),
+        pytest.param(
+            (ROM, LOADED, "robot up", BROWN_OUT, LOADED), SAYS_NOTHING, id="not since its power"
+        ),
+    ],
+)
+def test_what_the_app_itself_says_confirms_it(lines: tuple[str, ...], notice: str) -> None:
+    """That a bootloader loaded an app does not show that the app runs."""
+    watched = monitor()
+    watched.feed("".join(f"{line}\r\n" for line in lines).encode("latin-1"), 0.1)
+    watched.tick(20.2)
+    assert watched.verdict in (Verdict.RUNNING, Verdict.SILENT)
+    assert (watched.confirmed, watched.notice) == (not notice, notice)
 
 
 def test_silence_fails_where_boot_expect_is_set() -> None:

@@ -759,3 +759,89 @@ def test_an_nvs_partition_with_a_part_of_a_sector_is_gone_back_with() -> None:
     apply_ops(target.data, back.ops)
     assert target.boot().slot == "ota_0"
     assert target.look().version == "1.0.0"
+
+
+# --- an NVS that cannot be read
+
+
+RAN = {
+    "ota_0": SlotFact(SIZE, Firmware.of(OLD).known.md5, "1.0.0"),
+    "ota_1": SlotFact(SIZE, FIRMWARE.known.md5, "1.1.0"),
+}
+"""What the journal has of a board that was updated from OLD to FIRMWARE."""
+
+
+@pytest.mark.parametrize(
+    ("facts", "runs", "version", "plan"),
+    [
+        # (what the journal has, what runs in ota_1, its version, what 1.1.0 or 1.2.0 comes to)
+        pytest.param(BoardFacts(), "new", "", ("record", "write"), id="nothing is known"),
+        pytest.param(
+            BoardFacts(RAN, "1.1.0", "ota_1"), "new", "1.1.0", ("none", "write"), id="as it was"
+        ),
+        pytest.param(
+            BoardFacts(RAN, "1.1.0", "ota_1"), "other", "", ("write", "write"),
+            id="changed in place",
+        ),
+        pytest.param(
+            BoardFacts(RAN, "1.0.0", "ota_0"), "new", "1.0.0", ("record", "write"),
+            id="put back by somebody",
+        ),
+        pytest.param(
+            BoardFacts({"ota_0": RAN["ota_0"]}, "1.0.0", "ota_0", unwatched=True), "new", "",
+            ("record", "write"), id="cut off behind the switch",
+        ),
+        pytest.param(
+            BoardFacts(RAN, "1.1.0", "ota_1"), "old", "1.1.0", ("record", "write"), id="went back"
+        ),
+    ],
+)  # fmt: skip
+def test_the_host_s_version_counts_where_what_runs_is_what_it_knows(
+    facts: BoardFacts, runs: str, version: str, plan: tuple[str, str]
+) -> None:
+    """For one that keeps it itself the same holds by its NVS; nothing is written there."""
+    apps = {"new": FIRMWARE.data, "other": OTHER, "old": FIRMWARE.data}
+    slot = "ota_0" if runs == "old" else "ota_1"
+    target = MemoryBoard(
+        make_flash(
+            "micro-rdk", app=apps[runs] if slot == "ota_1" else OLD, slot=slot,
+            other_app=OLD if slot == "ota_1" else FIRMWARE.data, nvs_key="k",
+        )
+    )  # fmt: skip
+    refused, made = target.plan(FIRMWARE, "1.1.0", facts=facts)
+    assert (made.code, refused.has_version) == ("flash-encrypted", False)
+    assert made.error is not None
+    assert "version_store" in made.error.remedy
+    target.host = True
+    later = Firmware.of(build_app(version="1.2.0", size_bytes=SIZE, seed=2))
+    for firmware, wanted, action in ((FIRMWARE, "1.1.0", plan[0]), (later, "1.2.0", plan[1])):
+        found, made = target.plan(firmware, wanted, facts=facts)
+        assert (found.version, found.on_host, found.problem) == (version, True, None)
+        assert made.action == action, made
+        assert not any(isinstance(step, RecordVersion) for step in made.steps)
+        assert made.rolled_back is (runs == "old" and wanted == "1.1.0")
+
+
+def test_a_board_that_turned_the_image_down_before_that_was_noted_is_not_written_again() -> None:
+    """Its bootloader took back what an update had switched to when its process died: in NVS the
+    tag would stand by then."""
+    target = MemoryBoard(
+        make_flash("micro-rdk", app=OLD, slot="ota_0", other_app=FIRMWARE.data, nvs_key="k"),
+        host=True, rollback=True,
+    )  # fmt: skip
+    patched(target, entries("micro-rdk", Select.make(1), Select.make(2, ABORTED)))
+    facts = BoardFacts({"ota_0": RAN["ota_0"]}, "1.0.0", "ota_0", unwatched=True)
+    found, made = target.plan(FIRMWARE, "1.1.0", facts=facts)
+    assert found.version == "1.0.0"
+    assert (made.action, made.rolled_back, made.to_version) == ("record", True, "1.0.0")
+
+
+def test_an_nvs_that_can_be_read_keeps_the_version_itself() -> None:
+    """Whatever is configured; and one that is damaged is none that is encrypted."""
+    target = MemoryBoard(make_flash("micro-rdk", app=OLD), host=True)
+    found = target.look(FIRMWARE)
+    assert (found.on_host, found.version) == (False, "1.0.0")
+    store = LAYOUTS["micro-rdk"].find("nvs")
+    patched(target, {store.offset + 64: bytes(0xF00)})
+    found = target.look(FIRMWARE)
+    assert not found.on_host

@@ -9,13 +9,15 @@ from pathlib import Path
 from ota_service.errors import OtaError
 from ota_service.firmware.cache import Cache, Known
 from ota_service.firmware.check import Firmware, check_firmware
-from ota_service.firmware.files import FIRMWARE_BYTES, read_file
+from ota_service.firmware.files import FIRMWARE_BYTES
+from ota_service.firmware.local import find_file, read_firmware
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.module.folders import default_cache_dir
 
 Source = Firmware | Path | str
-"""A firmware: loaded, or the path of an App Image, or its http or https address."""
+"""A firmware: loaded, or the path of an App Image (or of a folder with just one `*.bin`), or its
+http or https address."""
 
 
 def is_url(source: Source) -> bool:
@@ -30,7 +32,8 @@ async def load_firmware(
     ca_file: Path | None = None,
     cache_dir: Path | None = None,
 ) -> Firmware:
-    """The App Image at a path or an http(s) url, checked as a whole.
+    """The App Image at a path or an http(s) url, checked as a whole. A path may be a folder's with
+    just one `*.bin`.
 
     sha256: the digest that the file must have, 64 hex digits. ca_file: a further certificate
     authority. cache_dir: where downloads are kept; by default `$VIAM_MODULE_DATA`, without that
@@ -48,7 +51,8 @@ async def load_firmware(
 
 
 def _read(path: Path, sha256: str | None) -> Firmware:
-    return check_firmware(read_file(path, FIRMWARE_BYTES), sha256=sha256)
+    data, _ = read_firmware(find_file(path), FIRMWARE_BYTES)
+    return check_firmware(data, sha256=sha256)
 
 
 def stock(source: Firmware | Path | str, version: str | None, sha256: str | None,

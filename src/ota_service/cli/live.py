@@ -106,6 +106,8 @@ class Live:
                 what = f"{what}: {waits}"
             elif board.get("error") and not board.get("phase"):
                 what = f"{what} [{board['error'].get('code', '')}]"
+            elif board.get("notice") and not board.get("phase"):
+                what = f"{what}; {board['notice']}"
             if self._said.get(name) != what:
                 self._said[name] = what
                 self._console.print(Text(f"   {name:<12} {what}"), soft_wrap=True)

@@ -167,9 +167,13 @@ def error_text(error: Mapping[str, Any]) -> str:
 
 
 def errors_of(boards: Mapping[str, Mapping[str, Any]]) -> list[Text]:
-    """One line for each board with an error."""
+    """One line for each board with an error, or with something to notice."""
     return [
         Text.assemble((f"{name}: ", "bold"), error_text(board["error"]))
         for name, board in boards.items()
         if board.get("error")
+    ] + [
+        Text.assemble((f"{name}: ", "bold"), str(board["notice"]))
+        for name, board in boards.items()
+        if board.get("notice")
     ]

@@ -23,7 +23,11 @@ from ota_service.errors import OtaError
 
 @click.command()
 @port_argument
-@click.option("--url", help="http or https address of the App Image.")
+@click.option(
+    "--url",
+    help="http or https address of the App Image, or a whole path: of a file, or of a folder "
+    "with just one *.bin.",
+)
 @click.option(
     "--file",
     "file",
@@ -89,11 +93,14 @@ def update(
     esp32-ota update /dev/ttyUSB0 --file build/app.bin
     """
     from ota_service.cli.report import plan_table, print_run
+    from ota_service.firmware.urls import check_url
 
     if (file is None) == (url is None):
         raise click.UsageError("Give either --url or --file.")
     if url is not None and not version:
         raise click.UsageError("Give --version, the tag to be stored with the firmware of --url.")
+    if url is not None and (problem := check_url(url)):
+        raise click.UsageError(f"--url {problem}.")
     _quiet_logs()
     asked["rescue"] = asked.pop("confirm", None)
     given = {"version": version, "sha256": sha256, **asked}

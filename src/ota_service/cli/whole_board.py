@@ -164,7 +164,7 @@ def _tell(
         elif outcome.confirmed:
             console.print(Text(done, "green"))
         else:
-            console.print("Written and read back; the board's log showed nothing to judge by.")
+            console.print(f"Written and read back; {outcome.notice}.")
         if outcome.version:
             console.print(Text(f'Its NVS holds version "{outcome.version}".'))
     if error is not None:

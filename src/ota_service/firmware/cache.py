@@ -116,13 +116,17 @@ class Cache:
 
     def part(self, expected_bytes: int | None) -> Part:
         """A new file in the making, where the disk has room for it."""
+        self._make_folders()
         with self.explained():
-            for folder in (self.root, self.images, self.urls, self.incoming):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._remove_stale_parts()
         self.require_room(expected_bytes or 0)
         with self.explained():
             return Part(self)
+
+    def _make_folders(self) -> None:
+        with self.explained():
+            for folder in (self.root, self.images, self.urls, self.incoming):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def require_room(self, size_bytes: int) -> None:
         """Raise OtaError disk-full where `size_bytes` more do not fit."""
@@ -178,6 +182,7 @@ class Cache:
         first = dict(before.first) if before is not None else {}
         first.setdefault(known.version, known.sha256)
         known = replace(known, first=dict(list(first.items())[-MAX_VERSIONS:]))
+        self._make_folders()
         with self.explained():
             fd, name = tempfile.mkstemp(dir=self.incoming, suffix=".part")
             with os.fdopen(fd, "w") as file:

@@ -14,6 +14,9 @@ FIRMWARE_BYTES = 64 << 20
 TEXT_BYTES = 4 << 20
 """Of certificates, tables and keys as text."""
 
+Stamp = tuple[int, int, int]
+"""Of a file's contents as they are now: inode, size in bytes, time of the last change in ns."""
+
 _CHUNK_BYTES = 1 << 20
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -25,6 +28,10 @@ _KINDS = (
 )
 
 
+class TooLargeError(ValueError):
+    """It has more bytes than are taken."""
+
+
 def read_file(path: Path | str, max_bytes: int, *, links: bool = True) -> bytes:
     """The contents of a regular file.
 
@@ -34,21 +41,31 @@ def read_file(path: Path | str, max_bytes: int, *, links: bool = True) -> bytes:
     system's error, where that was it.
     """
     try:
-        _require_regular(os.stat(path, follow_symlinks=links))
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW)
-        handle = os.open(path, flags)
-        try:
-            status = os.fstat(handle)
-            _require_regular(status)
-            data = b"" if status.st_size > max_bytes else _read(handle, max_bytes)
-            if max(status.st_size, len(data)) > max_bytes:
-                raise ValueError(f"it has more than {max_bytes:,} bytes")
-            return data
-        finally:
-            os.close(handle)
+        return read_stamped(path, max_bytes, links=links)[0]
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise OtaError("file-access", f"{path} cannot be read: {why}.") from error
+
+
+def read_stamped(
+    path: Path | str, max_bytes: int, *, links: bool = True
+) -> tuple[bytes, Stamp, Stamp]:
+    """As `read_file`, with the stamps before and after. Raises OSError, ValueError."""
+    _require_regular(os.stat(path, follow_symlinks=links))
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW)
+    handle = os.open(path, flags)
+    try:
+        status = os.fstat(handle)
+        _require_regular(status)
+        data = b"" if status.st_size > max_bytes else _read_all(handle, max_bytes)
+        if max(status.st_size, len(data)) > max_bytes:
+            raise TooLargeError(f"it has more than {max_bytes:,} bytes")
+        return data, stamp_of(status), stamp_of(os.fstat(handle))
+    finally:
+        os.close(handle)
+
+
+# --- inside
 
 
 def _require_regular(status: os.stat_result) -> None:
@@ -57,7 +74,7 @@ def _require_regular(status: os.stat_result) -> None:
         raise ValueError(f"it is {kind}, not a regular file")
 
 
-def _read(handle: int, max_bytes: int) -> bytes:
+def _read_all(handle: int, max_bytes: int) -> bytes:
     """At most one byte more than `max_bytes`: a file may grow, or not say its size."""
     found = bytearray()
     while len(found) <= max_bytes:
@@ -66,3 +83,8 @@ def _read(handle: int, max_bytes: int) -> bytes:
             break
         found += data
     return bytes(found)
+
+
+def stamp_of(found: os.stat_result) -> Stamp:
+    """Of what `os.stat` says."""
+    return found.st_ino, found.st_size, found.st_mtime_ns

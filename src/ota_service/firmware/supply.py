@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From a target to its firmware: from the cache where that is certain, else from its url."""
+"""From a target to its firmware: from the cache where that is certain, else from its url, which
+may be a path of this machine."""
 
 from __future__ import annotations
 
@@ -20,8 +21,10 @@ from ota_service.firmware.download import (
     make_ssl_context,
     run_attempts,
 )
-from ota_service.firmware.files import read_file
+from ota_service.firmware.files import Stamp, read_file
+from ota_service.firmware.local import find_file, read_firmware, stamp_at
 from ota_service.firmware.target import Headers, Target
+from ota_service.firmware.urls import is_path
 
 LOGGER = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class Supply:
         self._patience = patience or Patience()
         self._shared: dict[_Key, _Shared] = {}
         self._unfinished: dict[str, Download] = {}
+        self._stamps: dict[str, Stamp] = {}
 
     async def get(
         self,
@@ -147,6 +151,8 @@ class Supply:
             cached = await asyncio.to_thread(self._from_cache, target.sha256, max_image_bytes)
             if cached is not None:
                 return cached
+        if is_path(target.url):
+            return await asyncio.to_thread(self._from_file, target, max_image_bytes)
         context = await asyncio.to_thread(make_ssl_context, ca_file)
         known = await asyncio.to_thread(self._cache.known, target.url)
         if target.sha256 is not None:
@@ -158,6 +164,18 @@ class Supply:
             return await self._download(download, context, target)
         finally:
             self._put_away(download)
+
+    def _from_file(self, target: Target, max_image_bytes: int) -> Firmware:
+        path = find_file(Path(target.url))
+        data, self._stamps[target.url] = read_firmware(path, max_image_bytes)
+        firmware = check_firmware(data, sha256=target.sha256)
+        self._cache.remember(target.url, Known(firmware.sha256, target.version))
+        return firmware
+
+    def changed(self, url: str) -> bool:
+        """Whether another file is at a path now than the one that was read there; in a thread."""
+        before = self._stamps.get(url)
+        return before is not None and stamp_at(Path(url)) not in (None, before)
 
     def _take_up(self, download: Download) -> None:
         """Go on with what an earlier call had to give up, if the server can tell its end."""

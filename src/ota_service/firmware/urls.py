@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Urls of firmware: checked before use, and shown without their secrets."""
+"""Urls of firmware, or paths instead: checked before use, and shown without their secrets."""
 
 from __future__ import annotations
 
@@ -56,6 +56,11 @@ def redact_url(url: str) -> str:
     return shown
 
 
+def is_path(url: str) -> bool:
+    """Whether a configured url is a path of this machine."""
+    return url.startswith("/")
+
+
 def check_url(url: str) -> str | None:
     """What is wrong with `url` as the address of a firmware, in words; None: nothing is.
 
@@ -63,6 +68,13 @@ def check_url(url: str) -> str | None:
     """
     if not url:
         return f'is empty; fill in the http or https address of the App Image, such as "{EXAMPLE}"'
+    if is_path(url):
+        return None if url.isprintable() else "holds characters that cannot be printed"
+    if url.startswith("${"):
+        return (
+            "is a placeholder that viam-server has not replaced: is that package in the machine's "
+            "configuration?"
+        )
     bad = _NOT_IN_URL.search(url)
     if bad:
         code = f"%{ord(bad.group()):02X}"
@@ -71,8 +83,13 @@ def check_url(url: str) -> str | None:
             f"write it percent-encoded ({code})"
         )
     scheme = url.partition(":")[0].lower()
+    if scheme == "file":
+        return 'is a path with a scheme; write the path alone, such as "/srv/firmware/app.bin"'
     if scheme not in ("http", "https") or "://" not in url:
-        return f'must begin with http:// or https://, such as "{EXAMPLE}"'
+        return (
+            f'must begin with http:// or https://, such as "{EXAMPLE}", or be a whole path, '
+            "from / on"
+        )
     parts = _split(url)
     if parts is None:
         return "cannot be read as a url: look at its brackets, and at odd letters in its host"

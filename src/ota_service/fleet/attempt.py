@@ -101,7 +101,8 @@ class Attempt:
         known = await around.journaled(partial(memory.fallback_baud, self._port))
         job = replace(job, baud=min(job.baud, known or job.baud))
         outcome = await self._in_thread(partial(session.run, job=job, hooks=self.hooks))
-        if outcome.baud is not None and outcome.baud < around.settings.baud:
+        wanted = around.settings.of(self.hooks.entry).baud
+        if outcome.baud is not None and outcome.baud < wanted:
             await around.journaled(partial(memory.fell_back, self._port, outcome.baud))
         if outcome.power_failed and self.hooks.mac is not None:
             await around.journaled(partial(memory.power_failed, self.hooks.mac))
@@ -229,4 +230,5 @@ def after_waiting(job: Job, outcome: Outcome) -> Job:
         return replace(job, rearm=False)
     assert outcome.slot is not None
     slot, before = outcome.slot.name, outcome.previous_version
-    return replace(job, confirm=Awaited(slot, before, outcome.power_failed))
+    awaited = Awaited(slot, before, outcome.power_failed, outcome.version or "")
+    return replace(job, confirm=awaited)

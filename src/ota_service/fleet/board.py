@@ -255,7 +255,8 @@ class Board:
 
     def _new_job(self, order: Order) -> Job:
         """What a session does with the board."""
-        settings, fetched, entry = self._around.settings, self._fetched, self.shown.entry
+        fetched, entry = self._fetched, self.shown.entry
+        settings = self._around.settings.of(entry)
         image = order.image
         if order is self._update and isinstance(fetched, Fetched):
             image = fetched.image
@@ -271,6 +272,7 @@ class Board:
             or settings.adopt
             or "other-project" in order.permits.override,
             rescue=order.permits.rescue,
+            host_store=settings.version_store == "host",
             read_only=order.purpose in ("version", "verify"),
             go_back=order.purpose == "rollback",
             dry_run=order.purpose == "plan",
@@ -278,7 +280,7 @@ class Board:
         )
 
     def _flash_job(self, order: Order) -> FlashJob:
-        settings, file = self._around.settings, order.file
+        settings, file = self._around.settings.of(self.shown.entry), order.file
         assert file is not None
         return FlashJob(
             self.shown.name,
@@ -478,7 +480,7 @@ class Board:
         if isinstance(end.outcome, Outcome):
             self._job = after_waiting(self._job, end.outcome)
             seconds = self._around.settings.confirm_timeout_s
-            about.confirmed = False
+            self._sight.judged(False)
             self._sight.version(end.outcome.version)
         else:
             self._job, seconds = replace(self._job, confirm=end.awaited), end.waits_s
@@ -507,7 +509,17 @@ class Board:
         if end.outcome is not None:
             fetched = self._fetched
             image = fetched.image if isinstance(fetched, Fetched) else None
-            error = await endings.updated(self._sight, self._around, update, end.outcome, image)
+            awaited = self._job.confirm if self._job is not None else None
+            of = awaited.target if awaited is not None and awaited.target else update.target.key
+            same = of == update.target.key
+            error = await endings.updated(
+                self._sight, self._around, update, end.outcome, image if same else None, of
+            )
+            if not same and end.outcome.end in ("up_to_date", "rolled_back"):
+                about.state, about.error, error = "unknown", None, None
+                if self._why is None:
+                    await self._start_over(update)
+                    return
         else:
             error = end.error
             self._sight.error(error)
@@ -515,12 +527,21 @@ class Board:
             about.state = "set_aside"
         if self._why is not None and about.state == "up_to_date":
             update.report["cancel"] = "too late to cancel"
-        verdict = policy.verdict(about.state, error)
+        verdict = policy.verdict(about.state, about.confirmed, error)
         ended: End = "done" if error is None else "error"
         if error is not None:
             update.report["error"] = error.to_dict()
             ended = "cancelled" if message.event == "cancelled" else ended
         await self._end(Answer(ended, error), verdict)
+
+    async def _start_over(self, update: Order) -> None:
+        """What the board was left alone for was of the target before; now for this one."""
+        self._update = None
+        self._give_up(update, "neutral")
+        for name in ("from", "to", "confirmed", "notice", "boot_log"):
+            update.report.pop(name, None)
+        self._line.append(update)
+        await self._next()
 
     async def _drop(self, message: Message) -> None:
         """An update goes no further."""
@@ -573,7 +594,7 @@ class Board:
         if "to" in report:
             words += f', "{report.get("from", "")}" -> "{report["to"]}"'
         if about.state == "up_to_date" and about.confirmed is not None:
-            words += ", confirmed" if about.confirmed else ", not confirmed: its log shows nothing"
+            words += ", confirmed" if about.confirmed else f"; {about.notice}"
         level, error = logging.INFO, answer.error
         if error is not None:
             level = logging.WARNING if answer.end == "error" else logging.INFO

@@ -64,7 +64,8 @@ class BoardState:
     """One board. Written by its own task alone (`board.Board`), read by everybody.
 
     name: from `boards`, else the MAC, else the port. entry: its entry in `boards`. port: where
-    it is now. running: {"slot", "project", "app_version"}.
+    it is now. running: {"slot", "project", "app_version"}. confirmed: whether its app was seen to
+    run, None where no start of it was watched; notice: why it is not confirmed.
     """
 
     name: str
@@ -80,6 +81,7 @@ class BoardState:
     phase: str | None = None
     progress: Progress | None = None
     confirmed: bool | None = None
+    notice: str = ""
     attempts: int = 0
     error: OtaError | None = None
 
@@ -93,6 +95,7 @@ class BoardState:
             "version": self.version,
             "phase": self.phase,
             "confirmed": self.confirmed,
+            "notice": self.notice or None,
             "port": self.port and shown(self.port),
             "version_read_at": self.version_read_at and iso(self.version_read_at),
             "running": dict(self.running) or None,

@@ -24,23 +24,23 @@ from ota_service.update.session import Image, Outcome
 
 
 async def updated(
-    sight: Sight, around: Around, order: Order, outcome: Outcome, image: Image | None
+    sight: Sight, around: Around, order: Order, outcome: Outcome, image: Image | None, target: str
 ) -> OtaError | None:
-    """An update's session had an outcome; the error, where that is one."""
+    """An update's session had an outcome; the error, where that is one. target: whose it is."""
     error = outcome.error
     if outcome.found is not None:
         around.renamed(sight.about, outcome.found.chip.mac)
     sight.version(outcome.version)
     if outcome.version is not None:
         order.report["to"] = outcome.version
-    _keep_log(order, outcome.boot_log)
+    _keep_start(order, outcome)
     if error is not None:
         error.board = sight.about.name
     if outcome.end == "refused":
         assert error is not None
         await _refused(sight, around, order, error)
     else:
-        note = partial(_noted, around.memory, order.target.key, outcome, image)
+        note = partial(_noted, around.memory, target, outcome, image)
         await around.journaled(partial(around.memory.journal.whole, note))
         _show(sight, outcome, image)
     return error
@@ -64,10 +64,11 @@ def _show(sight: Sight, outcome: Outcome, image: Image | None) -> None:
     new = image if wrote and outcome.end in ("up_to_date", "unjudged") else None
     about.running = running_of(outcome.found, outcome.slot, new) or about.running
     if outcome.end == "up_to_date":
-        about.confirmed = outcome.confirmed if outcome.confirmed is not None else about.confirmed
+        if outcome.confirmed is not None:
+            sight.judged(outcome.confirmed, outcome.notice)
         about.state, about.attempts = "up_to_date", 0
         return
-    about.confirmed = None
+    sight.judged(outcome.confirmed, outcome.notice)
     if outcome.end == "unjudged":
         assert outcome.error is not None
         sight.error(outcome.error)
@@ -115,7 +116,7 @@ def looked(
     assert found is not None
     around.renamed(about, found.chip.mac)
     if alone:
-        tag = found.version if found.nvs is not None else None
+        tag = found.version if found.has_version else None
         about.state = policy.shown_after_read(
             sight.before, tag, sight.target.version, found.problem
         )
@@ -132,7 +133,7 @@ def _read_reply(purpose: str, outcome: Outcome) -> tuple[dict[str, Any], OtaErro
         return dict(outcome.plan.to_dict()), None
     found = outcome.found
     assert found is not None
-    if purpose == "version" and found.nvs is not None:
+    if purpose == "version" and found.has_version:
         return {"version": found.version, "version_read_at": iso(utc_now())}, None
     if purpose == "verify" and found.running.partition is not None:
         return {"matches": found.holds(found.running.partition)}, None
@@ -157,7 +158,8 @@ async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd)
     around.renamed(about, mac)
     about.state = "rolled_back" if outcome.end == "rolled_back" else "failed"
     sight.version(outcome.version)
-    about.confirmed, about.error = outcome.confirmed, error
+    sight.judged(outcome.confirmed, outcome.notice)
+    about.error = error
     about.running = running_of(outcome.found, outcome.slot) or about.running
     reply: dict[str, Any] = {
         "slot": slot,
@@ -168,7 +170,7 @@ async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd)
         error.board = about.name
         reply["error"] = error.to_dict()
     order.report |= {"to": outcome.version, "slot": slot, "by": "a person"}
-    _keep_log(order, outcome.boot_log)
+    _keep_start(order, outcome)
     sight.log(logging.INFO, 'rolled back by a person to "%s" in %s', outcome.version, slot)
     return Answer("done" if error is None else "error", error, reply)
 
@@ -189,10 +191,11 @@ async def flashed(sight: Sight, around: Around, order: Order, end: SessionEnd) -
     around.renamed(about, outcome.chip.mac)
     await around.journaled(partial(memory.flashed, outcome))
     order.report |= {"to": outcome.version, "action": "flash"}
-    _keep_log(order, outcome.boot_log)
+    _keep_start(order, outcome)
     sight.version(outcome.version)
     reply = outcome.to_dict()
-    about.running, about.confirmed = dict(reply["running"]), outcome.confirmed
+    about.running = dict(reply["running"])
+    sight.judged(outcome.confirmed, outcome.notice)
     about.attempts, about.error = 0, None
     if outcome.error is not None:
         sight.error(outcome.error)
@@ -201,6 +204,8 @@ async def flashed(sight: Sight, around: Around, order: Order, end: SessionEnd) -
     return Answer("done", reply=reply)
 
 
-def _keep_log(order: Order, lines: Sequence[str]) -> None:
-    if lines:
-        order.report["boot_log"] = list(lines)
+def _keep_start(order: Order, outcome: Outcome | FlashOutcome) -> None:
+    """What a watched start has shown, for the history."""
+    seen = {"confirmed": outcome.confirmed, "notice": outcome.notice or None,
+            "boot_log": list(outcome.boot_log) or None}  # fmt: skip
+    order.report |= {name: value for name, value in seen.items() if value is not None}

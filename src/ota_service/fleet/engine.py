@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from ota_service.errors import OtaError
 from ota_service.firmware.failures import GaveUp, NotThere
 from ota_service.firmware.target import Target
+from ota_service.firmware.urls import is_path
 from ota_service.fleet import policy
 from ota_service.fleet.around import Log
 from ota_service.fleet.board import Board
@@ -492,12 +493,20 @@ class Engine:
                 continue
             try:
                 await self._poll()
+                await self._look_at_files()
                 await self._save_journal()
             except OtaError as error:
                 self.log.debug("%s", error)
             except Exception:
                 # Boards that are plugged in later must be found all the same.
                 self.log.exception("looking at the ports failed")
+
+    async def _look_at_files(self) -> None:
+        """A file on this machine may change under its version; that starts nothing."""
+        targets = {board.target for board in self.boards.values()} | {self.settings.target}
+        for target in targets:
+            if is_path(target.url):
+                await self.firmwares.look_again(target)
 
     async def _save_journal(self) -> None:
         """Bring to the disk what it had no room for, without waiting for the next update."""

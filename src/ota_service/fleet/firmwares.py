@@ -122,6 +122,17 @@ class Firmwares:
                 )
         return FlashFile(await asyncio.to_thread(check_merged, data), confirm, keep_nvs)
 
+    async def look_again(self, target: Target) -> None:
+        """Where a target's file is a path: read it again if it has changed, and say so. Boards that
+        hold its version keep what they have."""
+        if not await asyncio.to_thread(self._supply.changed, target.url):
+            return
+        try:
+            async with self.had(target):
+                pass
+        except OtaError as error:
+            self.notices[target.key] = error.message
+
     def known(self, other_than: str) -> tuple[KnownImage, ...]:
         """The files of other targets, as evidence for what a slot holds."""
         return tuple(image for key, image in self._known.items() if key != other_than)

@@ -84,20 +84,24 @@ class SessionHooks:
         """The board was looked at."""
         self.found = found
         self.tell(lambda sight: sight.seen(found))
-        if self._writes and found.nvs is not None:
+        if self._writes and found.has_version:
             self._end_duel(found)
         self.memory.saw(found)
 
     def _end_duel(self, found: Inspection) -> None:
         """Another updater with another version would change the board for ever."""
         target, most = self._target, self._settings.max_attempts
-        times = self.memory.duel(found.chip.mac, target.key, found.version, target.version)
+        runs = found.running.partition
+        strange = found.on_host and runs is not None and not found.holds(runs)
+        times = self.memory.duel(
+            found.chip.mac, target.key, found.version, target.version, strange=strange
+        )
         if times == 0:
             return
-        message = (
-            f'Something else changed the version from "{target.version}" to "{found.version}"'
-            f" ({times} of {most} times)."
-        )
+        what = f'version from "{target.version}" to "{found.version}"'
+        if strange and not found.version:
+            what = f'firmware: what runs is not what was installed as "{target.version}"'
+        message = f"Something else changed the {what} ({times} of {most} times)."
         error = OtaError("changed-elsewhere", message, board=self.name)
         self.tell(lambda sight: sight.warned(error))
         if times >= most:
@@ -125,6 +129,9 @@ class SessionHooks:
             return
         name, mac = running.partition.name, found.chip.mac
         fact = self.facts.slots.get(name)
+        if fact is not None and fact.md5 != running.md5:  # nobody has watched this one
+            self.memory.journal.update_board(mac, confirmed=None)
+            self.tell(lambda sight: sight.judged(None))
         if fact is None or fact.md5 != running.md5 or fact.version is None:
             self.memory.runs(
                 mac, name, found.running_app, version=found.version,

@@ -128,7 +128,8 @@ class Journal(Runs):
         """
         known = self.attempt(board, target)
         failed = known.failed + (known.open_since is not None)
-        self.write("UPDATE boards SET version_read_at = NULL WHERE mac = ?", board)
+        clear = "UPDATE boards SET version_read_at = NULL, confirmed = NULL WHERE mac = ?"
+        self.write(clear, board)
         record = self._keep(replace(known, failed=failed, open_since=utc_now()))
         self.write(
             "DELETE FROM attempts WHERE open_since IS NULL AND seq < "

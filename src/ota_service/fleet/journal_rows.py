@@ -171,6 +171,11 @@ class AttemptRecord(Record, table="attempts", keys=2):
     seq: int = 0
 
     @property
+    def ended_well(self) -> bool:
+        """Whether the last thing that came of it is a success."""
+        return (self.state, self.failed, self.code, self.open_since) == ("none", 0, None, None)
+
+    @property
     def unjudged(self) -> bool:
         """Whether the firmware was started, and nothing that was seen speaks for or against it."""
         return self.state == "none" and self.code in UNJUDGED.values()

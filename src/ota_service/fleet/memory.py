@@ -14,6 +14,7 @@ from typing import Any
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import Journal
 from ota_service.fleet.journal_rows import (
+    AttemptRecord,
     BoardRecord,
     BridgeRecord,
     LineRecord,
@@ -118,10 +119,7 @@ class Memory:
         """What a plan for this board may depend on. port: where it is, if a session has it."""
         record = self.journal.board(mac)
         attempt = self.journal.attempt(mac, target)
-        # A duel's count stands beside the attempts, under a name of its own.
-        latest = next(
-            (a for a in self.journal.attempts(mac) if not a.target.endswith(_ELSEWHERE)), attempt
-        )
+        latest = self._latest(mac) or attempt
         slots = {
             s.slot: SlotFact(s.size_bytes, s.md5, s.version, s.project, s.app_version)
             for s in self.journal.all(SlotRecord, mac=mac)
@@ -129,6 +127,7 @@ class Memory:
         }
         return BoardFacts(
             slots=slots,
+            version=(record.version or "") if record is not None else "",
             last_slot=record.slot if record is not None else None,
             unwatched=attempt.open_since is not None or attempt.failed > 0 or attempt.unjudged,
             interrupted=latest.target != target
@@ -137,9 +136,15 @@ class Memory:
             carried_baud=self.carried_baud(mac, port) if port is not None else None,
         )
 
+    def _latest(self, mac: str) -> AttemptRecord | None:
+        """How a board fared last, whatever the target was."""
+        # A duel's count stands beside the attempts, under a name of its own.
+        attempts = self.journal.attempts(mac)
+        return next((one for one in attempts if not one.target.endswith(_ELSEWHERE)), None)
+
     def saw(self, found: Inspection) -> None:
         """A board was looked at."""
-        read = found.nvs is not None
+        read = found.has_version
         self.journal.update_board(
             found.chip.mac,
             chip=found.chip.name,
@@ -167,6 +172,13 @@ class Memory:
         assert found is not None
         assert slot is not None
         mac, journal = found.chip.mac, self.journal
+        runs = found.running
+        if image is None and outcome.confirmed and slot == runs.partition and runs.md5 is not None:
+            # Of the target before, whose file is gone by now.
+            self.runs(
+                mac, slot.name, found.app(slot), version=outcome.version,
+                size_bytes=runs.size_bytes or 0, md5=runs.md5,
+            )  # fmt: skip
         if image is not None and outcome.confirmed is not None:
             self.runs(
                 mac, slot.name, image.parsed, version=outcome.version, size_bytes=len(image.data),
@@ -180,7 +192,7 @@ class Memory:
             slot=slot.name,
             version=outcome.version,
             version_read_at=utc_now(),
-            confirmed=outcome.confirmed,
+            **({"confirmed": outcome.confirmed} if outcome.confirmed is not None else {}),
         )
         journal.end_attempt(mac, target, succeeded=True)
         journal.clear_pending(mac)
@@ -196,8 +208,13 @@ class Memory:
         slot = outcome.slot.name if outcome.slot is not None else None
         seen = {"version": outcome.version, "slot": slot}
         known = {name: value for name, value in seen.items() if value is not None}
-        journal.update_board(mac, version_read_at=utc_now(), **known)
+        journal.update_board(mac, version_read_at=utc_now(), confirmed=outcome.confirmed, **known)
         journal.clear_pending(mac)
+        if outcome.image is not None and slot is not None and outcome.slot is not None:
+            self.runs(
+                mac, slot, found.app(outcome.slot), version=outcome.version,
+                size_bytes=outcome.image[0], md5=outcome.image[1],
+            )  # fmt: skip
         if held:
             why = "rolled back by a person"
             journal.set_attempt_state(mac, target, "held", code="cancelled", message=why)
@@ -242,14 +259,20 @@ class Memory:
 
     # --- attempts
 
-    def duel(self, mac: str, target: str, found_version: str, wanted: str) -> int:
+    def duel(
+        self, mac: str, target: str, found_version: str, wanted: str, *, strange: bool = False
+    ) -> int:
         """How often something else has changed a tag that we had brought to this target.
 
         Counted when it is seen, so that a duel with another updater ends (esp32.md, "Beside
-        us"). 0: nobody did.
+        us"). 0: nobody did. strange: what runs is neither what the journal knows nor the target's.
         """
-        record = self.journal.board(mac)
-        if record is None or record.version != wanted or found_version in (wanted, ""):
+        latest = self._latest(mac)
+        if latest is None or latest.target != target or not latest.ended_well:
+            return 0  # (not by what was read of it: that may be the other one's by now)
+        if found_version == wanted:
+            return 0
+        if not found_version and not strange:
             return 0
         key = f"{target}{_ELSEWHERE}"
         self.journal.begin_attempt(mac, key)
@@ -263,7 +286,9 @@ class Memory:
         record = self.journal.pending(mac) if mac is not None else None
         if record is None:
             return None
-        awaited = Awaited(record.slot, record.previous_version, record.power_failed)
+        awaited = Awaited(
+            record.slot, record.previous_version, record.power_failed, record.version, record.target
+        )
         return awaited, _left_s(record)
 
     def awaits(

@@ -265,9 +265,18 @@ EVIDENCE = frozenset({"boot-failed", "check-failed"})
 brown-out or a port that is gone tells of the board alone."""
 
 
-def verdict(shown: Shown, error: OtaError | None) -> Verdict:
+def good(shown: Shown, confirmed: bool | None) -> bool:
+    """Whether others may follow a board: it is up to date, and its start was seen.
+
+    confirmed: its app was seen to run; False: its log has nothing to judge by, which is all that
+    can be had of it; None: no start of it was watched.
+    """
+    return shown == "up_to_date" and confirmed is not None
+
+
+def verdict(shown: Shown, confirmed: bool | None, error: OtaError | None) -> Verdict:
     """What a board's end says of its firmware."""
-    if shown == "up_to_date":
+    if good(shown, confirmed):
         return "good"
     return "bad" if error is not None and error.code in EVIDENCE else "neutral"
 

@@ -21,6 +21,7 @@ from ota_service.fleet.board_state import iso, utc_now
 from ota_service.fleet.orders import Answer, FlashFile, Order, Purpose, Trigger, refusal
 from ota_service.fleet.places import Place, stands_in
 from ota_service.fleet.policy import Permits, Spared, spared
+from ota_service.fleet.sight import Sight
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
@@ -169,6 +170,9 @@ class Run:
             if place.mac is None:
                 known.append((0, None))
                 continue
+            seen = memory.journal.board(place.mac)
+            if board.shown.mac is None and seen is not None:
+                board.from_thread(partial(Sight.remember, record=seen))
             record = memory.journal.attempt(place.mac, board.target.key)
             why_not = spared(
                 record,

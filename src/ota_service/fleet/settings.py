@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from ota_service.firmware.target import Headers, Target
@@ -21,7 +21,7 @@ class BoardEntry:
     """One entry of `boards`: a name, and either a MAC ("aa:bb:cc:dd:ee:ff") or a port.
 
     url, version and sha256 pin the board to a target of its own; None: the service's. headers:
-    those of its own server.
+    those of its own server. The others: as in `Settings.of`.
     """
 
     name: str
@@ -31,6 +31,11 @@ class BoardEntry:
     version: str | None = None
     sha256: str | None = None
     headers: Headers | None = field(default=None, repr=False)
+    baud: int | None = None
+    boot_timeout_s: float | None = None
+    boot_stable_s: float | None = None
+    boot_expect: str | None = None
+    version_store: str | None = None
 
     @property
     def is_pinned(self) -> bool:
@@ -43,6 +48,7 @@ class Settings:
     """One service's configuration. Names and defaults are the contract's attributes.
 
     boards: None where the attribute is not set (then boards are found by themselves).
+    version_store: "nvs", or "host" for boards whose NVS cannot be read.
     state_dir: journal and history; shares_state: with other processes that share it as well (a
     command at a terminal, which has its boards by their ports). cache_dir: downloads.
     """
@@ -62,8 +68,18 @@ class Settings:
     boot_restarts: int = 0
     confirm_timeout_s: float = 120.0
     max_attempts: int = 3
+    version_store: str = "nvs"
     ca_file: str | None = None
     max_image_bytes: int = 16_777_216
     state_dir: Path = field(default_factory=Path)
     shares_state: bool = False
     cache_dir: Path = field(default_factory=Path)
+
+    def of(self, entry: BoardEntry | None) -> Settings:
+        """The same for one board: its entry's, where that says something else."""
+        given = {name: getattr(entry, name, None) for name in _OF_A_BOARD}
+        own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return replace(self, **own)
+
+
+_OF_A_BOARD = ("baud", "boot_timeout_s", "boot_stable_s", "boot_expect", "version_store")

@@ -21,6 +21,7 @@ from ota_service.fleet.settings import BoardEntry
 from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ownership import SERVICE_CLAIMS
+from ota_service.update.boot import NOTHING_TO_JUDGE_BY
 from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Plan
 from ota_service.update.session import Image
@@ -57,7 +58,7 @@ class Sight:
         """The board was looked at."""
         about = self.about
         about.chip, about.flash_bytes = found.chip.name, found.chip.flash_bytes
-        if found.nvs is not None:
+        if found.has_version:
             self.version(found.version)
             self._report.setdefault("from", found.version)
         about.running = running_of(found, found.running.partition) or about.running
@@ -134,7 +135,7 @@ class Sight:
         about = self.about
         about.mac, about.chip, about.flash_bytes = record.mac, record.chip, record.flash_bytes
         about.version, about.version_read_at = record.version, record.version_read_at
-        about.confirmed = record.confirmed
+        self.judged(record.confirmed, NOTHING_TO_JUDGE_BY if record.confirmed is False else "")
         shown = {"slot": record.slot, "project": record.project, "app_version": record.app_version}
         about.running = {key: value for key, value in shown.items() if value is not None}
         if record.version is not None and record.version != self.target.version:
@@ -148,6 +149,10 @@ class Sight:
         """A tag was read, or stored, just now."""
         if version is not None:
             self.about.version, self.about.version_read_at = version, utc_now()
+
+    def judged(self, confirmed: bool | None, notice: str = "") -> None:
+        """What a watched start of what runs has shown; None: none was watched."""
+        self.about.confirmed, self.about.notice = confirmed, notice
 
     def error(self, error: OtaError) -> None:
         """What went wrong, under the state that belongs to its code."""

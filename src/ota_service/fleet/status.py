@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from ota_service.fleet import policy
+
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
     from ota_service.fleet.engine import Engine
@@ -54,7 +56,8 @@ def _with_value(values: dict[str, Any]) -> dict[str, Any]:
 
 def _board(board: Board) -> dict[str, Any]:
     """One board, with its own target where it has one: the service's is not for it."""
-    shown, entry = board.shown.to_dict(), board.shown.entry
+    about, entry = board.shown, board.shown.entry
+    shown = {**about.to_dict(), "good": policy.good(about.state, about.confirmed)}
     if entry is not None and entry.is_pinned:
         shown["target"] = {"url": board.target.shown_url, "version": board.target.version}
     return shown

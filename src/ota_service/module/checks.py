@@ -206,6 +206,13 @@ def check_path(value: object) -> str:
     return os.path.expanduser(path)
 
 
+def check_store(value: object) -> str:
+    """Where versions are kept."""
+    if value not in ("nvs", "host"):
+        raise a_fault('must be "nvs" or "host"')
+    return str(value)
+
+
 def check_pattern(value: object) -> str:
     """A regular expression that a line can be searched for."""
     pattern = check_text(value, "a regular expression")

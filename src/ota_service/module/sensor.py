@@ -101,10 +101,10 @@ class OtaSensor(Sensor):
 def readings_of(status: Mapping[str, Any]) -> dict[str, Reading]:
     """The readings that a service's status makes: flat, and the same keys at all times.
 
-    boards_total, boards_STATE: counts. percent: mean progress of the boards that are being
-    updated, 100 where there are none. state, target_version, run_outcome, last_error_code:
-    text, "" where there is none. version_NAME, state_NAME: of each board. safe: whether no board
-    is being updated, so that nothing is lost if the machine restarts now.
+    boards_total, boards_STATE, boards_not_good: counts. percent: mean progress of the boards that
+    are being updated, 100 where there are none. state, target_version, run_outcome,
+    last_error_code: text, "" where there is none. version_NAME, state_NAME: of each board. safe:
+    whether no board is being updated, so that nothing is lost if the machine restarts now.
     """
     boards: Mapping[str, Mapping[str, Any]] = status.get("boards", {})
     busy = [board for board in boards.values() if _is_busy(board)]
@@ -119,6 +119,9 @@ def readings_of(status: Mapping[str, Any]) -> dict[str, Reading]:
     }
     for state in get_args(State):
         readings[f"boards_{state}"] = sum(board.get("state") == state for board in boards.values())
+    readings["boards_not_good"] = sum(
+        not board.get("good") and board.get("state") != "candidate" for board in boards.values()
+    )
     for board, key in zip(boards.values(), _keys(boards), strict=True):
         readings[f"version_{key}"] = str(board.get("version", ""))
         readings[f"state_{key}"] = str(board.get("state", ""))

@@ -7,6 +7,7 @@ for the bounds of its field. Names and defaults are part of the product's outsid
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,12 +22,15 @@ from ota_service.module.checks import (
     check_headers,
     check_mac,
     check_name,
+    check_number,
     check_path,
     check_pattern,
     check_port,
     check_sha256,
+    check_store,
     check_text,
     check_version,
+    check_whole,
     name_type,
     number_type,
     optional_type,
@@ -36,6 +40,12 @@ from ota_service.module.checks import (
 Digest = Annotated[str | None, optional_type(check_sha256)]
 RequestHeaders = Annotated[Headers | None, optional_type(check_headers)]
 FilePath = Annotated[str | None, optional_type(check_path)]
+Pattern = Annotated[str | None, optional_type(check_pattern)]
+
+# From the slowest speed that bridges are used at to the fastest that esptool offers.
+_baud = partial(check_whole, low=9_600, high=4_000_000, unit="")
+_boot_timeout = partial(check_number, low=1, high=600, unit=" s")
+_boot_stable = partial(check_number, low=0, high=600, unit=" s")
 
 
 class BoardConfig(Strict):
@@ -57,7 +67,8 @@ class BoardConfig(Strict):
     )
     url: Annotated[str | None, optional_type(check_firmware_url)] = Field(
         None,
-        description="Pins the board to an App Image of its own. Default: the service's `url`.",
+        description="Pins the board to an App Image of its own: an address or a path. Default: "
+        "the service's `url`.",
     )
     version: Annotated[str | None, optional_type(check_version)] = Field(
         None, description="Pins the board to this version. Default: the service's `version`."
@@ -73,6 +84,27 @@ class BoardConfig(Strict):
         json_schema_extra={"type": "object"},
         description="Request headers of the board's own. Default: the service's `headers` where "
         "its `url` is at the same server; else none.",
+    )
+    baud: Annotated[int | None, optional_type(_baud)] = Field(
+        None, description="The highest speed to use for it. Default: the service's `baud`."
+    )
+    boot_timeout_s: Annotated[float | None, optional_type(_boot_timeout)] = Field(
+        None,
+        description="Its own, such as for an app that is slow to start, or a log that says "
+        "nothing. Default: the service's `boot_timeout_s`.",
+    )
+    boot_stable_s: Annotated[float | None, optional_type(_boot_stable)] = Field(
+        None, description="Its own. Default: the service's `boot_stable_s`."
+    )
+    boot_expect: Pattern = Field(
+        None,
+        description="What a line of its own app's log must match. Default: the service's "
+        "`boot_expect`.",
+    )
+    version_store: Annotated[str | None, optional_type(check_store)] = Field(
+        None,
+        description="`host` for a board whose NVS cannot be read. Default: the service's "
+        "`version_store`.",
     )
     note: Annotated[str | None, optional_type(check_text)] = Field(
         None,
@@ -101,7 +133,9 @@ class ServiceConfig(Strict):
 
     url: Annotated[str, BeforeValidator(check_firmware_url)] = Field(
         description="The http or https address of the App Image. `user:password@` and tokens in "
-        "the query are allowed; they are shown as `***` everywhere."
+        "the query are allowed; they are shown as `***` everywhere. Or an absolute path: of a "
+        "file, or of a folder with just one `*.bin`, as `${packages.module.NAME}` becomes: see "
+        "[Firmware on the machine](firmware.md#firmware-on-the-machine)."
     )
     version: Annotated[str, BeforeValidator(check_version)] = Field(
         description="The tag of that firmware, 1 to 128 bytes of UTF-8. It is stored in the "
@@ -145,8 +179,7 @@ class ServiceConfig(Strict):
         "(`not-allowed-now`); an `update` with `override` does not ask. The sensor becomes a "
         "dependency of the service.",
     )
-    # From the slowest speed that bridges are used at to the fastest that esptool offers.
-    baud: Annotated[int, whole_type(9_600, 4_000_000)] = Field(
+    baud: Annotated[int, BeforeValidator(_baud)] = Field(
         921_600, description="The highest speed to use, {range}. It falls back by itself."
     )
     max_parallel: Annotated[int, whole_type(1, 64)] = Field(
@@ -157,13 +190,13 @@ class ServiceConfig(Strict):
         description="With more than 3 boards and a firmware that none has confirmed yet: update "
         "one first, then the rest.",
     )
-    boot_timeout_s: Annotated[float, number_type(1, 600, " s")] = Field(
+    boot_timeout_s: Annotated[float, BeforeValidator(_boot_timeout)] = Field(
         20.0, description="How long the new app may take to show that it starts, {range}."
     )
-    boot_stable_s: Annotated[float, number_type(0, 600, " s")] = Field(
+    boot_stable_s: Annotated[float, BeforeValidator(_boot_stable)] = Field(
         5.0, description="How long it must then run without a reset, a panic or a loop, {range}."
     )
-    boot_expect: Annotated[str | None, optional_type(check_pattern)] = Field(
+    boot_expect: Pattern = Field(
         None,
         description="A regular expression (RE2's syntax, which is also Go's) that a line of the "
         "new app's log must match for the app to count as running. RE2 has no back-references "
@@ -183,6 +216,12 @@ class ServiceConfig(Strict):
         3,
         description="How many attempts may fail, {range}, before a board is set aside until "
         "`url`, `version` or `sha256` change, or until `release`.",
+    )
+    version_store: Annotated[str, BeforeValidator(check_store)] = Field(
+        "nvs",
+        description='`"host"`: the version of a board whose NVS is encrypted, and whose flash is '
+        "not, is kept on this machine: see [below](#boards-whose-nvs-is-encrypted). A board whose "
+        "NVS can be read keeps it there.",
     )
     ca_file: FilePath = Field(
         None, description="A file with a further certificate authority for https."

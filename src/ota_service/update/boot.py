@@ -19,6 +19,7 @@ from enum import Enum
 from ota_service.formats.chips import ResetCause, reset_cause
 from ota_service.formats.image import AppImage
 from ota_service.formats.partitions import Partition
+from ota_service.update.first_look import theirs
 
 MAX_LINE_CHARS = 1000
 MAX_LINE_BYTES = 8192
@@ -69,6 +70,16 @@ _PANIC_BEHIND = re.compile(
 )
 """Behind an unfinished line of the app: in the very form, and proven by what comes next."""
 _PANIC_END = re.compile(r"Rebooting\b.*\.\.\.$|CPU halted\.$")
+
+_NOT_THE_APPS = (_PROJECT, _VERSION, _ELF_SHA, _BROWN_OUT, _REGISTERS, _PANIC, _PANIC_END,
+                 re.compile("Backtrace:"))  # fmt: skip
+
+
+def not_the_apps_own(text: str) -> bool:
+    """Whether a line of a log is the ROM's, the bootloader's, the panic handler's, or of what
+    ESP-IDF says of an app: none of them prints what the app keeps."""
+    return theirs(text) or any(pattern.match(text) for pattern in _NOT_THE_APPS)
+
 
 PANIC_S = 2.0
 """A panic is at its end, at the latest: the registers, the stack and the backtrace take less. An
@@ -136,6 +147,12 @@ class Verdict(Enum):
     NO_RESET = "no reset"
 
 
+SAYS_NOTHING = "starts, but says nothing: not confirmed"
+NOTHING_TO_JUDGE_BY = "its log shows nothing to judge its start by: not confirmed"
+
+_LEGIBLE = re.compile(r"[^\ufffd]{3,}$")
+"""What a line of an app looks like at least; one at another speed comes as something else."""
+
 UNJUDGED = {Verdict.POWER: "brown-out", Verdict.NO_RESET: "no-reset"}
 """The error's code, where a boot was watched and the firmware cannot be judged by it."""
 
@@ -149,7 +166,7 @@ class BootMonitor:
     seconds since the reset.
     heard: something came from the board. in_download: it waits in download mode, by the ROM's words
     or because whoever feeds this has asked it. bootloader_speaks: its bootloader prints a log.
-    app_speaks: the app printed its descriptor.
+    app_speaks: the app printed its descriptor; app_prints: it printed something.
     outside_resets: how often its power failed or it was reset from outside.
     """
 
@@ -164,6 +181,7 @@ class BootMonitor:
     shown_at_s: float | None = None
     descriptor_at_s: float | None = None
     app_speaks: bool = False
+    app_prints: bool = False
     expectation_met: bool = False
     heard: bool = False
     in_download: bool = False
@@ -206,6 +224,18 @@ class BootMonitor:
         """Whether its ROM was seen to start what is in flash, or that to run."""
         started = self._reset_seen or self.bootloader_speaks or self.app_speaks
         return started and not self.in_download
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the app itself was seen to run: not by its bootloader's word alone."""
+        return self.verdict is Verdict.RUNNING and (self.app_prints or self.expectation_met)
+
+    @property
+    def notice(self) -> str:
+        """Why a start that has not failed is not confirmed, in words; "" where it is."""
+        if self.confirmed or self.verdict not in (Verdict.RUNNING, Verdict.SILENT):
+            return ""
+        return NOTHING_TO_JUDGE_BY if self.app_prints else SAYS_NOTHING
 
     @property
     def due_s(self) -> float | None:
@@ -280,9 +310,10 @@ class BootMonitor:
 
     def _judge(self, text: str, now_s: float) -> None:
         brown_out, self._brown_out = self._brown_out, False
-        theirs = self._rom(text, now_s, brown_out) or self._bootloader(text, now_s, brown_out)
-        if not theirs and not self._panics(text, now_s):
+        known = self._rom(text, now_s, brown_out) or self._bootloader(text, now_s, brown_out)
+        if not known and not self._panics(text, now_s):
             self._descriptor(text, now_s)
+            self.app_prints |= bool(_LEGIBLE.match(text)) and not theirs(text)
         self._task_watchdog = _TASK_WATCHDOG.match(text) is not None
         matches = self.expected.matches
         if matches is not None and not self.expectation_met and matches(text):
@@ -405,7 +436,7 @@ class BootMonitor:
     def _start_over(self, now_s: float) -> None:
         self._window_from_s = now_s
         self.shown_at_s = self.descriptor_at_s = self.loaded_offset = None
-        self.expectation_met = False
+        self.expectation_met = self.app_prints = False
         self._panic, self._panic_at_s, self._decisive = "", None, None
 
     # --- what starts
@@ -416,6 +447,7 @@ class BootMonitor:
         if wanted is None or offset == wanted:
             if self.shown_at_s is None:
                 self.shown_at_s = now_s
+                self.app_prints = False  # whatever came before was not its
             return
         why = f" ({self._why_not})" if self._why_not else ""
         what = f"the bootloader started the app at {offset:#x} instead of {wanted:#x}{why}"

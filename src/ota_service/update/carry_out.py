@@ -19,7 +19,7 @@ from ota_service.formats.otadata import OtaState
 from ota_service.formats.partitions import OTADATA_BYTES, Partition
 from ota_service.link.flash import Flash, Progress, apply_verified, program_verified
 from ota_service.link.stream import SlotStream
-from ota_service.update.bootable import candidate
+from ota_service.update.bootable import candidate, image_bytes
 from ota_service.update.inspect import NAMESPACE, VERSION_KEY, Inspection, boot_order
 from ota_service.update.plan import Plan, RecordVersion, SwitchOtadata, WriteSlot
 
@@ -86,13 +86,15 @@ class RollbackPlan:
     """How a board goes back to another firmware on it: otadata first, then the version.
 
     slot: what will run then. version: the tag that will be stored; None: the key is removed.
-    ops: in their order. problem: why the version cannot be stored in NVS as it is; `ops` are
-    otadata's alone then.
+    ops: in their order. image: size and MD5 of what the slot holds, where the host keeps the
+    version and has to know it by that. problem: why the version cannot be stored in NVS as it is;
+    `ops` are otadata's alone then.
     """
 
     slot: Partition
     version: str | None
     ops: tuple[FlashOp, ...]
+    image: tuple[int, str] | None = None
     problem: OtaError | None = None
 
 
@@ -215,12 +217,16 @@ def _with_version(
     flash: Flash, found: Inspection, slot: Partition, version: str | None, ops: list[FlashOp]
 ) -> RollbackPlan:
     version = version or None  # a missing key reads as "", and leaves no trace
+    if found.on_host:
+        size_bytes = image_bytes(flash, slot) or 0
+        image = (size_bytes, flash.md5(slot.offset, size_bytes)) if size_bytes else None
+        return RollbackPlan(slot, version, tuple(ops), image)
     try:
         record = record_ops(flash, found, version)
     except OtaError as error:
         if error.code == "link-lost":
             raise
-        return RollbackPlan(slot, version, tuple(ops), error)
+        return RollbackPlan(slot, version, tuple(ops), problem=error)
     return RollbackPlan(slot, version, (*ops, *record))
 
 

@@ -38,7 +38,8 @@ class SlotFact:
 class BoardFacts:
     """All that the journal has of one board which a plan may depend on.
 
-    slots: by name, slots whose content was seen running. last_slot: name of the slot that ran
+    version: the tag that was last read or stored; for boards that cannot keep it themselves. slots:
+    by name, slots whose content was seen running. last_slot: name of the slot that ran
     at the last success. unwatched: an update of this board to this target began and never
     ended, so that its boot was never judged. interrupted: the last thing done to this board was an
     update to another target, which never ended. carried_baud: a speed at which
@@ -47,6 +48,7 @@ class BoardFacts:
     """
 
     slots: Mapping[str, SlotFact] = field(default_factory=dict)
+    version: str = ""
     last_slot: str | None = None
     unwatched: bool = False
     interrupted: bool = False

@@ -70,16 +70,16 @@ def first_look(lines: Sequence[str], loaded_offset: int | None) -> FirstLook:
     """
     start = max((n for n, line in enumerate(lines) if _RESET.search(line)), default=0)
     loaded = next((n for n, line in enumerate(lines) if n >= start and _LOADED.search(line)), None)
-    if loaded_offset is not None and loaded is not None and all(map(_theirs, lines[start:loaded])):
+    if loaded_offset is not None and loaded is not None and all(map(theirs, lines[start:loaded])):
         return FirstLook(loaded_offset)
     return FirstLook(
         stuck=_stuck(lines),
         nothing_boots=any(map(_NOTHING.search, lines)),
-        app_prints=not all(map(_theirs, lines)),
+        app_prints=not all(map(theirs, lines)),
     )
 
 
-def _theirs(line: str) -> bool:
+def theirs(line: str) -> bool:
     """Whether the ROM or the bootloader says it."""
     return bool(_ROM.search(line) or _BOOTLOADER.search(line))
 

@@ -21,7 +21,7 @@ from ota_service.link.flash import Flash
 from ota_service.link.link import EspLink
 from ota_service.update.backup import Backup, take_backup
 from ota_service.update.backup_files import Backups
-from ota_service.update.boot import Expected, Verdict
+from ota_service.update.boot import Expected
 from ota_service.update.flash_plan import Before, FlashPlan, KeptPartition, MergedFile, plan_flash
 from ota_service.update.inspect import first_tag
 from ota_service.update.kept_keys import to_keep
@@ -189,7 +189,7 @@ def _start(
     file = outcome.file
     nvs = [parse_nvs(part.data) for part in outcome.plan.kept]
     nvs += [held for _, held in file.nvs]
-    monitor = started(
+    started(
         port,
         link,
         job.boot,
@@ -199,9 +199,7 @@ def _start(
         stopped=hooks.stopping,
         remedy="Look at the boot log, correct the firmware, and flash it again.",
     )
-    if outcome.confirmed or (
-        monitor.verdict is Verdict.SILENT and _has_kept_keys(port, job, outcome)
-    ):
+    if outcome.confirmed or (outcome.notice and _has_kept_keys(port, job, outcome)):
         # Else a firmware of which nothing is known may have erased the keys that it was given.
         store = Backups(job.state_dir, outcome.chip.mac)
         store.finish()

@@ -49,6 +49,11 @@ from ota_service.update.bootable import (
 from ota_service.update.facts import BoardFacts, KnownImage
 from ota_service.update.first_look import FLASH_SIZE_REMEDY, FirstLook
 
+ENCRYPTED_REMEDY = (
+    'Set version_store to "host" for this board in the service\'s configuration, so that this '
+    "machine keeps its version, and call update; or use the board's own on-device OTA service."
+)
+
 NAMESPACE = "VIAM_NS"
 VERSION_KEY = "OTA_VERSION"
 
@@ -90,7 +95,8 @@ class Inspection:
     holding: flash addresses of the app partitions whose content is the firmware asked about.
     store: the NVS partition that has the version, or is to get it; nvs_raw, nvs: its contents.
     other_nvs: those of the board's other NVS partitions that can be read.
-    version: the tag stored in NVS; "" where there is none.
+    version: the tag stored in NVS; "" where there is none. on_host: its NVS cannot be read, so the
+    journal keeps the tag, which is "" where what runs is not known there.
     """
 
     chip: ChipInfo
@@ -102,6 +108,7 @@ class Inspection:
     nvs: Nvs | None = None
     other_nvs: tuple[Nvs, ...] = ()
     version: str = ""
+    on_host: bool = False
     apps: tuple[App, ...] = ()
     running: Running = field(default_factory=lambda: Running(None, "none"))
     holding: frozenset[int] = frozenset()
@@ -160,6 +167,11 @@ class Inspection:
         return fused if any(self.secure_version_of(app.partition) for app in self.apps) else 0
 
     @property
+    def has_version(self) -> bool:
+        """Whether `version` was found out, be it as ""."""
+        return self.nvs is not None or self.on_host
+
+    @property
     def running_app(self) -> App | None:
         """The app that runs, by its header."""
         partition = self.running.partition
@@ -206,11 +218,13 @@ def inspect(
     known: Iterable[KnownImage] = (),
     firmware: KnownImage | None = None,
     look: Look | None = None,
+    host_store: bool = False,
 ) -> Inspection:
     """Read what an update of this board depends on.
 
     known: checked images beside `firmware`, the one to be written. look: None where the board
-    must not be restarted to find out what runs.
+    must not be restarted to find out what runs. host_store: the journal's version counts where
+    NVS is encrypted.
     Raises OtaError `link-lost`; everything else that is wrong with the board is its `problem`.
     """
     if problem := _unreadable(chip):
@@ -237,7 +251,24 @@ def inspect(
     found = replace(found, pending=found.pending and not _nobody_confirms(found))
     if firmware is not None:
         found = replace(found, holding=frozenset(_holding(flash, found, firmware)))
-    return _with_nvs(flash, found)
+    found = _with_nvs(flash, found)
+    encrypted = found.problem is not None and found.problem.code == "flash-encrypted"
+    return _with_hosts(found, facts) if host_store and encrypted else found
+
+
+def _with_hosts(found: Inspection, facts: BoardFacts) -> Inspection:
+    """With the version that the journal keeps, as the board's NVS would have it.
+
+    It counts only where what runs is what the journal knows to have run there. After another slot
+    than this one it is of that one, and the plan sees that the board went back.
+    """
+    runs, version = found.running, ""
+    slot = runs.partition.name if runs.partition is not None else ""
+    fact = facts.slots.get(slot)
+    if fact is not None and runs.md5 == fact.md5:
+        moved = facts.last_slot not in (None, slot)
+        version = facts.version if moved else fact.version or ""
+    return replace(found, problem=None, on_host=True, version=version)
 
 
 def _unreadable(chip: ChipInfo) -> OtaError | None:
@@ -295,6 +326,8 @@ def _with_nvs(flash: Flash, found: Inspection) -> Inspection:
                 raise OtaError("flash-encrypted", "The board encrypts its NVS.")
             stores.append((partition, raw, parse_nvs(raw)))
         except OtaError as error:
+            if error.code == "flash-encrypted":
+                error.remedy = ENCRYPTED_REMEDY
             if partition == table.nvs:
                 return replace(found, problem=found.problem or error)
             problem = problem or error

@@ -150,7 +150,7 @@ class _Wanted:
             )
         if not self.adopted:
             _require_ours(found, image)
-        equal = found.version == self.version
+        equal = found.version == self.version or self._turned_down()
         kept = self._kept(running) if equal and not self.force else None
         if kept is not None:
             return kept
@@ -249,6 +249,12 @@ class _Wanted:
         named = slots[entries.entries[entries.newest].slot_index(len(slots))]
         return not self.found.holding or self.found.holds(named)
 
+    def _turned_down(self) -> bool:
+        """Whether a board whose version the host keeps has gone back from this very image, before
+        the host could note that it had it. (Other boards have it in NVS by then.)"""
+        found = self.found
+        return found.on_host and self.facts.unwatched and bool(found.holding) and self._rejected()
+
     def _rolled_back(self, running: Partition) -> Plan | None:
         """Equal tags are not enough: after the board went back by itself its tag is wrong."""
         found, facts, version = self.found, self.facts, self.version
@@ -272,7 +278,7 @@ class _Wanted:
             f"rolled back by its bootloader: tag corrected; {running.name} runs, "
             f'which is "{tag}", not "{version}"',
             running,
-            RecordVersion(_record_edit(found, tag)),
+            *_recorded(found, tag),
             version=tag,
             rolled_back=True,
         )
@@ -283,7 +289,7 @@ class _Wanted:
             "record",
             "running image is already this one: record the version only",
             running,
-            RecordVersion(_record_edit(self.found, version)),
+            *_recorded(self.found, version),
             WatchBoot(running, self._has_yet_to_confirm(running)),
             version=version,
         )
@@ -309,7 +315,7 @@ class _Wanted:
             slot,
             *([WriteSlot(slot)] if write else []),
             SwitchOtadata(edit),
-            RecordVersion(_record_edit(found, version)),
+            *_recorded(found, version),
             WatchBoot(slot, confirms),
             version=version,
         )
@@ -329,14 +335,18 @@ class _Wanted:
         return entry.state == OtaState.NEW and entry.slot_index(len(slots)) == slots.index(running)
 
 
-def _record_edit(found: Inspection, version: str) -> nvs.NvsEdit:
+def _recorded(found: Inspection, version: str) -> tuple[RecordVersion, ...]:
+    """The step that stores a tag on the board; none where the host keeps it."""
+    if found.on_host:
+        return ()
     at = found.store
     assert at is not None
     if at.read_only:
         raise OtaError("nvs-missing", "The board's NVS partition is marked read-only.")
-    return nvs.set_string(
+    edit = nvs.set_string(
         found.nvs_raw, base=at.offset, namespace=NAMESPACE, key=VERSION_KEY, value=version
     )
+    return (RecordVersion(edit),)
 
 
 def _uses_rollback(found: Inspection) -> bool:
@@ -372,6 +382,9 @@ def _that_fits(slots: tuple[Partition, ...], image: AppImage) -> Partition:
 
 
 def _require_namespace(found: Inspection) -> None:
+    if found.on_host:
+        text = "The board's NVS is encrypted, so it cannot be told whether it holds VIAM_NS."
+        raise OtaError("other-project", text)
     if found.nvs is None or all(ns != NAMESPACE for ns, _ in found.nvs.keys()):  # noqa: SIM118
         raise OtaError("other-project", "The board's NVS holds no VIAM_NS, so it is not ours.")
 

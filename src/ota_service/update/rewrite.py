@@ -98,10 +98,11 @@ class WriteHooks(Protocol):
 class WriteOutcome:
     """What came of it: what the board shows.
 
-    confirmed: the start was seen to be good; False where its log showed nothing to judge by.
-    version: the tag that is stored now. nvs: what the board had, also before a write that did not
-    finish: what of it stays, its app may print. backup: the folder with what the board had before,
-    None where nothing had to be written, or none of it could be read. error: where the board was
+    confirmed: the app was seen to run; False where its log showed nothing to judge by, and
+    `notice` says so. version: the tag that is stored now. nvs: what the board had, also before a
+    write that did not finish: what of it stays, its app may print. backup: the folder with what the
+    board had before, None where nothing had to be written, or none of it could be read. error:
+    where the board was
     written and does not start (`boot-failed`), or its start cannot be judged (`brown-out`,
     `no-reset`).
     """
@@ -110,6 +111,7 @@ class WriteOutcome:
     version: str = field(default="", kw_only=True)
     nvs: Sequence[Nvs] = field(default=(), kw_only=True, repr=False)
     confirmed: bool | None = field(default=None, kw_only=True)
+    notice: str = field(default="", kw_only=True)
     backup: Path | None = field(default=None, kw_only=True)
     error: OtaError | None = field(default=None, kw_only=True)
     boot_log: tuple[str, ...] = field(default=(), kw_only=True)
@@ -119,6 +121,8 @@ class WriteOutcome:
         shown: dict[str, Any] = {}
         if self.confirmed is not None:
             shown["confirmed"] = self.confirmed
+        if self.notice:
+            shown["notice"] = self.notice
         if self.backup is not None:
             shown["backup"] = str(self.backup)
         if self.error is not None:
@@ -236,7 +240,7 @@ def started(
     nvs: Iterable[Nvs],
     stopped: Callable[[], bool] = lambda: False,
     remedy: str,
-) -> BootMonitor:
+) -> None:
     """Restart the board, watch its log, and note in the outcome what that shows.
 
     nvs: what it has now and may print at its start, to be left out. remedy: for a firmware that
@@ -263,5 +267,4 @@ def started(
             f"{outcome.kept}",
         )
     else:
-        outcome.confirmed = monitor.verdict is Verdict.RUNNING
-    return monitor
+        outcome.confirmed, outcome.notice = monitor.confirmed, monitor.notice

@@ -84,12 +84,15 @@ class Awaited:
     """An update whose app was left alone to confirm itself: which slot (its name), and the tag
     before.
 
-    power_failed: its power failed before it had confirmed itself, as far as was seen.
+    power_failed: its power failed before it had confirmed itself, as far as was seen. version: the
+    tag of the new one. target: whose it is; "": the target's at hand.
     """
 
     slot: str
     previous_version: str | None
     power_failed: bool = False
+    version: str = ""
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Job:
     read_only only. known: other checked images, as evidence for what runs. baud: the highest
     speed. force: although the version is equal. adopted: it may be updated whatever project it
     runs. rescue: the MAC of a board on which nothing boots, to be written all the same.
+    host_store: the journal keeps the version where NVS is encrypted.
     read_only: look, and plan nothing. go_back: to the firmware in the other slot. rearm: an app
     found waiting for confirmation gets its time again (first contact), instead of being passed
     by the bootloader.
@@ -116,6 +120,7 @@ class Job:
     force: bool = False
     adopted: bool = True
     rescue: str | None = None
+    host_store: bool = False
     read_only: bool = False
     go_back: bool = False
     dry_run: bool = False
@@ -153,11 +158,12 @@ class Outcome:
 
     end: "unjudged" where the board holds the new firmware, and nothing that was seen speaks for
     or against it (`error` says why). version: the tag stored at the end. slot: what runs.
-    confirmed: the boot was seen to be good; False where its log showed nothing to judge by; None
-    where no boot was watched.
+    confirmed: the app was seen to run; False where its log showed nothing to judge by, and
+    `notice` says so; None where no boot was watched.
     boot_log: what was seen of each watched start, under its heading, without the board's secrets.
     power_failed: the power failed during a start that the app must confirm. baud: the speed that
-    was used.
+    was used. image: size and MD5 of what `slot` holds, of a board that was gone back with and
+    whose version the host keeps.
     """
 
     end: End
@@ -166,11 +172,13 @@ class Outcome:
     version: str | None = None
     slot: Partition | None = None
     confirmed: bool | None = None
+    notice: str = ""
     error: OtaError | None = None
     previous_version: str | None = None
     boot_log: tuple[str, ...] = ()
     power_failed: bool = False
     baud: int | None = None
+    image: tuple[int, str] | None = None
 
 
 def run(port: SerialBase, job: Job, hooks: Hooks) -> Outcome:
@@ -249,7 +257,7 @@ class _Session:
                 raise OtaError("cancelled" if self.hooks.cancelled() else "no-reset")
             found = self._inspect()
         self._waits = job.rearm and job.confirm is None and found.pending
-        self.starts.redact = Redactor(found.secrets)
+        self.starts.redact, self.starts.hides = Redactor(found.secrets), found.on_host
         self.hooks.inspected(found)
         return found
 
@@ -262,6 +270,7 @@ class _Session:
             known=self.job.known,
             firmware=self.job.image.known if self.job.image is not None else None,
             look=self.starts.first_look if may_restart else None,
+            host_store=self.job.host_store,
         )
 
     @staticmethod
@@ -300,7 +309,7 @@ class _Session:
             end,
             plan=made,
             found=found,
-            version=found.version,
+            version=found.version if found.has_version else None,
             slot=found.running.partition,
             error=made.error,
         )
@@ -336,7 +345,7 @@ class _Session:
         if boot.confirms and monitor.verdict is not Verdict.NO_RESET:
             # After a power failure, too, only otadata decides: a restart would turn the app down.
             outcome.end = "awaiting_confirmation"
-            outcome.confirmed = monitor.verdict is Verdict.RUNNING
+            outcome.confirmed = monitor.confirmed
             outcome.power_failed = monitor.outside_resets > 0
             return outcome
         return self._judged(outcome, monitor)
@@ -344,10 +353,10 @@ class _Session:
     def _judged(self, outcome: Outcome, monitor: BootMonitor) -> Outcome:
         """By a watched start that has not failed."""
         assert outcome.slot is not None
-        outcome.confirmed = monitor.verdict is Verdict.RUNNING
+        outcome.confirmed, outcome.notice = monitor.confirmed, monitor.notice
         outcome.power_failed = monitor.outside_resets > 0
         if monitor.verdict in UNJUDGED:
-            code = UNJUDGED[monitor.verdict]
+            outcome.confirmed, code = None, UNJUDGED[monitor.verdict]
             outcome.end = "unjudged"
             outcome.error = OtaError(
                 code,
@@ -426,7 +435,9 @@ class _Session:
             back = self._plan_go_back(found)
         self.hooks.phase("rolling_back")
         apply_verified(self.link, back.ops)
-        outcome = Outcome("rolled_back", found=found, version=back.version or "", slot=back.slot)
+        outcome = Outcome(
+            "rolled_back", found=found, version=back.version or "", slot=back.slot, image=back.image
+        )
         monitor = self.starts.watched(back.slot)
         if monitor.verdict is Verdict.FAILED:
             return self._roll_back(found, outcome, back.slot, monitor.reason)
@@ -498,7 +509,7 @@ class _Session:
         monitor = self.starts.watched(back.slot, known_good=True)
         outcome.boot_log = tuple(self.starts.log)
         outcome.version = (back.version or "") if problem is None else None
-        outcome.slot = back.slot
+        outcome.slot, outcome.image = back.slot, back.image
         if monitor.verdict is Verdict.FAILED:
             in_place = "and version are in place."
             if problem is not None:
@@ -519,6 +530,8 @@ class _Session:
             )
         if monitor.verdict in UNJUDGED:
             back_on += f" Its start was not seen: {monitor.reason}."
+        else:
+            outcome.confirmed, outcome.notice = monitor.confirmed, monitor.notice
         if power_failed:
             outcome.end = "unjudged"
             outcome.error = OtaError("brown-out", f"{why}. {back_on}")
@@ -557,7 +570,8 @@ class _Session:
             for entry in entries.entries
             if entry.written and entry.slot_index(len(slots)) == slots.index(slot)
         ]
-        outcome = Outcome("up_to_date", found=found, version=found.version, slot=slot)
+        version = awaited.version if found.on_host else found.version
+        outcome = Outcome("up_to_date", found=found, version=version, slot=slot)
         if OtaState.VALID in states:
             outcome.confirmed = True
             if found.problem is not None:
@@ -601,5 +615,7 @@ class _Session:
 
 
 def _stored(found: Inspection) -> str | None:
-    """The tag in NVS, None where the key is missing."""
+    """The tag that is stored, None where none is."""
+    if found.on_host:
+        return found.version or None
     return found.nvs.get_string(NAMESPACE, VERSION_KEY) if found.nvs is not None else None

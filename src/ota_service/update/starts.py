@@ -19,7 +19,7 @@ from serial import SerialBase, SerialException
 from ota_service.errors import OtaError
 from ota_service.formats.partitions import Partition
 from ota_service.link.link import EspLink
-from ota_service.update.boot import BootMonitor, BootRules, Expected
+from ota_service.update.boot import BootMonitor, BootRules, Expected, not_the_apps_own
 from ota_service.update.first_look import FirstLook, first_look
 from ota_service.update.secrets import Redactor
 
@@ -119,7 +119,8 @@ class StartHooks(Protocol):
 class Starts:
     """The starts of one board. name: for messages. redact: keeps its secrets out of the log.
 
-    log: what was seen of each watched start, under its heading.
+    hides: those secrets are not known, so nothing of the app's own lines is kept. log: what was
+    seen of each watched start, under its heading.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Starts:
     ) -> None:
         self.log: list[str] = []
         self.redact = Redactor()
+        self.hides = False
         self._link, self._port, self._name = link, port, name
         self._rules, self._hooks, self._logger = rules, hooks, logger
         self._first: FirstLook | None = None
@@ -227,7 +229,8 @@ class Starts:
             return found
 
         watch(self._port, monitor, in_download, stopped=self._hooks.stopping)
-        self.log += [f"--- start of {slot.name}", *monitor.told]
+        told = (line for line in monitor.told if not self.hides or not_the_apps_own(line))
+        self.log += [f"--- start of {slot.name}", *told]
         if monitor.heard:
             self._bootloader_speaks = monitor.bootloader_speaks
         if monitor.verdict is None:

@@ -11,8 +11,22 @@ MUTANTS = (
     Mutant(
         "what boot_expect found is kept across a power-on reset",
         "update/boot.py",
-        "self.loaded_offset = None\n        self.expectation_met = False",
-        "self.loaded_offset = None",
+        "self.expectation_met = self.app_prints = False",
+        "self.app_prints = False",
+        BOOT,
+    ),
+    Mutant(
+        "what an app printed before its power failed confirms it",
+        "update/boot.py",
+        "self.expectation_met = self.app_prints = False",
+        "self.expectation_met = False",
+        BOOT,
+    ),
+    Mutant(
+        "that a bootloader loaded an app confirms it",
+        "update/boot.py",
+        " and (self.app_prints or self.expectation_met)",
+        "",
         BOOT,
     ),
     Mutant(

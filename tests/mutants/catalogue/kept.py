@@ -136,8 +136,8 @@ _JOURNAL = (
     Mutant(
         "what was read before an attempt that was cut off is evidence",
         _ATTEMPTS,
-        "UPDATE boards SET version_read_at = NULL WHERE mac = ?",
-        "UPDATE boards SET version_read_at = NULL WHERE mac IS NULL AND mac = ?",
+        "UPDATE boards SET version_read_at = NULL, confirmed = NULL WHERE mac = ?",
+        "UPDATE boards SET confirmed = NULL WHERE mac = ?",
         "tests/fleet/test_release.py",
     ),
     Mutant(

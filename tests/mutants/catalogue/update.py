@@ -116,8 +116,8 @@ _PLANNED = (
     Mutant(
         "the version is stored before the switch",
         _PLAN,
-        "SwitchOtadata(edit),\n            RecordVersion(_record_edit(found, version)),\n",
-        "RecordVersion(_record_edit(found, version)),\n            SwitchOtadata(edit),\n",
+        "SwitchOtadata(edit),\n            *_recorded(found, version),\n",
+        "*_recorded(found, version),\n            SwitchOtadata(edit),\n",
         f"{PLAN}::test_a_differing_version_is_written_switched_and_recorded",
     ),
     Mutant(
@@ -175,7 +175,7 @@ _LOOKED_AT = (
     Mutant(
         "what neither ROM nor bootloader prints is nobody's",
         "update/first_look.py",
-        "app_prints=not all(map(_theirs, lines)),",
+        "app_prints=not all(map(theirs, lines)),",
         "app_prints=False,",
         f"{RUNNING}::test_an_app_that_quotes_such_lines_is_an_app",
     ),
@@ -227,7 +227,7 @@ _CARRIED_OUT = (
     Mutant(
         "a firmware that spoils NVS is not gone back from",
         _CARRY_OUT,
-        "        return RollbackPlan(slot, version, tuple(ops), error)\n",
+        "        return RollbackPlan(slot, version, tuple(ops), problem=error)\n",
         "        raise\n",
         f"{CUTS}::test_a_firmware_that_spoils_nvs_is_gone_back_from_all_the_same",
     ),
@@ -276,8 +276,8 @@ _CARRIED_OUT = (
     Mutant(
         "a board's secrets are not known before its log is read",
         _SESSION,
-        "        self.starts.redact = Redactor(found.secrets)\n",
-        "",
+        "        self.starts.redact, self.starts.hides = Redactor(found.secrets), found.on_host\n",
+        "        self.starts.hides = found.on_host\n",
         f"{SESSION}::test_a_boards_secrets_are_known_before_its_log_is_read",
     ),
     Mutant(

@@ -175,11 +175,12 @@ export class BoardCard {
   }
 
   showNotices(board) {
-    const text = JSON.stringify([board.error, this.plan, board.confirmed]);
+    const text = JSON.stringify([board.error, this.plan, board.notice]);
     if (this.notices.dataset.shown === text) return;
     this.notices.dataset.shown = text;
     this.notices.replaceChildren(...[
       board.error ? errorNotice(board.error) : null,
+      board.notice ? h("div", { class: "notice rest" }, board.notice) : null,
       this.plan ? h("div", { class: "notice rest" },
         h("strong", {}, `Dry run: ${PLANS[this.plan.action] ?? this.plan.action}. `),
         this.plan.reason ?? "") : null,
@@ -236,6 +237,8 @@ function runTable(boards) {
 function runErrors(run, boards) {
   const found = boards.filter(([, board]) => board.error)
     .map(([name, board]) => errorNotice(board.error, name));
+  found.push(...boards.filter(([, board]) => board.notice).map(([name, board]) =>
+    h("div", { class: "notice rest" }, h("strong", {}, `${name}: `), board.notice)));
   if (run.error && !boards.some(([, board]) => board.error?.code === run.error.code)) {
     found.push(errorNotice(run.error));
   }

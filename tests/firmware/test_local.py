@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Firmware that lies on this machine: which file is meant, and what is read of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from esp32_sim.images import build_app
+from ota_service.errors import OtaError
+from ota_service.firmware.failures import NotThere
+from ota_service.firmware.local import find_file, read_firmware
+from ota_service.firmware.supply import Supply
+from ota_service.firmware.target import Target
+
+APP = build_app("demo", "1.0", size_bytes=20_000)
+OTHER = build_app("demo", "2.0", size_bytes=20_000)
+
+
+def make(folder: Path, *names: str) -> Path:
+    """A folder with files of these names."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(APP)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "code", "words"),
+    [
+        (("robot.bin",), None, ""),
+        (("robot.bin", "robot.elf", "._robot.bin", ".old.bin"), None, ""),
+        ((), "not-an-image", "holds no file *.bin"),
+        (("robot.elf",), "not-an-image", "holds no file *.bin"),
+        (("a.bin", "robot.bin"), "not-an-image", "holds 2 files *.bin (a.bin, robot.bin);"),
+        (tuple(f"{n}.bin" for n in range(5)), "not-an-image", "(0.bin, 1.bin, 2.bin, 3.bin, ...)"),
+        (("robot.bin", "manifest.json"), "not-an-image", "holds a manifest.json"),
+    ],
+)
+def test_a_folder_has_just_one_app_image(
+    tmp_path: Path, names: tuple[str, ...], code: str | None, words: str
+) -> None:
+    """A package's folder holds other files, too; what is not clear is refused in words."""
+    folder = make(tmp_path / "package", *names)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    if code is None:
+        assert find_file(link) == link / "robot.bin"
+        return
+    with pytest.raises(OtaError) as caught:
+        find_file(link)
+    assert caught.value.code == code
+    assert words in caught.value.message
+
+
+def pipe(path: Path) -> None:
+    """A file that a plain open would wait at."""
+    os.mkfifo(path)
+
+
+def looped(path: Path) -> None:
+    """A link that leads nowhere."""
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("put", "code", "words"),
+    [
+        (lambda path: None, "file-access", "cannot be read: No such file"),
+        (pipe, "file-access", "not a regular file"),
+        (lambda path: path.symlink_to("/dev/null"), "file-access", "not a regular file"),
+        (looped, "file-access", "cannot be read: "),
+        (
+            lambda path: path.write_bytes(bytes(101)),
+            "download-too-large",
+            "more than 100 bytes",
+        ),
+    ],
+)
+def test_nothing_but_a_regular_file_is_opened(
+    tmp_path: Path, put: Callable[[Path], None], code: str, words: str
+) -> None:
+    """A pipe is not waited at, a device is left closed, and a large file is not read."""
+    path = tmp_path / "app.bin"
+    put(path)
+    with pytest.raises(OtaError) as caught:
+        read_firmware(path, 100)
+    assert caught.value.code == code
+    assert words in caught.value.message
+    assert isinstance(caught.value, NotThere) == (code == "file-access")
+
+
+def test_a_file_that_is_written_meanwhile_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the old file and half of the new one is no firmware."""
+    path = tmp_path / "app.bin"
+    path.write_bytes(APP)
+    stat, turns = os.fstat, 0
+
+    def written_after(fd: int) -> os.stat_result:
+        nonlocal turns
+        turns += 1
+        if turns == 2:
+            path.write_bytes(OTHER)
+        return stat(fd)
+
+    monkeypatch.setattr("ota_service.firmware.files.os.fstat", written_after)
+    assert read_firmware(path, 1 << 20)[0] == OTHER
+
+
+async def test_a_path_is_read_and_read_again_where_it_changed(tmp_path: Path) -> None:
+    """Same version, other contents: told, as of downloads; size, time or inode may be what shows
+    it. A digest holds for paths, too."""
+    folder = make(tmp_path / "package", "app.bin")
+    path, supply = folder / "app.bin", Supply(tmp_path / "cache")
+    target = Target(str(folder), "1.0")
+    first = await supply.get(target)
+    assert (first.data, first.changed_from) == (APP, None)
+    assert not supply.changed(target.url)
+    before = path.stat()
+    new = folder / "new"
+    new.write_bytes(OTHER)
+    os.utime(new, ns=(before.st_atime_ns, before.st_mtime_ns))
+    new.replace(path)
+    assert path.stat().st_size == before.st_size
+    assert supply.changed(target.url)
+    again = await supply.get(target)
+    assert (again.data, again.changed_from) == (OTHER, first.sha256)
+    assert not supply.changed(target.url)
+    os.utime(path)
+    assert supply.changed(target.url)
+    path.unlink()
+    assert not supply.changed(target.url), "there is nothing to read"
+    path.write_bytes(APP)
+    held = Target(str(path), "1.0", hashlib.sha256(OTHER).hexdigest())
+    with pytest.raises(OtaError) as caught:
+        await supply.get(held)
+    assert caught.value.code == "digest-mismatch"
+    with pytest.raises(OtaError, match="max_image_bytes"):
+        await supply.get(target, max_image_bytes=1024)
+    supply.close()
