@@ -58,33 +58,24 @@ class _Notes:
     def cancelled(self) -> bool:
         return False
 
-    def carried(self, baud: int) -> None:
-        pass
-
     def stopping(self) -> bool:
         return False
 
 
-def facts(spare: Image | None = None, *, carried_baud: int | None = None) -> BoardFacts:
-    """What the journal has of a board that was updated before.
-
-    carried_baud: the speed at which its port carried that update; None: nothing is known of it.
-    """
+def facts(spare: Image | None = None) -> BoardFacts:
+    """What the journal has of a board that was updated before."""
     old = boards.running()
     slots = {"ota_0": SlotFact(len(old.data), old.md5, boards.OLD)}
     if spare is not None:
         slots["ota_1"] = SlotFact(len(spare.data), spare.md5, boards.NEW)
-    return BoardFacts(slots, last_slot="ota_0", carried_baud=carried_baud)
+    return BoardFacts(slots, last_slot="ota_0")
 
 
 def measure(
     board: RunningBoard, image: Image | None, baud: int, *, version: str = boards.NEW,
-    read_only: bool = False, url: str | None = None, known_line: bool = True,
+    read_only: bool = False, url: str | None = None,
 ) -> Measured:  # fmt: skip
-    """One session; `boot_stable_s` is taken off, for it is waiting by choice.
-
-    known_line: the port carried an image to this board before, at this speed.
-    """
+    """One session; `boot_stable_s` is taken off, for it is waiting by choice."""
     job = Job(
         "a",
         version=version,
@@ -93,7 +84,7 @@ def measure(
         boot=BootRules(20, STABLE_S),
         read_only=read_only,
     )
-    notes = _Notes(facts(carried_baud=baud if known_line else None))
+    notes = _Notes(facts())
     board.control.start_trace()
     begun_s = time.monotonic()
     port = open_port(url or board.url)

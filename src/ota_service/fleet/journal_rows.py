@@ -114,21 +114,6 @@ class NameRecord(Record, table="names", keys=2):
     mac: str
 
 
-class LineRecord(Record, table="lines"):
-    """A speed at which a port carried a whole slot to a board without an error."""
-
-    mac: str
-    port: str
-    baud: int
-
-
-class SpeedRecord(Record, table="speeds"):
-    """The speed that a port has fallen back to."""
-
-    port: str
-    baud: int
-
-
 class NotOursRecord(Record, table="not_ours"):
     """A place (USB location, else port) whose board is left alone until `release`."""
 

@@ -16,13 +16,11 @@ from ota_service.fleet.journal import Journal
 from ota_service.fleet.journal_rows import (
     BoardRecord,
     BridgeRecord,
-    LineRecord,
     NameRecord,
     NotOursRecord,
     PendingRecord,
     PortRecord,
     SlotRecord,
-    SpeedRecord,
 )
 from ota_service.formats.image import AppImage
 from ota_service.link.ports import PortInfo
@@ -89,33 +87,10 @@ class Memory:
         if info is not None and info.bridge is not None:
             journal.put(BridgeRecord(info.place, info.identity, mac, utc_now()))
 
-    # --- what lines hold
-
-    def carried_baud(self, mac: str, port: str) -> int | None:
-        """A speed at which a port carried a whole slot to a board without an error."""
-        found = self.journal.get(LineRecord, mac=mac, port=port)
-        return found.baud if found is not None else None
-
-    def carried(self, mac: str, port: str, baud: int) -> None:
-        """Note it; 0: there were errors, so that nothing is known any more."""
-        if baud:
-            self.journal.put(LineRecord(mac, port, baud))
-        else:
-            self.journal.drop(LineRecord, mac=mac)
-
-    def fallback_baud(self, port: str) -> int | None:
-        """The speed that a port has fallen back to; `release` forgets it."""
-        found = self.journal.get(SpeedRecord, port=port)
-        return found.baud if found is not None else None
-
-    def fell_back(self, port: str, baud: int) -> None:
-        """Note the speed that a port has fallen back to."""
-        self.journal.put(SpeedRecord(port, baud))
-
     # --- what is on them
 
-    def facts(self, mac: str, target: str, port: str | None = None) -> BoardFacts:
-        """What a plan for this board may depend on. port: where it is, if a session has it."""
+    def facts(self, mac: str, target: str) -> BoardFacts:
+        """What a plan for this board may depend on."""
         record = self.journal.board(mac)
         attempt = self.journal.attempt(mac, target)
         # A duel's count stands beside the attempts, under a name of its own.
@@ -134,7 +109,6 @@ class Memory:
             interrupted=latest.target != target
             and latest.state in ("none", "set_aside")
             and (latest.open_since is not None or latest.failed > 0),
-            carried_baud=self.carried_baud(mac, port) if port is not None else None,
         )
 
     def saw(self, found: Inspection) -> None:

@@ -211,15 +211,17 @@ def inspect(
     flash.prefetch([table_region(TABLE_OFFSET)])
     try:
         table = find_table(flash.read, flash_bytes=chip.flash_bytes)
-        heads = [whole(p.offset, HEAD_BYTES) for p in _app_places(table)]
-        flash.prefetch([*_bootloader_head(chip), *_stores(table), *heads])
+        apps, stores = _app_places(table), _stores(table)
+        ends = [*(app.end for app in apps), *(store.end for store in stores)]
+        chip.require_reach(max(ends, default=0))
+        heads = [whole(p.offset, HEAD_BYTES) for p in apps]
+        flash.prefetch([*_bootloader_head(chip), *stores, *heads])
         require_only(flash.read, table, lambda at, size: flash.md5(at, size) == blank_digest(size))
     except OtaError as error:
         if error.code == "link-lost":
             raise
         return Inspection(chip, problem=error)
-    apps = tuple(_apps(flash, table))
-    found = Inspection(chip, table=table, apps=apps)
+    found = Inspection(chip, table=table, apps=tuple(_apps(flash, table)))
     try:
         require_ota(table)
     except OtaError as error:
