@@ -71,6 +71,7 @@ class BoardRecord(Record, table="boards"):
     project: str | None = None
     app_version: str | None = None
     confirmed: bool | None = None
+    silent: bool | None = None
 
 
 class SlotRecord(Record, table="slots", keys=2):

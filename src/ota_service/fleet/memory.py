@@ -109,6 +109,7 @@ class Memory:
             interrupted=latest.target != target
             and latest.state in ("none", "set_aside")
             and (latest.open_since is not None or latest.failed > 0),
+            silent=bool(record and record.silent),
         )
 
     def saw(self, found: Inspection) -> None:
@@ -120,6 +121,7 @@ class Memory:
             flash_bytes=found.chip.flash_bytes,
             version=found.version if read else None,
             version_read_at=utc_now() if read else None,
+            **({} if found.silent is None else {"silent": found.silent}),
             **_names(found.running_app),
         )
 
@@ -211,6 +213,7 @@ class Memory:
             version=outcome.version,
             version_read_at=utc_now(),
             confirmed=outcome.confirmed,
+            silent=None,
             **_names(outcome.file.app),
         )
 

@@ -41,10 +41,12 @@ class BoardFacts:
     slots: by name, slots whose content was seen running. last_slot: name of the slot that ran
     at the last success. unwatched: an update of this board to this target began and never
     ended, so that its boot was never judged. interrupted: the last thing done to this board was an
-    update to another target, which never ended.
+    update to another target, which never ended. silent: its bootloader prints nothing, so that
+    there is nothing to restart it for.
     """
 
     slots: Mapping[str, SlotFact] = field(default_factory=dict)
     last_slot: str | None = None
     unwatched: bool = False
     interrupted: bool = False
+    silent: bool = False

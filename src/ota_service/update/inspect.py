@@ -90,7 +90,8 @@ class Inspection:
     holding: flash addresses of the app partitions whose content is the firmware asked about.
     store: the NVS partition that has the version, or is to get it; nvs_raw, nvs: its contents.
     other_nvs: those of the board's other NVS partitions that can be read.
-    version: the tag stored in NVS; "" where there is none.
+    version: the tag stored in NVS; "" where there is none. silent: whether its bootloader was found
+    to print nothing; None: it was not listened to.
     """
 
     chip: ChipInfo
@@ -106,6 +107,7 @@ class Inspection:
     running: Running = field(default_factory=lambda: Running(None, "none"))
     holding: frozenset[int] = frozenset()
     pending: bool = False
+    silent: bool | None = None
     problem: OtaError | None = None
 
     @property
@@ -357,11 +359,16 @@ class _Search:
         if running is not None:
             return replace(found, running=running)
         seen = FirstLook()
+        if self.facts.silent and not cramped:
+            running = self._verified(order, seen)
+            if running.partition is not None:
+                return replace(found, running=running)
         if look is not None:
             seen = look()
             self.flash.prefetch(_stores(found.parts))
             # The firmware ran in between.
-            self.found = found = _with_otadata(self.flash, found)
+            silent = seen.silent if seen.restarted else None
+            self.found = found = replace(_with_otadata(self.flash, found), silent=silent)
             order = boot_order(found.parts, found.entries)
         if seen.offset is not None:
             return replace(found, running=self._loaded(order, seen.offset))
