@@ -109,7 +109,8 @@ def measure(cell: Cell, runs: int, told: Callable[[str], None]) -> Result:
             result.runs.append(measured)
             boots.append(boards.boot_s(board))
         what = f"{cell.image}, {cell.state}, {cell.baud}, {cell.latency_ms} ms, {cell.chip}"
-        told(f"{cell.task}, {what}, {cell.usb}, {cell.way}: run {run + 1}: {measured.total_s:.2f} s")
+        what += f", {cell.usb}, {cell.way}: run {run + 1}"
+        told(f"{cell.task}, {what}: {measured.total_s:.2f} s")
     result.floor = _floor(cell, data, image, result.runs[0], min(boots))
     return result
 
