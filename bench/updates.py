@@ -178,7 +178,7 @@ def _floor(
 def quick() -> Iterator[Cell]:
     """One image, two speeds."""
     for way in ("ours", "first", "later", "best"):
-        yield Cell("update", "330 kB", "random", 921_600, 1, way)  # type: ignore[arg-type]
+        yield Cell("update", "330 kB", "random", 921_600, 1, way)
     yield Cell("update", "330 kB", "random", 2_000_000, 1, "ours")
     yield Cell("version", "330 kB", "random", 921_600, 1, "ours")
 
@@ -193,7 +193,7 @@ def standard() -> Iterator[Cell]:
                     yield Cell("update", image, "random", baud, 1, way)
     for image in ("330 kB", "1 MiB"):
         for way in ("first", "later"):
-            yield Cell("update", image, "random", 921_600, 1, way)  # type: ignore[arg-type]
+            yield Cell("update", image, "random", 921_600, 1, way)
     for state in ("blank", "older"):
         yield Cell("update", "1 MiB", state, 921_600, 1, "ours")
     yield from small()
@@ -214,7 +214,7 @@ def chips() -> Iterator[Cell]:
     attached = [(chip, "bridge") for chip in OTHER_CHIPS]
     for chip, usb in (*attached, ("esp32c3", "serial-jtag"), ("esp32s2", "otg")):
         for way in ("ours", "best"):
-            yield Cell("update", "330 kB", "random", 921_600, 1, way, chip, usb)  # type: ignore[arg-type]
+            yield Cell("update", "330 kB", "random", 921_600, 1, way, chip, usb)
 
 
 def everything() -> Iterator[Cell]:
@@ -223,7 +223,7 @@ def everything() -> Iterator[Cell]:
         for baud in BAUDS:
             for state in boards.STATES:
                 for way in ("ours", "first", "later", *SCRIPTS):
-                    yield Cell("update", image, state, baud, 1, way)  # type: ignore[arg-type]
+                    yield Cell("update", image, state, baud, 1, way)
     yield from small()
     yield from chips()
 

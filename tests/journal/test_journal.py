@@ -33,7 +33,9 @@ from ota_service.fleet.journal_rows import (
 )
 from ota_service.fleet.journal_store import Store
 from ota_service.fleet.memory import Memory
+from ota_service.link.chip import ChipInfo
 from ota_service.link.ports import PortInfo
+from ota_service.update.inspect import Inspection
 from ota_service.update.session import Awaited
 
 MAC = "aa:bb:cc:dd:ee:01"
@@ -632,4 +634,15 @@ def test_power_that_failed_during_a_confirmation_is_remembered(journal: Journal)
         memory.power_failed(MAC)
         journal = reopened(journal)
         memory = Memory(journal, "OTA")
+    journal.close()
+
+
+def test_a_silent_bootloader_is_remembered(journal: Journal) -> None:
+    """As it was last listened to; a look that did not listen changes nothing."""
+    memory = Memory(journal, "OTA")
+    chip = ChipInfo("ESP32", 0, MAC, 301, 4 << 20)
+    assert not memory.facts(MAC, "t").silent
+    for heard, silent in ((True, True), (None, True), (False, False)):
+        memory.saw(Inspection(chip, silent=heard))
+        assert memory.facts(MAC, "t").silent is silent
     journal.close()
