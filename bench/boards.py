@@ -35,21 +35,18 @@ STATES: tuple[State, ...] = ("blank", "random", "older", "same")
 
 
 @functools.cache
-def image(size_bytes: int, version: str = NEW) -> Image:
+def image(size_bytes: int, version: str = NEW, chip: str = "esp32") -> Image:
     """An App Image that compresses like a real one."""
-    data = build_app(version=version, size_bytes=size_bytes, seed=5)
-    return Image(
-        data,
-        hashlib.sha256(data).hexdigest(),
-        hashlib.md5(data, usedforsecurity=False).hexdigest(),
-        parse_app_image(data),
-    )
+    return _checked(build_app(version=version, size_bytes=size_bytes, seed=5, chip=chip))
 
 
 @functools.cache
-def running() -> Image:
+def running(chip: str = "esp32") -> Image:
     """What the board runs before."""
-    data = build_app(version=OLD, size_bytes=RUNNING_BYTES)
+    return _checked(build_app(version=OLD, size_bytes=RUNNING_BYTES, chip=chip))
+
+
+def _checked(data: bytes) -> Image:
     return Image(
         data,
         hashlib.sha256(data).hexdigest(),
@@ -64,24 +61,28 @@ def place(label: str) -> tuple[int, int]:
     return partition.offset, partition.size
 
 
-def flash(state: State, size_bytes: int) -> bytes:
+def flash(state: State, size_bytes: int, chip: str = "esp32") -> bytes:
     """A board that runs ota_0, its spare slot ota_1 in a state."""
-    made = make_flash(LAYOUT, app=running().data, version=OLD, otadata="updated", slot="ota_0")
+    app = running(chip).data
+    made = make_flash(LAYOUT, app=app, version=OLD, otadata="updated", slot="ota_0", chip=chip)
     at, room = place("ota_1")
     fills = {
         "blank": b"",
         "random": random.Random(1).randbytes(min(room, size_bytes + 4096)),
-        "older": image(size_bytes, "0.9.0").data,
-        "same": image(size_bytes).data,
+        "older": image(size_bytes, "0.9.0", chip).data,
+        "same": image(size_bytes, chip=chip).data,
     }
     made[at : at + len(fills[state])] = fills[state]
     return bytes(made)
 
 
 @contextmanager
-def board(contents: bytes, latency_ms: float, *, timed: bool = True) -> Iterator[RunningBoard]:
+def board(
+    contents: bytes, latency_ms: float, *, chip: str = "esp32", usb: str = "bridge",
+    timed: bool = True,
+) -> Iterator[RunningBoard]:  # fmt: skip
     """One running board, its app started."""
-    config = {"timed": timed, "bridge_latency_ms": latency_ms}
+    config = {"timed": timed, "bridge_latency_ms": latency_ms, "chip": chip, "usb": usb}
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
         SimProcess(Path(folder), [SimBoard(LAYOUT, flash=contents, config=config)]) as sim,

@@ -46,10 +46,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Line:
-    """A wire: its speed once the stub loader runs, and the bridge's latency."""
+    """A wire: its speed once the stub loader runs, the bridge's latency, and the chip behind it."""
 
     baud: int
     latency_s: float
+    chip: str = "esp32"
 
     def exchange(self, sent: int = 0, got: int = 0, *, baud: int | None = None) -> float:
         """One request with `sent` bytes of data and its answer with `got`."""
@@ -71,12 +72,12 @@ class Line:
 
 
 @functools.cache
-def stub_segments() -> tuple[int, int]:
-    """Sizes of the ESP32's stub loader as the installed esptool ships it: code, data."""
+def stub_segments(chip: str) -> tuple[int, int]:
+    """Sizes of a chip's stub loader as the installed esptool ships it: code, data."""
     spec = importlib.util.find_spec("esptool")
     assert spec is not None
     assert spec.origin is not None
-    file = Path(spec.origin).parent / "targets" / "stub_flasher" / "2" / "esp32.json"
+    file = Path(spec.origin).parent / "targets" / "stub_flasher" / "2" / f"{chip}.json"
     stub = json.loads(file.read_text())
     return len(base64.b64decode(stub["text"])), len(base64.b64decode(stub["data"]))
 
@@ -85,14 +86,14 @@ def connect(line: Line) -> list[Item]:
     """From the open port to a stub loader at full speed, that knows chip and flash."""
     rom = functools.partial(line.exchange, baud=ROM_BAUD)
     stub = 0.0
-    for size in stub_segments():
+    for size in stub_segments(line.chip):
         blocks = -(-size // STUB_BLOCK_BYTES)
         stub += rom(16) + size * 10 / ROM_BAUD + blocks * rom(16)
     items = [
         Item("reset into download mode", RESET_S),
         Item("sync (8 answers)", rom(36) + 7 * 14 * 10 / ROM_BAUD),
         Item("chip and MAC (3 registers)", 3 * rom(4)),
-        Item(f"stub loader ({sum(stub_segments()):,} bytes at 115200)", stub + rom(8)),
+        Item(f"stub loader ({sum(stub_segments(line.chip)):,} bytes at 115200)", stub + rom(8)),
     ]
     if line.baud != ROM_BAUD:
         items.append(Item("speed", line.exchange(8, baud=ROM_BAUD)))

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One session of ours with a board, by phases: the same code that the service runs."""
+"""One session of ours with a board, by phases: the same code that the service runs; and the command
+as people call it, from its cold start on.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 from bench import boards
-from esp32_sim.process import RunningBoard
+from esp32_sim.process import RunningBoard, child_environment
 from ota_service.link.serial_port import close_port, open_port
 from ota_service.update import session
 from ota_service.update.facts import BoardFacts, SlotFact
@@ -58,33 +65,23 @@ class _Notes:
     def cancelled(self) -> bool:
         return False
 
-    def carried(self, baud: int) -> None:
-        pass
-
     def stopping(self) -> bool:
         return False
 
 
-def facts(spare: Image | None = None, *, carried_baud: int | None = None) -> BoardFacts:
-    """What the journal has of a board that was updated before.
-
-    carried_baud: the speed at which its port carried that update; None: nothing is known of it.
-    """
-    old = boards.running()
-    slots = {"ota_0": SlotFact(len(old.data), old.md5, boards.OLD)}
+def facts(running: Image, spare: Image | None = None) -> BoardFacts:
+    """What the journal has of a board that was updated before."""
+    slots = {"ota_0": SlotFact(len(running.data), running.md5, boards.OLD)}
     if spare is not None:
         slots["ota_1"] = SlotFact(len(spare.data), spare.md5, boards.NEW)
-    return BoardFacts(slots, last_slot="ota_0", carried_baud=carried_baud)
+    return BoardFacts(slots, last_slot="ota_0")
 
 
 def measure(
     board: RunningBoard, image: Image | None, baud: int, *, version: str = boards.NEW,
-    read_only: bool = False, url: str | None = None, known_line: bool = True,
+    read_only: bool = False, url: str | None = None, chip: str = "esp32",
 ) -> Measured:  # fmt: skip
-    """One session; `boot_stable_s` is taken off, for it is waiting by choice.
-
-    known_line: the port carried an image to this board before, at this speed.
-    """
+    """One session; `boot_stable_s` is taken off, for it is waiting by choice."""
     job = Job(
         "a",
         version=version,
@@ -93,7 +90,7 @@ def measure(
         boot=BootRules(20, STABLE_S),
         read_only=read_only,
     )
-    notes = _Notes(facts(carried_baud=baud if known_line else None))
+    notes = _Notes(facts(boards.running(chip)))
     board.control.start_trace()
     begun_s = time.monotonic()
     port = open_port(url or board.url)
@@ -137,3 +134,23 @@ def _ops(
         if label in ("otadata", "nvs"):
             settings.append((kind, size))
     return counted, settings
+
+
+def command(board: RunningBoard, images: Sequence[Image], baud: int) -> Measured:
+    """`esp32-ota update`, once for each image, over a port that it has never seen; the last one
+    counts, without the seconds for which it watches by choice."""
+    with tempfile.TemporaryDirectory() as folder:
+        for image in images:
+            file = Path(folder, "app.bin")
+            file.write_bytes(image.data)
+            begun_s = time.monotonic()
+            call = ["update", board.url, "--file", str(file), "--baud", str(baud)]
+            call += ["--state-dir", folder, "--boot-stable-s", str(STABLE_S)]
+            done = subprocess.run(
+                [sys.executable, "-m", "ota_service.cli.main", *call],
+                capture_output=True, text=True, env=child_environment(), check=False,
+            )  # fmt: skip
+            total_s = time.monotonic() - begun_s - STABLE_S
+            if done.returncode:
+                raise RuntimeError(f"the command failed: {done.stdout}{done.stderr}")
+    return Measured(total_s)

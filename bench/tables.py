@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from bench.updates import Result
+from bench.updates import SCRIPTS, Cell, Result
 
 PHASES = ("connecting", "inspecting", "writing", "verifying", "switching", "recording", "booting")
 
@@ -22,34 +22,38 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
     return table
 
 
-def _name(result: Result) -> str:
-    cell = result.cell
+def _name(cell: Cell) -> str:
     what = {"update": f"{cell.image}, spare slot {cell.state}", "version": "read the version",
             "unchanged": "find it up to date"}[cell.task]  # fmt: skip
     bridge = f", {cell.latency_ms} ms bridge" if cell.latency_ms != 1 else ""
-    line = "" if cell.known_line else ", new port"
-    return f"{what}, {cell.baud}{bridge}{line}"
+    chip = f", {cell.chip}" if cell.chip != "esp32" else ""
+    line = str(cell.baud) if cell.usb == "bridge" else f"its own USB ({cell.usb})"
+    return f"{what}, {line}{bridge}{chip}"
+
+
+OURS = {"ours": "", "first": ", command, first", "later": ", command, later"}
+"""Ways of ours, by what is said of each."""
 
 
 def ways(results: Sequence[Result]) -> Table:
     """Every way beside the floor."""
     scripts: dict[str, dict[str, float]] = {}
     for result in results:
-        scripts.setdefault(_name(result), {})[result.cell.way] = result.median_s
+        scripts.setdefault(_name(result.cell), {})[result.cell.way] = result.median_s
     rows = []
     for result in results:
-        name = _name(result)
-        if result.cell.way != "ours":
+        name, way = _name(result.cell), result.cell.way
+        if way not in OURS:
             continue
         row = [
-            name,
+            name + OURS[way],
             f"{result.floor_s:.2f}",
             f"{result.median_s:.2f}",
             f"{result.spread_s:.2f}" if len(result.runs) > 1 else "-",
             f"{result.ratio:.2f}",
         ]
-        for way in ("best", "separate", "idftool"):
-            other = scripts[name].get(way)
+        for script in SCRIPTS:
+            other = scripts[name].get(script)
             row.append(f"{other:.2f} ({result.median_s / other:.2f})" if other else "-")
         rows.append(row)
     columns = ("Seconds (median)", "floor", "ours", "spread", "ours/floor",
@@ -60,7 +64,7 @@ def ways(results: Sequence[Result]) -> Table:
 def phases(results: Sequence[Result]) -> Table:
     """Ours by phase."""
     rows = [
-        [_name(result), *(f"{result.phase_s(name):.2f}" for name in PHASES)]
+        [_name(result.cell), *(f"{result.phase_s(name):.2f}" for name in PHASES)]
         for result in results
         if result.cell.way == "ours"
     ]
@@ -75,7 +79,7 @@ def floors(results: Sequence[Result]) -> list[Table]:
             continue
         rows = [[item.name, f"{item.seconds:.3f}"] for item in result.floor]
         rows.append(["sum", f"{result.floor_s:.3f}"])
-        tables.append(_table(f"Floor: {_name(result)}", ("", "s"), rows))
+        tables.append(_table(f"Floor: {_name(result.cell)}", ("", "s"), rows))
     return tables
 
 

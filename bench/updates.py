@@ -13,12 +13,16 @@ from bench.boards import State
 from bench.floor import Item
 from bench.ours import Measured
 from esp32_sim.process import RunningBoard
+from esp32_sim.usb import USB_BAUD
 from ota_service.link.stream import make_stream
 from ota_service.update.session import Image
 
-Way = Literal["ours", "separate", "best", "idftool"]
-WAYS: tuple[Way, ...] = ("ours", "best", "separate", "idftool")
-SIZES = {"300 kB": 300_000, "1 MiB": 1_048_576, "3.5 MiB": 3_500_000}
+Way = Literal["ours", "first", "later", "separate", "best", "idftool"]
+"""ours: a session with a board that is known. first, later: the command, over a port that it has
+never seen, or has updated before. The others: `scripted`."""
+SCRIPTS: tuple[Way, ...] = ("best", "separate", "idftool")
+SIZES = {"330 kB": 330_000, "1 MiB": 1_048_576, "3.5 MiB": 3_500_000}
+OTHER_CHIPS = ("esp32s2", "esp32s3", "esp32c3", "esp32c6", "esp32h2")
 BAUDS = (115_200, 460_800, 921_600, 2_000_000)
 
 Task = Literal["update", "version", "unchanged"]
@@ -35,7 +39,8 @@ class Cell:
     baud: int
     latency_ms: int
     way: Way
-    known_line: bool = True
+    chip: str = "esp32"
+    usb: str = "bridge"
 
 
 @dataclass
@@ -94,27 +99,37 @@ class Result:
 def measure(cell: Cell, runs: int, told: Callable[[str], None]) -> Result:
     """Run one cell several times, each on a fresh board."""
     size = SIZES[cell.image]
-    image = boards.image(size)
-    data = boards.flash(cell.state, size)
+    image = boards.image(size, chip=cell.chip)
+    data = boards.flash(cell.state, size, cell.chip)
     result = Result(cell)
     boots: list[float] = []
     for run in range(runs):
-        with boards.board(data, cell.latency_ms) as board:
+        with boards.board(data, cell.latency_ms, chip=cell.chip, usb=cell.usb) as board:
             measured = _WAYS[cell.way](cell, board, data, image)
             result.runs.append(measured)
             boots.append(boards.boot_s(board))
-        told(f"{cell.task}, {cell.image}, {cell.state}, {cell.baud}, {cell.latency_ms} ms, "
-             f"{cell.way}: run {run + 1}: {measured.total_s:.2f} s")  # fmt: skip
+        what = f"{cell.image}, {cell.state}, {cell.baud}, {cell.latency_ms} ms, {cell.chip}"
+        what += f", {cell.usb}, {cell.way}: run {run + 1}"
+        told(f"{cell.task}, {what}: {measured.total_s:.2f} s")
     result.floor = _floor(cell, data, image, result.runs[0], min(boots))
     return result
 
 
 def _ours(cell: Cell, board: RunningBoard, data: bytes, image: Image) -> Measured:
     if cell.task == "update":
-        return ours.measure(board, image, cell.baud, known_line=cell.known_line)
+        return ours.measure(board, image, cell.baud, chip=cell.chip)
     if cell.task == "version":
         return ours.measure(board, None, cell.baud, read_only=True)
     return ours.measure(board, boards.running(), cell.baud, version=boards.OLD)
+
+
+def _first(cell: Cell, board: RunningBoard, data: bytes, image: Image) -> Measured:
+    return ours.command(board, [image], cell.baud)
+
+
+def _later(cell: Cell, board: RunningBoard, data: bytes, image: Image) -> Measured:
+    before = boards.image(boards.RUNNING_BYTES, "1.0.5", cell.chip)
+    return ours.command(board, [before, image], cell.baud)
 
 
 _Script = Callable[[RunningBoard, bytes, Image, int], Measured]
@@ -129,6 +144,8 @@ def _scripted(script: _Script) -> Callable[[Cell, RunningBoard, bytes, Image], M
 
 _WAYS: dict[Way, Callable[[Cell, RunningBoard, bytes, Image], Measured]] = {
     "ours": _ours,
+    "first": _first,
+    "later": _later,
     "separate": _scripted(scripted.separate),
     "best": _scripted(scripted.best),
     "idftool": _scripted(scripted.idftool),
@@ -138,7 +155,8 @@ _WAYS: dict[Way, Callable[[Cell, RunningBoard, bytes, Image], Measured]] = {
 def _floor(
     cell: Cell, data: bytes, image: Image, measured: Measured, boot_s: float
 ) -> list[floor.Item]:
-    line = floor.Line(cell.baud, cell.latency_ms / 1000)
+    baud = cell.baud if cell.usb == "bridge" else USB_BAUD
+    line = floor.Line(baud, cell.latency_ms / 1000, cell.chip)
     ends = floor.leave(boot_s)
     if cell.task == "version":
         # Nobody waits for the boot of a board whose version was read.
@@ -159,11 +177,10 @@ def _floor(
 
 def quick() -> Iterator[Cell]:
     """One image, two speeds."""
-    for baud in (921_600, 2_000_000):
-        yield Cell("update", "300 kB", "random", baud, 1, "ours")
-        yield Cell("update", "300 kB", "random", baud, 1, "best")
-    yield Cell("update", "300 kB", "same", 921_600, 1, "ours")
-    yield Cell("version", "300 kB", "random", 921_600, 1, "ours")
+    for way in ("ours", "first", "later", "best"):
+        yield Cell("update", "330 kB", "random", 921_600, 1, way)
+    yield Cell("update", "330 kB", "random", 2_000_000, 1, "ours")
+    yield Cell("version", "330 kB", "random", 921_600, 1, "ours")
 
 
 def standard() -> Iterator[Cell]:
@@ -171,12 +188,16 @@ def standard() -> Iterator[Cell]:
     for image in SIZES:
         for baud in BAUDS:
             yield Cell("update", image, "random", baud, 1, "ours")
-            for way in WAYS[1:]:
+            for way in SCRIPTS:
                 if baud == 921_600 or (image == "1 MiB" and way == "best"):
                     yield Cell("update", image, "random", baud, 1, way)
+    for image in ("330 kB", "1 MiB"):
+        for way in ("first", "later"):
+            yield Cell("update", image, "random", 921_600, 1, way)
     for state in ("blank", "older"):
         yield Cell("update", "1 MiB", state, 921_600, 1, "ours")
     yield from small()
+    yield from chips()
 
 
 def small() -> Iterator[Cell]:
@@ -186,8 +207,14 @@ def small() -> Iterator[Cell]:
         yield Cell("version", "1 MiB", "random", 921_600, latency_ms, "ours")
         yield Cell("unchanged", "1 MiB", "random", 921_600, latency_ms, "ours")
     yield Cell("update", "1 MiB", "random", 921_600, 16, "ours")
-    for image in ("1 MiB", "3.5 MiB"):
-        yield Cell("update", image, "random", 921_600, 1, "ours", known_line=False)
+
+
+def chips() -> Iterator[Cell]:
+    """The other chips behind a bridge, and two at their own USB port."""
+    attached = [(chip, "bridge") for chip in OTHER_CHIPS]
+    for chip, usb in (*attached, ("esp32c3", "serial-jtag"), ("esp32s2", "otg")):
+        for way in ("ours", "best"):
+            yield Cell("update", "330 kB", "random", 921_600, 1, way, chip, usb)
 
 
 def everything() -> Iterator[Cell]:
@@ -195,9 +222,10 @@ def everything() -> Iterator[Cell]:
     for image in SIZES:
         for baud in BAUDS:
             for state in boards.STATES:
-                for way in WAYS:
+                for way in ("ours", "first", "later", *SCRIPTS):
                     yield Cell("update", image, state, baud, 1, way)
     yield from small()
+    yield from chips()
 
 
 def repeats(cell: Cell, runs: int) -> int:

@@ -32,7 +32,8 @@ from esp32_sim.loader_stub import StubLoader, is_stub
 from esp32_sim.usb import SERIAL_JTAG_ACTIONS, USB_BAUD, Lines, leaves_bus, otg_action
 
 ROM_BAUD = 115200
-# What the stub takes where the ROM's UART structure says 0 (espressif/esp-flasher-stub, main.c).
+# What the stub takes from the ROM's UART structure, which CHANGE_BAUDRATE does not change (measured
+# on Espressif's ESP32 ROM, esp32.md; espressif/esp-flasher-stub, main.c).
 STUB_BAUD = 115200
 # A UART samples a byte's last bit wrongly from about this difference on.
 BAUD_TOLERANCE = 0.03
@@ -348,12 +349,10 @@ class Board:
                 self.state = "crashed"
                 self.history.add("crashed", entry=leave.entry)
                 await asyncio.Event().wait()
-            noted, self._rom = self._rom.noted_baud, None
+            self._rom = None
             self.state = "stub"
-            if self.registers.chip.stub_sets_baud and not self.config.rom_reports_baud:
+            if self.registers.chip.stub_sets_baud:
                 self._set_chip_baud(STUB_BAUD)
-            elif noted is not None:
-                self._set_chip_baud(noted)
             self.history.add("stub")
             leave = await _run_loader(StubLoader(core, self.registers))
         self._rom = None

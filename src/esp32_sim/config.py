@@ -52,12 +52,9 @@ class BoardConfig:
     time. erase_factor: how much longer than their data sheets say erases take, where boards are
     timed. time_scale: seconds of an app's behaviour are multiplied by it. resets_on_open: opening
     the port resets the board, as with drivers that move DTR and RTS one after the other. max_baud:
-    above it the wire carries noise; 0: it holds every speed. rom_reports_baud: the stub starts at
-    the speed that the ROM was set to; else at 115200, as where the ROM's CHANGE_BAUDRATE does not
-    note the speed in its UART structure, where the stub looks for it. Which one silicon does is not
-    documented; other chips than the ESP32 and the S2 keep the speed in any case. crystal_estimate:
-    what the ROM takes its crystal for, as a part of what it is: a speed that it is asked for comes
-    out as wrong (esptool, targets/esp32.py).
+    above it the wire carries noise; 0: it holds every speed.
+    crystal_estimate: what the ROM takes its crystal for, as a part of what it is: a speed that it
+    is asked for comes out as wrong (esptool, targets/esp32.py).
     """
 
     chip: str = ESP32.name
@@ -95,7 +92,6 @@ class BoardConfig:
     boots_at_start: bool = True
     resets_on_open: bool = False
     max_baud: int = 0
-    rom_reports_baud: bool = True
     crystal_estimate: float = 1.0
     seed: int = 0
 

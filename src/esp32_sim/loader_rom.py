@@ -57,8 +57,6 @@ class RomLoader:
         self._block_bytes = 0
         self._inflater = zlib.decompressobj()
         self.synced = False
-        # What its UART structure would say, where CHANGE_BAUDRATE is noted there.
-        self.noted_baud: int | None = None
 
     async def run(self) -> None:
         """Serve commands until one leaves the loader; raises Leave."""
@@ -227,8 +225,7 @@ class RomLoader:
     async def _change_baudrate(self, command: Command) -> None:
         self._need(command, 8)
         self._answer(command)
-        self.noted_baud = command.words(1)[0]
-        self.core.set_baud(round(self.noted_baud / self.registers.config.crystal_estimate))
+        self.core.set_baud(round(command.words(1)[0] / self.registers.config.crystal_estimate))
 
     async def _get_security_info(self, command: Command) -> None:
         self._answer(command, data=security_info(self.registers.config))

@@ -62,9 +62,18 @@ def test_tables_show_ratios() -> None:
     assert mine.to_json()["ratio_to_floor"] == 1.5
 
 
-def test_a_new_port_is_told_from_a_known_one() -> None:
-    """Its first session sends the stub loader at the ROM's speed."""
-    cells = [one for one in updates.standard() if not one.known_line]
-    assert {cell.image for cell in cells} == {"1 MiB", "3.5 MiB"}
-    result = updates.Result(cells[0], [Measured(9.0)], [floor.Item("wire", 6.0)])
-    assert str(next(iter(tables.ways([result]).columns[0].cells))).endswith(", new port")
+def test_the_command_is_measured_beside_the_scripts() -> None:
+    """Its first update over a port and a later one, for the sizes that are compared; each chip and
+    native USB have a row."""
+    cells = list(updates.standard())
+    for image in ("330 kB", "1 MiB"):
+        ways = {
+            one.way for one in cells if (one.image, one.baud, one.chip) == (image, 921_600, "esp32")
+        }
+        assert ways == {"ours", "first", "later", "best", "separate", "idftool"}
+    assert {one.chip for one in cells} == {"esp32", *updates.OTHER_CHIPS}
+    assert {one.usb for one in cells} == {"bridge", "serial-jtag", "otg"}
+    cell = updates.Cell("update", "330 kB", "random", 921_600, 1, "first", "esp32c3", "serial-jtag")
+    row = tables.ways([updates.Result(cell, [Measured(9.0)], [floor.Item("wire", 6.0)])])
+    name = "330 kB, spare slot random, its own USB (serial-jtag), esp32c3, command, first"
+    assert list(row.columns[0].cells) == [name]

@@ -21,9 +21,8 @@ from esp32_sim.control import BoardControl
 from esp32_sim.images import Behaviour
 from esp32_sim.process import SimBoard
 from ota_service.fleet.hooks import SessionHooks
-from ota_service.fleet.journal import open_journal
-from ota_service.fleet.journal_rows import LineRecord
-from ota_service.link import link, registers
+from ota_service.link import registers
+from ota_service.link.link import EspLink
 from tests.faults.desk import CLEAN_ENDS, IMAGE_BYTES, Desk, Held
 
 LAYOUTS = ("guide", "micro-rdk", "micro-rdk-8mb")
@@ -32,7 +31,7 @@ PHASES = (
     *("booting", "rolling_back"),
 )
 LARGE_BYTES = 200_000
-"""Of an image that says something of a line, and whose slot is erased while it travels."""
+"""Of an image that says something of a line."""
 PANICS = Behaviour(ending="panic", ending_after_s=0.2)
 
 
@@ -74,24 +73,10 @@ async def heal(desk: Desk, new: str, before: Any, name: str = "a") -> None:
     await desk.truth(before, new, name)
 
 
-@contextmanager
-def shortcuts(desk: Desk) -> Iterator[None]:
-    """The next session has a line that is known, and takes the bridge for a slow one."""
-    with open_journal(desk.folder / "state") as journal:
-        journal.put(LineRecord(desk.board().mac, desk.board().url, 921_600))
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(registers, "TOGETHER_MARGIN_S", -1.0))
-        stack.enter_context(mock.patch.object(link, "AHEAD_BELOW_S", 10.0))
-        always = mock.patch.object(link, "ahead_pays", lambda stream, _: bool(stream.ahead))
-        stack.enter_context(always)
-        yield
-
-
 async def noise(folder: Path, seed: int) -> str:
     """Bytes lost, doubled or changed, in one direction or both, up to 1 in 1,000.
 
-    With odd seeds every shortcut is taken: the stub loader is sent fast, registers are looked at
-    together, and the slot is erased while the image travels.
+    With odd seeds registers are looked at together.
     Returns the state that the update ended in while the noise lasted.
     """
     rng = random.Random(seed)
@@ -105,7 +90,8 @@ async def noise(folder: Path, seed: int) -> str:
         url = desk.serve("1.1.0", size_bytes=size_bytes)
         with ExitStack() as stack:
             if seed % 2:
-                stack.enter_context(shortcuts(desk))
+                # It takes the bridge for a slow one.
+                stack.enter_context(mock.patch.object(registers, "TOGETHER_MARGIN_S", -1.0))
             desk.board().control.set_faults(**{way: dict.fromkeys(kinds, rate) for way in ways})
             status = await desk.updated("1.1.0", url=url, timeout_s=180)
         state: str = status["boards"]["a"]["state"]
@@ -156,6 +142,48 @@ async def unplugged(folder: Path, seed: int) -> None:
         else:
             assert board_now["state"] == "up_to_date", board_now
             await desk.truth(before, "1.1.0")
+
+
+async def life(folder: Path, pulls: int) -> list[int]:
+    """A port whose cable is pulled again and again, in any phase: each update comes to its end, and
+    each session begins at the highest speed. Returns the speeds of all sessions, in their order."""
+    rng = random.Random(pulls)
+    speeds: list[int] = []
+    connect = EspLink.connect
+
+    def noted(*arguments: Any, **named: Any) -> EspLink:
+        link = connect(*arguments, **named)
+        speeds.append(link.baud)
+        return link
+
+    async with Desk.start(folder, [SimBoard(LAYOUTS[0])]) as desk:
+        control = desk.board().control
+        before = await desk.look()
+        with mock.patch.object(EspLink, "connect", noted):
+            for pull in range(1, pulls + 1):
+                version = f"1.1.{pull}"
+                power, delay_s = rng.random() < 0.5, rng.choice([0.0, rng.uniform(0.0, 0.2)])
+
+                def unplug(power: bool = power, delay_s: float = delay_s) -> None:
+                    time.sleep(delay_s)  # somewhere within the phase
+                    control.unplug(keep_power=power)
+
+                with at_phase(rng.choice(PHASES[:-1]), unplug) as seen:
+                    last = desk.run_id()
+                    await desk.configure(url=desk.serve(version), version=version)
+                    await desk.wait(lambda _, seen=seen: seen)  # type: ignore[misc]
+                    await asyncio.to_thread(control.wait_for, "unplugged")
+                    status = await desk.next_run(last)
+                last = desk.run_id()
+                control.plug()
+                if status["boards"]["a"]["state"] == "absent":
+                    status = await desk.next_run(last)
+                assert status["boards"]["a"]["state"] == "up_to_date", status["boards"]["a"]
+                before = await desk.truth(before, version)
+            await desk.updated("2.0.0")
+            await desk.truth(before, "2.0.0")
+    assert set(speeds) == {921_600}, speeds
+    return speeds
 
 
 async def never_answers(folder: Path, seed: int) -> None:

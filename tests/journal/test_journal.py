@@ -33,7 +33,9 @@ from ota_service.fleet.journal_rows import (
 )
 from ota_service.fleet.journal_store import Store
 from ota_service.fleet.memory import Memory
+from ota_service.link.chip import ChipInfo
 from ota_service.link.ports import PortInfo
+from ota_service.update.inspect import Inspection
 from ota_service.update.session import Awaited
 
 MAC = "aa:bb:cc:dd:ee:01"
@@ -201,17 +203,6 @@ def test_not_ours_until_release(journal: Journal) -> None:
     journal.close()
 
 
-def test_a_release_lets_a_port_try_its_highest_speed_again(journal: Journal) -> None:
-    """What it fell back to was perhaps a bad cable's."""
-    memory = Memory(journal, "OTA")
-    memory.fell_back("/dev/ttyUSB0", 115_200)
-    memory.fell_back("/dev/ttyUSB1", 460_800)
-    journal.release(MAC, "/dev/ttyUSB0")
-    assert memory.fallback_baud("/dev/ttyUSB0") is None
-    assert memory.fallback_baud("/dev/ttyUSB1") == 460_800
-    journal.close()
-
-
 def test_a_known_bridge_is_one_device_in_one_place(journal: Journal) -> None:
     """Something else plugged into the socket of a known bridge is not known."""
     Memory(journal, "OTA").learn_place("left", HUB.device, HUB, MAC)
@@ -221,20 +212,6 @@ def test_a_known_bridge_is_one_device_in_one_place(journal: Journal) -> None:
     assert not memory.is_our_bridge(replace(HUB, vid=0x1A86, pid=0x7523))
     assert not memory.is_our_bridge(OTHER_HUB)
     journal.close()
-
-
-def test_speeds(journal: Journal) -> None:
-    """A port's last proven speed, up or down."""
-    memory = Memory(journal, "OTA")
-    assert memory.fallback_baud("p") is None
-    for baud in (921600, 460800):
-        memory.fell_back("p", baud)
-        assert memory.fallback_baud("p") == baud
-    memory.carried(MAC, "p", 921600)
-    assert memory.carried_baud(MAC, "p") == 921600
-    assert memory.carried_baud(MAC, "q") is None
-    memory.carried(MAC, "p", 0)
-    assert memory.carried_baud(MAC, "p") is None
 
 
 def test_failures_are_counted_and_a_success_forgets_them(journal: Journal) -> None:
@@ -502,7 +479,6 @@ def test_what_stands_under_no_mac_is_of_nobody(tmp_path: Path, nobody: str) -> N
         assert journal.get(PortRecord, port="/dev/ttyACM1") is not None
         assert journal.pending(nobody) is None
         assert journal.attempts(nobody) == []
-        assert Memory(journal, "OTA").carried_baud(nobody, "/dev/ttyACM0") is None
         for place, whose in (("/dev/ttyACM0", None), ("/dev/ttyACM1", MAC)):
             left = journal.get(NotOursRecord, place=place)
             assert left is not None
@@ -658,4 +634,15 @@ def test_power_that_failed_during_a_confirmation_is_remembered(journal: Journal)
         memory.power_failed(MAC)
         journal = reopened(journal)
         memory = Memory(journal, "OTA")
+    journal.close()
+
+
+def test_a_silent_bootloader_is_remembered(journal: Journal) -> None:
+    """As it was last listened to; a look that did not listen changes nothing."""
+    memory = Memory(journal, "OTA")
+    chip = ChipInfo("ESP32", 0, MAC, 301, 4 << 20)
+    assert not memory.facts(MAC, "t").silent
+    for heard, silent in ((True, True), (None, True), (False, False)):
+        memory.saw(Inspection(chip, silent=heard))
+        assert memory.facts(MAC, "t").silent is silent
     journal.close()

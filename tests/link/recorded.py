@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 from serial import SerialBase
 
 from esp32_sim.process import RunningBoard
 from ota_service.link.serial_port import close_port, open_port
-from ota_service.link.spi import SpiBus
 
 MEM_DATA, WRITE_REG, READ_REG, DEFL_DATA = 0x07, 0x09, 0x0A, 0x11
 
@@ -61,16 +59,3 @@ def recorded(board: RunningBoard) -> Iterator[Recorded]:
         yield notes
     finally:
         close_port(port)
-
-
-def noted_erases(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The addresses that are erased from here while a block travels, from now on."""
-    noted: list[int] = []
-    erase = SpiBus.erase_block_during
-
-    def erase_block_during(self: SpiBus, address: int, proven: bool, request: bytes) -> None:
-        noted.append(address)
-        erase(self, address, proven, request)
-
-    monkeypatch.setattr(SpiBus, "erase_block_during", erase_block_during)
-    return noted

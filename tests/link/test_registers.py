@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from esp32_sim.process import SimBoard, SimProcess
-from ota_service.errors import OtaError
 from ota_service.link import registers
 from ota_service.link.link import EspLink
 from tests.link.recorded import READ_REG, WRITE_REG, Recorded, recorded
@@ -18,12 +17,6 @@ SLOW = {"timed": True, "bridge_latency_ms": 16.0}
 FAST = {"timed": True, "bridge_latency_ms": 1.0}
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test begins like a new process."""
-    monkeypatch.setattr(registers, "ALONE", set())
 
 
 def _changes(notes: Recorded, link: EspLink) -> list[tuple[int, ...]]:
@@ -59,19 +52,37 @@ def test_on_a_fast_bridge_they_go_one_by_one(tmp_path: Path) -> None:
         link.restart()
 
 
-def test_a_loader_that_loses_requests_gets_them_one_by_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lost", ["all", "every third"])
+def test_requests_that_get_no_answer_are_tried_smaller_then_singly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    """Without gaps they are lost: no wrong value, a lost link, and never together again."""
-    monkeypatch.setattr(registers, "GAP", b"")
-    monkeypatch.setattr(registers, "DEFAULT_TIMEOUT", 0.3)
-    board = SimBoard("guide", config=SLOW)
+    """Without gaps they are lost: the link holds, no value is wrong, and nothing is done twice that
+    is not done once right."""
+    if lost == "all":
+        monkeypatch.setattr(registers, "GAP", b"")
+    monkeypatch.setattr(registers, "TOGETHER_TIMEOUT_S", 0.3)
     monkeypatch.setattr(registers, "TOGETHER_MARGIN_S", -1.0)
+    board = SimBoard("guide", config=SLOW)
     with SimProcess(tmp_path, [board]) as sim, recorded(sim.boards[0]) as notes:
-        with pytest.raises(OtaError) as caught:
-            EspLink.connect(notes.port, baud=115_200)
-        assert caught.value.code == "link-lost"
+        control = sim.boards[0].control
+        control.write_flash(PLACE, b"\0" * 0x1000)
+        count = [0]
+
+        def damage(data: bytes) -> bytes:
+            if lost == "all" or registers.GAP not in data:
+                return data
+            count[0] += 1
+            return data[: len(data) // 2] if count[0] % 3 == 0 else data
+
+        notes.damage = damage
         link = EspLink.connect(notes.port, baud=115_200)
+        assert max(map(len, _changes(notes, link))) == (1 if lost == "all" else 5)
+        for at in range(3):
+            link.program(PLACE + 0x100 * (at + 1), bytes(range(at + 1, 60)))
+        assert control.read_flash(PLACE, 9) == bytes(range(1, 9)) + b"\xff"
+        for at in range(3):
+            found = control.read_flash(PLACE + 0x100 * (at + 1), 61)
+            assert found == bytes(range(at + 1, 60)).ljust(61, b"\xff")
         assert {len(commands) for commands in _changes(notes, link)} == {1}
-        assert sim.boards[0].control.read_flash(PLACE, 8) == bytes(range(1, 9))
+        assert link._spi._registers._groups == [1]
         link.restart()

@@ -1,89 +1,90 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The stub loader is sent at a high speed where the line is known to hold it, and only there."""
+"""The stub loader is sent at a high speed where that can be done; nothing of it is remembered."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from serial import SerialException
 
 from esp32_sim.process import SimBoard, SimProcess
 from ota_service.errors import OtaError
-from ota_service.fleet.memory import Memory
 from ota_service.link import start_stub
-from ota_service.link.link import EspLink
-from tests.faults.desk import Desk
-from tests.link.recorded import DEFL_DATA, MEM_DATA, Recorded, recorded
+from ota_service.link.link import EspLink, looks_like_speed
+from tests.link.recorded import MEM_DATA, Recorded, recorded
+
+from esptool.util import FatalError  # isort: skip
 
 FAST, ROM = 921_600, 115_200
 
-pytestmark = pytest.mark.slow
 
-
-@pytest.fixture(autouse=True)
-def _nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test begins like a new process."""
-    monkeypatch.setattr(start_stub, "SLOW_STARTS", set())
-    monkeypatch.setattr(start_stub, "AT_ROM_BAUD", set())
-
-
-def _connect(notes: Recorded, carried_baud: int | None, baud: int = FAST) -> EspLink:
-    """A link that works, from a port of which `carried_baud` is known."""
+def _connect(notes: Recorded, baud: int = FAST) -> EspLink:
+    """A link that works."""
     notes.clear()
-    link = EspLink.connect(notes.port, baud=baud, identified=lambda _: carried_baud)
+    link = EspLink.connect(notes.port, baud=baud)
     assert link.read(0x8000, 2) == b"\xaa\x50"
+    assert notes.port.baudrate == link.baud
     return link
 
 
-@pytest.mark.parametrize("rom_reports_baud", [True, False])
-def test_a_line_that_carried_an_image_takes_the_stub_loader_at_that_speed(
-    tmp_path: Path, rom_reports_baud: bool
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("chip", "config", "sent_at"),
+    [
+        ("esp32", {}, FAST),
+        ("esp32", {"timed": True}, FAST),
+        ("esp32c3", {"timed": True}, FAST),
+        ("esp32s3", {"secure_boot_v2": True}, ROM),
+        ("esp32s2", {}, ROM),
+        # A ROM that mistakes its crystal is asked for a speed that comes out right; where it is
+        # far off, for none.
+        ("esp32", {"crystal_estimate": 1.01}, FAST),
+        ("esp32", {"crystal_estimate": 0.99}, FAST),
+        ("esp32", {"crystal_estimate": 1.05}, ROM),
+    ],
+)
+def test_where_the_stub_loader_is_sent_fast(
+    tmp_path: Path, chip: str, config: dict[str, object], sent_at: int
 ) -> None:
-    """Whichever speed the stub loader then starts at; without that knowledge, at the ROM's."""
-    board = SimBoard("guide", config={"rom_reports_baud": rom_reports_baud})
+    """In the first session as in each later one, and at no other speed."""
+    board = SimBoard("guide", config={"chip": chip, **config})
     with SimProcess(tmp_path, [board]) as sim, recorded(sim.boards[0]) as notes:
-        for carried, sent_at in ((None, ROM), (FAST, FAST), (FAST, FAST), (460_800, 460_800)):
-            link = _connect(notes, carried)
-            assert notes.bauds_of(MEM_DATA) == {sent_at}
-            assert notes.port.baudrate == link.baud == FAST
-            link.restart()
-
-
-@pytest.mark.parametrize(("estimate", "sent_at"), [(1.01, FAST), (0.99, FAST), (1.05, ROM)])
-@pytest.mark.parametrize("rom_reports_baud", [True, False])
-def test_a_rom_that_mistakes_its_crystal(
-    tmp_path: Path, estimate: float, sent_at: int, rom_reports_baud: bool
-) -> None:
-    """A little: it is asked for a speed that comes out right. By more: at the ROM's first speed."""
-    config = {"crystal_estimate": estimate, "rom_reports_baud": rom_reports_baud}
-    with (
-        SimProcess(tmp_path, [SimBoard("guide", config=config)]) as sim,
-        recorded(sim.boards[0]) as notes,
-    ):
-        link = _connect(notes, FAST)
+        link = _connect(notes)
+        assert link.baud == FAST
         assert notes.bauds_of(MEM_DATA) == {sent_at}
-        assert notes.port.baudrate == link.baud == FAST
         link.restart()
 
 
-def test_a_speed_that_does_not_hold_any_more_costs_one_attempt(tmp_path: Path) -> None:
-    """Another cable: the board is reset, started at the ROM's speed, and so from then on."""
-    board = SimBoard("guide", config={"max_baud": 460_800})
-    with SimProcess(tmp_path, [board]) as sim, recorded(sim.boards[0]) as notes:
-        link = _connect(notes, FAST)
-        assert link.baud == 460_800
+def test_a_stub_loader_is_greeted_at_one_speed_only() -> None:
+    """Each chip's is known; of the others none is guessed."""
+    assert start_stub.GREETS_AT["ESP32"] == ROM
+    assert {speed for chip, speed in start_stub.GREETS_AT.items() if chip != "ESP32"} == {None}
+
+
+@pytest.mark.slow
+def test_a_speed_that_does_not_hold_is_tried_by_each_session(tmp_path: Path) -> None:
+    """Another cable: each begins at its highest speed, and ends at the one that holds."""
+    with SimProcess(tmp_path, [SimBoard("guide")]) as sim, recorded(sim.boards[0]) as notes:
+        sim.boards[0].control.configure(max_baud=460_800)
+        link = _connect(notes)
+        assert (link.baud, link.starts_fast) == (460_800, False)
         assert notes.bauds_of(MEM_DATA) == {ROM}  # the ROM answered nothing at the high speed
-        assert link.carried_baud == 0
         link.restart()
-        link = _connect(notes, FAST, 460_800)
-        assert notes.bauds_of(MEM_DATA) == {ROM}
+        link.reconnect()
+        assert link.baud == 460_800  # the same session knows
+        link.restart()
+        sim.boards[0].control.configure(max_baud=0)
+        link = _connect(notes)
+        assert (link.baud, notes.bauds_of(MEM_DATA)) == (FAST, {FAST})
         link.restart()
 
 
+@pytest.mark.slow
 def test_a_board_that_is_not_the_one_that_is_meant_is_not_started(tmp_path: Path) -> None:
     """Its MAC is read at the ROM's speed, before anything is sent."""
 
-    def wrong(mac: str) -> int | None:
+    def wrong(mac: str) -> None:
         raise OtaError("wrong-board", mac)
 
     with SimProcess(tmp_path, [SimBoard("guide")]) as sim, recorded(sim.boards[0]) as notes:
@@ -94,41 +95,21 @@ def test_a_board_that_is_not_the_one_that_is_meant_is_not_started(tmp_path: Path
         assert notes.bauds_of(MEM_DATA) == set()
 
 
-# --- what the service remembers
-
-
-async def _line(desk: Desk) -> int | None:
-    assert desk.service is not None
-    memory: Memory = desk.service._engine.memory
-    return memory.carried_baud(desk.board().mac, desk.board().url) or None
-
-
-async def test_an_update_without_an_error_proves_the_line(tmp_path: Path) -> None:
-    """Known from then on, also by the next process; forgotten when the link is lost."""
-    async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
-        await desk.configure(url=desk.serve("1.0.0"), version="1.0.0", auto_update=False)
-        assert await _line(desk) is None
-        await desk.updated("1.1.0", url=desk.serve("1.1.0", size_bytes=200_000))
-        assert await _line(desk) == FAST
-        before = desk.run_id()
-        desk.board().control.set_faults(no_answer=True)
-        await desk.command("update")
-        status = await desk.next_run(before)
-        assert status["boards"]["a"]["error"]["code"] == "no-answer"
-        assert await _line(desk) is None
-
-
-async def test_a_small_image_proves_nothing(tmp_path: Path) -> None:
-    """Less than 64 KiB over the wire say too little of a line."""
-    async with Desk.start(tmp_path, [SimBoard("guide")]) as desk:
-        status = await desk.updated("1.1.0")
-        assert status["boards"]["a"]["state"] == "up_to_date"
-        assert await _line(desk) is None
-
-
-def test_commands_are_told_apart(tmp_path: Path) -> None:
-    """The recorder would notice: nothing of an image is sent where none is written."""
-    with SimProcess(tmp_path, [SimBoard("guide")]) as sim, recorded(sim.boards[0]) as notes:
-        _connect(notes, None).restart()
-        assert notes.bauds_of(MEM_DATA)
-        assert not notes.bauds_of(DEFL_DATA)
+@pytest.mark.parametrize(
+    ("code", "cause", "slower"),
+    [
+        ("link-lost", FatalError("Packet content transfer stopped"), True),
+        ("verify-failed", None, True),
+        ("link-lost", SerialException("device disconnected"), False),
+        ("link-lost", OSError("Input/output error"), False),
+        ("no-answer", FatalError("No serial data received."), False),
+        ("boot-failed", None, False),
+    ],
+)
+def test_a_cable_that_was_pulled_is_no_speed(
+    code: str, cause: Exception | None, slower: bool
+) -> None:
+    """Only what went wrong at a speed may be better at a lower one."""
+    error = OtaError(code)
+    error.__cause__ = cause
+    assert looks_like_speed(error) is slower

@@ -194,9 +194,6 @@ class Notes:
         """Nobody cancels."""
         return False
 
-    def carried(self, baud: int) -> None:
-        """Nothing is kept of it."""
-
     def stopping(self) -> bool:
         """The process goes on."""
         return False

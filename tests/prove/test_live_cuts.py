@@ -9,10 +9,8 @@ import pytest
 
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import Erase
-from ota_service.link import link as link_module
 from ota_service.update.session import Job
 from tests.formats.nvs_pages import stuck
-from tests.link.recorded import noted_erases
 from tests.prove.board import BOOT, Notes, Op, Told, quiet
 from tests.prove.flows import Case, recover
 from tests.prove.images import LARGE
@@ -47,16 +45,11 @@ def test_power_that_fails_within_a_session_is_a_lost_link(boards: Boards) -> Non
     assert _cut_each(boards, CASE.job(), cuts, judge) == []
 
 
-def test_power_that_fails_while_a_slot_is_erased_ahead(
-    boards: Boards, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At each of its erases, whole and torn, and at the program behind: the old firmware runs, and
-    the next session comes to its target."""
+def test_power_that_fails_while_a_slot_is_erased(boards: Boards) -> None:
+    """At each of the stub loader's erases, whole and torn, and at the program behind: the old
+    firmware runs, and the next session comes to its target."""
     job = Job("board", version=LARGE.tag, image=LARGE.image, boot=BOOT)
     judge = CASE.judge(CASE.flash())
-    monkeypatch.setattr(link_module, "AHEAD_BELOW_S", 10.0)  # however busy this machine is
-    monkeypatch.setattr(link_module, "ahead_pays", lambda stream, _: bool(stream.ahead))
-    ahead = noted_erases(monkeypatch)
     ops = next(boards.each(lambda board, _: recorded(board, CASE, job), [None]))
     slot = [op for op in ops if op.phase == "writing"]
     erases = [
@@ -64,7 +57,7 @@ def test_power_that_fails_while_a_slot_is_erased_ahead(
         for number, op in enumerate(slot, 1)
         if isinstance(op.op, Erase) and op.op.size_bytes == 0x10000
     ]
-    assert len(erases) == len(LARGE.data) // 0x10000 == len(ahead) + 1
+    assert len(erases) == len(LARGE.data) // 0x10000
     cuts = [(at + later, mode) for at in erases for later, mode in AROUND]
     assert _cut_each(boards, job, cuts, judge) == []
 

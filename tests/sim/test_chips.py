@@ -271,7 +271,7 @@ def test_speed_at_which_the_stub_starts(
     """The ESP32's and the S2's stub sets the UART anew; the others leave it as the ROM had it."""
     from esptool import cmds
 
-    board = start(chip=chip, config={"rom_reports_baud": False})
+    board = start(chip=chip)
     esp = connect_to(board, chip, stub=False)
     esp.change_baud(460800)
     if stub_baud == 460800:

@@ -24,10 +24,12 @@ from esp32_sim.images import build_app
 from esp32_sim.layouts import LAYOUTS, Layout, Partition, encode_table
 from esp32_sim.nvsmodel import NvsValue
 from ota_service.errors import OtaError
+from ota_service.formats.chips import CHIP_BY_ID
 from ota_service.formats.flashops import apply_ops
 from ota_service.formats.image import parse_boot_image
 from ota_service.formats.otadata import boots_after
 from ota_service.formats.partitions import parse_partition_table
+from ota_service.link.chip import ChipInfo
 from ota_service.update.carry_out import plan_go_back, plan_rollback
 from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.first_look import FirstLook, first_look
@@ -845,3 +847,23 @@ def test_an_nvs_that_can_be_read_keeps_the_version_itself() -> None:
     patched(target, {store.offset + 64: bytes(0xF00)})
     found = target.look(FIRMWARE)
     assert not found.on_host
+
+
+@pytest.mark.parametrize(("chip_id", "reached"), [(0, False), (5, False), (9, True)])
+@pytest.mark.parametrize("store", ["nvs", "ota_1"])
+def test_a_board_with_what_counts_above_16_mib(store: str, chip_id: int, reached: bool) -> None:
+    """It is left alone where its chip's stub loader does not reach it; data of its own up there
+    are nobody's business."""
+    guide = LAYOUTS["guide"]
+    high = {"nvs": 0x1000000, "ota_1": 0x1010000}[store]
+    moved = tuple(replace(p, offset=high) if p.label == store else p for p in guide.partitions)
+    for partitions, free in ((moved, reached), (guide.partitions, True)):
+        files = Partition("files", 1, 0x82, 0x1400000, 0x100000)
+        layout = Layout("high", 32 << 20, (*partitions, files))
+        chip = ChipInfo(CHIP_BY_ID[chip_id].name, chip_id, "24:0a:c4:00:00:01", 301, 32 << 20)
+        name = chip.name.lower().replace("-", "")
+        old = build_app(version="1.0.0", size_bytes=SIZE, chip=name)
+        flash = MemoryFlash(make_flash(layout, app=old, chip=name))
+        found = inspect(flash, chip, facts=BoardFacts())
+        assert (found.problem is None) is free
+        assert free or (found.problem is not None and found.problem.code == "flash-size")

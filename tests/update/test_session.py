@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from hashlib import md5, sha256
 from pathlib import Path
@@ -18,10 +19,11 @@ from ota_service.errors import OtaError
 from ota_service.formats.image import parse_app_image
 from ota_service.formats.otadata import parse_otadata
 from ota_service.link.serial_port import close_port, open_port
-from ota_service.update import session
+from ota_service.update import session, starts
+from ota_service.update.facts import BoardFacts
 from ota_service.update.inspect import Inspection
 from ota_service.update.session import Awaited, BootRules, Image, Job, Outcome
-from tests.prove.board import Link, Notes
+from tests.prove.board import Link, Notes, Told
 from tests.prove.bootloader import Bootloader
 from tests.prove.cells import Cells
 
@@ -217,3 +219,27 @@ def test_an_app_that_has_confirmed_itself_is_taken_at_its_word() -> None:
     assert (outcome.end, outcome.confirmed, outcome.version) == ("up_to_date", True, None)
     assert outcome.error is not None
     assert outcome.error.code == "nvs-invalid"
+
+
+def test_a_bootloader_that_prints_nothing_is_listened_to_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to the end of the time: the ROM's last line is followed by nothing. The next session is
+    told, restarts nothing to see what runs, and comes to the same answer."""
+    monkeypatch.setattr(starts, "FIRST_LOOK_S", 30.0)
+    app = build_app(version="1.0.0", behaviour=Behaviour(console_baud=0), size_bytes=20_000)
+    flash = make_flash("guide", app=app)
+    spec = SimBoard("guide", flash=bytes(flash), config={"bootloader_log": "none"})
+    with SimProcess(tmp_path, [spec]) as sim:
+        begun_s = time.monotonic()
+        first = Told()
+        found = run(sim.boards[0], Job("a", read_only=True), first).found
+        assert time.monotonic() - begun_s < 25
+        assert found is not None
+        assert (found.running.evidence, found.silent) == ("verified", True)
+        assert len(first.restarts) == 2
+        again = Told(facts=BoardFacts(silent=True))
+        known = run(sim.boards[0], Job("a", read_only=True), again).found
+        assert known is not None
+        assert (known.running, known.silent) == (found.running, None)
+        assert len(again.restarts) == 1

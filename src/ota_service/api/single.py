@@ -168,8 +168,6 @@ class _Hooks:
 
     def restarting(self, reason: str) -> None: ...
 
-    def carried(self, baud: int) -> None: ...
-
 
 async def _look(port: str, job: session.Job, on_progress: OnProgress | None) -> session.Outcome:
     """A session that writes nothing, in a thread; ends with it, also when it is cancelled."""

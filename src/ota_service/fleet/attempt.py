@@ -98,12 +98,7 @@ class Attempt:
         awaits = await self._left_alone() if job.confirm is None else None
         if awaits is not None:
             return awaits
-        known = await around.journaled(partial(memory.fallback_baud, self._port))
-        job = replace(job, baud=min(job.baud, known or job.baud))
         outcome = await self._in_thread(partial(session.run, job=job, hooks=self.hooks))
-        wanted = around.settings.of(self.hooks.entry).baud
-        if outcome.baud is not None and outcome.baud < wanted:
-            await around.journaled(partial(memory.fell_back, self._port, outcome.baud))
         if outcome.power_failed and self.hooks.mac is not None:
             await around.journaled(partial(memory.power_failed, self.hooks.mac))
         return SessionEnd(outcome, failed=self._failed)
@@ -141,8 +136,6 @@ class Attempt:
         """How many attempts have failed by now; only an update's are counted for good."""
         order, memory = self._order, self._around.memory
         mac = self.hooks.mac or self._mac
-        if mac is not None and error.code in ("link-lost", "no-answer"):
-            await self._around.journaled(partial(memory.carried, mac, self._port, 0))
         planned = self.hooks.plan is not None or order.plan is not None
         if order.purpose != "update" or mac is None or not planned:
             return self._failed + error.kind.counts

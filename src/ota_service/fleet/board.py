@@ -38,7 +38,7 @@ from ota_service.fleet.policy import BOARD, Event, State, Verdict
 from ota_service.fleet.settings import BoardEntry
 from ota_service.fleet.sight import Sight
 from ota_service.fleet.turns import Ask
-from ota_service.link.link import bauds_to_try
+from ota_service.link.link import bauds_to_try, looks_like_speed
 from ota_service.update.flash_merged import FlashJob
 from ota_service.update.session import Job, Outcome
 
@@ -467,7 +467,7 @@ class Board:
             update.not_before_s = self._loop.time() + pause_s
             text = "%s; trying again in %g s"
             self._sight.log(logging.WARNING, text, end.error.message, pause_s)
-            self._job = _slower(self._job)
+            self._job = _slower(self._job, end.error)
             self._around.turns.leave(self)
         self._wait(max(0.0, update.not_before_s - self._loop.time()))
         await self._next()
@@ -664,7 +664,7 @@ class Board:
         end: SessionEnd = message.value
         self._over()
         order = self._looks[0]
-        job = _slower(self._new_job(order))
+        job = _slower(self._new_job(order), end.error)
         self._start(order, job, end.failed, policy.retry_pause_s(end.failed))
 
     async def _rewrite(self, message: Message) -> None:
@@ -714,8 +714,10 @@ def _order(message: Message) -> Order:
     return message.order
 
 
-def _slower(job: Job) -> Job:
-    """The same at the next lower speed."""
+def _slower(job: Job, error: OtaError | None) -> Job:
+    """The same at the next lower speed, where that may help; the next update begins anew."""
+    if error is None or not looks_like_speed(error):
+        return job
     speeds = bauds_to_try(job.baud)
     return replace(job, baud=speeds[1] if len(speeds) > 1 else speeds[0])
 

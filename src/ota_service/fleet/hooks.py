@@ -61,7 +61,7 @@ class SessionHooks:
         self.mac = mac
         self.tell(lambda sight: sight.identified(mac))
         memory.learn_place(self.name, self.port, self._info, mac)
-        self.facts = memory.facts(mac, self._target.key, self.port)
+        self.facts = memory.facts(mac, self._target.key)
         return self.facts
 
     def _require_right(self, mac: str) -> None:
@@ -169,11 +169,6 @@ class SessionHooks:
     def restarting(self, reason: str) -> None:
         """Each restart's reason is in the history."""
         self.tell(lambda sight: sight.restarted(reason))
-
-    def carried(self, baud: int) -> None:
-        """What the line was found to hold, or not to hold any more."""
-        if self.mac is not None:
-            self.memory.carried(self.mac, self.port, baud)
 
     def cancelled(self) -> bool:
         """Whether to stop where that leaves the board bootable."""

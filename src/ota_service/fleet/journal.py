@@ -194,8 +194,8 @@ class Journal(Runs):
         """Let boards be taken up again.
 
         keys: everything that names the boards: MACs, names, ports, USB locations. Forgets their
-        attempts, "not ours", what was learned of a port with the wrong board behind it, and the
-        speed that a port has fallen back to. An attempt in progress is still known.
+        attempts, "not ours", and what was learned of a port with the wrong board behind it. An
+        attempt in progress is still known.
         """
         for key in keys:
             self.write("DELETE FROM attempts WHERE board = ? AND open_since IS NULL", key)
@@ -208,7 +208,6 @@ class Journal(Runs):
             self.write(
                 "DELETE FROM ports WHERE wrong_board IS NOT NULL AND (port = ?1 OR mac = ?1)", key
             )
-            self.write("DELETE FROM speeds WHERE port = ?", key)
 
     def _close_interrupted_attempts(self) -> None:
         """At the start: attempts that a dead process left open count as failed, but for those that

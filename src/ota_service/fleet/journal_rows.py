@@ -71,6 +71,7 @@ class BoardRecord(Record, table="boards"):
     project: str | None = None
     app_version: str | None = None
     confirmed: bool | None = None
+    silent: bool | None = None
 
 
 class SlotRecord(Record, table="slots", keys=2):
@@ -112,21 +113,6 @@ class NameRecord(Record, table="names", keys=2):
     service: str
     name: str
     mac: str
-
-
-class LineRecord(Record, table="lines"):
-    """A speed at which a port carried a whole slot to a board without an error."""
-
-    mac: str
-    port: str
-    baud: int
-
-
-class SpeedRecord(Record, table="speeds"):
-    """The speed that a port has fallen back to."""
-
-    port: str
-    baud: int
 
 
 class NotOursRecord(Record, table="not_ours"):

@@ -144,7 +144,14 @@ INSERT OR IGNORE INTO stops
 UPDATE targets SET stopped = NULL;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES, _UNKNOWN, _STOPS, _CLOCKS)
+_SILENT = """
+-- Whether a board's bootloader prints nothing. And nothing is remembered of a port's speed.
+ALTER TABLE boards ADD COLUMN silent INTEGER;
+DROP TABLE speeds;
+DROP TABLE lines;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES, _UNKNOWN, _STOPS, _CLOCKS, _SILENT)
 """Statements, each leading from the version that is its index to the next."""
 
 

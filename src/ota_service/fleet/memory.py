@@ -17,13 +17,11 @@ from ota_service.fleet.journal_rows import (
     AttemptRecord,
     BoardRecord,
     BridgeRecord,
-    LineRecord,
     NameRecord,
     NotOursRecord,
     PendingRecord,
     PortRecord,
     SlotRecord,
-    SpeedRecord,
 )
 from ota_service.formats.image import AppImage
 from ota_service.link.ports import PortInfo
@@ -90,33 +88,10 @@ class Memory:
         if info is not None and info.bridge is not None:
             journal.put(BridgeRecord(info.place, info.identity, mac, utc_now()))
 
-    # --- what lines hold
-
-    def carried_baud(self, mac: str, port: str) -> int | None:
-        """A speed at which a port carried a whole slot to a board without an error."""
-        found = self.journal.get(LineRecord, mac=mac, port=port)
-        return found.baud if found is not None else None
-
-    def carried(self, mac: str, port: str, baud: int) -> None:
-        """Note it; 0: there were errors, so that nothing is known any more."""
-        if baud:
-            self.journal.put(LineRecord(mac, port, baud))
-        else:
-            self.journal.drop(LineRecord, mac=mac)
-
-    def fallback_baud(self, port: str) -> int | None:
-        """The speed that a port has fallen back to; `release` forgets it."""
-        found = self.journal.get(SpeedRecord, port=port)
-        return found.baud if found is not None else None
-
-    def fell_back(self, port: str, baud: int) -> None:
-        """Note the speed that a port has fallen back to."""
-        self.journal.put(SpeedRecord(port, baud))
-
     # --- what is on them
 
-    def facts(self, mac: str, target: str, port: str | None = None) -> BoardFacts:
-        """What a plan for this board may depend on. port: where it is, if a session has it."""
+    def facts(self, mac: str, target: str) -> BoardFacts:
+        """What a plan for this board may depend on."""
         record = self.journal.board(mac)
         attempt = self.journal.attempt(mac, target)
         latest = self._latest(mac) or attempt
@@ -133,7 +108,7 @@ class Memory:
             interrupted=latest.target != target
             and latest.state in ("none", "set_aside")
             and (latest.open_since is not None or latest.failed > 0),
-            carried_baud=self.carried_baud(mac, port) if port is not None else None,
+            silent=bool(record and record.silent),
         )
 
     def _latest(self, mac: str) -> AttemptRecord | None:
@@ -151,6 +126,7 @@ class Memory:
             flash_bytes=found.chip.flash_bytes,
             version=found.version if read else None,
             version_read_at=utc_now() if read else None,
+            **({} if found.silent is None else {"silent": found.silent}),
             **_names(found.running_app),
         )
 
@@ -254,6 +230,7 @@ class Memory:
             version=outcome.version,
             version_read_at=utc_now(),
             confirmed=outcome.confirmed,
+            silent=None,
             **_names(outcome.file.app),
         )
 

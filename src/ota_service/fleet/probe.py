@@ -52,7 +52,7 @@ class _Quiet:
         """Nobody follows it."""
 
     stopping = cancelled
-    inspected = planned = phase = progress = carried = _nothing
+    inspected = planned = phase = progress = _nothing
 
 
 def probe(port: str, owner: str, given_up: threading.Event) -> Inspection:

@@ -5,6 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ota_service.errors import OtaError
+from ota_service.formats.chips import CHIP_BY_ID
+
+SHORT_REACH_BYTES = 1 << 24
+"""What flash addresses of 3 bytes can express."""
+
 
 @dataclass(frozen=True, slots=True)
 class BootKeys:
@@ -40,3 +46,15 @@ class ChipInfo:
     secure_download: bool = False
     secure_version: int = 0
     boot_keys: BootKeys | None = None
+
+    def require_reach(self, end: int) -> None:
+        """Raise OtaError `flash-size` where the stub loader does not reach the flash up to `end`:
+        it would read and write the place modulo 16 MiB."""
+        known = CHIP_BY_ID.get(self.chip_id)
+        if end > SHORT_REACH_BYTES and not (known is not None and known.wide_flash):
+            raise OtaError(
+                "flash-size",
+                f"The board's partitions reach to {end:#x}, and on an {self.name} only the first "
+                "16 MiB of flash can be read and written over the port.",
+                remedy="Use a partition table whose app slots, otadata and NVS lie below 16 MiB.",
+            )

@@ -21,12 +21,10 @@ from ota_service.link import esptool_setup
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Protection
 from ota_service.link.identify import KNOWN, chip_info, detect, read_mac
-from ota_service.link.registers import ALONE, RefusedError, await_answer
+from ota_service.link.registers import SYNC_DATA, RefusedError, await_answer
 from ota_service.link.serial_port import ROM_BAUD
 from ota_service.link.sparse import Region, Seen, digest, read_regions
 from ota_service.link.spi import (
-    BLOCK_BYTES,
-    BLOCK_ERASE,
     MAX_SPI_BYTES,
     PAGE_PROGRAM,
     READ_ID,
@@ -34,11 +32,10 @@ from ota_service.link.spi import (
     RESET,
     RESET_ENABLE,
     SECTOR_ERASE,
-    NotTakenError,
     SpiBus,
 )
 from ota_service.link.start_stub import change_baud, start_stub
-from ota_service.link.stream import BLOCK_COMMAND, ahead_pays
+from ota_service.link.stream import BLOCK_COMMAND
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
 from esptool.loader import DEFAULT_TIMEOUT, WRITE_BLOCK_ATTEMPTS, ESPLoader  # isort: skip
@@ -61,11 +58,19 @@ def bauds_to_try(highest: int) -> list[int]:
     return [highest, *[baud for baud in BAUD_LADDER if baud < highest]]
 
 
-PROVEN_BYTES = 65_536
-"""A transfer of this size without a repeated block, whose digest agrees, proves a speed."""
+def looks_like_speed(error: OtaError) -> bool:
+    """Whether a slower line may help: not where its port went away, nor a chip that was silent from
+    the first word on, which is at the ROM's speed."""
+    if error.code not in ("link-lost", "verify-failed"):
+        return False
+    cause = error.__cause__
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause is None
 
-AHEAD_BELOW_S = 0.004
-"""What an exchange may take where a slot is erased ahead: each erase takes six of them."""
+
+PROVEN_BYTES = 65_536
+"""A transfer of this size without a repeated block, whose digest agrees, proves a line."""
 
 BAD_FLASH_IDS = (0x000000, 0xFFFFFF, 0xFFFF3F)
 """What no flash chip answers (esptool 5.6.0, `_verify_flash_connection`)."""
@@ -77,28 +82,25 @@ STARTS = 3
 ROM's speed. Each of its blocks has a checksum, and one damaged byte ends it."""
 
 
-SYNC_DATA = b"\x07\x07\x12\x20" + b"\x55" * 32
 SYNC_ANSWERS = 8
-"""What is asked and answered by the ROM and the stub loader alike (esptool 5.6.0, `sync`)."""
 ASKED_TIMEOUT_S = 1.0
 
 
-Identified = Callable[[str], int | None]
-"""Called with the MAC of the chip that answered; raises to go no further. Returns a speed at which
-its port carried a whole slot to this board without an error, where one is known."""
+Identified = Callable[[str], object]
+"""Called with the MAC of the chip that answered; raises to go no further."""
 
 
 class EspLink:
     """A chip in download mode with the stub loader running; implements `Flash`.
 
     baud: the speed in use. chip: what it is, by its fuses as they were at the last connection.
-    running: it was restarted into its firmware.
-    carried_baud: a speed at which a whole slot went to this board without an error; 0: one went
-    with errors, or a known speed did not hold; None: nothing was learned. known_baud: what was
-    known of that when it was connected.
+    running: it was restarted into its firmware. starts_fast: whether its ROM may be asked for a
+    higher speed; once that did not work, it is not tried again.
     """
 
-    def __init__(self, esp: Any, spi: SpiBus, port: SerialBase, chip: ChipInfo, baud: int) -> None:
+    def __init__(
+        self, esp: Any, spi: SpiBus, port: SerialBase, chip: ChipInfo, baud: int, starts_fast: bool
+    ) -> None:
         self._esp = esp
         self._port = port
         self._spi = spi
@@ -108,34 +110,35 @@ class EspLink:
         self._proven = False
         self.chip = chip
         self.baud = baud
-        self.carried_baud: int | None = None
-        self.known_baud: int | None = None
+        self.starts_fast = starts_fast
         self.running = False
 
     @classmethod
     def connect(
-        cls, port: SerialBase, *, baud: int, attempts: int = 3, identified: Identified | None = None
-    ) -> EspLink:
+        cls, port: SerialBase, *, baud: int, attempts: int = 3,
+        identified: Identified | None = None, fast: bool = True,
+    ) -> EspLink:  # fmt: skip
         """Reset the chip into download mode, start the stub loader, raise the speed.
 
         port: an open port. baud: the highest speed to use; lower ones are tried by themselves.
-        identified: called with the MAC before anything but fuses is touched; may raise.
+        identified: called with the MAC before anything but fuses is touched; may raise. fast:
+        False: the stub loader is sent at the ROM's speed.
         Raises OtaError `no-answer`; `secure-download` where the chip answers but lets nobody
         read its flash. The board is reset then, as far as the port allows.
         """
         esptool_setup.install()
         try:
-            return cls._connected(port, baud, attempts, identified)
+            return cls._connected(port, baud, attempts, identified, fast)
         except BaseException:
             leave_download_mode(port)
             raise
 
     @classmethod
     def _connected(
-        cls, port: SerialBase, baud: int, attempts: int, identified: Identified | None
+        cls, port: SerialBase, baud: int, attempts: int, identified: Identified | None, fast: bool
     ) -> EspLink:
         for speed in bauds_to_try(baud):
-            esp, mac, carried = _started(port, speed, attempts, identified)
+            esp, mac, fast = _started(port, speed, attempts, identified, fast)
             try:
                 if port.baudrate != speed:
                     change_baud(esp, speed)
@@ -147,10 +150,7 @@ class EspLink:
                 if speed == ROM_BAUD:
                     raise OtaError("link-lost", _lost(error)) from error
                 continue  # the port or the board does not hold this speed
-            link = cls(esp, spi, port, chip, speed)
-            link.known_baud = carried
-            link.carried_baud = None if speed == baud else 0
-            return link
+            return cls(esp, spi, port, chip, speed, fast)
         raise OtaError("no-answer", "The chip answers, but no speed of the port can be used.")
 
     # --- Flash
@@ -161,6 +161,7 @@ class EspLink:
         It is asked for once more by another command: requests carry no checksum, and one whose
         address was changed on the wire is answered from there, with that place's digest.
         """
+        self.chip.require_reach(offset + size_bytes)
         known = self._seen.get(offset, size_bytes)
         if known is not None:
             return known
@@ -176,6 +177,7 @@ class EspLink:
 
         The same protection as in `read`: a digest that another command computes.
         """
+        self.chip.require_reach(max((one.end for one in regions), default=0))
         unknown = [one for one in regions if self._seen.get(one.offset, one.size_bytes) is None]
         with _lost_link():
             found = read_regions(unknown, self._peek, self._esp.flash_md5sum)
@@ -188,11 +190,11 @@ class EspLink:
 
     def md5(self, offset: int, size_bytes: int) -> str:
         """The MD5 of a region, computed by the stub loader."""
+        self.chip.require_reach(offset + size_bytes)
         with _lost_link():
             found = str(self._esp.flash_md5sum(offset, size_bytes))
         if self._awaited is not None and self._awaited[:2] == (offset, size_bytes):
             self._proven = self._awaited[2] == found
-            self.carried_baud = self.baud if self._proven else 0
         expected = self._expected.pop((offset, size_bytes), None)
         if expected is not None and digest(expected) == found:
             self._seen.put(offset, expected)
@@ -237,7 +239,9 @@ class EspLink:
 
     def _changes(self, offset: int, expected: bytes | None, size_bytes: int = 0) -> None:
         """A place is about to be changed; what it should hold then, where that is known."""
-        self._seen.drop(offset, len(expected) if expected is not None else size_bytes)
+        size_bytes = len(expected) if expected is not None else size_bytes
+        self.chip.require_reach(offset + size_bytes)
+        self._seen.drop(offset, size_bytes)
         if expected is not None:
             self._expected[offset, len(expected)] = expected
 
@@ -246,54 +250,25 @@ class EspLink:
         esp = self._esp
         self._changes(offset, None, -(-stream.size_bytes // SECTOR_BYTES) * SECTOR_BYTES)
         self._proven, self._awaited = False, None
-        ahead = self._erases_ahead(offset, stream)
         with _lost_link():
-            if ahead:
-                self._spi.change(BLOCK_ERASE, offset, b"", self._proven)
             esp.flash_defl_begin(stream.size_bytes, stream.compressed_bytes, offset)
         # The stub loader acknowledges a block before it inflates and writes it, so what a block
         # takes is waited for with the next one.
         timeout_s = DEFAULT_TIMEOUT
         done = repeats = 0
-        blocks = stream.ahead if ahead else stream.blocks
-        for block in blocks:
+        for block in stream.blocks:
             progress(done)  # between two blocks the stub loader is in sync: the place to stop at
             with _lost_link():
-                sent = False
-                if ahead and block.erases is not None:
-                    sent = ahead = self._erase_during(offset + block.erases, block.packet)
-                failed = _send_block(esp, block.packet, timeout_s, sent=sent)
-                ahead = ahead and not failed  # then the stub loader erases the rest by itself
-                repeats += failed
+                repeats += _send_block(esp, block.packet, timeout_s)
             done += block.inflated_bytes
             timeout_s = cmds._get_flash_defl_block_timeout(esp, block.inflated_bytes)
         with _lost_link():
             # Not answered before the last block is in flash: the barrier before any MD5.
             esp.read_reg(ESPLoader.CHIP_DETECT_MAGIC_REG_ADDR, timeout=timeout_s)
-        if repeats:
-            self.carried_baud = 0
-        elif stream.compressed_bytes >= PROVEN_BYTES:
+        if not repeats and stream.compressed_bytes >= PROVEN_BYTES:
             body = stream.size_bytes - PAGE_BYTES
             self._awaited = (offset + PAGE_BYTES, body, stream.body_md5)
         progress(stream.size_bytes)
-
-    def _erases_ahead(self, offset: int, stream: SlotStream) -> bool:
-        """Whether the slot is erased from here, while the stream travels."""
-        return (
-            self.chip.name == "ESP32"
-            and offset % BLOCK_BYTES == 0
-            and self._spi.exchange_s < AHEAD_BELOW_S
-            and str(self._port.name) not in ALONE
-            and ahead_pays(stream, self.baud)
-        )
-
-    def _erase_during(self, offset: int, packet: bytes) -> bool:
-        """Erase 64 KiB while a block travels; False: nothing was started, nor the block sent."""
-        try:
-            self._spi.erase_block_during(offset, self._proven, packet)
-        except NotTakenError:
-            return False
-        return True
 
     # --- the chip
 
@@ -307,20 +282,17 @@ class EspLink:
         """Into download mode again, after the firmware ran; the same chip must answer."""
         mac = self.chip.mac
 
-        def same(found: str) -> int | None:
+        def same(found: str) -> None:
             if found != mac:
                 raise OtaError(
                     "wrong-board",
                     f"Another board answers on the port: {found} instead of {mac}.",
                 )
-            return self.known_baud if self.carried_baud is None else self.carried_baud or None
 
         self.running = False  # from the first reset on, also where it does not answer then
-        again = EspLink.connect(self._port, baud=self.baud, identified=same)
+        again = EspLink.connect(self._port, baud=self.baud, identified=same, fast=self.starts_fast)
         self._esp, self._spi, self.chip = again._esp, again._spi, again.chip
-        self.baud = again.baud
-        if again.carried_baud is not None:
-            self.carried_baud = again.carried_baud
+        self.baud, self.starts_fast = again.baud, again.starts_fast
         self._forget()
 
     def restart(self) -> None:
@@ -375,18 +347,14 @@ class EspLink:
         self._awaited, self._proven = None, False
 
 
-def _send_block(esp: Any, packet: bytes, timeout_s: float, *, sent: bool = False) -> int:
-    """Send a block that is framed already; returns how often it had to be repeated.
-
-    sent: its first copy is on its way already.
-    """
+def _send_block(esp: Any, packet: bytes, timeout_s: float) -> int:
+    """Send a block that is framed already; returns how often it had to be repeated."""
     port = esp._port
     if port.timeout != timeout_s:
         port.timeout = timeout_s
     for repeats in range(WRITE_BLOCK_ATTEMPTS):
         try:
-            if repeats or not sent:
-                port.write(packet)
+            port.write(packet)
             await_answer(esp, BLOCK_COMMAND)
             return repeats
         except FatalError as error:
@@ -394,8 +362,6 @@ def _send_block(esp: Any, packet: bytes, timeout_s: float, *, sent: bool = False
                 raise
             if isinstance(error, RefusedError):
                 continue
-            if sent and not repeats:
-                ALONE.add(str(port.name))
             # Nothing came of it: a delimiter was lost, and the stub loader now takes the end of a
             # frame for the beginning of one. One more puts that right.
             esp.flush_input()
@@ -404,9 +370,9 @@ def _send_block(esp: Any, packet: bytes, timeout_s: float, *, sent: bool = False
 
 
 def _started(
-    port: SerialBase, baud: int, attempts: int, identified: Identified | None
-) -> tuple[Any, str, int | None]:
-    """The chip's stub loader, its MAC, and the speed that is known of it."""
+    port: SerialBase, baud: int, attempts: int, identified: Identified | None, fast: bool
+) -> tuple[Any, str, bool]:
+    """The chip's stub loader, its MAC, and whether it may be sent fast the next time."""
     for again in reversed(range(STARTS)):
         try:
             port.baudrate = ROM_BAUD
@@ -419,12 +385,13 @@ def _started(
             if esp.secure_download_mode:
                 raise OtaError("secure-download")
             mac = read_mac(esp)
-            carried = identified(mac) if identified is not None else None
-            fast = None if carried is None else min(carried, baud)
-            return start_stub(esp, mac, fast), mac, carried
+            if identified is not None:
+                identified(mac)
+            return start_stub(esp, baud, fast=fast), mac, fast
         except _ERRORS as error:
             if not again:
                 raise OtaError("no-answer", _no_answer(error)) from error
+            fast = False
     raise AssertionError("not reached")
 
 

@@ -4,7 +4,8 @@ all at once.
 
 Where a bridge keeps each answer for 16 ms, what costs is the number of times that an answer is
 awaited. Requests may then go out together, with a gap between them. How the stub loader receives:
-espressif/esp-flasher-stub, slip.c, frame_buffer.c and its UART interrupt.
+espressif/esp-flasher-stub, slip.c, frame_buffer.c and its UART interrupt. Where not all are
+answered, they are sent in smaller groups, then one by one, before the link is given up.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from esptool.util import FatalError  # isort: skip
 Record = tuple[int, int, int, int]
 """One register write of a WRITE_REG packet: address, value, mask, delay afterwards in us."""
 
-GAP = bytes(128)
+FIFO_BYTES = 128
+GAP = bytes(FIFO_BYTES)
 """What stands between two requests that are sent together: as many bytes as the UART's FIFO holds.
 
 One interrupt takes at most a FIFO of bytes, and the stub loader drops what stands behind the end of
@@ -34,9 +36,15 @@ TOGETHER_MARGIN_S = 0.003
 _STALE_ANSWERS = 100
 """How many other answers may stand before the one that is waited for (esptool)."""
 
-ALONE: set[str] = set()
-"""Ports on which requests that were sent together were not all answered, so that none are any
-more."""
+GROUPS = (16, 3, 1)
+"""How many requests go together at the most, at first and after each one that was not answered."""
+
+TOGETHER_TIMEOUT_S = 1.0
+"""How long the next answer to requests that were sent together is waited for."""
+
+SYNC, SYNC_DATA = 0x08, b"\x07\x07\x12\x20" + b"\x55" * 32
+"""What is asked and answered by the ROM and the stub loader alike (esptool 5.6.0, `sync`)."""
+_SYNC_TRIES = 2
 
 
 def frame(command: int, data: bytes, checksum: int = 0) -> bytes:
@@ -60,6 +68,11 @@ def await_answer(esp: Any, command: int) -> int:
     raise FatalError("no answer to a request")
 
 
+class UnansweredError(FatalError):  # type: ignore[misc]  # esptool is not typed
+    """Requests that were sent together were not all answered, and fewer are sent from now on. It is
+    not known which of them were carried out; everything before is, and no answer is on its way."""
+
+
 class Registers:
     """The registers of one chip.
 
@@ -71,6 +84,7 @@ class Registers:
         self._esp = esp
         self._write_command = esp.ESP_CMDS["WRITE_REG"]
         self._read_command = esp.ESP_CMDS["READ_REG"]
+        self._groups = list(GROUPS)
         self.exchange_s: float | None = None
 
     def read(self, register: int) -> int:
@@ -82,49 +96,65 @@ class Registers:
         self._esp.check_command("write target memory", self._write_command, _packet(records))
 
     def exchange(self, records: Sequence[Record], registers: Sequence[int]) -> list[int]:
-        """Write by one packet, then read; the values in their order."""
-        if not self._together or len(registers) < 1 + (not records):
-            if records:
-                self.write(records)
-            return [self.read(register) for register in registers]
+        """Write by one packet, then read; the values in their order.
+
+        Raises UnansweredError where that may be tried once more, with fewer requests at once.
+        """
         requests = [frame(self._read_command, struct.pack("<I", one)) for one in registers]
+        commands = [self._read_command] * len(requests)
         if records:
             requests.insert(0, frame(self._write_command, _packet(records)))
-        try:
-            self._send(GAP.join(requests))
-            if records:
-                await_answer(self._esp, self._write_command)
-            return [await_answer(self._esp, self._read_command) for _ in registers]
-        except FatalError:
-            ALONE.add(self._port_name)
-            raise
+            commands.insert(0, self._write_command)
+        size = self._groups[0] if self._together else 1
+        values = []
+        for at in range(0, len(requests), size):
+            group = requests[at : at + size]
+            if len(group) > 1:
+                values += self._answers(group, commands[at : at + size])
+            elif at == 0 and records:
+                self.write(records)
+                values.append(0)
+            else:
+                values.append(self.read(registers[at - bool(records)]))
+        return values[bool(records) :]
 
-    def write_before(self, records: Sequence[Record], request: bytes) -> None:
-        """Write by one packet while another request already travels behind it, in its frame.
-
-        Returns when the packet is answered; the request's answer is still to be awaited.
-        """
-        self._send(frame(self._write_command, _packet(records)) + GAP + request)
-        await_answer(self._esp, self._write_command)
-
-    def _send(self, data: bytes) -> None:
+    def _answers(self, requests: Sequence[bytes], commands: Sequence[int]) -> list[int]:
+        """Those to requests that are sent together."""
         port = self._esp._port
-        if port.timeout != DEFAULT_TIMEOUT:
+        port.timeout = TOGETHER_TIMEOUT_S
+        try:
+            self._esp.flush_input()
+            port.write(GAP.join(requests))
+            return [await_answer(self._esp, command) for command in commands]
+        except FatalError as error:
+            del self._groups[0]
+            self._come_to_rest()
+            raise UnansweredError(str(error)) from error
+        finally:
             port.timeout = DEFAULT_TIMEOUT
-        self._esp.flush_input()
-        port.write(data)
+
+    def _come_to_rest(self) -> None:
+        """Answers that are late must not be taken for those to the next requests, which carry no
+        number: they come before the one to a question of another kind."""
+        for tries in reversed(range(_SYNC_TRIES)):
+            self._esp.flush_input()  # esptool's reader has ended with its error
+            try:
+                # The first byte ends a request that was cut off.
+                self._esp._port.write(b"\xc0" + bytes(FIFO_BYTES) + frame(SYNC, SYNC_DATA))
+                await_answer(self._esp, SYNC)
+            except FatalError:
+                if not tries:
+                    raise
+            else:
+                return
 
     @property
     def _together(self) -> bool:
-        """Whether requests are sent together: on a slow bridge, unless that failed before."""
+        """Whether requests are sent together: on a slow bridge."""
         if self.exchange_s is None:
             return False
         gap_s = len(GAP) * 10 / self._esp._port.baudrate
-        return self.exchange_s > gap_s + TOGETHER_MARGIN_S and self._port_name not in ALONE
-
-    @property
-    def _port_name(self) -> str:
-        return str(self._esp._port.name)
+        return bool(self.exchange_s > gap_s + TOGETHER_MARGIN_S)
 
 
 def _packet(records: Sequence[Record]) -> bytes:

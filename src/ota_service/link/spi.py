@@ -14,13 +14,15 @@ from __future__ import annotations
 import contextlib
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from esptool.util import FatalError
 
-from ota_service.link.registers import Record, Registers
+from ota_service.link.chip import SHORT_REACH_BYTES
+from ota_service.link.registers import Record, Registers, UnansweredError
 
 MAX_SPI_BYTES = 64
 """One SPI user command carries at most the 16 words of the controller's buffer."""
@@ -30,16 +32,17 @@ CHECKED_BYTES = 32
 are looked at in the controller's buffer before the command starts. Longer ones go to blank
 flash, where a byte that was changed on the wire is found when it is read back."""
 
-PAGE_PROGRAM, SECTOR_ERASE, BLOCK_ERASE = 0x02, 0x20, 0xD8
-BLOCK_BYTES = 0x10000
-"""What BLOCK_ERASE erases, and how it is aligned."""
+PAGE_PROGRAM, SECTOR_ERASE = 0x02, 0x20
+_WIDE = {PAGE_PROGRAM: 0x12, SECTOR_ERASE: 0x21}
+"""The same with an address of 4 bytes (data sheets of 25Q256 chips): what 3 bytes cannot express
+would be done modulo 16 MiB."""
 READ_ID, RESET_ENABLE, RESET, READ_STATUS = 0x9F, 0x66, 0x99, 0x05
 _WRITE_ENABLE, _WRITE_DISABLE = 0x06, 0x04
 
 _USR_COMMAND, _USR_ADDR, _USR_MISO, _USR_MOSI = 1 << 31, 1 << 30, 1 << 28, 1 << 27
 _CMD_USR = 1 << 18
 _OPCODE_BITS = 7 << 28
-_ADDRESS_BITS = 23 << 26
+_ADDRESS_BITS_AT = 26
 _WIP = 0x01
 _ALL = 0xFFFFFFFF
 
@@ -50,8 +53,6 @@ _PROGRAM_US = 600
 it is then the last one nearly always."""
 _PAGE_PART_US = 3000
 """The longest that a page program may take (W25Q64 data sheet, tPP)."""
-_BLOCK_ERASE_US = 175_000
-"""What a block erase takes (0.15 to 0.2 s, data sheets)."""
 _BUSY_LIMIT_S = 5.0
 """Data sheets allow a sector erase 0.4 s and a block erase 2 s, worn chips take longer."""
 
@@ -85,8 +86,6 @@ class SpiBus:
         # The machine may have been busy with something else meanwhile, or a bridge's timer near
         # its end, so nothing is concluded from one of both.
         self._registers.exchange_s = min(taken_s)
-        self.exchange_s = max(taken_s)
-        """What one exchange takes at the most, as far as is known."""
 
     def run(self, *opcodes: int) -> None:
         """Commands without address and data, one after the other in one packet."""
@@ -104,7 +103,7 @@ class SpiBus:
         question = self._question(opcode, size_bytes)
         records = [*self._sequence(after, then_us), *question, *self._rest]
         mask = (1 << 8 * size_bytes) - 1
-        (first,) = self._registers.exchange(records, [self._w0])
+        (first,) = self._exchange(records, [self._w0])
         if first & mask != expected and self._registers.read(self._w0) != first:
             raise FatalError("the chip's answers differ")
         return first & mask
@@ -122,22 +121,17 @@ class SpiBus:
         status need not be. (Of an erase it does not: what is being erased may read as blank.)
         Write enable comes late in the packet, so that no damage before it can change flash.
         """
+        self._repeated(partial(self._change, opcode, address, data, proven, blank, last))
+
+    def _change(
+        self, opcode: int, address: int, data: bytes, proven: bool, blank: bool, last: bool
+    ) -> None:
         self._prepare(opcode, address, data, proven, blank=blank)
         if last and data:
             self._registers.write([self._start(_PROGRAM_US), *self._rest])
             return
         wait_us = _PROGRAM_US if data else _SHORT_US
         self._ask_until_done([self._start(wait_us)])
-
-    def erase_block_during(self, address: int, proven: bool, request: bytes) -> None:
-        """Erase 64 KiB while a request, in its frame, already travels.
-
-        The stub loader waits for as long as an erase usually takes before it works on the
-        request, whose answer is still to be awaited. An erase that takes longer goes on.
-        Raises NotTakenError, where nothing was started and the request was not sent.
-        """
-        self._prepare(BLOCK_ERASE, address, b"", proven)
-        self._registers.write_before([self._start(_BLOCK_ERASE_US), *self._rest], request)
 
     def program_page(self, address: int, data: bytes) -> None:
         """Up to a page into blank flash by one packet, on a proven line only.
@@ -150,8 +144,8 @@ class SpiBus:
             part = data[at : at + MAX_SPI_BYTES]
             place, rest = self._setup(address + at, part)
             records += [*place, *rest, *self._plain(_WRITE_ENABLE, _SHORT_US)]
-            records += [*self._go(PAGE_PROGRAM, True), self._start(_PAGE_PART_US)]
-        self._ask_until_done(records)
+            records += [*self._go(PAGE_PROGRAM, address, True), self._start(_PAGE_PART_US)]
+        self._repeated(partial(self._ask_until_done, records))
 
     # --- records
 
@@ -185,15 +179,17 @@ class SpiBus:
 
     def _setup(self, address: int, data: bytes) -> tuple[list[Record], list[Record]]:
         """(the place, its length included; the bytes)."""
-        at = address << 8 if self._esp.SPI_ADDR_REG_MSB else address
-        place = [self._set(self._addr, at), self._set(self._usr1, _ADDRESS_BITS)]
+        bits = 24 if address < SHORT_REACH_BYTES else 32
+        at = address << 32 - bits if self._esp.SPI_ADDR_REG_MSB else address
+        place = [self._set(self._addr, at), self._set(self._usr1, bits - 1 << _ADDRESS_BITS_AT)]
         if data:
             place.append(self._set(self._mosi_len, len(data) * 8 - 1))
         padded = data + b"\xff" * (-len(data) % 4)
         words = struct.unpack(f"<{len(padded) // 4}I", padded)
         return place, [self._set(self._w0 + 4 * i, word) for i, word in enumerate(words)]
 
-    def _go(self, opcode: int, with_data: bool) -> list[Record]:
+    def _go(self, opcode: int, address: int, with_data: bool) -> list[Record]:
+        opcode = opcode if address < SHORT_REACH_BYTES else _WIDE[opcode]
         usr = _USR_COMMAND | _USR_ADDR | (_USR_MOSI if with_data else 0)
         return [self._set(self._usr, usr), self._set(self._usr2, _OPCODE_BITS | opcode)]
 
@@ -204,13 +200,13 @@ class SpiBus:
     ) -> None:
         """Everything of a changing command but its start, looked at in the controller."""
         place, rest = self._setup(address, data)
-        go = self._go(opcode, bool(data))
+        go = self._go(opcode, address, bool(data))
         looked_at = [*place, *go] if not proven else [place[0], go[1]]
         if len(data) <= CHECKED_BYTES and not blank:
             looked_at += rest
         records = [*place, *rest, *self._plain(_WRITE_ENABLE, _SHORT_US), *go]
         try:
-            found = self._registers.exchange(records, [register for register, _, _, _ in looked_at])
+            found = self._exchange(records, [register for register, _, _, _ in looked_at])
             if found != [value for _, value, _, _ in looked_at]:
                 raise NotTakenError("a register of the chip did not take its value")
         except FatalError:
@@ -218,12 +214,28 @@ class SpiBus:
                 self.run(_WRITE_DISABLE)
             raise
 
-    def _ask_until_done(self, records: Sequence[Record]) -> None:
-        """Write registers, then ask for the flash chip's status until it says that it is done."""
+    def _exchange(self, records: Sequence[Record], registers: Sequence[int]) -> list[int]:
+        """One that starts nothing in the flash, so that it may be done again."""
+        while True:
+            with contextlib.suppress(UnansweredError):
+                return self._registers.exchange(records, registers)
+
+    def _repeated(self, change: Callable[[], None]) -> None:
+        """What changes flash, once more where it is not known whether it was started: the same bits
+        are cleared, or the same sector is erased, when the flash is free again."""
+        while True:
+            try:
+                return change()
+            except UnansweredError:
+                self._ask_until_done()
+
+    def _ask_until_done(self, start: Sequence[Record] = ()) -> None:
+        """Start something, and ask for the flash chip's status until it says that it is done."""
         limit_s = time.monotonic() + _BUSY_LIMIT_S
         question = [*self._question(READ_STATUS, 1), *self._rest]
-        busy = self._registers.exchange([*records, *question], [self._w0])[0] & _WIP
+        exchange = self._registers.exchange if start else self._exchange
+        busy = exchange([*start, *question], [self._w0])[0] & _WIP
         while busy:
             if time.monotonic() > limit_s:
                 raise FatalError("the flash chip stays busy")
-            busy = self._registers.exchange(question, [self._w0])[0] & _WIP
+            busy = self._exchange(question, [self._w0])[0] & _WIP

@@ -16,11 +16,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES
+from ota_service.formats.flashops import PAGE_BYTES
 from ota_service.link.esptool_setup import checksum
 from ota_service.link.registers import frame
 from ota_service.link.sparse import digest
-from ota_service.link.spi import BLOCK_BYTES as ERASED_BYTES
 
 BLOCK_BYTES = 0x4000
 """esptool's ESP32StubLoader.FLASH_WRITE_SIZE: what the stub loader takes at once."""
@@ -38,31 +37,19 @@ for a few more than ours."""
 BLOCK_COMMAND = 0x11
 """FLASH_DEFL_DATA (esptool's serial protocol)."""
 
-_SMALLEST_PAIR_BYTES = 48
-_PROGRAM_WINDOW_S = 0.064
-_ERASE_S = 0.175
-_ERASE_SECTOR_S = 0.045
-_LOOKS_S = 0.016
-"""What is exchanged for one erase that is looked at, on a bridge with 1 ms."""
-
 _KEPT = 4
-
-Cut = tuple[int, int | None]
-"""Where a block of the stream ends, and where in the slot 64 KiB are erased while it travels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """One block of the stream: its bytes, and how many bytes it inflates to.
 
-    packet: as it goes over the wire, made once for all boards. erases: where in the slot 64 KiB
-    are erased while the block travels; None: nothing is.
+    packet: as it goes over the wire, made once for all boards.
     """
 
     data: bytes
     inflated_bytes: int
     packet: bytes
-    erases: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +57,12 @@ class SlotStream:
     """An image ready for a slot.
 
     size_bytes: the image's length. blocks: the zlib stream of the image with a blank first
-    page. ahead: the same stream, cut for a slot that is erased by the host while it travels (see
-    `ahead_cuts`); empty where there is nothing to erase ahead. head: the first page. body_md5:
-    MD5 (hex) of everything behind the first page. image_md5: of the whole image.
+    page. head: the first page. body_md5: MD5 (hex) of everything behind the first page.
+    image_md5: of the whole image.
     """
 
     size_bytes: int
     blocks: tuple[Block, ...]
-    ahead: tuple[Block, ...]
     compressed_bytes: int
     head: bytes
     body_md5: str
@@ -109,12 +94,9 @@ def make_plain_stream(data: bytes) -> SlotStream:
 
 def _stream(image: bytes, written: bytes) -> SlotStream:
     compressed = compress(written)
-    ends = windows(compressed)
-    cuts = [(end, None) for end in block_ends(ends, len(image))]
     return SlotStream(
         size_bytes=len(image),
-        blocks=_blocks(compressed, cuts),
-        ahead=_blocks(compressed, ahead_cuts(ends, len(image))),
+        blocks=_blocks(compressed, block_ends(windows(compressed), len(image))),
         compressed_bytes=len(compressed),
         head=image[:PAGE_BYTES],
         body_md5=digest(image[PAGE_BYTES:]),
@@ -122,14 +104,14 @@ def _stream(image: bytes, written: bytes) -> SlotStream:
     )
 
 
-def _blocks(compressed: bytes, cuts: Sequence[Cut]) -> tuple[Block, ...]:
+def _blocks(compressed: bytes, cuts: Sequence[int]) -> tuple[Block, ...]:
     """The stream in blocks that end at the cuts."""
     inflate = zlib.decompressobj()
     blocks, start = [], 0
-    for seq, (end, erases) in enumerate(cuts):
+    for seq, end in enumerate(cuts):
         block = compressed[start:end]
         size_bytes = len(inflate.decompress(block))
-        blocks.append(Block(block, size_bytes, _packet(block, seq), erases))
+        blocks.append(Block(block, size_bytes, _packet(block, seq)))
         start = end
     return tuple(blocks)
 
@@ -142,63 +124,6 @@ def windows(compressed: bytes) -> list[int]:
         left = inflate.unconsumed_tail
         ends.append(len(compressed) - len(left))
     return ends
-
-
-def ahead_pays(stream: SlotStream, baud: int) -> bool:
-    """Whether a slot that is erased ahead is written sooner at this speed.
-
-    Left to itself, the stub loader writes a window and starts to erase the next 64 KiB, twice as
-    fast as needed, so in the first half of an image the wire waits. A slower wire never waits,
-    and with a faster one the flash is the limit either way. What erasing ahead costs is the first
-    erase, some exchanges for each further one, and at the end the sectors behind the last 64 KiB,
-    whose erases are hidden otherwise (times: data sheets of 25Q64 chips).
-    """
-    if not stream.ahead:
-        return False
-    window_s = stream.compressed_bytes * WINDOW_BYTES / stream.size_bytes * 10 / baud
-    if window_s < (2 * _PROGRAM_WINDOW_S + _ERASE_S) / 2:
-        return False
-    waits_s = (_PROGRAM_WINDOW_S + _ERASE_S - window_s) * stream.size_bytes / WINDOW_BYTES / 2
-    erases, left = divmod(stream.size_bytes, ERASED_BYTES)
-    costs_s = _ERASE_S + erases * _LOOKS_S + -(-left // SECTOR_BYTES) * _ERASE_SECTOR_S
-    return waits_s > costs_s
-
-
-def ahead_cuts(ends: Sequence[int], size_bytes: int) -> list[Cut]:
-    """How a stream is cut where the host erases each 64 KiB while those before them travel.
-
-    ends: where in the stream each window of the inflater is full; two of them fill 64 KiB. The
-    stub loader skips the erase of what is blank already, as long as all of it was (1.4.1,
-    command_handler.c). It can take in one block while it works on another one, or waits for an
-    erase. So of each 64 KiB a short block goes first, while the window before is written; then
-    the longest possible one, while the next 64 KiB are erased; then the rest, while the first of
-    the two windows is written. What is left behind the last whole 64 KiB is the stub loader's to
-    erase. Empty where there is too little to cut.
-    """
-    cuts: list[Cut] = []
-    count = size_bytes // ERASED_BYTES
-    if count < 2:
-        return cuts
-    start = 0
-    for number in range(count):
-        first, last = (
-            min(end + _SPILL_BYTES, ends[-1]) for end in ends[2 * number : 2 * number + 2]
-        )
-        if last - start < _SMALLEST_PAIR_BYTES:
-            return []
-        short = min((last - start) // 6, (first - start) // 2)
-        long = min(BLOCK_BYTES, last - start - 2 * short)
-        erased = (number + 1) * ERASED_BYTES if number + 1 < count else None
-        cuts += [(start + short, None), (start + short + long, erased)]
-        cuts += [(end, None) for end in _evenly(start + short + long, last)]
-        start = last
-    return [*cuts, *((end, None) for end in _evenly(start, ends[-1]))]
-
-
-def _evenly(start: int, end: int, *, least: int = 0) -> list[int]:
-    """Where equal parts end, as few as may be but at least so many."""
-    parts = max(least, -(-(end - start) // BLOCK_BYTES))
-    return [start + (end - start) * part // parts for part in range(1, parts + 1)]
 
 
 def block_ends(ends: Sequence[int], size_bytes: int) -> list[int]:
@@ -215,7 +140,8 @@ def block_ends(ends: Sequence[int], size_bytes: int) -> list[int]:
     for end in ends[: -(-(size_bytes // 2) // WINDOW_BYTES)]:
         end += _SPILL_BYTES
         if end - start >= SMALLEST_BYTES and end < last:
-            cuts += _evenly(start, end, least=2)
+            parts = max(2, -(-(end - start) // BLOCK_BYTES))
+            cuts += [start + (end - start) * part // parts for part in range(1, parts + 1)]
             start = end
     return [*cuts, *range(start + BLOCK_BYTES, last, BLOCK_BYTES), last]
 

@@ -42,9 +42,8 @@ class BoardFacts:
     by name, slots whose content was seen running. last_slot: name of the slot that ran
     at the last success. unwatched: an update of this board to this target began and never
     ended, so that its boot was never judged. interrupted: the last thing done to this board was an
-    update to another target, which never ended. carried_baud: a speed at which
-    the port that it is at carried a whole slot to it without an error, in the last session that
-    tried.
+    update to another target, which never ended. silent: its bootloader prints nothing, so that
+    there is nothing to restart it for.
     """
 
     slots: Mapping[str, SlotFact] = field(default_factory=dict)
@@ -52,4 +51,4 @@ class BoardFacts:
     last_slot: str | None = None
     unwatched: bool = False
     interrupted: bool = False
-    carried_baud: int | None = None
+    silent: bool = False

@@ -25,6 +25,7 @@ _BOOTLOADER = re.compile(
     r"^[EWIDV] \(\d+\) (boot|boot\.\w+|boot_comm|bootloader\w*|esp_image|flash_parts|efuse|"
     r"qio_mode|octal_psram|secure_boot\w*|flash_encrypt\w*): "
 )
+_ENTRY = re.compile(_JUNK + r"entry 0x[0-9a-f]+$")
 _RESET = re.compile(_JUNK + r"rst:0x")
 _NO_BOOTLOADER = re.compile(_JUNK + r"(invalid header: 0x|flash read err, 1000|csum err:)")
 _TOO_SMALL = re.compile(
@@ -51,14 +52,16 @@ class FirstLook:
     offset: flash address that the bootloader loaded the app from; None where it does not say.
     stuck: why the board comes to no app at all, from the ROM's or bootloader's own words.
     nothing_boots: the bootloader says that no app partition boots. app_prints: something printed
-    that neither the ROM nor the bootloader prints, so something runs. restarted: False where the
-    board never left download mode, so that nothing was seen.
+    that neither the ROM nor the bootloader prints, so something runs. silent: its bootloader
+    printed nothing. restarted: False where the board never left download mode, so that nothing was
+    seen.
     """
 
     offset: int | None = None
     stuck: OtaError | None = None
     nothing_boots: bool = False
     app_prints: bool = False
+    silent: bool = False
     restarted: bool = True
 
 
@@ -76,7 +79,13 @@ def first_look(lines: Sequence[str], loaded_offset: int | None) -> FirstLook:
         stuck=_stuck(lines),
         nothing_boots=any(map(_NOTHING.search, lines)),
         app_prints=not all(map(theirs, lines)),
+        silent=not any(map(_BOOTLOADER.search, lines)),
     )
+
+
+def hands_over(line: str) -> bool:
+    """Whether it is the ROM's last one, behind which the bootloader runs."""
+    return bool(_ENTRY.search(line))
 
 
 def theirs(line: str) -> bool:

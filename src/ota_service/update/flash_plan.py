@@ -219,7 +219,9 @@ def _require_fit(file: MergedFile, chip: ChipInfo) -> None:
     size = chip.flash_bytes
     if size is None:
         raise OtaError("flash-size", "The size of the board's flash chip is not known.")
-    needed = max(merged.table.end, len(file.data), file.made_for or 0)
+    written = max(merged.table.end, len(file.data))
+    chip.require_reach(written)
+    needed = max(written, file.made_for or 0)
     if needed > size:
         raise OtaError(
             "flash-size",

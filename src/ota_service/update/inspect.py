@@ -96,7 +96,8 @@ class Inspection:
     store: the NVS partition that has the version, or is to get it; nvs_raw, nvs: its contents.
     other_nvs: those of the board's other NVS partitions that can be read.
     version: the tag stored in NVS; "" where there is none. on_host: its NVS cannot be read, so the
-    journal keeps the tag, which is "" where what runs is not known there.
+    journal keeps the tag, which is "" where what runs is not known there. silent: whether its
+    bootloader was found to print nothing; None: it was not listened to.
     """
 
     chip: ChipInfo
@@ -113,6 +114,7 @@ class Inspection:
     running: Running = field(default_factory=lambda: Running(None, "none"))
     holding: frozenset[int] = frozenset()
     pending: bool = False
+    silent: bool | None = None
     problem: OtaError | None = None
 
     @property
@@ -232,15 +234,17 @@ def inspect(
     flash.prefetch([table_region(TABLE_OFFSET)])
     try:
         table = find_table(flash.read, flash_bytes=chip.flash_bytes)
-        heads = [whole(p.offset, HEAD_BYTES) for p in _app_places(table)]
-        flash.prefetch([*_bootloader_head(chip), *_stores(table), *heads])
+        apps, stores = _app_places(table), _stores(table)
+        ends = [*(app.end for app in apps), *(store.end for store in stores)]
+        chip.require_reach(max(ends, default=0))
+        heads = [whole(p.offset, HEAD_BYTES) for p in apps]
+        flash.prefetch([*_bootloader_head(chip), *stores, *heads])
         require_only(flash.read, table, lambda at, size: flash.md5(at, size) == blank_digest(size))
     except OtaError as error:
         if error.code == "link-lost":
             raise
         return Inspection(chip, problem=error)
-    apps = tuple(_apps(flash, table))
-    found = Inspection(chip, table=table, apps=apps)
+    found = Inspection(chip, table=table, apps=tuple(_apps(flash, table)))
     try:
         require_ota(table)
     except OtaError as error:
@@ -395,11 +399,16 @@ class _Search:
         if running is not None:
             return replace(found, running=running)
         seen = FirstLook()
+        if self.facts.silent and not cramped:
+            running = self._verified(order, seen)
+            if running.partition is not None:
+                return replace(found, running=running)
         if look is not None:
             seen = look()
             self.flash.prefetch(_stores(found.parts))
             # The firmware ran in between.
-            self.found = found = _with_otadata(self.flash, found)
+            silent = seen.silent if seen.restarted else None
+            self.found = found = replace(_with_otadata(self.flash, found), silent=silent)
             order = boot_order(found.parts, found.entries)
         if seen.offset is not None:
             return replace(found, running=self._loaded(order, seen.offset))

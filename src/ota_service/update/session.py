@@ -148,9 +148,6 @@ class Hooks(StartHooks, Protocol):
     def progress(self, bytes_done: int, bytes_total: int) -> None:
         """Bytes of the image that were sent."""
 
-    def carried(self, baud: int) -> None:
-        """A whole slot went to the board at this speed without an error; 0: there were errors."""
-
 
 @dataclass(slots=True)
 class Outcome:
@@ -161,9 +158,8 @@ class Outcome:
     confirmed: the app was seen to run; False where its log showed nothing to judge by, and
     `notice` says so; None where no boot was watched.
     boot_log: what was seen of each watched start, under its heading, without the board's secrets.
-    power_failed: the power failed during a start that the app must confirm. baud: the speed that
-    was used. image: size and MD5 of what `slot` holds, of a board that was gone back with and
-    whose version the host keeps.
+    power_failed: the power failed during a start that the app must confirm. image: size and MD5
+    of what `slot` holds, of a board that was gone back with and whose version the host keeps.
     """
 
     end: End
@@ -177,7 +173,6 @@ class Outcome:
     previous_version: str | None = None
     boot_log: tuple[str, ...] = ()
     power_failed: bool = False
-    baud: int | None = None
     image: tuple[int, str] | None = None
 
 
@@ -207,13 +202,7 @@ class _Session:
         hooks.restarting("into download mode, to be looked at")
         self.link = EspLink.connect(self.port, baud=job.baud, identified=self._identified)
         self.starts = Starts(self.link, self.port, job.name, job.boot, hooks, job.log)
-        try:
-            outcome = self._visit()
-        finally:
-            if self.link.carried_baud is not None:
-                self.hooks.carried(self.link.carried_baud)
-        outcome.baud = self.link.baud
-        return outcome
+        return self._visit()
 
     def _visit(self) -> Outcome:
         with left_running(self.link, waits=lambda: self._waits):
@@ -238,7 +227,7 @@ class _Session:
                 return self._refused(found, made)
             return self._update(found, made)
 
-    def _identified(self, mac: str) -> int | None:
+    def _identified(self, mac: str) -> None:
         if self.job.rescue not in (None, mac):
             raise OtaError(
                 "wrong-board",
@@ -246,7 +235,6 @@ class _Session:
                 remedy="Confirm the MAC of the board that is to be rescued.",
             )
         self.facts = self.hooks.identified(mac)
-        return self.facts.carried_baud
 
     def _look(self) -> Inspection:
         job = self.job

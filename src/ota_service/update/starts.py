@@ -20,12 +20,15 @@ from ota_service.errors import OtaError
 from ota_service.formats.partitions import Partition
 from ota_service.link.link import EspLink
 from ota_service.update.boot import BootMonitor, BootRules, Expected, not_the_apps_own
-from ota_service.update.first_look import FirstLook, first_look
+from ota_service.update.first_look import FirstLook, first_look, hands_over
 from ota_service.update.secrets import Redactor
 
 FIRST_LOOK_S = 3.0
 """How long a board runs that is started in the middle of a session: to see what runs, or so that
 its firmware repairs its NVS."""
+
+SILENT_S = 1.0
+"""A bootloader that has printed nothing for so long behind the ROM's last line will not print."""
 
 READ_TIMEOUT_S = 0.05
 SHORTEST_S = 0.001
@@ -148,17 +151,29 @@ class Starts:
         return self._first
 
     def _look(self) -> FirstLook:
-        monitor = self._once(
-            "to see which slot runs",
-            lambda seen: (
-                seen.loaded_offset is not None or seen.app_speaks or seen.verdict is not None
-            ),
-            self._hooks.cancelled,
-        )
+        spoken, spoken_s = 0, time.monotonic()
+
+        def told(seen: BootMonitor) -> bool:
+            nonlocal spoken, spoken_s
+            if len(seen.lines) != spoken:
+                spoken, spoken_s = len(seen.lines), time.monotonic()
+            silent = bool(seen.lines) and hands_over(seen.lines[-1])
+            return (
+                seen.loaded_offset is not None
+                or seen.app_speaks
+                or seen.verdict is not None
+                or (silent and time.monotonic() - spoken_s >= SILENT_S)
+            )
+
+        monitor = self._once("to see which slot runs", told, self._hooks.cancelled)
         if monitor is None:
             return FirstLook(restarted=False)
         self._bootloader_speaks = monitor.bootloader_speaks
-        return first_look(monitor.lines, monitor.loaded_offset)
+        found = first_look(monitor.lines, monitor.loaded_offset)
+        if found.silent:
+            text = "%s: its bootloader prints nothing, so what it runs is read whole"
+            self._logger.info(text, self._name)
+        return found
 
     def repair(self, *, on_the_way_back: bool = False) -> bool:
         """One start, in which the firmware repairs its NVS, and back into download mode; whether
