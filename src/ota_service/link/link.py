@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES
 from ota_service.link import esptool_setup
+from ota_service.link.attachment import attachment
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Protection
 from ota_service.link.identify import KNOWN, chip_info, detect, read_mac
@@ -42,7 +43,6 @@ from ota_service.link.stream import BLOCK_COMMAND, ahead_pays
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
 from esptool.loader import DEFAULT_TIMEOUT, WRITE_BLOCK_ATTEMPTS, ESPLoader  # isort: skip
-from esptool.reset import HardReset  # isort: skip
 from esptool.util import FatalError  # isort: skip
 from serial import SerialException  # isort: skip
 
@@ -124,6 +124,8 @@ class EspLink:
         read its flash. The board is reset then, as far as the port allows.
         """
         esptool_setup.install()
+        if attachment(port).native:
+            baud = ROM_BAUD  # there is none on USB
         try:
             return cls._connected(port, baud, attempts, identified)
         except BaseException:
@@ -335,7 +337,7 @@ class EspLink:
                 self._slow_down()
             self._port.baudrate = ROM_BAUD
             self._port.reset_input_buffer()
-            self._esp.hard_reset()
+            attachment(self._port).restart(self._port, self._esp)
         self.running = True
 
     def _slow_down(self) -> None:
@@ -435,9 +437,10 @@ def leave_download_mode(port: SerialBase) -> None:
     download mode, and would go on to do so.
     """
     with contextlib.suppress(Exception):
+        at = attachment(port)
         if not port.is_open:
-            port.open()
-        HardReset(port)()
+            at.reopen(port, None, stopped=lambda: True)  # at once, or not at all
+        at.restart(port)
 
 
 @contextmanager
