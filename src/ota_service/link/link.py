@@ -35,6 +35,7 @@ from ota_service.link.spi import (
     RESET,
     RESET_ENABLE,
     SECTOR_ERASE,
+    SHORT_REACH_BYTES,
     NotTakenError,
     SpiBus,
 )
@@ -66,6 +67,9 @@ PROVEN_BYTES = 65_536
 
 AHEAD_BELOW_S = 0.004
 """What an exchange may take where a slot is erased ahead: each erase takes six of them."""
+
+WIDE = ("ESP32-S3",)
+"""Chips whose stub loader reaches flash above 16 MiB (espressif/esp-flasher-stub 1.4.1)."""
 
 BAD_FLASH_IDS = (0x000000, 0xFFFFFF, 0xFFFF3F)
 """What no flash chip answers (esptool 5.6.0, `_verify_flash_connection`)."""
@@ -166,6 +170,7 @@ class EspLink:
         known = self._seen.get(offset, size_bytes)
         if known is not None:
             return known
+        self._require_reach(offset, size_bytes)
         with _lost_link():
             data = self._peek(offset, size_bytes)
             if self._esp.flash_md5sum(offset, size_bytes) != digest(data):
@@ -179,6 +184,8 @@ class EspLink:
         The same protection as in `read`: a digest that another command computes.
         """
         unknown = [one for one in regions if self._seen.get(one.offset, one.size_bytes) is None]
+        for one in unknown:
+            self._require_reach(one.offset, one.size_bytes)
         with _lost_link():
             found = read_regions(unknown, self._peek, self._esp.flash_md5sum)
         for offset, data in found:
@@ -190,6 +197,7 @@ class EspLink:
 
     def md5(self, offset: int, size_bytes: int) -> str:
         """The MD5 of a region, computed by the stub loader."""
+        self._require_reach(offset, size_bytes)
         with _lost_link():
             found = str(self._esp.flash_md5sum(offset, size_bytes))
         if self._awaited is not None and self._awaited[:2] == (offset, size_bytes):
@@ -239,9 +247,21 @@ class EspLink:
 
     def _changes(self, offset: int, expected: bytes | None, size_bytes: int = 0) -> None:
         """A place is about to be changed; what it should hold then, where that is known."""
-        self._seen.drop(offset, len(expected) if expected is not None else size_bytes)
+        size_bytes = len(expected) if expected is not None else size_bytes
+        self._require_reach(offset, size_bytes)
+        self._seen.drop(offset, size_bytes)
         if expected is not None:
             self._expected[offset, len(expected)] = expected
+
+    def _require_reach(self, offset: int, size_bytes: int) -> None:
+        """Raise `flash-size` for what the stub loader would take for another place."""
+        if offset + size_bytes > SHORT_REACH_BYTES and self.chip.name not in WIDE:
+            raise OtaError(
+                "flash-size",
+                f"The flash at {offset:#x} cannot be reached: on the {self.chip.name}, esptool's "
+                "stub loader reaches the first 16 MiB.",
+                remedy="Use a partition table whose slots, otadata and NVS are within 16 MiB.",
+            )
 
     def write_stream(self, offset: int, stream: SlotStream, progress: Progress) -> None:
         """Erase the slot's sectors and write the stream; returns when it is in flash."""

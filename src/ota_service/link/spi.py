@@ -36,10 +36,15 @@ BLOCK_BYTES = 0x10000
 READ_ID, RESET_ENABLE, RESET, READ_STATUS = 0x9F, 0x66, 0x99, 0x05
 _WRITE_ENABLE, _WRITE_DISABLE = 0x06, 0x04
 
+SHORT_REACH_BYTES = 1 << 24
+"""What commands with 24 bits of address reach; above, they hit the place modulo this."""
+_LONG = {PAGE_PROGRAM: 0x12, SECTOR_ERASE: 0x21, BLOCK_ERASE: 0xDC}
+"""The same commands with 32 bits of address, in whatever mode the flash is (W25Q256 data sheet)."""
+
 _USR_COMMAND, _USR_ADDR, _USR_MISO, _USR_MOSI = 1 << 31, 1 << 30, 1 << 28, 1 << 27
 _CMD_USR = 1 << 18
 _OPCODE_BITS = 7 << 28
-_ADDRESS_BITS = 23 << 26
+_ADDRESS_BITS_AT = 26
 _WIP = 0x01
 _ALL = 0xFFFFFFFF
 
@@ -150,7 +155,7 @@ class SpiBus:
             part = data[at : at + MAX_SPI_BYTES]
             place, rest = self._setup(address + at, part)
             records += [*place, *rest, *self._plain(_WRITE_ENABLE, _SHORT_US)]
-            records += [*self._go(PAGE_PROGRAM, True), self._start(_PAGE_PART_US)]
+            records += [*self._go(PAGE_PROGRAM, address, True), self._start(_PAGE_PART_US)]
         self._ask_until_done(records)
 
     # --- records
@@ -185,15 +190,17 @@ class SpiBus:
 
     def _setup(self, address: int, data: bytes) -> tuple[list[Record], list[Record]]:
         """(the place, its length included; the bytes)."""
-        at = address << 8 if self._esp.SPI_ADDR_REG_MSB else address
-        place = [self._set(self._addr, at), self._set(self._usr1, _ADDRESS_BITS)]
+        bits = 24 if address < SHORT_REACH_BYTES else 32
+        at = address << 32 - bits if self._esp.SPI_ADDR_REG_MSB else address
+        place = [self._set(self._addr, at), self._set(self._usr1, bits - 1 << _ADDRESS_BITS_AT)]
         if data:
             place.append(self._set(self._mosi_len, len(data) * 8 - 1))
         padded = data + b"\xff" * (-len(data) % 4)
         words = struct.unpack(f"<{len(padded) // 4}I", padded)
         return place, [self._set(self._w0 + 4 * i, word) for i, word in enumerate(words)]
 
-    def _go(self, opcode: int, with_data: bool) -> list[Record]:
+    def _go(self, opcode: int, address: int, with_data: bool) -> list[Record]:
+        opcode = opcode if address < SHORT_REACH_BYTES else _LONG[opcode]
         usr = _USR_COMMAND | _USR_ADDR | (_USR_MOSI if with_data else 0)
         return [self._set(self._usr, usr), self._set(self._usr2, _OPCODE_BITS | opcode)]
 
@@ -204,7 +211,7 @@ class SpiBus:
     ) -> None:
         """Everything of a changing command but its start, looked at in the controller."""
         place, rest = self._setup(address, data)
-        go = self._go(opcode, bool(data))
+        go = self._go(opcode, address, bool(data))
         looked_at = [*place, *go] if not proven else [place[0], go[1]]
         if len(data) <= CHECKED_BYTES and not blank:
             looked_at += rest
