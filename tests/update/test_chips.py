@@ -78,10 +78,9 @@ HIGH = Layout(
         Partition("otadata", 1, 0, 0xF000, 0x2000),
         Partition("ota_0", 0, 0x10, 0x20000, 0x100000),
         Partition("ota_1", 0, 0x11, 0x1000000, 0x100000),
-        Partition("other", 1, 2, 0x1100000, 0x6000),
     ),
 )
-"""The second slot, and NVS beside, above what 24 bits of address reach."""
+"""The second slot is above what 24 bits of address reach."""
 
 
 @pytest.mark.parametrize("chip", ["esp32s3", "esp32c3"])

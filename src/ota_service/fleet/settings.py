@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from ota_service.firmware.target import Headers, Target
+    from ota_service.link.resets import ResetWay
 
 
 Override = Literal["not-allowed-now", "stopped", "other-project"]
@@ -21,7 +22,7 @@ class BoardEntry:
     """One entry of `boards`: a name, and either a MAC ("aa:bb:cc:dd:ee:ff") or a port.
 
     url, version and sha256 pin the board to a target of its own; None: the service's. headers:
-    those of its own server.
+    those of its own server. reset: by what it is reset, if not by its port's lines.
     """
 
     name: str
@@ -31,6 +32,7 @@ class BoardEntry:
     version: str | None = None
     sha256: str | None = None
     headers: Headers | None = field(default=None, repr=False)
+    reset: ResetWay | None = None
 
     @property
     def is_pinned(self) -> bool:
