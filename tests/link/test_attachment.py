@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import termios
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +16,16 @@ from esp32_sim.config import BoardConfig
 from esp32_sim.process import SimBoard, SimProcess
 from ota_service.errors import OtaError
 from ota_service.link import attachment as attachment_module
+from ota_service.link import esptool_setup, identify
+from ota_service.link import link as link_module
 from ota_service.link.at_port import at_port
 from ota_service.link.attachment import attachment
 from ota_service.link.link import EspLink
 from ota_service.link.ownership import PORT_OWNERS
 from ota_service.link.ports import PortInfo, describe, find_again, same_device
+from ota_service.link.serial_port import close_port, open_port
+
+from esptool.loader import ESPLoader  # isort: skip  (after esptool_setup)
 
 MAC = "24:0A:C4:00:00:01"
 JTAG = PortInfo("/dev/ttyACM0", None, "1-1.2:1.0", 0x303A, 0x1001, MAC)
@@ -128,3 +135,20 @@ def test_a_port_that_does_not_come_back(tmp_path: Path, monkeypatch: pytest.Monk
                 EspLink.connect(port, baud=921_600)
             assert caught.value.code == "link-lost"
             assert attachment(port).native
+
+
+def test_a_device_that_goes_while_it_is_flushed() -> None:
+    """It raises what is no OSError, and means a lost link all the same."""
+    esptool_setup.install()
+    master, slave = os.openpty()
+    port = open_port(os.ttyname(slave))
+    os.close(slave)
+    finder = ESPLoader(port, 115_200)
+    os.close(master)
+    with pytest.raises(termios.error):
+        port.reset_input_buffer()
+    assert not identify._in_sync(finder)
+    with pytest.raises(OtaError) as caught, link_module._lost_link():
+        port.reset_input_buffer()
+    assert caught.value.code == "link-lost"
+    close_port(port)

@@ -8,6 +8,7 @@ another name. It is then opened again in place: whoever has the port object goes
 from __future__ import annotations
 
 import contextlib
+import termios
 import time
 from collections.abc import Callable
 from functools import partial
@@ -38,8 +39,9 @@ LEAVES_WITHIN_S = 0.5
 RETRY_S = 0.1
 """Devices are made by the kernel, and opened up by udev: there is no event to await."""
 
-GONE = (SerialException, OSError, TypeError)
-"""What using a port raises whose device went away (TypeError: pyserial, under a read)."""
+GONE = (SerialException, OSError, TypeError, termios.error)
+"""What using a port raises whose device went away (TypeError: pyserial, under a read;
+termios.error, which is no OSError: where it flushes)."""
 
 
 class Reset(Protocol):
@@ -104,7 +106,7 @@ class Attachment:
                 esp.hard_reset()
             else:
                 hard_reset(port)
-        except OSError:
+        except GONE:
             if not self.may_return:
                 raise  # else it went away with the reset
         finally:
@@ -143,7 +145,7 @@ class Attachment:
             if self._claim is not None:
                 self._claim(name)
             reopen_port(port, name)
-        except (SerialException, OSError, OtaError):
+        except (*GONE, OtaError):
             close_port(port)
             return False
         self.info = describe(name)

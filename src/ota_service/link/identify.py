@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ota_service.errors import OtaError
 from ota_service.link import esptool_setup  # noqa: F401  (before esptool)
-from ota_service.link.attachment import attachment
+from ota_service.link.attachment import GONE, attachment
 from ota_service.link.chip import ChipInfo
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
@@ -106,7 +106,7 @@ def _synchronise(finder: Any, attempts: int) -> None:
         try:
             finder.connect("default-reset", attempts, detecting=True, warnings=False)
             return
-        except OSError as error:
+        except GONE as error:
             if not at.may_return or not again:
                 raise
             at.reopen(port, error)
@@ -118,7 +118,7 @@ def _in_sync(finder: Any) -> bool:
     """Whether the chip is in download mode already. It answers at once then; an app that restarts
     by itself leaves little time for the next reset."""
     for _ in range(SYNC_TRIES):
-        with contextlib.suppress(FatalError, OSError):
+        with contextlib.suppress(FatalError, *GONE):
             finder.flush_input()
             finder.sync()
             return True

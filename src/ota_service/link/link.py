@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES
 from ota_service.link import esptool_setup
-from ota_service.link.attachment import attachment
+from ota_service.link.attachment import GONE, attachment
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Protection
 from ota_service.link.identify import KNOWN, chip_info, detect, read_mac
@@ -45,7 +45,6 @@ from ota_service.link.stream import BLOCK_COMMAND, ahead_pays
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
 from esptool.loader import DEFAULT_TIMEOUT, WRITE_BLOCK_ATTEMPTS, ESPLoader  # isort: skip
 from esptool.util import FatalError  # isort: skip
-from serial import SerialException  # isort: skip
 
 if TYPE_CHECKING:
     from serial import SerialBase
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
     from ota_service.link.stream import SlotStream
 
 BAUD_LADDER = (2_000_000, 1_500_000, 921_600, 460_800, 230_400, ROM_BAUD)
-_ERRORS = (FatalError, SerialException, OSError, struct.error, StopIteration)
+_ERRORS = (FatalError, *GONE, struct.error, StopIteration)
 
 
 def bauds_to_try(highest: int) -> list[int]:
