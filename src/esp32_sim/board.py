@@ -87,6 +87,8 @@ class Board:
         self.dtr = self.rts = False
         self._powered = False
         self._en_low = False
+        # Who pulls EN and IO0: the reset circuit, and other pins that are wired to them.
+        self._by_lines = self._by_wire = (False, False)
         self._io0_changes: deque[tuple[float, bool]] = deque([(0.0, False)], maxlen=64)
         self._loop = asyncio.get_running_loop()
         self._rise: asyncio.TimerHandle | None = None
@@ -190,8 +192,22 @@ class Board:
             self._restart("cpu")
 
     def _circuit_lines(self, dtr: bool, rts: bool, at_s: float) -> None:
-        self._io0_changes.append((at_s, dtr and not rts))
-        en_low = rts and not dtr
+        self._by_lines = rts and not dtr, dtr and not rts
+        # Nobody leaves both lines asserted: what follows at once may arrive late, where the
+        # host is busy, and decides by its time all the same.
+        self._pulled(at_s, patience_s=BOTH_LINES_S if dtr and rts else 0.0)
+
+    def pull(self, *, en: bool, io0: bool) -> None:
+        """What else is wired to EN and IO0 pulls them low from now on, or lets them go."""
+        if en and not self._by_wire[0] and self._powered:
+            self._reset_port("power-on")
+        self._by_wire = en, io0
+        self._pulled(self._loop.time())
+
+    def _pulled(self, at_s: float, *, patience_s: float = 0.0) -> None:
+        """Whoever pulls EN and IO0, they are low while anybody does."""
+        en_low, io0_low = map(max, self._by_lines, self._by_wire)
+        self._io0_changes.append((at_s, io0_low))
         if en_low == self._en_low:
             if self._rise is not None:
                 self._expect_rise(self._rises_s)
@@ -203,9 +219,7 @@ class Board:
             self._stop_chip()
             self.state = "reset"
         else:
-            # Nobody leaves both lines asserted: what follows at once may arrive late, where the
-            # host is busy, and decides by its time all the same.
-            self._release_en(at_s, patience_s=BOTH_LINES_S if dtr and rts else 0.0)
+            self._release_en(at_s, patience_s=patience_s)
 
     def _release_en(self, at_s: float, *, patience_s: float = 0.0) -> None:
         self._rises_s = at_s + self.config.en_rise_s

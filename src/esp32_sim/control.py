@@ -154,6 +154,10 @@ class BoardControl:
         """Press the EN button; boot_button: while IO0's is held, which enters download mode."""
         self._request("reset", boot_button=boot_button)
 
+    def pull(self, *, en: bool = False, io0: bool = False) -> None:
+        """Pull EN and IO0 low from now on, or let them go, as pins that are wired to them do."""
+        self._request("pull", en=en, io0=io0)
+
     def set_faults(self, **faults: Any) -> None:
         """Switch faults: stuck_in_download, no_answer, garbage (booleans); to_board, from_board.
 

@@ -136,6 +136,10 @@ class Control:
         """Press the EN button."""
         self.board.reset_button(boot_button=boot_button)
 
+    def do_pull(self, en: bool, io0: bool) -> None:
+        """Pull EN and IO0 low, or let them go, as pins of another computer do."""
+        self.board.pull(en=en, io0=io0)
+
     def do_faults(self, **faults: Any) -> None:
         """Switch faults on or off; see `faults.Faults`."""
         self.board.faults.update(faults)

@@ -178,6 +178,8 @@ class BoardHost:
         frames = wire.FrameReader()
         while data := await reader.read(1 << 18):
             for kind, payload in frames.feed(data):
+                if writer is not self._client:
+                    return  # the port has gone, perhaps by the line's change just before
                 if kind == wire.DATA:
                     board.host_sends(payload)
                 elif kind == wire.LINES:

@@ -348,7 +348,8 @@ _ROWS: tuple[ErrorKind, ...] = (
         "no-reset",
         "The board is still in download mode: no reset has started its firmware.",
         "Press the board's reset button with BOOT released, and wire DTR and RTS of its port to "
-        "IO0 and EN if they are not; then call update, which has the start watched.",
+        "IO0 and EN if they are not, or say in `reset` what is wired there; then call update, "
+        "which has the start watched.",
         counts=False,
     ),
     _board(

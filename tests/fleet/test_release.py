@@ -147,3 +147,24 @@ def test_a_board_that_was_moved_is_the_one_at_whose_port_it_was_seen_last(tmp_pa
         assert [place.kind for place in found] == ["wrong_board", "here"]
         assert found[0].error is not None
         assert found[0].error.code == "duplicate-board"
+
+
+@pytest.mark.parametrize(
+    ("location", "serial", "kind"),
+    [
+        ("1-2:1.0", MAC.upper(), "here"),
+        ("1-3:1.0", MAC.upper(), "absent"),
+        ("1-2:1.0", "24:0A:C4:00:00:99", "absent"),
+    ],
+    ids=["renamed", "moved", "another"],
+)
+def test_a_board_whose_own_usb_port_came_back_by_another_name(
+    tmp_path: Path, location: str, serial: str, kind: str
+) -> None:
+    """It is followed within its USB socket; what somebody has plugged in elsewhere is not."""
+    port = str(tmp_path / "ttyACM0")
+    info = PortInfo("/dev/ttyACM7", None, location, 0x303A, 0x1001, serial)
+    with open_journal(tmp_path / "state") as journal:
+        journal.learn_port(port, MAC, location="1-2:1.0", serial=MAC.upper())
+        place = place_entry(BoardEntry("a", port=port), [info], Memory(journal, "OTA"))
+    assert (place.kind, place.port) == (kind, info.device if kind == "here" else port)

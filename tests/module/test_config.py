@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ota_service.errors import OtaError
+from ota_service.link.resets import ResetPins
 from ota_service.module.config import parse_config
 from ota_service.module.service_attributes import ServiceConfig
 
@@ -336,3 +337,34 @@ def test_a_board_has_some_attributes_for_itself() -> None:
     assert service.of(None) == service
     other = replace(service.boards[0], boot_expect="ready", boot_stable_s=0.0)
     assert (service.of(other).boot_expect, service.of(other).boot_stable_s) == ("ready", 0.0)
+
+
+PINS = {"en": 17, "boot": 18}
+
+
+@pytest.mark.parametrize(
+    ("reset", "words"),
+    [
+        ("by-hand", "must be an object"),
+        ({"gpiochip": "/dev/gpiochip0"}, "must be an object"),
+        ({"gpiochip": "gpiochip0", "pins": PINS}, "must be a whole path"),
+        (
+            {"gpiochip": "/dev/gpiochip0", "pins": {"en": 17}},
+            "pins must name the lines en and boot",
+        ),
+        ({"gpiochip": "/dev/gpiochip0", "pins": {"en": 17, "boot": 17}}, "two lines"),
+        ({"gpiochip": "/dev/gpiochip0", "pins": {"en": -1, "boot": 18}}, "out of range"),
+        ({"gpiochip": "/dev/gpiochip0", "pins": {"en": 1.5, "boot": 18}}, "not a whole number"),
+    ],
+)
+def test_reset_names_two_lines_of_a_chip(reset: Any, words: str) -> None:
+    """Numbers come from Viam as floats; anything else is refused in words."""
+    board = {"name": "a", "port": "/dev/ttyAMA0"}
+    good = {"gpiochip": "/dev/gpiochip0", "pins": {"en": 17.0, "boot": 18.0}}
+    config = parse_config({**GOOD, "boards": [{**board, "reset": good}]})
+    (entry,) = config.settings("OTA", state_dir=Path("/s"), cache_dir=Path("/c")).boards or ()
+    assert entry.reset == ResetPins("/dev/gpiochip0", 17, 18)
+    with pytest.raises(OtaError) as caught:
+        parse_config({**GOOD, "boards": [{**board, "reset": reset}]})
+    assert "boards[0].reset: " in caught.value.message
+    assert words in caught.value.message

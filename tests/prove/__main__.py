@@ -21,6 +21,7 @@ from rich.console import Console
 
 from tests.prove import on_link, second_judge, suite
 from tests.prove.board import quiet
+from tests.prove.chips import prove_chips
 from tests.prove.link import Boards
 from tests.prove.prover import Depth, Failure, Recording, Tally, prove, prove_alike
 from tests.prove.suite import Trial
@@ -163,6 +164,15 @@ def one(name: str, console: Console) -> Tally:
     return prove(recording, depth, cut or None)
 
 
+def chips(quick: bool) -> Tally:
+    """Sessions cut on each chip, by its own registers."""
+    tally = Tally()
+    with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+        for found in prove_chips(Path(folder), 1 if quick else 2, quick=quick):
+            tally.merge(found)
+    return tally
+
+
 class Found(Protocol):
     """What came of the faults: printable, and how many broke a promise."""
 
@@ -207,15 +217,17 @@ def main() -> int:
             return 2
     else:
         trials = suite.quick() if quick else suite.whole()
-        with quiet(), ThreadPoolExecutor(1) as beside:
+        with quiet(), ThreadPoolExecutor(2) as beside:
             injected: list[Future[Found | None]] = []
-            tally = run(
-                trials,
-                8 if quick else 12,
-                console,
-                before_link=lambda: injected.append(beside.submit(faults, quick)),
-            )
+            cut: list[Future[Tally]] = []
+
+            def begin() -> None:
+                injected.append(beside.submit(faults, quick))
+                cut.append(beside.submit(chips, quick))
+
+            tally = run(trials, 8 if quick else 12, console, before_link=begin)
             found = injected[0].result()
+            tally.merge(cut[0].result())
         if found is not None:
             console.print(found)
             failed = found.failed

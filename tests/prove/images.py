@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from esp32_sim.images import Behaviour, build_app
@@ -47,7 +48,7 @@ class Firmware:
 def _firmware(
     name: str, tag: str, version: str, size_bytes: int, *, starts: bool = True,
     confirms: bool = True, hash_appended: bool = True, secure_version: int = SECURE_VERSION,
-    described: bool = True,
+    described: bool = True, chip: str = "esp32",
 ) -> Firmware:  # fmt: skip
     behaviour = Behaviour(
         confirm_after_s=CONFIRM_S if confirms else None,
@@ -56,7 +57,7 @@ def _firmware(
     )
     options: dict[str, Any] = {
         "version": version, "size_bytes": size_bytes, "seed": len(name), "behaviour": behaviour,
-        "hash_appended": hash_appended, "secure_version": secure_version,
+        "hash_appended": hash_appended, "secure_version": secure_version, "chip": chip,
     }  # fmt: skip
     parsed = parse_app_image(build_app(**options))
     data = build_app(**options, described=described)
@@ -81,6 +82,13 @@ LARGE = _firmware("large", "rel-2", "1.1.0", 400_000)
 """A new firmware whose slot is erased while it travels. The others are too small for that."""
 
 ALL = (OLD, NEW, PLAIN, PANICS, SHY, NEXT, OTHER, BARE)
+
+
+@cache
+def of_chip(chip: str) -> tuple[Firmware, Firmware]:
+    """An old firmware and a new one for another chip."""
+    old = _firmware("old", "rel-1", "1.0.0", 19_000, chip=chip)
+    return old, _firmware("new", "rel-2", "1.1.0", 20_400, chip=chip)
 
 
 def named(data: bytes) -> Firmware | None:

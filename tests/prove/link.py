@@ -108,20 +108,26 @@ class RealBoard:
 
 
 class Boards:
-    """Some boards in one simulator process, each used by one thread at a time."""
+    """Some boards in one simulator process, each used by one thread at a time.
 
-    def __init__(self, folder: Path, count: int, *, seed: int = 0) -> None:
-        spec = SimBoard(flash=b"\xff" * FLASH_BYTES, config={"boots_at_start": False})
-        self._sim = SimProcess(folder, [spec] * count, seed=seed)
-        self._count = count
-        self._idle: SimpleQueue[RealBoard] = SimpleQueue()
-        self._pool = ThreadPoolExecutor(count)
+    count: of each of the chips.
+    """
+
+    def __init__(
+        self, folder: Path, count: int, *, seed: int = 0, chips: Sequence[str] = ("esp32",)
+    ) -> None:
+        blank, config = b"\xff" * FLASH_BYTES, {"boots_at_start": False}
+        self._chips = [chip for chip in chips for _ in range(count)]
+        specs = [SimBoard(flash=blank, chip=chip, config=config) for chip in self._chips]
+        self._sim = SimProcess(folder, specs, seed=seed)
+        self._idle: dict[str, SimpleQueue[RealBoard]] = {chip: SimpleQueue() for chip in chips}
+        self._pool = ThreadPoolExecutor(len(specs))
         self._stop = threading.Event()
 
     def __enter__(self) -> Boards:
         self._sim.__enter__()
-        for running in self._sim.boards:
-            self._idle.put(RealBoard(running))
+        for chip, running in zip(self._chips, self._sim.boards, strict=True):
+            self._idle[chip].put(RealBoard(running))
         return self
 
     def __exit__(
@@ -135,19 +141,24 @@ class Boards:
         self._sim.__exit__(kind, error, trace)
 
     @contextmanager
-    def board(self) -> Iterator[RealBoard]:
+    def board(self, chip: str = "esp32") -> Iterator[RealBoard]:
         """A board that nobody else uses meanwhile."""
-        board = self._idle.get()
+        board = self._idle[chip].get()
         try:
             yield board
         finally:
-            self._idle.put(board)
+            self._idle[chip].put(board)
 
-    def each(self, act: Callable[[RealBoard, T], R], items: Sequence[T]) -> Iterator[R]:
+    def each(
+        self,
+        act: Callable[[RealBoard, T], R],
+        items: Sequence[T],
+        chip_of: Callable[[T], str] = lambda _: "esp32",
+    ) -> Iterator[R]:
         """`act` on every item with some board, several at once; results in their order."""
 
         def one(item: T) -> R:
-            with self.board() as board:
+            with self.board(chip_of(item)) as board:
                 return act(board, item)
 
         yield from self._pool.map(one, items)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from esp32_sim.chips import CHIPS
 from tests.prove import images, nvs_shapes, starts, suite
 from tests.prove.flows import FLOWS
 
@@ -71,3 +72,5 @@ def test_the_thinned_proof() -> None:
     assert int(match[1]) > 1500
     for row in ("update: slot", "update: otadata", "update: NVS", "during recovery"):
         assert f"| {row}" in done.stdout
+    for chip in CHIPS.values():
+        assert re.search(rf"\| registers: {chip.title} +\| +0 \| +2 \|", done.stdout), chip.title

@@ -26,6 +26,7 @@ from ota_service.fleet.board_state import State
 from ota_service.fleet.run import Run, RunOutcome
 from ota_service.fleet.service import FleetService
 from ota_service.fleet.settings import Override, Settings
+from ota_service.link.resets import ResetWay
 from ota_service.module.checks import check_mac
 from ota_service.module.config import parse_config
 from ota_service.module.folders import default_cache_dir, default_state_dir
@@ -48,7 +49,8 @@ class Options(TypedDict, total=False):
 
     state_dir: what must last, by default the service's folder (`$VIAM_HOME/ota-service`, without
     that `~/.local/state/ota-service`). cache_dir: firmware that was loaded, by default
-    `$VIAM_MODULE_DATA`, without that `~/.cache/ota-service`.
+    `$VIAM_MODULE_DATA`, without that `~/.cache/ota-service`. reset: by what the boards are reset
+    where DTR and RTS of their ports do not reach them (`ota_service.link.resets`).
     """
 
     baud: int
@@ -63,6 +65,7 @@ class Options(TypedDict, total=False):
     max_attempts: int
     max_image_bytes: int
     max_parallel: int
+    reset: ResetWay | None
     state_dir: Path
 
 
@@ -197,6 +200,7 @@ class Engine:
     ) -> None:
         self._state_dir = Path(options.pop("state_dir", default_state_dir()))
         self._cache_dir = Path(options.pop("cache_dir", default_cache_dir()))
+        self._reset = options.pop("reset", None)
         named = boards if isinstance(boards, Mapping) else _named(boards)
         self._options: dict[str, Any] = {
             **options,
@@ -384,7 +388,8 @@ class Engine:
         settings = parse_config(given).settings(
             self._name, state_dir=self._state_dir, cache_dir=self._cache_dir
         )
-        return replace(settings, target=target, shares_state=True)
+        boards = tuple(replace(entry, reset=self._reset) for entry in settings.boards or ())
+        return replace(settings, target=target, boards=boards, shares_state=True)
 
 
 def _reports(run: Run) -> dict[str, BoardReport]:

@@ -12,6 +12,7 @@ from ota_service.api.engine import BoardReport, Engine, Options, Order
 from ota_service.api.load import Source, load_firmware
 from ota_service.firmware.check import Firmware
 from ota_service.link.at_port import at_port
+from ota_service.link.resets import ResetWay
 from ota_service.update import session
 from ota_service.update.facts import BoardFacts
 from ota_service.update.inspect import Inspection
@@ -34,17 +35,23 @@ OnProgress = Callable[[Progress], None]
 
 
 async def inspect_board(
-    port: str, *, baud: int = 921_600, on_progress: OnProgress | None = None
+    port: str,
+    *,
+    baud: int = 921_600,
+    reset: ResetWay | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Inspection:
     """What is on the board at a port: chip, partition table, otadata, slots with their apps, NVS.
 
     port: a device, `rfc2217://host:port`, or a simulated board's url. baud: the highest speed;
-    falls back by itself. on_progress: called in the event loop. The board is restarted, into its
-    firmware at the end; nothing is written. What keeps it from being updated is the inspection's
-    `problem`. Raises OtaError where it cannot be reached: `port-missing`, `port-busy`,
-    `no-answer`, .. Cancelling the task leaves the board in its firmware.
+    falls back by itself. reset: as in `Engine`. on_progress: called in the event loop. The board
+    is restarted, into its firmware at the end; nothing is written. What keeps it from being
+    updated is the inspection's `problem`. Raises OtaError where it cannot be reached:
+    `port-missing`, `port-busy`, `no-answer`, .. Cancelling the task leaves the board in its
+    firmware.
     """
-    found = (await _look(port, session.Job(port, baud=baud, read_only=True), on_progress)).found
+    job = session.Job(port, baud=baud, read_only=True)
+    found = (await _look(port, job, on_progress, reset)).found
     assert found is not None, "a session that only reads has always looked"
     return found
 
@@ -169,12 +176,14 @@ class _Hooks:
     def restarting(self, reason: str) -> None: ...
 
 
-async def _look(port: str, job: session.Job, on_progress: OnProgress | None) -> session.Outcome:
+async def _look(
+    port: str, job: session.Job, on_progress: OnProgress | None, reset: ResetWay | None = None
+) -> session.Outcome:
     """A session that writes nothing, in a thread; ends with it, also when it is cancelled."""
     hooks = _Hooks(on_progress or (lambda progress: None))
 
     def visit() -> session.Outcome:
-        with at_port(port, OWNER) as opened:
+        with at_port(port, OWNER, reset=reset) as opened:
             return session.run(opened, job, hooks)
 
     task = asyncio.ensure_future(asyncio.to_thread(visit))

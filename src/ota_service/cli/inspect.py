@@ -10,7 +10,7 @@ import click
 
 from ota_service.cli.content_tables import on_board
 from ota_service.cli.contents import board_report
-from ota_service.cli.options import baud_option
+from ota_service.cli.options import baud_option, reset_option, stop_asking
 from ota_service.cli.output import err, json_option, on_stop, out, print_json
 from ota_service.cli.ports import port_argument
 from ota_service.client.failure import Failure
@@ -18,14 +18,16 @@ from ota_service.link.ports import shown
 
 if TYPE_CHECKING:
     from ota_service.api.single import Progress
+    from ota_service.link.resets import ResetWay
     from ota_service.update.inspect import Inspection
 
 
 @click.command()
 @port_argument
 @baud_option
+@reset_option
 @json_option
-def inspect(port: str, baud: int, as_json: bool) -> None:
+def inspect(port: str, baud: int, reset: ResetWay | None, as_json: bool) -> None:
     """Show what is on one attached board. Restarts it.
 
     Prints its chip and MAC, partition table, otadata, the slots with their apps, and the version
@@ -34,14 +36,14 @@ def inspect(port: str, baud: int, as_json: bool) -> None:
     The board is restarted into download mode to be read, once more if it takes its own log to
     tell which slot runs, and at the end into its firmware. Nothing is written.
     """
-    found = asyncio.run(_look(port, baud))
+    found = asyncio.run(_look(port, baud, reset))
     if as_json:
         print_json({"port": shown(port), **board_report(found)})
     else:
         out().print(on_board(shown(port), found))
 
 
-async def _look(port: str, baud: int) -> Inspection:
+async def _look(port: str, baud: int, reset: ResetWay | None) -> Inspection:
     """Raises OtaError, and Failure after Ctrl-C, when the board is back in its firmware."""
     from ota_service.api.single import inspect_board
 
@@ -57,9 +59,11 @@ async def _look(port: str, baud: int) -> Inspection:
         def stop() -> None:
             if not task.cancelling():
                 click.echo("Stopping; the board is restarted into its firmware...", err=True)
+                stop_asking(reset)
                 task.cancel()
 
-        task = asyncio.ensure_future(inspect_board(port, baud=baud, on_progress=told))
+        looking = inspect_board(port, baud=baud, reset=reset, on_progress=told)
+        task = asyncio.ensure_future(looking)
         with on_stop(stop):
             try:
                 return await task

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import re
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ota_service.cli.output import Command
 from ota_service.fleet.settings import OVERRIDES
+
+if TYPE_CHECKING:
+    from ota_service.link.resets import ResetWay
 
 baud_option = click.option(
     "--baud",
@@ -26,6 +30,40 @@ state_dir_option = click.option(
     "without that ~/.local/state/ota-service.",
 )
 """Of what writes to a board directly."""
+
+_PINS = re.compile(r"(?P<chip>[^:=,\s]+):en=(?P<en>\d{1,4}),boot=(?P<boot>\d{1,4})")
+
+
+def _reset(context: click.Context, parameter: click.Parameter, given: str | None) -> Any:
+    from ota_service.link.resets import ByHand, ResetPins
+
+    if given is None:
+        return None
+    if given == "by-hand":
+        return ByHand(lambda what: click.echo(what[:1].upper() + what[1:], err=True))
+    match = _PINS.fullmatch(given)
+    if match is None or match["en"] == match["boot"]:
+        raise click.BadParameter("give by-hand, or two lines as in gpiochip0:en=17,boot=18")
+    chip = match["chip"] if match["chip"].startswith("/") else f"/dev/{match['chip']}"
+    return ResetPins(chip, int(match["en"]), int(match["boot"]))
+
+
+reset_option = click.option(
+    "--reset",
+    metavar="PINS|by-hand",
+    callback=_reset,
+    help="Where DTR and RTS of the port do not reach the board: the lines of a GPIO chip that do, "
+    "such as gpiochip0:en=17,boot=18; by-hand: you are told what to press.",
+)
+
+
+def stop_asking(reset: ResetWay | None) -> None:
+    """A person who stops the command will press nothing more."""
+    from ota_service.link.resets import ByHand
+
+    if isinstance(reset, ByHand):
+        reset.stop.set()
+
 
 _BOOT = (
     click.option(

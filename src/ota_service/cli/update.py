@@ -14,7 +14,13 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from ota_service.cli.options import asked_options, baud_option, boot_options
+from ota_service.cli.options import (
+    asked_options,
+    baud_option,
+    boot_options,
+    reset_option,
+    stop_asking,
+)
 from ota_service.cli.output import err, json_option, on_stop, out, print_json
 from ota_service.cli.ports import port_argument
 from ota_service.cli.remedies import own_words
@@ -47,6 +53,7 @@ from ota_service.errors import OtaError
     help="Read the board, say what would be done and why, and write nothing.",
 )
 @baud_option
+@reset_option
 @click.option(
     "--boot-expect",
     metavar="REGEX",
@@ -141,6 +148,7 @@ async def _run(
 
         def stop() -> None:
             console.print("Stopping where that leaves the board bootable...")
+            stop_asking(known.get("reset"))
             order.cancel()
 
         with on_stop(stop), Live(console, transient=True) as live:

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ota_service.cli.contents import revision_text
-from ota_service.cli.options import baud_option, boot_options, state_dir_option
+from ota_service.cli.options import baud_option, boot_options, reset_option, state_dir_option
 from ota_service.cli.output import err, files, json_option, out, print_json, size, table
 from ota_service.cli.ports import port_argument
 from ota_service.cli.remedies import line_of, own_text, own_words
@@ -32,6 +32,7 @@ from ota_service.formats.partitions import PartitionTable
 from ota_service.link.at_port import at_port
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ports import require_exists, shown
+from ota_service.link.resets import ResetWay
 from ota_service.module.folders import default_state_dir
 from ota_service.update.backup import Backup
 from ota_service.update.backup_files import holds_backup, read_backup, to_dict, write_backup
@@ -182,6 +183,7 @@ def _tell(
 @click.option("-y", "--yes", is_flag=True, help="Do not ask, also on a terminal.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
 @baud_option
+@reset_option
 @boot_options
 @state_dir_option
 @json_option
@@ -212,7 +214,7 @@ def flash(
         hooks = _Flash(console, job, ask=not (yes or as_json or dry_run), dry_run=dry_run)
         with hooks.interrupted(own_text(again(keep_nvs))):
             try:
-                with at_port(port, "esp32-ota flash", port) as opened:
+                with at_port(port, "esp32-ota flash", port, reset=options["reset"]) as opened:
                     outcome = run_flash(opened, job, hooks)
             except _Enough as enough:
                 if as_json:
@@ -335,8 +337,9 @@ def _tables(before: PartitionTable | None, after: PartitionTable) -> Table:
 @port_argument
 @click.argument("folder", metavar="DIR", type=_FOLDER)
 @baud_option
+@reset_option
 @json_option
-def backup(port: str, folder: Path, baud: int, as_json: bool) -> None:
+def backup(port: str, folder: Path, baud: int, reset: ResetWay | None, as_json: bool) -> None:
     """Keep the NVS, otadata and partition table of the board at PORT in DIR. Restarts it.
 
     Nothing is written to the board. DIR then holds its credentials, in files that only this user
@@ -360,7 +363,7 @@ def backup(port: str, folder: Path, baud: int, as_json: bool) -> None:
                     remedy="Name another folder for it.",
                 )
 
-        with at_port(port, "esp32-ota backup", port) as opened:
+        with at_port(port, "esp32-ota backup", port, reset=reset) as opened:
             made = run_backup(opened, baud=baud, identified=identified)
         if old is not None and not made.covers(old, by_name=True):
             raise Failure(
@@ -391,6 +394,7 @@ def backup(port: str, folder: Path, baud: int, as_json: bool) -> None:
               "backup's: it gets the NVS alone.")  # fmt: skip
 @click.option("-y", "--yes", is_flag=True, help="Do not ask, also on a terminal.")
 @baud_option
+@reset_option
 @boot_options
 @state_dir_option
 @json_option
@@ -413,7 +417,7 @@ def restore(port: str, folder: Path, yes: bool, as_json: bool, **options: Any) -
         hooks = _Restore(console, port, "restore", ask=not (yes or as_json))
         with (
             hooks.interrupted(AGAIN),
-            at_port(port, "esp32-ota restore", port) as opened,
+            at_port(port, "esp32-ota restore", port, reset=options["reset"]) as opened,
         ):
             outcome = run_restore(opened, job, hooks)
     done = "Done: the board has its backup, and was seen to start."

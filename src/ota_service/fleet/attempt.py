@@ -68,6 +68,7 @@ class Attempt:
         self._name = about.name
         self._port = str(about.port)
         self._mac = about.mac
+        self._reset = about.entry.reset if about.entry is not None else None
         self.hooks = SessionHooks(around, about, order, tell)
         self._flash = FlashHooks(self.hooks)
 
@@ -120,7 +121,8 @@ class Attempt:
         """Do something at the open port."""
 
         def call() -> Result:
-            with at_port(self._port, self._around.owner, self._name) as opened:
+            owner, name = self._around.owner, self._name
+            with at_port(self._port, owner, name, reset=self._reset) as opened:
                 return work(opened)
 
         return await asyncio.get_running_loop().run_in_executor(EXECUTOR, call)

@@ -261,6 +261,7 @@ class Engine:
     async def _begin(self, settings: Settings, new_target: bool) -> None:
         """The first configuration of this process: what was known and what was interrupted."""
         journal = self.memory.journal
+        await asyncio.to_thread(self._let_go, settings)
         await self.journaled(self._remember_boards)
         interrupted = await self.journaled(partial(journal.take_up, settings.service))
         resumed = any(run.target.get("purpose") is None for run in interrupted)
@@ -268,6 +269,16 @@ class Engine:
             self.start(Run("resumed" if resumed and not new_target else "configured"))
         elif settings.boards is not None:
             await self._poll(first=True)
+
+    def _let_go(self, settings: Settings) -> None:
+        """A process that was killed may have left a board in reset."""
+        for entry in settings.boards or ():
+            if entry.reset is not None:
+                try:
+                    with entry.reset.held():
+                        pass
+                except OtaError as error:
+                    self.log.warning("%s: %s", entry.name, error.message)
 
     def _targets_key(self, settings: Settings) -> str:
         keys = [settings.target.key]

@@ -17,7 +17,16 @@ from ota_service.fleet.journal_rows import PortRecord
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.settings import BoardEntry
 from ota_service.link.ownership import duplicate
-from ota_service.link.ports import PortInfo, describe, exists, find_mac, is_url, shown
+from ota_service.link.ports import (
+    PortInfo,
+    describe,
+    exists,
+    find_mac,
+    is_simulated,
+    is_url,
+    ports_beside,
+    shown,
+)
 
 Kind = Literal["here", "absent", "candidate", "not_ours", "wrong_board"]
 
@@ -41,17 +50,22 @@ class Place:
 def place_entry(entry: BoardEntry, infos: Iterable[PortInfo], memory: Memory) -> Place:
     """Where a board of `boards` is now."""
     if entry.port is not None:
-        return _at_port(entry.name, entry.port, memory)
+        return _at_port(entry.name, entry.port, infos, memory)
     assert entry.mac is not None
-    return _of_mac(entry.name, entry.mac, list(infos), memory)
+    return _of_mac(entry.name, entry.mac, infos, memory)
 
 
-def _at_port(name: str, port: str, memory: Memory) -> Place:
+def _at_port(name: str, port: str, infos: Iterable[PortInfo], memory: Memory) -> Place:
+    info = describe(port)
+    known = memory.journal.get(PortRecord, port=port)
+    if known is not None and (info is None or info.mac not in (None, known.mac)):
+        moved = find_mac(known.mac, _where_it_may_be(port, infos))
+        if moved is not None and moved.location == known.usb_location:
+            # Its own USB port came back by another name, in the same socket.
+            return Place(name, "here", moved.device, moved, known.mac)
     if not exists(port):
         error = OtaError("port-missing", f"The port {shown(port)} does not exist.", board=name)
         return Place(name, "absent", port, error=error)
-    info = describe(port)
-    known = memory.journal.get(PortRecord, port=port)
     if known is not None and known.wrong_board is not None:
         return Place(name, "wrong_board", port, info, error=_wrong(name, known.wrong_board))
     if known is not None and info is not None:
@@ -66,7 +80,12 @@ def _wrong(name: str, why: str) -> OtaError:
     return OtaError("wrong-board", why, board=name)
 
 
-def _of_mac(name: str, mac: str, infos: list[PortInfo], memory: Memory) -> Place:
+def _where_it_may_be(port: str | None, infos: Iterable[PortInfo]) -> Iterable[PortInfo]:
+    """The ports to look for a board on that was at `port`."""
+    return ports_beside(port) if port is not None and is_simulated(port) else infos
+
+
+def _of_mac(name: str, mac: str, infos: Iterable[PortInfo], memory: Memory) -> Place:
     record = memory.journal.board(mac)
     if record is not None and record.port is not None and exists(record.port):
         info = describe(record.port)
@@ -76,7 +95,7 @@ def _of_mac(name: str, mac: str, infos: list[PortInfo], memory: Memory) -> Place
         )
         if same:
             return Place(name, "here", record.port, info, mac)
-    found = find_mac(mac, infos)
+    found = find_mac(mac, _where_it_may_be(record.port if record is not None else None, infos))
     if found is not None:
         return Place(name, "here", found.device, found, mac)
     error = OtaError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from ota_service.firmware.target import Headers, Target
+    from ota_service.link.resets import ResetWay
 
 
 Override = Literal["not-allowed-now", "stopped", "other-project"]
@@ -21,7 +22,8 @@ class BoardEntry:
     """One entry of `boards`: a name, and either a MAC ("aa:bb:cc:dd:ee:ff") or a port.
 
     url, version and sha256 pin the board to a target of its own; None: the service's. headers:
-    those of its own server. The others: as in `Settings.of`.
+    those of its own server. reset: by what it is reset, if not by its port's lines. The others: as
+    in `Settings.of`.
     """
 
     name: str
@@ -36,6 +38,7 @@ class BoardEntry:
     boot_stable_s: float | None = None
     boot_expect: str | None = None
     version_store: str | None = None
+    reset: ResetWay | None = None
 
     @property
     def is_pinned(self) -> bool:

@@ -15,14 +15,13 @@ from typing import Any
 os.environ.setdefault("ESPTOOL_CFGFILE", os.devnull)
 
 from esp_pylib.logger import EspLog, EspLogBase
+from esp_pylib.serial_reset import hard_reset
 from esptool import loader
 from esptool.loader import ESPLoader
-from esptool.reset import CustomReset
+
+from ota_service.link.attachment import attachment
 
 _LOGGER = logging.getLogger("ota_service.esptool")
-
-RESET_INTO_DOWNLOAD = "D0|R1|W0.1|D1|R0|W0.05|D0"
-"""DTR asserted = IO0 low, RTS asserted = EN low; IO0 is sampled when EN has risen."""
 
 
 class _QuietLog(EspLogBase):
@@ -47,17 +46,28 @@ class _QuietLog(EspLogBase):
 
 
 _standard_resets = ESPLoader._construct_reset_strategy_sequence
+_standard_restart = ESPLoader.hard_reset
 
 
 def _resets(self: Any, mode: str) -> Any:
-    """Ports behind a url take the reset sequence that needs no file descriptor.
+    """What resets this board. For a bridge's device esptool tries several ways in turn."""
+    by = attachment(self._port).resets(self._port)
+    return _standard_resets(self, mode) if by is None else (by,)
 
-    esptool's first two strategies set both lines with one ioctl, which such ports do not have:
-    two failing attempts would cost 1.5 s at each connect.
-    """
-    if "://" in str(self._port.name or ""):
-        return (CustomReset(self._port, RESET_INTO_DOWNLOAD),)
-    return _standard_resets(self, mode)
+
+def _restart(self: Any, uses_usb: bool = False) -> None:
+    """esptool opens a port that the reset takes away again by its old name, and resets whatever
+    is there then once more."""
+    if attachment(self._port).may_return:
+        hard_reset(self._port)
+    else:
+        _standard_restart(self, uses_usb)
+
+
+def _usb_ids(self: Any) -> tuple[int | None, int | None]:
+    """VID and PID of the port: esptool lists all of the machine's for that, and knows no urls."""
+    info = attachment(self._port).info
+    return (info.vid, info.pid) if info is not None else (None, None)
 
 
 def checksum(data: bytes, state: int = ESPLoader.ESP_CHECKSUM_MAGIC) -> int:
@@ -78,6 +88,8 @@ def install() -> None:
     if not isinstance(EspLog.instance, _QuietLog):
         EspLog.set_logger(_QuietLog())
     ESPLoader._construct_reset_strategy_sequence = _resets
+    ESPLoader.hard_reset = _restart
+    ESPLoader.get_usb_vid_pid = _usb_ids
     ESPLoader.checksum = staticmethod(checksum)
     # Hex dumps are formatted for the trace also while that is off: 15 to 25 ms for each block of
     # 16 KiB, during which the wire is idle.

@@ -8,6 +8,7 @@ the same at once.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ota_service.errors import OtaError
 from ota_service.link import esptool_setup  # noqa: F401  (before esptool)
+from ota_service.link.attachment import GONE, attachment
 from ota_service.link.chip import BootKeys, ChipInfo
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
@@ -97,15 +99,48 @@ def twice(read: Callable[[], Read], expected: Read | None = None) -> Read:
     return first
 
 
+RESETS = 4
+"""How often a board is reset whose port goes away: a chip on USB-OTG may have to be led out of
+download mode first, and an app that restarts by itself takes the port along meanwhile."""
+SYNC_TRIES = 2
+
+
 def detect(port: SerialBase, rom_baud: int, attempts: int) -> Any:
     """Reset into download mode and synchronise; esptool's object for the chip's ROM loader."""
     finder = ESPLoader(port, rom_baud)
-    finder.connect("default-reset", attempts, detecting=True, warnings=False)
+    _synchronise(finder, attempts)
     if _magic(finder) != ESP32ROM.MAGIC_VALUE or finder.sync_stub_detected:
         return cmds.detect_chip(port, rom_baud, "no-reset", False, attempts)
     esp = ESP32ROM(port, rom_baud)
     esp._post_connect()
     return esp
+
+
+def _synchronise(finder: Any, attempts: int) -> None:
+    """A port that goes away at the reset is opened again, and the chip not reset once more."""
+    port: SerialBase = finder._port
+    at = attachment(port)
+    for again in reversed(range(RESETS)):
+        try:
+            finder.connect("default-reset", attempts, detecting=True, warnings=False)
+            return
+        except GONE as error:
+            if not at.may_return or not again:
+                raise
+            at.reopen(port, error)
+        if _in_sync(finder):
+            return
+
+
+def _in_sync(finder: Any) -> bool:
+    """Whether the chip is in download mode already. It answers at once then; an app that restarts
+    by itself leaves little time for the next reset."""
+    for _ in range(SYNC_TRIES):
+        with contextlib.suppress(FatalError, *GONE):
+            finder.flush_input()
+            finder.sync()
+            return True
+    return False
 
 
 def _magic(finder: Any) -> int | None:

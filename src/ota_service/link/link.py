@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES
 from ota_service.link import esptool_setup
+from ota_service.link.attachment import GONE, attachment
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Protection
 from ota_service.link.identify import KNOWN, chip_info, detect, read_mac
@@ -39,9 +40,7 @@ from ota_service.link.stream import BLOCK_COMMAND
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
 from esptool.loader import DEFAULT_TIMEOUT, WRITE_BLOCK_ATTEMPTS, ESPLoader  # isort: skip
-from esptool.reset import HardReset  # isort: skip
 from esptool.util import FatalError  # isort: skip
-from serial import SerialException  # isort: skip
 
 if TYPE_CHECKING:
     from serial import SerialBase
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from ota_service.link.stream import SlotStream
 
 BAUD_LADDER = (2_000_000, 1_500_000, 921_600, 460_800, 230_400, ROM_BAUD)
-_ERRORS = (FatalError, SerialException, OSError, struct.error, StopIteration)
+_ERRORS = (FatalError, *GONE, struct.error, StopIteration)
 
 
 def bauds_to_try(highest: int) -> list[int]:
@@ -127,6 +126,8 @@ class EspLink:
         read its flash. The board is reset then, as far as the port allows.
         """
         esptool_setup.install()
+        if attachment(port).native:
+            baud = ROM_BAUD  # there is none on USB
         try:
             return cls._connected(port, baud, attempts, identified, fast)
         except BaseException:
@@ -165,6 +166,7 @@ class EspLink:
         known = self._seen.get(offset, size_bytes)
         if known is not None:
             return known
+        self.chip.require_reach(offset + size_bytes)
         with _lost_link():
             data = self._peek(offset, size_bytes)
             if self._esp.flash_md5sum(offset, size_bytes) != digest(data):
@@ -307,7 +309,7 @@ class EspLink:
                 self._slow_down()
             self._port.baudrate = ROM_BAUD
             self._port.reset_input_buffer()
-            self._esp.hard_reset()
+            attachment(self._port).restart(self._port, self._esp)
         self.running = True
 
     def _slow_down(self) -> None:
@@ -402,9 +404,10 @@ def leave_download_mode(port: SerialBase) -> None:
     download mode, and would go on to do so.
     """
     with contextlib.suppress(Exception):
+        at = attachment(port)
         if not port.is_open:
-            port.open()
-        HardReset(port)()
+            at.reopen(port, None, stopped=lambda: True)  # at once, or not at all
+        at.restart(port)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ simulated board's `esp32sim://`).
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -25,6 +26,8 @@ from ota_service.firmware.urls import redact_url
 
 ESPRESSIF_VID = 0x303A
 """Espressif's own USB vendor id (USB-Serial-JTAG and USB-OTG of S2, S3, C3, C6, H2, P4...)."""
+SERIAL_JTAG_PID = 0x1001
+"""The product id of USB-Serial-JTAG on all chips (esptool 5.6.0, `USB_JTAG_SERIAL_PID`)."""
 
 BRIDGES: dict[int, str] = {
     0x10C4: "CP210x",  # Silicon Labs; Linux drivers/usb/serial/cp210x.c
@@ -92,6 +95,16 @@ class PortInfo:
         return ":".join(digits[i : i + 2] for i in range(0, 12, 2))
 
     @property
+    def serial_jtag(self) -> bool:
+        """Whether this is USB-Serial-JTAG, which the chip's hardware does by itself."""
+        return self.native and self.pid == SERIAL_JTAG_PID
+
+    @property
+    def may_return(self) -> bool:
+        """Whether this is USB without a bridge: it goes away at a reset, and comes back."""
+        return self.vid is not None and self.bridge is None
+
+    @property
     def bridge(self) -> str | None:
         """The family of the USB bridge ("CP210x", "CH34x", "FTDI", "PL2303"), if it is one."""
         return BRIDGES.get(self.vid) if self.vid is not None else None
@@ -132,7 +145,10 @@ def list_ports(roots: Roots = SYSTEM) -> list[PortInfo]:
 
 
 def describe(port: str, roots: Roots = SYSTEM) -> PortInfo | None:
-    """What is known of one configured port, links resolved; None for urls and missing ones."""
+    """What is known of one configured port, links resolved; None for missing ones, and for urls
+    but a simulated board's, whose address file says what its USB descriptors would."""
+    if is_simulated(port):
+        return _describe_simulated(port)
     if is_url(port) or not os.path.exists(port):
         return None
     device = os.path.realpath(port)
@@ -168,8 +184,64 @@ def exists(port: str) -> bool:
     Of other urls nothing can be known without opening them; they count as there.
     """
     if is_simulated(port):
-        return os.path.exists(os.path.join(port.split("://", 1)[1], _SIM_ADDRESS))
+        return _sim_address(port).exists()
     return is_url(port) or os.path.exists(port)
+
+
+def _sim_address(port: str) -> Path:
+    return Path(port.split("://", 1)[1]) / _SIM_ADDRESS
+
+
+def _describe_simulated(port: str) -> PortInfo | None:
+    try:
+        usb = json.loads(_sim_address(port).read_text("utf-8"))["usb"]
+        return PortInfo(
+            device=port,
+            vid=usb["vid"],
+            pid=usb["pid"],
+            serial_number=usb["serial_number"],
+            appeared_at=_node_time(_sim_address(port)),
+        )
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def ports_beside(port: str) -> list[PortInfo]:
+    """The ports among which a device may be that was at `port`: this machine's, or those of the
+    simulated boards beside it."""
+    if not is_simulated(port):
+        return [] if is_url(port) else list_ports()
+    folders = sorted(_sim_address(port).parents[1].glob(f"*/{_SIM_ADDRESS}"))
+    found = (_describe_simulated(f"{_SIM_SCHEME}://{file.parent}") for file in folders)
+    return [info for info in found if info is not None]
+
+
+def find_again(port: str, before: PortInfo | None) -> str | None:
+    """Where the device is now that was at `port`, perhaps by another name; None: nowhere.
+
+    Another device that has got the name meanwhile is not taken for it.
+    """
+    now = describe(port)
+    if before is None or before.vid is None:
+        return port if exists(port) else None
+    if now is not None and same_device(before, now):
+        return port
+    others = ports_beside(port)
+    return next((info.device for info in others if same_device(before, info)), None)
+
+
+def same_device(before: PortInfo, now: PortInfo) -> bool:
+    """Whether two looks at ports have seen one device: by its MAC, else by its USB socket.
+
+    A chip's own port has another number of interfaces, and no MAC, while its ROM serves it.
+    """
+    if before.mac is not None and now.mac is not None:
+        return before.mac == now.mac
+    if before.location is None or now.location is None:
+        return (before.device, before.identity) == (now.device, now.identity)
+    if before.native or now.native:
+        return before.location.split(":")[0] == now.location.split(":")[0]
+    return before.location == now.location
 
 
 def require_exists(port: str, board: str | None = None) -> None:

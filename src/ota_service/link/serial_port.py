@@ -119,6 +119,18 @@ def open_port(
     return opened
 
 
+def reopen_port(opened: SerialBase, port: str) -> None:
+    """Open a closed port again, perhaps by another name, as quietly as `open_port`.
+
+    Raises pyserial's SerialException, and OSError.
+    """
+    opened.dtr = False
+    opened.rts = False
+    opened.port = port
+    opened.open()
+    _keep_to_ourselves(opened)
+
+
 def close_port(opened: SerialBase | None) -> None:
     """Close a port, whatever state it is in: a board that is gone must not raise once more."""
     if opened is None:

@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 from ota_service.firmware.expectation import Expectation, PatternError
 from ota_service.firmware.target import Headers
 from ota_service.firmware.urls import check_url
+from ota_service.link.resets import ResetPins
 
 # The version is an NVS string; the contract sets its longest length.
 VERSION_MAX_BYTES = 128
@@ -31,6 +32,7 @@ PORT_SCHEMES = ("rfc2217", "socket", "esp32sim")
 
 UNSET = ("", None)
 
+RESET_EXAMPLE = '{"gpiochip": "/dev/gpiochip0", "pins": {"en": 17, "boot": 18}}'
 _HEADERS_EXAMPLE = '{"Authorization": {"file": "/etc/ota/token"}}'
 # RFC 9110, section 5.6.2.
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
@@ -172,6 +174,19 @@ def check_port(value: object) -> str:
     elif not port.isprintable():
         raise a_fault("holds characters that cannot be printed")
     return port
+
+
+def check_reset(value: object) -> ResetPins:
+    """Lines of a GPIO chip."""
+    if not isinstance(value, Mapping) or set(value) != {"gpiochip", "pins"}:
+        raise a_fault(f"must be an object, such as {RESET_EXAMPLE}")
+    pins = value["pins"]
+    if not isinstance(pins, Mapping) or set(pins) != {"en", "boot"}:
+        raise a_fault(f"pins must name the lines en and boot, such as {RESET_EXAMPLE}")
+    en, boot = (check_whole(pins[name], 0, 1023, f" ({name})") for name in ("en", "boot"))
+    if en == boot:
+        raise a_fault("pins must be two lines: en and boot are the same one")
+    return ResetPins(check_path(value["gpiochip"]), en, boot)
 
 
 def check_number(value: object, low: float, high: float, unit: str, kind: str = "number") -> float:

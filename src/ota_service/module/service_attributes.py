@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 
 from ota_service.firmware.target import Headers, Target
 from ota_service.fleet.settings import BoardEntry, Settings
+from ota_service.link.resets import ResetPins
 from ota_service.module.checks import (
     Flag,
     Strict,
@@ -26,6 +27,7 @@ from ota_service.module.checks import (
     check_path,
     check_pattern,
     check_port,
+    check_reset,
     check_sha256,
     check_store,
     check_text,
@@ -105,6 +107,13 @@ class BoardConfig(Strict):
         None,
         description="`host` for a board whose NVS cannot be read. Default: the service's "
         "`version_store`.",
+    )
+    reset: Annotated[ResetPins | None, optional_type(check_reset)] = Field(
+        None,
+        json_schema_extra={"type": "object"},
+        description="Where DTR and RTS of the port do not reach the board: the lines of this "
+        'computer that do, `{"gpiochip": "/dev/gpiochip0", "pins": {"en": 17, "boot": 18}}`; see '
+        "[Boards on a header](machine.md#boards-on-a-header).",
     )
     note: Annotated[str | None, optional_type(check_text)] = Field(
         None,
@@ -240,7 +249,10 @@ class ServiceConfig(Strict):
 
     def settings(self, service: str, *, state_dir: Path, cache_dir: Path) -> Settings:
         """The same as plain values for the fleet; `state_dir` holds where none is configured."""
-        boards = [BoardEntry(**board.model_dump(exclude={"note"})) for board in self.boards or ()]
+        boards = [
+            BoardEntry(**{name: value for name, value in board if name != "note"})
+            for board in self.boards or ()
+        ]
         own = {"url", "version", "sha256", "headers", "boards", "allow_restart", "state_dir"}
         return Settings(
             service=service,

@@ -197,6 +197,7 @@ class BootMonitor:
     _restarted: int = 0
     _unexplained: int = 0
     _reset_seen: bool = False
+    _port_left: bool = False
     _window_from_s: float = 0.0
     _panic: str = ""
     _panic_at_s: float | None = None
@@ -218,6 +219,21 @@ class BootMonitor:
         for raw in whole:
             self._line(raw, now_s)
         self.tick(now_s)
+
+    def port_left(self, now_s: float) -> None:
+        """The board's port went away: one that the chip serves itself goes with a reset, whose
+        reason nobody saw then. The first time it went by the reset that began this boot."""
+        ours, self._port_left = self.shown_at_s is None and not self._port_left, True
+        self._partial, self._overlong = b"", False
+        if self.verdict is not None:
+            return
+        if self._panic:
+            self._panicked(now_s)
+        elif self.in_download:
+            self.in_download = False
+            self._start_over(now_s)
+        elif not ours:
+            self._unexplained_reset("its port went away", now_s)
 
     @property
     def from_flash(self) -> bool:
@@ -402,11 +418,14 @@ class BootMonitor:
         elif self._panic:
             self._panicked(now_s)
         elif self.loaded_offset is not None:
-            self._unexplained += 1  # which may have been a wake
-            if self._unexplained > MAX_UNEXPLAINED:
-                self._by_itself(ResetCause.WATCHDOG, name, now_s)
-            else:
-                self._start_over(now_s)
+            self._unexplained_reset(name, now_s)
+
+    def _unexplained_reset(self, name: str, now_s: float) -> None:
+        self._unexplained += 1  # which may have been a wake
+        if self._unexplained > MAX_UNEXPLAINED:
+            self._by_itself(ResetCause.WATCHDOG, name, now_s)
+        else:
+            self._start_over(now_s)
 
     def _by_itself(self, cause: ResetCause, name: str, now_s: float) -> None:
         """A reset that is not ours."""

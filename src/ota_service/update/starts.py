@@ -7,17 +7,17 @@ at a reset and come back: they are opened again.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
 from collections.abc import Callable
 from typing import Protocol
 
-from serial import SerialBase, SerialException
+from serial import SerialBase
 
 from ota_service.errors import OtaError
 from ota_service.formats.partitions import Partition
+from ota_service.link.attachment import GONE, attachment
 from ota_service.link.link import EspLink
 from ota_service.update.boot import BootMonitor, BootRules, Expected, not_the_apps_own
 from ota_service.update.first_look import FirstLook, first_look, hands_over
@@ -32,14 +32,9 @@ SILENT_S = 1.0
 
 READ_TIMEOUT_S = 0.05
 SHORTEST_S = 0.001
-RETURN_TIMEOUT_S = 5.0
-"""How long a port on native USB may take to come back after a reset."""
-
 ASK_AFTER_S = 2.0
 """A board that has printed nothing by then (or in half of its time, where that is less) is asked
 whether it is in download mode still."""
-
-_RETRY_S = 0.1
 
 
 def watch(
@@ -67,9 +62,17 @@ def watch(
             if wait_s != timeout_s:
                 port.timeout = timeout_s = wait_s
             data = port.read(max(1, min(port.in_waiting, 4096)))
-        except (SerialException, OSError, TypeError) as error:
-            # TypeError: pyserial's port object after its device vanished under a read
-            _reopen(port, error)
+        except GONE as error:
+            at, left_s = attachment(port), time.monotonic()
+            if at.may_return:
+                monitor.port_left(left_s - start_s)
+            try:
+                at.reopen(port, error, stopped=stopped)
+            except OtaError as lost:
+                if lost.code == "cancelled":
+                    return False
+                raise
+            start_s += time.monotonic() - left_s  # when nobody can see what it prints
             data = b""
         now_s = time.monotonic() - start_s
         if data:
@@ -88,22 +91,6 @@ def read_timeout_s(due_s: float | None, now_s: float) -> float:
     comes when it is due. Past that (where boot_expect has yet to be met) nothing is due."""
     left_s = due_s - now_s if due_s is not None else 0.0
     return min(READ_TIMEOUT_S, max(SHORTEST_S, left_s)) if left_s > 0 else READ_TIMEOUT_S
-
-
-def _reopen(port: SerialBase, error: BaseException) -> None:
-    deadline_s = time.monotonic() + RETURN_TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        with contextlib.suppress(Exception):
-            port.close()
-        try:
-            port.open()
-        except (SerialException, OSError):
-            time.sleep(_RETRY_S)  # the device is made by the kernel: there is no event to await
-        else:
-            return
-    raise OtaError(
-        "link-lost", "The board's port went away while its start was watched."
-    ) from error
 
 
 class StartHooks(Protocol):
