@@ -56,14 +56,17 @@ def place_entry(entry: BoardEntry, infos: Iterable[PortInfo], memory: Memory) ->
 
 
 def _at_port(name: str, port: str, infos: Iterable[PortInfo], memory: Memory) -> Place:
-    info = describe(port)
-    known = memory.journal.get(PortRecord, port=port)
+    native = [info for info in _where_it_may_be(port, infos) if info.mac is not None]
+    is_here = exists(port)
+    info = known = None
+    if is_here or native:
+        info, known = describe(port), memory.journal.get(PortRecord, port=port)
     if known is not None and (info is None or info.mac not in (None, known.mac)):
-        moved = find_mac(known.mac, _where_it_may_be(port, infos))
+        moved = find_mac(known.mac, native)
         if moved is not None and moved.location == known.usb_location:
             # Its own USB port came back by another name, in the same socket.
             return Place(name, "here", moved.device, moved, known.mac)
-    if not exists(port):
+    if not is_here:
         error = OtaError("port-missing", f"The port {shown(port)} does not exist.", board=name)
         return Place(name, "absent", port, error=error)
     if known is not None and known.wrong_board is not None:
