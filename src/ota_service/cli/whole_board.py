@@ -18,7 +18,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
-from ota_service.cli.contents import revision_text
 from ota_service.cli.options import baud_option, boot_options, state_dir_option
 from ota_service.cli.output import err, files, json_option, out, print_json, size, table
 from ota_service.cli.ports import port_argument
@@ -26,6 +25,7 @@ from ota_service.cli.remedies import line_of, own_text, own_words
 from ota_service.client.failure import Failure
 from ota_service.errors import OtaError
 from ota_service.firmware.files import FIRMWARE_BYTES, read_file
+from ota_service.formats.image import revision_text
 from ota_service.formats.merge import describe_app
 from ota_service.formats.nvs import Nvs
 from ota_service.formats.partitions import PartitionTable
