@@ -11,6 +11,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -104,11 +105,11 @@ def attributes(**changes: Any) -> Call:
 
 ROWS: dict[str, Row] = {
     **{
-        f"{name} as an app": Row(lambda data=data: parse_app_image(data), "not-an-image", words)
+        f"{name} as an app": Row(partial(parse_app_image, data), "not-an-image", words)
         for name, (data, words) in FILES.items()
     },
     **{
-        f"{name} as a whole flash": Row(lambda data=data: check_merged(data), "not-an-image", words)
+        f"{name} as a whole flash": Row(partial(check_merged, data), "not-an-image", words)
         for name, (data, words) in FILES.items()
     },
     "an app as a whole flash": Row(
