@@ -17,6 +17,7 @@ without secrets. Codes are part of the product's outside and are never renamed; 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -152,8 +153,8 @@ _ROWS: tuple[ErrorKind, ...] = (
     ),
     _firmware(
         "no-app-descriptor",
-        "The image has no app descriptor, so it is not an App Image.",
-        "Serve the App Image at the url: `make build-esp32-ota` makes and checks one.",
+        "The image has no app descriptor: it was built before ESP-IDF 3.3, or not by ESP-IDF.",
+        "Build the app with ESP-IDF 3.3 or later, and serve its App Image at the url.",
     ),
     _board(
         "wrong-chip",
@@ -371,6 +372,11 @@ _ROWS: tuple[ErrorKind, ...] = (
         "let this one be tried again.",
     ),
     _host(
+        "no-memory",
+        "This computer has no memory left for it.",
+        "Close other programs, or use a computer with more memory; then try again.",
+    ),
+    _host(
         "file-access",
         "A file or folder of this computer cannot be read or written.",
         "Check that it exists, and that this user may read and write it.",
@@ -433,6 +439,13 @@ class OtaError(Exception):
     def __str__(self) -> str:
         where = f"{self.board}: " if self.board else ""
         return f"{where}{self.message} {self.remedy} [{self.code}]"
+
+    @classmethod
+    def unforeseen(cls, error: BaseException, *, board: str | None = None) -> OtaError:
+        """What nobody foresaw, but for a computer without memory, which may meet anything."""
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            return cls("no-memory", board=board)
+        return cls("internal", f"{type(error).__name__}: {error}", board=board)
 
     def to_dict(self) -> dict[str, str]:
         """{"code", "message", "remedy"}, as the status and the replies carry it."""

@@ -116,13 +116,16 @@ def app(chip_id: int = 0, size: int = 3000, about: bytes | None = None, seed: in
     return app_builder(chip_id, size, about, seed).build()
 
 
+# `iram_loader_seg` of ESP-IDF's bootloader.memory.ld.
+LOADERS = {0: 0x40078000, 5: 0x403CE710, 13: 0x4086E610}
+
+
 def bootloader(chip_id: int = 0, new: bool = True) -> bytes:
     """A second-stage bootloader: RAM segments only; new ones have their own descriptor."""
     ram = ADDRESSES[chip_id][2]
+    loader = LOADERS.get(chip_id, ram + 0x8000)
     head = b"\x50" + bytes(79) if new else noise(80, 7)
-    return Builder(
-        [(ram, head + noise(4000, 8)), (ram + 0x8000, noise(2000, 9))], ram, chip_id
-    ).build()
+    return Builder([(ram, head + noise(4000, 8)), (loader, noise(2000, 9))], ram, chip_id).build()
 
 
 def merged(

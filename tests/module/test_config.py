@@ -140,7 +140,7 @@ def test_the_length_of_a_version_counts_bytes() -> None:
 @pytest.mark.parametrize(
     ("attributes", "words"),
     [
-        ({"version": 1.2}, 'version: must be text: write it in quotation marks, "1.2"'),
+        ({"version": 1.2}, 'version: must be text: quote it as it was written, "1.2"'),
         ({"version": "a\0b"}, "NUL"),
         ({"sha256": "abc"}, "sha256: must be 64 hex digits"),
         ({"sha256": "g" * 64}, "sha256: must be 64 hex digits"),

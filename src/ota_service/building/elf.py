@@ -46,6 +46,13 @@ def app_image(
     esptool_setup.install()
     program = _read(elf)
     chip = chip or _chip_of(elf, program)
+    fitting = candidates(elf)
+    if chip in CHIPS and chip not in fitting and (fitting or not _same_machine(elf, chip)):
+        raise OtaError(
+            "wrong-chip",
+            f"The ELF file is not for the {chip}: {_told(elf, fitting)}.",
+            remedy="Name the chip that it was built for, or give the build for that chip.",
+        )
     if chip not in CHIPS:
         raise OtaError(
             "wrong-chip",
@@ -84,7 +91,7 @@ def candidates(elf: bytes) -> list[str]:
     program = _read(elf)
     places = [part.addr for part in program.sections]
     machine = int.from_bytes(elf[18:20], "little")
-    fitting = [name for name in CHIPS if (name in _XTENSA) == (machine == 0x5E)]
+    fitting = [name for name in CHIPS if _same_machine(elf, name)]
     return [
         name
         for name in fitting
@@ -120,13 +127,21 @@ def _chip_of(elf: bytes, program: Any) -> str:
     found = candidates(elf)
     if len(found) == 1:
         return found[0]
-    machine = _MACHINES[int.from_bytes(elf[18:20], "little")]
-    which = f"fits {', '.join(found)}" if found else f"is a {machine} program that fits no chip"
     raise OtaError(
         "wrong-chip",
-        f"The ELF file {which}: its chip cannot be told.",
+        f"The chip of the ELF file cannot be told: {_told(elf, found)}.",
         remedy="Name the chip: --chip, or CHIP=.. with make.",
     )
+
+
+def _same_machine(elf: bytes, chip: str) -> bool:
+    return (chip in _XTENSA) == (int.from_bytes(elf[18:20], "little") == 0x5E)
+
+
+def _told(elf: bytes, found: list[str]) -> str:
+    """What machine and addresses say."""
+    machine = _MACHINES[int.from_bytes(elf[18:20], "little")]
+    return f"it is a program for {machine} that fits {', '.join(found) or 'no chip'}"
 
 
 def _mapped(chip: Any, address: int) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ota_service.cli.remedies import own_words
 from ota_service.errors import OtaError
 from ota_service.formats.bootloader import FLASH_BYTES_ELSE, Bootloader, parse_bootloader
-from ota_service.formats.image import AppImage, parse_app_image, parse_header
+from ota_service.formats.image import AppImage, parse_app_image, parse_header, revision_text
 from ota_service.formats.merged import (
     MergedBinary,
     find_partition_table,
@@ -356,8 +356,3 @@ def _board_app(found: Inspection, app: App) -> Report:
             "secure_version": about.secure_version,
         }
     return told
-
-
-def revision_text(revision: int) -> str:
-    """A full chip revision as Espressif writes it: 301 is "v3.1"."""
-    return f"v{revision // 100}.{revision % 100}"

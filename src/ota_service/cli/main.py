@@ -158,6 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get(DEBUG):
             traceback.print_exc()
+        told = OtaError.unforeseen(error)
+        if told.code != "internal":
+            fail(line_of(told))
         fail(
             f"{type(error).__name__}: {error} This was not foreseen: please report it, with what "
             f"{DEBUG}=1 shows in addition."

@@ -134,13 +134,14 @@ def asked_options(function: Command) -> Command:
             raise click.UsageError("Give --rescue and --confirm together.")
         asked: dict[str, Any] = {"force": force or None, "override": list(override) or None}
         if confirm is not None:
-            asked |= {"rescue": True, "confirm": _mac(confirm)}
+            asked |= {"rescue": True, "confirm": mac(confirm)}
         return function(asked={k: v for k, v in asked.items() if v is not None}, **rest)
 
     return with_asked  # type: ignore[return-value]
 
 
-def _mac(text: str) -> str:
+def mac(text: str) -> str:
+    """The MAC that --confirm names, before any file is read. Raises click.UsageError."""
     from ota_service.module.checks import check_mac
 
     try:

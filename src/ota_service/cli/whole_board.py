@@ -18,14 +18,20 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
-from ota_service.cli.contents import revision_text
-from ota_service.cli.options import baud_option, boot_options, reset_option, state_dir_option
+from ota_service.cli.options import (
+    baud_option,
+    boot_options,
+    mac,
+    reset_option,
+    state_dir_option,
+)
 from ota_service.cli.output import err, files, json_option, out, print_json, size, table
 from ota_service.cli.ports import port_argument
 from ota_service.cli.remedies import line_of, own_text, own_words
 from ota_service.client.failure import Failure
 from ota_service.errors import OtaError
 from ota_service.firmware.files import FIRMWARE_BYTES, read_file
+from ota_service.formats.image import revision_text
 from ota_service.formats.merge import describe_app
 from ota_service.formats.nvs import Nvs
 from ota_service.formats.partitions import PartitionTable
@@ -139,10 +145,9 @@ class _Terminal:
 
 def _about(options: dict[str, Any]) -> dict[str, Any]:
     """What the options say of a job."""
-    confirm = options["confirm"]
     return {
         "state_dir": options["state_dir"] or default_state_dir(),
-        "confirm": confirm.lower().replace("-", ":") if confirm else None,
+        "confirm": mac(options["confirm"]) if options["confirm"] is not None else None,
         "baud": options["baud"],
         "boot": BootRules(
             options["boot_timeout_s"], options["boot_stable_s"], restarts=options["boot_restarts"]
@@ -202,6 +207,7 @@ def flash(
     --keep-nvs its keys stay, also where their partition moves. What it had (NVS, otadata,
     partition table) is kept on this computer's disk in any case; `restore` puts it back.
     """
+    about = _about(options)
     with files():
         merged = check_merged(read_file(file, FIRMWARE_BYTES))
         require_exists(port)
@@ -210,7 +216,7 @@ def flash(
             console.print(
                 f"Writing {file} ({_merged_text(merged)}) to {shown(port)}.", soft_wrap=True
             )
-        job = FlashJob(port, merged, keep_nvs, **_about(options))
+        job = FlashJob(port, merged, keep_nvs, **about)
         hooks = _Flash(console, job, ask=not (yes or as_json or dry_run), dry_run=dry_run)
         with hooks.interrupted(own_text(again(keep_nvs))):
             try:
@@ -405,11 +411,12 @@ def restore(port: str, folder: Path, yes: bool, as_json: bool, **options: Any) -
     table are put back only where an app then starts; where they stay, you are told why. What the
     board has meanwhile is kept on this computer's disk.
     """
+    about = _about(options)
     with files():
         saved = read_backup(folder)
         require_exists(port)
         console = err() if as_json else out()
-        job = RestoreJob(port, saved, folder, **_about(options))
+        job = RestoreJob(port, saved, folder, **about)
         console.print(
             f"Restoring {folder} (of {saved.mac}, {saved.made_at}) to the board at {shown(port)}.",
             soft_wrap=True,

@@ -85,7 +85,7 @@ class Attempt:
             end = await self._failed_by(error)
         except Exception as error:
             self._around.log.exception("%s: the session failed", self._name)
-            end = await self._failed_by(OtaError("internal", f"{type(error).__name__}: {error}"))
+            end = await self._failed_by(OtaError.unforeseen(error))
         return self._judge(end), end
 
     async def _go_through(self) -> SessionEnd:
@@ -184,7 +184,7 @@ async def hindrance(around: Around, order: Order, port: str, board: str) -> OtaE
         return error
     except Exception as error:
         around.log.exception("%s: it could not be asked whether its port is free", board)
-        return OtaError("internal", f"{type(error).__name__}: {error}", board=board)
+        return OtaError.unforeseen(error, board=board)
     return None
 
 

@@ -193,7 +193,7 @@ class Board:
 
     def _break(self, error: Exception) -> None:
         """Something that nobody foresaw: everybody gets an answer, and the board goes on."""
-        told = OtaError("internal", f"{type(error).__name__}: {error}", board=self.shown.name)
+        told = OtaError.unforeseen(error, board=self.shown.name)
         orders = [*self._looks, *self._line, *self._plan_waiters]
         orders += [order for order in (self._update, self._exclusive) if order is not None]
         self._give_up(self._update, "neutral")
@@ -239,7 +239,7 @@ class Board:
             try:
                 event, end = await attempt.run(after_s)
             except Exception as error:  # as at the end of a service: the board goes on all the same
-                told = OtaError("internal", f"{type(error).__name__}: {error}")
+                told = OtaError.unforeseen(error)
                 event, end = "failed", SessionEnd(error=told, failed=failed)
             self.tell(event, value=end)
 

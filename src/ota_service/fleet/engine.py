@@ -173,7 +173,7 @@ class Engine:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.log.error("a background task failed", exc_info=error)
-            self.error = OtaError("internal", f"{type(error).__name__}: {error}")
+            self.error = OtaError.unforeseen(error)
 
     async def journaled(self, call: Callable[[], Result]) -> Result:
         """Something that blocks for as long as a disk takes, in a thread."""

@@ -175,7 +175,7 @@ class Firmwares:
             got = error  # who waits for it tells it
         except Exception as error:
             self._log.exception("fetching the firmware failed")
-            got = OtaError("internal", f"{type(error).__name__}: {error}")
+            got = OtaError.unforeseen(error)
         shelf.task = None
         if isinstance(got, Fetched):
             shelf.fetched = got

@@ -126,7 +126,7 @@ class Run:
             self.outcome = "cancelled" if error.code == "cancelled" else "failed"
         except Exception as error:
             engine.log.exception("run %s failed", self.id)
-            self.error = OtaError("internal", f"{type(error).__name__}: {error}")
+            self.error = OtaError.unforeseen(error)
             self.outcome = "failed"
         finally:
             self.finished_at = utc_now()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ota_service.errors import OtaError
 from ota_service.formats.chips import CHIP_BY_ID, chip_name
-from ota_service.formats.image import HASH_BYTES, Segment, whole_image
+from ota_service.formats.image import HASH_BYTES, Segment, is_bootloader, whole_image
 from ota_service.formats.recognise import (
     IMAGE_MAGIC,
     has_descriptor,
@@ -100,6 +100,13 @@ def parse_bootloader(data: bytes, *, trailing: bool = False) -> Bootloader:
             error.message.replace("The App Image is", "The bootloader is"),
             remedy="Build the bootloader again.",
         ) from None
+    chip_id = int.from_bytes(data[12:14], "little")
+    if not trailing and not is_bootloader(data, segments, CHIP_BY_ID.get(chip_id)):
+        raise OtaError(
+            "not-an-image",
+            "What was given as the bootloader is another program that runs from memory.",
+            remedy=_REMEDY,
+        )
     rest = data[size_bytes:]
     if not trailing and rest.strip(b"\xff\0") and data[size_bytes:][:1] not in (b"\xe7", b"\xff"):
         raise OtaError(
@@ -108,7 +115,6 @@ def parse_bootloader(data: bytes, *, trailing: bool = False) -> Bootloader:
             "follow.",
             remedy=_REMEDY,
         )
-    chip_id = int.from_bytes(data[12:14], "little")
     described = data[_DESCRIPTOR_AT] == _DESCRIPTOR_MAGIC
     return Bootloader(
         chip_id=chip_id,

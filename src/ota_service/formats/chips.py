@@ -5,6 +5,7 @@ the chips' reset reasons mean.
 Source of every number: esptool 5.6.0, `esptool/targets/*.py` (IMAGE_CHIP_ID, CHIP_NAME,
 BOOTLOADER_FLASH_OFFSET, IROM_MAP_*, DROM_MAP_*) and `esptool/bin_image.py` (MMU_PAGE_SIZE_CONF);
 of `wide_flash`: espressif/esp-stub-lib 1.4, soc_caps.h (SOC_SPI_FLASH_4B_ADDR_SUPPORTED);
+of the bootloaders' places: ESP-IDF, `components/bootloader/subproject/main/ld/*`;
 of the reset reasons: ESP-IDF, `components/esp_rom/*/include/*/rom/rtc.h` (RESET_REASON).
 """
 
@@ -22,14 +23,17 @@ class Chip:
 
     bootloader_offset: flash address of the second-stage bootloader.
     mapped: address ranges [start, end) that are mapped from flash, not loaded into memory.
-    mmu_page_bytes: the sizes that its flash mapping can be built with. wide_flash: whether its stub
-    loader reaches what is above 16 MiB, by commands with addresses of 4 bytes.
+    mmu_page_bytes: the sizes that its flash mapping can be built with.
+    loader: where bootloaders of all versions of ESP-IDF have a part of their code, and programs
+    for memory have not; None where that is not known. wide_flash: whether its stub loader reaches
+    what is above 16 MiB, by commands with addresses of 4 bytes.
     """
 
     name: str
     bootloader_offset: int
     mapped: tuple[tuple[int, int], ...]
     mmu_page_bytes: tuple[int, ...] = _PAGE_64K
+    loader: tuple[int, int] | None = None
     wide_flash: bool = False
 
     def maps(self, address: int) -> bool:
@@ -42,13 +46,34 @@ _PAGES_C6 = (0x2000, 0x4000, 0x8000, 0x10000)
 _PAGES_S31 = (0x8000, 0x10000, 0x20000, 0x40000)
 
 CHIP_BY_ID: dict[int, Chip] = {
-    0: Chip("ESP32", 0x1000, ((0x400D0000, 0x40400000), (0x3F400000, 0x3F800000))),
-    2: Chip("ESP32-S2", 0x1000, ((0x40080000, 0x40B80000), (0x3F000000, 0x3F3F0000))),
-    5: Chip("ESP32-C3", 0x0, ((0x42000000, 0x42800000), (0x3C000000, 0x3C800000))),
-    9: Chip("ESP32-S3", 0x0, ((0x42000000, 0x44000000), (0x3C000000, 0x3E000000)), wide_flash=True),
+    0: Chip(
+        "ESP32",
+        0x1000,
+        ((0x400D0000, 0x40400000), (0x3F400000, 0x3F800000)),
+        loader=(0x40078000, 0x40080000),
+    ),
+    2: Chip(
+        "ESP32-S2",
+        0x1000,
+        ((0x40080000, 0x40B80000), (0x3F000000, 0x3F3F0000)),
+        loader=(0x40048000, 0x40060000),
+    ),
+    5: Chip(
+        "ESP32-C3",
+        0x0,
+        ((0x42000000, 0x42800000), (0x3C000000, 0x3C800000)),
+        loader=(0x403C0000, 0x403E0000),
+    ),
+    9: Chip(
+        "ESP32-S3",
+        0x0,
+        ((0x42000000, 0x44000000), (0x3C000000, 0x3E000000)),
+        loader=(0x403B0000, 0x403E0000),
+        wide_flash=True,
+    ),
     12: Chip("ESP32-C2", 0x0, ((0x42000000, 0x42400000), (0x3C000000, 0x3C400000)), _PAGES_C2),
-    13: Chip("ESP32-C6", 0x0, ((0x42000000, 0x43000000),), _PAGES_C6),
-    16: Chip("ESP32-H2", 0x0, ((0x42000000, 0x43000000),), _PAGES_C6),
+    13: Chip("ESP32-C6", 0x0, ((0x42000000, 0x43000000),), _PAGES_C6, (0x40860000, 0x40880000)),
+    16: Chip("ESP32-H2", 0x0, ((0x42000000, 0x43000000),), _PAGES_C6, (0x40830000, 0x40850000)),
     18: Chip("ESP32-P4", 0x2000, ((0x40000000, 0x4C000000),), wide_flash=True),
     20: Chip("ESP32-C61", 0x0, ((0x42000000, 0x43000000),), _PAGES_C6, wide_flash=True),
     23: Chip("ESP32-C5", 0x2000, ((0x42000000, 0x44000000),), wide_flash=True),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ota_service.errors import OtaError
-from ota_service.formats.chips import CHIP_BY_ID, chip_name
+from ota_service.formats.chips import CHIP_BY_ID, Chip, chip_name
 from ota_service.formats.recognise import (
     DESCRIPTOR_OFFSET,
     IMAGE_MAGIC,
@@ -35,6 +35,8 @@ MAX_SEGMENT_BYTES = 0x1000000
 """SIXTEEN_MB in esp_image_format.c: the bootloader refuses longer segments."""
 _CHECKSUM_SEED = 0xEF
 _BOOTLOADER_DESCRIPTOR_MAGIC = 0x50
+MIN_BOOTLOADER_BYTES = 4096
+"""ESP-IDF's have 14 KB and more."""
 _SIGNATURE_V1_BYTES = 68
 _RESERVED_BELOW = 0x10000000
 """Load addresses below are padding blocks, neither loaded nor mapped (`should_load`)."""
@@ -44,7 +46,7 @@ _RESERVED_BELOW = 0x10000000
 class AppDescriptor:
     """What an app says of itself (`esp_app_desc_t`). Texts are safe to print.
 
-    min_block_revision: the least revision of the chip's fuse blocks, 100 * major + minor.
+    min_block_revision, max_block_revision: of the chip's fuse blocks, 100 * major + minor.
     """
 
     secure_version: int
@@ -55,6 +57,7 @@ class AppDescriptor:
     idf_version: str
     elf_sha256: bytes
     min_block_revision: int
+    max_block_revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,30 @@ class Segment:
     load_address: int
     file_offset: int
     size_bytes: int
+
+
+def within(revision: int, least: int, highest: int) -> bool:
+    """Whether a revision is allowed; all as 100 * major + minor. highest 0 and 0xFFFF: no limit."""
+    return least <= revision and (highest in (0, 0xFFFF) or revision <= highest)
+
+
+def require_revision(
+    revision: int, least: int, highest: int, what: str = "", remedy: str = ""
+) -> None:
+    """Raise OtaError "chip-revision" where it is not allowed. what: behind "revision v1.0"."""
+    if not within(revision, least, highest):
+        wanted = revision_text(least)
+        wanted += " or later" if revision < least else f" to {revision_text(highest)}"
+        raise OtaError(
+            "chip-revision",
+            f"The image runs on revision {wanted}{what}; the chip's is {revision_text(revision)}.",
+            remedy=remedy,
+        )
+
+
+def revision_text(revision: int) -> str:
+    """ "v3.1" for 301."""
+    return f"v{revision // 100}.{revision % 100}"
 
 
 class _Revisions:
@@ -76,8 +103,7 @@ class _Revisions:
     def runs_on_revision(self, revision: int) -> bool:
         """Whether the bootloader of a chip of this revision (100 * major + minor) starts it
         (`bootloader_common_check_chip_revision_validity`)."""
-        limited = self.max_revision not in (0, 0xFFFF)
-        return self.min_revision <= revision and not (limited and revision > self.max_revision)
+        return within(revision, self.min_revision, self.max_revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +171,11 @@ def parse_header(data: bytes) -> AppDescriptor | None:
 
 
 def _descriptor(data: bytes) -> AppDescriptor:
-    secure_version, *texts, digest, blocks = struct.unpack_from(
-        "<4xI8x32s32s16s16s32s32sH", data, DESCRIPTOR_OFFSET
+    secure_version, *texts, digest, least, highest = struct.unpack_from(
+        "<4xI8x32s32s16s16s32s32sHH", data, DESCRIPTOR_OFFSET
     )
     version, project, time, date, idf = map(field_text, texts)
-    return AppDescriptor(secure_version, version, project, time, date, idf, digest, blocks)
+    return AppDescriptor(secure_version, version, project, time, date, idf, digest, least, highest)
 
 
 def parse_app_image(data: bytes, *, trailing: bool = False) -> AppImage:
@@ -348,13 +374,35 @@ def _check_kind(data: bytes, segments: tuple[Segment, ...], chip_id: int) -> Non
     if has_descriptor(data) and segments[0].size_bytes >= DESCRIPTOR_BYTES:
         return
     chip = CHIP_BY_ID.get(chip_id)
-    mapped = chip is not None and any(
-        seg.size_bytes and chip.maps(seg.load_address) for seg in segments
-    )
-    # A bootloader runs from memory alone; newer ones have a descriptor of their own.
-    if data[DESCRIPTOR_OFFSET] == _BOOTLOADER_DESCRIPTOR_MAGIC or (chip and not mapped):
+    if is_bootloader(data, segments, chip):
         raise OtaError("bootloader-image")
+    if chip is not None and not _maps(segments, chip):
+        raise OtaError(
+            "not-an-image",
+            "The image is a program that runs from memory alone, not an App Image.",
+        )
     raise OtaError("no-app-descriptor")
+
+
+def _maps(segments: tuple[Segment, ...], chip: Chip) -> bool:
+    return any(seg.size_bytes and chip.maps(seg.load_address) for seg in segments)
+
+
+def is_bootloader(data: bytes, segments: tuple[Segment, ...], chip: Chip | None) -> bool:
+    """Whether a whole image without app descriptor is a second-stage bootloader.
+
+    It runs from memory alone, as other programs do: what tells it from them is its size, and a
+    descriptor of its own, or the place of its code. chip: of the header, None where unknown.
+    """
+    if sum(seg.size_bytes for seg in segments) < MIN_BOOTLOADER_BYTES:
+        return False
+    if data[DESCRIPTOR_OFFSET] == _BOOTLOADER_DESCRIPTOR_MAGIC:
+        return True
+    if chip is None or _maps(segments, chip):
+        return False
+    return chip.loader is None or any(
+        seg.size_bytes and chip.loader[0] <= seg.load_address < chip.loader[1] for seg in segments
+    )
 
 
 def _check_mapping(data: bytes, segments: tuple[Segment, ...], chip_id: int) -> None:

@@ -20,7 +20,14 @@ from ota_service.formats.partitions import (
     PartitionTable,
     parse_partition_table,
 )
-from ota_service.formats.recognise import cut_merged_start, find_partition_table
+from ota_service.formats.recognise import (
+    cut_merged_start,
+    find_partition_table,
+    has_descriptor,
+    is_esp8266,
+    is_image_header,
+    name_of,
+)
 
 __all__ = ["MergedBinary", "find_partition_table", "parse_merged", "whole_flash"]
 
@@ -85,7 +92,7 @@ def parse_merged(data: bytes) -> MergedBinary:
     if found is None:
         raise OtaError(
             "not-an-image",
-            "The file is not a Merged Binary.",
+            f"The file is {_other(data)}, not a Merged Binary.",
             remedy="Name a Merged Binary: `make build-esp32-bin` makes one.",
         )
     bootloader_offset, table_offset = found
@@ -110,6 +117,16 @@ def parse_merged(data: bytes) -> MergedBinary:
         apps=_held(data, table, lambda part: part.is_app, _app),
         nvs=_held(data, table, lambda part: part.kind == "data/nvs", parse_nvs),
     )
+
+
+def _other(data: bytes) -> str:
+    """What a file is that is no Merged Binary, as far as its beginning says."""
+    if has_descriptor(data):
+        return "an App Image: an update writes it to a slot"
+    image = "an image without a partition table behind it"
+    if is_esp8266(data):
+        image = "firmware for the ESP8266"
+    return name_of(data) or (image if is_image_header(data, 0) else "something else")
 
 
 Content = TypeVar("Content")

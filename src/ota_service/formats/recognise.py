@@ -31,6 +31,8 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive"),
     (re.escape(PARTITION_MAGIC), "a partition table"),
     (rb"UF2\n", "a UF2 file"),
+    (rb"\x1e\xf1\xee\x1b", "a Matter OTA file, which has a header of its own"),
+    (rb"\x1e\xf1\xee\x0b", "a Zigbee OTA file, which has a header of its own"),
     (rb"\xea\x04", "an image for the ESP8266"),
     (rb"version https://git-lfs", "a Git LFS pointer: the file itself was not fetched"),
     (rb"(?s).{257}ustar", "a tar archive"),
@@ -55,6 +57,8 @@ def name_of(data: bytes) -> str | None:
         if data[:1] == byte and not data.strip(byte):
             return name
     head = data[:512]
+    if _is_arduino_ota(data):
+        return "an Arduino .ota file, which is compressed: use the .bin that it was made of"
     for start, name in _STARTS:
         if re.match(start, head):
             return name
@@ -68,6 +72,13 @@ def name_of(data: bytes) -> str | None:
                 return None
         return "JSON" if head.lstrip()[:1] in (b"{", b"[") else "a text file"
     return None
+
+
+def _is_arduino_ota(data: bytes) -> bool:
+    """By the header of ArduinoIoTCloud's `bin2ota.py`: the length of what follows the checksum,
+    CRC-32, and the board: "3PSE", or the USB ids of one of Arduino's own."""
+    length = int.from_bytes(data[:4], "little")
+    return length == len(data) - 8 and (data[8:12] == b"3PSE" or data[10:12] == b"\x41\x23")
 
 
 def has_descriptor(data: bytes, start: int = 0) -> bool:

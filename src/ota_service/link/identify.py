@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ota_service.errors import OtaError
 from ota_service.link import esptool_setup  # noqa: F401  (before esptool)
@@ -70,9 +70,35 @@ _ESP32_BLOCK2, _C2_BLOCK3 = 0x58, 0x60
 """From the eFuse controller's first register: where what blocks hold is read (espefuse 5.6.0,
 `efuse/*/mem_definition.py`)."""
 
-Fuses = tuple[int, bool, bool, int, BootKeys | None]
-"""Chip revision, whether flash encryption is on, whether secure boot is, the secure version, and
-the keys of secure boot."""
+_Field = tuple[int, int]
+BLOCK_REVISION: dict[str, tuple[_Field, _Field, _Field]] = {
+    "ESP32-C2": ((0x60008844, 28), (0x60008844, 25), (0x60008830, 28)),
+    "ESP32-C3": ((0x6000886C, 0), (0x60008850, 24), (0x60008840, 1)),
+    "ESP32-C5": ((0x600B484C, 11), (0x600B484C, 8), (0x600B484C, 7)),
+    "ESP32-C6": ((0x600B0850, 30), (0x600B0850, 27), (0x600B0840, 1)),
+    "ESP32-C61": ((0x600B484C, 11), (0x600B484C, 8), (0x600B484C, 7)),
+    "ESP32-H2": ((0x600B086C, 5), (0x600B086C, 2), (0x600B086C, 7)),
+    "ESP32-H21": ((0x600B4050, 21), (0x600B4050, 18), (0x600B4050, 23)),
+    "ESP32-H4": ((0x600B1850, 29), (0x600B1850, 26), (0x600B1850, 25)),
+    "ESP32-P4": ((0x5012D04C, 11), (0x5012D04C, 8), (0x5012D04C, 7)),
+    "ESP32-S2": ((0x3F41A050, 25), (0x3F41A06C, 4), (0x3F41A040, 1)),
+    "ESP32-S3": ((0x6000706C, 0), (0x60007050, 24), (0x60007040, 1)),
+    "ESP32-S31": ((0x2071505C, 29), (0x2071505C, 26), (0x2071505C, 25)),
+}
+"""Chip -> register and lowest bit of the fuses BLK_VERSION_MAJOR (2 bits), BLK_VERSION_MINOR (3)
+and DISABLE_BLK_VERSION_MAJOR (espefuse 5.6.0, `efuse_defs/*.yaml`). The ESP32 has none."""
+
+
+class Fuses(NamedTuple):
+    """What the fuses say; the names are a `ChipInfo`'s."""
+
+    revision: int
+    flash_encrypted: bool
+    secure_boot: bool
+    secure_version: int
+    boot_keys: BootKeys | None
+    block_revision: int | None
+    any_block_major: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,18 +222,15 @@ def chip_info(esp: Any, mac: str) -> ChipInfo:
     size = cmds.detect_flash_size(esp)
     known = KNOWN.get(mac)
     fuses = twice(lambda: _fuses(esp), known.fuses if known is not None else None)
-    revision, encrypted, secure_boot, secure_version, boot_keys = fuses
-    KNOWN[mac] = Answers(esp.cache.get("flash_id"), fuses)
+    flash_id = esp.cache.get("flash_id")
+    KNOWN[mac] = Answers(flash_id, fuses)
     return ChipInfo(
         name=esp.CHIP_NAME,
         chip_id=int(esp.IMAGE_CHIP_ID),
         mac=mac,
-        revision=revision,
         flash_bytes=flash_size_bytes(size) if size else None,
-        flash_encrypted=encrypted,
-        secure_boot=secure_boot,
-        secure_version=secure_version,
-        boot_keys=boot_keys,
+        flash_id=flash_id,
+        **fuses._asdict(),
     )
 
 
@@ -216,15 +239,25 @@ def _fuses(esp: Any) -> Fuses:
     esp.read_reg = cache(esp.read_reg)
     try:
         secure_boot = bool(esp.get_secure_boot_enabled())
-        return (
+        return Fuses(
             int(esp.get_chip_revision()),
             bool(esp.get_flash_encryption_enabled()),
             secure_boot,
             _secure_version(esp),
             _boot_keys(esp) if secure_boot else None,
+            *_block_revision(esp),
         )
     finally:
         del esp.read_reg
+
+
+def _block_revision(esp: Any) -> tuple[int | None, bool]:
+    if esp.CHIP_NAME not in BLOCK_REVISION:
+        return None, False
+    major, minor, unlimited = (
+        int(esp.read_reg(register)) >> lowest for register, lowest in BLOCK_REVISION[esp.CHIP_NAME]
+    )
+    return (major & 3) * 100 + (minor & 7), bool(unlimited & 1)
 
 
 def _secure_version(esp: Any) -> int:

@@ -19,7 +19,7 @@ from ota_service.errors import OtaError
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES
 from ota_service.link import esptool_setup
 from ota_service.link.attachment import GONE, attachment
-from ota_service.link.chip import ChipInfo
+from ota_service.link.chip import BAD_FLASH_IDS, ChipInfo
 from ota_service.link.flash import Protection
 from ota_service.link.identify import KNOWN, chip_info, detect, read_mac
 from ota_service.link.registers import SYNC_DATA, RefusedError, await_answer
@@ -71,8 +71,6 @@ def looks_like_speed(error: OtaError) -> bool:
 PROVEN_BYTES = 65_536
 """A transfer of this size without a repeated block, whose digest agrees, proves a line."""
 
-BAD_FLASH_IDS = (0x000000, 0xFFFFFF, 0xFFFF3F)
-"""What no flash chip answers (esptool 5.6.0, `_verify_flash_connection`)."""
 XMC_VENDOR_ID = 0x20
 """Its chips may need esptool's start-up sequence (esptool 5.6.0, `attach_flash`)."""
 

@@ -37,6 +37,11 @@ ROM_BAUD = 115200
 WRITE_TIMEOUT_S = 10.0
 """When a stuck bridge counts as lost."""
 
+_NETWORK = (
+    "Check the address, the network and its firewalls, and that the port's server (ser2net, "
+    "esp_rfc2217_server, an emulator) runs there."
+)
+
 HANDLER_PACKAGES = ("ota_service.link.urlhandler", "esp32_sim.urlhandler")
 """Packages with pyserial url handlers of our own, where they exist; the first one wins."""
 
@@ -168,6 +173,8 @@ def _open_error(error: Exception, port: str, board: str | None) -> OtaError:
     """What a failed open means, from the system's error number or, of a url, from the text."""
     code, message = _open_failure(error, port, shown(port), next(_numbers(error), None))
     remedy = _group_remedy(port) if code == "permission" else None
+    if code == "no-answer" and _scheme(port) in ("rfc2217", "socket"):
+        remedy = _NETWORK
     return OtaError(code, message, board=board, remedy=remedy)
 
 
@@ -190,6 +197,10 @@ def _open_failure(error: Exception, port: str, name: str, number: int | None) ->
     if url:
         return "no-answer", f"Nothing answers at {name} ({_reason(error, port)})."
     return "link-lost", f"The port {name} could not be opened ({_reason(error, port)})."
+
+
+def _scheme(port: str) -> str:
+    return port.partition("://")[0].lower()
 
 
 def _named_holder(text: str) -> list[Holder]:

@@ -61,9 +61,16 @@ def check_text(value: object, words: str = "") -> str:
     """Text; `words` say what it should be."""
     if not isinstance(value, str):
         if isinstance(value, int | float) and not isinstance(value, bool):
-            raise a_fault(f'must be text: write it in quotation marks, "{value:g}"')
+            raise a_fault(f"must be text: quote it as it was written, {_as_written(value)}")
         raise a_fault("must be text" + (f", {words}" if words else ""))
     return value
+
+
+def _as_written(value: float) -> str:
+    """A number in quotation marks as it may have been written: 1.0 and 1 are one for JSON."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return f'"{value:.1f}" or "{value:.0f}"'
+    return f'"{value!r}"'
 
 
 def check_firmware_url(value: object) -> str:
@@ -264,9 +271,12 @@ def where(loc: Sequence[str | int]) -> str:
     return shown
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """The one of `known` that is most like `name`."""
-    return get_close_matches(_folded(name), list(known), n=1, cutoff=0.0)[0]
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The one of `known` that is near, by its letters or by having all the words of the other."""
+    words = set(_folded(name).split("_"))
+    alike = [word for word in known if words <= {*word.split("_")} or words >= {*word.split("_")}]
+    close = get_close_matches(_folded(name), alike or list(known), n=1, cutoff=0 if alike else 0.6)
+    return close[0] if close else None
 
 
 def near(name: str, known: Mapping[str, float]) -> str | None:

@@ -65,7 +65,9 @@ def _in_words(found: dict[str, Any], model: type[Strict]) -> str:
             return f"{place}: {_missing(name, model)}"
         case "extra_forbidden":
             known = list(model.model_fields)
-            return f"{place}: is no attribute here; did you mean {nearest(name, known)}?"
+            hint = nearest(name, known)
+            words = f"did you mean {hint}?" if hint else f"there are {', '.join(known)}"
+            return f"{place}: is no attribute here; {words}"
         case "list_type":
             return f"{place}: must be a list of objects, such as {_BOARDS_EXAMPLE}"
         case "model_type" | "model_attributes_type" | "dict_type":

@@ -220,5 +220,8 @@ def _plain_words(logger: logging.Logger) -> Iterator[None]:
         raise ViamGRPCError(plain(str(error)), Status.INVALID_ARGUMENT) from None
     except Exception as error:
         logger.error("unforeseen failure", exc_info=True)
-        told = OtaError("internal", redact(str(error)) or "Something nobody foresaw went wrong.")
+        told = OtaError.unforeseen(error)
+        if told.code == "internal":
+            words = redact(str(error)) or "Something nobody foresaw went wrong."
+            told = OtaError("internal", words)
         raise ViamGRPCError(str(told), Status.INTERNAL) from None

@@ -427,10 +427,9 @@ def _in_words(found: dict[str, Any], verb: Verb) -> str:
         known = list(verb.arguments.model_fields)
         if not known:
             return f"{verb.name} takes no arguments, but {place} was given"
-        return (
-            f"{verb.name} has no argument {place}; did you mean {nearest(place, known)}? "
-            f"It takes {', '.join(known)}"
-        )
+        hint = nearest(place, known)
+        words = f"; did you mean {hint}?" if hint else "."
+        return f"{verb.name} has no argument {place}{words} It takes {', '.join(known)}"
     return f"{verb.name}: {place}: {found['msg']}"
 
 

@@ -9,6 +9,7 @@ be told.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,8 @@ from ota_service.link.flash import Flash
 
 HEAD_BYTES = 0x120
 """Image header, first segment header and app descriptor."""
+
+_OTHER_BLOCKS = "holds an image for some revisions of the chip's fuse blocks only"
 
 ESP32_CHIP_ID = 0
 """The one chip on which the bootloader does not look at block revisions."""
@@ -95,8 +98,12 @@ def only_the_board_knows(head: bytes, chip: ChipInfo) -> str:
     if chip.secure_boot and chip.boot_keys is None:
         return "holds a signed image, and only the board knows whether it trusts its key"
     about = parse_boot_header(head).descriptor
-    if about is not None and about.min_block_revision and chip.chip_id != ESP32_CHIP_ID:
-        return "holds an image for some revisions of the chip's fuse blocks only"
+    if about is not None and chip.chip_id != ESP32_CHIP_ID:
+        unknown = chip.block_revision is None and about.min_block_revision
+        with contextlib.suppress(OtaError):
+            chip.require_blocks(about)
+            return _OTHER_BLOCKS if unknown else ""
+        return _OTHER_BLOCKS
     return ""
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ota_service.errors import OtaError
 from ota_service.formats.bootloader import FLASH_BYTES_ELSE
 from ota_service.formats.flashops import SECTOR_BYTES
-from ota_service.formats.image import AppImage
+from ota_service.formats.image import AppImage, require_revision
 from ota_service.formats.merged import MergedBinary, parse_merged, whole_flash
 from ota_service.formats.nvs import Nvs, parse_nvs
 from ota_service.formats.nvs.move import move_nvs
@@ -210,15 +210,12 @@ def _require_fit(file: MergedFile, chip: ChipInfo) -> None:
             f"The Merged Binary is for {merged.chip}, the board's chip is {chip.name}.",
             remedy="Write a Merged Binary that was made for this chip.",
         )
-    if file.app is not None and not file.app.runs_on_revision(chip.revision):
-        raise OtaError(
-            "chip-revision",
-            f"The app needs another revision of the chip than v{chip.revision // 100}."
-            f"{chip.revision % 100}.",
-        )
-    size = chip.flash_bytes
-    if size is None:
-        raise OtaError("flash-size", "The size of the board's flash chip is not known.")
+    if file.app is not None:
+        require_revision(chip.revision, file.app.min_revision, file.app.max_revision)
+        chip.require_blocks(file.app.descriptor)
+    if chip.flash_problem is not None:
+        raise chip.flash_problem
+    size = chip.flash_bytes or 0
     written = max(merged.table.end, len(file.data))
     chip.require_reach(written)
     needed = max(written, file.made_for or 0)

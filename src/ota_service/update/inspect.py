@@ -280,9 +280,7 @@ def _unreadable(chip: ChipInfo) -> OtaError | None:
         return OtaError("secure-download")
     if chip.flash_encrypted:
         return OtaError("flash-encrypted", "The board encrypts its flash.")
-    if chip.flash_bytes is None:
-        return OtaError("flash-size", "The size of the board's flash chip is not known.")
-    return None
+    return chip.flash_problem
 
 
 def _app_places(table: PartitionTable) -> list[Partition]:

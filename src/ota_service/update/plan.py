@@ -13,7 +13,7 @@ from typing import Literal
 
 from ota_service.errors import OtaError
 from ota_service.formats import nvs, otadata
-from ota_service.formats.image import AppImage
+from ota_service.formats.image import AppImage, require_revision
 from ota_service.formats.otadata import OtaState
 from ota_service.formats.partitions import Partition
 from ota_service.update.bootable import signature_refusal
@@ -193,7 +193,7 @@ class _Wanted:
         ready = next((slot for slot in spares if found.holds(slot)), None)
         if ready is not None:
             return self._switch(ready, f"{why}; {READY}", write=False)
-        return self._switch(_that_fits(spares, image), why, write=True)
+        return self._switch(_that_fits(spares, image, running), why, write=True)
 
     def _tag_of_another(self, running: Partition) -> bool:
         """Whether the stored tag is the target's, and another firmware runs, because an
@@ -368,16 +368,25 @@ def _spares(slots: tuple[Partition, ...], running: Partition) -> tuple[Partition
     return slots[at + 1 :] + slots[:at]
 
 
-def _that_fits(slots: tuple[Partition, ...], image: AppImage) -> Partition:
+def _that_fits(
+    slots: tuple[Partition, ...], image: AppImage, running: Partition | None = None
+) -> Partition:
     """The first slot that is large enough: slots of one board may differ."""
     for slot in slots:
         if image.total_bytes <= slot.size_bytes:
             return slot
     small = ", ".join(f"{slot.name} has {slot.size_bytes}" for slot in slots)
+    larger = ""
+    if (
+        running is not None
+        and running.ota_index is not None
+        and image.total_bytes <= running.size_bytes
+    ):
+        larger = f" {running.name} has {running.size_bytes}, but it runs and is never written."
     raise OtaError(
         "image-too-large",
         f"The image has {image.total_bytes} bytes, and the slots that may be written fewer: "
-        f"{small}.",
+        f"{small}.{larger}",
     )
 
 
@@ -408,14 +417,8 @@ def _require_runnable(found: Inspection, image: AppImage) -> None:
         raise OtaError(
             "wrong-chip", f"The image is for {image.chip}, the board's chip is {chip.name}."
         )
-    if not image.runs_on_revision(chip.revision):
-        wanted = f"{_revision(image.min_revision)} or later"
-        if chip.revision >= image.min_revision:
-            wanted = f"{_revision(image.min_revision)} to {_revision(image.max_revision)}"
-        raise OtaError(
-            "chip-revision",
-            f"The image runs on revision {wanted}; the chip's is {_revision(chip.revision)}.",
-        )
+    require_revision(chip.revision, image.min_revision, image.max_revision)
+    chip.require_blocks(image.descriptor)
     refused = signature_refusal(image, chip)
     if refused is not None:
         raise refused
@@ -430,7 +433,3 @@ def _require_runnable(found: Inspection, image: AppImage) -> None:
             "secure-version",
             f"The image's secure version is {image.descriptor.secure_version}, {what}.",
         )
-
-
-def _revision(full: int) -> str:
-    return f"v{full // 100}.{full % 100}"
