@@ -9,7 +9,7 @@ from pathlib import Path
 from ota_service.errors import OtaError
 from ota_service.firmware.cache import Cache, Known
 from ota_service.firmware.check import Firmware, check_firmware
-from ota_service.firmware.files import find_file, read_file
+from ota_service.firmware.files import MAX_FILE_BYTES, find_file, read_file
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.module.folders import default_cache_dir
@@ -17,8 +17,6 @@ from ota_service.module.folders import default_cache_dir
 Source = Firmware | Path | str
 """A firmware: loaded, or the path of an App Image (or of a folder with just one `*.bin`), or its
 http or https address."""
-MAX_FILE_BYTES = 128 << 20
-"""The largest flash that an ESP32-family chip addresses."""
 
 
 def is_url(source: Source) -> bool:

@@ -18,6 +18,9 @@ from ota_service.firmware.failures import NotThere
 Stamp = tuple[int, int, int]
 """Of a file's contents as they are now: inode, size in bytes, time of the last change in ns."""
 
+MAX_FILE_BYTES = 128 << 20
+"""Where no limit was set: the largest flash that an ESP32-family chip addresses."""
+
 _READS = 3
 _MANIFEST = "manifest.json"
 _SHOWN_NAMES = 4

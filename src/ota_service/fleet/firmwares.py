@@ -19,7 +19,7 @@ from typing import Any
 
 from ota_service.errors import OtaError
 from ota_service.firmware.check import Firmware
-from ota_service.firmware.files import read_file
+from ota_service.firmware.files import MAX_FILE_BYTES, read_file
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.fleet.board_state import Progress
@@ -41,8 +41,6 @@ class Fetched:
     image: Image
     proven: bool
 
-
-MAX_FILE_BYTES = 64 << 20
 
 Arrived = Callable[["Fetched | OtaError"], None]
 LetGo = Callable[[], None]
