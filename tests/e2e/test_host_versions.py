@@ -133,3 +133,24 @@ async def test_what_somebody_else_puts_on_such_a_board_is_seen_by_its_digest(
             assert board["state"] == state, board
         assert board["error"]["code"] == "changed-elsewhere"
         assert 'not what was installed as "1.1.0"' in board["error"]["message"]
+
+
+async def test_an_app_that_has_to_confirm_itself_keeps_its_version_on_the_host(
+    tmp_path: Path,
+) -> None:
+    """By otadata: what confirmed itself has the new version, what did not leaves the old one."""
+    app = build_app(PROJECT, "1.0.0", size_bytes=60_000, chip="esp32c3")
+    rollback = SimBoard(
+        "micro-rdk", chip="esp32c3", app=app, slot="ota_1", otadata="valid",
+        config={"nvs_key": KEY, "rollback": True},
+    )  # fmt: skip
+    async with Desk.start(tmp_path, [rollback]) as desk:
+        for version, confirm_after_s, state in (
+            ("1.1.0", 0.2, "up_to_date"),
+            ("1.2.0", None, "rolled_back"),
+        ):
+            url = serve(desk, version, behaviour=Behaviour(confirm_after_s=confirm_after_s))
+            board = await updated(desk, version, url=url, confirm_timeout_s=2)
+            assert (board["state"], board["version"]) == (state, "1.1.0"), board
+            assert (await asked(desk, "version"))["version"] == "1.1.0"
+            assert desk.board().control.running()["version"] == "1.1.0"

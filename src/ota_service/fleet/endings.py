@@ -205,7 +205,8 @@ async def flashed(sight: Sight, around: Around, order: Order, end: SessionEnd) -
 
 
 def _keep_start(order: Order, outcome: Outcome | FlashOutcome) -> None:
-    """What a watched start has shown, for the history."""
-    seen = {"confirmed": outcome.confirmed, "notice": outcome.notice or None,
-            "boot_log": list(outcome.boot_log) or None}  # fmt: skip
-    order.report |= {name: value for name, value in seen.items() if value is not None}
+    """What a watched start has shown, for the history; of a way back only its log."""
+    seen: dict[str, Any] = {"boot_log": list(outcome.boot_log)}
+    if isinstance(outcome, FlashOutcome) or outcome.end == "up_to_date":
+        seen |= {"confirmed": outcome.confirmed, "notice": outcome.notice}
+    order.report |= {name: value for name, value in seen.items() if value not in (None, "", [])}

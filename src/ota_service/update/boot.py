@@ -455,7 +455,7 @@ class BootMonitor:
     def _start_over(self, now_s: float) -> None:
         self._window_from_s = now_s
         self.shown_at_s = self.descriptor_at_s = self.loaded_offset = None
-        self.expectation_met = self.app_prints = False
+        self.expectation_met = False
         self._panic, self._panic_at_s, self._decisive = "", None, None
 
     # --- what starts

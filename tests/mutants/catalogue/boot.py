@@ -11,15 +11,15 @@ MUTANTS = (
     Mutant(
         "what boot_expect found is kept across a power-on reset",
         "update/boot.py",
-        "self.expectation_met = self.app_prints = False",
-        "self.app_prints = False",
+        "self.loaded_offset = None\n        self.expectation_met = False",
+        "self.loaded_offset = None",
         BOOT,
     ),
     Mutant(
-        "what an app printed before its power failed confirms it",
+        "what was printed before the app was loaded confirms it",
         "update/boot.py",
-        "self.expectation_met = self.app_prints = False",
-        "self.expectation_met = False",
+        "                self.app_prints = False  # whatever came before was not its\n",
+        "",
         BOOT,
     ),
     Mutant(

@@ -134,6 +134,21 @@ _JOURNAL = (
         f"{JOURNAL}/test_journal_store.py::test_writes_wait_for_the_disk",
     ),
     Mutant(
+        "a board that nobody has seen start is good",
+        "fleet/policy.py",
+        'return shown == "up_to_date" and confirmed is not None',
+        'return shown == "up_to_date"',
+        "tests/fleet/test_policy.py",
+    ),
+    Mutant(
+        "who read a foreign version hides that it was changed",
+        "fleet/memory.py",
+        "        latest = self._latest(mac)\n        if latest is None",
+        "        latest = self._latest(mac)\n        record = self.journal.board(mac)\n"
+        "        if record is None or record.version != wanted or latest is None",
+        "tests/fleet/test_board.py",
+    ),
+    Mutant(
         "what was read before an attempt that was cut off is evidence",
         _ATTEMPTS,
         "UPDATE boards SET version_read_at = NULL, confirmed = NULL WHERE mac = ?",

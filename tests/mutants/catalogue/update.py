@@ -114,6 +114,20 @@ _PLANNED = (
         f"{PLAN}::test_new_is_written_only_where_the_bootloader_uses_rollback",
     ),
     Mutant(
+        "the host's version counts whatever runs",
+        "update/inspect.py",
+        "    if fact is not None and runs.md5 == fact.md5:\n",
+        "    if fact is not None:\n",
+        f"{RUNNING}::test_the_host_s_version_counts_where_what_runs_is_what_it_knows",
+    ),
+    Mutant(
+        "what the host keeps for another slot is this one's",
+        "update/inspect.py",
+        "        moved = facts.last_slot not in (None, slot)\n",
+        "        moved = False\n",
+        f"{RUNNING}::test_the_host_s_version_counts_where_what_runs_is_what_it_knows",
+    ),
+    Mutant(
         "the version is stored before the switch",
         _PLAN,
         "SwitchOtadata(edit),\n            *_recorded(found, version),\n",
