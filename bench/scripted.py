@@ -3,7 +3,7 @@
 
 separate: what scripts that exist do, one esptool call for each thing. best: the fewest calls, one
 read and one write; it is not safe, for it erases NVS and both entries of otadata before their
-new contents arrive. idftool: `idftool ota`, which leaves the version in NVS as it was.
+new contents arrive.
 """
 
 from __future__ import annotations
@@ -98,14 +98,4 @@ def best(board: RunningBoard, data: bytes, image: Image, baud: int) -> Measured:
         where = [text for label, file in pairs
                  for text in (hex(boards.place(label)[0]), files[file])]  # fmt: skip
         script.call("write", "write-flash", *where)
-        return script.end()
-
-
-def idftool(board: RunningBoard, data: bytes, image: Image, baud: int) -> Measured:
-    """`idftool ota`; the version in NVS stays as it was."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = _files(folder, data, image)
-        script = _Script(board, baud)
-        script.call("ota", "--yes", "ota", "--no-progress", files["app"],
-                    module="bench.launch_idftool")  # fmt: skip
         return script.end()

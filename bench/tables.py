@@ -57,7 +57,7 @@ def ways(results: Sequence[Result]) -> Table:
             row.append(f"{other:.2f} ({result.median_s / other:.2f})" if other else "-")
         rows.append(row)
     columns = ("Seconds (median)", "floor", "ours", "spread", "ours/floor",
-               "best script (ours/it)", "separate calls", "idftool ota")  # fmt: skip
+               "best script (ours/it)", "separate calls")  # fmt: skip
     return _table("Updates of one board", columns, rows)
 
 

@@ -17,10 +17,10 @@ from esp32_sim.usb import USB_BAUD
 from ota_service.link.stream import make_stream
 from ota_service.update.session import Image
 
-Way = Literal["ours", "first", "later", "separate", "best", "idftool"]
+Way = Literal["ours", "first", "later", "separate", "best"]
 """ours: a session with a board that is known. first, later: the command, over a port that it has
 never seen, or has updated before. The others: `scripted`."""
-SCRIPTS: tuple[Way, ...] = ("best", "separate", "idftool")
+SCRIPTS: tuple[Way, ...] = ("best", "separate")
 SIZES = {"330 kB": 330_000, "1 MiB": 1_048_576, "3.5 MiB": 3_500_000}
 OTHER_CHIPS = ("esp32s2", "esp32s3", "esp32c3", "esp32c6", "esp32h2")
 BAUDS = (115_200, 460_800, 921_600, 2_000_000)
@@ -148,7 +148,6 @@ _WAYS: dict[Way, Callable[[Cell, RunningBoard, bytes, Image], Measured]] = {
     "later": _later,
     "separate": _scripted(scripted.separate),
     "best": _scripted(scripted.best),
-    "idftool": _scripted(scripted.idftool),
 }
 
 

@@ -70,7 +70,7 @@ def test_the_command_is_measured_beside_the_scripts() -> None:
         ways = {
             one.way for one in cells if (one.image, one.baud, one.chip) == (image, 921_600, "esp32")
         }
-        assert ways == {"ours", "first", "later", "best", "separate", "idftool"}
+        assert ways == {"ours", "first", "later", "best", "separate"}
     assert {one.chip for one in cells} == {"esp32", *updates.OTHER_CHIPS}
     assert {one.usb for one in cells} == {"bridge", "serial-jtag", "otg"}
     cell = updates.Cell("update", "330 kB", "random", 921_600, 1, "first", "esp32c3", "serial-jtag")
