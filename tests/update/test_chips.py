@@ -34,7 +34,7 @@ ATTACHED: dict[str, dict[str, Any]] = {
     "esp32s2": {"usb": "otg"},
     "esp32s3": {**JTAG, **EVERY},
     "esp32c3": JTAG,
-    "esp32c6": {**JTAG, **EVERY},
+    "esp32c6": JTAG,
     "esp32h2": {},
 }
 """How each chip is attached here; `make prove` has them all."""

@@ -136,7 +136,10 @@ class Starts:
         monitor = self._once(
             "to see which slot runs",
             lambda seen: (
-                seen.loaded_offset is not None or seen.app_speaks or seen.verdict is not None
+                seen.loaded_offset is not None
+                or seen.app_speaks
+                or seen.verdict is not None
+                or seen.port_went  # with it the bootloader's lines
             ),
             self._hooks.cancelled,
         )
