@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from esp32_sim.bootmodel import boot
 from esp32_sim.chips import CHIP_NAMES, CHIPS
@@ -32,20 +33,37 @@ LAYOUT = LAYOUTS["guide"]
 RUNS, SPARE = "ota_0", LAYOUT.find("ota_1")
 MODES = ("torn", "whole")
 FIRST_PAGE = 0x100
+BACK_S = 0.1
 
 
 @dataclass(frozen=True)
 class ChipCut:
-    """A session on a chip loses its power at its operation number `at`, from 1 on."""
+    """A session on a chip loses its power at its operation number `at`, from 1 on.
+
+    usb, leaves: how the board is attached, and when its own port leaves the bus.
+    """
 
     chip: str
     at: int
     mode: str
+    usb: str = "bridge"
+    leaves: str = "hard-resets"
 
     @property
     def name(self) -> str:
         """For people."""
-        return f"{self.chip}@{self.at}:{self.mode}"
+        return f"{self.chip}/{self.usb}/{self.leaves}@{self.at}:{self.mode}"
+
+    @property
+    def kind(self) -> str:
+        """Its row in the table."""
+        title = CHIPS[self.chip].title
+        return f"registers: {title}" if self.usb == "bridge" else f"own USB: {title}, {self.usb}"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the board is to be configured with."""
+        return {"usb": self.usb, "usb_leaves_at": self.leaves, "usb_back_s": BACK_S}
 
 
 @cache
@@ -73,7 +91,8 @@ def trace(board: RealBoard, chip: str) -> list[Op]:
 
 
 def cuts_of(chip: str, ops: Sequence[Op], *, quick: bool) -> list[ChipCut]:
-    """Its operations by registers, whole and torn; quick: one of otadata and one of NVS, torn."""
+    """Its operations by registers, whole and torn; quick: one of otadata and one of NVS, torn.
+    Those two also over each of the chip's own USB ports, as it leaves the bus or stays."""
     body = range(SPARE.offset + FIRST_PAGE, SPARE.end)
     store = LAYOUT.find("nvs")
     by_register = [
@@ -81,17 +100,25 @@ def cuts_of(chip: str, ops: Sequence[Op], *, quick: bool) -> list[ChipCut]:
         for at, op in enumerate(ops, 1)
         if op.who == "loader" and op.op.offset not in body
     ]
+    last = {nvs: at for at, nvs in by_register}.values()
     if quick:
-        last = {nvs: at for at, nvs in by_register}
-        return [ChipCut(chip, at, MODES[0]) for at in last.values()]
-    return [ChipCut(chip, at, mode) for at, _ in by_register for mode in MODES]
+        return [ChipCut(chip, at, MODES[0]) for at in last]
+    return [
+        *(ChipCut(chip, at, mode) for at, _ in by_register for mode in MODES),
+        *(
+            ChipCut(chip, at, MODES[0], usb, leaves)
+            for at in last
+            for usb in CHIPS[chip].usb
+            for leaves in ("hard-resets", "every-reset")
+        ),
+    ]
 
 
 def cut(board: RealBoard, one: ChipCut) -> Tally:
     """Cut a session, judge what is left, and bring the board to its target."""
     old, new = of_chip(one.chip)
     before = keys_of(nvs_of(region_of(Cells(contents(one.chip)), LAYOUT)))
-    board.load(contents(one.chip), Bootloader())
+    board.load(contents(one.chip), Bootloader(), **one.config)
     board.control.cut_power_at(one.at, one.mode)  # type: ignore[arg-type]
     problems: list[Problem] = []
     job = Job("board", version=new.tag, image=new.image, boot=BOOT)
@@ -106,6 +133,7 @@ def cut(board: RealBoard, one: ChipCut) -> Tally:
     since = board.control.state()["events"]
     board.control.power_on()
     board.control.wait_for("app", since=since)
+    board.plugged()
     try:
         outcome = update(board, new, notes_of(one.chip))
         if outcome.end != "up_to_date":
@@ -115,10 +143,10 @@ def cut(board: RealBoard, one: ChipCut) -> Tally:
     problems += _judge(one.chip, board.cells, (new,), before)
     if (have := stored(board.cells, LAYOUT)) != new.tag:
         problems.append(Problem("converge", f"stored {have!r} instead of {new.tag!r}"))
-    tally, kind = Tally(), f"registers: {CHIPS[one.chip].title}"
-    tally.add(kind, "cuts")
-    tally.add(kind, "link")
-    tally.fail(kind, one.name, problems, left)
+    tally = Tally()
+    tally.add(one.kind, "cuts")
+    tally.add(one.kind, "link")
+    tally.fail(one.kind, one.name, problems, left)
     return tally
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from esp32_sim.config import FLASH_FILE
 from esp32_sim.control import ControlError
@@ -41,19 +41,27 @@ class RealBoard:
         self._events = 0
         self._erased = 0
 
-    def load(self, flash: bytes, bootloader: Bootloader) -> None:
-        """Another flash and bootloader; the board is then in download mode, never booted."""
+    def load(self, flash: bytes, bootloader: Bootloader, **config: Any) -> None:
+        """Another flash and bootloader; the board is then in download mode, never booted.
+        config: further settings of the board."""
         control = self.control
         control.power_off()
         with self.file.open("r+b") as file:
             file.write(flash)
-        control.configure(**bootloader.config())
+        control.configure(**bootloader.config(), **config)
         control.set_faults(stuck_in_download=True)
         self._erased = control.counters().get("nvs-erased", 0)
         since = control.state()["events"]
         control.power_on()
         control.wait_for("download", since=since)
         control.set_faults(stuck_in_download=False)
+        self.plugged()
+
+    def plugged(self) -> None:
+        """Wait for the port, which a board's own USB takes along when its power goes."""
+        since = 0
+        while self.control.state()["plugged"] is None:
+            since = self.control.wait_for("plugged", since=since)["number"]
 
     @property
     def cells(self) -> Cells:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from ota_service.update.flash_merged import FlashJob, run_flash
 from ota_service.update.flash_plan import check_merged
 from ota_service.update.session import Job
 from tests.flash.in_memory import Hooks
-from tests.update.test_native_usb import PANICS, boards, job, run, tag
+from tests.update.test_native_usb import EVERY, PANICS, boards, job, run, tag
 
 pytestmark = pytest.mark.slow
 
@@ -27,11 +28,25 @@ QUICK_TALK = Behaviour(tick_s=0.1)
 WATCHED_S = 0.2
 
 
+JTAG = {"usb": "serial-jtag"}
+ATTACHED: dict[str, dict[str, Any]] = {
+    "esp32": {},
+    "esp32s2": {"usb": "otg"},
+    "esp32s3": {**JTAG, **EVERY},
+    "esp32c3": JTAG,
+    "esp32c6": JTAG,
+    "esp32h2": {},
+}
+"""How each chip is attached here; `make prove` has them all."""
+
+
 @pytest.mark.parametrize("chip", CHIP_NAMES)
 def test_the_whole_path(tmp_path: Path, chip: str) -> None:
-    """By each chip's own registers, eFuses, bootloader and log."""
-    facts = CHIPS[chip]
-    with boards(tmp_path, SimBoard("guide", chip=chip)) as (board,):
+    """By each chip's own registers, eFuses, bootloader and log, over its own port where it has
+    one; confirmed where the first lines of its log are not lost with the port."""
+    facts, config = CHIPS[chip], ATTACHED[chip]
+    seen = "usb_leaves_at" not in config
+    with boards(tmp_path, SimBoard("guide", chip=chip, config=config)) as (board,):
         found = run(board.url, Job("board", read_only=True)).found
         assert found is not None
         assert found.problem is None
@@ -43,7 +58,9 @@ def test_the_whole_path(tmp_path: Path, chip: str) -> None:
         wanted = job(chip)
         wanted = replace(wanted, boot=replace(wanted.boot, stable_s=WATCHED_S))
         outcome = run(board.url, wanted)
-        assert (outcome.end, outcome.confirmed, outcome.error) == ("up_to_date", True, None)
+        assert (outcome.end, outcome.confirmed, outcome.error) == ("up_to_date", seen, None)
+        assert board.control.state()["plugged"], "its port was waited for"
+        assert (board.control.counters().get("unplugged", 0) > 0) is not seen
         assert (board.control.running()["version"], tag(board)) == ("2.0.0", "2.0.0")
 
         outcome = run(board.url, job(chip, "3.0.0", PANICS))
@@ -65,7 +82,7 @@ def test_the_whole_path(tmp_path: Path, chip: str) -> None:
         )  # fmt: skip
         with at_port(board.url, "test") as port:
             written = run_flash(port, flash, Hooks())
-        assert (written.error, written.confirmed) == (None, True)
+        assert (written.error, written.confirmed) == (None, seen)
         assert board.control.running()["version"] == "4.0.0"
         assert tag(board) == outcome.version
 

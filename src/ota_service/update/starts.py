@@ -149,6 +149,7 @@ class Starts:
                 seen.loaded_offset is not None
                 or seen.app_speaks
                 or seen.verdict is not None
+                or seen.port_went  # with it the bootloader's lines
                 or (silent and time.monotonic() - spoken_s >= SILENT_S)
             )
 
