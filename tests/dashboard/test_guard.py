@@ -116,6 +116,10 @@ async def test_other_sites_and_foreign_names_are_refused() -> None:
         assert shelf.asked == []
         async with client.get(f"{url}/api/events", headers={"Sec-Fetch-Site": "cross-site"}) as r:
             assert r.status == 403
+        link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+        for path, status in (("/", 200), ("/api/session", 403), ("/static/app.js", 403)):
+            async with client.get(url + path, headers=link) as r:
+                assert r.status == status, path
         async with client.put(f"{url}/api/command", json={}) as r:
             assert r.status == 403
         let_in: list[dict[str, str]] = [

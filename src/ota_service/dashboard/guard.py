@@ -79,7 +79,7 @@ class Guard:
         host = headers.get("Host", "")
         if not self._is_ours(host):  # of two, aiohttp itself makes a bad request
             return f"The host name {_name(host)!r} is not this server's; see --allow-host."
-        if headers.get("Sec-Fetch-Site", "none") not in _SAME_SITE:
+        if headers.get("Sec-Fetch-Site", "none") not in _SAME_SITE and not _opens_page(request):
             return "Another site asked. Type the address into the browser instead."
         origin = headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
@@ -147,6 +147,13 @@ class Guard:
     def _is_open(path: str) -> bool:
         """The page and its parts say nothing of the machine."""
         return path in _OPEN_PATHS or path.startswith(_STATIC)
+
+
+def _opens_page(request: web.BaseRequest) -> bool:
+    """A link to the page, such as in a terminal that is itself a page: nothing but the page comes
+    of it, in a window of its own, where what it may do is asked of it anew."""
+    opens = request.headers.get("Sec-Fetch-Mode") == "navigate"
+    return opens and request.method == "GET" and request.path == "/"
 
 
 def _cookie(request: web.BaseRequest) -> str:
