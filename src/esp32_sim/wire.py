@@ -26,6 +26,8 @@ DRAIN = 0x46
 GONE = 0x47
 
 HEADER = struct.Struct(">BI")
+MAX_FRAME_BYTES = 1 << 24
+MAX_LINE_BYTES = 1 << 16
 LINES_BODY = struct.Struct(">Bd")
 BAUD_BODY = struct.Struct(">I")
 
@@ -48,11 +50,14 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Yield (type, payload) for each frame that `data` completes."""
+        """Yield (type, payload) for each frame that `data` completes. Raises ValueError for one
+        that is too long to be one."""
         self._buffer += data
         at = 0
         while len(self._buffer) - at >= HEADER.size:
             kind, length = HEADER.unpack_from(self._buffer, at)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"a frame of {length} bytes")
             end = at + HEADER.size + length
             if len(self._buffer) < end:
                 break

@@ -6,18 +6,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import pytest
 
+from ota_service.cli.main import main
 from ota_service.client.failure import Failure
 from ota_service.dashboard.feed import Feed
 from ota_service.dashboard.guard import HEADERS, Guard
 from ota_service.dashboard.server import serving
+from tests.support.command import here
 
 TOKEN = "a token of more than sixteen characters"
 
@@ -113,6 +116,10 @@ async def test_other_sites_and_foreign_names_are_refused() -> None:
         assert shelf.asked == []
         async with client.get(f"{url}/api/events", headers={"Sec-Fetch-Site": "cross-site"}) as r:
             assert r.status == 403
+        link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+        for path, status in (("/", 200), ("/api/session", 403), ("/static/app.js", 403)):
+            async with client.get(url + path, headers=link) as r:
+                assert r.status == status, path
         async with client.put(f"{url}/api/command", json={}) as r:
             assert r.status == 403
         let_in: list[dict[str, str]] = [
@@ -137,7 +144,7 @@ async def test_elsewhere_a_token_is_needed() -> None:
                 assert response.status == 401
         assert await asked(client, url) == 401
         assert await asked(client, url, Authorization="Bearer wrong") == 401
-        assert await asked(client, url, Cookie="ota_dashboard=wrong") == 401
+        assert await asked(client, url, Cookie=f"ota_dashboard_{urlsplit(url).port}=wrong") == 401
         assert shelf.asked == []
         assert await asked(client, url, Authorization=f"Bearer {TOKEN}") == 200
         # A literal address cannot be rebound; a foreign name is refused with a token, too.
@@ -150,24 +157,44 @@ async def test_elsewhere_a_token_is_needed() -> None:
         assert await asked(client, url) == 401
         async with client.post(f"{url}/api/login", json={"token": TOKEN}) as response:
             assert response.status == 200
-            cookie = response.cookies["ota_dashboard"]
+            cookie = response.cookies[f"ota_dashboard_{urlsplit(url).port}"]
             assert cookie["httponly"]
             assert cookie["samesite"] == "Strict"
             assert TOKEN not in cookie.value
         assert await asked(client, url) == 200
+        # Cookies know no ports, so the page of another machine has one of another name.
+        async with served(TOKEN) as (_, other, _):
+            async with client.post(f"{other}/api/login", json={"token": TOKEN}) as response:
+                assert response.status == 200
+            assert await asked(client, other) == 200
+            assert await asked(client, url) == 200
 
 
 async def test_only_the_pages_own_verbs_are_passed_on() -> None:
-    """`flash` asks a person for a MAC, elsewhere; nonsense does not reach the machine."""
+    """`flash` asks a person for a MAC, elsewhere; nonsense does not reach the machine, and is
+    refused with the headers of every reply."""
     async with served() as (shelf, url, client):
-        bodies: tuple[Any, ...] = ({"command": "flash"}, {"command": "nonsense"}, {}, [], "x", 1)
-        for body in bodies:
-            async with client.post(f"{url}/api/command", json=body) as response:
-                assert response.status == 400, body
-        async with client.post(
-            f"{url}/api/command", data=b"{", headers={"Content-Type": "application/json"}
-        ) as response:
-            assert response.status == 400
+        verbs: tuple[Any, ...] = ("flash", "nonsense", [], {}, 1)
+        deep = (
+            *(b"[" * 30_000, b'{"a":' * 10_000, b"[" * 30_000 + b"]" * 30_000),
+            b'{"command": "update", "boards": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+            b'{"command": "update", "boards": ' + b"[" * 20 + b"]" * 20 + b"}",
+            b'{"command": "update", "n": ' + b"9" * 5_000 + b"}",
+        )
+        bodies = (
+            *(json.dumps({"command": verb}).encode() for verb in verbs),
+            *(b"{}", b"[]", b'"x"', b"1", b"null", b"{", b"", b"\xff", b'{"command": "update"'),
+            *deep,
+        )
+        for path, body in (
+            *(("/api/command", body) for body in bodies),
+            *(("/api/login", body) for body in deep),
+        ):
+            async with client.post(
+                url + path, data=body, headers={"Content-Type": "application/json"}
+            ) as response:
+                assert response.status == 400, (path, body[:80])
+                assert {name: response.headers[name] for name in HEADERS} == HEADERS
         async with client.post(f"{url}/api/command", json={"command": "x" * 70_000}) as response:
             assert response.status == 413
         assert shelf.asked == []
@@ -175,6 +202,70 @@ async def test_only_the_pages_own_verbs_are_passed_on() -> None:
         async with client.post(f"{url}/api/command", json=dry) as response:
             assert response.status == 200
         assert shelf.asked == [("update", {"boards": ["a"], "dry_run": True, "wait_s": 120.0})]
+
+
+async def test_a_failure_of_the_server_says_nothing_of_it_and_has_the_headers() -> None:
+    """Of the program behind it the log gets the trace, and the browser a sentence."""
+    async with served() as (shelf, url, client):
+        shelf.failure = RuntimeError("at /home/me: hunter2")  # type: ignore[assignment]
+        async with client.post(f"{url}/api/command", json={"command": "history"}) as response:
+            assert response.status == 500
+            assert {name: response.headers[name] for name in HEADERS} == HEADERS
+            assert "hunter2" not in await response.text()
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "told"),
+    [
+        ((), {}, r"http://127\.0\.0\.1:\d+/#token=[\w-]{32}"),
+        ((), {"ESP32_OTA_TOKEN": TOKEN}, r"http://127\.0\.0\.1:\d+/#token=" + quote(TOKEN)),
+        (
+            ("--token", "a b&c=d+e%20f#g-hijkl"),
+            {},
+            r"http://.*/#token=a%20b%26c%3Dd%2Be%2520f%23g-.*",
+        ),
+        (("--no-token",), {}, r"http://127\.0\.0\.1:\d+/"),
+    ],
+)
+def test_a_token_is_the_default(
+    options: tuple[str, ...],
+    env: dict[str, str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The address that the command prints holds it, however it is written."""
+    for name in ("ESP32_OTA_TOKEN", "VIAM_API_KEY", "VIAM_API_KEY_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    # Ends as soon as it serves: with the first question, which nobody answers.
+    stop: list[Callable[[], object]] = []
+
+    @contextlib.contextmanager
+    def on_stop(asked: Callable[[], object]) -> Iterator[None]:
+        stop.append(asked)
+        yield
+
+    async def status(_: object) -> dict[str, Any]:
+        stop[0]()
+        return {}
+
+    monkeypatch.setattr("ota_service.cli.dashboard.on_stop", on_stop)
+    monkeypatch.setattr("ota_service.client.machine.Machine.status", status)
+    with contextlib.suppress(SystemExit):
+        main(["dashboard", "--address", "127.0.0.1:9", "--port", "0", *options])
+    out, err = capsys.readouterr()
+    assert re.fullmatch(told, out.strip()), out
+    assert ("without a token" in err.lower()) is ("--no-token" in options)
+
+
+@pytest.mark.parametrize("options", [("--token", "short"), ("--token", TOKEN, "--no-token")])
+def test_no_token_is_said_plainly(options: tuple[str, ...]) -> None:
+    """And by itself; a short token is none."""
+    done = here("dashboard", "--address", "127.0.0.1:9", "--port", "0", *options)
+    assert done.code == 2
+    assert "oken" in done.err
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ota_service.errors import OtaError
+from ota_service.link import ownership
 from ota_service.link.ownership import PortOwners, ServiceClaims, holders, process_name
 
 NO_UUCP: tuple[Path, ...] = ()
@@ -73,6 +74,7 @@ sys.stdin.read()
 CLAIMER = """
 import sys
 from pathlib import Path
+from ota_service.link import ownership
 from ota_service.link.ownership import PortOwners
 owners = PortOwners(Path(sys.argv[2]))
 with owners.claim(sys.argv[1], "service THEIRS"):
@@ -126,6 +128,23 @@ def test_a_stale_name_in_a_lock_file_is_not_believed(tmp_path: Path) -> None:
             with pytest.raises(OtaError, match=f"in use by pid {child.pid} ") as caught:
                 claimed(owners, port, "service OTA")
             assert "OLD" not in caught.value.message
+
+
+def test_a_lock_that_the_system_left_out_is_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While other locks come and go, a reading of /proc/locks may lack one that is held: a stale
+    name must not be believed then."""
+    real, readings = ownership._locks, 0
+
+    def locks() -> list[str]:
+        nonlocal readings
+        readings += 1
+        return real() if readings % 3 == 0 else []
+
+    monkeypatch.setattr(ownership, "_locks", locks)
+    test_a_stale_name_in_a_lock_file_is_not_believed(tmp_path)
+    assert readings >= 9
 
 
 def test_no_secret_in_a_lock_file_s_name(tmp_path: Path) -> None:

@@ -34,6 +34,11 @@ WRITE_BUFFER_BYTES = 4096
 # told the board as one USB frame apart.
 SHORTEST_WAIT_S = 0.045
 LINE_CHANGE_S = 0.001
+# What is taken at once, the rest waits at the board: so many pieces.
+PIECE_BYTES = 1 << 18
+MAX_PIECES = 64
+# How long the last bytes may take to leave the wire beyond their own time.
+FLUSH_TIMEOUT_S = 30.0
 
 
 def line_time_s() -> float:
@@ -110,8 +115,8 @@ class Serial(SerialBase):  # type: ignore[misc]
                 "pid": os.getpid(),
             }
             link.sendall(json.dumps(hello).encode() + b"\n")
-            answer = json.loads(_read_line(link))
-        except (OSError, ValueError) as error:
+            answer = dict(json.loads(_read_line(link)))
+        except (OSError, ValueError, TypeError) as error:
             link.close()
             raise SerialException(errno.ENOENT, missing) from error
         if answer.get("error") == "busy":
@@ -125,7 +130,7 @@ class Serial(SerialBase):  # type: ignore[misc]
             raise SerialException(errno.ENOENT, missing)
         link.setblocking(False)
         self._socket = link
-        return dict(answer)
+        return answer
 
     def close(self) -> None:
         """Close the port; both lines fall, as a tty's do."""
@@ -255,9 +260,11 @@ class Serial(SerialBase):  # type: ignore[misc]
         link = self._socket
         if link is None:
             return
-        while not self._gone:
+        for _ in range(MAX_PIECES):
+            if self._gone or len(self._received) >= MAX_PIECES * PIECE_BYTES:
+                return
             try:
-                data = link.recv(1 << 18)
+                data = link.recv(PIECE_BYTES)
             except BlockingIOError:
                 return
             except OSError:
@@ -265,13 +272,19 @@ class Serial(SerialBase):  # type: ignore[misc]
             if not data:
                 self._gone = True
                 return
-            for kind, payload in self._reader.feed(data):
-                if kind == wire.DATA:
-                    self._received += payload
-                elif kind == wire.DRAIN:
-                    self._drained.add(payload)
-                elif kind == wire.GONE:
-                    self._gone = True
+            try:
+                self._take(data)
+            except ValueError:
+                self._gone = True
+
+    def _take(self, data: bytes) -> None:
+        for kind, payload in self._reader.feed(data):
+            if kind == wire.DATA:
+                self._received += payload
+            elif kind == wire.DRAIN and len(self._drained) < MAX_PIECES:
+                self._drained.add(payload)
+            elif kind == wire.GONE:
+                self._gone = True
 
     def cancel_read(self) -> None:
         """Let a `read` in another thread return at once with what it has."""
@@ -308,7 +321,9 @@ class Serial(SerialBase):  # type: ignore[misc]
         self._drain_count += 1
         token = str(self._drain_count).encode()
         self._send(wire.DRAIN, token)
-        while True:
+        left_s = max(0.0, self._sent_until_s - time.monotonic())
+        deadline_s = time.monotonic() + left_s + FLUSH_TIMEOUT_S
+        while time.monotonic() < deadline_s:
             with self._receive_lock:
                 self._receive()
                 if token in self._drained:
@@ -320,6 +335,7 @@ class Serial(SerialBase):  # type: ignore[misc]
             if link is None:
                 return
             select.select([link], [], [], 1.0)
+        raise self._vanished()
 
     def reset_input_buffer(self) -> None:
         """Forget what has arrived."""
@@ -371,7 +387,7 @@ class Serial(SerialBase):  # type: ignore[misc]
 def _read_line(link: socket.socket) -> bytes:
     line = bytearray()
     while not line.endswith(b"\n"):
-        data = link.recv(1)
+        data = link.recv(1) if len(line) < wire.MAX_LINE_BYTES else b""
         if not data:
             raise OSError(errno.ECONNRESET, "the board closed the connection")
         line += data

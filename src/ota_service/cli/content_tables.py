@@ -43,12 +43,12 @@ def found_in(name: str, found: Report) -> Group:
         blocks += [Text(""), _partitions(rows, boots=found.get("boots"))]
     for row in rows:
         if "app" in row:
-            blocks += [Text(f"\n{row['label']}", style="bold"), facts(_app(row["app"]))]
+            blocks += [Text(""), Text(row["label"], style="bold"), facts(_app(row["app"]))]
     if "otadata" in found:
         active = [row["sector"] for row in found["otadata"] if row.get("active")]
         blocks += [Text(""), *_otadata(found["otadata"], *active or [None])]
     for contents in found.get("nvs", []):
-        blocks += [Text(f"\n{contents.get('partition', '')}".rstrip(), style="bold")]
+        blocks += [Text(""), Text(contents.get("partition", ""), style="bold")]
         blocks += _nvs(contents)
     return Group(*blocks)
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
-from ota_service.cli.output import on_stop
+from ota_service.cli.output import on_stop, say
 from ota_service.cli.remote import access_options
 from ota_service.client.machine import Access
 
@@ -26,7 +27,7 @@ TOKEN_MIN_CHARACTERS = 16
     "--host",
     default=DEFAULT_HOST,
     show_default=True,
-    help="Address to listen at. Elsewhere than on this computer a token is needed.",
+    help="Address to listen at.",
 )
 @click.option(
     "--port",
@@ -40,7 +41,12 @@ TOKEN_MIN_CHARACTERS = 16
     metavar="TEXT",
     envvar="ESP32_OTA_TOKEN",
     help="What a browser must know to be let in, 16 characters or more. Better set "
-    "ESP32_OTA_TOKEN. Without it, one is made up where one is needed.",
+    "ESP32_OTA_TOKEN. Without it, one is made up.",
+)
+@click.option(
+    "--no-token",
+    is_flag=True,
+    help="Let everyone in who reaches the page: every account of this computer, at least.",
 )
 @click.option(
     "--allow-host",
@@ -50,18 +56,27 @@ TOKEN_MIN_CHARACTERS = 16
 )
 @access_options
 def dashboard(
-    access: Access, host: str, port: int, token: str | None, allow_host: tuple[str, ...]
+    access: Access,
+    host: str,
+    port: int,
+    token: str | None,
+    no_token: bool,
+    allow_host: tuple[str, ...],
 ) -> None:
     """Show a machine's boards on a page in the browser, live.
 
-    The page is for this computer alone unless --host says otherwise. Buttons update, cancel, roll
-    back and release; what restarts a board asks first. Runs until Ctrl-C.
+    Prints the page's address, which holds a token: whoever opens it is let in. The page is for this
+    computer alone unless --host says otherwise. Buttons update, cancel, roll back and release; what
+    restarts a board asks first. Runs until Ctrl-C.
     """
     from ota_service.dashboard.guard import Guard
 
     if token is not None and len(token) < TOKEN_MIN_CHARACTERS:
         raise click.UsageError(f"A token has {TOKEN_MIN_CHARACTERS} characters or more.")
-    if token is None and not Guard.is_loopback(host):
+    if no_token:
+        if token is not None:
+            raise click.UsageError("Give a token or --no-token, not both.")
+    elif token is None:
         token = secrets.token_urlsafe(24)
     guard = Guard(host, token=token, extra_hosts=allow_host)
     with contextlib.suppress(KeyboardInterrupt):
@@ -81,14 +96,19 @@ async def _serve(access: Access, guard: Guard, host: str, port: int) -> None:
         ):
             click.echo(url)
             click.echo("Press Ctrl-C to stop.", err=True)
-            if guard.token is not None:
-                click.echo(
-                    "Whoever has this address is let in; give it to nobody else. It is "
-                    "not encrypted on its way.",
-                    err=True,
-                )
+            for line in _who(guard):
+                click.echo(line, err=True)
             try:
                 await machine.status()
             except Failure as error:
-                click.echo(f"Not connected yet, trying again: {error}", err=True)
+                say(f"Not connected yet, trying again: {error}", err=True)
             await stop.wait()
+
+
+def _who(guard: Guard) -> Iterator[str]:
+    if guard.token is None:
+        yield "Without a token whoever reaches this address commands the boards."
+        return
+    yield "Open the whole address: who has it is let in, so give it to nobody else."
+    if not guard.loopback:
+        yield "It is not encrypted on its way."

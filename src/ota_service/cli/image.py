@@ -210,7 +210,8 @@ def merge_command(
     console.print(f"  SHA-256 {found['sha256']}", style="dim")
     console.print(merged_regions(made))
     image_bytes = parse_app_image(app_data).total_bytes
-    console.print(f"\nThe app in the slots of {partitions}:")
+    console.print()
+    console.print(f"The app in the slots of {partitions}:")
     console.print(slots_of(made.table, image_bytes))
 
 

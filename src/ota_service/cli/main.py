@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 
+from ota_service.cli.output import say
 from ota_service.cli.remedies import line_of
 from ota_service.client.failure import Failure
 from ota_service.errors import OtaError
@@ -169,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def fail(message: str) -> None:
     """Say what went wrong in one line, and exit with code 1."""
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    say(f"Error: {' '.join(message.split())}", err=True)
     sys.exit(EXIT_FAILED)
 
 

@@ -4,6 +4,10 @@ in one style; and how it stops.
 
 rich looks for a terminal, NO_COLOR, TERM=dumb and FORCE_COLOR by itself. What belongs to the
 answer goes to stdout, what only accompanies it to stderr, so that an answer can be piped.
+
+Names, versions, messages and logs come from boards, files and servers. Whatever is printed goes
+through `out`, `err`, `say` or `print_json`, where no text commands the terminal, reads otherwise
+than it is, makes a line of its own or holds a secret. rich's markup means nothing anywhere.
 """
 
 from __future__ import annotations
@@ -15,17 +19,20 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, TextIO, TypeVar, cast
 
 import click
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from ota_service.client.failure import Failure
 from ota_service.errors import ERRORS
+from ota_service.firmware.secrets import hide
+from ota_service.formats.text import UNSEEN, visible
 
 PLAIN_WIDTH = 10_000
 """Columns where no terminal is: a line of a table must stay one line for grep and awk."""
@@ -46,9 +53,41 @@ def err() -> Console:
     return _console(stderr=True)
 
 
+def clean(text: str) -> str:
+    """`text` as one line that is seen as it is, without secrets."""
+    return visible(hide(text))
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """One line, without a style."""
+    click.echo(clean(text), err=err)
+
+
+class _Console(Console):
+    """Whatever is printed, also as a part of something else, comes through `render`."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """rich's own, with every text in it cleaned."""
+        return super().render(_cleaned(renderable), options)
+
+
+def _cleaned(shown: RenderableType) -> RenderableType:
+    """Of a table in place, since its columns are measured before its cells are rendered."""
+    if isinstance(shown, str):
+        return clean(shown)
+    if isinstance(shown, Text) and clean(shown.plain) != shown.plain:
+        return Text(clean(shown.plain), shown.style, end=shown.end, no_wrap=shown.no_wrap)
+    if isinstance(shown, Table):
+        for column in shown.columns:
+            column._cells[:] = map(_cleaned, column._cells)
+    return shown
+
+
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    console = Console(
+    console = _Console(
         file=stream if stream.isatty() else cast(IO[str], _Trimmed(stream)),
         stderr=stderr,
         highlight=False,
@@ -74,8 +113,22 @@ class _Trimmed:
 
 
 def print_json(value: Any) -> None:
-    """`value` as indented JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """`value` as indented JSON on stdout: valid, and its texts the same for a program."""
+    lines = json.dumps(_hidden(value), indent=2, ensure_ascii=False).split("\n")
+    click.echo("\n".join(UNSEEN.sub(_escaped, line) for line in lines))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{high:02x}{low:02x}" for high, low in zip(*[iter(units)] * 2, strict=True))
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, str):
+        return hide(value)
+    if isinstance(value, Mapping):
+        return {key: _hidden(item) for key, item in value.items()}
+    return [_hidden(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from click.shell_completion import CompletionItem
 from rich.table import Table
 
 from ota_service.cli.output import json_option, out, print_json, table
-from ota_service.link.ports import PortInfo, list_ports
+from ota_service.formats.text import visible
+from ota_service.link.ports import PortInfo, list_ports, problem, shown
 
 
 @click.command()
@@ -37,7 +38,14 @@ def _complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[An
     ]
 
 
-port_argument = click.argument("port", shell_complete=_complete)
+def _port(_: click.Context, __: click.Parameter, given: str) -> str:
+    wrong = problem(given)
+    if wrong is not None:
+        raise click.BadParameter(f"{visible(shown(given))} {wrong}.")
+    return given
+
+
+port_argument = click.argument("port", shell_complete=_complete, callback=_port)
 """The argument PORT, which the shell completes with what is attached."""
 
 

@@ -14,7 +14,16 @@ from rich.text import Text
 
 from ota_service.cli.live import Live, in_order
 from ota_service.cli.options import asked_options
-from ota_service.cli.output import Command, err, error_text, json_option, out, print_json, table
+from ota_service.cli.output import (
+    Command,
+    err,
+    error_text,
+    json_option,
+    out,
+    print_json,
+    say,
+    table,
+)
 from ota_service.cli.report import history_table, plan_table, print_run, print_status
 from ota_service.client.failure import Failure
 from ota_service.client.machine import DEFAULT_NAME, Access, Machine, connect
@@ -196,7 +205,7 @@ def update(
     elif as_json:
         print_json(reply)
     else:
-        click.echo(f"Run {reply['run']['id']} began.")
+        say(f"Run {reply['run']['id']} began.")
 
 
 @verb
@@ -287,7 +296,7 @@ def release(
     elif stopped:
         click.echo("The firmware may be tried again.")
     else:
-        click.echo(f"Released: {', '.join(map(str, reply.get('released', []))) or 'no board'}.")
+        say(f"Released: {', '.join(map(str, reply.get('released', []))) or 'no board'}.")
 
 
 # --- what is known

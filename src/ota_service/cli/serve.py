@@ -86,7 +86,8 @@ def _introduce(console: Console, file: Path, served: Served, urls: list[str], au
         console.print(f"This machine has further addresses: {others}", soft_wrap=True)
     console.print("To configure:")
     attributes = {"url": urls[0], "version": served.version or "1"}
-    console.print(Text(json.dumps(attributes, indent=2, ensure_ascii=False)), soft_wrap=True)
+    for line in json.dumps(attributes, indent=2, ensure_ascii=False).splitlines():
+        console.print(line, soft_wrap=True)
     if auth:
         console.print(f"Put the user and password that you gave in place of {_LOGIN}.")
     console.print("Stop with Ctrl-C.")
@@ -139,7 +140,7 @@ class Downloads:
         self._tasks: dict[int, TaskID] = {}
         self._bars = (
             Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 DownloadColumn(),
                 TextColumn("{task.percentage:>3.0f} %"),

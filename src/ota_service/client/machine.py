@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ota_service.client.failure import Failure
 from ota_service.errors import ERRORS
+from ota_service.formats.text import visible
 
 if TYPE_CHECKING:
     from viam.robot.client import RobotClient
@@ -247,16 +248,19 @@ def _reason(error: BaseException) -> str:
 
 
 def _whole(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """A reply with every whole float as an int: on its way through Viam each int became one."""
-    return {key: whole_numbers(value) for key, value in reply.items()}
+    """A reply as it is shown: with every whole float as an int, since on its way through Viam each
+    int became one, and its texts such that they are seen as they are, whoever made them."""
+    return {visible(key): whole_numbers(value) for key, value in reply.items()}
 
 
 def whole_numbers(value: Any) -> Any:
-    """`value` with every whole float in it as an int."""
+    """`value` with every whole float in it as an int, and every text visible."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):
-        return {key: whole_numbers(item) for key, item in value.items()}
+        return _whole(value)
+    if isinstance(value, str):
+        return visible(value)
     if isinstance(value, list | tuple):
         return [whole_numbers(item) for item in value]
     return value

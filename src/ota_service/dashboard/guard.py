@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who may talk to the page's server: this computer's own browser pages, and holders of a token.
+"""Who may talk to the page's server: holders of a token, from the page itself.
 
-A browser sends requests for any page that it shows, so a server on loopback must tell its own
-page from others: by `Sec-Fetch-Site` and `Origin` (cross-site requests), and by `Host` (DNS
-rebinding: a foreign name that resolves to this computer). Literal addresses cannot be rebound.
+Every account of this computer reaches its loopback, so there a token is needed, too. A browser
+sends requests for any page that it shows, so a server on loopback must tell its own page from
+others: by `Sec-Fetch-Site` and `Origin` (cross-site requests), and by `Host` (DNS rebinding: a
+foreign name that resolves to this computer). Literal addresses cannot be rebound.
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 import secrets
 import socket
 from collections.abc import Collection
@@ -33,6 +35,8 @@ HEADERS = {
 }
 """Of every reply."""
 
+_LOGGER = logging.getLogger("ota_service.dashboard")
+
 COOKIE = "ota_dashboard"
 _OPEN_PATHS = ("/", "/api/login")
 _STATIC = "/static/"
@@ -43,18 +47,18 @@ _SAME_SITE = ("same-origin", "none")
 class Guard:
     """The rules of one server.
 
-    host: where it listens. token: what a browser must know, None: nothing. extra_hosts: further
-    names that browsers may use for it.
+    host: where it listens. token: what a browser must know; None: nothing, so that whoever reaches
+    the server commands the boards. extra_hosts: further names that browsers may use for it.
     """
 
     def __init__(
         self, host: str, *, token: str | None = None, extra_hosts: Collection[str] = ()
     ) -> None:
         self.token = token
-        self._loopback = self.is_loopback(host)
+        self.loopback = self.is_loopback(host)
         self._session = secrets.token_urlsafe(24)
         own = {host.lower(), *(name.lower() for name in extra_hosts)}
-        if not self._loopback:
+        if not self.loopback:
             name = socket.gethostname().lower()
             own |= {name, f"{name}.local"}
         self._hosts = own
@@ -75,7 +79,7 @@ class Guard:
         host = headers.get("Host", "")
         if not self._is_ours(host):  # of two, aiohttp itself makes a bad request
             return f"The host name {_name(host)!r} is not this server's; see --allow-host."
-        if headers.get("Sec-Fetch-Site", "none") not in _SAME_SITE:
+        if headers.get("Sec-Fetch-Site", "none") not in _SAME_SITE and not _opens_page(request):
             return "Another site asked. Type the address into the browser instead."
         origin = headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
@@ -91,16 +95,19 @@ class Guard:
         if self.token is None:
             return True
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        return self.is_token(given) or _same(request.cookies.get(COOKIE, ""), self._session)
+        return self.is_token(given) or _same(
+            request.cookies.get(_cookie(request), ""), self._session
+        )
 
     def is_token(self, given: str) -> bool:
         """Whether this is the token."""
         return self.token is not None and _same(given, self.token)
 
-    def let_in(self, response: web.Response) -> None:
+    def let_in(self, request: web.BaseRequest, response: web.Response) -> None:
         """Let the browser that gets this response in from now on."""
         # For this server's life; not for scripts, nor for requests that another site causes.
-        response.set_cookie(COOKIE, self._session, httponly=True, samesite="Strict", path="/")
+        name = _cookie(request)
+        response.set_cookie(name, self._session, httponly=True, samesite="Strict", path="/")
 
     def _is_ours(self, host: str) -> bool:
         name = _name(host)
@@ -110,7 +117,7 @@ class Guard:
             ipaddress.ip_address(name)
         except ValueError:
             return False
-        return not self._loopback
+        return not self.loopback
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -128,6 +135,10 @@ class Guard:
             except web.HTTPException as error:
                 error.headers.update(HEADERS)
                 raise
+            except Exception:
+                _LOGGER.exception("%s %s failed", request.method, request.path)
+                words = "The page's server failed; the command says more."
+                response = web.json_response({"error": {"message": words}}, status=500)
         if not response.prepared:
             response.headers.update(HEADERS)
         return response
@@ -136,6 +147,19 @@ class Guard:
     def _is_open(path: str) -> bool:
         """The page and its parts say nothing of the machine."""
         return path in _OPEN_PATHS or path.startswith(_STATIC)
+
+
+def _opens_page(request: web.BaseRequest) -> bool:
+    """A link to the page, such as in a terminal that is itself a page: nothing but the page comes
+    of it, in a window of its own, where what it may do is asked of it anew."""
+    opens = request.headers.get("Sec-Fetch-Mode") == "navigate"
+    return opens and request.method == "GET" and request.path == "/"
+
+
+def _cookie(request: web.BaseRequest) -> str:
+    """Cookies know no ports: the pages of two machines must not take each other's."""
+    port = request.host.rpartition(":")[2]
+    return f"{COOKIE}_{port}" if port.isdecimal() else COOKIE
 
 
 def _name(host: str) -> str:

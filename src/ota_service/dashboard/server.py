@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any
+from urllib.parse import quote
 
 from aiohttp import web
 
@@ -32,6 +33,8 @@ VERBS = ("update", "cancel", "rollback", "release", "history")
 WAIT_S = 120.0
 """How long a dry run or a rollback may take before the page no longer waits for its reply."""
 _MAX_BODY_BYTES = 64 << 10
+_MAX_DEPTH = 10
+"""Of a command's values; libraries below give up at some hundreds."""
 _WRONG_TOKEN_S = 1.0
 _KEEP_ALIVE_S = 15.0
 _FILES = {
@@ -132,7 +135,7 @@ class Page:
             await asyncio.sleep(_WRONG_TOKEN_S)  # guessing takes time
             return _error("This is not the token.", 401)
         response = web.json_response({"ok": True})
-        self._guard.let_in(response)
+        self._guard.let_in(request, response)
         return response
 
 
@@ -144,11 +147,18 @@ async def _send(response: web.StreamResponse, news: Mapping[str, Any]) -> None:
 async def _body(request: web.Request) -> dict[str, Any]:
     try:
         asked = await request.json()
-    except (ValueError, UnicodeDecodeError):
+    except (ValueError, RecursionError):  # the latter: lists in lists in lists
         asked = None
-    if not isinstance(asked, dict):
+    if not isinstance(asked, dict) or not _shallow(asked, _MAX_DEPTH):
         raise web.HTTPBadRequest(text="A JSON object is expected.")
     return asked
+
+
+def _shallow(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    items = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_shallow(item, levels - 1) for item in items)
 
 
 def _error(message: str, status: int) -> web.Response:
@@ -172,7 +182,7 @@ async def serving(
     try:
         urls = await listen(runner, host, port)
         # Behind the #, where it is sent to nobody: the page takes it from there.
-        secret = f"#token={guard.token}" if guard.token is not None else ""
+        secret = f"#token={quote(guard.token, safe='')}" if guard.token is not None else ""
         yield f"{urls[0]}/{secret}"
     finally:
         await runner.cleanup()

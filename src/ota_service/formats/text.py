@@ -7,15 +7,15 @@ import re
 import unicodedata
 
 # Controls (C0, DEL, C1), separators of lines, marks of direction, surrogates: they forge lines of
-# a log, colour a terminal, and let a text read otherwise than it is.
-_UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+# a log, colour a terminal, and let a text read otherwise than it is. Tags (U+E0000) are not drawn.
+UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
 
 def visible(text: str) -> str:
     """`text` with every character that is not seen as it is written as an escape ("\\x1b")."""
-    return _UNSEEN.sub(lambda found: ascii(found.group())[1:-1], text)
+    return UNSEEN.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 def field_text(raw: bytes) -> str:

@@ -22,6 +22,7 @@ from ota_service.link.attachment import GONE, attachment
 from ota_service.link.chip import BAD_FLASH_IDS, ChipInfo
 from ota_service.link.flash import Protection
 from ota_service.link.identify import KNOWN, chip_info, detect, read_mac
+from ota_service.link.ports import no_lines
 from ota_service.link.registers import SYNC_DATA, RefusedError, await_answer
 from ota_service.link.serial_port import ROM_BAUD
 from ota_service.link.sparse import Region, Seen, digest, read_regions
@@ -380,7 +381,7 @@ def _started(
             port.timeout = DEFAULT_TIMEOUT
             esp = detect(port, ROM_BAUD, attempts)
         except _ERRORS as error:
-            raise OtaError("no-answer", _no_answer(error)) from error
+            raise _not_connected(error, port) from error
         try:
             if esp.secure_download_mode:
                 raise OtaError("secure-download")
@@ -390,7 +391,7 @@ def _started(
             return start_stub(esp, baud, fast=fast), mac, fast
         except _ERRORS as error:
             if not again:
-                raise OtaError("no-answer", _no_answer(error)) from error
+                raise _not_connected(error, port) from error
             fast = False
     raise AssertionError("not reached")
 
@@ -420,12 +421,20 @@ def _lost(error: BaseException) -> str:
     return f"The connection to the board was lost: {_first_line(error)}."
 
 
-def _no_answer(error: BaseException) -> str:
-    return f"No ESP32 answered on the port: {_first_line(error)}."
+def _not_connected(error: BaseException, port: SerialBase) -> OtaError:
+    """Of a port that fails the link is lost, whatever may be behind it."""
+    if isinstance(error, OSError):
+        return OtaError("link-lost", _lost(error))
+    return OtaError(
+        "no-answer",
+        f"No ESP32 answered on the port: {_first_line(error)}.",
+        remedy=no_lines(str(port.name)),
+    )
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = told.strip().splitlines()
     return text[0].rstrip(".") if text else type(error).__name__
 
 

@@ -40,6 +40,7 @@ from ota_service.link.ports import canonical, is_url, shown
 _PROC = Path("/proc")
 _LOCK_FOLDER = "esp32-ota-locks"
 _UUCP_BYTES = 1000
+_LOOKS = 5
 _UUCP_FOLDERS = (Path("/var/lock"), Path("/run/lock"))
 
 
@@ -298,19 +299,25 @@ def _lock_owner(fd: int) -> str:
 def _flock_pid(fd: int) -> int | None:
     """The process that has an open file locked, by the system's table (man 5 proc, /proc/locks).
 
-    None where it does not tell: other systems, other process namespaces, some file systems.
+    None where it does not tell: other systems, other process namespaces, some file systems. The
+    table is given out a page at a time, and where a lock ends meanwhile, another one is left out
+    (Linux, fs/seq_file.c). So what is not found is looked for again.
     """
     status = os.fstat(fd)
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    try:
-        lines = (_PROC / "locks").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        words = line.split()
-        if len(words) >= 6 and words[1] == "FLOCK" and words[5] == device and words[4].isdigit():
-            return int(words[4]) or None
+    for _ in range(_LOOKS):
+        for line in _locks():
+            words = line.split()
+            if len(words) >= 6 and words[1] == "FLOCK" and words[5] == device:
+                return int(words[4]) if words[4].isdigit() and words[4] != "0" else None
     return None
+
+
+def _locks() -> list[str]:
+    try:
+        return (_PROC / "locks").read_text().splitlines()
+    except OSError:
+        return []
 
 
 # --- who is configured with a board

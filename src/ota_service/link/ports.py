@@ -20,9 +20,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from ota_service.errors import OtaError
 from ota_service.firmware.urls import redact_url
+from ota_service.formats.text import visible
 
 ESPRESSIF_VID = 0x303A
 """Espressif's own USB vendor id (USB-Serial-JTAG and USB-OTG of S2, S3, C3, C6, H2, P4...)."""
@@ -41,6 +43,9 @@ CandidateKind = Literal["native", "bridge", "other"]
 
 _NAMES = ("ttyUSB*", "ttyACM*", "ttyAMA*", "ttyS*", "ttyXRUSB*", "ttyAP*", "ttyTHS*", "rfcomm*")
 _SIM_SCHEME = "esp32sim"
+_SCHEMES = ("rfc2217", "socket", _SIM_SCHEME)
+"""The kinds of url that are ports. pyserial opens more, of which some write files (`spy://`), open
+whatever device fits (`hwgrep://`, `alt://`) or are no boards."""
 _SIM_ADDRESS = "port.json"  # in the simulated board's folder while it is plugged in
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?:[:-]?[0-9A-Fa-f]{2}){5}")
 
@@ -163,6 +168,38 @@ def is_url(port: str) -> bool:
     return "://" in port
 
 
+def problem(port: str) -> str | None:
+    """Why `port` is none, in words that go on after its name; None: as far as can be known without
+    opening it, it is one."""
+    if not port.isprintable():
+        return "holds characters that cannot be printed"
+    scheme, separator, rest = port.partition("://")
+    if not separator:
+        return None
+    if scheme not in _SCHEMES or not rest:
+        known = ", ".join(f"{name}://" for name in _SCHEMES)
+        return f"is not the url of a port; those known begin with {known}"
+    if scheme != _SIM_SCHEME:
+        try:
+            address = urlsplit(port)
+            whole = bool(address.hostname and address.port)
+        except ValueError:
+            whole = False
+        if not whole:
+            return f"needs a host and a port number, as in {scheme}://192.168.1.20:4000"
+    return None
+
+
+def no_lines(port: str) -> str | None:
+    """What to do about a board that does not answer behind `port`, where nothing can reset it."""
+    if not port.startswith("socket://"):
+        return None
+    return (
+        "A socket:// port has no lines to reset a board by: hold its BOOT button at a reset "
+        "before, or let the server speak RFC 2217 and write rfc2217:// instead."
+    )
+
+
 def is_simulated(port: str) -> bool:
     """Whether `port` is the url of a simulated board."""
     return port.lower().startswith(f"{_SIM_SCHEME}://")
@@ -245,7 +282,10 @@ def same_device(before: PortInfo, now: PortInfo) -> bool:
 
 
 def require_exists(port: str, board: str | None = None) -> None:
-    """Raise `port-missing` if the port is not there."""
+    """Raise `config-invalid` if it is none, and `port-missing` if it is not there."""
+    wrong = problem(port)
+    if wrong is not None:
+        raise OtaError("config-invalid", f"The port {visible(shown(port))} {wrong}.", board=board)
     if not exists(port):
         raise OtaError("port-missing", f"The port {shown(port)} does not exist.", board=board)
 

@@ -11,6 +11,7 @@ answered, they are sent in smaller groups, then one by one, before the link is g
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +60,10 @@ class RefusedError(FatalError):  # type: ignore[misc]  # esptool is not typed
 
 def await_answer(esp: Any, command: int) -> int:
     """The value in the next answer to `command`; raises FatalError, or RefusedError of that."""
+    due_s = time.monotonic() + esp._port.timeout + DEFAULT_TIMEOUT
     for _ in range(_STALE_ANSWERS):
+        if time.monotonic() > due_s:
+            break
         answer = esp.read()
         if len(answer) >= 10 and answer[0] == 1 and answer[1] == command:
             if answer[8]:

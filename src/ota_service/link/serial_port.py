@@ -22,7 +22,9 @@ import os
 import re
 import struct
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
 
 import serial
 from serial.serialutil import SerialBase, SerialException
@@ -48,13 +50,47 @@ HANDLER_PACKAGES = ("ota_service.link.urlhandler", "esp32_sim.urlhandler")
 _MISSING = {errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR, errno.ELOOP}
 _DENIED = {errno.EACCES, errno.EPERM}
 _BUSY = {errno.EBUSY, errno.EAGAIN, errno.EWOULDBLOCK}
+_GONE = {errno.EIO, errno.EBADF, *_MISSING}
 _NOT_SERIAL = {errno.ENOTTY, errno.EISDIR}
 _BOTH_LINES = struct.pack("I", termios.TIOCM_DTR | termios.TIOCM_RTS)
+
+
+def _told(real: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of pyserial's port that tells of a device that has gone by an OSError alone.
+
+    pyserial also lets out the terminal interface's own error, which is none, the TypeError of a
+    descriptor that is None, and a ValueError for a speed that nobody takes any more (3.5,
+    `serialposix.py`).
+    """
+
+    @wraps(real)
+    def method(port: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return real(port, *args, **kwargs)
+        except (termios.error, TypeError, ValueError) as error:
+            number = errno.EBADF if port.fd is None else next(_numbers(error), None)
+            if number not in _GONE and not isinstance(error, termios.error):
+                raise
+            number = number or errno.EIO
+            raise SerialException(number, os.strerror(number)) from error
+
+    return method
 
 
 class _QuietSerial(serial.Serial):  # type: ignore[misc, unused-ignore]
     """A device port that lowers DTR and RTS in one request while it opens."""
 
+    _reconfigure_port = _told(serial.Serial._reconfigure_port)
+    _update_rts_state = _told(serial.Serial._update_rts_state)
+    _reset_input_buffer = _told(serial.Serial._reset_input_buffer)
+    in_waiting = property(_told(serial.Serial.in_waiting.fget))
+    read = _told(serial.Serial.read)
+    write = _told(serial.Serial.write)
+    flush = _told(serial.Serial.flush)
+    reset_input_buffer = _told(serial.Serial.reset_input_buffer)
+    reset_output_buffer = _told(serial.Serial.reset_output_buffer)
+
+    @_told
     def _update_dtr_state(self) -> None:
         if self.is_open or self._dtr_state or self._rts_state:
             super()._update_dtr_state()
@@ -192,6 +228,8 @@ def _open_failure(error: Exception, port: str, name: str, number: int | None) ->
         return "port-missing", f"The port {name} does not exist."
     if number in _DENIED:
         return "permission", f"This user may not open the port {name}."
+    if number == errno.EPROTO:
+        return "link-lost", f"The server at {name} sends without end: it is no serial port's."
     if number in _NOT_SERIAL:
         return "port-missing", f"{name} is not a serial port."
     if url:

@@ -22,13 +22,12 @@ from pydantic_core import PydanticCustomError
 from ota_service.firmware.expectation import Expectation, PatternError
 from ota_service.firmware.target import Headers
 from ota_service.firmware.urls import check_url
+from ota_service.link.ports import is_url, problem
 from ota_service.link.resets import ResetPins
 
 # The version is an NVS string; the contract sets its longest length.
 VERSION_MAX_BYTES = 128
 NAME_MAX_BYTES = 64
-# Ports by url: RFC 2217, a bare socket (an emulator's), and the simulated board.
-PORT_SCHEMES = ("rfc2217", "socket", "esp32sim")
 
 UNSET = ("", None)
 
@@ -168,18 +167,14 @@ def check_mac(value: object) -> str:
 def check_port(value: object) -> str:
     """A port's path or url."""
     port = check_text(value, "the path or url of a port")
-    scheme, separator, rest = port.partition("://")
-    if separator:
-        if scheme not in PORT_SCHEMES or not rest:
-            known = ", ".join(f"{name}://" for name in PORT_SCHEMES)
-            raise a_fault(f"is not the url of a port; those known begin with {known}")
-    elif not (port.startswith("/") or re.fullmatch(r"COM\d+", port)):
+    if not (is_url(port) or port.startswith("/") or re.fullmatch(r"COM\d+", port)):
         raise a_fault(
             'must be a device\'s whole path, such as "/dev/serial/by-path/..." or "/dev/ttyUSB0", '
             "or the url of a port"
         )
-    elif not port.isprintable():
-        raise a_fault("holds characters that cannot be printed")
+    wrong = problem(port)
+    if wrong is not None:
+        raise a_fault(wrong)
     return port
 
 

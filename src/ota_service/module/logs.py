@@ -29,7 +29,8 @@ def set_up_logging() -> None:
         except (TypeError, ValueError):
             return record  # a message that does not fit its arguments: logging reports it
         if record.exc_info and record.exc_info[0] is not None:
-            record.exc_text = redact("".join(traceback.format_exception(*record.exc_info)).rstrip())
+            trace = redact("".join(traceback.format_exception(*record.exc_info)).rstrip())
+            record.exc_text = "\n".join(map(visible, trace.split("\n")))
             record.exc_info = None  # handlers would format it again, unredacted
         return record
 

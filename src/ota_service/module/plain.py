@@ -77,7 +77,7 @@ def _from_value(value: Value) -> Any:
 
 
 def _entries(values: Mapping[Any, Any]) -> dict[str, Any]:
-    found = {str(key): plain(item) for key, item in values.items()}
+    found = {visible(hide(str(key))): plain(item) for key, item in values.items()}
     return {key: value for key, value in found.items() if value is not None}
 
 

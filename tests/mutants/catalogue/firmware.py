@@ -90,8 +90,8 @@ MUTANTS = (
     Mutant(
         "a name that resolves to this computer is its own",
         "dashboard/guard.py",
-        "        except ValueError:\n            return False\n        return not self._loopback",
-        "        except ValueError:\n            return True\n        return not self._loopback",
+        "        except ValueError:\n            return False\n        return not self.loopback",
+        "        except ValueError:\n            return True\n        return not self.loopback",
         GUARD,
     ),
 )

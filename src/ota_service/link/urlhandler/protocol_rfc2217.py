@@ -27,32 +27,45 @@ from serial.serialutil import (
 )
 
 from ota_service.link.urlhandler import telnet
-from ota_service.link.urlhandler.telnet import Negotiation
+from ota_service.link.urlhandler.telnet import EndlessError, Negotiation
 
 ANSWER_TIMEOUT_S = 3.0
 """How long a server may take to agree, or to answer a command."""
 LINES_TIMEOUT_S = 0.5
 """How long the answer to a line's change is waited for: not every server sends one."""
+SEND_TIMEOUT_S = 10.0
+"""How long what is sent may take to be taken, where the port has no timeout for writes."""
+PIECE_BYTES = 1 << 16
+"""What is received at once, and what is kept ahead of the reader. The rest waits at the server."""
+MAX_UNREAD_BYTES = 1 << 20
+"""How much may arrive before what is waited for: a minute and a half of a boot log."""
 
 _PARITY = {"N": 1, "O": 2, "E": 3, "M": 4, "S": 5}
 _STOP_BITS = {1: 1, 2: 2, 1.5: 3}
+_DECLINE = {telnet.DO: telnet.WONT, telnet.WILL: telnet.DONT}
 _OURS = (telnet.BINARY, telnet.SUPPRESS_GO_AHEAD, telnet.COM_PORT)
 
 
 class Serial(SerialBase):  # type: ignore[misc]
     """A serial port behind an RFC 2217 server, with pyserial's usual interface, for one thread.
 
-    Raises pyserial's SerialException: ECONNREFUSED and the like where nothing listens, "port is
-    busy" where the server says so, EIO where the connection ends.
+    What a server sends takes neither memory nor time without bounds. Raises pyserial's
+    SerialException: ECONNREFUSED and the like where nothing listens, "port is busy" where the
+    server says so, EIO where the connection ends, EPROTO where the server sends without end.
     """
+
+    _scheme = "rfc2217"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._socket: socket.socket | None = None
         self._decoder = telnet.Decoder()
         self._received = bytearray()
-        self._answers: dict[int, bytes] = {}
+        self._unread_bytes = 0  # with what was no data
+        self._asked: int | None = None
+        self._answer: bytes | None = None
         self._agreed: set[int] = set()
         self._refused = False
+        self._declined: set[Negotiation] = set()
         self._told: dict[int, bytes] = {}
         self._gone = False
         self.is_open: bool = False
@@ -67,8 +80,9 @@ class Serial(SerialBase):  # type: ignore[misc]
         if self.is_open:
             raise SerialException("Port is already open.")
         self._decoder = telnet.Decoder()
-        self._received.clear()
+        self._forget()
         self._agreed.clear()
+        self._declined.clear()
         self._told.clear()
         self._gone = self._refused = False
         host, port = self._address()
@@ -76,7 +90,7 @@ class Serial(SerialBase):  # type: ignore[misc]
             self._socket = socket.create_connection((host, port), timeout=ANSWER_TIMEOUT_S)
         except OSError as error:
             raise SerialException(
-                error.errno or errno.EIO, f"could not open port {self._port}: {error}"
+                error.errno or errno.EIO, f"could not open the port: {error}"
             ) from error
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setblocking(False)
@@ -94,12 +108,9 @@ class Serial(SerialBase):  # type: ignore[misc]
 
     def _address(self) -> tuple[str, int]:
         parts = urlsplit(str(self._port))
-        try:
-            host, port = parts.hostname, parts.port
-        except ValueError as error:
-            raise SerialException(f"no port number in {self._port!r}") from error
-        if parts.scheme.lower() != "rfc2217" or not host or port is None:
-            raise SerialException(f"expected a url like rfc2217://host:port, not {self._port!r}")
+        host, port = parts.hostname, parts.port
+        if parts.scheme.lower() != self._scheme or not host or port is None:
+            raise ValueError(f"expected a url like {self._scheme}://host:port")
         return host, port
 
     def _agree(self) -> None:
@@ -115,9 +126,7 @@ class Serial(SerialBase):  # type: ignore[misc]
             return telnet.COM_PORT in self._agreed or self._refused
 
         if not self._await(agreed, ANSWER_TIMEOUT_S) or self._refused:
-            raise SerialException(
-                f"could not open port {self._port}: the server does not speak RFC 2217"
-            )
+            raise SerialException("the server does not speak RFC 2217")
 
     def close(self) -> None:
         """End the connection."""
@@ -149,18 +158,27 @@ class Serial(SerialBase):  # type: ignore[misc]
             return
         answer = self._ask(telnet.SET_BAUD, wanted, ANSWER_TIMEOUT_S)
         if answer is None:
-            raise SerialException(f"{self._port}: the server does not answer")
+            raise SerialException("the server does not answer")
         if answer != wanted:
             self._told.pop(telnet.SET_BAUD, None)
             raise ValueError(f"the server's port cannot be set to {self._baudrate} baud")
         self._told[telnet.SET_BAUD] = wanted
 
-    def _ask(self, number: int, value: bytes, timeout_s: float) -> bytes | None:
-        """Send a command and wait for the server's answer to it."""
-        self._answers.pop(number, None)
+    def _ask(
+        self, number: int, value: bytes, timeout_s: float, *, keep: bool = True
+    ) -> bytes | None:
+        """Send a command and wait for the server's answer to it. keep: what arrives before."""
+        self._asked, self._answer = number, None
+        self._unread_bytes = len(self._received)
         self._send(telnet.command(number, value))
-        self._await(lambda: number in self._answers, timeout_s)
-        return self._answers.pop(number, None)
+
+        def answered() -> bool:
+            if not keep:
+                self._forget()
+            return self._answer is not None
+
+        self._await(answered, timeout_s)
+        return self._answer
 
     def _set_line(self, code: int) -> None:
         # The answer is awaited, so that the pauses of a reset sequence begin when it is done.
@@ -179,7 +197,7 @@ class Serial(SerialBase):  # type: ignore[misc]
     def in_waiting(self) -> int:
         """Bytes that have arrived and were not read yet."""
         self._check_open()
-        self._receive()
+        self._look()
         if not self._received and self._gone:
             raise self._vanished()
         return len(self._received)
@@ -194,16 +212,17 @@ class Serial(SerialBase):  # type: ignore[misc]
                 raise
         taken = bytes(self._received[:size])
         del self._received[:size]
+        self._unread_bytes = len(self._received)
         return taken
 
     def write(self, data: Any) -> int:
         """Send bytes; raises SerialTimeoutException where the connection takes none."""
         self._check_open()
         payload = to_bytes(data)
-        self._receive()
+        self._look()
         if self._gone:
             raise self._vanished()
-        self._send(telnet.escape(payload))
+        self._send(self._escape(payload))
         return len(payload)
 
     def flush(self) -> None:
@@ -213,8 +232,12 @@ class Serial(SerialBase):  # type: ignore[misc]
     def reset_input_buffer(self) -> None:
         """Forget what has arrived, at the server too."""
         self._check_open()
-        self._ask(telnet.PURGE, bytes((telnet.PURGE_RECEIVED,)), LINES_TIMEOUT_S)
+        self._ask(telnet.PURGE, bytes((telnet.PURGE_RECEIVED,)), LINES_TIMEOUT_S, keep=False)
+        self._forget()
+
+    def _forget(self) -> None:
         self._received.clear()
+        self._unread_bytes = 0
 
     def reset_output_buffer(self) -> None:
         """Forget what the server has not sent yet."""
@@ -226,60 +249,81 @@ class Serial(SerialBase):  # type: ignore[misc]
     def _await(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
         """Receive until `condition` holds; False where it does not in time (None: for ever)."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            self._receive()
-            if condition():
-                return True
-            if self._gone:
-                raise self._vanished()
-            wait_s = None if deadline_s is None else deadline_s - time.monotonic()
-            if self._socket is None or (wait_s is not None and wait_s <= 0):
-                return False
-            select.select([self._socket], [], [], wait_s)
+        while not condition():
+            if not self._receive():
+                if self._gone:
+                    if condition():
+                        return True
+                    raise self._vanished()
+                wait_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+                if self._socket is None or not _ready(self._socket, select.POLLIN, wait_s):
+                    return condition()
+            elif deadline_s is not None and time.monotonic() > deadline_s:
+                return condition()
+        return True
 
-    def _receive(self) -> None:
-        """Take what has arrived apart; never waits."""
+    def _look(self) -> None:
+        """Take what has arrived, unless there is enough to read already."""
+        if len(self._received) < PIECE_BYTES:
+            self._receive()
+
+    def _receive(self) -> bool:
+        """Take a piece of what has arrived apart; never waits. False: there was nothing."""
         link = self._socket
-        while link is not None and not self._gone:
-            try:
-                data = link.recv(1 << 16)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self._gone = True
-                return
-            for part in self._decoder.feed(data):
-                if isinstance(part, bytes):
-                    self._received += part
-                elif isinstance(part, Negotiation):
-                    self._negotiated(part)
-                else:
-                    self._answers[part.command] = part.value
+        if link is None or self._gone:
+            return False
+        try:
+            data = link.recv(PIECE_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._gone = True
+            return False
+        self._unread_bytes += len(data)
+        try:
+            self._take(data)
+            if self._unread_bytes > MAX_UNREAD_BYTES:
+                raise EndlessError
+        except EndlessError:
+            self._gone = True
+            self._forget()
+            raise SerialException(errno.EPROTO, "the server sends without end") from None
+        return True
+
+    def _take(self, data: bytes) -> None:
+        for part in self._decoder.feed(data):
+            if isinstance(part, bytes):
+                self._received += part
+            elif isinstance(part, Negotiation):
+                self._negotiated(part)
+            elif part.command == self._asked:
+                self._answer = part.value
+
+    def _escape(self, data: bytes) -> bytes:
+        return telnet.escape(data)
 
     def _negotiated(self, said: Negotiation) -> None:
-        if said.verb == telnet.DO:
-            if said.option in _OURS:
+        if said.option in _OURS:
+            if said.verb == telnet.DO:
                 self._agreed.add(said.option)
-            else:
-                self._send(telnet.negotiate(telnet.WONT, said.option))
-        elif said.verb == telnet.DONT:
-            self._refused = self._refused or said.option == telnet.COM_PORT
-        elif said.verb == telnet.WILL and said.option not in _OURS:
-            self._send(telnet.negotiate(telnet.DONT, said.option))
+            elif said.verb == telnet.DONT and said.option == telnet.COM_PORT:
+                self._refused = True
+        elif said.verb in _DECLINE and said not in self._declined:
+            self._declined.add(said)  # said once: a server that insists gets no second answer
+            self._send(telnet.negotiate(_DECLINE[said.verb], said.option))
 
     def _send(self, data: bytes) -> None:
-        link = self._socket
-        if link is None:
-            return
-        view = memoryview(data)
-        while view:
+        limit_s = SEND_TIMEOUT_S if self._write_timeout is None else self._write_timeout
+        deadline_s = time.monotonic() + limit_s
+        link, view = self._socket, memoryview(data)
+        while link is not None and view:
             try:
                 view = view[link.send(view) :]
             except BlockingIOError:
-                limit_s = self._write_timeout
-                if not select.select([], [link], [], limit_s)[1]:
+                wait_s = max(0.0, deadline_s - time.monotonic())
+                if not _ready(link, select.POLLOUT, wait_s):
                     raise SerialTimeoutException("Write timeout") from None
             except OSError as error:
                 self._gone = True
@@ -290,9 +334,13 @@ class Serial(SerialBase):  # type: ignore[misc]
             raise PortNotOpenError()
 
     def _vanished(self) -> SerialException:
-        said = bytes(self._received).decode("utf-8", "replace").strip()
+        said = bytes(self._received[:80]).decode("utf-8", "replace").strip()
         if not self._agreed and "in use" in said.lower():
-            return SerialException(
-                errno.EBUSY, f"could not open port {self._port}: port is busy ({said[:80]})"
-            )
-        return SerialException(errno.EIO, f"the server ended the connection: {self._port}")
+            return SerialException(errno.EBUSY, f"the port is busy ({said})")
+        return SerialException(errno.EIO, "the server ended the connection")
+
+
+def _ready(link: socket.socket, event: int, wait_s: float | None) -> bool:
+    poll = select.poll()  # not select(), which knows 1024 descriptors
+    poll.register(link, event)
+    return bool(poll.poll(None if wait_s is None else wait_s * 1000))

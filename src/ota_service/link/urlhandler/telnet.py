@@ -24,6 +24,9 @@ CONTROL_DTR_ON, CONTROL_DTR_OFF = 8, 9
 CONTROL_RTS_ON, CONTROL_RTS_OFF = 11, 12
 PURGE_RECEIVED, PURGE_TO_SEND = 1, 2
 
+MAX_MESSAGE_BYTES = 1024
+"""What a message of the server may have, of which the longest is its signature (RFC 2217)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Negotiation:
@@ -43,19 +46,26 @@ class Answer:
 
 _PART = re.compile(
     rb"(?P<data>[^\xff]+)|(?P<escaped>\xff\xff)|\xff(?P<verb>[\xfb-\xfe])(?P<option>.)|"
-    rb"\xff\xfa(?P<body>(?:[^\xff]|\xff[^\xf0])*)\xff\xf0|\xff[^\xfa-\xff]",
+    rb"\xff\xfa(?P<body>(?:[^\xff]|\xff[^\xf0])*+)\xff\xf0|\xff[^\xfa-\xff]",
     re.DOTALL,
 )
 
 
+class EndlessError(Exception):
+    """A message that has no end: the server does not speak the protocol."""
+
+
 class Decoder:
-    """Takes the stream apart: the port's bytes, and what is between them."""
+    """Takes the stream apart: the port's bytes, and what is between them.
+
+    Of what is not whole yet it keeps `MAX_MESSAGE_BYTES` at the most.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, received: bytes) -> Iterator[bytes | Negotiation | Answer]:
-        """What is whole in the stream so far, in its order."""
+        """What is whole in the stream so far, in its order. Raises EndlessError behind it."""
         data, at = self._rest + received, 0
         while part := _PART.match(data, at):
             at = part.end()
@@ -68,6 +78,8 @@ class Decoder:
                 if body[0] == COM_PORT and len(body) >= 2:
                     yield Answer((body[1] - SERVER_OFFSET) & 0xFF, body[2:])
         self._rest = data[at:]
+        if len(self._rest) > MAX_MESSAGE_BYTES:
+            raise EndlessError
 
 
 def negotiate(verb: int, option: int) -> bytes:
