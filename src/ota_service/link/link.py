@@ -423,7 +423,7 @@ def _lost(error: BaseException) -> str:
 
 def _not_connected(error: BaseException, port: SerialBase) -> OtaError:
     """Of a port that fails the link is lost, whatever may be behind it."""
-    if isinstance(error, OSError):
+    if isinstance(error, GONE):
         return OtaError("link-lost", _lost(error))
     return OtaError(
         "no-answer",
