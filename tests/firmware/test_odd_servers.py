@@ -245,7 +245,11 @@ async def test_no_redirect_leads_into_this_machine(
     supply = Supply(tmp_path, patience=QUICK)
     async with FirmwareServer.start() as server:
         server.put("/app.bin", APP)
-        for near in ("localhost", "[::1]", "169.254.169.254", "0.0.0.0", "[::ffff:127.0.0.1]"):
+        for near in (
+            *("localhost", "[::1]", "169.254.169.254", "0.0.0.0", "[::ffff:127.0.0.1]"),
+            *("2130706433", "127.1", "0177.0.0.1", "0x7f.1", "0x7f000001", "0", "127.0.0.1."),
+            *("elsewhere@127.1", "elsewhere:80@2130706433", "[0:0:0:0:0:0:0:1]", "LOCALHOST."),
+        ):
             url = server.redirect("/start", f"http://{near}:{server.port}/app.bin")
             with pytest.raises(OtaError) as caught:
                 await supply.get(Target(url, "1"))

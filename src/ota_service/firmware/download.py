@@ -325,10 +325,15 @@ class _Resolver(aiohttp.ThreadedResolver):
 
 def _is_near(address: str) -> bool:
     """Whether an address is this machine itself, or on its link (169.254.169.254 among them)."""
+    name = address.partition("%")[0].rstrip(".")
+    found: ipaddress.IPv4Address | ipaddress.IPv6Address
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        found = ipaddress.ip_address(name)
     except ValueError:
-        return address.rstrip(".").lower() == "localhost"
+        try:  # 2130706433, 127.1 and 0x7f.1 are what connects to 127.0.0.1, too
+            found = ipaddress.IPv4Address(socket.inet_aton(name))
+        except (OSError, ValueError):
+            return name.lower() == "localhost"
     found = getattr(found, "ipv4_mapped", None) or found
     return found.is_loopback or found.is_link_local or found.is_unspecified
 
