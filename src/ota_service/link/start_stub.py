@@ -83,8 +83,8 @@ def start_stub(esp: Any, baud: int, *, fast: bool = True) -> Any:
 
 
 def _may_go_fast(esp: Any) -> bool:
-    """Not at the chip's own USB, which has no speed to change; nor under secure boot on an S3, whose
-    ROM starts the stub loader by a detour of esptool's."""
+    """Not at the chip's own USB, which has no speed to change; nor under secure boot on an S3,
+    whose ROM starts the stub loader by a detour of esptool's."""
     name = esp.CHIP_NAME
     if name not in GREETS_AT or esp.sync_stub_detected:
         return False
