@@ -83,14 +83,9 @@ def start_stub(esp: Any, baud: int, *, fast: bool = True) -> Any:
 
 
 def _may_go_fast(esp: Any) -> bool:
-    """Not at the chip's own USB, which has no speed to change; nor under secure boot on an S3,
-    whose ROM starts the stub loader by a detour of esptool's."""
-    name = esp.CHIP_NAME
-    if name not in GREETS_AT or esp.sync_stub_detected:
-        return False
-    if name != "ESP32" and (esp.uses_usb_jtag_serial() or esp.uses_usb_otg()):
-        return False
-    return not (name == "ESP32-S3" and esp.get_secure_boot_enabled())
+    """Not under secure boot on an S3, whose ROM starts it by a detour of esptool's."""
+    known = esp.CHIP_NAME in GREETS_AT and not esp.sync_stub_detected
+    return known and not (esp.CHIP_NAME == "ESP32-S3" and esp.get_secure_boot_enabled())
 
 
 def _crystal_error(esp: Any) -> float:
