@@ -50,7 +50,7 @@ ROWS = (
     Row("killed", "module killed or stopped in an update", process.killed, range(200), (1, 8)),
     Row("noise", "bytes lost, doubled, changed", scenarios.noise, range(100), (1, 3)),
     Row("unplugged", "unplugged in a phase", scenarios.unplugged, range(96), (0, 5)),
-    Row("life", "one port, its cable pulled so often", scenarios.life, range(200, 201), (6,)),
+    Row("life", "one port, its cable pulled so often", scenarios.life, range(200, 201), (3,)),
     Row("answers", "silent, garbage, stuck", scenarios.never_answers, range(12), (1,)),
     Row("reboots", "keeps rebooting", scenarios.keeps_rebooting, range(12), (0,)),
     Row("leaks", "failures that leave nothing behind", _leaks, range(4), (), each=50),

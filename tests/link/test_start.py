@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import termios
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,7 @@ def test_a_board_that_is_not_the_one_that_is_meant_is_not_started(tmp_path: Path
         ("verify-failed", None, True),
         ("link-lost", SerialException("device disconnected"), False),
         ("link-lost", OSError("Input/output error"), False),
+        ("link-lost", termios.error(5, "Input/output error"), False),
         ("no-answer", FatalError("No serial data received."), False),
         ("boot-failed", None, False),
     ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import termios
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import and_
@@ -64,7 +65,7 @@ def looks_like_speed(error: OtaError) -> bool:
     if error.code not in ("link-lost", "verify-failed"):
         return False
     cause = error.__cause__
-    while cause is not None and not isinstance(cause, OSError):
+    while cause is not None and not isinstance(cause, (OSError, termios.error)):
         cause = cause.__cause__ or cause.__context__
     return cause is None
 
