@@ -102,9 +102,8 @@ def test_a_mac_whose_crc_is_wrong_is_read_twice_alike() -> None:
     assert esp.reads.count(high) == 3
 
 
-@pytest.mark.parametrize("name", CHIPS)
-def test_the_secure_version_is_read_where_espefuse_has_it(name: str) -> None:
-    """Each step of it burns one more of the chip's own bits; all other bits say nothing."""
+def field_of(name: str, wanted: str) -> tuple[int, dict[str, Any]]:
+    """The register of a field of the fuses, and what espefuse says of it; {} where it has none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of click, which espefuse builds upon
         definitions = importlib.import_module(f"espefuse.efuse.{name}.mem_definition")
@@ -112,9 +111,35 @@ def test_the_secure_version_is_read_where_espefuse_has_it(name: str) -> None:
     text = (folder / f"{name}.yaml").read_text()
     yaml = importlib.import_module("yaml")  # it comes with espefuse
     fields = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    field = next(group["SECURE_VERSION"] for group in fields.values() if "SECURE_VERSION" in group)
+    field: dict[str, Any] = next(
+        (group[wanted] for group in fields.values() if wanted in group), {}
+    )
     blocks = {block[2]: block[3] for block in definitions.EfuseDefineBlocks.BLOCKS}
-    register = blocks[field["blk"]] + 4 * field["word"]
+    return (blocks[field["blk"]] + 4 * field["word"], field) if field else (0, {})
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_the_fuse_blocks_revision_is_read_where_espefuse_has_it(name: str) -> None:
+    """Of the chips that have one; all other bits say nothing."""
+    words: dict[int, int] = {}
+    for wanted, value in (
+        ("BLK_VERSION_MAJOR", 2),
+        ("BLK_VERSION_MINOR", 5),
+        ("DISABLE_BLK_VERSION_MAJOR", 1),
+    ):
+        register, field = field_of(name, wanted)
+        if field:
+            mask = ((1 << field["len"]) - 1) << field["pos"]
+            words[register] = words.get(register, 0xFFFFFFFF) & ~mask | value << field["pos"]
+    found = identify._block_revision(chip(name, words))
+    assert found == ((205, True) if words else (None, False))
+    assert bool(words) == (name not in ("esp32", "esp32e22"))
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_the_secure_version_is_read_where_espefuse_has_it(name: str) -> None:
+    """Each step of it burns one more of the chip's own bits; all other bits say nothing."""
+    register, field = field_of(name, "SECURE_VERSION")
     for steps in (0, 1, field["len"] // 2, field["len"]):
         bits = (1 << steps) - 1
         ours = bits << field["pos"]
