@@ -119,6 +119,13 @@ def espefuse_of(name: str) -> tuple[dict[str, dict[str, int]], dict[int, int]]:
     return fields, {block[2]: block[3] for block in definitions.EfuseDefineBlocks.BLOCKS}
 
 
+def field_of(name: str, wanted: str) -> tuple[int, dict[str, int]]:
+    """The register of a field of the fuses, and what espefuse says of it; {} where it has none."""
+    fields, blocks = espefuse_of(name)
+    field = fields.get(wanted, {})
+    return (blocks[field["blk"]] + 4 * field["word"], field) if field else (0, {})
+
+
 @pytest.mark.parametrize("name", CHIPS)
 def test_the_keys_of_secure_boot_are_read_where_espefuse_has_them(name: str) -> None:
     """Three digests, of which the second is revoked; one on the chips that keep no more."""
@@ -157,11 +164,27 @@ def test_the_keys_of_secure_boot_are_read_where_espefuse_has_them(name: str) -> 
 
 
 @pytest.mark.parametrize("name", CHIPS)
+def test_the_fuse_blocks_revision_is_read_where_espefuse_has_it(name: str) -> None:
+    """Of the chips that have one; all other bits say nothing."""
+    words: dict[int, int] = {}
+    for wanted, value in (
+        ("BLK_VERSION_MAJOR", 2),
+        ("BLK_VERSION_MINOR", 5),
+        ("DISABLE_BLK_VERSION_MAJOR", 1),
+    ):
+        register, field = field_of(name, wanted)
+        if field:
+            mask = ((1 << field["len"]) - 1) << field["pos"]
+            words[register] = words.get(register, 0xFFFFFFFF) & ~mask | value << field["pos"]
+    found = identify._block_revision(chip(name, words))
+    assert found == ((205, True) if words else (None, False))
+    assert bool(words) == (name not in ("esp32", "esp32e22"))
+
+
+@pytest.mark.parametrize("name", CHIPS)
 def test_the_secure_version_is_read_where_espefuse_has_it(name: str) -> None:
     """Each step of it burns one more of the chip's own bits; all other bits say nothing."""
-    fields, blocks = espefuse_of(name)
-    field = fields["SECURE_VERSION"]
-    register = blocks[field["blk"]] + 4 * field["word"]
+    register, field = field_of(name, "SECURE_VERSION")
     for steps in (0, 1, field["len"] // 2, field["len"]):
         bits = (1 << steps) - 1
         ours = bits << field["pos"]

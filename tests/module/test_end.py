@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.module_client import ROOT, ModuleProcess
 
+pytestmark = pytest.mark.slow
+
 END_LIMIT_S = 10.0
 MAC = "24:0a:c4:00:00:01"
 # What runs in every Python that is started with this on its path: the call blocks for ever, in

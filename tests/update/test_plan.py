@@ -190,15 +190,17 @@ def test_new_is_written_only_where_the_bootloader_uses_rollback() -> None:
         ({"chip_id": 9}, {}, "wrong-chip"),
         ({"min_revision": 400}, {}, "chip-revision"),
         ({"max_revision": 100}, {}, "chip-revision"),
+        ({"block_revisions": (5, 99)}, {"block_revision": 1}, "chip-revision"),
         ({"size_bytes": 0x100000 + 16}, {}, "image-too-large"),
         ({}, {"secure_boot": True}, "secure-boot"),
         ({}, {"secure_download": True}, "secure-download"),
         ({}, {"flash_encrypted": True}, "flash-encrypted"),
         ({}, {"flash_bytes": 0x200000}, "flash-size"),
+        ({}, {"flash_bytes": None, "flash_id": 0xFFFFFF}, "flash-size"),
     ],
 )
 def test_what_the_board_would_not_run_is_refused(
-    image: dict[str, int], changes: dict[str, object], code: str
+    image: dict[str, object], changes: dict[str, object], code: str
 ) -> None:
     """Everything that can be known before the first write is checked before it."""
     firmware = Firmware.of(build_app("robot", "9", **({"size_bytes": SIZE} | image)))  # type: ignore[arg-type]

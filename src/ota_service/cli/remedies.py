@@ -22,7 +22,8 @@ _FLASH = "write a Merged Binary with `esp32-ota flash PORT FILE`"
 REMEDIES: dict[str, str] = {
     "not-an-image": _IMAGE,
     "bootloader-image": _IMAGE,
-    "no-app-descriptor": _IMAGE,
+    "no-app-descriptor": "Build the app with ESP-IDF 3.3 or later; `esp32-ota image ota FILE` "
+    "makes its App Image.",
     "image-corrupt": "Build the App Image again, or copy it once more.",
     "merged-binary": "Give an App Image (`esp32-ota image ota FILE` makes one). A Merged Binary is "
     "written with `esp32-ota flash PORT FILE`.",

@@ -94,4 +94,18 @@ MUTANTS = (
         "        except ValueError:\n            return True\n        return not self.loopback",
         GUARD,
     ),
+    Mutant(
+        "a device is read for a file",
+        "firmware/files.py",
+        "if not stat.S_ISREG(status.st_mode):",
+        "if stat.S_ISDIR(status.st_mode):",
+        "tests/cli/test_odd_files.py",
+    ),
+    Mutant(
+        "a file without end is read",
+        "firmware/files.py",
+        "if max(status.st_size, len(data)) > max_bytes:",
+        "if status.st_size > max_bytes:",
+        "tests/cli/test_odd_files.py",
+    ),
 )

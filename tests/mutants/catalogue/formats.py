@@ -115,4 +115,18 @@ MUTANTS = (
         "",
         IMAGE,
     ),
+    Mutant(
+        "a program for memory passes for a bootloader",
+        "formats/image.py",
+        "return chip.loader is None or any(",
+        "return True or any(",
+        "tests/cli/test_words.py",
+    ),
+    Mutant(
+        "an app for other fuse blocks is written",
+        "formats/image.py",
+        "if not within(revision, least, highest):",
+        "if revision < least:",
+        "tests/cli/test_words.py",
+    ),
 )
