@@ -23,12 +23,15 @@ from ota_service.cli.main import fail
 from ota_service.cli.output import clean, errors_of, facts, out, print_json, say, table
 from ota_service.cli.ports import table_of
 from ota_service.cli.report import history_table, plan_table, print_run, print_status
+from ota_service.client.failure import Failure
+from ota_service.client.machine import Access, Machine
 from ota_service.firmware import secrets
 from ota_service.formats.text import UNSEEN as UNSEEN_CHARS
 from ota_service.formats.text import visible
 from ota_service.link.ports import PortInfo
 from ota_service.module.logs import set_up_logging
 from ota_service.module.plain import plain
+from tests.support.command import here
 
 UNSEEN: dict[str, str] = {
     "\x1b[31mred\x1b[0m": r"\x1b[31mred\x1b[0m",
@@ -182,6 +185,26 @@ def test_no_secret_is_printed_in_any_form(monkeypatch: pytest.MonkeyPatch) -> No
         for secret in ("correct horse", "correct%20horse", "abcdefghijklmnop"):
             got = printed(show, f"x {secret} y", is_terminal=False)
             assert secret not in got, place
+
+
+def test_the_key_of_a_machine_is_in_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the SDK says; neither at the terminal nor on the page."""
+    monkeypatch.setattr(secrets, "_forms", {})
+    monkeypatch.setattr(secrets, "_pattern", None)
+    Machine(Access("h:1", api_key="k3y-of-the-machine", api_key_id="id"))
+    failure = Failure("h:1 said: k3y-of-the-machine\x1b[1m is wrong.")
+    for told in (str(failure), failure.to_dict()["message"], repr(failure)):
+        assert "k3y-of-the-machine" not in told
+        assert "\x1b" not in told
+
+
+def test_wrong_usage_quotes_no_name_as_it_stands() -> None:
+    """A file's name may come from an archive, by a pattern of the shell."""
+    for text, _ in ROWS[:4]:
+        for arguments in (("image", "inspect", f"/none/{text}"), ("inspect", "/dev/x", text)):
+            done = here(*arguments)
+            assert done.code == 2
+            assert not UNSEEN_CHARS.search(done.err.replace("\n", "")), done.err
 
 
 def test_replies_and_log_lines(caplog: pytest.LogCaptureFixture) -> None:
