@@ -136,15 +136,13 @@ def open_port(
         else:
             opened = _QuietSerial()
             opened.port = port
-            opened.write_timeout = WRITE_TIMEOUT_S
+        opened.write_timeout = WRITE_TIMEOUT_S
         opened.baudrate = ROM_BAUD
         opened.timeout = timeout_s
         opened.exclusive = True
         opened.dtr = False
         opened.rts = False
         opened.open()
-        if is_url(port):
-            _set_write_timeout(opened)
         _keep_to_ourselves(opened)
     except (OSError, ValueError, termios.error) as error:
         close_port(opened)
@@ -163,14 +161,6 @@ def close_port(opened: SerialBase | None) -> None:
         opened.close()
     # pyserial gives up half-way if one of its descriptors is gone.
     opened.is_open = False
-
-
-def _set_write_timeout(opened: SerialBase) -> None:
-    """Set it where the url's handler can: pyserial's `rfc2217://` refuses, after taking it."""
-    try:
-        opened.write_timeout = WRITE_TIMEOUT_S
-    except NotImplementedError:
-        opened.write_timeout = None
 
 
 def _keep_to_ourselves(opened: SerialBase) -> None:
