@@ -19,7 +19,7 @@ os.environ.setdefault("ESPTOOL_CFGFILE", os.devnull)
 from esp_pylib.logger import EspLog, EspLogBase
 from esptool import loader
 from esptool.loader import DEFAULT_TIMEOUT, MAX_TIMEOUT, ESPLoader
-from esptool.reset import CustomReset
+from esptool.reset import CustomReset, ResetStrategy
 from esptool.util import FatalError
 
 _LOGGER = logging.getLogger("ota_service.esptool")
@@ -136,7 +136,8 @@ def checksum(data: bytes, state: int = ESPLoader.ESP_CHECKSUM_MAGIC) -> int:
 def install() -> None:
     """Make esptool quiet and quick, and our resets its own; idempotent."""
     if not isinstance(EspLog.instance, _QuietLog):
-        EspLog.set_logger(_QuietLog())
+        EspLog.set_logger(quiet := _QuietLog())
+        ResetStrategy.print_once = quiet.print  # it has kept the logger of its import
     ESPLoader._construct_reset_strategy_sequence = _resets
     ESPLoader.command = _within_time
     loader.slip_reader = _Answers

@@ -62,8 +62,10 @@ def _told(real: Callable[..., Any]) -> Callable[..., Any]:
     def method(port: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return real(port, *args, **kwargs)
-        except (termios.error, TypeError, ValueError) as error:
-            number = errno.EBADF if port.fd is None else next(_numbers(error), None)
+        except (termios.error, TypeError, ValueError, SerialException) as error:
+            number = next(_numbers(error), None)
+            if port.fd is None and isinstance(error, TypeError):
+                number = errno.EBADF
             if number not in _GONE and not isinstance(error, termios.error):
                 raise
             number = number or errno.EIO
