@@ -221,4 +221,4 @@ def _plain_words(logger: logging.Logger) -> Iterator[None]:
     except Exception as error:
         logger.error("unforeseen failure", exc_info=True)
         told = OtaError("internal", redact(str(error)) or "Something nobody foresaw went wrong.")
-        raise ViamGRPCError(str(told), Status.INTERNAL) from None
+        raise ViamGRPCError(plain(str(told)), Status.INTERNAL) from None
