@@ -10,25 +10,34 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Group
 from rich.progress import Progress, TextColumn
 from rich.text import Text
+from viam.utils import struct_to_dict
 
 from ota_service.cli.live import Live, frame
 from ota_service.cli.main import fail
 from ota_service.cli.output import clean, errors_of, facts, out, print_json, say, table
 from ota_service.cli.ports import table_of
 from ota_service.cli.report import history_table, plan_table, print_run, print_status
+from ota_service.client.failure import Failure
+from ota_service.client.machine import Access, Machine
+from ota_service.errors import OtaError
 from ota_service.firmware import secrets
 from ota_service.formats.text import UNSEEN as UNSEEN_CHARS
 from ota_service.formats.text import visible
 from ota_service.link.ports import PortInfo
+from ota_service.module.discovery import OtaDiscovery
+from ota_service.module.findings import Finding
 from ota_service.module.logs import set_up_logging
 from ota_service.module.plain import plain
+from ota_service.module.sensor import OtaSensor
+from tests.support.command import here
 
 UNSEEN: dict[str, str] = {
     "\x1b[31mred\x1b[0m": r"\x1b[31mred\x1b[0m",
@@ -184,6 +193,26 @@ def test_no_secret_is_printed_in_any_form(monkeypatch: pytest.MonkeyPatch) -> No
             assert secret not in got, place
 
 
+def test_the_key_of_a_machine_is_in_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the SDK says; neither at the terminal nor on the page."""
+    monkeypatch.setattr(secrets, "_forms", {})
+    monkeypatch.setattr(secrets, "_pattern", None)
+    Machine(Access("h:1", api_key="k3y-of-the-machine", api_key_id="id"))
+    failure = Failure("h:1 said: k3y-of-the-machine\x1b[1m is wrong.")
+    for told in (str(failure), failure.to_dict()["message"], repr(failure)):
+        assert "k3y-of-the-machine" not in told
+        assert "\x1b" not in told
+
+
+def test_wrong_usage_quotes_no_name_as_it_stands() -> None:
+    """A file's name may come from an archive, by a pattern of the shell."""
+    for text, _ in ROWS[:4]:
+        for arguments in (("image", "inspect", f"/none/{text}"), ("inspect", "/dev/x", text)):
+            done = here(*arguments)
+            assert done.code == 2
+            assert not UNSEEN_CHARS.search(done.err.replace("\n", "")), done.err
+
+
 def test_replies_and_log_lines(caplog: pytest.LogCaptureFixture) -> None:
     """Of the module: what the page and viam-server's log get. Names of entries are texts, too."""
     made = logging.getLogRecordFactory()
@@ -196,3 +225,46 @@ def test_replies_and_log_lines(caplog: pytest.LogCaptureFixture) -> None:
             assert record.getMessage() == f"says {seen}"
     finally:
         logging.setLogRecordFactory(made)
+
+
+async def test_the_companions_replies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What discovery and the sensor pass on of a board."""
+    finder, sensor = OtaDiscovery("find", []), OtaSensor("sensor", "OTA")
+    for text, seen in ROWS:
+        info = PortInfo("/dev/ttyUSB0", serial_number=text, product=text, vid=0x10C4)
+        problem = OtaError("internal", text, remedy=text)
+        finding = Finding(
+            "/dev/ttyUSB0", info, version=text, project=text, app_version=text, problem=problem
+        )
+
+        async def find(*, probe: bool, found: Finding = finding) -> list[Finding]:
+            return [found, replace(found, problem=None, mac="24:0a:c4:00:00:01")]
+
+        async def statuses(text: str = text) -> dict[str, Any]:
+            return {"OTA": status(text)}
+
+        monkeypatch.setattr(finder, "find", find)
+        monkeypatch.setattr("ota_service.module.sensor.statuses", statuses)
+        replies: list[Any] = [
+            await finder.do_command({"command": "discover"}),
+            [struct_to_dict(one.attributes) for one in await finder.discover_resources()],
+            await sensor.get_readings(),
+        ]
+        for reply in replies:
+            told = list(texts(reply))
+            assert any(seen in one for one in told), told
+            for one in told:
+                assert not UNSEEN_CHARS.search(one), told
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in a reply."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from value.keys()
+        for item in value.values():
+            yield from texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts(item)

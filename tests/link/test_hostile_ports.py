@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import termios
 import threading
@@ -145,7 +146,7 @@ def test_a_flood_behind_an_open_port_stays_where_it_is(scheme: str) -> None:
         close_port(port)
 
 
-def test_a_peer_that_reads_nothing_ends_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_reads_nothing_ends_a_write() -> None:
     """The time for a write is one for all of it, also where a few bytes go from time to time."""
     done = threading.Event()
     with served(lambda _: done.wait(20), "socket") as url:
@@ -153,10 +154,6 @@ def test_a_peer_that_reads_nothing_ends_a_write(monkeypatch: pytest.MonkeyPatch)
         port.write_timeout = 0.05
         with pytest.raises(serial.SerialTimeoutException):
             port.write(bytes(1 << 24))
-        port.write_timeout = None
-        monkeypatch.setattr(protocol_rfc2217, "SEND_TIMEOUT_S", 0.05)
-        with pytest.raises(serial.SerialTimeoutException):
-            port.write(bytes(1 << 20))
         close_port(port)
         done.set()
 
@@ -316,6 +313,26 @@ def test_answers_to_other_requests_take_no_more_time_than_two(
     assert clock[0] < 12
 
 
+def test_the_command_tells_of_a_flood_in_words() -> None:
+    """What a person sees of all that."""
+    with served(FLOODS["bytes"]) as url:
+        done = here("inspect", url)
+    assert done.code == 1
+    assert "sends without end" in done.err
+    assert done.err.rstrip().endswith("[link-lost]")
+
+
+def test_the_command_tells_of_a_socket_without_a_board() -> None:
+    """What it cannot do there, and what a person can."""
+    done_with = threading.Event()
+    with served(lambda _: done_with.wait(60), "socket") as url:
+        done = here("inspect", url)
+        done_with.set()
+    assert done.code == 1
+    assert "has no lines to reset a board by" in done.err
+    assert done.err.rstrip().endswith("[no-answer]")
+
+
 # --- the simulated board's own peer
 
 
@@ -413,6 +430,32 @@ def test_connecting_to_a_device_that_vanished_is_a_lost_link(
     assert caught.value.code == "link-lost"
     assert "Errno" not in caught.value.message
     leave_download_mode(vanished)
+
+
+@pytest.mark.parametrize("reads", [0, 1, 3])
+def test_the_command_tells_of_a_device_that_vanishes_while_it_connects(reads: int) -> None:
+    """Before anything was asked, in the middle of it, and in the middle of an answer."""
+    near, far = os.openpty()
+    name = os.ttyname(far)
+
+    def answer() -> None:
+        for _ in range(reads):
+            os.read(near, 4096)
+            os.write(near, b"\xc0\x01\x08")
+        if not reads:
+            while not termios.tcgetattr(far)[2] & termios.CLOCAL:  # until it was opened
+                time.sleep(0.01)
+        os.close(far)
+        os.close(near)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    done = here("inspect", name)
+    thread.join()
+    assert done.code == 1
+    assert re.search(r"\[(link-lost|port-missing)\]$", done.err.rstrip()), done.err
+    for words in ("report", "Errno", "(5,", "--before"):
+        assert words not in done.err
 
 
 TROUBLE: dict[str, Callable[[], BaseException]] = {

@@ -13,10 +13,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ota_service.cli.output import say
+from ota_service.cli.output import clean, say
 from ota_service.cli.remedies import line_of
 from ota_service.client.failure import Failure
 from ota_service.errors import OtaError
@@ -82,6 +83,14 @@ class LazyGroup(click.Group):
         module = importlib.import_module(SUBCOMMANDS[cmd_name][0], "ota_service.cli")
         command: click.Command = getattr(module, cmd_name)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does it; what is said of wrong usage may quote the name of a file."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            vars(error)["message"] = clean(error.message)
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of subcommands, without importing them."""

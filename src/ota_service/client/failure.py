@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from ota_service.firmware.secrets import hide
+from ota_service.formats.text import visible
+
 
 class Failure(Exception):
-    """What happened, and what to do about it.
+    """What happened, and what to do about it, in which libraries and servers may have had a word:
+    without secrets, and as it is seen.
 
     code: of the error table, where the failure is one of its kinds. unreachable: nobody
     answered, so that asking again later may help.
@@ -14,11 +18,11 @@ class Failure(Exception):
     def __init__(
         self, message: str, remedy: str = "", *, code: str = "", unreachable: bool = False
     ) -> None:
-        self.message = message
+        self.message = visible(hide(message))
         self.remedy = remedy
         self.code = code
         self.unreachable = unreachable
-        super().__init__(message)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         code = f"[{self.code}]" if self.code else ""

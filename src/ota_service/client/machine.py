@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ota_service.client.failure import Failure
 from ota_service.errors import ERRORS
+from ota_service.firmware import secrets
 from ota_service.formats.text import visible
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Machine:
 
     def __init__(self, access: Access) -> None:
         self.access = access
+        if access.api_key is not None:
+            secrets.learn("", {"api-key": access.api_key})
         self._robot: RobotClient | None = None
         self._client: GenericClient | None = None
         self._connecting = asyncio.Lock()

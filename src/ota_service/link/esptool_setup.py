@@ -20,6 +20,7 @@ from esp_pylib.logger import EspLog, EspLogBase
 from esp_pylib.serial_reset import hard_reset
 from esptool import loader
 from esptool.loader import DEFAULT_TIMEOUT, MAX_TIMEOUT, ESPLoader
+from esptool.reset import ResetStrategy
 from esptool.util import FatalError
 
 from ota_service.link.attachment import attachment
@@ -146,7 +147,8 @@ def checksum(data: bytes, state: int = ESPLoader.ESP_CHECKSUM_MAGIC) -> int:
 def install() -> None:
     """Make esptool quiet and quick, and our resets its own; idempotent."""
     if not isinstance(EspLog.instance, _QuietLog):
-        EspLog.set_logger(_QuietLog())
+        EspLog.set_logger(quiet := _QuietLog())
+        ResetStrategy.print_once = quiet.print  # it has kept the logger of its import
     ESPLoader._construct_reset_strategy_sequence = _resets
     ESPLoader.hard_reset = _restart
     ESPLoader.get_usb_vid_pid = _usb_ids

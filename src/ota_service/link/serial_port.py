@@ -67,8 +67,10 @@ def _told(real: Callable[..., Any]) -> Callable[..., Any]:
     def method(port: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return real(port, *args, **kwargs)
-        except (termios.error, TypeError, ValueError) as error:
-            number = errno.EBADF if port.fd is None else next(_numbers(error), None)
+        except (termios.error, TypeError, ValueError, SerialException) as error:
+            number = next(_numbers(error), None)
+            if port.fd is None and isinstance(error, TypeError):
+                number = errno.EBADF
             if number not in _GONE and not isinstance(error, termios.error):
                 raise
             number = number or errno.EIO
@@ -141,15 +143,13 @@ def open_port(
         else:
             opened = _QuietSerial()
             opened.port = port
-            opened.write_timeout = WRITE_TIMEOUT_S
+        opened.write_timeout = WRITE_TIMEOUT_S
         opened.baudrate = ROM_BAUD
         opened.timeout = timeout_s
         opened.exclusive = True
         opened.dtr = False
         opened.rts = False
         opened.open()
-        if is_url(port):
-            _set_write_timeout(opened)
         _keep_to_ourselves(opened)
     except (OSError, ValueError, termios.error) as error:
         close_port(opened)
@@ -180,14 +180,6 @@ def close_port(opened: SerialBase | None) -> None:
         opened.close()
     # pyserial gives up half-way if one of its descriptors is gone.
     opened.is_open = False
-
-
-def _set_write_timeout(opened: SerialBase) -> None:
-    """Set it where the url's handler can: pyserial's `rfc2217://` refuses, after taking it."""
-    try:
-        opened.write_timeout = WRITE_TIMEOUT_S
-    except NotImplementedError:
-        opened.write_timeout = None
 
 
 def _keep_to_ourselves(opened: SerialBase) -> None:

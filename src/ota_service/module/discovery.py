@@ -32,7 +32,7 @@ from ota_service.module.config import read_attributes
 from ota_service.module.findings import OF_BOARD, Finding, configurations, of_inspection, report_of
 from ota_service.module.folders import default_state_dir
 from ota_service.module.neighbours import directory, statuses
-from ota_service.module.plain import from_struct
+from ota_service.module.plain import from_struct, plain
 
 LOGGER = logging.getLogger("ota_service.module")
 
@@ -96,7 +96,8 @@ class OtaDiscovery(Discovery):
             if name != "probe":
                 raise ValueError(f"discover has no argument {name}; it takes probe")
         found = await self.find(probe=_wants_probe(given))
-        return {"ok": True, "ports": {shown(item.port): report_of(item) for item in found}}
+        ports = {shown(item.port): report_of(item) for item in found}
+        return {"ok": True, "ports": plain(ports)}
 
     async def close(self) -> None:
         """Give up looks that go on; their boards are still put back."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ota_service.errors import OtaError
+from ota_service.formats.text import visible
 from ota_service.link.ports import CandidateKind, PortInfo, candidate_kind, is_url
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _attributes(url: str, version: str, items: Sequence[Finding]) -> dict[str, A
     for index, item in enumerate(items):
         names.append(unused(item.board or _board_name(item, index + 1), names))
     boards = [
-        {"name": name, **_where(item), "note": item.in_words}
+        {"name": name, **_where(item), "note": visible(item.in_words)}
         for name, item in zip(names, items, strict=True)
     ]
     return {"url": url, "version": version, "boards": boards}

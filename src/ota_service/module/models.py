@@ -224,4 +224,4 @@ def _plain_words(logger: logging.Logger) -> Iterator[None]:
         if told.code == "internal":
             words = redact(str(error)) or "Something nobody foresaw went wrong."
             told = OtaError("internal", words)
-        raise ViamGRPCError(str(told), Status.INTERNAL) from None
+        raise ViamGRPCError(plain(str(told)), Status.INTERNAL) from None

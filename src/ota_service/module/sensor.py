@@ -27,7 +27,7 @@ from ota_service.module.checks import Strict, name_type
 from ota_service.module.config import read_attributes
 from ota_service.module.findings import unused
 from ota_service.module.neighbours import statuses
-from ota_service.module.plain import from_struct
+from ota_service.module.plain import from_struct, plain
 
 MODEL = Model(ModelFamily("rdk", "generic"), "ota_sensor")
 
@@ -76,7 +76,8 @@ class OtaSensor(Sensor):
 
     async def get_readings(self, **_: Any) -> Mapping[str, Reading]:
         """The readings; see `readings_of`. Raises OtaError where there is no such service."""
-        return readings_of(await self._status())
+        readings: Mapping[str, Reading] = plain(readings_of(await self._status()))
+        return readings
 
     async def get_status(self, **_: Any) -> Mapping[str, Reading]:
         """The same as the readings."""

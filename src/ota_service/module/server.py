@@ -29,6 +29,7 @@ from viam.resource.types import API, Model
 
 from ota_service.errors import OtaError
 from ota_service.module.models import OtaService
+from ota_service.module.plain import plain
 
 LOGGER = logging.getLogger("ota_service.module")
 
@@ -55,7 +56,7 @@ class OtaModule(Module):
             )
             required, optional = validate(config)
         except OtaError as error:
-            raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from None
+            raise GRPCError(Status.INVALID_ARGUMENT, plain(str(error))) from None
         return ValidateConfigResponse(
             dependencies=list(required), optional_dependencies=list(optional)
         )
@@ -83,7 +84,7 @@ class OtaModule(Module):
                 await self.server.remove_resource(name)
                 raise
         except OtaError as error:
-            raise GRPCError(Status.FAILED_PRECONDITION, str(error)) from None
+            raise GRPCError(Status.FAILED_PRECONDITION, plain(str(error))) from None
 
     async def start(self) -> None:
         """Serve until a signal arrives, then stop in order."""

@@ -33,8 +33,6 @@ ANSWER_TIMEOUT_S = 3.0
 """How long a server may take to agree, or to answer a command."""
 LINES_TIMEOUT_S = 0.5
 """How long the answer to a line's change is waited for: not every server sends one."""
-SEND_TIMEOUT_S = 10.0
-"""How long what is sent may take to be taken, where the port has no timeout for writes."""
 PIECE_BYTES = 1 << 16
 """What is received at once, and what is kept ahead of the reader. The rest waits at the server."""
 MAX_UNREAD_BYTES = 1 << 20
@@ -255,7 +253,7 @@ class Serial(SerialBase):  # type: ignore[misc]
                     if condition():
                         return True
                     raise self._vanished()
-                wait_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+                wait_s = _left_s(deadline_s)
                 if self._socket is None or not _ready(self._socket, select.POLLIN, wait_s):
                     return condition()
             elif deadline_s is not None and time.monotonic() > deadline_s:
@@ -315,15 +313,14 @@ class Serial(SerialBase):  # type: ignore[misc]
             self._send(telnet.negotiate(_DECLINE[said.verb], said.option))
 
     def _send(self, data: bytes) -> None:
-        limit_s = SEND_TIMEOUT_S if self._write_timeout is None else self._write_timeout
-        deadline_s = time.monotonic() + limit_s
+        limit_s = self._write_timeout
+        deadline_s = None if limit_s is None else time.monotonic() + limit_s
         link, view = self._socket, memoryview(data)
         while link is not None and view:
             try:
                 view = view[link.send(view) :]
             except BlockingIOError:
-                wait_s = max(0.0, deadline_s - time.monotonic())
-                if not _ready(link, select.POLLOUT, wait_s):
+                if not _ready(link, select.POLLOUT, _left_s(deadline_s)):
                     raise SerialTimeoutException("Write timeout") from None
             except OSError as error:
                 self._gone = True
@@ -338,6 +335,10 @@ class Serial(SerialBase):  # type: ignore[misc]
         if not self._agreed and "in use" in said.lower():
             return SerialException(errno.EBUSY, f"the port is busy ({said})")
         return SerialException(errno.EIO, "the server ended the connection")
+
+
+def _left_s(deadline_s: float | None) -> float | None:
+    return None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
 
 
 def _ready(link: socket.socket, event: int, wait_s: float | None) -> bool:
