@@ -19,6 +19,7 @@ from typing import Any, Literal, Self, TypedDict, Unpack
 
 from ota_service.api.load import Source, is_url, load_firmware, stock
 from ota_service.errors import OtaError
+from ota_service.firmware import trust
 from ota_service.firmware.check import Firmware
 from ota_service.firmware.target import Target
 from ota_service.fleet import engine as core
@@ -48,7 +49,8 @@ class Options(TypedDict, total=False):
 
     state_dir: what must last, by default the service's folder (`$VIAM_HOME/ota-service`, without
     that `~/.local/state/ota-service`). cache_dir: firmware that was loaded, by default
-    `$VIAM_MODULE_DATA`, without that `~/.cache/ota-service`.
+    `$VIAM_MODULE_DATA`, without that `~/.cache/ota-service`. no_trust: pass this host's policy of
+    trust by, which only root may, and which the history says (docs/trust.md).
     """
 
     baud: int
@@ -63,6 +65,7 @@ class Options(TypedDict, total=False):
     max_attempts: int
     max_image_bytes: int
     max_parallel: int
+    no_trust: bool
     state_dir: Path
 
 
@@ -197,6 +200,9 @@ class Engine:
     ) -> None:
         self._state_dir = Path(options.pop("state_dir", default_state_dir()))
         self._cache_dir = Path(options.pop("cache_dir", default_cache_dir()))
+        self._trusting = options.pop("no_trust", False)
+        if self._trusting:
+            trust.require_root()
         named = boards if isinstance(boards, Mapping) else _named(boards)
         self._options: dict[str, Any] = {
             **options,
@@ -384,7 +390,7 @@ class Engine:
         settings = parse_config(given).settings(
             self._name, state_dir=self._state_dir, cache_dir=self._cache_dir
         )
-        return replace(settings, target=target, shares_state=True)
+        return replace(settings, target=target, shares_state=True, trusting=self._trusting)
 
 
 def _reports(run: Run) -> dict[str, BoardReport]:

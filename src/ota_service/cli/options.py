@@ -27,6 +27,12 @@ state_dir_option = click.option(
 )
 """Of what writes to a board directly."""
 
+no_trust_option = click.option(
+    "--no-trust",
+    is_flag=True,
+    help="Pass this host's policy of trust by: root only, and it is in the history.",
+)
+
 _BOOT = (
     click.option(
         "--boot-restarts",

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from ota_service.cli.options import asked_options, baud_option, boot_options
+from ota_service.cli.options import asked_options, baud_option, boot_options, no_trust_option
 from ota_service.cli.output import err, json_option, on_stop, out, print_json
 from ota_service.cli.ports import port_argument
 from ota_service.cli.remedies import own_words
@@ -62,6 +62,7 @@ from ota_service.errors import OtaError
     "it; a service has it for itself. Firmware is kept in $VIAM_MODULE_DATA, "
     "else ~/.cache/ota-service.",
 )
+@no_trust_option
 @json_option
 def update(
     port: str,

@@ -189,6 +189,8 @@ async def flashed(sight: Sight, around: Around, order: Order, end: SessionEnd) -
     around.renamed(about, outcome.chip.mac)
     await around.journaled(partial(memory.flashed, outcome))
     order.report |= {"to": outcome.version, "action": "flash"}
+    if outcome.file.allowed_by:
+        order.report["allowed_by"] = list(outcome.file.allowed_by)
     _keep_log(order, outcome.boot_log)
     sight.version(outcome.version)
     reply = outcome.to_dict()

@@ -297,6 +297,7 @@ class Engine:
                 "version": target.version,
                 "sha256": target.sha256,
                 "purpose": run.purpose if run.purpose != "update" else None,
+                "no_trust": self.settings.trusting or None,
             }
         self.runs = [other for other in self.runs if not other.done.is_set()]
         self.runs.append(run)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,10 +35,12 @@ MERGED_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A firmware that is there. proven: a board was seen running it well."""
+    """A firmware that is there. proven: a board was seen running it well. allowed_by: how each
+    policy of this host allowed it."""
 
     image: Image
     proven: bool
+    allowed_by: tuple[Mapping[str, Any], ...] = ()
 
 
 MAX_FILE_BYTES = 64 << 20
@@ -75,7 +77,9 @@ class Firmwares:
         self._log = log
         self._proven = proven
         self._shelves: dict[str, _Shelf] = {}
-        self._supply = Supply(settings.cache_dir, log=log)
+        self._supply = Supply(
+            settings.cache_dir, log=log, state_dir=settings.state_dir, trusting=settings.trusting
+        )
 
     def want(self, target: Target, arrived: Arrived) -> LetGo:
         """Have a target's firmware fetched; `arrived` is called, later, with it or the error.
@@ -111,17 +115,21 @@ class Firmwares:
 
     async def merged(self, place: Path | str, confirm: str, keep_nvs: bool) -> FlashFile:
         """The Merged Binary at a path or a url, checked. Raises OtaError."""
+        ca_file = self.settings.ca_file
+        asked, grants = await self._supply.granted(str(place), ca_file=ca_file)
+        url = grants[0].url if grants else str(place)
         if isinstance(place, Path):
-            data = await asyncio.to_thread(_read, place)
+            data = await asyncio.to_thread(_read, Path(url))
         else:
             with self._shown() as progress:
                 data = await self._supply.fetch(
-                    place,
-                    ca_file=self.settings.ca_file,
+                    url,
+                    ca_file=ca_file,
                     max_bytes=max(self.settings.max_image_bytes, MERGED_BYTES),
                     progress=progress,
                 )
-        return FlashFile(await asyncio.to_thread(check_merged, data), confirm, keep_nvs)
+        check = partial(check_merged, data, policies=asked, grants=grants)
+        return FlashFile(await asyncio.to_thread(check), confirm, keep_nvs)
 
     def known(self, other_than: str) -> tuple[KnownImage, ...]:
         """The files of other targets, as evidence for what a slot holds."""
@@ -191,9 +199,11 @@ class Firmwares:
             "app_version": about.version,
             "chip": image.parsed.chip,
         }
+        if firmware.allowed_by:
+            self.about[target.key]["allowed_by"] = list(firmware.allowed_by)
         self._known[target.key] = image.known
         self._notice(target, firmware)
-        return Fetched(image, await self._proven(image.sha256))
+        return Fetched(image, await self._proven(image.sha256), firmware.allowed_by)
 
     def _notice(self, target: Target, firmware: Firmware) -> None:
         """A file that changed under its version: boards that hold that version do not get it."""

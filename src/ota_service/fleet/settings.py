@@ -44,7 +44,8 @@ class Settings:
 
     boards: None where the attribute is not set (then boards are found by themselves).
     state_dir: journal and history; shares_state: with other processes that share it as well (a
-    command at a terminal, which has its boards by their ports). cache_dir: downloads.
+    command at a terminal, which has its boards by their ports). cache_dir: downloads. trusting:
+    root at a terminal passes the host's policy of trust by.
     """
 
     service: str
@@ -67,3 +68,4 @@ class Settings:
     state_dir: Path = field(default_factory=Path)
     shares_state: bool = False
     cache_dir: Path = field(default_factory=Path)
+    trusting: bool = False
