@@ -1,25 +1,40 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The host's policy by keys: what it takes, and when the policy itself is not to be trusted."""
+"""The host's policy: what it takes by each way in, and when the policy itself is not trusted."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from esp32_sim.images import build_app
+from esp32_sim.images import build_app, build_bootloader
+from ota_service import load_firmware
+from ota_service.building.tables import load_table
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
 from ota_service.firmware.check import check_firmware
+from ota_service.firmware.download import Patience
+from ota_service.firmware.supply import Supply
+from ota_service.firmware.target import Target
 from ota_service.firmware.trust import ADDED
+from ota_service.formats.merge import merge
 from ota_service.formats.signature import public_key_digest
+from ota_service.update.flash_plan import check_merged
 from tests.formats.test_signature import spoilt
+from tests.support.firmware_server import FirmwareServer
 from tests.support.signing import BLOCK, SCHEMES, SECTOR, digest, key, public, sign
+from tests.support.tuf_repository import TufRepository
 
+ROOT = Path(__file__).parents[2]
 APP = build_app(size_bytes=5_000)
 OWN, FOREIGN = key("ECDSA-P-256"), key("ECDSA-P-256", 1)
 
@@ -32,6 +47,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(trust, "HOST", folder)
     monkeypatch.setattr(trust, "HOST_OWNERS", frozenset({os.geteuid()}))
     monkeypatch.delenv(ADDED, raising=False)
+    monkeypatch.setenv("VIAM_HOME", str(tmp_path / "viam"))
     return folder
 
 
@@ -202,3 +218,191 @@ def test_a_file_from_nowhere_is_from_no_repository(host: Path) -> None:
     (policy,) = trust.policies()
     assert policy.repositories is not None
     assert policy.repositories[0].url == "http://h/fw/"
+
+
+# --- the ways in
+
+
+def add_repository(folder: Path, url: str, root: bytes) -> None:
+    """Have a folder ask for a repository."""
+    (folder / "root.json").write_bytes(root)
+    (folder / "repositories.json").write_text(json.dumps([{"url": url, "root": "root.json"}]))
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FirmwareServer]:
+    """A server, that of the repository."""
+    async with FirmwareServer.start() as running:
+        yield running
+
+
+@pytest.fixture
+def made() -> TufRepository:
+    """A repository with one signed firmware."""
+    made = TufRepository()
+    made.add("app.bin", SIGNED, "1.0.0")
+    made.publish()
+    return made
+
+
+SIGNED = sign(build_app("demo", "1.0.0", size_bytes=100_000), OWN)
+
+
+def serve(server: FirmwareServer, made: TufRepository, **options: Any) -> str:
+    """Have a server serve a repository; returns the firmware's url."""
+    for name, data in made.files.items():
+        server.put(f"/fw/{name}", data, **options)
+    return server.url("/fw/targets/app.bin")
+
+
+@pytest.fixture
+def supply(tmp_path: Path) -> Iterator[Supply]:
+    """A supply that does not wait long between its attempts."""
+    made = Supply(
+        tmp_path / "cache", state_dir=tmp_path / "state", patience=Patience(delays_s=(0.01, 0.01))
+    )
+    yield made
+    made.close()
+
+
+async def test_downloads_from_a_repository_are_downloads(
+    host: Path, server: FirmwareServer, made: TufRepository, supply: Supply
+) -> None:
+    """With user and token, gone on with where they broke off; and once had, from the cache."""
+    add_repository(host, server.url("/fw"), made.root)
+    add_key(host, public(OWN))
+    serve(server, made, login="u:p")
+    name = f"/fw/targets/{hashlib.sha256(SIGNED).hexdigest()}.app.bin"
+    server.cut_next(name, after_bytes=50_000)
+    server.cut_next("/fw/metadata/timestamp.json", after_bytes=10)
+    url = server.url("/fw/targets/app.bin", user_info="u:p", query="token=abc")
+    firmware = await supply.get(Target(url, "1.0.0"))
+    assert firmware.sha256 == hashlib.sha256(SIGNED).hexdigest()
+    (by,) = firmware.allowed_by
+    assert (by["keys"], by["target"]) == ({digest(OWN).hex(): "release.pem"}, "app.bin")
+    asked = [(request.path, request.status) for request in server.requests]
+    assert [status for path, status in asked if path.startswith(name)] == [200, 206]
+    assert {path.partition("?")[2] for path, _ in asked} == {"token=abc"}
+    assert await supply.get(Target(url, "1.0.0")) == firmware
+    assert sum(path.startswith(name) for path, _ in asked) == 2
+
+
+async def test_an_endless_file(
+    host: Path, server: FirmwareServer, made: TufRepository, supply: Supply
+) -> None:
+    """What goes on behind the bytes that were signed is not even stored."""
+    add_repository(host, server.url("/fw"), made.root)
+    serve(server, made)
+    name = f"/fw/targets/{hashlib.sha256(SIGNED).hexdigest()}.app.bin"
+    server.put(name, SIGNED + b"\xff" * 1_000_000, chunked=True)
+    with pytest.raises(OtaError, match=f"more than the {len(SIGNED):,} bytes") as caught:
+        await supply.get(Target(server.url("/fw/targets/app.bin"), "1.0.0"))
+    assert caught.value.code == "download-too-large"
+
+
+@pytest.mark.parametrize("sha256", [None, "own", "other"])
+async def test_a_digest_from_a_stolen_configuration(
+    host: Path, server: FirmwareServer, made: TufRepository, supply: Supply, sha256: str | None
+) -> None:
+    """It is asked for beside what was signed, and lets nothing pass, also from the cache."""
+    other = build_app("evil", "1.0.0")
+    serve(server, made)
+    elsewhere = server.put("/evil.bin", other)
+    await supply.get(Target(elsewhere, "1.0.0"))  # before the host had a policy
+    add_repository(host, server.url("/fw"), made.root)
+    digests = {"own": hashlib.sha256(SIGNED), "other": hashlib.sha256(other)}
+    wanted = digests[sha256].hexdigest() if sha256 else None
+    for url, code in (
+        (server.url("/fw/targets/app.bin"), "digest-mismatch" if sha256 == "other" else ""),
+        (elsewhere, "signature-untrusted"),
+    ):
+        try:
+            firmware = await supply.get(Target(url, "1.0.0", wanted))
+            assert (code, firmware.data) == ("", SIGNED)
+        except OtaError as error:
+            assert error.code == code, error
+
+
+async def test_a_repository_on_a_stick(host: Path, tmp_path: Path, made: TufRepository) -> None:
+    """By its path, as a program or `--file` names it; a file beside it is from no repository."""
+    stick = tmp_path / "stick"
+    for name, data in made.files.items():
+        (stick / name).parent.mkdir(parents=True, exist_ok=True)
+        (stick / name).write_bytes(data)
+    add_repository(host, str(stick), made.root)
+    firmware = await load_firmware(stick / "targets" / "app.bin", cache_dir=tmp_path / "cache")
+    assert firmware.allowed_by[0]["repository"] == f"{stick}/"
+    (stick / "app.bin").write_bytes(SIGNED)
+    (stick / "targets" / "app.bin").write_bytes(APP)
+    for path, code in (("app.bin", "signature-untrusted"), ("targets/app.bin", "digest-mismatch")):
+        with pytest.raises(OtaError) as caught:
+            await load_firmware(stick / path, cache_dir=tmp_path / "cache")
+        assert caught.value.code == code
+
+
+async def test_nobody_waits_for_a_slow_repository_any_more(
+    host: Path, server: FirmwareServer, made: TufRepository, supply: Supply
+) -> None:
+    """A fetch that nobody wants ends at once, and its thread with it."""
+    add_repository(host, server.url("/fw"), made.root)
+    made.files["metadata/timestamp.json"] += b" " * 16_000  # several pieces, so that it can hang
+    url = serve(server, made)
+    began = asyncio.Event()
+
+    async def hang(_: web.Request) -> web.StreamResponse:
+        began.set()
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    server.answer_next("/fw/metadata/timestamp.json", hang)
+    task = asyncio.ensure_future(supply.get(Target(url, "1.0.0")))
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    firmware = await asyncio.wait_for(supply.get(Target(url, "1.0.0")), 20)
+    assert firmware.data == SIGNED
+
+
+def merged(app: bytes, loader: bytes) -> bytes:
+    """A Merged Binary with this app."""
+    return merge(bootloader=loader, table=load_table("ota-guide"), app=app).data
+
+
+@pytest.mark.parametrize(
+    ("app", "loader", "code"),
+    [
+        (SIGNED, OWN, ""),
+        (SIGNED[: -SECTOR], OWN, "signature-missing"),
+        (sign(APP, FOREIGN), OWN, "signature-untrusted"),
+        (SIGNED, None, "signature-missing"),
+        (SIGNED, FOREIGN, "signature-untrusted"),
+    ],
+)  # fmt: skip
+def test_all_that_a_merged_binary_starts(
+    host: Path, app: bytes, loader: bytes | None, code: str
+) -> None:
+    """Its bootloader as well as its apps: any of them could start the rest."""
+    plain = build_bootloader()
+    data = merged(app, sign(plain, loader) if loader else plain)
+    assert check_merged(data).allowed_by == ()
+    add_key(host, public(OWN))
+    try:
+        (by,) = check_merged(data).allowed_by
+        assert (by["keys"], code) == ({digest(OWN).hex(): "release.pem"}, "")
+    except OtaError as error:
+        assert error.code == code, error
+
+
+@pytest.mark.slow
+def test_a_policy_costs_nothing_where_there_is_none() -> None:
+    """Neither the client of repositories nor the signatures' library is loaded for it."""
+    words = (
+        "import sys, ota_service.module.server, ota_service.firmware.trust as t; t.policies();"
+        "print([m for m in ('tuf', 'securesystemslib') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", words], capture_output=True, text=True, check=True,
+        env={**os.environ, ADDED: "", "PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+    assert done.stdout == "[]\n"

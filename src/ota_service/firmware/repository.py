@@ -168,7 +168,7 @@ class _Client:
             except OtaError as error:
                 before = remembered.allowed.get(self.path)
                 before = before or remembered.allowed.get(unquote(self.path))
-                if before is None or error.code in _NEVER:
+                if before is None or error.code in _NEVER or version not in (_version(before), ""):
                     raise
                 log.warning("%s What it allowed before is still taken.", error.message)
                 found = before
@@ -231,9 +231,8 @@ class _Client:
         return {**_about(found), "metadata": metadata, "expires": f"{expires:%Y-%m-%dT%H:%M:%SZ}"}
 
     def _bound(self, found: Mapping[str, Any], version: str, folder: Path) -> Grant:
-        custom = found["ota"]
-        said = custom.get("version") if isinstance(custom, dict) else None
-        if not isinstance(said, str) or not said:
+        said, custom = _version(found), found["ota"]
+        if not said:
             raise OtaError(
                 "metadata-invalid",
                 f"The metadata of {self.path} does not say which version it is.",
@@ -353,6 +352,12 @@ def _read(path: Path) -> bytes:
 def _about(found: TargetFile) -> dict[str, Any]:
     custom = found.custom if isinstance(found.custom, dict) else {}
     return {"size_bytes": found.length, "hashes": dict(found.hashes), "ota": custom.get("ota")}
+
+
+def _version(found: Mapping[str, Any]) -> str:
+    """What the owner has bound a file to; "" where nothing."""
+    custom = found["ota"]
+    return _text(custom.get("version")) or "" if isinstance(custom, dict) else ""
 
 
 def _text(value: object) -> str | None:
