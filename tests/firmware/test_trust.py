@@ -31,6 +31,7 @@ from ota_service.formats.signature import public_key_digest
 from ota_service.update.flash_plan import check_merged
 from tests.formats.test_signature import spoilt
 from tests.support.firmware_server import FirmwareServer
+from tests.support.host_policy import add_key, add_repository, make_host
 from tests.support.signing import BLOCK, SCHEMES, SECTOR, digest, key, public, sign
 from tests.support.tuf_repository import TufRepository
 
@@ -42,22 +43,7 @@ OWN, FOREIGN = key("ECDSA-P-256"), key("ECDSA-P-256", 1)
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a host's policy, in which nothing is yet."""
-    folder = tmp_path / "etc" / "trust"
-    folder.mkdir(mode=0o755, parents=True)
-    monkeypatch.setattr(trust, "HOST", folder)
-    monkeypatch.setattr(trust, "HOST_OWNERS", frozenset({os.geteuid()}))
-    monkeypatch.delenv(ADDED, raising=False)
-    monkeypatch.setenv("VIAM_HOME", str(tmp_path / "viam"))
-    return folder
-
-
-def add_key(folder: Path, pem: bytes, name: str = "release.pem") -> Path:
-    """Have a folder ask for a key."""
-    (folder / "keys").mkdir(mode=0o755, exist_ok=True)
-    path = folder / "keys" / name
-    path.write_bytes(pem)
-    path.chmod(0o644)
-    return path
+    return make_host(tmp_path, monkeypatch)
 
 
 def code(data: bytes) -> str:
@@ -221,12 +207,6 @@ def test_a_file_from_nowhere_is_from_no_repository(host: Path) -> None:
 
 
 # --- the ways in
-
-
-def add_repository(folder: Path, url: str, root: bytes) -> None:
-    """Have a folder ask for a repository."""
-    (folder / "root.json").write_bytes(root)
-    (folder / "repositories.json").write_text(json.dumps([{"url": url, "root": "root.json"}]))
 
 
 @pytest.fixture

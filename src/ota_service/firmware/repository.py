@@ -47,6 +47,7 @@ from ota_service.firmware.urls import redact_url
 
 Fetch = Callable[[str, int], Awaitable[bytes]]
 """A whole file by its url, up to so many bytes. Raises OtaError."""
+LOGGER = logging.getLogger(__name__)
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 ROLES = ("root", "timestamp", "snapshot", "targets")

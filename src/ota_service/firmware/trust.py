@@ -267,7 +267,7 @@ def _repositories(folder: Path) -> tuple[Repository, ...]:
         found = [(str(row["url"]), str(row["root"])) for row in rows if row["url"] and row["root"]]
         if not isinstance(rows, list) or len(found) != len(rows):
             raise ValueError
-        if any("/" in root or not _is_base(url) for url, root in found):
+        if any("/" in root or not is_base(url) for url, root in found):
             raise ValueError
     except (ValueError, TypeError, KeyError, RecursionError):
         raise _invalid(
@@ -280,7 +280,8 @@ def _repositories(folder: Path) -> tuple[Repository, ...]:
     )
 
 
-def _is_base(url: str) -> bool:
+def is_base(url: str) -> bool:
+    """Whether a policy may name it: an address without secrets, or a path."""
     plain = url.startswith(("http://", "https://")) and not set("?#@") & set(url)
     return plain or url.startswith("/")
 
