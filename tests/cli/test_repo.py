@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,14 +21,17 @@ from tuf.api.metadata import Metadata
 from tuf.ngclient import FetcherInterface, Updater
 
 from esp32_sim.images import build_app, build_bootloader
+from esp32_sim.process import SimBoard, SimProcess
 from ota_service import load_firmware
 from ota_service.building.tables import load_table
 from ota_service.cli.main import cli
 from ota_service.cli.serve import Downloads, FolderServer
 from ota_service.errors import OtaError
 from ota_service.formats.merge import merge
-from tests.support.command import Done, here
+from tests.flash.merged_files import merged
+from tests.support.command import Done, environment, here, run_command
 from tests.support.host_policy import add_key, make_host
+from tests.support.rig import PROJECT
 from tests.support.signing import digest, key, public, sign
 from tests.support.tuf_repository import TufRepository
 
@@ -321,3 +326,32 @@ def test_only_root_passes_the_policy_by(
         words = [command[0], str(tmp_path / "none"), *command[1:], str(tmp_path / "app.bin")]
         failed = here(*words, "--no-trust")
         assert (failed.code, "root" in failed.err) == (2, True), failed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root passes the policy by")
+async def test_root_passes_the_policy_by_and_it_is_noted(tmp_path: Path) -> None:
+    """What is not signed is refused by each way in, and written where root insists."""
+    policy = tmp_path / "policy"
+    policy.mkdir(mode=0o755)
+    add_key(policy, public(OWN))
+    env = environment(tmp_path, OTA_SERVICE_TRUST=str(policy))
+    app, whole = tmp_path / "app.bin", tmp_path / "whole.bin"
+    app.write_bytes(build_app(PROJECT, "1.1.0", size_bytes=60_000))
+    whole.write_bytes(merged("ota-guide"))
+    quick = ("--boot-timeout", "4", "--boot-stable", "0.5", "--json")
+    with SimProcess(tmp_path / "boards", [SimBoard("guide")]) as sim:
+        port = sim.boards[0].url
+        for command in (("update", port, "--file", str(app)), ("flash", port, str(whole))):
+            refused = await run_command(*command, *quick, env=env)
+            assert refused.code == 1
+            assert "signature-missing" in refused.out or "carries no Secure" in refused.err
+            done_by_root = await run_command(*command, *quick, "--no-trust", env=env)
+            assert done_by_root.code == 0, done_by_root
+    (journal,) = tmp_path.rglob("journal.sqlite3")
+    with contextlib.closing(sqlite3.connect(journal)) as connection:
+        rows = connection.execute("SELECT target, outcome FROM runs ORDER BY seq").fetchall()
+    found = [(json.loads(target), outcome) for target, outcome in rows]
+    assert [(about.get("no_trust"), outcome) for about, outcome in found] == [
+        (None, "failed"), (True, "succeeded"), (True, "succeeded"),
+    ]  # fmt: skip

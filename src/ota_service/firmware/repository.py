@@ -9,7 +9,8 @@ which is our downloader, what is remembered, and errors in our words.
 
 A file that was allowed before needs no fresh metadata: an update that was begun with it goes on,
 also where its repository cannot be reached or has expired. Metadata that is fresh and names
-another file in its place takes that back.
+another file in its place takes that back. What is refused is looked for again later, without a
+further run: its owner may mend it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from tuf.ngclient.updater import Updater
 
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
-from ota_service.firmware.failures import GaveUp, NotThere
+from ota_service.firmware.failures import NotThere
 from ota_service.firmware.trust import Grant, Policy, Repository
 from ota_service.firmware.urls import redact_url
 
@@ -53,6 +54,7 @@ Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 ROLES = ("root", "timestamp", "snapshot", "targets")
 MAX_ALLOWED = 500
 """Files that are remembered of each repository; the oldest are forgotten first."""
+LOCK_POLL_S = 0.05
 CLOCK_SLACK_S = 120.0
 """A clock that is set may go back by so much."""
 
@@ -184,7 +186,7 @@ class _Client:
                 one.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._wait_for(lock)
                 yield folder
             finally:
                 os.close(lock)
@@ -192,11 +194,20 @@ class _Client:
             text = f"{error.filename or folder} cannot be used: {error.strerror}."
             raise OtaError("file-access", text) from None
 
+    def _wait_for(self, lock: int) -> None:
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if self._over:
+                    raise OtaError("cancelled") from None
+                time.sleep(LOCK_POLL_S)
+
     def _fresh(self, folder: Path, remembered: _Remembered) -> dict[str, Any]:
         """What fresh metadata says of the file, which is remembered."""
         now = time.time()
         if now < remembered.seen_s - CLOCK_SLACK_S:
-            raise GaveUp(
+            raise NotThere(
                 "clock-behind",
                 f"This machine's clock says {_day(now)}, and metadata of {self.shown} was seen on "
                 f"{_day(remembered.seen_s)}.",
@@ -221,7 +232,7 @@ class _Client:
             remembered.allowed[found.path] = _about(found)
         remembered.write(folder / "allowed.json")
         if found is None:
-            raise OtaError(
+            raise NotThere(
                 "signature-untrusted",
                 f"The owner of {self.shown} has not signed for any {self.path}.",
                 remedy="Publish it with `esp32-ota repo add`, or correct the url.",
@@ -234,14 +245,14 @@ class _Client:
     def _bound(self, found: Mapping[str, Any], version: str, folder: Path) -> Grant:
         said, custom = _version(found), found["ota"]
         if not said:
-            raise OtaError(
+            raise NotThere(
                 "metadata-invalid",
                 f"The metadata of {self.path} does not say which version it is.",
                 remedy='Publish it with `esp32-ota repo add`, or with {"ota": {"version": ..}} as '
                 "its custom data.",
             )
         if version and said != version:
-            raise OtaError(
+            raise NotThere(
                 "version-mismatch",
                 f'{self.path} was signed as version "{said}", and "{version}" is configured.',
             )
@@ -303,7 +314,7 @@ class _Client:
             raise fetcher.missing or OtaError("http-status") from None
         except exceptions.ExpiredMetadataError as error:
             role = str(error).replace("New ", "").partition(" is ")[0].removeprefix("Final ")
-            raise GaveUp(
+            raise NotThere(
                 "metadata-expired",
                 f"The metadata of {self.shown} has expired ({role.removesuffix('.json')}), so "
                 "nothing new is taken from there.",
@@ -313,12 +324,12 @@ class _Client:
             if any(now.get(name, have) < have for kept in before.values()
                    for name, have in kept.items()):  # fmt: skip
                 text = f"{self.shown} shows older metadata than it did before."
-                raise GaveUp("replayed", text) from None
+                raise NotThere("replayed", text) from None
             text = f"The files of metadata at {self.shown} do not belong together."
-            raise GaveUp("metadata-invalid", text) from None
+            raise NotThere("metadata-invalid", text) from None
         except (exceptions.RepositoryError, exceptions.DownloadLengthMismatchError) as error:
             why = _why(error)
-            raise GaveUp("metadata-invalid", f"The metadata of {self.shown} {why}.") from None
+            raise NotThere("metadata-invalid", f"The metadata of {self.shown} {why}.") from None
 
 
 _NEVER = ("replayed", "metadata-invalid", "cancelled")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ota_service.errors import OtaError
-from ota_service.firmware.failures import GaveUp
+from ota_service.firmware.failures import NotThere
 from ota_service.firmware.urls import redact_url
 from ota_service.formats.image import AppImage, parse_boot_image
 from ota_service.formats.merged import MergedBinary
@@ -302,7 +302,7 @@ def read(path: Path) -> bytes:
 
 def _invalid(why: str) -> OtaError:
     """It may be mended at any time, and is looked at again."""
-    return GaveUp("trust-invalid", why)
+    return NotThere("trust-invalid", why)
 
 
 # --- what passes
