@@ -200,8 +200,9 @@ def other_chip(made: TufRepository, host: Host) -> bytes:
 
 
 def unknown_hash(made: TufRepository, host: Host) -> bytes:
-    """A hash that nobody here can compute proves nothing."""
-    made.add("app.bin", OLD, "1.0.0", hashes={"rot13": "00" * 32})
+    """Hashes that nobody here can compute, or that others can be found for, prove nothing."""
+    weak = {name: hashlib.new(name, OLD).hexdigest() for name in ("md5", "sha1")}
+    made.add("app.bin", OLD, "1.0.0", hashes={"rot13": "00" * 32, "shake_256": "00", **weak})
     host.files = made.publish()
     return OLD
 
@@ -316,7 +317,8 @@ async def test_files_that_do_not_belong_together(host: Host, made: TufRepository
         (f"{BASE}targets/../../other/app.bin", "1.0.0", "signature-untrusted"),
         ("/srv/app.bin", "1.0.0", "signature-untrusted"),
         ("sha256:00", "1.0.0", "signature-untrusted"),
-        ("HTTPS://user:secret@FW.example/esp/targets/app.bin?token=t", "1.0.0", ""),
+        ("https://fw.example:8443/esp/targets/app.bin", "1.0.0", "signature-untrusted"),
+        ("HTTPS://user:secret@FW.example:443/esp/targets/app.bin?token=t", "1.0.0", ""),
     ],
 )
 async def test_a_stolen_configuration(host: Host, url: str, version: str, code: str) -> None:

@@ -197,7 +197,7 @@ def test_repositories_that_cannot_be_read(host: Path, text: str) -> None:
 def test_a_file_from_nowhere_is_from_no_repository(host: Path) -> None:
     """Where firmware comes from repositories only, bytes without an address come from none."""
     (host / "root.json").write_text("{}")
-    rows: list[dict[str, Any]] = [{"url": "http://h/fw", "root": "root.json"}]
+    rows: list[dict[str, Any]] = [{"url": "HTTP://H:80/fw", "root": "root.json"}]
     (host / "repositories.json").write_text(json.dumps(rows))
     assert code(sign(APP, OWN)) == "signature-untrusted"
     assert trust.shown() == {"requires": ["repository"]}
@@ -312,6 +312,13 @@ async def test_a_repository_on_a_stick(host: Path, tmp_path: Path, made: TufRepo
     add_repository(host, str(stick), made.root)
     firmware = await load_firmware(stick / "targets" / "app.bin", cache_dir=tmp_path / "cache")
     assert firmware.allowed_by[0]["repository"] == f"{stick}/"
+    timestamp = stick / "metadata" / "timestamp.json"
+    timestamp.rename(tmp_path / "kept")
+    os.mkfifo(timestamp)
+    with pytest.raises(OtaError, match="no regular file"):
+        await load_firmware(stick / "targets" / "none.bin", cache_dir=tmp_path / "cache")
+    timestamp.unlink()
+    (tmp_path / "kept").rename(timestamp)
     (stick / "app.bin").write_bytes(SIGNED)
     (stick / "targets" / "app.bin").write_bytes(APP)
     for path, code in (("app.bin", "signature-untrusted"), ("targets/app.bin", "digest-mismatch")):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -71,7 +72,7 @@ async def grant(
     `version-mismatch`, `metadata-expired`, `metadata-invalid`, `replayed`, `clock-behind`, and
     what `fetch` raises.
     """
-    place, repository = _place(url), None
+    place, repository = trust.place_of(url), None
     for one in policy.repositories or ():  # the longest prefix counts
         if place.startswith(one.url) and (repository is None or len(one.url) > len(repository.url)):
             repository = one
@@ -86,16 +87,6 @@ async def grant(
         return await call
     finally:
         client.cancel()
-
-
-def _place(url: str) -> str:
-    """A url without user info, query and fragment, or the path that a file url stands for."""
-    if url.startswith("/"):
-        return url
-    parts = urlsplit(url)
-    if parts.scheme == "file":
-        return unquote(parts.path)
-    return f"{parts.scheme.lower()}://{parts.netloc.rpartition('@')[2].lower()}{parts.path}"
 
 
 class _Failed(exceptions.DownloadError):
@@ -266,9 +257,11 @@ class _Client:
 
     def _address(self, hashes: Mapping[str, str], folder: Path) -> str:
         """Where the file is: under its hash, where the root says that it is there."""
-        root = Metadata[Root].from_bytes(_read(folder / "metadata" / "root.json")).signed
-        place = f"{self.repository.url}targets/{self.path}"
-        if root.consistent_snapshot:
+        place, hashed = f"{self.repository.url}targets/{self.path}", True
+        with contextlib.suppress(exceptions.RepositoryError):
+            known = Metadata[Root].from_bytes(_read(folder / "metadata" / "root.json"))
+            hashed = bool(known.signed.consistent_snapshot)
+        if hashed:
             head, _, name = place.rpartition("/")
             place = f"{head}/{next(iter(hashes.values()))}.{name}"
         return self._with_secrets(place)
@@ -286,14 +279,11 @@ class _Client:
         """A file of metadata, from the downloader in its loop."""
         if place.startswith("/"):
             try:
-                with open(place, "rb") as file:
-                    data = file.read(max_bytes + 1)
+                return trust.read_regular(Path(place), max_bytes)
             except OSError as error:
                 text = f"{place} cannot be read: {error.strerror}."
-                raise NotThere("file-access", text) from None
-            if len(data) > max_bytes:
-                raise OtaError("download-too-large")
-            return data
+                missing = error.errno == errno.ENOENT
+                raise (NotThere if missing else OtaError)("file-access", text) from None
         if self._over:
             raise OtaError("cancelled")
         work: Any = self.fetch(self._with_secrets(place), max_bytes)

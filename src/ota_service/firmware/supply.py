@@ -244,11 +244,9 @@ class Supply:
     def _from_path(self, path: Path, target: Target, check: _Check) -> Firmware:
         """From a repository that lies on this machine, on a stick for example."""
         try:
-            with path.open("rb") as file:
-                firmware = check(file.read(MAX_PATH_BYTES), sha256=target.sha256)
+            return check(trust.read_regular(path, MAX_PATH_BYTES), sha256=target.sha256)
         except OSError as error:
             raise OtaError("file-access", f"{path} cannot be read: {error.strerror}.") from None
-        return firmware
 
     async def _download(
         self, download: Download, context: ssl.SSLContext, target: Target, check: _Check

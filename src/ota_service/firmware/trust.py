@@ -12,6 +12,7 @@ names can only ask for more. Both are looked at for each firmware, so no restart
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from ota_service.errors import OtaError
 from ota_service.firmware.failures import NotThere
@@ -37,6 +39,7 @@ KEYS, REPOSITORIES = "keys", "repositories.json"
 MAX_FILE_BYTES = 1 << 20
 _MAX_FILES = 1000
 WARNED_DAYS = 14
+_HASHES = frozenset({"sha256", "sha384", "sha512", "sha3_256", "sha3_384", "sha3_512", "blake2b"})
 
 Part = tuple[str, Sequence[SignatureBlock | None]]
 """An image, as the beginning of a sentence, and its signature blocks."""
@@ -97,7 +100,7 @@ class Grant:
 
     def require(self, data: bytes, image: AppImage | None) -> dict[str, Any]:
         """How it was allowed, for the history. Raises OtaError where these are not the bytes."""
-        known = {n: value for n, value in self.hashes.items() if n in hashlib.algorithms_guaranteed}
+        known = {name: value for name, value in self.hashes.items() if name in _HASHES}
         if not known:
             raise OtaError("metadata-invalid", f"The metadata has no known hash of {self.path}.")
         for name, value in known.items():
@@ -275,28 +278,48 @@ def _repositories(folder: Path) -> tuple[Repository, ...]:
             "each root a file beside it, each url without user and query, or a whole path."
         ) from None
     return tuple(
-        Repository(url if url.endswith("/") else f"{url}/", read(folder / root))
+        Repository(place_of(url if url.endswith("/") else f"{url}/"), read(folder / root))
         for url, root in found
     )
 
 
+def place_of(url: str) -> str:
+    """A url without user info, query and fragment, or the path that it is or a file url stands for;
+    its host as it is compared."""
+    if url.startswith("/"):
+        return url
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        return unquote(parts.path)
+    scheme, host = parts.scheme.lower(), parts.netloc.rpartition("@")[2].lower()
+    usual = {"http": ":80", "https": ":443"}.get(scheme, "")
+    return f"{scheme}://{host.removesuffix(usual)}{parts.path}"
+
+
 def is_base(url: str) -> bool:
     """Whether a policy may name it: an address without secrets, or a path."""
-    plain = url.startswith(("http://", "https://")) and not set("?#@") & set(url)
+    plain = url.lower().startswith(("http://", "https://")) and not set("?#@") & set(url)
     return plain or url.startswith("/")
 
 
 def read(path: Path) -> bytes:
-    """A regular file of the policy, followed by no link. Raises `trust-invalid`."""
+    """A regular file of the policy. Raises `trust-invalid`."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise _invalid(f"{path} is no file.")
-            data = file.read(MAX_FILE_BYTES + 1)
+        return read_regular(path, MAX_FILE_BYTES, links=False)
     except OSError as error:
         raise _invalid(f"{path} cannot be read: {error.strerror}.") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise _invalid(f"{path} has more than {MAX_FILE_BYTES:,} bytes.")
+
+
+def read_regular(path: Path, max_bytes: int, *, links: bool = True) -> bytes:
+    """A regular file, whole, without waiting for who writes into a pipe. Raises OSError, EFBIG for
+    one that is larger. links: also at the end of one."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW)
+    with open(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {max_bytes:,} bytes", str(path))
     return data
 
 
