@@ -357,13 +357,17 @@ async def test_what_was_allowed_needs_no_fresh_metadata(host: Host, made: TufRep
 
 
 async def test_fresh_metadata_takes_back_what_was_allowed(host: Host, made: TufRepository) -> None:
-    """Where the owner has put another file in its place."""
-    assert await host.takes(OLD) == ""
+    """Where the owner has put another file in its place, or nothing any more."""
+    made.add("old.bin", OLD, "1.0.0")
+    host.files = made.publish()
+    assert await host.takes(OLD) == await host.takes(OLD, name="old.bin") == ""
     made.add("app.bin", NEW, "2.0.0")
+    del made.signed["targets"].targets["old.bin"]
     host.files = made.publish()
     assert await host.takes(NEW, "2.0.0") == ""
     host.down = True
     assert await host.takes(OLD, "1.0.0") == "download-failed"
+    assert await host.takes(OLD, "1.0.0", "old.bin") == "download-failed"
     assert await host.takes(OLD, "2.0.0") == "digest-mismatch"
 
 

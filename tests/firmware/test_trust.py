@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from ota_service.firmware.download import Patience
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.firmware.trust import ADDED
+from ota_service.fleet.firmwares import Firmwares
+from ota_service.fleet.settings import Settings
 from ota_service.formats.merge import merge
 from ota_service.formats.signature import public_key_digest
 from ota_service.update.flash_plan import check_merged
@@ -33,7 +36,7 @@ from tests.formats.test_signature import spoilt
 from tests.support.firmware_server import FirmwareServer
 from tests.support.host_policy import add_key, add_repository, make_host
 from tests.support.signing import BLOCK, SCHEMES, SECTOR, digest, key, public, sign
-from tests.support.tuf_repository import TufRepository
+from tests.support.tuf_repository import TufRepository, in_days
 
 ROOT = Path(__file__).parents[2]
 APP = build_app(size_bytes=5_000)
@@ -349,6 +352,40 @@ async def test_nobody_waits_for_a_slow_repository_any_more(
         await task
     firmware = await asyncio.wait_for(supply.get(Target(url, "1.0.0")), 20)
     assert firmware.data == SIGNED
+
+
+async def test_metadata_that_expires_soon_is_told_and_looked_at_again(
+    host: Path, server: FirmwareServer, made: TufRepository, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its owner may renew it while nothing is downloaded here; then nothing is told any more."""
+
+    async def proven(_: str) -> bool:
+        return False
+
+    made.signed["timestamp"].expires = in_days(13)
+    made.publish()
+    target = Target(serve(server, made), "1.0.0")
+    add_repository(host, server.url("/fw"), made.root)
+    settings = Settings("OTA", target, state_dir=tmp_path / "state", cache_dir=tmp_path / "cache")
+    log = logging.LoggerAdapter(logging.getLogger("ota_service"), {})
+    firmwares = Firmwares(settings, log, proven)
+    async with firmwares.had(target) as fetched:
+        assert fetched.allowed_by[0]["metadata"]["timestamp"] == 2
+    by = firmwares.about[target.key]["allowed_by"]
+    told = trust.expiry_notice(by)
+    assert told is not None
+    assert f"expires at {in_days(13):%Y-%m-%d}" in told
+    assert firmwares.expiring() == []  # it was looked at just now
+    monkeypatch.setattr("ota_service.fleet.firmwares.LOOK_AGAIN_S", -1.0)
+    assert firmwares.expiring() == [target]
+    made.signed["timestamp"].expires = in_days(15)
+    made.publish()
+    serve(server, made)
+    await firmwares.look_again(target)
+    assert trust.expiry_notice(by) is None
+    assert firmwares.expiring() == []
+    await firmwares.close()
 
 
 def merged(app: bytes, loader: bytes) -> bytes:

@@ -162,7 +162,7 @@ def shown(environment: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
 def expiry_notice(allowed_by: Iterable[Mapping[str, Any]]) -> str | None:
     """A sentence on metadata that expires within WARNED_DAYS; None where none does."""
     soon = datetime.now(UTC) + timedelta(days=WARNED_DAYS)
-    found = {(by["expires"], by["repository"]) for by in allowed_by if "expires" in by}
+    found = {(by["expires"], by["repository"]) for by in allowed_by if by.get("expires")}
     for expires, repository in sorted(found):
         if datetime.fromisoformat(expires) < soon:
             return (

@@ -492,6 +492,8 @@ class Engine:
             if self._memory is None:
                 continue
             try:
+                for target in self.firmwares.expiring():
+                    self.spawn(self.firmwares.look_again(target))
                 await self._poll()
                 await self._save_journal()
             except OtaError as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ota_service.errors import OtaError
+from ota_service.firmware import trust
 from ota_service.firmware.check import Firmware
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
@@ -44,6 +45,8 @@ class Fetched:
 
 
 MAX_FILE_BYTES = 64 << 20
+LOOK_AGAIN_S = 86_400.0
+"""How often metadata is looked at that expires soon: its owner may have renewed it."""
 
 Arrived = Callable[["Fetched | OtaError"], None]
 LetGo = Callable[[], None]
@@ -74,6 +77,7 @@ class Firmwares:
         self.about: dict[str, dict[str, Any]] = {}
         self.notices: dict[str, str] = {}
         self._known: dict[str, KnownImage] = {}
+        self._looked: dict[str, tuple[Target, float]] = {}
         self._log = log
         self._proven = proven
         self._shelves: dict[str, _Shelf] = {}
@@ -137,9 +141,30 @@ class Firmwares:
 
     def keep(self, keys: set[str]) -> None:
         """Forget what is known of files that are no board's target any more."""
-        for table in (self.about, self.notices, self._known):
+        for table in (self.about, self.notices, self._known, self._looked):
             for key in [key for key in table if key not in keys]:
                 del table[key]
+
+    def expiring(self) -> list[Target]:
+        """Targets whose metadata expires soon, and was not looked at for a day."""
+        now_s, due = asyncio.get_running_loop().time(), []
+        for key, (target, at_s) in self._looked.items():
+            by = self.about.get(key, {}).get("allowed_by", ())
+            if now_s - at_s > LOOK_AGAIN_S and trust.expiry_notice(by):
+                self._looked[key] = (target, now_s)
+                due.append(target)
+        return due
+
+    async def look_again(self, target: Target) -> None:
+        """Show until when a target's metadata is valid by now."""
+        with contextlib.suppress(OtaError):
+            _, grants = await self._supply.granted(
+                target.url, target.version, ca_file=self.settings.ca_file, headers=target.headers
+            )
+            valid = {str(one.folder): one.expires for one in grants if one.expires is not None}
+            for by in self.about.get(target.key, {}).get("allowed_by", ()):
+                if by["policy"] in valid:
+                    by["expires"] = valid[by["policy"]]
 
     def _let_go(self, shelf: _Shelf, arrived: Arrived) -> None:
         """Where nobody needs it, its bytes go, and a fetch that is on its way ends."""
@@ -200,7 +225,8 @@ class Firmwares:
             "chip": image.parsed.chip,
         }
         if firmware.allowed_by:
-            self.about[target.key]["allowed_by"] = list(firmware.allowed_by)
+            self.about[target.key]["allowed_by"] = [dict(by) for by in firmware.allowed_by]
+            self._looked[target.key] = (target, asyncio.get_running_loop().time())
         self._known[target.key] = image.known
         self._notice(target, firmware)
         return Fetched(image, await self._proven(image.sha256), firmware.allowed_by)
