@@ -130,6 +130,12 @@ _ROWS: tuple[ErrorKind, ...] = (
         "Build and publish the App Image again.",
     ),
     _firmware(
+        "signature-missing",
+        "The image carries no Secure Boot v2 signature, and this host takes signed ones only.",
+        "Sign it with the owner's key (`espsecure sign-data --version 2`); `esp32-ota trust show` "
+        "says which keys this host takes.",
+    ),
+    _firmware(
         "signature-invalid",
         "The image's signature is not valid.",
         "Build and sign the image again; what was downloaded is not what was signed.",
@@ -137,7 +143,34 @@ _ROWS: tuple[ErrorKind, ...] = (
     _firmware(
         "signature-untrusted",
         "The image is signed by a key that is not trusted.",
-        "Sign the image with a key that the board trusts.",
+        "Sign the image with a key that the board and this host trust; `esp32-ota trust show` says "
+        "which ones this host does.",
+    ),
+    _firmware(
+        "version-mismatch",
+        "The firmware's signed metadata names another version than the one configured.",
+        "Configure the version that the firmware was published under.",
+    ),
+    _firmware(
+        "metadata-expired",
+        "The repository's signed metadata has expired, so nothing new is taken from it.",
+        "Let its owner sign anew (`esp32-ota repo refresh`), and check this machine's clock.",
+    ),
+    _firmware(
+        "metadata-invalid",
+        "The repository's metadata is not what its owner's keys have signed.",
+        "Look at the repository with `esp32-ota repo verify`, and at who may write to its server.",
+    ),
+    _firmware(
+        "replayed",
+        "The repository shows older metadata than it did before.",
+        "Publish the newest state again, and look at who may write to the repository's server.",
+    ),
+    _host(
+        "trust-invalid",
+        "This host's policy of trust cannot be used, so no firmware is taken.",
+        "`esp32-ota trust show` says what is wrong. Folder and files belong to root, and nobody "
+        "else may write to them.",
     ),
     _firmware(
         "merged-binary",

@@ -19,6 +19,7 @@ from typing import Any, Literal, Self, TypedDict, Unpack
 
 from ota_service.api.load import Source, is_url, load_firmware, stock
 from ota_service.errors import OtaError
+from ota_service.firmware import trust
 from ota_service.firmware.check import Firmware
 from ota_service.firmware.target import Target
 from ota_service.fleet import engine as core
@@ -50,7 +51,8 @@ class Options(TypedDict, total=False):
     state_dir: what must last, by default the service's folder (`$VIAM_HOME/ota-service`, without
     that `~/.local/state/ota-service`). cache_dir: firmware that was loaded, by default
     `$VIAM_MODULE_DATA`, without that `~/.cache/ota-service`. reset: by what the boards are reset
-    where DTR and RTS of their ports do not reach them (`ota_service.link.resets`).
+    where DTR and RTS of their ports do not reach them (`ota_service.link.resets`). no_trust: pass
+    this host's policy of trust by, which only root may, and which the history says (docs/trust.md).
     """
 
     baud: int
@@ -66,6 +68,7 @@ class Options(TypedDict, total=False):
     max_image_bytes: int
     max_parallel: int
     reset: ResetWay | None
+    no_trust: bool
     state_dir: Path
 
 
@@ -201,6 +204,9 @@ class Engine:
         self._state_dir = Path(options.pop("state_dir", default_state_dir()))
         self._cache_dir = Path(options.pop("cache_dir", default_cache_dir()))
         self._reset = options.pop("reset", None)
+        self._trusting = options.pop("no_trust", False)
+        if self._trusting:
+            trust.require_root()
         named = boards if isinstance(boards, Mapping) else _named(boards)
         self._options: dict[str, Any] = {
             **options,
@@ -389,7 +395,9 @@ class Engine:
             self._name, state_dir=self._state_dir, cache_dir=self._cache_dir
         )
         boards = tuple(replace(entry, reset=self._reset) for entry in settings.boards or ())
-        return replace(settings, target=target, boards=boards, shares_state=True)
+        return replace(
+            settings, target=target, boards=boards, shares_state=True, trusting=self._trusting
+        )
 
 
 def _reports(run: Run) -> dict[str, BoardReport]:

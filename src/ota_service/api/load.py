@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ota_service.errors import OtaError
@@ -13,7 +15,7 @@ from ota_service.firmware.files import FIRMWARE_BYTES
 from ota_service.firmware.local import find_file, read_firmware
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
-from ota_service.module.folders import default_cache_dir
+from ota_service.module.folders import default_cache_dir, default_state_dir
 
 Source = Firmware | Path | str
 """A firmware: loaded, or the path of an App Image (or of a folder with just one `*.bin`), or its
@@ -38,28 +40,32 @@ async def load_firmware(
     sha256: the digest that the file must have, 64 hex digits. ca_file: a further certificate
     authority. cache_dir: where downloads are kept; by default `$VIAM_MODULE_DATA`, without that
     `~/.cache/ota-service`. Raises OtaError: what keeps it from being had, and every reason why a
-    board could not start it (`not-an-image`, `image-corrupt`, `merged-binary`, ..).
+    board could not start it (`not-an-image`, `image-corrupt`, `merged-binary`, ..), or why this
+    host does not take it (`signature-untrusted`, ..: docs/trust.md).
     """
-    if not is_url(source):
-        return await asyncio.to_thread(_read, Path(source), sha256)
-    supply = Supply(cache_dir or default_cache_dir())
+    supply = Supply(cache_dir or default_cache_dir(), state_dir=default_state_dir())
     try:
+        if not is_url(source):
+            path = await asyncio.to_thread(Path(source).absolute)
+            asked, grants = await supply.granted(str(path))
+            check = partial(check_firmware, sha256=sha256, policies=asked, grants=grants)
+            return await asyncio.to_thread(_read, path, check)
         target = Target(str(source), "", sha256.lower() if sha256 else None)
         return await supply.get(target, ca_file=str(ca_file) if ca_file else None)
     finally:
         supply.close()
 
 
-def _read(path: Path, sha256: str | None) -> Firmware:
-    data, _ = read_firmware(find_file(path), FIRMWARE_BYTES)
-    return check_firmware(data, sha256=sha256)
+def _read(path: Path, check: Callable[[bytes], Firmware]) -> Firmware:
+    return check(read_firmware(find_file(path), FIRMWARE_BYTES)[0])
 
 
 def stock(source: Firmware | Path | str, version: str | None, sha256: str | None,
           cache_dir: Path) -> Target:  # fmt: skip
     """Lay a firmware that is here into the cache, where its digest finds it without a download.
 
-    version: None: the one in its app descriptor. Blocks. Raises OtaError.
+    What the host asks of it is looked at when it is taken from there. version: None: the one in
+    its app descriptor. Blocks. Raises OtaError.
     """
     if isinstance(source, Firmware):
         firmware, url = source, f"sha256:{source.sha256}"
@@ -67,7 +73,8 @@ def stock(source: Firmware | Path | str, version: str | None, sha256: str | None
             raise OtaError("digest-mismatch", f"The firmware's SHA-256 is {source.sha256}.")
     else:
         path = Path(source)
-        firmware, url = _read(path, sha256), path.absolute().as_uri()
+        check = partial(check_firmware, sha256=sha256, policies=())
+        firmware, url = _read(path, check), path.absolute().as_uri()
     version = version or firmware.image.descriptor.version
     cache = Cache(cache_dir)
     part = cache.part(firmware.size_bytes)

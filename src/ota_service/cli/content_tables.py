@@ -35,7 +35,7 @@ def found_in(name: str, found: Report) -> Group:
     blocks += [Text(f"  ! {problem}", style="red") for problem in found["problems"]]
     if not found["ok"] and "error" in found:
         blocks.append(Text(f"    {found['error']['remedy']}", style="dim"))
-    blocks.append(facts({"SHA-256": found["sha256"], **_about(found)}))
+    blocks.append(facts({"SHA-256": found["sha256"], **_about(found), **_trust(found)}))
     if "segments" in found:
         blocks += [Text(""), _segments(found["segments"])]
     rows = found.get("partitions", [])
@@ -64,6 +64,22 @@ def _head(name: str, found: Report) -> Text:
         whole = ("whole", "green") if found["ok"] else ("NOT whole", "bold red")
         head.append(", ").append(*whole)
     return head
+
+
+def _trust(found: Report) -> dict[str, str]:
+    """Whether this host takes it, where it asks for anything."""
+    shown = found.get("trust")
+    if shown is None:
+        return {}
+    words = ""
+    if "error" in shown:
+        words = f"does not take it: {shown['error']['message']}"
+    elif shown.get("ok"):
+        words = ", ".join(name for by in shown["by"] for name in by["keys"].values())
+        words = f"takes it: signed by {words}"
+    if "repository" in shown["requires"]:
+        words += "; " * bool(words) + "takes firmware only from the repositories that it knows"
+    return {"this host": words}
 
 
 def _about(found: Report) -> dict[str, str | None]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from ota_service.cli.remedies import own_words
 from ota_service.errors import OtaError
+from ota_service.firmware import trust
+from ota_service.firmware.check import check_firmware
 from ota_service.formats.bootloader import FLASH_BYTES_ELSE, Bootloader, parse_bootloader
 from ota_service.formats.image import AppImage, parse_app_image, parse_header, revision_text
 from ota_service.formats.merged import (
@@ -32,6 +34,7 @@ from ota_service.formats.partitions import (
 from ota_service.formats.recognise import name_of
 from ota_service.formats.text import field_text
 from ota_service.link.chip import ChipInfo
+from ota_service.update.flash_plan import check_merged
 
 if TYPE_CHECKING:
     from ota_service.update.inspect import App, Inspection
@@ -69,7 +72,33 @@ def report(data: bytes) -> Report:
         "ok": not problems,
         "problems": problems,
         **values,
+        **(_trusted(kind, data) if not problems else {}),
     }
+
+
+def _trusted(kind: str, data: bytes) -> Report:
+    """Whether this host takes the file by its keys; nothing where no policy asks for anything.
+
+    {"trust": {"requires": as in the status, "ok", "by" or "error"}}; where repositories are asked
+    for, a file alone does not show where it comes from.
+    """
+    shown = trust.shown()
+    checks: dict[str, Callable[..., Any]] = {
+        "app-image": check_firmware,
+        "merged-binary": check_merged,
+    }
+    check = checks.get(kind)
+    if shown is None or check is None:
+        return {}
+    try:
+        asked = [
+            replace(one, repositories=None) for one in trust.policies() if one.keys is not None
+        ]
+        if asked:
+            shown |= {"ok": True, "by": list(check(data, policies=asked).allowed_by)}
+    except OtaError as error:
+        shown |= {"ok": False, "error": error.to_dict()}
+    return {"trust": shown}
 
 
 def _half(data: bytes) -> Report:

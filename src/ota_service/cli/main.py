@@ -53,6 +53,8 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     ),
     "image": (".image", "Look into firmware files; make App Images and Merged Binaries."),
     "ports": (".ports", "List serial ports, and which look like ESP32 boards. Opens none."),
+    "repo": (".repo", "Make and keep a signed repository of firmware (TUF)."),
+    "trust": (".trust", "Whose firmware this host takes: show it, and add to it."),
     "serve": (
         ".serve",
         "Serve the App Image FILE over http, and print its url and what to configure.",

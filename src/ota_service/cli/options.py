@@ -65,6 +65,12 @@ def stop_asking(reset: ResetWay | None) -> None:
         reset.stop.set()
 
 
+no_trust_option = click.option(
+    "--no-trust",
+    is_flag=True,
+    help="Pass this host's policy of trust by: root only, and it is in the history.",
+)
+
 _BOOT = (
     click.option(
         "--boot-restarts",

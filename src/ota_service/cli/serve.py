@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`esp32-ota serve`: an App Image for the machines of the same network, without any set-up.
+"""`esp32-ota serve`: an App Image, or a signed repository, for the machines of the same network.
 
 aiohttp's own FileResponse is not enough: a broken-off download goes on by the ETag that it began
 with (`If-Range`), a build that is being written must not be served, and who downloads how much is
@@ -38,7 +38,7 @@ CHUNK_BYTES = 64 << 10
 
 
 @click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(exists=True, path_type=Path))
 @click.option("--host", default=DEFAULT_HOST, show_default=True, help="The address to listen at.")
 @click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535),
               help="0: a free one.")  # fmt: skip
@@ -47,28 +47,42 @@ CHUNK_BYTES = 64 << 10
 def serve(file: Path, host: str, port: int, auth: str | None) -> None:
     """Serve the App Image FILE over http, and print its url and what to configure.
 
-    A Merged Binary is refused. A new build of FILE is taken up by itself. Stop it with Ctrl-C.
+    A Merged Binary is refused. A new build of FILE is taken up by itself. FILE may also be the
+    folder of a repository (`esp32-ota repo`). Stop it with Ctrl-C.
     """
     auth = auth or None
     if auth is not None and ":" not in auth:
         raise click.BadParameter("it has the form USER:PASSWORD", param_hint="--auth")
     with files():
-        served = load(file)
-        asyncio.run(_serve(file, served, host, port, auth))
+        if file.is_dir():
+            if not (file / "metadata").is_dir():
+                words = f"{file} holds no repository; `esp32-ota repo init` makes one."
+                raise click.BadParameter(words, param_hint="FILE")
+            asyncio.run(_serve(file, None, host, port, auth))
+        else:
+            asyncio.run(_serve(file, load(file), host, port, auth))
 
 
-async def _serve(file: Path, served: Served, host: str, port: int, auth: str | None) -> None:
+async def _serve(file: Path, served: Served | None, host: str, port: int, auth: str | None) -> None:
     console = out()
     stop = asyncio.Event()
     with on_stop(stop.set), Downloads(console) as downloads:
-        server = FileServer(file, served, downloads, auth)
+        server: FileServer | FolderServer = (
+            FileServer(file, served, downloads, auth)
+            if served is not None
+            else FolderServer(file, downloads, auth)
+        )
         runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
             places = await listen(runner, host, port)
             login = f"://{_LOGIN}@" if auth else "://"
             urls = [place.replace("://", login) + server.url_path for place in places]
-            _introduce(console, file, served, urls, auth is not None)
+            if served is not None:
+                _introduce(console, file, served, urls, auth is not None)
+            else:
+                console.print(f"The repository {file}; its firmwares are at targets/NAME below:")
+                console.print(Text("\n".join(urls), style="bold"), soft_wrap=True)
             await stop.wait()
         finally:
             await runner.cleanup()
@@ -93,14 +107,20 @@ def _introduce(console: Console, file: Path, served: Served, urls: list[str], au
     console.print("Stop with Ctrl-C.")
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """The file as it is served: checked, and with what names this very content."""
+@dataclass(frozen=True)
+class Content:
+    """A file as it is served, with what names this very content."""
 
     data: bytes
-    image: AppImage
     etag: str
     changed_s: float
+
+
+@dataclass(frozen=True)
+class Served(Content):
+    """The App Image as it is served: checked."""
+
+    image: AppImage
 
     @property
     def version(self) -> str:
@@ -113,7 +133,7 @@ def load(path: Path) -> Served:
     changed_s = path.stat().st_mtime
     data = read_file(path, FIRMWARE_BYTES)
     image = parse_app_image(data)
-    return Served(data, image, hashlib.sha256(data).hexdigest()[:32], changed_s)
+    return Served(data, hashlib.sha256(data).hexdigest()[:32], changed_s, image)
 
 
 # --- who downloads what
@@ -209,22 +229,22 @@ def _ended(transfer: Transfer, status: int | None) -> str:
 # --- the server
 
 
-class FileServer:
-    """The handler of one file. auth: "user:password" to ask for, or None."""
+class _Server:
+    """What serves has in common. auth: "user:password" to ask for, or None."""
 
-    def __init__(
-        self, path: Path, served: Served, downloads: Downloads, auth: str | None = None
-    ) -> None:
+    def __init__(self, path: Path, downloads: Downloads, auth: str | None) -> None:
         self.path = path
-        self.served = served
         self._downloads = downloads
         self._auth = auth
-        self._seen_s = served.changed_s
 
     @property
     def url_path(self) -> str:
-        """The path of the file's url."""
+        """The path of what is served."""
         return "/" + quote(self.path.name)
+
+    async def content(self, path: str) -> Content | str:
+        """What is at a request's path, or why nothing."""
+        raise NotImplementedError
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -249,10 +269,10 @@ class FileServer:
             return web.Response(status=401, text="user and password are needed\n", headers=headers)
         if request.method not in ("GET", "HEAD"):
             return web.Response(status=405, text="only GET\n", headers={"Allow": "GET, HEAD"})
-        if request.path != "/" + self.path.name:
-            return web.Response(status=404, text=f"the firmware is at {self.url_path}\n")
-        await asyncio.to_thread(self._look)
-        return await self._send(request, self.served, transfer)
+        found = await self.content(request.path)
+        if isinstance(found, str):
+            return web.Response(status=404, text=f"{found}\n")
+        return await self._send(request, found, transfer)
 
     def _allowed(self, request: web.Request) -> bool:
         if self._auth is None:
@@ -262,28 +282,8 @@ class FileServer:
         given = request.headers.get("Authorization", "")
         return hmac.compare_digest(given.encode("utf-8", "replace"), wanted.encode())
 
-    def _look(self) -> None:
-        """Take up a new build, but only a whole one: it may still be being written."""
-        name, say = self.path.name, self._downloads.say
-        try:
-            changed_s = self.path.stat().st_mtime
-            if changed_s == self._seen_s:
-                return
-            self._seen_s = changed_s
-            served = load(self.path)
-        except (OtaError, OSError) as error:
-            why = error.message if isinstance(error, OtaError) else error.strerror or str(error)
-            say(f"{name} has changed and cannot be served: {why} The old one stays.")
-            return
-        if served.etag != self.served.etag:
-            self.served = served
-            say(
-                f"{name} has changed: now {describe_app(served.image)}. Configure "
-                f'"version": {json.dumps(served.version, ensure_ascii=False)} to have it installed.'
-            )
-
     async def _send(
-        self, request: web.Request, served: Served, transfer: Transfer
+        self, request: web.Request, served: Content, transfer: Transfer
     ) -> web.StreamResponse:
         size = len(served.data)
         headers = {
@@ -319,3 +319,65 @@ class FileServer:
             self._downloads.sent(transfer, len(chunk))
         await response.write_eof()
         return response
+
+
+class FileServer(_Server):
+    """The handler of one file."""
+
+    def __init__(
+        self, path: Path, served: Served, downloads: Downloads, auth: str | None = None
+    ) -> None:
+        super().__init__(path, downloads, auth)
+        self.served = served
+        self._seen_s = served.changed_s
+
+    async def content(self, path: str) -> Content | str:
+        """The newest build that is whole."""
+        if path != "/" + self.path.name:
+            return f"the firmware is at {self.url_path}"
+        await asyncio.to_thread(self._look)
+        return self.served
+
+    def _look(self) -> None:
+        """Take up a new build, but only a whole one: it may still be being written."""
+        name, say = self.path.name, self._downloads.say
+        try:
+            changed_s = self.path.stat().st_mtime
+            if changed_s == self._seen_s:
+                return
+            self._seen_s = changed_s
+            served = load(self.path)
+        except (OtaError, OSError) as error:
+            why = error.message if isinstance(error, OtaError) else error.strerror or str(error)
+            say(f"{name} has changed and cannot be served: {why} The old one stays.")
+            return
+        if served.etag != self.served.etag:
+            self.served = served
+            say(
+                f"{name} has changed: now {describe_app(served.image)}. Configure "
+                f'"version": {json.dumps(served.version, ensure_ascii=False)} to have it installed.'
+            )
+
+
+class FolderServer(_Server):
+    """The handler of a repository: its metadata and its targets, and nothing beside them."""
+
+    @property
+    def url_path(self) -> str:
+        """The repository's base."""
+        return "/"
+
+    async def content(self, path: str) -> Content | str:
+        """The file as it is now."""
+        return await asyncio.to_thread(self._read, path) or "there is no such file"
+
+    def _read(self, path: str) -> Content | None:
+        base = self.path.resolve()
+        try:
+            place = (base / path.lstrip("/")).resolve()
+            if not any(place.is_relative_to(base / part) for part in ("metadata", "targets")):
+                return None
+            data, changed_s = place.read_bytes(), place.stat().st_mtime
+        except (OSError, ValueError):
+            return None
+        return Content(data, hashlib.sha256(data).hexdigest()[:32], changed_s)

@@ -18,6 +18,7 @@ from ota_service.cli.options import (
     asked_options,
     baud_option,
     boot_options,
+    no_trust_option,
     reset_option,
     stop_asking,
 )
@@ -73,6 +74,7 @@ from ota_service.errors import OtaError
     "it; a service has it for itself. Firmware is kept in $VIAM_MODULE_DATA, "
     "else ~/.cache/ota-service.",
 )
+@no_trust_option
 @json_option
 def update(
     port: str,

@@ -6,7 +6,10 @@ They show what a board has and will have, and on a terminal they ask before the 
 
 from __future__ import annotations
 
+import asyncio
+import os
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +25,7 @@ from ota_service.cli.options import (
     baud_option,
     boot_options,
     mac,
+    no_trust_option,
     reset_option,
     state_dir_option,
 )
@@ -31,6 +35,8 @@ from ota_service.cli.remedies import line_of, own_text, own_words
 from ota_service.client.failure import Failure
 from ota_service.errors import OtaError
 from ota_service.firmware.files import FIRMWARE_BYTES, read_file
+from ota_service.firmware.supply import Supply
+from ota_service.fleet.journal import open_journal
 from ota_service.formats.image import revision_text
 from ota_service.formats.merge import describe_app
 from ota_service.formats.nvs import Nvs
@@ -39,7 +45,7 @@ from ota_service.link.at_port import at_port
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ports import require_exists, shown
 from ota_service.link.resets import ResetWay
-from ota_service.module.folders import default_state_dir
+from ota_service.module.folders import default_cache_dir, default_state_dir
 from ota_service.update.backup import Backup
 from ota_service.update.backup_files import holds_backup, read_backup, to_dict, write_backup
 from ota_service.update.backup_run import AGAIN, RestoreJob, run_backup, run_restore
@@ -191,6 +197,7 @@ def _tell(
 @reset_option
 @boot_options
 @state_dir_option
+@no_trust_option
 @json_option
 def flash(
     port: str,
@@ -198,6 +205,7 @@ def flash(
     keep_nvs: bool,
     yes: bool,
     dry_run: bool,
+    no_trust: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -209,7 +217,7 @@ def flash(
     """
     about = _about(options)
     with files():
-        merged = check_merged(read_file(file, FIRMWARE_BYTES))
+        merged = _held_against_policy(file, options["state_dir"], no_trust=no_trust)
         require_exists(port)
         console = err() if as_json else out()
         if not dry_run:
@@ -218,10 +226,12 @@ def flash(
             )
         job = FlashJob(port, merged, keep_nvs, **about)
         hooks = _Flash(console, job, ask=not (yes or as_json or dry_run), dry_run=dry_run)
-        with hooks.interrupted(own_text(again(keep_nvs))):
+        noted = _noted(file, job, no_trust=no_trust and not dry_run)
+        with noted as outcomes, hooks.interrupted(own_text(again(keep_nvs))):
             try:
                 with at_port(port, "esp32-ota flash", port, reset=options["reset"]) as opened:
                     outcome = run_flash(opened, job, hooks)
+                    outcomes.append(outcome)
             except _Enough as enough:
                 if as_json:
                     print_json({"ok": True, "dry_run": True, **enough.plan})
@@ -230,6 +240,40 @@ def flash(
     what = describe_app(app) if app is not None else "the app"
     runs = f"Done: the board runs {what} from {outcome.file.booted.label}."
     _tell(console, outcome, outcome.to_dict(), as_json, runs)
+
+
+def _held_against_policy(file: Path, state_dir: Path | None, *, no_trust: bool) -> MergedFile:
+    """The file, checked. Raises OtaError."""
+    if no_trust and os.geteuid() != 0:
+        raise click.UsageError("Only root may give --no-trust.")
+    place = str(file.absolute())
+    supply = Supply(
+        default_cache_dir(), state_dir=state_dir or default_state_dir(), trusting=no_trust
+    )
+    asked, grants = asyncio.run(supply.granted(place))
+    data = read_file(grants[0].url if grants else place, FIRMWARE_BYTES)
+    return check_merged(data, policies=asked, grants=grants)
+
+
+@contextmanager
+def _noted(file: Path, job: FlashJob, *, no_trust: bool) -> Iterator[list[WriteOutcome]]:
+    """Leave in the history that the host's policy was passed by, and what came of it, which is put
+    into the list. Raises OtaError `state-busy`."""
+    if not no_trust:
+        yield []
+        return
+    journal = open_journal(job.state_dir, shared=True)
+    try:
+        run, about = uuid.uuid4().hex[:12], {"purpose": "flash", "file": str(file)}
+        journal.start_run(run, "esp32-ota", "command", {**about, "no_trust": True})
+        outcomes: list[WriteOutcome] = []
+        try:
+            yield outcomes
+        finally:
+            good = outcomes and outcomes[0].error is None
+            journal.finish_run(run, "succeeded" if good else "failed")
+    finally:
+        journal.close()
 
 
 def _merged_text(file: MergedFile) -> str:

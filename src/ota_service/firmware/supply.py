@@ -9,9 +9,11 @@ import logging
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from ota_service.errors import OtaError
+from ota_service.firmware import trust
 from ota_service.firmware.cache import Cache, Known
 from ota_service.firmware.check import Firmware, check_firmware
 from ota_service.firmware.download import (
@@ -34,6 +36,8 @@ MAX_UNFINISHED = 4
 MAX_HEADER_BYTES = 8000
 
 _Key = tuple[str, str | None, int]
+_Check = Callable[..., Firmware]
+"""`check_firmware` with what this host asks of the file, and what is known of it."""
 
 
 @dataclass
@@ -46,7 +50,11 @@ class _Shared:
 
 
 class Supply:
-    """Fetches firmware. All calls belong to one event loop. log: whose firmware it is."""
+    """Fetches firmware. All calls belong to one event loop. log: whose firmware it is.
+
+    state_dir: where it is remembered what repositories have shown (without one, the cache).
+    trusting: the host's policy of trust is passed by.
+    """
 
     def __init__(
         self,
@@ -54,8 +62,12 @@ class Supply:
         *,
         patience: Patience | None = None,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger] = LOGGER,
+        state_dir: Path | None = None,
+        trusting: bool = False,
     ) -> None:
         self._log = log
+        self._state_dir = state_dir or cache_dir
+        self._trusting = trusting
         self._cache = Cache(cache_dir)
         self._patience = patience or Patience()
         self._shared: dict[_Key, _Shared] = {}
@@ -122,19 +134,47 @@ class Supply:
         ca_file: str | None = None,
         max_bytes: int = 16_777_216,
         progress: Progress | None = None,
+        headers: Headers = (),
     ) -> bytes:
         """A whole file of whatever kind, unchecked and not kept: it may hold a board's keys.
 
         Raises OtaError as `get` does.
         """
         context = await asyncio.to_thread(make_ssl_context, ca_file)
-        download = Download(url, self._cache, max_bytes, progress or _quiet)
+        sent = await asyncio.to_thread(read_headers, headers)
+        download = Download(url, self._cache, max_bytes, progress or _quiet, headers=sent)
         try:
             await run_attempts(download, context, self._patience)
             assert download.part is not None
             return await asyncio.to_thread(download.part.read)
         finally:
             download.discard()
+
+    async def granted(
+        self, url: str, version: str = "", *, ca_file: str | None = None, headers: Headers = ()
+    ) -> tuple[tuple[trust.Policy, ...], tuple[trust.Grant, ...]]:
+        """What this host asks of a file, and what signed metadata says of the one at `url`.
+
+        url: an address, or a path. version: that it must be bound to; "": any. Raises OtaError.
+        """
+        asked = () if self._trusting else await asyncio.to_thread(trust.policies)
+        grants = []
+        for policy in asked:
+            if policy.repositories is not None:
+                from ota_service.firmware import repository  # only here is a client needed
+
+                fetch = partial(self._metadata, ca_file=ca_file, headers=headers)
+                grants.append(
+                    await repository.grant(
+                        policy, url, version, fetch=fetch, state_dir=self._state_dir, log=self._log
+                    )
+                )
+        return asked, tuple(grants)
+
+    async def _metadata(
+        self, url: str, max_bytes: int, *, ca_file: str | None, headers: Headers
+    ) -> bytes:
+        return await self.fetch(url, ca_file=ca_file, max_bytes=max_bytes, headers=headers)
 
     async def _fetch(
         self, target: Target, ca_file: str | None, max_image_bytes: int, report: Progress
@@ -147,28 +187,39 @@ class Supply:
     async def _find(
         self, target: Target, ca_file: str | None, max_image_bytes: int, report: Progress
     ) -> Firmware:
-        if target.sha256 is not None:
-            cached = await asyncio.to_thread(self._from_cache, target.sha256, max_image_bytes)
+        asked, grants = await self.granted(
+            target.url, target.version, ca_file=ca_file, headers=target.headers
+        )
+        check: _Check = partial(check_firmware, policies=asked, grants=grants)
+        sha256 = target.sha256 or next((grant.sha256 for grant in grants if grant.sha256), None)
+        if sha256 is not None:
+            cached = await asyncio.to_thread(self._from_cache, sha256, max_image_bytes, check)
             if cached is not None:
                 return cached
-        if is_path(target.url):
-            return await asyncio.to_thread(self._from_file, target, max_image_bytes)
+        url = grants[0].url if grants else target.url
+        max_bytes = min([max_image_bytes, *(grant.size_bytes for grant in grants)])
+        if is_path(url):
+            return await asyncio.to_thread(self._from_file, target, Path(url), max_bytes, check)
         context = await asyncio.to_thread(make_ssl_context, ca_file)
         known = await asyncio.to_thread(self._cache.known, target.url)
-        if target.sha256 is not None:
+        if target.sha256 is not None or grants:
             known = None  # it is known to be another file, or a damaged one
         headers = await asyncio.to_thread(read_headers, target.headers)
-        download = Download(target.url, self._cache, max_image_bytes, report, known, headers)
+        download = Download(url, self._cache, max_bytes, report, known, headers)
         self._take_up(download)
         try:
-            return await self._download(download, context, target)
+            return await self._download(download, context, target, check)
+        except OtaError as error:
+            if error.code == "download-too-large" and max_bytes < max_image_bytes:
+                text = f"{download.shown} gives more than the {max_bytes:,} bytes that were signed."
+                raise OtaError("download-too-large", text) from None
+            raise
         finally:
             self._put_away(download)
 
-    def _from_file(self, target: Target, max_image_bytes: int) -> Firmware:
-        path = find_file(Path(target.url))
-        data, self._stamps[target.url] = read_firmware(path, max_image_bytes)
-        firmware = check_firmware(data, sha256=target.sha256)
+    def _from_file(self, target: Target, place: Path, max_bytes: int, check: _Check) -> Firmware:
+        data, self._stamps[target.url] = read_firmware(find_file(place), max_bytes)
+        firmware = check(data, sha256=target.sha256)
         self._cache.remember(target.url, Known(firmware.sha256, target.version))
         return firmware
 
@@ -202,7 +253,7 @@ class Supply:
             self._unfinished.popitem()[1].discard()
 
     async def _download(
-        self, download: Download, context: ssl.SSLContext, target: Target
+        self, download: Download, context: ssl.SSLContext, target: Target, check: _Check
     ) -> Firmware:
         known = download.known
         try:
@@ -210,30 +261,34 @@ class Supply:
         except OtaError as error:
             if not download.gave_up or known is None or known.version != target.version:
                 raise
-            cached = await asyncio.to_thread(self._from_cache, known.sha256, download.max_bytes)
+            cached = await asyncio.to_thread(
+                self._from_cache, known.sha256, download.max_bytes, check
+            )
             if cached is None:
                 raise
             self._log.warning("%s Using what it gave before for this version.", error.message)
             return cached
         if download.unchanged and known is not None:
-            cached = await asyncio.to_thread(self._from_cache, known.sha256, download.max_bytes)
+            cached = await asyncio.to_thread(
+                self._from_cache, known.sha256, download.max_bytes, check
+            )
             if cached is not None:
                 await asyncio.to_thread(self._remember, target, known.sha256, download)
                 return cached
             download.known, download.unchanged = None, False  # damaged on disk: once more, whole
             await run_attempts(download, context, self._patience)
-        return await asyncio.to_thread(self._check_and_keep, download, target)
+        return await asyncio.to_thread(self._check_and_keep, download, target, check)
 
-    def _from_cache(self, sha256: str, max_image_bytes: int) -> Firmware | None:
+    def _from_cache(self, sha256: str, max_image_bytes: int, check: _Check) -> Firmware | None:
         data = self._cache.image(sha256)
         if data is None or len(data) > max_image_bytes:
             return None
-        return check_firmware(data, sha256=sha256)
+        return check(data, sha256=sha256)
 
-    def _check_and_keep(self, download: Download, target: Target) -> Firmware:
+    def _check_and_keep(self, download: Download, target: Target, check: _Check) -> Firmware:
         assert download.part is not None
         try:
-            firmware = check_firmware(download.part.read(), sha256=target.sha256)
+            firmware = check(download.part.read(), sha256=target.sha256)
         except OtaError as error:
             if download.open_ended and error.code == "image-corrupt":
                 # Its server marked no end, so this is how a cut shows.

@@ -423,7 +423,9 @@ class Board:
 
     async def _carry_out(self, message: Message) -> None:
         update = self._under_way
-        now = self._new_job(update)
+        now, fetched = self._new_job(update), self._fetched
+        if isinstance(fetched, Fetched) and fetched.allowed_by:
+            update.report["allowed_by"] = list(fetched.allowed_by)
         # What was learned on the way stays, but what an order that joined meanwhile permits counts.
         job = self._job or now
         self._job = replace(job, force=now.force, adopted=now.adopted, rescue=now.rescue)

@@ -309,6 +309,7 @@ class Engine:
                 "version": target.version,
                 "sha256": target.sha256,
                 "purpose": run.purpose if run.purpose != "update" else None,
+                "no_trust": self.settings.trusting or None,
             }
         self.runs = [other for other in self.runs if not other.done.is_set()]
         self.runs.append(run)
@@ -503,6 +504,8 @@ class Engine:
             if self._memory is None:
                 continue
             try:
+                for target in self.firmwares.expiring():
+                    self.spawn(self.firmwares.look_at_metadata(target))
                 await self._poll()
                 await self._look_at_files()
                 await self._save_journal()
@@ -517,7 +520,7 @@ class Engine:
         targets = {board.target for board in self.boards.values()} | {self.settings.target}
         for target in targets:
             if is_path(target.url):
-                await self.firmwares.look_again(target)
+                await self.firmwares.look_at_file(target)
 
     async def _save_journal(self) -> None:
         """Bring to the disk what it had no room for, without waiting for the next update."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ota_service.errors import OtaError
+from ota_service.firmware import trust
 from ota_service.firmware.check import Firmware
 from ota_service.firmware.files import FIRMWARE_BYTES, read_file
 from ota_service.firmware.supply import Supply
@@ -36,11 +37,16 @@ MERGED_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A firmware that is there. proven: a board was seen running it well."""
+    """A firmware that is there. proven: a board was seen running it well. allowed_by: how each
+    policy of this host allowed it."""
 
     image: Image
     proven: bool
+    allowed_by: tuple[Mapping[str, Any], ...] = ()
 
+
+LOOK_AGAIN_S = 86_400.0
+"""How often metadata is looked at that expires soon: its owner may have renewed it."""
 
 Arrived = Callable[["Fetched | OtaError"], None]
 LetGo = Callable[[], None]
@@ -71,10 +77,13 @@ class Firmwares:
         self.about: dict[str, dict[str, Any]] = {}
         self.notices: dict[str, str] = {}
         self._known: dict[str, KnownImage] = {}
+        self._looked: dict[str, tuple[Target, float]] = {}
         self._log = log
         self._proven = proven
         self._shelves: dict[str, _Shelf] = {}
-        self._supply = Supply(settings.cache_dir, log=log)
+        self._supply = Supply(
+            settings.cache_dir, log=log, state_dir=settings.state_dir, trusting=settings.trusting
+        )
 
     def want(self, target: Target, arrived: Arrived) -> LetGo:
         """Have a target's firmware fetched; `arrived` is called, later, with it or the error.
@@ -110,19 +119,23 @@ class Firmwares:
 
     async def merged(self, place: Path | str, confirm: str, keep_nvs: bool) -> FlashFile:
         """The Merged Binary at a path or a url, checked. Raises OtaError."""
+        ca_file = self.settings.ca_file
+        asked, grants = await self._supply.granted(str(place), ca_file=ca_file)
+        url = grants[0].url if grants else str(place)
         if isinstance(place, Path):
-            data = await asyncio.to_thread(_read, place)
+            data = await asyncio.to_thread(_read, Path(url))
         else:
             with self._shown() as progress:
                 data = await self._supply.fetch(
-                    place,
-                    ca_file=self.settings.ca_file,
+                    url,
+                    ca_file=ca_file,
                     max_bytes=max(self.settings.max_image_bytes, MERGED_BYTES),
                     progress=progress,
                 )
-        return FlashFile(await asyncio.to_thread(check_merged, data), confirm, keep_nvs)
+        check = partial(check_merged, data, policies=asked, grants=grants)
+        return FlashFile(await asyncio.to_thread(check), confirm, keep_nvs)
 
-    async def look_again(self, target: Target) -> None:
+    async def look_at_file(self, target: Target) -> None:
         """Where a target's file is a path: read it again if it has changed, and say so. Boards that
         hold its version keep what they have."""
         if not await asyncio.to_thread(self._supply.changed, target.url):
@@ -139,9 +152,30 @@ class Firmwares:
 
     def keep(self, keys: set[str]) -> None:
         """Forget what is known of files that are no board's target any more."""
-        for table in (self.about, self.notices, self._known):
+        for table in (self.about, self.notices, self._known, self._looked):
             for key in [key for key in table if key not in keys]:
                 del table[key]
+
+    def expiring(self) -> list[Target]:
+        """Targets whose metadata expires soon, and was not looked at for a day."""
+        now_s, due = asyncio.get_running_loop().time(), []
+        for key, (target, at_s) in self._looked.items():
+            by = self.about.get(key, {}).get("allowed_by", ())
+            if now_s - at_s > LOOK_AGAIN_S and trust.expiry_notice(by):
+                self._looked[key] = (target, now_s)
+                due.append(target)
+        return due
+
+    async def look_at_metadata(self, target: Target) -> None:
+        """Show until when a target's metadata is valid by now."""
+        with contextlib.suppress(OtaError):
+            _, grants = await self._supply.granted(
+                target.url, target.version, ca_file=self.settings.ca_file, headers=target.headers
+            )
+            valid = {str(one.folder): one.expires for one in grants if one.expires is not None}
+            for by in self.about.get(target.key, {}).get("allowed_by", ()):
+                if by["policy"] in valid:
+                    by["expires"] = valid[by["policy"]]
 
     def _let_go(self, shelf: _Shelf, arrived: Arrived) -> None:
         """Where nobody needs it, its bytes go, and a fetch that is on its way ends."""
@@ -201,9 +235,12 @@ class Firmwares:
             "app_version": about.version,
             "chip": image.parsed.chip,
         }
+        if firmware.allowed_by:
+            self.about[target.key]["allowed_by"] = [dict(by) for by in firmware.allowed_by]
+            self._looked[target.key] = (target, asyncio.get_running_loop().time())
         self._known[target.key] = image.known
         self._notice(target, firmware)
-        return Fetched(image, await self._proven(image.sha256))
+        return Fetched(image, await self._proven(image.sha256), firmware.allowed_by)
 
     def _notice(self, target: Target, firmware: Firmware) -> None:
         """A file that changed under its version: boards that hold that version do not get it."""

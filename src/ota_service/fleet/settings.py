@@ -53,7 +53,8 @@ class Settings:
     boards: None where the attribute is not set (then boards are found by themselves).
     version_store: "nvs", or "host" for boards whose NVS cannot be read.
     state_dir: journal and history; shares_state: with other processes that share it as well (a
-    command at a terminal, which has its boards by their ports). cache_dir: downloads.
+    command at a terminal, which has its boards by their ports). cache_dir: downloads. trusting:
+    root at a terminal passes the host's policy of trust by.
     """
 
     service: str
@@ -77,6 +78,7 @@ class Settings:
     state_dir: Path = field(default_factory=Path)
     shares_state: bool = False
     cache_dir: Path = field(default_factory=Path)
+    trusting: bool = False
 
     def of(self, entry: BoardEntry | None) -> Settings:
         """The same for one board: its entry's, where that says something else."""

@@ -48,6 +48,41 @@ class SignatureBlock:
         return any(self.key_digest.startswith(digest) for digest in keys)
 
 
+def public_key_digest(pem: bytes) -> bytes:
+    """What eFuses and blocks hold of a public key in PEM: SHA-256 of it as a block has it.
+
+    Raises ValueError, in words that follow the name of a file, for what is no such key.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    if b"PRIVATE KEY" in pem:
+        raise ValueError("holds a private key; only the public one belongs on a host")
+    try:
+        key = load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError("holds no public key in PEM form") from None
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size == 8 * _RSA_BYTES:
+        n, e = key.public_numbers().n, key.public_numbers().e % (1 << 32)
+        # Beside the key, what the chip's hardware multiplies with: R^2 mod n, and -1/n mod 2^32.
+        inverse = -pow(n, -1, 1 << 32) % (1 << 32)
+        numbers = [n, _RSA_BYTES, e, 4, pow(2, 16 * _RSA_BYTES, n), _RSA_BYTES, inverse, 4]
+    elif isinstance(key, ec.EllipticCurvePublicKey):
+        found = [(i, c[2]) for i, c in _CURVES.items() if c[0].lower() == key.curve.name]
+        if not found:
+            raise ValueError("holds a key on a curve that Secure Boot v2 does not have")
+        ((curve, size),) = found
+        point = key.public_numbers()
+        numbers = [curve, 1, point.x, size, point.y, size]
+        numbers += [0, max(0, 2 * (32 - size))]
+    else:
+        raise ValueError("holds no key of Secure Boot v2: that is RSA-3072, or on a curve")
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+    data = b"".join(number.to_bytes(size, "little") for number, size in pairs)
+    return hashlib.sha256(data).digest()
+
+
 def signature_blocks(data: bytes, size_bytes: int) -> tuple[SignatureBlock | None, ...]:
     """What follows an image of `size_bytes` bytes, by its place; None where no block begins.
 

@@ -7,10 +7,12 @@ It replaces everything, so it is arranged for an interruption at any place: see 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ota_service.errors import OtaError
+from ota_service.firmware import trust
 from ota_service.formats.bootloader import FLASH_BYTES_ELSE
 from ota_service.formats.flashops import SECTOR_BYTES
 from ota_service.formats.image import AppImage, require_revision
@@ -31,7 +33,7 @@ class MergedFile:
 
     booted: what the board starts afterwards. app: the one there; None for one without an app
     descriptor. made_for: the bytes of flash that its bootloader is built for, where it says so.
-    nvs: the file's own.
+    nvs: the file's own. allowed_by: how each policy of this host allowed it.
     """
 
     data: bytes = field(repr=False)
@@ -41,10 +43,20 @@ class MergedFile:
     app: AppImage | None
     made_for: int | None
     nvs: tuple[tuple[Partition, Nvs], ...] = field(repr=False)
+    allowed_by: tuple[Mapping[str, Any], ...] = ()
 
 
-def check_merged(data: bytes) -> MergedFile:
-    """Check a whole file. Raises OtaError "not-an-image", "image-corrupt", "flash-size"."""
+def check_merged(
+    data: bytes,
+    *,
+    policies: Sequence[trust.Policy] | None = None,
+    grants: Sequence[trust.Grant] = (),
+) -> MergedFile:
+    """Check a whole file, and hold all that it would start against the host's policy of trust.
+
+    policies, grants: as `check_firmware` has them. Raises OtaError "not-an-image",
+    "image-corrupt", "flash-size", and what `trust.require` raises.
+    """
     flash = whole_flash(data)
     merged = parse_merged(flash)
     loader = merged.bootloader
@@ -85,9 +97,13 @@ def check_merged(data: bytes) -> MergedFile:
         if isinstance(nvs, OtaError):
             raise OtaError("image-corrupt", f"{part.label} in the file: {nvs.message}")
         stores.append((part, nvs))
+    asked = trust.policies() if policies is None else policies
+    allowed_by = trust.require(asked, data, trust.merged_parts(flash, merged), grants)
     flash += b"\xff" * (-len(flash) % SECTOR_BYTES)
     sha256, app = hashlib.sha256(data).hexdigest(), merged.app_of(booted)
-    return MergedFile(flash, sha256, merged, booted, app, loader.flash_bytes, tuple(stores))
+    return MergedFile(
+        flash, sha256, merged, booted, app, loader.flash_bytes, tuple(stores), allowed_by
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ report. Where code changes, its mutants change with it (`test_mutants.py` says w
 
 from __future__ import annotations
 
-from tests.mutants.catalogue import boot, firmware, formats, kept, link, nvs, tables, update
+from tests.mutants.catalogue import boot, firmware, formats, kept, link, nvs, tables, trust, update
 from tests.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -19,4 +19,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *kept.MUTANTS,
     *link.MUTANTS,
     *firmware.MUTANTS,
+    *trust.MUTANTS,
 )

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`esp32-ota trust`: this host's policy, whose firmware it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+from rich.text import Text
+
+from ota_service.cli.output import facts, files, json_option, out, print_json
+from ota_service.errors import OtaError
+from ota_service.firmware import trust as policy
+from ota_service.firmware.supply import Supply
+from ota_service.formats.signature import public_key_digest
+
+MAX_ROOT_BYTES = 512_000
+
+
+@click.group()
+def trust() -> None:
+    """Whose firmware this host takes: show it, and add to it.
+
+    The policy is in /etc/ota-service/trust and belongs to root. Without one, any firmware that a
+    configuration names is taken.
+    """
+
+
+@trust.command(short_help="Show whose firmware this host takes.")
+@json_option
+def show(as_json: bool) -> None:
+    """Show each policy of this host: its keys and its repositories. Exit code 1: it is not valid.
+
+    One that a module's configuration adds (OTA_SERVICE_TRUST) is shown where that is set here.
+    """
+    shown: dict[str, Any] = {"policies": []}
+    try:
+        for one in policy.policies():
+            keys = {name: digest.hex() for digest, name in (one.keys or {}).items()}
+            rows = [{"url": r.url, **_facts(r.root)} for r in one.repositories or ()]
+            shown["policies"].append({
+                "folder": str(one.folder),
+                **({} if one.keys is None else {"keys": keys}),
+                **({} if one.repositories is None else {"repositories": rows}),
+            })  # fmt: skip
+    except OtaError as error:
+        if not as_json:
+            raise
+        shown["error"] = error.to_dict()
+    if as_json:
+        print_json({"ok": "error" not in shown, **shown})
+        if "error" in shown:
+            raise SystemExit(1)
+        return
+    console = out()
+    if not shown["policies"]:
+        console.print("This host has no policy: it takes any firmware that a configuration names.")
+    for row in shown["policies"]:
+        console.print(Text(row["folder"], "bold"))
+        if "keys" in row:
+            console.print("  Each image must be signed by one of these keys (Secure Boot v2):")
+            console.print(facts(row["keys"], indent=4))
+        if "repositories" in row:
+            console.print("  Firmware comes from these repositories only:")
+            for one in row["repositories"]:
+                about = {
+                    "root's SHA-256": one["fingerprint"],
+                    "its version": str(one["version"]),
+                    "it expires": one["expires"],
+                }
+                console.print(Text(f"    {one['url']}"))
+                console.print(facts(about, indent=6))
+
+
+def _facts(root: bytes) -> dict[str, Any]:
+    from ota_service.building.repository import root_facts
+
+    try:
+        return root_facts(root)
+    except OtaError as error:
+        raise OtaError("trust-invalid", f"A root of this host is none: {error.message}") from None
+
+
+@trust.command(short_help="Have this host take a key's or a repository's firmware only.")
+@click.argument("source", metavar="URL|root.json|KEY.pem")
+@click.option("--url", help="With root.json: the repository's base, an address or a path.")
+@click.option("--ca-file", type=click.Path(exists=True, dir_okay=False),
+              help="A further certificate authority for https.")  # fmt: skip
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@json_option
+def install(
+    source: str, url: str | None, ca_file: str | None, yes: bool, as_json: bool
+) -> None:  # fmt: skip
+    """Have this host take firmware of a key or of a repository only. As root.
+
+    A public key of Secure Boot v2 (PEM): each image must then be signed by it, or by another key
+    that is installed. A repository (its base's address or path, or its root.json with --url):
+    firmware must then come from there, or from another one that is installed. Compare the
+    fingerprint that is shown with the owner's before you say yes.
+    """
+    with files():
+        data, base = _found(source, url, ca_file)
+        if base is None:
+            try:
+                about: dict[str, Any] = {"key": public_key_digest(data).hex()}
+            except ValueError as error:
+                raise OtaError("trust-invalid", f"{source} {error}.",
+                               remedy="Give a public key in PEM form (`espsecure "
+                               "extract-public-key`).") from None  # fmt: skip
+        else:
+            about = {"repository": base, **_root_facts(data)}
+        if not yes:
+            _ask(about)
+        if os.geteuid() not in policy.HOST_OWNERS:
+            raise OtaError("file-access", f"Only root may write to {policy.HOST}.",
+                           remedy="Call this as root (sudo).")  # fmt: skip
+        made = _add_key(source, data) if base is None else _add_root(base, data)
+        policy.policies()  # it counts from now on: say so if it cannot
+    if as_json:
+        print_json({"ok": True, "installed": str(made), **about})
+    else:
+        out().print(f"Installed as {made}; it counts from now on.", soft_wrap=True)
+
+
+def _found(source: str, url: str | None, ca_file: str | None) -> tuple[bytes, str | None]:
+    """(a key, None), or (a root, its repository's base)."""
+    if source.startswith(("http://", "https://")):
+        parts = urlsplit(source)
+        base = parts.path if parts.path.endswith("/") else f"{parts.path}/"
+        place = parts._replace(path=f"{base}metadata/1.root.json", fragment="")
+        host = parts.netloc.rpartition("@")[2]  # what opens the door comes with the configuration
+        with tempfile.TemporaryDirectory() as folder:
+            supply = Supply(Path(folder), trusting=True)
+            fetch = supply.fetch(place.geturl(), ca_file=ca_file, max_bytes=MAX_ROOT_BYTES)
+            return asyncio.run(fetch), f"{parts.scheme}://{host}{base}"
+    path = Path(source)
+    if path.is_dir():
+        whole = f"{path.absolute()}/"
+        return (path / "metadata" / "1.root.json").read_bytes(), whole
+    data = path.read_bytes()
+    if not data.lstrip().startswith(b"{"):
+        return data, None
+    if url is None or not policy.is_base(url):
+        words = "an http or https address without user and query, or a whole path"
+        raise click.UsageError(f"Give the repository's base with --url: {words}.")
+    return data, url if url.endswith("/") else f"{url}/"
+
+
+def _root_facts(data: bytes) -> dict[str, Any]:
+    from ota_service.building.repository import root_facts
+
+    return root_facts(data)
+
+
+def _ask(about: dict[str, Any]) -> None:
+    from ota_service.cli.repo import show_root
+
+    console = out()
+    if "key" in about:
+        console.print(facts({"key's digest": about["key"]}))
+        question = "Take only images that this key, or another one of this host, has signed?"
+    else:
+        console.print(Text(f"  {about['repository']}"))
+        show_root(console, about)
+        question = "Take firmware only from here, or another repository of this host?"
+    if not click.confirm(question, err=True):
+        raise OtaError(
+            "cancelled", "Nothing was installed.", remedy="Call it again if it is meant."
+        )
+
+
+def _add_key(source: str, data: bytes) -> Path:
+    path = policy.HOST / policy.KEYS / f"{Path(source).stem}.pem"
+    if path.exists() and path.read_bytes() != data:
+        path = path.with_name(f"{path.stem}-{public_key_digest(data).hex()[:8]}.pem")
+    return _write(path, data)
+
+
+def _add_root(base: str, data: bytes) -> Path:
+    path = policy.HOST / policy.REPOSITORIES
+    rows = json.loads(path.read_bytes()) if path.exists() else []
+    root = f"root-{hashlib.sha256(data).hexdigest()[:16]}.json"
+    rows = [row for row in rows if row["url"] != base]
+    rows.append({"url": base, "root": root})
+    _write(policy.HOST / root, data)
+    return _write(path, json.dumps(rows, indent=2).encode())
+
+
+def _write(path: Path, data: bytes) -> Path:
+    """Whole or not at all, for all to read and its owner to write."""
+    before = os.umask(0o022)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        os.umask(before)
+    return path

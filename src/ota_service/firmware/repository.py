@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Firmware from TUF repositories: what the signed metadata of one says of a file.
+
+The rules are python-tuf's (`ngclient`, The Update Framework 1.0); here are the way to the metadata,
+which is our downloader, what is remembered, and errors in our words.
+
+    STATE_DIR/trust/<name>/metadata/     what TUF remembers: it takes nothing older any more
+    STATE_DIR/trust/<name>/allowed.json  which files were allowed, and when metadata was last fresh
+
+A file that was allowed before needs no fresh metadata: an update that was begun with it goes on,
+also where its repository cannot be reached or has expired. Metadata that is fresh and names
+another file in its place takes that back. What is refused is looked for again later, without a
+further run: its owner may mend it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from tuf.api import exceptions
+from tuf.api.metadata import Metadata, Root, TargetFile
+from tuf.ngclient.config import UpdaterConfig
+from tuf.ngclient.fetcher import FetcherInterface
+from tuf.ngclient.updater import Updater
+
+from ota_service.errors import OtaError
+from ota_service.firmware import trust
+from ota_service.firmware.failures import NotThere
+from ota_service.firmware.files import read_file
+from ota_service.firmware.trust import Grant, Policy, Repository
+from ota_service.firmware.urls import redact_url
+
+Fetch = Callable[[str, int], Awaitable[bytes]]
+"""A whole file by its url, up to so many bytes. Raises OtaError."""
+LOGGER = logging.getLogger(__name__)
+Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+ROLES = ("root", "timestamp", "snapshot", "targets")
+MAX_ALLOWED = 500
+"""Files that are remembered of each repository; the oldest are forgotten first."""
+LOCK_POLL_S = 0.05
+CLOCK_SLACK_S = 120.0
+"""A clock that is set may go back by so much."""
+
+_THREADS = ThreadPoolExecutor(max_workers=32, thread_name_prefix="repository")
+"""Of their own: a thread here waits for downloads, which need the usual ones."""
+
+
+async def grant(
+    policy: Policy, url: str, version: str, *, fetch: Fetch, state_dir: Path, log: Log
+) -> Grant:
+    """What a policy's repositories say of the file at `url`: an address, or a path.
+
+    version: that it must be bound to; "": any. Raises OtaError `signature-untrusted`,
+    `version-mismatch`, `metadata-expired`, `metadata-invalid`, `replayed`, `clock-behind`, and
+    what `fetch` raises.
+    """
+    place, repository = trust.place_of(url), None
+    for one in policy.repositories or ():  # the longest prefix counts
+        if place.startswith(one.url) and (repository is None or len(one.url) > len(repository.url)):
+            repository = one
+    if repository is None:
+        raise trust.not_from_there(policy)
+    path = place.removeprefix(repository.url).removeprefix("targets/")
+    if not place.startswith(f"{repository.url}targets/"):
+        raise trust.not_from_there(policy)
+    client = _Client(policy, repository, path, url, fetch, state_dir, asyncio.get_running_loop())
+    call = asyncio.get_running_loop().run_in_executor(_THREADS, partial(client.grant, version, log))
+    try:
+        return await call
+    finally:
+        client.cancel()
+
+
+class _Failed(exceptions.DownloadError):
+    """Carries an error of ours through the client."""
+
+    def __init__(self, error: OtaError) -> None:
+        super().__init__(error.code)
+        self.error = error
+
+
+class _Fetcher(FetcherInterface):
+    """Gets metadata with our downloader, from a thread; `last`: what came last, by its role."""
+
+    def __init__(self, get: Callable[[str, int], bytes]) -> None:
+        self._get = get
+        self.last: bytes = b""
+        self.missing: OtaError | None = None
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        raise NotImplementedError  # everything goes through `download_bytes`, which has a limit
+
+    def download_bytes(self, url: str, max_length: int) -> bytes:
+        """A file of metadata."""
+        try:
+            self.last = self._get(url, max_length)
+        except NotThere as error:
+            self.missing = error
+            raise exceptions.DownloadHTTPError(error.code, 404) from None
+        except OtaError as error:
+            if error.code == "download-too-large":
+                raise exceptions.DownloadLengthMismatchError(error.code) from None
+            raise _Failed(error) from None
+        return self.last
+
+
+@dataclass
+class _Client:
+    """One look at a repository for one file. Lives in a thread; `loop` is the downloader's."""
+
+    policy: Policy
+    repository: Repository
+    path: str
+    url: str = field(repr=False)
+    fetch: Fetch
+    state_dir: Path
+    loop: asyncio.AbstractEventLoop
+    _wanted: Future[bytes] | None = None
+    _over: bool = False
+
+    @property
+    def shown(self) -> str:
+        """Where the repository is, without secrets."""
+        return redact_url(self.repository.url)
+
+    @property
+    def folder(self) -> Path:
+        """What is remembered of this policy's repository."""
+        name = json.dumps([str(self.policy.folder), self.repository.url])
+        return self.state_dir / "trust" / hashlib.sha256(name.encode()).hexdigest()[:32]
+
+    def cancel(self) -> None:
+        """Nobody waits any more; in the event loop."""
+        self._over = True
+        if self._wanted is not None:
+            self._wanted.cancel()
+
+    def grant(self, version: str, log: Log) -> Grant:
+        """As the function of this name."""
+        with self._alone() as folder:
+            remembered = _Remembered.read(folder / "allowed.json")
+            try:
+                found = self._fresh(folder, remembered)
+            except OtaError as error:
+                before = remembered.allowed.get(self.path)
+                before = before or remembered.allowed.get(unquote(self.path))
+                if before is None or error.code in _NEVER or version not in (_version(before), ""):
+                    raise
+                log.warning("%s What it allowed before is still taken.", error.message)
+                found = before
+            return self._bound(found, version, folder)
+
+    @contextmanager
+    def _alone(self) -> Iterator[Path]:
+        """The folder, for as long as no other process or thread uses it."""
+        folder = self.folder
+        try:
+            for one in (self.state_dir, folder.parent, folder, folder / "metadata"):
+                one.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                self._wait_for(lock)
+                yield folder
+            finally:
+                os.close(lock)
+        except OSError as error:
+            text = f"{error.filename or folder} cannot be used: {error.strerror}."
+            raise OtaError("file-access", text) from None
+
+    def _wait_for(self, lock: int) -> None:
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if self._over:
+                    raise OtaError("cancelled") from None
+                time.sleep(LOCK_POLL_S)
+
+    def _fresh(self, folder: Path, remembered: _Remembered) -> dict[str, Any]:
+        """What fresh metadata says of the file, which is remembered."""
+        now = time.time()
+        if now < remembered.seen_s - CLOCK_SLACK_S:
+            raise NotThere(
+                "clock-behind",
+                f"This machine's clock says {_day(now)}, and metadata of {self.shown} was seen on "
+                f"{_day(remembered.seen_s)}.",
+            )
+        kept = folder / "metadata"
+        before = {role: _versions(_read(kept / f"{role}.json")) for role in ROLES[1:]}
+        fetcher = _Fetcher(self._get)
+        with self._explained(fetcher, before):
+            updater = Updater(
+                str(kept), f"{self.repository.url}metadata/", fetcher=fetcher,
+                config=UpdaterConfig(), bootstrap=self.repository.root,
+            )  # fmt: skip
+            updater.refresh()
+            found = updater.get_targetinfo(self.path) or updater.get_targetinfo(unquote(self.path))
+            for path, known in list(remembered.allowed.items()):
+                now_there = updater.get_targetinfo(path)
+                if now_there is None or _about(now_there) != known:
+                    del remembered.allowed[path]
+        remembered.seen_s = max(remembered.seen_s, now)
+        if found is not None:
+            remembered.allowed.pop(self.path, None)
+            remembered.allowed[found.path] = _about(found)
+        remembered.write(folder / "allowed.json")
+        if found is None:
+            raise NotThere(
+                "signature-untrusted",
+                f"The owner of {self.shown} has not signed for any {self.path}.",
+                remedy="Publish it with `esp32-ota repo add`, or correct the url.",
+            )
+        signed = {r: Metadata[Any].from_bytes(_read(kept / f"{r}.json")).signed for r in ROLES}
+        metadata = {role: one.version for role, one in signed.items()}
+        expires = min(one.expires for one in signed.values())
+        return {**_about(found), "metadata": metadata, "expires": f"{expires:%Y-%m-%dT%H:%M:%SZ}"}
+
+    def _bound(self, found: Mapping[str, Any], version: str, folder: Path) -> Grant:
+        said, custom = _version(found), found["ota"]
+        if not said:
+            raise NotThere(
+                "metadata-invalid",
+                f"The metadata of {self.path} does not say which version it is.",
+                remedy='Publish it with `esp32-ota repo add`, or with {"ota": {"version": ..}} as '
+                "its custom data.",
+            )
+        if version and said != version:
+            raise NotThere(
+                "version-mismatch",
+                f'{self.path} was signed as version "{said}", and "{version}" is configured.',
+            )
+        return Grant(
+            folder=self.policy.folder, repository=self.repository.url, path=self.path,
+            url=self._address(found["hashes"], folder), size_bytes=found["size_bytes"],
+            hashes=found["hashes"], version=said, project=_text(custom.get("project")),
+            chip=_text(custom.get("chip")), metadata=found.get("metadata", {}),
+            expires=found.get("expires"),
+        )  # fmt: skip
+
+    def _address(self, hashes: Mapping[str, str], folder: Path) -> str:
+        """Where the file is: under its hash, where the root says that it is there."""
+        place, hashed = f"{self.repository.url}targets/{self.path}", True
+        with contextlib.suppress(exceptions.RepositoryError):
+            known = Metadata[Root].from_bytes(_read(folder / "metadata" / "root.json"))
+            hashed = bool(known.signed.consistent_snapshot)
+        if hashed:
+            head, _, name = place.rpartition("/")
+            place = f"{head}/{next(iter(hashes.values()))}.{name}"
+        return self._with_secrets(place)
+
+    def _with_secrets(self, place: str) -> str:
+        """What opens the door at the configured url opens it for all of the repository."""
+        if place.startswith("/"):
+            return place
+        parts = urlsplit(self.url)
+        user, at, _ = parts.netloc.rpartition("@")
+        scheme, _, rest = place.partition("://")
+        return f"{scheme}://{user}{at}{rest}" + (f"?{parts.query}" if parts.query else "")
+
+    def _get(self, place: str, max_bytes: int) -> bytes:
+        """A file of metadata, from the downloader in its loop."""
+        if place.startswith("/"):
+            try:
+                return read_file(place, max_bytes)
+            except OtaError as error:
+                if isinstance(error.__cause__, FileNotFoundError):
+                    raise NotThere(error.code, error.message) from None
+                raise
+        if self._over:
+            raise OtaError("cancelled")
+        work: Any = self.fetch(self._with_secrets(place), max_bytes)
+        self._wanted = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return self._wanted.result()
+        except CancelledError:
+            raise OtaError("cancelled") from None
+
+    @contextmanager
+    def _explained(self, fetcher: _Fetcher, before: Mapping[str, dict[str, int]]) -> Iterator[None]:
+        """What the client finds wrong, in our words; it may be right again at any time."""
+        try:
+            yield
+        except _Failed as failed:
+            raise failed.error from None
+        except exceptions.DownloadHTTPError:
+            raise fetcher.missing or OtaError("http-status") from None
+        except exceptions.ExpiredMetadataError as error:
+            role = str(error).replace("New ", "").partition(" is ")[0].removeprefix("Final ")
+            raise NotThere(
+                "metadata-expired",
+                f"The metadata of {self.shown} has expired ({role.removesuffix('.json')}), so "
+                "nothing new is taken from there.",
+            ) from None
+        except exceptions.BadVersionNumberError:
+            now = _versions(fetcher.last)
+            if any(now.get(name, have) < have for kept in before.values()
+                   for name, have in kept.items()):  # fmt: skip
+                text = f"{self.shown} shows older metadata than it did before."
+                raise NotThere("replayed", text) from None
+            text = f"The files of metadata at {self.shown} do not belong together."
+            raise NotThere("metadata-invalid", text) from None
+        except (exceptions.RepositoryError, exceptions.DownloadLengthMismatchError) as error:
+            why = _why(error)
+            raise NotThere("metadata-invalid", f"The metadata of {self.shown} {why}.") from None
+
+
+_NEVER = ("replayed", "metadata-invalid", "cancelled")
+"""Errors behind which what was allowed before is not taken either: nobody else makes such."""
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, exceptions.UnsignedMetadataError):
+        return "is not signed by as many of its owner's keys as it takes"
+    if isinstance(error, exceptions.DownloadLengthMismatchError):
+        return "is longer than was signed, or than metadata may be"
+    if isinstance(error, exceptions.LengthOrHashMismatchError):
+        return "holds files that do not belong together"
+    return "cannot be read, or breaks a rule of TUF"
+
+
+def _versions(data: bytes | None) -> dict[str, int]:
+    """The versions that a file of metadata states: its own, and those of files that it names."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        signed = json.loads(data or b"")["signed"]
+        named = {n: int(meta["version"]) for n, meta in signed.get("meta", {}).items()}
+        return {f"{signed['_type']}.json": int(signed["version"]), **named}
+    return {}
+
+
+def _read(path: Path) -> bytes:
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    return b""
+
+
+def _about(found: TargetFile) -> dict[str, Any]:
+    custom = found.custom if isinstance(found.custom, dict) else {}
+    return {"size_bytes": found.length, "hashes": dict(found.hashes), "ota": custom.get("ota")}
+
+
+def _version(found: Mapping[str, Any]) -> str:
+    """What the owner has bound a file to; "" where nothing."""
+    custom = found["ota"]
+    return _text(custom.get("version")) or "" if isinstance(custom, dict) else ""
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+@dataclass
+class _Remembered:
+    """allowed: target -> what the metadata said of it. seen_s: when it was last fresh."""
+
+    allowed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seen_s: float = 0.0
+
+    @classmethod
+    def read(cls, path: Path) -> _Remembered:
+        """What is there and can be read."""
+        try:
+            known = json.loads(_read(path) or b"{}")
+            return cls(dict(known.get("allowed", {})), float(known.get("seen_s", 0)))
+        except (ValueError, TypeError, AttributeError):
+            return cls()
+
+    def write(self, path: Path) -> None:
+        """In one step."""
+        kept = dict(list(self.allowed.items())[-MAX_ALLOWED:])
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "w") as file:
+            json.dump({"allowed": kept, "seen_s": self.seen_s}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)

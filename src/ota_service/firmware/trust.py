@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The host's policy: whose firmware is taken at all, whatever a configuration says.
+
+    /etc/ota-service/trust/keys/*.pem           public keys of Secure Boot v2: one must have signed
+    /etc/ota-service/trust/repositories.json    [{"url": "<base>/", "root": "root.json"}]: TUF
+
+Who can change the policy could just as well change this program, so folder and files must belong
+to root alone. A module's environment comes from the machine's configuration: a folder that it
+names can only ask for more. Both are looked at for each firmware, so no restart is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from ota_service.errors import OtaError
+from ota_service.firmware.failures import NotThere
+from ota_service.firmware.files import read_file
+from ota_service.firmware.urls import redact_url
+from ota_service.formats.image import AppImage, parse_boot_image
+from ota_service.formats.merged import MergedBinary
+from ota_service.formats.signature import SignatureBlock, public_key_digest, signature_blocks
+
+HOST = Path("/etc/ota-service/trust")
+HOST_OWNERS = frozenset({0})
+"""Both are for tests: nothing that a configuration reaches changes them."""
+ADDED = "OTA_SERVICE_TRUST"
+KEYS, REPOSITORIES = "keys", "repositories.json"
+MAX_FILE_BYTES = 1 << 20
+_MAX_FILES = 1000
+WARNED_DAYS = 14
+_HASHES = frozenset({"sha256", "sha384", "sha512", "sha3_256", "sha3_384", "sha3_512", "blake2b"})
+
+Part = tuple[str, Sequence[SignatureBlock | None]]
+"""An image, as the beginning of a sentence, and its signature blocks."""
+Requirement = Literal["secure-boot-v2", "repository"]
+_Stamp = tuple[tuple[str, int, int, int, int, int], ...]
+"""Of each file and folder: path, inode, size, changes of contents and of the rest, mode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A TUF repository that firmware may come from.
+
+    url: its base, with a slash at the end: an http(s) address without user info and query, or a
+    path. root: the root metadata that its trust begins with.
+    """
+
+    url: str
+    root: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One folder's. keys: digest -> the file it comes from; repositories: None where that folder
+    does not ask for them."""
+
+    folder: Path
+    keys: Mapping[bytes, str] | None
+    repositories: tuple[Repository, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What signed metadata says of one file.
+
+    folder: of the policy that asked for it. repository: its base. path: the target's. url: where
+    to get it, user info and query included. hashes: name of the algorithm -> hex. version,
+    project, chip: what the owner bound it to. metadata: role -> version; empty where it was
+    allowed before and the metadata of now could not be had. expires: when the first of it does,
+    in ISO 8601.
+    """
+
+    folder: Path
+    repository: str
+    path: str
+    url: str = field(repr=False)
+    size_bytes: int
+    hashes: Mapping[str, str]
+    version: str | None = None
+    project: str | None = None
+    chip: str | None = None
+    metadata: Mapping[str, int] = field(default_factory=dict)
+    expires: str | None = None
+
+    @property
+    def sha256(self) -> str | None:
+        """The file's SHA-256, where the metadata says it."""
+        return self.hashes.get("sha256")
+
+    def require(self, data: bytes, image: AppImage | None) -> dict[str, Any]:
+        """How it was allowed, for the history. Raises OtaError where these are not the bytes."""
+        known = {name: value for name, value in self.hashes.items() if name in _HASHES}
+        if not known:
+            raise OtaError("metadata-invalid", f"The metadata has no known hash of {self.path}.")
+        for name, value in known.items():
+            if len(data) != self.size_bytes or hashlib.new(name, data).hexdigest() != value:
+                raise OtaError(
+                    "digest-mismatch",
+                    f"The file is not the {self.path} that its repository's metadata was signed "
+                    "for.",
+                    remedy="Publish that file again, and look at who may write to the server.",
+                )
+        if image is not None:
+            about = image.descriptor.project, _plain(image.chip)
+            for said, has in zip((self.project, self.chip and _plain(self.chip)), about,
+                                 strict=True):  # fmt: skip
+                if said is not None and said != has:
+                    raise OtaError(
+                        "metadata-invalid",
+                        f"The metadata of {self.path} was signed for {said}, and its file is for "
+                        f"{has}.",
+                    )
+        by = {"repository": redact_url(self.repository), "target": self.path}
+        if self.expires is None:  # its metadata of now could not be had
+            return {**by, "as_before": True}
+        return {**by, "metadata": dict(self.metadata), "expires": self.expires}
+
+
+def _plain(chip: str) -> str:
+    return chip.lower().replace("-", "")
+
+
+# --- what the host asks for
+
+
+_known: dict[Path, tuple[_Stamp, Policy]] = {}
+
+
+def policies(environment: Mapping[str, str] = os.environ) -> tuple[Policy, ...]:
+    """All that must pass, as they are now; () where nothing is asked for. Raises `trust-invalid`.
+
+    Blocks for as long as it takes to look at a few files.
+    """
+    found = [_policy(folder, stamp) for folder, stamp in _stamps(environment)]
+    return tuple(p for p in found if p.keys is not None or p.repositories is not None)
+
+
+def shown(environment: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
+    """As in the status; None where nothing is required. Reads no file's contents."""
+    try:
+        stamps = _stamps(environment)
+    except OtaError as error:
+        return {"requires": [], "error": error.to_dict()}
+    paths = {name for folder, stamp in stamps for name, *_ in stamp[1:]}
+    kinds: tuple[tuple[Requirement, str], ...] = (("secure-boot-v2", KEYS),
+                                                  ("repository", REPOSITORIES))  # fmt: skip
+    requires = [kind for kind, name in kinds if name in paths]
+    return {"requires": requires} if requires else None
+
+
+def expiry_notice(allowed_by: Iterable[Mapping[str, Any]]) -> str | None:
+    """A sentence on metadata that expires within WARNED_DAYS; None where none does."""
+    soon = datetime.now(UTC) + timedelta(days=WARNED_DAYS)
+    found = {(by["expires"], by["repository"]) for by in allowed_by if by.get("expires")}
+    for expires, repository in sorted(found):
+        if datetime.fromisoformat(expires) < soon:
+            return (
+                f"Metadata of {repository}, as it was last seen, expires at {expires}; nothing new "
+                "is taken from there afterwards. Its owner renews it with `esp32-ota repo refresh`."
+            )
+    return None
+
+
+def folders(environment: Mapping[str, str] = os.environ) -> list[tuple[Path, frozenset[int]]]:
+    """Where policies are, and who may own each beside root."""
+    added = environment.get(ADDED) or None
+    found = [(HOST, HOST_OWNERS)] if os.path.lexists(HOST) or not _searchable(HOST) else []
+    if added is not None:
+        found.append((Path(added), frozenset({0, os.geteuid()})))
+    return found
+
+
+def _searchable(folder: Path) -> bool:
+    """Whether it can be told if it exists: what cannot be seen may be there."""
+    try:
+        os.lstat(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _stamps(environment: Mapping[str, str]) -> list[tuple[Path, _Stamp]]:
+    return [(folder, _stamp(folder, owners)) for folder, owners in folders(environment)]
+
+
+def _stamp(folder: Path, owners: frozenset[int]) -> _Stamp:
+    """What must change when the policy does; whose it is was looked at."""
+    if not folder.is_absolute():
+        raise _invalid(f"{ADDED} is {folder}, which is no whole path.")
+    try:
+        if folder == HOST:
+            for parent in folder.parents:
+                _require_owned(parent, os.lstat(parent), owners, sticky=True)
+        names = [folder, *_listed(folder)]
+        if folder / KEYS in names:
+            names += _listed(folder / KEYS)
+        stamp = []
+        for path in names:
+            found = os.lstat(path)
+            _require_owned(path, found, owners)
+            name = str(path.relative_to(folder))
+            stamp.append((name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns,
+                          found.st_mode))  # fmt: skip
+    except OSError as error:
+        raise _invalid(f"{error.filename or folder} cannot be read: {error.strerror}.") from None
+    return tuple(stamp)
+
+
+def _listed(folder: Path) -> list[Path]:
+    found = sorted(folder / name for name in os.listdir(folder))
+    if len(found) > _MAX_FILES:
+        raise _invalid(f"{folder} holds {len(found)} files.")
+    return found
+
+
+def _require_owned(
+    path: Path, found: os.stat_result, owners: frozenset[int], *, sticky: bool = False
+) -> None:
+    """sticky: a folder like /tmp will do, in which nobody takes another one's file away."""
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise _invalid(f"{path} is neither a file nor a folder of its own.")
+    if found.st_uid not in owners | {0}:
+        raise _invalid(f"{path} belongs to the user {found.st_uid}.")
+    if found.st_mode & 0o022 and not (sticky and found.st_mode & stat.S_ISVTX):
+        raise _invalid(f"Others than its owner may write to {path} (chmod go-w {path}).")
+
+
+def _policy(folder: Path, stamp: _Stamp) -> Policy:
+    before = _known.get(folder)
+    if before is not None and before[0] == stamp:
+        return before[1]
+    names = [name for name, *_ in stamp]
+    keys = _keys(folder / KEYS) if KEYS in names else None
+    repositories = _repositories(folder) if REPOSITORIES in names else None
+    made = Policy(folder, keys, repositories)
+    _known[folder] = stamp, made
+    return made
+
+
+def _keys(folder: Path) -> dict[bytes, str]:
+    keys = {}
+    for path in _listed(folder):
+        if path.suffix == ".pem":
+            try:
+                keys[public_key_digest(read(path))] = path.name
+            except ValueError as error:
+                raise _invalid(f"{path} {error}.") from None
+    if not keys:
+        raise _invalid(f"{folder} holds no key, so that no image could be signed by one.")
+    return keys
+
+
+def _repositories(folder: Path) -> tuple[Repository, ...]:
+    path = folder / REPOSITORIES
+    try:
+        rows = json.loads(read(path))
+        found = [(str(row["url"]), str(row["root"])) for row in rows if row["url"] and row["root"]]
+        if not isinstance(rows, list) or len(found) != len(rows):
+            raise ValueError
+        if any("/" in root or not is_base(url) for url, root in found):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise _invalid(
+            f'{path} has not the form [{{"url": "https://host/base/", "root": "root.json"}}], '
+            "each root a file beside it, each url without user and query, or a whole path."
+        ) from None
+    return tuple(
+        Repository(place_of(url if url.endswith("/") else f"{url}/"), read(folder / root))
+        for url, root in found
+    )
+
+
+def place_of(url: str) -> str:
+    """A url without user info, query and fragment, or the path that it is or a file url stands for;
+    its host as it is compared."""
+    if url.startswith("/"):
+        return url
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        return unquote(parts.path)
+    scheme, host = parts.scheme.lower(), parts.netloc.rpartition("@")[2].lower()
+    usual = {"http": ":80", "https": ":443"}.get(scheme, "")
+    return f"{scheme}://{host.removesuffix(usual)}{parts.path}"
+
+
+def is_base(url: str) -> bool:
+    """Whether a policy may name it: an address without secrets, or a path."""
+    plain = url.lower().startswith(("http://", "https://")) and not set("?#@") & set(url)
+    return plain or url.startswith("/")
+
+
+def read(path: Path) -> bytes:
+    """A regular file of the policy. Raises `trust-invalid`."""
+    try:
+        return read_file(path, MAX_FILE_BYTES, links=False)
+    except OtaError as error:
+        raise _invalid(error.message) from None
+
+
+def _invalid(why: str) -> OtaError:
+    """It may be mended at any time, and is looked at again."""
+    return NotThere("trust-invalid", why)
+
+
+# --- what passes
+
+
+def require(
+    policies: Iterable[Policy],
+    data: bytes,
+    parts: Sequence[Part],
+    grants: Sequence[Grant] = (),
+    image: AppImage | None = None,
+) -> tuple[dict[str, Any], ...]:
+    """Hold a file against every policy; how each allowed it, for the history.
+
+    data: the whole file. parts: each image in it. Raises OtaError `signature-missing`, `-invalid`,
+    `-untrusted`, and what `Grant.require` does.
+    """
+    allowed = []
+    for policy in policies:
+        by: dict[str, Any] = {"policy": str(policy.folder)}
+        if policy.keys is not None:
+            signed = {_signed_by(what, blocks, policy.keys) for what, blocks in parts}
+            by["keys"] = {digest.hex(): policy.keys[digest] for digest in sorted(signed)}
+        if policy.repositories is not None:
+            grant = next((one for one in grants if one.folder == policy.folder), None)
+            if grant is None:
+                raise not_from_there(policy)
+            by |= grant.require(data, image)
+        allowed.append(by)
+    return tuple(allowed)
+
+
+def not_from_there(policy: Policy) -> OtaError:
+    """The error of what comes from none of a policy's repositories."""
+    known = ", ".join(redact_url(one.url) for one in policy.repositories or ()) or "none"
+    return OtaError(
+        "signature-untrusted",
+        f"This host takes firmware only from the repositories of {policy.folder} ({known}), and "
+        "this one comes from none of them.",
+        remedy="Let the url be BASE/targets/FILE of such a repository; `esp32-ota repo add` "
+        "publishes a firmware there.",
+    )
+
+
+def _signed_by(
+    what: str, blocks: Sequence[SignatureBlock | None], keys: Mapping[bytes, str]
+) -> bytes:
+    there = [block for block in blocks if block is not None]
+    valid = [block.key_digest for block in there if not block.problem]
+    trusted = next((digest for digest in valid if digest in keys), None)
+    if trusted is not None:
+        return trusted
+    if not there:
+        raise OtaError(
+            "signature-missing",
+            f"{what} carries no Secure Boot v2 signature, and this host takes signed ones only.",
+        )
+    if not valid:
+        raise OtaError("signature-invalid", f"{what} has a signature that {there[0].problem}.")
+    names = ", ".join(f"{digest.hex()[:16]}.." for digest in valid)
+    raise OtaError(
+        "signature-untrusted",
+        f"{what} is signed by the key {names}, which this host does not take.",
+    )
+
+
+def merged_parts(flash: bytes, merged: MergedBinary) -> list[Part]:
+    """Everything in a Merged Binary that a chip may start, as `require` wants it.
+
+    An app is judged by what a bootloader asks of it, which is less than a descriptor; what is
+    there and is no whole image has no signature.
+    """
+    at, loader = merged.bootloader_offset, merged.bootloader
+    size = 0 if isinstance(loader, OtaError) else loader.size_bytes
+    blocks = signature_blocks(flash[at : merged.table_offset], size)
+    parts: list[Part] = [("The Merged Binary's bootloader", blocks)]
+    for part, _ in merged.apps:
+        blocks = ()
+        with contextlib.suppress(OtaError):
+            blocks = parse_boot_image(flash[part.offset : part.offset + part.size_bytes]).signatures
+        parts.append((f"The Merged Binary's app in {part.name}", blocks))
+    return parts
+
+
+def require_root() -> None:
+    """Raise OtaError where somebody else than root asks to pass the policy by."""
+    if os.geteuid() != 0:
+        raise OtaError("config-invalid", "Only root may do without this host's policy of trust.")

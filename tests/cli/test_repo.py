@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`esp32-ota repo` and `trust`: made with ours and read by python-tuf alone, and installed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from click.testing import CliRunner
+from tuf.api.metadata import Metadata
+from tuf.ngclient import FetcherInterface, Updater
+
+from esp32_sim.images import build_app, build_bootloader
+from esp32_sim.process import SimBoard, SimProcess
+from ota_service import load_firmware
+from ota_service.building.tables import load_table
+from ota_service.cli.main import cli
+from ota_service.cli.serve import Downloads, FolderServer
+from ota_service.errors import OtaError
+from ota_service.formats.merge import merge
+from tests.flash.merged_files import merged
+from tests.support.command import Done, environment, here, run_command
+from tests.support.host_policy import add_key, make_host
+from tests.support.rig import PROJECT
+from tests.support.signing import digest, key, public, sign
+from tests.support.tuf_repository import TufRepository
+
+APP = build_app("demo", "1.0.0")
+NEXT = build_app("demo", "2.0.0")
+OWN = key("ECDSA-P-256", 0)
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a host's policy, in which nothing is yet."""
+    return make_host(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A repository with one firmware, made by the two commands."""
+    made = tmp_path / "repo"
+    (tmp_path / "app.bin").write_bytes(APP)
+    done(here("repo", "init", str(made)))
+    done(here("repo", "add", str(made), str(tmp_path / "app.bin")))
+    return made
+
+
+def done(result: Done) -> Any:
+    """What a command printed; it must not have failed."""
+    assert result.code == 0, result
+    return json.loads(result.out) if result.out.startswith(("{", "[")) else result.out
+
+
+class Files(FetcherInterface):
+    """Reads files, for python-tuf's client."""
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        path = Path(url)
+        if not path.exists():
+            from tuf.api.exceptions import DownloadHTTPError
+
+            raise DownloadHTTPError("none", 404)
+        yield path.read_bytes()
+
+    def fetch(self, url: str) -> Iterator[bytes]:
+        """Not by a generator: its errors are to come at once."""
+        return iter(list(self._fetch(url)))
+
+
+def by_python_tuf(folder: Path, cache: Path, base: str | None = None) -> Updater:
+    """Its client, as it comes."""
+    cache.mkdir()
+    base = base or f"{folder}/"
+    updater = Updater(
+        str(cache), f"{base}metadata/", str(cache), f"{base}targets/",
+        fetcher=Files() if base.startswith("/") else None,
+        bootstrap=(folder / "metadata" / "1.root.json").read_bytes(),
+    )  # fmt: skip
+    updater.refresh()
+    return updater
+
+
+def test_two_commands_make_a_repository(folder: Path, tmp_path: Path) -> None:
+    """Which python-tuf's client takes; with the times, names, modes and keys that are promised."""
+    updater = by_python_tuf(folder, tmp_path / "cache")
+    found = updater.get_targetinfo("app.bin")
+    assert found is not None
+    assert Path(updater.download_target(found)).read_bytes() == APP
+    assert found.custom == {"ota": {"version": "1.0.0", "project": "demo", "chip": "ESP32"}}
+    assert (folder / "targets" / "app.bin").read_bytes() == APP
+    now, days = datetime.now(UTC), {"root": 365, "targets": 365, "snapshot": 90, "timestamp": 90}
+    for role, name in zip(days, ("1.root", "2.targets", "2.snapshot", "timestamp"), strict=True):
+        expires = Metadata[Any].from_file(str(folder / "metadata" / f"{name}.json")).signed.expires
+        assert abs(expires - now - timedelta(days=days[role])) < timedelta(hours=1)
+    keys = tmp_path / "repo-keys"
+    assert (keys.stat().st_mode & 0o777, sorted(p.name for p in keys.iterdir())) == (
+        0o700, ["root.pem", "snapshot.pem", "targets.pem", "timestamp.pem"],
+    )  # fmt: skip
+    assert {path.stat().st_mode & 0o777 for path in keys.iterdir()} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o644}
+    assert not list(folder.rglob("*.pem"))
+    shown = done(here("repo", "list", str(folder), "--json"))
+    assert shown["targets"][0] == {
+        "name": "app.bin", "size_bytes": len(APP), "sha256": hashlib.sha256(APP).hexdigest(),
+        "version": "1.0.0", "project": "demo", "chip": "ESP32",
+    }  # fmt: skip
+    assert "app.bin" in done(here("repo", "list", str(folder)))
+
+
+async def test_it_is_served_to_python_tuf(folder: Path, tmp_path: Path) -> None:
+    """By `serve`, to the client as it comes; nothing beside metadata and targets is served."""
+    from rich.console import Console
+
+    (folder / "notes.txt").write_text("not for others")
+    with Downloads(Console(quiet=True)) as downloads:
+        runner = web.AppRunner(FolderServer(folder, downloads, None).application())
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            base = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+            updater = await asyncio.to_thread(by_python_tuf, folder, tmp_path / "cache", base)
+            found = await asyncio.to_thread(updater.get_targetinfo, "app.bin")
+            assert found is not None
+            await asyncio.to_thread(updater.download_target, found)
+            import aiohttp
+
+            async with aiohttp.ClientSession() as session:
+                for path in ("", "notes.txt", "metadata/%2e%2e/notes.txt", "targets/%00", "targets",
+                             "targets/..%2f..%2frepo-keys/root.pem"):  # fmt: skip
+                    async with session.get(base + path) as answer:
+                        assert answer.status == 404, path
+        finally:
+            await runner.cleanup()
+
+
+def test_refresh_and_a_next_version(folder: Path, tmp_path: Path) -> None:
+    """A host that has seen the first state takes each later one."""
+    (tmp_path / "app.bin").write_bytes(NEXT)
+    made = done(here("repo", "add", str(folder), str(tmp_path / "app.bin"), "--json"))
+    assert made["version"] == "2.0.0"
+    assert done(here("repo", "refresh", str(folder), "--json"))["signed"] == [
+        "snapshot", "timestamp",
+    ]  # fmt: skip
+    found = by_python_tuf(folder, tmp_path / "cache").get_targetinfo("app.bin")
+    assert found is not None
+    assert found.hashes["sha256"] == hashlib.sha256(NEXT).hexdigest()
+    assert done(here("repo", "verify", str(folder), "--json")) == {
+        "ok": True, "good": ["app.bin"], "problems": [],
+    }  # fmt: skip
+
+
+def test_root_and_targets_are_renewed_in_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where their keys are at hand; a root that is kept elsewhere is left as it is."""
+    monkeypatch.setattr("ota_service.building.repository.RENEWED_DAYS", 400)
+    (tmp_path / "repo-keys" / "root.pem").rename(tmp_path / "root.pem")
+    signed = done(here("repo", "refresh", str(folder), "--json"))["signed"]
+    assert signed == ["targets", "snapshot", "timestamp"]
+    (tmp_path / "root.pem").rename(tmp_path / "repo-keys" / "root.pem")
+    signed = done(here("repo", "refresh", str(folder), "--json"))["signed"]
+    assert signed == ["root", "targets", "snapshot", "timestamp"]
+    updater = by_python_tuf(folder, tmp_path / "cache")
+    assert updater.get_targetinfo("app.bin") is not None
+    assert (folder / "metadata" / "2.root.json").exists()
+
+
+def test_keys_with_a_password(tmp_path: Path) -> None:
+    """It is asked for, once, and a wrong one signs nothing."""
+    (tmp_path / "app.bin").write_bytes(APP)
+    repo, run = str(tmp_path / "repo"), CliRunner()
+    made = run.invoke(cli, ["repo", "init", repo, "--encrypt"], input="secret\nsecret\n")
+    assert made.exit_code == 0, made.output
+    assert b"ENCRYPTED" in (tmp_path / "repo-keys" / "root.pem").read_bytes()
+    add = ["repo", "add", repo, str(tmp_path / "app.bin")]
+    wrong = run.invoke(cli, add, input="other\n")
+    assert isinstance(wrong.exception, OtaError)
+    right = run.invoke(cli, add, input="secret\n")
+    assert right.exit_code == 0, right.output
+
+
+def test_nothing_is_signed_anew_that_was_not_right(folder: Path, tmp_path: Path) -> None:
+    """The server's thief changes the folder, and waits for its owner."""
+    path = folder / "metadata" / "2.targets.json"
+    right = path.read_bytes()
+    digest = hashlib.sha256(APP).hexdigest().encode()
+    path.write_bytes(right.replace(digest, hashlib.sha256(NEXT).hexdigest().encode()))
+    for command in (["refresh"], ["list"], ["verify"], ["add", str(tmp_path / "app.bin")]):
+        assert here("repo", command[0], str(folder), *command[1:]).code == 1
+    path.write_bytes(right)
+    his = TufRepository()
+    his.add("app.bin", NEXT, "1.0.0")
+    for name, data in his.publish().items():
+        (folder / name).write_bytes(data)
+    failed = here("repo", "add", str(folder), str(tmp_path / "app.bin"))
+    assert (failed.code, "root" in failed.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("1.root.json", b"{}"), ("../app.bin", b""), ("a b.bin", APP), ("app.bin", b"no image"),
+     ("app.bin", APP[:-40])],
+)  # fmt: skip
+def test_what_is_not_published(folder: Path, tmp_path: Path, name: str, data: bytes) -> None:
+    """Names that no url has, and files that no board starts."""
+    file = tmp_path / "file"
+    file.write_bytes(data)
+    before = sorted(folder.rglob("*"))
+    assert here("repo", "add", str(folder), str(file), "--name", name).code == 1
+    assert sorted(folder.rglob("*")) == before
+
+
+async def test_a_merged_binary_is_published_too(folder: Path, tmp_path: Path, host: Path) -> None:
+    """So that `flash` writes it on hosts that take their owner's files only."""
+    whole = merge(bootloader=build_bootloader(), table=load_table("ota-guide"), app=APP).data
+    (tmp_path / "whole.bin").write_bytes(whole)
+    arguments = ("repo", "add", str(folder), str(tmp_path / "whole.bin"))
+    done(await asyncio.to_thread(here, *arguments))
+    assert done(await asyncio.to_thread(here, "repo", "verify", str(folder), "--json"))["ok"]
+    install = ("trust", "install", str(folder), "--yes")
+    done(await asyncio.to_thread(here, *install))
+    port = str(tmp_path / "none")
+    for path, words in ((tmp_path, "none of them"), (folder / "targets", "does not exist")):
+        failed = await asyncio.to_thread(here, "flash", port, str(path / "whole.bin"))
+        assert (failed.code, words in failed.err) == (1, True), failed
+
+
+async def test_a_repository_is_installed_and_taken(
+    folder: Path, tmp_path: Path, host: Path
+) -> None:
+    """After a look at its fingerprint; python-tuf's as well as ours, and others are refused."""
+    run, root = CliRunner(), (folder / "metadata" / "1.root.json").read_bytes()
+    arguments = ["trust", "install", str(folder)]
+    no = await asyncio.to_thread(run.invoke, cli, arguments, input="n\n")
+    assert hashlib.sha256(root).hexdigest() in no.output
+    assert list(host.iterdir()) == []
+    yes = await asyncio.to_thread(run.invoke, cli, arguments, input="y\n")
+    assert yes.exit_code == 0, yes.output
+    other = TufRepository()
+    other.add("app.bin", NEXT, "2.0.0")
+    for name, data in other.publish().items():
+        path = tmp_path / "other" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (tmp_path / "root.json").write_bytes(other.root)
+    base = ["--url", str(tmp_path / "other")]
+    more = ["trust", "install", str(tmp_path / "root.json"), *base, "--yes"]
+    yes = await asyncio.to_thread(run.invoke, cli, more)
+    assert yes.exit_code == 0, yes.output
+    for place, data in ((folder, APP), (tmp_path / "other", NEXT)):
+        assert (await load_firmware(place / "targets" / "app.bin")).data == data
+    with pytest.raises(OtaError, match="signature-untrusted"):
+        await load_firmware(tmp_path / "app.bin")
+    shown = json.loads(run.invoke(cli, ["trust", "show", "--json"]).output)
+    rows = {row["url"]: row["fingerprint"] for row in shown["policies"][0]["repositories"]}
+    assert rows == {
+        f"{folder}/": hashlib.sha256(root).hexdigest(),
+        f"{tmp_path / 'other'}/": hashlib.sha256(other.root).hexdigest(),
+    }
+    assert str(folder) in run.invoke(cli, ["trust", "show"]).output
+
+
+def test_a_key_is_installed(tmp_path: Path, host: Path) -> None:
+    """And what it has not signed is refused from then on, by its name."""
+    for number in (0, 1):  # two keys whose files are called alike
+        (tmp_path / str(number)).mkdir()
+        file = tmp_path / str(number) / "release.pem"
+        file.write_bytes(public(key("ECDSA-P-256", number)))
+        done(here("trust", "install", str(file), "--yes", "--json"))
+    shown = done(here("trust", "show", "--json"))["policies"][0]["keys"]
+    assert sorted(shown.values()) == sorted(digest(key("ECDSA-P-256", n)).hex() for n in (0, 1))
+    (tmp_path / "private.pem").write_bytes(OWN)
+    assert "private key" in here("trust", "install", str(tmp_path / "private.pem"), "--yes").err
+    for data, trusted in ((sign(APP, OWN), True), (APP, False)):
+        (tmp_path / "app.bin").write_bytes(data)
+        found = done(here("image", "inspect", str(tmp_path / "app.bin"), "--json"))
+        assert found["trust"]["requires"] == ["secure-boot-v2"]
+        assert found["trust"]["ok"] is trusted
+        assert ("this host" in done(here("image", "inspect", str(tmp_path / "app.bin")))) is True
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("root.json",), ("root.json", "--url", "https://u:p@host/"), ("none.pem",),
+        ("root.json", "--url", "relative"), ("garbage.json", "--url", "/srv/fw"),
+    ],
+)  # fmt: skip
+def test_what_is_not_installed(tmp_path: Path, host: Path, arguments: tuple[str, ...]) -> None:
+    """A policy that could not be used would keep all firmware from this host."""
+    made = TufRepository()
+    made.publish()
+    (tmp_path / "root.json").write_bytes(made.root)
+    (tmp_path / "garbage.json").write_text("{}")
+    failed = here("trust", "install", str(tmp_path / arguments[0]), *arguments[1:], "--yes")
+    assert failed.code in (1, 2)
+    assert list(host.iterdir()) == []
+
+
+def test_a_policy_that_is_not_valid_is_shown(host: Path) -> None:
+    """With what is wrong, and exit code 1."""
+    add_key(host, public(OWN)).chmod(0o666)
+    shown = here("trust", "show", "--json")
+    assert (shown.code, json.loads(shown.out)["error"]["code"]) == (1, "trust-invalid")
+    assert here("trust", "show").code == 1
+
+
+def test_only_root_passes_the_policy_by(
+    tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody else is told so, as wrong usage."""
+    (tmp_path / "app.bin").write_bytes(APP)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    for command in (["update", "--file"], ["flash"]):
+        words = [command[0], str(tmp_path / "none"), *command[1:], str(tmp_path / "app.bin")]
+        failed = here(*words, "--no-trust")
+        assert (failed.code, "root" in failed.err) == (2, True), failed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root passes the policy by")
+async def test_root_passes_the_policy_by_and_it_is_noted(tmp_path: Path) -> None:
+    """What is not signed is refused by each way in, and written where root insists."""
+    policy = tmp_path / "policy"
+    policy.mkdir(mode=0o755)
+    add_key(policy, public(OWN))
+    env = environment(tmp_path, OTA_SERVICE_TRUST=str(policy))
+    app, whole = tmp_path / "app.bin", tmp_path / "whole.bin"
+    app.write_bytes(build_app(PROJECT, "1.1.0", size_bytes=60_000))
+    whole.write_bytes(merged("ota-guide"))
+    quick = ("--boot-timeout", "4", "--boot-stable", "0.5", "--json")
+    with SimProcess(tmp_path / "boards", [SimBoard("guide")]) as sim:
+        port = sim.boards[0].url
+        for command in (("update", port, "--file", str(app)), ("flash", port, str(whole))):
+            refused = await run_command(*command, *quick, env=env)
+            assert refused.code == 1
+            assert "signature-missing" in refused.out or "carries no Secure" in refused.err
+            done_by_root = await run_command(*command, *quick, "--no-trust", env=env)
+            assert done_by_root.code == 0, done_by_root
+    (journal,) = tmp_path.rglob("journal.sqlite3")
+    with contextlib.closing(sqlite3.connect(journal)) as connection:
+        rows = connection.execute("SELECT target, outcome FROM runs ORDER BY seq").fetchall()
+    found = [(json.loads(target), outcome) for target, outcome in rows]
+    assert [(about.get("no_trust"), outcome) for about, outcome in found] == [
+        (None, "failed"), (True, "succeeded"), (True, "succeeded"),
+    ]  # fmt: skip

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A host that takes its owner's firmware only, end to end: the module, a server, a board."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esp32_sim.images import build_app
+from esp32_sim.process import SimBoard, SimProcess
+from tests.flash.merged_files import merged
+from tests.support.firmware_server import FirmwareServer
+from tests.support.module_client import ModuleProcess
+from tests.support.rig import PROJECT, Rig
+from tests.support.signing import digest, key, public, sign
+from tests.support.tuf_repository import TufRepository, in_days
+
+pytestmark = pytest.mark.slow
+
+OWN = key("ECDSA-P-256")
+
+
+def firmware(version: str, *, signed: bool = True) -> bytes:
+    """An app that runs, and says that it is `version`."""
+    app = build_app(PROJECT, version, size_bytes=60_000)
+    return sign(app, OWN) if signed else app
+
+
+async def test_a_board_gets_what_its_owner_signed_and_nothing_else(tmp_path: Path) -> None:
+    """By each way in; nothing else is written, and what was begun goes on without the owner."""
+    made = TufRepository()
+    made.add("app.bin", firmware("1.1.0"), "1.1.0")
+    first = made.publish()
+    trust = tmp_path / "trust"
+    (trust / "keys").mkdir(parents=True)
+    (trust / "keys" / "release.pem").write_bytes(public(OWN))
+    (trust / "root.json").write_bytes(made.root)
+    async with FirmwareServer.start() as server:
+        base = server.url("/fw/")
+        (trust / "repositories.json").write_text(json.dumps([{"url": base, "root": "root.json"}]))
+        for path in (trust, *trust.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+        def serve(files: dict[str, bytes]) -> str:
+            for name, data in files.items():
+                server.put(f"/fw/{name}", data)
+            return f"{base}targets/app.bin"
+
+        with SimProcess(tmp_path / "boards", [SimBoard("guide")]) as sim:
+            async with ModuleProcess.start(
+                tmp_path / "machine", env={"OTA_SERVICE_TRUST": str(trust)}
+            ) as module:
+                rig = Rig(tmp_path, sim, server, module, ["a"])
+                await _attacked(rig, made, serve, first)
+
+
+async def _attacked(rig: Rig, made: TufRepository, serve: Any, first: dict[str, bytes]) -> None:
+    control = rig.board().control
+
+    async def told(**target: Any) -> dict[str, Any]:
+        before = await rig.run_id()
+        await rig.configure(**target)
+        return await rig.next_run(before)
+
+    url = serve(first)
+    status = await told(url=url, version="1.1.0")
+    assert status["boards"]["a"]["state"] == "up_to_date", status
+    assert status["trust"] == {"requires": ["secure-boot-v2", "repository"]}
+    run = (await rig.command("history"))["runs"][0]
+    (by,) = run["boards"]["a"]["allowed_by"]
+    assert by["keys"] == {digest(OWN).hex(): "release.pem"}
+    assert by["metadata"] == {"root": 1, "timestamp": 1, "snapshot": 1, "targets": 1}
+
+    evil = rig.server.put("/evil.bin", firmware("6.6.6", signed=False))
+    made.add("plain.bin", firmware("2.0.0", signed=False), "2.0.0")
+    made.signed["timestamp"].expires = in_days(10)
+    second = made.publish()
+    stolen = {name: firmware("6.6.6", signed=False) for name in first if name.startswith("target")}
+    whole = rig.folder / "whole.bin"
+    whole.write_bytes(merged("ota-guide"))
+    control.start_trace()
+    for files, target, code in (
+        (stolen, {"url": url, "version": "1.2.0"}, "version-mismatch"),
+        ({}, {"url": evil, "version": "6.6.6"}, "signature-untrusted"),
+        (second, {"url": url.replace("app", "plain"), "version": "2.0.0"}, "signature-missing"),
+        (first, {"url": url, "version": "1.1.1"}, "replayed"),
+    ):
+        serve(files)
+        status = await told(**target)
+        assert status["error"]["code"] == code, status
+    with pytest.raises(Exception, match="signature-untrusted"):
+        await rig.command("flash", board="a", path=str(whole), confirm=status["boards"]["a"]["mac"])
+    assert [op for op in control.stop_trace() if op["who"] == "loader"] == []
+
+    serve(second)
+    status = await told(url=url, version="1.1.0")
+    assert "2.0.0" not in str(status["boards"]["a"].get("version"))
+    assert "expires at" in status["trust"]["notice"]
+    made.add("app.bin", firmware("3.0.0"), "3.0.0")
+    made.signed["timestamp"].expires = in_days(-1)
+    serve(made.publish())
+    status = await told(url=url, version="3.0.0")
+    assert status["error"]["code"] == "metadata-expired"
+    # What this host allowed before goes on, and so does the way back.
+    status = await told(url=url, version="1.1.0")
+    assert status["run"]["outcome"] == "succeeded", status
+    reply = await rig.command("rollback")
+    assert reply["boards"]["a"]["version"] != "1.1.0", reply

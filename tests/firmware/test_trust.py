@@ -1,0 +1,432 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The host's policy: what it takes by each way in, and when the policy itself is not trusted."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from esp32_sim.images import build_app, build_bootloader
+from ota_service import load_firmware
+from ota_service.building.tables import load_table
+from ota_service.errors import OtaError
+from ota_service.firmware import trust
+from ota_service.firmware.check import check_firmware
+from ota_service.firmware.download import Patience
+from ota_service.firmware.supply import Supply
+from ota_service.firmware.target import Target
+from ota_service.firmware.trust import ADDED
+from ota_service.fleet.firmwares import Firmwares
+from ota_service.fleet.settings import Settings
+from ota_service.formats.merge import merge
+from ota_service.formats.signature import public_key_digest
+from ota_service.update.flash_plan import check_merged
+from tests.formats.test_signature import spoilt
+from tests.support.firmware_server import FirmwareServer
+from tests.support.host_policy import add_key, add_repository, make_host
+from tests.support.signing import BLOCK, SCHEMES, SECTOR, digest, key, public, sign
+from tests.support.tuf_repository import TufRepository, in_days
+
+ROOT = Path(__file__).parents[2]
+APP = build_app(size_bytes=5_000)
+OWN, FOREIGN = key("ECDSA-P-256"), key("ECDSA-P-256", 1)
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a host's policy, in which nothing is yet."""
+    return make_host(tmp_path, monkeypatch)
+
+
+def code(data: bytes) -> str:
+    """The code that an image is refused with; "" where it is taken."""
+    try:
+        check_firmware(data)
+    except OtaError as error:
+        return error.code
+    return ""
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_key_has_the_digest_that_fuses_hold(scheme: str) -> None:
+    """By espsecure, for each scheme of Secure Boot v2."""
+    assert public_key_digest(public(key(scheme))) == digest(key(scheme))
+
+
+def bad_block(data: bytes, number: int) -> bytes:
+    """A signature spoilt, its CRC right."""
+    at = len(data) - SECTOR + BLOCK * number
+    return data[:at] + spoilt(data[at : at + BLOCK], 120) + data[at + BLOCK :]
+
+
+ROWS: list[tuple[str, bytes, str]] = [
+    ("its owner's", sign(APP, OWN), ""),
+    ("not signed", APP, "signature-missing"),
+    ("a foreign key", sign(APP, FOREIGN), "signature-untrusted"),
+    ("the second of two blocks", sign(APP, FOREIGN, OWN), ""),
+    ("three blocks with one good",
+     bad_block(bad_block(sign(APP, FOREIGN, OWN, FOREIGN), 0), 2), ""),
+    ("a wrong signature", bad_block(sign(APP, OWN), 0), "signature-invalid"),
+    ("the owner's wrong, a foreign right", bad_block(sign(APP, OWN, FOREIGN), 0),
+     "signature-untrusted"),
+    ("a truncated block", sign(APP, OWN)[: -SECTOR + BLOCK - 8], "signature-invalid"),
+    ("another image's block", build_app("other", size_bytes=5_000).ljust(8192, b"\xff")
+     + sign(APP, OWN)[-SECTOR:], "signature-invalid"),
+    ("Secure Boot v1", APP + b"\0\0\0\0" + b"\x55" * 64, "signature-missing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "refused"), [r[1:] for r in ROWS], ids=[r[0] for r in ROWS])
+def test_what_a_host_with_a_key_takes(host: Path, data: bytes, refused: str) -> None:
+    """On boards with or without Secure Boot: it is the host that asks."""
+    add_key(host, public(OWN))
+    assert code(data) == refused
+    if not refused:
+        (by,) = check_firmware(data).allowed_by
+        assert by == {"policy": str(host), "keys": {digest(OWN).hex(): "release.pem"}}
+
+
+def test_a_second_policy_only_adds(
+    host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module's environment comes from the configuration: its folder cannot let anything pass."""
+    added = tmp_path / "added"
+    added.mkdir(mode=0o755)
+    add_key(added, public(FOREIGN))
+    monkeypatch.setenv(ADDED, str(added))
+    assert code(sign(APP, FOREIGN)) == ""
+    add_key(host, public(OWN))
+    assert code(sign(APP, FOREIGN)) == "signature-untrusted"
+    assert code(sign(APP, OWN)) == "signature-untrusted"
+    assert code(sign(APP, OWN, FOREIGN)) == ""
+    monkeypatch.setenv(ADDED, str(tmp_path / "none"))
+    assert code(sign(APP, OWN)) == "trust-invalid"
+    monkeypatch.setenv(ADDED, "added")
+    assert code(sign(APP, OWN)) == "trust-invalid"
+    monkeypatch.setenv(ADDED, "")
+    assert code(sign(APP, OWN)) == ""
+
+
+def test_a_changed_policy_counts_at_once(host: Path) -> None:
+    """Without a restart; and the status shows what is asked for."""
+    assert (code(APP), trust.shown()) == ("", None)
+    path = add_key(host, public(OWN))
+    assert code(APP) == "signature-missing"
+    assert trust.shown() == {"requires": ["secure-boot-v2"]}
+    path.write_bytes(public(FOREIGN))
+    assert code(sign(APP, OWN)) == "signature-untrusted"
+    path.unlink()
+    assert code(sign(APP, OWN)) == "trust-invalid"
+    path.parent.rmdir()
+    assert (code(APP), trust.shown()) == ("", None)
+
+
+ED25519 = (
+    b"-----BEGIN PUBLIC KEY-----\n"
+    b"MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n"
+)
+
+
+def link(path: Path) -> None:
+    """Put a link in a file's place."""
+    path.rename(path.parent.parent.parent / "elsewhere.pem")
+    path.symlink_to(path.parent.parent.parent / "elsewhere.pem")
+
+
+def fifo(path: Path) -> None:
+    """Put a FIFO there, which would be waited for."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+BROKEN: list[tuple[str, Callable[[Path], object]]] = [
+    ("a key that others may write", lambda path: path.chmod(0o666)),
+    ("a key that the group may write", lambda path: path.chmod(0o664)),
+    ("a folder of keys that others may write", lambda path: path.parent.chmod(0o777)),
+    ("a folder that others may write", lambda path: path.parent.parent.chmod(0o775)),
+    ("a folder above that others may write", lambda path: path.parents[2].chmod(0o777)),
+    ("a link", link),
+    ("a private key", lambda path: path.write_bytes(OWN)),
+    ("no key", lambda path: path.write_bytes(b"-----BEGIN")),
+    ("a key of another kind", lambda path: path.write_bytes(ED25519)),
+    ("no key in the folder", lambda path: path.rename(path.with_suffix(".txt"))),
+    ("a FIFO", fifo),
+    ("a file that never ends", lambda path: os.truncate(path, 10 << 20)),
+    ("another owner", lambda path: os.chown(path, 4711, -1)),
+]
+
+
+@pytest.mark.parametrize("break_it", [r[1] for r in BROKEN], ids=[r[0] for r in BROKEN])
+def test_a_policy_that_is_not_root_s_own(host: Path, break_it: Callable[[Path], object]) -> None:
+    """Somebody else may have written it: nothing is taken, rather than anything."""
+    path = add_key(host, public(OWN))
+    assert code(sign(APP, OWN)) == ""
+    try:
+        break_it(path)
+    except PermissionError:
+        pytest.skip("only root gives files away")
+    assert code(sign(APP, OWN)) == "trust-invalid"
+    shown = trust.shown()
+    assert shown is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{}", "[{}]", '[{"url": "http://h/"}]', '[{"url": "h", "root": "root.json"}]',
+        '[{"url": "http://u:p@h/", "root": "root.json"}]',
+        '[{"url": "http://h/", "root": "../root.json"}]',
+        '[{"url": "http://h/", "root": "none.json"}]', "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_repositories_that_cannot_be_read(host: Path, text: str) -> None:
+    """They are named as the policy's fault, and nothing is taken."""
+    (host / "root.json").write_text("{}")
+    (host / "repositories.json").write_text(text)
+    assert code(APP) == "trust-invalid"
+
+
+def test_a_file_from_nowhere_is_from_no_repository(host: Path) -> None:
+    """Where firmware comes from repositories only, bytes without an address come from none."""
+    (host / "root.json").write_text("{}")
+    rows: list[dict[str, Any]] = [{"url": "HTTP://H:80/fw", "root": "root.json"}]
+    (host / "repositories.json").write_text(json.dumps(rows))
+    assert code(sign(APP, OWN)) == "signature-untrusted"
+    assert trust.shown() == {"requires": ["repository"]}
+    (policy,) = trust.policies()
+    assert policy.repositories is not None
+    assert policy.repositories[0].url == "http://h/fw/"
+
+
+# --- the ways in
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FirmwareServer]:
+    """A server, that of the repository."""
+    async with FirmwareServer.start() as running:
+        yield running
+
+
+@pytest.fixture
+def made() -> TufRepository:
+    """A repository with one signed firmware."""
+    made = TufRepository()
+    made.add("app.bin", SIGNED, "1.0.0")
+    made.publish()
+    return made
+
+
+SIGNED = sign(build_app("demo", "1.0.0", size_bytes=100_000), OWN)
+
+
+def serve(server: FirmwareServer, made: TufRepository, **options: Any) -> str:
+    """Have a server serve a repository; returns the firmware's url."""
+    for name, data in made.files.items():
+        server.put(f"/fw/{name}", data, **options)
+    return server.url("/fw/targets/app.bin")
+
+
+@pytest.fixture
+def supply(tmp_path: Path) -> Iterator[Supply]:
+    """A supply that does not wait long between its attempts."""
+    made = Supply(
+        tmp_path / "cache", state_dir=tmp_path / "state", patience=Patience(delays_s=(0.01, 0.01))
+    )
+    yield made
+    made.close()
+
+
+async def test_downloads_from_a_repository_are_downloads(
+    host: Path, server: FirmwareServer, made: TufRepository, supply: Supply
+) -> None:
+    """With user and token, gone on with where they broke off; and once had, from the cache."""
+    add_repository(host, server.url("/fw"), made.root)
+    add_key(host, public(OWN))
+    serve(server, made, login="u:p")
+    name = f"/fw/targets/{hashlib.sha256(SIGNED).hexdigest()}.app.bin"
+    server.cut_next(name, after_bytes=50_000)
+    server.cut_next("/fw/metadata/timestamp.json", after_bytes=10)
+    url = server.url("/fw/targets/app.bin", user_info="u:p", query="token=abc")
+    firmware = await supply.get(Target(url, "1.0.0"))
+    assert firmware.sha256 == hashlib.sha256(SIGNED).hexdigest()
+    (by,) = firmware.allowed_by
+    assert (by["keys"], by["target"]) == ({digest(OWN).hex(): "release.pem"}, "app.bin")
+    asked = [(request.path, request.status) for request in server.requests]
+    assert [status for path, status in asked if path.startswith(name)] == [200, 206]
+    assert {path.partition("?")[2] for path, _ in asked} == {"token=abc"}
+    assert await supply.get(Target(url, "1.0.0")) == firmware
+    assert sum(path.startswith(name) for path, _ in asked) == 2
+
+
+async def test_an_endless_file(
+    host: Path, server: FirmwareServer, made: TufRepository, supply: Supply
+) -> None:
+    """What goes on behind the bytes that were signed is not even stored."""
+    add_repository(host, server.url("/fw"), made.root)
+    serve(server, made)
+    name = f"/fw/targets/{hashlib.sha256(SIGNED).hexdigest()}.app.bin"
+    server.put(name, SIGNED + b"\xff" * 1_000_000, chunked=True)
+    with pytest.raises(OtaError, match=f"more than the {len(SIGNED):,} bytes") as caught:
+        await supply.get(Target(server.url("/fw/targets/app.bin"), "1.0.0"))
+    assert caught.value.code == "download-too-large"
+
+
+@pytest.mark.parametrize("sha256", [None, "own", "other"])
+async def test_a_digest_from_a_stolen_configuration(
+    host: Path, server: FirmwareServer, made: TufRepository, supply: Supply, sha256: str | None
+) -> None:
+    """It is asked for beside what was signed, and lets nothing pass, also from the cache."""
+    other = build_app("evil", "1.0.0")
+    serve(server, made)
+    elsewhere = server.put("/evil.bin", other)
+    await supply.get(Target(elsewhere, "1.0.0"))  # before the host had a policy
+    add_repository(host, server.url("/fw"), made.root)
+    digests = {"own": hashlib.sha256(SIGNED), "other": hashlib.sha256(other)}
+    wanted = digests[sha256].hexdigest() if sha256 else None
+    for url, code in (
+        (server.url("/fw/targets/app.bin"), "digest-mismatch" if sha256 == "other" else ""),
+        (elsewhere, "signature-untrusted"),
+    ):
+        try:
+            firmware = await supply.get(Target(url, "1.0.0", wanted))
+            assert (code, firmware.data) == ("", SIGNED)
+        except OtaError as error:
+            assert error.code == code, error
+
+
+async def test_a_repository_on_a_stick(host: Path, tmp_path: Path, made: TufRepository) -> None:
+    """By its path, as a program or `--file` names it; a file beside it is from no repository."""
+    stick = tmp_path / "stick"
+    for name, data in made.files.items():
+        (stick / name).parent.mkdir(parents=True, exist_ok=True)
+        (stick / name).write_bytes(data)
+    add_repository(host, str(stick), made.root)
+    firmware = await load_firmware(stick / "targets" / "app.bin", cache_dir=tmp_path / "cache")
+    assert firmware.allowed_by[0]["repository"] == f"{stick}/"
+    timestamp = stick / "metadata" / "timestamp.json"
+    timestamp.rename(tmp_path / "kept")
+    os.mkfifo(timestamp)
+    with pytest.raises(OtaError, match="no regular file"):
+        await load_firmware(stick / "targets" / "none.bin", cache_dir=tmp_path / "cache")
+    timestamp.unlink()
+    (tmp_path / "kept").rename(timestamp)
+    (stick / "app.bin").write_bytes(SIGNED)
+    (stick / "targets" / "app.bin").write_bytes(APP)
+    for path, code in (("app.bin", "signature-untrusted"), ("targets/app.bin", "digest-mismatch")):
+        with pytest.raises(OtaError) as caught:
+            await load_firmware(stick / path, cache_dir=tmp_path / "cache")
+        assert caught.value.code == code
+
+
+async def test_nobody_waits_for_a_slow_repository_any_more(
+    host: Path, server: FirmwareServer, made: TufRepository, supply: Supply
+) -> None:
+    """A fetch that nobody wants ends at once, and its thread with it."""
+    add_repository(host, server.url("/fw"), made.root)
+    made.files["metadata/timestamp.json"] += b" " * 16_000  # several pieces, so that it can hang
+    url = serve(server, made)
+    began = asyncio.Event()
+
+    async def hang(_: web.Request) -> web.StreamResponse:
+        began.set()
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    server.answer_next("/fw/metadata/timestamp.json", hang)
+    task = asyncio.ensure_future(supply.get(Target(url, "1.0.0")))
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    firmware = await asyncio.wait_for(supply.get(Target(url, "1.0.0")), 20)
+    assert firmware.data == SIGNED
+
+
+async def test_metadata_that_expires_soon_is_told_and_looked_at_again(
+    host: Path, server: FirmwareServer, made: TufRepository, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its owner may renew it while nothing is downloaded here; then nothing is told any more."""
+
+    async def proven(_: str) -> bool:
+        return False
+
+    made.signed["timestamp"].expires = in_days(13)
+    made.publish()
+    target = Target(serve(server, made), "1.0.0")
+    add_repository(host, server.url("/fw"), made.root)
+    settings = Settings("OTA", target, state_dir=tmp_path / "state", cache_dir=tmp_path / "cache")
+    log = logging.LoggerAdapter(logging.getLogger("ota_service"), {})
+    firmwares = Firmwares(settings, log, proven)
+    async with firmwares.had(target) as fetched:
+        assert fetched.allowed_by[0]["metadata"]["timestamp"] == 2
+    by = firmwares.about[target.key]["allowed_by"]
+    told = trust.expiry_notice(by)
+    assert told is not None
+    assert f"expires at {in_days(13):%Y-%m-%d}" in told
+    assert firmwares.expiring() == []  # it was looked at just now
+    monkeypatch.setattr("ota_service.fleet.firmwares.LOOK_AGAIN_S", -1.0)
+    assert firmwares.expiring() == [target]
+    made.signed["timestamp"].expires = in_days(15)
+    made.publish()
+    serve(server, made)
+    await firmwares.look_at_metadata(target)
+    assert trust.expiry_notice(by) is None
+    assert firmwares.expiring() == []
+    await firmwares.close()
+
+
+def merged(app: bytes, loader: bytes) -> bytes:
+    """A Merged Binary with this app."""
+    return merge(bootloader=loader, table=load_table("ota-guide"), app=app).data
+
+
+@pytest.mark.parametrize(
+    ("app", "loader", "code"),
+    [
+        (SIGNED, OWN, ""),
+        (SIGNED[: -SECTOR], OWN, "signature-missing"),
+        (sign(APP, FOREIGN), OWN, "signature-untrusted"),
+        (SIGNED, None, "signature-missing"),
+        (SIGNED, FOREIGN, "signature-untrusted"),
+    ],
+)  # fmt: skip
+def test_all_that_a_merged_binary_starts(
+    host: Path, app: bytes, loader: bytes | None, code: str
+) -> None:
+    """Its bootloader as well as its apps: any of them could start the rest."""
+    plain = build_bootloader()
+    data = merged(app, sign(plain, loader) if loader else plain)
+    assert check_merged(data).allowed_by == ()
+    add_key(host, public(OWN))
+    try:
+        (by,) = check_merged(data).allowed_by
+        assert (by["keys"], code) == ({digest(OWN).hex(): "release.pem"}, "")
+    except OtaError as error:
+        assert error.code == code, error
+
+
+@pytest.mark.slow
+def test_a_policy_costs_nothing_where_there_is_none() -> None:
+    """Neither the client of repositories nor the signatures' library is loaded for it."""
+    words = (
+        "import sys, ota_service.module.server, ota_service.firmware.trust as t; t.policies();"
+        "print([m for m in ('tuf', 'securesystemslib') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", words], capture_output=True, text=True, check=True,
+        env={**os.environ, ADDED: "", "PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+    assert done.stdout == "[]\n"

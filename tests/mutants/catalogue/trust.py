@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whose firmware a host takes."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+TRUST = "tests/firmware/test_trust.py"
+REPOSITORY = "tests/firmware/test_repository.py"
+REPO = "tests/cli/test_repo.py"
+
+MUTANTS = (
+    Mutant(
+        "a wrong signature of a host's key counts",
+        "firmware/trust.py",
+        "valid = [block.key_digest for block in there if not block.problem]",
+        "valid = [block.key_digest for block in there]",
+        f"{TRUST}::test_what_a_host_with_a_key_takes",
+    ),
+    Mutant(
+        "an image without a signature passes",
+        "firmware/trust.py",
+        "    if not there:\n        raise OtaError(",
+        "    if not there:\n        return b''\n        raise OtaError(",
+        f"{TRUST}::test_what_a_host_with_a_key_takes",
+    ),
+    Mutant(
+        "the policy of the environment stands in for the host's",
+        "firmware/trust.py",
+        "    if added is not None:\n        found.append(",
+        "    if added is not None:\n        found = []\n        found.append(",
+        f"{TRUST}::test_a_second_policy_only_adds",
+    ),
+    Mutant(
+        "the group may write to the policy",
+        "firmware/trust.py",
+        "if found.st_mode & 0o022 and",
+        "if found.st_mode & 0o002 and",
+        f"{TRUST}::test_a_policy_that_is_not_root_s_own",
+    ),
+    Mutant(
+        "a changed policy is not read again",
+        "firmware/trust.py",
+        "if before is not None and before[0] == stamp:",
+        "if before is not None:",
+        f"{TRUST}::test_a_changed_policy_counts_at_once",
+    ),
+    Mutant(
+        "what comes from no repository passes",
+        "firmware/trust.py",
+        "            if grant is None:\n                raise not_from_there(policy)\n",
+        "            if grant is None:\n                continue\n",
+        f"{TRUST}::test_a_file_from_nowhere_is_from_no_repository",
+    ),
+    Mutant(
+        "another file than the one that was signed for passes",
+        "firmware/trust.py",
+        "hashlib.new(name, data).hexdigest() != value:",
+        "not hashlib.new(name, data):",
+        f"{REPOSITORY}::test_a_stolen_server",
+    ),
+    Mutant(
+        "a weak hash counts",
+        "firmware/trust.py",
+        '_HASHES = frozenset({"sha256",',
+        '_HASHES = frozenset({"sha1", "sha256",',
+        f"{REPOSITORY}::test_a_stolen_server",
+    ),
+    Mutant(
+        "the bootloader of a Merged Binary is let pass",
+        "firmware/trust.py",
+        'parts: list[Part] = [("The Merged Binary\'s bootloader", blocks)]',
+        "parts: list[Part] = []",
+        f"{TRUST}::test_all_that_a_merged_binary_starts",
+    ),
+    Mutant(
+        "a file counts for another version than it was signed for",
+        "firmware/repository.py",
+        "if version and said != version:",
+        "if version and not said:",
+        f"{REPOSITORY}::test_a_stolen_configuration",
+    ),
+    Mutant(
+        "what was allowed before is taken in the face of an attack",
+        "firmware/repository.py",
+        '_NEVER = ("replayed", ',
+        '_NEVER = ("", ',
+        f"{REPOSITORY}::test_older_metadata_is_replayed",
+    ),
+    Mutant(
+        "what its owner has taken back is still taken",
+        "firmware/repository.py",
+        "                    del remembered.allowed[path]\n",
+        "                    known.clear\n",
+        f"{REPOSITORY}::test_fresh_metadata_takes_back_what_was_allowed",
+    ),
+    Mutant(
+        "a clock that was set back makes old metadata fresh",
+        "firmware/repository.py",
+        "if now < remembered.seen_s - CLOCK_SLACK_S:",
+        "if now < 0:",
+        f"{REPOSITORY}::test_a_clock_behind_the_newest_metadata",
+    ),
+    Mutant(
+        "the first repository that fits counts",
+        "firmware/repository.py",
+        "len(one.url) > len(repository.url)",
+        "len(one.url) < len(repository.url)",
+        f"{REPOSITORY}::test_the_longest_prefix_counts",
+    ),
+    Mutant(
+        "a file may be longer than it was signed for",
+        "firmware/supply.py",
+        "max_bytes = min([max_image_bytes, *(grant.size_bytes for grant in grants)])",
+        "max_bytes = max_image_bytes",
+        f"{TRUST}::test_an_endless_file",
+    ),
+    Mutant(
+        "an owner signs what a thief has put into the folder",
+        "building/repository.py",
+        'state.signed[role] = _verified(state.signed.get("root", found.signed), role, found)',
+        "state.signed[role] = found.signed",
+        f"{REPO}::test_nothing_is_signed_anew_that_was_not_right",
+    ),
+    Mutant(
+        "keys can be read by others",
+        "building/repository.py",
+        '_write(keys / f"{role}.pem", _pem(private, password), mode=0o600)',
+        '_write(keys / f"{role}.pem", _pem(private, password))',
+        f"{REPO}::test_two_commands_make_a_repository",
+    ),
+)

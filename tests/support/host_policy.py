@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A host's policy of trust, in a folder of a test's own."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ota_service.firmware import trust
+
+
+def make_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of this host's policy, in which nothing is yet; its state is in `tmp_path`."""
+    folder = tmp_path / "etc" / "trust"
+    folder.mkdir(mode=0o755, parents=True)
+    monkeypatch.setattr(trust, "HOST", folder)
+    monkeypatch.setattr(trust, "HOST_OWNERS", frozenset({os.geteuid()}))
+    monkeypatch.delenv(trust.ADDED, raising=False)
+    monkeypatch.setenv("VIAM_HOME", str(tmp_path / "viam"))
+    return folder
+
+
+def add_key(folder: Path, pem: bytes, name: str = "release.pem") -> Path:
+    """Have a folder ask for a key."""
+    (folder / "keys").mkdir(mode=0o755, exist_ok=True)
+    path = folder / "keys" / name
+    path.write_bytes(pem)
+    path.chmod(0o644)
+    return path
+
+
+def add_repository(folder: Path, url: str, root: bytes) -> None:
+    """Have a folder ask for a repository."""
+    (folder / "root.json").write_bytes(root)
+    (folder / "repositories.json").write_text(json.dumps([{"url": url, "root": "root.json"}]))
