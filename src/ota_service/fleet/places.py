@@ -56,19 +56,16 @@ def place_entry(entry: BoardEntry, infos: Iterable[PortInfo], memory: Memory) ->
 
 
 def _at_port(name: str, port: str, infos: Iterable[PortInfo], memory: Memory) -> Place:
-    native = [info for info in _where_it_may_be(port, infos) if info.mac is not None]
-    is_here = exists(port)
-    info = known = None
-    if is_here or native:
-        info, known = describe(port), memory.journal.get(PortRecord, port=port)
-    if known is not None and (info is None or info.mac not in (None, known.mac)):
-        moved = find_mac(known.mac, native)
-        if moved is not None and moved.location == known.usb_location:
-            # Its own USB port came back by another name, in the same socket.
-            return Place(name, "here", moved.device, moved, known.mac)
-    if not is_here:
+    if not exists(port):
+        moved = _renamed(name, port, infos, memory)
         error = OtaError("port-missing", f"The port {shown(port)} does not exist.", board=name)
-        return Place(name, "absent", port, error=error)
+        return moved or Place(name, "absent", port, error=error)
+    info = describe(port)
+    known = memory.journal.get(PortRecord, port=port)
+    if known is not None and info is not None and info.mac not in (None, known.mac):
+        moved = _renamed(name, port, infos, memory)
+        if moved is not None:
+            return moved
     if known is not None and known.wrong_board is not None:
         return Place(name, "wrong_board", port, info, error=_wrong(name, known.wrong_board))
     if known is not None and info is not None:
@@ -83,9 +80,20 @@ def _wrong(name: str, why: str) -> OtaError:
     return OtaError("wrong-board", why, board=name)
 
 
+def _renamed(name: str, port: str, infos: Iterable[PortInfo], memory: Memory) -> Place | None:
+    """Where a board is whose own USB port came back by another name, in the same socket."""
+    native = [info for info in _where_it_may_be(port, infos) if info.mac is not None]
+    known = memory.journal.get(PortRecord, port=port) if native else None
+    found = find_mac(known.mac, native) if known is not None else None
+    if known is None or found is None or found.location != known.usb_location:
+        return None
+    return Place(name, "here", found.device, found, known.mac)
+
+
 def _where_it_may_be(port: str | None, infos: Iterable[PortInfo]) -> Iterable[PortInfo]:
     """The ports to look for a board on that was at `port`."""
-    return ports_beside(port) if port is not None and is_simulated(port) else infos
+    beside = ports_beside(port) if port is not None and is_simulated(port) else ()
+    return [*infos, *beside]
 
 
 def _of_mac(name: str, mac: str, infos: Iterable[PortInfo], memory: Memory) -> Place:
