@@ -166,7 +166,6 @@ class EspLink:
         known = self._seen.get(offset, size_bytes)
         if known is not None:
             return known
-        self.chip.require_reach(offset + size_bytes)
         with _lost_link():
             data = self._peek(offset, size_bytes)
             if self._esp.flash_md5sum(offset, size_bytes) != digest(data):
