@@ -27,6 +27,7 @@ settings.load_profile("steady")
 def _no_secrets_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test's urls hold is hidden in every text of its process from then on."""
     monkeypatch.setattr(secrets, "_forms", {})
+    monkeypatch.setattr(secrets, "_told", {})
     monkeypatch.setattr(secrets, "_pattern", None)
 
 

@@ -333,6 +333,15 @@ def test_a_known_secret_is_hidden_in_each_form(form: Callable[[str], str]) -> No
     assert redact("joe has version 1.2.3") == "joe has version 1.2.3"
 
 
+def test_a_version_in_the_query_is_no_token() -> None:
+    """The tag and the digest are shown, wherever else they stand; a password never is."""
+    tag, digest = "1.20.3-build.451", "ab" * 32
+    Target(f"https://h/app.bin?v={tag}&sum={digest}&sig=abcdefghijklmnop", tag, digest)
+    assert redact(f"{tag} {digest} abcdefghijklmnop") == f"{tag} {digest} ***"
+    Target(f"https://joe:{tag}@h/", tag)
+    assert redact(f"joe:{tag}") == "***"
+
+
 def test_a_short_password_hides_no_word_of_a_status() -> None:
     """It never stands in a text of ours; the net is for what is surely no word."""
     secrets.learn("https://joe:idle@h/?v=updating")

@@ -322,6 +322,7 @@ def test_the_command_tells_of_a_flood_in_words() -> None:
     assert done.err.rstrip().endswith("[link-lost]")
 
 
+@pytest.mark.slow
 def test_the_command_tells_of_a_socket_without_a_board() -> None:
     """What it cannot do there, and what a person can."""
     done_with = threading.Event()

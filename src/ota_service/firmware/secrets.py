@@ -19,7 +19,17 @@ MIN_CHARS, MIN_QUERY_CHARS = 8, 12
 MAX_FORMS = 2000
 
 _forms: dict[str, None] = {}
+_told: dict[str, None] = {}
 _pattern: re.Pattern[str] | None = None
+
+
+def tell(*values: str | None) -> None:
+    """These are shown, and are no tokens where a url's query has them as well: a version tag."""
+    for value in values:
+        if value is not None:
+            _told[value] = None
+    while len(_told) > MAX_FORMS:
+        del _told[next(iter(_told))]
 
 
 def learn(url: str, headers: Mapping[str, str] | None = None) -> None:
@@ -49,7 +59,8 @@ def _secrets(url: str, headers: Mapping[str, str]) -> Iterator[str]:
     user, colon, password = parts.netloc.rpartition("@")[0].partition(":")
     if colon:
         yield from _long((password, f"{user}:{password}"), MIN_CHARS)
-    yield from _long((value for _, value in parse_qsl(parts.query)), MIN_QUERY_CHARS)
+    query = (value for _, value in parse_qsl(parts.query) if value not in _told)
+    yield from _long(query, MIN_QUERY_CHARS)
     for value in headers.values():
         # "Bearer <token>", "Basic <base64>"
         yield from _long((value, value.rpartition(" ")[2]), MIN_CHARS)

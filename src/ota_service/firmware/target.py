@@ -33,6 +33,7 @@ class Target:
     headers: Headers = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
+        secrets.tell(self.version, self.sha256)
         secrets.learn(self.url, {n: v for n, v in self.headers if isinstance(v, str)})
 
     @cached_property

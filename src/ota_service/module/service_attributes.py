@@ -64,7 +64,8 @@ class BoardConfig(Strict):
     port: Annotated[str | None, optional_type(check_port)] = Field(
         None,
         description="Instead of `mac`: a device's whole path, best one below "
-        "`/dev/serial/by-path/`; `rfc2217://host:port`; or a simulated board's url.",
+        "`/dev/serial/by-path/`; `rfc2217://host:port`; `socket://host:port`, which has no lines "
+        "to reset a board by; or a simulated board's url.",
         json_schema_extra={"inclusion": "Either"},
     )
     url: Annotated[str | None, optional_type(check_firmware_url)] = Field(
