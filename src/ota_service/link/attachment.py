@@ -50,8 +50,8 @@ class Reset(Protocol):
     def into_download(self, port: SerialBase) -> None:
         """Into download mode."""
 
-    def into_firmware(self, port: SerialBase) -> None:
-        """Into what is in flash."""
+    def into_firmware(self, port: SerialBase, *, awaited: bool = True) -> None:
+        """Into what is in flash. awaited: where it takes a person, wait for them."""
 
 
 class Attachment:
@@ -101,7 +101,7 @@ class Attachment:
         """
         try:
             if self.by is not None:
-                self.by.into_firmware(port)
+                self.by.into_firmware(port, awaited=esp is not None)
             elif esp is not None:
                 esp.hard_reset()
             else:
