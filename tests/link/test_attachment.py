@@ -123,6 +123,22 @@ def test_the_claim_goes_with_the_port(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_port_that_is_away_at_the_end_of_the_process(tmp_path: Path) -> None:
+    """Nobody waits for it then: not on the way to the board, nor when it was restarted."""
+    config = {"usb": "serial-jtag", "usb_leaves_at": "every-reset", "usb_back_s": 60}
+    with SimProcess(tmp_path, [SimBoard(chip="esp32c3", config=config)]) as sim:
+        board = sim.boards[0]
+        board.control.running()
+        with at_port(board.url, "service A", stopped=lambda: True) as port:
+            with pytest.raises(OtaError) as caught:
+                EspLink.connect(port, baud=921_600)
+            assert caught.value.code == "cancelled"
+            board.control.plug()
+            port.open()
+            attachment(port).restart(port)
+
+
+@pytest.mark.slow
 def test_a_port_that_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Is a lost link, in words that say how long it was waited for."""
     monkeypatch.setattr(attachment_module, "RETURN_TIMEOUT_S", 0.2)

@@ -178,10 +178,17 @@ def test_a_board_that_is_reset_by_hand(tmp_path: Path, usb: str) -> None:
 def test_nobody_presses_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends after a time, and at once where the person has had enough."""
     with one_board(tmp_path) as board:
-        by_hand = ByHand(lambda _: by_hand.stop.set())
+        asked: list[str] = []
+
+        def enough(what: str) -> None:
+            asked.append(what)
+            by_hand.stop.set()
+
+        by_hand = ByHand(enough)
         with pytest.raises(OtaError) as caught:
             run(board, job("esp32"), by_hand)
         assert caught.value.code == "cancelled"
+        assert len(asked) == 1, "it never was in download mode"
         monkeypatch.setattr(resets, "BY_HAND_S", 0.1)
         with pytest.raises(OtaError, match=r"Nobody has reset the board in 0\.1 s") as caught:
             run(board, job("esp32"), ByHand(lambda _: None))

@@ -121,8 +121,8 @@ class Attempt:
         """Do something at the open port."""
 
         def call() -> Result:
-            owner, name = self._around.owner, self._name
-            with at_port(self._port, owner, name, reset=self._reset) as opened:
+            owner, name, stopped = self._around.owner, self._name, self.hooks.stopping
+            with at_port(self._port, owner, name, reset=self._reset, stopped=stopped) as opened:
                 return work(opened)
 
         return await asyncio.get_running_loop().run_in_executor(EXECUTOR, call)

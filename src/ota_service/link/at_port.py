@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from serial import SerialBase
@@ -23,10 +23,12 @@ def at_port(
     *,
     timeout_s: float = 0.1,
     reset: ResetWay | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[SerialBase]:
     """The open port, for `owner` ("service OTA") alone, by whatever name it comes back at a reset.
 
     board: its name for errors. reset: by what the board is reset, if not by its port's lines.
+    stopped: whether the process ends, so that a port that went away is not waited for.
     Raises OtaError `port-missing`, `port-busy` and what `open_port` and `reset` raise.
     """
     require_exists(port, board)
@@ -43,7 +45,7 @@ def at_port(
 
         claim(port)
         by = resets.enter_context(reset.held()) if reset is not None else None
-        about = Attachment(port, by, claim)
+        about = Attachment(port, by, claim, stopped)
         opened = open_port(port, board=board, timeout_s=timeout_s)
         attach(opened, about)
         try:

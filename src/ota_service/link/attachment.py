@@ -50,25 +50,27 @@ class Reset(Protocol):
     def into_download(self, port: SerialBase) -> None:
         """Into download mode."""
 
-    def into_firmware(self, port: SerialBase) -> None:
-        """Into what is in flash."""
+    def into_firmware(self, port: SerialBase, *, awaited: bool = True) -> None:
+        """Into what is in flash. awaited: where it takes a person, wait for them."""
 
 
 class Attachment:
     """What is known of the device behind an open port. by: what resets the board; None: the
     port's lines. claim: called with each further name of the port before it is opened by it;
-    raises `port-busy`."""
+    raises `port-busy`. stopped: whether nothing is waited for any more."""
 
     def __init__(
         self,
         port: str,
         by: Reset | None = None,
         claim: Callable[[str], None] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.by = by
         self.info = self._first = describe(port)
         self._name = port
         self._claim = claim
+        self._stopped = stopped
         self._restarted_s: float | None = None
 
     @property
@@ -101,7 +103,7 @@ class Attachment:
         """
         try:
             if self.by is not None:
-                self.by.into_firmware(port)
+                self.by.into_firmware(port, awaited=esp is not None)
             elif esp is not None:
                 esp.hard_reset()
             else:
@@ -124,13 +126,13 @@ class Attachment:
         """Open the port again, which is closed or whose device went away, when that is back.
 
         Raises OtaError `link-lost` where it does not come back, and `cancelled` where `stopped`
-        says so meanwhile.
+        says so meanwhile, or the owner's own.
         """
         timeout_s = RETURN_TIMEOUT_S if self.may_return else PLUG_TIMEOUT_S
         close_port(port)
         until_s = time.monotonic() + timeout_s
         while not self._opened(port):
-            if stopped():
+            if stopped() or self._stopped():
                 raise OtaError("cancelled")
             if time.monotonic() >= until_s:
                 text = f"The port {shown(self._name)} went away, and was not back in "

@@ -172,7 +172,7 @@ class Pins:
         """Reset with the boot pin held."""
         self._reset(boot_held=True)
 
-    def into_firmware(self, port: SerialBase) -> None:
+    def into_firmware(self, port: SerialBase, *, awaited: bool = True) -> None:
         """Reset with the boot pin let go."""
         self._reset()
 
@@ -227,15 +227,20 @@ class _Hand:
             said = said[-len(_DOWNLOAD) :] + port.read(port.in_waiting)
             return _DOWNLOAD in said
 
-        self._in_download = True  # also where the port goes away meanwhile
-        self._await(in_download)
+        try:
+            self._await(in_download)
+        except OSError:
+            self._in_download = True  # its own USB port went away with the reset
+            raise
+        self._in_download = True
 
-    def into_firmware(self, port: SerialBase) -> None:
+    def into_firmware(self, port: SerialBase, *, awaited: bool = True) -> None:
         """The loader says nothing by itself, so what comes then is the reset's."""
         if self._in_download:
-            self._ask(port, "press and let go RESET (EN), with BOOT let go")
             self._in_download = False
-            self._await(lambda: port.in_waiting > 0)
+            self._ask(port, "press and let go RESET (EN), with BOOT let go")
+            if awaited:
+                self._await(lambda: port.in_waiting > 0)
 
     def _ask(self, port: SerialBase, what: str) -> None:
         self._by.say(f"{shown(str(port.port))}: {what}.")
