@@ -30,6 +30,7 @@ from ota_service.errors import OtaError
 from ota_service.formats.merge import merge
 from tests.flash.merged_files import merged
 from tests.support.command import Done, environment, here, run_command
+from tests.support.firmware_server import FirmwareServer
 from tests.support.host_policy import add_key, make_host
 from tests.support.rig import PROJECT
 from tests.support.signing import digest, key, public, sign
@@ -269,6 +270,24 @@ async def test_a_repository_is_installed_and_taken(
         f"{tmp_path / 'other'}/": hashlib.sha256(other.root).hexdigest(),
     }
     assert str(folder) in run.invoke(cli, ["trust", "show"]).output
+
+
+async def test_a_root_is_fetched_from_its_server(host: Path) -> None:
+    """With user and token, which are not kept: they come with each configuration."""
+    made = TufRepository()
+    made.publish()
+    async with FirmwareServer.start() as server:
+        server.put("/fw/metadata/1.root.json", made.root, login="user:secret")
+        url = server.url("/fw", user_info="user:secret", query="token=abc")
+        shown = done(await asyncio.to_thread(here, "trust", "install", url, "--yes", "--json"))
+        assert shown["repository"] == server.url("/fw/")
+        assert [request.path for request in server.requests] == [
+            "/fw/metadata/1.root.json?token=abc",
+        ]  # fmt: skip
+        failed = await asyncio.to_thread(here, "trust", "install", server.url("/none"), "--yes")
+    assert (failed.code, "404" in failed.err) == (1, True)
+    assert "secret" not in "".join(path.read_text() for path in host.iterdir())
+    assert {path.stat().st_mode & 0o777 for path in host.iterdir()} == {0o644}
 
 
 def test_a_key_is_installed(tmp_path: Path, host: Path) -> None:

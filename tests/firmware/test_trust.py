@@ -306,8 +306,11 @@ async def test_a_digest_from_a_stolen_configuration(
             assert error.code == code, error
 
 
-async def test_a_repository_on_a_stick(host: Path, tmp_path: Path, made: TufRepository) -> None:
-    """By its path, as a program or `--file` names it; a file beside it is from no repository."""
+async def test_a_repository_on_a_stick(
+    host: Path, tmp_path: Path, made: TufRepository, supply: Supply
+) -> None:
+    """By its path, as a program, a configuration or `--file` names it; a file beside it is from no
+    repository."""
     stick = tmp_path / "stick"
     for name, data in made.files.items():
         (stick / name).parent.mkdir(parents=True, exist_ok=True)
@@ -315,18 +318,22 @@ async def test_a_repository_on_a_stick(host: Path, tmp_path: Path, made: TufRepo
     add_repository(host, str(stick), made.root)
     firmware = await load_firmware(stick / "targets" / "app.bin", cache_dir=tmp_path / "cache")
     assert firmware.allowed_by[0]["repository"] == f"{stick}/"
+    path = str(stick / "targets" / "app.bin")
+    assert (await supply.get(Target(path, "1.0.0"))).allowed_by == firmware.allowed_by
+    with pytest.raises(OtaError, match="version-mismatch"):
+        await supply.get(Target(path, "1.0.1"))
     timestamp = stick / "metadata" / "timestamp.json"
     timestamp.rename(tmp_path / "kept")
     os.mkfifo(timestamp)
-    with pytest.raises(OtaError, match="no regular file"):
+    with pytest.raises(OtaError, match="regular file"):
         await load_firmware(stick / "targets" / "none.bin", cache_dir=tmp_path / "cache")
     timestamp.unlink()
     (tmp_path / "kept").rename(timestamp)
     (stick / "app.bin").write_bytes(SIGNED)
     (stick / "targets" / "app.bin").write_bytes(APP)
-    for path, code in (("app.bin", "signature-untrusted"), ("targets/app.bin", "digest-mismatch")):
+    for name, code in (("app.bin", "signature-untrusted"), ("targets/app.bin", "digest-mismatch")):
         with pytest.raises(OtaError) as caught:
-            await load_firmware(stick / path, cache_dir=tmp_path / "cache")
+            await load_firmware(stick / name, cache_dir=tmp_path / "cache")
         assert caught.value.code == code
 
 
@@ -419,14 +426,18 @@ def test_all_that_a_merged_binary_starts(
 
 
 @pytest.mark.slow
-def test_a_policy_costs_nothing_where_there_is_none() -> None:
-    """Neither the client of repositories nor the signatures' library is loaded for it."""
+@pytest.mark.parametrize(
+    ("room", "left_out"),
+    [("module.server", {"tuf", "securesystemslib"}), ("cli.image", {"tuf", "aiohttp", "esptool"})],
+)
+def test_a_policy_costs_nothing_where_there_is_none(room: str, left_out: set[str]) -> None:
+    """Neither the client of repositories nor what a look into a file does not need is loaded."""
     words = (
-        "import sys, ota_service.module.server, ota_service.firmware.trust as t; t.policies();"
-        "print([m for m in ('tuf', 'securesystemslib') if m in sys.modules])"
+        f"import sys, ota_service.{room}, ota_service.firmware.trust as t; t.policies();"
+        f"print({left_out} & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", words], capture_output=True, text=True, check=True,
         env={**os.environ, ADDED: "", "PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
-    assert done.stdout == "[]\n"
+    assert done.stdout == "set()\n"

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from ota_service.cli.remedies import own_words
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
-from ota_service.firmware.check import check_firmware
 from ota_service.formats.bootloader import FLASH_BYTES_ELSE, Bootloader, parse_bootloader
 from ota_service.formats.image import AppImage, parse_app_image, parse_header, revision_text
 from ota_service.formats.merged import (
@@ -34,7 +33,6 @@ from ota_service.formats.partitions import (
 from ota_service.formats.recognise import name_of
 from ota_service.formats.text import field_text
 from ota_service.link.chip import ChipInfo
-from ota_service.update.flash_plan import check_merged
 
 if TYPE_CHECKING:
     from ota_service.update.inspect import App, Inspection
@@ -83,13 +81,12 @@ def _trusted(kind: str, data: bytes) -> Report:
     for, a file alone does not show where it comes from.
     """
     shown = trust.shown()
-    checks: dict[str, Callable[..., Any]] = {
-        "app-image": check_firmware,
-        "merged-binary": check_merged,
-    }
-    check = checks.get(kind)
-    if shown is None or check is None:
+    if shown is None or kind not in ("app-image", "merged-binary"):
         return {}
+    from ota_service.firmware.check import check_firmware
+    from ota_service.update.flash_plan import check_merged
+
+    check: Callable[..., Any] = check_firmware if kind == "app-image" else check_merged
     try:
         asked = [
             replace(one, repositories=None) for one in trust.policies() if one.keys is not None
