@@ -98,6 +98,11 @@ WAYS: dict[str, Callable[[Path], object]] = {
     "a backup": backup_at,
 }
 CODES = {"ca_file": "tls", "a file in an NVS": "nvs-invalid"}
+OF_FIRMWARE = {
+    "folder": ("not-an-image", "holds no file *.bin"),
+    "large": ("download-too-large", KINDS["large"]),
+}
+"""A firmware may be the only one in a folder, and has a limit of its own."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,8 +111,11 @@ def test_what_is_no_file_is_named(way: str, kind: str, tmp_path: Path) -> None:
     """At once, whoever reads it."""
     with odd(tmp_path, kind) as path, pytest.raises(OtaError) as caught:
         WAYS[way](path)
-    assert caught.value.code == CODES.get(way, "file-access")
-    assert KINDS[kind] in caught.value.message
+    code, words = CODES.get(way, "file-access"), KINDS[kind]
+    if way == "load_firmware":
+        code, words = OF_FIRMWARE.get(kind, (code, words))
+    assert caught.value.code == code
+    assert words in caught.value.message
     assert str(tmp_path) in caught.value.message
 
 

@@ -107,13 +107,6 @@ MUTANTS = (
         "tests/link/test_resets.py::test_killed_at_each_edge",
     ),
     Mutant(
-        "flash above 16 MiB is reached by 24 bits of address",
-        "link/link.py",
-        "if offset + size_bytes > SHORT_REACH_BYTES and self.chip.name not in WIDE:",
-        "if offset + size_bytes > 2 * SHORT_REACH_BYTES and self.chip.name not in WIDE:",
-        "tests/update/test_chips.py::test_flash_above_16_mib",
-    ),
-    Mutant(
         "a protected part of the flash is one too small",
         "link/flash.py",
         "return offset + size_bytes > self.flash_bytes - covered",
