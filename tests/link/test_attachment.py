@@ -154,7 +154,7 @@ def test_a_port_that_does_not_come_back(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_device_that_goes_while_it_is_flushed() -> None:
-    """pyserial lets the terminal's own error through, which is no OSError; ours means a lost link."""
+    """pyserial alone raises the terminal's own error then, which is no OSError."""
     esptool_setup.install()
     master, slave = os.openpty()
     port = open_port(os.ttyname(slave))

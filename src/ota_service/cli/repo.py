@@ -70,9 +70,9 @@ def show_root(console: Console, shown: dict[str, Any]) -> None:
     keys = {f"key of {name}": ", ".join(key[:16] + ".." for key in role["keys"])
             + (f", {role['threshold']} of them" if role["threshold"] > 1 else "")
             for name, role in shown["roles"].items()}  # fmt: skip
-    about = {"root's SHA-256": shown["fingerprint"], "version": str(shown["version"]),
-             "expires": shown["expires"], **keys}  # fmt: skip
-    console.print(facts(about))
+    # In one piece, however narrow the terminal is.
+    console.print(Text(f"  root's SHA-256: {shown['fingerprint']}"), soft_wrap=True)
+    console.print(facts({"version": str(shown["version"]), "expires": shown["expires"], **keys}))
 
 
 @repo.command(short_help="Publish a firmware.")

@@ -164,7 +164,7 @@ def _ask(about: dict[str, Any]) -> None:
 
     console = out()
     if "key" in about:
-        console.print(facts({"key's digest": about["key"]}))
+        console.print(Text(f"  key's digest: {about['key']}"), soft_wrap=True)
         question = "Take only images that this key, or another one of this host, has signed?"
     else:
         console.print(Text(f"  {about['repository']}"))
