@@ -269,3 +269,20 @@ def test_exists(tmp_path: Path) -> None:
 def test_shown_hides_secrets(port: str, text: str) -> None:
     """User info, query and fragment of a url are never shown, even of a malformed one."""
     assert ports.shown(port) == text
+
+
+def test_links_are_followed_again_where_their_folder_changes(tmp_path: Path) -> None:
+    """And not for each of 200 boards each second."""
+    roots = Roots(dev=tmp_path / "dev", sys=tmp_path / "sys", udev=tmp_path / "udev")
+    folder = roots.dev / "serial" / "by-path"
+    folder.mkdir(parents=True)
+    for name in ("ttyUSB0", "ttyUSB1"):
+        (roots.dev / name).touch()
+    (folder / "first").symlink_to("../../ttyUSB0")
+    os.utime(folder, (1, 1))
+    known = {str(roots.dev / "ttyUSB0"): str(folder / "first")}
+    assert ports._by_path(roots) == known
+    assert ports._by_path(roots) is ports._by_path(roots)
+    (folder / "second").symlink_to("../../ttyUSB1")
+    both = known | {str(roots.dev / "ttyUSB1"): str(folder / "second")}
+    assert ports._by_path(roots) == both

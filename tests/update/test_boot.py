@@ -494,3 +494,40 @@ def test_any_bytes_end_in_a_verdict(chunks: list[tuple[bytes, float]]) -> None:
         watched.tick(now_s)
     assert watched.verdict is not None
     assert all(len(line) <= MAX_LINE_CHARS for line in watched.lines)
+
+
+def test_the_reason_of_a_panic_begins_with_the_panic() -> None:
+    """What the app had printed on the same line may be what it keeps."""
+    watched = monitor()
+    line = "pass=hunter2 Guru Meditation Error: Core  0 panic'ed (LoadProhibited)."
+    feed(watched, 0.1, ROM, LOADED, line, "Core  0 register dump:")
+    feed(watched, 0.5, "Rebooting...")
+    assert watched.verdict is Verdict.FAILED
+    assert "Guru Meditation" in watched.reason
+    assert "hunter2" not in watched.reason
+
+
+def test_lines_are_searched_for_secrets_only_where_they_are_shown() -> None:
+    """A log that is searched as it comes is read more slowly than it is written."""
+    searched: list[str] = []
+
+    def redact(line: str) -> str:
+        searched.append(line)
+        return line
+
+    watched = monitor(redact=redact)
+    feed(watched, 0.1, ROM, LOADED, *[f"line {n}" for n in range(1000)])
+    assert searched == []
+    assert watched.told[-1] == "line 999"
+    assert len(searched) < 100
+
+
+def test_time_decides_nothing_while_more_of_the_log_waits() -> None:
+    """A panic may be in it."""
+    watched = monitor()
+    feed(watched, 0.1, ROM, LOADED, VERSION)
+    watched.feed(b"I (900) main: busy\r\n", 9.0, more=True)
+    assert watched.verdict is None
+    watched.feed(b"Guru Meditation Error: Core  0 panic'ed (LoadProhibited).\r\n", 9.1, more=True)
+    watched.feed(b"Core  0 register dump:\r\nRebooting...\r\n", 9.2)
+    assert watched.verdict is Verdict.FAILED

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -41,6 +42,8 @@ BRIDGES: dict[int, str] = {
 
 CandidateKind = Literal["native", "bridge", "other"]
 
+_SETTLED_NS = 2_000_000_000
+"""A folder may change twice within a tick of its time stamp; by then it has another one."""
 _NAMES = ("ttyUSB*", "ttyACM*", "ttyAMA*", "ttyS*", "ttyXRUSB*", "ttyAP*", "ttyTHS*", "rfcomm*")
 _SIM_SCHEME = "esp32sim"
 _SCHEMES = ("rfc2217", "socket", _SIM_SCHEME)
@@ -301,8 +304,24 @@ def find_mac(mac: str, infos: Iterable[PortInfo]) -> PortInfo | None:
 
 def _by_path(roots: Roots) -> dict[str, str]:
     """Device -> its name under /dev/serial/by-path."""
-    names: dict[str, str] = {}
     folder = roots.dev / "serial" / "by-path"
+    try:
+        changed_ns = folder.stat().st_mtime_ns
+    except OSError:
+        return {}
+    if time.time_ns() - changed_ns < _SETTLED_NS:
+        return _names_in(folder)
+    return _settled(folder, changed_ns)
+
+
+@lru_cache(maxsize=4)
+def _settled(folder: Path, changed_ns: int) -> dict[str, str]:
+    """Each board that is looked for asks, each second: the links are followed when they change."""
+    return _names_in(folder)
+
+
+def _names_in(folder: Path) -> dict[str, str]:
+    names: dict[str, str] = {}
     try:
         links = sorted(folder.iterdir(), key=lambda link: link.name)
     except OSError:

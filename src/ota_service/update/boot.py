@@ -189,7 +189,7 @@ class BootMonitor:
     bootloader_speaks: bool = False
     outside_resets: int = 0
     port_went: bool = False
-    lines: list[str] = field(default_factory=list)
+    _raw: list[str] = field(default_factory=list)
     _dropped: int = 0
     _decisive: int | None = None
     _ended: bool = False
@@ -205,8 +205,9 @@ class BootMonitor:
     _brown_out: bool = False
     _task_watchdog: bool = False
 
-    def feed(self, data: bytes, now_s: float) -> None:
-        """Bytes as they came from the port at `now_s`."""
+    def feed(self, data: bytes, now_s: float, *, more: bool = False) -> None:
+        """Bytes as they came from the port at `now_s`. more: others are there already, which may
+        say something else than time alone would."""
         self.heard = self.heard or bool(data)
         self._partial += data
         *whole, self._partial = self._partial.split(b"\n")
@@ -219,7 +220,8 @@ class BootMonitor:
             self._partial, self._overlong = b"", True
         for raw in whole:
             self._line(raw, now_s)
-        self.tick(now_s)
+        if not more:
+            self.tick(now_s)
 
     def port_left(self, now_s: float) -> None:
         """The board's port went away: one that the chip serves itself goes with a reset, whose
@@ -260,15 +262,25 @@ class BootMonitor:
         return None if self.shown_at_s is None else self.shown_at_s + self.stable_s
 
     @property
+    def lines(self) -> list[str]:
+        """The last lines, without secrets."""
+        return self._shown(self._raw)
+
+    def _shown(self, lines: list[str]) -> list[str]:
+        # Only what is shown is searched for secrets: for each line as it comes that would take
+        # longer than the line, and what comes meanwhile would be lost.
+        return [self.redact(line)[:MAX_LINE_CHARS].strip() for line in lines]
+
+    @property
     def told(self) -> list[str]:
         """What of the log is worth keeping: what decided, with what led there and what followed;
         of a boot that went well its end."""
         if self._decisive is None:
-            kept = self.lines[-LINES_BEFORE:]
+            kept = self._raw[-LINES_BEFORE:]
         else:
             at = max(0, self._decisive - self._dropped)
-            kept = self.lines[max(0, at - LINES_BEFORE) : at + LINES_BEHIND]
-        return [line[:KEPT_LINE_CHARS] for line in kept]
+            kept = self._raw[max(0, at - LINES_BEFORE) : at + LINES_BEHIND]
+        return [line[:KEPT_LINE_CHARS] for line in self._shown(kept)]
 
     def tick(self, now_s: float) -> None:
         """Time has passed; decides where time alone decides."""
@@ -314,16 +326,16 @@ class BootMonitor:
             self._ended = self._ended or bool(_RESET.match(text) or _ROM_HEAD.match(text))
             if self._ended or self._number - (self._decisive or 0) > LINES_BEHIND:
                 return
-        self.lines.append(self.redact(text)[:MAX_LINE_CHARS].strip())
-        self._dropped += max(0, len(self.lines) - KEPT_LINES)
-        del self.lines[:-KEPT_LINES]
+        self._raw.append(text)
+        self._dropped += max(0, len(self._raw) - KEPT_LINES)
+        del self._raw[:-KEPT_LINES]
         if self.verdict is None:
             self._judge(text[:MAX_LINE_CHARS], now_s)
 
     @property
     def _number(self) -> int:
         """Of the line in hand."""
-        return self._dropped + len(self.lines) - 1
+        return self._dropped + len(self._raw) - 1
 
     def _judge(self, text: str, now_s: float) -> None:
         brown_out, self._brown_out = self._brown_out, False
@@ -379,11 +391,13 @@ class BootMonitor:
             # An app that goes on has not panicked: it told of an earlier time.
             self._panic, self._panic_at_s, self._decisive = "", None, None
             return False
-        starts = _PANIC.match(text) or (_REGISTERS.match(text) and not self._task_watchdog)
-        if not starts and (self._panic or not _PANIC_BEHIND.search(text)):
+        starts = _PANIC.match(text) or (None if self._task_watchdog else _REGISTERS.match(text))
+        begins = starts or (_PANIC_BEHIND.search(text) if not self._panic else None)
+        if begins is None:
             return False
         if not self._panic:
-            self._panic, self._decisive = text, self._number
+            # What the app had printed on the same line is its own, and may be a secret.
+            self._panic, self._decisive = text[begins.start() :].lstrip(), self._number
         if starts and self._panic_at_s is None:
             self._panic_at_s = now_s
         return True

@@ -7,6 +7,7 @@ at a reset and come back: they are opened again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -32,6 +33,9 @@ SILENT_S = 1.0
 
 READ_TIMEOUT_S = 0.05
 SHORTEST_S = 0.001
+CATCH_UP_S = 10.0
+"""How long a log may come faster than it is read, until time decides all the same."""
+
 ASK_AFTER_S = 2.0
 """A board that has printed nothing by then (or in half of its time, where that is less) is asked
 whether it is in download mode still."""
@@ -54,6 +58,7 @@ def watch(
     """
     start_s, timeout_s = time.monotonic(), -1.0
     ask_after_s = min(ASK_AFTER_S, monitor.timeout_s / 2)
+    kept_up_s = 0.0
     while not until(monitor):
         if stopped():
             return False
@@ -75,15 +80,26 @@ def watch(
             start_s += time.monotonic() - left_s  # when nobody can see what it prints
             data = b""
         now_s = time.monotonic() - start_s
+        more = bool(data) and _waiting(port)
+        kept_up_s = kept_up_s if more else now_s
+        more = more and now_s - kept_up_s < CATCH_UP_S
         if data:
-            monitor.feed(data, now_s)
+            monitor.feed(data, now_s, more=more)
         elif not monitor.heard and now_s >= ask_after_s:
             ask_after_s = math.inf
             monitor.in_download = in_download()
-        monitor.tick(now_s)
+        if not more:
+            monitor.tick(now_s)
         if limit_s is not None and now_s >= limit_s:
             break
     return True
+
+
+def _waiting(port: SerialBase) -> bool:
+    """Whether more has come than was read."""
+    with contextlib.suppress(*GONE):
+        return bool(port.in_waiting)
+    return False
 
 
 def read_timeout_s(due_s: float | None, now_s: float) -> float:
