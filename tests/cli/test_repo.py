@@ -8,8 +8,9 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from typing import Any
 import pytest
 from aiohttp import web
 from click.testing import CliRunner
-from tuf.api.metadata import Metadata
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata, Root
 from tuf.ngclient import FetcherInterface, Updater
 
 from esp32_sim.images import build_app, build_bootloader
 from esp32_sim.process import SimBoard, SimProcess
 from ota_service import load_firmware
+from ota_service.building import repository
 from ota_service.building.tables import load_table
 from ota_service.cli.main import cli
 from ota_service.cli.serve import Downloads, FolderServer
@@ -106,7 +109,8 @@ def test_two_commands_make_a_repository(folder: Path, tmp_path: Path) -> None:
         assert abs(expires - now - timedelta(days=days[role])) < timedelta(hours=1)
     keys = tmp_path / "repo-keys"
     assert (keys.stat().st_mode & 0o777, sorted(p.name for p in keys.iterdir())) == (
-        0o700, ["root.pem", "snapshot.pem", "targets.pem", "timestamp.pem"],
+        0o700, ["1.root.json", "root.pem", "seen.json", "snapshot.pem", "targets.pem",
+                "timestamp.pem"],
     )  # fmt: skip
     assert {path.stat().st_mode & 0o777 for path in keys.iterdir()} == {0o600}
     assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o644}
@@ -191,21 +195,129 @@ def test_keys_with_a_password(tmp_path: Path) -> None:
     assert right.exit_code == 0, right.output
 
 
-def test_nothing_is_signed_anew_that_was_not_right(folder: Path, tmp_path: Path) -> None:
-    """The server's thief changes the folder, and waits for its owner."""
-    path = folder / "metadata" / "2.targets.json"
-    right = path.read_bytes()
-    digest = hashlib.sha256(APP).hexdigest().encode()
-    path.write_bytes(right.replace(digest, hashlib.sha256(NEXT).hexdigest().encode()))
-    for command in (["refresh"], ["list"], ["verify"], ["add", str(tmp_path / "app.bin")]):
-        assert here("repo", command[0], str(folder), *command[1:]).code == 1
-    path.write_bytes(right)
+def his_root(folder: Path, number: int) -> None:
+    """The owner's root with a thief's key in each role, signed by the thief, as this version."""
+    thief = CryptoSigner.generate_ed25519()
+    made = Metadata[Root].from_file(str(folder / "metadata" / "1.root.json"))
+    for role in made.signed.roles:
+        made.signed.add_key(thief.public_key, role)
+    made.signed.version = number
+    made.signatures.clear()
+    made.sign(thief)
+    for name in (f"{number}.root", "root"):
+        (folder / "metadata" / f"{name}.json").write_bytes(made.to_bytes())
+
+
+def other_hash(folder: Path) -> None:
+    """Of the file, in metadata that is otherwise the owner's."""
+    path, digest = folder / "metadata" / "3.targets.json", hashlib.sha256(APP).hexdigest().encode()
+    path.write_bytes(path.read_bytes().replace(digest, hashlib.sha256(NEXT).hexdigest().encode()))
+
+
+def all_his_own(folder: Path) -> None:
+    """A repository of the thief's, in the place of the owner's."""
     his = TufRepository()
     his.add("app.bin", NEXT, "1.0.0")
     for name, data in his.publish().items():
         (folder / name).write_bytes(data)
-    failed = here("repo", "add", str(folder), str(tmp_path / "app.bin"))
-    assert (failed.code, "root" in failed.err) == (1, True)
+
+
+def older(folder: Path, role: str) -> None:
+    """What is older under the name of what is newest."""
+    (folder / "metadata" / f"3.{role}.json").write_bytes(
+        (folder / "metadata" / f"2.{role}.json").read_bytes()
+    )
+
+
+def all_older(folder: Path) -> None:
+    """As the folder was before."""
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("older"), folder)
+
+
+def zeros(folder: Path) -> None:
+    """Without end."""
+    (folder / "metadata" / "timestamp.json").unlink()
+    (folder / "metadata" / "timestamp.json").symlink_to("/dev/zero")
+
+
+THEFTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "another hash": (other_hash, "metadata-invalid"),
+    "the first root": (lambda folder: his_root(folder, 1), "metadata-invalid"),
+    "a next root": (lambda folder: his_root(folder, 2), "metadata-invalid"),
+    "everything": (all_his_own, "metadata-invalid"),
+    "an older snapshot": (lambda folder: older(folder, "snapshot"), "metadata-invalid"),
+    "older targets": (lambda folder: older(folder, "targets"), "metadata-invalid"),
+    "all older": (all_older, "replayed"),
+    "no end": (zeros, "file-access"),
+}
+
+
+@pytest.mark.parametrize("theft", THEFTS)
+def test_nothing_is_signed_anew_that_was_not_right(
+    folder: Path, tmp_path: Path, theft: str
+) -> None:
+    """The server's thief changes the folder, and waits for its owner."""
+    keys = tmp_path / "repo-keys"
+    shutil.copytree(folder, tmp_path / "older")
+    about: dict[str, Any] = {"name": "other.bin", "version": "3", "ask_password": str}
+    repository.add(folder, keys, APP, **about)
+    shutil.copytree(folder, tmp_path / "right")
+    change, code = THEFTS[theft]
+    change(folder)
+    before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+    for call in (
+        lambda: repository.refresh(folder, keys, str),
+        lambda: repository.add(folder, keys, NEXT, **about),
+        lambda: repository.listed(folder, keys),
+    ):
+        with pytest.raises(OtaError) as caught:
+            call()
+        assert caught.value.code == code
+    good, problems = repository.verify(folder, keys)
+    assert (good, len(problems)) == ([], 1)
+    assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before
+    shutil.rmtree(folder)
+    (tmp_path / "right").rename(folder)  # the right copy is gone on from
+    assert repository.refresh(folder, keys, str) == ["snapshot", "timestamp"]
+
+
+def test_a_root_that_was_replaced_stays_replaced(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else what the owner has taken back would sign again; and no root, no signature."""
+    keys = tmp_path / "repo-keys"
+    monkeypatch.setattr(repository, "RENEWED_DAYS", 400)
+    for number in (2, 3):
+        assert "root" in repository.refresh(folder, keys, str)
+        assert (folder / "metadata" / f"{number}.root.json").exists()
+    (folder / "metadata" / "3.root.json").unlink()
+    with pytest.raises(OtaError, match="version 2 of root, and version 3 was there before"):
+        repository.refresh(folder, keys, str)
+    (keys / "1.root.json").unlink()
+    for command in ("refresh", "list", "verify"):
+        failed = here("repo", command, str(folder))
+        assert (failed.code, str(keys / "1.root.json") in failed.err) == (1, True)
+
+
+@pytest.mark.parametrize("consistent", [True, False])
+def test_a_repository_of_another_tool_is_gone_on_with(tmp_path: Path, consistent: bool) -> None:
+    """Once its keys are there, and its root as hosts have it."""
+    made, folder, keys = TufRepository(consistent=consistent), tmp_path / "tuf", tmp_path / "keys"
+    made.add("app.bin", APP, "1.0.0")
+    for name, data in made.publish().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    keys.mkdir()
+    for role, (signer,) in made.keys.items():
+        (keys / f"{role}.pem").write_bytes(signer.private_bytes)
+    arguments = (str(folder), "--keys", str(keys))
+    assert here("repo", "refresh", *arguments).code == 1
+    (keys / "1.root.json").write_bytes(made.root)
+    for words in (("refresh",), ("list",), ("verify",)):
+        done(here("repo", *words, *arguments))
+    found = by_python_tuf(folder, tmp_path / "cache").get_targetinfo("app.bin")
+    assert found is not None
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,20 @@
 
     DIR/metadata/      1.root.json, 1.targets.json, 1.snapshot.json, .., timestamp.json
     DIR/targets/       each file under its name and as HASH.NAME
-    DIR-keys/          the keys that sign: never for the server
+    DIR-keys/          the keys that sign, the first root, and the newest versions that were seen:
+                       never for the server
 
 For one owner with a key for each role; ceremonies, thresholds and delegations are tuf-on-ci's,
-whose repositories hosts take as well. Nothing is signed anew that was not signed right: whoever
-holds the server may have changed the folder.
+whose repositories hosts take as well. Nothing is signed anew that does not follow from the first
+root beside the keys, or is older than what was seen: whoever holds the server may have changed the
+folder.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -41,6 +44,7 @@ from tuf.api.metadata import (
 from ota_service.errors import OtaError
 from ota_service.firmware import repository
 from ota_service.firmware.check import check_firmware
+from ota_service.firmware.files import FIRMWARE_BYTES, TEXT_BYTES, read_file
 from ota_service.firmware.trust import Grant, Policy, Repository
 from ota_service.formats.image import AppImage
 from ota_service.formats.merged import find_partition_table, whole_flash
@@ -50,6 +54,10 @@ DAYS = {"root": 365, "targets": 365, "snapshot": 90, "timestamp": 90}
 """How long each role's metadata is valid."""
 RENEWED_DAYS = 90
 """Root and targets are signed anew where they have less left, and their keys are at hand."""
+ROOT, SEEN = "1.root.json", "seen.json"
+"""Beside the keys: the root that all else is held against, and role -> version."""
+METADATA_BYTES = 5_000_000
+"""No file of metadata is larger that a host takes (`tuf.ngclient.UpdaterConfig`)."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,200}")
 _REMEDY = "`esp32-ota repo verify` says more; go on from a copy of the folder that is right."
 
@@ -91,11 +99,11 @@ def create(folder: Path, keys: Path, password: str | None) -> dict[str, Any]:
         _write(keys / f"{role}.pem", _pem(private, password), mode=0o600)
         signers[role] = CryptoSigner(private)
         root.add_key(signers[role].public_key, role)
-    state = _State(folder, {"root": root, "targets": Targets(), "snapshot": Snapshot(),
-                            "timestamp": Timestamp()})  # fmt: skip
+    state = _State(folder, keys, {"root": root, "targets": Targets(), "snapshot": Snapshot(),
+                                  "timestamp": Timestamp()})  # fmt: skip
     (folder / "targets").mkdir(parents=True, exist_ok=True)
     state.sign(["root", "targets"], signers, first=True)
-    return root_facts((folder / "metadata" / "1.root.json").read_bytes())
+    return root_facts(_first_root(keys))
 
 
 def _pem(key: Ed25519PrivateKey, password: str | None) -> bytes:
@@ -128,7 +136,7 @@ def add(
     if not version:
         text = "The app has no version in its descriptor."
         raise OtaError("config-invalid", text, remedy="Give --version.")
-    state = _State.read(folder)
+    state = _State.read(folder, keys)
     signers = _signers(state.root, keys, ("targets", "snapshot", "timestamp"), ask_password)
     target = TargetFile.from_data(name, data, ["sha256"])
     about = {"version": version}
@@ -144,7 +152,7 @@ def add(
 
 def refresh(folder: Path, keys: Path, ask_password: AskPassword) -> list[str]:
     """Sign anew, so that nothing expires; the roles that were. Raises OtaError."""
-    state = _State.read(folder)
+    state = _State.read(folder, keys)
     soon = datetime.now(UTC) + timedelta(days=RENEWED_DAYS)
     due = [role for role in ("root", "targets")
            if state.signed[role].expires < soon and (keys / f"{role}.pem").exists()]  # fmt: skip
@@ -153,25 +161,25 @@ def refresh(folder: Path, keys: Path, ask_password: AskPassword) -> list[str]:
     return [*due, "snapshot", "timestamp"]
 
 
-def listed(folder: Path) -> tuple[list[Entry], dict[str, datetime]]:
+def listed(folder: Path, keys: Path) -> tuple[list[Entry], dict[str, datetime]]:
     """What a repository has, and when each role's metadata expires. Raises OtaError."""
-    state = _State.read(folder)
+    state = _State.read(folder, keys)
     targets = state.signed["targets"].targets
     expires = {role: state.signed[role].expires for role in DAYS}
     return [_entry(name, targets[name]) for name in sorted(targets)], expires
 
 
-def verify(folder: Path) -> tuple[list[str], list[str]]:
-    """Take each firmware as a host would that has the first root: (names, problems)."""
-    root = folder / "metadata" / "1.root.json"
-    if not root.exists():
-        return [], [f"{root} is not there."]
+def verify(folder: Path, keys: Path) -> tuple[list[str], list[str]]:
+    """Take each firmware as a host would that has the first root: (names, problems).
+
+    keys: where that root lies. Raises OtaError where it does not.
+    """
     base = f"{folder.absolute()}/"
-    policy = Policy(folder, None, (Repository(base, root.read_bytes()),))
+    policy = Policy(folder, None, (Repository(base, _first_root(keys)),))
     good, problems = [], []
     with tempfile.TemporaryDirectory(prefix="esp32-ota-") as state_dir:
         try:
-            entries, expires = listed(folder)
+            entries, expires = listed(folder, keys)
         except OtaError as error:
             return [], [error.message]
         for entry in entries:
@@ -183,12 +191,10 @@ def verify(folder: Path) -> tuple[list[str], list[str]]:
                     )
                 )  # fmt: skip
                 for place in {Path(grant.url), folder / "targets" / entry.name}:
-                    _app_of(place.read_bytes(), [policy], [grant])
+                    _app_of(read_file(place, FIRMWARE_BYTES), [policy], [grant])
                 good.append(entry.name)
             except OtaError as error:
                 problems.append(f"{entry.name}: {error.message}")
-            except OSError as error:
-                problems.append(f"{entry.name}: {error.filename}: {error.strerror}.")
     now = datetime.now(UTC)
     problems += [f"The metadata of {role} has expired." for role in DAYS if expires[role] < now]
     return good, problems
@@ -230,6 +236,19 @@ def _app_of(
     return check_firmware(data, policies=policies, grants=grants).image
 
 
+def _first_root(keys: Path) -> bytes:
+    """The root that all else is held against: what lies in the folder may be a thief's."""
+    try:
+        return read_file(keys / ROOT, METADATA_BYTES)
+    except OtaError as error:
+        raise OtaError(
+            "file-access",
+            error.message,
+            remedy="Say with --keys where the keys are. For a repository of another tool, put the "
+            "root there that hosts have, under this name.",
+        ) from None
+
+
 def _load(kind: Any, data: bytes) -> Metadata[Any]:
     try:
         made: Metadata[Any] = Metadata.from_bytes(data)
@@ -254,6 +273,7 @@ class _State:
     """A repository's metadata as it stands, each verified with the root's keys."""
 
     folder: Path
+    keys: Path
     signed: dict[str, Any]
 
     @property
@@ -263,40 +283,72 @@ class _State:
         return root
 
     @classmethod
-    def read(cls, folder: Path) -> _State:
-        """Raises OtaError `metadata-invalid`, `file-access`."""
+    def read(cls, folder: Path, keys: Path) -> _State:
+        """From the first root to the newest, as a host goes, and from there to the rest.
+
+        Raises OtaError `metadata-invalid`, `replayed`, `file-access`.
+        """
         metadata = folder / "metadata"
-        numbers = [int(path.name.split(".")[0]) for path in metadata.glob("[1-9]*.root.json")]
-        if not numbers:
+        if not (metadata / "timestamp.json").exists():
             text = f"{folder} holds no repository."
             raise OtaError("file-access", text, remedy="`esp32-ota repo init` makes one.")
-        state = cls(folder, {})
+        first = _first_root(keys)
+        state = cls(folder, keys, {"root": _load(Root, first).signed})
 
-        def take(role: str, kind: Any, name: str) -> Any:
-            try:
-                found = _load(kind, (metadata / name).read_bytes())
-            except OSError as error:
-                raise OtaError("metadata-invalid", f"{error.filename}: {error.strerror}.",
-                               remedy=_REMEDY) from None  # fmt: skip
-            state.signed[role] = _verified(state.signed.get("root", found.signed), role, found)
-            return found.signed
+        def take(role: str, kind: Any, name: str, version: int | None = None) -> Any:
+            found = _load(kind, read_file(metadata / name, METADATA_BYTES))
+            signed = _verified(state.root, role, found)
+            if version not in (None, signed.version):
+                text = f"{metadata / name} holds version {signed.version}."
+                raise OtaError("metadata-invalid", text, remedy=_REMEDY)
+            if role == "root":
+                _verified(signed, role, found)
+            state.signed[role] = signed
+            return signed
 
-        take("root", Root, f"{max(numbers)}.root.json")
-        timestamp = take("timestamp", Timestamp, "timestamp.json")
-        versioned = state.root.consistent_snapshot
-        at = timestamp.snapshot_meta.version
+        name = f"{state.root.version}.root.json"
+        if read_file(metadata / name, METADATA_BYTES) != first:
+            text = f"{metadata / name} is not the root that lies with the keys in {keys}."
+            raise OtaError("metadata-invalid", text, remedy=_REMEDY)
+        while (metadata / f"{(at := state.root.version + 1)}.root.json").exists():
+            take("root", Root, f"{at}.root.json", at)
+        at = take("timestamp", Timestamp, "timestamp.json").snapshot_meta.version
+        hashed = state.root.consistent_snapshot
         snapshot = take(
-            "snapshot", Snapshot, f"{at}.snapshot.json" if versioned else "snapshot.json"
+            "snapshot", Snapshot, f"{at}.snapshot.json" if hashed else "snapshot.json", at
         )
         at = snapshot.meta["targets.json"].version
-        take("targets", Targets, f"{at}.targets.json" if versioned else "targets.json")
+        take("targets", Targets, f"{at}.targets.json" if hashed else "targets.json", at)
+        state._require_newest()
         return state
+
+    def _require_newest(self) -> None:
+        """An older state would be signed anew, with what was taken back since."""
+        path = self.keys / SEEN
+        try:
+            seen = json.loads(read_file(path, TEXT_BYTES)) if path.exists() else {}
+            older = [role for role in DAYS if self.signed[role].version < int(seen.get(role, 0))]
+        except (ValueError, TypeError, AttributeError):
+            raise OtaError("file-access", f"{path} has not the form of ours.") from None
+        for role in older:
+            raise OtaError(
+                "replayed",
+                f"{self.folder} has version {self.signed[role].version} of {role}, and version "
+                f"{seen[role]} was there before.",
+                remedy="Go on from the newest copy of the folder, and look at who may write to it. "
+                f"Where the newest is lost, remove {path}.",
+            )
+
+    def _remember(self) -> None:
+        versions = {role: self.signed[role].version for role in DAYS}
+        _write(self.keys / SEEN, json.dumps(versions).encode(), mode=0o600)
 
     def sign(
         self, roles: Sequence[str], signers: dict[str, CryptoSigner], *, first: bool = False
     ) -> None:
         """Make the next versions of these roles, and of what vouches for them; the timestamp, by
         which hosts find them, last."""
+        self._remember()  # before anything is signed: it may be that it cannot be written
         for role in (*roles, "snapshot", "timestamp"):
             signed: Signed = self.signed[role]
             signed.version += not first
@@ -316,6 +368,9 @@ class _State:
                 names.append(f"{role}.json")
             for name in names:
                 _write(self.folder / "metadata" / name, data)
+            if first and role == "root":
+                _write(self.keys / ROOT, data, mode=0o600)
+        self._remember()
 
 
 def _signers(
@@ -325,13 +380,10 @@ def _signers(
     for role in roles:
         path = keys / f"{role}.pem"
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise OtaError(
-                "file-access",
-                f"{path}: {error.strerror}.",
-                remedy="Say with --keys where they are.",
-            ) from None
+            data = read_file(path, TEXT_BYTES)
+        except OtaError as error:
+            remedy = "Say with --keys where they are."
+            raise OtaError("file-access", error.message, remedy=remedy) from None
         if b"ENCRYPTED" in data and password is None:
             password = ask_password().encode()
         try:

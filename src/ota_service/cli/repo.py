@@ -13,11 +13,12 @@ from rich.text import Text
 
 from ota_service.building import repository
 from ota_service.cli.output import facts, files, json_option, out, print_json, table
+from ota_service.firmware.files import FIRMWARE_BYTES, read_file
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 folder_argument = click.argument("folder", metavar="DIR", type=_FOLDER)
 keys_option = click.option("--keys", type=_FOLDER, metavar="FOLDER",
-                           help="Where the keys are; default: DIR-keys.")  # fmt: skip
+                           help="Where keys and first root are; default: DIR-keys.")  # fmt: skip
 
 
 @click.group()
@@ -93,7 +94,7 @@ def add(
     """
     with files():
         made = repository.add(
-            folder, keys or repository.keys_folder(folder), file.read_bytes(),
+            folder, keys or repository.keys_folder(folder), read_file(file, FIRMWARE_BYTES),
             name=name or file.name, version=version, ask_password=_password,
         )  # fmt: skip
     if as_json:
@@ -115,7 +116,7 @@ def refresh(folder: Path, keys: Path | None, as_json: bool) -> None:
     with files():
         keys = keys or repository.keys_folder(folder)
         done = repository.refresh(folder, keys, _password)
-        _, expires = repository.listed(folder)
+        _, expires = repository.listed(folder, keys)
     if as_json:
         print_json({"signed": done, "expires": _times(expires)})
     else:
@@ -129,11 +130,12 @@ def _times(expires: dict[str, Any]) -> dict[str, str]:
 
 @repo.command("list", short_help="Show what is in it.")
 @folder_argument
+@keys_option
 @json_option
-def list_command(folder: Path, as_json: bool) -> None:
+def list_command(folder: Path, keys: Path | None, as_json: bool) -> None:
     """Show the firmwares in DIR, and when its metadata expires."""
     with files():
-        entries, expires = repository.listed(folder)
+        entries, expires = repository.listed(folder, keys or repository.keys_folder(folder))
     if as_json:
         print_json({"targets": [asdict(one) for one in entries], "expires": _times(expires)})
         return
@@ -147,17 +149,21 @@ def list_command(folder: Path, as_json: bool) -> None:
 
 @repo.command(short_help="Check everything as a host would.")
 @folder_argument
+@keys_option
 @json_option
-def verify(folder: Path, as_json: bool) -> None:
-    """Take each firmware in DIR as a host would that has its first root. Exit code 1: not all."""
+def verify(folder: Path, keys: Path | None, as_json: bool) -> None:
+    """Take each firmware in DIR as a host would that has its first root. Exit code 1: not all.
+
+    That root (1.root.json) lies with the keys; none of these is needed here.
+    """
     with files():
-        good, problems = repository.verify(folder)
+        good, problems = repository.verify(folder, keys or repository.keys_folder(folder))
     if as_json:
         print_json({"ok": not problems, "good": good, "problems": problems})
     else:
         console = out()
         for name in good:
-            console.print(Text(f"{name}: good", "green"))
+            console.print(Text(f"{name}: good", "green"), soft_wrap=True)
         for problem in problems:
             console.print(Text(problem, "red"), soft_wrap=True)
     if problems:

@@ -118,8 +118,22 @@ MUTANTS = (
     Mutant(
         "an owner signs what a thief has put into the folder",
         "building/repository.py",
-        'state.signed[role] = _verified(state.signed.get("root", found.signed), role, found)',
-        "state.signed[role] = found.signed",
+        "signed = _verified(state.root, role, found)",
+        "signed = found.signed",
+        f"{REPO}::test_nothing_is_signed_anew_that_was_not_right",
+    ),
+    Mutant(
+        "an owner begins with the root that a thief has put into the folder",
+        "building/repository.py",
+        "if read_file(metadata / name, METADATA_BYTES) != first:",
+        "if not first:",
+        f"{REPO}::test_nothing_is_signed_anew_that_was_not_right",
+    ),
+    Mutant(
+        "an owner signs an older state anew",
+        "building/repository.py",
+        "        state._require_newest()\n",
+        "",
         f"{REPO}::test_nothing_is_signed_anew_that_was_not_right",
     ),
     Mutant(
