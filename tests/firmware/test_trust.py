@@ -30,6 +30,7 @@ from ota_service.firmware.target import Target
 from ota_service.firmware.trust import ADDED
 from ota_service.fleet.firmwares import Firmwares
 from ota_service.fleet.settings import Settings
+from ota_service.formats.build_table import table_from_csv
 from ota_service.formats.merge import merge
 from ota_service.formats.signature import public_key_digest
 from ota_service.update.flash_plan import check_merged
@@ -463,6 +464,41 @@ def test_all_that_a_merged_binary_starts(
         assert (by["keys"], code) == ({digest(OWN).hex(): "release.pem"}, "")
     except OtaError as error:
         assert error.code == code, error
+
+
+@pytest.mark.parametrize("second", ["whole", "begun"])
+def test_a_merged_binary_with_two_tables(second: str) -> None:
+    """A decoy before the table that its signed bootloader was built for hides what is started."""
+    loader = sign(build_bootloader(), OWN)
+    data = bytearray(merged(SIGNED, loader))
+    other = bytearray(data[0x8000:0x9000])
+    if second == "begun":  # one that we read as damaged, and an older bootloader may not
+        other[40] ^= 1
+    data[0xF000:0x10000] = other
+    with pytest.raises(OtaError, match="cannot be told") as caught:
+        check_merged(bytes(data), policies=())
+    assert caught.value.code == "partition-table-invalid"
+
+
+@pytest.mark.parametrize(
+    ("second", "code"), [(OWN, ""), (FOREIGN, "signature-untrusted"), (None, "signature-missing")]
+)
+def test_a_second_bootloader_may_be_started_too(host: Path, second: Any, code: str) -> None:
+    """By the ROM where the first one does not start, or in its place: it is signed as that is."""
+    table = table_from_csv(
+        "nvs,data,nvs,0x9000,16K\nloader2,bootloader,ota,0x10000,64K\n"
+        "factory,app,factory,0x20000,1M\n"
+    )
+    plain = build_bootloader()
+    data = bytearray(merge(bootloader=sign(plain, OWN), table=table, app=SIGNED).data)
+    loader = sign(plain, second) if second else plain
+    data[0x10000 : 0x10000 + len(loader)] = loader
+    add_key(host, public(OWN))
+    try:
+        check_merged(bytes(data))
+        assert code == ""
+    except OtaError as error:
+        assert (error.code, "loader2" in error.message) == (code, True)
 
 
 @pytest.mark.slow

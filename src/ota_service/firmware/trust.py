@@ -27,8 +27,10 @@ from urllib.parse import unquote, urlsplit
 from ota_service.errors import OtaError
 from ota_service.firmware.files import read_file
 from ota_service.firmware.urls import redact_url
+from ota_service.formats.bootloader import parse_bootloader
 from ota_service.formats.image import AppImage, parse_boot_image
 from ota_service.formats.merged import MergedBinary
+from ota_service.formats.partitions import TYPE_APP, TYPE_BOOTLOADER
 from ota_service.formats.signature import SignatureBlock, public_key_digest, signature_blocks
 
 HOST = Path("/etc/ota-service/trust")
@@ -419,11 +421,18 @@ def merged_parts(flash: bytes, merged: MergedBinary) -> list[Part]:
     size = 0 if isinstance(loader, OtaError) else loader.size_bytes
     blocks = signature_blocks(flash[at : merged.table_offset], size)
     parts: list[Part] = [("The Merged Binary's bootloader", blocks)]
-    for part, _ in merged.apps:
+    for part in merged.table.partitions:
+        held = flash[part.offset : part.end]
+        if part.type not in (TYPE_APP, TYPE_BOOTLOADER) or not held.strip(b"\xff"):
+            continue
         blocks = ()
         with contextlib.suppress(OtaError):
-            blocks = parse_boot_image(flash[part.offset : part.offset + part.size_bytes]).signatures
-        parts.append((f"The Merged Binary's app in {part.name}", blocks))
+            if part.type == TYPE_APP:
+                blocks = parse_boot_image(held).signatures
+            else:
+                blocks = signature_blocks(held, parse_bootloader(held, trailing=True).size_bytes)
+        what = "app" if part.type == TYPE_APP else "bootloader"
+        parts.append((f"The Merged Binary's {what} in {part.name}", blocks))
     return parts
 
 
