@@ -13,6 +13,7 @@ from esp32_sim.images import build_app
 from esp32_sim.process import SimBoard, SimProcess
 from tests.flash.merged_files import merged
 from tests.support.firmware_server import FirmwareServer
+from tests.support.host_policy import module_with
 from tests.support.module_client import ModuleProcess
 from tests.support.rig import PROJECT, Rig
 from tests.support.signing import digest, key, public, sign
@@ -51,7 +52,9 @@ async def test_a_board_gets_what_its_owner_signed_and_nothing_else(tmp_path: Pat
 
         with SimProcess(tmp_path / "boards", [SimBoard("guide")]) as sim:
             async with ModuleProcess.start(
-                tmp_path / "machine", env={"OTA_SERVICE_TRUST": str(trust)}
+                tmp_path / "machine",
+                env={"OTA_SERVICE_TRUST": str(trust)},
+                executable=module_with(tmp_path / "memory"),
             ) as module:
                 rig = Rig(tmp_path, sim, server, module, ["a"])
                 await _attacked(rig, made, serve, first)

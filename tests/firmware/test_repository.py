@@ -89,8 +89,19 @@ async def test_what_the_owner_signed_is_taken(host: Host, made: TufRepository) -
     versions = {"root": 1, "timestamp": 1, "snapshot": 1, "targets": 1}
     assert (by["repository"], by["target"], by["metadata"]) == (BASE, "app.bin", versions)
     assert by["expires"].startswith(f"{in_days(30):%Y-%m-%d}")
-    folder = host.folder / "trust"
-    assert {path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())} == {0o700}
+    (folder,) = (path.parent for path in host.folder.rglob("metadata"))
+    assert [path.stat().st_mode & 0o777 for path in (folder, folder / "metadata")] == [0o700] * 2
+
+
+async def test_a_memory_that_others_may_write_to(host: Host, tmp_path: Path) -> None:
+    """Who could fill it would have his own firmware remembered as allowed."""
+    host.folder = tmp_path / "of all" / "memory"
+    host.folder.mkdir(parents=True)
+    for folder in (host.folder, host.folder.parent):
+        folder.chmod(0o777)
+        assert await host.takes(OLD) == "trust-invalid"
+        folder.chmod(0o755)
+    assert await host.takes(OLD) == ""
 
 
 Attack = Callable[[TufRepository, Host], Any]

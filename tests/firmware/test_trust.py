@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import pwd
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -29,6 +30,7 @@ from ota_service.firmware.target import Target
 from ota_service.firmware.trust import ADDED
 from ota_service.fleet.firmwares import Firmwares
 from ota_service.fleet.settings import Settings
+from ota_service.formats.build_table import table_from_csv
 from ota_service.formats.merge import merge
 from ota_service.formats.signature import public_key_digest
 from ota_service.update.flash_plan import check_merged
@@ -241,9 +243,7 @@ def serve(server: FirmwareServer, made: TufRepository, **options: Any) -> str:
 @pytest.fixture
 def supply(tmp_path: Path) -> Iterator[Supply]:
     """A supply that does not wait long between its attempts."""
-    made = Supply(
-        tmp_path / "cache", state_dir=tmp_path / "state", patience=Patience(delays_s=(0.01, 0.01))
-    )
+    made = Supply(tmp_path / "cache", patience=Patience(delays_s=(0.01, 0.01)))
     yield made
     made.close()
 
@@ -306,6 +306,51 @@ async def test_a_digest_from_a_stolen_configuration(
             assert error.code == code, error
 
 
+@pytest.mark.parametrize("user", [0, 4711])
+def test_nothing_that_is_configured_chooses_the_memory(
+    user: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package of the configuration may hold any file, and so a memory that allows anything."""
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    for name in ("HOME", "VIAM_HOME", "VIAM_MODULE_DATA", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, "/root/.viam/packages/evil")
+    home = pwd.struct_passwd(("u", "x", user, user, "", "/home/u", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", {user: home}.get)
+    there = "/home/u/.ota-service-trust" if user else "/var/lib/ota-service/trust"
+    assert str(trust.memory()) == there
+
+
+async def test_a_forged_memory_in_the_configuration_s_folder(
+    host: Path, made: TufRepository, tmp_path: Path
+) -> None:
+    """The image that it says was allowed before is not taken."""
+    url, evil = "http://127.0.0.1:9/fw/", build_app("evil", "6.6.6")
+    add_repository(host, url, made.root)
+    state, sha256 = tmp_path / "package", hashlib.sha256(evil).hexdigest()
+    about = {"size_bytes": len(evil), "hashes": {"sha256": sha256}, "ota": {"version": "9"}}
+    name = hashlib.sha256(json.dumps([str(host), url]).encode()).hexdigest()[:32]
+    for folder in (state / "trust" / name, state / name):
+        folder.mkdir(parents=True)
+        forged = {"allowed": {"app.bin": about}, "seen_s": 4e9}
+        (folder / "allowed.json").write_text(json.dumps(forged))
+    images = state / "firmware" / "images"
+    images.mkdir(parents=True)
+    (images / f"{sha256}.bin").write_bytes(evil)
+    target = Target(f"{url}targets/app.bin", "9")
+    settings = Settings("OTA", target, state_dir=state, cache_dir=state)
+    log = logging.LoggerAdapter(logging.getLogger("ota_service"), {})
+    firmwares = Firmwares(settings, log, _never)
+    firmwares._supply._patience = Patience(delays_s=())
+    with pytest.raises(OtaError, match="download-failed"):
+        async with firmwares.had(target):
+            pass
+    await firmwares.close()
+
+
+async def _never(_: str) -> bool:
+    return False
+
+
 async def test_a_repository_on_a_stick(
     host: Path, tmp_path: Path, made: TufRepository, supply: Supply
 ) -> None:
@@ -366,17 +411,13 @@ async def test_metadata_that_expires_soon_is_told_and_looked_at_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Its owner may renew it while nothing is downloaded here; then nothing is told any more."""
-
-    async def proven(_: str) -> bool:
-        return False
-
     made.signed["timestamp"].expires = in_days(13)
     made.publish()
     target = Target(serve(server, made), "1.0.0")
     add_repository(host, server.url("/fw"), made.root)
     settings = Settings("OTA", target, state_dir=tmp_path / "state", cache_dir=tmp_path / "cache")
     log = logging.LoggerAdapter(logging.getLogger("ota_service"), {})
-    firmwares = Firmwares(settings, log, proven)
+    firmwares = Firmwares(settings, log, _never)
     async with firmwares.had(target) as fetched:
         assert fetched.allowed_by[0]["metadata"]["timestamp"] == 2
     by = firmwares.about[target.key]["allowed_by"]
@@ -423,6 +464,41 @@ def test_all_that_a_merged_binary_starts(
         assert (by["keys"], code) == ({digest(OWN).hex(): "release.pem"}, "")
     except OtaError as error:
         assert error.code == code, error
+
+
+@pytest.mark.parametrize("second", ["whole", "begun"])
+def test_a_merged_binary_with_two_tables(second: str) -> None:
+    """A decoy before the table that its signed bootloader was built for hides what is started."""
+    loader = sign(build_bootloader(), OWN)
+    data = bytearray(merged(SIGNED, loader))
+    other = bytearray(data[0x8000:0x9000])
+    if second == "begun":  # one that we read as damaged, and an older bootloader may not
+        other[40] ^= 1
+    data[0xF000:0x10000] = other
+    with pytest.raises(OtaError, match="cannot be told") as caught:
+        check_merged(bytes(data), policies=())
+    assert caught.value.code == "partition-table-invalid"
+
+
+@pytest.mark.parametrize(
+    ("second", "code"), [(OWN, ""), (FOREIGN, "signature-untrusted"), (None, "signature-missing")]
+)
+def test_a_second_bootloader_may_be_started_too(host: Path, second: Any, code: str) -> None:
+    """By the ROM where the first one does not start, or in its place: it is signed as that is."""
+    table = table_from_csv(
+        "nvs,data,nvs,0x9000,16K\nloader2,bootloader,ota,0x10000,64K\n"
+        "factory,app,factory,0x20000,1M\n"
+    )
+    plain = build_bootloader()
+    data = bytearray(merge(bootloader=sign(plain, OWN), table=table, app=SIGNED).data)
+    loader = sign(plain, second) if second else plain
+    data[0x10000 : 0x10000 + len(loader)] = loader
+    add_key(host, public(OWN))
+    try:
+        check_merged(bytes(data))
+        assert code == ""
+    except OtaError as error:
+        assert (error.code, "loader2" in error.message) == (code, True)
 
 
 @pytest.mark.slow

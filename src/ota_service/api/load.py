@@ -15,7 +15,7 @@ from ota_service.firmware.files import FIRMWARE_BYTES
 from ota_service.firmware.local import find_file, read_firmware
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
-from ota_service.module.folders import default_cache_dir, default_state_dir
+from ota_service.module.folders import default_cache_dir
 
 Source = Firmware | Path | str
 """A firmware: loaded, or the path of an App Image (or of a folder with just one `*.bin`), or its
@@ -43,7 +43,7 @@ async def load_firmware(
     board could not start it (`not-an-image`, `image-corrupt`, `merged-binary`, ..), or why this
     host does not take it (`signature-untrusted`, ..: docs/trust.md).
     """
-    supply = Supply(cache_dir or default_cache_dir(), state_dir=default_state_dir())
+    supply = Supply(cache_dir or default_cache_dir())
     try:
         if not is_url(source):
             path = await asyncio.to_thread(Path(source).absolute)

@@ -217,7 +217,7 @@ def flash(
     """
     about = _about(options)
     with files():
-        merged = _held_against_policy(file, options["state_dir"], no_trust=no_trust)
+        merged = _held_against_policy(file, no_trust=no_trust)
         require_exists(port)
         console = err() if as_json else out()
         if not dry_run:
@@ -242,14 +242,12 @@ def flash(
     _tell(console, outcome, outcome.to_dict(), as_json, runs)
 
 
-def _held_against_policy(file: Path, state_dir: Path | None, *, no_trust: bool) -> MergedFile:
+def _held_against_policy(file: Path, *, no_trust: bool) -> MergedFile:
     """The file, checked. Raises OtaError."""
     if no_trust and os.geteuid() != 0:
         raise click.UsageError("Only root may give --no-trust.")
     place = str(file.absolute())
-    supply = Supply(
-        default_cache_dir(), state_dir=state_dir or default_state_dir(), trusting=no_trust
-    )
+    supply = Supply(default_cache_dir(), trusting=no_trust)
     asked, grants = asyncio.run(supply.granted(place))
     data = read_file(grants[0].url if grants else place, FIRMWARE_BYTES)
     return check_merged(data, policies=asked, grants=grants)

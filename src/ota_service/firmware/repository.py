@@ -4,8 +4,8 @@
 The rules are python-tuf's (`ngclient`, The Update Framework 1.0); here are the way to the metadata,
 which is our downloader, what is remembered, and errors in our words.
 
-    STATE_DIR/trust/<name>/metadata/     what TUF remembers: it takes nothing older any more
-    STATE_DIR/trust/<name>/allowed.json  which files were allowed, and when metadata was last fresh
+    MEMORY/<name>/metadata/     what TUF remembers: it takes nothing older any more
+    MEMORY/<name>/allowed.json  which files were allowed, and when metadata was last fresh
 
 A file that was allowed before needs no fresh metadata: an update that was begun with it goes on,
 also where its repository cannot be reached or has expired. Metadata that is fresh and names
@@ -68,7 +68,8 @@ async def grant(
 ) -> Grant:
     """What a policy's repositories say of the file at `url`: an address, or a path.
 
-    version: that it must be bound to; "": any. Raises OtaError `signature-untrusted`,
+    version: that it must be bound to; "": any. state_dir: the memory, `trust.memory` as a rule.
+    Raises OtaError `signature-untrusted`, `trust-invalid` where others may write to the memory,
     `version-mismatch`, `metadata-expired`, `metadata-invalid`, `replayed`, `clock-behind`, and
     what `fetch` raises.
     """
@@ -145,7 +146,7 @@ class _Client:
     def folder(self) -> Path:
         """What is remembered of this policy's repository."""
         name = json.dumps([str(self.policy.folder), self.repository.url])
-        return self.state_dir / "trust" / hashlib.sha256(name.encode()).hexdigest()[:32]
+        return self.state_dir / hashlib.sha256(name.encode()).hexdigest()[:32]
 
     def cancel(self) -> None:
         """Nobody waits any more; in the event loop."""
@@ -173,8 +174,8 @@ class _Client:
         """The folder, for as long as no other process or thread uses it."""
         folder = self.folder
         try:
-            for one in (self.state_dir, folder.parent, folder, folder / "metadata"):
-                one.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for one in (folder, folder / "metadata"):
+                trust.make_own(one)
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 self._wait_for(lock)

@@ -52,7 +52,6 @@ class _Shared:
 class Supply:
     """Fetches firmware. All calls belong to one event loop. log: whose firmware it is.
 
-    state_dir: where it is remembered what repositories have shown (without one, the cache).
     trusting: the host's policy of trust is passed by.
     """
 
@@ -62,11 +61,9 @@ class Supply:
         *,
         patience: Patience | None = None,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger] = LOGGER,
-        state_dir: Path | None = None,
         trusting: bool = False,
     ) -> None:
         self._log = log
-        self._state_dir = state_dir or cache_dir
         self._trusting = trusting
         self._cache = Cache(cache_dir)
         self._patience = patience or Patience()
@@ -166,7 +163,7 @@ class Supply:
                 fetch = partial(self._metadata, ca_file=ca_file, headers=headers)
                 grants.append(
                     await repository.grant(
-                        policy, url, version, fetch=fetch, state_dir=self._state_dir, log=self._log
+                        policy, url, version, fetch=fetch, state_dir=trust.memory(), log=self._log
                     )
                 )
         return asked, tuple(grants)

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pwd
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,13 +27,16 @@ from urllib.parse import unquote, urlsplit
 from ota_service.errors import OtaError
 from ota_service.firmware.files import read_file
 from ota_service.firmware.urls import redact_url
+from ota_service.formats.bootloader import parse_bootloader
 from ota_service.formats.image import AppImage, parse_boot_image
 from ota_service.formats.merged import MergedBinary
+from ota_service.formats.partitions import TYPE_APP, TYPE_BOOTLOADER
 from ota_service.formats.signature import SignatureBlock, public_key_digest, signature_blocks
 
 HOST = Path("/etc/ota-service/trust")
 HOST_OWNERS = frozenset({0})
-"""Both are for tests: nothing that a configuration reaches changes them."""
+MEMORY: Path | None = None
+"""In whose place tests put others: nothing that a configuration reaches changes them."""
 ADDED = "OTA_SERVICE_TRUST"
 KEYS, REPOSITORIES = "keys", "repositories.json"
 MAX_FILE_BYTES = 1 << 20
@@ -178,6 +182,33 @@ def folders(environment: Mapping[str, str] = os.environ) -> list[tuple[Path, fro
     if added is not None:
         found.append((Path(added), frozenset({0, os.geteuid()})))
     return found
+
+
+def memory() -> Path:
+    """Where it lasts what repositories have shown to this user's programs.
+
+    Neither a configuration nor an environment chooses it: who could name another folder would
+    name one that he has filled himself.
+    """
+    if MEMORY is not None:
+        return MEMORY
+    user = os.geteuid()
+    if user == 0:
+        return Path("/var/lib/ota-service/trust")
+    try:
+        return Path(pwd.getpwuid(user).pw_dir) / ".ota-service-trust"
+    except KeyError:
+        raise _invalid(f"The user {user} has no home folder on this machine.") from None
+
+
+def make_own(folder: Path) -> None:
+    """Make a folder of the memory; nobody else may have one above it. Raises `trust-invalid`,
+    OSError."""
+    owners = frozenset({0, os.geteuid()})
+    for one in (*reversed(folder.parents), folder):
+        if not os.path.lexists(one):
+            one.mkdir(mode=0o700, exist_ok=True)
+        _require_owned(one, os.lstat(one), owners, sticky=one != folder)
 
 
 def _searchable(folder: Path) -> bool:
@@ -390,11 +421,18 @@ def merged_parts(flash: bytes, merged: MergedBinary) -> list[Part]:
     size = 0 if isinstance(loader, OtaError) else loader.size_bytes
     blocks = signature_blocks(flash[at : merged.table_offset], size)
     parts: list[Part] = [("The Merged Binary's bootloader", blocks)]
-    for part, _ in merged.apps:
+    for part in merged.table.partitions:
+        held = flash[part.offset : part.end]
+        if part.type not in (TYPE_APP, TYPE_BOOTLOADER) or not held.strip(b"\xff"):
+            continue
         blocks = ()
         with contextlib.suppress(OtaError):
-            blocks = parse_boot_image(flash[part.offset : part.offset + part.size_bytes]).signatures
-        parts.append((f"The Merged Binary's app in {part.name}", blocks))
+            if part.type == TYPE_APP:
+                blocks = parse_boot_image(held).signatures
+            else:
+                blocks = signature_blocks(held, parse_bootloader(held, trailing=True).size_bytes)
+        what = "app" if part.type == TYPE_APP else "bootloader"
+        parts.append((f"The Merged Binary's {what} in {part.name}", blocks))
     return parts
 
 

@@ -81,9 +81,7 @@ class Firmwares:
         self._log = log
         self._proven = proven
         self._shelves: dict[str, _Shelf] = {}
-        self._supply = Supply(
-            settings.cache_dir, log=log, state_dir=settings.state_dir, trusting=settings.trusting
-        )
+        self._supply = Supply(settings.cache_dir, log=log, trusting=settings.trusting)
 
     def want(self, target: Target, arrived: Arrived) -> LetGo:
         """Have a target's firmware fetched; `arrived` is called, later, with it or the error.

@@ -20,6 +20,7 @@ from ota_service.formats.merged import MergedBinary, parse_merged, whole_flash
 from ota_service.formats.nvs import Nvs, parse_nvs
 from ota_service.formats.nvs.move import move_nvs
 from ota_service.formats.partitions import TABLE_OFFSET, Partition, PartitionTable
+from ota_service.formats.table_places import all_tables
 from ota_service.link.chip import ChipInfo
 from ota_service.update.backup import NVS_KIND, Backup
 from ota_service.update.rewrite import Write, WritePlan
@@ -55,10 +56,11 @@ def check_merged(
     """Check a whole file, and hold all that it would start against the host's policy of trust.
 
     policies, grants: as `check_firmware` has them. Raises OtaError "not-an-image",
-    "image-corrupt", "flash-size", and what `trust.require` raises.
+    "image-corrupt", "flash-size", "partition-table-invalid", and what `trust.require` raises.
     """
     flash = whole_flash(data)
     merged = parse_merged(flash)
+    _require_one_table(flash, merged)
     loader = merged.bootloader
     if isinstance(loader, OtaError):
         raise OtaError("image-corrupt", loader.message, remedy=_REMEDY)
@@ -104,6 +106,22 @@ def check_merged(
     return MergedFile(
         flash, sha256, merged, booted, app, loader.flash_bytes, tuple(stores), allowed_by
     )
+
+
+def _require_one_table(flash: bytes, merged: MergedBinary) -> None:
+    """Whatever begins like a table may be the one that the bootloader uses: another one than is
+    judged here would start other apps. Within an image it is that image's data."""
+    inside = [(part.offset, part.offset + app.total_bytes)
+              for part, app in merged.apps if isinstance(app, AppImage)]  # fmt: skip
+    for place in all_tables(lambda at, size: flash[at : at + size]):
+        if place != merged.table_offset and not any(a < place < b for a, b in inside):
+            raise OtaError(
+                "partition-table-invalid",
+                f"The Merged Binary has a partition table at {merged.table_offset:#x} and what "
+                f"begins like another one at {place:#x}: it cannot be told which its bootloader "
+                "uses.",
+                remedy=_REMEDY,
+            )
 
 
 @dataclass(frozen=True, slots=True)
