@@ -447,7 +447,7 @@ class OtaError(Exception):
 
     code: a key of `ERRORS`. message: one sentence, more precise than the table's; without it
     the table's stands. board: the board's name, where one is concerned. remedy: where it can
-    be more precise than the table's.
+    be more precise than the table's. baud: the speed of the link at which it happened, if known.
     """
 
     def __init__(
@@ -462,6 +462,7 @@ class OtaError(Exception):
         self.message = message or self.kind.message
         self.board = board
         self.remedy = remedy or self.kind.remedy
+        self.baud: int | None = None
         super().__init__(f"{self.kind.code}: {self.message}")
 
     @property

@@ -76,7 +76,7 @@ EDGES = """
 import sys
 from ota_service.link.resets import ResetPins
 with ResetPins(sys.argv[1], 17, 18).held() as pins:
-    pins.into_download(None)
+    pins.into_download(None, 0.05)
     pins.into_firmware(None)
 """
 

@@ -717,10 +717,11 @@ def _order(message: Message) -> Order:
 
 
 def _slower(job: Job, error: OtaError | None) -> Job:
-    """The same at the next lower speed, where that may help; the next update begins anew."""
+    """The same at the next speed below the one that was used, where that may help; the next update
+    begins anew."""
     if error is None or not looks_like_speed(error):
         return job
-    speeds = bauds_to_try(job.baud)
+    speeds = bauds_to_try(error.baud or job.baud)
     return replace(job, baud=speeds[1] if len(speeds) > 1 else speeds[0])
 
 

@@ -51,8 +51,10 @@ def at_port(
         try:
             yield opened
         finally:
-            about.settle(opened)
-            close_port(opened)
+            try:
+                about.settle(opened)
+            finally:
+                close_port(opened)
 
 
 def require_free(port: str, owner: str, board: str | None = None) -> None:

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 from esp_pylib.serial_reset import (
     execute_custom_reset,
     hard_reset,
+    unix_tight_bootloader_reset,
     usb_jtag_bootloader_reset,
 )
 from serial import SerialBase, SerialException
@@ -26,14 +27,15 @@ from ota_service.errors import OtaError
 from ota_service.link.ports import describe, find_again, is_url, shown
 from ota_service.link.serial_port import close_port, reopen_port
 
-RESET_INTO_DOWNLOAD = "D0|R1|W0.1|D1|R0|W0.05|D0"
+BOOT_HELD_S = (0.05, 0.55)
+"""How long the boot pin is held behind the reset, in turn: EN rises slowly, and on some boards very
+slowly (as esptool's own resets, 5.6.0, `loader.py`)."""
+RESET_INTO_DOWNLOAD = "D0|R1|W0.1|D1|R0|W{held_s}|D0"
 """DTR asserted = IO0 low, RTS asserted = EN low; IO0 is sampled when EN has risen. Software that
 serves a CDC port takes RTS let go under DTR for the same wish (ESP-IDF, usb_console.c)."""
 
 RETURN_TIMEOUT_S = 12.0
 """How long a chip's own USB port may take to come back: hubs and hosts were seen to take 5 s."""
-PLUG_TIMEOUT_S = 5.0
-"""The same for a bridge, which no reset takes away: somebody has pulled the cable."""
 LEAVES_WITHIN_S = 0.5
 """A port that goes away by a reset has gone by then: a hub tells of it every 0.25 s."""
 RETRY_S = 0.1
@@ -47,8 +49,8 @@ termios.error, which is no OSError: where it flushes)."""
 class Reset(Protocol):
     """Resets a board otherwise than by its port."""
 
-    def into_download(self, port: SerialBase) -> None:
-        """Into download mode."""
+    def into_download(self, port: SerialBase, held_s: float) -> None:
+        """Into download mode. held_s: how long the boot pin is held behind the reset."""
 
     def into_firmware(self, port: SerialBase, *, awaited: bool = True) -> None:
         """Into what is in flash. awaited: where it takes a person, wait for them."""
@@ -85,19 +87,25 @@ class Attachment:
 
     # --- resets
 
-    def resets(self, port: SerialBase) -> Callable[[], None] | None:
-        """What resets the board into download mode; None: esptool's ways for a bridge's device."""
+    def resets(self, port: SerialBase) -> tuple[Callable[[], None], ...] | None:
+        """What resets the board into download mode, in turn; None: esptool's ways for a bridge's
+        device. Those open a port that has gone by its old name, so no other port is left to them.
+        """
         if self.by is not None:
-            return partial(self.by.into_download, port)
+            return tuple(partial(self.by.into_download, port, held_s) for held_s in BOOT_HELD_S)
         if self.info is not None and self.info.serial_jtag:
-            return partial(usb_jtag_bootloader_reset, port)
+            return (partial(usb_jtag_bootloader_reset, port),)
         if self.native or is_url(str(port.port)):
             # esptool's first choice sets both lines with one ioctl, which a url does not have.
-            return partial(execute_custom_reset, port, RESET_INTO_DOWNLOAD)
+            ways = (RESET_INTO_DOWNLOAD.format(held_s=held_s) for held_s in BOOT_HELD_S)
+            return tuple(partial(execute_custom_reset, port, way) for way in ways)
+        if self.may_return:
+            return (partial(unix_tight_bootloader_reset, port),)
         return None
 
-    def restart(self, port: SerialBase, esp: Any | None = None) -> None:
-        """Reset the board into its firmware. esp: esptool's object, where the chip answers to it.
+    def restart(self, port: SerialBase, esp: Any | None = None) -> bool:
+        """Reset the board into its firmware; whether its port stayed. esp: esptool's object, where
+        the chip answers to it.
 
         Raises what esptool and pyserial raise.
         """
@@ -108,9 +116,11 @@ class Attachment:
                 esp.hard_reset()
             else:
                 hard_reset(port)
+            return True
         except GONE:
             if not self.may_return:
-                raise  # else it went away with the reset
+                raise
+            return False  # it went away with the reset
         finally:
             self._restarted_s = time.monotonic()
 
@@ -122,17 +132,19 @@ class Attachment:
         why: BaseException | None,
         *,
         stopped: Callable[[], bool] = lambda: False,
+        within_s: float | None = None,
     ) -> None:
         """Open the port again, which is closed or whose device went away, when that is back.
 
+        within_s: how long it is waited for at the most, whoever says that it has to stop.
         Raises OtaError `link-lost` where it does not come back, and `cancelled` where `stopped`
         says so meanwhile, or the owner's own.
         """
-        timeout_s = RETURN_TIMEOUT_S if self.may_return else PLUG_TIMEOUT_S
+        timeout_s = RETURN_TIMEOUT_S if within_s is None else min(within_s, RETURN_TIMEOUT_S)
         close_port(port)
         until_s = time.monotonic() + timeout_s
         while not self._opened(port):
-            if stopped() or self._stopped():
+            if within_s is None and (stopped() or self._stopped()):
                 raise OtaError("cancelled")
             if time.monotonic() >= until_s:
                 text = f"The port {shown(self._name)} went away, and was not back in "
@@ -150,7 +162,7 @@ class Attachment:
         except (*GONE, OtaError):
             close_port(port)
             return False
-        self.info = describe(name)
+        self.info = describe(name) or self.info  # it may be gone again
         self._restarted_s = None
         return True
 

@@ -55,8 +55,8 @@ _standard_restart = ESPLoader.hard_reset
 
 def _resets(self: Any, mode: str) -> Any:
     """What resets this board. For a bridge's device esptool tries several ways in turn."""
-    by = attachment(self._port).resets(self._port)
-    return _standard_resets(self, mode) if by is None else (by,)
+    ways = attachment(self._port).resets(self._port)
+    return _standard_resets(self, mode) if ways is None else ways
 
 
 def _restart(self: Any, uses_usb: bool = False) -> None:

@@ -9,15 +9,17 @@ the same at once.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ota_service.errors import OtaError
 from ota_service.link import esptool_setup  # noqa: F401  (before esptool)
 from ota_service.link.attachment import GONE, attachment
 from ota_service.link.chip import BootKeys, ChipInfo
+from ota_service.link.ports import is_socket
 
 import esptool.cmds as cmds  # isort: skip  (after esptool_setup)
 from esptool.loader import ESPLoader  # isort: skip
@@ -148,7 +150,10 @@ def _synchronise(finder: Any, attempts: int) -> None:
     at = attachment(port)
     for again in reversed(range(RESETS)):
         try:
-            finder.connect("default-reset", attempts, detecting=True, warnings=False)
+            if at.by is not None and is_socket(str(port.port)):
+                _reset_and_connect(finder, at.resets(port) or (), attempts)
+            else:
+                finder.connect("default-reset", attempts, detecting=True, warnings=False)
             return
         except GONE as error:
             if not at.may_return or not again:
@@ -156,6 +161,17 @@ def _synchronise(finder: Any, attempts: int) -> None:
             at.reopen(port, error)
         if _in_sync(finder):
             return
+
+
+def _reset_and_connect(finder: Any, ways: Sequence[Callable[[], None]], attempts: int) -> None:
+    """What `connect` does elsewhere: esptool resets nothing that is behind a socket."""
+    error: FatalError | None = None
+    for _, reset in zip(range(attempts), cycle(ways), strict=False):
+        reset()
+        error = finder._connect_attempt(None, "no-reset")
+        if error is None:
+            return
+    raise FatalError(f"Failed to connect: {error}")
 
 
 def _in_sync(finder: Any) -> bool:

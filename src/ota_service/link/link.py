@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import termios
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import and_
@@ -23,9 +24,9 @@ from ota_service.link.attachment import GONE, attachment
 from ota_service.link.chip import BAD_FLASH_IDS, ChipInfo
 from ota_service.link.flash import Protection
 from ota_service.link.identify import KNOWN, chip_info, detect, read_mac
-from ota_service.link.ports import no_lines
-from ota_service.link.registers import SYNC_DATA, RefusedError, await_answer
-from ota_service.link.serial_port import ROM_BAUD
+from ota_service.link.ports import is_socket, no_lines
+from ota_service.link.registers import SYNC, SYNC_DATA, RefusedError, await_answer, frame
+from ota_service.link.serial_port import ROM_BAUD, close_port
 from ota_service.link.sparse import Region, Seen, digest, read_regions
 from ota_service.link.spi import (
     MAX_SPI_BYTES,
@@ -81,8 +82,13 @@ STARTS = 3
 ROM's speed. Each of its blocks has a checksum, and one damaged byte ends it."""
 
 
-SYNC_ANSWERS = 8
+LEAVE_WITHIN_S = 5.0
+"""How long a chip's own USB port is waited for that went away in download mode: hubs and hosts were
+seen to take so long, and the process has 9 s for its end."""
 ASKED_TIMEOUT_S = 1.0
+ASKED_POLL_S = 0.05
+SYNC_ANSWER = b"\xc0\x01" + bytes((SYNC,))
+"""How each answer to it begins, the ROM's and the stub loader's alike."""
 
 
 Identified = Callable[[str], object]
@@ -126,8 +132,8 @@ class EspLink:
         read its flash. The board is reset then, as far as the port allows.
         """
         esptool_setup.install()
-        if attachment(port).native:
-            baud = ROM_BAUD  # there is none on USB
+        if attachment(port).native or is_socket(str(port.port)):
+            baud = ROM_BAUD  # USB has none, and a socket cannot tell the UART behind it of another
         try:
             return cls._connected(port, baud, attempts, identified, fast)
         except BaseException:
@@ -303,12 +309,20 @@ class EspLink:
         the next session can talk to it.
         """
         self._forget()
+        at = attachment(self._port)
         with _lost_link():
-            if self._port.baudrate != ROM_BAUD:
-                self._slow_down()
-            self._port.baudrate = ROM_BAUD
-            self._port.reset_input_buffer()
-            attachment(self._port).restart(self._port, self._esp)
+            try:
+                if self._port.baudrate != ROM_BAUD:
+                    self._slow_down()
+                self._port.baudrate = ROM_BAUD
+                self._port.reset_input_buffer()
+                try:
+                    at.restart(self._port, self._esp)
+                except (FatalError, struct.error, StopIteration):
+                    at.restart(self._port)  # on USB-OTG esptool asks the chip first
+            except GONE:
+                self.running = leave_download_mode(self._port)
+                raise
         self.running = True
 
     def _slow_down(self) -> None:
@@ -317,21 +331,10 @@ class EspLink:
         with contextlib.suppress(FatalError, struct.error, StopIteration):  # it is reset anyway
             esp.command(esp.ESP_CMDS["CHANGE_BAUDRATE"], speeds, timeout=ASKED_TIMEOUT_S)
 
-    def in_download(self) -> bool:
-        """Whether the stub loader still answers after a restart: its reset has reached nothing.
-
-        The question is one frame without a byte that a console would take for a command.
-        """
-        esp = self._esp
-        try:
-            esp.flush_input()
-            esp.command(esp.ESP_CMDS["SYNC"], SYNC_DATA, timeout=ASKED_TIMEOUT_S)
-            with contextlib.suppress(FatalError):
-                for _ in range(SYNC_ANSWERS - 1):
-                    esp.command(timeout=ASKED_TIMEOUT_S)
-        except _ERRORS:
-            return False
-        return True
+    def in_download(self) -> tuple[bool, bytes]:
+        """Whether a loader still answers after a restart, whose reset has reached nothing then; and
+        what came instead of an answer, which an app has begun to say."""
+        return _asked(self._port)
 
     def stay(self) -> None:
         """Go on with the stub loader, which a restart did not reach."""
@@ -396,17 +399,51 @@ def _started(
     raise AssertionError("not reached")
 
 
-def leave_download_mode(port: SerialBase) -> None:
+def _asked(port: SerialBase) -> tuple[bool, bytes]:
+    """Whether a loader answers; what came instead.
+
+    The question is one frame without a byte that a console would take for a command.
+    """
+    said, answered = b"", False
+    with contextlib.suppress(*GONE):  # whoever reads on is told once more
+        port.timeout = ASKED_POLL_S
+        port.write(frame(SYNC, SYNC_DATA))
+        until_s = time.monotonic() + ASKED_TIMEOUT_S
+        while time.monotonic() < until_s:
+            data = port.read(max(1, min(port.in_waiting, 4096)))
+            said += data
+            answered = answered or SYNC_ANSWER in said
+            if (answered and not data) or (not answered and b"\n" in said):
+                break  # behind the last of a loader's answers; a line of somebody else's
+    return answered, b"" if answered else said
+
+
+def leave_download_mode(port: SerialBase) -> bool:
     """Reset whatever is behind a port by its lines alone, as far as the port allows.
 
     For a chip that could not be talked to, or was not the one that is meant: it may wait in
-    download mode, and would go on to do so.
+    download mode, and would go on to do so. One that a reset takes away is waited for a while, also
+    where the process ends. Returns whether it was reset.
     """
     with contextlib.suppress(Exception):
         at = attachment(port)
-        if not port.is_open:
-            at.reopen(port, None, stopped=lambda: True)  # at once, or not at all
-        at.restart(port)
+        if _there(port) and at.restart(port):
+            return True
+        went_with_it = port.is_open
+        at.reopen(port, None, within_s=LEAVE_WITHIN_S if at.may_return else 0.0)
+        if not went_with_it or _asked(port)[0]:
+            at.restart(port)
+        return True
+    return False
+
+
+def _there(port: SerialBase) -> bool:
+    """Whether an open port still has its device; it is closed where it has not."""
+    try:
+        _ = port.in_waiting
+    except GONE:
+        close_port(port)
+    return bool(port.is_open)
 
 
 @contextmanager
@@ -428,7 +465,7 @@ def _not_connected(error: BaseException, port: SerialBase) -> OtaError:
     return OtaError(
         "no-answer",
         f"No ESP32 answered on the port: {_first_line(error)}.",
-        remedy=no_lines(str(port.name)),
+        remedy=no_lines(str(port.name)) if attachment(port).by is None else None,
     )
 
 

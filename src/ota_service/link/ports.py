@@ -31,6 +31,8 @@ ESPRESSIF_VID = 0x303A
 """Espressif's own USB vendor id (USB-Serial-JTAG and USB-OTG of S2, S3, C3, C6, H2, P4...)."""
 SERIAL_JTAG_PID = 0x1001
 """The product id of USB-Serial-JTAG on all chips (esptool 5.6.0, `USB_JTAG_SERIAL_PID`)."""
+USB_BRIDGE_PID = 0x1002
+"""An ESP32-S2 or S3 that is a bridge to another chip's UART (espressif/esp-usb-bridge)."""
 
 BRIDGES: dict[int, str] = {
     0x10C4: "CP210x",  # Silicon Labs; Linux drivers/usb/serial/cp210x.c
@@ -89,7 +91,7 @@ class PortInfo:
     @property
     def native(self) -> bool:
         """Whether this is Espressif's own USB: an ESP32 for certain."""
-        return self.vid == ESPRESSIF_VID
+        return self.vid == ESPRESSIF_VID and self.bridge is None
 
     @property
     def mac(self) -> str | None:
@@ -114,7 +116,9 @@ class PortInfo:
 
     @property
     def bridge(self) -> str | None:
-        """The family of the USB bridge ("CP210x", "CH34x", "FTDI", "PL2303"), if it is one."""
+        """The family of the USB bridge ("CP210x", "CH34x", "FTDI", ...), if it is one."""
+        if (self.vid, self.pid) == (ESPRESSIF_VID, USB_BRIDGE_PID):
+            return "ESP USB Bridge"
         return BRIDGES.get(self.vid) if self.vid is not None else None
 
     @property
@@ -195,12 +199,17 @@ def problem(port: str) -> str | None:
 
 def no_lines(port: str) -> str | None:
     """What to do about a board that does not answer behind `port`, where nothing can reset it."""
-    if not port.startswith("socket://"):
+    if not is_socket(port):
         return None
     return (
         "A socket:// port has no lines to reset a board by: hold its BOOT button at a reset "
         "before, or let the server speak RFC 2217 and write rfc2217:// instead."
     )
+
+
+def is_socket(port: str) -> bool:
+    """Whether `port` is a url of bytes alone: it tells nothing of lines and speeds."""
+    return port.lower().startswith("socket://")
 
 
 def is_simulated(port: str) -> bool:
@@ -271,7 +280,8 @@ def find_again(port: str, before: PortInfo | None) -> str | None:
 
 
 def same_device(before: PortInfo, now: PortInfo) -> bool:
-    """Whether two looks at ports have seen one device: by its MAC, else by its USB socket.
+    """Whether two looks at ports have seen one device: by its MAC, else by its USB socket, and of a
+    bridge by what it says of itself.
 
     A chip's own port has another number of interfaces, and no MAC, while its ROM serves it.
     """
@@ -281,7 +291,7 @@ def same_device(before: PortInfo, now: PortInfo) -> bool:
         return (before.device, before.identity) == (now.device, now.identity)
     if before.native or now.native:
         return before.location.split(":")[0] == now.location.split(":")[0]
-    return before.location == now.location
+    return (before.location, before.identity) == (now.location, now.identity)
 
 
 def require_exists(port: str, board: str | None = None) -> None:

@@ -8,7 +8,7 @@ import importlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,9 +24,7 @@ CONSUMER = "esp32-ota"
 """What others see who ask who has a line."""
 
 EN_LOW_S = 0.1
-BOOT_HELD_S = 0.05
-"""As long as esptool holds EN and IO0 (esptool 5.6.0, `classic_bootloader_reset`): EN rises slowly,
-and the boot pin is read when it has risen."""
+"""As long as esptool holds EN (esptool 5.6.0, `classic_bootloader_reset`)."""
 
 BY_HAND_S = 120.0
 """How long a person is waited for."""
@@ -168,33 +166,33 @@ class Pins:
         for pin, request in self._requests.items():
             request.set_value(pin, self._line.Value.ACTIVE)
 
-    def into_download(self, port: SerialBase) -> None:
+    def into_download(self, port: SerialBase, held_s: float) -> None:
         """Reset with the boot pin held."""
-        self._reset(boot_held=True)
+        self._reset(held_s)
 
     def into_firmware(self, port: SerialBase, *, awaited: bool = True) -> None:
         """Reset with the boot pin let go."""
         self._reset()
 
-    def _reset(self, *, boot_held: bool = False) -> None:
+    def _reset(self, boot_held_s: float = 0.0) -> None:
         en, boot = self._wired.en, self._wired.boot
         try:
             self._pull(en)
             time.sleep(EN_LOW_S)
-            if boot_held:
+            if boot_held_s:
                 self._pull(boot)
                 self._requests[en].set_value(en, self._line.Value.ACTIVE)
-                time.sleep(BOOT_HELD_S)
+                time.sleep(boot_held_s)
         finally:
             self._let_go()
 
     def close(self) -> None:
-        """Let both go, and give them up."""
-        try:
-            self._let_go()
-        finally:
-            for request in self._requests.values():
-                request.release()
+        """Let both go, and give them up, the boot pin first, each whatever happens to
+        the other."""
+        with ExitStack() as last:
+            for pin, request in reversed(self._requests.items()):
+                last.callback(request.release)
+                last.callback(request.set_value, pin, self._line.Value.ACTIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +215,10 @@ class _Hand:
         self._by = by
         self._in_download = False
 
-    def into_download(self, port: SerialBase) -> None:
+    def into_download(self, port: SerialBase, held_s: float) -> None:
         """Wait for the ROM's words, or for a port that goes away with the reset."""
+        from ota_service.link.attachment import GONE  # a configuration is checked without it
+
         self._ask(port, "hold BOOT, press and let go RESET (EN), then let go BOOT")
         said = b""
 
@@ -229,7 +229,7 @@ class _Hand:
 
         try:
             self._await(in_download)
-        except OSError:
+        except GONE:
             self._in_download = True  # its own USB port went away with the reset
             raise
         self._in_download = True

@@ -76,15 +76,15 @@ class SpiBus:
         self._mosi_len = base + esp.SPI_MOSI_DLEN_OFFS
         self._miso_len = base + esp.SPI_MISO_DLEN_OFFS
         self._registers = Registers(esp)
-        # The ROM's flash functions, which the stub loader calls, rely on these two.
+        # The ROM's flash functions, which the stub loader calls, rely on these.
         self._rest: list[Record] = []
         times_s = [time.monotonic()]
-        for at in (self._usr, self._usr2):
+        for at in (self._usr, self._usr1, self._usr2):
             self._rest.append(self._set(at, self._registers.read(at)))
             times_s.append(time.monotonic())
         taken_s = [after - before for before, after in pairwise(times_s)]
         # The machine may have been busy with something else meanwhile, or a bridge's timer near
-        # its end, so nothing is concluded from one of both.
+        # its end, so nothing is concluded from one alone.
         self._registers.exchange_s = min(taken_s)
 
     def run(self, *opcodes: int) -> None:

@@ -167,8 +167,8 @@ class BootMonitor:
     heard: something came from the board. in_download: it waits in download mode, by the ROM's words
     or because whoever feeds this has asked it. bootloader_speaks: its bootloader prints a log.
     app_speaks: the app printed its descriptor; app_prints: it printed something.
-    outside_resets: how often its power failed or it was reset from outside. port_went: its port
-    went away meanwhile, so that lines are lost.
+    outside_resets: how often its power failed or it was reset from outside. port_went: how
+    often its port went away meanwhile, so that lines are lost.
     """
 
     expected: Expected
@@ -188,7 +188,7 @@ class BootMonitor:
     in_download: bool = False
     bootloader_speaks: bool = False
     outside_resets: int = 0
-    port_went: bool = False
+    port_went: int = 0
     _raw: list[str] = field(default_factory=list)
     _dropped: int = 0
     _decisive: int | None = None
@@ -226,7 +226,8 @@ class BootMonitor:
     def port_left(self, now_s: float) -> None:
         """The board's port went away: one that the chip serves itself goes with a reset, whose
         reason nobody saw then. The first time it went by the reset that began this boot."""
-        ours, self.port_went = self.shown_at_s is None and not self.port_went, True
+        ours = self.shown_at_s is None and not self.port_went
+        self.port_went += 1
         self._partial, self._overlong = b"", False
         if self.verdict is not None:
             return

@@ -60,4 +60,6 @@ def left_running(link: EspLink, *, waits: Callable[[], bool] = lambda: True) -> 
             lost = isinstance(error, OtaError) and error.code in _GONE
             with contextlib.suppress(Exception):
                 put_back(link, waits=not lost and waits())
+        if isinstance(error, OtaError):
+            error.baud = link.baud
         raise

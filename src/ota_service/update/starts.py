@@ -18,10 +18,11 @@ from serial import SerialBase
 
 from ota_service.errors import OtaError
 from ota_service.formats.partitions import Partition
-from ota_service.link.attachment import GONE, attachment
+from ota_service.link.attachment import GONE, RETRY_S, RETURN_TIMEOUT_S, attachment
 from ota_service.link.link import EspLink
-from ota_service.update.boot import BootMonitor, BootRules, Expected, not_the_apps_own
+from ota_service.update.boot import BootMonitor, BootRules, Expected, Verdict, not_the_apps_own
 from ota_service.update.first_look import FirstLook, first_look, hands_over
+from ota_service.update.leave import put_back
 from ota_service.update.secrets import Redactor
 
 FIRST_LOOK_S = 3.0
@@ -40,11 +41,13 @@ ASK_AFTER_S = 2.0
 """A board that has printed nothing by then (or in half of its time, where that is less) is asked
 whether it is in download mode still."""
 
+WENT_AWAY = "The port went away while the board's start was watched."
+
 
 def watch(
     port: SerialBase,
     monitor: BootMonitor,
-    in_download: Callable[[], bool],
+    in_download: Callable[[], tuple[bool, bytes]],
     *,
     until: Callable[[BootMonitor], bool] = lambda monitor: monitor.verdict is not None,
     stopped: Callable[[], bool],
@@ -53,10 +56,12 @@ def watch(
     """Read until `until` holds, `stopped` says so, or `limit_s` are over; False where it was
     stopped.
 
-    in_download: asks the chip whether it is in download mode still; called once, where it has
-    printed nothing. Raises OtaError `link-lost` where the port is gone and does not come back.
+    in_download: asks the chip whether it is in download mode still, and hands over what came
+    meanwhile; called once, where it has printed nothing.
+    Raises OtaError `link-lost` where the port is gone: one that a reset takes away has to come
+    back; behind any other there may be another board then.
     """
-    start_s, timeout_s = time.monotonic(), -1.0
+    start_s, timeout_s, away_s = time.monotonic(), -1.0, 0.0
     ask_after_s = min(ASK_AFTER_S, monitor.timeout_s / 2)
     kept_up_s = 0.0
     while not until(monitor):
@@ -69,25 +74,29 @@ def watch(
             data = port.read(max(1, min(port.in_waiting, 4096)))
         except GONE as error:
             at, left_s = attachment(port), time.monotonic()
-            if at.may_return:
-                monitor.port_left(left_s - start_s)
+            if not at.may_return or away_s > RETURN_TIMEOUT_S * (1 + monitor.restarts):
+                raise OtaError("link-lost", WENT_AWAY) from error
+            monitor.port_left(left_s - start_s)
+            time.sleep(RETRY_S)
             try:
                 at.reopen(port, error, stopped=stopped)
             except OtaError as lost:
                 if lost.code == "cancelled":
                     return False
                 raise
+            away_s += time.monotonic() - left_s
             start_s += time.monotonic() - left_s  # when nobody can see what it prints
             data = b""
         now_s = time.monotonic() - start_s
+        if not data and not monitor.heard and now_s >= ask_after_s:
+            ask_after_s, timeout_s = math.inf, -1.0
+            monitor.in_download, data = in_download()
+            now_s = time.monotonic() - start_s
         more = bool(data) and _waiting(port)
         kept_up_s = kept_up_s if more else now_s
         more = more and now_s - kept_up_s < CATCH_UP_S
         if data:
             monitor.feed(data, now_s, more=more)
-        elif not monitor.heard and now_s >= ask_after_s:
-            ask_after_s = math.inf
-            monitor.in_download = in_download()
         if not more:
             monitor.tick(now_s)
         if limit_s is not None and now_s >= limit_s:
@@ -165,7 +174,7 @@ class Starts:
                 seen.loaded_offset is not None
                 or seen.app_speaks
                 or seen.verdict is not None
-                or seen.port_went  # with it the bootloader's lines
+                or seen.port_went > 0  # with it the bootloader's lines
                 or (silent and time.monotonic() - spoken_s >= SILENT_S)
             )
 
@@ -193,7 +202,7 @@ class Starts:
         """None where it never left download mode, or was stopped before its time."""
         self._hooks.restarting(f"once into its firmware, {why}")
         monitor, whole = self._seen(until, stopped)
-        if monitor.in_download and not monitor.heard:
+        if monitor.in_download and not monitor.heard and not monitor.port_went:
             self._link.stay()
         else:
             self._link.reconnect()
@@ -220,7 +229,18 @@ class Starts:
             stopped=stopped,
             limit_s=FIRST_LOOK_S,
         )
+        if monitor.port_went and not monitor.heard:
+            monitor.in_download, said = self._link.in_download()
+            monitor.feed(said, FIRST_LOOK_S)
         return monitor, whole
+
+    def _require_same(self) -> None:
+        """A port that went away once more than its reset took it may be another board's, where it
+        tells no MAC: then the chip is asked, before anybody believes what was seen of it."""
+        info = attachment(self._port).info
+        if info is None or info.mac is None:
+            self._link.reconnect()
+            put_back(self._link)
 
     def watched(
         self, slot: Partition, expected: Expected | None = None, *, known_good: bool = False
@@ -238,16 +258,18 @@ class Starts:
         self._hooks.restarting(f"into {slot.name}, and watched")
         self._link.restart()
 
-        def in_download() -> bool:
-            found = self._link.in_download()
+        def in_download() -> tuple[bool, bytes]:
+            found, said = self._link.in_download()
             if found:
                 self._logger.warning(
                     "%s: still in download mode; press its reset button, with BOOT released",
                     self._name,
                 )
-            return found
+            return found, said
 
         watch(self._port, monitor, in_download, stopped=self._hooks.stopping)
+        if monitor.verdict is Verdict.RUNNING and monitor.port_went > 1:
+            self._require_same()
         told = (line for line in monitor.told if not self.hides or not_the_apps_own(line))
         self.log += [f"--- start of {slot.name}", *told]
         if monitor.heard:
