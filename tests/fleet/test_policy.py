@@ -15,6 +15,7 @@ from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import State as Shown
 from ota_service.fleet.journal_rows import AttemptRecord
 from ota_service.fleet.policy import BOARD, FIRMWARE, Permits, Row
+from ota_service.fleet.turns import Ask, Turns
 
 STATES: tuple[policy.State, ...] = get_args(policy.State)
 EVENTS: tuple[policy.Event, ...] = get_args(policy.Event)
@@ -150,12 +151,46 @@ def test_only_evidence_of_the_firmware_stops_it() -> None:
     assert FIRMWARE["trying", "neutral"] == policy.FirmwareRow("open", "look_again")
     assert FIRMWARE["trying", "bad"].state == "stopped"
     for code in ERRORS:
-        told = policy.verdict("failed", None, OtaError(code))
+        told = policy.verdict("failed", None, OtaError(code), of_image=True)
         assert told == ("bad" if code in ("boot-failed", "check-failed") else "neutral"), code
     for confirmed, said in ((True, "good"), (False, "good"), (None, "neutral")):
-        assert policy.verdict("up_to_date", confirmed, None) == said
+        assert policy.verdict("up_to_date", confirmed, None, of_image=True) == said
         assert policy.good("up_to_date", confirmed) is (said == "good")
         assert not policy.good("outdated", confirmed)
+
+
+def test_what_was_not_judged_says_nothing_of_a_firmware() -> None:
+    """A board that carries the target's tag with another build in it, up to date or gone back."""
+    assert policy.verdict("up_to_date", True, None, of_image=False) == "neutral"
+    error = OtaError("boot-failed")
+    assert policy.verdict("rolled_back", None, error, of_image=False) == "neutral"
+
+
+class Asks:
+    """A board that is told its turn."""
+
+    def __init__(self, turns: Turns, sha256: str) -> None:
+        self.told: list[str] = []
+        turns.ask(Ask(self, "key", sha256, False, False, object()))
+
+    def tell(self, event: policy.Event, token: object | None, value: OtaError | None) -> None:
+        """Noted."""
+        self.told.append(event)
+
+
+def test_another_file_under_the_same_version_has_its_own_canary() -> None:
+    """What boards were seen to run was the file of before."""
+    turns = Turns(8, True, lambda _: 5, lambda key, why: None)
+    canary, waits = Asks(turns, "one"), Asks(turns, "one")
+    assert (canary.told, waits.told) == (["turn"], [])
+    turns.ended(canary, "key", "good")
+    turns.ended(waits, "key", "good")
+    assert waits.told == ["turn"]
+    canary, waits = Asks(turns, "two"), Asks(turns, "two")
+    assert (canary.told, waits.told) == (["turn"], [])
+    turns.ended(canary, "key", "bad")
+    assert waits.told == ["stopped"]
+    assert Asks(turns, "three").told == ["stopped"]
 
 
 @pytest.mark.parametrize(

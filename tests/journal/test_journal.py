@@ -595,12 +595,13 @@ def test_what_was_read_before_an_attempt_is_no_evidence_whatever_the_clock_says(
     journal: Journal, clock: list[datetime]
 ) -> None:
     """Read at noon, tried at midnight of 1970, cut off: the board is looked at again."""
-    journal.update_board(MAC, version="1", version_read_at=clock[0])
+    journal.update_board(MAC, version="1", version_read_at=clock[0], confirmed=True)
     clock[0] = datetime(1970, 1, 1, tzinfo=UTC)
     journal.begin_attempt(MAC, "t")
     board = journal.board(MAC)
     assert board is not None
     assert board.version_read_at is None
+    assert board.confirmed  # what runs is the same until otadata is switched
 
 
 def test_a_board_is_left_alone_for_its_time_whatever_the_clock_says(

@@ -14,7 +14,13 @@ from esp32_sim.layouts import LAYOUTS
 from ota_service.formats.flashops import apply_ops
 from ota_service.link.chip import ChipInfo
 from ota_service.update.facts import BoardFacts, SlotFact
-from ota_service.update.plan import RecordVersion, SwitchOtadata, WriteSlot
+from ota_service.update.plan import (
+    RecordVersion,
+    SwitchOtadata,
+    WatchBoot,
+    WriteSlot,
+    tag_of_running,
+)
 from tests.support.memory_board import Firmware, MemoryBoard
 
 SIZE = 20_000
@@ -140,6 +146,69 @@ def test_another_slot_than_at_the_last_success_is_a_rollback_too() -> None:
     facts = BoardFacts(slots={"ota_0": fact}, last_slot="ota_1")
     _, made = target.plan(NEW, "2.0", facts=facts)
     assert (made.action, made.to_version, made.rolled_back) == ("record", "named-by-us", True)
+    assert not made.of_image  # it may be anything that made it go back
+
+
+@pytest.mark.parametrize(
+    ("fact", "reached", "action"),
+    [
+        (None, False, "none"),
+        (SlotFact(SIZE, "0" * 32, version="1.0.0"), False, "none"),
+        (SlotFact(len(OLD.data), OLD.known.md5, version="1.0.0"), False, "record"),
+        (None, True, "record"),
+    ],
+)
+def test_a_tag_that_somebody_else_brought_with_another_build_is_let_be(
+    fact: SlotFact | None, reached: bool, action: str
+) -> None:
+    """A board is said to have gone back only to what it was seen to run, or from this target."""
+    target = MemoryBoard(make_flash("micro-rdk", app=OLD.data, version="2.0"))
+    slots = {"ota_0": fact} if fact is not None else {}
+    facts = BoardFacts(slots=slots, last_slot="ota_1", reached=reached)
+    _, made = target.plan(NEW, "2.0", facts=facts)
+    assert (made.action, made.rolled_back) == (action, action == "record")
+    assert action == "record" or [type(step) for step in made.steps] == [WatchBoot]
+    assert not made.of_image
+
+
+def test_an_ending_speaks_of_the_image_where_that_is_what_was_judged() -> None:
+    """Written, held already, or turned down in otadata; and not where the tag alone is equal."""
+    assert board().plan(NEW, "1.1.0")[1].of_image
+    assert board().plan(OLD, "1.0.0")[1].of_image
+    assert not board().plan(NEW, "1.0.0")[1].of_image
+    turned_down = patch(
+        MemoryBoard(make_flash("micro-rdk", app=OLD.data, other_app=NEW.data, version="1.1.0")),
+        otadata("micro-rdk", Select.make(1, UNDEFINED), Select.make(2, ABORTED)),
+    )
+    _, made = turned_down.plan(NEW, "1.1.0")
+    assert (made.rolled_back, made.of_image) == (True, True)
+
+
+@pytest.mark.parametrize("confirmed", [None, False, True])
+def test_a_start_that_nobody_has_watched_is_watched(confirmed: bool | None) -> None:
+    """The board is restarted in any case, and others may wait for it to be good."""
+    _, made = board().plan(OLD, "1.0.0", facts=BoardFacts(confirmed=confirmed))
+    watched = any(isinstance(step, WatchBoot) for step in made.steps)
+    assert (made.action, watched) == ("none", confirmed is None)
+
+
+@pytest.mark.parametrize(
+    ("last_slot", "md5", "tag"),
+    [
+        ("ota_0", OLD.known.md5, "2.0"),
+        (None, OLD.known.md5, "2.0"),
+        ("ota_1", OLD.known.md5, "its own"),
+        ("ota_1", "0" * 32, "2.0"),
+    ],
+)
+def test_the_tag_to_go_back_with_is_the_one_of_what_runs(
+    last_slot: str | None, md5: str, tag: str
+) -> None:
+    """The stored one is another slot's where that ran at the last success."""
+    target = MemoryBoard(make_flash("micro-rdk", app=OLD.data, version="2.0"))
+    fact = SlotFact(len(OLD.data), md5, version="its own")
+    facts = BoardFacts(slots={"ota_0": fact}, last_slot=last_slot)
+    assert tag_of_running(target.look(NEW, facts), facts) == tag
 
 
 def test_the_really_running_slot_is_never_written() -> None:

@@ -551,6 +551,8 @@ def test_a_second_nvs_partition_that_cannot_be_read_stops_no_board() -> None:
     patched(target, {0x200000: noise})
     found, made = target.plan(FIRMWARE, "1.1.0")
     assert (found.version, found.problem, made.action) == ("1", None, "write")
+    assert found.hidden_nvs  # so that nobody can tell its secrets in a log
+    assert not with_stores(default_nvs(version="1"), KEYS, None).look().hidden_nvs
 
 
 # --- secure versions

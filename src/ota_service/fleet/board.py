@@ -418,7 +418,8 @@ class Board:
         assert isinstance(fetched, Fetched)
         self.shown.phase = "waiting"
         overrides = "stopped" in update.permits.override
-        ask = Ask(self, update.target.key, fetched.proven, overrides, self._wait())
+        sha256 = fetched.image.sha256
+        ask = Ask(self, update.target.key, sha256, fetched.proven, overrides, self._wait())
         self._around.turns.ask(ask)
 
     async def _carry_out(self, message: Message) -> None:
@@ -426,9 +427,10 @@ class Board:
         now, fetched = self._new_job(update), self._fetched
         if isinstance(fetched, Fetched) and fetched.allowed_by:
             update.report["allowed_by"] = list(fetched.allowed_by)
-        # What was learned on the way stays, but what an order that joined meanwhile permits counts.
+        # What was learned on the way stays; what is permitted and configured by now counts.
         job = self._job or now
-        self._job = replace(job, force=now.force, adopted=now.adopted, rescue=now.rescue)
+        slow = min(job.baud, now.baud)
+        self._job = replace(now, baud=slow, rearm=job.rearm, confirm=job.confirm)
         self.shown.state = "updating"
         self._start(update, self._job, update.failed)
 
@@ -508,18 +510,19 @@ class Board:
             return
         self._over()
         about.attempts = end.failed
+        awaited = self._job.confirm if self._job is not None else None
+        of = awaited.target if awaited is not None and awaited.target else update.target.key
+        same = of == update.target.key
+        of_image = same and (update.plan is None or update.plan.of_image)
         if end.outcome is not None:
-            fetched = self._fetched
+            fetched, of_image = self._fetched, same and end.outcome.of_image
             image = fetched.image if isinstance(fetched, Fetched) else None
-            awaited = self._job.confirm if self._job is not None else None
-            of = awaited.target if awaited is not None and awaited.target else update.target.key
-            same = of == update.target.key
             error = await endings.updated(
                 self._sight, self._around, update, end.outcome, image if same else None, of
             )
             if not same and end.outcome.end in ("up_to_date", "rolled_back"):
-                about.state, about.error, error = "unknown", None, None
-                if self._why is None:
+                about.state, about.error, error = "unknown", None, self._why
+                if error is None:
                     await self._start_over(update)
                     return
         else:
@@ -529,11 +532,12 @@ class Board:
             about.state = "set_aside"
         if self._why is not None and about.state == "up_to_date":
             update.report["cancel"] = "too late to cancel"
-        verdict = policy.verdict(about.state, about.confirmed, error)
+        verdict = policy.verdict(about.state, about.confirmed, error, of_image=of_image)
         ended: End = "done" if error is None else "error"
         if error is not None:
             update.report["error"] = error.to_dict()
-            ended = "cancelled" if message.event == "cancelled" else ended
+            if error is self._why or message.event == "cancelled":
+                ended = "stopped" if error.code == "stopped" else "cancelled"
         await self._end(Answer(ended, error), verdict)
 
     async def _start_over(self, update: Order) -> None:

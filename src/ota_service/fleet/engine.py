@@ -112,6 +112,7 @@ class Engine:
         self._memory: Memory | None = None
         self._ready = asyncio.Event()
         self._unfetched: dict[str, _Unfetched] = {}
+        self._looking: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._save_at_s = 0.0
 
@@ -507,7 +508,7 @@ class Engine:
                 for target in self.firmwares.expiring():
                     self.spawn(self.firmwares.look_at_metadata(target))
                 await self._poll()
-                await self._look_at_files()
+                self._look_at_files()
                 await self._save_journal()
             except OtaError as error:
                 self.log.debug("%s", error)
@@ -515,12 +516,20 @@ class Engine:
                 # Boards that are plugged in later must be found all the same.
                 self.log.exception("looking at the ports failed")
 
-    async def _look_at_files(self) -> None:
-        """A file on this machine may change under its version; that starts nothing."""
+    def _look_at_files(self) -> None:
+        """A file on this machine may change under its version; that starts nothing. A path that
+        gives no answer (a network folder) keeps nobody but itself."""
         targets = {board.target for board in self.boards.values()} | {self.settings.target}
         for target in targets:
-            if is_path(target.url):
-                await self.firmwares.look_at_file(target)
+            if is_path(target.url) and target.url not in self._looking:
+                self._looking.add(target.url)
+                self.spawn(self._look_at_file(target))
+
+    async def _look_at_file(self, target: Target) -> None:
+        try:
+            await self.firmwares.look_at_file(target)
+        finally:
+            self._looking.discard(target.url)
 
     async def _save_journal(self) -> None:
         """Bring to the disk what it had no room for, without waiting for the next update."""

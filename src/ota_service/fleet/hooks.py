@@ -25,7 +25,7 @@ from ota_service.link.ports import shown
 from ota_service.update.facts import BoardFacts
 from ota_service.update.flash_plan import Before, FlashPlan
 from ota_service.update.inspect import Inspection
-from ota_service.update.plan import Plan, WatchBoot, WriteSlot
+from ota_service.update.plan import Plan, WatchBoot, WriteSlot, tag_of_running
 from ota_service.update.rewrite import WritePhase, total_bytes
 from ota_service.update.session import Phase
 
@@ -59,10 +59,10 @@ class SessionHooks:
         self._require_right(mac)
         SERVICE_CLAIMS.add(self._around, memory.service, mac, self.name)
         self.mac = mac
-        self.tell(lambda sight: sight.identified(mac))
         memory.learn_place(self.name, self.port, self._info, mac)
-        self.facts = memory.facts(mac, self._target.key)
-        return self.facts
+        facts = self.facts = memory.facts(mac, self._target.key)
+        self.tell(lambda sight: sight.identified(mac, facts.confirmed))
+        return facts
 
     def _require_right(self, mac: str) -> None:
         entry, info = self.entry, self._info
@@ -133,8 +133,9 @@ class SessionHooks:
             self.memory.journal.update_board(mac, confirmed=None)
             self.tell(lambda sight: sight.judged(None))
         if fact is None or fact.md5 != running.md5 or fact.version is None:
+            unknown = found.on_host and not found.version
             self.memory.runs(
-                mac, name, found.running_app, version=found.version,
+                mac, name, found.running_app, version=None if unknown else found.version,
                 size_bytes=running.size_bytes, md5=running.md5,
             )  # fmt: skip
         if self.facts.last_slot is None:
@@ -142,6 +143,9 @@ class SessionHooks:
 
     def phase(self, name: Phase | WritePhase) -> None:
         """A phase begins."""
+        if name == "switching" and self.mac is not None:
+            # Whose start was seen is not what runs from here on.
+            self.memory.journal.update_board(self.mac, confirmed=None)
         if name == "booting":
             self._await_confirmation()
         began_s = time.monotonic()
@@ -159,7 +163,7 @@ class SessionHooks:
             version=target.version,
             slot=boot.slot.name,
             seconds=self._settings.confirm_timeout_s,
-            previous_version=made.from_version if made is not None else None,
+            previous_version=tag_of_running(found, self.facts),
         )
 
     def progress(self, bytes_done: int, bytes_total: int) -> None:

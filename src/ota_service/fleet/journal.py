@@ -124,12 +124,11 @@ class Journal(Runs):
         """Note that something is about to be written, before it is.
 
         An attempt that was begun and has not ended counts as failed: then or at the next start.
-        What was read of the board before it proves nothing any more.
+        What was read of the board before it proves nothing any more; what runs is the same.
         """
         known = self.attempt(board, target)
         failed = known.failed + (known.open_since is not None)
-        clear = "UPDATE boards SET version_read_at = NULL, confirmed = NULL WHERE mac = ?"
-        self.write(clear, board)
+        self.write("UPDATE boards SET version_read_at = NULL WHERE mac = ?", board)
         record = self._keep(replace(known, failed=failed, open_since=utc_now()))
         self.write(
             "DELETE FROM attempts WHERE open_since IS NULL AND seq < "

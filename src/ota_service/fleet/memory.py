@@ -104,6 +104,8 @@ class Memory:
             slots=slots,
             version=(record.version or "") if record is not None else "",
             last_slot=record.slot if record is not None else None,
+            confirmed=record.confirmed if record is not None else None,
+            reached=attempt.ended_well and attempt.updated_at is not None,
             unwatched=attempt.open_since is not None or attempt.failed > 0 or attempt.unjudged,
             interrupted=latest.target != target
             and latest.state in ("none", "set_aside")
@@ -149,8 +151,9 @@ class Memory:
         assert slot is not None
         mac, journal = found.chip.mac, self.journal
         runs = found.running
+        image = image if outcome.of_image else None
         if image is None and outcome.confirmed and slot == runs.partition and runs.md5 is not None:
-            # Of the target before, whose file is gone by now.
+            # Somebody else's of this version, or the target's before, whose file is gone by now.
             self.runs(
                 mac, slot.name, found.app(slot), version=outcome.version,
                 size_bytes=runs.size_bytes or 0, md5=runs.md5,
@@ -188,7 +191,7 @@ class Memory:
         journal.clear_pending(mac)
         if outcome.image is not None and slot is not None and outcome.slot is not None:
             self.runs(
-                mac, slot, found.app(outcome.slot), version=outcome.version,
+                mac, slot, found.app(outcome.slot), version=outcome.version or None,
                 size_bytes=outcome.image[0], md5=outcome.image[1],
             )  # fmt: skip
         if held:
@@ -253,6 +256,7 @@ class Memory:
             return 0
         key = f"{target}{_ELSEWHERE}"
         self.journal.begin_attempt(mac, key)
+        self.journal.update_board(mac, confirmed=None)  # it may be another firmware
         ended = self.journal.end_attempt(
             mac, key, succeeded=False, counts=True, code="changed-elsewhere"
         )

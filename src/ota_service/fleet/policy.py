@@ -274,8 +274,12 @@ def good(shown: Shown, confirmed: bool | None) -> bool:
     return shown == "up_to_date" and confirmed is not None
 
 
-def verdict(shown: Shown, confirmed: bool | None, error: OtaError | None) -> Verdict:
-    """What a board's end says of its firmware."""
+def verdict(
+    shown: Shown, confirmed: bool | None, error: OtaError | None, *, of_image: bool
+) -> Verdict:
+    """What a board's end says of its firmware: nothing, where what was judged is another one."""
+    if not of_image:
+        return "neutral"
     if good(shown, confirmed):
         return "good"
     return "bad" if error is not None and error.code in EVIDENCE else "neutral"

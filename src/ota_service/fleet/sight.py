@@ -50,8 +50,10 @@ class Sight:
 
     # --- facts
 
-    def identified(self, mac: str) -> None:
-        """The chip said its MAC."""
+    def identified(self, mac: str, confirmed: bool | None) -> None:
+        """The chip said its MAC. confirmed: as the journal has it of that one."""
+        if mac != self.about.mac or self.about.confirmed is None:
+            self._known(confirmed)
         self.about.mac = self._report["mac"] = mac
 
     def seen(self, found: Inspection) -> None:
@@ -135,13 +137,16 @@ class Sight:
         about = self.about
         about.mac, about.chip, about.flash_bytes = record.mac, record.chip, record.flash_bytes
         about.version, about.version_read_at = record.version, record.version_read_at
-        self.judged(record.confirmed, NOTHING_TO_JUDGE_BY if record.confirmed is False else "")
+        self._known(record.confirmed)
         shown = {"slot": record.slot, "project": record.project, "app_version": record.app_version}
         about.running = {key: value for key, value in shown.items() if value is not None}
         if record.version is not None and record.version != self.target.version:
             about.state = "outdated"
         elif record.version is not None and record.version_read_at is not None:
             about.state = "up_to_date"
+
+    def _known(self, confirmed: bool | None) -> None:
+        self.judged(confirmed, NOTHING_TO_JUDGE_BY if confirmed is False else "")
 
     # --- what is concluded
 
@@ -168,6 +173,8 @@ class Sight:
         """Where it is, or why its port stays closed."""
         about = self.about
         about.port = place.port or about.port
+        if place.mac not in (None, about.mac):
+            self.judged(None)
         about.mac = place.mac or about.mac
         if place.kind == "candidate":
             about.state = "candidate"

@@ -32,6 +32,7 @@ class Waiting(Protocol):
 
 @dataclass(slots=True)
 class _Firmware:
+    sha256: str = ""
     state: FirmwareState = "open"
     why: OtaError | None = None
     verdicts: dict[Waiting, Verdict] = field(default_factory=dict)
@@ -40,11 +41,13 @@ class _Firmware:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A board's wish for its turn. key: of its target. proven: a board was seen running this
-    firmware. overrides: a person lets it have a stopped firmware. token: of its wait."""
+    """A board's wish for its turn. key: of its target. sha256: of its file, which may be another
+    one under the same version. proven: a board was seen running this firmware. overrides: a person
+    lets it have a stopped firmware. token: of its wait."""
 
     board: Waiting
     key: str
+    sha256: str
     proven: bool
     overrides: bool
     token: object
@@ -65,6 +68,10 @@ class Turns:
 
     def ask(self, ask: Ask) -> None:
         """Stand in line; the board is told when it is its turn."""
+        known = self._firmwares.get(ask.key)
+        if known is None or (known.sha256 != ask.sha256 and known.state != "stopped"):
+            # Another file than what boards were seen to run proves nothing.
+            self._firmwares[ask.key] = _Firmware(ask.sha256)
         self._line.append(ask)
         self._grant()
 
@@ -95,13 +102,13 @@ class Turns:
 
     def note_stopped(self, key: str, why: str) -> None:
         """What the journal knows from before."""
-        self._firmwares[key] = _Firmware("stopped", OtaError("stopped", why))
+        self._firmwares[key] = _Firmware("", "stopped", OtaError("stopped", why))
 
     def lift(self) -> None:
         """Take all stops away."""
         for key, firmware in self._firmwares.items():
             if firmware.state == "stopped":
-                self._firmwares[key] = _Firmware(FIRMWARE["stopped", "lifted"].state)
+                self._firmwares[key] = _Firmware(state=FIRMWARE["stopped", "lifted"].state)
         self._grant()
 
     def keep(self, keys: set[str]) -> None:

@@ -126,6 +126,11 @@ class Backup:
         return [held for one in self.stores if isinstance(held := one.nvs(), Nvs)]
 
     @property
+    def hidden(self) -> bool:
+        """Whether it has an NVS partition that cannot be read, whose secrets nobody can tell."""
+        return any(isinstance(one.nvs(), OtaError) for one in self.stores)
+
+    @property
     def pieces(self) -> tuple[Piece, ...]:
         """All of it, in an order that stays."""
         return (self.table, *([self.otadata] if self.otadata is not None else []), *self.stores)

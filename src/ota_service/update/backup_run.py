@@ -122,8 +122,14 @@ def _prepare(link: EspLink, job: RestoreJob, hooks: RestoreHooks) -> RestoreOutc
     hooks.planned(chip, plan)
     held = [(one.after.label, one.before.nvs()) for one in plan.restored]
     tag = first_tag((label, nvs) for label, nvs in held if isinstance(nvs, Nvs))
-    nvs = [nvs for one in (had.found, had.own, *had.known) if one is not None for nvs in one.held]
-    outcome = RestoreOutcome(chip, plan, version=tag, nvs=nvs)
+    before = [one for one in (had.found, had.own, *had.known) if one is not None]
+    outcome = RestoreOutcome(
+        chip,
+        plan,
+        version=tag,
+        nvs=[nvs for one in before for nvs in one.held],
+        hides=any(one.hidden for one in (job.saved, *before)),
+    )
     if plan.needed:
         outcome.backup = _keep_before(store, had)
         if outcome.backup is not None:

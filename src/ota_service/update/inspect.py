@@ -94,7 +94,8 @@ class Inspection:
     problem: why this board cannot be looked at any further; the rest is then incomplete.
     holding: flash addresses of the app partitions whose content is the firmware asked about.
     store: the NVS partition that has the version, or is to get it; nvs_raw, nvs: its contents.
-    other_nvs: those of the board's other NVS partitions that can be read.
+    other_nvs: those of the board's other NVS partitions that can be read; hidden_nvs: whether
+    there is one that cannot, whose secrets nobody can tell.
     version: the tag stored in NVS; "" where there is none. on_host: its NVS cannot be read, so the
     journal keeps the tag, which is "" where what runs is not known there. silent: whether its
     bootloader was found to print nothing; None: it was not listened to.
@@ -108,6 +109,7 @@ class Inspection:
     nvs_raw: bytes = b""
     nvs: Nvs | None = None
     other_nvs: tuple[Nvs, ...] = ()
+    hidden_nvs: bool = False
     version: str = ""
     on_host: bool = False
     apps: tuple[App, ...] = ()
@@ -328,6 +330,7 @@ def _with_nvs(flash: Flash, found: Inspection) -> Inspection:
                 raise OtaError("flash-encrypted", "The board encrypts its NVS.")
             stores.append((partition, raw, parse_nvs(raw)))
         except OtaError as error:
+            found = replace(found, hidden_nvs=True)
             if error.code == "flash-encrypted":
                 error.remedy = ENCRYPTED_REMEDY
             if partition == table.nvs:

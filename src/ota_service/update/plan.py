@@ -17,7 +17,7 @@ from ota_service.formats.image import AppImage, require_revision
 from ota_service.formats.otadata import OtaState
 from ota_service.formats.partitions import Partition
 from ota_service.update.bootable import signature_refusal
-from ota_service.update.facts import BoardFacts
+from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.inspect import NAMESPACE, VERSION_KEY, Inspection
 
 Action = Literal["none", "write", "switch", "record", "refuse"]
@@ -64,7 +64,8 @@ class Plan:
 
     code: the error's code of a refusal, "rolled-back" where the board had gone back by itself.
     steps: in their order; the board is restarted after them in any case. slot: the one that will
-    run afterwards. from_version, to_version: the stored tag before and after.
+    run afterwards. from_version, to_version: the stored tag before and after. of_image: whether
+    what comes of it speaks of the image, which is in that slot, or was turned down by otadata.
     """
 
     action: Action
@@ -76,6 +77,7 @@ class Plan:
     from_version: str = ""
     to_version: str = ""
     rolled_back: bool = False
+    of_image: bool = False
 
     def to_dict(self) -> dict[str, str]:
         """{"action", "reason", "code"}, as a dry run replies; no code, no key."""
@@ -206,11 +208,6 @@ class _Wanted:
         forgotten = facts.last_slot is None and bool(found.holding)
         return facts.unwatched or facts.interrupted or forgotten
 
-    def _moved(self, running: Partition) -> bool:
-        """Whether another slot runs than at the last success. (A label alone is what was noted
-        before two partitions of one label were told apart: it may mean this one.)"""
-        return self.facts.last_slot not in (None, running.name, running.label)
-
     def _made(
         self, action: Action, reason: str, slot: Partition, *steps: Step,
         version: str | None = None, rolled_back: bool = False,
@@ -218,11 +215,16 @@ class _Wanted:
         """version: the tag afterwards; None: as it is."""
         before = self.found.version
         after = before if version is None else version
-        return Plan(action, reason, None, None, steps, slot, before, after, rolled_back)
+        of_image = action in ("write", "switch") or self.found.holds(slot)
+        if rolled_back:
+            of_image = bool(self.found.holding) and self._rejected()
+        return Plan(action, reason, None, None, steps, slot, before, after, rolled_back, of_image)
 
     def _up_to_date(self, running: Partition) -> Plan:
         facts, confirms = self.facts, self._has_yet_to_confirm(running)
-        if confirms or self._moved(running) or (facts.unwatched and facts.last_slot is None):
+        unseen = facts.confirmed is None and self.found.holds(running)
+        unseen = unseen or (facts.unwatched and facts.last_slot is None)
+        if confirms or unseen or _moved(running, facts):
             return self._made(
                 "none",
                 "up to date; the boot of the slot that runs was never watched",
@@ -261,22 +263,21 @@ class _Wanted:
         if found.holds(running):
             return None
         rejected = self._rejected()
-        moved = self._moved(running)
+        # Another slot than ours, of which nothing else is known, is an update by somebody else.
+        moved = _moved(running, facts) and (facts.reached or _own_fact(found, facts) is not None)
         if (facts.unwatched or facts.interrupted) and moved and not rejected:
             moved = False  # our own switch was interrupted; nothing was ever seen to go back
         if not rejected and not moved:
             return None
-        fact, about = facts.slots.get(running.name), found.about(running)
-        if fact is not None and fact.version is not None and fact.md5 == found.running.md5:
-            tag = fact.version
-        else:
-            tag = about.version if about is not None else ""
+        tag = _own_tag(found, running, _own_fact(found, facts))
         if tag == version:
             return None  # the tag is right for what runs
+        why = "rolled back by its bootloader"
+        if not rejected:
+            why = f"{facts.last_slot} runs no more ({why}, or damaged)"
         return self._made(
             "record",
-            f"rolled back by its bootloader: tag corrected; {running.name} runs, "
-            f'which is "{tag}", not "{version}"',
+            f'{why}: tag corrected; {running.name} runs, which is "{tag}", not "{version}"',
             running,
             *_recorded(found, tag),
             version=tag,
@@ -333,6 +334,38 @@ class _Wanted:
             return False
         entry = found.entries.entries[active]
         return entry.state == OtaState.NEW and entry.slot_index(len(slots)) == slots.index(running)
+
+
+def _moved(running: Partition, facts: BoardFacts) -> bool:
+    """Whether another slot runs than at the last success. (A label alone is what was noted before
+    two partitions of one label were told apart: it may mean this one.)"""
+    return facts.last_slot not in (None, running.name, running.label)
+
+
+def _own_fact(found: Inspection, facts: BoardFacts) -> SlotFact | None:
+    """What the journal has of what runs, where it is that still."""
+    running = found.running.partition
+    fact = facts.slots.get(running.name) if running is not None else None
+    return fact if fact is not None and fact.md5 == found.running.md5 else None
+
+
+def _own_tag(found: Inspection, slot: Partition, fact: SlotFact | None) -> str:
+    """The tag that belongs to a slot, whatever is stored: the journal's, else its descriptor's."""
+    if fact is not None and fact.version is not None:
+        return fact.version
+    about = found.about(slot)
+    return about.version if about is not None else ""
+
+
+def tag_of_running(found: Inspection, facts: BoardFacts) -> str | None:
+    """The tag to go back to what runs with: the stored one, None where none is. Where another slot
+    runs than at the last success that may be the other one's, and this one's own counts."""
+    running, fact = found.running.partition, _own_fact(found, facts)
+    if running is not None and _moved(running, facts) and fact is not None:
+        return _own_tag(found, running, fact) or None
+    if found.on_host:
+        return found.version or None
+    return found.nvs.get_string(NAMESPACE, VERSION_KEY) if found.nvs is not None else None
 
 
 def _recorded(found: Inspection, version: str) -> tuple[RecordVersion, ...]:

@@ -26,7 +26,14 @@ from ota_service.link.flash import Flash, Progress, apply_verified
 from ota_service.link.link import EspLink
 from ota_service.link.sparse import digest
 from ota_service.link.stream import make_plain_stream
-from ota_service.update.boot import UNJUDGED, BootMonitor, BootRules, Expected, Verdict
+from ota_service.update.boot import (
+    UNJUDGED,
+    BootMonitor,
+    BootRules,
+    Expected,
+    Verdict,
+    not_the_apps_own,
+)
 from ota_service.update.inspect import secrets_of
 from ota_service.update.leave import left_running
 from ota_service.update.secrets import Redactor
@@ -100,16 +107,17 @@ class WriteOutcome:
 
     confirmed: the app was seen to run; False where its log showed nothing to judge by, and
     `notice` says so. version: the tag that is stored now. nvs: what the board had, also before a
-    write that did not finish: what of it stays, its app may print. backup: the folder with what the
-    board had before, None where nothing had to be written, or none of it could be read. error:
-    where the board was
-    written and does not start (`boot-failed`), or its start cannot be judged (`brown-out`,
-    `no-reset`).
+    write that did not finish: what of it stays, its app may print. hides: there was, or is, more
+    that cannot be read, so that nothing of the app's own lines is kept. backup: the folder with
+    what the board had before, None where nothing had to be written, or none of it could be read.
+    error: where the board was written and does not start (`boot-failed`), or its start cannot be
+    judged (`brown-out`, `no-reset`).
     """
 
     chip: ChipInfo
     version: str = field(default="", kw_only=True)
     nvs: Sequence[Nvs] = field(default=(), kw_only=True, repr=False)
+    hides: bool = field(default=False, kw_only=True)
     confirmed: bool | None = field(default=None, kw_only=True)
     notice: str = field(default="", kw_only=True)
     backup: Path | None = field(default=None, kw_only=True)
@@ -252,7 +260,8 @@ def started(
     )
     link.restart()
     watch(port, monitor, link.in_download, stopped=stopped)
-    outcome.boot_log = tuple(monitor.told)
+    told = (line for line in monitor.told if not outcome.hides or not_the_apps_own(line))
+    outcome.boot_log = tuple(told)
     written = "Everything was written and read back, but"
     if monitor.verdict is Verdict.FAILED:
         outcome.error = OtaError(

@@ -33,9 +33,9 @@ from ota_service.update.carry_out import (
     record_ops,
 )
 from ota_service.update.facts import BoardFacts, KnownImage
-from ota_service.update.inspect import NAMESPACE, VERSION_KEY, Inspection, inspect, read_otadata
+from ota_service.update.inspect import Inspection, inspect, read_otadata
 from ota_service.update.leave import left_running, put_back
-from ota_service.update.plan import Plan, WatchBoot, WriteSlot, plan, refuse
+from ota_service.update.plan import Plan, WatchBoot, WriteSlot, plan, refuse, tag_of_running
 from ota_service.update.secrets import Redactor
 from ota_service.update.starts import StartHooks, Starts
 
@@ -160,6 +160,7 @@ class Outcome:
     boot_log: what was seen of each watched start, under its heading, without the board's secrets.
     power_failed: the power failed during a start that the app must confirm. image: size and MD5
     of what `slot` holds, of a board that was gone back with and whose version the host keeps.
+    of_image: it speaks of the job's image, which was written, switched to, or there.
     """
 
     end: End
@@ -174,6 +175,7 @@ class Outcome:
     boot_log: tuple[str, ...] = ()
     power_failed: bool = False
     image: tuple[int, str] | None = None
+    of_image: bool = False
 
 
 def run(port: SerialBase, job: Job, hooks: Hooks) -> Outcome:
@@ -245,7 +247,7 @@ class _Session:
                 raise OtaError("cancelled" if self.hooks.cancelled() else "no-reset")
             found = self._inspect()
         self._waits = job.rearm and job.confirm is None and found.pending
-        self.starts.redact, self.starts.hides = Redactor(found.secrets), found.on_host
+        self.starts.redact, self.starts.hides = Redactor(found.secrets), found.hidden_nvs
         self.hooks.inspected(found)
         return found
 
@@ -317,7 +319,8 @@ class _Session:
             found=found,
             version=made.to_version,
             slot=made.slot,
-            previous_version=_stored(found),
+            previous_version=tag_of_running(found, self.facts),
+            of_image=made.of_image,
         )
         if boot is None:
             if not made.rolled_back:
@@ -464,10 +467,11 @@ class _Session:
             if awaited is not None:
                 known = awaited.previous_version
             elif before is not None and slot == before != bad:
-                known = _stored(found)
+                known = tag_of_running(found, self.facts)
             else:
                 return self._tag_of(found, slot)
-            if known == self.job.version and not self.job.force:
+            new = awaited.version if awaited is not None else ""
+            if known == (new or self.job.version) and not self.job.force:
                 # The new firmware's own: an interruption had left it with the old one.
                 return self._tag_of(found, slot)
             return known
@@ -559,7 +563,9 @@ class _Session:
             if entry.written and entry.slot_index(len(slots)) == slots.index(slot)
         ]
         version = awaited.version if found.on_host else found.version
-        outcome = Outcome("up_to_date", found=found, version=version, slot=slot)
+        outcome = Outcome(
+            "up_to_date", found=found, version=version, slot=slot, of_image=found.holds(slot)
+        )
         if OtaState.VALID in states:
             outcome.confirmed = True
             if found.problem is not None:
@@ -600,10 +606,3 @@ class _Session:
             gone = f"The board has no slot {name} any more."
             raise found.problem or OtaError("otadata-invalid", gone)
         return named[0]
-
-
-def _stored(found: Inspection) -> str | None:
-    """The tag that is stored, None where none is."""
-    if found.on_host:
-        return found.version or None
-    return found.nvs.get_string(NAMESPACE, VERSION_KEY) if found.nvs is not None else None

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from serial import SerialBase
@@ -183,6 +184,8 @@ class Starts:
             return FirstLook(restarted=False)
         self._bootloader_speaks = monitor.bootloader_speaks
         found = first_look(monitor.lines, monitor.loaded_offset)
+        if found.silent and (monitor.port_went or not monitor.heard):
+            return replace(found, silent=None)  # the port's silence, as far as can be told
         if found.silent:
             text = "%s: its bootloader prints nothing, so what it runs is read whole"
             self._logger.info(text, self._name)

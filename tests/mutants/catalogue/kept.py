@@ -151,8 +151,8 @@ _JOURNAL = (
     Mutant(
         "what was read before an attempt that was cut off is evidence",
         _ATTEMPTS,
-        "UPDATE boards SET version_read_at = NULL, confirmed = NULL WHERE mac = ?",
-        "UPDATE boards SET confirmed = NULL WHERE mac = ?",
+        "UPDATE boards SET version_read_at = NULL WHERE mac = ?",
+        "UPDATE boards SET version_read_at = version_read_at WHERE mac = ?",
         "tests/fleet/test_release.py",
     ),
     Mutant(
@@ -205,6 +205,20 @@ _FLEET = (
         "fleet/policy.py",
         'EVIDENCE = frozenset({"boot-failed", "check-failed"})',
         'EVIDENCE = frozenset({"boot-failed", "check-failed", "link-lost"})',
+        POLICY,
+    ),
+    Mutant(
+        "a tag with another build in it speaks for a firmware",
+        "fleet/policy.py",
+        '    if not of_image:\n        return "neutral"\n',
+        "",
+        POLICY,
+    ),
+    Mutant(
+        "a proof outlives another file under its version",
+        "fleet/turns.py",
+        '(known.sha256 != ask.sha256 and known.state != "stopped")',
+        "known.sha256 is None",
         POLICY,
     ),
     Mutant(

@@ -135,6 +135,20 @@ _PLANNED = (
         f"{PLAN}::test_a_differing_version_is_written_switched_and_recorded",
     ),
     Mutant(
+        "a tag that somebody else brought was rolled back",
+        _PLAN,
+        "_moved(running, facts) and (facts.reached or _own_fact(found, facts) is not None)",
+        "_moved(running, facts)",
+        f"{PLAN}::test_a_tag_that_somebody_else_brought_with_another_build_is_let_be",
+    ),
+    Mutant(
+        "the tag of the slot before is restored with another one",
+        _PLAN,
+        "running is not None and _moved(running, facts) and fact is not None",
+        "running is None and fact is not None",
+        f"{PLAN}::test_the_tag_to_go_back_with_is_the_one_of_what_runs",
+    ),
+    Mutant(
         "a board that went back by itself is up to date",
         _PLAN,
         "        if not rejected and not moved:\n",
@@ -290,8 +304,8 @@ _CARRIED_OUT = (
     Mutant(
         "a board's secrets are not known before its log is read",
         _SESSION,
-        "        self.starts.redact, self.starts.hides = Redactor(found.secrets), found.on_host\n",
-        "        self.starts.hides = found.on_host\n",
+        "        self.starts.redact, self.starts.hides = Redactor(found.secrets), found.hidden_nvs\n",
+        "        self.starts.hides = found.hidden_nvs\n",
         f"{SESSION}::test_a_boards_secrets_are_known_before_its_log_is_read",
     ),
     Mutant(
