@@ -435,8 +435,9 @@ async def test_a_root_is_fetched_from_its_server(host: Path) -> None:
         assert [request.path for request in server.requests] == [
             "/fw/metadata/1.root.json?token=abc",
         ]  # fmt: skip
-        failed = await asyncio.to_thread(here, "trust", "install", server.url("/none"), "--yes")
-    assert (failed.code, "404" in failed.err) == (1, True)
+        url = server.url("/none", user_info="user:secret")
+        failed = await asyncio.to_thread(here, "trust", "install", url, "--yes")
+    assert (failed.code, "404" in failed.err, "secret" in failed.err) == (1, True, False)
     assert "secret" not in "".join(path.read_text() for path in host.iterdir())
     assert {path.stat().st_mode & 0o777 for path in host.iterdir()} == {0o644}
 

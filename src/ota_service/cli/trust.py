@@ -178,7 +178,7 @@ def _ask(about: dict[str, Any]) -> None:
 
 def _add_key(source: str, data: bytes) -> Path:
     path = policy.HOST / policy.KEYS / f"{Path(source).stem}.pem"
-    if path.exists() and path.read_bytes() != data:
+    if path.exists() and policy.read(path) != data:
         path = path.with_name(f"{path.stem}-{public_key_digest(data).hex()[:8]}.pem")
     return _write(path, data)
 
