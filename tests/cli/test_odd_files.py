@@ -130,6 +130,8 @@ COMMANDS = (
     (*MERGE, "--part", "x=FILE"),
     ("flash", PORT, "FILE"),
     ("serve", "FILE", "--port", "0"),
+    ("repo", "add", "repo", "FILE"),
+    ("trust", "install", "FILE", "--yes"),
     ("update", PORT, "--file", "FILE", "--version", "1"),
     ("sim", "--flash", "FILE", "--dir", "boards"),
 )  # fmt: skip

@@ -30,6 +30,7 @@ from ota_service.building.tables import load_table
 from ota_service.cli.main import cli
 from ota_service.cli.serve import Downloads, FolderServer
 from ota_service.errors import OtaError
+from ota_service.firmware import trust
 from ota_service.formats.merge import merge
 from tests.flash.merged_files import merged
 from tests.support.command import Done, environment, here, run_command
@@ -128,6 +129,9 @@ async def test_it_is_served_to_python_tuf(folder: Path, tmp_path: Path) -> None:
     from rich.console import Console
 
     (folder / "notes.txt").write_text("not for others")
+    os.mkfifo(folder / "targets" / "fifo")
+    with (folder / "targets" / "large").open("wb") as file:
+        file.truncate(1 << 40)
     with Downloads(Console(quiet=True)) as downloads:
         runner = web.AppRunner(FolderServer(folder, downloads, None).application())
         await runner.setup()
@@ -142,6 +146,7 @@ async def test_it_is_served_to_python_tuf(folder: Path, tmp_path: Path) -> None:
 
             async with aiohttp.ClientSession() as session:
                 for path in ("", "notes.txt", "metadata/%2e%2e/notes.txt", "targets/%00", "targets",
+                             "targets/fifo", "targets/large",
                              "targets/..%2f..%2frepo-keys/root.pem"):  # fmt: skip
                     async with session.get(base + path) as answer:
                         assert answer.status == 404, path
@@ -282,6 +287,20 @@ def test_nothing_is_signed_anew_that_was_not_right(
     assert repository.refresh(folder, keys, str) == ["snapshot", "timestamp"]
 
 
+@pytest.mark.parametrize("kind", ["FIFO", "large"])
+def test_a_target_that_is_no_file_is_a_problem(folder: Path, kind: str) -> None:
+    """Which is not waited for."""
+    path = folder / "targets" / "app.bin"
+    path.unlink()
+    if kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    good, (problem,) = repository.verify(folder, folder.with_name("repo-keys"))
+    assert (good, f"app.bin: {path} cannot be read: it " in problem) == ([], True)
+
+
 def test_a_root_that_was_replaced_stays_replaced(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +368,26 @@ async def test_a_merged_binary_is_published_too(folder: Path, tmp_path: Path, ho
         assert (failed.code, words in failed.err) == (1, True), failed
 
 
+def test_paths_and_fingerprints_stay_in_one_piece(
+    tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However narrow the terminal is: they are compared, and copied."""
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = tmp_path / ("a long name " * 8)
+    (tmp_path / "app.bin").write_bytes(APP)
+    made, name = done(here("repo", "init", str(folder))), f"{'app-' * 30}.bin"
+    done(here("repo", "add", str(folder), str(tmp_path / "app.bin"), "--name", name))
+    assert f"{name}: good" in done(here("repo", "verify", str(folder)))
+    asked = CliRunner().invoke(cli, ["trust", "install", str(folder)], input="y\n").output
+    add_key(host, public(OWN)).rename(host / "keys" / f"{'key-' * 20}.pem")
+    shown = done(here("trust", "show"))
+    root = hashlib.sha256((folder / "metadata" / "1.root.json").read_bytes()).hexdigest()
+    for text in (made, asked, shown):
+        assert str(folder) in text
+        assert f"root's SHA-256: {root}" in text
+    assert f"{'key-' * 20}.pem  {digest(OWN).hex()}" in shown
+
+
 async def test_a_repository_is_installed_and_taken(
     folder: Path, tmp_path: Path, host: Path
 ) -> None:
@@ -390,14 +429,15 @@ async def test_a_root_is_fetched_from_its_server(host: Path) -> None:
     made.publish()
     async with FirmwareServer.start() as server:
         server.put("/fw/metadata/1.root.json", made.root, login="user:secret")
-        url = server.url("/fw", user_info="user:secret", query="token=abc")
+        url = server.url("/fw", user_info="user:secret", query="token=abc").replace("http", "HTTP")
         shown = done(await asyncio.to_thread(here, "trust", "install", url, "--yes", "--json"))
         assert shown["repository"] == server.url("/fw/")
         assert [request.path for request in server.requests] == [
             "/fw/metadata/1.root.json?token=abc",
         ]  # fmt: skip
-        failed = await asyncio.to_thread(here, "trust", "install", server.url("/none"), "--yes")
-    assert (failed.code, "404" in failed.err) == (1, True)
+        url = server.url("/none", user_info="user:secret")
+        failed = await asyncio.to_thread(here, "trust", "install", url, "--yes")
+    assert (failed.code, "404" in failed.err, "secret" in failed.err) == (1, True, False)
     assert "secret" not in "".join(path.read_text() for path in host.iterdir())
     assert {path.stat().st_mode & 0o777 for path in host.iterdir()} == {0o644}
 
@@ -437,6 +477,69 @@ def test_what_is_not_installed(tmp_path: Path, host: Path, arguments: tuple[str,
     failed = here("trust", "install", str(tmp_path / arguments[0]), *arguments[1:], "--yes")
     assert failed.code in (1, 2)
     assert list(host.iterdir()) == []
+
+
+ONE_PLACE = (
+    "https://fw.example/esp", "https://fw.example/esp/", "HTTPS://FW.example:443/esp/",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("first", ONE_PLACE)
+@pytest.mark.parametrize("then", ONE_PLACE)
+def test_a_place_has_one_root(tmp_path: Path, host: Path, first: str, then: str) -> None:
+    """A new one takes the old one's place, however it was written; others stay."""
+    roots = []
+    for url in (first, "https://fw.example/other/", then):
+        made = TufRepository()
+        made.publish()
+        roots.append(made.root)
+        (tmp_path / "root.json").write_bytes(made.root)
+        done(here("trust", "install", str(tmp_path / "root.json"), "--url", url, "--yes"))
+        if len(roots) == 1:  # as somebody wrote it by hand
+            rows = json.loads((host / "repositories.json").read_text())
+            (host / "repositories.json").write_text(json.dumps([{**rows[0], "url": first}]))
+    (policy,) = trust.policies({})
+    found = {one.url: one.root for one in policy.repositories or ()}
+    assert found == {
+        "https://fw.example/esp/": roots[2], "https://fw.example/other/": roots[1],
+    }  # fmt: skip
+    rows = [{**rows[0], "url": url} for url in (first, then)]
+    (host / "repositories.json").write_text(json.dumps(rows))
+    with pytest.raises(OtaError, match="one place twice"):
+        trust.policies({})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "HTTP://user:s3cretpassword@", "http://user:s3cret\u2100password@127.0.0.1:1/",
+        "http://user:s3cretpassword@127.0.0.1:99999/", "http://user:s3cret/password@127.0.0.1:1/",
+        "http:/user:s3cretpassword@127.0.0.1/", "ftp://user:s3cretpassword@127.0.0.1/",
+        "http://127.0.0.1:1/s3cret@password/", "http://[s3cret/",
+    ],
+)  # fmt: skip
+def test_an_address_that_is_refused_shows_no_password(tmp_path: Path, host: Path, url: str) -> None:
+    """Whatever is wrong with it, and nothing is installed."""
+    made = TufRepository()
+    made.publish()
+    (tmp_path / "root.json").write_bytes(made.root)
+    for words in ((url,), (str(tmp_path / "root.json"), "--url", url)):
+        failed = here("trust", "install", *words, "--yes")
+        assert failed.code in (1, 2)
+        assert "s3cret" not in failed.out + failed.err
+        assert list(host.iterdir()) == []
+
+
+def test_a_list_that_cannot_be_read_is_not_added_to(tmp_path: Path, host: Path) -> None:
+    """Its owner knows what it should say."""
+    made = TufRepository()
+    made.publish()
+    (tmp_path / "root.json").write_bytes(made.root)
+    for text in ("{", '{"url": 1}', '["x"]', '[{"root": "x"}]', '[{"url": "https://["}]'):
+        (host / "repositories.json").write_text(text)
+        failed = here("trust", "install", str(tmp_path / "root.json"), "--url", "/fw", "--yes")
+        assert (failed.code, "correct it first" in failed.err) == (1, True), failed
+        assert (host / "repositories.json").read_text() == text
 
 
 def test_a_policy_that_is_not_valid_is_shown(host: Path) -> None:

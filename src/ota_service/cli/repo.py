@@ -66,14 +66,15 @@ def init(folder: Path, keys: Path | None, encrypt: bool, as_json: bool) -> None:
     show_root(console, made)
 
 
-def show_root(console: Console, shown: dict[str, Any]) -> None:
+def show_root(console: Console, shown: dict[str, Any], *, indent: int = 2) -> None:
     """What people compare."""
     keys = {f"key of {name}": ", ".join(key[:16] + ".." for key in role["keys"])
             + (f", {role['threshold']} of them" if role["threshold"] > 1 else "")
             for name, role in shown["roles"].items()}  # fmt: skip
     # In one piece, however narrow the terminal is.
-    console.print(Text(f"  root's SHA-256: {shown['fingerprint']}"), soft_wrap=True)
-    console.print(facts({"version": str(shown["version"]), "expires": shown["expires"], **keys}))
+    console.print(Text(f"{' ' * indent}root's SHA-256: {shown['fingerprint']}"), soft_wrap=True)
+    about = {"version": str(shown["version"]), "expires": shown["expires"], **keys}
+    console.print(facts(about, indent=indent))
 
 
 @repo.command(short_help="Publish a firmware.")

@@ -81,7 +81,8 @@ async def _serve(file: Path, served: Served | None, host: str, port: int, auth: 
             if served is not None:
                 _introduce(console, file, served, urls, auth is not None)
             else:
-                console.print(f"The repository {file}; its firmwares are at targets/NAME below:")
+                words = f"The repository {file}; its firmwares are at targets/NAME below:"
+                console.print(words, soft_wrap=True)
                 console.print(Text("\n".join(urls), style="bold"), soft_wrap=True)
             await stop.wait()
         finally:
@@ -91,9 +92,8 @@ async def _serve(file: Path, served: Served | None, host: str, port: int, auth: 
 
 def _introduce(console: Console, file: Path, served: Served, urls: list[str], auth: bool) -> None:
     image = served.image
-    console.print(
-        f"{file.name}: {describe_app(image)}, for {image.chip}, {len(served.data):,} bytes"
-    )
+    about = f"{describe_app(image)}, for {image.chip}, {len(served.data):,} bytes"
+    console.print(f"{file.name}: {about}", soft_wrap=True)
     console.print(Text(urls[0], style="bold"), soft_wrap=True)
     if len(urls) > 1:
         others = ", ".join(urls[1:])
@@ -377,7 +377,7 @@ class FolderServer(_Server):
             place = (base / path.lstrip("/")).resolve()
             if not any(place.is_relative_to(base / part) for part in ("metadata", "targets")):
                 return None
-            data, changed_s = place.read_bytes(), place.stat().st_mtime
-        except (OSError, ValueError):
+            data, changed_s = read_file(place, FIRMWARE_BYTES), place.stat().st_mtime
+        except (OSError, ValueError, OtaError):
             return None
         return Content(data, hashlib.sha256(data).hexdigest()[:32], changed_s)

@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 import click
 from rich.text import Text
 
-from ota_service.cli.output import facts, files, json_option, out, print_json
+from ota_service.cli.output import files, json_option, out, print_json
 from ota_service.errors import OtaError
 from ota_service.firmware import trust as policy
+from ota_service.firmware.files import read_file
 from ota_service.firmware.supply import Supply
+from ota_service.firmware.urls import check_url, is_path
 from ota_service.formats.signature import public_key_digest
-
-MAX_ROOT_BYTES = 512_000
 
 
 @click.group()
@@ -59,24 +59,22 @@ def show(as_json: bool) -> None:
         if "error" in shown:
             raise SystemExit(1)
         return
+    from ota_service.cli.repo import show_root
+
     console = out()
     if not shown["policies"]:
         console.print("This host has no policy: it takes any firmware that a configuration names.")
     for row in shown["policies"]:
-        console.print(Text(row["folder"], "bold"))
+        console.print(Text(row["folder"], "bold"), soft_wrap=True)
         if "keys" in row:
             console.print("  Each image must be signed by one of these keys (Secure Boot v2):")
-            console.print(facts(row["keys"], indent=4))
+            for name, digest in row["keys"].items():
+                console.print(Text(f"    {name}  {digest}"), soft_wrap=True)
         if "repositories" in row:
             console.print("  Firmware comes from these repositories only:")
             for one in row["repositories"]:
-                about = {
-                    "root's SHA-256": one["fingerprint"],
-                    "its version": str(one["version"]),
-                    "it expires": one["expires"],
-                }
-                console.print(Text(f"    {one['url']}"))
-                console.print(facts(about, indent=6))
+                console.print(Text(f"    {one['url']}"), soft_wrap=True)
+                show_root(console, one, indent=6)
 
 
 def _facts(root: bytes) -> dict[str, Any]:
@@ -115,7 +113,9 @@ def install(
                                remedy="Give a public key in PEM form (`espsecure "
                                "extract-public-key`).") from None  # fmt: skip
         else:
-            about = {"repository": base, **_root_facts(data)}
+            from ota_service.building.repository import root_facts
+
+            about = {"repository": base, **root_facts(data)}
         if not yes:
             _ask(about)
         if os.geteuid() not in policy.HOST_OWNERS:
@@ -131,32 +131,32 @@ def install(
 
 def _found(source: str, url: str | None, ca_file: str | None) -> tuple[bytes, str | None]:
     """(a key, None), or (a root, its repository's base)."""
-    if source.startswith(("http://", "https://")):
+    if ":/" in source and not is_path(source):
+        if (why := check_url(source)) is not None:  # words that show no password of it
+            raise click.UsageError(f"The address {why}.")
         parts = urlsplit(source)
-        base = parts.path if parts.path.endswith("/") else f"{parts.path}/"
-        place = parts._replace(path=f"{base}metadata/1.root.json", fragment="")
-        host = parts.netloc.rpartition("@")[2]  # what opens the door comes with the configuration
+        base = _base(policy.place_of(source))  # what opens the door comes with the configuration
+        path = parts.path.removesuffix("/") + "/metadata/1.root.json"
+        place = parts._replace(path=path, fragment="").geturl()
         with tempfile.TemporaryDirectory() as folder:
             supply = Supply(Path(folder), trusting=True)
-            fetch = supply.fetch(place.geturl(), ca_file=ca_file, max_bytes=MAX_ROOT_BYTES)
-            return asyncio.run(fetch), f"{parts.scheme}://{host}{base}"
-    path = Path(source)
-    if path.is_dir():
-        whole = f"{path.absolute()}/"
-        return (path / "metadata" / "1.root.json").read_bytes(), whole
-    data = path.read_bytes()
+            fetch = supply.fetch(place, ca_file=ca_file, max_bytes=policy.MAX_FILE_BYTES)
+            return asyncio.run(fetch), base
+    if os.path.isdir(source):
+        root = Path(source, "metadata", "1.root.json")
+        return read_file(root, policy.MAX_FILE_BYTES), _base(os.path.abspath(source))
+    data = read_file(source, policy.MAX_FILE_BYTES)
     if not data.lstrip().startswith(b"{"):
         return data, None
-    if url is None or not policy.is_base(url):
-        words = "an http or https address without user and query, or a whole path"
-        raise click.UsageError(f"Give the repository's base with --url: {words}.")
-    return data, url if url.endswith("/") else f"{url}/"
+    return data, _base(url or "")
 
 
-def _root_facts(data: bytes) -> dict[str, Any]:
-    from ota_service.building.repository import root_facts
-
-    return root_facts(data)
+def _base(url: str) -> str:
+    """As a policy has it. Raises UsageError, which shows no password."""
+    if check_url(url) is not None or not policy.is_base(url):
+        words = "an http or https address without user, query and @, or a whole path"
+        raise click.UsageError(f"Give the repository's base (--url, with root.json): {words}.")
+    return policy.base_of(url)
 
 
 def _ask(about: dict[str, Any]) -> None:
@@ -167,7 +167,7 @@ def _ask(about: dict[str, Any]) -> None:
         console.print(Text(f"  key's digest: {about['key']}"), soft_wrap=True)
         question = "Take only images that this key, or another one of this host, has signed?"
     else:
-        console.print(Text(f"  {about['repository']}"))
+        console.print(Text(f"  {about['repository']}"), soft_wrap=True)
         show_root(console, about)
         question = "Take firmware only from here, or another repository of this host?"
     if not click.confirm(question, err=True):
@@ -178,16 +178,19 @@ def _ask(about: dict[str, Any]) -> None:
 
 def _add_key(source: str, data: bytes) -> Path:
     path = policy.HOST / policy.KEYS / f"{Path(source).stem}.pem"
-    if path.exists() and path.read_bytes() != data:
+    if path.exists() and policy.read(path) != data:
         path = path.with_name(f"{path.stem}-{public_key_digest(data).hex()[:8]}.pem")
     return _write(path, data)
 
 
 def _add_root(base: str, data: bytes) -> Path:
     path = policy.HOST / policy.REPOSITORIES
-    rows = json.loads(path.read_bytes()) if path.exists() else []
     root = f"root-{hashlib.sha256(data).hexdigest()[:16]}.json"
-    rows = [row for row in rows if row["url"] != base]
+    try:
+        rows = json.loads(policy.read(path)) if path.exists() else []
+        rows = [row for row in rows if policy.base_of(row["url"]) != base]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise OtaError("trust-invalid", f"{path} cannot be added to: correct it first.") from None
     rows.append({"url": base, "root": root})
     _write(policy.HOST / root, data)
     return _write(path, json.dumps(rows, indent=2).encode())

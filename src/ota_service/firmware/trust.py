@@ -302,15 +302,20 @@ def _repositories(folder: Path) -> tuple[Repository, ...]:
             raise ValueError
         if any("/" in root or not is_base(url) for url, root in found):
             raise ValueError
+        found = [(base_of(url), root) for url, root in found]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise _invalid(
             f'{path} has not the form [{{"url": "https://host/base/", "root": "root.json"}}], '
             "each root a file beside it, each url without user and query, or a whole path."
         ) from None
-    return tuple(
-        Repository(place_of(url if url.endswith("/") else f"{url}/"), read(folder / root))
-        for url, root in found
-    )
+    if len(dict(found)) != len(found):
+        raise _invalid(f"{path} names one place twice.")
+    return tuple(Repository(url, read(folder / root)) for url, root in found)
+
+
+def base_of(url: str) -> str:
+    """A repository's base as it is compared. Raises ValueError where it is no address."""
+    return place_of(url if url.endswith("/") else f"{url}/")
 
 
 def place_of(url: str) -> str:
