@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,17 +16,25 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from serial import serial_for_url
 
 from esp32_sim.process import RunningBoard, SimBoard, SimProcess, child_environment
 from ota_service.errors import OtaError
-from ota_service.link import resets
+from ota_service.link import identify, resets
+from ota_service.link import link as link_module
 from ota_service.link.at_port import at_port
-from ota_service.link.resets import ByHand, ResetPins, ResetWay
+from ota_service.link.attachment import Attachment, attach
+from ota_service.link.link import EspLink
+from ota_service.link.resets import ByHand, Pins, ResetPins, ResetWay
+from ota_service.link.serial_port import close_port, open_port
 from ota_service.update import session
 from ota_service.update.session import Job, Outcome
 from tests.prove.board import Notes
 from tests.support.wired import EN, IO0, STAND_IN, edges, pulled, wire
 from tests.update.test_native_usb import job, tag
+
+from esptool.loader import ESPLoader  # isort: skip  (after esptool_setup)
+from esptool.util import FatalError  # isort: skip
 
 NO_LINES = {"reset_lines": False}
 
@@ -194,3 +204,90 @@ def test_nobody_presses_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             run(board, job("esp32"), ByHand(lambda _: None))
         assert caught.value.code == "no-reset"
         assert board.control.counters()["app"] == 1, "it was not touched"
+
+
+ANSWER = b"\xc0\x01\x08\x04\x00\x07\x12\x20\x55\x00\x00\x00\x00\xc0"
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+def test_a_board_behind_a_socket_is_reset_by_what_was_configured(heeds: bool) -> None:
+    """esptool resets nothing there. Where the board does not answer all the same, the reset is not
+    said to be missing."""
+    resets_seen: list[float] = []
+
+    def serve(server: socket.socket) -> None:
+        link, _ = server.accept()
+        with link:
+            while link.recv(4096):
+                if resets_seen and heeds:
+                    link.sendall(ANSWER * 8)
+
+    by = SimpleNamespace(into_download=lambda port, held_s: resets_seen.append(held_s))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        peer = threading.Thread(target=serve, args=(server,), daemon=True)
+        peer.start()
+        port = open_port(f"socket://127.0.0.1:{server.getsockname()[1]}")
+        attach(port, Attachment(str(port.port), by))
+        finder = ESPLoader(port, 115_200)
+        if heeds:
+            identify._synchronise(finder, 1)
+        else:
+            with pytest.raises(FatalError) as caught:
+                identify._synchronise(finder, 2)
+            assert (
+                "BOOT button at a reset"
+                not in link_module._not_connected(caught.value, port).remedy
+            )
+        close_port(port)
+        peer.join(5)
+    assert resets_seen == ([0.05] if heeds else [0.05, 0.55])
+
+
+def test_a_socket_is_used_at_the_roms_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It tells nothing of a speed, and the UART behind it keeps its own."""
+    speeds: list[int] = []
+    monkeypatch.setattr(
+        EspLink, "_connected", classmethod(lambda cls, port, baud, *_: speeds.append(baud))
+    )
+    for name in ("socket://h:1", "rfc2217://h:1"):
+        EspLink.connect(serial_for_url(name, do_not_open=True), baud=921_600)
+    assert speeds == [115_200, 921_600]
+
+
+def test_both_pins_are_given_up_whatever_becomes_of_one() -> None:
+    """The boot pin first, and EN also where the kernel refuses the other."""
+    told: list[str] = []
+
+    class Request(SimpleNamespace):
+        def set_value(self, pin: int, value: object) -> None:
+            told.append(f"{pin} let go")
+            if pin == IO0:
+                raise OSError("gone")
+
+        def release(self) -> None:
+            told.append(f"{self.pin} given up")
+
+    pins = Pins.__new__(Pins)
+    pins._line = SimpleNamespace(Value=SimpleNamespace(ACTIVE=1))
+    pins._requests = {IO0: Request(pin=IO0), EN: Request(pin=EN)}
+    with pytest.raises(OSError, match="gone"):
+        pins.close()
+    assert told == [f"{IO0} let go", f"{IO0} given up", f"{EN} let go", f"{EN} given up"]
+
+
+def test_a_port_that_goes_while_somebody_presses() -> None:
+    """Whatever the port raises then: it is in download mode, and has to be led out of it."""
+
+    class Gone:
+        port = "/dev/none"
+        in_waiting = 1
+
+        def read(self, size_bytes: int) -> bytes:
+            raise TypeError  # pyserial's, under a read
+
+    asked: list[str] = []
+    with ByHand(asked.append).held() as hand:
+        with pytest.raises(TypeError):
+            hand.into_download(Gone(), 0.05)
+        hand.into_firmware(Gone(), awaited=False)
+    assert len(asked) == 2

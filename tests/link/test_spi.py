@@ -177,3 +177,12 @@ def test_a_place_that_the_stub_loader_does_not_reach_is_refused(
             assert control.read_flash(WIDE, 101) == b"here" * 25 + b"\xff"
             assert link.read(WIDE, 4) == b"here"
         link.restart()
+
+
+def test_the_controller_is_left_as_it_was(chip: Chip) -> None:
+    """The ROM's flash functions, which the stub loader calls, rely on what was set up."""
+    places = [chip.SPI_REG_BASE + at for at in (chip.SPI_USR_OFFS, chip.SPI_USR1_OFFS)]
+    chip.registers.write(places[1], 0x5C000007)
+    before = [chip.registers.read(place) for place in places]
+    SpiBus(chip).change(PAGE_PROGRAM, 0x100, b"abcd", proven=False)
+    assert [chip.registers.read(place) for place in places] == before

@@ -11,8 +11,10 @@ from serial import SerialException
 
 from esp32_sim.process import SimBoard, SimProcess
 from ota_service.errors import OtaError
+from ota_service.fleet.board import _slower
 from ota_service.link import start_stub
-from ota_service.link.link import EspLink, looks_like_speed
+from ota_service.link.link import BAUD_LADDER, EspLink, bauds_to_try, looks_like_speed
+from ota_service.update.session import Job
 from tests.link.recorded import MEM_DATA, Recorded, recorded
 
 from esptool.util import FatalError  # isort: skip
@@ -115,3 +117,15 @@ def test_a_cable_that_was_pulled_is_no_speed(
     error = OtaError(code)
     error.__cause__ = cause
     assert looks_like_speed(error) is slower
+
+
+@pytest.mark.parametrize("holds", [460_800, 230_400])
+def test_each_attempt_is_slower_than_what_the_last_one_really_used(holds: int) -> None:
+    """The speed that was asked for may be far above the one that the line has come down to."""
+    job, used = Job("b", baud=2_000_000), []
+    for _ in range(3):
+        used.append(next(baud for baud in bauds_to_try(job.baud) if baud <= holds))
+        error = OtaError("link-lost")
+        error.baud = used[-1]
+        job = _slower(job, error)
+    assert used == [baud for baud in BAUD_LADDER if baud <= holds][:3] + [ROM] * (holds < 460_800)

@@ -232,7 +232,7 @@ class Starts:
             stopped=stopped,
             limit_s=FIRST_LOOK_S,
         )
-        if monitor.port_went and not monitor.heard:
+        if whole and monitor.port_went and not monitor.heard:
             monitor.in_download, said = self._link.in_download()
             monitor.feed(said, FIRST_LOOK_S)
         return monitor, whole
