@@ -317,6 +317,30 @@ async def test_a_stop_holds_until_a_person_lifts_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+async def test_a_board_that_only_carries_the_version_is_no_canary(tmp_path: Path) -> None:
+    """It got another file under that version: its proof is that one's, and of the others just one
+    tries the file of now."""
+    boards = [SimBoard("guide") for _ in range(5)]
+    async with Desk.start(tmp_path, boards) as desk:
+        first = [{"name": "a", "port": desk.board("a").url}]
+        url = desk.serve("1.1.0")
+        status = await desk.updated("1.1.0", url=url, boards=first)
+        assert status["boards"]["a"]["good"]
+        panics = Behaviour(ending="panic", ending_after_s=0.2)
+        assert desk.serve("1.1.0", behaviour=panics) == url
+        everyone = [{"name": name, "port": desk.board(name).url} for name in "abcde"]
+        before, options = desk.run_id(), {"max_parallel": 5, "auto_update": False}
+        await desk.configure(url=url, version="1.1.0", boards=everyone, **options)
+        await desk.command("update")
+        status = await desk.next_run(before)
+        states = [board["state"] for board in status["boards"].values()]
+        assert states.count("rolled_back") == 1, states
+        assert status["error"]["code"] == "stopped"
+        runs = {board.control.running()["version"] for board in map(desk.board, "bcde")}
+        assert runs == {"1.0.0"}
+
+
+@pytest.mark.slow
 async def test_power_that_failed_is_remembered_by_the_next_process(tmp_path: Path) -> None:
     """The board went back as its power failed, so its firmware is not blamed for it."""
     dip = Behaviour(ending="brownout", ending_after_s=0.1, ending_lives=1, confirm_after_s=None)
