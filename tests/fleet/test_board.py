@@ -481,15 +481,16 @@ def test_what_runs_stays_confirmed_until_otadata_is_switched(at_desk: AtDesk) ->
     """An attempt that is cancelled or fails before that has changed nothing of it."""
 
     async def test(desk: Desk) -> None:
-        hooks = hooks_of(desk, desk.board())
+        board = desk.board()
+        hooks = hooks_of(desk, board)
         desk.journal.update_board(MAC, confirmed=True, slot="ota_0")
         hooks.identified(MAC)
         hooks.inspected(RUNS)
         hooks.planned(WRITE)
         hooks.phase("writing")
-        assert confirmed(desk)
+        assert (confirmed(desk), board.shown.confirmed) == (True, True)
         hooks.phase("switching")
-        assert confirmed(desk) is None
+        assert (confirmed(desk), board.shown.confirmed) == (None, None)
 
     at_desk(test)
 
@@ -539,7 +540,7 @@ def test_a_version_that_nobody_knows_is_none(at_desk: AtDesk) -> None:
 
 
 def test_a_target_is_reached_where_it_was_and_nothing_failed_since(at_desk: AtDesk) -> None:
-    """That a board never met it is no success."""
+    """That a board never met it is no success; nor is it one any more behind another target."""
 
     async def test(desk: Desk) -> None:
         def reached() -> bool:
@@ -548,6 +549,9 @@ def test_a_target_is_reached_where_it_was_and_nothing_failed_since(at_desk: AtDe
         assert not reached()
         desk.journal.end_attempt(MAC, TARGET.key, succeeded=True)
         assert reached()
+        desk.journal.end_attempt(MAC, OTHER.key, succeeded=True)
+        assert not reached()
+        desk.journal.end_attempt(MAC, TARGET.key, succeeded=True)
         desk.journal.end_attempt(MAC, TARGET.key, succeeded=False, code="boot-failed")
         assert not reached()
 
