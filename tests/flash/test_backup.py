@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,10 @@ from esp32_sim.images import build_app
 from esp32_sim.layouts import LAYOUTS
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import FlashOp
+from ota_service.update import rewrite
 from ota_service.update.backup import Backup, take_backup
 from ota_service.update.backup_files import MANIFEST, Backups, read_backup, write_backup
+from ota_service.update.boot import BootMonitor, BootRules, Expected
 from ota_service.update.inspect import secrets_of
 from tests.flash.in_memory import (
     MAC,
@@ -445,6 +448,35 @@ def test_nvs_comes_back_after_a_flash_that_was_not_to_lose_it(tmp_path: Path) ->
     assert done.backup is not None
     assert ("VIAM_NS", "WIFI_SSID") in keys(read_backup(done.backup).stores[0].data)
     assert not restore(link, outcome.backup, tmp_path).plan.needed
+
+
+def test_where_an_nvs_cannot_be_read_no_line_of_the_app_s_own_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can tell which of its words are secrets: those of before, too, where they stay."""
+    start = (
+        b"I (31) boot: ESP-IDF v5.1\r\n"
+        b"I (60) boot: Loaded app from partition at offset 0x10000\r\n"
+        b"I (90) wifi: joining with hidden-word\r\n"
+    )
+
+    def watched(port: Any, monitor: BootMonitor, *_: Any, **__: Any) -> None:
+        monitor.feed(start, 0.1)
+        monitor.tick(60.0)
+
+    monkeypatch.setattr(rewrite, "watch", watched)
+    link = board()
+    saved = Backups(tmp_path, MAC).keep(backup_of(link)).folder
+    part = LAYOUTS["guide"].find("nvs")
+    for noise in (b"", bytes(range(256)) * (part.size // 256)):
+        link.data[part.offset : part.offset + len(noise)] = noise
+        assert backup_of(link).hidden is bool(noise)
+        outcome = restore(link, saved, tmp_path)
+        assert outcome.hides is bool(noise)
+        chip: Any = SimpleNamespace(restart=lambda: None, in_download=lambda: False)
+        rewrite.started(chip, chip, BootRules(), outcome, Expected(), nvs=[], remedy="")
+        assert outcome.boot_log
+        assert any("hidden-word" in line for line in outcome.boot_log) is not bool(noise)
 
 
 def test_otadata_comes_back_where_its_slot_still_holds_an_app(tmp_path: Path) -> None:

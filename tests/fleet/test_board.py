@@ -13,13 +13,16 @@ import pytest
 
 from ota_service.errors import OtaError
 from ota_service.fleet.board import Board
-from ota_service.fleet.orders import Answer, Purpose
+from ota_service.fleet.hooks import SessionHooks
+from ota_service.fleet.journal_rows import FirmwareRecord, SlotRecord
+from ota_service.fleet.orders import Answer, Fact, Purpose
 from ota_service.fleet.places import Place
+from ota_service.fleet.policy import Verdict
 from ota_service.fleet.settings import BoardEntry
 from ota_service.formats.nvs import parse_nvs
 from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
-from ota_service.update.inspect import Inspection
+from ota_service.update.inspect import Inspection, Running
 from ota_service.update.plan import Plan
 from ota_service.update.session import Job, Outcome
 from tests.fleet.conftest import OTHER, PORT, TARGET, AtDesk, Desk
@@ -429,5 +432,205 @@ def test_a_new_target_is_brought_behind_the_old_one(at_desk: AtDesk) -> None:
         assert (await old).end == "cancelled"
         assert answer.end == "done"
         assert (board.shown.state, board.shown.version) == ("up_to_date", "3")
+
+    at_desk(test)
+
+
+# --- what the journal has of what runs
+
+
+RUNS = replace(FOUND, running=Running(SLOT, "verified", 1000, "1" * 32))
+
+
+def hooks_of(desk: Desk, board: Board) -> SessionHooks:
+    """Of a session with this board, whose facts arrive at once."""
+
+    def tell(fact: Fact) -> None:
+        fact(board._sight)
+
+    hooks = SessionHooks(desk, board.shown, desk.order(), tell)
+    board.shown.port = PORT
+    return hooks
+
+
+def confirmed(desk: Desk) -> bool | None:
+    """As the journal has it."""
+    record = desk.journal.board(MAC)
+    assert record is not None
+    return record.confirmed
+
+
+@pytest.mark.parametrize("of_image", [False, True])
+def test_only_an_image_that_was_seen_to_run_is_proven(at_desk: AtDesk, of_image: bool) -> None:
+    """Another build under the target's tag is noted as what it is."""
+
+    async def test(desk: Desk) -> None:
+        image = desk.fetched.image
+        outcome = replace(DONE, found=RUNS, of_image=of_image)
+        desk.memory.succeeded(outcome, image, TARGET.key)
+        noted = desk.journal.get(SlotRecord, mac=MAC, slot="ota_0")
+        assert noted is not None
+        assert noted.md5 == (image.md5 if of_image else "1" * 32)
+        proven = desk.journal.get(FirmwareRecord, sha256=image.sha256)
+        assert (proven is not None) is of_image
+
+    at_desk(test)
+
+
+def test_what_runs_stays_confirmed_until_otadata_is_switched(at_desk: AtDesk) -> None:
+    """An attempt that is cancelled or fails before that has changed nothing of it."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        hooks = hooks_of(desk, board)
+        desk.journal.update_board(MAC, confirmed=True, slot="ota_0")
+        hooks.identified(MAC)
+        hooks.inspected(RUNS)
+        hooks.planned(WRITE)
+        hooks.phase("writing")
+        assert (confirmed(desk), board.shown.confirmed) == (True, True)
+        hooks.phase("switching")
+        assert (confirmed(desk), board.shown.confirmed) == (None, None)
+
+    at_desk(test)
+
+
+def test_another_updater_s_firmware_is_not_confirmed(at_desk: AtDesk) -> None:
+    """Whatever was seen of the one before."""
+
+    async def test(desk: Desk) -> None:
+        desk.journal.end_attempt(MAC, TARGET.key, succeeded=True)
+        desk.journal.update_board(MAC, confirmed=True)
+        assert desk.memory.duel(MAC, TARGET.key, "9", "2") == 1
+        assert confirmed(desk) is None
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize("known", [None, True, False])
+def test_another_board_at_the_port_is_not_confirmed_by_the_one_before(
+    at_desk: AtDesk, known: bool | None
+) -> None:
+    """It shows what the journal has of it."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        board.shown.mac, board.shown.confirmed = "24:0a:c4:00:00:99", True
+        desk.journal.update_board(MAC, confirmed=known)
+        hooks_of(desk, board).identified(MAC)
+        assert (board.shown.mac, board.shown.confirmed) == (MAC, known)
+        assert bool(board.shown.notice) == (known is False)
+        board._sight.place(Place("a", "here", PORT, mac="24:0a:c4:00:00:99"))
+        assert board.shown.confirmed is None
+
+    at_desk(test)
+
+
+def test_a_version_that_nobody_knows_is_none(at_desk: AtDesk) -> None:
+    """The host keeps it, and what runs is new to it: a way back takes the descriptor's."""
+
+    async def test(desk: Desk) -> None:
+        hooks = hooks_of(desk, desk.board())
+        hooks.identified(MAC)
+        hooks.inspected(replace(RUNS, nvs=None, on_host=True, version=""))
+        hooks.planned(WRITE)
+        assert desk.memory.facts(MAC, TARGET.key).slots["ota_0"].version is None
+
+    at_desk(test)
+
+
+def test_a_target_is_reached_where_it_was_and_nothing_failed_since(at_desk: AtDesk) -> None:
+    """That a board never met it is no success; nor is it one any more behind another target."""
+
+    async def test(desk: Desk) -> None:
+        def reached() -> bool:
+            return desk.memory.facts(MAC, TARGET.key).reached
+
+        assert not reached()
+        desk.journal.end_attempt(MAC, TARGET.key, succeeded=True)
+        assert reached()
+        desk.journal.end_attempt(MAC, OTHER.key, succeeded=True)
+        assert not reached()
+        desk.journal.end_attempt(MAC, TARGET.key, succeeded=True)
+        desk.journal.end_attempt(MAC, TARGET.key, succeeded=False, code="boot-failed")
+        assert not reached()
+
+    at_desk(test)
+
+
+# --- settings and targets that change while an update waits
+
+
+def test_an_update_that_paused_goes_on_by_the_settings_of_now(at_desk: AtDesk) -> None:
+    """A slower line, and a longer start, are what a person changes because it failed."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        desk.script = ["no-answer", DONE]
+        order = desk.order()
+        board.order(order)
+        await desk.until(lambda: board.state == "pausing")
+        desk.settings = replace(desk.settings, baud=115_200, boot_timeout_s=77.0)
+        assert (await order.answer).end == "done"
+        job = desk.attempts[-1]._job
+        assert isinstance(job, Job)
+        assert (job.baud, job.boot.timeout_s) == (115_200, 77.0)
+
+    at_desk(test)
+
+
+async def confirming_for_another(desk: Desk) -> tuple[Board, asyncio.Future[Answer]]:
+    """A board that is left alone for the target before, and the answer to its update to ours."""
+    board = desk.board()
+    answer = await in_wait(desk, board, "confirming")
+    assert board._job is not None
+    assert board._job.confirm is not None
+    board._job = replace(board._job, confirm=replace(board._job.confirm, target=OTHER.key))
+    return board, answer
+
+
+def test_a_cancel_while_the_target_before_is_ended_is_a_cancel(at_desk: AtDesk) -> None:
+    """Nothing of ours was done."""
+
+    async def test(desk: Desk) -> None:
+        board, answer = await confirming_for_another(desk)
+        end: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        desk.script = [end]
+        await desk.until(lambda: len(desk.begun) == 2)
+        board.tell("cancel")
+        await board.heard()
+        end.set_result(DONE)
+        answered = await answer
+        assert answered.end == "cancelled"
+        assert answered.error is not None
+        assert answered.error.code == "cancelled"
+
+    at_desk(test)
+
+
+def test_the_failure_of_the_target_before_says_nothing_of_ours(at_desk: AtDesk) -> None:
+    """Others may go on with it."""
+
+    async def test(desk: Desk) -> None:
+        ended: list[str | None] = []
+        end_turn = desk.turns.ended
+
+        def noted(board: Board, key: str, verdict: Verdict | None) -> None:
+            ended.append(verdict)
+            end_turn(board, key, verdict)
+
+        desk.turns.ended = noted  # type: ignore[assignment,method-assign]
+        _, answer = await confirming_for_another(desk)
+        error = OtaError("boot-failed")
+        desk.script = [replace(DONE, end="failed", error=error, confirmed=None, of_image=True)]
+        assert (await answer).end == "error"
+        desk.script = [error]
+        _, answer = await confirming_for_another(desk)
+        desk.script = [error]
+        assert (await answer).end == "error"
+        assert ended == ["neutral", "neutral"]
+        desk.script = [replace(DONE, end="failed", error=error, confirmed=None, of_image=True)]
+        await desk.give(desk.board(), desk.order())
+        assert ended[-1] == "bad"
 
     at_desk(test)

@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from esp32_sim.images import Behaviour, build_app
 from esp32_sim.process import SimBoard
 from ota_service.errors import OtaError
 from ota_service.firmware.check import Firmware
+from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.fleet import engine as engine_module
 from ota_service.fleet import places, roster
 from ota_service.fleet import service as services
+from ota_service.fleet.engine import Engine
 from ota_service.fleet.service import FleetService, UnknownBoard, shutdown
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.link.ownership import SERVICE_CLAIMS
@@ -121,6 +124,43 @@ async def test_a_path_is_a_url_and_a_change_of_its_file_starts_nothing(tmp_path:
         (package / "robot.bin").write_bytes(images["1.1.0"])
         await desk.wait(lambda now: "notice" not in now["target"])
         assert (desk.run_id(), desk.status()["state"]) == (last, "idle")
+
+
+async def test_a_path_that_gives_no_answer_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network folder may hang for minutes: boards that are plugged in are found meanwhile, and
+    nobody asks for it again before it has answered."""
+    asked, answer = [], threading.Event()
+    polls: asyncio.Queue[None] = asyncio.Queue()
+
+    def hangs(self: Supply, url: str) -> bool:
+        asked.append(url)
+        return not answer.wait(30)
+
+    async def poll(self: Engine, *, first: bool = False) -> None:
+        polls.put_nowait(None)
+
+    monkeypatch.setattr(Supply, "changed", hangs)
+    monkeypatch.setattr(Engine, "_poll", poll)
+    monkeypatch.setattr(engine_module, "POLL_S", 0.01)
+    target, entry = Target(str(tmp_path / "a.bin"), "1"), BoardEntry("a", port=f"{NOWHERE}a")
+    configured = settings(tmp_path, entry, target=target, auto_update=False)
+    engine = Engine(configured, logging.getLogger("tests"))
+    await engine.open()
+    try:
+        await engine.configure(configured, first=True)
+        async with asyncio.timeout(10):
+            for _ in range(5):
+                await polls.get()
+        assert asked == [target.url]
+        answer.set()
+        async with asyncio.timeout(10):
+            while len(asked) < 2:
+                await polls.get()
+    finally:
+        answer.set()
+        await engine.end()
 
 
 @pytest.mark.slow
@@ -274,6 +314,30 @@ async def test_a_stop_holds_until_a_person_lifts_it(tmp_path: Path) -> None:
         states = [board["state"] for board in desk.status()["boards"].values()]
         # Held boards count for the crowd, so that one canary goes first again.
         assert sorted(states) == [*["outdated"] * 2, *["rolled_back"] * 3]
+
+
+@pytest.mark.slow
+async def test_a_board_that_only_carries_the_version_is_no_canary(tmp_path: Path) -> None:
+    """It got another file under that version: its proof is that one's, and of the others just one
+    tries the file of now."""
+    boards = [SimBoard("guide") for _ in range(5)]
+    async with Desk.start(tmp_path, boards) as desk:
+        first = [{"name": "a", "port": desk.board("a").url}]
+        url = desk.serve("1.1.0")
+        status = await desk.updated("1.1.0", url=url, boards=first)
+        assert status["boards"]["a"]["good"]
+        panics = Behaviour(ending="panic", ending_after_s=0.2)
+        assert desk.serve("1.1.0", behaviour=panics) == url
+        everyone = [{"name": name, "port": desk.board(name).url} for name in "abcde"]
+        before, options = desk.run_id(), {"max_parallel": 5, "auto_update": False}
+        await desk.configure(url=url, version="1.1.0", boards=everyone, **options)
+        await desk.command("update")
+        status = await desk.next_run(before)
+        states = [board["state"] for board in status["boards"].values()]
+        assert states.count("rolled_back") == 1, states
+        assert status["error"]["code"] == "stopped"
+        runs = {board.control.running()["version"] for board in map(desk.board, "bcde")}
+        assert runs == {"1.0.0"}
 
 
 @pytest.mark.slow

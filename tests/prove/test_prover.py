@@ -130,7 +130,7 @@ def descriptor_needed(patch: pytest.MonkeyPatch) -> None:
 
 def sizes_not_looked_at(patch: pytest.MonkeyPatch) -> None:
     """Take the next slot, whatever its size."""
-    patch.setattr(plan, "_that_fits", lambda slots, image: slots[0])
+    patch.setattr(plan, "_that_fits", lambda slots, image, running=None: slots[0])
 
 
 MUTANTS: list[tuple[Patch, str, tuple[Any, ...]]] = [

@@ -194,6 +194,18 @@ def test_a_boards_secrets_are_known_before_its_log_is_read() -> None:
     assert session.starts.redact(OLD.tag) == OLD.tag
 
 
+def test_where_a_board_has_secrets_that_nobody_can_read_its_app_s_lines_are_not_kept() -> None:
+    """One NVS partition that cannot be parsed is enough."""
+    session = MemorySession(OddFlash(), JOB, Notes(CASE.facts()))
+    session.link.reconnect()
+    look = session._inspect
+    session._look()
+    assert not session.starts.hides
+    session._inspect = lambda: replace(look(), hidden_nvs=True)  # type: ignore[method-assign]
+    session._look()
+    assert session.starts.hides
+
+
 def test_power_that_failed_before_an_app_had_confirmed_itself_is_no_failure_of_it() -> None:
     """The bootloader turned it down then, whatever it was worth."""
     case = Case("shy", Start("micro-rdk", "first", True, "small"))
@@ -209,3 +221,9 @@ def test_power_that_failed_before_an_app_had_confirmed_itself_is_no_failure_of_i
         assert outcome.end == end
         assert outcome.error is not None
         assert outcome.error.code == (code or "boot-failed")
+    # The target before was brought twice; what is gone back to is its firmware by no means.
+    awaited = Awaited("ota_1", "2.0", version="2.0", target="before")
+    board = Link(Cells(bytes(flash)), case.start.bootloader)
+    with quiet():
+        outcome = board.session(replace(case.job(), confirm=awaited), Notes(case.facts()))
+    assert (outcome.end, outcome.version) == ("rolled_back", case.old_tag)

@@ -23,6 +23,8 @@ from ota_service.update.leave import left_running
 from ota_service.update.starts import READ_TIMEOUT_S, SHORTEST_S, Starts, read_timeout_s, watch
 from tests.prove.board import Notes
 
+LOGGER = logging.getLogger("tests")
+
 
 @pytest.mark.parametrize(
     ("due_s", "now_s", "wait_s"),
@@ -214,3 +216,28 @@ def test_an_error_tells_the_speed_at_which_it_happened() -> None:
     with pytest.raises(OtaError) as caught, left_running(Link()):  # type: ignore[arg-type]
         raise OtaError("verify-failed")
     assert caught.value.baud == 460_800
+
+
+@pytest.mark.parametrize(
+    ("printed", "port_went", "silent"),
+    [
+        (b"rst:0x1 (POWERON_RESET),boot:0x13 (SPI_FAST_FLASH_BOOT)\r\n", False, True),
+        (b"I (31) boot: ESP-IDF v5.1\r\n", False, False),
+        (b"rst:0x1 (POWERON_RESET),boot:0x13 (SPI_FAST_FLASH_BOOT)\r\n", True, None),
+        (b"", False, None),
+    ],
+)
+def test_a_bootloader_is_silent_only_where_it_could_have_been_heard(
+    monkeypatch: pytest.MonkeyPatch, printed: bytes, port_went: bool, silent: bool | None
+) -> None:
+    """That is remembered for good: a port that went, or on which nothing at all came, is no proof
+    of it."""
+    monitor = BootMonitor(Expected(), 3.0, 3.0)
+    if printed:
+        monitor.feed(printed, 0.1)
+    if port_went:
+        monitor.port_left(0.2)
+    none: Any = None
+    starts = Starts(none, none, "a", BootRules(), Notes(), LOGGER)
+    monkeypatch.setattr(starts, "_once", lambda why, until, stopped: monitor)
+    assert starts.first_look().silent is silent

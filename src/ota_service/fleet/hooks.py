@@ -146,6 +146,7 @@ class SessionHooks:
         if name == "switching" and self.mac is not None:
             # Whose start was seen is not what runs from here on.
             self.memory.journal.update_board(self.mac, confirmed=None)
+            self.tell(lambda sight: sight.judged(None))
         if name == "booting":
             self._await_confirmation()
         began_s = time.monotonic()

@@ -105,7 +105,7 @@ class Memory:
             version=(record.version or "") if record is not None else "",
             last_slot=record.slot if record is not None else None,
             confirmed=record.confirmed if record is not None else None,
-            reached=attempt.ended_well and attempt.updated_at is not None,
+            reached=latest == attempt and attempt.ended_well and attempt.updated_at is not None,
             unwatched=attempt.open_since is not None or attempt.failed > 0 or attempt.unjudged,
             interrupted=latest.target != target
             and latest.state in ("none", "set_aside")
@@ -220,6 +220,7 @@ class Memory:
     def flashing(self, mac: str) -> None:
         """A board's whole flash is being replaced: what was known of its slots is void."""
         self.journal.drop(SlotRecord, mac=mac)
+        self.journal.update_board(mac, confirmed=None)
         self.journal.clear_pending(mac)
 
     def flashed(self, outcome: FlashOutcome) -> None:

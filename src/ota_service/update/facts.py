@@ -41,7 +41,7 @@ class BoardFacts:
     version: the tag that was last read or stored; for boards that cannot keep it themselves. slots:
     by name, slots whose content was seen running. last_slot: name of the slot that ran
     at the last success. confirmed: whether the start of what runs was seen; None: it was not
-    watched. reached: the last thing that came of this target here is a success. unwatched: an
+    watched. reached: the last thing done to this board was a success of this target. unwatched: an
     update of this board to this target began and never ended, so that its boot was never judged.
     interrupted: the last thing done to this board was an update to another target, which never
     ended. silent: its bootloader prints nothing, so that there is nothing to restart it for.

@@ -53,8 +53,8 @@ class FirstLook:
     stuck: why the board comes to no app at all, from the ROM's or bootloader's own words.
     nothing_boots: the bootloader says that no app partition boots. app_prints: something printed
     that neither the ROM nor the bootloader prints, so something runs. silent: its bootloader
-    printed nothing; None: what it printed may have been lost. restarted: False where the board never
-    left download mode, so that nothing was seen.
+    printed nothing; None: what it printed may have been lost. restarted: False where the board
+    never left download mode, so that nothing was seen.
     """
 
     offset: int | None = None

@@ -12,6 +12,7 @@ OWNERSHIP = "tests/link/test_ownership.py"
 _FILES, _RESTORE, _REWRITE = "update/backup_files.py", "update/restore.py", "update/rewrite.py"
 _ATTEMPTS = "fleet/journal.py"
 POLICY = "tests/fleet/test_policy.py"
+BOARD = "tests/fleet/test_board.py"
 
 _WHOLE_FLASH = (
     Mutant(
@@ -213,6 +214,20 @@ _FLEET = (
         '    if not of_image:\n        return "neutral"\n',
         "",
         POLICY,
+    ),
+    Mutant(
+        "an image is proven by what another one has shown",
+        "fleet/memory.py",
+        "        image = image if outcome.of_image else None\n",
+        "",
+        f"{BOARD}::test_only_an_image_that_was_seen_to_run_is_proven",
+    ),
+    Mutant(
+        "what was seen of a firmware is said of the one that is switched to",
+        "fleet/hooks.py",
+        'if name == "switching" and self.mac is not None:',
+        'if name == "switching" and self.mac is None:',
+        f"{BOARD}::test_what_runs_stays_confirmed_until_otadata_is_switched",
     ),
     Mutant(
         "a proof outlives another file under its version",

@@ -304,8 +304,8 @@ _CARRIED_OUT = (
     Mutant(
         "a board's secrets are not known before its log is read",
         _SESSION,
-        "        self.starts.redact, self.starts.hides = Redactor(found.secrets), found.hidden_nvs\n",
-        "        self.starts.hides = found.hidden_nvs\n",
+        "self.starts.redact, self.starts.hides = Redactor(found.secrets), found.hidden_nvs\n",
+        "self.starts.hides = found.hidden_nvs\n",
         f"{SESSION}::test_a_boards_secrets_are_known_before_its_log_is_read",
     ),
     Mutant(
