@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from esp32_sim.images import build_app, build_bootloader
 from ota_service import load_firmware
+from ota_service.api.load import stock
 from ota_service.building.tables import load_table
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
@@ -434,6 +436,83 @@ async def test_metadata_that_expires_soon_is_told_and_looked_at_again(
     assert trust.expiry_notice(by) is None
     assert firmwares.expiring() == []
     await firmwares.close()
+
+
+async def test_a_policy_that_comes_while_a_firmware_is_fetched(host: Path, tmp_path: Path) -> None:
+    """It holds for whoever asks afterwards, also where a download is still shared with others."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: web.Request) -> web.Response:
+        begun.set()
+        await go.wait()
+        return web.Response(body=APP)
+
+    app = web.Application()
+    app.router.add_get("/app.bin", slow)
+    async with TestServer(app) as server:
+        target = Target(str(server.make_url("/app.bin")), "1.0.0")
+        log = logging.LoggerAdapter(logging.getLogger("ota_service"), {})
+        firmwares = Firmwares(Settings("OTA", target, cache_dir=tmp_path / "cache"), log, _never)
+        go.set()
+        async with firmwares.had(target) as before:
+            assert before.asked == ()
+            assert not await firmwares.outdated(target, before)
+            add_key(host, public(OWN))
+            assert await firmwares.outdated(target, before)
+            with pytest.raises(OtaError, match="carries no"):
+                async with firmwares.had(target):
+                    pass
+        supply = Supply(tmp_path / "other")
+        (host / "keys" / "release.pem").unlink()
+        (host / "keys").rmdir()
+        begun.clear()
+        go.clear()
+        first = asyncio.create_task(supply.get(target))
+        await begun.wait()
+        add_key(host, public(OWN))
+        second = asyncio.create_task(supply.get(target))
+        begun.clear()
+        await begun.wait()
+        go.set()
+        assert (await first).asked == ()
+        with pytest.raises(OtaError, match="carries no"):
+            await second
+        await firmwares.close()
+
+
+async def test_a_firmware_that_a_program_has_loaded_is_written_by_it(
+    host: Path, made: TufRepository, tmp_path: Path
+) -> None:
+    """By its path and as an object; also where its file is padded, as it was signed for."""
+    padded = SIGNED + b"\xff" * 5_000
+    made.add("app.bin", padded, "1.0.0")
+    made.publish()
+    for name, data in made.files.items():
+        path = tmp_path / "stick" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    app, cache = tmp_path / "stick" / "targets" / "app.bin", tmp_path / "cache"
+    add_repository(host, f"{tmp_path}/stick/", made.root)
+    loaded = await load_firmware(app, cache_dir=tmp_path / "one")
+    assert (len(loaded.data), loaded.file) == (len(SIGNED), padded)
+    for source in (loaded, app):
+        target = stock(source, "1.0.0", None, cache)
+        (by,) = (await Supply(cache).get(target)).allowed_by
+        assert by["target"] == "app.bin"
+
+
+async def test_a_merged_binary_behind_the_configuration_s_headers(
+    server: FirmwareServer, tmp_path: Path
+) -> None:
+    """They are for its server, whatever lies there; and for no other one."""
+    url = server.put("/whole.bin", merged(APP, build_bootloader()))
+    for at, sent in ((server.url("/app.bin"), "s3cret"), ("http://127.0.0.1:9/app.bin", None)):
+        target = Target(at, "1.0.0", headers=(("X-Token", "s3cret"),))
+        log = logging.LoggerAdapter(logging.getLogger("ota_service"), {})
+        firmwares = Firmwares(Settings("OTA", target, cache_dir=tmp_path), log, _never)
+        await firmwares.merged(url, "24:0a:c4:00:00:01", keep_nvs=False)
+        assert server.requests[-1].headers.get("X-Token") == sent
+        await firmwares.close()
 
 
 def merged(app: bytes, loader: bytes) -> bytes:

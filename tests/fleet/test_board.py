@@ -12,7 +12,9 @@ from dataclasses import replace
 import pytest
 
 from ota_service.errors import OtaError
+from ota_service.firmware.target import Target
 from ota_service.fleet.board import Board
+from ota_service.fleet.firmwares import Fetched
 from ota_service.fleet.orders import Answer, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.settings import BoardEntry
@@ -54,6 +56,38 @@ def test_attempts_pause_longer_and_longer_until_the_board_is_set_aside(at_desk: 
         assert bauds == sorted(bauds, reverse=True)
         assert len(set(bauds)) == 3
         assert board.free
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_policy_that_came_after_the_firmware(at_desk: AtDesk, refused: bool, after: int) -> None:
+    """What was fetched under another one is fetched anew before each attempt, and not written."""
+
+    async def test(desk: Desk) -> None:
+        shelf, old = desk.firmwares, desk.fetched
+        desk.script = ["link-lost"] * after + [DONE]
+        anew = Fetched(replace(old.image, sha256="1" * 64), True, ({"policy": "/x"},))
+
+        async def outdated(_: Target, fetched: Fetched) -> bool:
+            if fetched is not old or len(desk.attempts) < after:
+                return False
+            shelf.at_once = OtaError("signature-missing") if refused else anew
+            return True
+
+        shelf.outdated = outdated
+        board, order = desk.board(), desk.order()
+        answer = await desk.give(board, order)
+        assert len(desk.attempts) == after + (not refused)
+        if refused:
+            assert answer.end == "no-firmware"
+        else:
+            job = desk.attempts[-1]._job
+            assert isinstance(job, Job)
+            assert job.image == anew.image
+            assert order.report["allowed_by"] == [{"policy": "/x"}]
+        assert (board.free, shelf.waiting) == (True, [])
 
     at_desk(test)
 

@@ -424,13 +424,30 @@ class Board:
     async def _carry_out(self, message: Message) -> None:
         update = self._under_way
         now, fetched = self._new_job(update), self._fetched
+        looks = self._job is not None and self._job.confirm is not None
+        outdated = self._around.firmwares.outdated
+        if isinstance(fetched, Fetched) and not looks and await outdated(update.target, fetched):
+            await self._fetch_anew(update)
+            return
         if isinstance(fetched, Fetched) and fetched.allowed_by:
             update.report["allowed_by"] = list(fetched.allowed_by)
         # What was learned on the way stays, but what an order that joined meanwhile permits counts.
         job = self._job or now
-        self._job = replace(job, force=now.force, adopted=now.adopted, rescue=now.rescue)
+        self._job = replace(
+            job, image=now.image, force=now.force, adopted=now.adopted, rescue=now.rescue
+        )
         self.shown.state = "updating"
         self._start(update, self._job, update.failed)
+
+    async def _fetch_anew(self, update: Order) -> None:
+        """The host's policy of trust has changed: what was fetched under another one is not
+        written."""
+        self._around.turns.ended(self, update.target.key, None)
+        if self._let_go is not None:
+            self._let_go()
+            self._let_go = None
+        self.state = "fetching"
+        await self._fetch(Message("update"))
 
     async def _hold(self, message: Message) -> None:
         """Sensor or port said no: ask again, and let others go meanwhile."""
@@ -676,6 +693,8 @@ class Board:
         self._exclusive = order
         self._sight.before = self.shown.state
         self._sight.place(order.place)
+        if order.file is not None and order.file.file.allowed_by:
+            order.report["allowed_by"] = list(order.file.file.allowed_by)
         job = self._new_job(order) if order.file is None else self._flash_job(order)
         self._start(order, job, 0)
 
