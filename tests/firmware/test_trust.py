@@ -43,6 +43,7 @@ from tests.support.signing import BLOCK, SCHEMES, SECTOR, digest, key, public, s
 from tests.support.tuf_repository import TufRepository, in_days
 
 ROOT = Path(__file__).parents[2]
+ROOT_TEXT = '{"signed": {"_type": "root"}}'
 APP = build_app(size_bytes=5_000)
 OWN, FOREIGN = key("ECDSA-P-256"), key("ECDSA-P-256", 1)
 
@@ -133,6 +134,11 @@ def test_a_changed_policy_counts_at_once(host: Path) -> None:
     path.unlink()
     assert code(sign(APP, OWN)) == "trust-invalid"
     path.parent.rmdir()
+    assert code(APP) == "trust-invalid"  # a typing error in its name, as likely as not
+    shown = trust.shown()
+    assert shown is not None
+    assert (shown["requires"], shown["error"]["code"]) == ([], "trust-invalid")
+    host.rmdir()
     assert (code(APP), trust.shown()) == ("", None)
 
 
@@ -192,18 +198,31 @@ def test_a_policy_that_is_not_root_s_own(host: Path, break_it: Callable[[Path], 
         '[{"url": "http://u:p@h/", "root": "root.json"}]',
         '[{"url": "http://h/", "root": "../root.json"}]',
         '[{"url": "http://h/", "root": "none.json"}]', "[" * 100_000,
+        '[{"url": "http://a\\u2100b/", "root": "root.json"}]',
     ],
 )  # fmt: skip
 def test_repositories_that_cannot_be_read(host: Path, text: str) -> None:
     """They are named as the policy's fault, and nothing is taken."""
-    (host / "root.json").write_text("{}")
+    host.mkdir(parents=True)
+    (host / "root.json").write_text(ROOT_TEXT)
     (host / "repositories.json").write_text(text)
+    assert code(APP) == "trust-invalid"
+    shown = trust.shown()
+    assert shown is not None
+    assert (shown["requires"], shown["error"]["code"]) == (["repository"], "trust-invalid")
+
+
+@pytest.mark.parametrize("root", [b"", b"garbage", b"[]", b'{"signed": {"_type": "targets"}}'])
+def test_a_root_that_is_none(host: Path, root: bytes) -> None:
+    """It is the policy that is wrong, not the server."""
+    add_repository(host, "http://h/", root)
     assert code(APP) == "trust-invalid"
 
 
 def test_a_file_from_nowhere_is_from_no_repository(host: Path) -> None:
     """Where firmware comes from repositories only, bytes without an address come from none."""
-    (host / "root.json").write_text("{}")
+    host.mkdir(parents=True)
+    (host / "root.json").write_text(ROOT_TEXT)
     rows: list[dict[str, Any]] = [{"url": "HTTP://H:80/fw", "root": "root.json"}]
     (host / "repositories.json").write_text(json.dumps(rows))
     assert code(sign(APP, OWN)) == "signature-untrusted"
@@ -465,6 +484,7 @@ async def test_a_policy_that_comes_while_a_firmware_is_fetched(host: Path, tmp_p
         supply = Supply(tmp_path / "other")
         (host / "keys" / "release.pem").unlink()
         (host / "keys").rmdir()
+        host.rmdir()
         begun.clear()
         go.clear()
         first = asyncio.create_task(supply.get(target))

@@ -40,7 +40,8 @@ MEMORY: Path | None = None
 ADDED = "OTA_SERVICE_TRUST"
 KEYS, REPOSITORIES = "keys", "repositories.json"
 MAX_FILE_BYTES = 1 << 20
-_MAX_FILES = 1000
+_MAX_FILES = 100
+"""Of a folder: each is looked at for each firmware, and for the status."""
 WARNED_DAYS = 14
 _HASHES = frozenset({"sha256", "sha384", "sha512", "sha3_256", "sha3_384", "sha3_512", "blake2b"})
 
@@ -141,24 +142,29 @@ _known: dict[Path, tuple[_Stamp, Policy]] = {}
 
 
 def policies(environment: Mapping[str, str] = os.environ) -> tuple[Policy, ...]:
-    """All that must pass, as they are now; () where nothing is asked for. Raises `trust-invalid`.
+    """All that must pass, as they are now; () where there is none. Raises `trust-invalid`, also for
+    a folder of the host that asks for nothing: what was meant stands elsewhere.
 
     Blocks for as long as it takes to look at a few files.
     """
     found = [_policy(folder, stamp) for folder, stamp in _stamps(environment)]
-    return tuple(p for p in found if p.keys is not None or p.repositories is not None)
+    asking = tuple(p for p in found if p.keys is not None or p.repositories is not None)
+    if any(one.folder == HOST and one not in asking for one in found):
+        raise _invalid(f"{HOST} holds neither {KEYS} nor {REPOSITORIES}, so it asks for nothing.")
+    return asking
 
 
 def shown(environment: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
-    """As in the status; None where nothing is required. Reads no file's contents."""
-    try:
-        stamps = _stamps(environment)
-    except OtaError as error:
-        return {"requires": [], "error": error.to_dict()}
-    paths = {name for folder, stamp in stamps for name, *_ in stamp[1:]}
+    """As in the status; None where nothing is required. Reads what has changed only."""
     kinds: tuple[tuple[Requirement, str], ...] = (("secure-boot-v2", KEYS),
                                                   ("repository", REPOSITORIES))  # fmt: skip
-    requires = [kind for kind, name in kinds if name in paths]
+    requires: list[Requirement] = []
+    try:
+        paths = {name for _, stamp in _stamps(environment) for name, *_ in stamp[1:]}
+        requires = [kind for kind, name in kinds if name in paths]
+        policies(environment)
+    except OtaError as error:
+        return {"requires": requires, "error": error.to_dict()}
     return {"requires": requires} if requires else None
 
 
@@ -300,7 +306,7 @@ def _repositories(folder: Path) -> tuple[Repository, ...]:
         found = [(str(row["url"]), str(row["root"])) for row in rows if row["url"] and row["root"]]
         if not isinstance(rows, list) or len(found) != len(rows):
             raise ValueError
-        if any("/" in root or not is_base(url) for url, root in found):
+        if any("/" in root or not is_base(url) or not place_of(url) for url, root in found):
             raise ValueError
     except (ValueError, TypeError, KeyError, RecursionError):
         raise _invalid(
@@ -308,17 +314,28 @@ def _repositories(folder: Path) -> tuple[Repository, ...]:
             "each root a file beside it, each url without user and query, or a whole path."
         ) from None
     return tuple(
-        Repository(place_of(url if url.endswith("/") else f"{url}/"), read(folder / root))
+        Repository(place_of(url if url.endswith("/") else f"{url}/"), _root(folder / root))
         for url, root in found
     )
 
 
+def _root(path: Path) -> bytes:
+    data = read(path)
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        if json.loads(data)["signed"]["_type"] == "root":
+            return data
+    raise _invalid(f"{path} is no root metadata of a repository.")
+
+
 def place_of(url: str) -> str:
     """A url without user info, query and fragment, or the path that it is or a file url stands for;
-    its host as it is compared."""
+    its host as it is compared; "" for what is no url."""
     if url.startswith("/"):
         return url
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its text holds the url, and so perhaps a password
+        return ""
     if parts.scheme == "file":
         return unquote(parts.path)
     scheme, host = parts.scheme.lower(), parts.netloc.rpartition("@")[2].lower()
