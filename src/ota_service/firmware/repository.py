@@ -314,11 +314,9 @@ class _Client:
                 if isinstance(error.__cause__, FileNotFoundError):
                     raise NotThere(error.code, error.message) from None
                 raise
-        if self._over:
-            raise OtaError("cancelled")
         work: Any = self.fetch(self._with_secrets(place), max_bytes)
         self._wanted = asyncio.run_coroutine_threadsafe(work, self.loop)
-        if self._over:  # since it was looked at
+        if self._over:  # looked at when there is something that `cancel` could have missed
             self._wanted.cancel()
         try:
             left_s = None if self._until_s is None else max(0.0, self._until_s - time.monotonic())
