@@ -199,6 +199,8 @@ def test_a_policy_that_is_not_root_s_own(host: Path, break_it: Callable[[Path], 
         '[{"url": "http://h/", "root": "../root.json"}]',
         '[{"url": "http://h/", "root": "none.json"}]', "[" * 100_000,
         '[{"url": "http://a\\u2100b/", "root": "root.json"}]',
+        '[{"url": "http://h/fw", "root": "root.json"},'
+        '{"url": "HTTP://h:80/fw/", "root": "root.json"}]',
     ],
 )  # fmt: skip
 def test_repositories_that_cannot_be_read(host: Path, text: str) -> None:

@@ -313,10 +313,12 @@ def _repositories(folder: Path) -> tuple[Repository, ...]:
             f'{path} has not the form [{{"url": "https://host/base/", "root": "root.json"}}], '
             "each root a file beside it, each url without user and query, or a whole path."
         ) from None
-    return tuple(
-        Repository(place_of(url if url.endswith("/") else f"{url}/"), _root(folder / root))
-        for url, root in found
-    )
+    places = [place_of(url if url.endswith("/") else f"{url}/") for url, _ in found]
+    for place in places:
+        if places.count(place) > 1:
+            raise _invalid(f"{path} names {place} twice, and so perhaps two roots for it.")
+    roots = [_root(folder / root) for _, root in found]
+    return tuple(map(Repository, places, roots))
 
 
 def _root(path: Path) -> bytes:
