@@ -61,13 +61,15 @@ def test_attempts_pause_longer_and_longer_until_the_board_is_set_aside(at_desk: 
 
 
 @pytest.mark.parametrize("refused", [False, True])
-@pytest.mark.parametrize("after", [0, 1])
-def test_a_policy_that_came_after_the_firmware(at_desk: AtDesk, refused: bool, after: int) -> None:
+@pytest.mark.parametrize("before", [[], ["link-lost"], ["port-busy"]])
+def test_a_policy_that_came_after_the_firmware(
+    at_desk: AtDesk, refused: bool, before: list[str]
+) -> None:
     """What was fetched under another one is fetched anew before each attempt, and not written."""
 
     async def test(desk: Desk) -> None:
         shelf, old = desk.firmwares, desk.fetched
-        desk.script = ["link-lost"] * after + [DONE]
+        desk.script, after = [*before, DONE], len(before)
         anew = Fetched(replace(old.image, sha256="1" * 64), True, ({"policy": "/x"},))
 
         async def outdated(_: Target, fetched: Fetched) -> bool:
@@ -81,7 +83,7 @@ def test_a_policy_that_came_after_the_firmware(at_desk: AtDesk, refused: bool, a
         answer = await desk.give(board, order)
         assert len(desk.attempts) == after + (not refused)
         if refused:
-            assert answer.end == "no-firmware"
+            assert (answer.end, board.shown.state) == ("no-firmware", "unknown")
         else:
             job = desk.attempts[-1]._job
             assert isinstance(job, Job)

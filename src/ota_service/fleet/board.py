@@ -446,7 +446,7 @@ class Board:
         if self._let_go is not None:
             self._let_go()
             self._let_go = None
-        self.state = "fetching"
+        self.state, self.shown.state, self.shown.error = "fetching", self._sight.before, None
         await self._fetch(Message("update"))
 
     async def _hold(self, message: Message) -> None:
