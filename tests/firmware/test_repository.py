@@ -4,6 +4,7 @@ configuration or of a key gets past a host, which is nothing."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import Callable
@@ -256,8 +257,101 @@ async def test_one_of_two_root_keys(tmp_path: Path) -> None:
     root.revoke_key(made.keys["root"][1].public_key.keyid, "root")
     root.add_key(mine.public_key, "root")
     made.keys["root"] = [*kept, mine]
+    made.add("new.bin", NEW, "2.0.0")
     host.files = made.publish()
-    assert await host.takes(OLD) == "metadata-invalid"
+    assert await host.takes(NEW, "2.0.0", "new.bin") == "metadata-invalid"
+
+
+async def test_another_root_has_allowed_nothing_yet(host: Host, made: TufRepository) -> None:
+    """Who replaces a stolen root has not to know that its thief's firmware is remembered."""
+    assert await host.takes(OLD) == ""
+    host.policy = Policy(host.policy.folder, None, (Repository(BASE, TufRepository().publish()[
+        "metadata/1.root.json"]),))  # fmt: skip
+    host.down = True
+    assert await host.takes(OLD) == "download-failed"
+    host.down, host.files = False, {}
+    assert await host.takes(OLD) == "http-status"
+
+
+@pytest.mark.parametrize("name", ["2.root.json", "timestamp.json"])
+async def test_a_hotel_s_network_does_not_end_what_was_begun(host: Host, name: str) -> None:
+    """Its page is no metadata, and nobody has taken anything back."""
+    assert await host.takes(OLD) == ""
+    host.files[f"metadata/{name}"] = b"<html>Welcome</html>"
+    assert await host.takes(OLD) == ""
+    assert await host.takes(NEW) == "digest-mismatch"
+
+
+async def test_a_full_disk_does_not_end_what_was_begun(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where nothing has changed, nothing is written."""
+    assert await host.takes(OLD) == ""
+    (kept,) = host.folder.rglob("allowed.json")
+    before = kept.stat()
+    assert await host.takes(OLD) == ""
+    assert kept.stat() == before
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
+    monkeypatch.setattr("ota_service.firmware.repository.tempfile.mkstemp", full)
+    monkeypatch.setattr("ota_service.firmware.repository.SEEN_STEP_S", -1.0)
+    assert await host.takes(OLD) == ""
+    assert await host.takes(OLD, "1.0.1") == "file-access"
+
+
+async def test_a_dead_server_is_waited_for_once(host: Host, made: TufRepository) -> None:
+    """By all who ask at the same time, and not for long where the answer is known."""
+    for number in range(4):
+        made.add(f"{number}.bin", OLD, "1.0.0")
+    host.files = made.publish()
+    for number in range(4):
+        await host.grant(f"{number}.bin")
+    host.asked, host.down = [], True
+    asked, dead = asyncio.Event(), asyncio.Event()
+    fetch = host.fetch
+
+    async def slow(url: str, max_bytes: int) -> bytes:
+        asked.set()
+        await dead.wait()
+        return await fetch(url, max_bytes)
+
+    host.fetch = slow  # type: ignore[method-assign]
+    calls = [asyncio.create_task(host.grant(f"{number}.bin")) for number in range(4)]
+    await asked.wait()
+    while repository._THREADS._work_queue.qsize():  # noqa: ASYNC110 - all have asked
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    dead.set()
+    await asyncio.gather(*calls)
+    assert len(host.asked) == 1
+
+
+async def test_a_silent_server_is_not_waited_for_long(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where what was allowed before has the answer."""
+    monkeypatch.setattr(repository, "LOOK_S", 0.05)
+    assert await host.takes(OLD) == ""
+
+    async def silent(url: str, max_bytes: int) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    host.fetch = silent  # type: ignore[method-assign]
+    assert await host.takes(OLD) == ""
+
+
+async def test_an_address_that_is_none_shows_no_password(host: Host) -> None:
+    """It comes from no repository."""
+    url = "http://user:s3cret\u2100pass@fw.example/esp/targets/app.bin"
+    with pytest.raises(OtaError, match="comes from none") as caught:
+        await repository.grant(
+            host.policy, url, "", fetch=host.fetch, state_dir=host.folder, log=LOG
+        )
+    assert "s3cret" not in str(caught.value)
 
 
 async def test_keys_are_rotated(host: Host, made: TufRepository) -> None:

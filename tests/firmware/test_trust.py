@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from esp32_sim.images import build_app, build_bootloader
 from ota_service import load_firmware
+from ota_service.api.load import stock
 from ota_service.building.tables import load_table
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
@@ -41,6 +43,7 @@ from tests.support.signing import BLOCK, SCHEMES, SECTOR, digest, key, public, s
 from tests.support.tuf_repository import TufRepository, in_days
 
 ROOT = Path(__file__).parents[2]
+ROOT_TEXT = '{"signed": {"_type": "root"}}'
 APP = build_app(size_bytes=5_000)
 OWN, FOREIGN = key("ECDSA-P-256"), key("ECDSA-P-256", 1)
 
@@ -131,6 +134,11 @@ def test_a_changed_policy_counts_at_once(host: Path) -> None:
     path.unlink()
     assert code(sign(APP, OWN)) == "trust-invalid"
     path.parent.rmdir()
+    assert code(APP) == "trust-invalid"  # a typing error in its name, as likely as not
+    shown = trust.shown()
+    assert shown is not None
+    assert (shown["requires"], shown["error"]["code"]) == ([], "trust-invalid")
+    host.rmdir()
     assert (code(APP), trust.shown()) == ("", None)
 
 
@@ -190,18 +198,33 @@ def test_a_policy_that_is_not_root_s_own(host: Path, break_it: Callable[[Path], 
         '[{"url": "http://u:p@h/", "root": "root.json"}]',
         '[{"url": "http://h/", "root": "../root.json"}]',
         '[{"url": "http://h/", "root": "none.json"}]', "[" * 100_000,
+        '[{"url": "http://a\\u2100b/", "root": "root.json"}]',
+        '[{"url": "http://h/fw", "root": "root.json"},'
+        '{"url": "HTTP://h:80/fw/", "root": "root.json"}]',
     ],
 )  # fmt: skip
 def test_repositories_that_cannot_be_read(host: Path, text: str) -> None:
     """They are named as the policy's fault, and nothing is taken."""
-    (host / "root.json").write_text("{}")
+    host.mkdir(parents=True)
+    (host / "root.json").write_text(ROOT_TEXT)
     (host / "repositories.json").write_text(text)
+    assert code(APP) == "trust-invalid"
+    shown = trust.shown()
+    assert shown is not None
+    assert (shown["requires"], shown["error"]["code"]) == (["repository"], "trust-invalid")
+
+
+@pytest.mark.parametrize("root", [b"", b"garbage", b"[]", b'{"signed": {"_type": "targets"}}'])
+def test_a_root_that_is_none(host: Path, root: bytes) -> None:
+    """It is the policy that is wrong, not the server."""
+    add_repository(host, "http://h/", root)
     assert code(APP) == "trust-invalid"
 
 
 def test_a_file_from_nowhere_is_from_no_repository(host: Path) -> None:
     """Where firmware comes from repositories only, bytes without an address come from none."""
-    (host / "root.json").write_text("{}")
+    host.mkdir(parents=True)
+    (host / "root.json").write_text(ROOT_TEXT)
     rows: list[dict[str, Any]] = [{"url": "HTTP://H:80/fw", "root": "root.json"}]
     (host / "repositories.json").write_text(json.dumps(rows))
     assert code(sign(APP, OWN)) == "signature-untrusted"
@@ -434,6 +457,84 @@ async def test_metadata_that_expires_soon_is_told_and_looked_at_again(
     assert trust.expiry_notice(by) is None
     assert firmwares.expiring() == []
     await firmwares.close()
+
+
+async def test_a_policy_that_comes_while_a_firmware_is_fetched(host: Path, tmp_path: Path) -> None:
+    """It holds for whoever asks afterwards, also where a download is still shared with others."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: web.Request) -> web.Response:
+        begun.set()
+        await go.wait()
+        return web.Response(body=APP)
+
+    app = web.Application()
+    app.router.add_get("/app.bin", slow)
+    async with TestServer(app) as server:
+        target = Target(str(server.make_url("/app.bin")), "1.0.0")
+        log = logging.LoggerAdapter(logging.getLogger("ota_service"), {})
+        firmwares = Firmwares(Settings("OTA", target, cache_dir=tmp_path / "cache"), log, _never)
+        go.set()
+        async with firmwares.had(target) as before:
+            assert before.asked == ()
+            assert not await firmwares.outdated(target, before)
+            add_key(host, public(OWN))
+            assert await firmwares.outdated(target, before)
+            with pytest.raises(OtaError, match="carries no"):
+                async with firmwares.had(target):
+                    pass
+        supply = Supply(tmp_path / "other")
+        (host / "keys" / "release.pem").unlink()
+        (host / "keys").rmdir()
+        host.rmdir()
+        begun.clear()
+        go.clear()
+        first = asyncio.create_task(supply.get(target))
+        await begun.wait()
+        add_key(host, public(OWN))
+        second = asyncio.create_task(supply.get(target))
+        begun.clear()
+        await begun.wait()
+        go.set()
+        assert (await first).asked == ()
+        with pytest.raises(OtaError, match="carries no"):
+            await second
+        await firmwares.close()
+
+
+async def test_a_firmware_that_a_program_has_loaded_is_written_by_it(
+    host: Path, made: TufRepository, tmp_path: Path
+) -> None:
+    """By its path and as an object; also where its file is padded, as it was signed for."""
+    padded = SIGNED + b"\xff" * 5_000
+    made.add("app.bin", padded, "1.0.0")
+    made.publish()
+    for name, data in made.files.items():
+        path = tmp_path / "stick" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    app, cache = tmp_path / "stick" / "targets" / "app.bin", tmp_path / "cache"
+    add_repository(host, f"{tmp_path}/stick/", made.root)
+    loaded = await load_firmware(app, cache_dir=tmp_path / "one")
+    assert (len(loaded.data), loaded.file) == (len(SIGNED), padded)
+    for source in (loaded, app):
+        target = stock(source, "1.0.0", None, cache)
+        (by,) = (await Supply(cache).get(target)).allowed_by
+        assert by["target"] == "app.bin"
+
+
+async def test_a_merged_binary_behind_the_configuration_s_headers(
+    server: FirmwareServer, tmp_path: Path
+) -> None:
+    """They are for its server, whatever lies there; and for no other one."""
+    url = server.put("/whole.bin", merged(APP, build_bootloader()))
+    for at, sent in ((server.url("/app.bin"), "s3cret"), ("http://127.0.0.1:9/app.bin", None)):
+        target = Target(at, "1.0.0", headers=(("X-Token", "s3cret"),))
+        log = logging.LoggerAdapter(logging.getLogger("ota_service"), {})
+        firmwares = Firmwares(Settings("OTA", target, cache_dir=tmp_path), log, _never)
+        await firmwares.merged(url, "24:0a:c4:00:00:01", keep_nvs=False)
+        assert server.requests[-1].headers.get("X-Token") == sent
+        await firmwares.close()
 
 
 def merged(app: bytes, loader: bytes) -> bytes:

@@ -21,7 +21,7 @@ from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Fetched
 from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.memory import Memory
-from ota_service.fleet.orders import Answer, Order, Purpose
+from ota_service.fleet.orders import Answer, FlashFile, Order, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Event, Permits
 from ota_service.fleet.settings import BoardEntry, Settings
@@ -53,6 +53,13 @@ class Shelf:
         if self.at_once is not None:
             asyncio.get_running_loop().call_soon(arrived, self.at_once)
         return lambda: self.waiting.remove(arrived)
+
+    async def outdated(self, target: Target, fetched: Fetched) -> bool:
+        """It never is."""
+        return False
+
+    async def require_current(self, file: FlashFile) -> None:
+        """It is."""
 
     def known(self, other_than: str) -> tuple[()]:
         """Nothing."""

@@ -12,7 +12,9 @@ from dataclasses import replace
 import pytest
 
 from ota_service.errors import OtaError
+from ota_service.firmware.target import Target
 from ota_service.fleet.board import Board
+from ota_service.fleet.firmwares import Fetched
 from ota_service.fleet.hooks import SessionHooks
 from ota_service.fleet.journal_rows import FirmwareRecord, SlotRecord
 from ota_service.fleet.orders import Answer, Fact, Purpose
@@ -57,6 +59,40 @@ def test_attempts_pause_longer_and_longer_until_the_board_is_set_aside(at_desk: 
         assert bauds == sorted(bauds, reverse=True)
         assert len(set(bauds)) == 3
         assert board.free
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.parametrize("before", [[], ["link-lost"], ["port-busy"]])
+def test_a_policy_that_came_after_the_firmware(
+    at_desk: AtDesk, refused: bool, before: list[str]
+) -> None:
+    """What was fetched under another one is fetched anew before each attempt, and not written."""
+
+    async def test(desk: Desk) -> None:
+        shelf, old = desk.firmwares, desk.fetched
+        desk.script, after = [*before, DONE], len(before)
+        anew = Fetched(replace(old.image, sha256="1" * 64), True, ({"policy": "/x"},))
+
+        async def outdated(_: Target, fetched: Fetched) -> bool:
+            if fetched is not old or len(desk.attempts) < after:
+                return False
+            shelf.at_once = OtaError("signature-missing") if refused else anew
+            return True
+
+        shelf.outdated = outdated
+        board, order = desk.board(), desk.order()
+        answer = await desk.give(board, order)
+        assert len(desk.attempts) == after + (not refused)
+        if refused:
+            assert (answer.end, board.shown.state) == ("no-firmware", "unknown")
+        else:
+            job = desk.attempts[-1]._job
+            assert isinstance(job, Job)
+            assert job.image == anew.image
+            assert order.report["allowed_by"] == [{"policy": "/x"}]
+        assert (board.free, shelf.waiting) == (True, [])
 
     at_desk(test)
 

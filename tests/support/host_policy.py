@@ -16,9 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of this host's policy, in which nothing is yet; its state is in `tmp_path`."""
+    """The folder of this host's policy, which is not there yet; its state is in `tmp_path`."""
     folder = tmp_path / "etc" / "trust"
-    folder.mkdir(mode=0o755, parents=True)
     monkeypatch.setattr(trust, "HOST", folder)
     monkeypatch.setattr(trust, "HOST_OWNERS", frozenset({os.geteuid()}))
     monkeypatch.setattr(trust, "MEMORY", tmp_path / "memory")
@@ -40,7 +39,7 @@ def module_with(memory: Path) -> list[str | Path]:
 
 def add_key(folder: Path, pem: bytes, name: str = "release.pem") -> Path:
     """Have a folder ask for a key."""
-    (folder / "keys").mkdir(mode=0o755, exist_ok=True)
+    (folder / "keys").mkdir(mode=0o755, parents=True, exist_ok=True)
     path = folder / "keys" / name
     path.write_bytes(pem)
     path.chmod(0o644)
@@ -49,5 +48,6 @@ def add_key(folder: Path, pem: bytes, name: str = "release.pem") -> Path:
 
 def add_repository(folder: Path, url: str, root: bytes) -> None:
     """Have a folder ask for a repository."""
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     (folder / "root.json").write_bytes(root)
     (folder / "repositories.json").write_text(json.dumps([{"url": url, "root": "root.json"}]))

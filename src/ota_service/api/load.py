@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -49,9 +50,12 @@ async def load_firmware(
             path = await asyncio.to_thread(Path(source).absolute)
             asked, grants = await supply.granted(str(path))
             check = partial(check_firmware, sha256=sha256, policies=asked, grants=grants)
-            return await asyncio.to_thread(_read, path, check)
+            firmware = await asyncio.to_thread(_read, path, check)
+            return replace(firmware, source=str(path)) if grants else firmware
         target = Target(str(source), "", sha256.lower() if sha256 else None)
-        return await supply.get(target, ca_file=str(ca_file) if ca_file else None)
+        firmware = await supply.get(target, ca_file=str(ca_file) if ca_file else None)
+        from_there = any(one.repositories is not None for one in firmware.asked)
+        return replace(firmware, source=target.url) if from_there else firmware
     finally:
         supply.close()
 
@@ -68,7 +72,7 @@ def stock(source: Firmware | Path | str, version: str | None, sha256: str | None
     its app descriptor. Blocks. Raises OtaError.
     """
     if isinstance(source, Firmware):
-        firmware, url = source, f"sha256:{source.sha256}"
+        firmware, url = source, source.source or f"sha256:{source.sha256}"
         if sha256 is not None and sha256.lower() != source.sha256:
             raise OtaError("digest-mismatch", f"The firmware's SHA-256 is {source.sha256}.")
     else:
@@ -77,9 +81,9 @@ def stock(source: Firmware | Path | str, version: str | None, sha256: str | None
         firmware, url = _read(path, check), path.absolute().as_uri()
     version = version or firmware.image.descriptor.version
     cache = Cache(cache_dir)
-    part = cache.part(firmware.size_bytes)
+    part = cache.part(len(firmware.file))
     try:
-        part.append(firmware.data)
+        part.append(firmware.file)
         digest = part.keep()
     finally:
         part.discard()

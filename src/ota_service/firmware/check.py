@@ -23,6 +23,8 @@ class Firmware:
     configured. md5: of `data`, as the stub loader computes it. Both lower-case hex.
     changed_from: the SHA-256 that the same url gave under the same version before, where that
     was another one. allowed_by: how each policy of this host allowed it (`trust.require`).
+    asked: those policies. file: the whole file. source: where it was had, if that is what allowed
+    it; may hold secrets.
     """
 
     data: bytes = field(repr=False)
@@ -31,6 +33,9 @@ class Firmware:
     image: AppImage = field(repr=False)
     changed_from: str | None = field(default=None, compare=False)
     allowed_by: tuple[Mapping[str, Any], ...] = field(default=(), repr=False, compare=False)
+    asked: tuple[Policy, ...] = field(default=(), repr=False, compare=False)
+    file: bytes = field(default=b"", repr=False, compare=False)
+    source: str | None = field(default=None, repr=False, compare=False)
 
     @property
     def size_bytes(self) -> int:
@@ -58,10 +63,12 @@ def check_firmware(
             f"The file's SHA-256 is {digest}, and sha256 is configured as {sha256.lower()}.",
         )
     image = parse_app_image(data)
-    asked = trust.policies() if policies is None else policies
+    asked = trust.policies() if policies is None else tuple(policies)
     parts = [("The image", image.signatures)]
     allowed_by = trust.require(asked, data, parts, grants, image)
     written = data[: image.total_bytes]
     # MD5 is what the chip offers for comparing flash; nothing is proven by it.
     md5 = hashlib.md5(written, usedforsecurity=False).hexdigest()
-    return Firmware(written, digest, md5, image, allowed_by=allowed_by)
+    return Firmware(
+        written, digest, md5, image, allowed_by=allowed_by, asked=asked, file=bytes(data)
+    )

@@ -42,7 +42,7 @@ from tuf.ngclient.updater import Updater
 
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
-from ota_service.firmware.failures import NotThere
+from ota_service.firmware.failures import GaveUp, NotThere
 from ota_service.firmware.files import read_file
 from ota_service.firmware.trust import Grant, Policy, Repository
 from ota_service.firmware.urls import redact_url
@@ -58,6 +58,10 @@ MAX_ALLOWED = 500
 LOCK_POLL_S = 0.05
 CLOCK_SLACK_S = 120.0
 """A clock that is set may go back by so much."""
+SEEN_STEP_S = 3600.0
+"""How exactly it is remembered when metadata was fresh: not each look is worth a write."""
+LOOK_S = 20.0
+"""How long a server is waited for where what it allowed before has the answer."""
 
 _THREADS = ThreadPoolExecutor(max_workers=32, thread_name_prefix="repository")
 """Of their own: a thread here waits for downloads, which need the usual ones."""
@@ -136,6 +140,7 @@ class _Client:
     loop: asyncio.AbstractEventLoop
     _wanted: Future[bytes] | None = None
     _over: bool = False
+    _until_s: float | None = None
 
     @property
     def shown(self) -> str:
@@ -156,18 +161,39 @@ class _Client:
 
     def grant(self, version: str, log: Log) -> Grant:
         """As the function of this name."""
+        asked_s = time.monotonic()
         with self._alone() as folder:
-            remembered = _Remembered.read(folder / "allowed.json")
+            remembered = _Remembered.read(folder / "allowed.json", self.repository.root)
+            if self._before(remembered, version) is not None:
+                self._until_s = time.monotonic() + LOOK_S
             try:
-                found = self._fresh(folder, remembered)
+                found = self._look(folder, remembered, asked_s)
             except OtaError as error:
-                before = remembered.allowed.get(self.path)
-                before = before or remembered.allowed.get(unquote(self.path))
-                if before is None or error.code in _NEVER or version not in (_version(before), ""):
+                before = self._before(remembered, version)
+                if before is None or error.code in _NEVER:
                     raise
                 log.warning("%s What it allowed before is still taken.", error.message)
                 found = before
             return self._bound(found, version, folder)
+
+    def _before(self, remembered: _Remembered, version: str) -> dict[str, Any] | None:
+        """What was allowed before, where that has the answer."""
+        before = remembered.allowed.get(self.path) or remembered.allowed.get(unquote(self.path))
+        return before if before and version in (_version(before), "") else None
+
+    def _look(self, folder: Path, remembered: _Remembered, asked_s: float) -> dict[str, Any]:
+        """Ask the repository; where somebody else found it dead meanwhile, that is the answer."""
+        known = _DEAD.get(folder)
+        if known is not None and known[0] >= asked_s:
+            raise known[1]
+        try:
+            return self._fresh(folder, remembered)
+        except OtaError as error:
+            if isinstance(error, GaveUp) and not isinstance(error, NotThere):
+                _DEAD[folder] = time.monotonic(), error
+            raise
+        except OSError as error:  # such as a full disk
+            raise _unusable(error, folder) from None
 
     @contextmanager
     def _alone(self) -> Iterator[Path]:
@@ -183,8 +209,7 @@ class _Client:
             finally:
                 os.close(lock)
         except OSError as error:
-            text = f"{error.filename or folder} cannot be used: {error.strerror}."
-            raise OtaError("file-access", text) from None
+            raise _unusable(error, folder) from None
 
     def _wait_for(self, lock: int) -> None:
         while True:
@@ -203,7 +228,10 @@ class _Client:
                 "clock-behind",
                 f"This machine's clock says {_day(now)}, and metadata of {self.shown} was seen on "
                 f"{_day(remembered.seen_s)}.",
+                remedy="Set the clock. If it is right, and was ahead then, remove "
+                f"{folder / 'allowed.json'} (docs/trust.md).",
             )
+        was = list(remembered.allowed.items())
         kept = folder / "metadata"
         before = {role: _versions(_read(kept / f"{role}.json")) for role in ROLES[1:]}
         fetcher = _Fetcher(self._get)
@@ -218,11 +246,12 @@ class _Client:
                 now_there = updater.get_targetinfo(path)
                 if now_there is None or _about(now_there) != known:
                     del remembered.allowed[path]
-        remembered.seen_s = max(remembered.seen_s, now)
         if found is not None:
             remembered.allowed.pop(self.path, None)
             remembered.allowed[found.path] = _about(found)
-        remembered.write(folder / "allowed.json")
+        if was != list(remembered.allowed.items()) or now > remembered.seen_s + SEEN_STEP_S:
+            remembered.seen_s = max(remembered.seen_s, now)
+            remembered.write(folder / "allowed.json")
         if found is None:
             raise NotThere(
                 "signature-untrusted",
@@ -285,14 +314,19 @@ class _Client:
                 if isinstance(error.__cause__, FileNotFoundError):
                     raise NotThere(error.code, error.message) from None
                 raise
-        if self._over:
-            raise OtaError("cancelled")
         work: Any = self.fetch(self._with_secrets(place), max_bytes)
         self._wanted = asyncio.run_coroutine_threadsafe(work, self.loop)
+        if self._over:  # looked at when there is something that `cancel` could have missed
+            self._wanted.cancel()
         try:
-            return self._wanted.result()
+            left_s = None if self._until_s is None else max(0.0, self._until_s - time.monotonic())
+            return self._wanted.result(left_s)
         except CancelledError:
             raise OtaError("cancelled") from None
+        except TimeoutError:
+            self._wanted.cancel()
+            text = f"{self.shown} has not shown its metadata within {LOOK_S:g} s."
+            raise GaveUp("download-failed", text) from None
 
     @contextmanager
     def _explained(self, fetcher: _Fetcher, before: Mapping[str, dict[str, int]]) -> Iterator[None]:
@@ -323,8 +357,16 @@ class _Client:
             raise NotThere("metadata-invalid", f"The metadata of {self.shown} {why}.") from None
 
 
-_NEVER = ("replayed", "metadata-invalid", "cancelled")
-"""Errors behind which what was allowed before is not taken either: nobody else makes such."""
+_NEVER = ("replayed", "cancelled")
+"""Errors behind which what was allowed before is not taken either. What only cannot be read is none
+of them: any page of a hotel's network is that, and it must not end what was begun."""
+_DEAD: dict[Path, tuple[float, OtaError]] = {}
+"""Memory of a repository -> when it could not be reached, by the monotonic clock, and why."""
+
+
+def _unusable(error: OSError, folder: Path) -> OtaError:
+    text = f"{error.filename or folder} cannot be used: {error.strerror}."
+    return OtaError("file-access", text)
 
 
 def _why(error: Exception) -> str:
@@ -373,26 +415,32 @@ def _day(seconds: float) -> str:
 
 @dataclass
 class _Remembered:
-    """allowed: target -> what the metadata said of it. seen_s: when it was last fresh."""
+    """root: SHA-256 of the policy's root; allowed: target -> what metadata under it said of it.
+    seen_s: when it was last fresh."""
 
+    root: str
     allowed: dict[str, dict[str, Any]] = field(default_factory=dict)
     seen_s: float = 0.0
 
     @classmethod
-    def read(cls, path: Path) -> _Remembered:
-        """What is there and can be read."""
+    def read(cls, path: Path, root: bytes) -> _Remembered:
+        """What is there and can be read. Another root has allowed nothing yet."""
+        digest = hashlib.sha256(root).hexdigest()
         try:
             known = json.loads(_read(path) or b"{}")
-            return cls(dict(known.get("allowed", {})), float(known.get("seen_s", 0)))
-        except (ValueError, TypeError, AttributeError):
-            return cls()
+            allowed = known.get("allowed", {}) if known.get("root") == digest else {}
+            seen_s = float(known.get("seen_s", 0))
+            _day(seen_s)
+            return cls(digest, dict(allowed), seen_s)
+        except (ValueError, TypeError, AttributeError, OverflowError, OSError):
+            return cls(digest)
 
     def write(self, path: Path) -> None:
         """In one step."""
         kept = dict(list(self.allowed.items())[-MAX_ALLOWED:])
         handle, name = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(handle, "w") as file:
-            json.dump({"allowed": kept, "seen_s": self.seen_s}, file)
+            json.dump({"root": self.root, "allowed": kept, "seen_s": self.seen_s}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)

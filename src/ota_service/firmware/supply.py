@@ -45,6 +45,7 @@ class _Shared:
     """One fetch that any number of callers wait for, each with its own view of the progress."""
 
     task: asyncio.Task[Firmware]
+    asked: tuple[trust.Policy, ...]
     watchers: list[Progress] = field(default_factory=list)
     last: tuple[int, int | None] | None = None
 
@@ -90,9 +91,10 @@ class Supply:
         before. Raises OtaError, blame "firmware" or "host"; no message holds a secret.
         """
         key = (target.key, ca_file, max_image_bytes)
+        asked = await self._policies()
         shared = self._shared.get(key)
-        if shared is None or shared.task.done():
-            shared = self._begin(key, target, ca_file, max_image_bytes)
+        if shared is None or shared.task.done() or shared.asked != asked:
+            shared = self._begin(key, target, ca_file, max_image_bytes, asked)
         # Each call has an entry of its own, also where two have the same function.
         watcher: Progress = _quiet if progress is None else lambda *at: progress(*at)
         shared.watchers.append(watcher)
@@ -108,8 +110,9 @@ class Supply:
                     del self._shared[key]
 
     def _begin(
-        self, key: _Key, target: Target, ca_file: str | None, max_image_bytes: int
-    ) -> _Shared:
+        self, key: _Key, target: Target, ca_file: str | None, max_image_bytes: int,
+        asked: tuple[trust.Policy, ...],
+    ) -> _Shared:  # fmt: skip
         def report(done_bytes: int, total_bytes: int | None) -> None:
             shared.last = (done_bytes, total_bytes)
             for watcher in list(shared.watchers):
@@ -120,7 +123,7 @@ class Supply:
                 del self._shared[key]
 
         task = asyncio.create_task(self._fetch(target, ca_file, max_image_bytes, report))
-        shared = self._shared[key] = _Shared(task)
+        shared = self._shared[key] = _Shared(task, asked)
         task.add_done_callback(forget)
         return shared
 
@@ -154,8 +157,7 @@ class Supply:
 
         url: an address, or a path. version: that it must be bound to; "": any. Raises OtaError.
         """
-        asked = () if self._trusting else await asyncio.to_thread(trust.policies)
-        grants = []
+        asked, grants = await self._policies(), []
         for policy in asked:
             if policy.repositories is not None:
                 from ota_service.firmware import repository  # only here is a client needed
@@ -167,6 +169,16 @@ class Supply:
                     )
                 )
         return asked, tuple(grants)
+
+    async def _policies(self) -> tuple[trust.Policy, ...]:
+        return () if self._trusting else await asyncio.to_thread(trust.policies)
+
+    async def outdated(self, asked: tuple[trust.Policy, ...]) -> bool:
+        """Whether this host asks for something else now than it did when a file was checked."""
+        try:
+            return await self._policies() != asked
+        except OtaError:  # whoever gets the file anew is told
+            return True
 
     async def _metadata(
         self, url: str, max_bytes: int, *, ca_file: str | None, headers: Headers

@@ -40,7 +40,8 @@ MEMORY: Path | None = None
 ADDED = "OTA_SERVICE_TRUST"
 KEYS, REPOSITORIES = "keys", "repositories.json"
 MAX_FILE_BYTES = 1 << 20
-_MAX_FILES = 1000
+_MAX_FILES = 100
+"""Of a folder: each is looked at for each firmware, and for the status."""
 WARNED_DAYS = 14
 _HASHES = frozenset({"sha256", "sha384", "sha512", "sha3_256", "sha3_384", "sha3_512", "blake2b"})
 
@@ -141,24 +142,29 @@ _known: dict[Path, tuple[_Stamp, Policy]] = {}
 
 
 def policies(environment: Mapping[str, str] = os.environ) -> tuple[Policy, ...]:
-    """All that must pass, as they are now; () where nothing is asked for. Raises `trust-invalid`.
+    """All that must pass, as they are now; () where there is none. Raises `trust-invalid`, also for
+    a folder of the host that asks for nothing: what was meant stands elsewhere.
 
     Blocks for as long as it takes to look at a few files.
     """
     found = [_policy(folder, stamp) for folder, stamp in _stamps(environment)]
-    return tuple(p for p in found if p.keys is not None or p.repositories is not None)
+    asking = tuple(p for p in found if p.keys is not None or p.repositories is not None)
+    if any(one.folder == HOST and one not in asking for one in found):
+        raise _invalid(f"{HOST} holds neither {KEYS} nor {REPOSITORIES}, so it asks for nothing.")
+    return asking
 
 
 def shown(environment: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
-    """As in the status; None where nothing is required. Reads no file's contents."""
-    try:
-        stamps = _stamps(environment)
-    except OtaError as error:
-        return {"requires": [], "error": error.to_dict()}
-    paths = {name for folder, stamp in stamps for name, *_ in stamp[1:]}
+    """As in the status; None where nothing is required. Reads what has changed only."""
     kinds: tuple[tuple[Requirement, str], ...] = (("secure-boot-v2", KEYS),
                                                   ("repository", REPOSITORIES))  # fmt: skip
-    requires = [kind for kind, name in kinds if name in paths]
+    requires: list[Requirement] = []
+    try:
+        paths = {name for _, stamp in _stamps(environment) for name, *_ in stamp[1:]}
+        requires = [kind for kind, name in kinds if name in paths]
+        policies(environment)
+    except OtaError as error:
+        return {"requires": requires, "error": error.to_dict()}
     return {"requires": requires} if requires else None
 
 
@@ -309,21 +315,35 @@ def _repositories(folder: Path) -> tuple[Repository, ...]:
             "each root a file beside it, each url without user and query, or a whole path."
         ) from None
     if len(dict(found)) != len(found):
-        raise _invalid(f"{path} names one place twice.")
-    return tuple(Repository(url, read(folder / root)) for url, root in found)
+        raise _invalid(f"{path} names one place twice, and so perhaps two roots for it.")
+    return tuple(Repository(url, _root(folder / root)) for url, root in found)
 
 
 def base_of(url: str) -> str:
     """A repository's base as it is compared. Raises ValueError where it is no address."""
-    return place_of(url if url.endswith("/") else f"{url}/")
+    place = place_of(url if url.endswith("/") else f"{url}/")
+    if not place:
+        raise ValueError
+    return place
+
+
+def _root(path: Path) -> bytes:
+    data = read(path)
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        if json.loads(data)["signed"]["_type"] == "root":
+            return data
+    raise _invalid(f"{path} is no root metadata of a repository.")
 
 
 def place_of(url: str) -> str:
     """A url without user info, query and fragment, or the path that it is or a file url stands for;
-    its host as it is compared."""
+    its host as it is compared; "" for what is no url."""
     if url.startswith("/"):
         return url
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its text holds the url, and so perhaps a password
+        return ""
     if parts.scheme == "file":
         return unquote(parts.path)
     scheme, host = parts.scheme.lower(), parts.netloc.rpartition("@")[2].lower()

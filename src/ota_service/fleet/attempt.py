@@ -94,6 +94,8 @@ class Attempt:
         if self.hooks.cancelled():
             raise OtaError("cancelled")
         if isinstance(job, FlashJob):
+            assert self._order.file is not None
+            await around.firmwares.require_current(self._order.file)
             flashed = await self._in_thread(partial(run_flash, job=job, hooks=self._flash))
             return SessionEnd(flashed)
         awaits = await self._left_alone() if job.confirm is None else None

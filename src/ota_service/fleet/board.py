@@ -425,6 +425,11 @@ class Board:
     async def _carry_out(self, message: Message) -> None:
         update = self._under_way
         now, fetched = self._new_job(update), self._fetched
+        looks = self._job is not None and self._job.confirm is not None
+        outdated = self._around.firmwares.outdated
+        if isinstance(fetched, Fetched) and not looks and await outdated(update.target, fetched):
+            await self._fetch_anew(update)
+            return
         if isinstance(fetched, Fetched) and fetched.allowed_by:
             update.report["allowed_by"] = list(fetched.allowed_by)
         # What was learned on the way stays; what is permitted and configured by now counts.
@@ -433,6 +438,16 @@ class Board:
         self._job = replace(now, baud=slow, rearm=job.rearm, confirm=job.confirm)
         self.shown.state = "updating"
         self._start(update, self._job, update.failed)
+
+    async def _fetch_anew(self, update: Order) -> None:
+        """The host's policy of trust has changed: what was fetched under another one is not
+        written."""
+        self._around.turns.ended(self, update.target.key, None)
+        if self._let_go is not None:
+            self._let_go()
+            self._let_go = None
+        self.state, self.shown.state, self.shown.error = "fetching", self._sight.before, None
+        await self._fetch(Message("update"))
 
     async def _hold(self, message: Message) -> None:
         """Sensor or port said no: ask again, and let others go meanwhile."""
@@ -680,6 +695,8 @@ class Board:
         self._exclusive = order
         self._sight.before = self.shown.state
         self._sight.place(order.place)
+        if order.file is not None and order.file.file.allowed_by:
+            order.report["allowed_by"] = list(order.file.file.allowed_by)
         job = self._new_job(order) if order.file is None else self._flash_job(order)
         self._start(order, job, 0)
 

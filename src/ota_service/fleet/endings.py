@@ -192,8 +192,6 @@ async def flashed(sight: Sight, around: Around, order: Order, end: SessionEnd) -
     await around.journaled(partial(memory.flashed, outcome))
     order.report |= {"to": outcome.version, "action": "flash"}
     _keep_start(order, outcome)
-    if outcome.file.allowed_by:
-        order.report["allowed_by"] = list(outcome.file.allowed_by)
     sight.version(outcome.version)
     reply = outcome.to_dict()
     about.running = dict(reply["running"])

@@ -22,7 +22,7 @@ from ota_service.firmware import trust
 from ota_service.firmware.check import Firmware
 from ota_service.firmware.files import FIRMWARE_BYTES, read_file
 from ota_service.firmware.supply import Supply
-from ota_service.firmware.target import Target
+from ota_service.firmware.target import Headers, Target
 from ota_service.fleet.board_state import Progress
 from ota_service.fleet.orders import FlashFile
 from ota_service.fleet.settings import Settings
@@ -38,11 +38,12 @@ MERGED_BYTES = 16 << 20
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """A firmware that is there. proven: a board was seen running it well. allowed_by: how each
-    policy of this host allowed it."""
+    policy of this host allowed it. asked: those policies."""
 
     image: Image
     proven: bool
     allowed_by: tuple[Mapping[str, Any], ...] = ()
+    asked: tuple[trust.Policy, ...] = ()
 
 
 LOOK_AGAIN_S = 86_400.0
@@ -97,6 +98,24 @@ class Firmwares:
             asyncio.get_running_loop().call_soon(arrived, shelf.fetched)
         return partial(self._let_go, shelf, arrived)
 
+    async def outdated(self, target: Target, fetched: Fetched) -> bool:
+        """Whether this host's policy has changed since; then the next wish has it fetched anew."""
+        if not await self._supply.outdated(fetched.asked):
+            return False
+        shelf = self._shelves.get(target.key)
+        if shelf is not None and shelf.fetched is fetched:
+            del self._shelves[target.key]
+        return True
+
+    async def require_current(self, file: FlashFile) -> None:
+        """Raise OtaError where this host's policy has changed since a file was checked."""
+        if await self._supply.outdated(file.file.asked):
+            raise OtaError(
+                "trust-invalid",
+                "This host's policy of trust has changed since the file was checked.",
+                remedy="Call flash again.",
+            )
+
     @asynccontextmanager
     async def had(self, target: Target) -> AsyncIterator[Fetched]:
         """A target's firmware for the length of a block. Raises OtaError."""
@@ -117,8 +136,8 @@ class Firmwares:
 
     async def merged(self, place: Path | str, confirm: str, keep_nvs: bool) -> FlashFile:
         """The Merged Binary at a path or a url, checked. Raises OtaError."""
-        ca_file = self.settings.ca_file
-        asked, grants = await self._supply.granted(str(place), ca_file=ca_file)
+        ca_file, headers = self.settings.ca_file, self._headers(place)
+        asked, grants = await self._supply.granted(str(place), ca_file=ca_file, headers=headers)
         url = grants[0].url if grants else str(place)
         if isinstance(place, Path):
             data = await asyncio.to_thread(_read, Path(url))
@@ -129,9 +148,16 @@ class Firmwares:
                     ca_file=ca_file,
                     max_bytes=max(self.settings.max_image_bytes, MERGED_BYTES),
                     progress=progress,
+                    headers=headers,
                 )
         check = partial(check_merged, data, policies=asked, grants=grants)
         return FlashFile(await asyncio.to_thread(check), confirm, keep_nvs)
+
+    def _headers(self, place: Path | str) -> Headers:
+        """Those of the configuration, where they belong to the same server."""
+        if isinstance(place, Path):
+            return ()
+        return self.settings.target.pinned(url=place).headers
 
     async def look_at_file(self, target: Target) -> None:
         """Where a target's file is a path: read it again if it has changed, and say so. Boards that
@@ -211,7 +237,7 @@ class Firmwares:
         shelf.task = None
         if isinstance(got, Fetched):
             shelf.fetched = got
-        else:
+        elif self._shelves.get(shelf.target.key) is shelf:
             del self._shelves[shelf.target.key]
         for arrived in list(shelf.wanted):
             arrived(got)
@@ -238,7 +264,8 @@ class Firmwares:
             self._looked[target.key] = (target, asyncio.get_running_loop().time())
         self._known[target.key] = image.known
         self._notice(target, firmware)
-        return Fetched(image, await self._proven(image.sha256), firmware.allowed_by)
+        proven = await self._proven(image.sha256)
+        return Fetched(image, proven, firmware.allowed_by, firmware.asked)
 
     def _notice(self, target: Target, firmware: Firmware) -> None:
         """A file that changed under its version: boards that hold that version do not get it."""

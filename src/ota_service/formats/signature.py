@@ -130,7 +130,7 @@ def _little(number: bytes) -> int:
 def _verify_rsa(key: bytes, signature: bytes, digest: bytes) -> bool:
     """key: modulus, exponent, and two numbers that the chip's hardware multiplies with."""
     # Only signed images pay for the import.
-    from cryptography.exceptions import InvalidSignature
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils
     from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -141,14 +141,14 @@ def _verify_rsa(key: bytes, signature: bytes, digest: bytes) -> bool:
         public.public_key().verify(
             signature[:_RSA_BYTES][::-1], digest, pss, utils.Prehashed(SHA256())
         )
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
         return False
     return modulus.bit_length() == 8 * _RSA_BYTES
 
 
 def _verify_ecdsa(key: bytes, signature: bytes, digest: bytes) -> bool:
     """key: curve and point. Numbers have the curve's length, one behind the other."""
-    from cryptography.exceptions import InvalidSignature
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec, utils
     from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 
@@ -160,6 +160,6 @@ def _verify_ecdsa(key: bytes, signature: bytes, digest: bytes) -> bool:
     try:
         public = ec.EllipticCurvePublicNumbers(x, y, curve).public_key()
         public.verify(utils.encode_dss_signature(r, s), digest, ec.ECDSA(hashed))
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
         return False
     return True

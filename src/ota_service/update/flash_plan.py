@@ -34,7 +34,7 @@ class MergedFile:
 
     booted: what the board starts afterwards. app: the one there; None for one without an app
     descriptor. made_for: the bytes of flash that its bootloader is built for, where it says so.
-    nvs: the file's own. allowed_by: how each policy of this host allowed it.
+    nvs: the file's own. allowed_by: how each policy of this host allowed it. asked: those policies.
     """
 
     data: bytes = field(repr=False)
@@ -45,6 +45,7 @@ class MergedFile:
     made_for: int | None
     nvs: tuple[tuple[Partition, Nvs], ...] = field(repr=False)
     allowed_by: tuple[Mapping[str, Any], ...] = ()
+    asked: tuple[trust.Policy, ...] = field(default=(), repr=False)
 
 
 def check_merged(
@@ -99,12 +100,12 @@ def check_merged(
         if isinstance(nvs, OtaError):
             raise OtaError("image-corrupt", f"{part.label} in the file: {nvs.message}")
         stores.append((part, nvs))
-    asked = trust.policies() if policies is None else policies
+    asked = trust.policies() if policies is None else tuple(policies)
     allowed_by = trust.require(asked, data, trust.merged_parts(flash, merged), grants)
     flash += b"\xff" * (-len(flash) % SECTOR_BYTES)
     sha256, app = hashlib.sha256(data).hexdigest(), merged.app_of(booted)
     return MergedFile(
-        flash, sha256, merged, booted, app, loader.flash_bytes, tuple(stores), allowed_by
+        flash, sha256, merged, booted, app, loader.flash_bytes, tuple(stores), allowed_by, asked
     )
 
 
