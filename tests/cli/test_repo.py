@@ -527,7 +527,7 @@ def test_an_address_that_is_refused_shows_no_password(tmp_path: Path, host: Path
         failed = here("trust", "install", *words, "--yes")
         assert failed.code in (1, 2)
         assert "s3cret" not in failed.out + failed.err
-        assert list(host.iterdir()) == []
+        assert not host.exists()
 
 
 def test_a_list_that_cannot_be_read_is_not_added_to(tmp_path: Path, host: Path) -> None:
@@ -536,6 +536,7 @@ def test_a_list_that_cannot_be_read_is_not_added_to(tmp_path: Path, host: Path) 
     made.publish()
     (tmp_path / "root.json").write_bytes(made.root)
     for text in ("{", '{"url": 1}', '["x"]', '[{"root": "x"}]', '[{"url": "https://["}]'):
+        host.mkdir(exist_ok=True)
         (host / "repositories.json").write_text(text)
         failed = here("trust", "install", str(tmp_path / "root.json"), "--url", "/fw", "--yes")
         assert (failed.code, "correct it first" in failed.err) == (1, True), failed

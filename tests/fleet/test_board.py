@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ from ota_service.fleet.board import Board
 from ota_service.fleet.firmwares import Fetched
 from ota_service.fleet.hooks import SessionHooks
 from ota_service.fleet.journal_rows import FirmwareRecord, SlotRecord
-from ota_service.fleet.orders import Answer, Fact, Purpose
+from ota_service.fleet.orders import Answer, Fact, FlashFile, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Verdict
 from ota_service.fleet.settings import BoardEntry
@@ -93,6 +95,19 @@ def test_a_policy_that_came_after_the_firmware(
             assert job.image == anew.image
             assert order.report["allowed_by"] == [{"policy": "/x"}]
         assert (board.free, shelf.waiting) == (True, [])
+
+    at_desk(test)
+
+
+def test_a_flash_tells_what_allowed_it(at_desk: AtDesk) -> None:
+    """Also where it failed: something may have been written."""
+
+    async def test(desk: Desk) -> None:
+        desk.script = ["link-lost"] * 3
+        file: Any = SimpleNamespace(allowed_by=({"policy": "/x"},))
+        order = desk.order("flash", file=FlashFile(file, MAC))
+        assert (await desk.give(desk.board(), order)).end == "error"
+        assert order.report["allowed_by"] == [{"policy": "/x"}]
 
     at_desk(test)
 
