@@ -536,7 +536,7 @@ def test_a_list_that_cannot_be_read_is_not_added_to(tmp_path: Path, host: Path) 
     made.publish()
     (tmp_path / "root.json").write_bytes(made.root)
     for text in ("{", '{"url": 1}', '["x"]', '[{"root": "x"}]', '[{"url": "https://["}]'):
-        host.mkdir(exist_ok=True)
+        host.mkdir(parents=True, exist_ok=True)
         (host / "repositories.json").write_text(text)
         failed = here("trust", "install", str(tmp_path / "root.json"), "--url", "/fw", "--yes")
         assert (failed.code, "correct it first" in failed.err) == (1, True), failed
