@@ -344,6 +344,7 @@ async def test_a_probe_tells_what_is_on_the_boards_and_changes_nothing(
             "project": PROJECT,
             "app_version": "1.0.0",
             "ota_slots": 2.0,
+            "usb_serial_number": "0001",  # of its bridge, as of many of that kind
         }
         assert (second["mac"], second["ota_slots"]) == (boards[1].mac, 0)
         assert second["error"]["code"] == "no-ota-slots"

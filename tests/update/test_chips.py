@@ -116,6 +116,6 @@ def test_flash_above_16_mib(tmp_path: Path, chip: str) -> None:
         outcome = run(board.url, job(chip))
         assert outcome.error is not None
         assert (outcome.end, outcome.error.code) == ("refused", "flash-size")
-        assert "0x1000000 cannot be reached" in outcome.error.message
+        assert "reach to 0x1100000" in outcome.error.message
         board.control.running()
         assert (board.dir / "flash.bin").read_bytes() == before
