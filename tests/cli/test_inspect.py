@@ -51,6 +51,7 @@ async def test_it_shows_what_is_on_a_board_and_changes_nothing(tmp_path: Path) -
         assert "\x1b" not in done.out
 
 
+@pytest.mark.slow
 async def test_a_board_that_cannot_be_updated_is_shown_with_the_reason(tmp_path: Path) -> None:
     """What is on it is the answer, so the exit code is 0; the remedy stands there as well."""
     with SimProcess(tmp_path, [SimBoard("no-ota")]) as sim:
@@ -62,6 +63,7 @@ async def test_a_board_that_cannot_be_updated_is_shown_with_the_reason(tmp_path:
         assert told["partitions"]
 
 
+@pytest.mark.slow
 async def test_without_a_board_it_is_one_line_with_the_remedy(tmp_path: Path) -> None:
     """And exit code 1; no trace."""
     done = await run_command("inspect", "/dev/ttyUSB77", env=environment(tmp_path))

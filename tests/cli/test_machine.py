@@ -53,6 +53,7 @@ async def machine(port: int = 0) -> AsyncIterator[int]:
         await process.communicate()
 
 
+@pytest.mark.slow
 async def test_it_connects_again_when_the_machine_is_back() -> None:
     """A page that stays open outlives restarts of viam-server; meanwhile the failure says that
     asking again may help."""
@@ -82,6 +83,7 @@ async def test_refusals_keep_the_connection_and_lose_the_trimmings() -> None:
         assert await client.status() == {"state": "idle"}
 
 
+@pytest.mark.slow
 async def test_another_generic_service_is_told_from_ours() -> None:
     """It exists, so the name is not wrong; but it has no status."""
     async with machine() as port, connect(Access(f"127.0.0.1:{port}", name="other")) as client:

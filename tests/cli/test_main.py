@@ -116,6 +116,7 @@ def test_the_version_is_told() -> None:
     assert re.fullmatch(r"esp32-ota \d+\.\d+\.\d+\S*\n", done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_printed_for_each_shell(shell: str) -> None:
     """What the shell evaluates calls this command for its words."""
@@ -125,6 +126,7 @@ def test_completion_is_printed_for_each_shell(shell: str) -> None:
     assert "esp32-ota" in done.stdout
 
 
+@pytest.mark.slow
 def test_words_are_completed() -> None:
     """Subcommands and options, in the way that click's script asks for them."""
     env = {**os.environ, "_ESP32_OTA_COMPLETE": "bash_complete"}

@@ -44,6 +44,7 @@ def test_errors_in_replies_are_found() -> None:
     assert reply["boards"]["a"]["error"]["remedy"] == ERRORS["no-ota-slots"].remedy  # type: ignore[index]
 
 
+@pytest.mark.slow
 async def test_a_file_that_is_no_port_is_not_said_to_be_restarted() -> None:
     """It is looked at first."""
     done = await run_command("inspect", __file__, env=environment())

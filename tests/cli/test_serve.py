@@ -88,6 +88,7 @@ def app_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 async def test_what_it_prints_can_be_configured(app_file: Path, tmp_path: Path) -> None:
     """Url and version; the file is fetched, not fetched again, and it is said who did."""
     async with serving(app_file) as server:

@@ -150,6 +150,7 @@ def printed(show: Callable[[str], object], text: str, *, is_terminal: bool) -> s
     return stream.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_every_text_is_seen_as_it_is(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a pipe and on a terminal."""

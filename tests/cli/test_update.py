@@ -262,6 +262,7 @@ def test_what_cannot_be_meant_is_wrong_usage(tmp_path: Path) -> None:
         assert "Traceback" not in done.err
 
 
+@pytest.mark.slow
 async def test_a_file_that_is_no_app_image_is_refused_first(tmp_path: Path) -> None:
     """One line with the remedy and the code; the board is never opened."""
     junk = tmp_path / "junk.bin"

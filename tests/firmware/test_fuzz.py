@@ -96,6 +96,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return Cache(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.mark.slow
 def test_each_drawn_answer_ends_in_an_error_of_ours_or_the_file(
     runner: asyncio.Runner, cache: Cache
 ) -> None:
@@ -127,6 +128,7 @@ def test_each_drawn_answer_ends_in_an_error_of_ours_or_the_file(
         runner.run(place.__aexit__(None, None, None))
 
 
+@pytest.mark.slow
 @seed(14)
 @settings(max_examples=200, deadline=None, database=None)
 @given(

@@ -96,6 +96,7 @@ ROWS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 async def test_an_odd_answer(row: Row, tmp_path: Path) -> None:
     """The file, or an error that says in words what the server does; never the password."""
@@ -237,6 +238,7 @@ async def test_a_header_may_stand_in_a_file(tmp_path: Path) -> None:
         assert str(tmp_path / name) in caught.value.message
 
 
+@pytest.mark.slow
 async def test_no_redirect_leads_into_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

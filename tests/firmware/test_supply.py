@@ -365,6 +365,7 @@ async def test_the_least_recently_used_files_make_room(
     assert [path.is_file() for path in paths] == [True, False, True]
 
 
+@pytest.mark.slow
 async def test_several_processes_share_a_cache(server: FirmwareServer, tmp_path: Path) -> None:
     """They fetch at the same time, and each ends with the file; nothing half is left."""
     code = (

@@ -63,6 +63,7 @@ def code(data: bytes) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_key_has_the_digest_that_fuses_hold(scheme: str) -> None:
     """By espsecure, for each scheme of Secure Boot v2."""
@@ -306,6 +307,7 @@ async def test_an_endless_file(
     assert caught.value.code == "download-too-large"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sha256", [None, "own", "other"])
 async def test_a_digest_from_a_stolen_configuration(
     host: Path, server: FirmwareServer, made: TufRepository, supply: Supply, sha256: str | None

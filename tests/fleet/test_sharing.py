@@ -64,6 +64,7 @@ async def test_a_second_command_for_a_board_is_told_who_has_its_port(tmp_path: P
         assert "The board is left bootable" in (await ended(first, limit_s=30)).out
 
 
+@pytest.mark.slow
 async def test_a_command_beside_a_service_is_told_its_name(tmp_path: Path) -> None:
     """And the service, while a command is at work (tests/journal has that way round)."""
     settings = Settings(

@@ -310,6 +310,7 @@ def test_other_bytes_behind() -> None:
     assert parse_app_image(APP + images.noise(9000), trailing=True).size_bytes == len(APP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_signed_images(blocks: int) -> None:
     """A signature sector belongs to what is written; one of other contents is damage."""

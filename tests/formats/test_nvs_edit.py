@@ -94,6 +94,7 @@ def test_append() -> None:
     assert version.value == "1.0.1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 31, 32, 63, 64, 128])
 def test_every_length(size: int) -> None:
     """Versions of every length up to 128 bytes, multiples of an entry among them."""
@@ -558,6 +559,7 @@ def test_many_lives_of_an_app(first: int) -> None:
     assert {"append", "collect", "new-page", "erase"} <= seen.keys()
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     st.lists(ODD_PAGE | st.just(BLANK), min_size=3, max_size=4).map(b"".join),

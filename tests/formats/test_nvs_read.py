@@ -195,6 +195,7 @@ def readable(data: bytes) -> dict[tuple[bytes, bytes], tuple[int, bytes]]:
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.integers(3, 6), STEPS, st.data())
 def test_histories_of_an_app(pages: int, steps: list[Step], draw: st.DataObject) -> None:
@@ -251,6 +252,7 @@ ODD_PAGE = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(
     st.lists(ODD_PAGE | st.just(b"\xff" * PAGE), min_size=3, max_size=4).map(b"".join)

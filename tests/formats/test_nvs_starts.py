@@ -54,6 +54,7 @@ def two_parts() -> list[bytes]:
     return [blob_index(b"ROBOT_CONFIG", 0, parts), *parts]
 
 
+@pytest.mark.slow
 def test_a_page_is_chosen_whose_copy_keeps_a_blob() -> None:
     """The emptiest page ends in a part of a blob behind an earlier one: another one is moved.
 

@@ -261,6 +261,7 @@ def situations(
             yield data, factory, frozenset(range(slots))
 
 
+@pytest.mark.slow
 def test_every_switch_between_two_slots() -> None:
     """Every pair of entries, two slots: each cut boots the old or the new, never anything else."""
     seen = 0

@@ -42,6 +42,7 @@ def test_what_espsecure_signs_is_valid(scheme: str) -> None:
     assert image.total_bytes == len(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_bit_of_each_field_is_noticed(scheme: str) -> None:
     """With the CRC made right again. A changed key is another key, or makes nothing valid."""
@@ -87,6 +88,7 @@ def test_a_block_that_is_cut_off() -> None:
         parse_app_image(data)
 
 
+@pytest.mark.slow
 def test_three_blocks_of_which_one_is_good() -> None:
     """Each counts for itself, at its own place."""
     keys = [key(), key(which=1), key("ECDSA-P-256")]
@@ -102,6 +104,7 @@ def test_three_blocks_of_which_one_is_good() -> None:
     assert parse_app_image(data[:-SECTOR] + sector).signed
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.binary(max_size=200), st.sampled_from(SCHEMES), AT, MASK)
 def test_any_bytes_end_in_values(tail: bytes, scheme: str, at: int, mask: int) -> None:

@@ -643,6 +643,7 @@ def test_a_service_and_a_command_share_nothing(tmp_path: Path, shared: bool) -> 
     assert caught.value.code == "state-busy"
 
 
+@pytest.mark.slow
 def test_all_commands_that_share_it_are_named(tmp_path: Path) -> None:
     """Those that have ended are not."""
     with process(SHARER, str(tmp_path)) as first, process(SHARER, str(tmp_path)) as second:
@@ -667,6 +668,7 @@ def test_a_second_command_ends_nothing_of_the_first(tmp_path: Path) -> None:
         assert [run.outcome for run in journal.history()] == ["failed"]
 
 
+@pytest.mark.slow
 def test_commands_that_come_at_the_same_time_do_not_refuse_each_other(tmp_path: Path) -> None:
     """However they meet at the lock and at a file that is still to be made."""
     code = """

@@ -90,6 +90,7 @@ FLOODS: dict[str, Serve] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", FLOODS)
 def test_a_flood_ends_in_a_lost_link(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a bounded memory."""
@@ -187,6 +188,7 @@ BYTES = st.one_of(
 STREAMS = st.lists(BYTES, max_size=9).map(b"".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=500, derandomize=True, deadline=None)
 @given(STREAMS, st.integers(1, 9))
 def test_whatever_comes_is_taken_apart_within_bounds(stream: bytes, step: int) -> None:
@@ -215,6 +217,7 @@ def listener() -> Iterator[socket.socket]:
         yield server
 
 
+@pytest.mark.slow
 @settings(max_examples=300, derandomize=True, deadline=None)
 @given(stream=STREAMS, consents=st.booleans())
 def test_whatever_a_server_says_it_is_told_in_words(

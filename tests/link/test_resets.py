@@ -209,6 +209,7 @@ def test_nobody_presses_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ANSWER = b"\xc0\x01\x08\x04\x00\x07\x12\x20\x55\x00\x00\x00\x00\xc0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heeds", [True, False])
 def test_a_board_behind_a_socket_is_reset_by_what_was_configured(heeds: bool) -> None:
     """esptool resets nothing there. Where the board does not answer all the same, the reset is not

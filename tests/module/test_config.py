@@ -299,6 +299,7 @@ _VALUES = st.recursive(
 _NAMES = st.sampled_from(sorted(ServiceConfig.model_fields)) | st.text(max_size=8)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.dictionaries(_NAMES, _VALUES, max_size=8))
 def test_any_attributes_give_a_configuration_or_its_faults(attributes: dict[str, Any]) -> None:
@@ -315,6 +316,7 @@ _BOARDS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(_BOARDS)
 def test_any_boards_give_a_configuration_or_its_faults(boards: list[dict[str, Any]]) -> None:

@@ -93,6 +93,7 @@ _ANYTHING = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.dictionaries(st.text(), _ANYTHING))
 def test_what_plain_returns_arrives_as_it_was_sent(value: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ def test_who_starts_it_by_hand_is_told_what_to_do() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tcp", [False, True], ids=["unix socket", "tcp"])
 async def test_it_starts_within_two_seconds_checks_attributes_and_ends(
     tmp_path: Path, tcp: bool

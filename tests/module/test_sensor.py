@@ -130,6 +130,7 @@ async def test_the_service_is_a_dependency_by_its_short_name(tmp_path: Path) -> 
             assert "config-invalid" in (caught.value.message or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parent", [True, False], ids=["parent", "no parent"])
 async def test_it_reads_its_service_through_changes(tmp_path: Path, parent: bool) -> None:
     """With a machine around the module and without; also after the service was made anew."""

@@ -51,6 +51,7 @@ async def error_of(module: ModuleProcess, command: dict[str, Any]) -> str:
     return caught.value.message or ""
 
 
+@pytest.mark.slow
 async def test_help_and_status_answer_at_once(module: ModuleProcess) -> None:
     """In both forms, with "ok", and get_status like the verb."""
     reply = await module.command("OTA", {"help": True})

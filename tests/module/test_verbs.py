@@ -142,6 +142,7 @@ _VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.dictionaries(st.sampled_from([*VERBS, "command"]) | st.text(max_size=6), _VALUES))
 def test_any_command_is_understood_or_refused(command: dict[str, Any]) -> None:

@@ -261,6 +261,7 @@ async def test_two_services_update_their_own_boards_side_by_side(tmp_path: Path)
                 assert board.control.counters()["opened"] == 1
 
 
+@pytest.mark.slow
 async def test_two_services_that_claim_one_board(tmp_path: Path) -> None:
     """The second is not added, in words that name both; the first goes on."""
     places = {"mac": "24:0a:c4:00:00:01", "port": "/dev/serial/by-path/none"}

@@ -39,6 +39,7 @@ def build(folder: Path, *arguments: str) -> Path:
     return unpacked
 
 
+@pytest.mark.slow
 def test_the_archive_has_all_that_its_meta_names(tmp_path: Path) -> None:
     """The entrypoint and the first run as programs, each model's page, no leftovers; made twice it
     is the same."""

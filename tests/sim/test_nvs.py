@@ -150,6 +150,7 @@ def test_missing_value() -> None:
     assert nvs_init(fresh(3)).string(SPACE, "OTA_VERSION") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pages", [3, 4, 6])
 def test_power_cut_after_every_write(pages: int) -> None:
     """At every cut of a key change, init gives the old or the new value, all else intact.

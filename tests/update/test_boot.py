@@ -284,6 +284,7 @@ TAGGED = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(TAGGED, max_size=20))
 def test_no_line_with_a_tag_decides(lines: list[str]) -> None:
     """Whatever an app logs under its tag, in whatever order, its start is judged as without it."""

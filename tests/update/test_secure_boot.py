@@ -75,6 +75,7 @@ ROWS: list[tuple[str, int, str, str, str, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chip_id", "trusted", "revoked", "by", "code"),
     [row[1:] for row in ROWS],
