@@ -17,7 +17,7 @@ test: ## every test
 	@./setup.sh --dev -- -m pytest -n 4 --dist worksteal
 
 test-quick: ## the tests that end within a minute
-	@./setup.sh --dev -- -m pytest -n 4 --dist worksteal -m "not slow"
+	@./setup.sh --dev -- -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-viam-server: ## the scenarios under a real viam-server: VIAM_SERVER=/path make test-viam-server
 	@./setup.sh --dev -- -m pytest tests/viam_server -rs
