@@ -43,6 +43,7 @@ async def in_app(board: RunningBoard) -> None:
     await eventually(state, lambda now: now == "app")
 
 
+@pytest.mark.slow
 async def test_a_board_is_looked_at_and_left_as_it_was(esp32_boards: StartBoard) -> None:
     """Typed values, and the phases on the way; the board runs its firmware afterwards."""
     board = esp32_boards(layout="guide", version="1.2.2")

@@ -141,6 +141,7 @@ def test_words_are_completed() -> None:
     assert words("esp32-ota update --versi") == ["--version"]
 
 
+@pytest.mark.slow
 def test_a_dashboard_on_a_port_in_use_is_told_in_one_line() -> None:
     """With what to do, and a code of the table."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -148,6 +148,7 @@ async def test_what_is_asked_wrongly_is_answered_in_one_line(tmp_path: Path) -> 
     assert len(nobody.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 async def test_a_key_is_whole_and_comes_from_the_environment() -> None:
     """Half a key, and a key in place of its id, are wrong usage; the help warns of the command
     line."""

@@ -107,6 +107,7 @@ async def test_what_it_prints_can_be_configured(app_file: Path, tmp_path: Path) 
         assert await server.process.wait() == 0
 
 
+@pytest.mark.slow
 async def test_ranges_and_validators(app_file: Path) -> None:
     """As downloads that go on need them; nothing else is to be had there."""
     async with serving(app_file) as server, aiohttp.ClientSession() as session:

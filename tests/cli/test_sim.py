@@ -12,6 +12,7 @@ from ota_service.cli.contents import report
 from tests.support.command import ended, environment, run_command, start_command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--boards", "0", "--dir", "x"), ("--boards", "1")])
 async def test_what_cannot_be_simulated_is_wrong_usage(arguments: tuple[str, ...]) -> None:
     """In click's form, at once, and nothing on stdout."""
@@ -42,6 +43,7 @@ async def test_a_url_comes_first(tmp_path: Path) -> None:
     assert (await ended(first)).code == 0
 
 
+@pytest.mark.slow
 async def test_it_makes_firmware_for_its_boards(tmp_path: Path) -> None:
     """Whole by the judgement of the code that an update uses; one goes by its bootloader."""
     done = await run_command("sim", "--files", str(tmp_path / "fw"))

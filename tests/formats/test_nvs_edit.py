@@ -215,6 +215,7 @@ def test_all_namespaces_taken() -> None:
     assert result.code == "nvs-full"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "value"), [("u8", "7"), ("i64", "-1"), ("hex2bin", "0a" * 300)]
 )
@@ -228,6 +229,7 @@ def test_a_value_of_another_type(encoding: str, value: str) -> None:
     assert len([k for k in parse_nvs(edit.result).contents() if k[1] == KEY]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
 def test_page_formats(version: int) -> None:
     """A board of the first page format keeps it."""
@@ -260,6 +262,7 @@ def test_equal_values_cost_nothing() -> None:
         assert erase_key(data, base=0, namespace=namespace, key=key).strategy == "unchanged"
 
 
+@pytest.mark.slow
 def test_taking_the_key_away() -> None:
     """A board that had no version before the update gets none after its rollback."""
     data = nvs_images.board(0x4000, None)
@@ -307,6 +310,7 @@ def test_taking_a_blob_away() -> None:
         assert not written(state, 0x48) or written(state, 0x42)
 
 
+@pytest.mark.slow
 def test_every_single_bit_of_an_append() -> None:
     """Each operation of an append with its first or its last bit alone, whichever it is."""
     data = nvs_images.board(0x4000, "1.0")
@@ -405,6 +409,7 @@ def test_dirty_free_entries_are_skipped() -> None:
     assert [i.index for i in page.items] == [0, 1, 5]
 
 
+@pytest.mark.slow
 def test_old_firmware_never_meets_an_illegal_entry() -> None:
     """Remains of a cut write are marked erased by a way that old firmware starts from."""
     data = bytearray(nvs_images.generated(0x3000, [("VIAM_NS", [("a", "u8", "1")])]))
@@ -546,6 +551,7 @@ def lives(first: int, last: int) -> Counter[str]:
     return seen
 
 
+@pytest.mark.slow
 def test_lives_of_an_app() -> None:
     """A few random lives."""
     assert lives(0, 2).total() == 2

@@ -270,6 +270,7 @@ def test_any_bytes(data: bytes) -> None:
         result.keys()
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     st.lists(

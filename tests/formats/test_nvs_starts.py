@@ -95,6 +95,7 @@ def test_what_no_firmware_can_open_is_left_as_it_is() -> None:
     assert result.code == "nvs-invalid"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["2.0.0", "v" * 128, None])
 def test_what_a_failed_write_left_stands_in_the_way(value: str | None) -> None:
     """Parts of a blob without an index fill a page: to the firmware that is room."""

@@ -30,6 +30,7 @@ def spoilt(block: bytes, at: int, mask: int = 1) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_espsecure_signs_is_valid(scheme: str) -> None:
     """And its key has the digest that espsecure burns into eFuses."""

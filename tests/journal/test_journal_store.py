@@ -632,6 +632,7 @@ def test_commands_share_the_journal(tmp_path: Path) -> None:
         assert noted(journal, "k") == "ours"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_service_and_a_command_share_nothing(tmp_path: Path, shared: bool) -> None:
     """Whoever comes second is told who is there."""
@@ -655,6 +656,7 @@ def test_all_commands_that_share_it_are_named(tmp_path: Path) -> None:
     assert [f"pid {child.pid} " in text for child in (first, second, third)] == [True, True, False]
 
 
+@pytest.mark.slow
 def test_a_second_command_ends_nothing_of_the_first(tmp_path: Path) -> None:
     """Only who is alone takes what is open for a dead process's."""
     with open_journal(tmp_path, shared=True) as journal:

@@ -126,6 +126,7 @@ def answering(link: socket.socket) -> None:
                 return
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["rfc2217", "socket"])
 def test_a_flood_behind_an_open_port_stays_where_it_is(scheme: str) -> None:
     """Reads return what they are asked for in their time, and no more is taken than a piece."""

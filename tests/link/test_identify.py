@@ -126,6 +126,7 @@ def field_of(name: str, wanted: str) -> tuple[int, dict[str, int]]:
     return (blocks[field["blk"]] + 4 * field["word"], field) if field else (0, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHIPS)
 def test_the_keys_of_secure_boot_are_read_where_espefuse_has_them(name: str) -> None:
     """Three digests, of which the second is revoked; one on the chips that keep no more."""

@@ -251,6 +251,7 @@ def test_only_one_of_many_threads_wins(pty: str, tmp_path: Path) -> None:
     assert len(won) == 1
 
 
+@pytest.mark.slow
 def test_no_descriptor_stays_behind(pty: str, tmp_path: Path) -> None:
     """200 claims, won and refused, leave the process with the files it had."""
     owners = PortOwners(tmp_path)

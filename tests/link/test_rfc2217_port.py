@@ -32,6 +32,7 @@ def test_an_update_over_the_network() -> None:
         assert measured.ops["ota_1"]["program"] > 1000
 
 
+@pytest.mark.slow
 def test_opening_and_closing_leave_the_board_running(tmp_path: Path) -> None:
     """The lines are released before anything else, so the app goes on."""
     with SimProcess(tmp_path, [SimBoard("guide")]) as sim:

@@ -99,6 +99,7 @@ def test_an_answer_of_another_place_is_not_believed() -> None:
 # --- what is remembered
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 60), st.integers(1, 30)), max_size=30))
 def test_memory_agrees_with_a_plain_model(steps: list[tuple[bool, int, int]]) -> None:
     """Put and drop in any order: what is known is exactly what was put last and not dropped."""

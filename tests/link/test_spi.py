@@ -76,6 +76,7 @@ def cells(chip: Chip) -> bytes:
     return bytes(chip.registers._flash.read(0, 1 << 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proven", [False, True])
 @pytest.mark.parametrize(("opcode", "data"), [(PAGE_PROGRAM, b"abcd" * 8), (SECTOR_ERASE, b"")])
 def test_a_bit_that_was_changed_in_any_register_does_nothing_elsewhere(

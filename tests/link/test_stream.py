@@ -41,6 +41,7 @@ def whole(stream: SlotStream) -> bytes:
     return zlib.decompress(b"".join(block.data for block in stream.blocks))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     st.integers(PAGE, 300_000), st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0]), st.integers(0, 1 << 30)

@@ -242,6 +242,7 @@ async def test_a_board_that_was_seen_before_is_certain_without_a_probe(
 # --- configuration and commands
 
 
+@pytest.mark.slow
 async def test_faults_are_told_in_our_words(tmp_path: Path) -> None:
     """In the configuration, in extra, and in commands."""
     async with Machine.start(tmp_path) as machine:
@@ -300,6 +301,7 @@ def ports(boards: list[RunningBoard]) -> dict[str, Any]:
     return {"ports": [board.url for board in boards]}
 
 
+@pytest.mark.slow
 async def test_nothing_is_opened_without_probe(tmp_path: Path, boards: list[RunningBoard]) -> None:
     """Opening a port can restart what is behind it; what is replied only lacks a firmware."""
     async with Machine.start(tmp_path / "m") as machine:

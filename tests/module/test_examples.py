@@ -72,6 +72,7 @@ def test_every_verb_has_a_request_and_its_reply() -> None:
         assert '"ok": true' in section
 
 
+@pytest.mark.slow
 async def test_the_configurations_are_taken(tmp_path: Path) -> None:
     """By the module itself, as viam-server asks it; what names a sensor depends on it."""
     blocks = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", PAGE, re.S)]

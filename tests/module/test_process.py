@@ -14,6 +14,7 @@ from tests.support.module_client import BUILTIN_MODEL, MODEL, ROOT, ModuleProces
 from tests.support.module_client import IDLE_ATTRIBUTES as IDLE
 
 
+@pytest.mark.slow
 def test_who_starts_it_by_hand_is_told_what_to_do() -> None:
     """viam-server always names where to serve; a person who tries the file does not."""
     command = [sys.executable, str(ROOT / "src" / "main.py")]

@@ -166,6 +166,7 @@ async def test_two_services_cannot_have_one_board(module: ModuleProcess) -> None
     assert (await module.status("OTA2"))["ok"] is True
 
 
+@pytest.mark.slow
 async def test_the_url_is_shown_without_its_secrets_until_the_end(tmp_path: Path) -> None:
     """In the status, in what commands reply, and in all that the process prints, also where a
     second signal ends it: viam-server repeats SIGTERM after 3.3 s, in the middle of a board's way

@@ -149,6 +149,7 @@ def test_the_fragment_is_valid_with_its_variables() -> None:
 # --- what viam-server calls
 
 
+@pytest.mark.slow
 async def test_captured_status_is_one_reply_that_can_be_stored(tmp_path: Path) -> None:
     """The data manager sends docommand_input as it stands, again and again."""
     block = one(
@@ -176,6 +177,7 @@ async def test_captured_status_is_one_reply_that_can_be_stored(tmp_path: Path) -
     assert stored.ByteSize() < 10_000
 
 
+@pytest.mark.slow
 async def test_captured_readings_are_flat_and_allow_maintenance(tmp_path: Path) -> None:
     """Through the machine, as the data manager reads them; the sensor depends on the service.
 

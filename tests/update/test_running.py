@@ -165,6 +165,7 @@ def test_no_update_ever_writes_what_boots(
         assert bool(written) == (runs.offset is None and found.running.dead)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     position=st.integers(0, 2_000 - 1),
@@ -446,6 +447,7 @@ def test_of_several_spare_slots_one_that_fits_is_taken() -> None:
     assert target.boot().slot == "ota_2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [0x10000, 0x110000])
 def test_two_slots_of_one_label_are_told_apart(runs: int) -> None:
     """Everything goes by place: the running one is never written, also when the journal knows
