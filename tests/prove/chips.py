@@ -91,7 +91,7 @@ def trace(board: RealBoard, chip: str) -> list[Op]:
 
 
 def cuts_of(chip: str, ops: Sequence[Op], *, quick: bool) -> list[ChipCut]:
-    """Its operations by registers, whole and torn; quick: one of otadata and one of NVS, torn.
+    """Its operations by registers, whole and torn; quick: one of otadata or of NVS, torn.
     Those two also over each of the chip's own USB ports, as it leaves the bus or stays."""
     body = range(SPARE.offset + FIRST_PAGE, SPARE.end)
     store = LAYOUT.find("nvs")
@@ -102,7 +102,8 @@ def cuts_of(chip: str, ops: Sequence[Op], *, quick: bool) -> list[ChipCut]:
     ]
     last = {nvs: at for at, nvs in by_register}.values()
     if quick:
-        return [ChipCut(chip, at, MODES[0]) for at in last]
+        each = sorted(last)
+        return [ChipCut(chip, each[list(CHIPS).index(chip) % len(each)], MODES[0])]
     return [
         *(ChipCut(chip, at, mode) for at, _ in by_register for mode in MODES),
         *(

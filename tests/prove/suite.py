@@ -24,8 +24,8 @@ ODD_STATES = ("blank", "first", "both", "aborted", "not-bootable")
 ALL_TEARS = Depth(Detail(body=20), twice=80)
 SOME_TEARS = Depth(Detail(tears=3, ends=3, body=40), journals=False, twice=150)
 ODD = Depth(Detail(tears=3, slot=False), journals=False, twice=150)
-QUICK_RARE = Depth(Detail(tears=1, slot=False), journals=False, others=False, twice=200)
-QUICK = Depth(Detail(tears=2, ends=3, body=40), journals=False, twice=150)
+QUICK_RARE = Depth(Detail(tears=1, slot=False), journals=False, others=False, twice=400)
+QUICK = Depth(Detail(tears=1, ends=2, body=60), journals=False, twice=300)
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,13 @@ def quick() -> list[Trial]:
         *_trials("update", rare, QUICK_RARE),
         *_trials("update", [replace(s, first_contact=True) for s in few], QUICK),
         *_trials("plain-image", few[:1], QUICK),
-        *_trials("switch", few, QUICK, on_link=1),
-        *_trials("record", [replace(s, running=images.NEW) for s in few], QUICK, on_link=1),
+        *_trials("switch", few, QUICK),
+        *_trials("record", [replace(s, running=images.NEW) for s in few], QUICK),
         *_trials("back", few, QUICK, on_link=1),
         *_trials("go-back", few, QUICK, on_link=1),
         *_trials("correct", gone, QUICK),
         *_trials("pending", waiting, QUICK, on_link=1),
-        *_trials("shy", waiting, QUICK, on_link=1),
+        *_trials("shy", waiting, QUICK),
         *_trials("update", odds, QUICK_RARE),
         *_trials("update", [replace(s, first_contact=True) for s in odds[3:4]], QUICK_RARE),
         *_trials("back", odds[:4:2], QUICK_RARE),
