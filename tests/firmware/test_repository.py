@@ -296,7 +296,7 @@ async def test_a_full_disk_does_not_end_what_was_begun(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
-    monkeypatch.setattr("ota_service.firmware.repository.tempfile.mkstemp", full)
+    monkeypatch.setattr("ota_service.firmware.files.tempfile.mkstemp", full)
     monkeypatch.setattr("ota_service.firmware.repository.SEEN_STEP_S", -1.0)
     assert await host.takes(OLD) == ""
     assert await host.takes(OLD, "1.0.1") == "file-access"
@@ -520,3 +520,12 @@ async def test_the_longest_prefix_counts(host: Host, made: TufRepository) -> Non
             host.policy, url, "2.0.0", fetch=host.fetch, state_dir=host.folder, log=LOG
         )
         assert grant.repository == f"{BASE}inner/"
+
+
+def test_a_memory_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    """On a full disk each look would leave another file."""
+    path = tmp_path / "allowed.json"
+    path.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        repository._Remembered("00").write(path)
+    assert list(tmp_path.iterdir()) == [path]

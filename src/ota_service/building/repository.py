@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -44,7 +43,7 @@ from tuf.api.metadata import (
 from ota_service.errors import OtaError
 from ota_service.firmware import repository
 from ota_service.firmware.check import check_firmware
-from ota_service.firmware.files import FIRMWARE_BYTES, TEXT_BYTES, read_file
+from ota_service.firmware.files import FIRMWARE_BYTES, TEXT_BYTES, read_file, write_file
 from ota_service.firmware.trust import Grant, Policy, Repository
 from ota_service.formats.image import AppImage
 from ota_service.formats.merged import find_partition_table, whole_flash
@@ -414,14 +413,4 @@ def _entry(name: str, target: TargetFile) -> Entry:
 def _write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """A file appears whole, or not at all; a web server's user may read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, mode)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_file(path, data, mode=mode)

@@ -18,7 +18,7 @@ from rich.text import Text
 from ota_service.cli.output import files, json_option, out, print_json
 from ota_service.errors import OtaError
 from ota_service.firmware import trust as policy
-from ota_service.firmware.files import read_file
+from ota_service.firmware.files import read_file, write_file
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.urls import check_url, is_path
 from ota_service.formats.signature import public_key_digest
@@ -201,11 +201,7 @@ def _write(path: Path, data: bytes) -> Path:
     before = os.umask(0o022)
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        write_file(path, data, mode=0o644)
     finally:
         os.umask(before)
     return path

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The one way to a file that somebody named: a regular one, up to a size, and without waiting."""
+"""The one way to a file that somebody named: a regular one, up to a size, and without waiting; and
+how ours are written."""
 
 from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from ota_service.errors import OtaError
@@ -45,6 +47,21 @@ def read_file(path: Path | str, max_bytes: int, *, links: bool = True) -> bytes:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise OtaError("file-access", f"{path} cannot be read: {why}.") from error
+
+
+def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """A file that appears whole, or not at all, and leaves nothing else behind. Raises OSError."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, mode)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def read_stamped(

@@ -22,7 +22,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -43,7 +42,7 @@ from tuf.ngclient.updater import Updater
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
 from ota_service.firmware.failures import GaveUp, NotThere
-from ota_service.firmware.files import read_file
+from ota_service.firmware.files import read_file, write_file
 from ota_service.firmware.trust import Grant, Policy, Repository
 from ota_service.firmware.urls import redact_url
 
@@ -438,9 +437,5 @@ class _Remembered:
     def write(self, path: Path) -> None:
         """In one step."""
         kept = dict(list(self.allowed.items())[-MAX_ALLOWED:])
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump({"root": self.root, "allowed": kept, "seen_s": self.seen_s}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
+        told = {"root": self.root, "allowed": kept, "seen_s": self.seen_s}
+        write_file(path, json.dumps(told).encode())

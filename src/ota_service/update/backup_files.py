@@ -29,7 +29,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from ota_service.errors import OtaError
-from ota_service.firmware.files import read_file
+from ota_service.firmware.files import read_file, write_file
 from ota_service.formats.flashops import SECTOR_BYTES
 from ota_service.formats.table_places import TABLE_PLACES
 from ota_service.update.backup import STORE_KINDS, Backup, Piece
@@ -115,8 +115,8 @@ def write_backup(folder: Path, backup: Backup) -> None:
             old = _manifest(folder)
         new = _Manifest.of(backup)
         for place, piece in zip(new.places, backup.pieces, strict=True):
-            _write(folder / place.file, piece.data)
-        _write(folder / MANIFEST, new.model_dump_json(indent=2, exclude_none=True).encode())
+            write_file(folder / place.file, piece.data)
+        write_file(folder / MANIFEST, new.model_dump_json(indent=2, exclude_none=True).encode())
         _sync(folder)
         names = {place.file for place in old.places} if old is not None else set()
         for name in names - {place.file for place in new.places}:
@@ -236,7 +236,7 @@ class Backups:
         if since is None:
             return None
         with _disk(self.folder):
-            _write(self.folder / _MARK, json.dumps({"by": work, "since": since}).encode())
+            write_file(self.folder / _MARK, json.dumps({"by": work, "since": since}).encode())
             _sync(self.folder)
         best: Kept | None = None
         for kept in self.all():
@@ -299,19 +299,6 @@ def _piece(folder: Path, place: _Place) -> Piece:
     if len(data) != place.size_bytes or hashlib.sha256(data).hexdigest() != place.sha256:
         raise _invalid(folder, f"{place.file} is not what was written")
     return Piece(place.label, place.kind, place.offset, data)
-
-
-def _write(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _sync(folder: Path) -> None:
