@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from functools import reduce
-from operator import xor
 
 FLASH_BEGIN = 0x02
 FLASH_DATA = 0x03
@@ -90,10 +88,8 @@ def checksum(data: bytes) -> int:
 
 def xor_bytes(data: bytes) -> int:
     """XOR of all bytes; folds halves, so that megabytes take milliseconds."""
-    while len(data) > 64:
-        half = len(data) // 2
-        left = int.from_bytes(data[:half], "little")
-        right = int.from_bytes(data[half : 2 * half], "little")
-        odd = data[2 * half :]
-        data = (left ^ right).to_bytes(half, "little") + odd
-    return reduce(xor, data, 0)
+    folded, half_bits = int.from_bytes(data, "little"), 4 << len(data).bit_length()
+    while half_bits >= 8:
+        folded = folded >> half_bits ^ folded & ((1 << half_bits) - 1)
+        half_bits //= 2
+    return folded

@@ -384,7 +384,8 @@ class Pg:
         """A long item's bytes, None where their CRC is wrong."""
         raw = self.raw(i)
         size = int.from_bytes(raw[24:26], "little")
-        data = b"".join(self.raw(j) for j in range(i + 1, i + raw[2]))[:size]
+        at = self.at + 64 + (i + 1) * 32
+        data = bytes(self.nvs.flash[at : at + min(size, (raw[2] - 1) * 32)])
         return data if crc(data) == int.from_bytes(raw[28:32], "little") else None
 
     def used(self) -> int:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ota_service.errors import OtaError
 from ota_service.formats.nvs import PageState, parse_nvs
+from ota_service.formats.nvs.page import load_page
 from tests.formats.nvs_firmware import ACTIVE, DATA, FREEING, FULL, SZ, item
 from tests.formats.nvs_pages import (
     BLANK,
@@ -52,6 +53,19 @@ def two_parts() -> list[bytes]:
     """A blob whose two parts stand on one page, the later one last, and its index."""
     parts = [part(b"ROBOT_CONFIG", 0, 20), part(b"ROBOT_CONFIG", 1, 30)]
     return [blob_index(b"ROBOT_CONFIG", 0, parts), *parts]
+
+
+def test_pages_that_the_proof_takes_for_one_differ_in_erased_bytes_only() -> None:
+    """A bit of an item, of a free entry or of a state makes another page of it."""
+    raw = bytearray(page([text(b"gone", 3), text(b"there", 3)], ACTIVE, 1))
+    raw[32] &= 0xC0
+    right = load_page(bytes(raw), 0)
+    assert [one.key for one in right.items] == [b"there"]
+    erased = range(64, 64 + 3 * 32)
+    for place in (*range(32, 64), *range(64, len(raw), 5)):
+        other = bytearray(raw)
+        other[place] ^= 4
+        assert (load_page(bytes(other), 0).kept == right.kept) == (place in erased), place
 
 
 @pytest.mark.slow

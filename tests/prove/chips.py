@@ -24,7 +24,7 @@ from tests.prove.board import BOOT, Notes, Op, known_facts, update
 from tests.prove.bootloader import Bootloader
 from tests.prove.cells import Cells
 from tests.prove.images import Firmware, of_chip
-from tests.prove.judge import Problem, keys_of, region_of, stored
+from tests.prove.judge import Problem, region_of, stored
 from tests.prove.link import Boards, RealBoard
 from tests.prove.nvs_init import Key, Value, nvs_of
 from tests.prove.prover import Tally
@@ -118,7 +118,7 @@ def cuts_of(chip: str, ops: Sequence[Op], *, quick: bool) -> list[ChipCut]:
 def cut(board: RealBoard, one: ChipCut) -> Tally:
     """Cut a session, judge what is left, and bring the board to its target."""
     old, new = of_chip(one.chip)
-    before = keys_of(nvs_of(region_of(Cells(contents(one.chip)), LAYOUT)))
+    before = nvs_of(region_of(Cells(contents(one.chip)), LAYOUT)).others
     board.load(contents(one.chip), Bootloader(), **one.config)
     board.control.cut_power_at(one.at, one.mode)  # type: ignore[arg-type]
     problems: list[Problem] = []
@@ -163,7 +163,7 @@ def _judge(
     if data not in [firmware.data for firmware in boots]:
         found.append(Problem("lost", f"boots {result.slot or 'nothing'}: {result.error}"))
     now = nvs_of(region_of(cells, LAYOUT))
-    if now.error is not None or keys_of(now) != before:
+    if now.error is not None or now.others != before:
         found.append(Problem("keys", now.error or "keys are not what they were"))
     return found
 

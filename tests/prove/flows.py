@@ -18,8 +18,8 @@ from tests.prove import images
 from tests.prove.board import BOOT, Board, Notes, known_facts, update
 from tests.prove.cells import Cells
 from tests.prove.images import Firmware
-from tests.prove.judge import VERSION, Judge, Problem, region_of, running, stored
-from tests.prove.nvs_init import nvs_of
+from tests.prove.judge import Judge, Problem, region_of, running, stored
+from tests.prove.nvs_init import VERSION, nvs_of
 from tests.prove.starts import SECTOR, Start
 
 FLOWS = (

@@ -16,9 +16,7 @@ from tests.formats.nvs_firmware import ALL_RULES, Rules
 from tests.prove.bootloader import Bootloader
 from tests.prove.cells import Cells
 from tests.prove.images import Firmware, named
-from tests.prove.nvs_init import Key, NvsState, Value, nvs_of, starts_by
-
-VERSION: Key = ("VIAM_NS", "OTA_VERSION")
+from tests.prove.nvs_init import VERSION, Key, NvsState, Value, nvs_of, starts_by
 
 
 @dataclass(frozen=True)
@@ -33,11 +31,6 @@ def region_of(cells: Cells, layout: Layout) -> bytes:
     """The NVS partition's bytes."""
     store = layout.find("nvs")
     return cells.read(store.offset, store.size)
-
-
-def keys_of(state: NvsState) -> dict[Key, Value]:
-    """Every key but the version."""
-    return {key: value for key, value in state.items.items() if key != VERSION}
 
 
 def running(cells: Cells, bootloader: Bootloader) -> tuple[Firmware | None, str]:
@@ -140,7 +133,7 @@ class Judge:
         if state.error is not None:
             return [f"NVS does not start: {state.error}"]
         found = []
-        now, (first, second) = keys_of(state), map(keys_of, before)
+        now, (first, second) = state.others, [one.others for one in before]
         if now != first:
             changed = sorted(
                 key

@@ -8,11 +8,12 @@ nor with the simulator, whose NVS code plays the app.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from tests.formats.nvs_firmware import SZ, TO_5_3, Firmware, Rules, Start, start
 
 Key = tuple[str, str]
+VERSION: Key = ("VIAM_NS", "OTA_VERSION")
 Value = tuple[str, bytes]
 """A type, "string" or its number, and the value; a string's without its terminator."""
 
@@ -24,6 +25,11 @@ class NvsState:
     items: dict[Key, Value]
     error: str | None
     flash: bytes
+
+    @cached_property
+    def others(self) -> dict[Key, Value]:
+        """Every key but the version."""
+        return {key: value for key, value in self.items.items() if key != VERSION}
 
     def string(self, namespace: str, key: str) -> str | None:
         """A string's value; None where it is missing or of another type."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from ota_service.formats import nvs
+from ota_service.formats.nvs import page
 from ota_service.update.facts import BoardFacts
 from tests.prove import nvs_init
 from tests.prove.board import Link, Notes, Op, quiet
@@ -103,14 +104,15 @@ def record_in_memory(case: Case) -> Recording:
 
 @contextmanager
 def edits_remembered() -> Iterator[None]:
-    """Plan each change of NVS once: it depends on nothing but its arguments, its own proof takes
-    most of the time, and boards that were cut elsewhere have the same NVS."""
-    right = nvs.set_string
-    nvs.set_string = lru_cache(maxsize=4000)(right)
+    """Plan each change of NVS once, and load each of its pages once: that depends on nothing but
+    the arguments, takes most of the time, and boards that were cut elsewhere have the same NVS."""
+    plans, loads = nvs.set_string, page.load_page
+    nvs.set_string = lru_cache(maxsize=4000)(plans)
+    page.load_page = lru_cache(maxsize=8000)(loads)
     try:
         yield
     finally:
-        nvs.set_string = right
+        nvs.set_string, page.load_page = plans, loads
 
 
 def prove_alike(some: Sequence[tuple[Recording, Depth]]) -> Tally:

@@ -15,8 +15,8 @@ from idftool.nvs.parser import parse
 
 from tests.prove.cells import Cells
 from tests.prove.cuts import Detail, cuts
-from tests.prove.judge import VERSION, Problem, region_of
-from tests.prove.nvs_init import nvs_of
+from tests.prove.judge import Problem, region_of
+from tests.prove.nvs_init import VERSION, nvs_of
 from tests.prove.prover import Failure, Recording
 
 CUTS = 60

@@ -119,6 +119,13 @@ MUTANTS = (
         f"{STARTS}::test_a_page_is_chosen_whose_copy_keeps_a_blob",
     ),
     Mutant(
+        "the proof does not tell what stands in free entries",
+        "formats/nvs/page.py",
+        'b"\\0" if s == EntryState.ERASED',
+        'b"\\0" if s != EntryState.WRITTEN',
+        f"{STARTS}::test_pages_that_the_proof_takes_for_one_differ_in_erased_bytes_only",
+    ),
+    Mutant(
         "nothing stands behind a copy that ends in a part of a blob",
         _EDIT,
         "guard = not new and _ends_in_later_part(items) and _used(items) < ENTRY_COUNT",

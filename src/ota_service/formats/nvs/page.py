@@ -225,6 +225,12 @@ class Page:
             table[index // 4] = table[index // 4] & ~(3 << shift) & 0xFF | state << shift
         return self.raw[:BITMAP_AT] + bytes(table) + self.raw[ENTRIES_AT:]
 
+    @cached_property
+    def kept(self) -> tuple[object, ...]:
+        """All of it that any later start can tell: everything but the bytes of erased entries."""
+        known = (self.index, self.state, self.seq, self.version, self.next_free, self.stops)
+        return (*known, self.states, int.from_bytes(self.raw, "little") & _bits_kept(self.states))
+
     def finds(self, item: Item) -> bool:
         """Whether `item` is what a lookup of its key finds here."""
         return self.firsts[item.hash] is item
@@ -253,6 +259,13 @@ def blob_of(index: Item) -> tuple[int, range]:
     """The size of a blob and the numbers of its parts, by its index."""
     count, start = index.raw[28], index.raw[29]
     return int.from_bytes(index.raw[24:28], "little"), range(start, start + count)
+
+
+@lru_cache(maxsize=1 << 10)
+def _bits_kept(states: tuple[int, ...]) -> int:
+    """The bits of a page that belong to entries that are not erased."""
+    bits = b"".join((b"\0" if s == EntryState.ERASED else b"\xff") * ENTRY_BYTES for s in states)
+    return int.from_bytes(bits, "little") << ENTRIES_AT * 8
 
 
 _STATES_OF = [tuple(byte >> shift & 3 for shift in (0, 2, 4, 6)) for byte in range(256)]

@@ -8,7 +8,7 @@ was full and is now written to) the next one looks at with other rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ota_service.errors import OtaError
@@ -77,7 +77,7 @@ class NvsProof:
         self._base = base
         self._key = key
         self._mine = {key, (NAMESPACES, namespace.encode())}
-        self._free: dict[int, Page] = {}
+        self._alike: dict[Hashable, Page] = {}
         self._starts: dict[tuple[Pages, bool], _Start | None] = {}
         self._twice: dict[tuple[Pages, bool, bool], Starts | None] = {}
         self._before = [
@@ -107,11 +107,14 @@ class NvsProof:
                 index, offset = divmod(op.offset - self._base, PAGE_BYTES)
                 flash = bytearray(raws[index])
                 apply_ops(flash, [op], op.offset - offset)
+                tried: set[tuple[Page, ...]] = set()
                 for state in (*_torn(raws[index], bytes(flash)), bytes(flash)):
-                    for any_chunk, loaded in pages.items():
-                        loaded[index] = self._page(state, index, any_chunk)
-                    if not self._survives(pages, value, ended=False):
+                    forms = tuple(self._page(state, index, any_chunk) for any_chunk in pages)
+                    for loaded, form in zip(pages.values(), forms, strict=True):
+                        loaded[index] = form
+                    if forms not in tried and not self._survives(pages, value, ended=False):
                         return False
+                    tried.add(forms)
                 raws[index] = bytes(flash)
         except OtaError:
             return False
@@ -190,11 +193,13 @@ class NvsProof:
         return _Start(others, string, blank, tuple(nvs.pages), nvs.blobs_fit, stops)
 
     def _page(self, raw: bytes, index: int, any_chunk: bool) -> Page:
-        """A page; all free ones in one place are the same, whatever is left in them."""
+        """A page; those that no start tells apart are the same: of the free ones all in one place,
+        of the others those that differ in what is erased."""
         page = self._load(raw, index, any_chunk=any_chunk)
-        if page.live:
-            return page
-        return self._free.setdefault(index, Page(index, b"\xff" * PAGE_BYTES, PageState.BLANK))
+        if not page.live:
+            free = self._alike.get(index) or Page(index, b"\xff" * PAGE_BYTES, PageState.BLANK)
+            return self._alike.setdefault(index, free)
+        return self._alike.setdefault(page.kept, page)
 
 
 def _torn(before: bytes, after: bytes) -> Iterator[bytes]:
