@@ -301,6 +301,18 @@ def test_a_target_that_is_no_file_is_a_problem(folder: Path, kind: str) -> None:
     assert (good, f"app.bin: {path} cannot be read: it " in problem) == ([], True)
 
 
+def test_a_group_s_folder_for_temporary_files(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `verify` remembers for the moment may lie in one, and behind a link."""
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all").chmod(0o775)
+    (tmp_path / "tmp").symlink_to("all")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    assert done(here("repo", "verify", str(folder), "--json"))["good"] == ["app.bin"]
+    assert not any((tmp_path / "all").iterdir())
+
+
 def test_a_root_that_was_replaced_stays_replaced(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,8 +5,10 @@ configuration or of a key gets past a host, which is nothing."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -299,7 +301,36 @@ async def test_a_full_disk_does_not_end_what_was_begun(
     monkeypatch.setattr("ota_service.firmware.files.tempfile.mkstemp", full)
     monkeypatch.setattr("ota_service.firmware.repository.SEEN_STEP_S", -1.0)
     assert await host.takes(OLD) == ""
-    assert await host.takes(OLD, "1.0.1") == "file-access"
+    with pytest.raises(GaveUp, match="No space") as caught:  # it is tried again by itself
+        await host.grant(version="1.0.1")
+    assert caught.value.code == "file-access"
+
+
+async def test_a_disk_that_is_read_only(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was allowed before is known; what was not, and what has no memory, says what to do."""
+    assert await host.takes(OLD) == ""
+    opens, mkdir = os.open, os.mkdir
+
+    def opened(path: Any, flags: int, mode: int = 0o777, **options: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and str(path).startswith(str(home)):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opens(path, flags, mode, **options)
+
+    def made(path: Any, mode: int = 0o777, **options: Any) -> None:
+        if not os.path.isdir(path):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        mkdir(path, mode, **options)
+
+    home = host.folder
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "mkdir", made)
+    assert await host.takes(OLD) == ""
+    for folder, version in ((home, "1.0.1"), (home / "none", "1.0.0")):
+        host.folder = folder
+        with pytest.raises(NotThere, match="Read-only") as caught:
+            await host.grant(version=version)
+        assert caught.value.code == "trust-invalid"
+        assert "install -d -m 700" in caught.value.remedy
 
 
 async def test_a_dead_server_is_waited_for_once(host: Host, made: TufRepository) -> None:

@@ -27,6 +27,7 @@ from ota_service.errors import OtaError
 from ota_service.firmware import trust
 from ota_service.firmware.check import check_firmware
 from ota_service.firmware.download import Patience
+from ota_service.firmware.failures import NotThere
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.firmware.trust import ADDED
@@ -343,6 +344,55 @@ def test_nothing_that_is_configured_chooses_the_memory(
     monkeypatch.setattr(pwd, "getpwuid", {user: home}.get)
     there = "/home/u/.ota-service-trust" if user else "/var/lib/ota-service/trust"
     assert str(trust.memory()) == there
+
+
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remembers where root has made a folder for him, and is told to have one made."""
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    monkeypatch.setattr(pwd, "getpwuid", dict[int, Any]().__getitem__)
+    monkeypatch.setattr(trust, "SYSTEM", tmp_path)
+    folder = tmp_path / "trust-4711"
+    with pytest.raises(NotThere, match="no home") as caught:
+        trust.memory()
+    assert (caught.value.code, str(folder) in caught.value.remedy) == ("trust-invalid", True)
+    folder.mkdir()
+    with pytest.raises(NotThere):
+        trust.memory()  # another one's
+    os.chown(folder, 4711, -1)
+    assert trust.memory() == folder
+    folder.rmdir()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "home").symlink_to("real")  # as /home is on some machines
+    home = pwd.struct_passwd(("u", "x", 4711, 4711, "", f"{tmp_path}/home/u", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", {4711: home}.get)
+    assert trust.memory() == tmp_path / "real" / "u" / ".ota-service-trust"
+
+
+@pytest.mark.parametrize("what", ["plain", "repository"])
+async def test_a_refused_file_may_be_published_aright_later(
+    host: Path, server: FirmwareServer, made: TufRepository, supply: Supply, what: str
+) -> None:
+    """A file and what vouches for it do not appear at once: it is looked for again."""
+    add_key(host, public(OWN))
+    if what == "repository":
+        add_repository(host, server.url("/fw/"), made.root)
+    url = serve(server, made)
+    hashed = url.replace("app.bin", f"{hashlib.sha256(SIGNED).hexdigest()}.app.bin")
+    place = (hashed if what == "repository" else url).removeprefix(server.url("/")[:-1])
+    wrong = {
+        "plain": [
+            (APP, "missing"),
+            (bad_block(SIGNED, 0), "invalid"),
+            (sign(APP, FOREIGN), "untr"),
+        ],
+        "repository": [(sign(APP, OWN), "digest-mismatch"), (SIGNED + b"\xff", "too-large")],
+    }
+    for data, code in wrong[what]:
+        server.put(place, data)
+        with pytest.raises(NotThere, match=code):
+            await supply.get(Target(url, "1.0.0"))
+    server.put(place, SIGNED)
+    assert (await supply.get(Target(url, "1.0.0"))).data == SIGNED
 
 
 async def test_a_forged_memory_in_the_configuration_s_folder(

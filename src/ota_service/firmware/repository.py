@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -69,14 +70,15 @@ _THREADS = ThreadPoolExecutor(max_workers=32, thread_name_prefix="repository")
 
 
 async def grant(
-    policy: Policy, url: str, version: str, *, fetch: Fetch, state_dir: Path, log: Log
-) -> Grant:
+    policy: Policy, url: str, version: str, *, fetch: Fetch, state_dir: Path, log: Log,
+    guarded: bool = True,
+) -> Grant:  # fmt: skip
     """What a policy's repositories say of the file at `url`: an address, or a path.
 
-    version: that it must be bound to; "": any. state_dir: the memory, `trust.memory` as a rule.
-    Raises OtaError `signature-untrusted`, `trust-invalid` where others may write to the memory,
-    `version-mismatch`, `metadata-expired`, `metadata-invalid`, `replayed`, `clock-behind`, and
-    what `fetch` raises.
+    version: that it must be bound to; "": any. state_dir: the memory, `trust.memory` as a rule;
+    guarded: it must be nobody else's to write to. Raises OtaError `signature-untrusted`,
+    `trust-invalid` where the memory is others', or there is none, `version-mismatch`,
+    `metadata-expired`, `metadata-invalid`, `replayed`, `clock-behind`, and what `fetch` raises.
     """
     place, repository = trust.place_of(url), None
     for one in policy.repositories or ():  # the longest prefix counts
@@ -87,8 +89,9 @@ async def grant(
     path = place.removeprefix(repository.url).removeprefix("targets/")
     if not place.startswith(f"{repository.url}targets/"):
         raise trust.not_from_there(policy)
-    client = _Client(policy, repository, path, url, fetch, state_dir, asyncio.get_running_loop())
-    call = asyncio.get_running_loop().run_in_executor(_THREADS, partial(client.grant, version, log))
+    loop = asyncio.get_running_loop()
+    client = _Client(policy, repository, path, url, fetch, state_dir, guarded, loop)
+    call = loop.run_in_executor(_THREADS, partial(client.grant, version, log))
     try:
         return await call
     finally:
@@ -153,6 +156,7 @@ class _Client:
     url: str = field(repr=False)
     fetch: Fetch
     state_dir: Path
+    guarded: bool
     loop: asyncio.AbstractEventLoop
     _wanted: Future[bytes] | None = None
     _over: bool = False
@@ -217,8 +221,11 @@ class _Client:
         folder = self.folder
         try:
             for one in (folder, folder / "metadata"):
-                trust.make_own(one)
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                if self.guarded:
+                    trust.make_own(one)
+                one.mkdir(mode=0o700, exist_ok=True)
+            # The folder itself: on a disk that is read-only, too, what was allowed is known.
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 self._wait_for(lock)
                 yield folder
@@ -412,9 +419,14 @@ _DEAD: dict[Path, tuple[float, OtaError]] = {}
 """Memory of a repository -> when it could not be reached, by the monotonic clock, and why."""
 
 
+_FOR_NOW = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOLCK)
+
+
 def _unusable(error: OSError, folder: Path) -> OtaError:
     text = f"{error.filename or folder} cannot be used: {error.strerror}."
-    return OtaError("file-access", text)
+    if error.errno in _FOR_NOW:
+        return GaveUp("file-access", text)
+    return trust.no_memory(text)
 
 
 def _why(error: Exception) -> str:

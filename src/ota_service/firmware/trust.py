@@ -35,6 +35,7 @@ from ota_service.formats.signature import SignatureBlock, public_key_digest, sig
 
 HOST = Path("/etc/ota-service/trust")
 HOST_OWNERS = frozenset({0})
+SYSTEM = Path("/var/lib/ota-service")
 MEMORY: Path | None = None
 """In whose place tests put others: nothing that a configuration reaches changes them."""
 ADDED = "OTA_SERVICE_TRUST"
@@ -198,13 +199,30 @@ def memory() -> Path:
     """
     if MEMORY is not None:
         return MEMORY
-    user = os.geteuid()
+    user, made_for = os.geteuid(), SYSTEM / f"trust-{os.geteuid()}"
     if user == 0:
-        return Path("/var/lib/ota-service/trust")
+        return SYSTEM / "trust"
+    with contextlib.suppress(OSError):
+        if os.lstat(made_for).st_uid == user:
+            return made_for
     try:
-        return Path(pwd.getpwuid(user).pw_dir) / ".ota-service-trust"
+        home = pwd.getpwuid(user).pw_dir
     except KeyError:
-        raise _invalid(f"The user {user} has no home folder on this machine.") from None
+        raise no_memory(f"The user {user} has no home folder on this machine.") from None
+    # Links on the way are whose passwd names the home: root's.
+    return Path(os.path.realpath(home)) / ".ota-service-trust"
+
+
+def no_memory(why: str) -> OtaError:
+    """The error of a memory that is not there, and cannot be made."""
+    user = os.geteuid()
+    folder = SYSTEM / (f"trust-{user}" if user else "trust")
+    return _refused(
+        "trust-invalid",
+        f"What repositories have shown cannot be remembered: {why}",
+        f"As root, make {folder} where it lasts and can be written to: install -d -m 700 -o {user} "
+        f"{folder}.",
+    )
 
 
 def make_own(folder: Path) -> None:
@@ -366,10 +384,14 @@ def read(path: Path) -> bytes:
 
 
 def _invalid(why: str) -> OtaError:
+    return _refused("trust-invalid", why)
+
+
+def _refused(code: str, why: str, remedy: str | None = None) -> OtaError:
     """It may be mended at any time, and is looked at again."""
     from ota_service.firmware.failures import NotThere  # and with it the library of downloads
 
-    return NotThere("trust-invalid", why)
+    return NotThere(code, why, remedy=remedy)
 
 
 # --- what passes
@@ -405,12 +427,12 @@ def require(
 def not_from_there(policy: Policy) -> OtaError:
     """The error of what comes from none of a policy's repositories."""
     known = ", ".join(redact_url(one.url) for one in policy.repositories or ()) or "none"
-    return OtaError(
+    return _refused(
         "signature-untrusted",
         f"This host takes firmware only from the repositories of {policy.folder} ({known}), and "
         "this one comes from none of them.",
-        remedy="Let the url be BASE/targets/FILE of such a repository; `esp32-ota repo add` "
-        "publishes a firmware there.",
+        "Let the url be BASE/targets/FILE of such a repository; `esp32-ota repo add` publishes a "
+        "firmware there.",
     )
 
 
