@@ -35,6 +35,7 @@ from ota_service.fleet.firmwares import Firmwares
 from ota_service.fleet.settings import Settings
 from ota_service.formats.build_table import table_from_csv
 from ota_service.formats.merge import merge
+from ota_service.formats.partitions import parse_partition_table
 from ota_service.formats.signature import public_key_digest
 from ota_service.update.flash_plan import check_merged
 from tests.formats.test_signature import spoilt
@@ -619,15 +620,62 @@ def test_all_that_a_merged_binary_starts(
         assert error.code == code, error
 
 
-@pytest.mark.parametrize("second", ["whole", "begun"])
+DATA_TABLE = table_from_csv(
+    "nvs,data,nvs,0x9000,16K\notadata,data,ota,0xd000,8K\nphy_init,data,phy,0xf000,4K\n"
+    "factory,app,factory,0x10000,1M\nfiles,data,littlefs,0x110000,64K\n"
+    "own,0x40,0x01,0x120000,64K\ncore,data,coredump,0x130000,64K\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("", ""), ("otadata", ""), ("phy_init", ""), ("nvs", "signature-missing"),
+     ("files", "signature-missing"), ("own", "signature-missing"), ("core", "signature-missing")],
+)  # fmt: skip
+def test_what_no_key_signs_in_a_merged_binary(
+    host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: str
+) -> None:
+    """Who changes it may have an app that is signed do what he wants; a repository vouches for a
+    file as a whole, but only one of the same policy."""
+    made = merge(bootloader=sign(build_bootloader(), OWN), table=DATA_TABLE, app=SIGNED).data
+    flash = bytearray(made.ljust(0x140000, b"\xff"))
+    for part in parse_partition_table(DATA_TABLE).partitions:
+        if part.label == name:
+            flash[part.offset + 4000] = 0x55
+    add_key(host, public(OWN))
+    data, grants = bytes(flash).rstrip(b"\xff"), []
+    for repository in ("", "of another policy", "of this one"):
+        folder = host if repository == "of this one" else tmp_path / "added"
+        if repository:
+            add_repository(
+                folder, "http://h/fw/", TufRepository().publish()["metadata/1.root.json"]
+            )
+            monkeypatch.setenv(ADDED, str(tmp_path / "added"))
+            sha256 = hashlib.sha256(data).hexdigest()
+            grants.append(
+                trust.Grant(folder, "http://h/fw/", "a", "", len(data), {"sha256": sha256})
+            )
+        try:
+            check_merged(data, grants=grants)
+            assert code == "" or folder == host
+        except OtaError as error:
+            assert (error.code, name in error.message, folder != host) == (code, True, True), error
+
+
+@pytest.mark.parametrize("second", ["whole", "begun", "in the signature's sector"])
 def test_a_merged_binary_with_two_tables(second: str) -> None:
     """A decoy before the table that its signed bootloader was built for hides what is started."""
     loader = sign(build_bootloader(), OWN)
-    data = bytearray(merged(SIGNED, loader))
+    app = sign(APP, FOREIGN, OWN)
+    data = bytearray(merged(app, loader))
     other = bytearray(data[0x8000:0x9000])
     if second == "begun":  # one that we read as damaged, and an older bootloader may not
         other[40] ^= 1
-    data[0xF000:0x10000] = other
+    if second == "in the signature's sector":  # before the block that counts
+        at = data.index(app) + len(app) - SECTOR
+        data[at : at + BLOCK] = other[:BLOCK]
+    else:
+        data[0xF000:0x10000] = other
     with pytest.raises(OtaError, match="cannot be told") as caught:
         check_merged(bytes(data), policies=())
     assert caught.value.code == "partition-table-invalid"
