@@ -512,6 +512,35 @@ async def test_metadata_that_expires_soon_is_told_and_looked_at_again(
     await firmwares.close()
 
 
+async def test_what_was_taken_back_is_not_written_from_the_shelf(
+    host: Path, server: FirmwareServer, made: TufRepository, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its owner is asked again before a board gets what was fetched a day ago; where he gives no
+    answer, it is as before."""
+    add_repository(host, server.url("/fw"), made.root)
+    target = Target(serve(server, made), "1.0.0")
+    log = logging.LoggerAdapter(logging.getLogger("ota_service"), {})
+    firmwares = Firmwares(Settings("OTA", target, cache_dir=tmp_path / "cache"), log, _never)
+    firmwares._supply._patience = Patience(delays_s=())
+    async with firmwares.had(target) as first:
+        assert not await firmwares.outdated(target, first)
+        monkeypatch.setattr("ota_service.fleet.firmwares.LOOK_AGAIN_S", -1.0)
+        server.fail_next("/fw/metadata/timestamp.json", 503)
+        assert await firmwares.outdated(target, first)
+        async with firmwares.had(target) as offline:
+            assert (offline.image, offline.allowed_by[0]["as_before"]) == (first.image, True)
+        del made.signed["targets"].targets["app.bin"]
+        made.publish()
+        serve(server, made)
+        for fetched in (first, offline):  # of two boards that have it, none gets it
+            assert await firmwares.outdated(target, fetched)
+        with pytest.raises(OtaError, match="signature-untrusted"):
+            async with firmwares.had(target):
+                pass
+    await firmwares.close()
+
+
 async def test_a_policy_that_comes_while_a_firmware_is_fetched(host: Path, tmp_path: Path) -> None:
     """It holds for whoever asks afterwards, also where a download is still shared with others."""
     begun, go = asyncio.Event(), asyncio.Event()
