@@ -13,11 +13,13 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Root
 from tuf.ngclient import FetcherInterface, Updater
@@ -200,6 +202,47 @@ def test_keys_with_a_password(tmp_path: Path) -> None:
     assert right.exit_code == 0, right.output
 
 
+def test_of_two_who_publish_at_once_both_have_published(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes second begins with the first one's state; a password that is not typed yet
+    holds nobody up, and what was seen never goes back."""
+    keys, signers, threads = tmp_path / "repo-keys", repository._signers, list[Thread]()
+
+    def add(name: str, ask: Callable[[], str] = str) -> None:
+        repository.add(folder, keys, NEXT, name=name, version="2", ask_password=ask)
+
+    def second(*arguments: Any) -> Any:
+        if not threads:
+            threads.append(Thread(target=add, args=("second.bin",)))
+            threads[0].start()
+            threads[0].join(0.3)  # without a lock it would be through by then
+        return signers(*arguments)
+
+    monkeypatch.setattr(repository, "_signers", second)
+    add("first.bin")
+    threads[0].join()
+    monkeypatch.setattr(repository, "_signers", signers)
+    pem = load_pem_private_key((keys / "snapshot.pem").read_bytes(), None)
+    (keys / "snapshot.pem").write_bytes(repository._pem(cast("Any", pem), "secret"))
+
+    def slowly() -> str:
+        (keys / "snapshot.pem").write_bytes(repository._pem(cast("Any", pem), None))
+        add("meanwhile.bin")
+        (keys / "snapshot.pem").write_bytes(repository._pem(cast("Any", pem), "secret"))
+        return "secret"
+
+    add("third.bin", slowly)
+    seen = json.loads((keys / "seen.json").read_text())
+    entries, _ = repository.listed(folder, keys)
+    names = ["app.bin", "first.bin", "meanwhile.bin", "second.bin", "third.bin"]
+    assert ([one.name for one in entries], seen["targets"]) == (names, 6)
+    state = repository._State.read(folder, keys)
+    (keys / "seen.json").write_text(json.dumps(seen | {"targets": 9}))
+    state._remember()
+    assert json.loads((keys / "seen.json").read_text())["targets"] == 9
+
+
 def his_root(folder: Path, number: int) -> None:
     """The owner's root with a thief's key in each role, signed by the thief, as this version."""
     thief = CryptoSigner.generate_ed25519()
@@ -299,6 +342,18 @@ def test_a_target_that_is_no_file_is_a_problem(folder: Path, kind: str) -> None:
             file.truncate(1 << 40)
     good, (problem,) = repository.verify(folder, folder.with_name("repo-keys"))
     assert (good, f"app.bin: {path} cannot be read: it " in problem) == ([], True)
+
+
+def test_a_group_s_folder_for_temporary_files(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `verify` remembers for the moment may lie in one, and behind a link."""
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all").chmod(0o775)
+    (tmp_path / "tmp").symlink_to("all")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    assert done(here("repo", "verify", str(folder), "--json"))["good"] == ["app.bin"]
+    assert not any((tmp_path / "all").iterdir())
 
 
 def test_a_root_that_was_replaced_stays_replaced(

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from esp32_sim.images import build_app
+from esp32_sim.images import Behaviour, build_app
 from esp32_sim.process import SimBoard, SimProcess
+from ota_service.fleet import policy
+from ota_service.fleet.service import shutdown
+from tests.faults.desk import Desk
 from tests.flash.merged_files import merged
 from tests.support.firmware_server import FirmwareServer
-from tests.support.host_policy import module_with
+from tests.support.host_policy import add_key, make_host, module_with
 from tests.support.module_client import ModuleProcess
 from tests.support.rig import PROJECT, Rig
 from tests.support.signing import digest, key, public, sign
@@ -58,6 +61,40 @@ async def test_a_board_gets_what_its_owner_signed_and_nothing_else(tmp_path: Pat
             ) as module:
                 rig = Rig(tmp_path, sim, server, module, ["a"])
                 await _attacked(rig, made, serve, first)
+
+
+async def test_a_policy_that_comes_holds_up_no_way_back_and_waits_for_the_right_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a restart, a board that was left alone is looked at and goes back, by its policy or
+    not; and a file that is published unsigned is replaced without a person's doing."""
+    host = make_host(tmp_path, monkeypatch)
+    monkeypatch.setattr(policy, "MISSING_PAUSES_S", (0.05,))
+    board = SimBoard("micro-rdk", otadata="valid", slot="ota_1", config={"rollback": True})
+    async with Desk.start(tmp_path, [board]) as desk:
+        silent = Behaviour(confirm_after_s=None)
+        wanted = {"url": desk.serve("1.1.0", behaviour=silent), "version": "1.1.0"}
+        await desk.configure(**wanted, confirm_timeout_s=2)
+        await desk.wait(lambda now: now["boards"]["a"]["state"] == "awaiting_confirmation")
+        await shutdown()
+        desk.service = None
+        add_key(host, public(OWN))
+        await desk.configure(**wanted, confirm_timeout_s=2)
+        status = await desk.wait(lambda now: now.get("run", {}).get("outcome") == "failed")
+        now = status["boards"]["a"]
+        assert (now["state"], now["version"]) == ("rolled_back", "1.0.0"), status
+        assert "did not confirm itself" in now["error"]["message"]
+        assert desk.board().control.running()["version"] == "1.0.0"
+
+        app = build_app(PROJECT, "2.0.0", size_bytes=60_000, behaviour=Behaviour(confirm_after_s=0))
+        before, url = desk.run_id(), desk.server.put("/2.bin", app)
+        await desk.configure(url=url, version="2.0.0", confirm_timeout_s=2)
+        status = await desk.next_run(before)
+        assert status["error"]["code"] == "signature-missing", status
+        desk.server.put("/2.bin", sign(app, OWN))
+        status = await desk.wait(lambda now: now["run"]["outcome"] == "succeeded")
+        assert (status["run"]["trigger"], "error" in status) == ("resumed", False)
+        assert status["boards"]["a"]["version"] == "2.0.0"
 
 
 async def _attacked(rig: Rig, made: TufRepository, serve: Any, first: dict[str, bytes]) -> None:

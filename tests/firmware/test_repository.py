@@ -5,8 +5,10 @@ configuration or of a key gets past a host, which is nothing."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -299,7 +301,36 @@ async def test_a_full_disk_does_not_end_what_was_begun(
     monkeypatch.setattr("ota_service.firmware.files.tempfile.mkstemp", full)
     monkeypatch.setattr("ota_service.firmware.repository.SEEN_STEP_S", -1.0)
     assert await host.takes(OLD) == ""
-    assert await host.takes(OLD, "1.0.1") == "file-access"
+    with pytest.raises(GaveUp, match="No space") as caught:  # it is tried again by itself
+        await host.grant(version="1.0.1")
+    assert caught.value.code == "file-access"
+
+
+async def test_a_disk_that_is_read_only(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was allowed before is known; what was not, and what has no memory, says what to do."""
+    assert await host.takes(OLD) == ""
+    opens, mkdir = os.open, os.mkdir
+
+    def opened(path: Any, flags: int, mode: int = 0o777, **options: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and str(path).startswith(str(home)):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opens(path, flags, mode, **options)
+
+    def made(path: Any, mode: int = 0o777, **options: Any) -> None:
+        if not os.path.isdir(path):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        mkdir(path, mode, **options)
+
+    home = host.folder
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "mkdir", made)
+    assert await host.takes(OLD) == ""
+    for folder, version in ((home, "1.0.1"), (home / "none", "1.0.0")):
+        host.folder = folder
+        with pytest.raises(NotThere, match="Read-only") as caught:
+            await host.grant(version=version)
+        assert caught.value.code == "trust-invalid"
+        assert "install -d -m 700" in caught.value.remedy
 
 
 async def test_a_dead_server_is_waited_for_once(host: Host, made: TufRepository) -> None:
@@ -383,9 +414,41 @@ async def test_older_metadata_is_replayed(host: Host, made: TufRepository) -> No
     assert await host.takes(NEW, "2.0.0") == ""
     after, host.files = host.files, before
     assert await host.takes(OLD, "1.0.0") == "replayed"
-    assert await host.takes(NEW, "2.0.0") == "replayed"
+    assert await host.takes(NEW, "2.0.0") == ""  # whoever shows it ends nothing that was begun
     host.files = {**after, "metadata/timestamp.json": before["metadata/timestamp.json"]}
     assert await host.takes(OLD, "1.0.0") == "replayed"
+
+
+async def test_what_was_seen_outlasts_a_power_cut(host: Host, made: TufRepository) -> None:
+    """The client's own files may be older after it, or gone; what was seen is not forgotten."""
+    before = dict(made.files)
+    assert await host.takes(OLD) == ""
+    made.add("app.bin", NEW, "2.0.0")
+    made.add("old.bin", OLD, "1.0.0")
+    after = host.files = made.publish()
+    assert await host.takes(NEW, "2.0.0") == ""
+    (kept,) = (path.parent / "metadata" for path in host.folder.rglob("allowed.json"))
+    for path in kept.rglob("*.json"):
+        path.unlink()
+    host.files = before
+    assert await host.takes(OLD) == "replayed"
+    host.files = after
+    assert await host.takes(OLD, name="old.bin") == ""
+    made.signed["root"].version = 2
+    new = made.keys["timestamp"] = [CryptoSigner.generate_ed25519()]
+    old = made.signed["root"].roles["timestamp"].keyids[0]
+    made.signed["root"].revoke_key(old, "timestamp")
+    made.signed["root"].add_key(new[0].public_key, "timestamp")
+    made.signed["timestamp"].version = made.signed["snapshot"].version = 0
+    host.files = made.publish()  # its owner begins anew, as TUF allows with another key
+    for path in kept.rglob("*.json"):
+        path.unlink()
+    assert (await host.grant("old.bin")).metadata["timestamp"] == 1
+    host.files = {n: data for n, data in host.files.items() if n != "metadata/2.root.json"}
+    host.files["metadata/timestamp.json"] = after["metadata/timestamp.json"]
+    for path in kept.rglob("*.json"):
+        path.unlink()
+    assert await host.takes(OLD, "1.0.0", "none.bin") == "replayed"  # with the stolen old key
 
 
 async def test_a_stolen_timestamp_key_leads_not_back(host: Host, made: TufRepository) -> None:
@@ -520,6 +583,35 @@ async def test_the_longest_prefix_counts(host: Host, made: TufRepository) -> Non
             host.policy, url, "2.0.0", fetch=host.fetch, state_dir=host.folder, log=LOG
         )
         assert grant.repository == f"{BASE}inner/"
+
+
+async def test_one_expired_role_holds_up_its_own_files_only(
+    tmp_path: Path, made: TufRepository
+) -> None:
+    """New firmware of the others is taken, and what their owners took back is not."""
+    made.delegate("motors", "motors/*")
+    made.delegate("lamps", "lamps/*")
+    made.add("motors/old.bin", OLD, "1.0.0", role="motors")
+    made.add("lamps/old.bin", OLD, "1.0.0", role="lamps")
+    made.signed["lamps"].expires = in_days(10)
+    made.publish()
+    host = Host(made, tmp_path)
+    for name in ("lamps/old.bin", "motors/old.bin", "app.bin"):
+        assert await host.takes(OLD, name=name) == ""
+    grant = await host.grant("lamps/old.bin")
+    assert (grant.expires or "").startswith(f"{in_days(10):%Y-%m-%d}")
+    assert grant.metadata["lamps"] == 2
+    assert "motors" not in grant.metadata
+    assert ((await host.grant()).expires or "").startswith(f"{in_days(30):%Y-%m-%d}")
+    made.signed["lamps"].expires = in_days(-1)
+    del made.signed["targets"].targets["app.bin"]
+    made.add("motors/new.bin", NEW, "2.0.0", role="motors")
+    host.files, host.asked = made.publish(), []
+    assert await host.takes(NEW, "2.0.0", "motors/new.bin") == ""
+    assert sum("lamps" in url for url in host.asked) == 1
+    assert await host.takes(OLD, "2.0.0", "lamps/old.bin") == "metadata-expired"
+    assert await host.takes(OLD, name="lamps/old.bin") == ""  # as before
+    assert await host.takes(OLD) == "signature-untrusted"  # it was taken back
 
 
 def test_a_memory_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:

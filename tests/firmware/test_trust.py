@@ -27,6 +27,7 @@ from ota_service.errors import OtaError
 from ota_service.firmware import trust
 from ota_service.firmware.check import check_firmware
 from ota_service.firmware.download import Patience
+from ota_service.firmware.failures import NotThere
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.firmware.trust import ADDED
@@ -34,6 +35,7 @@ from ota_service.fleet.firmwares import Firmwares
 from ota_service.fleet.settings import Settings
 from ota_service.formats.build_table import table_from_csv
 from ota_service.formats.merge import merge
+from ota_service.formats.partitions import parse_partition_table
 from ota_service.formats.signature import public_key_digest
 from ota_service.update.flash_plan import check_merged
 from tests.formats.test_signature import spoilt
@@ -345,6 +347,55 @@ def test_nothing_that_is_configured_chooses_the_memory(
     assert str(trust.memory()) == there
 
 
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remembers where root has made a folder for him, and is told to have one made."""
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    monkeypatch.setattr(pwd, "getpwuid", dict[int, Any]().__getitem__)
+    monkeypatch.setattr(trust, "SYSTEM", tmp_path)
+    folder = tmp_path / "trust-4711"
+    with pytest.raises(NotThere, match="no home") as caught:
+        trust.memory()
+    assert (caught.value.code, str(folder) in caught.value.remedy) == ("trust-invalid", True)
+    folder.mkdir()
+    with pytest.raises(NotThere):
+        trust.memory()  # another one's
+    os.chown(folder, 4711, -1)
+    assert trust.memory() == folder
+    folder.rmdir()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "home").symlink_to("real")  # as /home is on some machines
+    home = pwd.struct_passwd(("u", "x", 4711, 4711, "", f"{tmp_path}/home/u", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", {4711: home}.get)
+    assert trust.memory() == tmp_path / "real" / "u" / ".ota-service-trust"
+
+
+@pytest.mark.parametrize("what", ["plain", "repository"])
+async def test_a_refused_file_may_be_published_aright_later(
+    host: Path, server: FirmwareServer, made: TufRepository, supply: Supply, what: str
+) -> None:
+    """A file and what vouches for it do not appear at once: it is looked for again."""
+    add_key(host, public(OWN))
+    if what == "repository":
+        add_repository(host, server.url("/fw/"), made.root)
+    url = serve(server, made)
+    hashed = url.replace("app.bin", f"{hashlib.sha256(SIGNED).hexdigest()}.app.bin")
+    place = (hashed if what == "repository" else url).removeprefix(server.url("/")[:-1])
+    wrong = {
+        "plain": [
+            (APP, "missing"),
+            (bad_block(SIGNED, 0), "invalid"),
+            (sign(APP, FOREIGN), "untr"),
+        ],
+        "repository": [(sign(APP, OWN), "digest-mismatch"), (SIGNED + b"\xff", "too-large")],
+    }
+    for data, code in wrong[what]:
+        server.put(place, data)
+        with pytest.raises(NotThere, match=code):
+            await supply.get(Target(url, "1.0.0"))
+    server.put(place, SIGNED)
+    assert (await supply.get(Target(url, "1.0.0"))).data == SIGNED
+
+
 async def test_a_forged_memory_in_the_configuration_s_folder(
     host: Path, made: TufRepository, tmp_path: Path
 ) -> None:
@@ -461,6 +512,35 @@ async def test_metadata_that_expires_soon_is_told_and_looked_at_again(
     await firmwares.close()
 
 
+async def test_what_was_taken_back_is_not_written_from_the_shelf(
+    host: Path, server: FirmwareServer, made: TufRepository, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its owner is asked again before a board gets what was fetched a day ago; where he gives no
+    answer, it is as before."""
+    add_repository(host, server.url("/fw"), made.root)
+    target = Target(serve(server, made), "1.0.0")
+    log = logging.LoggerAdapter(logging.getLogger("ota_service"), {})
+    firmwares = Firmwares(Settings("OTA", target, cache_dir=tmp_path / "cache"), log, _never)
+    firmwares._supply._patience = Patience(delays_s=())
+    async with firmwares.had(target) as first:
+        assert not await firmwares.outdated(target, first)
+        monkeypatch.setattr("ota_service.fleet.firmwares.LOOK_AGAIN_S", -1.0)
+        server.fail_next("/fw/metadata/timestamp.json", 503)
+        assert await firmwares.outdated(target, first)
+        async with firmwares.had(target) as offline:
+            assert (offline.image, offline.allowed_by[0]["as_before"]) == (first.image, True)
+        del made.signed["targets"].targets["app.bin"]
+        made.publish()
+        serve(server, made)
+        for fetched in (first, offline):  # of two boards that have it, none gets it
+            assert await firmwares.outdated(target, fetched)
+        with pytest.raises(OtaError, match="signature-untrusted"):
+            async with firmwares.had(target):
+                pass
+    await firmwares.close()
+
+
 async def test_a_policy_that_comes_while_a_firmware_is_fetched(host: Path, tmp_path: Path) -> None:
     """It holds for whoever asks afterwards, also where a download is still shared with others."""
     begun, go = asyncio.Event(), asyncio.Event()
@@ -569,15 +649,62 @@ def test_all_that_a_merged_binary_starts(
         assert error.code == code, error
 
 
-@pytest.mark.parametrize("second", ["whole", "begun"])
+DATA_TABLE = table_from_csv(
+    "nvs,data,nvs,0x9000,16K\notadata,data,ota,0xd000,8K\nphy_init,data,phy,0xf000,4K\n"
+    "factory,app,factory,0x10000,1M\nfiles,data,littlefs,0x110000,64K\n"
+    "own,0x40,0x01,0x120000,64K\ncore,data,coredump,0x130000,64K\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("", ""), ("otadata", ""), ("phy_init", ""), ("nvs", "signature-missing"),
+     ("files", "signature-missing"), ("own", "signature-missing"), ("core", "signature-missing")],
+)  # fmt: skip
+def test_what_no_key_signs_in_a_merged_binary(
+    host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: str
+) -> None:
+    """Who changes it may have an app that is signed do what he wants; a repository vouches for a
+    file as a whole, but only one of the same policy."""
+    made = merge(bootloader=sign(build_bootloader(), OWN), table=DATA_TABLE, app=SIGNED).data
+    flash = bytearray(made.ljust(0x140000, b"\xff"))
+    for part in parse_partition_table(DATA_TABLE).partitions:
+        if part.label == name:
+            flash[part.offset + 4000] = 0x55
+    add_key(host, public(OWN))
+    data, grants = bytes(flash).rstrip(b"\xff"), []
+    for repository in ("", "of another policy", "of this one"):
+        folder = host if repository == "of this one" else tmp_path / "added"
+        if repository:
+            add_repository(
+                folder, "http://h/fw/", TufRepository().publish()["metadata/1.root.json"]
+            )
+            monkeypatch.setenv(ADDED, str(tmp_path / "added"))
+            sha256 = hashlib.sha256(data).hexdigest()
+            grants.append(
+                trust.Grant(folder, "http://h/fw/", "a", "", len(data), {"sha256": sha256})
+            )
+        try:
+            check_merged(data, grants=grants)
+            assert code == "" or folder == host
+        except OtaError as error:
+            assert (error.code, name in error.message, folder != host) == (code, True, True), error
+
+
+@pytest.mark.parametrize("second", ["whole", "begun", "in the signature's sector"])
 def test_a_merged_binary_with_two_tables(second: str) -> None:
     """A decoy before the table that its signed bootloader was built for hides what is started."""
     loader = sign(build_bootloader(), OWN)
-    data = bytearray(merged(SIGNED, loader))
+    app = sign(APP, FOREIGN, OWN)
+    data = bytearray(merged(app, loader))
     other = bytearray(data[0x8000:0x9000])
     if second == "begun":  # one that we read as damaged, and an older bootloader may not
         other[40] ^= 1
-    data[0xF000:0x10000] = other
+    if second == "in the signature's sector":  # before the block that counts
+        at = data.index(app) + len(app) - SECTOR
+        data[at : at + BLOCK] = other[:BLOCK]
+    else:
+        data[0xF000:0x10000] = other
     with pytest.raises(OtaError, match="cannot be told") as caught:
         check_merged(bytes(data), policies=())
     assert caught.value.code == "partition-table-invalid"

@@ -99,6 +99,42 @@ def test_a_policy_that_came_after_the_firmware(
     at_desk(test)
 
 
+@pytest.mark.parametrize("before", [[], ["link-lost"], ["port-busy"], ["link-lost", "port-busy"]])
+@pytest.mark.parametrize("end", ["rolled_back", "up_to_date"])
+def test_what_was_begun_ends_without_its_firmware(
+    at_desk: AtDesk, before: list[str], end: Any
+) -> None:
+    """After a restart, whatever a policy refuses by then: a board that was left alone is looked at,
+    and goes back where its app has failed."""
+
+    async def test(desk: Desk) -> None:
+        desk.firmwares.at_once = OtaError("signature-missing")
+        failed = OtaError("boot-failed") if end == "rolled_back" else None
+        version = "1" if failed else "2"
+        desk.script = [*before, replace(DONE, end=end, version=version, error=failed)]
+        desk.memory.awaits(
+            MAC, TARGET.key, version="2", slot="ota_0", seconds=100, previous_version="1"
+        )
+        board, began_s = desk.board(), now_s()
+        order = desk.order(place=Place("a", "here", PORT, mac=MAC))
+        answer = await desk.give(board, order)
+        assert now_s() - began_s == pytest.approx(100, abs=5)
+        assert (answer.end, board.shown.state) == ("error" if failed else "done", end)
+        for attempt in desk.attempts:
+            job = attempt._job
+            assert isinstance(job, Job)
+            assert job.confirm is not None
+            assert (job.image, job.confirm.slot) == (None, "ota_0")
+        assert len(desk.attempts) == len(before) + 1
+        assert desk.memory.awaited(MAC) is None
+        # Nothing is begun any more, and nothing is.
+        assert (await desk.give(board, desk.order(place=order.place))).end == "no-firmware"
+        assert len(desk.attempts) == len(before) + 1
+        assert (board.free, desk.firmwares.waiting) == (True, [])
+
+    at_desk(test)
+
+
 def test_a_flash_tells_what_allowed_it(at_desk: AtDesk) -> None:
     """Also where it failed: something may have been written."""
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
     Metadata,
     MetaFile,
     Root,
@@ -67,6 +69,7 @@ class TufRepository:
         version: str | None,
         *,
         hashes: Mapping[str, str] | None = None,
+        role: str = "targets",
         **ota: Any,
     ) -> None:
         """Sign for a file, and have it under all of its names. version: None: not bound."""
@@ -74,20 +77,29 @@ class TufRepository:
         entry = TargetFile(len(data), dict(hashes or {"sha256": digest}), path)
         if version is not None:
             entry.unrecognized_fields["custom"] = {"ota": {"version": version, **ota}}
-        self.signed["targets"].targets[path] = entry
+        self.signed[role].targets[path] = entry
         folder, slash, name = path.rpartition("/")
         self.files[f"targets/{path}"] = data
         for value in entry.hashes.values():
             self.files[f"targets/{folder}{slash}{value}.{name}"] = data
 
+    def delegate(self, role: str, pattern: str) -> None:
+        """Have another role sign for the files of a pattern."""
+        self.keys[role], targets = [CryptoSigner.generate_ed25519()], self.signed["targets"]
+        self.signed[role] = Targets(expires=in_days(30))
+        targets.delegations = targets.delegations or Delegations({}, {})
+        targets.delegations.roles[role] = DelegatedRole(role, [], 1, False, paths=[pattern])
+        targets.add_key(self.keys[role][0].public_key, role)
+
     def publish(self) -> dict[str, bytes]:
         """Sign everything, as a next version; returns what the server then has."""
         again = bool(self.files.get("metadata/timestamp.json"))
-        for role in ("targets", "snapshot", "timestamp"):
+        for role in set(self.signed) - {"root"}:
             self.signed[role].version += again
-        self.signed["snapshot"].meta["targets.json"] = MetaFile(self.signed["targets"].version)
+        for role in set(self.signed) - {"root", "snapshot", "timestamp"}:
+            self.signed["snapshot"].meta[f"{role}.json"] = MetaFile(self.signed[role].version)
         self.signed["timestamp"].snapshot_meta = MetaFile(self.signed["snapshot"].version)
-        for role in ROLES:
+        for role in self.signed:
             self.put(role)
         return dict(self.files)
 

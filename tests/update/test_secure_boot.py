@@ -23,12 +23,13 @@ from tests.formats.test_signature import spoilt
 from tests.support.signing import BLOCK, SECTOR, digest, hexes, key, sign
 
 APP = build_app(size_bytes=5_000)
-KEYS = {"r": "RSA-3072", "s": "RSA-3072", **dict.fromkeys("abc", "ECDSA-P-256")}
-ESP32, C2, C6, S3 = 0, 12, 13, 9
+KEYS = {"r": "RSA-3072", "s": "RSA-3072", **dict.fromkeys("abc", "ECDSA-P-256"),
+        "e": "ECDSA-P-384"}  # fmt: skip
+ESP32, C2, C5, C6, S3 = 0, 12, 23, 13, 9
 
 
 def pem(name: str) -> bytes:
-    """A private key by its letter: r and s of RSA, a to c of a curve."""
+    """A private key by its letter: r and s of RSA, a to c of a curve, e of a longer one."""
     return key(KEYS[name], ord(name))
 
 
@@ -63,6 +64,9 @@ ROWS: list[tuple[str, int, str, str, str, str]] = [
     ("a curve on a chip that takes RSA only", S3, "a", "", "a", "secure-boot"),
     ("the second of its keys", S3, "rs", "", "s", ""),
     ("its own key on a curve", C6, "a", "", "a", ""),
+    ("a curve that its chip takes", C5, "e", "", "e", ""),
+    ("a curve that is too long for its chip", C6, "e", "", "e", "secure-boot"),
+    ("that curve beside one that it takes", C6, "ae", "", "ea", ""),
     ("a revoked key", C6, "b", "a", "a", "signature-untrusted"),
     ("one of three keys", C6, "cba", "", "a", ""),
     ("the third of three blocks", C6, "c", "", "abc", ""),

@@ -15,11 +15,15 @@ folder.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -135,34 +139,39 @@ def add(
     if not version:
         text = "The app has no version in its descriptor."
         raise OtaError("config-invalid", text, remedy="Give --version.")
-    state = _State.read(folder, keys)
-    signers = _signers(state.root, keys, ("targets", "snapshot", "timestamp"), ask_password)
     target = TargetFile.from_data(name, data, ["sha256"])
     about = {"version": version}
     if image is not None:
         about |= {"project": image.descriptor.project, "chip": image.chip}
     target.unrecognized_fields["custom"] = {"ota": about}
-    state.signed["targets"].targets[name] = target
-    for path in (f"{target.hashes['sha256']}.{name}", name):
-        _write(folder / "targets" / path, data)
-    state.sign(["targets"], signers)
+    password = _password(keys, ask_password)
+    with _alone(keys):
+        state = _State.read(folder, keys)
+        signers = _signers(state.root, keys, ("targets", "snapshot", "timestamp"), password)
+        state.signed["targets"].targets[name] = target
+        for path in (f"{target.hashes['sha256']}.{name}", name):
+            _write(folder / "targets" / path, data)
+        state.sign(["targets"], signers)
     return _entry(name, target)
 
 
 def refresh(folder: Path, keys: Path, ask_password: AskPassword) -> list[str]:
     """Sign anew, so that nothing expires; the roles that were. Raises OtaError."""
-    state = _State.read(folder, keys)
     soon = datetime.now(UTC) + timedelta(days=RENEWED_DAYS)
-    due = [role for role in ("root", "targets")
-           if state.signed[role].expires < soon and (keys / f"{role}.pem").exists()]  # fmt: skip
-    signers = _signers(state.root, keys, [*due, "snapshot", "timestamp"], ask_password)
-    state.sign(due, signers)
+    password = _password(keys, ask_password)
+    with _alone(keys):
+        state = _State.read(folder, keys)
+        due = [role for role in ("root", "targets") if state.signed[role].expires < soon]
+        due = [role for role in due if (keys / f"{role}.pem").exists()]
+        signers = _signers(state.root, keys, [*due, "snapshot", "timestamp"], password)
+        state.sign(due, signers)
     return [*due, "snapshot", "timestamp"]
 
 
 def listed(folder: Path, keys: Path) -> tuple[list[Entry], dict[str, datetime]]:
     """What a repository has, and when each role's metadata expires. Raises OtaError."""
-    state = _State.read(folder, keys)
+    with _alone(keys):
+        state = _State.read(folder, keys)
     targets = state.signed["targets"].targets
     expires = {role: state.signed[role].expires for role in DAYS}
     return [_entry(name, targets[name]) for name in sorted(targets)], expires
@@ -186,7 +195,7 @@ def verify(folder: Path, keys: Path) -> tuple[list[str], list[str]]:
                 grant = asyncio.run(
                     repository.grant(
                         policy, f"{base}targets/{entry.name}", "", fetch=_no_download,
-                        state_dir=Path(state_dir), log=repository.LOGGER,
+                        state_dir=Path(state_dir), log=repository.LOGGER, guarded=False,
                     )
                 )  # fmt: skip
                 for place in {Path(grant.url), folder / "targets" / entry.name}:
@@ -323,13 +332,8 @@ class _State:
 
     def _require_newest(self) -> None:
         """An older state would be signed anew, with what was taken back since."""
-        path = self.keys / SEEN
-        try:
-            seen = json.loads(read_file(path, TEXT_BYTES)) if path.exists() else {}
-            older = [role for role in DAYS if self.signed[role].version < int(seen.get(role, 0))]
-        except (ValueError, TypeError, AttributeError):
-            raise OtaError("file-access", f"{path} has not the form of ours.") from None
-        for role in older:
+        path, seen = self.keys / SEEN, self._seen()
+        for role in (role for role in DAYS if self.signed[role].version < seen[role]):
             raise OtaError(
                 "replayed",
                 f"{self.folder} has version {self.signed[role].version} of {role}, and version "
@@ -338,8 +342,17 @@ class _State:
                 f"Where the newest is lost, remove {path}.",
             )
 
+    def _seen(self) -> dict[str, int]:
+        path = self.keys / SEEN
+        try:
+            seen = json.loads(read_file(path, TEXT_BYTES)) if path.exists() else {}
+            return {role: int(seen.get(role, 0)) for role in DAYS}
+        except (ValueError, TypeError, AttributeError):
+            raise OtaError("file-access", f"{path} has not the form of ours.") from None
+
     def _remember(self) -> None:
-        versions = {role: self.signed[role].version for role in DAYS}
+        seen = self._seen()
+        versions = {role: max(self.signed[role].version, seen[role]) for role in DAYS}
         _write(self.keys / SEEN, json.dumps(versions).encode(), mode=0o600)
 
     def sign(
@@ -372,10 +385,35 @@ class _State:
         self._remember()
 
 
+@contextmanager
+def _alone(keys: Path) -> Iterator[None]:
+    """Nobody else signs meanwhile: of two releases that begin with the same state, the second would
+    lose the first."""
+    try:
+        folder = os.open(keys, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield  # `_first_root` says what is missing
+        return
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _password(keys: Path, ask: AskPassword) -> bytes | None:
+    """That of the keys; asked for before the state is read, since people may take their time."""
+    for role in DAYS:
+        with contextlib.suppress(OtaError):
+            if b"ENCRYPTED" in read_file(keys / f"{role}.pem", TEXT_BYTES):
+                return ask().encode()
+    return None
+
+
 def _signers(
-    root: Root, keys: Path, roles: Sequence[str], ask_password: AskPassword
+    root: Root, keys: Path, roles: Sequence[str], password: bytes | None
 ) -> dict[str, CryptoSigner]:
-    signers, password = {}, None
+    signers = {}
     for role in roles:
         path = keys / f"{role}.pem"
         try:
@@ -383,8 +421,6 @@ def _signers(
         except OtaError as error:
             remedy = "Say with --keys where they are."
             raise OtaError("file-access", error.message, remedy=remedy) from None
-        if b"ENCRYPTED" in data and password is None:
-            password = ask_password().encode()
         try:
             private: Any = serialization.load_pem_private_key(
                 data, password if b"ENCRYPTED" in data else None

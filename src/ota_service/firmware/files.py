@@ -4,6 +4,7 @@ how ours are written."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tempfile
@@ -59,6 +60,7 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             os.fsync(file.fileno())
         os.chmod(name, mode)
         os.replace(name, path)
+        _sync_names(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -83,6 +85,16 @@ def read_stamped(
 
 
 # --- inside
+
+
+def _sync_names(folder: Path) -> None:
+    """A power cut must not bring back the file before; not each disk can be asked for that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _require_regular(status: os.stat_result) -> None:

@@ -5,7 +5,8 @@ The rules are python-tuf's (`ngclient`, The Update Framework 1.0); here are the 
 which is our downloader, what is remembered, and errors in our words.
 
     MEMORY/<name>/metadata/     what TUF remembers: it takes nothing older any more
-    MEMORY/<name>/allowed.json  which files were allowed, and when metadata was last fresh
+    MEMORY/<name>/allowed.json  which files were allowed, which versions of metadata were seen, and
+                                when it was last fresh
 
 A file that was allowed before needs no fresh metadata: an update that was begun with it goes on,
 also where its repository cannot be reached or has expired. Metadata that is fresh and names
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,12 +28,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from tuf.api import exceptions
 from tuf.api.metadata import Metadata, Root, TargetFile
@@ -52,6 +54,7 @@ LOGGER = logging.getLogger(__name__)
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 ROLES = ("root", "timestamp", "snapshot", "targets")
+_ROOT = "root.json"
 MAX_ALLOWED = 500
 """Files that are remembered of each repository; the oldest are forgotten first."""
 LOCK_POLL_S = 0.05
@@ -67,14 +70,15 @@ _THREADS = ThreadPoolExecutor(max_workers=32, thread_name_prefix="repository")
 
 
 async def grant(
-    policy: Policy, url: str, version: str, *, fetch: Fetch, state_dir: Path, log: Log
-) -> Grant:
+    policy: Policy, url: str, version: str, *, fetch: Fetch, state_dir: Path, log: Log,
+    guarded: bool = True,
+) -> Grant:  # fmt: skip
     """What a policy's repositories say of the file at `url`: an address, or a path.
 
-    version: that it must be bound to; "": any. state_dir: the memory, `trust.memory` as a rule.
-    Raises OtaError `signature-untrusted`, `trust-invalid` where others may write to the memory,
-    `version-mismatch`, `metadata-expired`, `metadata-invalid`, `replayed`, `clock-behind`, and
-    what `fetch` raises.
+    version: that it must be bound to; "": any. state_dir: the memory, `trust.memory` as a rule;
+    guarded: it must be nobody else's to write to. Raises OtaError `signature-untrusted`,
+    `trust-invalid` where the memory is others', or there is none, `version-mismatch`,
+    `metadata-expired`, `metadata-invalid`, `replayed`, `clock-behind`, and what `fetch` raises.
     """
     place, repository = trust.place_of(url), None
     for one in policy.repositories or ():  # the longest prefix counts
@@ -85,8 +89,9 @@ async def grant(
     path = place.removeprefix(repository.url).removeprefix("targets/")
     if not place.startswith(f"{repository.url}targets/"):
         raise trust.not_from_there(policy)
-    client = _Client(policy, repository, path, url, fetch, state_dir, asyncio.get_running_loop())
-    call = asyncio.get_running_loop().run_in_executor(_THREADS, partial(client.grant, version, log))
+    loop = asyncio.get_running_loop()
+    client = _Client(policy, repository, path, url, fetch, state_dir, guarded, loop)
+    call = loop.run_in_executor(_THREADS, partial(client.grant, version, log))
     try:
         return await call
     finally:
@@ -102,10 +107,14 @@ class _Failed(exceptions.DownloadError):
 
 
 class _Fetcher(FetcherInterface):
-    """Gets metadata with our downloader, from a thread; `last`: what came last, by its role."""
+    """Gets metadata with our downloader, from a thread; `last`: what came last, by its role.
+
+    Each file once in a look, also one that cannot be had or is not taken: many files may be its.
+    """
 
     def __init__(self, get: Callable[[str, int], bytes]) -> None:
         self._get = get
+        self._had: dict[str, bytes | OtaError] = {}
         self.last: bytes = b""
         self.missing: OtaError | None = None
 
@@ -115,7 +124,7 @@ class _Fetcher(FetcherInterface):
     def download_bytes(self, url: str, max_length: int) -> bytes:
         """A file of metadata."""
         try:
-            self.last = self._get(url, max_length)
+            self.last = self._once(url, max_length)
         except NotThere as error:
             self.missing = error
             raise exceptions.DownloadHTTPError(error.code, 404) from None
@@ -124,6 +133,17 @@ class _Fetcher(FetcherInterface):
                 raise exceptions.DownloadLengthMismatchError(error.code) from None
             raise _Failed(error) from None
         return self.last
+
+    def _once(self, url: str, max_length: int) -> bytes:
+        if url not in self._had:
+            try:
+                self._had[url] = self._get(url, max_length)
+            except OtaError as error:
+                self._had[url] = error
+        had = self._had[url]
+        if isinstance(had, OtaError):
+            raise had
+        return had
 
 
 @dataclass
@@ -136,6 +156,7 @@ class _Client:
     url: str = field(repr=False)
     fetch: Fetch
     state_dir: Path
+    guarded: bool
     loop: asyncio.AbstractEventLoop
     _wanted: Future[bytes] | None = None
     _over: bool = False
@@ -169,7 +190,7 @@ class _Client:
                 found = self._look(folder, remembered, asked_s)
             except OtaError as error:
                 before = self._before(remembered, version)
-                if before is None or error.code in _NEVER:
+                if before is None or error.code == "cancelled":
                     raise
                 log.warning("%s What it allowed before is still taken.", error.message)
                 found = before
@@ -200,8 +221,11 @@ class _Client:
         folder = self.folder
         try:
             for one in (folder, folder / "metadata"):
-                trust.make_own(one)
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                if self.guarded:
+                    trust.make_own(one)
+                one.mkdir(mode=0o700, exist_ok=True)
+            # The folder itself: on a disk that is read-only, too, what was allowed is known.
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 self._wait_for(lock)
                 yield folder
@@ -232,35 +256,72 @@ class _Client:
             )
         was = list(remembered.allowed.items())
         kept = folder / "metadata"
-        before = {role: _versions(_read(kept / f"{role}.json")) for role in ROLES[1:]}
         fetcher = _Fetcher(self._get)
-        with self._explained(fetcher, before):
+        problem, found = None, None
+        with self._explained(fetcher, _stated(kept) | remembered.versions):
             updater = Updater(
                 str(kept), f"{self.repository.url}metadata/", fetcher=fetcher,
                 config=UpdaterConfig(), bootstrap=self.repository.root,
             )  # fmt: skip
             updater.refresh()
-            found = updater.get_targetinfo(self.path) or updater.get_targetinfo(unquote(self.path))
-            for path, known in list(remembered.allowed.items()):
-                now_there = updater.get_targetinfo(path)
+        newer = self._require_newest(remembered, kept)
+        try:
+            found = self._entry(updater, fetcher, self.path)
+            found = found or self._entry(updater, fetcher, unquote(self.path))
+        except OtaError as error:  # of the role that speaks of this file
+            problem = error
+        for path, known in list(remembered.allowed.items()):
+            # One role that has expired or cannot be had says nothing of the others' files.
+            with contextlib.suppress(OtaError):
+                now_there = self._entry(updater, fetcher, path)
                 if now_there is None or _about(now_there) != known:
                     del remembered.allowed[path]
         if found is not None:
             remembered.allowed.pop(self.path, None)
             remembered.allowed[found.path] = _about(found)
-        if was != list(remembered.allowed.items()) or now > remembered.seen_s + SEEN_STEP_S:
+        changed = newer or was != list(remembered.allowed.items())
+        if changed or now > remembered.seen_s + SEEN_STEP_S:
             remembered.seen_s = max(remembered.seen_s, now)
             remembered.write(folder / "allowed.json")
+        if problem is not None:
+            raise problem
         if found is None:
             raise NotThere(
                 "signature-untrusted",
                 f"The owner of {self.shown} has not signed for any {self.path}.",
                 remedy="Publish it with `esp32-ota repo add`, or correct the url.",
             )
-        signed = {r: Metadata[Any].from_bytes(_read(kept / f"{r}.json")).signed for r in ROLES}
+        signed = _vouching(kept, found.path)
         metadata = {role: one.version for role, one in signed.items()}
         expires = min(one.expires for one in signed.values())
         return {**_about(found), "metadata": metadata, "expires": f"{expires:%Y-%m-%dT%H:%M:%SZ}"}
+
+    def _entry(self, updater: Updater, fetcher: _Fetcher, path: str) -> TargetFile | None:
+        if self._over:
+            raise OtaError("cancelled")
+        with self._explained(fetcher, {}):
+            return updater.get_targetinfo(path)
+
+    def _require_newest(self, remembered: _Remembered, kept: Path) -> bool:
+        """Whether metadata is newer than any that was seen. Raises `replayed` where some is older:
+        the client's own files are not synced, so that a power cut may bring back what they were.
+
+        Who has lost the key of timestamp or snapshot may begin anew with another one: the
+        specification of TUF, 5.3.11.
+        """
+        now, before = _stated(kept), remembered.versions
+        roles = Metadata[Root].from_bytes(_read(kept / "root.json")).signed.roles
+        keys = [roles[role].keyids for role in ("timestamp", "snapshot")]
+        held = (
+            before if keys == remembered.keys else {n: v for n, v in before.items() if n == _ROOT}
+        )
+        if any(now.get(name, version) < version for name, version in held.items()):
+            raise self._replayed()
+        remembered.versions, remembered.keys = now, keys
+        return now != before
+
+    def _replayed(self) -> OtaError:
+        return NotThere("replayed", f"{self.shown} shows older metadata than it did before.")
 
     def _bound(self, found: Mapping[str, Any], version: str, folder: Path) -> Grant:
         said, custom = _version(found), found["ota"]
@@ -328,7 +389,7 @@ class _Client:
             raise GaveUp("download-failed", text) from None
 
     @contextmanager
-    def _explained(self, fetcher: _Fetcher, before: Mapping[str, dict[str, int]]) -> Iterator[None]:
+    def _explained(self, fetcher: _Fetcher, before: Mapping[str, int]) -> Iterator[None]:
         """What the client finds wrong, in our words; it may be right again at any time."""
         try:
             yield
@@ -345,10 +406,8 @@ class _Client:
             ) from None
         except exceptions.BadVersionNumberError:
             now = _versions(fetcher.last)
-            if any(now.get(name, have) < have for kept in before.values()
-                   for name, have in kept.items()):  # fmt: skip
-                text = f"{self.shown} shows older metadata than it did before."
-                raise NotThere("replayed", text) from None
+            if any(now.get(name, have) < have for name, have in before.items()):
+                raise self._replayed() from None
             text = f"The files of metadata at {self.shown} do not belong together."
             raise NotThere("metadata-invalid", text) from None
         except (exceptions.RepositoryError, exceptions.DownloadLengthMismatchError) as error:
@@ -356,16 +415,18 @@ class _Client:
             raise NotThere("metadata-invalid", f"The metadata of {self.shown} {why}.") from None
 
 
-_NEVER = ("replayed", "cancelled")
-"""Errors behind which what was allowed before is not taken either. What only cannot be read is none
-of them: any page of a hotel's network is that, and it must not end what was begun."""
 _DEAD: dict[Path, tuple[float, OtaError]] = {}
 """Memory of a repository -> when it could not be reached, by the monotonic clock, and why."""
 
 
+_FOR_NOW = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOLCK)
+
+
 def _unusable(error: OSError, folder: Path) -> OtaError:
     text = f"{error.filename or folder} cannot be used: {error.strerror}."
-    return OtaError("file-access", text)
+    if error.errno in _FOR_NOW:
+        return GaveUp("file-access", text)
+    return trust.no_memory(text)
 
 
 def _why(error: Exception) -> str:
@@ -376,6 +437,40 @@ def _why(error: Exception) -> str:
     if isinstance(error, exceptions.LengthOrHashMismatchError):
         return "holds files that do not belong together"
     return "cannot be read, or breaks a rule of TUF"
+
+
+def _vouching(kept: Path, path: str) -> dict[str, Any]:
+    """The metadata by which a target is allowed, by its role: the four, and each delegated role
+    that is asked for it on the way to the one that has it, as it lies in the client's folder."""
+    signed = {role: _signed(kept, role) for role in ROLES}
+    waiting = [signed["targets"]]
+    while waiting:
+        here, below = waiting.pop(), []
+        if path in here.targets:
+            break
+        delegations = here.delegations
+        for role, ends in delegations.get_roles_for_target(path) if delegations else ():
+            if role not in signed and (kept / f"{quote(role, '')}.json").exists():
+                signed[role] = _signed(kept, role)
+                below.append(signed[role])
+            if ends:
+                waiting = []
+                break
+        waiting += reversed(below)
+    return signed
+
+
+def _signed(kept: Path, role: str) -> Any:
+    return Metadata[Any].from_bytes(_read(kept / f"{quote(role, '')}.json")).signed
+
+
+def _stated(kept: Path) -> dict[str, int]:
+    """The versions that the client's folder states."""
+    found: dict[str, int] = {}
+    for role in ROLES:
+        for name, version in _versions(_read(kept / f"{role}.json")).items():
+            found[name] = max(version, found.get(name, 0))
+    return found
 
 
 def _versions(data: bytes | None) -> dict[str, int]:
@@ -414,11 +509,14 @@ def _day(seconds: float) -> str:
 
 @dataclass
 class _Remembered:
-    """root: SHA-256 of the policy's root; allowed: target -> what metadata under it said of it.
+    """root: SHA-256 of the policy's root; allowed: target -> what metadata under it said of it;
+    versions: file of metadata -> the newest that was seen; keys: whose, of timestamp and snapshot.
     seen_s: when it was last fresh."""
 
     root: str
     allowed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+    keys: list[list[str]] = field(default_factory=list)
     seen_s: float = 0.0
 
     @classmethod
@@ -427,15 +525,17 @@ class _Remembered:
         digest = hashlib.sha256(root).hexdigest()
         try:
             known = json.loads(_read(path) or b"{}")
-            allowed = known.get("allowed", {}) if known.get("root") == digest else {}
             seen_s = float(known.get("seen_s", 0))
             _day(seen_s)
-            return cls(digest, dict(allowed), seen_s)
+            if known.get("root") != digest:
+                return cls(digest, seen_s=seen_s)
+            versions = {str(n): int(v) for n, v in known.get("versions", {}).items()}
+            keys = [list(one) for one in known.get("keys", ())]
+            return cls(digest, dict(known.get("allowed", {})), versions, keys, seen_s)
         except (ValueError, TypeError, AttributeError, OverflowError, OSError):
             return cls(digest)
 
     def write(self, path: Path) -> None:
         """In one step."""
         kept = dict(list(self.allowed.items())[-MAX_ALLOWED:])
-        told = {"root": self.root, "allowed": kept, "seen_s": self.seen_s}
-        write_file(path, json.dumps(told).encode())
+        write_file(path, json.dumps(asdict(self) | {"allowed": kept}).encode())

@@ -23,6 +23,7 @@ from ota_service.firmware.download import (
     make_ssl_context,
     run_attempts,
 )
+from ota_service.firmware.failures import GaveUp, NotThere
 from ota_service.firmware.files import Stamp, read_file
 from ota_service.firmware.local import find_file, read_firmware, stamp_at
 from ota_service.firmware.target import Headers, Target
@@ -34,6 +35,11 @@ LOGGER = logging.getLogger(__name__)
 MAX_UNFINISHED = 4
 # What is taken from a file as the value of a header.
 MAX_HEADER_BYTES = 8000
+
+_MENDED = frozenset({"signature-missing", "signature-invalid", "signature-untrusted",
+                     "digest-mismatch", "metadata-invalid"})  # fmt: skip
+"""What this host's policy refuses a file for, and its owner may be about to publish aright: file
+and metadata do not appear at once."""
 
 _Key = tuple[str, str | None, int]
 _Check = Callable[..., Firmware]
@@ -199,6 +205,17 @@ class Supply:
         asked, grants = await self.granted(
             target.url, target.version, ca_file=ca_file, headers=target.headers
         )
+        try:
+            return await self._allowed(target, ca_file, max_image_bytes, report, asked, grants)
+        except OtaError as error:
+            if asked and error.code in _MENDED and not isinstance(error, GaveUp):
+                raise NotThere(error.code, error.message, remedy=error.remedy) from None
+            raise
+
+    async def _allowed(
+        self, target: Target, ca_file: str | None, max_image_bytes: int, report: Progress,
+        asked: tuple[trust.Policy, ...], grants: tuple[trust.Grant, ...],
+    ) -> Firmware:  # fmt: skip
         check: _Check = partial(check_firmware, policies=asked, grants=grants)
         sha256 = target.sha256 or next((grant.sha256 for grant in grants if grant.sha256), None)
         if sha256 is not None:
@@ -221,7 +238,7 @@ class Supply:
         except OtaError as error:
             if error.code == "download-too-large" and max_bytes < max_image_bytes:
                 text = f"{download.shown} gives more than the {max_bytes:,} bytes that were signed."
-                raise OtaError("download-too-large", text) from None
+                raise NotThere("download-too-large", text) from None
             raise
         finally:
             self._put_away(download)

@@ -30,11 +30,20 @@ from ota_service.firmware.urls import redact_url
 from ota_service.formats.bootloader import parse_bootloader
 from ota_service.formats.image import AppImage, parse_boot_image
 from ota_service.formats.merged import MergedBinary
-from ota_service.formats.partitions import TYPE_APP, TYPE_BOOTLOADER
+from ota_service.formats.partitions import (
+    SUBTYPE_OTADATA,
+    SUBTYPE_PHY,
+    SUBTYPE_PRIMARY,
+    TYPE_APP,
+    TYPE_BOOTLOADER,
+    TYPE_DATA,
+    TYPE_TABLE,
+)
 from ota_service.formats.signature import SignatureBlock, public_key_digest, signature_blocks
 
 HOST = Path("/etc/ota-service/trust")
 HOST_OWNERS = frozenset({0})
+SYSTEM = Path("/var/lib/ota-service")
 MEMORY: Path | None = None
 """In whose place tests put others: nothing that a configuration reaches changes them."""
 ADDED = "OTA_SERVICE_TRUST"
@@ -45,8 +54,9 @@ _MAX_FILES = 100
 WARNED_DAYS = 14
 _HASHES = frozenset({"sha256", "sha384", "sha512", "sha3_256", "sha3_384", "sha3_512", "blake2b"})
 
-Part = tuple[str, Sequence[SignatureBlock | None]]
-"""An image, as the beginning of a sentence, and its signature blocks."""
+Part = tuple[str, Sequence[SignatureBlock | None] | None]
+"""An image, as the beginning of a sentence, and its signature blocks; None for data, which has
+none."""
 Requirement = Literal["secure-boot-v2", "repository"]
 _Stamp = tuple[tuple[str, int, int, int, int, int], ...]
 """Of each file and folder: path, inode, size, changes of contents and of the rest, mode."""
@@ -198,13 +208,30 @@ def memory() -> Path:
     """
     if MEMORY is not None:
         return MEMORY
-    user = os.geteuid()
+    user, made_for = os.geteuid(), SYSTEM / f"trust-{os.geteuid()}"
     if user == 0:
-        return Path("/var/lib/ota-service/trust")
+        return SYSTEM / "trust"
+    with contextlib.suppress(OSError):
+        if os.lstat(made_for).st_uid == user:
+            return made_for
     try:
-        return Path(pwd.getpwuid(user).pw_dir) / ".ota-service-trust"
+        home = pwd.getpwuid(user).pw_dir
     except KeyError:
-        raise _invalid(f"The user {user} has no home folder on this machine.") from None
+        raise no_memory(f"The user {user} has no home folder on this machine.") from None
+    # Links on the way are whose passwd names the home: root's.
+    return Path(os.path.realpath(home)) / ".ota-service-trust"
+
+
+def no_memory(why: str) -> OtaError:
+    """The error of a memory that is not there, and cannot be made."""
+    user = os.geteuid()
+    folder = SYSTEM / (f"trust-{user}" if user else "trust")
+    return _refused(
+        "trust-invalid",
+        f"What repositories have shown cannot be remembered: {why}",
+        f"As root, make {folder} where it lasts and can be written to: install -d -m 700 -o {user} "
+        f"{folder}.",
+    )
 
 
 def make_own(folder: Path) -> None:
@@ -366,10 +393,14 @@ def read(path: Path) -> bytes:
 
 
 def _invalid(why: str) -> OtaError:
+    return _refused("trust-invalid", why)
+
+
+def _refused(code: str, why: str, remedy: str | None = None) -> OtaError:
     """It may be mended at any time, and is looked at again."""
     from ota_service.firmware.failures import NotThere  # and with it the library of downloads
 
-    return NotThere("trust-invalid", why)
+    return NotThere(code, why, remedy=remedy)
 
 
 # --- what passes
@@ -384,14 +415,23 @@ def require(
 ) -> tuple[dict[str, Any], ...]:
     """Hold a file against every policy; how each allowed it, for the history.
 
-    data: the whole file. parts: each image in it. Raises OtaError `signature-missing`, `-invalid`,
+    data: the whole file. parts: what is in it. Raises OtaError `signature-missing`, `-invalid`,
     `-untrusted`, and what `Grant.require` does.
     """
     allowed = []
     for policy in policies:
         by: dict[str, Any] = {"policy": str(policy.folder)}
         if policy.keys is not None:
-            signed = {_signed_by(what, blocks, policy.keys) for what, blocks in parts}
+            signed = {_signed_by(what, blocks, policy.keys)
+                      for what, blocks in parts if blocks is not None}  # fmt: skip
+            data_of = next((what for what, blocks in parts if blocks is None), None)
+            if data_of is not None and policy.repositories is None:
+                raise OtaError(
+                    "signature-missing",
+                    f"{data_of} holds data, which no key signs, and this host goes by keys only.",
+                    remedy="Leave that partition blank in the file, or publish the file in a "
+                    "repository that this host takes: that vouches for it as a whole.",
+                )
             by["keys"] = {digest.hex(): policy.keys[digest] for digest in sorted(signed)}
         if policy.repositories is not None:
             grant = next((one for one in grants if one.folder == policy.folder), None)
@@ -405,12 +445,12 @@ def require(
 def not_from_there(policy: Policy) -> OtaError:
     """The error of what comes from none of a policy's repositories."""
     known = ", ".join(redact_url(one.url) for one in policy.repositories or ()) or "none"
-    return OtaError(
+    return _refused(
         "signature-untrusted",
         f"This host takes firmware only from the repositories of {policy.folder} ({known}), and "
         "this one comes from none of them.",
-        remedy="Let the url be BASE/targets/FILE of such a repository; `esp32-ota repo add` "
-        "publishes a firmware there.",
+        "Let the url be BASE/targets/FILE of such a repository; `esp32-ota repo add` publishes a "
+        "firmware there.",
     )
 
 
@@ -436,11 +476,18 @@ def _signed_by(
     )
 
 
+_NO_DATA = (
+    (TYPE_DATA, SUBTYPE_OTADATA), (TYPE_DATA, SUBTYPE_PHY), (TYPE_TABLE, SUBTYPE_PRIMARY),
+)  # fmt: skip
+
+
 def merged_parts(flash: bytes, merged: MergedBinary) -> list[Part]:
-    """Everything in a Merged Binary that a chip may start, as `require` wants it.
+    """Everything in a Merged Binary that a chip may start, and the data that its apps find, as
+    `require` wants it.
 
     An app is judged by what a bootloader asks of it, which is less than a descriptor; what is
-    there and is no whole image has no signature.
+    there and is no whole image has no signature. Not asked for is what only says which app starts,
+    and the radio's calibration.
     """
     at, loader = merged.bootloader_offset, merged.bootloader
     size = 0 if isinstance(loader, OtaError) else loader.size_bytes
@@ -448,7 +495,10 @@ def merged_parts(flash: bytes, merged: MergedBinary) -> list[Part]:
     parts: list[Part] = [("The Merged Binary's bootloader", blocks)]
     for part in merged.table.partitions:
         held = flash[part.offset : part.end]
-        if part.type not in (TYPE_APP, TYPE_BOOTLOADER) or not held.strip(b"\xff"):
+        if (part.type, part.subtype) in _NO_DATA or not held.strip(b"\xff"):
+            continue
+        if part.type not in (TYPE_APP, TYPE_BOOTLOADER):
+            parts.append((f"The Merged Binary's partition {part.name}", None))
             continue
         blocks = ()
         with contextlib.suppress(OtaError):

@@ -404,6 +404,13 @@ class Board:
 
     async def _without_firmware(self, message: Message) -> None:
         error, about, update = message.value, self.shown, self._under_way
+        call = partial(self._around.memory.awaited, update.place.mac)
+        awaited = await self._around.journaled(call)
+        if awaited is not None:  # what was begun ends, and its way back needs no firmware
+            self._job, self.state = self._new_job(update), "confirming"
+            end = SessionEnd(failed=update.failed, awaited=awaited[0], waits_s=awaited[1])
+            await self._leave_alone(Message("awaits", value=end))
+            return
         update.report["error"] = error.to_dict()
         if about.version is not None and about.version != update.target.version:
             about.state = "outdated"
@@ -415,7 +422,10 @@ class Board:
         if message.order is not None:
             await self._join(message)
         update, fetched = self._under_way, self._fetched
-        assert isinstance(fetched, Fetched)
+        if not isinstance(fetched, Fetched):  # a look at what was begun: nothing is written anew
+            self.state = "updating"
+            await self._carry_out(message)
+            return
         self.shown.phase = "waiting"
         overrides = "stopped" in update.permits.override
         sha256 = fetched.image.sha256

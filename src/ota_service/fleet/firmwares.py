@@ -38,16 +38,19 @@ MERGED_BYTES = 16 << 20
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """A firmware that is there. proven: a board was seen running it well. allowed_by: how each
-    policy of this host allowed it. asked: those policies."""
+    policy of this host allowed it. asked: those policies. asked_s: when, in the event loop's
+    time."""
 
     image: Image
     proven: bool
     allowed_by: tuple[Mapping[str, Any], ...] = ()
     asked: tuple[trust.Policy, ...] = ()
+    asked_s: float = float("inf")
 
 
 LOOK_AGAIN_S = 86_400.0
-"""How often metadata is looked at that expires soon: its owner may have renewed it."""
+"""How often metadata is looked at that expires soon, since its owner may have renewed it, or that
+allowed what boards still get: he may have taken it back."""
 
 Arrived = Callable[["Fetched | OtaError"], None]
 LetGo = Callable[[], None]
@@ -99,8 +102,12 @@ class Firmwares:
         return partial(self._let_go, shelf, arrived)
 
     async def outdated(self, target: Target, fetched: Fetched) -> bool:
-        """Whether this host's policy has changed since; then the next wish has it fetched anew."""
-        if not await self._supply.outdated(fetched.asked):
+        """Whether this host's policy has changed since, or was last asked long ago; then the next
+        wish has it fetched anew."""
+        by_metadata = any(policy.repositories is not None for policy in fetched.asked)
+        age_s = asyncio.get_running_loop().time() - fetched.asked_s
+        recent = not by_metadata or age_s <= LOOK_AGAIN_S
+        if recent and not await self._supply.outdated(fetched.asked):
             return False
         shelf = self._shelves.get(target.key)
         if shelf is not None and shelf.fetched is fetched:
@@ -243,6 +250,7 @@ class Firmwares:
             arrived(got)
 
     async def _get(self, target: Target) -> Fetched:
+        asked_s = asyncio.get_running_loop().time()
         with self._shown() as progress:
             firmware = await self._supply.get(
                 target,
@@ -265,7 +273,7 @@ class Firmwares:
         self._known[target.key] = image.known
         self._notice(target, firmware)
         proven = await self._proven(image.sha256)
-        return Fetched(image, proven, firmware.allowed_by, firmware.asked)
+        return Fetched(image, proven, firmware.allowed_by, firmware.asked, asked_s)
 
     def _notice(self, target: Target, firmware: Firmware) -> None:
         """A file that changed under its version: boards that hold that version do not get it."""

@@ -86,7 +86,8 @@ ROWS: _Rows = (
     (("rest",), ("update", "more", "other"), "fetching", "fetch", "its firmware comes first"),
     (("rest",), ("later",), "pausing", "pause", "it paused before a look, and goes on pausing"),
     (("fetching",), ("firmware",), "queued", "ask_turn", "a canary may have to go first"),
-    (("fetching",), ("no-firmware",), "rest", "without_firmware", "no port is opened for it"),
+    (("fetching",), ("no-firmware",), "rest", "without_firmware",
+     "no port is opened for it, but to end what was begun"),
     (("queued",), ("turn",), "updating", "carry_out", "a session in a thread"),
     # --- a further order meets an update
     (WAITS, ("update",), None, "join", "both are answered when the update ends"),

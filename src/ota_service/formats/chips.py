@@ -84,18 +84,19 @@ CHIP_BY_ID: dict[int, Chip] = {
 }
 
 
-_RSA, _ECDSA = ("RSA-3072",), ("ECDSA",)
+_RSA, _ECDSA = ("RSA-3072",), ("ECDSA-P-192", "ECDSA-P-256")
 SIGNED_BY: dict[int, tuple[tuple[str, ...], int]] = {
     0: (_RSA, 1),
     12: (_ECDSA, 1),
     20: (_ECDSA, 3),
     **dict.fromkeys((2, 5, 9, 25, 32), (_RSA, 3)),
-    **dict.fromkeys((13, 16, 18, 23, 28, 31), (_RSA + _ECDSA, 3)),
+    **dict.fromkeys((13, 16, 31), (_RSA + _ECDSA, 3)),
+    **dict.fromkeys((18, 23, 28), ((*_RSA, *_ECDSA, "ECDSA-P-384"), 3)),
 }
-"""Chip id -> what its Secure Boot v2 takes: the begins of schemes (`SignatureBlock.scheme`), and
-how many signature blocks of an image count. Source: ESP-IDF, `soc_caps.h`
-(SOC_SECURE_BOOT_V2_*, SOC_EFUSE_SECURE_BOOT_KEY_DIGESTS), for the H4 and the E22, of which it does
-not say it yet, the most."""
+"""Chip id -> what its Secure Boot v2 takes: schemes (`SignatureBlock.scheme`), and how many
+signature blocks of an image count. Source: ESP-IDF, `soc_caps.h` (SOC_SECURE_BOOT_V2_*,
+SOC_ECDSA_SUPPORT_CURVE_P384, SOC_EFUSE_SECURE_BOOT_KEY_DIGESTS), for the H4 and the E22, of which
+it does not say it yet, the most; P-384 where espefuse has SECURE_BOOT_SHA384_EN as well."""
 
 
 def chip_name(chip_id: int) -> str:

@@ -125,7 +125,7 @@ def signature_refusal(image: AppImage | BootImage, chip: ChipInfo) -> OtaError |
     blocks = [
         block
         for block in image.signatures[:n_blocks]
-        if block is not None and (block.scheme.startswith(schemes) or not block.scheme)
+        if block is not None and block.scheme in (*schemes, "")
     ]
     if blocks:
         return _refused_by(keys, blocks)

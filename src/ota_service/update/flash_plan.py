@@ -111,8 +111,9 @@ def check_merged(
 
 def _require_one_table(flash: bytes, merged: MergedBinary) -> None:
     """Whatever begins like a table may be the one that the bootloader uses: another one than is
-    judged here would start other apps. Within an image it is that image's data."""
-    inside = [(part.offset, part.offset + app.total_bytes)
+    judged here would start other apps. Within an image it is that image's data, which is signed
+    with it; the sector of signatures behind it is not."""
+    inside = [(part.offset, part.offset + app.size_bytes)
               for part, app in merged.apps if isinstance(app, AppImage)]  # fmt: skip
     for place in all_tables(lambda at, size: flash[at : at + size]):
         if place != merged.table_offset and not any(a < place < b for a, b in inside):
