@@ -62,8 +62,9 @@ def _cpu_s(pid: int) -> float:
 
 
 async def _start_s(folder: Path) -> float:
-    async with ModuleProcess.start(folder) as module:
-        return module.start_s
+    began_s = time.monotonic()
+    async with ModuleProcess.start(folder):
+        return time.monotonic() - began_s
 
 
 async def _idle(folder: Path) -> tuple[float, float]:
