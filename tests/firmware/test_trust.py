@@ -32,6 +32,7 @@ from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.firmware.trust import ADDED
 from ota_service.fleet.firmwares import Firmwares
+from ota_service.fleet.service import FleetService
 from ota_service.fleet.settings import Settings
 from ota_service.formats.build_table import table_from_csv
 from ota_service.formats.merge import merge
@@ -394,6 +395,23 @@ async def test_a_refused_file_may_be_published_aright_later(
             await supply.get(Target(url, "1.0.0"))
     server.put(place, SIGNED)
     assert (await supply.get(Target(url, "1.0.0"))).data == SIGNED
+
+
+@pytest.mark.parametrize("place", ["etc/trust", "etc/trust/keys", "etc", "memory", "memory/x", ""])
+async def test_a_folder_of_the_configuration_has_nothing_of_trust_in_it(
+    host: Path, tmp_path: Path, place: str
+) -> None:
+    """Nor is it within: what is written there would end every update, or allow some."""
+    add_key(host, public(OWN))
+    (tmp_path / "link").symlink_to(tmp_path / place)
+    good, target = tmp_path / "good", Target("http://127.0.0.1:9/x.bin", "1")
+    for bad in (tmp_path / place, tmp_path / "link"):
+        for state, cache in ((bad, good), (good, bad)):
+            settings = Settings("OTA", target, state_dir=state, cache_dir=cache)
+            with pytest.raises(OtaError, match="neither may be in the other") as caught:
+                await FleetService.open(settings)
+            assert caught.value.code == "config-invalid"
+    assert code(sign(APP, OWN)) == ""
 
 
 async def test_a_forged_memory_in_the_configuration_s_folder(

@@ -234,6 +234,23 @@ def no_memory(why: str) -> OtaError:
     )
 
 
+def require_apart(folder: Path, what: str) -> None:
+    """Raise `config-invalid` for a folder of a configuration in or above the host's policy or the
+    memory: what is written there, or who may, would make these invalid."""
+    kept, own = [HOST], Path(os.path.realpath(folder))
+    with contextlib.suppress(OtaError):
+        kept.append(memory())
+    for one in kept:
+        real = Path(os.path.realpath(one))
+        if own == real or own in real.parents or real in own.parents:
+            raise OtaError(
+                "config-invalid",
+                f"{what} is {folder}, and this host's trust lies in {one}: neither may be in the "
+                "other.",
+                remedy="Name a folder beside it, or leave it out.",
+            )
+
+
 def make_own(folder: Path) -> None:
     """Make a folder of the memory; nobody else may have one above it. Raises `trust-invalid`,
     OSError."""
