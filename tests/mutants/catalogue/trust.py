@@ -146,8 +146,8 @@ MUTANTS = (
     Mutant(
         "two who publish at once lose a release",
         "building/repository.py",
-        "fcntl.flock(folder, fcntl.LOCK_EX)",
-        "fcntl.flock(folder, fcntl.LOCK_SH)",
+        "fcntl.flock(first, fcntl.LOCK_EX)",
+        "fcntl.flock(first, fcntl.LOCK_SH)",
         f"{REPO}::test_of_two_who_publish_at_once_both_have_published",
     ),
     Mutant(
