@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,29 @@ async def test_a_policy_that_comes_holds_up_no_way_back_and_waits_for_the_right_
         status = await desk.wait(lambda now: now["run"]["outcome"] == "succeeded")
         assert (status["run"]["trigger"], "error" in status) == ("resumed", False)
         assert status["boards"]["a"]["version"] == "2.0.0"
+
+
+@pytest.mark.parametrize("confirm_after_s", [None, 0.1])
+async def test_a_rollback_waits_no_longer_than_the_app_has_time(
+    tmp_path: Path, confirm_after_s: float | None
+) -> None:
+    """Also where nothing looks at the board any more: nothing is fetched, and no policy asked."""
+    board = SimBoard("micro-rdk", otadata="valid", slot="ota_1", config={"rollback": True})
+    async with Desk.start(tmp_path, [board]) as desk:
+        url = desk.serve("1.1.0", behaviour=Behaviour(confirm_after_s=confirm_after_s))
+        wanted: dict[str, Any] = {"url": url, "version": "1.1.0", "confirm_timeout_s": 2}
+        await desk.configure(**wanted)
+        await desk.wait(lambda now: now["boards"]["a"]["state"] == "awaiting_confirmation")
+        await shutdown()
+        desk.service, asked = None, len(desk.server.requests)
+        await desk.configure(**wanted, auto_update=False)
+        async with asyncio.timeout(30):
+            while (reply := (await desk.command("rollback"))["boards"]["a"]).get("error"):
+                assert reply["error"]["code"] == "awaiting-confirmation"
+                await asyncio.sleep(0.1)  # a wait that no process holds has no event
+        assert (reply["version"], desk.status()["boards"]["a"]["state"]) == ("1.0.0", "rolled_back")
+        assert desk.board().control.running()["version"] == "1.0.0"
+        assert len(desk.server.requests) == asked
 
 
 async def _attacked(rig: Rig, made: TufRepository, serve: Any, first: dict[str, bytes]) -> None:

@@ -11,6 +11,7 @@ import os
 import pwd
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.firmware.trust import ADDED
 from ota_service.fleet.firmwares import Firmwares
+from ota_service.fleet.service import FleetService, shutdown
 from ota_service.fleet.settings import Settings
 from ota_service.formats.build_table import table_from_csv
 from ota_service.formats.merge import merge
@@ -143,6 +145,67 @@ def test_a_changed_policy_counts_at_once(host: Path) -> None:
     assert (shown["requires"], shown["error"]["code"]) == ([], "trust-invalid")
     host.rmdir()
     assert (code(APP), trust.shown()) == ("", None)
+
+
+def test_a_file_that_is_replaced_while_it_is_looked_at(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `trust install` does it, and an editor: a name that is gone is no reason to refuse."""
+    path, lstat, gone = add_key(host, public(OWN)), os.lstat, [3]
+
+    def once(at: Any) -> os.stat_result:
+        if gone[0] and Path(at) == path:
+            gone[0] -= 1
+            raise FileNotFoundError(2, "No such file or directory", str(at))
+        return lstat(at)
+
+    monkeypatch.setattr(os, "lstat", once)
+    assert (code(sign(APP, OWN)), gone) == ("", [0])
+    gone[0] = -1  # for ever
+    assert code(sign(APP, OWN)) == "trust-invalid"
+    gone[0] = 0
+    (host / "keys").rename(host / "other")
+    assert code(sign(APP, OWN)) == "trust-invalid"
+
+
+def test_a_second_change_in_the_same_moment_counts(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk's clock ticks in milliseconds, and keys on one curve have one size."""
+    path = add_key(host, public(OWN))
+    stamp = trust._stamp(host, trust.HOST_OWNERS)
+    monkeypatch.setattr(trust, "_stamp", lambda *_: stamp)
+    assert code(sign(APP, OWN)) == ""
+    path.write_bytes(public(FOREIGN))
+    assert code(sign(APP, OWN)) == "signature-untrusted"
+
+
+async def test_a_status_reads_no_file_in_the_event_loop(
+    host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy may have a hundred; what the status shows of it is of the last second."""
+    add_key(host, public(OWN))
+    monkeypatch.setattr("ota_service.fleet.engine.POLL_S", 0.01)
+    asked, stamp = set(), trust._stamp
+
+    def noted(*arguments: Any) -> Any:
+        asked.add(threading.current_thread() is threading.main_thread())
+        return stamp(*arguments)
+
+    monkeypatch.setattr(trust, "_stamp", noted)
+    target = Target("http://127.0.0.1:9/x.bin", "1")
+    settings = Settings("OTA", target, boards=(), auto_update=False, state_dir=tmp_path / "state",
+                        cache_dir=tmp_path / "cache")  # fmt: skip
+    service = await FleetService.open(settings)
+    try:
+        assert service.status()["trust"] == {"requires": ["secure-boot-v2"]}
+        (host / "keys" / "release.pem").chmod(0o666)
+        async with asyncio.timeout(30):
+            while "error" not in service.status()["trust"]:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
+        assert asked == {False}
+    finally:
+        await shutdown()
 
 
 ED25519 = (
@@ -394,6 +457,23 @@ async def test_a_refused_file_may_be_published_aright_later(
             await supply.get(Target(url, "1.0.0"))
     server.put(place, SIGNED)
     assert (await supply.get(Target(url, "1.0.0"))).data == SIGNED
+
+
+@pytest.mark.parametrize("place", ["etc/trust", "etc/trust/keys", "etc", "memory", "memory/x", ""])
+async def test_a_folder_of_the_configuration_has_nothing_of_trust_in_it(
+    host: Path, tmp_path: Path, place: str
+) -> None:
+    """Nor is it within: what is written there would end every update, or allow some."""
+    add_key(host, public(OWN))
+    (tmp_path / "link").symlink_to(tmp_path / place)
+    good, target = tmp_path / "good", Target("http://127.0.0.1:9/x.bin", "1")
+    for bad in (tmp_path / place, tmp_path / "link"):
+        for state, cache in ((bad, good), (good, bad)):
+            settings = Settings("OTA", target, state_dir=state, cache_dir=cache)
+            with pytest.raises(OtaError, match="neither may be in the other") as caught:
+                await FleetService.open(settings)
+            assert caught.value.code == "config-invalid"
+    assert code(sign(APP, OWN)) == ""
 
 
 async def test_a_forged_memory_in_the_configuration_s_folder(

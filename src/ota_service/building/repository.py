@@ -47,7 +47,13 @@ from tuf.api.metadata import (
 from ota_service.errors import OtaError
 from ota_service.firmware import repository
 from ota_service.firmware.check import check_firmware
-from ota_service.firmware.files import FIRMWARE_BYTES, TEXT_BYTES, read_file, write_file
+from ota_service.firmware.files import (
+    FIRMWARE_BYTES,
+    TEXT_BYTES,
+    open_lock,
+    read_file,
+    write_file,
+)
 from ota_service.firmware.trust import Grant, Policy, Repository
 from ota_service.formats.image import AppImage
 from ota_service.formats.merged import find_partition_table, whole_flash
@@ -390,15 +396,16 @@ def _alone(keys: Path) -> Iterator[None]:
     """Nobody else signs meanwhile: of two releases that begin with the same state, the second would
     lose the first."""
     try:
-        folder = os.open(keys, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        first = open_lock(keys / ROOT)  # which is never replaced
     except OSError:
         yield  # `_first_root` says what is missing
         return
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # not each disk has locks
+            fcntl.flock(first, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(folder)
+        os.close(first)
 
 
 def _password(keys: Path, ask: AskPassword) -> bytes | None:

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ota_service.errors import OtaError
+from ota_service.firmware import trust
 from ota_service.firmware.files import read_file
 
 MAX_CACHE_BYTES = 256 << 20
@@ -106,9 +107,11 @@ class Part:
 
 
 class Cache:
-    """The cache of one folder. Raises OtaError disk-full, or internal where it cannot write."""
+    """The cache of one folder. Raises OtaError disk-full, file-access where it cannot write, and
+    config-invalid for a folder that it may not have."""
 
     def __init__(self, cache_dir: Path) -> None:
+        trust.require_apart(cache_dir, "The folder of downloads (VIAM_MODULE_DATA)")
         self.root = cache_dir / "firmware"
         self.images = self.root / "images"
         self.urls = self.root / "urls"

@@ -5,6 +5,7 @@ how ours are written."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -64,6 +65,18 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def open_lock(path: Path, flags: int = 0) -> int:
+    """A file to lock, for writing where that can be, which an exclusive lock on NFS needs, else as
+    it lies on a disk that is read-only. Raises OSError."""
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(path, os.O_RDWR | flags, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        return os.open(path, os.O_RDONLY | flags & ~os.O_CREAT)
 
 
 def read_stamped(

@@ -44,7 +44,7 @@ from tuf.ngclient.updater import Updater
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
 from ota_service.firmware.failures import GaveUp, NotThere
-from ota_service.firmware.files import read_file, write_file
+from ota_service.firmware.files import open_lock, read_file, write_file
 from ota_service.firmware.trust import Grant, Policy, Repository
 from ota_service.firmware.urls import redact_url
 
@@ -224,8 +224,7 @@ class _Client:
                 if self.guarded:
                     trust.make_own(one)
                 one.mkdir(mode=0o700, exist_ok=True)
-            # The folder itself: on a disk that is read-only, too, what was allowed is known.
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            lock = open_lock(folder / "lock", os.O_CREAT)
             try:
                 self._wait_for(lock)
                 yield folder
@@ -270,6 +269,7 @@ class _Client:
             found = found or self._entry(updater, fetcher, unquote(self.path))
         except OtaError as error:  # of the role that speaks of this file
             problem = error
+        self._until_s = self._until_s or time.monotonic() + LOOK_S
         for path, known in list(remembered.allowed.items()):
             # One role that has expired or cannot be had says nothing of the others' files.
             with contextlib.suppress(OtaError):

@@ -17,6 +17,7 @@ import json
 import os
 import pwd
 import stat
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -51,6 +52,10 @@ KEYS, REPOSITORIES = "keys", "repositories.json"
 MAX_FILE_BYTES = 1 << 20
 _MAX_FILES = 100
 """Of a folder: each is looked at for each firmware, and for the status."""
+_LISTINGS = 5
+"""As often is a folder listed in which files are just being replaced."""
+_TICK_NS = 2_000_000_000
+"""Within so much, two changes may have one time: what has just changed is read again."""
 WARNED_DAYS = 14
 _HASHES = frozenset({"sha256", "sha384", "sha512", "sha3_256", "sha3_384", "sha3_512", "blake2b"})
 
@@ -234,6 +239,23 @@ def no_memory(why: str) -> OtaError:
     )
 
 
+def require_apart(folder: Path, what: str) -> None:
+    """Raise `config-invalid` for a folder of a configuration in or above the host's policy or the
+    memory: what is written there, or who may, would make these invalid."""
+    kept, own = [HOST], Path(os.path.realpath(folder))
+    with contextlib.suppress(OtaError):
+        kept.append(memory())
+    for one in kept:
+        real = Path(os.path.realpath(one))
+        if own == real or own in real.parents or real in own.parents:
+            raise OtaError(
+                "config-invalid",
+                f"{what} is {folder}, and this host's trust lies in {one}: neither may be in the "
+                "other.",
+                remedy="Name a folder beside it, or leave it out.",
+            )
+
+
 def make_own(folder: Path) -> None:
     """Make a folder of the memory; nobody else may have one above it. Raises `trust-invalid`,
     OSError."""
@@ -259,10 +281,11 @@ def _stamps(environment: Mapping[str, str]) -> list[tuple[Path, _Stamp]]:
     return [(folder, _stamp(folder, owners)) for folder, owners in folders(environment)]
 
 
-def _stamp(folder: Path, owners: frozenset[int]) -> _Stamp:
+def _stamp(folder: Path, owners: frozenset[int], listings: int = _LISTINGS) -> _Stamp:
     """What must change when the policy does; whose it is was looked at."""
     if not folder.is_absolute():
         raise _invalid(f"{ADDED} is {folder}, which is no whole path.")
+    listed = False
     try:
         if folder == HOST:
             for parent in folder.parents:
@@ -270,7 +293,7 @@ def _stamp(folder: Path, owners: frozenset[int]) -> _Stamp:
         names = [folder, *_listed(folder)]
         if folder / KEYS in names:
             names += _listed(folder / KEYS)
-        stamp = []
+        stamp, listed = [], True
         for path in names:
             found = os.lstat(path)
             _require_owned(path, found, owners)
@@ -278,6 +301,8 @@ def _stamp(folder: Path, owners: frozenset[int]) -> _Stamp:
             stamp.append((name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns,
                           found.st_mode))  # fmt: skip
     except OSError as error:
+        if listed and listings > 1 and isinstance(error, FileNotFoundError):
+            return _stamp(folder, owners, listings - 1)  # it was just replaced
         raise _invalid(f"{error.filename or folder} cannot be read: {error.strerror}.") from None
     return tuple(stamp)
 
@@ -309,7 +334,9 @@ def _policy(folder: Path, stamp: _Stamp) -> Policy:
     keys = _keys(folder / KEYS) if KEYS in names else None
     repositories = _repositories(folder) if REPOSITORIES in names else None
     made = Policy(folder, keys, repositories)
-    _known[folder] = stamp, made
+    newest_ns = max(max(mtime_ns, ctime_ns) for *_, mtime_ns, ctime_ns, _ in stamp)
+    if time.time_ns() - newest_ns > _TICK_NS:
+        _known[folder] = stamp, made
     return made
 
 

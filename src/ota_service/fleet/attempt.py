@@ -99,8 +99,10 @@ class Attempt:
             flashed = await self._in_thread(partial(run_flash, job=job, hooks=self._flash))
             return SessionEnd(flashed)
         awaits = await self._left_alone() if job.confirm is None else None
-        if awaits is not None:
+        if awaits is not None and self._order.purpose == "update":
             return awaits
+        if awaits is not None:
+            job = replace(job, confirm=awaits.awaited)
         outcome = await self._in_thread(partial(session.run, job=job, hooks=self.hooks))
         if outcome.power_failed and self.hooks.mac is not None:
             await around.journaled(partial(memory.power_failed, self.hooks.mac))
@@ -109,14 +111,16 @@ class Attempt:
     async def _left_alone(self) -> SessionEnd | None:
         """How long a board is left alone whose app has to confirm itself, if it has.
 
-        Raises `awaiting-confirmation` for what is no update.
+        Raises `awaiting-confirmation` for what is no update; a person's rollback waits no longer
+        than that.
         """
         call = partial(self._around.memory.awaited, self._order.place.mac)
         awaited = await self._around.journaled(call)
-        if awaited is not None and self._order.purpose != "update":
-            raise OtaError("awaiting-confirmation")
         if awaited is None:
             return None
+        over = self._order.purpose == "rollback" and awaited[1] <= 0
+        if self._order.purpose != "update" and not over:
+            raise OtaError("awaiting-confirmation")
         return SessionEnd(failed=self._failed, awaited=awaited[0], waits_s=awaited[1])
 
     async def _in_thread(self, work: Callable[[SerialBase], Result]) -> Result:

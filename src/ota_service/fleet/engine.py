@@ -12,13 +12,14 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from ota_service.errors import OtaError
+from ota_service.firmware import trust
 from ota_service.firmware.failures import GaveUp, NotThere
 from ota_service.firmware.target import Target
 from ota_service.firmware.urls import is_path
@@ -104,6 +105,7 @@ class Engine:
         self.last_run: Run | None = None
         self.error: OtaError | None = None
         self.closing = False
+        self.trust: Mapping[str, Any] | None = None
         self.slots = asyncio.Semaphore(settings.max_parallel)
         self.turns = Turns(settings.max_parallel, settings.canary, self._crowd, self._on_stop)
         self.firmwares = Firmwares(settings, self.log, self._proven)
@@ -136,7 +138,18 @@ class Engine:
             self.error = error
             self.log.error("%s", error)
             self.spawn(self._open_later())
+        await self._look_at_trust()
         self.spawn(self._watch_ports())
+        self.spawn(self._watch_trust())
+
+    async def _look_at_trust(self) -> None:
+        """What the status shows of this host's policy: in a thread, many files may belong to it."""
+        self.trust = None if self.settings.trusting else await asyncio.to_thread(trust.shown)
+
+    async def _watch_trust(self) -> None:
+        while not self.closing:
+            await asyncio.sleep(POLL_S)
+            await self._look_at_trust()
 
     async def _open_later(self) -> None:
         while self._memory is None and not self.closing:

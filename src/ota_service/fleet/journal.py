@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ota_service.errors import ERRORS, OtaError
+from ota_service.firmware import trust
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal_lock import FolderLock
 from ota_service.fleet.journal_rows import (
@@ -280,10 +281,11 @@ def open_journal(state_dir: Path | str, *, shared: bool = False) -> Journal:
 
     shared: with other processes that open it so. Raises `state-busy`, naming the other processes
     that have it, and `config-invalid`, naming both folders, where this process has the journal of
-    another folder open.
+    another folder open, or it is one of the host's policy of trust.
     """
     global _open
     folder = Path(os.path.realpath(Path(state_dir).expanduser()))
+    trust.require_apart(folder, "state_dir")
     with _opening:
         if _open is None:
             _open = Journal(folder, shared=shared)

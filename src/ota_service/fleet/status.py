@@ -47,19 +47,20 @@ def status_of(engine: Engine) -> dict[str, Any]:
         "boards": {name: _board(board) for name, board in engine.boards.items()},
         "progress": firmwares.download and firmwares.download.to_dict(),
         "run": run and run.to_dict(),
-        "trust": None if engine.settings.trusting else _trust(firmwares.about.values()),
+        "trust": _trust(engine.trust, firmwares.about.values()),
         "error": error and error.to_dict(),
     }
     return _with_value(out)
 
 
-def _trust(about: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _trust(
+    shown: Mapping[str, Any] | None, about: Iterable[Mapping[str, Any]]
+) -> dict[str, Any] | None:
     """What this host asks of firmware, and whether metadata that it goes by expires soon."""
-    shown = trust.shown()
-    if shown is not None:
-        notice = trust.expiry_notice(by for one in about for by in one.get("allowed_by", ()))
-        shown |= {"notice": notice} if notice else {}
-    return shown
+    if shown is None:
+        return None
+    notice = trust.expiry_notice(by for one in about for by in one.get("allowed_by", ()))
+    return {**shown, "notice": notice} if notice else dict(shown)
 
 
 def _with_value(values: dict[str, Any]) -> dict[str, Any]:

@@ -104,9 +104,9 @@ class Job:
     speed. force: although the version is equal. adopted: it may be updated whatever project it
     runs. rescue: the MAC of a board on which nothing boots, to be written all the same.
     host_store: the journal keeps the version where NVS is encrypted.
-    read_only: look, and plan nothing. go_back: to the firmware in the other slot. rearm: an app
-    found waiting for confirmation gets its time again (first contact), instead of being passed
-    by the bootloader.
+    read_only: look, and plan nothing. go_back: to the firmware in the other slot; with confirm,
+    from one that has not confirmed itself to the one before. rearm: an app found waiting for
+    confirmation gets its time again (first contact), instead of being passed by the bootloader.
     confirm: the look at a board whose app had its time. refusal: why the board is left as it
     is, whatever is found on it. log: the service's, which says whose board it is.
     """
@@ -566,6 +566,8 @@ class _Session:
         outcome = Outcome(
             "up_to_date", found=found, version=version, slot=slot, of_image=found.holds(slot)
         )
+        if self.job.go_back and OtaState.VALID in states:
+            return self._go_back(found)
         if OtaState.VALID in states:
             outcome.confirmed = True
             if found.problem is not None:
@@ -574,6 +576,10 @@ class _Session:
             return self._restarted(outcome)
         if found.problem is not None:
             raise found.problem
+        if self.job.go_back:
+            outcome = self._roll_back(found, outcome, slot, "a person asks, and it is unconfirmed")
+            outcome.error = None if outcome.end == "rolled_back" else outcome.error
+            return outcome
         if OtaState.NEW in states:
             return self._not_started(found, outcome, slot)
         if OtaState.PENDING_VERIFY in states:
