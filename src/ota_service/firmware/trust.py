@@ -25,6 +25,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from ota_service.errors import OtaError
+from ota_service.firmware.failures import NotThere
 from ota_service.firmware.files import read_file
 from ota_service.firmware.urls import redact_url
 from ota_service.formats.bootloader import parse_bootloader
@@ -367,8 +368,6 @@ def read(path: Path) -> bytes:
 
 def _invalid(why: str) -> OtaError:
     """It may be mended at any time, and is looked at again."""
-    from ota_service.firmware.failures import NotThere  # and with it the library of downloads
-
     return NotThere("trust-invalid", why)
 
 
