@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from ota_service.firmware.local import find_file, read_firmware
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 
+ROOT = Path(__file__).parents[2]
 APP = build_app("demo", "1.0", size_bytes=20_000)
 OTHER = build_app("demo", "2.0", size_bytes=20_000)
 
@@ -144,3 +147,22 @@ async def test_a_path_is_read_and_read_again_where_it_changed(tmp_path: Path) ->
     with pytest.raises(OtaError, match="max_image_bytes"):
         await supply.get(target, max_image_bytes=1024)
     supply.close()
+
+
+@pytest.mark.slow
+def test_a_file_of_this_machine_needs_no_client_of_http(tmp_path: Path) -> None:
+    """Which takes longer to load than the file: a command that updates from it goes without."""
+    code = (
+        "import asyncio, pathlib, sys\n"
+        "import ota_service.api.engine, ota_service.cli.live, ota_service.cli.report\n"
+        "from ota_service.firmware.supply import Supply\n"
+        "from ota_service.firmware.target import Target\n"
+        "got = asyncio.run(Supply(pathlib.Path(sys.argv[1])).get(Target(sys.argv[2], '1')))\n"
+        "print(len(got.data), 'aiohttp' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(make(tmp_path / "x", "app.bin"))],
+        capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+    assert done.stdout == f"{len(APP)} False\n"

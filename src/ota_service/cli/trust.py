@@ -58,13 +58,17 @@ def show(as_json: bool) -> None:
         print_json({"ok": "error" not in shown, **shown})
         if "error" in shown:
             raise SystemExit(1)
-        return
+    else:
+        _print(shown["policies"])
+
+
+def _print(policies: list[dict[str, Any]]) -> None:
     from ota_service.cli.repo import show_root
 
     console = out()
-    if not shown["policies"]:
+    if not policies:
         console.print("This host has no policy: it takes any firmware that a configuration names.")
-    for row in shown["policies"]:
+    for row in policies:
         console.print(Text(row["folder"], "bold"), soft_wrap=True)
         if "keys" in row:
             console.print("  Each image must be signed by one of these keys (Secure Boot v2):")

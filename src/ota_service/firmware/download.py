@@ -27,7 +27,8 @@ from yarl import URL
 from ota_service.errors import OtaError
 from ota_service.firmware import secrets
 from ota_service.firmware.cache import Cache, Known, Part
-from ota_service.firmware.failures import GaveUp, NotThere, Transient, explained, is_retried
+from ota_service.firmware.explain import explained
+from ota_service.firmware.failures import GaveUp, NotThere, Transient, is_retried
 from ota_service.firmware.files import TEXT_BYTES, read_file
 from ota_service.firmware.urls import redact_url
 
@@ -416,12 +417,15 @@ def _retry_after_s(value: str) -> float:
     return max(0.0, (until - datetime.now(UTC)).total_seconds())
 
 
-async def run_attempts(download: Download, context: ssl.SSLContext, patience: Patience) -> None:
+async def run_attempts(
+    download: Download, context: ssl.SSLContext, patience: Patience | None = None
+) -> None:
     """Attempt the download until it is whole; raises OtaError.
 
     It ends when as many attempts in a row as there are delays brought nothing: a link that is
     cut again and again still gets the file, as long as each attempt gets further.
     """
+    patience = patience or Patience()
     vain = 0
     furthest_bytes = download.size_bytes
     while True:

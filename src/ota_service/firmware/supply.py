@@ -11,23 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
 from ota_service.firmware.cache import Cache, Known
 from ota_service.firmware.check import Firmware, check_firmware
-from ota_service.firmware.download import (
-    Download,
-    Patience,
-    Progress,
-    make_ssl_context,
-    run_attempts,
-)
 from ota_service.firmware.failures import GaveUp, NotThere
 from ota_service.firmware.files import Stamp, read_file
 from ota_service.firmware.local import find_file, read_firmware, stamp_at
 from ota_service.firmware.target import Headers, Target
 from ota_service.firmware.urls import is_path
+
+if TYPE_CHECKING:
+    from ota_service.firmware.download import Download, Patience, Progress
 
 LOGGER = logging.getLogger(__name__)
 
@@ -73,7 +70,7 @@ class Supply:
         self._log = log
         self._trusting = trusting
         self._cache = Cache(cache_dir)
-        self._patience = patience or Patience()
+        self._patience = patience
         self._shared: dict[_Key, _Shared] = {}
         self._unfinished: dict[str, Download] = {}
         self._stamps: dict[str, Stamp] = {}
@@ -146,7 +143,9 @@ class Supply:
 
         Raises OtaError as `get` does.
         """
-        context = await asyncio.to_thread(make_ssl_context, ca_file)
+        context = await asyncio.to_thread(_ssl_context, ca_file)
+        from ota_service.firmware.download import Download, run_attempts
+
         sent = await asyncio.to_thread(read_headers, headers)
         download = Download(url, self._cache, max_bytes, progress or _quiet, headers=sent)
         try:
@@ -226,7 +225,9 @@ class Supply:
         max_bytes = min([max_image_bytes, *(grant.size_bytes for grant in grants)])
         if is_path(url):
             return await asyncio.to_thread(self._from_file, target, Path(url), max_bytes, check)
-        context = await asyncio.to_thread(make_ssl_context, ca_file)
+        context = await asyncio.to_thread(_ssl_context, ca_file)
+        from ota_service.firmware.download import Download
+
         known = await asyncio.to_thread(self._cache.known, target.url)
         if target.sha256 is not None or grants:
             known = None  # it is known to be another file, or a damaged one
@@ -281,6 +282,8 @@ class Supply:
     async def _download(
         self, download: Download, context: ssl.SSLContext, target: Target, check: _Check
     ) -> Firmware:
+        from ota_service.firmware.download import run_attempts
+
         known = download.known
         try:
             await run_attempts(download, context, self._patience)
@@ -334,6 +337,14 @@ class Supply:
         if download.unchanged and known is not None:
             etag, last_modified = known.etag, known.last_modified
         self._cache.remember(target.url, Known(sha256, target.version, etag, last_modified))
+
+
+def _ssl_context(ca_file: str | None) -> ssl.SSLContext:
+    """The certificates to trust; in a thread: the client, which nobody needs for what is here, is
+    loaded with them. Raises OtaError."""
+    from ota_service.firmware.download import make_ssl_context
+
+    return make_ssl_context(ca_file)
 
 
 def read_headers(headers: Headers) -> dict[str, str]:

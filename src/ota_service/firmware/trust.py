@@ -26,6 +26,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from ota_service.errors import OtaError
+from ota_service.firmware.failures import NotThere
 from ota_service.firmware.files import read_file
 from ota_service.firmware.urls import redact_url
 from ota_service.formats.bootloader import parse_bootloader
@@ -425,8 +426,6 @@ def _invalid(why: str) -> OtaError:
 
 def _refused(code: str, why: str, remedy: str | None = None) -> OtaError:
     """It may be mended at any time, and is looked at again."""
-    from ota_service.firmware.failures import NotThere  # and with it the library of downloads
-
     return NotThere(code, why, remedy=remedy)
 
 

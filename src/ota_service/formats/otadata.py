@@ -336,28 +336,34 @@ def switch(
         entry = otadata.entries[active]
         return OtaEdit((), active, entry.seq, entry.state, bytes(plan.flash))
 
+    free = _sector_to_write(plan, n_slots, to_slot, running_slot, default)
+    return _write_new(plan, free, to_slot, running_slot, n_slots, state)
+
+
+def _sector_to_write(
+    plan: _Plan, n_slots: int, to_slot: int, running_slot: int | None, default: int | None
+) -> int:
+    """The sector for the new entry, once nothing needs what is in it; see `switch`."""
+    otadata = plan.now()
+    active = otadata.active
     vouching = [
         i
-        for i in (0, 1)
-        if running_slot is not None
-        and otadata.entries[i].counts
-        and otadata.entries[i].slot_index(n_slots) == running_slot
+        for i, entry in enumerate(otadata.entries)
+        if entry.counts and entry.slot_index(n_slots) == running_slot
     ]
-    if to_slot == running_slot:
-        # It only becomes official what already runs.
-        free = 1 - otadata.active if otadata.active is not None else _spare_sector(otadata)
-    elif vouching:
-        free = 1 - (otadata.active if otadata.active in vouching else vouching[0])
-    elif running_slot == default:
-        free = otadata.active if otadata.active is not None else _spare_sector(otadata)
+    if vouching and to_slot != running_slot:
+        return 1 - (active if active in vouching else vouching[0])
+    spare = 1 - active if active is not None else _spare_sector(otadata)
+    if to_slot == running_slot:  # it only becomes official what already runs
+        return spare
+    if running_slot == default:
+        free = active if active is not None else spare
         if otadata.entries[1 - free].counts:
             plan.erase(1 - free, "it names a slot that does not boot")
-    else:
-        assert running_slot is not None
-        vouch = 1 - otadata.active if otadata.active is not None else _spare_sector(otadata)
-        _write_above(plan, vouch, running_slot, n_slots, OtaState.UNDEFINED, "the running slot")
-        free = 1 - vouch
-    return _write_new(plan, free, to_slot, running_slot, n_slots, state)
+        return free
+    assert running_slot is not None
+    _write_above(plan, spare, running_slot, n_slots, OtaState.UNDEFINED, "the running slot")
+    return 1 - spare
 
 
 def _nothing_to_do(

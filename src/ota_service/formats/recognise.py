@@ -62,16 +62,18 @@ def name_of(data: bytes) -> str | None:
     for start, name in _STARTS:
         if re.match(start, head):
             return name
-    if head[0] != IMAGE_MAGIC and all(
-        byte in b"\t\n\r\f\x1b" or 32 <= byte < 127 or byte >= 128 for byte in head
-    ):
-        try:
-            head.decode("utf-8")
-        except UnicodeDecodeError as error:
-            if error.start < len(head) - 3:  # not merely a character cut in two
-                return None
-        return "JSON" if head.lstrip()[:1] in (b"{", b"[") else "a text file"
-    return None
+    return _kind_of_text(head) if head[0] != IMAGE_MAGIC else None
+
+
+def _kind_of_text(head: bytes) -> str | None:
+    if not all(byte in b"\t\n\r\f\x1b" or 32 <= byte < 127 or byte >= 128 for byte in head):
+        return None
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # not merely a character cut in two
+            return None
+    return "JSON" if head.lstrip()[:1] in (b"{", b"[") else "a text file"
 
 
 def _is_arduino_ota(data: bytes) -> bool:

@@ -62,40 +62,22 @@ def watch(
     Raises OtaError `link-lost` where the port is gone: one that a reset takes away has to come
     back; behind any other there may be another board then.
     """
-    start_s, timeout_s, away_s = time.monotonic(), -1.0, 0.0
+    log = _Log(port)
     ask_after_s = min(ASK_AFTER_S, monitor.timeout_s / 2)
-    kept_up_s = 0.0
     while not until(monitor):
         if stopped():
             return False
-        wait_s = read_timeout_s(monitor.due_s, time.monotonic() - start_s)
         try:
-            if wait_s != timeout_s:
-                port.timeout = timeout_s = wait_s
-            data = port.read(max(1, min(port.in_waiting, 4096)))
+            data = log.read(monitor.due_s)
         except GONE as error:
-            at, left_s = attachment(port), time.monotonic()
-            if not at.may_return or away_s > RETURN_TIMEOUT_S * (1 + monitor.restarts):
-                raise OtaError("link-lost", WENT_AWAY) from error
-            monitor.port_left(left_s - start_s)
-            time.sleep(RETRY_S)
-            try:
-                at.reopen(port, error, stopped=stopped)
-            except OtaError as lost:
-                if lost.code == "cancelled":
-                    return False
-                raise
-            away_s += time.monotonic() - left_s
-            start_s += time.monotonic() - left_s  # when nobody can see what it prints
+            if not log.comes_back(monitor, error, stopped):
+                return False
             data = b""
-        now_s = time.monotonic() - start_s
-        if not data and not monitor.heard and now_s >= ask_after_s:
-            ask_after_s, timeout_s = math.inf, -1.0
+        if not data and not monitor.heard and log.now_s >= ask_after_s:
+            ask_after_s = math.inf
             monitor.in_download, data = in_download()
-            now_s = time.monotonic() - start_s
-        more = bool(data) and _waiting(port)
-        kept_up_s = kept_up_s if more else now_s
-        more = more and now_s - kept_up_s < CATCH_UP_S
+        now_s = log.now_s
+        more = log.lags(data, now_s)
         if data:
             monitor.feed(data, now_s, more=more)
         if not more:
@@ -105,11 +87,62 @@ def watch(
     return True
 
 
-def _waiting(port: SerialBase) -> bool:
-    """Whether more has come than was read."""
-    with contextlib.suppress(*GONE):
-        return bool(port.in_waiting)
-    return False
+class _Log:
+    """A board's log as it comes from its port, and the time since its start, without that in
+    which the port was away and nobody could see what it prints."""
+
+    def __init__(self, port: SerialBase) -> None:
+        self._port = port
+        self._start_s = time.monotonic()
+        self._away_s = self._kept_up_s = 0.0
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._start_s
+
+    def read(self, due_s: float | None) -> bytes:
+        """What has come, or comes until a verdict may be due."""
+        wait_s = read_timeout_s(due_s, self.now_s)
+        if self._port.timeout != wait_s:
+            self._port.timeout = wait_s
+        data: bytes = self._port.read(max(1, min(self._port.in_waiting, 4096)))
+        return data
+
+    def comes_back(
+        self, monitor: BootMonitor, error: BaseException, stopped: Callable[[], bool]
+    ) -> bool:
+        """Wait for the port, which went away with `error`; False where that was stopped.
+
+        Raises OtaError `link-lost`.
+        """
+        at, left_s = attachment(self._port), self.now_s
+        if not at.may_return or self._away_s > RETURN_TIMEOUT_S * (1 + monitor.restarts):
+            raise OtaError("link-lost", WENT_AWAY) from error
+        monitor.port_left(left_s)
+        time.sleep(RETRY_S)
+        try:
+            at.reopen(self._port, error, stopped=stopped)
+        except OtaError as lost:
+            if lost.code == "cancelled":
+                return False
+            raise
+        away_s = self.now_s - left_s
+        self._away_s += away_s
+        self._start_s += away_s
+        return True
+
+    def lags(self, data: bytes, now_s: float) -> bool:
+        """Whether more has come than `data`, which was read; not for ever: then time decides."""
+        if not data or not self._more_waits():
+            self._kept_up_s = now_s
+            return False
+        return now_s - self._kept_up_s < CATCH_UP_S
+
+    def _more_waits(self) -> bool:
+        with contextlib.suppress(*GONE):
+            return bool(self._port.in_waiting)
+        return False
 
 
 def read_timeout_s(due_s: float | None, now_s: float) -> float:

@@ -62,8 +62,8 @@ MUTANTS = (
     Mutant(
         "the entry of the running slot is written over",
         "formats/otadata.py",
-        "free = 1 - (otadata.active if otadata.active in vouching else vouching[0])",
-        "free = otadata.active if otadata.active in vouching else vouching[0]",
+        "return 1 - (active if active in vouching else vouching[0])",
+        "return active if active in vouching else vouching[0]",
         OTADATA,
     ),
     Mutant(

@@ -422,16 +422,20 @@ def _twin_of_last(items: Sequence[Item], raw: bytes, *, any_chunk: bool) -> Item
     for item in items:
         if item.index < start or namespace not in (NAMESPACE_ANY, item.namespace):
             continue
-        if item.raw_key[:15].split(b"\0", 1)[0] != key:
-            continue
-        if any_chunk and kind == TYPE_BLOB_DATA and item.type != kind:
-            continue
-        if any_chunk and kind == TYPE_BLOB and item.type == TYPE_BLOB_DATA:
-            continue
-        if kind == TYPE_BLOB_INDEX and item.chunk != CHUNK_ANY:
-            continue
-        return item if kind in (TYPE_ANY, item.type) else None
+        named = item.raw_key[:15].split(b"\0", 1)[0] == key
+        if named and not _passed_over(item, kind, any_chunk=any_chunk):
+            return item if kind in (TYPE_ANY, item.type) else None
     return None
+
+
+def _passed_over(item: Item, kind: int, *, any_chunk: bool) -> bool:
+    """Whether `findItem` goes on behind an item of the right name in its search for a type; any
+    other one that has not that type ends it."""
+    if any_chunk and kind == TYPE_BLOB_DATA:
+        return item.type != kind
+    if any_chunk and kind == TYPE_BLOB:
+        return item.type == TYPE_BLOB_DATA
+    return kind == TYPE_BLOB_INDEX and item.chunk != CHUNK_ANY
 
 
 def _load_full(page: Page) -> Page:
