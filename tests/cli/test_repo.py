@@ -200,6 +200,12 @@ def test_keys_with_a_password(tmp_path: Path) -> None:
     assert isinstance(wrong.exception, OtaError)
     right = run.invoke(cli, add, input="secret\n")
     assert right.exit_code == 0, right.output
+    for role in ("snapshot", "timestamp"):  # for a nightly job
+        path = tmp_path / "repo-keys" / f"{role}.pem"
+        pem = load_pem_private_key(path.read_bytes(), b"secret")
+        path.write_bytes(repository._pem(cast("Any", pem), None))
+    nightly = run.invoke(cli, ["repo", "refresh", repo])
+    assert nightly.exit_code == 0, nightly.output
 
 
 def test_of_two_who_publish_at_once_both_have_published(

@@ -150,10 +150,11 @@ def add(
     if image is not None:
         about |= {"project": image.descriptor.project, "chip": image.chip}
     target.unrecognized_fields["custom"] = {"ota": about}
-    password = _password(keys, ask_password)
+    roles = ("targets", "snapshot", "timestamp")
+    password = _password(keys, roles, ask_password)
     with _alone(keys):
         state = _State.read(folder, keys)
-        signers = _signers(state.root, keys, ("targets", "snapshot", "timestamp"), password)
+        signers = _signers(state.root, keys, roles, password)
         state.signed["targets"].targets[name] = target
         for path in (f"{target.hashes['sha256']}.{name}", name):
             _write(folder / "targets" / path, data)
@@ -163,14 +164,21 @@ def add(
 
 def refresh(folder: Path, keys: Path, ask_password: AskPassword) -> list[str]:
     """Sign anew, so that nothing expires; the roles that were. Raises OtaError."""
-    soon = datetime.now(UTC) + timedelta(days=RENEWED_DAYS)
-    password = _password(keys, ask_password)
+    with _alone(keys):
+        roles = _due(_State.read(folder, keys))
+    password = _password(keys, roles, ask_password)
     with _alone(keys):
         state = _State.read(folder, keys)
-        due = [role for role in ("root", "targets") if state.signed[role].expires < soon]
-        due = [role for role in due if (keys / f"{role}.pem").exists()]
-        signers = _signers(state.root, keys, [*due, "snapshot", "timestamp"], password)
-        state.sign(due, signers)
+        roles = _due(state)
+        state.sign(roles[:-2], _signers(state.root, keys, roles, password))
+    return roles
+
+
+def _due(state: _State) -> list[str]:
+    """What is signed anew by now; snapshot and timestamp always, as the last two."""
+    soon = datetime.now(UTC) + timedelta(days=RENEWED_DAYS)
+    due = [role for role in ("root", "targets") if state.signed[role].expires < soon]
+    due = [role for role in due if (state.keys / f"{role}.pem").exists()]
     return [*due, "snapshot", "timestamp"]
 
 
@@ -408,9 +416,9 @@ def _alone(keys: Path) -> Iterator[None]:
         os.close(first)
 
 
-def _password(keys: Path, ask: AskPassword) -> bytes | None:
-    """That of the keys; asked for before the state is read, since people may take their time."""
-    for role in DAYS:
+def _password(keys: Path, roles: Sequence[str], ask: AskPassword) -> bytes | None:
+    """That of the keys; asked for while nobody waits, since people may take their time."""
+    for role in roles:
         with contextlib.suppress(OtaError):
             if b"ENCRYPTED" in read_file(keys / f"{role}.pem", TEXT_BYTES):
                 return ask().encode()

@@ -328,6 +328,13 @@ def _require_owned(
 
 
 def _policy(folder: Path, stamp: _Stamp) -> Policy:
+    try:
+        return _read_policy(folder, stamp)
+    except OSError as error:  # it was changed since it was listed
+        raise _invalid(f"{error.filename or folder} cannot be read: {error.strerror}.") from None
+
+
+def _read_policy(folder: Path, stamp: _Stamp) -> Policy:
     before = _known.get(folder)
     if before is not None and before[0] == stamp:
         return before[1]
@@ -336,7 +343,7 @@ def _policy(folder: Path, stamp: _Stamp) -> Policy:
     repositories = _repositories(folder) if REPOSITORIES in names else None
     made = Policy(folder, keys, repositories)
     newest_ns = max(max(mtime_ns, ctime_ns) for *_, mtime_ns, ctime_ns, _ in stamp)
-    if time.time_ns() - newest_ns > _TICK_NS:
+    if abs(time.time_ns() - newest_ns) > _TICK_NS:
         _known[folder] = stamp, made
     return made
 
