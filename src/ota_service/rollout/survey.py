@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which machines a plan means, and what would be changed on each. Touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ota_service.client.failure import Failure
+from ota_service.rollout import change, document
+from ota_service.rollout.change import UnfitError, Values
+from ota_service.rollout.cloud import Cloud, Part, Robot, at_once
+from ota_service.rollout.plan import Plan, Wave, assign
+
+_NAMED_AT_MOST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A part that a plan means. unfit: why it cannot be changed. names: of the fragment's
+    variables. values: as they are now. sensor: of its service, where there is one."""
+
+    name: str
+    robot: Robot
+    part: Part
+    names: Mapping[str, str] = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
+    sensor: str = ""
+    unfit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All of them, by name, and the names of each wave. notes: what a person should know."""
+
+    found: dict[str, Found]
+    waves: list[list[str]]
+    notes: tuple[str, ...] = ()
+
+
+async def survey(plan: Plan, cloud: Cloud) -> Survey:
+    """Look at every machine that a plan selects.
+
+    Raises Failure, which names missing permissions, and PlanError where the waves don't fit.
+    """
+    robots = await cloud.robots(plan.select)
+    notes = await _permitted(cloud, robots)
+    parts = await at_once([cloud.parts(robot) for robot in robots])
+    fragments = _Fragments(plan, cloud)
+    found: list[Found] = []
+    for robot, its in zip(robots, parts, strict=True):
+        found += await _of_robot(plan, robot, its, fragments)
+    if not found:
+        raise Failure("No machine is selected.", "Correct select, or the key's access.")
+    by_name = _named(found)
+    waves = _waves(plan.waves, by_name)
+    return Survey(by_name, waves, (*notes, *_about(plan, waves)))
+
+
+async def _permitted(cloud: Cloud, robots: Sequence[Robot]) -> tuple[str, ...]:
+    missing = await cloud.missing_permissions(robots)
+    if missing is None:
+        return (
+            "Viam's app does not say what this key may do; whether it may write is seen at the "
+            "first machine.",
+        )
+    if missing:
+        some = [f"{name} ({', '.join(lacks)})" for name, lacks in missing.items()]
+        more = f" and {len(some) - _NAMED_AT_MOST} more" if len(some) > _NAMED_AT_MOST else ""
+        raise Failure(
+            f"The key lacks permissions: {', '.join(some[:_NAMED_AT_MOST])}{more}.",
+            "Nothing was changed. Use a key that is an owner of the organisation, the locations "
+            "or the machines.",
+        )
+    return ()
+
+
+class _Fragments:
+    """Which variables each version of the fragment has at the service, asked for once each."""
+
+    def __init__(self, plan: Plan, cloud: Cloud) -> None:
+        self._plan, self._cloud = plan, cloud
+        self._known: dict[str, tuple[dict[str, str], str] | str] = {}
+
+    async def about(self, version: str) -> tuple[dict[str, str], str]:
+        """The names of its variables, and of the sensor in it. Raises UnfitError, Failure."""
+        if version not in self._known:
+            self._known[version] = await self._read(version)
+        known = self._known[version]
+        if isinstance(known, str):
+            raise UnfitError(known)
+        return known
+
+    async def _read(self, version: str) -> tuple[dict[str, str], str] | str:
+        plan = self._plan
+        if plan.fragment_variables is not None:
+            given = plan.fragment_variables.model_dump(exclude_none=True)
+            return {str(key): str(value) for key, value in given.items()}, ""
+        assert plan.select.fragment is not None  # the plan's own check
+        config = await self._cloud.fragment(plan.select.fragment, version)
+        try:
+            names = change.variables_of(config, plan.service)
+        except UnfitError as error:
+            return str(error)
+        return names, change.sensor_of(document.dumps(config), plan.service) or ""
+
+
+async def _of_robot(
+    plan: Plan, robot: Robot, parts: Sequence[Part], fragments: _Fragments
+) -> list[Found]:
+    """The parts of a machine that can be changed; where none can, the main one, and why not.
+
+    Without the fragment that is selected: none.
+    """
+    fit: list[Found] = []
+    unfit: list[Found] = []
+    for part in parts:
+        sensor = ""
+        names: dict[str, str] = {}
+        try:
+            versions = change.versions(part.text, plan.select.fragment)
+            if plan.select.fragment is not None and not versions:
+                continue
+            if plan.mode == "variables":
+                names, sensor = await fragments.about(versions[0])
+            where = change.spots(plan, part.text, names)
+            values = change.values(part.text, where)
+            sensor = change.sensor_of(part.text, plan.service) or sensor
+            fit.append(Found(robot.name, robot, part, names, values, sensor))
+        except UnfitError as error:
+            unfit.append(Found(robot.name, robot, part, names, unfit=str(error)))
+    return fit or unfit[:1]
+
+
+def _named(found: Sequence[Found]) -> dict[str, Found]:
+    """Each under a name of its own: of the machine; with its part's or location's where needed."""
+    made: dict[str, Found] = {}
+    robots: dict[str, set[str]] = {}
+    parts: dict[str, int] = {}
+    for one in found:
+        robots.setdefault(one.robot.name, set()).add(one.robot.id)
+        parts[one.robot.id] = parts.get(one.robot.id, 0) + 1
+    for one in found:
+        name = one.robot.name
+        if len(robots[name]) > 1:
+            name = f"{name} ({one.robot.location})"
+        if parts[one.robot.id] > 1:
+            name = f"{name}/{one.part.name}"
+        if name in made:
+            name = f"{name} {one.part.id}"
+        made[name] = replace(one, name=name)
+    return made
+
+
+def _waves(waves: Sequence[Wave], found: Mapping[str, Found]) -> list[list[str]]:
+    """Those that cannot be changed wait in the last wave, unless they are named."""
+    expanded = [
+        wave
+        if wave.machines is None
+        else Wave(machines=[n for word in wave.machines for n in _meant(word, found)])
+        for wave in waves
+    ]
+    named = {name for wave in expanded for name in wave.machines or ()}
+    fit = [name for name, one in found.items() if not one.unfit or name in named]
+    made = assign(expanded, fit)
+    made[-1] += [name for name in found if name not in fit]
+    return made
+
+
+def _meant(word: str, found: Mapping[str, Found]) -> list[str]:
+    names = [name for name, one in found.items() if word in (name, one.robot.id, one.robot.name)]
+    return names or [word]
+
+
+def _about(plan: Plan, waves: Sequence[Sequence[str]]) -> list[str]:
+    """What a person may not have expected of the waves."""
+    notes = [f"Wave {number} has no machine left." for number, w in enumerate(waves, 1) if not w]
+    last, total = plan.waves[-1], sum(map(len, waves))
+    asked = len(last.machines or ()) if last.share is None else last.share.up(total)
+    if len(waves[-1]) > asked:
+        notes.append(
+            f"The last wave takes all that are left: {len(waves[-1])} machines, not {asked}."
+        )
+    return notes
