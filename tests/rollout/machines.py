@@ -355,6 +355,7 @@ class RealMachine(MachineServer):
         # The configuration that the module has; each change of it is told.
         self.applied: dict[str, Any] | None = None
         self.refused: str = ""
+        self._added = asyncio.Event()
         self._wake = asyncio.Event()
         self._wake.set()
         app.watch(lambda id: self._wake.set() if id == machine.part.id else None)
@@ -376,6 +377,16 @@ class RealMachine(MachineServer):
                 following.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await following
+
+    async def settled(self, version: str | None = None) -> dict[str, Any]:
+        """The status once nothing runs (with this target, where given)."""
+        await asyncio.wait_for(self._added.wait(), 60.0)
+        return await self.module.wait_status(
+            NAME,
+            lambda status: (
+                status["state"] == "idle" and version in (None, status["target"]["version"])
+            ),
+        )
 
     def came_back(self) -> None:
         self._wake.set()
@@ -405,6 +416,7 @@ class RealMachine(MachineServer):
         if attributes is not None:
             await self.module.add(NAME, attributes)
             self.names = [NAME]
+            self._added.set()
 
     async def reply(self, method: str, name: str, request: Any) -> Any:
         channel = self.module._channel
