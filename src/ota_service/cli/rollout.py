@@ -36,7 +36,7 @@ from ota_service.client.machine import Access
 from ota_service.firmware.files import TEXT_BYTES, read_file
 from ota_service.rollout import change, policy
 from ota_service.rollout.cloud import DEFAULT_URL, Cloud, Credentials, connect, is_loopback
-from ota_service.rollout.drive import Drive, begin, from_histories, obey
+from ota_service.rollout.drive import Drive, begin, clock_s, from_histories, obey
 from ota_service.rollout.plan import Plan, PlanError, read_plan
 from ota_service.rollout.state import Order, Record, Rollout, StateFile
 from ota_service.rollout.survey import Survey, survey
@@ -244,16 +244,16 @@ async def _begun(wanted: Plan, file: StateFile, cloud: Cloud, shown: _Shown) -> 
     if state is not None and state.digest == wanted.digest:
         return state
     if state is not None and state.state not in ("done", "aborted"):
-        raise Failure(
-            f"The plan has changed since its rollout began, which is {state.state}.",
-            "Put it back as it was (soak, max_failed and timeout may change), or `abort` first.",
+        raise click.UsageError(
+            f"The plan has changed since its rollout began, which is {state.state}. Put it back as "
+            "it was (soak, max_failed and timeout may change), or `abort` first."
         )
     found = await survey(wanted, cloud)
     for note in found.notes:
         say(note, err=True)
     if state is not None:
         file.put_aside(state)
-    state = begin(wanted, found, time.time())
+    state = begin(wanted, found, clock_s())
     file.save(state)
     return state
 
@@ -318,7 +318,7 @@ def _order(path: Path, order: Order, as_json: bool) -> None:
             if not file.is_driven:
                 with file.owned():
                     state = _loaded(file)
-                    obey(state, order, time.time())
+                    obey(state, order, clock_s())
                     file.save(state)
                 break
             if not asked:
@@ -387,11 +387,11 @@ def undo(path: Path, credentials: Credentials, as_json: bool) -> None:
                 state = file.load()
                 if state is None:
                     found = await survey(wanted, cloud)
-                    state = await from_histories(wanted, cloud, found, time.time())
+                    state = await from_histories(wanted, cloud, found, clock_s())
                 elif state.digest != wanted.digest:
-                    raise Failure(
-                        "The plan is not the one that was rolled out.",
-                        "Put it back as it was, or take its state file away.",
+                    raise click.UsageError(
+                        "The plan is not the one that was rolled out. Put it back as it was, or "
+                        "take its state file away."
                     )
                 await Drive(wanted, cloud, file, state, shown.tell).undo()
                 return state
@@ -542,7 +542,7 @@ def frame(state: Rollout, *, columns: int = 80, lines: int = 24) -> RenderableTy
         what = _wave_state(state, number)
         settled_at = state.waves[number].settled_at
         if what == "soaking" and settled_at is not None:
-            what = f"soaking for {time_text(max(0.0, time.time() - settled_at))}"
+            what = f"soaking for {time_text(max(0.0, clock_s() - settled_at))}"
         waves.add_row(Text(f"wave {number + 1}"), bar, Text(f"{what}; {_counts(its)}"))
     urgent = {"failed": 0, "conflict": 1, "writing": 2, "waiting": 3, "offline": 4, "good": 5}
     begun = [r for r in state.machines if r.wave < state.begun]

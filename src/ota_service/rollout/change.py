@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ota_service.firmware.urls import redact
@@ -19,8 +19,15 @@ from ota_service.rollout.plan import KEYS, Plan
 
 Values = dict[str, str | None]
 """Of url, version and sha256: the JSON text as it stands there; None: it does not."""
-Names = Mapping[str, str]
-"""Of url, version and (perhaps) sha256: the name of the fragment's variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Which fragment's variables the service of a part gets its values from; names: of url,
+    version and perhaps sha256. Without a fragment: the part's own service has them."""
+
+    fragment: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 class UnfitError(ValueError):
@@ -37,11 +44,8 @@ class Spots:
     empties: bool = False
 
 
-def spots(plan: Plan, text: str, names: Names) -> Spots:
-    """Where a configuration has the three values. names: of the variables, in that mode.
-
-    Raises UnfitError.
-    """
+def spots(plan: Plan, text: str, source: Source) -> Spots:
+    """Where a configuration has the three values. Raises UnfitError."""
     try:
         config = parse(text)
     except DocumentError as error:
@@ -49,39 +53,35 @@ def spots(plan: Plan, text: str, names: Names) -> Spots:
     if plan.mode == "attributes":
         index = _only(_services(config, plan.service), f'service "{plan.service}"', _hint(config))
         return Spots({key: ("services", index, "attributes", key) for key in KEYS})
-    fragment = str(plan.select.fragment)
-    index = _only(
-        [
-            number
-            for number, entry in enumerate(_list(config, "fragments"))
-            if (entry.get("id") if isinstance(entry, dict) else entry) == fragment
-        ],
-        f"fragment {fragment}",
-    )
-    for path in _mods(config, fragment):
-        if any(_covers(path, f"services.{plan.service}.attributes.{key}") for key in names):
+    entries = list(enumerate(_entries(config)))
+    found = [number for number, entry in entries if entry.get("id") == source.fragment]
+    index = _only(found, f"fragment {source.fragment}")
+    for path in _mods(config, source.fragment):
+        if any(_covers(path, f"services.{plan.service}.attributes.{key}") for key in source.names):
             raise UnfitError(
                 f"its fragment_mods set {path}, so that variables have no effect on it"
             )
-    if plan.target.sha256 and "sha256" not in names:
+    if plan.target.sha256 and "sha256" not in source.names:
         raise UnfitError("its fragment has no variable for the service's sha256")
     bare = not isinstance(config["fragments"][index], dict)
     way: Path = ("fragments", index, "variables")
     return Spots(
-        {key: (*way, name) for key, name in names.items()},
+        {key: (*way, name) for key, name in source.names.items()},
         bare=("fragments", index) if bare else None,
         empties=True,
     )
 
 
-def versions(text: str, fragment: str | None) -> list[str]:
-    """With which version ("": the newest) a configuration has the fragment. Raises UnfitError."""
+def fragments(text: str) -> list[tuple[str, str]]:
+    """The fragments of a configuration, each with its version ("": the newest).
+
+    Raises UnfitError.
+    """
     try:
-        entries = _list(parse(text), "fragments")
+        entries = _entries(parse(text))
     except DocumentError as error:
         raise UnfitError(f"its configuration cannot be read: {error}") from None
-    found = [entry if isinstance(entry, dict) else {"id": entry} for entry in entries]
-    return [str(entry.get("version") or "") for entry in found if entry.get("id") == fragment]
+    return [(str(entry.get("id", "")), str(entry.get("version") or "")) for entry in entries]
 
 
 def values(text: str, where: Spots) -> Values:
@@ -215,6 +215,12 @@ def _alike(one: str | None, other: str | None) -> bool:
 def _list(config: Mapping[str, Any], name: str) -> list[Any]:
     found = config.get(name)
     return found if isinstance(found, list) else []
+
+
+def _entries(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The fragments of a configuration; one that is only an id as an object with it."""
+    found = _list(config, "fragments")
+    return [entry if isinstance(entry, dict) else {"id": entry} for entry in found]
 
 
 def _services(config: Mapping[str, Any], service: str) -> list[int]:

@@ -9,10 +9,10 @@ next `start` reads each machine again and goes on where it really is.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
@@ -53,7 +53,6 @@ PROGRESS_S = 1.0
 _NAMED_AT_MOST = 3
 
 Tell = Callable[[Mapping[str, Any]], None]
-Clock = Callable[[], float]
 
 CHANGED_BY_OTHERS = "its configuration was changed by somebody else: {now}. It is left as it is."
 CHANGED_MEANWHILE = (
@@ -62,7 +61,12 @@ CHANGED_MEANWHILE = (
 )
 
 
-def begin(plan: Plan, found: Survey, now: float) -> Rollout:
+def clock_s() -> float:
+    """Seconds since 1970: what the state file counts in, from one process to the next."""
+    return datetime.now(UTC).timestamp()
+
+
+def begin(plan: Plan, found: Survey, now_s: float) -> Rollout:
     """The state of a rollout that has touched nothing yet."""
     machines = []
     for number, names in enumerate(found.waves):
@@ -74,7 +78,7 @@ def begin(plan: Plan, found: Survey, now: float) -> Rollout:
                 robot=one.robot.id,
                 wave=number,
                 address=one.part.address,
-                names=dict(one.names),
+                source=one.source,
                 sensor=one.sensor,
             )
             if one.unfit:
@@ -83,17 +87,17 @@ def begin(plan: Plan, found: Survey, now: float) -> Rollout:
     return Rollout(
         digest=plan.digest,
         target=change.wanted(plan),
-        started_at=now,
-        changed_at=now,
+        started_at=now_s,
+        changed_at=now_s,
         waves=[WaveRecord() for _ in found.waves],
         machines=machines,
     )
 
 
-async def from_histories(plan: Plan, cloud: Cloud, found: Survey, now: float) -> Rollout:
+async def from_histories(plan: Plan, cloud: Cloud, found: Survey, now_s: float) -> Rollout:
     """The state of a rollout of which no file is left: what each machine that has the target had
     before, as Viam keeps it. Raises Failure."""
-    rollout = begin(plan, found, now)
+    rollout = begin(plan, found, now_s)
 
     async def recall(record: Record) -> None:
         one = found.found[record.name]
@@ -102,7 +106,7 @@ async def from_histories(plan: Plan, cloud: Cloud, found: Survey, now: float) ->
             return
         async for text in cloud.history(record.part):
             try:
-                values = change.values(text, change.spots(plan, text, record.names))
+                values = change.values(text, change.spots(plan, text, record.source))
             except UnfitError as error:
                 record.happened("refused", f"of what it had before: {error}")
                 return
@@ -128,10 +132,9 @@ class Drive:
         file: StateFile,
         rollout: Rollout,
         tell: Tell,
-        clock: Clock = time.time,
     ) -> None:
         self.plan, self.rollout = plan, rollout
-        self._cloud, self._file, self._tell, self._clock = cloud, file, tell, clock
+        self._cloud, self._file, self._tell = cloud, file, tell
         self._target = change.wanted(plan)
         self._machines = _Connections(cloud, plan.service)
         self._due: dict[str, float] = {}
@@ -183,7 +186,7 @@ class Drive:
             await self._write_some()
             self._decide()
         changed = self._stamp() != before
-        if changed or (self._progress and self._clock() - self._saved_at > PROGRESS_S):
+        if changed or (self._progress and clock_s() - self._saved_at > PROGRESS_S):
             self._save()
         return changed
 
@@ -197,16 +200,16 @@ class Drive:
         )  # fmt: skip
 
     def _decide(self) -> bool:
-        """What the machines' states mean, until nothing more follows; whether to write now."""
+        """What the machines' states mean, until nothing more follows; whether to write now_s."""
         rollout, plan = self.rollout, self.plan
         while True:
-            now, begun = self._clock(), rollout.begun
+            now_s, begun = clock_s(), rollout.begun
             newest = rollout.waves[begun - 1] if begun else None
             soak_s = plan.soak_of(begun - 1)
             soaked = (
                 newest is not None
                 and newest.settled_at is not None
-                and now >= newest.settled_at + soak_s
+                and now_s >= newest.settled_at + soak_s
                 and all(
                     self._looked_at.get(record.part, 0.0) >= newest.settled_at + soak_s
                     for record in rollout.of_wave(begun - 1)
@@ -223,13 +226,13 @@ class Drive:
                 may_fail=plan.max_failed.down(len(rollout.machines)),
                 proven=any(r.state == "good" and r.good for r in rollout.machines),
                 soaked=soaked,
-                late=newest is not None and now > (newest.began_at or now) + plan.timeout_s,
+                late=newest is not None and now_s > (newest.began_at or now_s) + plan.timeout_s,
             )
             if newest is not None and rollout.state in policy.WRITABLE:
                 if not found.settled:
                     newest.settled_at = None
                 elif newest.settled_at is None:
-                    newest.settled_at = now
+                    newest.settled_at = now_s
                     # They are looked at once more when the soak is over.
                     for record in rollout.of_wave(begun - 1):
                         self._wait(record, self._interval_s(record))
@@ -238,15 +241,15 @@ class Drive:
 
     def _follow(self, event: policy.RolloutEvent) -> bool:
         """Whether there may be more to decide."""
-        rollout, now = self.rollout, self._clock()
+        rollout, now_s = self.rollout, clock_s()
         begun = rollout.begun
         if event in ("next", "finish") and begun:
-            rollout.waves[begun - 1].passed_at = now
+            rollout.waves[begun - 1].passed_at = now_s
             self._tell({"event": "wave", "wave": begun, "state": "passed"})
         why = {"too-many": self._failures, "unproven": self._unproven}.get(event, str)()
         self._rollout_event(event, why)
         if event == "next":
-            rollout.waves[begun].began_at = now
+            rollout.waves[begun].began_at = now_s
             machines = [record.name for record in rollout.of_wave(begun)]
             self._tell({"event": "wave", "wave": begun + 1, "state": "begun", "machines": machines})
         return event == "next"
@@ -270,13 +273,13 @@ class Drive:
     # --- looking
 
     async def _look(self, everybody: bool) -> None:
-        now = self._clock()
+        now_s = clock_s()
         asked = [
             record
             for record in self.rollout.machines
             if record.state in LOOKED_AT
             and self.rollout.state != "aborted"
-            and (everybody or self._due.get(record.part, 0.0) <= now)
+            and (everybody or self._due.get(record.part, 0.0) <= now_s)
         ]
         await at_once([self._look_at(record) for record in asked])
 
@@ -285,7 +288,7 @@ class Drive:
             self._wait(record, POLL_OFFLINE_S)
             return
         status, by_sensor, why = await self._status(record, since=record.written_at)
-        now = self._clock()
+        now_s = clock_s()
         if record.state == "offline":
             if status is not None:
                 self._event(record, "returned", "it can be reached again")
@@ -296,7 +299,7 @@ class Drive:
         seen = None if status is None else self._judged(record, status, by_sensor)
         if (seen is None or not seen.arrived) and await self._foreign(record):
             return
-        late = now > (record.began_at or now) + self.plan.timeout_s
+        late = now_s > (record.began_at or now_s) + self.plan.timeout_s
         if seen is None:
             if record.state == "waiting":
                 self._told(record, why)
@@ -309,18 +312,18 @@ class Drive:
             elif seen.verdict == "bad" or (late and record.state == "waiting"):
                 await self._failed(record, seen)
             elif self._event(record, "worse", seen.words):
-                record.began_at = now
+                record.began_at = now_s
             else:
                 self._told(record, seen.words)
-        self._looked_at[record.part] = now
+        self._looked_at[record.part] = now_s
         self._wait(record, self._interval_s(record))
 
     async def _stays_away(self, record: Record) -> bool:
         """Whether it is not worth the time that dialling takes: the app has not heard of it."""
         tried_at = self._looked_at.get(record.part)
-        if tried_at is not None and self._clock() < tried_at + DIALLED_AGAIN_S:
+        if tried_at is not None and clock_s() < tried_at + DIALLED_AGAIN_S:
             return (await self._cloud.part(record.part)).offline
-        self._looked_at[record.part] = self._clock()
+        self._looked_at[record.part] = clock_s()
         return False
 
     def _judged(self, record: Record, status: gate.Status, by_sensor: bool) -> gate.Look:
@@ -363,13 +366,13 @@ class Drive:
         """Whether somebody else has changed a machine's values since they were ours."""
         part = await self._cloud.part(record.part)
         try:
-            now = change.values(part.text, change.spots(self.plan, part.text, record.names))
+            found = change.values(part.text, change.spots(self.plan, part.text, record.source))
         except UnfitError as error:
             self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=error))
             return True
-        if change.holds(now, self._target):
+        if change.holds(found, self._target):
             return False
-        self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(now)))
+        self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found)))
         return True
 
     async def _status(
@@ -384,7 +387,7 @@ class Drive:
         if record.sensor:
             with suppress(Failure):
                 found = await self._cloud.readings(record.part, record.sensor)
-                fresh = max(self._clock() - FRESH_S, since or 0.0)
+                fresh = max(clock_s() - FRESH_S, since or 0.0)
                 if found is not None and found[0] >= fresh:
                     return gate.from_readings(found[1]), True, ""
         return None, False, why
@@ -400,11 +403,11 @@ class Drive:
         settled_at = self.rollout.waves[begun - 1].settled_at
         if settled_at is None:
             return POLL_GOOD_S
-        left_s = settled_at + self.plan.soak_of(begun - 1) - self._clock()
+        left_s = settled_at + self.plan.soak_of(begun - 1) - clock_s()
         return min(POLL_GOOD_S, max(left_s, 0.0))
 
     def _wait(self, record: Record, pause_s: float) -> None:
-        self._due[record.part] = self._clock() + pause_s
+        self._due[record.part] = clock_s() + pause_s
 
     async def _rest(self) -> None:
         """Until it is time for a machine, or there is an order."""
@@ -413,9 +416,9 @@ class Drive:
             for record in self.rollout.machines
             if record.state in LOOKED_AT
         ]
-        now = self._clock()
-        until = max(min(times, default=now + POLL_MOST_S), now + ORDERS_S / 5)
-        while (left_s := until - self._clock()) > 0:
+        now_s = clock_s()
+        until = max(min(times, default=now_s + POLL_MOST_S), now_s + ORDERS_S / 5)
+        while (left_s := until - clock_s()) > 0:
             await asyncio.sleep(min(left_s, ORDERS_S))
             if self._orders():
                 return
@@ -448,20 +451,20 @@ class Drive:
         read = await self._read(record)
         if read is None:
             return
-        part, now = read
+        part, found = read
         record.address = part.address
         if record.values is None:
             record.known = gate.before(status)
-            record.values, record.text = now, part.text
-        elif change.holds(now, record.values):
+            record.values, record.text = found, part.text
+        elif change.holds(found, record.values):
             record.text = part.text
-        elif not change.holds(now, self._target):
-            self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(now)))
+        elif not change.holds(found, self._target):
+            self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found)))
             return
         self._wait(record, 0.0)
         self._pause_s.pop(record.part, None)
-        record.began_at = self._clock()
-        if change.holds(now, self._target):
+        record.began_at = clock_s()
+        if change.holds(found, self._target):
             self._event(record, "already", "it has the target already")
         else:
             self._event(record, "begin")
@@ -470,7 +473,7 @@ class Drive:
         """A machine's part and its values now; None: it is refused, with the reason."""
         try:
             part = await self._cloud.part(record.part)
-            return part, change.values(part.text, change.spots(self.plan, part.text, record.names))
+            return part, change.values(part.text, change.spots(self.plan, part.text, record.source))
         except UnfitError as error:
             self._event(record, "refused", str(error))
         except Failure as error:
@@ -497,17 +500,17 @@ class Drive:
             read = await self._read(record)
             if read is None:
                 return
-            part, now = read
-            if change.holds(now, new):
+            part, found = read
+            if change.holds(found, new):
                 if event == "sent":
-                    record.written_at = record.began_at = self._clock()
+                    record.written_at = record.began_at = clock_s()
                 self._event(record, event)
                 return
-            if not change.holds(now, old):
-                self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(now)))
+            if not change.holds(found, old):
+                self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found)))
                 return
             try:
-                where = change.spots(self.plan, part.text, record.names)
+                where = change.spots(self.plan, part.text, record.source)
                 await self._cloud.write(part, made(part.text, where, new))
             except (UnfitError, Failure) as error:
                 if isinstance(error, Failure) and error.unreachable:
@@ -536,7 +539,7 @@ class Drive:
             whole = record.text
             if whole is not None:
                 with suppress(UnfitError):
-                    then = change.spots(self.plan, whole, record.names)
+                    then = change.spots(self.plan, whole, record.source)
                     if same(text, change.written(whole, then, self._target)):
                         return whole
             return change.restored(text, where, new)
@@ -565,19 +568,19 @@ class Drive:
         """Follow what others have asked; whether there was anything."""
         orders = self._file.orders()
         for order in orders:
-            obey(self.rollout, order, self._clock())
+            obey(self.rollout, order, clock_s())
             self._tell({"event": "rollout", "state": self.rollout.state, "why": order})
         if orders:
             self._save()
         return bool(orders)
 
     def _save(self) -> None:
-        self.rollout.changed_at = self._saved_at = self._clock()
+        self.rollout.changed_at = self._saved_at = clock_s()
         self._progress = False
         self._file.save(self.rollout)
 
 
-def obey(rollout: Rollout, order: policy.RolloutEvent, now: float) -> bool:
+def obey(rollout: Rollout, order: policy.RolloutEvent, now_s: float) -> bool:
     """Carry out a person's pause, resume or abort; whether there is a row for it."""
     if not rollout.happened(order):
         return False
@@ -589,7 +592,7 @@ def obey(rollout: Rollout, order: policy.RolloutEvent, now: float) -> bool:
             wave.settled_at = None
         begun = rollout.begun
         if begun:
-            rollout.waves[begun - 1].began_at = now
+            rollout.waves[begun - 1].began_at = now_s
     return True
 
 

@@ -241,12 +241,6 @@ class Plan(Strict):
         "the service's attributes.",
     )
 
-    @model_validator(mode="after")
-    def _fits(self) -> Plan:
-        if self.mode == "variables" and self.select.fragment is None:
-            raise a_fault("select needs the fragment whose variables are meant (mode variables)")
-        return self
-
     @property
     def digest(self) -> str:
         """What tells one rollout from another. The brakes may be set otherwise on the way."""

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ota_service.client.failure import Failure
 from ota_service.firmware.files import read_file, write_file
 from ota_service.rollout import policy
-from ota_service.rollout.change import Values
+from ota_service.rollout.change import Source, Values
 from ota_service.rollout.gate import Before
 
 Order = Literal["pause", "resume", "abort"]
@@ -32,7 +32,7 @@ FORMAT = 1
 class Record(BaseModel):
     """One machine's part.
 
-    names: of the fragment's variables, in that mode. values: before our change, each as the JSON
+    source: where its values are. values: before our change, each as the JSON
     text that stood there; text: the whole configuration then.
     written_at: when it was found to have the target; began_at: from when on its time counts.
     known: what it showed before. board, log: of the board that failed, with its start's last lines.
@@ -48,7 +48,7 @@ class Record(BaseModel):
     sensor: str = ""
     state: policy.MachineState = "pending"
     why: str = ""
-    names: dict[str, str] = {}
+    source: Source = Source()
     values: Values | None = None
     text: str | None = None
     written_at: float | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from ota_service.client.failure import Failure
 from ota_service.rollout import change, document
-from ota_service.rollout.change import UnfitError, Values
+from ota_service.rollout.change import Source, UnfitError, Values
 from ota_service.rollout.cloud import Cloud, Part, Robot, at_once
 from ota_service.rollout.plan import Plan, Wave, assign
 
@@ -17,13 +17,13 @@ _NAMED_AT_MOST = 3
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A part that a plan means. unfit: why it cannot be changed. names: of the fragment's
-    variables. values: as they are now. sensor: of its service, where there is one."""
+    """A part that a plan means. unfit: why it cannot be changed. source: where its values are.
+    values: as they are now. sensor: of its service, where there is one."""
 
     name: str
     robot: Robot
     part: Part
-    names: Mapping[str, str] = field(default_factory=dict)
+    source: Source = field(default_factory=Source)
     values: Values = field(default_factory=dict)
     sensor: str = ""
     unfit: str = ""
@@ -76,33 +76,52 @@ async def _permitted(cloud: Cloud, robots: Sequence[Robot]) -> tuple[str, ...]:
 
 
 class _Fragments:
-    """Which variables each version of the fragment has at the service, asked for once each."""
+    """What each version of a fragment has for the service, asked for once each."""
 
     def __init__(self, plan: Plan, cloud: Cloud) -> None:
         self._plan, self._cloud = plan, cloud
-        self._known: dict[str, tuple[dict[str, str], str] | str] = {}
+        self._known: dict[tuple[str, str], tuple[dict[str, str], str] | str] = {}
 
-    async def about(self, version: str) -> tuple[dict[str, str], str]:
-        """The names of its variables, and of the sensor in it. Raises UnfitError, Failure."""
-        if version not in self._known:
-            self._known[version] = await self._read(version)
-        known = self._known[version]
-        if isinstance(known, str):
-            raise UnfitError(known)
-        return known
-
-    async def _read(self, version: str) -> tuple[dict[str, str], str] | str:
+    async def source(self, text: str) -> tuple[Source, str]:
+        """Where a part's service gets its values from, and its sensor. Raises UnfitError,
+        Failure."""
         plan = self._plan
-        if plan.fragment_variables is not None:
-            given = plan.fragment_variables.model_dump(exclude_none=True)
-            return {str(key): str(value) for key, value in given.items()}, ""
-        assert plan.select.fragment is not None  # the plan's own check
-        config = await self._cloud.fragment(plan.select.fragment, version)
-        try:
-            names = change.variables_of(config, plan.service)
-        except UnfitError as error:
-            return str(error)
-        return names, change.sensor_of(document.dumps(config), plan.service) or ""
+        wanted, given = plan.select.fragment, plan.fragment_variables
+        tried = [
+            (fragment, version)
+            for fragment, version in change.fragments(text)
+            if wanted in (None, fragment)
+        ]
+        if wanted is not None and given is not None:
+            names = given.model_dump(exclude_none=True)
+            return Source(wanted, names), ""
+        why = "its configuration has no fragment"
+        found: list[tuple[Source, str]] = []
+        for fragment, version in tried:
+            known = await self._about(fragment, version)
+            if isinstance(known, str):
+                why = known
+            else:
+                names = known[0] if given is None else given.model_dump(exclude_none=True)
+                found.append((Source(fragment, names), known[1]))
+        if len(found) > 1:
+            raise UnfitError("several of its fragments have the service: name one in select")
+        if not found:
+            raise UnfitError(why)
+        return found[0]
+
+    async def _about(self, fragment: str, version: str) -> tuple[dict[str, str], str] | str:
+        """The names of its variables, and of the sensor in it; or why it has none."""
+        key = (fragment, version)
+        if key not in self._known:
+            config = await self._cloud.fragment(fragment, version)
+            try:
+                names = change.variables_of(config, self._plan.service)
+                sensor = change.sensor_of(document.dumps(config), self._plan.service)
+                self._known[key] = names, sensor or ""
+            except UnfitError as error:
+                self._known[key] = str(error)
+        return self._known[key]
 
 
 async def _of_robot(
@@ -115,20 +134,18 @@ async def _of_robot(
     fit: list[Found] = []
     unfit: list[Found] = []
     for part in parts:
-        sensor = ""
-        names: dict[str, str] = {}
+        sensor, source = "", Source()
         try:
-            versions = change.versions(part.text, plan.select.fragment)
-            if plan.select.fragment is not None and not versions:
+            wanted = plan.select.fragment
+            if wanted is not None and wanted not in dict(change.fragments(part.text)):
                 continue
             if plan.mode == "variables":
-                names, sensor = await fragments.about(versions[0])
-            where = change.spots(plan, part.text, names)
-            values = change.values(part.text, where)
+                source, sensor = await fragments.source(part.text)
+            values = change.values(part.text, change.spots(plan, part.text, source))
             sensor = change.sensor_of(part.text, plan.service) or sensor
-            fit.append(Found(robot.name, robot, part, names, values, sensor))
+            fit.append(Found(robot.name, robot, part, source, values, sensor))
         except UnfitError as error:
-            unfit.append(Found(robot.name, robot, part, names, unfit=str(error)))
+            unfit.append(Found(robot.name, robot, part, unfit=str(error)))
     return fit or unfit[:1]
 
 
