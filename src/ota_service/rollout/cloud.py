@@ -5,16 +5,15 @@ What passes by itself (UNAVAILABLE, RESOURCE_EXHAUSTED, a lost connection) is tr
 later. A write is sent once: whether it arrived is for the caller to read. Every other failure is a
 `Failure` in a person's words.
 
-The SDK's own clients are passed by where they leave something out: a part's time of change is a
-Timestamp here (a datetime has no nanoseconds, and an older time is a conflict), and its history
-has pages.
+The SDK's messages and stubs are used without its clients, which leave something out: a part's time
+of change is a Timestamp here (a datetime has no nanoseconds, and an older time is a conflict), its
+history has pages, and a connection that is not let in is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -30,7 +29,7 @@ from ota_service.rollout.plan import Select
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
-    from viam.app.viam_client import ViamClient
+    from grpclib.client import Channel
 
 DEFAULT_URL = "https://app.viam.com"
 CALL_TIMEOUT_S = 30.0
@@ -101,15 +100,15 @@ class Cloud:
     def __init__(self, credentials: Credentials, sleep: Sleep = asyncio.sleep) -> None:
         self.credentials = credentials
         self._sleep = sleep
-        self._client: ViamClient | None = None
+        self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
         secrets.learn("", {"api-key": credentials.key})
 
     def close(self) -> None:
         """Disconnect."""
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.channel.close()
 
     # --- machines
 
@@ -271,23 +270,23 @@ class Cloud:
             if attempt:
                 await self._sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            client = None
+            connection = None
             try:
-                client = await self._connected()
-                stub = (
-                    client.data_client._data_client
-                    if method == "GetLatestTabularData"
-                    else (client.app_client._app_client)
-                )
+                connection = await self._connected()
+                stub = connection.data if method == "GetLatestTabularData" else connection.app
                 return await getattr(stub, method)(
-                    request, metadata=client._metadata, timeout=CALL_TIMEOUT_S
+                    request, metadata=connection.metadata, timeout=CALL_TIMEOUT_S
                 )
             except GRPCError as error:
                 words = f"{error.message or error.status.name.lower()}"
-                if error.status is Status.UNAUTHENTICATED and client is not None and not renewed:
+                if (
+                    error.status is Status.UNAUTHENTICATED
+                    and connection is not None
+                    and not renewed
+                ):
                     # A token lasts hours, and a rollout days.
                     renewed = True
-                    await self._forget(client)
+                    await self._forget(connection)
                     continue
                 if error.status in (Status.UNAUTHENTICATED, Status.PERMISSION_DENIED):
                     raise Failure(
@@ -304,10 +303,8 @@ class Cloud:
                     raise NotSent(words) from None
             except (StreamTerminatedError, OSError, TimeoutError) as error:
                 words = str(error) or type(error).__name__
-                if once and client is not None:
+                if once and connection is not None:
                     raise NotSent(words) from None
-                if client is None:
-                    self.close()
         raise Failure(
             f"Viam's app cannot be asked ({method}: {words}).",
             "Try again later: what was done so far is kept, and `start` goes on with it.",
@@ -315,26 +312,51 @@ class Cloud:
             unreachable=True,
         )
 
-    async def _connected(self) -> ViamClient:
-        from viam.app.viam_client import ViamClient
-        from viam.rpc.dial import DialOptions
+    async def _connected(self) -> _Connection:
+        from grpclib.client import Channel
+        from viam.gen.app.data.v1.data_grpc import DataServiceStub
+        from viam.gen.app.v1.app_grpc import AppServiceStub
+        from viam.gen.proto.rpc.v1.auth_grpc import AuthServiceStub
+        from viam.proto.rpc.auth import AuthenticateRequest
+        from viam.proto.rpc.auth import Credentials as Secret
 
         async with self._connecting:
-            if self._client is None:
-                # The SDK's native library logs on stdout what is told in one line here.
-                os.environ.setdefault("RUST_LOG", "off")
-                given = self.credentials
-                options = DialOptions.with_api_key(given.key, given.key_id)
-                options.insecure = given.url.startswith("http://")
-                options.timeout = CALL_TIMEOUT_S
-                self._client = await ViamClient.create_from_dial_options(options, given.url)
-            return self._client
+            if self._connection is None:
+                given, at = self.credentials, urlsplit(self.credentials.url)
+                safe = at.scheme != "http"
+                channel = Channel(at.hostname, at.port or (443 if safe else 80), ssl=safe or None)
+                request = AuthenticateRequest(
+                    entity=given.key_id, credentials=Secret(type="api-key", payload=given.key)
+                )
+                try:
+                    reply = await AuthServiceStub(channel).Authenticate(
+                        request, timeout=CALL_TIMEOUT_S
+                    )
+                except BaseException:
+                    channel.close()
+                    raise
+                self._connection = _Connection(
+                    channel,
+                    {"authorization": f"Bearer {reply.access_token}"},
+                    AppServiceStub(channel),
+                    DataServiceStub(channel),
+                )
+            return self._connection
 
-    async def _forget(self, client: ViamClient) -> None:
+    async def _forget(self, connection: _Connection) -> None:
         async with self._connecting:
-            if self._client is client:
-                self._client = None
-                client.close()
+            if self._connection is connection:
+                self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    """Its channel, what authorises a call, and the services."""
+
+    channel: Channel
+    metadata: dict[str, str]
+    app: Any
+    data: Any
 
 
 @asynccontextmanager

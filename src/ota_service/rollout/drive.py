@@ -80,6 +80,7 @@ def begin(plan: Plan, found: Survey, now_s: float) -> Rollout:
                 address=one.part.address,
                 source=one.source,
                 sensor=one.sensor,
+                values=None if one.unfit else one.values,
             )
             if one.unfit:
                 record.happened("refused", one.unfit)
@@ -167,7 +168,7 @@ class Drive:
         try:
             self._rollout_event("abort", "undo")
             self._save()
-            touched = [record for record in self.rollout.machines if record.values is not None]
+            touched = [record for record in self.rollout.machines if record.text is not None]
             for first in range(0, len(touched), MAX_PARALLEL):
                 some = touched[first : first + MAX_PARALLEL]
                 await at_once([self._undo(record) for record in some])
@@ -453,10 +454,11 @@ class Drive:
             return
         part, found = read
         record.address = part.address
-        if record.values is None:
+        if record.known is None:
             record.known = gate.before(status)
-            record.values, record.text = found, part.text
-        elif change.holds(found, record.values):
+        if record.values is None:
+            record.values = found
+        if change.holds(found, record.values):
             record.text = part.text
         elif not change.holds(found, self._target):
             self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found)))
@@ -586,6 +588,9 @@ def obey(rollout: Rollout, order: policy.RolloutEvent, now_s: float) -> bool:
         return False
     if order == "resume":
         for record in rollout.machines:
+            if record.state == "conflict":
+                # What somebody else has put there is what it has before ours.
+                record.values = record.text = None
             if record.happened("again"):
                 record.board, record.log = "", []
         for wave in rollout.waves:

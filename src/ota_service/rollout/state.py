@@ -32,8 +32,9 @@ FORMAT = 1
 class Record(BaseModel):
     """One machine's part.
 
-    source: where its values are. values: before our change, each as the JSON
-    text that stood there; text: the whole configuration then.
+    source: where its values are. values: before the rollout, each as the JSON
+    text that stood there. text: the whole configuration before our change, as soon as there may
+    be one.
     written_at: when it was found to have the target; began_at: from when on its time counts.
     known: what it showed before. board, log: of the board that failed, with its start's last lines.
     """
