@@ -42,7 +42,7 @@ POLL_FIRST_S, POLL_MOST_S = 1.0, 10.0
 POLL_GOOD_S, POLL_PASSED_S, POLL_OFFLINE_S = 5.0, 60.0, 10.0
 DIALLED_AGAIN_S = 60.0
 """Between two tries to reach a machine that the app calls offline."""
-ORDERS_S = 0.25
+ORDERS_S = 0.5
 FRESH_S = 600.0
 """How old a sensor's captured readings may be for its machine to count as reachable."""
 KEPT_CONNECTIONS = 2 * MAX_PARALLEL
@@ -405,7 +405,7 @@ class Drive:
         if settled_at is None:
             return POLL_GOOD_S
         left_s = settled_at + self.plan.soak_of(begun - 1) - clock_s()
-        return min(POLL_GOOD_S, max(left_s, 0.0))
+        return min(POLL_GOOD_S, left_s) if left_s > 0 else POLL_PASSED_S
 
     def _wait(self, record: Record, pause_s: float) -> None:
         self._due[record.part] = clock_s() + pause_s
@@ -418,7 +418,7 @@ class Drive:
             if record.state in LOOKED_AT
         ]
         now_s = clock_s()
-        until = max(min(times, default=now_s + POLL_MOST_S), now_s + ORDERS_S / 5)
+        until = max(min(times, default=now_s + POLL_MOST_S), now_s + 0.05)
         while (left_s := until - clock_s()) > 0:
             await asyncio.sleep(min(left_s, ORDERS_S))
             if self._orders():
