@@ -1,0 +1,663 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command `esp32-ota rollout` over many machines: waves, the brake, and what it may write.
+
+The machines are tables that answer `status`; what is proved here is the tool, by what the app has
+been asked, by the configurations byte for byte, and by what reached the machines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grpclib import Status
+
+from tests.rollout.fakeapp import OPERATOR, OWNER, Call, Moment
+from tests.rollout.machines import BACK, FAILED, GOOD, STOPPED, STUCK
+from tests.rollout.tool import BAD, NEW, OLD, Fleet, simulated, url, with_target
+
+MODES = ("attributes", "variables")
+BAD_TARGET = {"url": url(BAD), "version": BAD}
+
+
+def untouched(fleet: Fleet, *names: str) -> bool:
+    """Whether these machines' configurations are what they were, byte for byte."""
+    return all(fleet.text(name) == fleet.texts[name] for name in names or fleet.machines)
+
+
+def times(fleet: Fleet) -> dict[str, list[float]]:
+    """When each machine is written, by the loop's clock, from now on."""
+    names = {fake.machine.part.id: name for name, fake in fleet.machines.items()}
+    found: dict[str, list[float]] = {}
+
+    def note(call: Call, moment: Moment) -> None:
+        if call.method == "UpdateRobotPart" and moment == "done":
+            at_s = asyncio.get_running_loop().time()
+            found.setdefault(names[call.request.id], []).append(at_s)
+
+    fleet.app.listen(note)
+    return found
+
+
+# --- three waves
+
+
+@pytest.mark.parametrize("mode", MODES)
+@simulated
+async def test_plan_shows_each_machine_and_touches_nothing(tmp_path: Path, mode: str) -> None:
+    """A diff of each machine; nothing is written, nowhere."""
+    async with Fleet.start(tmp_path, mode=mode) as fleet:
+        done = await fleet.run("plan")
+        assert done.code == 0, done
+        assert all(done.out.count(name) >= 1 for name in fleet.machines)
+        assert done.out.count(NEW) >= len(fleet.machines)
+        assert not fleet.writes
+        assert not fleet.state.exists()
+        assert untouched(fleet)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@simulated
+async def test_three_waves_and_every_other_byte_stays(tmp_path: Path, mode: str) -> None:
+    """Each wave waits for the one before it to be good and its soak to be over; each machine is
+    written once, guarded, in the JSON form, under its part's own name."""
+    async with Fleet.start(tmp_path, 5, mode=mode) as fleet:
+        at = times(fleet)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert sorted(fleet.writes) == sorted(fleet.machines)
+        for name in fleet.machines:
+            assert fleet.text(name) == with_target(fleet.texts[name])
+        assert fleet.got() == [[OLD, NEW]] * 5
+        first, second, third = fleet.writes[:1], fleet.writes[1:3], fleet.writes[3:]
+        for earlier, later in ((first, second), (second, third)):
+            ended_s = max(at[name][0] for name in earlier) + 2.0
+            assert min(at[name][0] for name in later) >= ended_s + 10.0
+        for call in fleet.app.asked("UpdateRobotPart"):
+            part = fleet.app.parts[call.request.id]
+            assert call.request.HasField("last_known_update")
+            assert call.request.HasField("robot_config_json")
+            assert call.request.name == part.name
+        again = await fleet.run("start")
+        assert (again.code, len(fleet.writes)) == (0, 5)
+
+
+@simulated
+async def test_each_write_follows_a_read_of_its_own(tmp_path: Path) -> None:
+    """What somebody changed since the rollout began is kept, though it is another value."""
+    async with Fleet.start(tmp_path, 3) as fleet:
+        part = fleet.machines["m02"].machine.part
+
+        def meanwhile(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and call.nth == 1 and moment == "answered":
+                fleet.app.edit(part, lambda config: config.update(theirs=[1, 2]))
+
+        fleet.app.listen(meanwhile)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert part.config["theirs"] == [1, 2]
+        assert fleet.got() == [[OLD, NEW]] * 3
+
+
+@pytest.mark.parametrize(
+    ("waves", "sizes"),
+    [
+        ([1, "50%", "100%"], [1, 3, 2]),
+        ([["m03"], {"count": 2, "soak": "1m"}, {"percent": 100}], [1, 2, 3]),
+        ([{"machines": ["m04", "m05"], "soak": "0s"}, "100%"], [2, 4]),
+    ],
+)
+@simulated
+async def test_waves_are_counts_percentages_or_names(
+    tmp_path: Path, waves: list[Any], sizes: list[int]
+) -> None:
+    """Whatever the form, each machine is in one wave, and named ones come where they are named."""
+    async with Fleet.start(tmp_path, 6, waves=waves) as fleet:
+        at = times(fleet)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert sorted(fleet.writes) == sorted(fleet.machines)
+        first = waves[0]
+        named = (
+            first
+            if isinstance(first, list)
+            else first.get("machines", [])
+            if isinstance(first, dict)
+            else []
+        )
+        assert sorted(fleet.writes[: len(named)]) == sorted(named)
+        begins_s = [min(at[name][0] for name in fleet.writes[:1])]
+        written = sum(sizes[:1])
+        for size in sizes[1:]:
+            ended_s = max(at[name][0] for name in fleet.writes[:written])
+            begins_s.append(min(at[name][0] for name in fleet.writes[written:]))
+            assert begins_s[-1] > ended_s
+            written += size
+        assert written == 6
+
+
+# --- the brake
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("became", [BACK, FAILED, STOPPED])
+@simulated
+async def test_a_bad_release_halts_in_its_first_wave(
+    tmp_path: Path, mode: str, became: str
+) -> None:
+    """The other machines are as they were; the halt names the machine, its board and why."""
+    async with Fleet.start(
+        tmp_path, mode=mode, target=BAD_TARGET,
+        judge=lambda name, version: GOOD if version == OLD else became,
+    ) as fleet:  # fmt: skip
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        (name,) = fleet.writes
+        assert untouched(fleet, *(other for other in fleet.machines if other != name))
+        told = done.out + done.err
+        assert name in told
+        if became != STOPPED:
+            assert f"abort() was called on {name}/a" in told
+        again = await fleet.run("start")
+        assert (again.code, fleet.writes) == (1, [name])
+        status = await fleet.run("status")
+        assert status.code == 1
+        assert name in status.out
+
+
+@pytest.mark.parametrize(("bad", "code"), [(("m01",), 0), (("m01", "m02"), 1)])
+@simulated
+async def test_so_many_may_fail_and_one_more_halts(
+    tmp_path: Path, bad: tuple[str, ...], code: int
+) -> None:
+    """max_failed: what a rollout goes on with, and each machine is told."""
+    async with Fleet.start(
+        tmp_path, 6, max_failed=1, waves=[["m00"], ["m01", "m02", "m03"], "100%"],
+        judge=lambda name, version: BACK if name in bad and version == NEW else GOOD,
+    ) as fleet:  # fmt: skip
+        done = await fleet.run("start")
+        assert done.code == code, done
+        assert all(name in done.out + done.err for name in bad)
+        if code:
+            assert untouched(fleet, "m04", "m05")
+        else:
+            assert sorted(fleet.writes) == sorted(fleet.machines)
+
+
+@simulated
+async def test_a_board_that_never_ends_halts_when_the_time_is_over(tmp_path: Path) -> None:
+    """Neither good nor bad is not good."""
+    async with Fleet.start(
+        tmp_path, judge=lambda name, version: GOOD if version == OLD else STUCK
+    ) as fleet:
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert len(fleet.writes) == 1
+
+
+@simulated
+async def test_boards_go_bad_while_their_wave_soaks(tmp_path: Path) -> None:
+    """The soak is looked at, not slept through."""
+    async with Fleet.start(tmp_path, 3, soak="10m") as fleet:
+        board = fleet.machines["m00"].boards["a"]
+
+        def worse(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "answered" and call.nth == 1:
+                asyncio.get_running_loop().call_later(
+                    120.0, lambda: board.update(state=BACK, good=False, version=OLD)
+                )
+
+        fleet.app.listen(worse)
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert fleet.writes == ["m00"]
+
+
+@simulated
+async def test_pinned_and_absent_boards_hold_nobody_up(tmp_path: Path) -> None:
+    """Boards with a version of their own, that were away or can't be updated before: told, not
+    counted."""
+    async with Fleet.start(tmp_path, 1, waves=["100%"]) as fleet:
+        fake = fleet.machines["m00"]
+        for name, state in (("b", "absent"), ("c", "unsupported"), ("d", "up_to_date")):
+            fake.boards[name] = {"port": f"/dev/{name}", "state": state, "version": "0.9.0"}
+
+        def pin(config: dict[str, Any]) -> None:
+            attributes = config["services"][1]["attributes"]
+            attributes["boards"] += [{"name": name, "port": f"/dev/{name}"} for name in "bc"]
+            attributes["boards"].append({"name": "d", "port": "/dev/d", "version": "0.9.0"})
+
+        fleet.app.edit(fake.machine.part, pin)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fake.boards["a"]["version"] == NEW
+        assert fake.boards["d"]["version"] == "0.9.0"
+
+
+# --- pausing, going on, giving up, going back
+
+
+@simulated
+async def test_pause_holds_the_next_writes_and_resume_goes_on(tmp_path: Path) -> None:
+    """From another terminal, while `start` runs."""
+    async with Fleet.start(tmp_path) as fleet:
+        running = asyncio.create_task(fleet.run("start"))
+        await fleet.wrote(1)
+        assert (await fleet.run("pause")).code == 0
+        await asyncio.sleep(600)
+        assert len(fleet.writes) == 1
+        assert (await fleet.run("resume")).code == 0
+        if running.done() and (await running).code != 0:
+            running = asyncio.create_task(fleet.run("start"))
+        done = await running
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 4
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("with_file", [True, False])
+@simulated
+async def test_abort_changes_nothing_and_undo_is_exact(
+    tmp_path: Path, mode: str, with_file: bool
+) -> None:
+    """Aborted after the first wave: nothing more; undone: every byte as before, with the state
+    file or from the parts' history."""
+    async with Fleet.start(tmp_path, mode=mode) as fleet:
+        while len(fleet.writes) < 2:
+            assert (await fleet.run("start", "--once")).code == 3
+            await asyncio.sleep(5)
+        assert (await fleet.run("abort")).code in (0, 1)
+        written = fleet.writes
+        after = [fleet.text(name) for name in fleet.machines]
+        assert (await fleet.run("start")).code != 0
+        assert (fleet.writes, [fleet.text(name) for name in fleet.machines]) == (written, after)
+        if not with_file:
+            fleet.state.unlink()
+        undone = await fleet.run("undo")
+        assert undone.code == 0, undone
+        assert untouched(fleet)
+        assert sorted(fleet.writes[len(written) :]) == sorted(written)
+        for call in fleet.app.asked("UpdateRobotPart"):
+            assert call.request.HasField("last_known_update")
+        fleet_again = await fleet.run("undo")
+        assert fleet_again.code == 0 or not with_file
+        assert len(fleet.writes) == 2 * len(written)
+
+
+@simulated
+async def test_undo_leaves_what_others_changed_since(tmp_path: Path) -> None:
+    """A machine whose target somebody changed is not ours to restore; another key is kept."""
+    async with Fleet.start(tmp_path, 3, waves=["100%"]) as fleet:
+        assert (await fleet.run("start")).code == 0
+        theirs, besides = (fleet.machines[name].machine.part for name in ("m00", "m01"))
+        fleet.app.edit(
+            theirs, lambda config: config["services"][1]["attributes"].update(version="9.9.9")
+        )
+        fleet.app.edit(besides, lambda config: config.update(theirs=1))
+        done = await fleet.run("undo")
+        assert done.code == 1, done
+        assert "m00" in done.out + done.err
+        assert theirs.config["services"][1]["attributes"]["version"] == "9.9.9"
+        assert besides.config["theirs"] == 1
+        assert fleet.machines["m01"].got[-1] == fleet.machines["m02"].got[-1] == OLD
+        assert fleet.text("m02") == fleet.texts["m02"]
+
+
+# --- others
+
+
+@pytest.mark.parametrize(
+    "status", [Status.FAILED_PRECONDITION, Status.ABORTED, Status.INVALID_ARGUMENT]
+)
+@simulated
+async def test_a_concurrent_edit_is_never_overwritten(tmp_path: Path, status: Status) -> None:
+    """Somebody saves between our read and our write: theirs stays, and the machine is told."""
+    async with Fleet.start(tmp_path, waves=["100%"]) as fleet:
+        fleet.app.conflict = status
+
+        def theirs(config: dict[str, Any]) -> None:
+            config["services"][1]["attributes"]["version"] = "9.9.9"
+
+        fleet.app.edit_before_write(theirs, nth=2)
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        edited = [name for name in fleet.machines if "9.9.9" in fleet.text(name)]
+        assert len(edited) == 1
+        assert edited[0] not in fleet.writes
+        assert edited[0] in done.out + done.err
+
+
+@simulated
+async def test_a_hand_that_changed_the_target_is_noticed(tmp_path: Path) -> None:
+    """Between the first wave and its own, a machine gets another version: not ours any more."""
+    async with Fleet.start(tmp_path, 3, waves=[["m00"], "100%"]) as fleet:
+        part = fleet.machines["m01"].machine.part
+
+        def meanwhile(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and call.nth == 1 and moment == "answered":
+                fleet.app.edit(
+                    part, lambda config: config["services"][1]["attributes"].update(version="7.7.7")
+                )
+
+        fleet.app.listen(meanwhile)
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert "m01" in done.out + done.err
+        assert part.config["services"][1]["attributes"]["version"] == "7.7.7"
+        assert "m01" not in fleet.writes
+
+
+@simulated
+async def test_two_starts_at_once(tmp_path: Path) -> None:
+    """One owner: the second one says so and changes nothing."""
+    async with Fleet.start(tmp_path) as fleet:
+        running = asyncio.create_task(fleet.run("start"))
+        await fleet.wrote(1)
+        second = await fleet.run("start")
+        assert second.code in (1, 2), second
+        assert (await running).code == 0
+        assert fleet.got() == [[OLD, NEW]] * 4
+        assert len(fleet.writes) == 4
+
+
+@simulated
+async def test_a_plan_that_was_changed_is_not_the_one_that_runs(tmp_path: Path) -> None:
+    """Another target under way is refused, before anything is changed."""
+    async with Fleet.start(tmp_path) as fleet:
+        assert (await fleet.run("start", "--once")).code == 3
+        written = list(fleet.writes)
+        fleet.plan["target"] = BAD_TARGET
+        done = await fleet.run("start")
+        assert done.code == 2, done
+        assert fleet.writes == written
+
+
+# --- machines that are away
+
+
+@simulated
+async def test_a_machine_that_is_away_gets_its_turn_when_it_is_back(tmp_path: Path) -> None:
+    """It holds nobody up, and is retargeted within the rollout's life."""
+    async with Fleet.start(tmp_path) as fleet:
+        fleet.machines["m01"].online = False
+        running = asyncio.create_task(fleet.run("start"))
+        await fleet.wrote(3)
+        await asyncio.sleep(60)
+        fleet.machines["m01"].online = True
+        done = await running
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 4
+
+
+@simulated
+async def test_a_machine_that_stays_away_is_told(tmp_path: Path) -> None:
+    """When the rollout's life is over the others are done, and it is named."""
+    async with Fleet.start(tmp_path) as fleet:
+        fleet.machines["m02"].online = False
+        done = await fleet.run("start")
+        assert "m02" in done.out + done.err
+        assert fleet.got("m00", "m01", "m03") == [[OLD, NEW]] * 3
+        assert fleet.got("m02") == [[OLD]]
+
+
+@simulated
+async def test_a_machine_goes_away_in_the_middle(tmp_path: Path) -> None:
+    """Written and gone: its wave waits for it, and nobody takes silence for good."""
+    async with Fleet.start(tmp_path, takes_s=30.0) as fleet:
+        running = asyncio.create_task(fleet.run("start"))
+        await fleet.wrote(1)
+        first = fleet.machines[fleet.writes[0]]
+        first.online = False
+        await asyncio.sleep(900)
+        first.online = True
+        done = await running
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 4
+
+
+# --- keys and the app's troubles
+
+
+@pytest.mark.parametrize("missing", ["write_robot", "read_robot_config", "control_robot"])
+@simulated
+async def test_a_missing_permission_is_named_before_anything_is_changed(
+    tmp_path: Path, missing: str
+) -> None:
+    """On one machine of several, the last one of all."""
+    async with Fleet.start(tmp_path) as fleet:
+        done = await fleet.run("start", key=fleet.app.key(without=[missing]))
+        assert done.code in (1, 2), done
+        assert missing in done.out + done.err
+        assert not fleet.writes
+        assert untouched(fleet)
+
+
+@simulated
+async def test_an_operators_key_changes_nothing(tmp_path: Path) -> None:
+    """Operators see machines, and no configuration."""
+    async with Fleet.start(tmp_path, mode="variables") as fleet:
+        done = await fleet.run("start", key=fleet.app.key(OPERATOR))
+        assert done.code in (1, 2), done
+        assert not fleet.writes
+
+
+@simulated
+async def test_a_key_for_one_location_is_enough(tmp_path: Path) -> None:
+    """Nothing of the organisation's is asked for that the rollout does not need."""
+    async with Fleet.start(tmp_path) as fleet:
+        key = fleet.app.key(OWNER, scope=("location", fleet.site.id))
+        fleet.plan["select"] = {"locations": [fleet.site.id]}
+        done = await fleet.run("start", key=key)
+        assert done.code == 0, done
+        assert len(fleet.writes) == 4
+
+
+@simulated
+async def test_a_wrong_key_is_said_and_never_shown(tmp_path: Path) -> None:
+    """The secret stands nowhere."""
+    async with Fleet.start(tmp_path) as fleet:
+        key = fleet.app.key()
+        del fleet.app.keys[key.id]
+        done = await fleet.run("start", key=key)
+        assert done.code in (1, 2), done
+        assert key.secret not in done.out + done.err
+
+
+@pytest.mark.parametrize("status", [Status.UNAVAILABLE, Status.RESOURCE_EXHAUSTED])
+@pytest.mark.parametrize("mode", MODES)
+@simulated
+async def test_transient_errors_of_the_app_back_off(
+    tmp_path: Path, status: Status, mode: str
+) -> None:
+    """Every method that is asked fails three times in a row; each attempt waits longer."""
+    async with Fleet.start(tmp_path, 2, mode=mode) as fleet:
+        at: dict[str, list[float]] = {}
+        methods = (
+            "Authenticate", "ListLocations", "ListRobotsForLocations", "ListMachineSummaries",
+            "GetRobotParts", "GetRobotPart", "GetFragment", "UpdateRobotPart", "CheckPermissions",
+        )  # fmt: skip
+
+        def note(call: Call, moment: Moment) -> None:
+            if moment == "arrives":
+                at.setdefault(call.method, []).append(asyncio.get_running_loop().time())
+
+        fleet.app.listen(note)
+        for method in methods:
+            fleet.app.fail(method, status, times=3)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 2
+        first, second, third, fourth = at["UpdateRobotPart"][:4]
+        assert 0 < second - first < third - first < fourth - first
+        assert fourth - third > second - first
+
+
+@simulated
+async def test_a_lost_reply_is_not_taken_for_somebody_elses_edit(tmp_path: Path) -> None:
+    """Our value is there: the machine goes on, and what was before is still what was before."""
+    async with Fleet.start(tmp_path) as fleet:
+        fleet.app.lose_reply("UpdateRobotPart", nth=1)
+        fleet.app.lose_reply("UpdateRobotPart", nth=3)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 4
+        assert (await fleet.run("undo")).code == 0
+        assert untouched(fleet)
+
+
+@simulated
+async def test_a_token_that_expires_is_renewed(tmp_path: Path) -> None:
+    """A rollout lasts longer than a token."""
+    async with Fleet.start(tmp_path) as fleet:
+
+        def expire(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "answered":
+                fleet.app.expire_tokens()
+
+        fleet.app.listen(expire)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 4
+
+
+# --- what configurations look like
+
+
+@simulated
+async def test_a_part_without_the_json_form_keeps_its_integers(tmp_path: Path) -> None:
+    """It was last saved before the app knew that form: all there is, is a Struct."""
+    async with Fleet.start(tmp_path, 1, waves=["100%"]) as fleet:
+        part = fleet.machines["m00"].machine.part
+        part.json_form = False
+        part.text = json.dumps({**part.config, "big": 4194304})
+        before = part.config
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert "921600.0" not in part.text
+        after = part.config
+        attributes = after["services"][1]["attributes"]
+        assert (attributes["version"], attributes["baud"]) == (NEW, 921600)
+        attributes.update(url=url(OLD), version=OLD)
+        assert after == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+@simulated
+async def test_a_digest_comes_and_goes(tmp_path: Path, mode: str) -> None:
+    """It is added with the target, and undo takes it away again, byte for byte."""
+    async with Fleet.start(
+        tmp_path, 1, mode="attributes", waves=["100%"],
+        target={"url": url(NEW), "version": NEW, "sha256": "ab" * 32},
+    ) as fleet:  # fmt: skip
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        part = fleet.machines["m00"].machine.part
+        assert part.config["services"][1]["attributes"]["sha256"] == "ab" * 32
+        whole = json.loads(fleet.text("m00"))
+        whole["services"][1]["attributes"].pop("sha256")
+        assert whole == json.loads(with_target(fleet.texts["m00"]))
+        assert (await fleet.run("undo")).code == 0
+        assert untouched(fleet)
+
+
+@simulated
+async def test_a_hundred_and_twenty_machines_of_a_fragment(tmp_path: Path) -> None:
+    """The app's list ends at a hundred by itself; nobody is left out."""
+    async with Fleet.start(tmp_path, 120, mode="variables", waves=["100%"]) as fleet:
+        fleet.plan["select"] = {
+            "organization": fleet.app.organization_id,
+            "fragment": fleet.fragment.id,
+        }
+        done = await fleet.run("plan")
+        assert done.code == 0, done
+        assert all(name in done.out for name in fleet.machines)
+
+
+@simulated
+async def test_a_machine_without_the_service_is_told_before(tmp_path: Path) -> None:
+    """It can't take the target: named, and not written."""
+    async with Fleet.start(tmp_path, 2) as fleet, fleet.add("other", '{"services": []}'):
+        done = await fleet.run("plan")
+        assert "other" in done.out + done.err
+        await fleet.run("start")
+        assert fleet.text("other") == '{"services": []}'
+
+
+# --- what it keeps and shows
+
+
+@simulated
+async def test_once_does_what_it_can_and_goes(tmp_path: Path) -> None:
+    """As cron or a CI job calls it: no call waits for a soak; the last one says that all is
+    good."""
+    async with Fleet.start(tmp_path, soak="30m") as fleet:
+        loop = asyncio.get_running_loop()
+        codes: list[int] = []
+        while not codes or codes[-1] == 3:
+            began_s = loop.time()
+            codes.append((await fleet.run("start", "--once")).code)
+            assert loop.time() - began_s < 600
+            await asyncio.sleep(300)
+        assert codes[-1] == 0
+        assert len(codes) > 12
+        assert fleet.got() == [[OLD, NEW]] * 4
+
+
+@simulated
+async def test_status_accounts_for_every_machine(tmp_path: Path) -> None:
+    """As a table, and as JSON lines for programs, at any time; it asks and changes nothing else."""
+    async with Fleet.start(tmp_path, 6) as fleet:
+        fleet.machines["m05"].online = False
+        await fleet.run("start", "--once")
+        written = list(fleet.writes)
+        shown = await fleet.run("status")
+        assert all(name in shown.out for name in fleet.machines), shown
+        told = await fleet.run("status", "--json")
+        values = [json.loads(line) for line in told.out.splitlines()]
+        assert values
+        assert all(name in told.out for name in fleet.machines)
+        assert fleet.writes == written
+
+
+@simulated
+async def test_secrets_stand_in_no_output_and_the_state_is_the_owners(tmp_path: Path) -> None:
+    """A url's password and token, and the key."""
+    target = {"url": "http://user:hunter2@firmware.invalid/x.bin?token=s3cret", "version": NEW}
+    async with Fleet.start(tmp_path, 1, waves=["100%"], target=target) as fleet:
+        plan = await fleet.run("plan")
+        done = await fleet.run("start")
+        status = await fleet.run("status", "--json")
+        assert (plan.code, done.code) == (0, 0), done
+        told = "".join(each.out + each.err for each in (plan, done, status))
+        for secret in ("hunter2", "s3cret", fleet.key.secret):
+            assert secret not in told
+        assert fleet.key.secret not in fleet.state.read_text()
+        assert fleet.state.stat().st_mode & 0o077 == 0
+
+
+PLANS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no waves": lambda plan: plan.pop("waves"),
+    "unknown key": lambda plan: plan.update(wave=[1]),
+    "no target": lambda plan: plan.pop("target"),
+    "negative": lambda plan: plan.update(waves=[-1]),
+    "percent": lambda plan: plan.update(waves=["120%"]),
+    "mode": lambda plan: plan.update(mode="both"),
+    "soak": lambda plan: plan.update(soak="soon"),
+    "machine": lambda plan: plan.update(waves=[["nobody"], "100%"]),
+}
+
+
+@pytest.mark.parametrize("fault", PLANS)
+@simulated
+async def test_a_plan_with_a_fault_is_usage(tmp_path: Path, fault: str) -> None:
+    """Said in words, with exit code 2, and nothing is changed."""
+    async with Fleet.start(tmp_path, 1) as fleet:
+        PLANS[fault](fleet.plan)
+        done = await fleet.run("start")
+        assert done.code == 2, done
+        assert done.err
+        assert not fleet.writes
