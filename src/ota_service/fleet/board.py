@@ -40,10 +40,15 @@ from ota_service.fleet.sight import Sight
 from ota_service.fleet.turns import Ask
 from ota_service.link.link import bauds_to_try, looks_like_speed
 from ota_service.update.flash_merged import FlashJob
+from ota_service.update.plan import Course
 from ota_service.update.session import Job, Outcome
 
 _RANKS = {"flash": 0, "rollback": 0, "plan": 1, "version": 1, "verify": 1, "update": 2}
 """What is taken first of the orders that waited for a session's end."""
+_COURSES: dict[Purpose, Course] = {
+    **dict.fromkeys(("version", "verify"), "look"),
+    **{purpose: purpose for purpose in ("plan", "stage", "activate", "rollback")},
+}
 _EVENTS: dict[Purpose, Event] = {
     **dict.fromkeys(("version", "verify"), "read"),
     **{purpose: purpose for purpose in ("update", "plan", "rollback", "flash")},
@@ -273,9 +278,7 @@ class Board:
             or "other-project" in order.permits.override,
             rescue=order.permits.rescue,
             host_store=settings.version_store == "host",
-            read_only=order.purpose in ("version", "verify"),
-            go_back=order.purpose == "rollback",
-            dry_run=order.purpose == "plan",
+            course=_COURSES.get(order.purpose, "update"),
             log=self._around.log,
         )
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ota_service.fleet.sight import Sight
 
 Trigger = Literal["configured", "command", "attached", "resumed"]
-Purpose = Literal["update", "plan", "version", "verify", "rollback", "flash"]
+Purpose = Literal["update", "stage", "activate", "plan", "version", "verify", "rollback", "flash"]
 READS: tuple[Purpose, ...] = ("plan", "version", "verify")
 """Purposes that write nothing."""
 
