@@ -18,7 +18,7 @@ from ota_service.formats.image import AppImage, BootHeader, require_revision
 from ota_service.formats.otadata import OtaState
 from ota_service.formats.partitions import Partition
 from ota_service.update.bootable import signature_refusal
-from ota_service.update.facts import BoardFacts, SlotFact
+from ota_service.update.facts import BoardFacts, SlotFact, Staged
 from ota_service.update.inspect import NAMESPACE, VERSION_KEY, Inspection
 
 Action = Literal["none", "write", "switch", "record", "refuse"]
@@ -124,7 +124,7 @@ def plan(
     """
     try:
         if course == "activate":
-            _require_staged(facts, version)
+            require_staged(facts.staged, version)
         return _Wanted(found, version, image, facts, course, force, adopted, rescue).plan()
     except OtaError as error:
         return refuse(error, found.version)
@@ -406,8 +406,11 @@ class _Wanted:
         return entry.state == OtaState.NEW and entry.slot_index(len(slots)) == slots.index(running)
 
 
-def _require_staged(facts: BoardFacts, version: str) -> None:
-    staged = facts.staged
+def require_staged(staged: Staged | None, version: str) -> Staged:
+    """What waits on a board to be activated. version: the target's.
+
+    Raises OtaError `not-staged`, or `stage-stale` where it is of another target.
+    """
     if staged is None:
         raise OtaError("not-staged")
     if staged.stale:
@@ -418,6 +421,7 @@ def _require_staged(facts: BoardFacts, version: str) -> None:
             if staged.version != version
             else f'Another file is staged as "{version}" than the one that is configured now.',
         )
+    return staged
 
 
 def _moved(running: Partition, facts: BoardFacts) -> bool:
