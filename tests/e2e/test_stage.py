@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Staged at night, activated when it suits: over the module's socket, with boards on their ports."""
+"""Staged at night, activated when it suits: over the socket, with boards on their ports."""
 
 from __future__ import annotations
 

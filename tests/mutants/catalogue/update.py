@@ -102,8 +102,8 @@ _PLANNED = (
     Mutant(
         "an image below the fuses is written",
         _PLAN,
-        "if image.descriptor.secure_version < max(lowest, fused):",
-        "if image.descriptor.secure_version < lowest:",
+        "if secure_version < max(lowest, fused):",
+        "if secure_version < lowest:",
         f"{RUNNING}::test_an_update_that_the_fuses_forbid_is_refused",
     ),
     Mutant(
@@ -220,8 +220,8 @@ _CARRIED_OUT = (
     Mutant(
         "the whole image's digest is not looked at",
         _CARRY_OUT,
-        "if flash.md5(slot.offset, stream.size_bytes) != stream.image_md5:",
-        "if not flash.md5(slot.offset, stream.size_bytes):",
+        "if flash.md5(slot.offset, step.size_bytes) != step.md5:",
+        "if not flash.md5(slot.offset, step.size_bytes):",
         f"{SESSION}::test_a_slot_is_read_back_whole_before_it_is_switched_to",
     ),
     Mutant(
