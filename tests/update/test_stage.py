@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import pytest
 
@@ -16,7 +15,7 @@ from ota_service.errors import OtaError
 from ota_service.link.sparse import digest
 from ota_service.update.facts import BoardFacts, SlotFact, Staged
 from ota_service.update.session import Job, Outcome
-from tests.prove.board import BOOT, Link, Notes, quiet, update
+from tests.prove.board import BOOT, Link, Notes, quiet, staged, update
 from tests.prove.cells import Cells
 from tests.prove.flows import Case
 from tests.prove.images import NEW, NEXT, OLD, OTHER, PANICS, Firmware
@@ -26,15 +25,6 @@ from tests.prove.starts import SECTOR, Start
 START = Start("micro-rdk", "first", False, "small")
 CASE = Case("update", START)
 SLOT = START.plan.find("ota_1").offset
-
-
-def staged(firmware: Firmware = NEW, *, slot: str = "ota_1", stale: bool = False) -> Staged:
-    """What the journal has of a board that was staged with it."""
-    image, known = firmware.image, firmware.image.known
-    return Staged(
-        "key", firmware.tag, slot, known.size_bytes, image.sha256, known.md5, known.staged_md5,
-        known.head[:288], datetime.now(UTC), stale,
-    )  # fmt: skip
 
 
 class Desk:
@@ -80,7 +70,7 @@ def test_a_staged_board_keeps_its_firmware_until_its_activation() -> None:
     assert desk.board.cells.read(SLOT, len(NEW.data)) == b"\xff" + NEW.data[1:]
     assert desk.board.running
 
-    desk.knows(staged())
+    desk.knows(staged(NEW, "ota_1"))
     before = desk.writes
     outcome = desk.does("activate", None)
     assert (outcome.end, outcome.of_image, outcome.confirmed) == ("up_to_date", True, True)
@@ -111,7 +101,7 @@ def test_a_slot_whose_magic_byte_cannot_be_programmed_is_not_staged(first: int) 
     desk = Desk()
     desk.does("stage")
     desk.board.cells[SLOT] = first
-    desk.knows(staged())
+    desk.knows(staged(NEW, "ota_1"))
     assert code(desk.does("activate", None)) == "not-staged"
     assert update(desk.board, NEW, desk.notes).end == "up_to_date"
     assert desk.notes.plans[-1].action == "write"
@@ -139,7 +129,7 @@ def test_what_another_updater_wrote_is_not_activated() -> None:
     """The board's own updater uses the same slot: its digest is another one."""
     desk = Desk()
     desk.does("stage")
-    desk.knows(staged())
+    desk.knows(staged(NEW, "ota_1"))
     desk.does("stage", NEXT, NEXT.tag)
     outcome = desk.does("activate", None)
     assert code(outcome) == "not-staged"
@@ -149,7 +139,11 @@ def test_what_another_updater_wrote_is_not_activated() -> None:
 
 @pytest.mark.parametrize(
     ("waits", "wanted"),
-    [(None, "not-staged"), (staged(NEXT, stale=True), "stage-stale"), (staged(), "not-staged")],
+    [
+        (None, "not-staged"),
+        (staged(NEXT, "ota_1", stale=True), "stage-stale"),
+        (staged(NEW, "ota_1"), "not-staged"),
+    ],
 )
 def test_nothing_is_written_where_nothing_fitting_is_staged(
     waits: Staged | None, wanted: str
@@ -181,7 +175,7 @@ def test_a_board_that_runs_the_image_under_another_tag_gets_the_tag_at_its_activ
     assert outcome.plan is not None
     assert outcome.plan.slot is not None
     assert (outcome.plan.action, outcome.plan.slot.name) == ("none", "ota_0")
-    desk.knows(replace(staged(OLD, slot="ota_0"), version="renamed"))
+    desk.knows(replace(staged(OLD, "ota_0"), version="renamed"))
     assert desk.does("activate", None, "renamed").end == "up_to_date"
     assert desk.shows() == ("old", "renamed")
 
@@ -214,7 +208,7 @@ def test_a_rollback_of_a_staged_board_says_what_became_of_the_old_firmware() -> 
     with pytest.raises(OtaError, match="staging has overwritten the firmware that was there"):
         desk.does("rollback", None)
     assert desk.shows() == ("old", OLD.tag)
-    desk.knows(staged())
+    desk.knows(staged(NEW, "ota_1"))
     assert desk.does("activate", None).end == "up_to_date"
 
 
@@ -222,7 +216,7 @@ def test_a_staged_firmware_that_panics_is_taken_back() -> None:
     """As after an update: the old firmware with its own tag."""
     desk = Desk()
     desk.does("stage", PANICS, PANICS.tag)
-    desk.knows(staged(PANICS))
+    desk.knows(staged(PANICS, "ota_1"))
     outcome = desk.does("activate", None, PANICS.tag)
     assert (outcome.end, code(outcome), outcome.of_image) == ("rolled_back", "boot-failed", True)
     assert desk.shows() == ("old", OLD.tag)
