@@ -70,14 +70,25 @@ def both_entries_first(patch: pytest.MonkeyPatch) -> None:
 def head_first(patch: pytest.MonkeyPatch) -> None:
     """Write a slot from its first page to its last one."""
 
-    def write_slot(flash: Any, slot: Any, stream: Any, **hooks: Any) -> None:
+    def stage_slot(flash: Any, slot: Any, stream: Any, **hooks: Any) -> None:
         hooks["phase"]("writing")
         body = zlib.decompress(b"".join(block.data for block in stream.blocks))[PAGE_BYTES:]
         flash.erase(slot.offset, -(-stream.size_bytes // SECTOR_BYTES) * SECTOR_BYTES)
         for op in program(slot.offset, stream.head + body):
             flash._do(op)
 
-    patch.setattr(carry_out, "write_slot", write_slot)
+    patch.setattr(carry_out, "stage_slot", stage_slot)
+
+
+def sealed_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Write a slot with its magic byte, when it is only to be staged."""
+    right = carry_out.stage_slot
+
+    def stage_slot(flash: Any, slot: Any, stream: Any, **hooks: Any) -> None:
+        right(flash, slot, stream, **hooks)
+        flash.program(slot.offset, stream.head[:1])
+
+    patch.setattr(carry_out, "stage_slot", stage_slot)
 
 
 def version_first(patch: pytest.MonkeyPatch) -> None:
@@ -86,8 +97,8 @@ def version_first(patch: pytest.MonkeyPatch) -> None:
 
     def switch(*arguments: Any, **options: Any) -> plan.Plan:
         made = right(*arguments, **options)
-        order = {plan.WriteSlot: 0, plan.RecordVersion: 1, plan.SwitchOtadata: 2}
-        steps = sorted(made.steps, key=lambda step: order.get(type(step), 3))
+        order = (plan.WriteSlot, plan.SealSlot, plan.RecordVersion, plan.SwitchOtadata)
+        steps = sorted(made.steps, key=lambda step: [*order, type(step)].index(type(step)))
         object.__setattr__(made, "steps", tuple(steps))
         return made
 
@@ -137,6 +148,7 @@ MUTANTS: list[tuple[Patch, str, tuple[Any, ...]]] = [
     (nvs_in_place, "keys", ("update", "guide", "first", False, "blobs")),
     (both_entries_first, "lost", ("update", "guide", "both", False, "small")),
     (head_first, "lost", ("update", "micro-rdk", "both", False, "small")),
+    (sealed_at_once, "lost", ("stage", "micro-rdk", "both", False, "small")),
     (version_first, "keys", ("update", "micro-rdk", "both", False, "small")),
     (freeing_without_full, "keys", ("update", "guide", "first", False, "no-second-free")),
     (way_back_forgotten, "converge", ("back", "micro-rdk", "first", False, "small")),

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,11 @@ from ota_service.fleet.around import Around
 from ota_service.fleet.attempt import Attempt, SessionEnd, after_waiting, boot_rules, hindrance
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Fetched, LetGo
+from ota_service.fleet.journal_rows import FirmwareRecord
 from ota_service.fleet.orders import (
     READS,
+    SWITCHES,
+    UPDATES,
     Answer,
     End,
     Fact,
@@ -40,14 +43,33 @@ from ota_service.fleet.sight import Sight
 from ota_service.fleet.turns import Ask
 from ota_service.link.link import bauds_to_try, looks_like_speed
 from ota_service.update.flash_merged import FlashJob
-from ota_service.update.session import Job, Outcome
+from ota_service.update.plan import Course, require_staged
+from ota_service.update.session import Image, Job, Outcome
 
-_RANKS = {"flash": 0, "rollback": 0, "plan": 1, "version": 1, "verify": 1, "update": 2}
+_RANKS: dict[Purpose, int] = {
+    **dict.fromkeys(("flash", "rollback"), 0),
+    **dict.fromkeys(READS, 1),
+    **dict.fromkeys(UPDATES, 2),
+}
 """What is taken first of the orders that waited for a session's end."""
+_COURSES: dict[Purpose, Course] = {
+    **dict.fromkeys(("version", "verify"), "look"),
+    **{purpose: purpose for purpose in ("plan", "stage", "activate", "rollback")},
+}
 _EVENTS: dict[Purpose, Event] = {
     **dict.fromkeys(("version", "verify"), "read"),
-    **{purpose: purpose for purpose in ("update", "plan", "rollback", "flash")},
+    **dict.fromkeys(UPDATES, "update"),
+    **{purpose: purpose for purpose in ("plan", "rollback", "flash")},
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Recalled:
+    """What waits on the board to be activated, as the journal has it; sha256 "": that is for the
+    board to say. proven: a board was seen running it well."""
+
+    sha256: str
+    proven: bool
 
 
 class Board:
@@ -79,7 +101,7 @@ class Board:
         self._timer: asyncio.TimerHandle | None = None
         self._let_go: LetGo | None = None
         self._wish_token: object = object()
-        self._fetched: Fetched | OtaError | None = None
+        self._fetched: Fetched | _Recalled | OtaError | None = None
         self._job: Job | None = None
         self._why: OtaError | None = None
         self._attempt: Attempt | None = None
@@ -176,15 +198,17 @@ class Board:
             return "missing"
         if order.spared is not None:
             return "spared"
-        if order.purpose == "update" and self._update is not None:
-            same = self._update.target.key == order.target.key
-            return policy.meets(self._update.permits, order.permits, same_target=same)
+        update = self._update
+        if order.purpose in UPDATES and update is not None:
+            same = (update.target.key, update.whole) == (order.target.key, order.whole)
+            purposes = update.purpose, order.purpose
+            return policy.meets(update.permits, order.permits, same_target=same, purposes=purposes)
         return _EVENTS[order.purpose]
 
     async def _next(self) -> None:
         """After a session, or an update: what waited for it is taken as if it arrived now."""
         line, self._line = sorted(self._line, key=lambda order: _RANKS[order.purpose]), []
-        updates_only = all(order.purpose == "update" for order in line)
+        updates_only = all(order.purpose in UPDATES for order in line)
         if self.state == "rest" and self._update is not None and updates_only:
             later = self._update.not_before_s > self._loop.time()
             await self._step(Message("later" if later else "update"))
@@ -255,11 +279,9 @@ class Board:
 
     def _new_job(self, order: Order) -> Job:
         """What a session does with the board."""
-        fetched, entry = self._fetched, self.shown.entry
+        entry = self.shown.entry
         settings = self._around.settings.of(entry)
-        image = order.image
-        if order is self._update and isinstance(fetched, Fetched):
-            image = fetched.image
+        image = self._image(order)
         return Job(
             self.shown.name,
             version=order.target.version,
@@ -273,11 +295,15 @@ class Board:
             or "other-project" in order.permits.override,
             rescue=order.permits.rescue,
             host_store=settings.version_store == "host",
-            read_only=order.purpose in ("version", "verify"),
-            go_back=order.purpose == "rollback",
-            dry_run=order.purpose == "plan",
+            course=_COURSES.get(order.purpose, "update"),
             log=self._around.log,
         )
+
+    def _image(self, order: Order) -> Image | None:
+        """What an order has to write, or to hold against the board."""
+        if order is self._update and isinstance(self._fetched, Fetched):
+            return self._fetched.image
+        return order.image
 
     def _flash_job(self, order: Order) -> FlashJob:
         settings, file = self._around.settings.of(self.shown.entry), order.file
@@ -302,9 +328,11 @@ class Board:
 
     async def _join(self, message: Message) -> None:
         order, update = _order(message), self._update
-        if order.purpose != "update":
+        if order.purpose not in UPDATES:
             await self._answer_missing(message)
         elif update is not None:
+            if message.event == "wider":
+                update.purpose = order.purpose
             update.permits |= order.permits
             update.followers += [order, *order.followers]
 
@@ -316,7 +344,7 @@ class Board:
             self._sight.place(order.place)
         if error is not None:
             order.report["error"] = error.to_dict()
-            if order.purpose == "update":
+            if order.purpose in UPDATES:
                 self._sight.log(logging.WARNING, "%s", error.message)
         order.report["outcome"] = about.state
         error = error or OtaError("no-board", board=about.name)
@@ -361,7 +389,7 @@ class Board:
         target: Target | None = message.value
         line, self._line = self._line, []
         for order in line:
-            if order.purpose == "update" and (target is None or order.target.key != target.key):
+            if order.purpose in UPDATES and (target is None or order.target.key != target.key):
                 order.give(Answer("cancelled", _reason(message)))
             else:
                 self._line.append(order)
@@ -385,8 +413,10 @@ class Board:
         if self._let_go is None:
             token = self._wish_token = object()
             self._fetched = None
-            arrived: Callable[[Fetched | OtaError], None] = partial(self._arrived, token)
-            self._let_go = self._around.firmwares.want(update.target, arrived)
+            arrived = partial(self._arrived, token)
+            activates = update.purpose == "activate"
+            want = self._recall_staged if activates else self._around.firmwares.want
+            self._let_go = want(update.target, arrived)
         self._token = self._wish_token
         if self._fetched is not None:
             self._arrived(self._wish_token, self._fetched)
@@ -399,14 +429,44 @@ class Board:
         order.report["attempted"] = order.target.version
         order.began_s = self._loop.time()
 
-    def _arrived(self, token: object, got: Fetched | OtaError) -> None:
-        self.tell("firmware" if isinstance(got, Fetched) else "no-firmware", token, got)
+    def _recall_staged(
+        self, target: Target, arrived: Callable[[_Recalled | OtaError], None]
+    ) -> LetGo:
+        """What waits on the board to be activated, as the journal has it: no port is opened where
+        nothing does. Where it is not known which board that is, it is looked at."""
+        around, mac = self._around, self._under_way.place.mac
+
+        def recall() -> _Recalled:
+            if mac is None:
+                return _Recalled("", proven=False)
+            memory = around.memory
+            staged = require_staged(memory.staged(mac, target.key), target.version)
+            proven = memory.journal.get(FirmwareRecord, sha256=staged.sha256) is not None
+            return _Recalled(staged.sha256, proven)
+
+        async def ask() -> None:
+            try:
+                arrived(await around.journaled(recall))
+            except OtaError as error:
+                error.board = self.shown.name
+                arrived(error)
+
+        task = around.spawn(ask())
+
+        def let_go() -> None:
+            task.cancel()
+
+        return let_go
+
+    def _arrived(self, token: object, got: Fetched | _Recalled | OtaError) -> None:
+        self.tell("no-firmware" if isinstance(got, OtaError) else "firmware", token, got)
 
     async def _without_firmware(self, message: Message) -> None:
         error, about, update = message.value, self.shown, self._under_way
         call = partial(self._around.memory.awaited, update.place.mac)
         awaited = await self._around.journaled(call)
-        if awaited is not None:  # what was begun ends, and its way back needs no firmware
+        # What was begun ends, and its way back needs no firmware.
+        if awaited is not None and update.purpose in SWITCHES:
             self._job, self.state = self._new_job(update), "confirming"
             end = SessionEnd(failed=update.failed, awaited=awaited[0], waits_s=awaited[1])
             await self._leave_alone(Message("awaits", value=end))
@@ -414,22 +474,32 @@ class Board:
         update.report["error"] = error.to_dict()
         if about.version is not None and about.version != update.target.version:
             about.state = "outdated"
-        if about.entry is not None and about.entry.is_pinned:
+        own = update.purpose == "activate"
+        pinned = about.entry is not None and about.entry.is_pinned
+        if pinned or (own and about.state != "up_to_date"):
             about.error = error  # its own firmware concerns this board
-        await self._end(Answer("no-firmware", error), "neutral")
+        await self._end(Answer("error" if own else "no-firmware", error), "neutral")
 
     async def _ask_turn(self, message: Message) -> None:
         if message.order is not None:
             await self._join(message)
         update, fetched = self._under_way, self._fetched
-        if not isinstance(fetched, Fetched):  # a look at what was begun: nothing is written anew
+        # A look at what was begun: nothing is written anew.
+        if not isinstance(fetched, Fetched | _Recalled):
             self.state = "updating"
             await self._carry_out(message)
             return
         self.shown.phase = "waiting"
-        overrides = "stopped" in update.permits.override
-        sha256 = fetched.image.sha256
-        ask = Ask(self, update.target.key, sha256, fetched.proven, overrides, self._wait())
+        ask = Ask(
+            self,
+            update.target.key,
+            fetched.image.sha256 if isinstance(fetched, Fetched) else fetched.sha256,
+            fetched.proven,
+            overrides="stopped" in update.permits.override,
+            aside=update.whole or update.purpose == "stage",
+            token=self._wait(),
+        )
+        self._around.turns.leave(self)
         self._around.turns.ask(ask)
 
     async def _carry_out(self, message: Message) -> None:
@@ -540,11 +610,8 @@ class Board:
         same = of == update.target.key
         of_image = same and (update.plan is None or update.plan.of_image)
         if end.outcome is not None:
-            fetched, of_image = self._fetched, same and end.outcome.of_image
-            image = fetched.image if isinstance(fetched, Fetched) else None
-            error = await endings.updated(
-                self._sight, self._around, update, end.outcome, image if same else None, of
-            )
+            of_image = same and end.outcome.of_image
+            error = await self._conclude(update, end.outcome, of)
             if not same and end.outcome.end in ("up_to_date", "rolled_back"):
                 about.state, about.error, error = "unknown", None, self._why
                 if error is None:
@@ -553,6 +620,21 @@ class Board:
         else:
             error = end.error
             self._sight.error(error)
+        await self._end_as(message, error, of_image=of_image)
+
+    async def _conclude(self, update: Order, outcome: Outcome, of: str) -> OtaError | None:
+        """What a session came to, into the journal and what is shown. of: the key of the target
+        that it was about."""
+        fetched, sight, around = self._fetched, self._sight, self._around
+        image = fetched.image if isinstance(fetched, Fetched) else None
+        if update.purpose == "stage":
+            assert image is not None
+            return await endings.staged(sight, around, update, outcome, image)
+        firmware = image or self.shown.staged if of == update.target.key else None
+        return await endings.updated(sight, around, update, outcome, firmware, of)
+
+    async def _end_as(self, message: Message, error: OtaError | None, *, of_image: bool) -> None:
+        update, about = self._under_way, self.shown
         if message.event == "used-up":
             about.state = "set_aside"
         if self._why is not None and about.state == "up_to_date":
@@ -622,6 +704,8 @@ class Board:
         """One line: what came of it, from what to what, how long it took, confirmed or why not."""
         about, report = self.shown, update.report
         words = report["outcome"].replace("_", " ")
+        if "staged" in report:
+            words += ', "{version}" is staged in {slot}'.format_map(report["staged"])
         if "to" in report:
             words += f', "{report.get("from", "")}" -> "{report["to"]}"'
         if about.state == "up_to_date" and about.confirmed is not None:
