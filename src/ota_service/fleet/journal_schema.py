@@ -151,7 +151,16 @@ DROP TABLE speeds;
 DROP TABLE lines;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES, _UNKNOWN, _STOPS, _CLOCKS, _SILENT)
+_BROUGHT = """
+-- What the last update brought to each board, for its way back.
+CREATE TABLE brought (
+    mac TEXT PRIMARY KEY, target TEXT NOT NULL, slot TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+    md5 TEXT NOT NULL, version TEXT NOT NULL, previous_version TEXT, since TEXT NOT NULL,
+    unchecked INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES, _UNKNOWN, _STOPS, _CLOCKS, _SILENT, _BROUGHT)
 """Statements, each leading from the version that is its index to the next."""
 
 
