@@ -164,7 +164,9 @@ def test_only_evidence_of_the_firmware_stops_it() -> None:
     assert FIRMWARE["trying", "bad"].state == "stopped"
     for code in ERRORS:
         told = policy.verdict("failed", None, OtaError(code), of_image=True)
-        assert told == ("bad" if code in ("boot-failed", "check-failed") else "neutral"), code
+        known = {"check-unanswered": "unanswered"} | dict.fromkeys(policy.EVIDENCE, "bad")
+        assert told == known.get(code, "neutral"), code
+    assert {"boot-failed", "check-failed"} == policy.EVIDENCE
     for confirmed, said in ((True, "good"), (False, "good"), (None, "neutral")):
         assert policy.verdict("up_to_date", confirmed, None, of_image=True) == said
         assert policy.good("up_to_date", confirmed) is (said == "good")

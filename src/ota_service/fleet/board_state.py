@@ -65,7 +65,8 @@ class BoardState:
 
     name: from `boards`, else the MAC, else the port. entry: its entry in `boards`. port: where
     it is now. running: {"slot", "project", "app_version"}. confirmed: whether its app was seen to
-    run, None where no start of it was watched; notice: why it is not confirmed.
+    run, None where no start of it was watched; notice: why it is not confirmed. unchecked: the
+    robot's health check has yet to say yes to it.
     """
 
     name: str
@@ -82,6 +83,7 @@ class BoardState:
     progress: Progress | None = None
     confirmed: bool | None = None
     notice: str = ""
+    unchecked: bool = False
     attempts: int = 0
     error: OtaError | None = None
 

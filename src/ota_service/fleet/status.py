@@ -69,7 +69,7 @@ def _with_value(values: dict[str, Any]) -> dict[str, Any]:
 def _board(board: Board) -> dict[str, Any]:
     """One board, with its own target where it has one: the service's is not for it."""
     about, entry = board.shown, board.shown.entry
-    shown = {**about.to_dict(), "good": policy.good(about.state, about.confirmed)}
+    shown = {**about.to_dict(), "good": policy.good(about.state, about.confirmed, about.unchecked)}
     if entry is not None and entry.is_pinned:
         shown["target"] = {"url": board.target.shown_url, "version": board.target.version}
     return shown
