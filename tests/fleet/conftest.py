@@ -83,8 +83,6 @@ class Desk:
         self.slots = asyncio.Semaphore(8)
         self.robot: Robot | None = self
         self.calls = Calls(self)
-        self.replies: list[Any] = []
-        self.asked: list[str] = []
         self.journal: Journal = open_journal(folder)
         self.memory = Memory(self.journal, "OTA")
         self.script: list[Any] = []
@@ -111,12 +109,8 @@ class Desk:
         return self.allowed
 
     async def ask(self, call: RobotCall) -> Mapping[str, Any]:
-        """The next reply, the last one for ever; an exception is raised."""
-        self.asked.append(call.resource)
-        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
-        if isinstance(reply, Exception):
-            raise reply
-        return dict(reply)
+        """It has nobody to ask."""
+        raise LookupError(call.resource)
 
     def renamed(self, about: BoardState, mac: str) -> None:
         """Boards keep their names."""

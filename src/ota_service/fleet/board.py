@@ -580,8 +580,8 @@ class Board:
         end, said = self._tested, message.value
         assert end is not None
         assert isinstance(end.outcome, Outcome)
-        end.outcome.error = _unanswered(said.words)
-        await self._finish(replace(message, value=end))
+        outcome = replace(end.outcome, error=_unanswered(said.words))
+        await self._finish(replace(message, value=replace(end, outcome=outcome)))
 
     # --- actions: an update's end
 
