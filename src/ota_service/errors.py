@@ -367,9 +367,9 @@ _ROWS: tuple[ErrorKind, ...] = (
     ),
     _policy(
         "not-allowed-now",
-        "The sensor of allow_restart does not allow boards to be restarted now.",
-        'The run goes on when the sensor allows it; update with override ["not-allowed-now"] does '
-        "not ask it.",
+        "The robot (allow_restart, before_restart) does not allow boards to be restarted now.",
+        'The run goes on when it is allowed; update with override ["not-allowed-now"] does not '
+        "mind it.",
         transient=True,
     ),
     _host(
@@ -387,6 +387,17 @@ _ROWS: tuple[ErrorKind, ...] = (
         "boot-failed",
         "The new firmware did not come up, so the board was rolled back.",
         "Look at the boot log in the history, correct the firmware, and configure a new version.",
+    ),
+    _board(
+        "check-failed",
+        "The robot's health check said no to the new firmware, so the board went back.",
+        "Look at the reply of health_check's resource, correct the firmware, and configure a new "
+        "version.",
+    ),
+    _policy(
+        "check-unanswered",
+        "The robot's health check was not answered, so the new firmware does not count as good.",
+        "See that health_check's resource works, then call update, which has it asked again.",
     ),
     _board(
         "no-reset",

@@ -55,7 +55,8 @@ class BoardRecord(Record, table="boards"):
 
     mac: "aa:bb:cc:dd:ee:ff". version: the stored tag, "" where the board has none, None where it
     was not read. version_read_at: None also where an attempt was begun since then that did not
-    end well. slot: name of the running slot.
+    end well. slot: name of the running slot. unchecked: the robot's health check has yet to say yes
+    to what runs.
     """
 
     mac: str
@@ -72,6 +73,7 @@ class BoardRecord(Record, table="boards"):
     app_version: str | None = None
     confirmed: bool | None = None
     silent: bool | None = None
+    unchecked: bool = False
 
 
 class SlotRecord(Record, table="slots", keys=2):
@@ -198,6 +200,29 @@ class StagedRecord(Record, table="staged"):
     md5: str
     staged_md5: str
     head: str
+    since: datetime
+
+
+class BroughtRecord(Record, table="brought"):
+    """What the last update that switched a board brought to it, as a `session.Brought`."""
+
+    mac: str
+    target: str
+    slot: str
+    size_bytes: int
+    md5: str
+    version: str
+    previous_version: str | None
+    since: datetime
+
+
+class OwedCallRecord(Record, table="owed_calls", keys=2):
+    """An `after_restart` that is owed to the robot since a session with a board was about to
+    begin. call: as JSON."""
+
+    service: str
+    board: str
+    call: str
     since: datetime
 
 

@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ota_service.firmware.target import Target
 from ota_service.fleet.board_state import utc_now
@@ -19,6 +19,7 @@ from ota_service.fleet.journal_rows import (
     AttemptRecord,
     BoardRecord,
     BridgeRecord,
+    BroughtRecord,
     NameRecord,
     NotOursRecord,
     PendingRecord,
@@ -32,7 +33,7 @@ from ota_service.update.bootable import HEAD_BYTES
 from ota_service.update.facts import BoardFacts, SlotFact, Staged
 from ota_service.update.flash_merged import FlashOutcome
 from ota_service.update.inspect import App, Inspection
-from ota_service.update.session import Awaited, Image, Outcome
+from ota_service.update.session import Awaited, Brought, Image, Outcome
 
 _ELSEWHERE = "/elsewhere"
 _Described = AppImage | App | Image | Staged
@@ -213,7 +214,8 @@ class Memory:
                 mac, slot.name, image, version=outcome.version, size_bytes=image.size_bytes,
                 md5=image.md5, sha256=image.sha256,
             )  # fmt: skip
-            if outcome.confirmed:
+            board = journal.board(mac)
+            if outcome.confirmed and not (board is not None and board.unchecked):
                 journal.confirm_firmware(image.sha256)
             journal.update_board(mac, **_names(image))
         journal.update_board(
@@ -226,10 +228,13 @@ class Memory:
         journal.end_attempt(mac, target, succeeded=True)
         journal.clear_pending(mac)
 
-    def rolled_back(self, outcome: Outcome, target: str, *, held: bool = False) -> None:
-        """A board went back: this target is not tried again by itself.
+    def rolled_back(
+        self, outcome: Outcome, target: str, *, by: Literal["itself", "person", "group"] = "itself"
+    ) -> None:
+        """A board went back: this target is not tried again by itself, but where its group went
+        back, which holds no board.
 
-        held: a person had it go back, so nothing has failed.
+        by: whose word it was; where it was not `itself`, nothing has failed.
         """
         found = outcome.found
         assert found is not None
@@ -237,14 +242,20 @@ class Memory:
         slot = outcome.slot.name if outcome.slot is not None else None
         seen = {"version": outcome.version, "slot": slot}
         known = {name: value for name, value in seen.items() if value is not None}
-        journal.update_board(mac, version_read_at=utc_now(), confirmed=outcome.confirmed, **known)
+        journal.update_board(
+            mac, version_read_at=utc_now(), confirmed=outcome.confirmed, unchecked=False, **known
+        )
         journal.clear_pending(mac)
+        journal.drop(BroughtRecord, mac=mac)
         if outcome.image is not None and slot is not None and outcome.slot is not None:
             self.runs(
                 mac, slot, found.app(outcome.slot), version=outcome.version or None,
                 size_bytes=outcome.image[0], md5=outcome.image[1],
             )  # fmt: skip
-        if held:
+        if by == "group":
+            journal.drop(AttemptRecord, board=mac, target=target)
+            return
+        if by == "person":
             why = "rolled back by a person"
             journal.set_attempt_state(mac, target, "held", code="cancelled", message=why)
             return
@@ -271,7 +282,8 @@ class Memory:
         """A board's whole flash is being replaced: what was known of its slots is void."""
         self.journal.drop(SlotRecord, mac=mac)
         self.journal.drop(StagedRecord, mac=mac)
-        self.journal.update_board(mac, confirmed=None)
+        self.journal.drop(BroughtRecord, mac=mac)
+        self.journal.update_board(mac, confirmed=None, unchecked=False)
         self.journal.clear_pending(mac)
 
     def flashed(self, outcome: FlashOutcome) -> None:
@@ -288,6 +300,33 @@ class Memory:
             silent=None,
             **_names(outcome.file.app),
         )
+
+    # --- what was brought
+
+    def brings(self, mac: str, target: str, brought: Brought) -> None:
+        """A board is about to be switched to what an update has written."""
+        record = BroughtRecord(
+            mac, target, brought.slot, brought.size_bytes, brought.md5, brought.version,
+            brought.previous_version, utc_now(),
+        )  # fmt: skip
+        self.journal.put(record)
+
+    def brought(self, mac: str | None, target: str) -> Brought | None:
+        """What the last update brought to a board, if it was this target's."""
+        record = self.journal.get(BroughtRecord, mac=mac, target=target)
+        if record is None:
+            return None
+        return Brought(
+            record.slot, record.size_bytes, record.md5, record.version, record.previous_version
+        )
+
+    def checked(self, mac: str) -> None:
+        """The robot has said that what runs works, or is not asked any more."""
+        journal, board = self.journal, self.journal.board(mac)
+        runs = journal.get(SlotRecord, mac=mac, slot=board.slot) if board is not None else None
+        if board is not None and board.confirmed and runs is not None and runs.sha256 is not None:
+            journal.confirm_firmware(runs.sha256)
+        journal.update_board(mac, unchecked=False)
 
     # --- attempts
 

@@ -70,7 +70,7 @@ def _with_value(values: dict[str, Any]) -> dict[str, Any]:
 def _board(board: Board) -> dict[str, Any]:
     """One board, with its own target where it has one: the service's is not for it."""
     about, entry = board.shown, board.shown.entry
-    shown = {**about.to_dict(), "good": policy.good(about.state, about.confirmed)}
+    shown = {**about.to_dict(), "good": policy.good(about.state, about.confirmed, about.unchecked)}
     if about.staged is not None and about.staged.target != board.target.key:
         shown["staged"]["stale"] = True
     if entry is not None and entry.is_pinned:
