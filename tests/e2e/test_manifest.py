@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from esp32_sim.images import Behaviour, build_app
 from esp32_sim.process import SimBoard
@@ -66,7 +68,7 @@ async def test_each_board_gets_its_image_and_a_start_needs_no_network(tmp_path: 
         url = publish(rig, "2.0", images=images)
         own = {"d": {"url": rig.serve("5.0", project="other", size_bytes=60_000), "version": "5.0"}}
         digest = hashlib.sha256(rig.server.served("/robot/manifest.json")).hexdigest()
-        target = {"url": url, "version": "2.0", "sha256": digest, "pins": own}
+        target: dict[str, Any] = {"url": url, "version": "2.0", "sha256": digest, "pins": own}
         await rig.configure(**target)
         status = await rig.settled()
         assert status["run"]["outcome"] == "succeeded", status
@@ -94,6 +96,30 @@ async def test_each_board_gets_its_image_and_a_start_needs_no_network(tmp_path: 
             assert status["run"]["outcome"] == "succeeded", status
             assert status["run"]["manifest"] == shown
             assert [one.path for one in rig.server.requests[before:]] == ["/5.0.bin"]  # d's own
+
+            # What a person asks for goes by what the url gives now; its server is not waited for.
+            del target["sha256"]
+            last = await rig.run_id()
+            await rig.configure(**target)
+            assert (await rig.next_run(last))["run"]["outcome"] == "succeeded"
+            found = (await rig.command("verify"))["boards"]
+            assert {n: one["matches"] for n, one in found.items()} == dict.fromkeys("abcd", True)
+            asked, silent = asyncio.Event(), asyncio.Event()
+
+            async def hang(_: web.Request) -> web.StreamResponse:
+                asked.set()
+                await silent.wait()
+                return web.Response(status=503)
+
+            rig.server.answer_next("/robot/manifest.json", hang)
+            begun = await rig.command("update", boards=["a", "b"])
+            await asyncio.wait_for(asked.wait(), 20)
+            assert (await rig.module.status(NAME))["state"] == "downloading"
+            assert (await rig.command("update", boards=["b"]))["run"]["id"] == begun["run"]["id"]
+            assert (await rig.command("cancel"))["cancelled"]
+            status = await rig.settled()
+            assert {one["state"] for one in status["boards"].values()} == {"up_to_date"}
+            silent.set()
 
             url = publish(rig, "3.0", order=[["sensor"], ["motor"]])
             await rig.configure(url=url, version="3.0", auto_update=False, pins=own)
@@ -188,3 +214,31 @@ async def test_what_is_no_manifest_of_this_version_is_said(tmp_path: Path) -> No
         assert run["boards"]["c"]["error"]["code"] == "other-project"
         assert status["run"]["manifest"]["notice"] == run["manifest"]["notice"] == unused
         assert unused in rig.module.log
+
+
+async def test_a_robot_of_twelve_boards(tmp_path: Path) -> None:
+    """Three projects on two chips: each board gets the image of its project for its chip, step by
+    step, and a project without an image for a chip is said."""
+    boards = [
+        *(board("wheel") for _ in range(4)),
+        *(board("wheel", chip="esp32s3") for _ in range(2)),
+        *(board("eye", chip="esp32s3") for _ in range(3)),
+        *(board("horn") for _ in range(2)), board("horn", chip="esp32s3"),
+    ]  # fmt: skip
+    async with Rig.start(tmp_path, boards) as rig:
+        images = {
+            "wheel": {"project": "wheel"},
+            "wheel3": {"project": "wheel", "chip": "esp32s3"},
+            "eye": {"project": "eye", "chip": "esp32s3", "tag": "e9"},
+            "horn": {"project": "horn", "entry": {"project": "horn", "chip": "ESP32"}},
+        }
+        url = publish(rig, "2.0", images=images, order=[["eye"], ["wheel", "wheel3"]])
+        await rig.configure(url=url, version="2.0", boot_stable_s=0.3)
+        status = await rig.settled(timeout_s=120)
+        assert status["run"]["outcome"] == "partly", status
+        found = [board.get("image") for _, board in sorted(status["boards"].items())]
+        assert found == ["wheel"] * 4 + ["wheel3"] * 2 + ["eye"] * 3 + ["horn"] * 2 + [None]
+        assert status["boards"]["l"]["error"]["code"] == "other-project"
+        versions = [board["version"] for _, board in sorted(status["boards"].items())]
+        assert versions == ["2.0"] * 6 + ["e9"] * 3 + ["2.0"] * 2 + ["1.0.0"]
+        assert status["run"]["manifest"]["step"] == 3

@@ -60,7 +60,7 @@ def serve(file: Path, host: str, port: int, auth: str | None) -> None:
         served: Served | Manifest | None = None
         if file.is_dir() and (file / FILE_NAME).is_file():
             file /= FILE_NAME
-        if file.is_file():
+        if not file.is_dir():
             listed = is_json(read_file(file, FIRMWARE_BYTES))
             served = load_manifest(file) if listed else load(file)
         elif not (file / "metadata").is_dir():
