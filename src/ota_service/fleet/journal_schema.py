@@ -151,7 +151,16 @@ DROP TABLE speeds;
 DROP TABLE lines;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES, _UNKNOWN, _STOPS, _CLOCKS, _SILENT)
+_GROUPS = """
+-- Groups of boards in the middle of their switch, which the next start finishes.
+CREATE TABLE board_groups (
+    service TEXT NOT NULL, id TEXT NOT NULL, target TEXT NOT NULL, version TEXT NOT NULL,
+    phase TEXT NOT NULL, since TEXT NOT NULL, data TEXT NOT NULL,
+    PRIMARY KEY (service, id)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES, _UNKNOWN, _STOPS, _CLOCKS, _SILENT, _GROUPS)
 """Statements, each leading from the version that is its index to the next."""
 
 
