@@ -113,7 +113,7 @@ class RobotLink(Link):
         """Into download mode; an app that had its time has confirmed itself by then."""
         self.robot.tick(self.name, f"{self.phase}: download mode")
         self._reached()
-        self._app_lives()
+        self.app_lives()
         super().reconnect()
 
     def restart(self) -> None:
@@ -127,7 +127,8 @@ class RobotLink(Link):
         super().restart()
         self.started_s = self.robot.now_s()
 
-    def _app_lives(self) -> None:
+    def app_lives(self) -> None:
+        """Its app confirms itself, if it has had its time."""
         if self.robot.now_s() - self.started_s > CONFIRMS_WITHIN_S:
             self.time_passes()
 
@@ -182,6 +183,7 @@ class Robot:
     ticks: list[Tick] = field(default_factory=list)
     cells: dict[str, Cells] = field(default_factory=dict)
     links: dict[str, RobotLink] = field(default_factory=dict)
+    returning: set[str] = field(default_factory=set)
     _due: dict[int, Fault] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -217,10 +219,12 @@ class Robot:
         self._address(name).unlink()
         self.links[name].lost = True
         if for_s:
+            self.returning.add(name)
             asyncio.get_event_loop().call_later(for_s, self.plug, name)
 
     def plug(self, name: str) -> None:
         """Plug a board in: it has power, and starts."""
+        self.returning.discard(name)
         self._address(name).parent.mkdir(parents=True, exist_ok=True)
         self._address(name).touch()
         if name in self.links:
@@ -236,6 +240,12 @@ class Robot:
     def now_s(self) -> float:
         """Of the clock that jumps; it goes on from one life to the next."""
         return asyncio.get_event_loop().time()
+
+    def apps_live(self) -> None:
+        """Apps that have been running for long enough have confirmed themselves."""
+        for name, link in self.links.items():
+            if self.plugged(name):
+                link.app_lives()
 
     # --- a life of the process
 

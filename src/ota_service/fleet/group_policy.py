@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ota_service.errors import OtaError
-from ota_service.fleet.policy import EVIDENCE, HINDRANCES
+from ota_service.fleet.policy import EVIDENCE
 from ota_service.update.boot import UNJUDGED
 
 State = Literal[
@@ -174,5 +174,4 @@ def way_back(error: OtaError | None) -> Way:
     """error: the answer's to an order to go back."""
     if error is None or error.code in EVIDENCE:
         return "back"  # where the firmware before does not come up either, nothing is left to do
-    again = error.kind.transient or error.code in {*_AWAY, *HINDRANCES, "cancelled"}
-    return "unreached" if again or error.kind.blame == "link" else "void"
+    return "void" if error.code == "changed-elsewhere" else "unreached"
