@@ -20,7 +20,7 @@ from ota_service.link.serial_port import close_port, open_port
 from ota_service.update import session
 from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.inspect import Inspection
-from ota_service.update.plan import Plan
+from ota_service.update.plan import Course, Plan
 from ota_service.update.session import BootRules, Image, Job, Phase
 
 STABLE_S = 0.5
@@ -79,7 +79,7 @@ def facts(running: Image, spare: Image | None = None) -> BoardFacts:
 
 def measure(
     board: RunningBoard, image: Image | None, baud: int, *, version: str = boards.NEW,
-    read_only: bool = False, url: str | None = None, chip: str = "esp32",
+    course: Course = "update", url: str | None = None, chip: str = "esp32",
 ) -> Measured:  # fmt: skip
     """One session; `boot_stable_s` is taken off, for it is waiting by choice."""
     job = Job(
@@ -88,7 +88,7 @@ def measure(
         image=image,
         baud=baud,
         boot=BootRules(20, STABLE_S),
-        read_only=read_only,
+        course=course,
     )
     notes = _Notes(facts(boards.running(chip)))
     board.control.start_trace()

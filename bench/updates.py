@@ -119,7 +119,7 @@ def _ours(cell: Cell, board: RunningBoard, data: bytes, image: Image) -> Measure
     if cell.task == "update":
         return ours.measure(board, image, cell.baud, chip=cell.chip)
     if cell.task == "version":
-        return ours.measure(board, None, cell.baud, read_only=True)
+        return ours.measure(board, None, cell.baud, course="look")
     return ours.measure(board, boards.running(), cell.baud, version=boards.OLD)
 
 

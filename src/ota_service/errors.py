@@ -349,6 +349,16 @@ _ROWS: tuple[ErrorKind, ...] = (
         "Wait until confirm_timeout_s is over; the run goes on by itself.",
         transient=True,
     ),
+    _policy(
+        "not-staged",
+        "Nothing is staged on the board.",
+        "Call stage, which looks at what the board has and writes what is missing, or update.",
+    ),
+    _policy(
+        "stage-stale",
+        "What is staged on the board is of another target than the one that is configured.",
+        "Call stage or update again, or configure the target again that is staged.",
+    ),
     _board(
         "changed-elsewhere",
         "Something else changed the board's version since the last update.",

@@ -171,7 +171,7 @@ class Asks:
 
     def __init__(self, turns: Turns, sha256: str) -> None:
         self.told: list[str] = []
-        turns.ask(Ask(self, "key", sha256, False, False, object()))
+        turns.ask(Ask(self, "key", sha256, False, False, False, object()))
 
     def tell(self, event: policy.Event, token: object | None, value: OtaError | None) -> None:
         """Noted."""

@@ -112,7 +112,7 @@ class Case:
         if self.flow == "shy":
             job = replace(job, confirm=Awaited(self.spare, self.old_tag))
         elif self.flow == "go-back":
-            job = replace(job, go_back=True)
+            job = replace(job, course="rollback")
         return job
 
     def cut_from(self) -> str:

@@ -70,14 +70,14 @@ def both_entries_first(patch: pytest.MonkeyPatch) -> None:
 def head_first(patch: pytest.MonkeyPatch) -> None:
     """Write a slot from its first page to its last one."""
 
-    def write_slot(flash: Any, slot: Any, stream: Any, **hooks: Any) -> None:
+    def stage_slot(flash: Any, slot: Any, stream: Any, **hooks: Any) -> None:
         hooks["phase"]("writing")
         body = zlib.decompress(b"".join(block.data for block in stream.blocks))[PAGE_BYTES:]
         flash.erase(slot.offset, -(-stream.size_bytes // SECTOR_BYTES) * SECTOR_BYTES)
         for op in program(slot.offset, stream.head + body):
             flash._do(op)
 
-    patch.setattr(carry_out, "write_slot", write_slot)
+    patch.setattr(carry_out, "stage_slot", stage_slot)
 
 
 def version_first(patch: pytest.MonkeyPatch) -> None:
@@ -86,8 +86,8 @@ def version_first(patch: pytest.MonkeyPatch) -> None:
 
     def switch(*arguments: Any, **options: Any) -> plan.Plan:
         made = right(*arguments, **options)
-        order = {plan.WriteSlot: 0, plan.RecordVersion: 1, plan.SwitchOtadata: 2}
-        steps = sorted(made.steps, key=lambda step: order.get(type(step), 3))
+        order = (plan.WriteSlot, plan.SealSlot, plan.RecordVersion, plan.SwitchOtadata)
+        steps = sorted(made.steps, key=lambda step: [*order, type(step)].index(type(step)))
         object.__setattr__(made, "steps", tuple(steps))
         return made
 

@@ -38,7 +38,8 @@ class Firmware:
     def of(cls, data: bytes) -> Firmware:
         """From a file's bytes."""
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        known = KnownImage(len(data), md5, data[:512])
+        behind = hashlib.md5(data[1:], usedforsecurity=False).hexdigest()
+        known = KnownImage(len(data), md5, data[:512], behind)
         return cls(data, parse_app_image(data), known, hashlib.sha256(data).hexdigest())
 
 

@@ -47,7 +47,7 @@ def test_the_whole_path(tmp_path: Path, chip: str) -> None:
     facts, config = CHIPS[chip], ATTACHED[chip]
     seen = "usb_leaves_at" not in config
     with boards(tmp_path, SimBoard("guide", chip=chip, config=config)) as (board,):
-        found = run(board.url, Job("board", read_only=True)).found
+        found = run(board.url, Job("board", course="look")).found
         assert found is not None
         assert found.problem is None
         assert (found.chip.name, found.chip.chip_id, found.chip.mac) == (
@@ -67,7 +67,7 @@ def test_the_whole_path(tmp_path: Path, chip: str) -> None:
         assert (outcome.end, tag(board)) == ("rolled_back", "2.0.0")
         assert "Core  0 panic'ed" in str(outcome.error), outcome.error
 
-        outcome = run(board.url, replace(wanted, image=None, version="", go_back=True))
+        outcome = run(board.url, replace(wanted, image=None, version="", course="rollback"))
         assert outcome.end == "rolled_back"
         assert board.control.running()["version"] != "2.0.0"
 

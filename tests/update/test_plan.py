@@ -16,6 +16,7 @@ from ota_service.link.chip import ChipInfo
 from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.plan import (
     RecordVersion,
+    SealSlot,
     SwitchOtadata,
     WatchBoot,
     WriteSlot,
@@ -58,7 +59,8 @@ def test_a_differing_version_is_written_switched_and_recorded(layout: str) -> No
         "action": "write",
         "reason": 'version differs: stored "1.0.0", configured "1.1.0"',
     }
-    assert [type(step) for step in made.steps[:3]] == [WriteSlot, SwitchOtadata, RecordVersion]
+    writes = [WriteSlot, SealSlot, SwitchOtadata, RecordVersion]
+    assert [type(step) for step in made.steps[:4]] == writes
     running = target.boot().slot
     target.carry_out(made, NEW)
     result = target.boot()

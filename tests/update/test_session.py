@@ -67,9 +67,9 @@ def test_a_session_that_fails_leaves_an_app_its_time_to_confirm(tmp_path: Path) 
     with SimProcess(tmp_path, [spec]) as sim:
         board = sim.boards[0]
         for job, notes in (
-            (Job("a", read_only=True), Notes()),
-            (Job("a", read_only=True), Refusing()),
-            (Job("a", go_back=True), Notes()),
+            (Job("a", course="look"), Notes()),
+            (Job("a", course="look"), Refusing()),
+            (Job("a", course="rollback"), Notes()),
         ):
             assert board.control.running()["slot"] == "ota_1"
             assert states(board) == ["VALID", "PENDING_VERIFY"]
@@ -188,7 +188,7 @@ def test_a_look_that_saw_no_start_proves_no_board_dead(tmp_path: Path, held: boo
         board = sim.boards[0]
         notes = Notes() if held else Impatient()
         board.control.set_faults(stuck_in_download=held)
-        found = run(board, Job("a", read_only=True), notes).found
+        found = run(board, Job("a", course="look"), notes).found
         assert found is not None
         assert found.running.partition is None
         assert not found.running.dead
@@ -233,13 +233,13 @@ def test_a_bootloader_that_prints_nothing_is_listened_to_once(
     with SimProcess(tmp_path, [spec]) as sim:
         begun_s = time.monotonic()
         first = Told()
-        found = run(sim.boards[0], Job("a", read_only=True), first).found
+        found = run(sim.boards[0], Job("a", course="look"), first).found
         assert time.monotonic() - begun_s < 25
         assert found is not None
         assert (found.running.evidence, found.silent) == ("verified", True)
         assert len(first.restarts) == 2
         again = Told(facts=BoardFacts(silent=True))
-        known = run(sim.boards[0], Job("a", read_only=True), again).found
+        known = run(sim.boards[0], Job("a", course="look"), again).found
         assert known is not None
         assert (known.running, known.silent) == (found.running, None)
         assert len(again.restarts) == 1

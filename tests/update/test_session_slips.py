@@ -166,7 +166,7 @@ def test_what_a_person_went_back_to_stays_at_the_next_restart() -> None:
     case = Case("go-back", replace(Start("micro-rdk", "first", True, "small"), spare=OTHER))
     board = Link(Cells(case.flash()), case.start.bootloader)
     with quiet():
-        outcome = board.session(Job("board", go_back=True, boot=BOOT), Notes(case.facts()))
+        outcome = board.session(Job("board", course="rollback", boot=BOOT), Notes(case.facts()))
         assert outcome.end == "rolled_back"
         for _ in range(3):
             board.restart()
@@ -176,7 +176,7 @@ def test_what_a_person_went_back_to_stays_at_the_next_restart() -> None:
 def test_nvs_that_is_marked_read_only_is_not_written() -> None:
     """Its firmware could not write it either."""
     notes = Notes(CASE.facts())
-    OddFlash().session(replace(JOB, read_only=True), notes)
+    OddFlash().session(replace(JOB, course="look"), notes)
     assert notes.found is not None
     assert notes.found.store is not None
     found = replace(notes.found, store=replace(notes.found.store, flags=2))

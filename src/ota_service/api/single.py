@@ -50,7 +50,7 @@ async def inspect_board(
     `port-missing`, `port-busy`, `no-answer`, .. Cancelling the task leaves the board in its
     firmware.
     """
-    job = session.Job(port, baud=baud, read_only=True)
+    job = session.Job(port, course="look", baud=baud)
     found = (await _look(port, job, on_progress, reset)).found
     assert found is not None, "a session that only reads has always looked"
     return found
@@ -78,7 +78,7 @@ async def plan_update(
         session.Image(loaded.data, loaded.sha256, loaded.md5, loaded.image),
         baud=baud,
         force=force,
-        dry_run=True,
+        course="plan",
     )
     made = (await _look(port, job, on_progress)).plan
     assert made is not None, "a session with an image has always planned"

@@ -21,7 +21,7 @@ from ota_service.fleet import policy
 from ota_service.fleet.around import Around
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.hooks import FlashHooks, SessionHooks
-from ota_service.fleet.orders import Fact, Order
+from ota_service.fleet.orders import SWITCHES, UPDATES, Fact, Order
 from ota_service.fleet.policy import Event
 from ota_service.fleet.settings import Settings
 from ota_service.link.at_port import at_port, require_free
@@ -76,7 +76,7 @@ class Attempt:
         """Wait, do it, and say how it ended; never raises."""
         await asyncio.sleep(after_s)
         try:
-            if self._order.purpose == "update":
+            if self._order.purpose in UPDATES:
                 end = await self._go_through()
             else:
                 async with self._around.slots:
@@ -109,11 +109,11 @@ class Attempt:
     async def _left_alone(self) -> SessionEnd | None:
         """How long a board is left alone whose app has to confirm itself, if it has.
 
-        Raises `awaiting-confirmation` for what is no update.
+        Raises `awaiting-confirmation` for what does not change what it runs.
         """
         call = partial(self._around.memory.awaited, self._order.place.mac)
         awaited = await self._around.journaled(call)
-        if awaited is not None and self._order.purpose != "update":
+        if awaited is not None and self._order.purpose not in SWITCHES:
             raise OtaError("awaiting-confirmation")
         if awaited is None:
             return None
@@ -137,11 +137,12 @@ class Attempt:
         return SessionEnd(error=error, failed=failed, wrote=self._flash.wrote)
 
     async def _count(self, error: OtaError) -> int:
-        """How many attempts have failed by now; only an update's are counted for good."""
+        """How many attempts have failed by now; only those are counted for good that may have
+        changed what the board runs."""
         order, memory = self._order, self._around.memory
         mac = self.hooks.mac or self._mac
         planned = self.hooks.plan is not None or order.plan is not None
-        if order.purpose != "update" or mac is None or not planned:
+        if order.purpose not in SWITCHES or mac is None or not planned:
             return self._failed + error.kind.counts
         end = partial(
             memory.journal.end_attempt,
@@ -154,7 +155,7 @@ class Attempt:
         return (await self._around.journaled(end)).failed
 
     def _judge(self, end: SessionEnd) -> Event:
-        update = self._order.purpose == "update"
+        update = self._order.purpose in UPDATES
         if end.error is not None:
             most = self._around.settings.max_attempts if update else policy.READ_ATTEMPTS
             return policy.judge(end.error, failed=end.failed, max_attempts=most)
@@ -162,7 +163,7 @@ class Attempt:
         if outcome is None:
             return "awaits"
         waits = isinstance(outcome, Outcome) and outcome.end == "awaiting_confirmation"
-        return "awaits" if waits and update else "done"
+        return "awaits" if waits and self._order.purpose in SWITCHES else "done"
 
 
 async def require_allowed(around: Around, order: Order) -> None:

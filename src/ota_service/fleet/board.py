@@ -22,9 +22,11 @@ from ota_service.fleet import endings, policy
 from ota_service.fleet.around import Around
 from ota_service.fleet.attempt import Attempt, SessionEnd, after_waiting, boot_rules, hindrance
 from ota_service.fleet.board_state import BoardState
-from ota_service.fleet.firmwares import Fetched, LetGo
+from ota_service.fleet.firmwares import Arrived, Fetched, LetGo
+from ota_service.fleet.journal_rows import FirmwareRecord
 from ota_service.fleet.orders import (
     READS,
+    UPDATES,
     Answer,
     End,
     Fact,
@@ -40,13 +42,23 @@ from ota_service.fleet.sight import Sight
 from ota_service.fleet.turns import Ask
 from ota_service.link.link import bauds_to_try, looks_like_speed
 from ota_service.update.flash_merged import FlashJob
-from ota_service.update.session import Job, Outcome
+from ota_service.update.plan import Course, require_staged
+from ota_service.update.session import Image, Job, Outcome
 
-_RANKS = {"flash": 0, "rollback": 0, "plan": 1, "version": 1, "verify": 1, "update": 2}
+_RANKS: dict[Purpose, int] = {
+    **dict.fromkeys(("flash", "rollback"), 0),
+    **dict.fromkeys(READS, 1),
+    **dict.fromkeys(UPDATES, 2),
+}
 """What is taken first of the orders that waited for a session's end."""
+_COURSES: dict[Purpose, Course] = {
+    **dict.fromkeys(("version", "verify"), "look"),
+    **{purpose: purpose for purpose in ("plan", "stage", "activate", "rollback")},
+}
 _EVENTS: dict[Purpose, Event] = {
     **dict.fromkeys(("version", "verify"), "read"),
-    **{purpose: purpose for purpose in ("update", "plan", "rollback", "flash")},
+    **dict.fromkeys(UPDATES, "update"),
+    **{purpose: purpose for purpose in ("plan", "rollback", "flash")},
 }
 
 
@@ -176,15 +188,17 @@ class Board:
             return "missing"
         if order.spared is not None:
             return "spared"
-        if order.purpose == "update" and self._update is not None:
-            same = self._update.target.key == order.target.key
-            return policy.meets(self._update.permits, order.permits, same_target=same)
+        update = self._update
+        if order.purpose in UPDATES and update is not None:
+            same = (update.target.key, update.whole) == (order.target.key, order.whole)
+            purposes = update.purpose, order.purpose
+            return policy.meets(update.permits, order.permits, same_target=same, purposes=purposes)
         return _EVENTS[order.purpose]
 
     async def _next(self) -> None:
         """After a session, or an update: what waited for it is taken as if it arrived now."""
         line, self._line = sorted(self._line, key=lambda order: _RANKS[order.purpose]), []
-        updates_only = all(order.purpose == "update" for order in line)
+        updates_only = all(order.purpose in UPDATES for order in line)
         if self.state == "rest" and self._update is not None and updates_only:
             later = self._update.not_before_s > self._loop.time()
             await self._step(Message("later" if later else "update"))
@@ -255,11 +269,9 @@ class Board:
 
     def _new_job(self, order: Order) -> Job:
         """What a session does with the board."""
-        fetched, entry = self._fetched, self.shown.entry
+        entry = self.shown.entry
         settings = self._around.settings.of(entry)
-        image = order.image
-        if order is self._update and isinstance(fetched, Fetched):
-            image = fetched.image
+        image = self._image(order)
         return Job(
             self.shown.name,
             version=order.target.version,
@@ -273,11 +285,16 @@ class Board:
             or "other-project" in order.permits.override,
             rescue=order.permits.rescue,
             host_store=settings.version_store == "host",
-            read_only=order.purpose in ("version", "verify"),
-            go_back=order.purpose == "rollback",
-            dry_run=order.purpose == "plan",
+            course=_COURSES.get(order.purpose, "update"),
             log=self._around.log,
         )
+
+    def _image(self, order: Order) -> Image | None:
+        """What an order has to write, or to hold against the board."""
+        fetched = self._fetched
+        if order is not self._update or not isinstance(fetched, Fetched):
+            return order.image
+        return fetched.image if isinstance(fetched.image, Image) else None
 
     def _flash_job(self, order: Order) -> FlashJob:
         settings, file = self._around.settings.of(self.shown.entry), order.file
@@ -302,9 +319,11 @@ class Board:
 
     async def _join(self, message: Message) -> None:
         order, update = _order(message), self._update
-        if order.purpose != "update":
+        if order.purpose not in UPDATES:
             await self._answer_missing(message)
         elif update is not None:
+            if message.event == "wider":
+                update.purpose = order.purpose
             update.permits |= order.permits
             update.followers += [order, *order.followers]
 
@@ -316,7 +335,7 @@ class Board:
             self._sight.place(order.place)
         if error is not None:
             order.report["error"] = error.to_dict()
-            if order.purpose == "update":
+            if order.purpose in UPDATES:
                 self._sight.log(logging.WARNING, "%s", error.message)
         order.report["outcome"] = about.state
         error = error or OtaError("no-board", board=about.name)
@@ -361,7 +380,7 @@ class Board:
         target: Target | None = message.value
         line, self._line = self._line, []
         for order in line:
-            if order.purpose == "update" and (target is None or order.target.key != target.key):
+            if order.purpose in UPDATES and (target is None or order.target.key != target.key):
                 order.give(Answer("cancelled", _reason(message)))
             else:
                 self._line.append(order)
@@ -386,7 +405,9 @@ class Board:
             token = self._wish_token = object()
             self._fetched = None
             arrived: Callable[[Fetched | OtaError], None] = partial(self._arrived, token)
-            self._let_go = self._around.firmwares.want(update.target, arrived)
+            activates = update.purpose == "activate"
+            want = self._recall_staged if activates else self._around.firmwares.want
+            self._let_go = want(update.target, arrived)
         self._token = self._wish_token
         if self._fetched is not None:
             self._arrived(self._wish_token, self._fetched)
@@ -399,6 +420,32 @@ class Board:
         order.report["attempted"] = order.target.version
         order.began_s = self._loop.time()
 
+    def _recall_staged(self, target: Target, arrived: Arrived) -> LetGo:
+        """What waits on the board to be activated, as the journal has it: no port is opened where
+        nothing does."""
+        around, mac = self._around, self._under_way.place.mac
+
+        def recall() -> Fetched:
+            memory = around.memory
+            staged = memory.staged(mac, target.key) if mac is not None else None
+            staged = require_staged(staged, target.version)
+            proven = memory.journal.get(FirmwareRecord, sha256=staged.sha256) is not None
+            return Fetched(staged, proven)
+
+        async def ask() -> None:
+            try:
+                arrived(await around.journaled(recall))
+            except OtaError as error:
+                error.board = self.shown.name
+                arrived(error)
+
+        task = around.spawn(ask())
+
+        def let_go() -> None:
+            task.cancel()
+
+        return let_go
+
     def _arrived(self, token: object, got: Fetched | OtaError) -> None:
         self.tell("firmware" if isinstance(got, Fetched) else "no-firmware", token, got)
 
@@ -407,9 +454,10 @@ class Board:
         update.report["error"] = error.to_dict()
         if about.version is not None and about.version != update.target.version:
             about.state = "outdated"
-        if about.entry is not None and about.entry.is_pinned:
+        own = update.purpose == "activate"
+        if own or (about.entry is not None and about.entry.is_pinned):
             about.error = error  # its own firmware concerns this board
-        await self._end(Answer("no-firmware", error), "neutral")
+        await self._end(Answer("error" if own else "no-firmware", error), "neutral")
 
     async def _ask_turn(self, message: Message) -> None:
         if message.order is not None:
@@ -417,17 +465,29 @@ class Board:
         update, fetched = self._under_way, self._fetched
         assert isinstance(fetched, Fetched)
         self.shown.phase = "waiting"
-        overrides = "stopped" in update.permits.override
-        sha256 = fetched.image.sha256
-        ask = Ask(self, update.target.key, sha256, fetched.proven, overrides, self._wait())
+        ask = Ask(
+            self,
+            update.target.key,
+            fetched.image.sha256,
+            fetched.proven,
+            overrides="stopped" in update.permits.override,
+            aside=update.whole or update.purpose == "stage",
+            token=self._wait(),
+        )
+        self._around.turns.leave(self)
         self._around.turns.ask(ask)
 
     async def _carry_out(self, message: Message) -> None:
         update = self._under_way
         now, fetched = self._new_job(update), self._fetched
         looks = self._job is not None and self._job.confirm is not None
+        needs_none = looks or update.purpose == "activate"
         outdated = self._around.firmwares.outdated
-        if isinstance(fetched, Fetched) and not looks and await outdated(update.target, fetched):
+        if (
+            isinstance(fetched, Fetched)
+            and not needs_none
+            and await outdated(update.target, fetched)
+        ):
             await self._fetch_anew(update)
             return
         if isinstance(fetched, Fetched) and fetched.allowed_by:
@@ -530,11 +590,8 @@ class Board:
         same = of == update.target.key
         of_image = same and (update.plan is None or update.plan.of_image)
         if end.outcome is not None:
-            fetched, of_image = self._fetched, same and end.outcome.of_image
-            image = fetched.image if isinstance(fetched, Fetched) else None
-            error = await endings.updated(
-                self._sight, self._around, update, end.outcome, image if same else None, of
-            )
+            of_image = same and end.outcome.of_image
+            error = await self._conclude(update, end.outcome, of)
             if not same and end.outcome.end in ("up_to_date", "rolled_back"):
                 about.state, about.error, error = "unknown", None, self._why
                 if error is None:
@@ -543,6 +600,21 @@ class Board:
         else:
             error = end.error
             self._sight.error(error)
+        await self._end_as(message, error, of_image=of_image)
+
+    async def _conclude(self, update: Order, outcome: Outcome, of: str) -> OtaError | None:
+        """What a session came to, into the journal and what is shown. of: the key of the target
+        that it was about."""
+        fetched, sight, around = self._fetched, self._sight, self._around
+        image = fetched.image if isinstance(fetched, Fetched) else None
+        if update.purpose == "stage":
+            assert isinstance(image, Image)
+            return await endings.staged(sight, around, update, outcome, image)
+        image = image if of == update.target.key else None
+        return await endings.updated(sight, around, update, outcome, image, of)
+
+    async def _end_as(self, message: Message, error: OtaError | None, *, of_image: bool) -> None:
+        update, about = self._under_way, self.shown
         if message.event == "used-up":
             about.state = "set_aside"
         if self._why is not None and about.state == "up_to_date":
@@ -612,6 +684,8 @@ class Board:
         """One line: what came of it, from what to what, how long it took, confirmed or why not."""
         about, report = self.shown, update.report
         words = report["outcome"].replace("_", " ")
+        if "staged" in report:
+            words += ', "{version}" is staged in {slot}'.format_map(report["staged"])
         if "to" in report:
             words += f', "{report.get("from", "")}" -> "{report["to"]}"'
         if about.state == "up_to_date" and about.confirmed is not None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ota_service.errors import OtaError
 from ota_service.fleet.settings import BoardEntry
 from ota_service.link.ports import shown
+from ota_service.update.facts import Staged
 
 State = Literal[
     "unknown",
@@ -36,6 +37,16 @@ def utc_now() -> datetime:
 def iso(moment: datetime, to: str = "seconds") -> str:
     """ISO 8601 in UTC: "2026-01-02T03:04:05Z"; to: "seconds" or "microseconds"."""
     return moment.astimezone(UTC).isoformat(timespec=to).removesuffix("+00:00") + "Z"
+
+
+def staged_dict(staged: Staged) -> dict[str, Any]:
+    """What waits on a board, as in the status; digest: SHA-256 of its file."""
+    return {
+        "version": staged.version,
+        "slot": staged.slot,
+        "digest": staged.sha256,
+        "since": iso(staged.since),
+    }
 
 
 @dataclass(slots=True)
@@ -65,7 +76,8 @@ class BoardState:
 
     name: from `boards`, else the MAC, else the port. entry: its entry in `boards`. port: where
     it is now. running: {"slot", "project", "app_version"}. confirmed: whether its app was seen to
-    run, None where no start of it was watched; notice: why it is not confirmed.
+    run, None where no start of it was watched; notice: why it is not confirmed. staged: what waits
+    in one of its slots to be activated.
     """
 
     name: str
@@ -83,6 +95,7 @@ class BoardState:
     confirmed: bool | None = None
     notice: str = ""
     attempts: int = 0
+    staged: Staged | None = None
     error: OtaError | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,6 +114,7 @@ class BoardState:
             "running": dict(self.running) or None,
             "attempts": self.attempts or None,
             "progress": self.progress and self.progress.to_dict(),
+            "staged": self.staged and staged_dict(self.staged),
             "error": self.error and self.error.to_dict(),
         }
         return {key: value for key, value in shown_now.items() if value is not None}

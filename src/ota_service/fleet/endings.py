@@ -15,16 +15,22 @@ from ota_service.errors import OtaError
 from ota_service.fleet import policy
 from ota_service.fleet.around import Around
 from ota_service.fleet.attempt import SessionEnd
-from ota_service.fleet.board_state import iso, utc_now
+from ota_service.fleet.board_state import iso, staged_dict, utc_now
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.orders import Answer, Order, last_reply, refusal
 from ota_service.fleet.sight import Sight, running_of
+from ota_service.update.facts import Staged
 from ota_service.update.flash_merged import FlashOutcome
 from ota_service.update.session import Image, Outcome
 
 
 async def updated(
-    sight: Sight, around: Around, order: Order, outcome: Outcome, image: Image | None, target: str
+    sight: Sight,
+    around: Around,
+    order: Order,
+    outcome: Outcome,
+    image: Image | Staged | None,
+    target: str,
 ) -> OtaError | None:
     """An update's session had an outcome; the error, where that is one. target: whose it is."""
     error = outcome.error
@@ -43,11 +49,45 @@ async def updated(
         note = partial(_noted, around.memory, target, outcome, image)
         await around.journaled(partial(around.memory.journal.whole, note))
         _show(sight, outcome, image)
+        waits, made = sight.about.staged, outcome.plan
+        if waits is not None and made is not None and made.slot is not None:
+            sight.staged(None if waits.slot == made.slot.name else waits)
     return error
 
 
-def _noted(memory: Memory, target: str, outcome: Outcome, image: Image | None) -> None:
+async def staged(
+    sight: Sight, around: Around, order: Order, outcome: Outcome, image: Image
+) -> OtaError | None:
+    """A stage's session had an outcome; the error, where that is one. The board is what it was."""
+    about, memory, found, made = sight.about, around.memory, outcome.found, outcome.plan
+    assert found is not None
+    assert made is not None
+    around.renamed(about, found.chip.mac)
+    error = outcome.error
+    if error is not None:
+        error.board = about.name
+    if outcome.end == "refused":
+        assert error is not None
+        await _refused(sight, around, order, error)
+        return error
+    about.error, tag = None, found.version if found.has_version else None
+    about.state = policy.shown_after_read(sight.before, tag, sight.target.version, found.problem)
+    about.running = running_of(found, outcome.slot) or about.running
+    if made.slot is not None:
+        note = partial(memory.stage, found.chip.mac, made.slot.name, image, order.target)
+        sight.staged(now := await around.journaled(note))
+        order.report["staged"] = staged_dict(now)
+    if outcome.replaces:
+        order.report["replaces"] = outcome.replaces
+    if error is not None:
+        sight.error(error)
+    return error
+
+
+def _noted(memory: Memory, target: str, outcome: Outcome, image: Image | Staged | None) -> None:
     """In the journal, all of it or nothing; in a thread."""
+    if outcome.found is not None and outcome.plan is not None and outcome.plan.slot is not None:
+        memory.activated(outcome.found.chip.mac, outcome.plan.slot.name)
     if outcome.end == "up_to_date":
         memory.succeeded(outcome, image, target)
     elif outcome.end == "unjudged":
@@ -56,7 +96,7 @@ def _noted(memory: Memory, target: str, outcome: Outcome, image: Image | None) -
         memory.rolled_back(outcome, target)
 
 
-def _show(sight: Sight, outcome: Outcome, image: Image | None) -> None:
+def _show(sight: Sight, outcome: Outcome, image: Image | Staged | None) -> None:
     """What an update came to that was not refused."""
     about = sight.about
     about.error = outcome.error

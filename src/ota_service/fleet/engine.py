@@ -30,6 +30,7 @@ from ota_service.fleet.firmwares import Firmwares
 from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.journal_rows import FirmwareRecord, PortRecord
 from ota_service.fleet.memory import Memory
+from ota_service.fleet.orders import UPDATES, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.roster import Roster, effective_target
 from ota_service.fleet.run import Run
@@ -265,7 +266,7 @@ class Engine:
         await asyncio.to_thread(self._let_go, settings)
         await self.journaled(self._remember_boards)
         interrupted = await self.journaled(partial(journal.take_up, settings.service))
-        resumed = any(run.target.get("purpose") is None for run in interrupted)
+        resumed = any(run.target.get("purpose") in (None, "activate") for run in interrupted)
         if settings.auto_update and (settings.check_on_start or new_target or resumed):
             self.start(Run("resumed" if resumed and not new_target else "configured"))
         elif settings.boards is not None:
@@ -297,7 +298,8 @@ class Engine:
                 memory.journal.board(mac) if mac else memory.board_named(board.shown.name, port)
             )
             if record is not None:
-                board.from_thread(partial(Sight.remember, record=record))
+                staged = memory.staged(record.mac, board.target.key)
+                board.from_thread(partial(Sight.remember, record=record, staged=staged))
 
     # --- runs
 
@@ -314,7 +316,7 @@ class Engine:
             }
         self.runs = [other for other in self.runs if not other.done.is_set()]
         self.runs.append(run)
-        if run.purpose == "update":
+        if run.purpose in UPDATES:
             self.last_run = run
             self.error = None
         self.spawn(self._go(run))
@@ -325,13 +327,14 @@ class Engine:
         await run.go(self)
         if run.purpose == "flash":
             await self._after_flash(run)
-        if run.purpose != "update":
+        if run.purpose not in UPDATES:
             return
         if run.error is not None:
             self.error = run.error
             self.log.error("%s [%s] %s", run.error.message, run.error.code, run.error.remedy)
         self.log.info("run %s: %s", run.id, run.outcome)
-        self._fetch_again(run)
+        if run.purpose == "update":
+            self._fetch_again(run)
 
     async def _after_flash(self, run: Run) -> None:
         """It is as if the board had just been plugged in."""
@@ -397,15 +400,17 @@ class Engine:
         except OtaError:
             return False  # the run says what it is now
 
-    def running(self, names: Sequence[str] | None, permits: policy.Permits) -> Run | None:
+    def running(
+        self, names: Sequence[str] | None, permits: policy.Permits, purpose: Purpose
+    ) -> Run | None:
         """A run in progress that does what is asked for already."""
-        return next((run for run in self.runs if run.covers(names, permits)), None)
+        return next((run for run in self.runs if run.covers(names, permits, purpose)), None)
 
     def cancel(self, names: Sequence[str] | None) -> bool:
         """Stop updates and flashes where that leaves every board bootable; whether there were
         any."""
         active = [
-            run for run in self.runs if run.purpose in ("update", "flash") and not run.done.is_set()
+            run for run in self.runs if run.purpose in (*UPDATES, "flash") and not run.done.is_set()
         ]
         for run in active:
             if names is None or (run.names is not None and set(run.names) <= set(names)):

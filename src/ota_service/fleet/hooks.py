@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ota_service.errors import OtaError
 from ota_service.fleet.around import Around
 from ota_service.fleet.board_state import BoardState
-from ota_service.fleet.journal_rows import SlotRecord
-from ota_service.fleet.orders import Fact, Order
+from ota_service.fleet.orders import SWITCHES, UPDATES, Fact, Order
+from ota_service.fleet.sight import Sight
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ownership import SERVICE_CLAIMS
 from ota_service.link.ports import shown
@@ -51,7 +52,7 @@ class SessionHooks:
         self.plan: Plan | None = None
         self._around, self._settings = around, around.settings
         self._info, self._target = order.place.info, order.target
-        self._writes = order.purpose == "update"
+        self._updates, self._switches = order.purpose in UPDATES, order.purpose in SWITCHES
 
     def identified(self, mac: str) -> BoardFacts:
         """The chip answered: is it the board that is meant?"""
@@ -62,6 +63,7 @@ class SessionHooks:
         memory.learn_place(self.name, self.port, self._info, mac)
         facts = self.facts = memory.facts(mac, self._target.key)
         self.tell(lambda sight: sight.identified(mac, facts.confirmed))
+        self.tell(lambda sight: sight.staged(facts.staged))
         return facts
 
     def _require_right(self, mac: str) -> None:
@@ -84,7 +86,9 @@ class SessionHooks:
         """The board was looked at."""
         self.found = found
         self.tell(lambda sight: sight.seen(found))
-        if self._writes and found.has_version:
+        staged = self.memory.still_staged(found, self.facts.staged)
+        self.tell(lambda sight: sight.staged(staged))
+        if self._switches and found.has_version:
             self._end_duel(found)
         self.memory.saw(found)
 
@@ -110,17 +114,20 @@ class SessionHooks:
     def planned(self, made: Plan) -> None:
         """The plan stands; from here on the journal must know what is being done."""
         self.plan = made
-        found, journal = self.found, self.memory.journal
-        if found is None or not self._writes:
+        found = self.found
+        if found is None or not self._updates:
             return
         self.tell(lambda sight: sight.planned(made))
         if not made.rolled_back and not self.facts.unwatched and not found.pending:
             self._remember_running(found)
-        if made.action in ("write", "switch", "record"):
-            journal.begin_attempt(found.chip.mac, self._target.key)
+        mac = found.chip.mac
+        if self._switches and made.action in ("write", "switch", "record"):
+            self.memory.journal.begin_attempt(mac, self._target.key)
         for step in made.steps:
             if isinstance(step, WriteSlot):
-                journal.drop(SlotRecord, mac=found.chip.mac, slot=step.slot.name)
+                self.memory.overwrites(mac, step.slot.name)
+                staged = self.memory.staged(mac, self._target.key)
+                self.tell(partial(Sight.staged, staged=staged))
 
     def _remember_running(self, found: Inspection) -> None:
         """What runs now is the evidence for the next look, and what a rollback goes back to."""

@@ -206,6 +206,21 @@ class GroupRecord(Record, table="board_groups", keys=2):
     data: dict[str, Any]
 
 
+class StagedRecord(Record, table="staged"):
+    """What waits in a slot of a board to be activated; as `facts.Staged`, head: in hex."""
+
+    mac: str
+    target: str
+    version: str
+    slot: str
+    size_bytes: int
+    sha256: str
+    md5: str
+    staged_md5: str
+    head: str
+    since: datetime
+
+
 class TargetRecord(Record, table="targets"):
     """A service's last targets, by one key for all of them."""
 

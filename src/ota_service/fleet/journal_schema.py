@@ -160,7 +160,25 @@ CREATE TABLE board_groups (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _LINES, _UNKNOWN, _STOPS, _CLOCKS, _SILENT, _GROUPS)
+_STAGED = """
+-- What waits in a slot of a board, but for its magic byte, to be activated.
+CREATE TABLE staged (
+    mac TEXT PRIMARY KEY, target TEXT NOT NULL, version TEXT NOT NULL, slot TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL, sha256 TEXT NOT NULL, md5 TEXT NOT NULL,
+    staged_md5 TEXT NOT NULL, head TEXT NOT NULL, since TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (
+    _FIRST,
+    _LINES,
+    _UNKNOWN,
+    _STOPS,
+    _CLOCKS,
+    _SILENT,
+    _STAGED,
+    _GROUPS,
+)
 """Statements, each leading from the version that is its index to the next."""
 
 

@@ -7,10 +7,12 @@ Blocks; called in threads. The journal's own words are kept out of the run and t
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from ota_service.firmware.target import Target
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import Journal
 from ota_service.fleet.journal_rows import (
@@ -22,15 +24,18 @@ from ota_service.fleet.journal_rows import (
     PendingRecord,
     PortRecord,
     SlotRecord,
+    StagedRecord,
 )
 from ota_service.formats.image import AppImage
 from ota_service.link.ports import PortInfo
-from ota_service.update.facts import BoardFacts, SlotFact
+from ota_service.update.bootable import HEAD_BYTES
+from ota_service.update.facts import BoardFacts, SlotFact, Staged
 from ota_service.update.flash_merged import FlashOutcome
 from ota_service.update.inspect import App, Inspection
 from ota_service.update.session import Awaited, Image, Outcome
 
 _ELSEWHERE = "/elsewhere"
+_Described = AppImage | App | Image | Staged
 
 
 class Memory:
@@ -111,7 +116,52 @@ class Memory:
             and latest.state in ("none", "set_aside")
             and (latest.open_since is not None or latest.failed > 0),
             silent=bool(record and record.silent),
+            staged=self.staged(mac, target),
         )
+
+    def staged(self, mac: str, target: str) -> Staged | None:
+        """What waits on a board to be activated; target: the key of the board's."""
+        record = self.journal.get(StagedRecord, mac=mac)
+        if record is None:
+            return None
+        values = {name: getattr(record, name) for name in record.columns() if name != "mac"}
+        head = bytes.fromhex(record.head)
+        return Staged(**{**values, "head": head}, stale=record.target != target)
+
+    def stage(self, mac: str, slot: str, image: Image, target: Target) -> Staged:
+        """An image waits in a slot of a board from now on, in place of whatever waited there."""
+        known = image.known
+        record = StagedRecord(
+            mac, target.key, target.version, slot, known.size_bytes, image.sha256, known.md5,
+            known.staged_md5, known.head[:HEAD_BYTES].hex(), utc_now(),
+        )  # fmt: skip
+        before = self.journal.get(StagedRecord, mac=mac)
+        if before is not None and replace(before, since=record.since) == record:
+            record = before
+        self.journal.put(record)
+        staged = self.staged(mac, target.key)
+        assert staged is not None
+        return staged
+
+    def overwrites(self, mac: str, slot: str) -> None:
+        """A slot of a board is about to hold something else than before."""
+        self.journal.drop(SlotRecord, mac=mac, slot=slot)
+        self.journal.drop(StagedRecord, mac=mac, slot=slot)
+
+    def activated(self, mac: str, slot: str) -> None:
+        """What waited in a slot waits no more: it was started."""
+        self.journal.drop(StagedRecord, mac=mac, slot=slot)
+
+    def still_staged(self, found: Inspection, staged: Staged | None) -> Staged | None:
+        """What waits on a board that was looked at: nothing, where its slot begins with something
+        else by now. (Whether all of it is there is for its activation to see.)"""
+        if staged is None or found.table is None:
+            return staged
+        head = next((app.head for app in found.apps if app.partition.name == staged.slot), b"")
+        if head[1:] == staged.head[1:]:
+            return staged
+        self.journal.drop(StagedRecord, mac=found.chip.mac)
+        return None
 
     def _latest(self, mac: str) -> AttemptRecord | None:
         """How a board fared last, whatever the target was."""
@@ -133,7 +183,7 @@ class Memory:
         )
 
     def runs(
-        self, mac: str, slot: str, app: AppImage | App | None, *, version: str | None,
+        self, mac: str, slot: str, app: _Described | None, *, version: str | None,
         size_bytes: int, md5: str, sha256: str | None = None,
     ) -> None:  # fmt: skip
         """A slot's content was seen running: evidence for the next time."""
@@ -144,7 +194,7 @@ class Memory:
         )  # fmt: skip
         self.journal.put(seen)
 
-    def succeeded(self, outcome: Outcome, image: Image | None, target: str) -> None:
+    def succeeded(self, outcome: Outcome, image: Image | Staged | None, target: str) -> None:
         """A board came to its target, seen or at least not seen to fail."""
         found, slot = outcome.found, outcome.slot
         assert found is not None
@@ -160,12 +210,12 @@ class Memory:
             )  # fmt: skip
         if image is not None and outcome.confirmed is not None:
             self.runs(
-                mac, slot.name, image.parsed, version=outcome.version, size_bytes=len(image.data),
+                mac, slot.name, image, version=outcome.version, size_bytes=image.size_bytes,
                 md5=image.md5, sha256=image.sha256,
             )  # fmt: skip
             if outcome.confirmed:
                 journal.confirm_firmware(image.sha256)
-            journal.update_board(mac, **_names(image.parsed))
+            journal.update_board(mac, **_names(image))
         journal.update_board(
             mac,
             slot=slot.name,
@@ -220,6 +270,7 @@ class Memory:
     def flashing(self, mac: str) -> None:
         """A board's whole flash is being replaced: what was known of its slots is void."""
         self.journal.drop(SlotRecord, mac=mac)
+        self.journal.drop(StagedRecord, mac=mac)
         self.journal.update_board(mac, confirmed=None)
         self.journal.clear_pending(mac)
 
@@ -291,7 +342,7 @@ class Memory:
         self.journal.write("UPDATE pending SET power_failed = 1 WHERE mac = ?", mac)
 
 
-def _names(app: AppImage | App | None) -> dict[str, Any]:
+def _names(app: _Described | None) -> dict[str, Any]:
     """What an app calls itself, by the names of columns."""
     about = app.descriptor if app is not None else None
     if about is None:

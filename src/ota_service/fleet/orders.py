@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from ota_service.fleet.sight import Sight
 
 Trigger = Literal["configured", "command", "attached", "resumed"]
-Purpose = Literal["update", "plan", "version", "verify", "rollback", "flash"]
+Purpose = Literal["update", "stage", "activate", "plan", "version", "verify", "rollback", "flash"]
+UPDATES: tuple[Purpose, ...] = ("update", "stage", "activate")
+"""Purposes that wait for a turn and are tried again. A stage does all of an update that changes
+nothing that boots, an activation the rest."""
+SWITCHES: tuple[Purpose, ...] = ("update", "activate")
+"""Those that change what a board runs."""
 READS: tuple[Purpose, ...] = ("plan", "version", "verify")
 """Purposes that write nothing."""
 
@@ -58,7 +63,8 @@ class Order:
     place: where the board was found. failed: attempts at this target that failed before. spared:
     why the journal answers for the board. image: a look's; file: a flash's. plan, not_before_s,
     began_s: what the board's task notes on the way, in the event loop's time. report: what the
-    history shows. followers: the same, asked again.
+    history shows. followers: the same, asked again. whole: it is a part of what goes on on several
+    boards as a whole, which judges the firmware by itself: no canary, no evidence.
     """
 
     purpose: Purpose
@@ -68,6 +74,7 @@ class Order:
     permits: Permits = field(default_factory=Permits)
     failed: int = 0
     spared: Spared | None = None
+    whole: bool = False
     image: Image | None = None
     file: FlashFile | None = None
     plan: Plan | None = None

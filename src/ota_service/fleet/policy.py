@@ -37,7 +37,7 @@ bootable).
 Event = Literal[
     # orders
     "update", "more", "other", "read", "plan", "rollback", "flash", "missing", "spared",
-    "release", "cancel", "retarget", "end", "later",
+    "release", "cancel", "retarget", "end", "later", "wider",
     # a wait is over
     "firmware", "no-firmware", "turn", "stopped", "free", "time",
     # a session is over, or the way to one
@@ -47,7 +47,9 @@ Event = Literal[
 ]  # fmt: skip
 """What happens to a board's task.
 
-Orders: update (more: it permits what the one under way does not; other: it has another target),
+Orders: update, which stage and activate are, too (more: it permits what the one under way does
+not; wider: it does more than the stage under way; other: it has another target, or is another
+thing),
 read (version, verify), plan, rollback, flash, release, cancel, retarget, end (of the process);
 missing and spared are updates and reads of a board that is not there, or that the journal
 answers for; later: an update that pauses goes on pausing behind a look. Sessions: done, failed
@@ -83,7 +85,8 @@ _Rows = tuple[tuple[tuple[State, ...], tuple[Event, ...], State | None, Action, 
 
 ROWS: _Rows = (
     # --- an update begins
-    (("rest",), ("update", "more", "other"), "fetching", "fetch", "its firmware comes first"),
+    (("rest",), ("update", "more", "wider", "other"), "fetching", "fetch",
+     "its firmware comes first"),
     (("rest",), ("later",), "pausing", "pause", "it paused before a look, and goes on pausing"),
     (("fetching",), ("firmware",), "queued", "ask_turn", "a canary may have to go first"),
     (("fetching",), ("no-firmware",), "rest", "without_firmware", "no port is opened for it"),
@@ -93,12 +96,17 @@ ROWS: _Rows = (
     (("updating",), ("update",), None, "join", "both are answered when the update ends"),
     (("fetching", "queued"), ("more",), None, "join", "the session will have what is permitted"),
     (("held", "pausing"), ("more",), "queued", "ask_turn", "a person's word ends the wait"),
+    (("fetching",), ("wider",), None, "join", "the stage becomes an update"),
+    (("queued", "held", "pausing"), ("wider",), "queued", "ask_turn",
+     "the stage becomes an update, for which a canary may have to go first"),
+    (("confirming", "updating"), ("wider",), None, "line_up",
+     "it follows when the session has ended"),
     (("confirming",), ("more",), None, "line_up", "an app that has to confirm itself is let be"),
     (("updating",), ("more",), None, "line_up", "the session on the way does not know of it"),
     (("fetching", "queued", "held", "pausing", "confirming"), ("other",), None, "line_up",
      "it follows as soon as the one for the old target has ended"),
     (SESSIONS, ("other",), None, "line_up", "it follows when the session has ended"),
-    (("reading", "rewriting", "stopping"), ("update", "more"), None, "line_up",
+    (("reading", "rewriting", "stopping"), ("update", "more", "wider"), None, "line_up",
      "it follows when the session has ended"),
     # --- reads
     (("rest", "fetching", "queued", "pausing"), ("read", "plan"), "reading", "look",
@@ -312,9 +320,15 @@ class Permits:
         )
 
 
-def meets(under_way: Permits, asked: Permits, *, same_target: bool) -> Event:
-    """What a further update is to one that is under way."""
-    if not same_target:
+def meets(
+    under_way: Permits, asked: Permits, *, same_target: bool,
+    purposes: tuple[str, str] = ("update", "update"),
+) -> Event:  # fmt: skip
+    """What a further update is to one that is under way. purposes: of that one and of this one."""
+    before, now = purposes
+    if same_target and purposes == ("stage", "update"):
+        return "wider"
+    if not same_target or (before != now and purposes != ("update", "stage")):
         return "other"
     return "update" if under_way | asked == under_way else "more"
 

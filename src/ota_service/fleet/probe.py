@@ -63,13 +63,13 @@ def probe(port: str, owner: str, given_up: threading.Event) -> Inspection:
     """
     hooks = _Quiet(shown(port), given_up)
     try:
-        return _look(port, owner, Job(port, read_only=True), hooks)
+        return _look(port, owner, Job(port, course="look"), hooks)
     except OtaError as error:
         # A chip that said its MAC is an ESP32, whatever happened to it afterwards.
         lost = error.code == "link-lost" or (error.code == "no-answer" and hooks.answered)
         if not lost or given_up.is_set():
             raise
-    return _look(port, owner, Job(port, read_only=True, baud=ROM_BAUD), hooks)
+    return _look(port, owner, Job(port, course="look", baud=ROM_BAUD), hooks)
 
 
 def _look(port: str, owner: str, job: Job, hooks: _Quiet) -> Inspection:

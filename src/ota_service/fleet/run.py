@@ -18,10 +18,20 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ota_service.errors import OtaError
 from ota_service.fleet.board_state import iso, utc_now
-from ota_service.fleet.orders import Answer, FlashFile, Order, Purpose, Trigger, refusal
+from ota_service.fleet.orders import (
+    SWITCHES,
+    UPDATES,
+    Answer,
+    FlashFile,
+    Order,
+    Purpose,
+    Trigger,
+    refusal,
+)
 from ota_service.fleet.places import Place, stands_in
 from ota_service.fleet.policy import Permits, Spared, spared
 from ota_service.fleet.sight import Sight
+from ota_service.update.session import Image
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
@@ -79,7 +89,7 @@ class Run:
     @property
     def reply(self) -> dict[str, Any]:
         """What a read replies, under its key; empty for an update."""
-        if self.purpose == "update" or not self.results:
+        if self.purpose in UPDATES or not self.results:
             return {}
         return {"plan" if self.purpose == "plan" else "boards": dict(self.results)}
 
@@ -93,10 +103,11 @@ class Run:
             shown[board.shown.name] = entry
         return shown
 
-    def covers(self, names: Sequence[str] | None, permits: Permits) -> bool:
+    def covers(self, names: Sequence[str] | None, permits: Permits, purpose: Purpose) -> bool:
         """Whether it is still doing, for each of these boards, all that is asked for."""
         over = self.done.is_set() or self._cancelled.is_set()
-        if self.purpose != "update" or over or self.permits | permits != self.permits:
+        does_it = purpose == self.purpose or (purpose, self.purpose) == ("stage", "update")
+        if not does_it or over or self.permits | permits != self.permits:
             return False
         if self.names is not None and (names is None or not set(names) <= set(self.names)):
             return False
@@ -157,7 +168,7 @@ class Run:
         self.stage = "going"
         await asyncio.gather(*(self._one(engine, *pair) for pair in list(self.orders.values())))
         nobody = all(place.kind in ("absent", "candidate") for place in found.values())
-        if self.purpose == "update" and nobody:
+        if self.purpose in UPDATES and nobody:
             raise _nobody(found.values())
 
     def _recall(
@@ -172,7 +183,8 @@ class Run:
                 continue
             seen = memory.journal.board(place.mac)
             if board.shown.mac is None and seen is not None:
-                board.from_thread(partial(Sight.remember, record=seen))
+                staged = memory.staged(seen.mac, board.target.key)
+                board.from_thread(partial(Sight.remember, record=seen, staged=staged))
             record = memory.journal.attempt(place.mac, board.target.key)
             why_not = spared(
                 record,
@@ -180,7 +192,7 @@ class Run:
                 as_last_read=stands_in(place, memory, board.target.version),
                 board=board.shown.name,
             )
-            known.append((record.failed, why_not if self.purpose == "update" else None))
+            known.append((record.failed, why_not if self.purpose in UPDATES else None))
         return known
 
     async def _have_file(
@@ -217,7 +229,7 @@ class Run:
             order.report |= {"error": error.to_dict(), "outcome": board.shown.state}
             order.give(answer)
         order.image = order.file = None
-        if self.purpose != "update":
+        if self.purpose not in UPDATES:
             self.results[board.shown.name] = answer.reply
         if self._concerns_all(engine, order, answer):
             self.error = answer.error
@@ -228,12 +240,13 @@ class Run:
         here = order.place.kind == "here"
         if self.purpose in ("plan", "verify") and here:
             async with engine.firmwares.had(order.target) as fetched:
+                assert isinstance(fetched.image, Image)
                 order.image = fetched.image
                 board.order(order)
                 return await order.answer
         stopped = engine.turns.stopped(order.target.key)
         barred = stopped is not None and "stopped" not in self.permits.override
-        if self.purpose == "update" and here and barred and order.spared is None:
+        if self.purpose in UPDATES and here and barred and order.spared is None:
             order.report["outcome"] = "stopped"
             order.give(Answer("stopped", stopped))
         else:
@@ -258,12 +271,12 @@ class Run:
     def _counts(self, board: Board) -> bool:
         """Whether a board that was found by itself is one of ours."""
         stranger = board.shown.state in ("candidate", "unrecognised")
-        return self.purpose != "update" or board.shown.entry is not None or not stranger
+        return self.purpose not in UPDATES or board.shown.entry is not None or not stranger
 
     def _is_good(self, order: Order) -> bool:
         if order.report.get("outcome") == "up_to_date":
             return True
-        return self.purpose != "update" and order.answer.result().end == "done"
+        return self.purpose not in SWITCHES and order.answer.result().end == "done"
 
     # --- the journal; called in threads
 
@@ -281,7 +294,7 @@ class Run:
             self.outcome,
             error=self.error.to_dict() if self.error is not None else None,
             result=self.reply or None,
-            interrupted=self.interrupted and self.purpose == "update",
+            interrupted=self.interrupted and self.purpose in SWITCHES,
         )
 
 

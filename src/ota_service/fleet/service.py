@@ -152,14 +152,43 @@ class FleetService:
         if dry_run:
             run = engine.start(Run("command", names, "plan", permits, probe))
             return await self._read(run, "plan", DEFAULT_WAIT_S if wait_s is None else wait_s)
+        return await self._begin("update", names, permits, probe, wait_s)
+
+    async def _begin(
+        self,
+        purpose: Purpose,
+        names: Sequence[str] | None,
+        permits: Permits,
+        probe: bool,
+        wait_s: float | None,
+    ) -> dict[str, Any]:
+        engine = self._engine
         stopped = engine.stopped(names)
         if stopped is not None and "stopped" not in permits.override:
             raise OtaError("stopped", stopped.message)
-        joined = None if probe else engine.running(names, permits)
-        run = joined or engine.start(Run("command", names, "update", permits, probe))
-        if wait_s:
-            await _wait(run, wait_s)
-        return {"ok": True, "run": run.to_dict(), "joined": joined is not None}
+        joined = None if probe else engine.running(names, permits, purpose)
+        run = joined or engine.start(Run("command", names, purpose, permits, probe))
+        over = await _wait(run, wait_s) if wait_s else False
+        reply = {"ok": True, "run": run.to_dict(), "joined": joined is not None}
+        if over and purpose != "update":
+            told = ("outcome", "staged", "replaces", "reason", "error")
+            reply["boards"] = {
+                name: {key: entry[key] for key in told if key in entry}
+                for name, entry in run.boards_now().items()
+                if names is None or name in names
+            }
+        return reply
+
+    async def _part(
+        self, purpose: Purpose, boards: Sequence[str] | None = None, wait_s: float | None = None
+    ) -> dict[str, Any]:
+        _ = self._engine.memory
+        return await self._begin(purpose, self._names(boards), Permits(), False, wait_s)
+
+    do_stage = partialmethod(_part, "stage")
+    """All of an update that can be done while nothing that boots changes."""
+    do_activate = partialmethod(_part, "activate")
+    """The rest of it, of what is staged."""
 
     async def _look(
         self,

@@ -22,6 +22,7 @@ from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ownership import SERVICE_CLAIMS
 from ota_service.update.boot import NOTHING_TO_JUDGE_BY
+from ota_service.update.facts import Staged
 from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Plan
 from ota_service.update.session import Image
@@ -64,6 +65,10 @@ class Sight:
             self.version(found.version)
             self._report.setdefault("from", found.version)
         about.running = running_of(found, found.running.partition) or about.running
+
+    def staged(self, staged: Staged | None) -> None:
+        """What waits on the board to be activated, by now."""
+        self.about.staged = staged
 
     def flash_planned(self, chip: ChipInfo, total_bytes: int, kept: str) -> None:
         """The whole flash is about to be replaced. kept: what becomes of the keys, in words."""
@@ -118,7 +123,8 @@ class Sight:
         before = about.running.get("project")
         after = self._around.firmwares.about.get(order.target.key, {}).get("project")
         if plan.action in ("write", "switch") and before and after and before != after:
-            order.report["replaces"] = {"project": before, "by": after}
+            if order.purpose != "stage":
+                order.report["replaces"] = {"project": before, "by": after}
             self.log(logging.WARNING, 'the project "%s" is replaced by "%s"', before, after)
 
     def progress(self, done: int, total: int) -> None:
@@ -132,9 +138,9 @@ class Sight:
             self._logged_percent = percent - percent % _STEP_PERCENT
             self.log(logging.INFO, "%d %% written", self._logged_percent)
 
-    def remember(self, record: BoardRecord) -> None:
+    def remember(self, record: BoardRecord, staged: Staged | None) -> None:
         """Show from the start what the journal has."""
-        about = self.about
+        about, about.staged = self.about, staged
         about.mac, about.chip, about.flash_bytes = record.mac, record.chip, record.flash_bytes
         about.version, about.version_read_at = record.version, record.version_read_at
         self._known(record.confirmed)
@@ -217,7 +223,7 @@ class Sight:
 
 
 def running_of(
-    found: Inspection | None, slot: Partition | None, new: Image | None = None
+    found: Inspection | None, slot: Partition | None, new: Image | Staged | None = None
 ) -> dict[str, str]:
     """What runs, as the status shows it. new: the image that was put into the slot."""
     if slot is None:
@@ -225,7 +231,7 @@ def running_of(
     app = found.app(slot) if found is not None else None
     about = app.descriptor if app is not None else None
     if new is not None:
-        about = new.parsed.descriptor
+        about = new.descriptor
     shown = {"slot": slot.name}
     if about is not None:
         shown |= {"project": about.project, "app_version": about.version}

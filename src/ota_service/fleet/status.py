@@ -70,6 +70,8 @@ def _board(board: Board) -> dict[str, Any]:
     """One board, with its own target where it has one: the service's is not for it."""
     about, entry = board.shown, board.shown.entry
     shown = {**about.to_dict(), "good": policy.good(about.state, about.confirmed)}
+    if about.staged is not None and about.staged.target != board.target.key:
+        shown["staged"]["stale"] = True
     if entry is not None and entry.is_pinned:
         shown["target"] = {"url": board.target.shown_url, "version": board.target.version}
     return shown

@@ -43,13 +43,15 @@ class _Firmware:
 class Ask:
     """A board's wish for its turn. key: of its target. sha256: of its file, which may be another
     one under the same version. proven: a board was seen running this firmware. overrides: a person
-    lets it have a stopped firmware. token: of its wait."""
+    lets it have a stopped firmware. aside: what becomes of it tells nothing of the firmware, or is
+    judged by others. token: of its wait."""
 
     board: Waiting
     key: str
     sha256: str
     proven: bool
     overrides: bool
+    aside: bool
     token: object
 
 
@@ -138,14 +140,18 @@ class Turns:
             if len(self._busy) >= self.limit:
                 return
             firmware = self._firmwares.setdefault(ask.key, _Firmware())
-            action = self._step(ask.key, self._kind(ask, firmware))
+            if ask.aside and firmware.state != "stopped":
+                action: FirmwareAction = "let_go"
+            else:
+                action = self._step(ask.key, self._kind(ask, firmware))
             if action == "let_wait":
                 continue
             self._line.remove(ask)
             if action == "refuse" and not ask.overrides:
                 ask.board.tell("stopped", None, firmware.why)
                 continue
-            firmware.under_way.add(ask.board)
+            if not ask.aside:
+                firmware.under_way.add(ask.board)
             self._busy[ask.board] = ask
             ask.board.tell("turn", ask.token, None)
 

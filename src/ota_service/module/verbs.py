@@ -174,6 +174,22 @@ class UpdateArguments(Arguments):
         return values
 
 
+_RunWait = Annotated[
+    Wait,
+    Field(
+        description="reply when the run ends, with what came of each board, or after this many "
+        "seconds; default: at once"
+    ),
+]
+
+
+class PartArguments(Arguments):
+    """Arguments of the verbs that do a part of an update."""
+
+    boards: Boards = None
+    wait_s: _RunWait = None
+
+
 class ReadArguments(Arguments):
     """Arguments of the verbs that read boards."""
 
@@ -287,6 +303,21 @@ VERBS: dict[str, Verb] = {
             "dry_run: reply with what would be done to each board, and why.",
             "those that it reads or writes",
             UpdateArguments,
+        ),
+        Verb(
+            "stage",
+            "Write the configured firmware into the boards' spare slots and verify it, but for the "
+            "byte that would let it boot, and prove that the switch and the way back will fit. "
+            "The boards keep their firmware; what stood in the spare slots is overwritten.",
+            "those that it reads or writes, into their old firmware",
+            PartArguments,
+        ),
+        Verb(
+            "activate",
+            "Switch boards to what is staged on them, in about a second each, together; then watch "
+            "them as an update does. Needs no download.",
+            "those that it switches",
+            PartArguments,
         ),
         Verb("status", "Everything that is known, at once; opens no port.", "none"),
         Verb(

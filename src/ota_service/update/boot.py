@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ota_service.formats.chips import ResetCause, reset_cause
-from ota_service.formats.image import AppImage
+from ota_service.formats.image import AppDescriptor
 from ota_service.formats.partitions import Partition
 from ota_service.update.first_look import theirs
 
@@ -124,11 +124,10 @@ class Expected:
     matches: Matcher | None = None
 
     @classmethod
-    def of(cls, slot: Partition, app: AppImage | None, matches: Matcher | None) -> Expected:
+    def of(cls, slot: Partition, about: AppDescriptor | None, matches: Matcher | None) -> Expected:
         """The start of an app in a slot; None: of one that is not known."""
-        if app is None:
+        if about is None:
             return cls(offset=slot.offset, matches=matches)
-        about = app.descriptor
         digest = about.elf_sha256.hex()
         return cls(slot.offset, about.project, about.version, digest, matches)
 

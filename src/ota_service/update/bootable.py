@@ -22,8 +22,10 @@ from ota_service.formats.image import (
     image_length,
     parse_boot_header,
     parse_boot_image,
+    parse_header,
 )
 from ota_service.formats.partitions import Partition
+from ota_service.formats.recognise import IMAGE_MAGIC
 from ota_service.formats.signature import SignatureBlock
 from ota_service.link.chip import BootKeys, ChipInfo
 from ota_service.link.flash import Flash
@@ -60,7 +62,7 @@ def candidate(flash: Flash, partition: Partition, chip: ChipInfo, secure_floor: 
     """
     size_bytes = image_bytes(flash, partition)
     if size_bytes is None:
-        return Candidate("no", "holds no image")
+        return Candidate("no", _instead(flash.read(partition.offset, HEAD_BYTES)))
     if chip.secure_boot:  # with the sector of its signature
         size_bytes = min(-(-size_bytes // SECTOR_BYTES + 1) * SECTOR_BYTES, partition.size_bytes)
     try:
@@ -74,6 +76,17 @@ def candidate(flash: Flash, partition: Partition, chip: ChipInfo, secure_floor: 
     if not doubt and refused is not None:
         doubt = f"holds an image that the board refuses ({refused.code})"
     return Candidate("unclear" if doubt else "yes", doubt, image.size_bytes)
+
+
+def _instead(head: bytes) -> str:
+    """What a partition holds that has no image."""
+    about = parse_header(bytes((IMAGE_MAGIC,)) + head[1:])
+    if about is None or head[0] != 0xFF:
+        return "holds no image"
+    return (
+        f'holds "{about.version}" staged for its activation; staging has overwritten the firmware '
+        "that was there"
+    )
 
 
 def header_doubt(head: bytes, chip: ChipInfo, secure_floor: int) -> str:

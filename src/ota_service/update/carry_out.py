@@ -17,11 +17,12 @@ from ota_service.formats import nvs, otadata
 from ota_service.formats.flashops import PAGE_BYTES, FlashOp, Program
 from ota_service.formats.otadata import OtaState
 from ota_service.formats.partitions import OTADATA_BYTES, Partition
+from ota_service.formats.recognise import IMAGE_MAGIC
 from ota_service.link.flash import Flash, Progress, apply_verified, program_verified
 from ota_service.link.stream import SlotStream
-from ota_service.update.bootable import candidate, image_bytes
+from ota_service.update.bootable import candidate, header_doubt, image_bytes
 from ota_service.update.inspect import NAMESPACE, VERSION_KEY, Inspection, boot_order
-from ota_service.update.plan import Plan, RecordVersion, SwitchOtadata, WriteSlot
+from ota_service.update.plan import Plan, RecordVersion, SealSlot, SwitchOtadata, WriteSlot
 
 Phase = Literal["writing", "verifying", "switching", "recording"]
 PhaseHook = Callable[[Phase], None]
@@ -35,15 +36,19 @@ def carry_out(
 ) -> None:
     """Do the plan's writes; restarting and watching is the session's.
 
-    stream: the image of a `WriteSlot`. phase and progress may raise to stop before the switch:
-    nothing that boots has been changed until then. From the switch on they must not raise.
+    stream: the image of a `WriteSlot`; a plan may end behind that, with the slot staged. phase
+    and progress may raise to stop before the switch: nothing that boots has been changed until
+    then. From the switch on they must not raise.
     Raises OtaError `verify-failed`, `flash-protected`, `link-lost`.
     """
     for step in plan.steps:
         if isinstance(step, WriteSlot):
             if stream is None:
                 raise ValueError("a plan that writes a slot needs an image")
-            write_slot(flash, step.slot, stream, phase=phase, progress=progress)
+            stage_slot(flash, step.slot, stream, phase=phase, progress=progress)
+        elif isinstance(step, SealSlot):
+            phase("verifying")
+            seal_slot(flash, step)
         elif isinstance(step, SwitchOtadata):
             phase("switching")
             apply_verified(flash, step.edit.ops)
@@ -52,7 +57,7 @@ def carry_out(
             apply_verified(flash, step.edit.ops)
 
 
-def write_slot(
+def stage_slot(
     flash: Flash,
     slot: Partition,
     stream: SlotStream,
@@ -60,13 +65,12 @@ def write_slot(
     phase: PhaseHook = lambda _: None,
     progress: Progress = lambda _: None,
 ) -> None:
-    """Write an image into a slot that does not run, so that it never looks half bootable.
+    """Write an image into a slot that does not run, but for its magic byte: nothing there boots.
 
     What stands there loses its magic byte first, by one program that can only clear bits; in a
     blank slot, too, so that a flash that ignores programs is found before the first erase. The
-    body is written and its digest read back while the first page is blank. Then the first page
-    is programmed but for its magic byte, and the magic byte alone last: an interruption leaves
-    either no image or the whole one.
+    body is written and its digest read back while the first page is blank; then the first page
+    is programmed but for its magic byte, and read back. What is left is `seal_slot`'s.
     """
     phase("writing")
     program_verified(flash, Program(slot.offset, b"\x00", "no image any more"))
@@ -76,8 +80,16 @@ def write_slot(
     if flash.md5(body, stream.size_bytes - PAGE_BYTES) != stream.body_md5:
         raise OtaError("verify-failed", f"The image in {slot.name} is not what was written.")
     program_verified(flash, Program(slot.offset + 1, stream.head[1:], "image header"))
-    program_verified(flash, Program(slot.offset, stream.head[:1], "image magic"))
-    if flash.md5(slot.offset, stream.size_bytes) != stream.image_md5:
+
+
+def seal_slot(flash: Flash, step: SealSlot) -> None:
+    """Make a staged image one that boots: an interruption leaves either no image or the whole one.
+
+    The slot's digest has been looked at in this session, so that one program is all there is to do.
+    """
+    slot = step.slot
+    program_verified(flash, Program(slot.offset, bytes((IMAGE_MAGIC,)), "image magic"))
+    if flash.md5(slot.offset, step.size_bytes) != step.md5:
         raise OtaError("verify-failed", f"The image in {slot.name} is not what was written.")
 
 
@@ -126,6 +138,41 @@ def plan_rollback(
     return _with_version(flash, found, slot, version_of(slot), ops)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """A flash as it will be: what is read of some places is what they are to hold."""
+
+    flash: Flash
+    places: tuple[tuple[int, bytes], ...]
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        """Whole places, and whatever lies apart from them."""
+        for at, data in self.places:
+            if (offset, size_bytes) == (at, len(data)):
+                return data
+        return self.flash.read(offset, size_bytes)
+
+    def md5(self, offset: int, size_bytes: int) -> str:
+        """Of what does not change."""
+        return self.flash.md5(offset, size_bytes)
+
+    def _never(self, *_: object) -> None:
+        raise AssertionError("a flash that is only looked at")
+
+    prefetch = erase = program = write_stream = _never
+
+
+def rollback_after(flash: Flash, found: Inspection, whole: Plan) -> Flash:
+    """The board's flash as `plan_rollback` is to find it once an update's plan was carried out."""
+    places = []
+    for step in whole.steps:
+        if isinstance(step, SwitchOtadata):
+            places.append((found.selection.offset, step.edit.result))
+        elif isinstance(step, RecordVersion) and found.store is not None:
+            places.append((found.store.offset, step.edit.result))
+    return _Ahead(flash, tuple(places))
+
+
 def plan_go_back(
     flash: Flash, found: Inspection, *, running: Partition, fused: int, version_of: VersionOf
 ) -> RollbackPlan:
@@ -160,12 +207,25 @@ def _started_by(
         if partition == but:
             certain = False
             continue
+        if _still_runs(flash, found, partition, floor):
+            return partition, certain, ""
         image = candidate(flash, partition, found.chip, floor)
         if image.boots == "yes":
             return partition, certain, ""
         certain = certain and image.boots == "no"
         why_not.append(f"{partition.name} {image.why}")
     return None, False, "; ".join(why_not)
+
+
+def _still_runs(flash: Flash, found: Inspection, partition: Partition, floor: int) -> bool:
+    """Whether a partition holds what was seen to run from it, which needs no further look: a
+    digest takes a moment, and reading a whole image as long as writing it."""
+    runs, app = found.running, found.app(partition)
+    if partition != runs.partition or runs.size_bytes is None or app is None:
+        return False
+    if header_doubt(app.head, found.chip, floor):
+        return False
+    return flash.md5(partition.offset, runs.size_bytes) == runs.md5
 
 
 def _chosen(

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+
+from ota_service.formats.image import AppDescriptor, BootHeader, parse_boot_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,12 +15,50 @@ class KnownImage:
     """An App Image that was checked whole, so a slot with its digest is bootable.
 
     head: its first bytes (at least the app descriptor's end), to tell cheaply what it is not.
-    md5: of the whole image, as the stub loader computes it, hex.
+    md5: of the whole image, as the stub loader computes it, hex. staged_md5: of all that stands
+    behind its magic byte; "": nobody asks whether it is staged.
     """
 
     size_bytes: int
     md5: str
     head: bytes
+    staged_md5: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A checked App Image that was written into a slot whole, but for its magic byte.
+
+    target: the key of the target that it is of; stale: another one is the board's now. version:
+    the tag that the board gets with it. slot: its name. head: the image's first bytes, as of a
+    `KnownImage`. md5, staged_md5: as there. since: when it was staged.
+    """
+
+    target: str
+    version: str
+    slot: str
+    size_bytes: int
+    sha256: str
+    md5: str
+    staged_md5: str
+    head: bytes
+    since: datetime
+    stale: bool = False
+
+    @property
+    def known(self) -> KnownImage:
+        """As evidence for what a slot holds."""
+        return KnownImage(self.size_bytes, self.md5, self.head, self.staged_md5)
+
+    @property
+    def header(self) -> BootHeader:
+        """Where the image runs."""
+        return parse_boot_header(self.head)
+
+    @property
+    def descriptor(self) -> AppDescriptor | None:
+        """What its app says of itself."""
+        return self.header.descriptor
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +86,7 @@ class BoardFacts:
     update of this board to this target began and never ended, so that its boot was never judged.
     interrupted: the last thing done to this board was an update to another target, which never
     ended. silent: its bootloader prints nothing, so that there is nothing to restart it for.
+    staged: what waits in one of its slots to be activated.
     """
 
     slots: Mapping[str, SlotFact] = field(default_factory=dict)
@@ -55,3 +97,4 @@ class BoardFacts:
     unwatched: bool = False
     interrupted: bool = False
     silent: bool = False
+    staged: Staged | None = None

@@ -194,7 +194,9 @@ def _start(
         link,
         job.boot,
         outcome,
-        Expected.of(file.booted, file.app, job.boot.matches),
+        Expected.of(
+            file.booted, file.app.descriptor if file.app is not None else None, job.boot.matches
+        ),
         nvs=nvs,
         stopped=hooks.stopping,
         remedy="Look at the boot log, correct the firmware, and flash it again.",

@@ -28,6 +28,7 @@ from ota_service.formats.partitions import (
     PartitionTable,
     require_ota,
 )
+from ota_service.formats.recognise import IMAGE_MAGIC
 from ota_service.formats.table_places import find_table, require_only
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash
@@ -92,7 +93,8 @@ class Inspection:
     """What is on one board. Bytes are as they were read; edits start from them.
 
     problem: why this board cannot be looked at any further; the rest is then incomplete.
-    holding: flash addresses of the app partitions whose content is the firmware asked about.
+    asked: the firmware asked about. holding: flash addresses of the app partitions whose content
+    it is; staged: of those that hold all of it but its magic byte, which can be programmed.
     store: the NVS partition that has the version, or is to get it; nvs_raw, nvs: its contents.
     other_nvs: those of the board's other NVS partitions that can be read; hidden_nvs: whether
     there is one that cannot, whose secrets nobody can tell.
@@ -114,7 +116,9 @@ class Inspection:
     on_host: bool = False
     apps: tuple[App, ...] = ()
     running: Running = field(default_factory=lambda: Running(None, "none"))
+    asked: KnownImage | None = None
     holding: frozenset[int] = frozenset()
+    staged: frozenset[int] = frozenset()
     pending: bool = False
     silent: bool | None = None
     problem: OtaError | None = None
@@ -256,7 +260,8 @@ def inspect(
     found = _Search(flash, found, facts, images).done(None if found.pending else look)
     found = replace(found, pending=found.pending and not _nobody_confirms(found))
     if firmware is not None:
-        found = replace(found, holding=frozenset(_holding(flash, found, firmware)))
+        holding, staged = _holding(flash, found, firmware), _staged(flash, found, firmware)
+        found = replace(found, asked=firmware, holding=frozenset(holding), staged=frozenset(staged))
     found = _with_nvs(flash, found)
     encrypted = found.problem is not None and found.problem.code == "flash-encrypted"
     return _with_hosts(found, facts) if host_store and encrypted else found
@@ -534,3 +539,19 @@ def _holding(flash: Flash, found: Inspection, firmware: KnownImage) -> Iterable[
                 yield app.partition.offset
         elif _holds(flash, app, firmware):
             yield app.partition.offset
+
+
+def _staged(flash: Flash, found: Inspection, firmware: KnownImage) -> Iterable[int]:
+    """Magic bytes that a power cut has left half programmed can still become whole."""
+    magic = bytes((IMAGE_MAGIC,))
+    for app in found.apps:
+        at, first = app.partition.offset, app.head[0]
+        size = min(len(app.head), len(firmware.head))
+        if (
+            firmware.staged_md5
+            and first & IMAGE_MAGIC == IMAGE_MAGIC != first
+            and magic[:size] + app.head[1:size] == firmware.head[:size]
+            and firmware.size_bytes <= app.partition.size_bytes
+            and flash.md5(at + 1, firmware.size_bytes - 1) == firmware.staged_md5
+        ):
+            yield at

@@ -8,26 +8,41 @@ the edits of otadata and NVS in it were already computed, and proven on a copy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ota_service.errors import OtaError
 from ota_service.formats import nvs, otadata
-from ota_service.formats.image import AppImage, require_revision
+from ota_service.formats.chips import chip_name
+from ota_service.formats.image import AppImage, BootHeader, require_revision
 from ota_service.formats.otadata import OtaState
 from ota_service.formats.partitions import Partition
 from ota_service.update.bootable import signature_refusal
-from ota_service.update.facts import BoardFacts, SlotFact
+from ota_service.update.facts import BoardFacts, SlotFact, Staged
 from ota_service.update.inspect import NAMESPACE, VERSION_KEY, Inspection
 
 Action = Literal["none", "write", "switch", "record", "refuse"]
+Course = Literal["update", "look", "plan", "stage", "activate", "rollback"]
+"""What a session is for. look: nothing is planned. plan: an update's plan, and no more. stage: all
+of an update that can be done while nothing that boots changes; activate: the rest, without its
+image. rollback: to the firmware in the other slot."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteSlot:
-    """Write the image into a spare slot, and read its digest back."""
+    """Write the image into a spare slot but for its magic byte, and read its digest back."""
 
     slot: Partition
+
+
+@dataclass(frozen=True, slots=True)
+class SealSlot:
+    """Program the magic byte of an image that stands in a slot but for that; then read back the
+    digest of all its `size_bytes`, which is `md5`."""
+
+    slot: Partition
+    size_bytes: int
+    md5: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +70,7 @@ class WatchBoot:
     confirms: bool
 
 
-Step = WriteSlot | SwitchOtadata | RecordVersion | WatchBoot
+Step = WriteSlot | SealSlot | SwitchOtadata | RecordVersion | WatchBoot
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +108,24 @@ def plan(
     version: str,
     image: AppImage | None,
     facts: BoardFacts,
+    course: Course = "update",
     force: bool = False,
     adopted: bool = True,
     rescue: bool = False,
 ) -> Plan:
     """What brings the board to `version` and `image`.
 
-    image None: only what can be told without one. force: although the version is equal. adopted:
-    the board may be updated whatever project it runs; otherwise it must hold VIAM_NS and run the
-    image's project. rescue: for a board on which nothing boots, and only for such a one.
+    image None: only what can be told without one. course: of "stage", too, it is the whole way
+    (`staging` has its part); of "activate" what is staged in `facts` is the image. force: although
+    the version is equal. adopted: the board may be updated whatever project it runs; otherwise it
+    must hold VIAM_NS and run the image's project. rescue: for a board on which nothing boots, and
+    only for such a one.
     Never raises for what is on the board: a board that cannot be updated gets a refusal.
     """
     try:
-        return _Wanted(found, version, image, facts, force, adopted, rescue).plan()
+        if course == "activate":
+            require_staged(facts.staged, version)
+        return _Wanted(found, version, image, facts, course, force, adopted, rescue).plan()
     except OtaError as error:
         return refuse(error, found.version)
 
@@ -123,6 +143,29 @@ def refuse(error: OtaError, from_version: str = "") -> Plan:
 
 
 READY = "spare slot already holds this image: switch only"
+STAGED = "this image is staged in the spare slot: seal and switch only"
+
+
+def staging(whole: Plan) -> Plan:
+    """What of an update's plan can be done beforehand, while nothing that boots changes.
+
+    Its slot is the one that an activation starts, None where there is nothing to activate; the
+    board keeps its version.
+    """
+    if whole.action == "refuse":
+        return whole
+    steps = tuple(step for step in whole.steps if isinstance(step, WriteSlot))
+    ready = whole.action in ("write", "switch") or (whole.of_image and whole.action == "record")
+    return replace(
+        whole,
+        action="write" if steps else "none",
+        reason=whole.reason if ready else f"nothing to stage: {whole.reason}",
+        steps=steps,
+        slot=whole.slot if ready else None,
+        to_version=whole.from_version,
+        rolled_back=False,
+        of_image=False,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +176,7 @@ class _Wanted:
     version: str
     image: AppImage | None
     facts: BoardFacts
+    course: Course
     force: bool
     adopted: bool
     rescue: bool
@@ -150,18 +194,26 @@ class _Wanted:
             raise OtaError(
                 "board-boots", f"The board boots {running.name}, so nothing was written."
             )
+        if self.course == "stage" and self._has_yet_to_confirm(running):
+            raise OtaError("awaiting-confirmation")
+        header = self._header()
         if not self.adopted:
-            _require_ours(found, image)
+            _require_ours(found, header)
         equal = found.version == self.version or self._turned_down()
         kept = self._kept(running) if equal and not self.force else None
         if kept is not None:
             return kept
-        if image is None:
+        if header is None:
             raise OtaError("no-board", "No image was given to plan an update with.")
-        _require_runnable(found, image)
+        _require_runnable(found, header)
         if found.holds(running):
             return self._watched_again(running) if equal and self.force else self._record(running)
         return self._write(running, image)
+
+    def _header(self) -> AppImage | BootHeader | None:
+        """Where the image runs, and what its app says of itself."""
+        staged = self.facts.staged if self.course == "activate" else None
+        return staged.header if staged is not None else self.image
 
     def _kept(self, running: Partition) -> Plan | None:
         """The firmware stays, where the stored tag is the target's and not that of another one."""
@@ -183,7 +235,7 @@ class _Wanted:
         slot = _that_fits(found.parts.ota_slots, image)
         return self._switch(slot, "rescued: nothing on the board boots", write=True)
 
-    def _write(self, running: Partition, image: AppImage) -> Plan:
+    def _write(self, running: Partition, image: AppImage | None) -> Plan:
         found = self.found
         if found.version != self.version:
             why = f'version differs: stored "{found.version}", configured "{self.version}"'
@@ -194,7 +246,17 @@ class _Wanted:
         spares = _spares(found.parts.ota_slots, running)
         ready = next((slot for slot in spares if found.holds(slot)), None)
         if ready is not None:
-            return self._switch(ready, f"{why}; {READY}", write=False)
+            return self._switch(ready, f"{why}; {READY}")
+        staged = next((slot for slot in spares if slot.offset in found.staged), None)
+        if staged is not None:
+            return self._switch(staged, f"{why}; {STAGED}", seal=True)
+        if image is None:
+            assert self.facts.staged is not None
+            raise OtaError(
+                "not-staged",
+                f"{self.facts.staged.slot} no longer holds what was staged there: its digest is "
+                "another one, so something else has written it.",
+            )
         return self._switch(_that_fits(spares, image, running), why, write=True)
 
     def _tag_of_another(self, running: Partition) -> bool:
@@ -203,7 +265,7 @@ class _Wanted:
         way back from this one. Without a memory of the board, the target's image in another slot
         says so."""
         facts, found = self.facts, self.found
-        if self.image is None or found.holds(running):
+        if found.asked is None or found.holds(running):
             return False
         forgotten = facts.last_slot is None and bool(found.holding)
         return facts.unwatched or facts.interrupted or forgotten
@@ -295,7 +357,9 @@ class _Wanted:
             version=version,
         )
 
-    def _switch(self, slot: Partition, reason: str, *, write: bool) -> Plan:
+    def _switch(
+        self, slot: Partition, reason: str, *, write: bool = False, seal: bool = False
+    ) -> Plan:
         found, version = self.found, self.version
         slots, running = found.parts.ota_slots, found.running.partition
         # Where nothing runs there is nothing that a bootloader could go back to.
@@ -315,11 +379,17 @@ class _Wanted:
             reason,
             slot,
             *([WriteSlot(slot)] if write else []),
+            *([self._seal(slot)] if write or seal else []),
             SwitchOtadata(edit),
             *_recorded(found, version),
             WatchBoot(slot, confirms),
             version=version,
         )
+
+    def _seal(self, slot: Partition) -> SealSlot:
+        asked = self.found.asked
+        assert asked is not None, "the board is looked at for the image that it is to have"
+        return SealSlot(slot, asked.size_bytes, asked.md5)
 
     def _has_yet_to_confirm(self, running: Partition) -> bool:
         """Whether the restart makes the running slot's entry PENDING_VERIFY: an update was cut off
@@ -334,6 +404,24 @@ class _Wanted:
             return False
         entry = found.entries.entries[active]
         return entry.state == OtaState.NEW and entry.slot_index(len(slots)) == slots.index(running)
+
+
+def require_staged(staged: Staged | None, version: str) -> Staged:
+    """What waits on a board to be activated. version: the target's.
+
+    Raises OtaError `not-staged`, or `stage-stale` where it is of another target.
+    """
+    if staged is None:
+        raise OtaError("not-staged")
+    if staged.stale:
+        raise OtaError(
+            "stage-stale",
+            f'"{staged.version}" is staged in {staged.slot}, and not "{version}" as it is '
+            "configured now."
+            if staged.version != version
+            else f'Another file is staged as "{version}" than the one that is configured now.',
+        )
+    return staged
 
 
 def _moved(running: Partition, facts: BoardFacts) -> bool:
@@ -431,38 +519,42 @@ def _require_namespace(found: Inspection) -> None:
         raise OtaError("other-project", "The board's NVS holds no VIAM_NS, so it is not ours.")
 
 
-def _require_ours(found: Inspection, image: AppImage | None) -> None:
+def _require_ours(found: Inspection, image: AppImage | BootHeader | None) -> None:
     _require_namespace(found)
     app = found.running_app
     project = app.descriptor.project if app is not None and app.descriptor is not None else ""
-    if image is not None and project != image.descriptor.project:
+    about = image.descriptor if image is not None else None
+    if about is not None and project != about.project:
         raise OtaError(
             "other-project",
-            f'The board runs the project "{project}", '
-            f'the image is of "{image.descriptor.project}".',
+            f'The board runs the project "{project}", the image is of "{about.project}".',
         )
 
 
-def _require_runnable(found: Inspection, image: AppImage) -> None:
-    """Refuse what the chip or its bootloader would not run."""
-    chip = found.chip
+def _require_runnable(found: Inspection, image: AppImage | BootHeader) -> None:
+    """Refuse what the chip or its bootloader would not run. (Of what is staged, the signature was
+    looked at when it was.)"""
+    chip, about = found.chip, image.descriptor
     if image.chip_id != chip.chip_id:
         raise OtaError(
-            "wrong-chip", f"The image is for {image.chip}, the board's chip is {chip.name}."
+            "wrong-chip",
+            f"The image is for {chip_name(image.chip_id)}, the board's chip is {chip.name}.",
         )
     require_revision(chip.revision, image.min_revision, image.max_revision)
-    chip.require_blocks(image.descriptor)
-    refused = signature_refusal(image, chip)
+    if about is not None:
+        chip.require_blocks(about)
+    refused = signature_refusal(image, chip) if isinstance(image, AppImage) else None
     if refused is not None:
         raise refused
+    secure_version = about.secure_version if about is not None else 0
     runs = found.running.partition
     lowest = found.secure_version_of(runs) if runs is not None else 0
     fused = found.secure_floor(chip.secure_version)
-    if image.descriptor.secure_version < max(lowest, fused):
+    if secure_version < max(lowest, fused):
         what = (
             f"the running app's {lowest}" if lowest >= fused else f"the board's fuses hold {fused}"
         )
         raise OtaError(
             "secure-version",
-            f"The image's secure version is {image.descriptor.secure_version}, {what}.",
+            f"The image's secure version is {secure_version}, {what}.",
         )

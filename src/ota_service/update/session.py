@@ -18,11 +18,12 @@ from typing import Literal, Protocol
 from serial import SerialBase
 
 from ota_service.errors import OtaError
-from ota_service.formats.image import AppImage
+from ota_service.formats.image import AppDescriptor, AppImage
 from ota_service.formats.otadata import OtaData, OtaState
 from ota_service.formats.partitions import Partition
-from ota_service.link.flash import apply_verified
+from ota_service.link.flash import Flash, apply_verified
 from ota_service.link.link import EspLink
+from ota_service.link.sparse import digest
 from ota_service.link.stream import STREAMS
 from ota_service.update.boot import UNJUDGED, BootMonitor, BootRules, Expected, Verdict
 from ota_service.update.carry_out import (
@@ -31,11 +32,21 @@ from ota_service.update.carry_out import (
     plan_go_back,
     plan_rollback,
     record_ops,
+    rollback_after,
 )
-from ota_service.update.facts import BoardFacts, KnownImage
+from ota_service.update.facts import BoardFacts, KnownImage, Staged
 from ota_service.update.inspect import Inspection, inspect, read_otadata
 from ota_service.update.leave import left_running, put_back
-from ota_service.update.plan import Plan, WatchBoot, WriteSlot, plan, refuse, tag_of_running
+from ota_service.update.plan import (
+    Course,
+    Plan,
+    WatchBoot,
+    WriteSlot,
+    plan,
+    refuse,
+    staging,
+    tag_of_running,
+)
 from ota_service.update.secrets import Redactor
 from ota_service.update.starts import StartHooks, Starts
 
@@ -61,6 +72,7 @@ End = Literal[
     "refused",
     "failed",
     "read",
+    "staged",
 ]
 
 
@@ -76,7 +88,17 @@ class Image:
     @property
     def known(self) -> KnownImage:
         """As evidence for what a slot holds."""
-        return KnownImage(len(self.data), self.md5, self.data[:512])
+        return KnownImage(self.size_bytes, self.md5, self.data[:512], digest(self.data[1:]))
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all that is written."""
+        return len(self.data)
+
+    @property
+    def descriptor(self) -> AppDescriptor:
+        """What its app says of itself."""
+        return self.parsed.descriptor
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +121,13 @@ class Awaited:
 class Job:
     """What to do with one board.
 
-    name: for messages. version, image: what to bring the board to; image None with dry_run or
-    read_only only. known: other checked images, as evidence for what runs. baud: the highest
-    speed. force: although the version is equal. adopted: it may be updated whatever project it
-    runs. rescue: the MAC of a board on which nothing boots, to be written all the same.
-    host_store: the journal keeps the version where NVS is encrypted.
-    read_only: look, and plan nothing. go_back: to the firmware in the other slot. rearm: an app
-    found waiting for confirmation gets its time again (first contact), instead of being passed
-    by the bootloader.
+    name: for messages. version, image: what to bring the board to; image None where the course,
+    what the session is for, needs none. known: other checked images, as evidence for what runs.
+    baud: the highest speed. force: although the version is equal. adopted: it may be updated
+    whatever project it runs. rescue: the MAC of a board on which nothing boots, to be written all
+    the same. host_store: the journal keeps the version where NVS is encrypted. rearm: an app found
+    waiting for confirmation gets its time again (first contact), instead of being passed by the
+    bootloader.
     confirm: the look at a board whose app had its time. refusal: why the board is left as it
     is, whatever is found on it. log: the service's, which says whose board it is.
     """
@@ -114,6 +135,7 @@ class Job:
     name: str
     version: str = ""
     image: Image | None = None
+    course: Course = "update"
     known: tuple[KnownImage, ...] = ()
     baud: int = 921_600
     boot: BootRules = field(default_factory=BootRules)
@@ -121,9 +143,6 @@ class Job:
     adopted: bool = True
     rescue: str | None = None
     host_store: bool = False
-    read_only: bool = False
-    go_back: bool = False
-    dry_run: bool = False
     rearm: bool = True
     confirm: Awaited | None = None
     refusal: OtaError | None = None
@@ -154,13 +173,15 @@ class Outcome:
     """What came of a session: what the board shows, not what a tool returned.
 
     end: "unjudged" where the board holds the new firmware, and nothing that was seen speaks for
-    or against it (`error` says why). version: the tag stored at the end. slot: what runs.
-    confirmed: the app was seen to run; False where its log showed nothing to judge by, and
-    `notice` says so; None where no boot was watched.
+    or against it (`error` says why). "staged": everything that can be done before an activation
+    is done; `plan.slot` is the one that it will start, None where there is none. version: the tag
+    stored at the end. slot: what runs. confirmed: the app was seen to run; False where its log
+    showed nothing to judge by, and `notice` says so; None where no boot was watched.
     boot_log: what was seen of each watched start, under its heading, without the board's secrets.
     power_failed: the power failed during a start that the app must confirm. image: size and MD5
     of what `slot` holds, of a board that was gone back with and whose version the host keeps.
-    of_image: it speaks of the job's image, which was written, switched to, or there.
+    of_image: it speaks of the job's image, which was written, switched to, or there. replaces:
+    the version of the firmware that staging has overwritten.
     """
 
     end: End
@@ -176,6 +197,7 @@ class Outcome:
     power_failed: bool = False
     image: tuple[int, str] | None = None
     of_image: bool = False
+    replaces: str = ""
 
 
 def run(port: SerialBase, job: Job, hooks: Hooks) -> Outcome:
@@ -207,14 +229,15 @@ class _Session:
         return self._visit()
 
     def _visit(self) -> Outcome:
+        course = self.job.course
         with left_running(self.link, waits=lambda: self._waits):
             self.hooks.phase("inspecting")
             found = self._look()
             if self.job.confirm is not None:
                 return self._confirm(found, self.job.confirm)
-            if self.job.go_back:
+            if course == "rollback":
                 return self._go_back(found)
-            if self.job.read_only:
+            if course == "look":
                 put_back(self.link, waits=self._waits)
                 return Outcome(
                     "read", found=found, version=found.version, slot=found.running.partition
@@ -224,10 +247,10 @@ class _Session:
                 found = self._repaired()
                 made = self._plan(found)
             self.hooks.planned(made)
-            if self.job.dry_run or made.action == "refuse":
+            if course == "plan" or made.action == "refuse":
                 put_back(self.link, waits=self._waits)
                 return self._refused(found, made)
-            return self._update(found, made)
+            return self._stage(found, made) if course == "stage" else self._update(found, made)
 
     def _identified(self, mac: str) -> None:
         if self.job.rescue not in (None, mac):
@@ -252,16 +275,20 @@ class _Session:
         return found
 
     def _inspect(self) -> Inspection:
-        may_restart = self.job.confirm is None
+        may_restart, firmware = self.job.confirm is None, self._firmware()
         return inspect(
             self.link,
             self.link.chip,
             facts=self.facts,
             known=self.job.known,
-            firmware=self.job.image.known if self.job.image is not None else None,
+            firmware=firmware.known if firmware is not None else None,
             look=self.starts.first_look if may_restart else None,
             host_store=self.job.host_store,
         )
+
+    def _firmware(self) -> Image | Staged | None:
+        """What the board is to run, as far as it is known by now."""
+        return self.facts.staged if self.job.course == "activate" else self.job.image
 
     @staticmethod
     def _may_start(found: Inspection) -> bool:
@@ -281,19 +308,29 @@ class _Session:
         job = self.job
         if job.refusal is not None:
             return refuse(job.refusal, found.version)
-        return plan(
+        made = plan(
             found,
             version=job.version,
             image=job.image.parsed if job.image is not None else None,
             facts=self.facts,
+            course=job.course,
             force=job.force,
             adopted=job.adopted,
             rescue=job.rescue is not None,
         )
+        if job.course != "stage":
+            return made
+        try:
+            self._require_way_back(found, made)
+        except OtaError as error:
+            if error.code == "link-lost":
+                raise
+            return refuse(error, found.version)
+        return staging(made)
 
     def _refused(self, found: Inspection, made: Plan) -> Outcome:
-        end: End = "read" if self.job.dry_run else "refused"
-        if found.pending and not self.job.dry_run:
+        end: End = "read" if self.job.course == "plan" else "refused"
+        if found.pending and self.job.course in ("update", "activate"):
             end = "awaiting_confirmation"
         return Outcome(
             end,
@@ -303,6 +340,65 @@ class _Session:
             slot=found.running.partition,
             error=made.error,
         )
+
+    # --- what can be done before an update
+
+    def _require_way_back(self, found: Inspection, whole: Plan) -> None:
+        """Refuse a board whose update, as it is planned, could not be taken back.
+
+        Raises OtaError, with nothing written.
+        """
+        running = found.running.partition
+        if whole.action not in ("write", "switch") or running is None or whole.slot is None:
+            return
+        slot: Partition | None = None
+        try:
+            back = self._plan_back(found, whole.slot, rollback_after(self.link, found, whole))
+            slot = back.slot
+            if back.problem is not None:
+                raise back.problem
+        except OtaError as error:
+            if error.code != "boot-failed":
+                raise
+        if slot != running:
+            raise OtaError(
+                "secure-version",
+                f"From {whole.slot.name} the board could not go back to {running.name}: by what "
+                "its fuses ask for, its bootloader may refuse that firmware. Nothing was written.",
+            )
+
+    def _stage(self, found: Inspection, made: Plan) -> Outcome:
+        """The image into its slot, as far as nothing that boots changes."""
+        outcome = Outcome(
+            "staged", plan=made, found=found, version=found.version, slot=found.running.partition
+        )
+        if made.slot is not None:
+            self._require_writable(found, (made.slot,))
+        if made.steps and made.slot is not None:
+            outcome.replaces = self._tag_in(found, made.slot)
+            self._write(found, made)
+            image = self.job.image
+            assert image is not None
+            behind = self.link.md5(made.slot.offset + 1, image.size_bytes - 1)
+            if behind != image.known.staged_md5:
+                raise OtaError(
+                    "verify-failed", f"The image in {made.slot.name} is not what was written."
+                )
+        self.hooks.phase("booting")
+        if not self.starts.leaves():
+            outcome.error = OtaError("no-reset")
+        return outcome
+
+    def _tag_in(self, found: Inspection, slot: Partition) -> str:
+        """The version of the firmware that stands in a slot; "" for none, or none that boots."""
+        about, fact = found.about(slot), self.facts.slots.get(slot.name)
+        if about is None:
+            return ""
+        same = fact is not None and (fact.project, fact.app_version) == (
+            about.project,
+            about.version,
+        )
+        return (fact.version if fact is not None and same else None) or about.version
 
     # --- the update
 
@@ -383,7 +479,7 @@ class _Session:
         if any(isinstance(step, WriteSlot) for step in made.steps):
             assert job.image is not None
             stream = STREAMS.get(job.image.sha256, job.image.data)
-        total = len(job.image.data) if job.image is not None else 0
+        total = job.image.size_bytes if job.image is not None else 0
         switching = False
 
         def phase(name: Phase) -> None:
@@ -408,9 +504,9 @@ class _Session:
 
     def _expected(self, found: Inspection, made: Plan, slot: Partition) -> Expected:
         """What the start must show; the image's descriptor only where the image is in the slot."""
-        image = self.job.image
+        firmware = self._firmware()
         holds = made.action in ("write", "switch") or found.holds(slot)
-        app = image.parsed if image is not None and holds else None
+        app = firmware.descriptor if firmware is not None and holds else None
         return Expected.of(slot, app, self.job.boot.matches)
 
     # --- back
@@ -459,7 +555,10 @@ class _Session:
         about = found.about(slot)
         return about.version if about is not None else ""
 
-    def _plan_back(self, found: Inspection, bad: Partition) -> RollbackPlan:
+    def _plan_back(
+        self, found: Inspection, bad: Partition, flash: Flash | None = None
+    ) -> RollbackPlan:
+        """flash: as it is to be looked at; None: the board's."""
         before = found.running.partition
 
         def version_of(slot: Partition) -> str | None:
@@ -476,8 +575,8 @@ class _Session:
                 return self._tag_of(found, slot)
             return known
 
-        fused = self.link.chip.secure_version
-        return plan_rollback(self.link, found, bad=bad, fused=fused, version_of=version_of)
+        fused, flash = self.link.chip.secure_version, flash or self.link
+        return plan_rollback(flash, found, bad=bad, fused=fused, version_of=version_of)
 
     def _roll_back(
         self, found: Inspection, outcome: Outcome, bad: Partition, why: str,
