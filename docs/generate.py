@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ota_service.errors import ERRORS
+from ota_service.firmware.manifest import Manifest
 from ota_service.fleet import policy
 from ota_service.module.discovery import DiscoveryAttributes, ProbeArguments
 from ota_service.module.sensor import SensorAttributes
@@ -197,12 +198,16 @@ def generated(text: str) -> str:
     return _BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}{found[3]}", text)
 
 
+WHOLE: dict[str, Callable[[], str]] = {"docs/manifest.schema.json": Manifest.schema_text}
+"""Files that are made from their first byte to their last."""
+
+
 def main() -> int:
     """Write the pages; returns the exit code."""
-    for page in PAGES:
+    for page in (*PAGES, *WHOLE):
         path = ROOT / page
         text = path.read_text(encoding="utf-8")
-        new = generated(text)
+        new = WHOLE[page]() if page in WHOLE else generated(text)
         if new != text:
             path.write_text(new, encoding="utf-8")
             print(f"wrote {page}")

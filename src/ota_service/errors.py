@@ -148,8 +148,14 @@ _ROWS: tuple[ErrorKind, ...] = (
     ),
     _firmware(
         "version-mismatch",
-        "The firmware's signed metadata names another version than the one configured.",
+        "The manifest, or the firmware's signed metadata, names another version than the one "
+        "configured.",
         "Configure the version that the firmware was published under.",
+    ),
+    _firmware(
+        "manifest-invalid",
+        "The manifest at the url is not valid.",
+        "Correct it at the path that is named, and publish it again (docs/manifests.md).",
     ),
     _firmware(
         "metadata-expired",
@@ -407,6 +413,11 @@ _ROWS: tuple[ErrorKind, ...] = (
         "cancelled",
         "The update was cancelled.",
         "Call update to start it again.",
+    ),
+    _policy(
+        "manifest-incomplete",
+        "Not every board that the manifest needs first is there and good.",
+        "Look at the boards that are named; when they are there and good, call update.",
     ),
     _policy(
         "stopped",

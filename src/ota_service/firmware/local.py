@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Firmware that lies on this machine: a file, or a folder with just one.
+"""Firmware that lies on this machine: a file, or a folder with just one, or with a manifest.
 
 Viam's packages arrive so: viam-server puts the path of a package's folder in the place of
 `${packages.TYPE.NAME}` before the module sees the configuration.
@@ -13,9 +13,9 @@ from pathlib import Path
 from ota_service.errors import OtaError
 from ota_service.firmware.failures import NotThere
 from ota_service.firmware.files import Stamp, TooLargeError, read_stamped, stamp_of
+from ota_service.firmware.manifest import FILE_NAME
 
 _READS = 3
-_MANIFEST = "manifest.json"
 _SHOWN_NAMES = 4
 
 
@@ -47,7 +47,7 @@ def read_firmware(path: Path, max_bytes: int) -> tuple[bytes, Stamp]:
 
 
 def find_file(place: Path) -> Path:
-    """The file at a path, or the only `*.bin` of a folder; follows links.
+    """The file at a path, or of a folder its `manifest.json`, else its only `*.bin`; follows links.
 
     Raises OtaError `not-an-image` where it is not clear which file is meant, and `file-access`.
     """
@@ -58,13 +58,13 @@ def find_file(place: Path) -> Path:
     except OSError as error:
         raise NotThere("file-access", f"{place} cannot be read: {error.strerror}.") from None
     images = [name for name in found if name.endswith(".bin")]
-    if len(images) == 1 and _MANIFEST not in found:
+    if FILE_NAME in found:
+        return place / FILE_NAME
+    if len(images) == 1:
         return place / images[0]
     listed = ", ".join(images[:_SHOWN_NAMES]) + (", ..." if len(images) > _SHOWN_NAMES else "")
     what = f"holds {len(images)} files *.bin ({listed})" if images else "holds no file *.bin"
-    if _MANIFEST in found:
-        what = f"holds a {_MANIFEST}, which names several firmwares"
-    text = f"The folder {place} {what}; one App Image is to be there."
+    text = f"The folder {place} {what}; one App Image is to be there, or a {FILE_NAME}."
     remedy = "Let the url be the path of the App Image itself, or of a folder with no other *.bin."
     raise (OtaError if found else NotThere)("not-an-image", text, remedy=remedy)
 

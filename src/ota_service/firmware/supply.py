@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
 from ota_service.firmware.cache import Cache, Known
-from ota_service.firmware.check import Firmware, check_firmware
+from ota_service.firmware.check import Firmware, IsManifest, ManifestFile, check_file
 from ota_service.firmware.download import (
     Download,
     Patience,
@@ -23,8 +24,10 @@ from ota_service.firmware.download import (
     make_ssl_context,
     run_attempts,
 )
+from ota_service.firmware.failures import NotThere
 from ota_service.firmware.files import Stamp, read_file
 from ota_service.firmware.local import find_file, read_firmware, stamp_at
+from ota_service.firmware.manifest import is_json, is_whole
 from ota_service.firmware.target import Headers, Target
 from ota_service.firmware.urls import is_path
 
@@ -36,8 +39,9 @@ MAX_UNFINISHED = 4
 MAX_HEADER_BYTES = 8000
 
 _Key = tuple[str, str | None, int]
-_Check = Callable[..., Firmware]
-"""`check_firmware` with what this host asks of the file, and what is known of it."""
+_Got = Firmware | ManifestFile
+_Check = Callable[..., _Got]
+"""`check_file` with what this host asks of the file, and what is known of it."""
 
 
 @dataclass
@@ -88,7 +92,8 @@ class Supply:
         which ends when nobody waits for it any more.
         progress: called with the bytes that have arrived and the file's size, if known.
         The firmware's `changed_from` says where the url gave another file under this version
-        before. Raises OtaError, blame "firmware" or "host"; no message holds a secret.
+        before. Raises OtaError, blame "firmware" or "host"; no message holds a secret. Raises
+        `IsManifest` with the manifest where the file is one, of this version.
         """
         key = (target.key, ca_file, max_image_bytes)
         asked = await self._policies()
@@ -188,18 +193,41 @@ class Supply:
     async def _fetch(
         self, target: Target, ca_file: str | None, max_image_bytes: int, report: Progress
     ) -> Firmware:
-        firmware = await self._find(target, ca_file, max_image_bytes, report)
+        got = await self._find(target, ca_file, max_image_bytes, report)
         first = await asyncio.to_thread(self._cache.first, target.url, target.version)
-        changed = first if first not in (None, firmware.sha256) else None
-        return replace(firmware, changed_from=changed)
+        changed = first if first not in (None, got.sha256) else None
+        if isinstance(got, ManifestFile):
+            place = await asyncio.to_thread(place_of, target.url)
+            raise IsManifest(replace(got, changed_from=changed, place=place), target.shown_url)
+        return replace(got, changed_from=changed)
+
+    async def still_good(
+        self, target: Target, file: bytes, *, ca_file: str | None = None, checked: bool = True
+    ) -> ManifestFile:
+        """A manifest that the target's url gave before, held against what this host asks for now,
+        unless `checked` is False.
+
+        Needs the network only for a repository, whose last word counts where it gives none.
+        Raises OtaError.
+        """
+        asked: tuple[trust.Policy, ...] = ()
+        grants: tuple[trust.Grant, ...] = ()
+        if checked:
+            asked, grants = await self.granted(
+                target.url, target.version, ca_file=ca_file, headers=target.headers
+            )
+        check = partial(_checked, target, policies=asked, grants=grants, sha256=target.sha256)
+        got = await asyncio.to_thread(check, file)
+        assert isinstance(got, ManifestFile)
+        return replace(got, place=await asyncio.to_thread(place_of, target.url))
 
     async def _find(
         self, target: Target, ca_file: str | None, max_image_bytes: int, report: Progress
-    ) -> Firmware:
+    ) -> _Got:
         asked, grants = await self.granted(
             target.url, target.version, ca_file=ca_file, headers=target.headers
         )
-        check: _Check = partial(check_firmware, policies=asked, grants=grants)
+        check: _Check = partial(_checked, target, policies=asked, grants=grants)
         sha256 = target.sha256 or next((grant.sha256 for grant in grants if grant.sha256), None)
         if sha256 is not None:
             cached = await asyncio.to_thread(self._from_cache, sha256, max_image_bytes, check)
@@ -226,7 +254,7 @@ class Supply:
         finally:
             self._put_away(download)
 
-    def _from_file(self, target: Target, place: Path, max_bytes: int, check: _Check) -> Firmware:
+    def _from_file(self, target: Target, place: Path, max_bytes: int, check: _Check) -> _Got:
         data, self._stamps[target.url] = read_firmware(find_file(place), max_bytes)
         firmware = check(data, sha256=target.sha256)
         self._cache.remember(target.url, Known(firmware.sha256, target.version))
@@ -263,7 +291,7 @@ class Supply:
 
     async def _download(
         self, download: Download, context: ssl.SSLContext, target: Target, check: _Check
-    ) -> Firmware:
+    ) -> _Got:
         known = download.known
         try:
             await run_attempts(download, context, self._patience)
@@ -288,18 +316,20 @@ class Supply:
             await run_attempts(download, context, self._patience)
         return await asyncio.to_thread(self._check_and_keep, download, target, check)
 
-    def _from_cache(self, sha256: str, max_image_bytes: int, check: _Check) -> Firmware | None:
+    def _from_cache(self, sha256: str, max_image_bytes: int, check: _Check) -> _Got | None:
         data = self._cache.image(sha256)
         if data is None or len(data) > max_image_bytes:
             return None
         return check(data, sha256=sha256)
 
-    def _check_and_keep(self, download: Download, target: Target, check: _Check) -> Firmware:
+    def _check_and_keep(self, download: Download, target: Target, check: _Check) -> _Got:
         assert download.part is not None
+        data = download.part.read()
         try:
-            firmware = check(download.part.read(), sha256=target.sha256)
+            firmware = check(data, sha256=target.sha256)
         except OtaError as error:
-            if download.open_ended and error.code == "image-corrupt":
+            cut = error.code == "image-corrupt" or (is_json(data) and not is_whole(data))
+            if download.open_ended and cut:
                 # Its server marked no end, so this is how a cut shows.
                 raise OtaError(
                     "download-truncated",
@@ -317,6 +347,29 @@ class Supply:
         if download.unchanged and known is not None:
             etag, last_modified = known.etag, known.last_modified
         self._cache.remember(target.url, Known(sha256, target.version, etag, last_modified))
+
+
+def _checked(target: Target, data: bytes, **asked: Any) -> _Got:
+    """A file of the target's; a manifest of another version may be replaced by the right one."""
+    got = check_file(data, **asked)
+    if isinstance(got, ManifestFile) and got.manifest.version != target.version:
+        raise NotThere(
+            "version-mismatch",
+            f'The manifest at {target.shown_url} is of version "{got.manifest.version}", and '
+            f'"{target.version}" is configured.',
+            remedy="Configure the manifest's version, or publish the one that is meant.",
+        )
+    return got
+
+
+def place_of(url: str) -> str:
+    """Where the file itself is: a path may be its folder's."""
+    if not is_path(url):
+        return url
+    try:
+        return str(find_file(Path(url)))
+    except OtaError:  # it was there a moment ago
+        return url
 
 
 def read_headers(headers: Headers) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,34 @@ from ota_service.firmware import secrets
 from ota_service.firmware.urls import redact_url
 
 Headers = tuple[tuple[str, str | Path], ...]
+
+# The version is an NVS string; the contract sets its longest length.
+VERSION_MAX_BYTES = 128
+
+
+def check_version(version: str) -> str | None:
+    """What is wrong with `version` as a tag for a board's NVS, in words; None: nothing is."""
+    if not version:
+        return 'is empty; fill in the tag of the firmware at url, such as "1.0.0"'
+    try:
+        size_bytes = len(version.encode())
+    except UnicodeEncodeError:
+        return "is not valid Unicode text"
+    if size_bytes > VERSION_MAX_BYTES:
+        return f"{size_bytes} bytes; the limit is {VERSION_MAX_BYTES}"
+    if "\0" in version:
+        return "holds a NUL character, which ends a string in a board's NVS"
+    return None
+
+
+def check_sha256(digest: str) -> str | None:
+    """What is wrong with `digest` as a SHA-256, in words; None: nothing is."""
+    if re.fullmatch(r"[0-9A-Fa-f]{64}", digest):
+        return None
+    what = "other characters are in it"
+    if len(digest) != 64:
+        what = f"these are {len(digest)} characters"
+    return f"must be 64 hex digits, as `sha256sum` prints them; {what}"
 
 
 @dataclass(frozen=True, repr=False)

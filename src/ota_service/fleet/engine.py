@@ -243,6 +243,7 @@ class Engine:
         service, journal = settings.service, self.memory.journal
         together = self._targets_key(settings)
         new_target = await self.journaled(partial(journal.set_target, service, together))
+        await self._recall_manifest(settings)
         keys = self.roster.keys
         stops = await self.journaled(partial(journal.stops, service, keys, together))
         for key, why in stops.items():
@@ -265,12 +266,22 @@ class Engine:
         journal = self.memory.journal
         await asyncio.to_thread(self._let_go, settings)
         await self.journaled(self._remember_boards)
+        if self.boards:
+            await asyncio.wait([board.heard() for board in self.boards.values()], timeout=HEARD_S)
+            self.roster.reassign()
         interrupted = await self.journaled(partial(journal.take_up, settings.service))
         resumed = any(run.target.get("purpose") in (None, "activate") for run in interrupted)
         if settings.auto_update and (settings.check_on_start or new_target or resumed):
             self.start(Run("resumed" if resumed and not new_target else "configured"))
         elif settings.boards is not None:
             await self._poll(first=True)
+
+    async def _recall_manifest(self, settings: Settings) -> None:
+        """Show the boards against the images that they are to have, without asking its server."""
+        if self.roster.assignment is None:
+            found = await self.firmwares.kept(settings.target, checked=False)
+            if found is not None and settings is self.settings:
+                self.roster.assign(settings.target, found)
 
     def _let_go(self, settings: Settings) -> None:
         """A process that was killed may have left a board in reset."""
@@ -413,8 +424,7 @@ class Engine:
             run for run in self.runs if run.purpose in (*UPDATES, "flash") and not run.done.is_set()
         ]
         for run in active:
-            if names is None or (run.names is not None and set(run.names) <= set(names)):
-                run.cancel()
+            run.cancel(names)
         for name, board in self.boards.items():
             if names is None or name in names:
                 board.tell("cancel")

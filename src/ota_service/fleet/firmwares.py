@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
-from ota_service.firmware.check import Firmware
-from ota_service.firmware.files import FIRMWARE_BYTES, read_file
-from ota_service.firmware.supply import Supply
+from ota_service.firmware.check import Firmware, IsManifest, ManifestFile
+from ota_service.firmware.files import FIRMWARE_BYTES, read_file, write_file
+from ota_service.firmware.manifest import MAX_BYTES
+from ota_service.firmware.supply import Supply, place_of
 from ota_service.firmware.target import Headers, Target
+from ota_service.firmware.urls import is_path
+from ota_service.fleet.assignment import about_manifest
 from ota_service.fleet.board_state import Progress
 from ota_service.fleet.orders import FlashFile
 from ota_service.fleet.settings import Settings
@@ -45,6 +50,9 @@ class Fetched:
     allowed_by: tuple[Mapping[str, Any], ...] = ()
     asked: tuple[trust.Policy, ...] = ()
 
+
+KEPT_MANIFESTS = 20
+"""Of this many targets the last good one is kept; the oldest go first."""
 
 LOOK_AGAIN_S = 86_400.0
 """How often metadata is looked at that expires soon: its owner may have renewed it."""
@@ -134,6 +142,43 @@ class Firmwares:
         finally:
             let_go()
 
+    async def manifest(self, target: Target) -> ManifestFile | None:
+        """What a target's file names, asked of its url; None: it is a plain App Image.
+
+        Each of its images has project and chip, unless the manifest names the boards. Raises
+        OtaError.
+        """
+        try:
+            async with self.had(target):
+                return None
+        except IsManifest as error:
+            return error.found
+
+    async def kept(self, target: Target, *, checked: bool = True) -> ManifestFile | None:
+        """The last good manifest of a target, without its server; None where there is none that
+        this host would take now. checked: False where nothing but what is shown follows from it."""
+        try:
+            data, about = await asyncio.to_thread(_read_kept, self._kept_path(target))
+            found = await self._supply.still_good(
+                target, data, ca_file=self.settings.ca_file, checked=checked
+            )
+            found = replace(found, manifest=found.manifest.filled(about))
+        except (OtaError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return None
+        self._show(target, found)
+        return found
+
+    def forget_kept(self, target: Target) -> None:
+        """What the target's url gives now is no manifest; in a thread."""
+        self._kept_path(target).unlink(missing_ok=True)
+
+    async def may_be_manifest(self, target: Target) -> bool:
+        """Whether its name says so; what the file is, it says itself."""
+        url = target.url
+        if is_path(url):
+            url = await asyncio.to_thread(place_of, url)
+        return urlsplit(url).path.endswith(".json")
+
     async def merged(self, place: Path | str, confirm: str, keep_nvs: bool) -> FlashFile:
         """The Merged Binary at a path or a url, checked. Raises OtaError."""
         ca_file, headers = self.settings.ca_file, self._headers(place)
@@ -167,6 +212,8 @@ class Firmwares:
         try:
             async with self.had(target):
                 pass
+        except IsManifest:
+            pass  # the next run goes by it
         except OtaError as error:
             self.notices[target.key] = error.message
 
@@ -243,13 +290,10 @@ class Firmwares:
             arrived(got)
 
     async def _get(self, target: Target) -> Fetched:
-        with self._shown() as progress:
-            firmware = await self._supply.get(
-                target,
-                ca_file=self.settings.ca_file,
-                max_image_bytes=self.settings.max_image_bytes,
-                progress=progress,
-            )
+        try:
+            firmware = await self._supplied(target)
+        except IsManifest as error:
+            raise IsManifest(await self._take(target, error.found), target.shown_url) from None
         image = Image(firmware.data, firmware.sha256, firmware.md5, firmware.image)
         about = image.parsed.descriptor
         self.about[target.key] = {
@@ -259,15 +303,57 @@ class Firmwares:
             "app_version": about.version,
             "chip": image.parsed.chip,
         }
-        if firmware.allowed_by:
-            self.about[target.key]["allowed_by"] = [dict(by) for by in firmware.allowed_by]
-            self._looked[target.key] = (target, asyncio.get_running_loop().time())
+        self._note_policy(target, firmware)
         self._known[target.key] = image.known
         self._notice(target, firmware)
         proven = await self._proven(image.sha256)
         return Fetched(image, proven, firmware.allowed_by, firmware.asked)
 
-    def _notice(self, target: Target, firmware: Firmware) -> None:
+    async def _supplied(self, target: Target) -> Firmware:
+        with self._shown() as progress:
+            return await self._supply.get(
+                target,
+                ca_file=self.settings.ca_file,
+                max_image_bytes=self.settings.max_image_bytes,
+                progress=progress,
+            )
+
+    async def _take(self, target: Target, found: ManifestFile) -> ManifestFile:
+        """A manifest that was fetched: what it leaves out its images say; then it is kept."""
+        targets = found.manifest.targets(replace(target, url=found.place))
+        names = found.manifest.open_images
+        images = [self._supplied(targets[name]) for name in names]
+        about = {
+            name: (one.image.descriptor.project, one.image.chip)
+            for name, one in zip(names, await asyncio.gather(*images), strict=True)
+        }
+        found = replace(found, manifest=found.manifest.filled(about))
+        self._show(target, found)
+        self._notice(target, found)
+        kept = {"manifest": found.file.decode(), "about": about}
+        try:
+            await asyncio.to_thread(_keep, self._kept_path(target), kept)
+        except OSError as error:
+            self._log.warning("the manifest cannot be kept: %s", error.strerror)
+        return found
+
+    def _show(self, target: Target, found: ManifestFile) -> None:
+        self.about[target.key] = {
+            "sha256": found.sha256,
+            "size_bytes": len(found.file),
+            "manifest": about_manifest(found.manifest),
+        }
+        self._note_policy(target, found)
+
+    def _note_policy(self, target: Target, file: Firmware | ManifestFile) -> None:
+        if file.allowed_by:
+            self.about[target.key]["allowed_by"] = [dict(by) for by in file.allowed_by]
+            self._looked[target.key] = (target, asyncio.get_running_loop().time())
+
+    def _kept_path(self, target: Target) -> Path:
+        return self.settings.state_dir / "manifests" / f"{target.key}.json"
+
+    def _notice(self, target: Target, firmware: Firmware | ManifestFile) -> None:
         """A file that changed under its version: boards that hold that version do not get it."""
         before = firmware.changed_from
         if before is None:
@@ -296,6 +382,20 @@ class Firmwares:
         finally:
             if self.download is shown:
                 self.download = None
+
+
+def _keep(path: Path, kept: Mapping[str, Any]) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_file(path, json.dumps(kept).encode())
+    found = sorted(path.parent.glob("*.json"), key=lambda one: one.stat().st_mtime)
+    for old in found[:-KEPT_MANIFESTS]:
+        old.unlink(missing_ok=True)
+
+
+def _read_kept(path: Path) -> tuple[bytes, dict[str, tuple[str, str]]]:
+    found = json.loads(read_file(path, 2 * MAX_BYTES, links=False))
+    about = {str(name): (str(one[0]), str(one[1])) for name, one in found["about"].items()}
+    return found["manifest"].encode(), about
 
 
 def _read(path: Path) -> bytes:

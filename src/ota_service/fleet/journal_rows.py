@@ -248,10 +248,10 @@ class FirmwareRecord(Record, table="confirmed_firmware"):
 class Run(Record, table="runs"):
     """One run, as the history shows it.
 
-    target: {"url" (without secrets), "version", "sha256", ..}. boards: for each name what the
-    run did, freely structured: from, to, phases with seconds and bytes, reasons, outcome, error,
-    boot log. result: the reply of a read that outlasted its caller. interrupted: its process
-    ended in the middle of it.
+    target: {"url" (without secrets), "version", "sha256", "manifest" (where it stands in one), ..}.
+    boards: for each name what the run did, freely structured: from, to, phases with seconds and
+    bytes, reasons, outcome, error, boot log. result: the reply of a read that outlasted its
+    caller. interrupted: its process ended in the middle of it.
     """
 
     id: str
@@ -271,6 +271,8 @@ class Run(Record, table="runs"):
         """As the verb history gives it: no None anywhere, times as text."""
         shown = {name: getattr(self, name) for name in (*self.columns(), "boards")}
         del shown["updated_at"]
+        shown["target"] = {k: v for k, v in self.target.items() if k != "manifest"}
+        shown["manifest"] = self.target.get("manifest")
         shown["started_at"] = iso(self.started_at, "microseconds")
         shown["finished_at"] = self.finished_at and iso(self.finished_at, "microseconds")
         shown["interrupted"] = self.interrupted or None

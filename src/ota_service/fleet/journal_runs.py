@@ -54,6 +54,12 @@ class Runs(Store):
         self.put(RunBoardRecord(run_id, name, mac, port, _bounded(without_none(entry))))
         self.write("UPDATE runs SET updated_at = ? WHERE id = ?", utc_now(), run_id)
 
+    def update_run_target(self, run_id: str, target: dict[str, Any]) -> None:
+        """Store what the run's target is by now: a manifest, and how far it came with it."""
+        self.write(
+            "UPDATE runs SET target = ?, updated_at = ? WHERE id = ?", target, utc_now(), run_id
+        )
+
     @whole
     def finish_run(
         self,

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
+from ota_service.firmware.check import ManifestFile
 from ota_service.firmware.target import Target
 from ota_service.fleet import policy
 from ota_service.fleet.around import Around
+from ota_service.fleet.assignment import Assignment, Known
 from ota_service.fleet.attempt import mac_at
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
@@ -21,32 +24,39 @@ from ota_service.link.ports import PortInfo, canonical, list_ports
 
 
 class Roster:
-    """The boards of one service by their names. retired: those that it had, until they are let
-    go."""
+    """The boards of one service by their names. retired: those that it had, until they are let go.
+    assignment: what the manifest at the service's target gives them, where it is known to be one.
+    """
 
     def __init__(self, around: Around) -> None:
         self.boards: dict[str, Board] = {}
         self.retired: set[Board] = set()
+        self.assignment: Assignment | None = None
         self._around = around
 
     @property
     def keys(self) -> set[str]:
         """The keys of all targets."""
-        return {board.target.key for board in self.boards.values()} | {
-            self._around.settings.target.key
-        }
+        return {board.target.key for board in self.boards.values()} | self.service_keys
+
+    @property
+    def service_keys(self) -> set[str]:
+        """Those of the service's own target, and of the images in the manifest that it is."""
+        of_images = self.assignment.keys if self.assignment is not None else set()
+        return {self._around.settings.target.key} | of_images
 
     def adopt(self, settings: Settings) -> list[str]:
         """Take the settings; returns the boards that are new or have another target now."""
         old, self.boards = self.boards, {}
         changed = []
+        by_place = {_where(board.shown.entry): board for board in old.values()}
+        self._adopt_assignment(settings, by_place)
         if settings.boards is None:
             self.boards = {n: b for n, b in old.items() if b.shown.entry is None}
-            changed = [n for n, b in self.boards.items() if _aim(b, settings.target)]
-        by_place = {_where(board.shown.entry): board for board in old.values()}
+            changed = [n for n, b in self.boards.items() if _aim(b, self._target(settings, n))]
         for entry in settings.boards or ():
             board = by_place.pop(_where(entry), None)
-            target = effective_target(settings, entry)
+            target = self._target(settings, entry.name, entry)
             if board is None:
                 board = Board(entry.name, entry, target, self._around)
                 changed.append(entry.name)
@@ -58,6 +68,46 @@ class Roster:
             self.retired.add(board)
             self._around.spawn(self._retire(board))
         return changed
+
+    def _adopt_assignment(
+        self, settings: Settings, by_place: Mapping[tuple[str | None, str | None] | None, Board]
+    ) -> None:
+        """A manifest stays what it is, on boards that may have other names now."""
+        if self.assignment is None or self.assignment.base.key != settings.target.key:
+            self.assignment = None
+            return
+        known = [_known(e.name, by_place.get(_where(e))) for e in settings.boards or ()
+                 if not e.is_pinned]  # fmt: skip
+        if settings.boards is None:
+            known = [_known(b.shown.name, b) for b in by_place.values() if b.shown.entry is None]
+        self.assignment = replace(self.assignment, base=settings.target).of(known)
+
+    def assign(
+        self, base: Target, found: ManifestFile, looked: Collection[Board] = ()
+    ) -> Assignment:
+        """Give each board the target of its image. base: the service's, at whose url the manifest
+        is. looked: boards that were looked at just now."""
+        self.assignment = Assignment(base, found.place, found.manifest)
+        return self.reassign(looked) or self.assignment
+
+    def reassign(self, looked: Collection[Board] = ()) -> Assignment | None:
+        """The same by what is known of the boards by now."""
+        if self.assignment is not None:
+            boards = [b for b in self.boards.values() if not _is_pinned(b.shown.entry)]
+            known = [_known(b.shown.name, b, looked=b in looked) for b in boards]
+            self.assignment = self.assignment.of(known)
+        for name, board in self.boards.items():
+            _aim(board, self._target(self._around.settings, name, board.shown.entry))
+        return self.assignment
+
+    def _target(self, settings: Settings, name: str, entry: BoardEntry | None = None) -> Target:
+        """What a board is to run: its own target where it is pinned, that of its image where the
+        service's is a manifest, else the service's."""
+        own, assignment = effective_target(settings, entry), self.assignment
+        if assignment is None or name not in assignment.images or _is_pinned(entry):
+            return own
+        image = assignment.targets[assignment.images[name]]
+        return own.pinned(url=image.url, version=image.version, sha256=image.sha256)
 
     async def _retire(self, board: Board) -> None:
         await board.retire()
@@ -157,6 +207,17 @@ def effective_target(settings: Settings, entry: BoardEntry | None) -> Target:
     return settings.target.pinned(
         url=entry.url, version=entry.version, sha256=entry.sha256, headers=entry.headers
     )
+
+
+def _is_pinned(entry: BoardEntry | None) -> bool:
+    return entry is not None and entry.is_pinned
+
+
+def _known(name: str, board: Board | None, *, looked: bool = False) -> Known:
+    """What is known of what runs on a board. looked: just now, so there is no more to be had."""
+    about = board.shown if board is not None else BoardState(name)
+    none = "" if looked else None
+    return Known(name, about.running.get("project") or none, about.chip or none)
 
 
 def _aim(board: Board, target: Target) -> bool:

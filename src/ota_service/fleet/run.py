@@ -17,11 +17,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ota_service.errors import OtaError
+from ota_service.firmware.check import IsManifest
+from ota_service.fleet import manifests
 from ota_service.fleet.board_state import iso, utc_now
 from ota_service.fleet.orders import (
     SWITCHES,
     UPDATES,
     Answer,
+    End,
     FlashFile,
     Order,
     Purpose,
@@ -31,6 +34,7 @@ from ota_service.fleet.orders import (
 from ota_service.fleet.places import Place, stands_in
 from ota_service.fleet.policy import Permits, Spared, spared
 from ota_service.fleet.sight import Sight
+from ota_service.fleet.steps import Course, Pair
 from ota_service.update.session import Image
 
 if TYPE_CHECKING:
@@ -47,7 +51,8 @@ class Run:
     """A run and its orders.
 
     names: the boards asked for; None: all. file: gets what `flash` writes. orders: by the name
-    that the board had. results: what reads, rollback and flash reply, by name.
+    that the board had. results: what reads, rollback and flash reply, by name. course: where it
+    stands in the manifest, where the service's target is one.
     """
 
     trigger: Trigger
@@ -67,7 +72,9 @@ class Run:
     results: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     done: asyncio.Event = field(default_factory=asyncio.Event)
     interrupted: bool = False
+    course: Course | None = None
     _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    _left_out: set[str] = field(default_factory=set)
 
     def to_dict(self) -> dict[str, Any]:
         """As in the status."""
@@ -79,6 +86,8 @@ class Run:
         }
         if self.finished_at is not None:
             out["finished_at"] = iso(self.finished_at)
+        if self.course is not None:
+            out["manifest"] = self.course.to_dict()
         return out
 
     @property
@@ -91,7 +100,10 @@ class Run:
         """What a read replies, under its key; empty for an update."""
         if self.purpose in UPDATES or not self.results:
             return {}
-        return {"plan" if self.purpose == "plan" else "boards": dict(self.results)}
+        reply: dict[str, Any] = {"plan" if self.purpose == "plan" else "boards": dict(self.results)}
+        if self.purpose == "plan" and self.course is not None:
+            reply["steps"] = self.course.to_dict()["steps"]
+        return reply
 
     def boards_now(self) -> dict[str, dict[str, Any]]:
         """What the history shows of its boards, as it stands."""
@@ -123,9 +135,17 @@ class Run:
         void = any(b.state == "stopping" or o.target.key != b.target.key for o, b in asked)
         return not void and any(not order.answer.done() for order, _ in asked)
 
-    def cancel(self) -> None:
-        """What was not asked of any board yet is not asked any more."""
-        self._cancelled.set()
+    def cancel(self, names: Sequence[str] | None = None) -> None:
+        """What was not asked of any board yet is not asked any more; names: of these boards."""
+        if names is None or (self.names is not None and set(self.names) <= set(names)):
+            self._cancelled.set()
+        else:
+            self._left_out |= set(names)
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether nothing more is asked of any board."""
+        return self._cancelled.is_set()
 
     async def go(self, engine: Engine) -> None:
         """The whole run; never raises."""
@@ -154,22 +174,32 @@ class Run:
         found = await engine.roster.find(
             self.names, self.permits, probe=self.probe, by_person=self.by_person
         )
+        pairs = await self.prepare(engine, found)
+        if self.file is not None:
+            await self._have_file(list(found.values()), self.file)
+        if self.is_cancelled:
+            raise OtaError("cancelled")
+        self.stage = "going"
+        ours = [pair for pair in pairs if manifests.concerns(self, pair[1])]
+        others = [self.ask(engine, *pair) for pair in pairs if pair not in ours]
+        await asyncio.gather(manifests.go(self, engine, ours), *others)
+        places = [order.place for order, _ in self.orders.values()]
+        nobody = all(place.kind in ("absent", "candidate") for place in places)
+        if self.purpose in UPDATES and nobody:
+            raise _nobody(places)
+
+    async def prepare(self, engine: Engine, found: Mapping[Board, Place]) -> list[Pair]:
+        """Orders to boards, which are theirs in the run from now on, asked of nobody yet."""
         known = await engine.journaled(partial(self._recall, engine, found))
         why = f"{self.trigger}, {self.purpose}" if self.purpose != "update" else self.trigger
+        pairs = []
         for (board, place), (failed, why_not) in zip(found.items(), known, strict=True):
             order = Order(
                 self.purpose, board.target, place, why, self.permits, failed=failed, spared=why_not
             )
-            self.orders[board.shown.name] = (order, board)
-        if self.file is not None:
-            await self._have_file(list(found.values()), self.file)
-        if self._cancelled.is_set():
-            raise OtaError("cancelled")
-        self.stage = "going"
-        await asyncio.gather(*(self._one(engine, *pair) for pair in list(self.orders.values())))
-        nobody = all(place.kind in ("absent", "candidate") for place in found.values())
-        if self.purpose in UPDATES and nobody:
-            raise _nobody(found.values())
+            self.orders[board.shown.name] = pair = (order, board)
+            pairs.append(pair)
+        return pairs
 
     def _recall(
         self, engine: Engine, found: Mapping[Board, Place]
@@ -205,9 +235,10 @@ class Run:
             raise found[0].error or OtaError("no-board")
         self.stage = "downloading"
         ((order, _),) = self.orders.values()
-        order.file = await self._unless_cancelled(file())
+        order.file = await self.unless_cancelled(file())
 
-    async def _unless_cancelled(self, work: Awaitable[Result]) -> Result:
+    async def unless_cancelled(self, work: Awaitable[Result]) -> Result:
+        """What comes of it. Raises OtaError `cancelled` as soon as nobody wants it any more."""
         task = asyncio.ensure_future(work)
         cancelled = asyncio.ensure_future(self._cancelled.wait())
         try:
@@ -220,14 +251,32 @@ class Run:
                 one.cancel()
             await asyncio.gather(task, cancelled, return_exceptions=True)
 
-    async def _one(self, engine: Engine, order: Order, board: Board) -> None:
-        """One board's part: ask, await the answer, note it."""
+    async def ask(self, engine: Engine, order: Order, board: Board) -> Answer:
+        """One board's part: ask, await the answer, note it; but for a manifest that was found in
+        the place of an image: that is no answer yet."""
+        if order.answer.done():
+            return order.answer.result()
         try:
             answer = await self._answer(engine, order, board)
         except OtaError as error:
             answer = Answer("error", error, refusal(self.purpose, error))
             order.report |= {"error": error.to_dict(), "outcome": board.shown.state}
             order.give(answer)
+        if not isinstance(answer.error, IsManifest) or not manifests.concerns(self, board):
+            await self._note(engine, order, board, answer)
+        return answer
+
+    async def give_up(
+        self, engine: Engine, order: Order, board: Board, why: OtaError, end: End = "error"
+    ) -> None:
+        """One board's part, where nothing is asked of it after all."""
+        answer = Answer("cancelled" if why.code == "cancelled" else end, why,
+                        refusal(self.purpose, why))  # fmt: skip
+        order.report |= {"error": why.to_dict(), "outcome": board.shown.state}
+        order.give(answer)
+        await self._note(engine, order, board, answer)
+
+    async def _note(self, engine: Engine, order: Order, board: Board, answer: Answer) -> None:
         order.image = order.file = None
         if self.purpose not in UPDATES:
             self.results[board.shown.name] = answer.reply
@@ -235,6 +284,18 @@ class Run:
             self.error = answer.error
         with contextlib.suppress(OtaError):
             await engine.journaled(partial(self._journal_board, engine, order, board))
+
+    async def note_course(self, engine: Engine) -> None:
+        """Where it stands in its manifest, for the history."""
+        assert self.course is not None
+        about = {**self.about, "manifest": self.course.to_dict()}
+        with contextlib.suppress(OtaError):
+            journal = engine.memory.journal
+            await engine.journaled(partial(journal.update_run_target, self.id, about))
+
+    def leaves_out(self, board: Board) -> bool:
+        """Whether somebody cancelled this board's part before it was asked."""
+        return board.shown.name in self._left_out
 
     async def _answer(self, engine: Engine, order: Order, board: Board) -> Answer:
         here = order.place.kind == "here"
@@ -256,7 +317,7 @@ class Run:
     def _concerns_all(self, engine: Engine, order: Order, answer: Answer) -> bool:
         """Whether an answer's error is the run's: the firmware for all, its stop, or a flash's."""
         if answer.end == "no-firmware":
-            return order.target.key == engine.settings.target.key
+            return order.target.key in engine.roster.service_keys
         return answer.end == "stopped" or (self.purpose == "flash" and answer.error is not None)
 
     def _judge(self) -> RunOutcome:

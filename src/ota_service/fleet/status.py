@@ -44,7 +44,7 @@ def status_of(engine: Engine) -> dict[str, Any]:
         "ok": True,
         "state": overall(engine),
         "target": _with_value(aim),
-        "boards": {name: _board(board) for name, board in engine.boards.items()},
+        "boards": {name: _board(engine, board) for name, board in engine.boards.items()},
         "progress": firmwares.download and firmwares.download.to_dict(),
         "run": run and run.to_dict(),
         "trust": None if engine.settings.trusting else _trust(firmwares.about.values()),
@@ -66,12 +66,17 @@ def _with_value(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _board(board: Board) -> dict[str, Any]:
-    """One board, with its own target where it has one: the service's is not for it."""
-    about, entry = board.shown, board.shown.entry
+def _board(engine: Engine, board: Board) -> dict[str, Any]:
+    """One board, with its own target where it has one: the service's is not for it. image: of the
+    manifest."""
+    about, entry, assignment = board.shown, board.shown.entry, engine.roster.assignment
     shown = {**about.to_dict(), "good": policy.good(about.state, about.confirmed)}
     if about.staged is not None and about.staged.target != board.target.key:
         shown["staged"]["stale"] = True
-    if entry is not None and entry.is_pinned:
+    pinned = entry is not None and entry.is_pinned
+    image = assignment.images.get(about.name) if assignment is not None and not pinned else None
+    if pinned or image is not None:
         shown["target"] = {"url": board.target.shown_url, "version": board.target.version}
+    if image is not None:
+        shown["image"] = image
     return shown

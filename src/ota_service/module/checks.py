@@ -19,14 +19,13 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
+from ota_service.firmware import target
 from ota_service.firmware.expectation import Expectation, PatternError
 from ota_service.firmware.target import Headers
 from ota_service.firmware.urls import check_url
 from ota_service.link.ports import is_url, problem
 from ota_service.link.resets import ResetPins
 
-# The version is an NVS string; the contract sets its longest length.
-VERSION_MAX_BYTES = 128
 NAME_MAX_BYTES = 64
 
 UNSET = ("", None)
@@ -84,28 +83,18 @@ def check_firmware_url(value: object) -> str:
 def check_version(value: object) -> str:
     """A version tag that fits a board's NVS."""
     version = check_text(value)
-    if not version:
-        raise a_fault('is empty; fill in the tag of the firmware at url, such as "1.0.0"')
-    try:
-        size_bytes = len(version.encode())
-    except UnicodeEncodeError:
-        raise a_fault("is not valid Unicode text") from None
-    if size_bytes > VERSION_MAX_BYTES:
-        raise a_fault(f"{size_bytes} bytes; the limit is {VERSION_MAX_BYTES}")
-    if "\0" in version:
-        raise a_fault("holds a NUL character, which ends a string in a board's NVS")
+    problem = target.check_version(version)
+    if problem:
+        raise a_fault(problem)
     return version
 
 
 def check_sha256(value: object) -> str:
     """A digest in lower case."""
     digest = check_text(value, "64 hex digits")
-    if not re.fullmatch(r"[0-9A-Fa-f]{64}", digest):
-        raise a_fault(
-            f"must be 64 hex digits, as `sha256sum` prints them; these are {len(digest)} characters"
-            if len(digest) != 64
-            else "must be 64 hex digits, as `sha256sum` prints them; other characters are in it"
-        )
+    problem = target.check_sha256(digest)
+    if problem:
+        raise a_fault(problem)
     return digest.lower()
 
 

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The part of a run for the boards that have the service's own target, which may be a manifest.
+
+A plain App Image is the usual case: its boards are asked at once, and wait for it themselves. Where
+a manifest arrives in its place, or was kept from before, each board gets the target of its image,
+and the orders go out step by step (`steps`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ota_service.errors import OtaError
+from ota_service.firmware.check import IsManifest, ManifestFile
+from ota_service.firmware.failures import GaveUp
+from ota_service.firmware.target import Target
+from ota_service.fleet import policy, steps
+from ota_service.fleet.assignment import expected_s
+from ota_service.fleet.orders import Order, Purpose
+from ota_service.fleet.sight import Sight
+from ota_service.fleet.steps import Course, Pair, Pairs
+
+if TYPE_CHECKING:
+    from ota_service.fleet.board import Board
+    from ota_service.fleet.engine import Engine
+    from ota_service.fleet.run import Run
+
+BY_MANIFEST: frozenset[Purpose] = frozenset({"update", "plan", "verify"})
+"""What is asked of boards for the sake of the target's image."""
+_HISTORY = 20
+"""Runs that are looked through for how long something takes."""
+
+
+def concerns(run: Run, board: Board) -> bool:
+    """Whether a run may find a manifest for this board."""
+    entry = board.shown.entry
+    return run.purpose in BY_MANIFEST and (entry is None or not entry.is_pinned)
+
+
+async def go(run: Run, engine: Engine, pairs: Pairs) -> None:
+    """Ask the boards; boards that are not there are answered whatever the download does."""
+    here = [pair for pair in pairs if pair[0].place.kind == "here"]
+    away = [run.ask(engine, *pair) for pair in pairs if pair not in here]
+    await asyncio.gather(_here(run, engine, here), *away)
+
+
+async def _here(run: Run, engine: Engine, pairs: Pairs) -> None:
+    if not pairs:
+        return
+    base, found = engine.settings.target, None
+    try:
+        found = await run.unless_cancelled(_known(run, engine, pairs))
+        if found is None:
+            answers = await asyncio.gather(*(run.ask(engine, *pair) for pair in pairs))
+            errors = [answer.error for answer in answers]
+            found = next((one.found for one in errors if isinstance(one, IsManifest)), None)
+        if found is not None:
+            await _by_manifest(run, engine, base, found, pairs)
+    except OtaError as error:
+        await _give_up(run, engine, pairs, error)
+
+
+async def _give_up(run: Run, engine: Engine, pairs: Pairs, why: OtaError) -> None:
+    """Nothing is asked of boards that were not asked yet."""
+    now = [run.orders.get(board.shown.name, (order, board)) for order, board in pairs]
+    for order, board in now:
+        if not order.answer.done():
+            await run.give_up(engine, order, board, why, "no-firmware")
+
+
+async def _known(run: Run, engine: Engine, pairs: Pairs) -> ManifestFile | None:
+    """The manifest, where it is one for all that is known; None: the boards ask for the image.
+
+    What happens by itself goes by the one that was kept, without the network; what a person asks
+    for, by what the url gives now.
+    """
+    target, firmwares = engine.settings.target, engine.firmwares
+    kept = await firmwares.kept(target)
+    if kept is None:
+        unasked = all(order.spared is not None for order, _ in pairs)
+        if not (unasked and await firmwares.may_be_manifest(target)):
+            return None
+    elif not run.by_person:
+        return kept
+    run.stage = "downloading"
+    try:
+        found = await firmwares.manifest(target)
+    except GaveUp as error:
+        if kept is not None:
+            engine.log.warning("%s Using the manifest that it gave before.", error.message)
+        return kept
+    finally:
+        run.stage = "going"
+    if found is None and kept is not None and target.key == engine.settings.target.key:
+        await asyncio.to_thread(firmwares.forget_kept, target)
+        engine.roster.assignment = None
+        engine.roster.reassign()
+    return found
+
+
+async def _by_manifest(
+    run: Run, engine: Engine, base: Target, found: ManifestFile, pairs: Pairs
+) -> None:
+    """Each board its image, step by step."""
+    manifest, roster = found.manifest, engine.roster
+    if (len(manifest.steps) > 1 or manifest.together) and not run.by_person:
+        pairs = [*pairs, *await _all_others(run, engine)]
+    await asyncio.gather(*(board.heard() for _, board in pairs))  # what the journal knows of them
+    _require_current(run, engine, base)
+    assignment = roster.assign(base, found)
+    open_ = [pair for pair in pairs if _is_open(pair[0])]
+    unsure = [pair for pair in open_ if pair[1].shown.name in assignment.unsure]
+    if unsure:
+        failed = await asyncio.gather(*(_look(run, engine, *pair) for pair in unsure))
+        _require_current(run, engine, base)
+        assignment = roster.assign(base, found, looked=[board for _, board in unsure])
+        for (_, board), error in zip(unsure, failed, strict=True):
+            if error is not None and board.shown.name not in assignment.images:
+                assignment.problems[board.shown.name] = error
+    run.course = Course(assignment)
+    if assignment.notice is not None:
+        engine.log.warning("%s", assignment.notice)
+    fresh = await run.prepare(engine, {board: order.place for order, board in open_})
+    orders: dict[str, list[Pair]] = {}
+    for pair in [*fresh, *(pair for pair in pairs if pair not in open_)]:
+        order, board = pair
+        name = board.shown.name
+        image, problem = assignment.images.get(name), assignment.problems.get(name)
+        if run.leaves_out(board) and not order.answer.done():
+            await run.give_up(engine, order, board, OtaError("cancelled"))
+        if image is not None:
+            orders.setdefault(image, []).append(pair)
+        elif not order.answer.done():
+            why = problem or OtaError("other-project", board=name)
+            board.post(partial(_without_image, why=why))
+            await board.heard()
+            await run.give_up(engine, order, board, why)
+    await run.note_course(engine)
+    if run.purpose == "update":
+        await steps.go(run, engine, manifest.blocks(), orders)
+        return
+    asked = [pair for some in orders.values() for pair in some]
+    await asyncio.gather(*(run.ask(engine, *pair) for pair in asked))
+    if run.purpose == "plan":
+        await _tell_more(run, engine, asked)
+
+
+def _require_current(run: Run, engine: Engine, base: Target) -> None:
+    if run.is_cancelled:
+        raise OtaError("cancelled")
+    if engine.settings.target.key != base.key:
+        raise OtaError("cancelled", "Another target was configured.")
+
+
+def _is_open(order: Order) -> bool:
+    """Whether a board is still to be asked for its image: it was not, or for what was none."""
+    if order.place.kind != "here":
+        return False
+    if not order.answer.done() or order.spared is not None:
+        return True
+    return isinstance(order.answer.result().error, IsManifest)
+
+
+async def _look(run: Run, engine: Engine, order: Order, board: Board) -> OtaError | None:
+    """Find out what runs on a board of which nothing is known; why not, where that fails."""
+    while not (run.is_cancelled or run.leaves_out(board)):
+        look = Order("version", board.target, order.place, f"{run.trigger}, look", run.permits)
+        board.order(look)
+        error = (await look.answer).error
+        if error is None or error.code not in policy.HINDRANCES:
+            return error
+        board.post(partial(_waits, error=error))
+        await asyncio.sleep(policy.HELD_POLL_S)
+    return OtaError("cancelled")
+
+
+def _waits(sight: Sight, error: OtaError) -> None:
+    sight.about.error = error
+
+
+def _without_image(sight: Sight, why: OtaError) -> None:
+    """It keeps what it has, and says why."""
+    if why.code == "manifest-invalid":
+        sight.about.error = why
+    elif why.code not in policy.WITHOUT_OUTCOME:
+        sight.error(why)
+
+
+async def _tell_more(run: Run, engine: Engine, pairs: Pairs) -> None:
+    """What a plan for several images says of each board: which one, and how long it will take."""
+    assert run.course is not None
+    journal, service = engine.memory.journal, engine.settings.service
+    for order, board in pairs:
+        name = board.shown.name
+        reply = run.results.get(name, {})
+        size = int(engine.firmwares.about.get(order.target.key, {}).get("size_bytes", 0))
+        entries: list[Mapping[str, Any]] = []
+        for words in ([name], None):  # its own before those of others
+            call = partial(journal.history, service, words, _HISTORY)
+            entries += [e for r in await engine.journaled(call) for e in r.boards.values()]
+        lasts_s = expected_s(str(reply.get("action")), size, entries)
+        image = {"image": run.course.assignment.images[name]}
+        run.results[name] = {
+            **reply, **image, **({"expected_s": lasts_s} if lasts_s is not None else {}),
+        }  # fmt: skip
+
+
+async def _all_others(run: Run, engine: Engine) -> list[Pair]:
+    """A robot's boards belong together: what happens by itself is for all of them."""
+    if run.names is None:
+        return []
+    run.names = None
+    places = await engine.roster.find(None, run.permits, probe=False, by_person=False)
+    known = {board for _, board in run.orders.values()}
+    more = {b: place for b, place in places.items() if b not in known and concerns(run, b)}
+    pairs = await run.prepare(engine, more)
+    await asyncio.gather(
+        *(run.ask(engine, *pair) for pair in pairs if pair[0].place.kind != "here")
+    )
+    return pairs

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A manifest's steps, one after the other: the boards of a step in parallel, and the next step when
+every one of them is good.
+
+What a run knows of its manifest is its `Course`; what each board answers is noted by the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
+
+from ota_service.errors import OtaError
+from ota_service.firmware.manifest import Block
+from ota_service.fleet import policy
+from ota_service.fleet.assignment import Assignment
+from ota_service.fleet.orders import Order
+from ota_service.fleet.sight import Sight
+
+if TYPE_CHECKING:
+    from ota_service.fleet.board import Board
+    from ota_service.fleet.engine import Engine
+    from ota_service.fleet.run import Run
+
+Phase = Literal["staging", "switching", "confirming", "going_back"]
+Pair = tuple[Order, "Board"]
+Pairs = Sequence[Pair]
+
+
+@dataclass
+class Course:
+    """Where a run stands in its manifest. step: from 1 on; phase: of a group's way."""
+
+    assignment: Assignment
+    step: int = 1
+    phase: Phase | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the status and the history."""
+        manifest = self.assignment.manifest
+        shown = {
+            "version": manifest.version,
+            "phase": self.phase,
+            "step": self.step,
+            "steps": [list(step) for step in manifest.steps],
+            "boards": dict(self.assignment.images),
+            "notice": self.assignment.notice,
+        }
+        return {key: value for key, value in shown.items() if value is not None}
+
+
+async def go(
+    run: Run, engine: Engine, blocks: Sequence[Block], orders: Mapping[str, Pairs]
+) -> None:
+    """Block after block, until one is not good; when this returns, each order is answered.
+
+    orders: image -> the orders to its boards, which were asked of nobody yet; `run.course` is this
+    manifest's.
+    """
+    assert run.course is not None
+    for number, block in enumerate(blocks):
+        why = await _carry_out(run, engine, block, orders)
+        if why is not None:
+            left = chain.from_iterable(later.steps for later in blocks[number + 1 :])
+            await leave_out(run, engine, list(left), orders, why)
+            return
+
+
+async def _carry_out(
+    run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs]
+) -> OtaError | None:
+    """A block's steps; why what follows is not begun, None where every board is good."""
+    for number, step in enumerate(block.steps):
+        pairs = _of(step, orders)
+        if not pairs:
+            continue
+        assert run.course is not None
+        run.course.step = run.course.assignment.manifest.steps.index(step) + 1
+        await run.note_course(engine)
+        await asyncio.gather(*(run.ask(engine, order, board) for order, board in pairs))
+        why = why_not_further(run, engine, pairs)
+        if why is not None:
+            await leave_out(run, engine, block.steps[number + 1 :], orders, why)
+            return why
+    return None
+
+
+def why_not_further(run: Run, engine: Engine, pairs: Pairs) -> OtaError | None:
+    """Why what follows these boards is not begun; None where every one of them is good."""
+    assert run.course is not None
+    if engine.settings.target.key != run.course.assignment.base.key:
+        return OtaError("cancelled", "Another target was configured.")
+    if run.is_cancelled or any(order.answer.result().end == "cancelled" for order, _ in pairs):
+        return OtaError("cancelled")
+    bad = [board.shown for _, board in pairs
+           if not policy.good(board.shown.state, board.shown.confirmed)]  # fmt: skip
+    if not bad:
+        return None
+    images = run.course.assignment.images
+    named = ", ".join(f"{one.name} ({images.get(one.name, '?')}): "
+                      f"{one.state.replace('_', ' ')}" for one in bad)  # fmt: skip
+    text = f"Step {run.course.step} of the manifest is not good, so this one was not begun: {named}"
+    return OtaError("manifest-incomplete", f"{text}.")
+
+
+async def leave_out(
+    run: Run, engine: Engine, steps: Sequence[Sequence[str]], orders: Mapping[str, Pairs],
+    why: OtaError,
+) -> None:  # fmt: skip
+    """Answer what is not begun any more; boards that it is the target of say so."""
+    pairs = [pair for step in steps for pair in _of(step, orders) if not pair[0].answer.done()]
+    for order, board in pairs:
+        if why.code != "cancelled" and board.target.key == order.target.key:
+            board.post(partial(_left_out, why=why))
+            await board.heard()
+        await run.give_up(engine, order, board, why)
+
+
+def _left_out(sight: Sight, why: OtaError) -> None:
+    about = sight.about
+    if about.state in ("unknown", "outdated"):
+        about.state = policy.shown_when_dropped(about.state, about.version, sight.target.version)
+        about.error = why if about.state == "outdated" else about.error
+
+
+def _of(step: Sequence[str], orders: Mapping[str, Pairs]) -> Pairs:
+    return [pair for image in step for pair in orders.get(image, ())]
