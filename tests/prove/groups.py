@@ -204,9 +204,9 @@ def _of_two(scene: Scene, recorded: Sequence[Tick]) -> Iterator[Trial]:
     """The process dies between any two operations of two members that are switched together: one
     has come to an operation of its own, and another one to one of its own behind it."""
     at: dict[str, list[int]] = {}
-    for number, tick in enumerate(recorded, 1):
-        if tick.who in NAMES and tick.what.split(":")[0] in ACTIVATES:
-            at.setdefault(tick.who, []).append(number)
+    for number, one in enumerate(recorded, 1):
+        if one.who in NAMES and one.what.split(":")[0] in ACTIVATES:
+            at.setdefault(one.who, []).append(number)
     first, *others = at
     for other in others:
         for hung, killed in product(at[first], at[other]):

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +27,9 @@ from ota_service.fleet.around import Log
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Firmwares
+from ota_service.fleet.group import Groups
 from ota_service.fleet.journal import Journal, open_journal
-from ota_service.fleet.journal_rows import FirmwareRecord, PortRecord
+from ota_service.fleet.journal_rows import FirmwareRecord, GroupRecord, PortRecord
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.orders import UPDATES, Purpose
 from ota_service.fleet.places import Place
@@ -100,7 +101,8 @@ class Engine:
         self.settings = settings
         self.owner = f"service {settings.service}"
         self.log: Log = _Named(logger, {"service": settings.service})
-        self.roster = Roster(self)
+        self.groups = Groups()
+        self.roster = Roster(self, self.groups)
         self.runs: list[Run] = []
         self.last_run: Run | None = None
         self.error: OtaError | None = None
@@ -249,7 +251,10 @@ class Engine:
         for key, why in stops.items():
             self.turns.note_stopped(key, why)
         if first:
-            await self._begin(settings, new_target)
+            try:
+                await self._begin(settings, new_target)
+            finally:
+                self.groups.known.set()
             return
         names = set(changed)
         if settings.auto_update and not before.auto_update:
@@ -269,12 +274,26 @@ class Engine:
         if self.boards:
             await asyncio.wait([board.heard() for board in self.boards.values()], timeout=HEARD_S)
             self.roster.reassign()
+        await self._resume_groups()
         interrupted = await self.journaled(partial(journal.take_up, settings.service))
         resumed = any(run.target.get("purpose") in (None, "activate") for run in interrupted)
         if settings.auto_update and (settings.check_on_start or new_target or resumed):
             self.start(Run("resumed" if resumed and not new_target else "configured"))
         elif settings.boards is not None:
             await self._poll(first=True)
+
+    async def _resume_groups(self, here: Collection[str | None] | None = None) -> None:
+        """Take up groups that were left in the middle of their switch, or on their way back.
+
+        here: MACs of boards that have appeared; None: at the start, whoever is there.
+        """
+        service, journal = self.settings.service, self.memory.journal
+        for record in await self.journaled(partial(journal.all, GroupRecord, service=service)):
+            members = {entry["mac"]: entry["name"] for entry in record.data["members"]}
+            if here is not None and members.keys().isdisjoint(here):
+                continue
+            if self.groups.due(record):
+                self.start(Run("resumed", list(members.values()), resumes=record))
 
     async def _recall_manifest(self, settings: Settings) -> None:
         """Show the boards against the images that they are to have, without asking its server."""
@@ -335,7 +354,11 @@ class Engine:
 
     async def _go(self, run: Run) -> None:
         await self._ready.wait()
-        await run.go(self)
+        try:
+            await run.go(self)
+        finally:
+            if run.resumes is not None:
+                self.groups.over(run.resumes)
         if run.purpose == "flash":
             await self._after_flash(run)
         if run.purpose not in UPDATES:
@@ -457,6 +480,12 @@ class Engine:
             if any(order.target.key == key for order, _ in run.orders.values()):
                 run.error = run.error or why
 
+    def stop_all(self, keys: Iterable[str], why: OtaError) -> None:
+        """A group went back from these targets: no board gets them any more."""
+        for key in keys:
+            self.turns.note_stopped(key, why.message)
+            self._on_stop(key, why)
+
     def stopped(self, names: Sequence[str] | None) -> OtaError | None:
         """Why none of these boards may get its firmware, if so."""
         boards = [b for n, b in self.boards.items() if names is None or n in names]
@@ -571,6 +600,8 @@ class Engine:
         if not listed:
             self._show_gone({place.port for place in places})
         names = [place.name if listed else str(place.port) for place in came]
+        if names and not first:
+            await self._resume_groups({place.mac for place in came})
         if names and settings.auto_update and not first and not self._covered(names):
             self.log.info("plugged in: %s", ", ".join(names))
             self.start(Run("attached", names))
@@ -610,4 +641,4 @@ class Engine:
             run.stage == "checking" and (run.names is None or set(names) <= set(run.names))
             for run in self.runs
             if not run.done.is_set()
-        )
+        ) or self.groups.of(names)

@@ -14,11 +14,20 @@ switched as `BroughtRecord`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from ota_service.errors import OtaError
 from ota_service.firmware.manifest import Block
@@ -26,16 +35,19 @@ from ota_service.firmware.target import Target
 from ota_service.fleet import group_policy, policy
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.group_policy import GROUP, Event, Fate, State
-from ota_service.fleet.journal_rows import BroughtRecord, GroupRecord
+from ota_service.fleet.journal_rows import BroughtRecord, GroupPhase, GroupRecord, StagedRecord
 from ota_service.fleet.orders import Answer, Order, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Permits
+from ota_service.update.plan import require_staged
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
     from ota_service.fleet.engine import Engine
     from ota_service.fleet.run import Run
+    from ota_service.fleet.steps import Pairs
 
+Phase = Literal["staging", "switching", "confirming", "going_back"]
 POLL_S = 0.25
 """How often is looked whether a run was cancelled, or a lost member is there again."""
 
@@ -45,8 +57,8 @@ class Member:
     """A board of a group. order: the run's; its report has all that is done to the board.
 
     board None: the service has it no more. step: of the block, from 0. before: it was good before
-    the run, and is not touched. fate, error: what came of its activation. owed: why it could not
-    be taken back.
+    the run, and is not touched. switch: what is asked of it in its step. fate, error: what came of
+    that. owed: why it could not be taken back.
     """
 
     name: str
@@ -56,6 +68,7 @@ class Member:
     step: int = 0
     mac: str | None = None
     before: bool = False
+    switch: Purpose = "activate"
     fate: Fate | None = None
     error: OtaError | None = None
     owed: OtaError | None = None
@@ -98,85 +111,132 @@ class Group:
     def _todo(self) -> list[Member]:
         return [member for member in self.members if not member.before]
 
-    def _take(self, event: Event) -> str:
-        """The state that the table says; the action is the caller's."""
+    async def _take(self, event: Event) -> str:
+        """The state that the table says, shown and noted; the action is the caller's."""
         row = GROUP[self.state, event]
-        if row.state is not None:
-            self.state = row.state
-            self.engine.log.info("group of %s: %s", self.named, self.state.replace("_", " "))
+        if row.state is None:
+            return row.action
+        self.state = row.state
+        self.engine.log.info("group of %s: %s", self.named, self.state.replace("_", " "))
+        await self._show()
         return row.action
+
+    async def _show(self) -> None:
+        course = self.run.course
+        if course is not None and self.state in get_args(Phase):
+            course.phase = cast(Phase, self.state)
+            await self.run.note_course(self.engine)
 
     # --- staging
 
     async def complete(self) -> bool:
         """Whether every member is there to be switched; else nothing begins."""
+        errors = {member.name: await self._why_not(member) for member in self.members}
         asked = {member.name for member in self.members}
-        missing = [f"{name}: this run is not for it" for name in self.names if name not in asked]
-        stopped = None
-        for member in self.members:
-            spared = member.order.spared
-            if member.board is not None and spared is not None and spared.error is None:
-                member.board.order(member.order)
-                await member.order.answer
-                member.before = True
-                continue
-            error = member.order.place.error if member.order.place.kind != "here" else None
-            error = error or (spared.error if spared is not None else None)
-            if member.board is None or member.order.place.kind != "here":
-                error = error or OtaError("no-board")
-            if error is not None:
-                missing.append(f"{member.name}: {error.message}")
-            elif "stopped" not in member.order.permits.override:
-                stopped = stopped or self.engine.turns.stopped(member.order.target.key)
-        if missing and self._todo:
-            self.why = _incomplete(self.named, missing)
-        elif stopped is not None:
-            self.why = stopped
+        others = {n: await self._away(n) for n in self.names if n not in asked}
+        if not self._todo:
+            await self._take("good")
+            return True
+        found = [error for error in (*errors.values(), *others.values()) if error is not None]
+        first = next((error for error in found if error.code in ("cancelled", "stopped")), None)
+        each = [f"{n}: {e.message}" for n, e in {**errors, **others}.items() if e is not None]
+        self.why = first or (_incomplete(self.named, each) if each else None)
         if self.why is not None:
-            self._take("unstaged")
-        return self.why is None
+            await self._take("retarget" if self.why.code == "cancelled" else "unstaged")
+            return False
+        await self._show()
+        return True
+
+    async def _why_not(self, member: Member) -> OtaError | None:
+        """Why a member is not to be switched; one that the journal answers for is good."""
+        order, board = member.order, member.board
+        assert board is not None
+        if board.target.key != order.target.key:
+            return OtaError("cancelled", "Another target was configured.")
+        here = order.place.kind == "here"
+        if here and not order.answer.done() and order.spared is not None:
+            board.order(order)
+            await order.answer
+        if order.answer.done():
+            member.before = _good(member)
+            return order.answer.result().error
+        if not here:
+            return order.place.error or OtaError("no-board", board=member.name)
+        if "stopped" in order.permits.override:
+            return None
+        turns = self.engine.turns
+        return turns.stopped(order.target.key) or turns.stopped(self.target)
+
+    async def _away(self, name: str) -> OtaError | None:
+        """What is wrong with a board of the group that this run does not ask; None: it is good."""
+        board = self.engine.boards.get(name)
+        if board is None:
+            return OtaError("no-board", "It is not listed any more.")
+        place = await self._find(name, board)
+        if place.kind != "here":
+            return place.error or OtaError("no-board")
+        if policy.good(board.shown.state, board.shown.confirmed):
+            return None
+        return board.shown.error or OtaError("no-board", "It was not named.")
 
     async def stage(self) -> bool:
         """Have every member staged, its switch and its way back proven; whether they all are."""
-        todo = self._todo
-        answers = await asyncio.gather(*(self._ask(member, "stage") for member in todo))
-        failed = []
-        for member, answer in zip(todo, answers, strict=True):
-            assert member.board is not None
-            member.mac = member.board.shown.mac
-            if answer.end == "done":
-                # It may run the target's firmware already.
-                member.before = _good(member)
-            else:
-                member.error = answer.error or OtaError("cancelled", board=member.name)
-                failed.append(member)
+        todo, failed = self._todo, []
+        staged = self._recall if self.run.purpose == "activate" else self._staged
+        for member, error in zip(todo, await asyncio.gather(*map(staged, todo)), strict=True):
+            member.mac = member.board.shown.mac if member.board is not None else None
+            member.error = error
+            if error is not None:
+                failed.append(error)
         if self.engine.closing or self.run.is_cancelled:
             self.why = OtaError("cancelled")
-            self._take("end" if self.engine.closing else "cancel")
+            await self._take("end" if self.engine.closing else "cancel")
             return False
         if not failed:
             return True
-        first = next((m.error for m in failed if m.error and m.error.code != "cancelled"), None)
-        if first is None or first.code == "stopped":
-            self.why = first or failed[0].error
+        first = next((error for error in failed if error.code != "cancelled"), failed[0])
+        if first.code in ("cancelled", "stopped"):
+            self.why = first
         else:
-            each = [f"{m.name}: {m.error.message}" for m in failed if m.error is not None]
+            each = [f"{m.name}: {m.error.message}" for m in todo if m.error is not None]
             self.why = _incomplete(self.named, each)
-        self._take("unstaged")
+        await self._take("cancel" if first.code == "cancelled" else "unstaged")
         return False
+
+    async def _staged(self, member: Member) -> OtaError | None:
+        answer = await self._ask(member, "stage")
+        if answer.end != "done":
+            return answer.error or OtaError("cancelled", board=member.name)
+        if "staged" not in member.order.report:
+            # It runs the target's firmware already: if need be its start is watched.
+            member.before, member.switch = _good(member), "update"
+        return None
+
+    async def _recall(self, member: Member) -> OtaError | None:
+        """Of an activation: what was staged and proven before."""
+        memory, target, mac = self.engine.memory, member.order.target, member.order.place.mac
+
+        def recall() -> None:
+            staged = memory.staged(mac, target.key) if mac is not None else None
+            require_staged(staged, target.version)
+
+        try:
+            await self.engine.journaled(recall)
+        except OtaError as error:
+            return error
+        return None
 
     async def begin(self) -> bool:
         """From here on the journal says that it is switched; whether it does."""
-        macs = [member.mac for member in self._todo]
-
-        def none_brought() -> None:  # of an earlier time: nothing has been switched yet
-            for mac in macs:
-                self.engine.memory.journal.drop(BroughtRecord, mac=mac)
-
-        await self._note("switching", none_brought)
+        if self.state == "staging" and not self._todo:
+            await self._take("good")
+        if self.state == "final":
+            return True
+        # Of an earlier time: by this group nothing has been switched yet.
+        await self._note("switching", self._none_brought)
         problem = self.engine.journal_problem
         if problem is None:
-            self._take("staged")
+            await self._take("staged")
             return True
         # A switch that the next start might know nothing of could leave the group half.
         await self._forget()
@@ -206,12 +266,12 @@ class Group:
             event = self._event(asked, more=more)
             over = not more and event not in ("failed", "cancel")
             if self.state == "switching" and over and all(map(_past_switch, asked)):
-                self._take("switched")
+                await self._take("switched")
         if self.engine.closing or event is None:
-            self._take("end")
+            await self._take("end")
             await asyncio.gather(*tasks.values())
             return OtaError("cancelled")
-        await self._act(self._take(event), tasks)
+        await self._act(await self._take(event), tasks)
         return self.why
 
     def _event(self, asked: Sequence[Member], *, more: bool) -> Event | None:
@@ -231,9 +291,9 @@ class Group:
         self.why = self.why or why
         event: Event = "cancel" if why.code == "cancelled" else "failed"
         if self.state in group_policy.FORWARD and not self.engine.closing:
-            await self._act(self._take(event), {})
+            await self._act(await self._take(event), {})
         elif self.state == "staging":
-            self._take("cancel" if event == "cancel" else "unstaged")
+            await self._take("cancel" if event == "cancel" else "unstaged")
 
     async def _act(self, action: str, tasks: Mapping[Member, asyncio.Task[None]]) -> None:
         if action == "clear":
@@ -246,7 +306,7 @@ class Group:
         """Activate a member, as often as it takes while it may be lost."""
         loop, failed, lost_at_s = asyncio.get_running_loop(), 0, None
         while True:
-            answer = await self._ask(member, "activate")
+            answer = await self._ask(member, member.switch)
             stopped = answer.end == "cancelled" or "cancel" in member.order.report
             member.error = answer.error
             fate = group_policy.fate(_good(member), answer.error, cancelled=stopped)
@@ -267,7 +327,31 @@ class Group:
             await asyncio.sleep(POLL_S)
         return False
 
+    async def go_on(self) -> None:
+        """Forward from where another process was."""
+        for step in sorted({member.step for member in self.members}):
+            if self.has(step) and await self.switch(step) is not None:
+                return
+
     # --- back
+
+    async def void(self) -> None:
+        """What is owed is of a target that is not wanted any more."""
+        for member in self._todo:
+            if await self._brought(member):
+                member.owed = OtaError(
+                    "changed-elsewhere",
+                    f"It was to be taken back from {member.order.target.version}, and another "
+                    "target was configured meanwhile.",
+                    board=member.name,
+                )
+                self.engine.log.warning("%s", member.owed)
+        await self._forget(self._none_brought)
+
+    def _none_brought(self) -> None:
+        """There is nothing to take back, as far as the journal knows. In a thread."""
+        for member in self._todo:
+            self.engine.memory.journal.drop(BroughtRecord, mac=member.mac)
 
     async def _turn_round(self, tasks: Mapping[Member, asyncio.Task[None]]) -> None:
         """The journal first; then whoever is on the way stops where it boots, or finishes."""
@@ -291,17 +375,20 @@ class Group:
                     await asyncio.wait([task], timeout=POLL_S)
         await asyncio.gather(*tasks)
         if self.engine.closing:
-            self._take("end")
+            await self._take("end")
             return
         owed = [member for member in self._todo if await self._brought(member)]
-        self._take("owed" if owed else "back")
+        await self._take("owed" if owed else "back")
         stopped = self._stopped()
         if owed:
             await self._note("owing", stopped)
         else:
             await self._forget(stopped)
-        if self.error is not None and self.error.code == "stopped":
-            self.engine.stop_all(self.stops, self.error)
+        error, course = self.error, self.run.course
+        if course is not None:
+            course.back = course.back or (error is not None and error.code != "cancelled")
+        if error is not None and error.code == "stopped":
+            self.engine.stop_all(self.stops, error)
 
     async def _brought(self, member: Member) -> bool:
         """Whether there may be something to take back."""
@@ -325,17 +412,22 @@ class Group:
 
     async def _place(self, member: Member) -> Place:
         """Where a member is now; it is the board that it was, if it is anywhere."""
-        found = await self.engine.roster.find(
-            [member.name], member.order.permits, probe=False, by_person=self.run.by_person
-        )
-        place = found.get(member.board) if member.board is not None else None
-        if place is None:
+        if member.board is None:
             error = OtaError("no-board", f"{member.name} is not listed any more.")
-            place = Place(member.name, "absent", error=error)
+            return Place(member.name, "absent", error=error)
+        place = await self._find(member.name, member.board)
         if place.mac is not None and member.mac not in (None, place.mac):
             why = f"The board at {place.port} is {place.mac}, not {member.mac}."
             place = Place(member.name, "wrong_board", error=OtaError("wrong-board", why))
         return place
+
+    async def _find(self, name: str, board: Board) -> Place:
+        found = await self.engine.roster.find(
+            [name], Permits(), probe=False, by_person=self.run.by_person
+        )
+        if board in self.engine.roster.retired:  # it is let go of when the group has ended
+            return Place(name, "here", board.shown.port, mac=board.shown.mac)
+        return found.get(board, Place(name, "absent", error=OtaError("no-board", board=name)))
 
     async def _ask(self, member: Member, purpose: Purpose) -> Answer:
         """One thing of one member."""
@@ -361,12 +453,14 @@ class Group:
             "sha256": target.sha256,
         }  # fmt: skip
 
-    async def _note(self, phase: str, too: Callable[[], None] = lambda: None) -> None:
+    async def _note(self, phase: GroupPhase, too: Callable[[], None] = lambda: None) -> None:
         """In the journal: what the next start does, and what goes with it; all or nothing."""
         why = {**self.why.to_dict(), "board": self.why.board} if self.why is not None else None
         data = {
             "members": [self._entry(member) for member in self._todo],
+            "names": list(self.names),
             "stops": list(self.stops),
+            "course": self.run.course.to_dict() if self.run.course is not None else None,
             "why": why,
         }
         journal, service = self.engine.memory.journal, self.engine.settings.service
@@ -400,6 +494,33 @@ class Group:
 
         return stop
 
+    async def recall(self, why: Mapping[str, str] | None, *, forward: bool) -> None:
+        """What the journal has of it and of its members, in another process."""
+        if why:
+            self.why = OtaError(why["code"], why["message"], board=why.get("board"))
+        for member in self.members:
+            await self.engine.journaled(partial(self._recall_fate, member))
+            if not forward and member.fate == "good":
+                member.fate = None
+        await self._show()
+
+    def _recall_fate(self, member: Member) -> None:
+        """In a thread."""
+        memory, key = self.engine.memory, member.order.target.key
+        if member.mac is None:
+            return
+        record, attempt = memory.journal.board(member.mac), memory.journal.attempt(member.mac, key)
+        brought = memory.journal.get(BroughtRecord, mac=member.mac, target=key)
+        if attempt.state == "rolled_back" and attempt.code in policy.EVIDENCE:
+            member.fate = "bad"
+            member.error = OtaError(attempt.code, attempt.message or "", board=member.name)
+        elif brought is not None and not brought.unchecked and attempt.ended_well:
+            seen = record is not None and record.confirmed is not None
+            if record is not None and seen and record.version == member.order.target.version:
+                member.fate = "good"
+        if brought is not None and memory.journal.get(StagedRecord, mac=member.mac) is None:
+            member.switch = "update"
+
     # --- what came of it
 
     @property
@@ -419,10 +540,11 @@ class Group:
         return OtaError(why.code, what)
 
     async def settle(self) -> None:
-        """Answer the orders of the run."""
+        """Answer the orders of the run, but for those that nothing was asked of."""
         for member in self.members:
             order, board = member.order, member.board
-            if board is None or order.answer.done():
+            unasked = self.state == "not_begun" and member.error is None
+            if board is None or order.answer.done() or unasked:
                 continue
             answer = self._answer(member)
             if answer.error is not None:
@@ -451,9 +573,8 @@ class Group:
 
 # --- a block of steps
 
-Pairs = Sequence[tuple[Order, "Board"]]
-Alone = Callable[[Pairs], Awaitable[OtaError | None]]
-"""Carries out what is in no group of a step; why nothing follows, None: it is good."""
+Alone = Callable[[Sequence[str], Pairs], Awaitable[OtaError | None]]
+"""Carries out the orders of a step that are of no group; why nothing follows, None: it is good."""
 
 
 async def go(
@@ -462,27 +583,29 @@ async def go(
     """Carry a block out; why what follows is not begun, None where every board is good.
 
     orders: image -> the orders to its boards, which were asked of nobody yet; when this returns,
-    those of the groups are answered. alone: for the others.
+    those of the groups are answered.
     """
-    course = run.course
-    assert course is not None
     groups = _groups(run, engine, block, orders)
-    async with engine.groups.at_work(run, groups):
-        try:
-            return await _go(run, groups, block, orders, alone)
-        finally:
-            course.phase = None
-            for group in groups:
-                await group.settle()
+    try:
+        async with engine.groups.at_work(run, groups):
+            why = await _go(run, groups, block, orders, alone)
+    except OtaError as error:  # cancelled before it was its turn
+        why = error
+        await asyncio.gather(*(group.fail(why) for group in groups))
+    for group in groups:
+        await group.settle()
+    errors = [group.error for group in groups if group.error is not None]
+    if errors and errors[0].code != "cancelled":
+        run.error = errors[0]
+    return errors[0] if errors else why
 
 
-def _groups(
-    run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs]
-) -> list[Group]:
+def _groups(run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs]) -> list[Group]:
     course, groups = run.course, []
     assert course is not None
-    assigned, base = course.assignment, course.assignment.base
-    stops = tuple(sorted({base.key, *assigned.keys}))
+    assigned = course.assignment
+    base, version = assigned.base.key, assigned.manifest.version
+    stops = tuple(sorted({base, *assigned.keys}))
     for images in block.groups:
         at = {image: n for n, step in enumerate(block.steps) for image in step if image in images}
         members = [
@@ -492,9 +615,8 @@ def _groups(
         ]
         names = [name for name, image in assigned.images.items() if image in images]
         id = f"{run.id}:{'+'.join(sorted(images))}"
-        version = assigned.manifest.version
         if names:
-            groups.append(Group(run, engine, id, members, base.key, version, names, stops))
+            groups.append(Group(run, engine, id, members, base, version, names, stops))
     return groups
 
 
@@ -508,67 +630,62 @@ async def _go(
     why = None if ready else _first(groups)
     grouped = {image for images in block.groups for image in images}
     for number, step in enumerate(block.steps if ready else ()):
-        run.at_step(step)
         pairs = [pair for image in step if image not in grouped for pair in orders.get(image, ())]
         switched = [group.switch(number) for group in groups if group.has(number)]
-        whys = await asyncio.gather(*switched, alone(pairs))
+        if switched and run.course is not None:
+            run.course.at(step)
+        whys = await asyncio.gather(*switched, alone(step, pairs))
         why = next((one for one in whys if one is not None), None)
         if why is not None:
             break
     if why is not None:  # what is not at its end is not left in the middle
         await asyncio.gather(*(group.fail(why) for group in groups))
-    return _first(groups) if any(group.error for group in groups) else why
+    return why
 
 
 def _first(groups: Iterable[Group]) -> OtaError:
-    return next((g.error for g in groups if g.error is not None), OtaError("cancelled"))
+    return next((g.why for g in groups if g.why is not None), OtaError("cancelled"))
 
 
 # --- what a process that ended had begun
 
 
 async def resume(run: Run, engine: Engine, record: GroupRecord) -> None:
-    """Finish a group as the journal says, forward or back. Raises OtaError as `go` returns it."""
+    """Finish a group as the journal says, forward or back."""
     group = await _recalled(run, engine, record)
-    async with engine.groups.at_work(run, [group]):
+    with engine.groups.taken_up(group):
         try:
-            for step in sorted({member.step for member in group.members}):
-                if group.has(step):
-                    await group.switch(step)
-            if record.phase != "switching":
+            if record.phase == "owing" and record.target != engine.settings.target.key:
+                await group.void()
+            elif record.phase == "switching":
+                await group.go_on()
+            else:
                 await group.go_back()
         finally:
             await group.settle()
-    if group.error is not None:
-        raise group.error
+    run.error = group.error
 
 
 async def _recalled(run: Run, engine: Engine, record: GroupRecord) -> Group:
     """A group as it was left, with the boards that its members are by now."""
     found = await engine.roster.find(None, Permits(), probe=False, by_person=False)
     by_mac = {place.mac or board.shown.mac: board for board, place in found.items()}
-    members = []
-    state: State = "switching" if record.phase == "switching" else "going_back"
-    for entry in record.data["members"]:
+    data, members = record.data, []
+    for entry in data["members"]:
         board = by_mac.get(entry["mac"])
-        target = Target.noted(entry["key"], entry["url"], entry["version"], entry.get("sha256"))
         place = found[board] if board is not None else Place(entry["name"], "absent")
+        target = Target.noted(entry["key"], entry["url"], entry["version"], entry.get("sha256"))
         order = Order("update", target, place, run.trigger)
         name = board.shown.name if board is not None else entry["name"]
-        member = Member(name, entry["image"], board, order, int(entry["step"]), entry["mac"])
-        members.append(member)
+        members.append(Member(name, entry["image"], board, order, int(entry["step"]), entry["mac"]))
         if board is not None:
             run.orders[name] = (order, board)
+    forward = record.phase == "switching"
     group = Group(
-        run, engine, record.id, members, record.target, record.version,
-        [member.name for member in members], tuple(record.data["stops"]), state,
+        run, engine, record.id, members, record.target, record.version, data["names"],
+        tuple(data["stops"]), "switching" if forward else "going_back",
     )  # fmt: skip
-    why = record.data.get("why")
-    if why:
-        group.why = OtaError(why["code"], why["message"], board=why.get("board"))
-    for member in members if state == "switching" else ():
-        if await engine.journaled(partial(_known_good, engine, member)):
-            member.fate = "good"
+    await group.recall(data.get("why"), forward=forward)
     return group
 
 
@@ -581,26 +698,38 @@ class Groups:
     def __init__(self) -> None:
         self.known = asyncio.Event()
         self._active: list[Group] = []
+        self._due: dict[str, tuple[frozenset[str], asyncio.Event]] = {}
         self._later: dict[Board, Callable[[], None]] = {}
+
+    @property
+    def run(self) -> Run | None:
+        """The run of a group that is at work."""
+        return self._active[0].run if self._active else None
 
     def of(self, names: Collection[str]) -> bool:
         """Whether all of these boards are a group's that is at work."""
         return any(set(names) <= set(group.names) for group in self._active)
 
-    def later(self, board: Board, call: Callable[[], None] | None) -> bool:
-        """Whether a board is in the middle of its group's switch; `call` is made when that has
-        ended, unless another takes its place."""
+    def later(self, board: Board, call: Callable[[], None]) -> None:
+        """Make a call about a board: now, or when its group has ended that is in the middle of a
+        switch; instead of any that waits for that."""
         self._later.pop(board, None)
-        held = any(g.state in group_policy.JOURNALLED and board in g.boards for g in self._active)
-        if held and call is not None:
+        if any(g.state in group_policy.JOURNALLED and board in g.boards for g in self._active):
             self._later[board] = call
-        return held
+        else:
+            call()
 
     async def free(self, names: Collection[str] | None = None) -> None:
         """Until none of these boards (None: no board at all) is one of a group at work."""
         await self.known.wait()
-        while group := next((g for g in self._active if names is None or set(names) & set(g.names)), None):
-            await group.ended.wait()
+        while busy := next(self._busy(names), None):
+            await busy.wait()
+
+    def _busy(self, names: Collection[str] | None) -> Iterator[asyncio.Event]:
+        at_work = [(frozenset(group.names), group.ended) for group in self._active]
+        for of, ended in (*at_work, *self._due.values()):
+            if names is None or not of.isdisjoint(names):
+                yield ended
 
     @asynccontextmanager
     async def at_work(self, run: Run, groups: Sequence[Group]) -> AsyncIterator[None]:
@@ -611,10 +740,34 @@ class Groups:
         try:
             yield
         finally:
-            for group in groups:
-                self._active.remove(group)
-                group.ended.set()
-            for board in [board for group in groups for board in group.boards]:
+            self._ended(groups)
+
+    def due(self, record: GroupRecord) -> bool:
+        """A group is about to be taken up from the journal; False: it is already."""
+        if record.id in self._due or any(group.id == record.id for group in self._active):
+            return False
+        self._due[record.id] = (frozenset(record.data["names"]), asyncio.Event())
+        return True
+
+    @contextmanager
+    def taken_up(self, group: Group) -> Iterator[None]:
+        """While a group is at work that was due."""
+        self._active.append(group)
+        try:
+            yield
+        finally:
+            self._ended([group])
+
+    def over(self, record: GroupRecord) -> None:
+        """What was due is done with."""
+        _, ended = self._due.pop(record.id)
+        ended.set()
+
+    def _ended(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            self._active.remove(group)
+            group.ended.set()
+            for board in group.boards:
                 self._later.pop(board, lambda: None)()
 
 
@@ -634,17 +787,6 @@ def _past_switch(member: Member) -> bool:
         board.state in ("confirming", "checking") or board.shown.phase in ("booting", "checking")
     )
     return member.fate is not None or waits
-
-
-def _known_good(engine: Engine, member: Member) -> bool:
-    """Whether the journal has it that a member was brought to its target, and was good. In a
-    thread."""
-    memory, key = engine.memory, member.order.target.key
-    if member.mac is None or memory.brought(member.mac, key) is None:
-        return False
-    record, attempt = memory.journal.board(member.mac), memory.journal.attempt(member.mac, key)
-    seen = attempt.ended_well and record is not None and record.confirmed is not None
-    return seen and record.version == member.order.target.version
 
 
 def _incomplete(members: str, missing: Sequence[str]) -> OtaError:

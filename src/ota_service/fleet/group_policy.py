@@ -94,7 +94,7 @@ ROWS: _Rows = (
     (("going_back",), ("back",), "gone_back", "clear_and_stop", "every member runs what it ran"),
     (("going_back",), ("owed",), "owing", "keep_owed",
      "those that could not be reached go back when they appear"),
-    (("owing",), ("came",), "going_back", "take_back", "it is as it was left, and so is the target"),
+    (("owing",), ("came",), "going_back", "take_back", "it is as it was left; so is the target"),
     (("owing",), ("void",), "gone_back", "report",
      "another target, or another firmware on it: it is nobody's to take back"),
     (("owing",), ("end",), None, "leave", "the journal has it"),
