@@ -145,7 +145,7 @@ async def _show_group(
 async def _switched(module: LocalModule) -> list[str]:
     """The boards that the last run has taken back with their group, as the history has it."""
     reply = await module.client(NAME).do_command({"command": "history", "limit": 1}, timeout=10.0)
-    boards = _dict(_dict(list(reply["runs"])[0])["boards"])  # type: ignore[call-overload]
+    boards = _dict(_dict(list(reply["runs"])[0])["boards"])
     return [name for name, board in boards.items() if _dict(board).get("by") == "its group"]
 
 

@@ -395,6 +395,17 @@ _ROWS: tuple[ErrorKind, ...] = (
         "Look at the boot log in the history, correct the firmware, and configure a new version.",
     ),
     _board(
+        "check-failed",
+        "The robot's health check said no to the new firmware, so the board went back.",
+        "Look at the reply of health_check's resource, correct the firmware, and configure a new "
+        "version.",
+    ),
+    _policy(
+        "check-unanswered",
+        "The robot's health check was not answered, so the new firmware does not count as good.",
+        "See that health_check's resource works, then call update, which has it asked again.",
+    ),
+    _board(
         "no-reset",
         "The board is still in download mode: no reset has started its firmware.",
         "Press the board's reset button with BOOT released, and wire DTR and RTS of its port to "

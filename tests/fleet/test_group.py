@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ import pytest
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet.service import FleetService
-from tests.prove import groups, images
+from tests.prove import images
 from tests.prove.board import quiet
 from tests.prove.groups import NAMES, Scene, phase_of, settled, unfinished, until
 from tests.prove.robot import Fault, Killed, Robot
 
 GOOD, PANICS, SHY = images.NEW, images.PANICS, images.SHY
-OLD = {name: ("old", "rel-1") for name in NAMES}
-NEW = {name: ("new", "rel-2") for name in NAMES}
+OLD = dict.fromkeys(NAMES, ("old", "rel-1"))
+NEW = dict.fromkeys(NAMES, ("new", "rel-2"))
 Act = Callable[[FleetService, Robot], Awaitable[Any]]
 
 
@@ -204,7 +203,7 @@ def test_another_target_waits_for_the_end_of_the_group(
 
     status = robot.live(act)
     assert ended == [NEW if last is GOOD else OLD]
-    assert runs(robot) == {name: ("next", "rel-3") for name in NAMES}
+    assert runs(robot) == dict.fromkeys(NAMES, ("next", "rel-3"))
     assert status["run"]["outcome"] == "succeeded"
 
 
@@ -251,20 +250,16 @@ def test_a_process_with_another_target_finishes_what_the_journal_says_first(
     robot.live(act, target=Target(str(tmp_path / "next.bin"), "rel-3"))
     assert ended[0] in (NEW, OLD)
     assert phase != "going_back" or ended == [OLD]
-    assert runs(robot) == {name: ("next", "rel-3") for name in NAMES}
+    assert runs(robot) == dict.fromkeys(NAMES, ("next", "rel-3"))
 
 
 def tick_of(robot: Robot, who: str, what: str) -> int:
     """The number of the first thing that happened to a board in a phase."""
-    return next(
-        n for n, t in enumerate(robot.ticks, 1) if t.who == who and t.what.startswith(what)
-    )
+    return next(n for n, t in enumerate(robot.ticks, 1) if t.who == who and t.what.startswith(what))
 
 
 @pytest.mark.parametrize("for_s", [20.0, 0.0])
-def test_a_member_that_is_unplugged_behind_its_switch(
-    tmp_path: Path, for_s: float
-) -> None:
+def test_a_member_that_is_unplugged_behind_its_switch(tmp_path: Path, for_s: float) -> None:
     """Back within 5 minutes: the group goes on. Else it goes back, and the member when it is there
     again."""
     robot = scene().robot(tmp_path / "first")

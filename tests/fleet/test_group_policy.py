@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, pairwise
 from typing import get_args
 
 import pytest
@@ -56,7 +56,7 @@ def test_no_way_leads_past_the_journal(events: list[Event]) -> None:
         assert "begin_switch" in actions
     if any(state == "going_back" for state, _ in passed):
         assert {"turn_round"} & set(actions)
-    for (before, _), (after, action) in zip(passed, passed[1:], strict=False):
+    for (before, _), (after, action) in pairwise(passed):
         if before in group_policy.FORWARD and after not in group_policy.FORWARD:
             assert (after, action) in {
                 ("going_back", "turn_round"), ("final", "clear"), ("kept", "clear"),

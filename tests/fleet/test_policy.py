@@ -20,9 +20,10 @@ from ota_service.fleet.turns import Ask, Turns
 STATES: tuple[policy.State, ...] = get_args(policy.State)
 EVENTS: tuple[policy.Event, ...] = get_args(policy.Event)
 ORDERS: tuple[policy.Event, ...] = (
-    *("update", "more", "other", "read", "plan", "rollback", "flash", "missing", "spared"),
+    *("update", "more", "other", "read", "plan", "rollback", "back", "flash"),
+    *("missing", "spared"),
 )
-MOVING = {"updating", "reading", "rewriting", "stopping"}
+MOVING = set(policy.SESSIONS)
 
 
 def pairs() -> Iterator[tuple[str, str, Row]]:
@@ -56,7 +57,7 @@ def test_a_wait_reads_its_inbox() -> None:
 
 def test_every_order_is_answered_joined_or_lined_up() -> None:
     """No order is lost, in whatever state it arrives."""
-    lost = {"nothing", "release", "drop", "finish", "hold", "pause", "leave_alone", "ask"}
+    lost = {"nothing", "release", "drop", "finish", "hold", "pause", "leave_alone", "ask", "owe"}
     for state in STATES:
         for event in ORDERS:
             row = BOARD[state, event]
@@ -84,6 +85,17 @@ def test_every_session_ends() -> None:
                 assert row.action == "go_on"  # once more: `policy.READ_ATTEMPTS`
                 continue
             assert row.state not in MOVING | {None}, (state, event, row)
+
+
+def test_nobody_s_cancel_leaves_a_board_half_way_back() -> None:
+    """Nor another target, nor a firmware's stop: only the end of the process does, for the next."""
+    states: tuple[policy.State, ...] = ("going_back", "owing")
+    for state in states:
+        events: tuple[policy.Event, ...] = ("cancel", "retarget", "stopped", "update", "back")
+        for event in events:
+            assert BOARD[state, event].state is None, (state, event)
+    assert BOARD["going_back", "hindered"].state == BOARD["going_back", "again"].state == "owing"
+    assert BOARD["owing", "time"].state == "going_back"
 
 
 def test_only_an_update_pauses_or_is_set_aside() -> None:

@@ -345,7 +345,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 
 def test_a_really_full_disk(tmp_path: Path) -> None:
     """On a file system without room a new journal works in memory, as `disk-full`."""
-    with small_disk(tmp_path, "128k"):
+    with small_disk(tmp_path, "256k"):
         ballast = tmp_path / "ballast"
         with pytest.raises(OSError, match="No space left"):
             ballast.write_bytes(bytes(1 << 20))

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from esp32_sim.bootmodel import PENDING_VERIFY, VALID, Select
+from esp32_sim.bootmodel import PENDING_VERIFY, UNDEFINED, VALID, Select
 from esp32_sim.nvsmodel import NvsStore
 from ota_service.update.facts import BoardFacts
-from ota_service.update.session import Awaited, Job
+from ota_service.update.session import Awaited, Brought, Job
 from tests.prove import images
 from tests.prove.board import BOOT, Board, Notes, known_facts, update
 from tests.prove.cells import Cells
@@ -32,12 +32,14 @@ FLOWS = (
     "pending",
     "shy",
     "go-back",
+    "take-back",
 )
 """update: a write of the slot, otadata, the version. plain-image: the same with an image that
 has no SHA-256. switch: the spare slot holds the image already. record: it runs already.
 correct: the bootloader has gone back by itself, and the tag is put right. back: the new firmware
 panics, and the host goes back. pending: a board is met while its app has yet to confirm itself.
-shy: it never does, and the host goes back. go-back: a person wants the other slot's firmware."""
+shy: it never does, and the host goes back. go-back: a person wants the other slot's firmware.
+take-back: what an update has brought is taken back, perhaps before its app confirmed itself."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +70,23 @@ class Case:
         start = self.start
         if self.flow == "switch":
             start = replace(start, spare=self.firmware)
-        elif self.flow in ("pending", "shy"):
+        elif self.flow in ("pending", "shy", "take-back"):
             return self._pending()
         elif self.flow == "correct":
             return _with_tag(replace(start, spare=self.firmware), self.firmware.tag)
         return start.contents()
 
     def _pending(self) -> bytes:
-        """After an update by a host: the new entry PENDING_VERIFY, the new tag stored."""
+        """After an update by a host: the new entry PENDING_VERIFY, if its bootloader knows of that;
+        the new tag stored."""
         start = replace(self.start, spare=self.firmware)
         flash = bytearray(_with_tag(start, self.firmware.tag))
         at = start.plan.find("otadata").offset
         # ota_0 runs, so that the new firmware is in ota_1, which every layout has.
         flash[at : at + 2 * SECTOR] = b"\xff" * 2 * SECTOR
         flash[at : at + 32] = Select.make(1, VALID).encode()
-        flash[at + SECTOR : at + SECTOR + 32] = Select.make(2, PENDING_VERIFY).encode()
+        state = PENDING_VERIFY if start.rollback else UNDEFINED
+        flash[at + SECTOR : at + SECTOR + 32] = Select.make(2, state).encode()
         return bytes(flash)
 
     @property
@@ -113,6 +117,10 @@ class Case:
             job = replace(job, confirm=Awaited(self.spare, self.old_tag))
         elif self.flow == "go-back":
             job = replace(job, course="rollback")
+        elif self.flow == "take-back":
+            image, tag = self.firmware.image, self.firmware.tag
+            brought = Brought(self.spare, len(image.data), image.md5, tag, self.old_tag)
+            job = Job("board", back_of=brought, boot=BOOT)
         return job
 
     def cut_from(self) -> str:
@@ -172,12 +180,14 @@ def recover(case: Case, board: Board, facts: BoardFacts, *, own: bool = False) -
     """
     notes = Notes(facts)
     try:
-        if own and case.start.rollback and case.flow not in ("back", "shy"):
+        if own and case.start.rollback and case.flow not in ("back", "shy", "take-back"):
             problems = _settled(case, board, notes)
         elif case.flow in ("update", "plain-image", "switch", "record", "go-back"):
             problems = _to_target(case, board, notes)
         elif case.flow in ("back", "shy"):
             problems = _back(case, board, notes)
+        elif case.flow == "take-back":
+            problems = _taken_back(case, board, notes)
         else:
             problems = _settled(case, board, notes)
     except Exception as error:
@@ -240,6 +250,17 @@ def _back(case: Case, board: Board, notes: Notes) -> list[Problem]:
     if found and not notes.facts.slots:
         # Nobody remembers what this firmware failed at, and the board runs what it is to.
         found = _is(case, board, case.firmware, case.firmware.tag)
+    return found or _forced(case, board, images.NEXT)
+
+
+def _taken_back(case: Case, board: Board, notes: Notes) -> list[Problem]:
+    """What was begun goes all of the way, and a next one must come."""
+    if not notes.facts.slots:
+        return _forced(case, board, images.NEXT)  # nobody knows that anything was to be taken back
+    outcome = board.session(case.job(), notes)
+    found = _is_old(case, board, notes)
+    if outcome.end != "rolled_back":
+        found.append(Problem("converge", f"ended {outcome.end}: {outcome.error}"))
     return found or _forced(case, board, images.NEXT)
 
 

@@ -2,9 +2,9 @@
 """Groups of boards, cut at each thing that happens to any member: none may be left half.
 
 A `Scene` is a robot of three boards and a manifest whose images go together. Its life is recorded
-once; then it is lived again and again with a fault at one of its ticks, the process is started
-anew, and what every board that is there starts, with the tag in its NVS, is read by others' readers:
-all are of the new generation, or all of the old one.
+once; then it is lived again and again with a fault at one of its ticks, and where the process died
+it is started anew. What every board that is there starts, and the tag in its NVS, are read by
+readers that are not the product's: all are of the new generation, or all of the old one.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Scene:
 
     def old(self) -> Generations:
         """Every board as it was."""
-        return {name: (images.OLD.name, images.OLD.tag) for name in NAMES}
+        return dict.fromkeys(NAMES, (images.OLD.name, images.OLD.tag))
 
     def new(self) -> Generations:
         """Every board with what the manifest brings."""

@@ -178,7 +178,7 @@ def _one(
         found = recover(case, board, facts, own=own)
         found += judge.nvs(board.cells, board.rules, any_tag=True)
         problems += [replace(p, text=f"{variant}: {p.text}") for p in found]
-    if others and not own and case.flow not in ("pending", "shy"):
+    if others and not own and case.flow not in ("pending", "shy", "take-back"):
         for words, firmware, facts in _targets(case):
             tally.add(kind, "memory")
             board = Link(cells.copy(), case.start.bootloader, cut.rules)

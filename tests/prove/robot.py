@@ -14,26 +14,23 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import os
 import pickle
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from ota_service.errors import OtaError
-from ota_service.firmware.target import Target
 from ota_service.fleet import attempt as attempt_module
 from ota_service.fleet.attempt import Attempt
 from ota_service.fleet.journal_store import Store
 from ota_service.fleet.service import FleetService, shutdown
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.formats.flashops import FlashOp
-from ota_service.link.chip import ChipInfo
 from ota_service.update.session import Job, Outcome, _Session
 from tests.prove.board import Link, MemorySession, MemoryStarts
 from tests.prove.cells import Cells
@@ -140,7 +137,7 @@ class RobotSession(MemorySession):
     """A session over a member's link, whatever its MAC is."""
 
     def __init__(self, link: RobotLink, job: Job, hooks: Any) -> None:
-        _Session.__init__(self, None, job, hooks)  # type: ignore[arg-type]
+        _Session.__init__(self, None, job, hooks)
         self.link = link  # type: ignore[assignment]
         self.starts = MemoryStarts(link, None, job.name, job.boot, hooks, job.log)  # type: ignore[arg-type]
 
@@ -158,7 +155,9 @@ class RobotSession(MemorySession):
 class InlineLoop(SimulatedLoop):
     """Does at once what would go to a thread."""
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Any, *args: Any
+    ) -> asyncio.Future[Any]:
         """A future that is done."""
         future: asyncio.Future[Any] = self.create_future()
         try:

@@ -72,6 +72,7 @@ def _odd_trials(some: Sequence[Start], depth: Depth) -> list[Trial]:
         *_trials("correct", [s for s in some if s.otadata in GONE_BACK], depth),
         *_trials("pending", waiting, depth),
         *_trials("shy", waiting, depth, on_link=1),
+        *_trials("take-back", waiting, depth),
     ]
 
 
@@ -83,6 +84,7 @@ def whole() -> list[Trial]:
     rare = pairwise(layouts, list(starts.STATES), BOTH, list(nvs_shapes.SHAPES), one_rare)
     grid = product(OTA_LAYOUTS, core_states, BOTH, core_shapes)
     waiting = product(OTA_LAYOUTS, WAITING, ROLLBACK, nvs_shapes.SHAPES)
+    brought = product(OTA_LAYOUTS, WAITING, BOTH, ("small", "robot"))
     gone = product(OTA_LAYOUTS, GONE_BACK, BOTH, nvs_shapes.SHAPES)
     trials = [
         *_trials("update", pairs, ALL_TEARS, on_link=2),
@@ -98,6 +100,7 @@ def whole() -> list[Trial]:
         *_trials("correct", gone, SOME_TEARS),
         *_trials("pending", waiting, ALL_TEARS, on_link=1),
         *_trials("shy", waiting, ALL_TEARS, on_link=1),
+        *_trials("take-back", brought, ALL_TEARS, on_link=1),
         *_odd_trials(odd(OTA_LAYOUTS[:2], ODD_STATES, BOTH), ODD),
     ]
     return _few_on_link(trials, each=12)
@@ -136,6 +139,7 @@ def quick() -> list[Trial]:
         *_trials("correct", gone, QUICK),
         *_trials("pending", waiting, QUICK, on_link=1),
         *_trials("shy", waiting, QUICK),
+        *_trials("take-back", waiting, QUICK),
         *_trials("update", odds, QUICK_RARE),
         *_trials("update", [replace(s, first_contact=True) for s in odds[3:4]], QUICK_RARE),
         *_trials("back", odds[:4:2], QUICK_RARE),

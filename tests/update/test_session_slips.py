@@ -14,7 +14,7 @@ from ota_service.formats.flashops import FlashOp, Program
 from ota_service.update.carry_out import plan_rollback
 from ota_service.update.facts import BoardFacts
 from ota_service.update.plan import plan
-from ota_service.update.session import Awaited, Job
+from ota_service.update.session import Awaited, Brought, Job
 from tests.prove.board import BOOT, Link, MemorySession, Notes, quiet
 from tests.prove.cells import Cells
 from tests.prove.flows import Case
@@ -227,3 +227,56 @@ def test_power_that_failed_before_an_app_had_confirmed_itself_is_no_failure_of_i
     with quiet():
         outcome = board.session(replace(case.job(), confirm=awaited), Notes(case.facts()))
     assert (outcome.end, outcome.version) == ("rolled_back", case.old_tag)
+
+
+def brought(case: Case, **changes: Any) -> Job:
+    """To take back what the case's update brought."""
+    image = case.firmware.image
+    of = Brought(
+        case.spare, len(image.data), image.md5, changes.pop("version", NEW.tag), case.old_tag
+    )
+    return Job("board", back_of=replace(of, **changes), boot=BOOT)
+
+
+@pytest.mark.parametrize("pending", [False, True])
+def test_what_an_update_brought_is_taken_back(pending: bool) -> None:
+    """Firmware and tag, also from an app that could confirm itself yet; as often as it takes."""
+    flow = "pending" if pending else "update"
+    case = Case(flow, Start("micro-rdk", "first", pending, "small"))
+    board = OddFlash(case)
+    with quiet():
+        end = pending or board.session(case.job(), Notes(case.facts())).end
+        assert end in (True, "up_to_date")
+        for _ in range(2):
+            outcome = board.session(brought(case), Notes(case.facts()))
+            assert (outcome.end, outcome.error, outcome.version) == ("rolled_back", None, OLD.tag)
+            assert board.shows() == ("old", OLD.tag)
+            assert board.firmware is not None
+            assert board.firmware.name == "old"
+        words = {"code": "check-failed", "why": "the robot says no"}
+        outcome = board.session(brought(case, **words), Notes(case.facts()))
+    assert outcome.error is not None
+    assert (outcome.error.code, outcome.end) == ("check-failed", "rolled_back")
+    assert outcome.error.message.startswith("the robot says no. The board is back on ota_0")
+
+
+@pytest.mark.parametrize("changed", ["slot", "tag", "other"])
+def test_what_was_changed_since_is_not_taken_back(changed: str) -> None:
+    """Another firmware in the slot, another tag, or another firmware that runs beside it."""
+    board = OddFlash()
+    with quiet():
+        board.session(JOB, Notes(CASE.facts()))
+        job, facts = brought(CASE), CASE.facts()
+        if changed == "slot":
+            job = brought(CASE, md5="0" * 32)
+        elif changed == "tag":
+            job = brought(CASE, version="9")
+        else:
+            board.session(brought(CASE), Notes(facts))
+            facts = BoardFacts()
+        ops = len(board.ops)
+        with pytest.raises(OtaError) as caught:
+            board.session(job, Notes(facts))
+    assert caught.value.code == "changed-elsewhere"
+    assert len(board.ops) == ops
+    assert board.running

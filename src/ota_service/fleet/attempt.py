@@ -70,6 +70,8 @@ class Attempt:
         self._mac = about.mac
         self._reset = about.entry.reset if about.entry is not None else None
         self.hooks = SessionHooks(around, about, order, tell)
+        if isinstance(job, Job) and job.image is not None:
+            self.hooks.brings = job.image.known
         self._flash = FlashHooks(self.hooks)
 
     async def run(self, after_s: float = 0) -> tuple[Event, SessionEnd]:
@@ -98,7 +100,8 @@ class Attempt:
             await around.firmwares.require_current(self._order.file)
             flashed = await self._in_thread(partial(run_flash, job=job, hooks=self._flash))
             return SessionEnd(flashed)
-        awaits = await self._left_alone() if job.confirm is None else None
+        looks_again = job.confirm is not None or job.back_of is not None
+        awaits = await self._left_alone() if not looks_again else None
         if awaits is not None:
             return awaits
         outcome = await self._in_thread(partial(session.run, job=job, hooks=self.hooks))
@@ -157,7 +160,8 @@ class Attempt:
     def _judge(self, end: SessionEnd) -> Event:
         update = self._order.purpose in UPDATES
         if end.error is not None:
-            most = self._around.settings.max_attempts if update else policy.READ_ATTEMPTS
+            tried = update or self._order.purpose == "back"
+            most = self._around.settings.max_attempts if tried else policy.READ_ATTEMPTS
             return policy.judge(end.error, failed=end.failed, max_attempts=most)
         outcome: Outcome | FlashOutcome | None = end.outcome
         if outcome is None:

@@ -46,7 +46,7 @@ from ota_service.update.plan import Course, require_staged
 from ota_service.update.session import Image, Job, Outcome
 
 _RANKS: dict[Purpose, int] = {
-    **dict.fromkeys(("flash", "rollback"), 0),
+    **dict.fromkeys(("flash", "rollback", "back"), 0),
     **dict.fromkeys(READS, 1),
     **dict.fromkeys(UPDATES, 2),
 }
@@ -58,7 +58,7 @@ _COURSES: dict[Purpose, Course] = {
 _EVENTS: dict[Purpose, Event] = {
     **dict.fromkeys(("version", "verify"), "read"),
     **dict.fromkeys(UPDATES, "update"),
-    **{purpose: purpose for purpose in ("plan", "rollback", "flash")},
+    **{purpose: purpose for purpose in ("plan", "rollback", "back", "flash")},
 }
 
 
@@ -79,8 +79,8 @@ class Board:
         self._loop = asyncio.get_running_loop()
         self._inbox: asyncio.Queue[Message | Fact] = asyncio.Queue()
         self._sight = Sight(self.shown, target, around)
-        # An update that is under way, whatever it waits for; a rollback or flash; looks, all for
-        # the same; what waits for a session's end; and for the plan of the update.
+        # An update that is under way, whatever it waits for; a rollback, way back or flash; looks,
+        # all for the same; what waits for a session's end; and for the plan of the update.
         self._update: Order | None = None
         self._exclusive: Order | None = None
         self._looks: list[Order] = []
@@ -640,6 +640,8 @@ class Board:
         """An update goes no further."""
         update, end, about = self._update, message.value, self.shown
         if update is None or self._looks:
+            if not isinstance(end, SessionEnd):
+                message = replace(message, value=SessionEnd(error=_reason(message)))
             await self._reply(message)
             return
         why = self._why or _reason(message)
@@ -774,8 +776,49 @@ class Board:
         job = self._new_job(order) if order.file is None else self._flash_job(order)
         self._start(order, job, 0)
 
+    async def _take_back(self, message: Message) -> None:
+        """What an update brought is taken back, as often as it takes; an update that waits is
+        void."""
+        if message.order is not None:
+            order = self._exclusive = message.order
+            self._drop_waiting(OtaError("cancelled", board=self.shown.name))
+            self._sight.before = self.shown.state
+            self._sight.place(order.place)
+            mac, key = self.shown.mac or order.place.mac, order.target.key
+            known = partial(self._around.memory.brought, mac, key)
+            order.brought = order.brought or await self._around.journaled(known)
+            self._job = replace(self._new_job(order), back_of=order.brought)
+        back, job = self._exclusive, self._job
+        assert back is not None
+        assert job is not None
+        if job.back_of is None:
+            error = OtaError(
+                "changed-elsewhere",
+                "Nothing that this target brought to the board is known, so nothing is taken back.",
+                board=self.shown.name,
+            )
+            self.tell("failed", value=SessionEnd(error=error))
+            return
+        self.shown.state = "updating"
+        self._start(back, job, back.failed)
+
+    async def _owe(self, message: Message) -> None:
+        """A way back has to wait: for the sensor, a busy port, or after a failure."""
+        end: SessionEnd = message.value
+        order, error = self._exclusive, end.error
+        assert order is not None
+        self._over()
+        self.shown.error, self.shown.phase = error, "waiting"
+        self._sight.log(logging.INFO, "its way back waits: %s", error.message if error else "")
+        if self._job is not None:
+            self._job = _slower(self._job, error)
+        again = message.event == "again"
+        order.failed = end.failed
+        self._wait(policy.retry_pause_s(end.failed) if again else policy.HELD_POLL_S)
+        await self._next()
+
     async def _reply(self, message: Message) -> None:
-        """Answer a look, a rollback or a flash."""
+        """Answer a look, a rollback, a way back or a flash."""
         end: SessionEnd = message.value
         self._over()
         self.shown.phase = None
@@ -785,6 +828,9 @@ class Board:
         sight, around = self._sight, self._around
         if order is not None and order.purpose == "flash":
             answer = await endings.flashed(sight, around, order, end)
+        elif order is not None and order.purpose == "back":
+            self._give_up(None, "neutral")
+            answer = await endings.taken_back(sight, around, order, end)
         elif order is not None:
             answer = await endings.went_back(sight, around, order, end)
         elif looks:
@@ -828,5 +874,6 @@ def _reason(message: Message) -> OtaError:
         "retarget": "Another target was configured.",
         "end": "The service ends; its next start looks at the board and goes on.",
         "flash": "The whole flash is about to be written instead.",
+        "back": "What was brought to its group is taken back instead.",
     }
     return OtaError("cancelled", texts.get(message.event, ""))

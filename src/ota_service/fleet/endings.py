@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from ota_service.errors import OtaError
 from ota_service.fleet import policy
@@ -193,7 +193,7 @@ async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd)
     assert outcome.slot is not None
     mac, slot, error = outcome.found.chip.mac, outcome.slot.name, outcome.error
     fact = (await around.journaled(partial(memory.facts, mac, key))).slots.get(slot)
-    note = partial(memory.rolled_back, outcome, key, held=error is None)
+    note = partial(memory.rolled_back, outcome, key, by="person" if error is None else "itself")
     await around.journaled(partial(memory.journal.whole, note))
     around.renamed(about, mac)
     about.state = "rolled_back" if outcome.end == "rolled_back" else "failed"
@@ -213,6 +213,34 @@ async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd)
     _keep_start(order, outcome)
     sight.log(logging.INFO, 'rolled back by a person to "%s" in %s', outcome.version, slot)
     return Answer("done" if error is None else "error", error, reply)
+
+
+async def taken_back(sight: Sight, around: Around, order: Order, end: SessionEnd) -> Answer:
+    """The way back of a board whose group went back: nothing holds it."""
+    about, outcome = sight.about, end.outcome
+    if end.error is not None:
+        about.state, about.error = sight.before, end.error
+        sight.log(logging.WARNING, "it was not taken back: %s", end.error.message)
+        return Answer("error", end.error, refusal("back", end.error))
+    assert isinstance(outcome, Outcome)
+    assert outcome.found is not None
+    assert outcome.slot is not None
+    by: Literal["itself", "group"] = "group" if outcome.end == "rolled_back" else "itself"
+    note = partial(around.memory.rolled_back, outcome, order.target.key, by=by)
+    await around.journaled(partial(around.memory.journal.whole, note))
+    sight.version(outcome.version)
+    sight.judged(outcome.confirmed, outcome.notice)
+    about.running = running_of(outcome.found, outcome.slot) or about.running
+    about.error = error = outcome.error
+    about.state = policy.shown_when_released(about.version, sight.target.version)
+    order.report |= {"to": outcome.version, "slot": outcome.slot.name, "by": "its group"}
+    _keep_start(order, outcome)
+    reply: dict[str, Any] = {"slot": outcome.slot.name, "version": outcome.version or ""}
+    if error is not None:
+        about.state, error.board = "failed", about.name
+        return Answer("error", error, reply | {"error": error.to_dict()})
+    sight.log(logging.INFO, 'taken back to "%s" in %s', outcome.version, outcome.slot.name)
+    return Answer("done", reply=reply)
 
 
 async def flashed(sight: Sight, around: Around, order: Order, end: SessionEnd) -> Answer:

@@ -23,18 +23,19 @@ from ota_service.fleet.sight import Sight
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ownership import SERVICE_CLAIMS
 from ota_service.link.ports import shown
-from ota_service.update.facts import BoardFacts
+from ota_service.update.facts import BoardFacts, KnownImage
 from ota_service.update.flash_plan import Before, FlashPlan
 from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Plan, WatchBoot, WriteSlot, tag_of_running
 from ota_service.update.rewrite import WritePhase, total_bytes
-from ota_service.update.session import Phase
+from ota_service.update.session import Brought, Phase
 
 
 class SessionHooks:
     """Implements `session.Hooks` for one order's session; `tell` brings a fact to the board's task.
 
-    What a thread may read of the board is noted beforehand. cancel: set to stop it where that
+    What a thread may read of the board is noted beforehand. brings: the image that it may get,
+    as far as the journal has to know it. cancel: set to stop it where that
     leaves the board bootable; stop: the process ends.
     """
 
@@ -50,9 +51,11 @@ class SessionHooks:
         self.mac: str | None = None
         self.found: Inspection | None = None
         self.plan: Plan | None = None
+        self.brings: KnownImage | None = None
         self._around, self._settings = around, around.settings
         self._info, self._target = order.place.info, order.target
         self._updates, self._switches = order.purpose in UPDATES, order.purpose in SWITCHES
+        self._activates = order.purpose == "activate"
 
     def identified(self, mac: str) -> BoardFacts:
         """The chip answered: is it the board that is meant?"""
@@ -154,10 +157,22 @@ class SessionHooks:
             # Whose start was seen is not what runs from here on.
             self.memory.journal.update_board(self.mac, confirmed=None)
             self.tell(lambda sight: sight.judged(None))
+            self._note_brought(self.mac)
         if name == "booting":
             self._await_confirmation()
         began_s = time.monotonic()
         self.tell(lambda sight: sight.phase(name, began_s))
+
+    def _note_brought(self, mac: str) -> None:
+        """Before the switch: what the board can be taken back from, also by another process."""
+        found, made, target = self.found, self.plan, self._target
+        staged = self.facts.staged if self._activates else None
+        image = staged.known if staged is not None else self.brings
+        if found is None or made is None or made.slot is None or image is None:
+            return
+        before = tag_of_running(found, self.facts)
+        brought = Brought(made.slot.name, image.size_bytes, image.md5, target.version, before)
+        self.memory.brings(mac, target.key, brought)
 
     def _await_confirmation(self) -> None:
         """Before the restart: a killed process must find that this board is to be left alone."""

@@ -221,6 +221,23 @@ class StagedRecord(Record, table="staged"):
     since: datetime
 
 
+class BroughtRecord(Record, table="brought"):
+    """What the last update that switched a board brought to it, as a `session.Brought`.
+
+    unchecked: the robot's health check is yet to pass.
+    """
+
+    mac: str
+    target: str
+    slot: str
+    size_bytes: int
+    md5: str
+    version: str
+    previous_version: str | None
+    since: datetime
+    unchecked: bool = False
+
+
 class TargetRecord(Record, table="targets"):
     """A service's last targets, by one key for all of them."""
 

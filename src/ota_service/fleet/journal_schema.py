@@ -169,6 +169,15 @@ CREATE TABLE staged (
 ) WITHOUT ROWID;
 """
 
+_BROUGHT = """
+-- What the last update brought to each board, for its way back.
+CREATE TABLE brought (
+    mac TEXT PRIMARY KEY, target TEXT NOT NULL, slot TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+    md5 TEXT NOT NULL, version TEXT NOT NULL, previous_version TEXT, since TEXT NOT NULL,
+    unchecked INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+"""
+
 MIGRATIONS: tuple[str, ...] = (
     _FIRST,
     _LINES,
@@ -177,6 +186,7 @@ MIGRATIONS: tuple[str, ...] = (
     _CLOCKS,
     _SILENT,
     _STAGED,
+    _BROUGHT,
     _GROUPS,
 )
 """Statements, each leading from the version that is its index to the next."""

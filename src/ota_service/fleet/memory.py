@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ota_service.firmware.target import Target
 from ota_service.fleet.board_state import utc_now
@@ -19,6 +19,7 @@ from ota_service.fleet.journal_rows import (
     AttemptRecord,
     BoardRecord,
     BridgeRecord,
+    BroughtRecord,
     NameRecord,
     NotOursRecord,
     PendingRecord,
@@ -32,7 +33,7 @@ from ota_service.update.bootable import HEAD_BYTES
 from ota_service.update.facts import BoardFacts, SlotFact, Staged
 from ota_service.update.flash_merged import FlashOutcome
 from ota_service.update.inspect import App, Inspection
-from ota_service.update.session import Awaited, Image, Outcome
+from ota_service.update.session import Awaited, Brought, Image, Outcome
 
 _ELSEWHERE = "/elsewhere"
 _Described = AppImage | App | Image | Staged
@@ -226,10 +227,13 @@ class Memory:
         journal.end_attempt(mac, target, succeeded=True)
         journal.clear_pending(mac)
 
-    def rolled_back(self, outcome: Outcome, target: str, *, held: bool = False) -> None:
-        """A board went back: this target is not tried again by itself.
+    def rolled_back(
+        self, outcome: Outcome, target: str, *, by: Literal["itself", "person", "group"] = "itself"
+    ) -> None:
+        """A board went back: this target is not tried again by itself, but where its group went
+        back, which holds no board.
 
-        held: a person had it go back, so nothing has failed.
+        by: whose word it was; where it was not `itself`, nothing has failed.
         """
         found = outcome.found
         assert found is not None
@@ -239,12 +243,16 @@ class Memory:
         known = {name: value for name, value in seen.items() if value is not None}
         journal.update_board(mac, version_read_at=utc_now(), confirmed=outcome.confirmed, **known)
         journal.clear_pending(mac)
+        journal.drop(BroughtRecord, mac=mac)
         if outcome.image is not None and slot is not None and outcome.slot is not None:
             self.runs(
                 mac, slot, found.app(outcome.slot), version=outcome.version or None,
                 size_bytes=outcome.image[0], md5=outcome.image[1],
             )  # fmt: skip
-        if held:
+        if by == "group":
+            journal.drop(AttemptRecord, board=mac, target=target)
+            return
+        if by == "person":
             why = "rolled back by a person"
             journal.set_attempt_state(mac, target, "held", code="cancelled", message=why)
             return
@@ -271,6 +279,7 @@ class Memory:
         """A board's whole flash is being replaced: what was known of its slots is void."""
         self.journal.drop(SlotRecord, mac=mac)
         self.journal.drop(StagedRecord, mac=mac)
+        self.journal.drop(BroughtRecord, mac=mac)
         self.journal.update_board(mac, confirmed=None)
         self.journal.clear_pending(mac)
 
@@ -287,6 +296,25 @@ class Memory:
             confirmed=outcome.confirmed,
             silent=None,
             **_names(outcome.file.app),
+        )
+
+    # --- what was brought
+
+    def brings(self, mac: str, target: str, brought: Brought) -> None:
+        """A board is about to be switched to what an update has written."""
+        record = BroughtRecord(
+            mac, target, brought.slot, brought.size_bytes, brought.md5, brought.version,
+            brought.previous_version, utc_now(),
+        )  # fmt: skip
+        self.journal.put(record)
+
+    def brought(self, mac: str | None, target: str) -> Brought | None:
+        """What the last update brought to a board, if it was this target's."""
+        record = self.journal.get(BroughtRecord, mac=mac, target=target)
+        if record is None:
+            return None
+        return Brought(
+            record.slot, record.size_bytes, record.md5, record.version, record.previous_version
         )
 
     # --- attempts

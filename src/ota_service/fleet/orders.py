@@ -15,13 +15,15 @@ from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Event, Permits, Spared
 from ota_service.update.flash_plan import MergedFile
 from ota_service.update.plan import Plan
-from ota_service.update.session import Image
+from ota_service.update.session import Brought, Image
 
 if TYPE_CHECKING:
     from ota_service.fleet.sight import Sight
 
 Trigger = Literal["configured", "command", "attached", "resumed"]
-Purpose = Literal["update", "stage", "activate", "plan", "version", "verify", "rollback", "flash"]
+Purpose = Literal[
+    "update", "stage", "activate", "plan", "version", "verify", "rollback", "back", "flash"
+]  # fmt: skip
 UPDATES: tuple[Purpose, ...] = ("update", "stage", "activate")
 """Purposes that wait for a turn and are tried again. A stage does all of an update that changes
 nothing that boots, an activation the rest."""
@@ -61,10 +63,11 @@ class Order:
 
     why: what started it, for the log. target: an update's; a read's for `verify` and `plan`.
     place: where the board was found. failed: attempts at this target that failed before. spared:
-    why the journal answers for the board. image: a look's; file: a flash's. plan, not_before_s,
-    began_s: what the board's task notes on the way, in the event loop's time. report: what the
-    history shows. followers: the same, asked again. whole: it is a part of what goes on on several
-    boards as a whole, which judges the firmware by itself: no canary, no evidence.
+    why the journal answers for the board. image: a look's; file: a flash's. brought: what `back`
+    takes back; None: what the journal has as this target's. plan, not_before_s, began_s: what the
+    board's task notes on the way, in the event loop's time. report: what the history shows.
+    followers: the same, asked again. whole: it is a part of what goes on on several boards as a
+    whole, which judges the firmware by itself: no canary, no evidence.
     """
 
     purpose: Purpose
@@ -77,6 +80,7 @@ class Order:
     whole: bool = False
     image: Image | None = None
     file: FlashFile | None = None
+    brought: Brought | None = None
     plan: Plan | None = None
     not_before_s: float = 0.0
     began_s: float = 0.0

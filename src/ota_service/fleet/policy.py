@@ -23,20 +23,21 @@ from ota_service.fleet.settings import Override
 
 State = Literal[
     "rest", "fetching", "queued", "held", "pausing", "confirming",
-    "updating", "reading", "rewriting", "stopping",
+    "updating", "reading", "rewriting", "going_back", "owing", "stopping",
 ]  # fmt: skip
 """What a board's task is at.
 
 rest: nothing is asked of the board. Five waits of an update: fetching (for its firmware), queued
 (for its turn), held (for the sensor or a busy port), pausing (before another attempt),
-confirming (its app may not be disturbed). Four in which a session has the board: updating,
-reading, rewriting (rollback or flash), stopping (it was told to stop where that leaves the board
-bootable).
+confirming (its app may not be disturbed). Five in which a session has the board: updating,
+reading, rewriting (rollback or flash), going_back (what an update brought is taken back, which
+nobody's cancel ends), stopping (it was told to stop where that leaves the board bootable). And
+owing: a way back waits for the sensor, a busy port, or before another attempt.
 """
 
 Event = Literal[
     # orders
-    "update", "more", "other", "read", "plan", "rollback", "flash", "missing", "spared",
+    "update", "more", "other", "read", "plan", "rollback", "back", "flash", "missing", "spared",
     "release", "cancel", "retarget", "end", "later", "wider",
     # a wait is over
     "firmware", "no-firmware", "turn", "stopped", "free", "time",
@@ -49,19 +50,19 @@ Event = Literal[
 
 Orders: update, which stage and activate are, too (more: it permits what the one under way does
 not; wider: it does more than the stage under way; other: it has another target, or is another
-thing),
-read (version, verify), plan, rollback, flash, release, cancel, retarget, end (of the process);
-missing and spared are updates and reads of a board that is not there, or that the journal
-answers for; later: an update that pauses goes on pausing behind a look. Sessions: done, failed
-for good, used-up (the last attempt failed), again (it may succeed later), hindered (sensor or
-port said no), awaits (the app has to confirm itself), cancelled.
+thing), read (version, verify), plan, rollback, back (its group goes back), flash, release, cancel,
+retarget, end (of the process); missing and spared are updates and reads of a board that is not
+there, or that the journal answers for; later: an update that pauses goes on pausing behind a look.
+Sessions: done, failed for good, used-up (the last attempt failed), again (it may succeed later),
+hindered (sensor or port said no), awaits (the app has to confirm itself), cancelled.
 """
 
 Action = Literal[
     "nothing", "answer_missing", "answer_spared", "answer_last", "answer_plan", "ask", "ask_turn",
     "carry_out", "drop", "drop_line", "fetch", "finish", "go_on", "hold", "join", "leave_alone",
-    "line_up", "look", "pause", "release", "refuse_rollback", "reply", "retarget", "rewrite",
-    "set_aside", "show_came", "show_gone", "stop_line", "stop_session", "without_firmware",
+    "line_up", "look", "owe", "pause", "release", "refuse_rollback", "reply", "retarget", "rewrite",
+    "set_aside", "show_came", "show_gone", "stop_line", "stop_session", "take_back",
+    "without_firmware",
 ]  # fmt: skip
 
 
@@ -76,7 +77,9 @@ class Row:
 
 STATES: tuple[State, ...] = get_args(State)
 WAITS: tuple[State, ...] = ("fetching", "queued", "held", "pausing", "confirming")
-SESSIONS: tuple[State, ...] = ("updating", "reading", "rewriting", "stopping")
+SESSIONS: tuple[State, ...] = ("updating", "reading", "rewriting", "going_back", "stopping")
+_OTHERS: tuple[State, ...] = ("reading", "rewriting", "going_back", "owing", "stopping")
+"""What is no update, or no longer one: the board is had, or waited for, by something else."""
 ENDS: tuple[Event, ...] = get_args(
     Literal["done", "failed", "used-up", "again", "hindered", "awaits", "cancelled"]
 )
@@ -105,18 +108,19 @@ ROWS: _Rows = (
     (("updating",), ("more",), None, "line_up", "the session on the way does not know of it"),
     (("fetching", "queued", "held", "pausing", "confirming"), ("other",), None, "line_up",
      "it follows as soon as the one for the old target has ended"),
-    (SESSIONS, ("other",), None, "line_up", "it follows when the session has ended"),
-    (("reading", "rewriting", "stopping"), ("update", "more", "wider"), None, "line_up",
+    (("updating",), ("other",), None, "line_up", "it follows when the session has ended"),
+    (_OTHERS, ("update", "more", "wider", "other"), None, "line_up",
      "it follows when the session has ended"),
     # --- reads
     (("rest", "fetching", "queued", "pausing"), ("read", "plan"), "reading", "look",
      "nobody has the board, so it is looked at; an update that waits goes on afterwards"),
-    (("held", "confirming"), ("read", "plan"), None, "answer_last",
+    (("held", "confirming", "owing"), ("read", "plan"), None, "answer_last",
      "the board may not be touched: what is known, and why not now"),
     (("updating",), ("plan",), None, "answer_plan", "the plan that is being carried out"),
     (("updating",), ("read",), None, "line_up", "after the session the board shows what it has"),
     (("reading",), ("read", "plan"), None, "look", "the same question is asked of a board once"),
-    (("rewriting", "stopping"), ("read", "plan"), None, "line_up", "after the session"),
+    (("rewriting", "going_back", "stopping"), ("read", "plan"), None, "line_up",
+     "after the session"),
     # --- rollback and flash
     (("rest",), ("rollback", "flash"), "rewriting", "rewrite", "a session in a thread"),
     (("fetching", "queued", "held", "pausing"), ("rollback", "flash"), "rewriting", "rewrite",
@@ -126,16 +130,27 @@ ROWS: _Rows = (
     (("confirming",), ("flash",), "rewriting", "rewrite", "everything on the board goes anyway"),
     (("updating",), ("flash",), "stopping", "stop_line", "everything on the board goes anyway"),
     (("updating",), ("rollback",), None, "line_up", "after the session"),
-    (("reading", "rewriting", "stopping"), ("rollback", "flash"), None, "line_up",
-     "after the session"),
+    (_OTHERS, ("rollback", "flash"), None, "line_up", "after the session"),
+    # --- the way back of a group
+    (("rest", *WAITS), ("back",), "going_back", "take_back",
+     "the update that waits is void; an app that has to confirm itself is not let be"),
+    (("updating",), ("back",), "stopping", "stop_line", "its update is void"),
+    (_OTHERS, ("back",), None, "line_up", "after the session"),
+    (("going_back",), ("hindered", "again"), "owing", "owe", "a way back is not given up for it"),
+    (("owing",), ("time",), "going_back", "take_back", "asked, and tried, again"),
+    (("going_back",), ("done", "failed", "used-up", "awaits", "cancelled"), "rest", "reply",
+     "one answer"),
+    (("going_back", "owing"), ("cancel",), None, "drop_line",
+     "what is half way back goes all of it; updates in line are taken out"),
+    (("owing",), ("end",), "rest", "drop", "the next process finds it in the journal"),
     # --- boards that are not there, or that the journal answers for
     (("rest",), ("missing",), None, "answer_missing", "it is no attempt, and holds no run open"),
     (("rest",), ("spared",), None, "answer_spared",
      "held by an earlier failure, or as last read: no port is opened"),
     ((*WAITS, "updating"), ("missing", "spared"), None, "join", "the update knows better"),
-    (("reading", "rewriting", "stopping"), ("missing",), None, "answer_missing",
+    (_OTHERS, ("missing",), None, "answer_missing",
      "it is no attempt, and holds no run open"),
-    (("reading", "rewriting", "stopping"), ("spared",), None, "answer_spared",
+    (_OTHERS, ("spared",), None, "answer_spared",
      "held by an earlier failure, or as last read"),
     # --- cancel, another target, the end of the process
     (("rest",), ("cancel", "end"), None, "nothing", "there is nothing to stop"),
@@ -143,7 +158,7 @@ ROWS: _Rows = (
     (("updating",), ("cancel", "end"), "stopping", "stop_session",
      "at the next place where the board boots; behind the switch it finishes"),
     (("reading",), ("cancel",), None, "drop_line", "a look goes on; updates in line are taken out"),
-    (("reading",), ("end",), "stopping", "stop_session", "the process ends"),
+    (("reading", "going_back"), ("end",), "stopping", "stop_session", "the process ends"),
     (("rewriting",), ("cancel", "end"), "stopping", "stop_session",
      "before the first write; behind it only the end of the process stops it"),
     (("stopping",), ("cancel",), None, "drop_line", "updates in line are taken out"),
@@ -152,14 +167,14 @@ ROWS: _Rows = (
     (WAITS, ("retarget",), "rest", "drop", "the update is void"),
     (("updating",), ("retarget",), "stopping", "stop_session",
      "before the switch; a board behind it finishes first"),
-    (("reading", "rewriting", "stopping"), ("retarget",), None, "retarget",
+    (_OTHERS, ("retarget",), None, "retarget",
      "the session has nothing to do with the target, or was told to stop"),
     # --- a stopped firmware
     (("fetching", "queued", "held", "pausing"), ("stopped",), "rest", "drop",
      "no further board gets a firmware that does not start"),
     (("updating",), ("stopped",), "stopping", "stop_session",
      "before the switch the board keeps its firmware"),
-    (("rest", "confirming", "reading", "rewriting", "stopping"), ("stopped",), None, "nothing",
+    (("rest", "confirming", *_OTHERS), ("stopped",), None, "nothing",
      "it does not wait for that firmware"),
     # --- sensor and busy port: no attempt
     (("updating",), ("hindered",), "held", "hold", "the turn goes to others"),
@@ -188,7 +203,8 @@ ROWS: _Rows = (
     (STATES, ("release",), None, "release", "what is at rest may be taken up again"),
     (("rest",), ("gone",), None, "show_gone", "absent"),
     (("rest",), ("came",), None, "show_came", "not looked at yet"),
-    ((*WAITS, *SESSIONS), ("gone", "came"), None, "nothing", "a session's own restarts do that"),
+    ((*WAITS, "owing", *SESSIONS), ("gone", "came"), None, "nothing",
+     "a session's own restarts do that"),
 )  # fmt: skip
 
 _LATE: tuple[Event, ...] = ("firmware", "no-firmware", "turn", "free", "time", "later", *ENDS)

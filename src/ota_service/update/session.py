@@ -50,9 +50,10 @@ from ota_service.update.plan import (
 from ota_service.update.secrets import Redactor
 from ota_service.update.starts import StartHooks, Starts
 
-__all__ = ["Awaited", "BootRules", "Hooks", "Image", "Job", "Outcome", "Phase", "run"]
+__all__ = ["Awaited", "BootRules", "Brought", "Hooks", "Image", "Job", "Outcome", "Phase", "run"]
 
 LOGGER = logging.getLogger("ota_service.update")
+_FAILED = "The new firmware did not come up"
 
 Phase = Literal[
     "connecting",
@@ -118,6 +119,23 @@ class Awaited:
 
 
 @dataclass(frozen=True, slots=True)
+class Brought:
+    """What an update brought to a board: a slot's name and the digest of what it wrote there
+    (`size_bytes`, MD5 in hex), its tag, and the tag before; "" for none.
+
+    code, why: of the error that its way back ends with; "": it ends without one.
+    """
+
+    slot: str
+    size_bytes: int
+    md5: str
+    version: str
+    previous_version: str | None = None
+    code: str = ""
+    why: str = "it is to be taken back"
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """What to do with one board.
 
@@ -128,7 +146,9 @@ class Job:
     the same. host_store: the journal keeps the version where NVS is encrypted. rearm: an app found
     waiting for confirmation gets its time again (first contact), instead of being passed by the
     bootloader.
-    confirm: the look at a board whose app had its time. refusal: why the board is left as it
+    confirm: the look at a board whose app had its time. back_of: what an update brought is taken
+    back, firmware and tag, if it is still what the board has; also from an app that could confirm
+    itself yet. refusal: why the board is left as it
     is, whatever is found on it. log: the service's, which says whose board it is.
     """
 
@@ -145,6 +165,7 @@ class Job:
     host_store: bool = False
     rearm: bool = True
     confirm: Awaited | None = None
+    back_of: Brought | None = None
     refusal: OtaError | None = None
     log: logging.Logger | logging.LoggerAdapter[logging.Logger] = field(default=LOGGER, repr=False)
 
@@ -218,7 +239,8 @@ class _Session:
         self.job = job
         self.hooks = hooks
         self.facts = BoardFacts()
-        self._waits = job.rearm and job.confirm is None  # as far as is known
+        self._looks_again = job.confirm is not None or job.back_of is not None
+        self._waits = job.rearm and not self._looks_again  # as far as is known
 
     def run(self) -> Outcome:
         job, hooks = self.job, self.hooks
@@ -235,6 +257,8 @@ class _Session:
             found = self._look()
             if self.job.confirm is not None:
                 return self._confirm(found, self.job.confirm)
+            if self.job.back_of is not None:
+                return self._take_back(found, self.job.back_of)
             if course == "rollback":
                 return self._go_back(found)
             if course == "look":
@@ -264,25 +288,25 @@ class _Session:
     def _look(self) -> Inspection:
         job = self.job
         found = self._inspect()
-        if found.pending and not job.rearm and job.confirm is None:
+        if found.pending and not job.rearm and not self._looks_again:
             # Nobody's update of ours, and its app has had its time: let the bootloader decide.
             if not self.starts.first_look().restarted:
                 raise OtaError("cancelled" if self.hooks.cancelled() else "no-reset")
             found = self._inspect()
-        self._waits = job.rearm and job.confirm is None and found.pending
+        self._waits = job.rearm and not self._looks_again and found.pending
         self.starts.redact, self.starts.hides = Redactor(found.secrets), found.hidden_nvs
         self.hooks.inspected(found)
         return found
 
     def _inspect(self) -> Inspection:
-        may_restart, firmware = self.job.confirm is None, self._firmware()
+        firmware = self._firmware()
         return inspect(
             self.link,
             self.link.chip,
             facts=self.facts,
             known=self.job.known,
             firmware=firmware.known if firmware is not None else None,
-            look=self.starts.first_look if may_restart else None,
+            look=None if self._looks_again else self.starts.first_look,
             host_store=self.job.host_store,
         )
 
@@ -562,7 +586,7 @@ class _Session:
         before = found.running.partition
 
         def version_of(slot: Partition) -> str | None:
-            awaited = self.job.confirm
+            awaited = self.job.confirm or self.job.back_of
             if awaited is not None:
                 known = awaited.previous_version
             elif before is not None and slot == before != bad:
@@ -578,13 +602,49 @@ class _Session:
         fused, flash = self.link.chip.secure_version, flash or self.link
         return plan_rollback(flash, found, bad=bad, fused=fused, version_of=version_of)
 
+    def _take_back(self, found: Inspection, brought: Brought) -> Outcome:
+        """From what an update brought to the firmware before it, whatever its app is at."""
+        if found.problem is not None:
+            raise found.problem
+        slot = self._slot_named(found, read_otadata(self.link, found), brought.slot)
+        self._require_brought(found, slot, brought)
+        self._require_writable(found)
+        outcome = Outcome("rolled_back", found=found, of_image=True)
+        return self._roll_back(found, outcome, slot, brought.why, code=brought.code)
+
+    def _require_brought(self, found: Inspection, slot: Partition, brought: Brought) -> None:
+        """That nobody has changed the board since; an earlier way back may have begun.
+
+        Raises OtaError `changed-elsewhere`.
+        """
+        runs, tags = found.running.partition, (brought.version, brought.previous_version or "")
+        if self.link.md5(slot.offset, brought.size_bytes) != brought.md5:
+            what = f"{slot.name} holds another firmware than the update's"
+        elif runs is not None and runs != slot and not self._ran_before(runs):
+            what = f"{runs.name} runs another one by now"
+        elif found.version not in tags and not found.on_host:
+            what = f'its version is "{found.version}"'
+        else:
+            return
+        raise OtaError(
+            "changed-elsewhere",
+            f'The update to "{brought.version}" is not taken back: {what}.',
+            remedy="Look at what was done with the board since; call update to go on.",
+        )
+
+    def _ran_before(self, slot: Partition) -> bool:
+        """Whether a slot holds what was seen to run there."""
+        fact = self.facts.slots.get(slot.name)
+        return fact is not None and self.link.md5(slot.offset, fact.size_bytes) == fact.md5
+
     def _roll_back(
         self, found: Inspection, outcome: Outcome, bad: Partition, why: str,
-        *, power_failed: bool = False,
+        *, code: str = "boot-failed",
     ) -> Outcome:  # fmt: skip
         """Back to the firmware before: otadata and the version, then watch that one start.
 
-        power_failed: that is why, so that nothing speaks against the firmware.
+        code: of the outcome's error: `brown-out` where nothing speaks against the firmware; ""
+        for none.
         """
         name = self.job.name
         self.job.log.warning("%s: %s; rolling back", name, why)
@@ -608,8 +668,9 @@ class _Session:
             outcome.end = "failed"
             outcome.error = OtaError(
                 "boot-failed",
-                f"The new firmware did not come up ({why}), and neither did the one before "
-                f"({monitor.reason}).",
+                f"{_FAILED} ({why}), and neither did the one before ({monitor.reason})."
+                if code == "boot-failed"
+                else f"{why}; the firmware before did not come up ({monitor.reason}).",
                 remedy=f"Look at the board's power and wiring; its previous firmware {in_place}",
             )
             return outcome
@@ -623,14 +684,9 @@ class _Session:
             back_on += f" Its start was not seen: {monitor.reason}."
         else:
             outcome.confirmed, outcome.notice = monitor.confirmed, monitor.notice
-        if power_failed:
-            outcome.end = "unjudged"
-            outcome.error = OtaError("brown-out", f"{why}. {back_on}")
-        else:
-            outcome.end = "rolled_back"
-            outcome.error = OtaError(
-                "boot-failed", f"The new firmware did not come up: {why}. {back_on}"
-            )
+        outcome.end = "unjudged" if code == "brown-out" else "rolled_back"
+        words = f"{_FAILED}: {why}" if code == "boot-failed" else why
+        outcome.error = OtaError(code, f"{words}. {back_on}") if code else None
         return outcome
 
     def _recorded_late(self, found: Inspection, back: RollbackPlan) -> OtaError | None:
@@ -654,7 +710,7 @@ class _Session:
         if found.table is None or found.table.otadata is None:
             raise found.problem or OtaError("otadata-invalid")
         entries = read_otadata(self.link, found)
-        slot = self._awaited_slot(found, entries, awaited.slot)
+        slot = self._slot_named(found, entries, awaited.slot)
         slots = found.table.ota_slots
         states = [
             entry.state
@@ -679,7 +735,7 @@ class _Session:
             why = "its app did not confirm itself in time"
         elif awaited.power_failed:
             why = "The board's power failed before its new app confirmed itself"
-            return self._roll_back(found, outcome, slot, why, power_failed=True)
+            return self._roll_back(found, outcome, slot, why, code="brown-out")
         else:
             why = "the board's bootloader went back by itself"
         return self._roll_back(found, outcome, slot, why)
@@ -696,7 +752,7 @@ class _Session:
         return self._judged(outcome, monitor)
 
     @staticmethod
-    def _awaited_slot(found: Inspection, otadata: OtaData, name: str) -> Partition:
+    def _slot_named(found: Inspection, otadata: OtaData, name: str) -> Partition:
         slots = found.parts.ota_slots
         named = [part for part in slots if name in (part.name, part.label)]
         if len(named) > 1 and otadata.newest is not None:  # noted before labels were told apart
