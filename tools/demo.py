@@ -121,8 +121,8 @@ async def _show_group(
 ) -> bool:
     """Two firmwares of one manifest on three boards that go together; one of them panics."""
     console.print(
-        f"\n[bold]4. A manifest[/] of two firmwares {TOGETHER} that go together: motor for left and "
-        f"right, and then vision for a third board, {THIRD}, which panics 2 s after its start:"
+        f"\n[bold]4. A manifest[/] of two firmwares {TOGETHER} that go together: motor for left "
+        f"and right, and then vision for a third board, {THIRD}, which panics 2 s after its start:"
     )
     boards = [{"name": name, "port": port} for name, port in ports.items()]
     config = {"url": f"{url}/manifest.json", "version": TOGETHER, "boards": boards}
@@ -145,7 +145,7 @@ async def _show_group(
 async def _switched(module: LocalModule) -> list[str]:
     """The boards that the last run has taken back with their group, as the history has it."""
     reply = await module.client(NAME).do_command({"command": "history", "limit": 1}, timeout=10.0)
-    boards = _dict(_dict(list(reply["runs"])[0])["boards"])
+    boards = _dict(_dict(next(iter(reply["runs"])))["boards"])
     return [name for name, board in boards.items() if _dict(board).get("by") == "its group"]
 
 

@@ -64,7 +64,7 @@ class Scene:
     def robot(self, folder: Path) -> Robot:
         """Its boards with the old generation, and the folder that the service is to look at."""
         starts = {
-            name: Start(layout, "first", self.rollback, "small")
+            name: Start(layout, "valid" if self.rollback else "first", self.rollback, "small")
             for name, layout in zip(NAMES, self.layouts, strict=True)
         }
         files = folder / "files"
@@ -134,7 +134,7 @@ async def until(service: FleetService, condition: Any) -> dict[str, Any]:
     """Let time pass until a status fulfils it."""
     async with asyncio.timeout(SETTLES_S):
         while not condition(status := service.status()):  # noqa: ASYNC110 - it has no event
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
     return status
 
 

@@ -43,6 +43,9 @@ from tests.support.simulated_time import SimulatedLoop
 CONFIRMS_WITHIN_S = 1.0
 """How long a good app takes to confirm itself, of the clock that jumps."""
 
+SESSION_S = 0.6
+"""How long a session takes, of the same; a board with a longer name is slower."""
+
 How = str
 """kill: the process dies. power: the member's power fails before the operation, and comes back.
 unplug: it is pulled, and plugged in again after `for_s`. hang: its session never ends."""
@@ -144,6 +147,13 @@ class RobotSession(MemorySession):
     def run(self) -> Outcome:
         """As `session.run`."""
         link: Any = self.link
+        told = self.hooks.phase
+
+        def phase(name: Any) -> None:
+            link.phase = name
+            told(name)
+
+        self.hooks.phase = phase  # type: ignore[method-assign]
         self.hooks.phase("connecting")
         self.hooks.restarting("into download mode, to be looked at")
         link.lost = False
@@ -183,6 +193,7 @@ class Robot:
     cells: dict[str, Cells] = field(default_factory=dict)
     links: dict[str, RobotLink] = field(default_factory=dict)
     returning: set[str] = field(default_factory=set)
+    loop: InlineLoop | None = None
     _due: dict[int, Fault] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -216,10 +227,12 @@ class Robot:
     def unplug(self, name: str, for_s: float = 0.0) -> None:
         """Pull a board; for_s: and plug it in again so much later."""
         self._address(name).unlink()
-        self.links[name].lost = True
+        if name in self.links:
+            self.links[name].lost = True
         if for_s:
             self.returning.add(name)
-            asyncio.get_event_loop().call_later(for_s, self.plug, name)
+            assert self.loop is not None
+            self.loop.call_later(for_s, self.plug, name)
 
     def plug(self, name: str) -> None:
         """Plug a board in: it has power, and starts."""
@@ -238,7 +251,7 @@ class Robot:
 
     def now_s(self) -> float:
         """Of the clock that jumps; it goes on from one life to the next."""
-        return asyncio.get_event_loop().time()
+        return self.loop.time() if self.loop is not None else 0.0
 
     def apps_live(self) -> None:
         """Apps that have been running for long enough have confirmed themselves."""
@@ -274,14 +287,15 @@ class Robot:
         with ExitStack() as stack:
             for change in _instead(self):
                 stack.enter_context(change)
-            loop = InlineLoop()
-            asyncio.set_event_loop(loop)
+            loop = self.loop = InlineLoop()
+            stack.callback(loop.close)
             self.links = {
                 name: RobotLink(self, name, self.cells[name], start)
                 for name, start in self.starts.items()
             }
-            for link in self.links.values():
-                link.boots_by_itself()
+            for name, link in self.links.items():
+                if self.plugged(name):
+                    link.boots_by_itself()
 
             async def main() -> Any:
                 service = await FleetService.open(self.settings(**options))
@@ -348,10 +362,14 @@ def _instead(robot: Robot) -> list[Any]:
         link = robot.links[Path(attempt._port.split("://", 1)[1]).name]
         if not isinstance(work, functools.partial):
             raise TypeError("a session")
+        lasts_s = SESSION_S + 0.1 * len(link.name)
+        await asyncio.sleep(lasts_s / 2)
         try:
             return RobotSession(link, work.keywords["job"], work.keywords["hooks"]).run()
         except _Hung:
             return await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.sleep(lasts_s / 2)  # what it told on the way arrives before its end
 
     right = Store._transact
 

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -470,21 +470,24 @@ class Engine:
     def _on_stop(self, key: str, why: OtaError) -> None:
         """Start nothing more with this target by itself, also after a restart."""
         self.log.error("%s", why)
-        self.error = why
         journal, service = self.memory.journal, self.settings.service
         self.spawn(self.journaled(partial(journal.stop, service, key, why.message)))
-        for board in self.boards.values():
-            if board.target.key == key:
-                board.tell("stopped", value=why)
-        for run in self.runs:
-            if any(order.target.key == key for order, _ in run.orders.values()):
-                run.error = run.error or why
+        self._tell_stopped({key}, why)
 
-    def stop_all(self, keys: Iterable[str], why: OtaError) -> None:
-        """A group went back from these targets: no board gets them any more."""
+    def stop_all(self, keys: Collection[str], why: OtaError) -> None:
+        """A group went back from these targets, as the journal has it: no board gets them."""
         for key in keys:
             self.turns.note_stopped(key, why.message)
-            self._on_stop(key, why)
+        self._tell_stopped(keys, why)
+
+    def _tell_stopped(self, keys: Collection[str], why: OtaError) -> None:
+        self.error = why
+        for board in self.boards.values():
+            if board.target.key in keys:
+                board.tell("stopped", value=why)
+        for run in self.runs:
+            if any(order.target.key in keys for order, _ in run.orders.values()):
+                run.error = run.error or why
 
     def stopped(self, names: Sequence[str] | None) -> OtaError | None:
         """Why none of these boards may get its firmware, if so."""

@@ -433,7 +433,8 @@ class Group:
         """One thing of one member."""
         of, board = member.order, member.board
         of.place = await self._place(member)
-        of.report.pop("error", None)
+        for name in ("error", "staged") if purpose != "stage" else ("error",):
+            of.report.pop(name, None)
         order = Order(
             purpose, of.target, of.place, f"{of.why}, {purpose} of a group", of.permits,
             failed=of.failed, report=of.report, whole=True,
@@ -573,7 +574,7 @@ class Group:
 
 # --- a block of steps
 
-Alone = Callable[[Sequence[str], Pairs], Awaitable[OtaError | None]]
+Alone = Callable[[Sequence[str], "Pairs"], Awaitable[OtaError | None]]
 """Carries out the orders of a step that are of no group; why nothing follows, None: it is good."""
 
 
