@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -207,9 +207,9 @@ def _of_two(scene: Scene, recorded: Sequence[Tick]) -> Iterator[Trial]:
     for number, one in enumerate(recorded, 1):
         if one.who in NAMES and one.what.split(":")[0] in ACTIVATES:
             at.setdefault(one.who, []).append(number)
-    first, *others = at
-    for other in others:
-        for hung, killed in product(at[first], at[other]):
+    pairs = [pair for step in scene.order for pair in combinations(step, 2)]
+    for first, other in pairs:
+        for hung, killed in product(at.get(first, ()), at.get(other, ())):
             # The first one's later operations do not happen, so the other's come so much earlier.
             behind = sum(number >= hung for number in at[first])
             tick = killed - behind + 1

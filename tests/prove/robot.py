@@ -193,6 +193,7 @@ class Robot:
     cells: dict[str, Cells] = field(default_factory=dict)
     links: dict[str, RobotLink] = field(default_factory=dict)
     returning: set[str] = field(default_factory=set)
+    away: set[str] = field(default_factory=set)
     loop: InlineLoop | None = None
     _due: dict[int, Fault] = field(default_factory=dict)
 
@@ -227,6 +228,7 @@ class Robot:
     def unplug(self, name: str, for_s: float = 0.0) -> None:
         """Pull a board; for_s: and plug it in again so much later."""
         self._address(name).unlink()
+        self.away.add(name)
         if name in self.links:
             self.links[name].lost = True
         if for_s:
@@ -237,6 +239,7 @@ class Robot:
     def plug(self, name: str) -> None:
         """Plug a board in: it has power, and starts."""
         self.returning.discard(name)
+        self.away.discard(name)
         self._address(name).parent.mkdir(parents=True, exist_ok=True)
         self._address(name).touch()
         if name in self.links:
@@ -244,7 +247,7 @@ class Robot:
 
     def plugged(self, name: str) -> bool:
         """Whether it is there."""
-        return self._address(name).exists()
+        return name not in self.away
 
     def _address(self, name: str) -> Path:
         return self.folder / "ports" / name / "port.json"
@@ -320,7 +323,7 @@ class Robot:
         with os.fdopen(reading, "rb") as told:
             said = told.read()
         os.waitpid(child, 0)
-        changed, self.dead, ticks, result, error = pickle.loads(said)
+        changed, self.dead, ticks, self.away, result, error = pickle.loads(said)
         for name, cells in changed.items():
             self.cells[name].changed = cells
         self.ticks[:] = ticks
@@ -337,7 +340,7 @@ class Robot:
         except BaseException:
             error = traceback.format_exc()
         changed = {name: cells.changed for name, cells in self.cells.items()}
-        said = pickle.dumps((changed, self.dead, list(self.ticks), result, error))
+        said = pickle.dumps((changed, self.dead, list(self.ticks), self.away, result, error))
         with os.fdopen(writing, "wb") as telling:
             telling.write(said)
         os._exit(0)
@@ -390,4 +393,5 @@ def _instead(robot: Robot) -> list[Any]:
         patch.object(Attempt, "_in_thread", in_memory),
         patch.object(Store, "_transact", counted),
         patch("ota_service.fleet.board.hindrance", free),
+        patch("ota_service.fleet.roster.list_ports", list),
     ]

@@ -793,6 +793,6 @@ def _past_switch(member: Member) -> bool:
 def _incomplete(members: str, missing: Sequence[str]) -> OtaError:
     return OtaError(
         "manifest-incomplete",
-        f"The boards {members} go together, and not all of them can: {'; '.join(missing)}. "
-        "Nothing was switched.",
+        f"The boards {members} go together, and not all of them can: "
+        f"{'; '.join(missing).removesuffix('.')}. Nothing was switched.",
     )
