@@ -138,7 +138,7 @@ async def _show_group(
     error = _dict(status.get("error", {}))
     stopped = error.get("code") == "stopped"
     if error:
-        console.print(Text(f"   {error.get('code')}: {error.get('message')}", style="dim"))
+        console.print(Text(f"   {error.get('message')}", style="dim"))
     return back and stopped and switched == ["left", "right"]
 
 
@@ -195,13 +195,13 @@ async def _server() -> AsyncIterator[str]:
     """Serves both firmwares on loopback; yields the address."""
     runs, panics = Behaviour(), Behaviour(ending="panic", ending_after_s=2.0)
     files = {
-        f"/{name}": build_app(PROJECT, version, size_bytes=IMAGE_BYTES, seed=seed, behaviour=does)
-        for seed, (name, version, does) in enumerate(
+        f"/{name}": build_app(PROJECT, version, size_bytes=size_bytes, seed=seed, behaviour=does)
+        for seed, (name, version, does, size_bytes) in enumerate(
             (
-                ("good.bin", NEW, runs),
-                ("panics.bin", BAD, panics),
-                ("motor.bin", TOGETHER, runs),
-                ("vision.bin", TOGETHER, panics),
+                ("good.bin", NEW, runs, IMAGE_BYTES),
+                ("panics.bin", BAD, panics, IMAGE_BYTES),
+                ("motor.bin", TOGETHER, runs, IMAGE_BYTES // 2),
+                ("vision.bin", TOGETHER, panics, IMAGE_BYTES // 2),
             ),
             1,
         )

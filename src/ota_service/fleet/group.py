@@ -306,7 +306,7 @@ class Group:
         """Activate a member, as often as it takes while it may be lost."""
         loop, failed, lost_at_s = asyncio.get_running_loop(), 0, None
         while True:
-            answer = await self._ask(member, member.switch)
+            answer = await self._ask(member, await self._how(member))
             stopped = answer.end == "cancelled" or "cancel" in member.order.report
             member.error = answer.error
             fate = group_policy.fate(_good(member), answer.error, cancelled=stopped)
@@ -505,6 +505,17 @@ class Group:
                 member.fate = None
         await self._show()
 
+    async def _how(self, member: Member) -> Purpose:
+        """What is asked of a member to be switched: one that was started waits for no activation
+        any more, and has to be seen to run."""
+        memory, key, mac = self.engine.memory, member.order.target.key, member.mac
+
+        def started() -> bool:
+            known = mac is not None and memory.brought(mac, key) is not None
+            return known and memory.journal.get(StagedRecord, mac=mac, target=key) is None
+
+        return "update" if await self.engine.journaled(started) else member.switch
+
     def _recall_fate(self, member: Member) -> None:
         """In a thread."""
         memory, key = self.engine.memory, member.order.target.key
@@ -519,8 +530,6 @@ class Group:
             seen = record is not None and record.confirmed is not None
             if record is not None and seen and record.version == member.order.target.version:
                 member.fate = "good"
-        if brought is not None and memory.journal.get(StagedRecord, mac=member.mac) is None:
-            member.switch = "update"
 
     # --- what came of it
 
