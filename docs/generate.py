@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ota_service.errors import ERRORS
-from ota_service.firmware.manifest import Manifest
+from ota_service.firmware.manifest import ImageEntry, Manifest
 from ota_service.fleet import policy
 from ota_service.module.discovery import DiscoveryAttributes, ProbeArguments
 from ota_service.module.sensor import SensorAttributes
@@ -32,6 +32,7 @@ PAGES = (
     "README.md",
     "docs/architecture.md",
     "docs/errors.md",
+    "docs/manifests.md",
     "docs/ota_service.md",
     "docs/ota_discovery.md",
     "docs/ota_sensor.md",
@@ -105,13 +106,18 @@ def table(model: type[BaseModel], head: str = "Name") -> str:
 
 def kind(annotation: Any) -> str:
     """A type in the words of JSON and of Viam's pages."""
-    if get_origin(annotation) is UnionType:  # what may be left out is "X | None"
+    if get_origin(annotation) in (UnionType, Union):  # what may be left out is "X | None"
         (annotation,) = set(get_args(annotation)) - {NoneType}
+    if get_origin(annotation) is Literal:
+        (annotation,) = map(type, get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     of = get_origin(annotation) or annotation
     if issubclass(of, BaseModel):
         return "object"
     return {
         bool: "bool",
+        dict: "object",
         float: "number",
         int: "int",
         list: "list",
@@ -180,6 +186,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "firmware-policy": firmware_policy,
     "errors": errors,
     "frequent-errors": frequent_errors,
+    "manifest-fields": lambda: table(Manifest),
+    "manifest-image-fields": lambda: table(ImageEntry),
     "service-attributes": lambda: table(ServiceConfig),
     "board-attributes": lambda: table(BoardConfig),
     "sensor-attributes": lambda: table(SensorAttributes),

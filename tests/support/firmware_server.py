@@ -84,6 +84,10 @@ class FirmwareServer:
         at = f"{user_info}@" if user_info else ""
         return f"{scheme}://{at}127.0.0.1:{self.port}{path}{'?' + query if query else ''}"
 
+    def served(self, path: str) -> bytes:
+        """What `path` gives."""
+        return self._files[path].data
+
     def put(
         self,
         path: str,

@@ -19,7 +19,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,8 +41,8 @@ from tuf.api.metadata import (
 )
 
 from ota_service.errors import OtaError
-from ota_service.firmware import repository
-from ota_service.firmware.check import check_firmware
+from ota_service.firmware import manifest, repository
+from ota_service.firmware.check import check_file, check_firmware
 from ota_service.firmware.files import FIRMWARE_BYTES, TEXT_BYTES, read_file, write_file
 from ota_service.firmware.trust import Grant, Policy, Repository
 from ota_service.formats.image import AppImage
@@ -120,17 +120,24 @@ def add(
     version: str | None,
     ask_password: AskPassword,
 ) -> Entry:
-    """Publish an App Image or a Merged Binary, in the place of the file that has this name.
+    """Publish an App Image, a Merged Binary or a manifest, in the place of the file that has this
+    name.
 
-    version: that a configuration must then name; None: the one in the app's descriptor. Raises
-    OtaError: what is wrong with the image, the name, the repository or the keys.
+    version: that a configuration must then name; None: the one in the app's descriptor, or of the
+    manifest. Raises OtaError: what is wrong with the file, the name, the repository or the keys.
     """
     if not _NAME.fullmatch(name):
         text = f"{name!r} is no name for a file in a url."
         raise OtaError("config-invalid", text, remedy="Give another --name.")
-    image = _app_of(data)
+    several = manifest.parse_manifest(data) if manifest.is_json(data) else None
+    image = _app_of(data) if several is None else None
     if image is not None and find_partition_table(whole_flash(data)) is None:
         data = data[: image.total_bytes]
+    if several is not None:
+        if version not in (None, several.version):
+            text = f'The manifest says that it is of version "{several.version}".'
+            raise OtaError("config-invalid", text, remedy="Leave --version out.")
+        version = several.version
     version = version or (image.descriptor.version if image is not None else "")
     if not version:
         text = "The app has no version in its descriptor."
@@ -142,11 +149,32 @@ def add(
     if image is not None:
         about |= {"project": image.descriptor.project, "chip": image.chip}
     target.unrecognized_fields["custom"] = {"ota": about}
+    if several is not None:
+        _require_images(several, name, state.signed["targets"].targets)
     state.signed["targets"].targets[name] = target
     for path in (f"{target.hashes['sha256']}.{name}", name):
         _write(folder / "targets" / path, data)
     state.sign(["targets"], signers)
     return _entry(name, target)
+
+
+def _require_images(
+    several: manifest.Manifest, name: str, targets: Mapping[str, TargetFile]
+) -> None:
+    """A host takes each image by its own metadata, so it has to be there under its version."""
+    faults, prefix = [], "/targets/"
+    for image, entry in several.images.items():
+        place = manifest.image_url(prefix + name, entry.url)
+        known = targets.get(place.removeprefix(prefix))
+        if known is None or not place.startswith(prefix):
+            faults.append(f"images.{image}.url: the repository has no such file")
+        elif known.hashes.get("sha256") != entry.sha256:
+            faults.append(f"images.{image}.sha256: the repository has another file there")
+        elif (signed := _entry(image, known).version) != (entry.version or several.version):
+            faults.append(f'images.{image}.version: it was signed as version "{signed}"')
+    if faults:
+        remedy = "Publish its images first, each with `esp32-ota repo add` and its --version."
+        raise OtaError("manifest-invalid", "; ".join(faults) + ".", remedy=remedy)
 
 
 def refresh(folder: Path, keys: Path, ask_password: AskPassword) -> list[str]:
@@ -229,7 +257,11 @@ def root_facts(data: bytes) -> dict[str, Any]:
 def _app_of(
     data: bytes, policies: Sequence[Policy] = (), grants: Sequence[Grant] = ()
 ) -> AppImage | None:
-    """The app in an App Image or a Merged Binary, checked as a host with these policies does."""
+    """The app in an App Image or a Merged Binary, checked as a host with these policies does; None
+    for a manifest."""
+    if manifest.is_json(data):
+        check_file(data, policies=policies, grants=grants)
+        return None
     if find_partition_table(whole_flash(data)) is not None:
         return check_merged(data, policies=policies, grants=grants).app
     return check_firmware(data, policies=policies, grants=grants).image

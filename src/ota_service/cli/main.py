@@ -53,11 +53,12 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     ),
     "image": (".image", "Look into firmware files; make App Images and Merged Binaries."),
     "ports": (".ports", "List serial ports, and which look like ESP32 boards. Opens none."),
+    "manifest": (".manifest", "Write a manifest: several firmwares that belong together."),
     "repo": (".repo", "Make and keep a signed repository of firmware (TUF)."),
     "trust": (".trust", "Whose firmware this host takes: show it, and add to it."),
     "serve": (
         ".serve",
-        "Serve the App Image FILE over http, and print its url and what to configure.",
+        "Serve the App Image or manifest FILE over http, and print its url and what to configure.",
     ),
     "inspect": (".inspect", "Show what is on one attached board. Restarts it."),
     "update": (".update", "Update one attached board, without Viam. Restarts it."),

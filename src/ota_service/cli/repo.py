@@ -89,9 +89,10 @@ def add(
     folder: Path, file: Path, version: str | None, name: str | None, keys: Path | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Check FILE, an App Image or a Merged Binary, sign for it, and put it into DIR.
+    """Check FILE, an App Image, a Merged Binary or a manifest, sign for it, and put it into DIR.
 
-    Its url is then BASE/targets/NAME. A file of that name is replaced.
+    Its url is then BASE/targets/NAME. A file of that name is replaced. A manifest comes after its
+    images.
     """
     with files():
         made = repository.add(
@@ -101,9 +102,10 @@ def add(
     if as_json:
         print_json(asdict(made))
         return
+    what, chip = made.project or "a manifest", f"for {made.chip}, " if made.chip else ""
     out().print(
-        Text(f'targets/{made.name}: {made.project} as version "{made.version}", for '
-             f"{made.chip}, {made.size_bytes:,} bytes, SHA-256 {made.sha256}"),
+        Text(f'targets/{made.name}: {what} as version "{made.version}", {chip}'
+             f"{made.size_bytes:,} bytes, SHA-256 {made.sha256}"),
         soft_wrap=True,
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`esp32-ota serve`: an App Image, or a signed repository, for the machines of the same network.
+"""`esp32-ota serve`: an App Image, a manifest with its images, or a signed repository, for the
+machines of the same network.
 
 aiohttp's own FileResponse is not enough: a broken-off download goes on by the ETag that it began
 with (`If-Range`), a build that is being written must not be served, and who downloads how much is
@@ -16,7 +17,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 import click
 from aiohttp import BasicAuth, web
@@ -28,6 +29,7 @@ from ota_service.cli.output import files, on_stop, out
 from ota_service.client.addresses import listen
 from ota_service.errors import OtaError
 from ota_service.firmware.files import FIRMWARE_BYTES, read_file
+from ota_service.firmware.manifest import FILE_NAME, Manifest, is_json, parse_manifest
 from ota_service.formats.image import AppImage, parse_app_image
 from ota_service.formats.merge import describe_app
 from ota_service.formats.text import field_text
@@ -45,32 +47,41 @@ CHUNK_BYTES = 64 << 10
 @click.option("--auth", metavar="USER:PASSWORD", envvar="ESP32_OTA_AUTH",
               help="Ask for them; better given as the variable ESP32_OTA_AUTH.")  # fmt: skip
 def serve(file: Path, host: str, port: int, auth: str | None) -> None:
-    """Serve the App Image FILE over http, and print its url and what to configure.
+    """Serve the App Image or manifest FILE over http, and print its url and what to configure.
 
-    A Merged Binary is refused. A new build of FILE is taken up by itself. FILE may also be the
-    folder of a repository (`esp32-ota repo`). Stop it with Ctrl-C.
+    A Merged Binary is refused. A new build of FILE is taken up by itself. FILE may also be a
+    manifest or a folder with a manifest.json (`esp32-ota manifest`), which is served with the
+    images that it names, or the folder of a repository (`esp32-ota repo`). Stop it with Ctrl-C.
     """
     auth = auth or None
     if auth is not None and ":" not in auth:
         raise click.BadParameter("it has the form USER:PASSWORD", param_hint="--auth")
     with files():
-        if file.is_dir():
-            if not (file / "metadata").is_dir():
-                words = f"{file} holds no repository; `esp32-ota repo init` makes one."
-                raise click.BadParameter(words, param_hint="FILE")
-            asyncio.run(_serve(file, None, host, port, auth))
-        else:
-            asyncio.run(_serve(file, load(file), host, port, auth))
+        served: Served | Manifest | None = None
+        if file.is_dir() and (file / FILE_NAME).is_file():
+            file /= FILE_NAME
+        if not file.is_dir():
+            listed = is_json(read_file(file, FIRMWARE_BYTES))
+            served = load_manifest(file) if listed else load(file)
+        elif not (file / "metadata").is_dir():
+            words = (f"{file} holds neither a {FILE_NAME} nor a repository; `esp32-ota manifest "
+                     "new` and `esp32-ota repo init` make them.")  # fmt: skip
+            raise click.BadParameter(words, param_hint="FILE")
+        asyncio.run(_serve(file, served, host, port, auth))
 
 
-async def _serve(file: Path, served: Served | None, host: str, port: int, auth: str | None) -> None:
+async def _serve(
+    file: Path, served: Served | Manifest | None, host: str, port: int, auth: str | None
+) -> None:
     console = out()
     stop = asyncio.Event()
     with on_stop(stop.set), Downloads(console) as downloads:
-        server: FileServer | FolderServer = (
+        server: _Server = (
             FileServer(file, served, downloads, auth)
-            if served is not None
+            if isinstance(served, Served)
             else FolderServer(file, downloads, auth)
+            if served is None
+            else ManifestServer(file, downloads, auth)
         )
         runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1.0)
         await runner.setup()
@@ -90,9 +101,14 @@ async def _serve(file: Path, served: Served | None, host: str, port: int, auth: 
     console.print("Stopped.")
 
 
-def _introduce(console: Console, file: Path, served: Served, urls: list[str], auth: bool) -> None:
-    image = served.image
-    about = f"{describe_app(image)}, for {image.chip}, {len(served.data):,} bytes"
+def _introduce(
+    console: Console, file: Path, served: Served | Manifest, urls: list[str], auth: bool
+) -> None:
+    if isinstance(served, Served):
+        image = served.image
+        about = f"{describe_app(image)}, for {image.chip}, {len(served.data):,} bytes"
+    else:
+        about = f"a manifest of {', '.join(served.images)}"
     console.print(f"{file.name}: {about}", soft_wrap=True)
     console.print(Text(urls[0], style="bold"), soft_wrap=True)
     if len(urls) > 1:
@@ -126,6 +142,28 @@ class Served(Content):
     def version(self) -> str:
         """The version of the app descriptor."""
         return self.image.descriptor.version
+
+
+def load_manifest(path: Path) -> Manifest:
+    """The manifest in a file, whose images lie below its folder as it says. Raises OtaError."""
+    made = parse_manifest(read_file(path, FIRMWARE_BYTES))
+    for name, image in made.images.items():
+        place = _below(path.parent, image.url)
+        if place is not None:
+            found = hashlib.sha256(load(place).data).hexdigest()
+            if found != image.sha256:
+                text = f"images.{name}.sha256: {place} is another file, with {found}."
+                raise OtaError("manifest-invalid", text)
+    return made
+
+
+def _below(folder: Path, url: str) -> Path | None:
+    """The file that a manifest means by a url, where that is below its folder."""
+    if urlsplit(url).scheme:
+        return None
+    folder = folder.resolve()
+    place = (folder / unquote(url.partition("?")[0])).resolve()
+    return place if place.is_relative_to(folder) else None
 
 
 def load(path: Path) -> Served:
@@ -371,13 +409,37 @@ class FolderServer(_Server):
         """The file as it is now."""
         return await asyncio.to_thread(self._read, path) or "there is no such file"
 
+    @property
+    def _folder(self) -> Path:
+        return self.path.resolve()
+
+    def _serves(self, place: Path) -> bool:
+        return any(place.is_relative_to(self._folder / part) for part in ("metadata", "targets"))
+
     def _read(self, path: str) -> Content | None:
-        base = self.path.resolve()
         try:
-            place = (base / path.lstrip("/")).resolve()
-            if not any(place.is_relative_to(base / part) for part in ("metadata", "targets")):
+            place = (self._folder / path.lstrip("/")).resolve()
+            if not self._serves(place):
                 return None
             data, changed_s = read_file(place, FIRMWARE_BYTES), place.stat().st_mtime
         except (OSError, ValueError, OtaError):
             return None
         return Content(data, hashlib.sha256(data).hexdigest()[:32], changed_s)
+
+
+class ManifestServer(FolderServer):
+    """The handler of a manifest: it and the images that it names by now."""
+
+    @property
+    def url_path(self) -> str:
+        """The manifest itself."""
+        return "/" + quote(self.path.name)
+
+    @property
+    def _folder(self) -> Path:
+        return self.path.parent.resolve()
+
+    def _serves(self, place: Path) -> bool:
+        made = parse_manifest(read_file(self.path, FIRMWARE_BYTES))
+        images = {_below(self._folder, image.url) for image in made.images.values()}
+        return place in images or place == self._folder / self.path.name

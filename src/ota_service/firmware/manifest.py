@@ -102,7 +102,7 @@ class ImageEntry(_Strict):
     url: Annotated[str, AfterValidator(_reference)] = Field(
         repr=False,
         description="Where the App Image is: relative to the manifest's own place, or an http or "
-        "https address, or a path of the machine.",
+        "https address.",
     )
     sha256: Digest = Field(description="The SHA-256 of the App Image's file, 64 hex digits.")
     project: Name | None = Field(

@@ -23,7 +23,7 @@ from ota_service.errors import OtaError
 from ota_service.firmware import trust
 from ota_service.firmware.check import Firmware, IsManifest, ManifestFile
 from ota_service.firmware.files import FIRMWARE_BYTES, read_file, write_file
-from ota_service.firmware.manifest import MAX_BYTES
+from ota_service.firmware.manifest import MAX_BYTES, Manifest
 from ota_service.firmware.supply import Supply, place_of
 from ota_service.firmware.target import Headers, Target
 from ota_service.firmware.urls import is_path
@@ -73,7 +73,8 @@ class _Shelf:
 
 class Firmwares:
     """One service's. about: what the status shows of a target's file; notices: what it says of a
-    file that changed under its version. Both by the target's key."""
+    file that changed under its version; named: the manifest that names it, and as which image. All
+    by the target's key."""
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class Firmwares:
         self.download: Progress | None = None
         self.about: dict[str, dict[str, Any]] = {}
         self.notices: dict[str, str] = {}
+        self.named: dict[str, tuple[Manifest, str]] = {}
         self._known: dict[str, KnownImage] = {}
         self._looked: dict[str, tuple[Target, float]] = {}
         self._log = log
@@ -296,6 +298,9 @@ class Firmwares:
             raise IsManifest(await self._take(target, error.found), target.shown_url) from None
         image = Image(firmware.data, firmware.sha256, firmware.md5, firmware.image)
         about = image.parsed.descriptor
+        if target.key in self.named:
+            manifest, name = self.named[target.key]
+            manifest.filled({name: (about.project, image.parsed.chip)})
         self.about[target.key] = {
             "sha256": image.sha256,
             "size_bytes": len(image.data),

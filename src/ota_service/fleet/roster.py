@@ -89,6 +89,9 @@ class Roster:
         """Give each board the target of its image. base: the service's, at whose url the manifest
         is. looked: boards that were looked at just now."""
         self.assignment = Assignment(base, found.place, found.manifest)
+        self._around.firmwares.named = {
+            target.key: (found.manifest, name) for name, target in self.assignment.targets.items()
+        }
         return self.reassign(looked) or self.assignment
 
     def reassign(self, looked: Collection[Board] = ()) -> Assignment | None:

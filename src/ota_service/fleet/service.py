@@ -289,7 +289,7 @@ class FleetService:
         over = await _wait(run, wait_s)
         if over and run.error is not None and not run.results:
             raise run.error
-        return {"ok": True, "run": run.to_dict(), key: dict(run.results)}
+        return {"ok": True, "run": run.to_dict(), key: {}, **run.reply}
 
     def _one_board(self, names: Sequence[str], verb: str, confirm: str) -> None:
         """Require that one board is meant, and that its MAC, as far as it is known by now, is the

@@ -8,7 +8,7 @@ What a run knows of its manifest is its `Course`; what each board answers is not
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -19,6 +19,7 @@ from ota_service.firmware.manifest import Block, Manifest
 from ota_service.firmware.target import Target
 from ota_service.fleet import group, policy
 from ota_service.fleet.assignment import Assignment
+from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.orders import Order
 from ota_service.fleet.sight import Sight
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from ota_service.fleet.board import Board
     from ota_service.fleet.engine import Engine
     from ota_service.fleet.run import Run
+
+HEARD_S = 1.0
+"""How long tasks of boards are waited for, which take milliseconds."""
 
 Phase = Literal["staging", "switching", "confirming", "going_back"]
 Pair = tuple[Order, "Board"]
@@ -121,17 +125,39 @@ def why_not_further(run: Run, engine: Engine, pairs: Pairs) -> OtaError | None:
     assert run.course is not None
     if engine.settings.target.key != run.course.assignment.base.key:
         return OtaError("cancelled", "Another target was configured.")
-    if run.is_cancelled or any(order.answer.result().end == "cancelled" for order, _ in pairs):
+    if run.is_cancelled:
         return OtaError("cancelled")
-    bad = [board.shown for _, board in pairs
+    ours = [pair for pair in pairs if _is_ours(engine, pair[1])]
+    if any(order.answer.result().end == "cancelled" for order, _ in ours):
+        return OtaError("cancelled")
+    bad = [board.shown for _, board in ours
            if not policy.good(board.shown.state, board.shown.confirmed)]  # fmt: skip
     if not bad:
         return None
     images = run.course.assignment.images
-    named = ", ".join(f"{one.name} ({images.get(one.name, '?')}): "
-                      f"{one.state.replace('_', ' ')}" for one in bad)  # fmt: skip
+    named = ", ".join(f"{one.name} ({images.get(one.name, '?')}): {_words(one)}" for one in bad)
     text = f"Step {run.course.step} of the manifest is not good, so this one was not begun: {named}"
     return OtaError("manifest-incomplete", f"{text}.")
+
+
+def _is_ours(engine: Engine, board: Board) -> bool:
+    """Whether it is one of the manifest's still: it may be pinned or listed no more by now."""
+    entry = board.shown.entry
+    listed = engine.boards.get(board.shown.name) is board
+    return listed and (entry is None or not entry.is_pinned)
+
+
+def _words(about: BoardState) -> str:
+    """Why a board is not good."""
+    unseen = ", and no start of it was watched" if about.state == "up_to_date" else ""
+    return about.state.replace("_", " ") + unseen
+
+
+async def heard(boards: Iterable[Board]) -> None:
+    """They have taken in what was posted; one that is listed no more never does."""
+    waits = [board.heard() for board in boards]
+    if waits:
+        await asyncio.wait(waits, timeout=HEARD_S)
 
 
 async def leave_out(
@@ -143,7 +169,7 @@ async def leave_out(
     for order, board in pairs:
         if why.code != "cancelled" and board.target.key == order.target.key:
             board.post(partial(_left_out, why=why))
-            await board.heard()
+            await heard([board])
         await run.give_up(engine, order, board, why)
 
 

@@ -142,9 +142,10 @@ class ServiceConfig(Strict):
     """Every attribute of the service."""
 
     url: Annotated[str, BeforeValidator(check_firmware_url)] = Field(
-        description="The http or https address of the App Image. `user:password@` and tokens in "
-        "the query are allowed; they are shown as `***` everywhere. Or an absolute path: of a "
-        "file, or of a folder with just one `*.bin`, as `${packages.module.NAME}` becomes: see "
+        description="The http or https address of the App Image, or of a [manifest](manifests.md) "
+        "of several. `user:password@` and tokens in the query are allowed; they are shown as `***` "
+        "everywhere. Or an absolute path: of a file, or of a folder with a `manifest.json` or just "
+        "one `*.bin`, as `${packages.module.NAME}` becomes: see "
         "[Firmware on the machine](firmware.md#firmware-on-the-machine)."
     )
     version: Annotated[str, BeforeValidator(check_version)] = Field(
@@ -152,7 +153,7 @@ class ServiceConfig(Strict):
         "boards' NVS."
     )
     sha256: Digest = Field(
-        None, description="64 hex digits. An image with another digest is refused."
+        None, description="64 hex digits. Another file at the url is refused."
     )
     headers: RequestHeaders = Field(
         None,
