@@ -256,3 +256,27 @@ async def test_a_board_that_is_not_there_is_named(tmp_path: Path) -> None:
         error = report["ttyUSB77"].error
         assert error is not None
         assert error.code == "port-missing"
+
+
+@pytest.mark.slow
+async def test_boards_are_staged_and_activated(esp32_boards: StartBoard, tmp_path: Path) -> None:
+    """In one engine, and in one that is opened later, by the same file; and what is not staged."""
+    board = esp32_boards(layout="micro-rdk")
+    file = image(tmp_path, "1.1")
+    async with Engine({"a": board.url}, **QUICK) as engine:
+        assert (await engine.activate(file))["a"].error is not None
+        report = (await engine.stage(file)).require()["a"]
+        assert (report.outcome, report.replaces, report.before) == ("outdated", None, "1.0.0")
+        assert report.staged is not None
+        assert (report.staged["version"], report.staged["slot"]) == ("1.1", "ota_1")
+        assert "replaces" not in report.staged
+    async with Engine({"a": board.url}, **QUICK) as engine:
+        other = await engine.activate(file, "1.2")
+        assert other["a"].error is not None
+        assert other["a"].error.code == "stage-stale"
+        done = (await engine.activate(file)).require()["a"]
+        assert (done.action, done.version, done.outcome) == ("switch", "1.1", "up_to_date")
+        staged = (await engine.stage(image(tmp_path, "1.2"))).require()["a"].staged
+        assert staged is not None
+        assert staged["replaces"] == "1.0.0"
+        assert (await engine.activate()).require()["a"].version == "1.2"

@@ -101,6 +101,17 @@ async def test_the_life_of_two_boards_from_a_terminal(tmp_path: Path) -> None:
         assert "Released: a." in (await here.run("release", "a")).out
         assert "Nothing was in progress" in (await here.run("cancel")).out
 
+        staged = await here.run("stage", "b")
+        assert staged.code == 0, staged
+        assert "1.1.0 staged" in staged.out
+        assert "outdated (1.1.0 staged)" in (await here.run("status")).out
+        activated = await here.json("activate", "b")
+        assert activated["boards"]["b"]["outcome"] == "up_to_date"
+        nothing = await here.run("activate", "b")
+        assert nothing.code == 0  # it is up to date
+        assert "[not-staged]" in nothing.out
+        assert "error" not in (await here.json("status"))["boards"]["b"]
+
         runs = (await here.json("history", "--limit", "50"))["runs"]
         purposes = [run["target"].get("purpose", "update") for run in runs]
         assert purposes[::-1][:3] == ["plan", "update", "version"]

@@ -87,8 +87,8 @@ class Desk:
         self.attempts: list[Attempt] = []
         self.allowed = True
         self.tasks: set[asyncio.Task[Any]] = set()
-        app = parse_app_image(build_app(version="2", size_bytes=60_000))
-        self.fetched = Fetched(Image(b"", "0" * 64, "0" * 32, app), True)
+        data = build_app(version="2", size_bytes=60_000)
+        self.fetched = Fetched(Image(data, "0" * 64, "0" * 32, parse_app_image(data)), True)
         self.firmwares.at_once = self.fetched
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

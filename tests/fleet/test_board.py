@@ -775,3 +775,106 @@ def test_a_way_back_ends_with_the_process_or_where_nothing_is_known(at_desk: AtD
         assert desk.memory.brought(MAC, TARGET.key) == BROUGHT
 
     at_desk(test)
+
+
+IMAGE_SLOT = Partition("ota_1", 0, 0x11, 0x110000, 0x100000)
+STAGED = Outcome(
+    "staged", plan=replace(WRITE, slot=IMAGE_SLOT, to_version="1"), found=FOUND, version="1",
+    slot=SLOT, replaces="0",
+)  # fmt: skip
+HERE = Place("a", "here", PORT, mac=MAC)
+
+
+def test_a_stage_leaves_the_board_what_it_was(at_desk: AtDesk) -> None:
+    """It is outdated still, nothing counts as evidence, and the journal has what waits."""
+
+    async def test(desk: Desk) -> None:
+        desk.script = ["link-lost", STAGED]
+        board, order = desk.board(), desk.order("stage", place=HERE)
+        answer = await desk.give(board, order)
+        assert (answer.end, board.shown.state, board.shown.version) == ("done", "outdated", "1")
+        assert order.report["replaces"] == "0"
+        waits = desk.memory.staged(MAC, TARGET.key)
+        assert waits is not None
+        assert board.shown.staged == waits
+        assert (waits.slot, waits.version, waits.stale) == ("ota_1", "2", False)
+        since, desk.script = waits.since, [STAGED]
+        await desk.give(board, desk.order("stage", place=HERE))
+        assert board.shown.staged == waits
+        assert board.shown.staged.since == since
+        stale = desk.memory.staged(MAC, OTHER.key)
+        assert stale is not None
+        assert stale.stale
+        record = desk.journal.attempt(MAC, TARGET.key)
+        assert (record.failed, record.updated_at) == (0, None)
+
+    at_desk(test)
+
+
+def test_an_activation_needs_no_firmware(at_desk: AtDesk) -> None:
+    """Nothing is fetched; and where nothing fitting waits, no port is opened."""
+
+    async def test(desk: Desk) -> None:
+        desk.script = [STAGED]
+        board = desk.board()
+        answer = await desk.give(board, desk.order("activate", place=HERE))
+        assert answer.error is not None
+        assert (answer.error.code, board.shown.error, desk.begun) == (
+            "not-staged",
+            answer.error,
+            [],
+        )
+        await desk.give(board, desk.order("stage", place=HERE))
+        answer = await desk.give(board, desk.order("activate", place=HERE, target=OTHER))
+        assert answer.error is not None
+        assert (answer.error.code, desk.begun) == ("stage-stale", ["stage"])
+
+        desk.firmwares.at_once, began = OtaError("download-failed"), len(desk.firmwares.waiting)
+        switch = replace(WRITE, action="switch", slot=IMAGE_SLOT, of_image=True)
+        desk.script = ["link-lost", replace(DONE, plan=switch, slot=IMAGE_SLOT, of_image=True)]
+        answer = await desk.give(board, desk.order("activate", place=HERE))
+        assert (answer.end, board.shown.state) == ("done", "up_to_date")
+        assert len(desk.firmwares.waiting) == began
+        assert board.shown.staged is None
+        assert desk.memory.staged(MAC, TARGET.key) is None
+        facts = desk.memory.facts(MAC, TARGET.key)
+        assert facts.slots["ota_1"].md5 == desk.fetched.image.md5
+        assert board.shown.running["slot"] == "ota_1"
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize("hindered", [False, True])
+def test_an_update_makes_a_stage_that_waits_an_update(at_desk: AtDesk, hindered: bool) -> None:
+    """Both are answered when it ends; one that a session has is followed by it."""
+
+    async def test(desk: Desk) -> None:
+        desk.script, desk.allowed = [DONE], not hindered
+        if not hindered:
+            desk.firmwares.at_once = None
+        board, stage = desk.board(), desk.order("stage")
+        board.order(stage)
+        await desk.until(lambda: board.state == ("held" if hindered else "fetching"))
+        begun = len(desk.begun)
+        update = desk.order(override=("not-allowed-now",))
+        board.order(update)
+        if not hindered:
+            await desk.until(lambda: desk.firmwares.waiting)
+            desk.firmwares.waiting[0](desk.fetched)
+        else:
+            desk.script = [DONE]
+        assert [(await order.answer).end for order in (stage, update)] == ["done", "done"]
+        assert desk.begun[begun:] == ["update"]
+
+        session = asyncio.get_running_loop().create_future()
+        desk.script, desk.allowed, desk.firmwares.at_once = [session, DONE], True, desk.fetched
+        stage, update = desk.order("stage"), desk.order()
+        board.order(stage)
+        await desk.until(lambda: desk.begun[-1] == "stage")
+        board.order(update)
+        await desk.until(lambda: board._line)
+        session.set_result(STAGED)
+        assert [(await order.answer).end for order in (stage, update)] == ["done", "done"]
+        assert desk.begun[-2:] == ["stage", "update"]
+
+    at_desk(test)

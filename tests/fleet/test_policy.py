@@ -181,9 +181,9 @@ def test_what_was_not_judged_says_nothing_of_a_firmware() -> None:
 class Asks:
     """A board that is told its turn."""
 
-    def __init__(self, turns: Turns, sha256: str) -> None:
+    def __init__(self, turns: Turns, sha256: str, *, aside: bool = False) -> None:
         self.told: list[str] = []
-        turns.ask(Ask(self, "key", sha256, False, False, False, object()))
+        turns.ask(Ask(self, "key", sha256, False, False, aside, object()))
 
     def tell(self, event: policy.Event, token: object | None, value: OtaError | None) -> None:
         """Noted."""
@@ -307,3 +307,41 @@ def test_pauses_grow_and_stay() -> None:
         pauses = [pause_s(failed) for failed in range(10)]
         assert pauses == sorted(pauses)
         assert pauses[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("under_way", "asked", "event"),
+    [
+        ("stage", "stage", "update"),
+        ("update", "stage", "update"),
+        ("stage", "update", "wider"),
+        ("activate", "activate", "update"),
+        ("activate", "update", "other"),
+        ("update", "activate", "other"),
+        ("stage", "activate", "other"),
+        ("activate", "stage", "other"),
+    ],
+)
+def test_parts_of_an_update_meet_each_other(under_way: str, asked: str, event: str) -> None:
+    """What does less joins what does more; what does another thing follows."""
+    plain, override = policy.Permits(), policy.Permits(override=frozenset({"not-allowed-now"}))
+    purposes = under_way, asked
+    assert policy.meets(plain, plain, same_target=True, purposes=purposes) == event
+    assert policy.meets(plain, plain, same_target=False, purposes=purposes) == "other"
+    more = "more" if event == "update" else event
+    assert policy.meets(plain, override, same_target=True, purposes=purposes) == more
+
+
+def test_what_stands_aside_neither_waits_for_a_canary_nor_is_one() -> None:
+    """A stage, or a part of what goes on as a whole; a firmware that is stopped stops it, too."""
+    stopped: list[str] = []
+    turns = Turns(8, True, lambda _: 5, lambda key, why: stopped.append(key))
+    canary, aside = Asks(turns, "one"), Asks(turns, "one", aside=True)
+    waits = Asks(turns, "one")
+    assert [board.told for board in (canary, aside, waits)] == [["turn"], ["turn"], []]
+    turns.ended(aside, "key", "good")
+    turns.ended(aside, "key", "bad")
+    assert (waits.told, stopped) == ([], [])
+    turns.ended(canary, "key", "bad")
+    assert (waits.told, stopped) == (["stopped"], ["key"])
+    assert Asks(turns, "one", aside=True).told == ["stopped"]

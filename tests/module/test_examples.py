@@ -21,8 +21,8 @@ PAGE = (ROOT / "docs" / "ota_service.md").read_text(encoding="utf-8")
 
 # What differs from one run and one machine to the next.
 VOLATILE = {
-    *("id", "port", "url", "sha256", "backup"),
-    *("started_at", "finished_at", "version_read_at"),
+    *("id", "port", "url", "sha256", "digest", "backup"),
+    *("started_at", "finished_at", "version_read_at", "since"),
     *("connecting", "inspecting", "writing", "verifying", "switching", "recording", "booting"),
 }
 NAMES = ["kitchen", "cellar", "lab"]
@@ -133,5 +133,13 @@ async def test_each_request_is_answered_as_the_page_says(tmp_path: Path) -> None
         await run("cancel")
         await rig.settled()
         await run("flash")
+        await rig.command("update", boards=["kitchen"], wait_s=60)
+        rig.serve("1.3.0", path="/app.bin")
+        await rig.configure(
+            url=rig.server.url("/app.bin", **login), version="1.3.0", auto_update=False,
+            pins={"lab": pin},
+        )  # fmt: skip
+        await run("stage")
+        await run("activate")
         await run("help")
     assert left == []

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from esp32_sim.bootmodel import PENDING_VERIFY, VALID, BootResult, Select
@@ -24,7 +25,7 @@ from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Protection
 from ota_service.update.boot import BootMonitor, Expected, Verdict
-from ota_service.update.facts import BoardFacts, SlotFact
+from ota_service.update.facts import BoardFacts, SlotFact, Staged
 from ota_service.update.first_look import FirstLook
 from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Plan
@@ -291,6 +292,11 @@ class Board(Protocol):
 def update(board: Board, firmware: Firmware, notes: Notes, *, force: bool = False) -> Outcome:
     """One update as a run makes it, the waiting for confirmation included."""
     job = Job("board", version=firmware.tag, image=firmware.image, force=force, boot=BOOT)
+    return to_its_end(board, job, notes)
+
+
+def to_its_end(board: Board, job: Job, notes: Notes) -> Outcome:
+    """A session, and those that follow while its app has yet to confirm itself."""
     outcome = board.session(job, notes)
     for _ in range(3):
         if outcome.end != "awaiting_confirmation":
@@ -305,6 +311,15 @@ def known_facts(layout: Layout, label: str, firmware: Firmware, tag: str) -> Boa
     """What the journal knows of a board that was seen running `firmware` from the slot `label`."""
     fact = SlotFact(len(firmware.data), firmware.image.md5, version=tag)
     return BoardFacts(slots={label: fact}, last_slot=label)
+
+
+def staged(firmware: Firmware, slot: str, *, stale: bool = False) -> Staged:
+    """What the journal knows of a board on which `firmware` is staged in the slot `slot`."""
+    image, known = firmware.image, firmware.image.known
+    return Staged(
+        "key", firmware.tag, slot, known.size_bytes, image.sha256, known.md5, known.staged_md5,
+        known.head[:288], datetime.now(UTC), stale,
+    )  # fmt: skip
 
 
 @contextmanager

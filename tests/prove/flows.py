@@ -15,7 +15,7 @@ from esp32_sim.nvsmodel import NvsStore
 from ota_service.update.facts import BoardFacts
 from ota_service.update.session import Awaited, Brought, Job
 from tests.prove import images
-from tests.prove.board import BOOT, Board, Notes, known_facts, update
+from tests.prove.board import BOOT, Board, Notes, known_facts, staged, to_its_end, update
 from tests.prove.cells import Cells
 from tests.prove.images import Firmware
 from tests.prove.judge import VERSION, Judge, Problem, region_of, running, stored
@@ -33,13 +33,16 @@ FLOWS = (
     "shy",
     "go-back",
     "take-back",
+    "stage",
+    "activate",
 )
 """update: a write of the slot, otadata, the version. plain-image: the same with an image that
 has no SHA-256. switch: the spare slot holds the image already. record: it runs already.
 correct: the bootloader has gone back by itself, and the tag is put right. back: the new firmware
 panics, and the host goes back. pending: a board is met while its app has yet to confirm itself.
 shy: it never does, and the host goes back. go-back: a person wants the other slot's firmware.
-take-back: what an update has brought is taken back, perhaps before its app confirmed itself."""
+take-back: what an update has brought is taken back, perhaps before its app confirmed itself.
+stage: the slot is written but for its magic byte. activate: the rest, from a staged slot."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,19 @@ class Case:
             start = replace(start, spare=self.firmware)
         elif self.flow in ("pending", "shy", "take-back"):
             return self._pending()
+        elif self.flow == "activate":
+            return self._staged()
         elif self.flow == "correct":
             return _with_tag(replace(start, spare=self.firmware), self.firmware.tag)
         return start.contents()
+
+    def _staged(self) -> bytes:
+        """After a stage of the new firmware."""
+        flash, data = bytearray(self.start.contents()), self.firmware.data
+        at = self.start.plan.find(self.spare).offset
+        end = at + -(-max(images.SIZES) // SECTOR) * SECTOR
+        flash[at:end] = (b"\xff" + data[1:]).ljust(end - at, b"\xff")
+        return bytes(flash)
 
     def _pending(self) -> bytes:
         """After an update by a host: the new entry PENDING_VERIFY, if its bootloader knows of that;
@@ -105,6 +118,10 @@ class Case:
         if self.flow == "record" and not interrupted:
             return BoardFacts()
         facts = known_facts(start.plan, start.runs, self.old, self.old_tag or "")
+        if self.flow == "stage":
+            return facts  # nothing that boots has changed, whatever became of it
+        if self.flow == "activate":
+            facts = replace(facts, staged=staged(self.firmware, self.spare))
         if self.flow in ("pending", "shy", "correct"):
             # The last success of ours was what ran before the update that is being judged.
             interrupted = interrupted or self.flow != "correct"
@@ -121,6 +138,10 @@ class Case:
             image, tag = self.firmware.image, self.firmware.tag
             brought = Brought(self.spare, len(image.data), image.md5, tag, self.old_tag)
             job = Job("board", back_of=brought, boot=BOOT)
+        elif self.flow == "stage":
+            job = replace(job, course="stage")
+        elif self.flow == "activate":
+            job = replace(job, course="activate", image=None)
         return job
 
     def cut_from(self) -> str:
@@ -145,13 +166,18 @@ class Case:
             for p in start.plan.partitions
             if p.type == 0 and p.label != start.runs
         }
-        boots = (self.old, self.firmware)
+        boots: tuple[Firmware, ...] = (self.old, self.firmware)
         if self.flow == "go-back":
             boots = (self.old, images.OTHER)
             tags.append(("string", images.OTHER.version.encode()))
-        forward = self.flow in ("update", "plain-image", "switch")
+        if self.flow == "stage":
+            boots, tags = (self.old,), [tag for tag in tags if tag != tags[1]]
+        forward = self.flow in ("update", "plain-image", "switch", "activate")
         early = self.firmware.tag if forward and self.firmware.tag != old else None
-        return Judge(start.plan, start.bootloader, region, boots, tuple(tags), spares, early)
+        staging = self.spare if self.flow == "stage" else None
+        return Judge(
+            start.plan, start.bootloader, region, boots, tuple(tags), spares, early, staging
+        )
 
 
 @lru_cache(maxsize=64)
@@ -182,7 +208,9 @@ def recover(case: Case, board: Board, facts: BoardFacts, *, own: bool = False) -
     try:
         if own and case.start.rollback and case.flow not in ("back", "shy", "take-back"):
             problems = _settled(case, board, notes)
-        elif case.flow in ("update", "plain-image", "switch", "record", "go-back"):
+        elif case.flow in ("stage", "activate") and facts.slots:
+            problems = _activated(case, board, notes)
+        elif case.flow not in ("back", "shy", "pending", "correct"):
             problems = _to_target(case, board, notes)
         elif case.flow in ("back", "shy"):
             problems = _back(case, board, notes)
@@ -226,6 +254,24 @@ def _to_target(
     if found:
         plans = "; ".join(f"{p.action}: {p.reason}" for p in notes.plans)
         return [Problem("converge", f"{found[0].text} ({outcome.end}; {plans})"), *found[1:]]
+    if outcome.end != "up_to_date":
+        found.append(Problem("converge", f"ended {outcome.end}: {outcome.error}"))
+    return found
+
+
+def _activated(case: Case, board: Board, notes: Notes) -> list[Problem]:
+    """A stage that was cut is asked for again, as is an activation, by the journal alone."""
+    if case.flow == "stage":
+        outcome = board.session(case.job(), notes)
+        if found := _is_old(case, board, notes):
+            return found
+        if outcome.end != "staged" or outcome.plan is None or outcome.plan.slot is None:
+            return [Problem("converge", f"ended {outcome.end}: {outcome.error}")]
+        waits = staged(case.firmware, outcome.plan.slot.name)
+        notes.facts = replace(notes.facts, staged=waits)
+    job = Job("board", case.firmware.tag, course="activate", boot=BOOT)
+    outcome = to_its_end(board, job, notes)
+    found = _is(case, board, case.firmware, case.firmware.tag)
     if outcome.end != "up_to_date":
         found.append(Problem("converge", f"ended {outcome.end}: {outcome.error}"))
     return found

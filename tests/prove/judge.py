@@ -55,6 +55,7 @@ class Judge:
     """Knows what has to stay. boots: the firmwares that may run; tags: the versions that may be
     stored (None: none); before: the NVS partition as it was; spares: what stood in the slots.
     early: a version that must not be stored while the old firmware, the first of `boots`, boots.
+    staging: the slot in which nothing new may boot, whatever otadata may say of it later.
     """
 
     layout: Layout
@@ -64,6 +65,7 @@ class Judge:
     tags: tuple[object, ...]
     spares: dict[str, bytes]
     early: str | None = None
+    staging: str | None = None
 
     def problems(
         self, cells: Cells, *, own: bool = False, rules: tuple[Rules, ...] = ALL_RULES
@@ -112,6 +114,9 @@ class Judge:
                 verify_app(NorFlash(cells), at.offset, at.size)  # type: ignore[arg-type]
             except BadImageError as error:
                 found.append(Problem("lost", f"{label} looks like an image: {error}"))
+            else:
+                if label == self.staging:
+                    found.append(Problem("lost", f"what is staged in {label} boots"))
         return found
 
     def nvs(

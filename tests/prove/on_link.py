@@ -45,8 +45,9 @@ def _record(board: RealBoard, case: Case) -> Recording | Failure:
     ends |= {"record": "up_to_date", "correct": "rolled_back", "back": "rolled_back"}
     ends |= {"pending": "awaiting_confirmation", "shy": "rolled_back", "go-back": "rolled_back"}
     ends |= {"take-back": "rolled_back"}
+    ends |= {"stage": "staged", "activate": "up_to_date"}
     # Where an entry shows rollback, the app is waited for.
-    waits = case.flow in ("update", "plain-image", "switch") and (
+    waits = case.flow in ("update", "plain-image", "switch", "activate") and (
         outcome.end == "awaiting_confirmation"
     )
     if outcome.end != ends[case.flow] and not waits:

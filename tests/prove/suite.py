@@ -66,6 +66,8 @@ def _odd_trials(some: Sequence[Start], depth: Depth) -> list[Trial]:
         *_trials("update", some, depth, on_link=1),
         *_trials("update", [replace(s, first_contact=True) for s in some], depth),
         *_trials("switch", some, depth),
+        *_trials("stage", some, depth),
+        *_trials("activate", some, depth),
         *_trials("record", described, depth),
         *_trials("back", some, depth, on_link=1),
         *_trials("go-back", ways, depth),
@@ -92,6 +94,9 @@ def whole() -> list[Trial]:
         *_trials("update", [s for s in grid if s not in {*pairs, *rare}], SOME_TEARS),
         *_trials("update", [replace(s, first_contact=True) for s in pairs], SOME_TEARS),
         *_trials("plain-image", pairs, SOME_TEARS),
+        *_trials("stage", pairs, SOME_TEARS, on_link=1),
+        *_trials("activate", [s for s in pairs if s.nvs == "small"], ALL_TEARS, on_link=1),
+        *_trials("activate", [s for s in pairs if s.nvs != "small"], SOME_TEARS),
         *_trials("switch", pairs, ALL_TEARS, on_link=1),
         *_trials("record", [replace(s, running=images.NEW) for s in pairs], ALL_TEARS, on_link=1),
         *_trials("back", pairs, ALL_TEARS, on_link=1),
@@ -132,7 +137,9 @@ def quick() -> list[Trial]:
         *_trials("update", rare, QUICK_RARE),
         *_trials("update", [replace(s, first_contact=True) for s in few], QUICK),
         *_trials("plain-image", few[:1], QUICK),
-        *_trials("switch", few, QUICK),
+        *_trials("switch", few[:1], QUICK),
+        *_trials("stage", [replace(common[2], nvs="small")], QUICK),
+        *_trials("activate", few[1:], QUICK, on_link=1),
         *_trials("record", [replace(s, running=images.NEW) for s in few], QUICK),
         *_trials("back", few, QUICK, on_link=1),
         *_trials("go-back", few, QUICK, on_link=1),
@@ -152,6 +159,7 @@ def _trials(flow: str, some: Iterable[Start], depth: Depth, on_link: int = 0) ->
     for start in some:
         # How a slot is written does not depend on NVS: where tears are thinned, so are slots.
         slot = depth.detail.tears > 3 or (depth.detail.slot and start.nvs == "small")
+        slot = slot or flow == "activate"  # one byte of it
         detail = replace(depth.detail, slot=slot)
         found.append(Trial(Case(flow, start), replace(depth, detail=detail), on_link))
     return found

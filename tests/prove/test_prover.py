@@ -80,6 +80,17 @@ def head_first(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(carry_out, "stage_slot", stage_slot)
 
 
+def sealed_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Write a slot with its magic byte, when it is only to be staged."""
+    right = carry_out.stage_slot
+
+    def stage_slot(flash: Any, slot: Any, stream: Any, **hooks: Any) -> None:
+        right(flash, slot, stream, **hooks)
+        flash.program(slot.offset, stream.head[:1])
+
+    patch.setattr(carry_out, "stage_slot", stage_slot)
+
+
 def version_first(patch: pytest.MonkeyPatch) -> None:
     """Store the version before otadata is switched."""
     right = plan._Wanted._switch
@@ -137,6 +148,7 @@ MUTANTS: list[tuple[Patch, str, tuple[Any, ...]]] = [
     (nvs_in_place, "keys", ("update", "guide", "first", False, "blobs")),
     (both_entries_first, "lost", ("update", "guide", "both", False, "small")),
     (head_first, "lost", ("update", "micro-rdk", "both", False, "small")),
+    (sealed_at_once, "lost", ("stage", "micro-rdk", "both", False, "small")),
     (version_first, "keys", ("update", "micro-rdk", "both", False, "small")),
     (freeing_without_full, "keys", ("update", "guide", "first", False, "no-second-free")),
     (way_back_forgotten, "converge", ("back", "micro-rdk", "first", False, "small")),

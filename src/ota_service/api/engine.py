@@ -24,6 +24,7 @@ from ota_service.firmware.check import Firmware
 from ota_service.firmware.target import Target
 from ota_service.fleet import engine as core
 from ota_service.fleet.board_state import State
+from ota_service.fleet.orders import UPDATES
 from ota_service.fleet.run import Run, RunOutcome
 from ota_service.fleet.service import FleetService
 from ota_service.fleet.settings import Override, Settings
@@ -79,7 +80,9 @@ class BoardReport:
     name: as in the engine. mac, port: of the board. outcome: the board's state at the end of an
     update ("up_to_date", "rolled_back", "failed", ..: docs/architecture.md). action: what an
     update does to it: "none", "write", "switch", "record" or "refuse"; reason: why. replaces:
-    {"project", "by"}, where its firmware is another project's. before, version: the tag stored
+    {"project", "by"}, where its firmware is another project's. staged: {"version", "slot",
+    "digest", "since"} of what waits to be activated, with "replaces", the version of the firmware
+    that was overwritten for it, where there was one. before, version: the tag stored
     before, and now. slot: where a rollback led. matches: whether it runs
     the firmware, of `verify`. seconds: by phase. boot_log: lines of watched starts, where one did
     not go well. error: what went wrong.
@@ -92,6 +95,7 @@ class BoardReport:
     action: Literal["none", "write", "switch", "record", "refuse"] | None = None
     reason: str = ""
     replaces: Mapping[str, str] | None = None
+    staged: Mapping[str, str] | None = None
     before: str | None = None
     version: str | None = None
     slot: str | None = None
@@ -298,6 +302,40 @@ class Engine:
         return self._asked("update", firmware, version, sha256, boards, dry_run=True,
                            force=force, override=list(override), rescue=rescue)  # fmt: skip
 
+    def stage(
+        self,
+        firmware: Source,
+        version: str | None = None,
+        *,
+        sha256: str | None = None,
+        boards: Iterable[str] | None = None,
+    ) -> Order:
+        """Write a firmware into spare slots and verify it, for `activate`.
+
+        Arguments as for `update`. The boards are down meanwhile, and keep their firmware; what
+        stood in the slots is overwritten. That the switch and the way back will fit is proven
+        before.
+        """
+        return self._asked("stage", firmware, version, sha256, boards)
+
+    def activate(
+        self,
+        firmware: Source | None = None,
+        version: str | None = None,
+        *,
+        sha256: str | None = None,
+        boards: Iterable[str] | None = None,
+    ) -> Order:
+        """Switch boards to what is staged on them, in about a second each; then as `update`.
+
+        firmware, version, sha256: of what was staged, as they were given then; without them what
+        boards were last given here. A board on which that is not staged has the error `not-staged`
+        or `stage-stale`.
+        """
+        if firmware is None:
+            return Order(self, self._begin("activate", _listed(boards)))
+        return self._asked("activate", firmware, version, sha256, boards)
+
     def verify(self, firmware: Source, *, boards: Iterable[str] | None = None) -> Order:
         """Whether boards run this firmware, by its digest. Restarts them."""
         return self._asked("verify", firmware, None, None, boards)
@@ -351,7 +389,7 @@ class Engine:
         return Order(self, begin())
 
     async def _begin(self, verb: str, names: list[str] | None, **arguments: Any) -> Run:
-        if verb != "update" or arguments.get("dry_run"):
+        if verb not in UPDATES or arguments.get("dry_run"):
             arguments["wait_s"] = 0
         reply = await FleetService(self._fleet).command(verb, {"boards": names, **arguments})
         return next(run for run in self._fleet.runs if run.id == reply["run"]["id"])
@@ -413,7 +451,8 @@ def _reports(run: Run) -> dict[str, BoardReport]:
             outcome=order.report.get("outcome"),
             action=told.get("action"),
             reason=told.get("reason", ""),
-            replaces=told.get("replaces"),
+            replaces=told.get("replaces") if "staged" not in told else None,
+            staged=_staged(told),
             before=told.get("from"),
             version=told.get("version", told.get("to")),
             slot=told.get("slot"),
@@ -423,6 +462,13 @@ def _reports(run: Run) -> dict[str, BoardReport]:
             error=answer.error if answer is not None else None,
         )
     return boards
+
+
+def _staged(told: Mapping[str, Any]) -> dict[str, str] | None:
+    if "staged" not in told:
+        return None
+    kept = {"replaces": told["replaces"]} if "replaces" in told else {}
+    return {**told["staged"], **kept}
 
 
 def _named(ports: Iterable[str]) -> dict[str, str]:

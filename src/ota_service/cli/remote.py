@@ -106,6 +106,7 @@ def ask(access: Access, asks: Asks, *, interrupted: str = "") -> Any:
 
 
 boards_argument = click.argument("boards", nargs=-1, metavar="[BOARD]...")
+no_wait_option = click.option("--no-wait", is_flag=True, help="Start it and do not watch.")
 wait_option = click.option(
     "--wait",
     "wait_s",
@@ -160,7 +161,7 @@ def verb(function: Command) -> click.Command:
 @click.option(
     "--dry-run", is_flag=True, help="Read the boards, say what would be done, write nothing."
 )
-@click.option("--no-wait", is_flag=True, help="Start it and do not watch.")
+@no_wait_option
 @wait_option
 def update(
     access: Access,
@@ -189,14 +190,41 @@ def update(
             out().print(plan_table(reply["plan"]))
         return
 
+    _run(access, "update", arguments, no_wait, as_json)
+
+
+@verb
+@no_wait_option
+def stage(access: Access, boards: tuple[str, ...], no_wait: bool, as_json: bool) -> None:
+    """Write the configured firmware into spare slots, for `activate`. Restarts the boards.
+
+    Each board is down while it is written and keeps its firmware; what stood in its spare slot,
+    usually the firmware before, is overwritten. Exit code 0 only if every board has it.
+    """
+    _run(access, "stage", {"boards": _named(boards)}, no_wait, as_json)
+
+
+@verb
+@no_wait_option
+def activate(access: Access, boards: tuple[str, ...], no_wait: bool, as_json: bool) -> None:
+    """Switch boards to what is staged on them, and watch. Restarts them.
+
+    Exit code 0 only if every board ended up to date.
+    """
+    _run(access, "activate", {"boards": _named(boards)}, no_wait, as_json)
+
+
+def _run(access: Access, verb: str, arguments: Reply, no_wait: bool, as_json: bool) -> None:
+    """Start a run, and watch it to its end."""
+
     async def asks(machine: Machine) -> Reply:
-        reply = await machine.command("update", arguments)
+        reply = await machine.command(verb, arguments)
         if no_wait:
             return reply
         console = err() if as_json else out()
         if reply.get("joined"):
             console.print("A run for this firmware is in progress; watching it.")
-        with Live(console, _named(boards), transient=True) as live:
+        with Live(console, arguments["boards"], transient=True) as live:
             return await _follow(machine, live, str(reply["run"]["id"]))
 
     reply = ask(access, asks, interrupted=_WATCHED_ON)

@@ -51,7 +51,7 @@ def status_table(status: Reply, *, ports: bool = True) -> Table:
         pinned = "" if image else str(dict(board.get("target", {})).get("version", ""))
         made.add_row(
             name,
-            state_text(str(board.get("state", ""))),
+            _state_and_staged(board),
             str(board.get("version", "")),
             *([image] if images else []),
             *([pinned] if pins else []),
@@ -60,6 +60,15 @@ def status_table(status: Reply, *, ports: bool = True) -> Table:
             *([str(board.get("port", ""))] if ports else []),
         )
     return made
+
+
+def _state_and_staged(board: Reply) -> Text:
+    """A board's state, and what waits on it to be activated."""
+    words, staged = state_text(str(board.get("state", ""))), dict(board.get("staged", {}))
+    if staged:
+        old = ", of another target" if staged.get("stale") else ""
+        words.append(f" ({staged.get('version', '')} staged{old})", style="dim")
+    return words
 
 
 def print_status(console: Console, status: Reply) -> None:
@@ -105,11 +114,14 @@ def run_table(run: Reply) -> Table:
     """What one run of the history did to each board."""
     made = table("board", "from", "to", "outcome", "seconds", right=("seconds",))
     for name, board in in_order(dict(run.get("boards", {}))).items():
-        outcome = str(board.get("outcome", "running"))
+        outcome, staged = str(board.get("outcome", "running")), dict(board.get("staged", {}))
         seconds = seconds_of(board)
         # What a board is in that a run did not get to says nothing about the run.
         words = state_text(outcome)
-        if outcome in ("outdated", "unknown"):
+        if staged:
+            over = f", over {board['replaces']}" if "replaces" in board else ""
+            words = Text(f"{staged.get('version', '')} staged{over}", style="green")
+        elif outcome in ("outdated", "unknown"):
             words = Text("not updated", style=STYLES["outdated"])
         made.add_row(
             name,
@@ -151,21 +163,23 @@ def seconds_of(board: Reply) -> float:
 
 
 def history_table(runs: Sequence[Reply]) -> Table:
-    """Runs, newest first, one a line. boards: of an update, how many ended up to date."""
+    """Runs, newest first, one a line. boards: of an update, how many ended up to date; of a stage,
+    how many have it."""
     made = table("started", "trigger", "for", "version", "outcome", "boards", "id")
     made.columns[0].no_wrap = made.columns[-1].no_wrap = True
     for run in runs:
         target, boards = dict(run.get("target", {})), dict(run.get("boards", {}))
         outcome = str(run.get("outcome", ""))
-        good = sum(board.get("outcome") == "up_to_date" for board in boards.values())
         purpose = str(target.get("purpose", "update"))
+        counted = purpose in ("update", "stage", "activate")
+        good = sum(b.get("outcome") == "up_to_date" or "staged" in b for b in boards.values())
         made.add_row(
             local_time(str(run.get("started_at", ""))),
             str(run.get("trigger", "")),
             purpose,
             str(target.get("version", "")),
             Text(outcome, style=_OUTCOME_STYLES.get(outcome, "red")),
-            f"{good} of {len(boards)}" if purpose == "update" else str(len(boards)),
+            f"{good} of {len(boards)}" if counted else str(len(boards)),
             str(run.get("id", "")),
         )
     return made

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from ota_service.fleet import endings, policy
 from ota_service.fleet.around import Around
 from ota_service.fleet.attempt import Attempt, SessionEnd, after_waiting, boot_rules, hindrance
 from ota_service.fleet.board_state import BoardState
-from ota_service.fleet.firmwares import Arrived, Fetched, LetGo
+from ota_service.fleet.firmwares import Fetched, LetGo
 from ota_service.fleet.journal_rows import FirmwareRecord
 from ota_service.fleet.orders import (
     READS,
@@ -62,6 +62,15 @@ _EVENTS: dict[Purpose, Event] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Recalled:
+    """What waits on the board to be activated, as the journal has it; sha256 "": that is for the
+    board to say. proven: a board was seen running it well."""
+
+    sha256: str
+    proven: bool
+
+
 class Board:
     """One board, from its first sight until its service ends or lists it no more.
 
@@ -91,7 +100,7 @@ class Board:
         self._timer: asyncio.TimerHandle | None = None
         self._let_go: LetGo | None = None
         self._wish_token: object = object()
-        self._fetched: Fetched | OtaError | None = None
+        self._fetched: Fetched | _Recalled | OtaError | None = None
         self._job: Job | None = None
         self._why: OtaError | None = None
         self._attempt: Attempt | None = None
@@ -291,10 +300,9 @@ class Board:
 
     def _image(self, order: Order) -> Image | None:
         """What an order has to write, or to hold against the board."""
-        fetched = self._fetched
-        if order is not self._update or not isinstance(fetched, Fetched):
-            return order.image
-        return fetched.image if isinstance(fetched.image, Image) else None
+        if order is self._update and isinstance(self._fetched, Fetched):
+            return self._fetched.image
+        return order.image
 
     def _flash_job(self, order: Order) -> FlashJob:
         settings, file = self._around.settings.of(self.shown.entry), order.file
@@ -404,7 +412,7 @@ class Board:
         if self._let_go is None:
             token = self._wish_token = object()
             self._fetched = None
-            arrived: Callable[[Fetched | OtaError], None] = partial(self._arrived, token)
+            arrived = partial(self._arrived, token)
             activates = update.purpose == "activate"
             want = self._recall_staged if activates else self._around.firmwares.want
             self._let_go = want(update.target, arrived)
@@ -420,17 +428,20 @@ class Board:
         order.report["attempted"] = order.target.version
         order.began_s = self._loop.time()
 
-    def _recall_staged(self, target: Target, arrived: Arrived) -> LetGo:
+    def _recall_staged(
+        self, target: Target, arrived: Callable[[_Recalled | OtaError], None]
+    ) -> LetGo:
         """What waits on the board to be activated, as the journal has it: no port is opened where
-        nothing does."""
+        nothing does. Where it is not known which board that is, it is looked at."""
         around, mac = self._around, self._under_way.place.mac
 
-        def recall() -> Fetched:
+        def recall() -> _Recalled:
+            if mac is None:
+                return _Recalled("", proven=False)
             memory = around.memory
-            staged = memory.staged(mac, target.key) if mac is not None else None
-            staged = require_staged(staged, target.version)
+            staged = require_staged(memory.staged(mac, target.key), target.version)
             proven = memory.journal.get(FirmwareRecord, sha256=staged.sha256) is not None
-            return Fetched(staged, proven)
+            return _Recalled(staged.sha256, proven)
 
         async def ask() -> None:
             try:
@@ -446,8 +457,8 @@ class Board:
 
         return let_go
 
-    def _arrived(self, token: object, got: Fetched | OtaError) -> None:
-        self.tell("firmware" if isinstance(got, Fetched) else "no-firmware", token, got)
+    def _arrived(self, token: object, got: Fetched | _Recalled | OtaError) -> None:
+        self.tell("no-firmware" if isinstance(got, OtaError) else "firmware", token, got)
 
     async def _without_firmware(self, message: Message) -> None:
         error, about, update = message.value, self.shown, self._under_way
@@ -455,7 +466,8 @@ class Board:
         if about.version is not None and about.version != update.target.version:
             about.state = "outdated"
         own = update.purpose == "activate"
-        if own or (about.entry is not None and about.entry.is_pinned):
+        pinned = about.entry is not None and about.entry.is_pinned
+        if pinned or (own and about.state != "up_to_date"):
             about.error = error  # its own firmware concerns this board
         await self._end(Answer("error" if own else "no-firmware", error), "neutral")
 
@@ -463,12 +475,12 @@ class Board:
         if message.order is not None:
             await self._join(message)
         update, fetched = self._under_way, self._fetched
-        assert isinstance(fetched, Fetched)
+        assert isinstance(fetched, Fetched | _Recalled)
         self.shown.phase = "waiting"
         ask = Ask(
             self,
             update.target.key,
-            fetched.image.sha256,
+            fetched.image.sha256 if isinstance(fetched, Fetched) else fetched.sha256,
             fetched.proven,
             overrides="stopped" in update.permits.override,
             aside=update.whole or update.purpose == "stage",
@@ -481,13 +493,8 @@ class Board:
         update = self._under_way
         now, fetched = self._new_job(update), self._fetched
         looks = self._job is not None and self._job.confirm is not None
-        needs_none = looks or update.purpose == "activate"
         outdated = self._around.firmwares.outdated
-        if (
-            isinstance(fetched, Fetched)
-            and not needs_none
-            and await outdated(update.target, fetched)
-        ):
+        if isinstance(fetched, Fetched) and not looks and await outdated(update.target, fetched):
             await self._fetch_anew(update)
             return
         if isinstance(fetched, Fetched) and fetched.allowed_by:
@@ -608,10 +615,10 @@ class Board:
         fetched, sight, around = self._fetched, self._sight, self._around
         image = fetched.image if isinstance(fetched, Fetched) else None
         if update.purpose == "stage":
-            assert isinstance(image, Image)
+            assert image is not None
             return await endings.staged(sight, around, update, outcome, image)
-        image = image if of == update.target.key else None
-        return await endings.updated(sight, around, update, outcome, image, of)
+        firmware = image or self.shown.staged if of == update.target.key else None
+        return await endings.updated(sight, around, update, outcome, firmware, of)
 
     async def _end_as(self, message: Message, error: OtaError | None, *, of_image: bool) -> None:
         update, about = self._under_way, self.shown

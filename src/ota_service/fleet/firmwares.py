@@ -32,7 +32,7 @@ from ota_service.fleet.board_state import Progress
 from ota_service.fleet.orders import FlashFile
 from ota_service.fleet.settings import Settings
 from ota_service.link.stream import STREAMS
-from ota_service.update.facts import KnownImage, Staged
+from ota_service.update.facts import KnownImage
 from ota_service.update.flash_plan import check_merged
 from ota_service.update.session import Image
 
@@ -42,10 +42,10 @@ MERGED_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A firmware that is there, or waits on a board to be activated. proven: a board was seen
-    running it well. allowed_by: how each policy of this host allowed it. asked: those policies."""
+    """A firmware that is there. proven: a board was seen running it well. allowed_by: how each
+    policy of this host allowed it. asked: those policies."""
 
-    image: Image | Staged
+    image: Image
     proven: bool
     allowed_by: tuple[Mapping[str, Any], ...] = ()
     asked: tuple[trust.Policy, ...] = ()

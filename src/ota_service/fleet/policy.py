@@ -417,7 +417,7 @@ _SHOWN: dict[str, Shown] = {
 }
 NOT_THE_BOARD = frozenset({"wrong-board", "duplicate-board"})
 """Codes of another board than the one that is meant."""
-WITHOUT_OUTCOME = frozenset({"cancelled", "stopped", *HINDRANCES})
+WITHOUT_OUTCOME = frozenset({"cancelled", "stopped", "not-staged", "stage-stale", *HINDRANCES})
 """Codes that say nothing of a board: it shows what it showed before."""
 
 

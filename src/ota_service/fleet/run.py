@@ -38,7 +38,6 @@ from ota_service.fleet.places import Place, stands_in
 from ota_service.fleet.policy import Permits, Spared, spared
 from ota_service.fleet.sight import Sight
 from ota_service.fleet.steps import Course, Pair
-from ota_service.update.session import Image
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
@@ -315,7 +314,6 @@ class Run:
         here = order.place.kind == "here"
         if self.purpose in ("plan", "verify") and here:
             async with engine.firmwares.had(order.target) as fetched:
-                assert isinstance(fetched.image, Image)
                 order.image = fetched.image
                 board.order(order)
                 return await order.answer

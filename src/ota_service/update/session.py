@@ -375,20 +375,21 @@ class _Session:
         running = found.running.partition
         if whole.action not in ("write", "switch") or running is None or whole.slot is None:
             return
-        slot: Partition | None = None
+        ahead, slot = rollback_after(self.link, found, whole), None
         try:
-            back = self._plan_back(found, whole.slot, rollback_after(self.link, found, whole))
-            slot = back.slot
-            if back.problem is not None:
-                raise back.problem
+            back = self._plan_back(found, whole.slot, ahead)
+            slot, problem = back.slot, back.problem
         except OtaError as error:
             if error.code != "boot-failed":
                 raise
+            problem = None
+        if problem is not None:
+            raise problem
         if slot != running:
             raise OtaError(
-                "secure-version",
-                f"From {whole.slot.name} the board could not go back to {running.name}: by what "
-                "its fuses ask for, its bootloader may refuse that firmware. Nothing was written.",
+                "otadata-invalid",
+                f"From {whole.slot.name} the board would not go back to {running.name}, which runs "
+                "now, so nothing was written.",
             )
 
     def _stage(self, found: Inspection, made: Plan) -> Outcome:

@@ -102,8 +102,8 @@ _PLANNED = (
     Mutant(
         "an image below the fuses is written",
         _PLAN,
-        "if image.descriptor.secure_version < max(lowest, fused):",
-        "if image.descriptor.secure_version < lowest:",
+        "if secure_version < max(lowest, fused):",
+        "if secure_version < lowest:",
         f"{RUNNING}::test_an_update_that_the_fuses_forbid_is_refused",
     ),
     Mutant(
@@ -220,8 +220,8 @@ _CARRIED_OUT = (
     Mutant(
         "the whole image's digest is not looked at",
         _CARRY_OUT,
-        "if flash.md5(slot.offset, stream.size_bytes) != stream.image_md5:",
-        "if not flash.md5(slot.offset, stream.size_bytes):",
+        "if flash.md5(slot.offset, step.size_bytes) != step.md5:",
+        "if not flash.md5(slot.offset, step.size_bytes):",
         f"{SESSION}::test_a_slot_is_read_back_whole_before_it_is_switched_to",
     ),
     Mutant(
@@ -317,4 +317,71 @@ _CARRIED_OUT = (
     ),
 )
 
-MUTANTS = (*_PLANNED, *_LOOKED_AT, *_CARRIED_OUT)
+STAGE = "tests/update/test_stage.py"
+_IN_PARTS = (
+    Mutant(
+        "a staged slot is sealed with its stage",
+        _SESSION,
+        "return staging(made)",
+        "return replace(staging(made), steps=made.steps[:2])",
+        f"{STAGE}::test_a_staged_board_keeps_its_firmware_until_its_activation",
+    ),
+    Mutant(
+        "any first byte passes for that of a staged image",
+        _INSPECT,
+        "and first & IMAGE_MAGIC == IMAGE_MAGIC != first",
+        "and first != IMAGE_MAGIC",
+        f"{STAGE}::test_a_slot_whose_magic_byte_cannot_be_programmed_is_not_staged",
+    ),
+    Mutant(
+        "a magic byte that is half programmed is lost",
+        _INSPECT,
+        "and first & IMAGE_MAGIC == IMAGE_MAGIC != first",
+        "and first == 0xFF",
+        f"{STAGE}::test_an_update_finds_what_is_staged",
+    ),
+    Mutant(
+        "what is staged of another target is activated",
+        _PLAN,
+        "    if staged.stale:\n",
+        "    if staged.stale and not staged.slot:\n",
+        f"{STAGE}::test_nothing_is_written_where_nothing_fitting_is_staged",
+    ),
+    Mutant(
+        "a board is staged while its app has yet to confirm itself",
+        _PLAN,
+        'if self.course == "stage" and self._has_yet_to_confirm(running):',
+        'if self.course == "stage" and image is None:',
+        f"{STAGE}::test_a_board_whose_app_has_yet_to_confirm_itself_is_not_staged",
+    ),
+    Mutant(
+        "a board is staged that could not be taken back",
+        _SESSION,
+        "            self._require_way_back(found, made)\n",
+        "            pass\n",
+        f"{STAGE}::test_nothing_is_staged_whose_way_back_is_not_certain",
+    ),
+    Mutant(
+        "a tag that the firmware in a slot did not have is said to be replaced",
+        _SESSION,
+        "return (fact.version if fact is not None and same else None) or about.version",
+        "return (fact.version if fact is not None else None) or about.version",
+        f"{STAGE}::test_what_is_replaced_is_named",
+    ),
+    Mutant(
+        "a stage waits for a canary, and is one",
+        "fleet/turns.py",
+        'if ask.aside and firmware.state != "stopped":',
+        'if ask.aside and firmware.state == "proven":',
+        "tests/fleet/test_policy.py::test_what_stands_aside_neither_waits_for_a_canary_nor_is_one",
+    ),
+    Mutant(
+        "an update that meets a stage is answered when that ends",
+        "fleet/policy.py",
+        'if same_target and purposes == ("stage", "update"):',
+        'if same_target and purposes == ("stage", ""):',
+        "tests/fleet/test_policy.py::test_parts_of_an_update_meet_each_other",
+    ),
+)
+
+MUTANTS = (*_PLANNED, *_LOOKED_AT, *_CARRIED_OUT, *_IN_PARTS)
