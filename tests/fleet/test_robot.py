@@ -225,6 +225,7 @@ def test_a_robot_that_thinks_for_long_holds_no_cancel_up(at_desk: AtDesk) -> Non
         with_arm(desk, arm)
         ended = asyncio.ensure_future(session(desk, stop=stop))
         await desk.until(lambda: arm.heard == ["before"])
+        assert owed(desk) == [("a", "after")]  # for the next process, if this one dies now
         began_s = now_s()
         stop.at_all.set()
         assert await ended == "cancelled"

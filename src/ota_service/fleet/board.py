@@ -869,7 +869,7 @@ class Board:
             self._job = _slower(self._job, error)
         again = message.event == "again"
         order.failed = end.failed
-        self._wait(policy.retry_pause_s(end.failed) if again else policy.HELD_POLL_S)
+        self._wait(policy.retry_pause_s(end.failed) if again else self._robot_poll_s())
         await self._next()
 
     async def _reply(self, message: Message) -> None:
