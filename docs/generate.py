@@ -24,7 +24,7 @@ from ota_service.firmware.manifest import ImageEntry, Manifest
 from ota_service.fleet import policy
 from ota_service.module.discovery import DiscoveryAttributes, ProbeArguments
 from ota_service.module.sensor import SensorAttributes
-from ota_service.module.service_attributes import BoardConfig, ServiceConfig
+from ota_service.module.service_attributes import BoardConfig, HealthCheckConfig, ServiceConfig
 from ota_service.module.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -190,6 +190,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "manifest-image-fields": lambda: table(ImageEntry),
     "service-attributes": lambda: table(ServiceConfig),
     "board-attributes": lambda: table(BoardConfig),
+    "robot-call": lambda: table(HealthCheckConfig),
     "sensor-attributes": lambda: table(SensorAttributes),
     "discovery-attributes": lambda: table(DiscoveryAttributes),
     "discovery-arguments": lambda: table(ProbeArguments),

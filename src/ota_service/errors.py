@@ -373,9 +373,9 @@ _ROWS: tuple[ErrorKind, ...] = (
     ),
     _policy(
         "not-allowed-now",
-        "The sensor of allow_restart does not allow boards to be restarted now.",
-        'The run goes on when the sensor allows it; update with override ["not-allowed-now"] does '
-        "not ask it.",
+        "The robot (allow_restart, before_restart) does not allow boards to be restarted now.",
+        'The run goes on when it is allowed; update with override ["not-allowed-now"] does not '
+        "mind it.",
         transient=True,
     ),
     _host(

@@ -81,7 +81,7 @@ def phase_of(status: Mapping[str, Any]) -> str:
 def over(status: Mapping[str, Any]) -> bool:
     """Whether nothing goes on any more."""
     ended = status.get("run", {}).get("outcome", "running") != "running"
-    return ended and status["state"] == "idle"
+    return bool(ended and status["state"] == "idle")
 
 
 async def ended(rig: Rig) -> dict[str, Any]:
@@ -96,9 +96,12 @@ async def test_one_that_does_not_start_takes_its_whole_group_back(tmp_path: Path
         url = serve(rig, "2.0.0", eye=PANICS, order=[["wheel"], ["eye"]])
         await rig.configure(url=url, version="2.0.0")
         seen: list[str] = []
-        status = await rig.module.wait_status(
-            NAME, lambda now: seen.append(phase_of(now)) or over(now), timeout_s=LASTS_S
-        )
+
+        def watch(status: dict[str, Any]) -> bool:
+            seen.append(phase_of(status))
+            return over(status)
+
+        status = await rig.module.wait_status(NAME, watch, timeout_s=LASTS_S)
         assert runs(rig) == OLD
         states = {name: board["state"] for name, board in status["boards"].items()}
         assert states == {"a": "outdated", "b": "outdated", "c": "rolled_back"}

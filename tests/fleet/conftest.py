@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,8 @@ from ota_service.fleet.memory import Memory
 from ota_service.fleet.orders import Answer, FlashFile, Order, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Event, Permits
-from ota_service.fleet.settings import BoardEntry, Settings
+from ota_service.fleet.robot import Calls, Robot
+from ota_service.fleet.settings import BoardEntry, RobotCall, Settings
 from ota_service.fleet.turns import Turns
 from ota_service.formats.image import parse_app_image
 from ota_service.update.session import Image
@@ -80,6 +81,8 @@ class Desk:
         self.firmwares: Any = Shelf()
         self.turns = Turns(8, True, lambda _: 1, lambda key, why: None)
         self.slots = asyncio.Semaphore(8)
+        self.robot: Robot | None = self
+        self.calls = Calls(self)
         self.journal: Journal = open_journal(folder)
         self.memory = Memory(self.journal, "OTA")
         self.script: list[Any] = []
@@ -104,6 +107,10 @@ class Desk:
     async def may_restart(self) -> bool:
         """As the test says."""
         return self.allowed
+
+    async def ask(self, call: RobotCall) -> Mapping[str, Any]:
+        """It has nobody to ask."""
+        raise LookupError(call.resource)
 
     def renamed(self, about: BoardState, mac: str) -> None:
         """Boards keep their names."""
@@ -148,9 +155,9 @@ def at_desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AtDesk:
         desk.begun.append(attempt._order.purpose)
         desk.attempts.append(attempt)
         end = await _end_of(attempt, desk.script.pop(0))
-        return attempt._judge(end), end
+        return await attempt.event_of(end), end
 
-    async def asked(around: Any, order: Order, port: str, board: str) -> OtaError | None:
+    async def asked(around: Any, order: Order, about: BoardState) -> OtaError | None:
         try:
             await require_allowed(around, order)
         except OtaError as error:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from esp32_sim.images import build_app
 from esp32_sim.process import SimProcess
 from ota_service.firmware.target import Target
 from ota_service.fleet.service import FleetService, UnknownBoard, shutdown
-from ota_service.fleet.settings import BoardEntry, Settings
+from ota_service.fleet.settings import BoardEntry, RobotCall, Settings
 from tests.support.firmware_server import FirmwareServer
 
 pytestmark = pytest.mark.slow
@@ -50,14 +50,18 @@ async def test_a_run_waits_until_the_sensor_allows_it_or_is_overridden(tmp_path:
     """No port is opened while the answer is no; it is no attempt, and the run goes on by itself."""
     allowed = asyncio.Event()
 
-    async def may_restart() -> bool:
-        return allowed.is_set()
+    class Sensor:
+        async def may_restart(self) -> bool:
+            return allowed.is_set()
+
+        async def ask(self, call: RobotCall) -> Mapping[str, Any]:
+            raise LookupError(call.resource)
 
     with SimProcess(tmp_path / "boards", 1) as sim:
         async with FirmwareServer.start() as server:
             url = server.put("/x.bin", build_app(version="1.1.0", size_bytes=60_000))
             wanted = settings(tmp_path, url, sim.boards[0].url)
-            service = await FleetService.open(wanted, restart_allowed=may_restart)
+            service = await FleetService.open(wanted, robot=Sensor())
             try:
                 status = await until(
                     service,

@@ -164,11 +164,14 @@ def test_only_evidence_of_the_firmware_stops_it() -> None:
     assert FIRMWARE["trying", "bad"].state == "stopped"
     for code in ERRORS:
         told = policy.verdict("failed", None, OtaError(code), of_image=True)
-        assert told == ("bad" if code in ("boot-failed", "check-failed") else "neutral"), code
+        known = {"check-unanswered": "unanswered"} | dict.fromkeys(policy.EVIDENCE, "bad")
+        assert told == known.get(code, "neutral"), code
+    assert {"boot-failed", "check-failed"} == policy.EVIDENCE
     for confirmed, said in ((True, "good"), (False, "good"), (None, "neutral")):
         assert policy.verdict("up_to_date", confirmed, None, of_image=True) == said
-        assert policy.good("up_to_date", confirmed) is (said == "good")
-        assert not policy.good("outdated", confirmed)
+        assert policy.good("up_to_date", confirmed, False) is (said == "good")
+        assert not policy.good("up_to_date", confirmed, True)
+        assert not policy.good("outdated", confirmed, False)
 
 
 def test_what_was_not_judged_says_nothing_of_a_firmware() -> None:

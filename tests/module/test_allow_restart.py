@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from viam.components.generic import Generic
 from viam.components.sensor import Sensor
 from viam.proto.common import ResourceName
 from viam.resource.base import ResourceBase
 
-from ota_service.errors import OtaError
-from ota_service.module.models import RestartAllowed, ask_sensor
+from ota_service.module.neighbours import Neighbours
 from ota_service.module.service_attributes import RestartCondition
 
 CONDITION = RestartCondition(sensor="rdk:component:sensor/door", key="closed")
@@ -39,9 +39,9 @@ class Door(Sensor):
         return {Sensor.get_resource_name("door"): self}
 
 
-def asked(dependencies: Any) -> RestartAllowed:
-    """The question of a service called OTA."""
-    return ask_sensor(CONDITION, dependencies, service="OTA", logger=logging.getLogger("resource"))
+def asked(found: Any) -> Neighbours:
+    """What is beside a service called OTA."""
+    return Neighbours(CONDITION, found, "OTA", logging.getLogger("resource"))
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,14 @@ def asked(dependencies: Any) -> RestartAllowed:
 )
 async def test_only_a_clear_yes_allows_a_restart(reading: Any, allowed: bool) -> None:
     """A sensor that is broken must not let boards be restarted."""
-    assert await asked(Door(reading).found)() is allowed
+    assert await asked(Door(reading).found).may_restart() is allowed
 
 
 async def test_the_reason_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """A run asks every few seconds, perhaps all night; a new reason is said again."""
     caplog.set_level(logging.INFO, logger="resource")
     door = Door({})
-    ask = asked(door.found)
+    ask = asked(door.found).may_restart
     for _ in range(3):
         await ask()
     assert len(caplog.records) == 1
@@ -85,12 +85,16 @@ async def test_a_call_that_is_given_up_ends(caplog: pytest.LogCaptureFixture) ->
     """A cancelled run must not hang at its sensor."""
     door = Door(asyncio.CancelledError())
     with pytest.raises(asyncio.CancelledError):
-        await asked(door.found)()
+        await asked(door.found).may_restart()
     assert caplog.records == []
 
 
-def test_a_sensor_that_is_not_there_is_a_fault() -> None:
-    """It names the sensor."""
-    with pytest.raises(OtaError, match='no sensor "door"') as caught:
-        asked({})
-    assert caught.value.code == "config-invalid"
+async def test_a_sensor_that_is_not_there_allows_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nor does another resource of that name; the service is there all the same."""
+    caplog.set_level(logging.INFO, logger="resource")
+    assert await asked({}).may_restart() is False
+    assert "no such sensor now" in caplog.text
+    other: Any = {Generic.get_resource_name("door"): Door({"closed": True})}
+    assert await asked(other).may_restart() is False

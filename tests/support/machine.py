@@ -33,6 +33,7 @@ from viam.proto.module import (
     RemoveResourceRequest,
     ValidateConfigRequest,
 )
+from viam.resource.base import ResourceBase
 from viam.resource.types import API
 from viam.robot.client import RobotClient
 from viam.rpc.dial import DialOptions
@@ -168,13 +169,24 @@ class Machine:
         reply = await self.module._stub.ValidateConfig(request, timeout=VALIDATE_TIMEOUT_S)
         return list(reply.dependencies), list(reply.optional_dependencies)
 
+    def have(self, resource: ResourceBase) -> None:
+        """The machine has a resource of another module from now on."""
+        self._server.register(resource)
+
+    async def lose(self, resource: ResourceBase) -> None:
+        """The machine has it no more."""
+        await self._server.remove_resource(resource.get_resource_name(resource.name))
+
     async def add(self, kind: Kind, name: str, attributes: Mapping[str, Any]) -> None:
         """As viam-server does: ValidateConfig, then AddResource with the whole names of the
-        dependencies that it named; from then on clients of the machine find the resource."""
-        required, _ = await self.validate(kind, name, attributes)
+        dependencies that it named, of optional ones those that are there; from then on clients of
+        the machine find the resource."""
+        required, optional = await self.validate(kind, name, attributes)
+        here = {at.name for at in self._server.resources}
+        depends = [*required, *(name for name in optional if name in here)]
         request = AddResourceRequest(
             config=_config(kind, name, attributes),
-            dependencies=[self._whole_name(short) for short in required],
+            dependencies=[self._whole_name(short) for short in depends],
         )
         await self.module._stub.AddResource(request, timeout=ADD_TIMEOUT_S)
         self._server.register(kind.passed_on(name, self.module.channel))

@@ -45,7 +45,7 @@ REMEDIES: dict[str, str] = {
     f"`esp32-ota update PORT` with --rescue --confirm MAC writes the firmware; or {_FLASH}.",
     "board-boots": "Call the command again without --rescue.",
     "other-project": "Call the command again with --override other-project if it is meant.",
-    "not-allowed-now": "Wait until the sensor allows it, or call `esp32-ota remote update` with "
+    "not-allowed-now": "Wait until the robot allows it, or call `esp32-ota remote update` with "
     "--override not-allowed-now.",
     "stopped": "Correct the firmware and give it another version; `esp32-ota remote release "
     "--stopped` lets this one be tried again on a machine.",

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Firmwares
 from ota_service.fleet.memory import Memory
+from ota_service.fleet.robot import Calls, Robot
 from ota_service.fleet.settings import Settings
 from ota_service.fleet.turns import Turns
 
@@ -20,7 +21,7 @@ Log = logging.LoggerAdapter[logging.Logger]
 
 class Around(Protocol):
     """A service, as its boards see it. owner: who claims their ports ("service OTA"). slots: for
-    sessions that are no updates."""
+    sessions that are no updates. robot: the machine around it, as the newest instance has it."""
 
     settings: Settings
     owner: str
@@ -28,6 +29,8 @@ class Around(Protocol):
     firmwares: Firmwares
     turns: Turns
     slots: asyncio.Semaphore
+    robot: Robot | None
+    calls: Calls
 
     @property
     def memory(self) -> Memory:
@@ -38,9 +41,6 @@ class Around(Protocol):
 
     def journaled(self, call: Callable[[], Result]) -> Awaitable[Result]:
         """Something that blocks for as long as a disk takes, in a thread."""
-
-    async def may_restart(self) -> bool:
-        """Whether boards may be restarted now."""
 
     def renamed(self, about: BoardState, mac: str) -> None:
         """A board that is not in `boards` goes by its MAC now."""

@@ -7,6 +7,7 @@ Runs beside the board's task; what came of it is the table's event and a `Sessio
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.hooks import FlashHooks, SessionHooks
 from ota_service.fleet.orders import SWITCHES, UPDATES, Fact, Order
 from ota_service.fleet.policy import Event
+from ota_service.fleet.robot import Stop
 from ota_service.fleet.settings import Settings
 from ota_service.link.at_port import at_port, require_free
 from ota_service.link.link import EspLink
@@ -33,6 +35,10 @@ from ota_service.update.session import Awaited, BootRules, Job, Outcome
 
 Result = TypeVar("Result")
 
+
+LET_GO_S = 3.0
+"""How long a port may stay busy behind before_restart's yes."""
+LET_GO_POLL_S = 0.1
 
 EXECUTOR = ThreadPoolExecutor(max_workers=64, thread_name_prefix="board")
 """Sessions block; max_parallel bounds how many write at once, this only what can exist."""
@@ -69,6 +75,8 @@ class Attempt:
         self._port = str(about.port)
         self._mac = about.mac
         self._reset = about.entry.reset if about.entry is not None else None
+        self._settings = around.settings.of(about.entry)
+        self._stop = Stop()
         self.hooks = SessionHooks(around, about, order, tell)
         if isinstance(job, Job) and job.image is not None:
             self.hooks.brings = job.image.known
@@ -88,7 +96,15 @@ class Attempt:
         except Exception as error:
             self._around.log.exception("%s: the session failed", self._name)
             end = await self._failed_by(OtaError.unforeseen(error))
-        return self._judge(end), end
+        return await self.event_of(end), end
+
+    def stop(self, *, ending: bool = False) -> None:
+        """Stop where that leaves the board bootable. ending: the process ends."""
+        self.hooks.cancel.set()
+        self._stop.at_all.set()
+        if ending:
+            self.hooks.stop.set()
+            self._stop.ending.set()
 
     async def _go_through(self) -> SessionEnd:
         around, job, memory = self._around, self._job, self._around.memory
@@ -98,13 +114,13 @@ class Attempt:
         if isinstance(job, FlashJob):
             assert self._order.file is not None
             await around.firmwares.require_current(self._order.file)
-            flashed = await self._in_thread(partial(run_flash, job=job, hooks=self._flash))
-            return SessionEnd(flashed)
+            flash = partial(run_flash, job=job, hooks=self._flash)
+            return SessionEnd(await self._at_robots_word(flash))
         looks_again = job.confirm is not None or job.back_of is not None
         awaits = await self._left_alone() if not looks_again else None
         if awaits is not None:
             return awaits
-        outcome = await self._in_thread(partial(session.run, job=job, hooks=self.hooks))
+        outcome = await self._at_robots_word(partial(session.run, job=job, hooks=self.hooks))
         if outcome.power_failed and self.hooks.mac is not None:
             await around.journaled(partial(memory.power_failed, self.hooks.mac))
         return SessionEnd(outcome, failed=self._failed)
@@ -121,6 +137,27 @@ class Attempt:
         if awaited is None:
             return None
         return SessionEnd(failed=self._failed, awaited=awaited[0], waits_s=awaited[1])
+
+    async def _at_robots_word(self, work: Callable[[SerialBase], Result]) -> Result:
+        """A session, between what the robot is asked before and what it is told after it."""
+        overridden = "not-allowed-now" in self._order.permits.override
+        calls, settings = self._around.calls, self._settings
+        async with calls.around(self._name, settings, self._stop, overridden=overridden):
+            if settings.before_restart is not None:
+                await asyncio.get_running_loop().run_in_executor(EXECUTOR, self._until_let_go)
+            return await self._in_thread(work)
+
+    def _until_let_go(self) -> None:
+        """A module that was told to let go of the port may take a moment for it. In a thread."""
+        end_s = time.monotonic() + LET_GO_S
+        while not self.hooks.cancelled():
+            try:
+                require_free(self._port, self._around.owner, self._name)
+                return
+            except OtaError:
+                if time.monotonic() > end_s:
+                    return  # whoever opens it says what keeps it
+            time.sleep(LET_GO_POLL_S)
 
     async def _in_thread(self, work: Callable[[SerialBase], Result]) -> Result:
         """Do something at the open port."""
@@ -157,6 +194,21 @@ class Attempt:
         )
         return (await self._around.journaled(end)).failed
 
+    async def event_of(self, end: SessionEnd) -> Event:
+        """What a session's end is to the board's task."""
+        event, outcome = self._judge(end), end.outcome
+        if event != "done" or not isinstance(outcome, Outcome) or outcome.found is None:
+            return event
+        memory, mac = self._around.memory, outcome.found.chip.mac
+        board = await self._around.journaled(partial(memory.journal.board, mac))
+        if outcome.end != "up_to_date" or board is None or not board.unchecked:
+            return event
+        if self._settings.health_check is not None:
+            return "checks"
+        self.hooks.tell(lambda sight: sight.checked())
+        await self._around.journaled(partial(memory.checked, mac))
+        return event
+
     def _judge(self, end: SessionEnd) -> Event:
         update = self._order.purpose in UPDATES
         if end.error is not None:
@@ -176,16 +228,21 @@ async def require_allowed(around: Around, order: Order) -> None:
     Raises OtaError `not-allowed-now`.
     """
     overridden = "not-allowed-now" in order.permits.override
-    if not overridden and not await around.may_restart():
+    if not overridden and around.robot is not None and not await around.robot.may_restart():
         raise OtaError("not-allowed-now")
 
 
-async def hindrance(around: Around, order: Order, port: str, board: str) -> OtaError | None:
-    """What keeps a session from being begun, by the sensor and the port's owners; opens nothing."""
+async def hindrance(around: Around, order: Order, about: BoardState) -> OtaError | None:
+    """What keeps a session from being begun, by the sensor and the port's owners; opens nothing.
+
+    Where the robot has a say of its own, the session asks it, and the port may be let go of then.
+    """
+    port, board = str(about.port), about.name
     try:
         await require_allowed(around, order)
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(EXECUTOR, partial(require_free, port, around.owner, board))
+        if around.settings.of(about.entry).before_restart is None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(EXECUTOR, partial(require_free, port, around.owner, board))
     except OtaError as error:
         error.board = board
         return error

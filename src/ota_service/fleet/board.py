@@ -37,6 +37,7 @@ from ota_service.fleet.orders import (
     refusal,
 )
 from ota_service.fleet.policy import BOARD, Event, State, Verdict
+from ota_service.fleet.robot import Said
 from ota_service.fleet.settings import BoardEntry
 from ota_service.fleet.sight import Sight
 from ota_service.fleet.turns import Ask
@@ -71,6 +72,10 @@ class _Recalled:
     proven: bool
 
 
+_STOPS = ("stopped", "check-unanswered")
+"""Codes with which a firmware is given to no further board, for good or in this run."""
+
+
 class Board:
     """One board, from its first sight until its service ends or lists it no more.
 
@@ -95,7 +100,8 @@ class Board:
         self._looks: list[Order] = []
         self._line: list[Order] = []
         self._plan_waiters: list[Order] = []
-        # What the update holds: its wait, its firmware, its next session, why it is to stop.
+        # What the update holds: its wait, its firmware, its next session, why it is to stop, and
+        # what its session came to that the robot is asked about.
         self._token: object = object()
         self._timer: asyncio.TimerHandle | None = None
         self._let_go: LetGo | None = None
@@ -103,6 +109,7 @@ class Board:
         self._fetched: Fetched | _Recalled | OtaError | None = None
         self._job: Job | None = None
         self._why: OtaError | None = None
+        self._tested: SessionEnd | None = None
         self._attempt: Attempt | None = None
         self._task = around.spawn(self._live())
 
@@ -224,7 +231,7 @@ class Board:
         self._update = self._exclusive = None
         self.state = "rest"
         if self._attempt is not None:
-            self._attempt.hooks.cancel.set()
+            self._attempt.stop()
             self.state = "stopping"
         self._sight.error(told)
         for order in orders:
@@ -269,8 +276,8 @@ class Board:
         self._around.spawn(go())
 
     def _over(self) -> None:
-        """A session is over."""
-        if self._attempt is not None:
+        """A session is over, or the robot's answer is there."""
+        if self._attempt is not None or self._tested is not None:
             self._attempt = None
             self._sight.phase(None, time.monotonic())
             self._sight.at_work = None
@@ -363,7 +370,8 @@ class Board:
 
     async def _answer_last(self, message: Message) -> None:
         order, about = _order(message), self.shown
-        error = about.error or OtaError("awaiting-confirmation", board=about.name)
+        why_not = "check-unanswered" if self.state == "checking" else "awaiting-confirmation"
+        error = about.error or OtaError(why_not, board=about.name)
         plan = self._update.plan if self._update is not None else None
         order.give(Answer("error", error, last_reply(order.purpose, about, error, plan)))
 
@@ -517,22 +525,28 @@ class Board:
         await self._fetch(Message("update"))
 
     async def _hold(self, message: Message) -> None:
-        """Sensor or port said no: ask again, and let others go meanwhile."""
-        update, error = self._under_way, message.value
+        """Sensor, robot or port said no: ask again, and let others go meanwhile."""
+        update, error, pause_s = self._under_way, message.value, policy.HELD_POLL_S
         if isinstance(error, SessionEnd):
             self._over()
             self.shown.state = "updating"
-            error = error.error
-            self._sight.log(logging.INFO, "it waits: %s", error.message if error else "")
+            error, before, pause_s = error.error, self.shown.error, self._robot_poll_s()
+            if error is not None and (before is None or before.message != error.message):
+                self._sight.log(logging.INFO, "it waits: %s", error.message)
         self.shown.error, self.shown.phase = error, "waiting"
         self._around.turns.ended(self, update.target.key, None)
-        self._wait(policy.HELD_POLL_S)
+        self._wait(pause_s)
         await self._next()
+
+    def _robot_poll_s(self) -> float:
+        """How long to wait for another session that was hindered: the robot may have a say."""
+        asked = self._around.settings.of(self.shown.entry).before_restart is not None
+        return policy.ROBOT_POLL_S if asked else policy.HELD_POLL_S
 
     async def _ask(self, message: Message) -> None:
         """Whether it may go on, without opening the port."""
         update, token = self._under_way, self._wait()
-        found = hindrance(self._around, update, str(self.shown.port), self.shown.name)
+        found = hindrance(self._around, update, self.shown)
 
         async def ask() -> None:
             error = await found
@@ -578,6 +592,64 @@ class Board:
         self._wait(seconds)
         await self._next()
 
+    # --- actions: the robot's word on what runs now
+
+    async def _check(self, message: Message) -> None:
+        """The robot is asked again and again whether what runs now works."""
+        end, about, update = message.value, self.shown, self._under_way
+        if self._concerns(update) != update.target.key:
+            self.state = "rest"  # what is to be judged is replaced at once
+            await self._finish(message)
+            return
+        self._over()
+        self._tested = end
+        # For the next process, too, where this one dies meanwhile.
+        await self._conclude(update, end)
+        about.state, about.error, about.unchecked = "updating", None, True
+        self._sight.at_work = update
+        self._sight.phase("checking", time.monotonic())
+        self._around.turns.leave(self)
+        self._around.spawn(self._until_checked(self._wait()))
+        await self._next()
+
+    async def _until_checked(self, token: object) -> None:
+        """Until the robot says something, or its time is over; then the table's event."""
+        calls, settings = self._around.calls, self._around.settings.of(self.shown.entry)
+        call = settings.health_check
+        await calls.given_back(settings.after_restart)
+        end_s, said = self._loop.time() + (call.timeout_s if call else 0.0), Said("yes")
+        while call is not None and token is self._token:
+            left_s = end_s - self._loop.time()
+            said = await calls.ask(call, max(0.1, min(left_s, policy.CHECK_CALL_S)))
+            if said.answer != "none" or left_s <= policy.ROBOT_POLL_S:
+                break
+            await asyncio.sleep(policy.ROBOT_POLL_S)
+        event: Event = "passed" if said.answer == "yes" else "refused"
+        if said.answer == "none" and call is not None and call.on_no_answer == "stay":
+            event = "unanswered"
+        self.tell(event, token, said)
+
+    async def _pass_check(self, message: Message) -> None:
+        """The robot says that it works."""
+        self._sight.log(logging.INFO, "the robot's health check has passed")
+        await self._checked()
+        await self._finish(replace(message, value=self._tested))
+
+    async def _checked(self) -> None:
+        """The robot's word is no longer waited for."""
+        self.shown.unchecked = False
+        if self.shown.mac is not None:
+            checked = partial(self._around.memory.checked, self.shown.mac)
+            await self._around.journaled(checked)
+
+    async def _leave_unchecked(self, message: Message) -> None:
+        """Nobody answered: the new firmware stays, and is not good."""
+        end, said = self._tested, message.value
+        assert end is not None
+        assert isinstance(end.outcome, Outcome)
+        outcome = replace(end.outcome, error=_unanswered(said.words))
+        await self._finish(replace(message, value=replace(end, outcome=outcome)))
+
     # --- actions: an update's end
 
     async def _set_aside(self, message: Message) -> None:
@@ -591,14 +663,13 @@ class Board:
             await self._reply(message)
             return
         self._over()
+        self._exclusive = None  # its own way back
         about.attempts = end.failed
-        awaited = self._job.confirm if self._job is not None else None
-        of = awaited.target if awaited is not None and awaited.target else update.target.key
-        same = of == update.target.key
+        same = self._concerns(update) == update.target.key
         of_image = same and (update.plan is None or update.plan.of_image)
         if end.outcome is not None:
             of_image = same and end.outcome.of_image
-            error = await self._conclude(update, end.outcome, of)
+            error = await self._conclude(update, end)
             if not same and end.outcome.end in ("up_to_date", "rolled_back"):
                 about.state, about.error, error = "unknown", None, self._why
                 if error is None:
@@ -609,30 +680,41 @@ class Board:
             self._sight.error(error)
         await self._end_as(message, error, of_image=of_image)
 
-    async def _conclude(self, update: Order, outcome: Outcome, of: str) -> OtaError | None:
-        """What a session came to, into the journal and what is shown. of: the key of the target
-        that it was about."""
-        fetched, sight, around = self._fetched, self._sight, self._around
-        image = fetched.image if isinstance(fetched, Fetched) else None
-        if update.purpose == "stage":
-            assert image is not None
-            return await endings.staged(sight, around, update, outcome, image)
-        firmware = image or self.shown.staged if of == update.target.key else None
-        return await endings.updated(sight, around, update, outcome, firmware, of)
-
     async def _end_as(self, message: Message, error: OtaError | None, *, of_image: bool) -> None:
         update, about = self._under_way, self.shown
         if message.event == "used-up":
             about.state = "set_aside"
         if self._why is not None and about.state == "up_to_date":
             update.report["cancel"] = "too late to cancel"
-        verdict = policy.verdict(about.state, about.confirmed, error, of_image=of_image)
+        unchecked = about.unchecked
+        verdict = policy.verdict(
+            about.state, about.confirmed, error, of_image=of_image, unchecked=unchecked
+        )
+        if unchecked and about.state == "up_to_date":
+            update.report["unchecked"] = True
         ended: End = "done" if error is None else "error"
         if error is not None:
             update.report["error"] = error.to_dict()
             if error is self._why or message.event == "cancelled":
                 ended = "stopped" if error.code == "stopped" else "cancelled"
         await self._end(Answer(ended, error), verdict)
+
+    def _concerns(self, update: Order) -> str:
+        """The key of the target that its session was about: perhaps the one before."""
+        awaited = self._job.confirm if self._job is not None else None
+        return awaited.target if awaited is not None and awaited.target else update.target.key
+
+    async def _conclude(self, update: Order, end: SessionEnd) -> OtaError | None:
+        """What its session came to, into the journal and into what is shown; the error, if any."""
+        sight, around, fetched = self._sight, self._around, self._fetched
+        of = self._concerns(update)
+        assert isinstance(end.outcome, Outcome)
+        image = fetched.image if isinstance(fetched, Fetched) else None
+        if update.purpose == "stage":
+            assert image is not None
+            return await endings.staged(sight, around, update, end.outcome, image)
+        firmware = image or self.shown.staged if of == update.target.key else None
+        return await endings.updated(sight, around, update, end.outcome, firmware, of)
 
     async def _start_over(self, update: Order) -> None:
         """What the board was left alone for was of the target before; now for this one."""
@@ -646,6 +728,8 @@ class Board:
     async def _drop(self, message: Message) -> None:
         """An update goes no further."""
         update, end, about = self._update, message.value, self.shown
+        if update is not None and self._exclusive is not None:
+            self._exclusive = None  # its own way back
         if update is None or self._looks:
             if not isinstance(end, SessionEnd):
                 message = replace(message, value=SessionEnd(error=_reason(message)))
@@ -656,14 +740,19 @@ class Board:
         if isinstance(end, SessionEnd):
             self._over()
             told = end.error if end.error and end.error.code != "cancelled" else why
-        if message.event == "awaits" or about.state == "awaiting_confirmation":
+        if self._tested is not None:
+            self._over()
+            about.state = "up_to_date"
+            about.error = _unanswered("it was not asked to the end")
+            update.report["unchecked"] = True
+        elif message.event == "awaits" or about.state == "awaiting_confirmation":
             about.state = "awaiting_confirmation"
             about.error = OtaError("awaiting-confirmation", board=about.name)
         else:
             self._sight.error(told)
         await self._void_line(message)
         update.report["error"] = told.to_dict()
-        ended: End = "stopped" if why.code == "stopped" else "cancelled"
+        ended: End = "stopped" if why.code in _STOPS else "cancelled"
         await self._end(Answer(ended, why), "neutral")
 
     async def _end(self, answer: Answer, verdict: Verdict) -> None:
@@ -681,7 +770,7 @@ class Board:
     def _give_up(self, update: Order | None, verdict: Verdict) -> None:
         """End what an update held: its wait, its turn, its firmware."""
         self._wait()
-        self._job = self._why = None
+        self._job = self._why = self._tested = None
         self.shown.phase = self.shown.progress = None
         if update is not None:
             self._around.turns.ended(self, update.target.key, verdict)
@@ -708,9 +797,7 @@ class Board:
     async def _stop_session(self, message: Message) -> None:
         """The session stops at the next place where that leaves the board bootable."""
         if self._attempt is not None:
-            self._attempt.hooks.cancel.set()
-            if message.event == "end":
-                self._attempt.hooks.stop.set()
+            self._attempt.stop(ending=message.event == "end")
         if self._looks:
             self._drop_waiting(_reason(message))
         self._why = self._why or _reason(message)
@@ -729,6 +816,12 @@ class Board:
     def _drop_waiting(self, why: OtaError) -> None:
         """An update that waits while another session has, or gets, the board is void."""
         update, self._update = self._update, None
+        about = self.shown
+        if about.state == "updating":
+            wanted, before = self._sight.target.version, self._sight.before
+            about.state = policy.shown_when_dropped(before, about.version, wanted)
+        if self._tested is not None:
+            about.state = "up_to_date"
         if update is not None:
             self._give_up(update, "neutral")
             update.report["outcome"] = self.shown.state
@@ -786,7 +879,9 @@ class Board:
     async def _take_back(self, message: Message) -> None:
         """What an update brought is taken back, as often as it takes; an update that waits is
         void."""
-        if message.order is not None:
+        if message.event == "refused":
+            await self._begin_way_back(message.value)
+        elif message.order is not None:
             order = self._exclusive = message.order
             self._drop_waiting(OtaError("cancelled", board=self.shown.name))
             self._sight.before = self.shown.state
@@ -809,6 +904,36 @@ class Board:
         self.shown.state = "updating"
         self._start(back, job, back.failed)
 
+    async def _begin_way_back(self, said: Said) -> None:
+        """The robot does not say yes to what its update brought; the update ends with it."""
+        update = self._under_way
+        known = partial(self._around.memory.brought, self.shown.mac, update.target.key)
+        brought, code = await self._around.journaled(known), "check-failed"
+        why = f"The robot's health check said no: {said.words}"
+        if said.answer == "none":
+            code, why = (
+                "check-unanswered",
+                f"Nobody answered the robot's health check: {said.words}",
+            )
+        self._sight.log(logging.WARNING, "%s; going back", why)
+        self._over()
+        self._tested = None
+        self._exclusive = back = Order("back", update.target, update.place, update.why)
+        back.permits, back.report = update.permits, update.report
+        if brought is not None:
+            back.brought = replace(brought, code=code, why=why)
+        self._job = replace(self._new_job(back), back_of=back.brought)
+
+    async def _finish_way_back(self, message: Message, back: Order) -> None:
+        """The way back of an update that the robot has refused is over, and the update with it."""
+        end: SessionEnd = message.value
+        if end.error is not None and back.brought is not None and end.error.code != "cancelled":
+            words = f"{back.brought.why}; and it is not taken back: {end.error.message}"
+            error = OtaError(back.brought.code, words, board=self.shown.name)
+            error.remedy = end.error.remedy
+            message = replace(message, value=replace(end, error=error))
+        await self._finish(replace(message, event="failed" if end.error else "done"))
+
     async def _owe(self, message: Message) -> None:
         """A way back has to wait: for the sensor, a busy port, or after a failure."""
         end: SessionEnd = message.value
@@ -821,7 +946,7 @@ class Board:
             self._job = _slower(self._job, error)
         again = message.event == "again"
         order.failed = end.failed
-        self._wait(policy.retry_pause_s(end.failed) if again else policy.HELD_POLL_S)
+        self._wait(policy.retry_pause_s(end.failed) if again else self._robot_poll_s())
         await self._next()
 
     async def _reply(self, message: Message) -> None:
@@ -831,6 +956,9 @@ class Board:
         self.shown.phase = None
         self._why = None
         order, self._exclusive = self._exclusive, None
+        if order is not None and order.purpose == "back" and self._update is not None:
+            await self._finish_way_back(message, order)
+            return
         looks, self._looks = self._looks, []
         sight, around = self._sight, self._around
         if order is not None and order.purpose == "flash":
@@ -862,6 +990,11 @@ def _order(message: Message) -> Order:
     """The order of a message whose action needs one."""
     assert message.order is not None
     return message.order
+
+
+def _unanswered(words: str) -> OtaError:
+    """That the robot has not said whether what runs works."""
+    return OtaError("check-unanswered", f"The robot's health check was not answered ({words}).")
 
 
 def _slower(job: Job, error: OtaError | None) -> Job:

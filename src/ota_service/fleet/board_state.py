@@ -76,8 +76,9 @@ class BoardState:
 
     name: from `boards`, else the MAC, else the port. entry: its entry in `boards`. port: where
     it is now. running: {"slot", "project", "app_version"}. confirmed: whether its app was seen to
-    run, None where no start of it was watched; notice: why it is not confirmed. staged: what waits
-    in one of its slots to be activated.
+    run, None where no start of it was watched; notice: why it is not confirmed. unchecked: the
+    robot's health check has yet to say yes to it. staged: what waits in one of its slots to be
+    activated.
     """
 
     name: str
@@ -94,6 +95,7 @@ class BoardState:
     progress: Progress | None = None
     confirmed: bool | None = None
     notice: str = ""
+    unchecked: bool = False
     attempts: int = 0
     staged: Staged | None = None
     error: OtaError | None = None

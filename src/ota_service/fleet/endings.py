@@ -103,6 +103,7 @@ def _show(sight: Sight, outcome: Outcome, image: Image | Staged | None) -> None:
     wrote = outcome.plan is not None and outcome.plan.action in ("write", "switch")
     new = image if wrote and outcome.end in ("up_to_date", "unjudged") else None
     about.running = running_of(outcome.found, outcome.slot, new) or about.running
+    about.unchecked = about.unchecked and outcome.end == "up_to_date"
     if outcome.end == "up_to_date":
         if outcome.confirmed is not None:
             sight.judged(outcome.confirmed, outcome.notice)
@@ -197,6 +198,7 @@ async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd)
     await around.journaled(partial(memory.journal.whole, note))
     around.renamed(about, mac)
     about.state = "rolled_back" if outcome.end == "rolled_back" else "failed"
+    about.unchecked = False
     sight.version(outcome.version)
     sight.judged(outcome.confirmed, outcome.notice)
     about.error = error
@@ -231,6 +233,7 @@ async def taken_back(sight: Sight, around: Around, order: Order, end: SessionEnd
     sight.version(outcome.version)
     sight.judged(outcome.confirmed, outcome.notice)
     about.running = running_of(outcome.found, outcome.slot) or about.running
+    about.unchecked = False
     about.error = error = outcome.error
     about.state = policy.shown_when_released(about.version, sight.target.version)
     order.report |= {"to": outcome.version, "slot": outcome.slot.name, "by": "its group"}
@@ -264,7 +267,7 @@ async def flashed(sight: Sight, around: Around, order: Order, end: SessionEnd) -
     reply = outcome.to_dict()
     about.running = dict(reply["running"])
     sight.judged(outcome.confirmed, outcome.notice)
-    about.attempts, about.error = 0, None
+    about.attempts, about.error, about.unchecked = 0, None, False
     if outcome.error is not None:
         sight.error(outcome.error)
         return Answer("error", outcome.error, reply)

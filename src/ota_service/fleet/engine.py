@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,7 @@ from ota_service.fleet.journal_rows import FirmwareRecord, GroupRecord, PortReco
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.orders import UPDATES, Purpose
 from ota_service.fleet.places import Place
+from ota_service.fleet.robot import Calls, Robot
 from ota_service.fleet.roster import Roster, effective_target
 from ota_service.fleet.run import Run
 from ota_service.fleet.settings import Settings
@@ -54,7 +55,6 @@ STOP_LIMIT_S = 8.5
 """Boards in the middle of a slot write are back in their old firmware before that."""
 
 Result = TypeVar("Result")
-RestartAllowed = Callable[[], Awaitable[bool]]
 
 _JOURNAL = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
 """A thread of its own: sessions that fill all others must not hold the journal up."""
@@ -110,7 +110,8 @@ class Engine:
         self.slots = asyncio.Semaphore(settings.max_parallel)
         self.turns = Turns(settings.max_parallel, settings.canary, self._crowd, self._on_stop)
         self.firmwares = Firmwares(settings, self.log, self._proven)
-        self.restart_allowed: RestartAllowed | None = None
+        self.robot: Robot | None = None
+        self.calls = Calls(self)
         self.handle: object | None = None
         self._memory: Memory | None = None
         self._ready = asyncio.Event()
@@ -182,10 +183,6 @@ class Engine:
     async def journaled(self, call: Callable[[], Result]) -> Result:
         """Something that blocks for as long as a disk takes, in a thread."""
         return await asyncio.get_running_loop().run_in_executor(_JOURNAL, call)
-
-    async def may_restart(self) -> bool:
-        """Whether boards may be restarted now, as the sensor of `allow_restart` says."""
-        return self.restart_allowed is None or await self.restart_allowed()
 
     async def end(self) -> None:
         """End everything, with boards in a firmware that boots: sessions, tasks, claims, files."""
@@ -274,6 +271,7 @@ class Engine:
         if self.boards:
             await asyncio.wait([board.heard() for board in self.boards.values()], timeout=HEARD_S)
             self.roster.reassign()
+        await self.calls.owed()
         await self._resume_groups()
         interrupted = await self.journaled(partial(journal.take_up, settings.service))
         resumed = any(run.target.get("purpose") in (None, "activate") for run in interrupted)
@@ -347,6 +345,7 @@ class Engine:
         self.runs = [other for other in self.runs if not other.done.is_set()]
         self.runs.append(run)
         if run.purpose in UPDATES:
+            self.turns.resume()
             self.last_run = run
             self.error = None
         self.spawn(self._go(run))

@@ -175,7 +175,8 @@ class Group:
         place = await self._find(name, board)
         if place.kind != "here":
             return place.error or OtaError("no-board")
-        if policy.good(board.shown.state, board.shown.confirmed):
+        about = board.shown
+        if policy.good(about.state, about.confirmed, about.unchecked):
             return None
         return board.shown.error or OtaError("no-board", "It was not named.")
 
@@ -433,7 +434,7 @@ class Group:
         """One thing of one member."""
         of, board = member.order, member.board
         of.place = await self._place(member)
-        for name in ("error", "staged") if purpose != "stage" else ("error",):
+        for name in ("error", "unchecked", *(() if purpose == "stage" else ("staged",))):
             of.report.pop(name, None)
         order = Order(
             purpose, of.target, of.place, f"{of.why}, {purpose} of a group", of.permits,
@@ -526,9 +527,9 @@ class Group:
         if attempt.state == "rolled_back" and attempt.code in policy.EVIDENCE:
             member.fate = "bad"
             member.error = OtaError(attempt.code, attempt.message or "", board=member.name)
-        elif brought is not None and not brought.unchecked and attempt.ended_well:
-            seen = record is not None and record.confirmed is not None
-            if record is not None and seen and record.version == member.order.target.version:
+        elif brought is not None and record is not None and attempt.ended_well:
+            seen = record.confirmed is not None and not record.unchecked
+            if seen and record.version == member.order.target.version:
                 member.fate = "good"
 
     # --- what came of it
@@ -786,8 +787,9 @@ class Groups:
 
 def _good(member: Member) -> bool:
     """Whether its last session left it good on the target."""
-    confirmed = member.board.shown.confirmed if member.board is not None else None
-    return member.order.report.get("outcome") == "up_to_date" and confirmed is not None
+    report, about = member.order.report, member.board.shown if member.board is not None else None
+    seen = about is not None and about.confirmed is not None
+    return seen and report.get("outcome") == "up_to_date" and "unchecked" not in report
 
 
 def _past_switch(member: Member) -> bool:

@@ -52,7 +52,7 @@ class SessionHooks:
         self.found: Inspection | None = None
         self.plan: Plan | None = None
         self.brings: KnownImage | None = None
-        self._around, self._settings = around, around.settings
+        self._around, self._settings = around, around.settings.of(about.entry)
         self._info, self._target = order.place.info, order.target
         self._updates, self._switches = order.purpose in UPDATES, order.purpose in SWITCHES
         self._activates = order.purpose == "activate"
@@ -65,7 +65,9 @@ class SessionHooks:
         self.mac = mac
         memory.learn_place(self.name, self.port, self._info, mac)
         facts = self.facts = memory.facts(mac, self._target.key)
-        self.tell(lambda sight: sight.identified(mac, facts.confirmed))
+        record = memory.journal.board(mac)
+        unchecked = record is not None and record.unchecked
+        self.tell(lambda sight: sight.identified(mac, facts.confirmed, unchecked=unchecked))
         self.tell(lambda sight: sight.staged(facts.staged))
         return facts
 
@@ -155,7 +157,8 @@ class SessionHooks:
         """A phase begins."""
         if name == "switching" and self.mac is not None:
             # Whose start was seen is not what runs from here on.
-            self.memory.journal.update_board(self.mac, confirmed=None)
+            unchecked = self._settings.health_check is not None
+            self.memory.journal.update_board(self.mac, confirmed=None, unchecked=unchecked)
             self.tell(lambda sight: sight.judged(None))
             self._note_brought(self.mac)
         if name == "booting":

@@ -56,7 +56,8 @@ class BoardRecord(Record, table="boards"):
 
     mac: "aa:bb:cc:dd:ee:ff". version: the stored tag, "" where the board has none, None where it
     was not read. version_read_at: None also where an attempt was begun since then that did not
-    end well. slot: name of the running slot.
+    end well. slot: name of the running slot. unchecked: the robot's health check has yet to say yes
+    to what runs.
     """
 
     mac: str
@@ -73,6 +74,7 @@ class BoardRecord(Record, table="boards"):
     app_version: str | None = None
     confirmed: bool | None = None
     silent: bool | None = None
+    unchecked: bool = False
 
 
 class SlotRecord(Record, table="slots", keys=2):
@@ -222,10 +224,7 @@ class StagedRecord(Record, table="staged"):
 
 
 class BroughtRecord(Record, table="brought"):
-    """What the last update that switched a board brought to it, as a `session.Brought`.
-
-    unchecked: the robot's health check is yet to pass.
-    """
+    """What the last update that switched a board brought to it, as a `session.Brought`."""
 
     mac: str
     target: str
@@ -235,7 +234,16 @@ class BroughtRecord(Record, table="brought"):
     version: str
     previous_version: str | None
     since: datetime
-    unchecked: bool = False
+
+
+class OwedCallRecord(Record, table="owed_calls", keys=2):
+    """An `after_restart` that is owed to the robot since a session with a board was about to
+    begin. call: as JSON."""
+
+    service: str
+    board: str
+    call: str
+    since: datetime
 
 
 class TargetRecord(Record, table="targets"):

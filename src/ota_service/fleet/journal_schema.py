@@ -170,11 +170,18 @@ CREATE TABLE staged (
 """
 
 _BROUGHT = """
--- What the last update brought to each board, for its way back.
+-- What the last update brought to each board, for its way back, and whether the robot has said
+-- that it works.
 CREATE TABLE brought (
     mac TEXT PRIMARY KEY, target TEXT NOT NULL, slot TEXT NOT NULL, size_bytes INTEGER NOT NULL,
-    md5 TEXT NOT NULL, version TEXT NOT NULL, previous_version TEXT, since TEXT NOT NULL,
-    unchecked INTEGER NOT NULL DEFAULT 0
+    md5 TEXT NOT NULL, version TEXT NOT NULL, previous_version TEXT, since TEXT NOT NULL
+) WITHOUT ROWID;
+ALTER TABLE boards ADD COLUMN unchecked INTEGER;
+
+-- What the robot is to be told when a session with a board is over, from before it begins.
+CREATE TABLE owed_calls (
+    service TEXT NOT NULL, board TEXT NOT NULL, call TEXT NOT NULL, since TEXT NOT NULL,
+    PRIMARY KEY (service, board)
 ) WITHOUT ROWID;
 """
 

@@ -214,7 +214,8 @@ class Memory:
                 mac, slot.name, image, version=outcome.version, size_bytes=image.size_bytes,
                 md5=image.md5, sha256=image.sha256,
             )  # fmt: skip
-            if outcome.confirmed:
+            board = journal.board(mac)
+            if outcome.confirmed and not (board is not None and board.unchecked):
                 journal.confirm_firmware(image.sha256)
             journal.update_board(mac, **_names(image))
         journal.update_board(
@@ -241,7 +242,9 @@ class Memory:
         slot = outcome.slot.name if outcome.slot is not None else None
         seen = {"version": outcome.version, "slot": slot}
         known = {name: value for name, value in seen.items() if value is not None}
-        journal.update_board(mac, version_read_at=utc_now(), confirmed=outcome.confirmed, **known)
+        journal.update_board(
+            mac, version_read_at=utc_now(), confirmed=outcome.confirmed, unchecked=False, **known
+        )
         journal.clear_pending(mac)
         journal.drop(BroughtRecord, mac=mac)
         if outcome.image is not None and slot is not None and outcome.slot is not None:
@@ -280,7 +283,7 @@ class Memory:
         self.journal.drop(SlotRecord, mac=mac)
         self.journal.drop(StagedRecord, mac=mac)
         self.journal.drop(BroughtRecord, mac=mac)
-        self.journal.update_board(mac, confirmed=None)
+        self.journal.update_board(mac, confirmed=None, unchecked=False)
         self.journal.clear_pending(mac)
 
     def flashed(self, outcome: FlashOutcome) -> None:
@@ -316,6 +319,10 @@ class Memory:
         return Brought(
             record.slot, record.size_bytes, record.md5, record.version, record.previous_version
         )
+
+    def checked(self, mac: str) -> None:
+        """The robot has said that what runs works, or is not asked any more."""
+        self.journal.update_board(mac, unchecked=False)
 
     # --- attempts
 

@@ -188,6 +188,8 @@ def stands_in(place: Place, memory: Memory, version: str) -> bool:
     record = memory.journal.board(place.mac)
     if record is None or record.version != version or record.version_read_at is None:
         return False
+    if record.unchecked:  # the robot is asked behind a look
+        return False
     appeared_at = place.info.appeared_at
     # An entry from the future comes from a clock that was set back: it proves nothing.
     return appeared_at is not None and appeared_at < record.version_read_at <= utc_now()

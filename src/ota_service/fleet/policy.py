@@ -22,17 +22,18 @@ from ota_service.fleet.journal_rows import AttemptRecord
 from ota_service.fleet.settings import Override
 
 State = Literal[
-    "rest", "fetching", "queued", "held", "pausing", "confirming",
+    "rest", "fetching", "queued", "held", "pausing", "confirming", "checking",
     "updating", "reading", "rewriting", "going_back", "owing", "stopping",
 ]  # fmt: skip
 """What a board's task is at.
 
-rest: nothing is asked of the board. Five waits of an update: fetching (for its firmware), queued
-(for its turn), held (for the sensor or a busy port), pausing (before another attempt),
-confirming (its app may not be disturbed). Five in which a session has the board: updating,
-reading, rewriting (rollback or flash), going_back (what an update brought is taken back, which
-nobody's cancel ends), stopping (it was told to stop where that leaves the board bootable). And
-owing: a way back waits for the sensor, a busy port, or before another attempt.
+rest: nothing is asked of the board. Six waits of an update: fetching (for its firmware), queued
+(for its turn), held (for the sensor, the robot or a busy port), pausing (before another attempt),
+confirming (its app may not be disturbed), checking (the robot has yet to say that it works). Five
+in which a session has the board: updating, reading, rewriting (rollback or flash), going_back (what
+an update brought is taken back, which nobody's cancel ends), stopping (it was told to stop where
+that leaves the board bootable). And owing: a way back waits for the sensor, the robot, a busy port,
+or before another attempt.
 """
 
 Event = Literal[
@@ -40,9 +41,9 @@ Event = Literal[
     "update", "more", "other", "read", "plan", "rollback", "back", "flash", "missing", "spared",
     "release", "cancel", "retarget", "end", "later", "wider",
     # a wait is over
-    "firmware", "no-firmware", "turn", "stopped", "free", "time",
+    "firmware", "no-firmware", "turn", "stopped", "free", "time", "passed", "refused", "unanswered",
     # a session is over, or the way to one
-    "done", "failed", "used-up", "again", "hindered", "awaits", "cancelled",
+    "done", "failed", "used-up", "again", "hindered", "awaits", "checks", "cancelled",
     # the port
     "gone", "came",
 ]  # fmt: skip
@@ -54,15 +55,16 @@ thing), read (version, verify), plan, rollback, back (its group goes back), flas
 retarget, end (of the process); missing and spared are updates and reads of a board that is not
 there, or that the journal answers for; later: an update that pauses goes on pausing behind a look.
 Sessions: done, failed for good, used-up (the last attempt failed), again (it may succeed later),
-hindered (sensor or port said no), awaits (the app has to confirm itself), cancelled.
+hindered (sensor, robot or port said no), awaits (the app has to confirm itself), checks (the robot
+has to say that it works: passed, refused, unanswered), cancelled.
 """
 
 Action = Literal[
-    "nothing", "answer_missing", "answer_spared", "answer_last", "answer_plan", "ask", "ask_turn",
-    "carry_out", "drop", "drop_line", "fetch", "finish", "go_on", "hold", "join", "leave_alone",
-    "line_up", "look", "owe", "pause", "release", "refuse_rollback", "reply", "retarget", "rewrite",
-    "set_aside", "show_came", "show_gone", "stop_line", "stop_session", "take_back",
-    "without_firmware",
+    "nothing", "answer_last", "answer_missing", "answer_plan", "answer_spared", "ask", "ask_turn",
+    "carry_out", "check", "drop", "drop_line", "fetch", "finish", "go_on", "hold", "join",
+    "leave_alone", "leave_unchecked", "line_up", "look", "owe", "pass_check", "pause",
+    "refuse_rollback", "release", "reply", "retarget", "rewrite", "set_aside", "show_came",
+    "show_gone", "stop_line", "stop_session", "take_back", "without_firmware",
 ]  # fmt: skip
 
 
@@ -76,12 +78,12 @@ class Row:
 
 
 STATES: tuple[State, ...] = get_args(State)
-WAITS: tuple[State, ...] = ("fetching", "queued", "held", "pausing", "confirming")
+WAITS: tuple[State, ...] = ("fetching", "queued", "held", "pausing", "confirming", "checking")
 SESSIONS: tuple[State, ...] = ("updating", "reading", "rewriting", "going_back", "stopping")
 _OTHERS: tuple[State, ...] = ("reading", "rewriting", "going_back", "owing", "stopping")
 """What is no update, or no longer one: the board is had, or waited for, by something else."""
 ENDS: tuple[Event, ...] = get_args(
-    Literal["done", "failed", "used-up", "again", "hindered", "awaits", "cancelled"]
+    Literal["done", "failed", "used-up", "again", "hindered", "awaits", "checks", "cancelled"]
 )
 
 _Rows = tuple[tuple[tuple[State, ...], tuple[Event, ...], State | None, Action, str], ...]
@@ -105,8 +107,9 @@ ROWS: _Rows = (
     (("confirming", "updating"), ("wider",), None, "line_up",
      "it follows when the session has ended"),
     (("confirming",), ("more",), None, "line_up", "an app that has to confirm itself is let be"),
+    (("checking",), ("more",), None, "line_up", "it runs the new firmware, which is being judged"),
     (("updating",), ("more",), None, "line_up", "the session on the way does not know of it"),
-    (("fetching", "queued", "held", "pausing", "confirming"), ("other",), None, "line_up",
+    (WAITS, ("other",), None, "line_up",
      "it follows as soon as the one for the old target has ended"),
     (("updating",), ("other",), None, "line_up", "it follows when the session has ended"),
     (_OTHERS, ("update", "more", "wider", "other"), None, "line_up",
@@ -114,7 +117,7 @@ ROWS: _Rows = (
     # --- reads
     (("rest", "fetching", "queued", "pausing"), ("read", "plan"), "reading", "look",
      "nobody has the board, so it is looked at; an update that waits goes on afterwards"),
-    (("held", "confirming", "owing"), ("read", "plan"), None, "answer_last",
+    (("held", "confirming", "checking", "owing"), ("read", "plan"), None, "answer_last",
      "the board may not be touched: what is known, and why not now"),
     (("updating",), ("plan",), None, "answer_plan", "the plan that is being carried out"),
     (("updating",), ("read",), None, "line_up", "after the session the board shows what it has"),
@@ -123,7 +126,8 @@ ROWS: _Rows = (
      "after the session"),
     # --- rollback and flash
     (("rest",), ("rollback", "flash"), "rewriting", "rewrite", "a session in a thread"),
-    (("fetching", "queued", "held", "pausing"), ("rollback", "flash"), "rewriting", "rewrite",
+    (("fetching", "queued", "held", "pausing", "checking"), ("rollback", "flash"), "rewriting",
+     "rewrite",
      "the update that waits is void with what it was made for"),
     (("confirming",), ("rollback",), None, "refuse_rollback",
      "an app that has to confirm itself is let be"),
@@ -138,7 +142,7 @@ ROWS: _Rows = (
     (_OTHERS, ("back",), None, "line_up", "after the session"),
     (("going_back",), ("hindered", "again"), "owing", "owe", "a way back is not given up for it"),
     (("owing",), ("time",), "going_back", "take_back", "asked, and tried, again"),
-    (("going_back",), ("done", "failed", "used-up", "awaits", "cancelled"), "rest", "reply",
+    (("going_back",), tuple(e for e in ENDS if e not in ("hindered", "again")), "rest", "reply",
      "one answer"),
     (("going_back", "owing"), ("cancel",), None, "drop_line",
      "what is half way back goes all of it; updates in line are taken out"),
@@ -174,7 +178,7 @@ ROWS: _Rows = (
      "no further board gets a firmware that does not start"),
     (("updating",), ("stopped",), "stopping", "stop_session",
      "before the switch the board keeps its firmware"),
-    (("rest", "confirming", *_OTHERS), ("stopped",), None, "nothing",
+    (("rest", "confirming", "checking", *_OTHERS), ("stopped",), None, "nothing",
      "it does not wait for that firmware"),
     # --- sensor and busy port: no attempt
     (("updating",), ("hindered",), "held", "hold", "the turn goes to others"),
@@ -189,13 +193,19 @@ ROWS: _Rows = (
     # --- an app that has to confirm itself
     (("updating",), ("awaits",), "confirming", "leave_alone", "a reset would undo it"),
     (("confirming",), ("time",), "updating", "carry_out", "the board is looked at again"),
+    # --- the robot's word on what runs now
+    (("updating",), ("checks",), "checking", "check", "the update stands when the robot says so"),
+    (("checking",), ("passed",), "rest", "pass_check", "the outcome stands"),
+    (("checking",), ("refused",), "going_back", "take_back", "the robot says that it fails"),
+    (("checking",), ("unanswered",), "rest", "leave_unchecked",
+     "nothing speaks against the firmware; but it is not good"),
     # --- reads, rollback, flash: one answer each
     (("reading",), ("again",), None, "go_on", "once more, slower: it is no attempt"),
     (("reading", "rewriting"), tuple(e for e in ENDS if e != "again"), "rest", "reply",
      "a read's error is its reply, and says nothing of the update"),
     (("rewriting",), ("again",), "rest", "reply", "a person asks again, or not"),
     # --- a session that was told to stop
-    (("stopping",), ("done", "failed", "used-up"), "rest", "finish",
+    (("stopping",), ("done", "failed", "used-up", "checks"), "rest", "finish",
      "too late to stop: the outcome stands"),
     (("stopping",), ("again", "hindered", "awaits", "cancelled"), "rest", "drop",
      "it goes no further"),
@@ -207,7 +217,10 @@ ROWS: _Rows = (
      "a session's own restarts do that"),
 )  # fmt: skip
 
-_LATE: tuple[Event, ...] = ("firmware", "no-firmware", "turn", "free", "time", "later", *ENDS)
+_LATE: tuple[Event, ...] = (
+    *("firmware", "no-firmware", "turn", "free", "time", "later"),
+    *("passed", "refused", "unanswered", *ENDS),
+)
 """Events of a wait or a session that is over: where no row names them, nobody waits for them."""
 
 
@@ -229,19 +242,25 @@ BOARD = _expand()
 
 # --- many boards: one firmware
 
-FirmwareState = Literal["open", "trying", "proven", "stopped"]
+FirmwareState = Literal["open", "trying", "proven", "halted", "stopped"]
 """open: boards may go. trying: a canary has it, the others wait. proven: a board was seen to run
-it. stopped: no further board gets it, until another target or `release` with `stopped`."""
+it. halted: a board's health check was not answered, and no further board gets it before another run
+is asked for. stopped: no further board gets it, until another target or `release` with
+`stopped`."""
 
 FirmwareEvent = Literal[
-    "ask", "ask-first", "ask-again", "good", "bad", "too-many", "neutral", "lifted"
-]
+    "ask", "ask-first", "ask-again",
+    "good", "bad", "too-many", "neutral", "unanswered", "lifted", "resumed",
+]  # fmt: skip
 """ask: a board asks for its turn; ask-first: where more than three boards are there and nobody
 has confirmed this firmware; ask-again: one that had its turn and is not at its end. good, bad,
-neutral: how a board's update ended; bad is evidence of the firmware alone. too-many: bad for more
+neutral: how a board's update ended; bad is evidence of the firmware alone; unanswered: nobody
+answered the health check. resumed: another run begins. too-many: bad for more
 than half of at least four. lifted: a person's `release` with `stopped`."""
 
-FirmwareAction = Literal["let_go", "let_wait", "refuse", "look_again", "stop_all", "nothing"]
+FirmwareAction = Literal[
+    "let_go", "let_wait", "refuse", "look_again", "halt_all", "stop_all", "nothing"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +291,18 @@ _FIRMWARE_ROWS: tuple[
     ("proven", ("too-many",), "stopped", "stop_all"),
     ("stopped", ("ask", "ask-first", "ask-again"), "stopped", "refuse"),
     ("stopped", ("good", "bad", "too-many", "neutral"), "stopped", "nothing"),
+    ("stopped", ("unanswered", "resumed"), "stopped", "nothing"),
     ("stopped", ("lifted",), "open", "look_again"),
+    ("open", ("unanswered",), "halted", "halt_all"),
+    ("trying", ("unanswered",), "halted", "halt_all"),
+    ("proven", ("unanswered",), "halted", "halt_all"),
+    ("halted", ("ask", "ask-first", "ask-again"), "halted", "refuse"),
+    ("halted", ("good", "bad", "neutral", "unanswered"), "halted", "nothing"),
+    ("halted", ("too-many",), "stopped", "stop_all"),
+    ("halted", ("lifted", "resumed"), "open", "look_again"),
+    ("open", ("resumed",), "open", "nothing"),
+    ("trying", ("resumed",), "trying", "nothing"),
+    ("proven", ("resumed",), "proven", "nothing"),
 )
 FIRMWARE: dict[tuple[FirmwareState, FirmwareEvent], FirmwareRow] = {
     (at, event): FirmwareRow(state, action)
@@ -283,29 +313,33 @@ FIRMWARE: dict[tuple[FirmwareState, FirmwareEvent], FirmwareRow] = {
 CANARY_ABOVE = 3
 STOP_FROM_BOARDS = 4
 
-Verdict = Literal["good", "bad", "neutral"]
+Verdict = Literal["good", "bad", "neutral", "unanswered"]
 EVIDENCE = frozenset({"boot-failed", "check-failed"})
 """Codes that tell of the firmware: panic, loop, no start, a health check's no. A lost link, a
 brown-out or a port that is gone tells of the board alone."""
 
 
-def good(shown: Shown, confirmed: bool | None) -> bool:
-    """Whether others may follow a board: it is up to date, and its start was seen.
+def good(shown: Shown, confirmed: bool | None, unchecked: bool) -> bool:
+    """Whether others may follow a board: it is up to date, its start was seen, and the robot's
+    health check, if any, has passed.
 
     confirmed: its app was seen to run; False: its log has nothing to judge by, which is all that
-    can be had of it; None: no start of it was watched.
+    can be had of it; None: no start of it was watched. unchecked: it has yet to pass.
     """
-    return shown == "up_to_date" and confirmed is not None
+    return shown == "up_to_date" and confirmed is not None and not unchecked
 
 
 def verdict(
-    shown: Shown, confirmed: bool | None, error: OtaError | None, *, of_image: bool
-) -> Verdict:
+    shown: Shown, confirmed: bool | None, error: OtaError | None, *, of_image: bool,
+    unchecked: bool = False,
+) -> Verdict:  # fmt: skip
     """What a board's end says of its firmware: nothing, where what was judged is another one."""
     if not of_image:
         return "neutral"
-    if good(shown, confirmed):
+    if good(shown, confirmed, unchecked):
         return "good"
+    if error is not None and error.code == "check-unanswered":
+        return "unanswered"
     return "bad" if error is not None and error.code in EVIDENCE else "neutral"
 
 
@@ -354,6 +388,10 @@ def meets(
 HINDRANCES = frozenset({"port-busy", "not-allowed-now"})
 RETRY_PAUSES_S = (1.0, 5.0, 20.0, 60.0)
 HELD_POLL_S = 1.0
+ROBOT_POLL_S = 2.0
+"""Before the robot, which said no or did not answer, is asked again."""
+CHECK_CALL_S = 10.0
+"""How long one call of a health check may take."""
 DOWNLOAD_PAUSES_S = (30.0, 60.0, 120.0, 300.0, 600.0)
 """Before a download that was given up is tried again: a machine may start before its network."""
 MISSING_PAUSES_S = (300.0, 900.0, 3600.0)
@@ -417,7 +455,9 @@ _SHOWN: dict[str, Shown] = {
 }
 NOT_THE_BOARD = frozenset({"wrong-board", "duplicate-board"})
 """Codes of another board than the one that is meant."""
-WITHOUT_OUTCOME = frozenset({"cancelled", "stopped", "not-staged", "stage-stale", *HINDRANCES})
+WITHOUT_OUTCOME = frozenset(
+    {"cancelled", "stopped", "not-staged", "stage-stale", "check-unanswered", *HINDRANCES}
+)
 """Codes that say nothing of a board: it shows what it showed before."""
 
 

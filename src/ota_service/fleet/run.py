@@ -350,7 +350,7 @@ class Run:
 
     def _is_good(self, order: Order) -> bool:
         if order.report.get("outcome") == "up_to_date":
-            return True
+            return "unchecked" not in order.report
         return self.purpose not in SWITCHES and order.answer.result().end == "done"
 
     # --- the journal; called in threads

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ota_service.firmware.urls import redact_url
 from ota_service.fleet.engine import Engine
 from ota_service.fleet.orders import Purpose
 from ota_service.fleet.policy import Permits
+from ota_service.fleet.robot import Robot
 from ota_service.fleet.run import Run
 from ota_service.fleet.settings import Override, Settings
 from ota_service.fleet.status import status_of
@@ -32,8 +33,6 @@ GRACE_S = 5.0
 DEFAULT_WAIT_S = 30.0
 _WORD_MAX_CHARS = 200
 """How much of a word that names no board is quoted: a command may have 32 MiB."""
-
-RestartAllowed = Callable[[], Awaitable[bool]]
 
 _engines: dict[str, Engine] = {}
 _graces: dict[str, asyncio.TimerHandle] = {}
@@ -56,10 +55,11 @@ class FleetService:
         cls,
         settings: Settings,
         *,
-        restart_allowed: RestartAllowed | None = None,
+        robot: Robot | None = None,
         logger: logging.Logger | None = None,
     ) -> FleetService:
-        """Take a configuration over; what follows from it goes on behind.
+        """Take a configuration over; what follows from it goes on behind. robot: the machine around
+        it, with the resources that the configuration names.
 
         Raises OtaError `config-invalid` where another service has one of the boards, or where
         the services of this process name different state folders; nothing of the service is
@@ -83,7 +83,7 @@ class FleetService:
             _engines[name] = engine
         elif logger is not None:
             engine.log.logger = logger  # the new instance's, whose level is configured
-        engine.restart_allowed = restart_allowed
+        engine.robot = robot
         try:
             await engine.configure(settings, first=first)
         except OtaError:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -15,6 +16,20 @@ if TYPE_CHECKING:
 Override = Literal["not-allowed-now", "stopped", "other-project"]
 OVERRIDES: tuple[Override, ...] = get_args(Override)
 """What a person's update may override, by the code of the error that it would end with."""
+
+
+@dataclass(frozen=True, slots=True)
+class RobotCall:
+    """A DoCommand to a resource of the machine; its reply is a yes where it has what `expect` has,
+    None: whatever it is. timeout_s: of the call; of a health check: of all of its calls.
+    on_no_answer: what becomes of a board whose health check nobody answers.
+    """
+
+    resource: str
+    command: Mapping[str, Any] = field(hash=False)
+    expect: Mapping[str, Any] | None = field(default=None, hash=False)
+    timeout_s: float = 30.0
+    on_no_answer: Literal["stay", "back"] = "stay"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +53,9 @@ class BoardEntry:
     boot_stable_s: float | None = None
     boot_expect: str | None = None
     version_store: str | None = None
+    before_restart: RobotCall | None = None
+    after_restart: RobotCall | None = None
+    health_check: RobotCall | None = None
     reset: ResetWay | None = None
 
     @property
@@ -73,6 +91,9 @@ class Settings:
     confirm_timeout_s: float = 120.0
     max_attempts: int = 3
     version_store: str = "nvs"
+    before_restart: RobotCall | None = None
+    after_restart: RobotCall | None = None
+    health_check: RobotCall | None = None
     ca_file: str | None = None
     max_image_bytes: int = 16_777_216
     state_dir: Path = field(default_factory=Path)
@@ -87,4 +108,7 @@ class Settings:
         return replace(self, **own)
 
 
-_OF_A_BOARD = ("baud", "boot_timeout_s", "boot_stable_s", "boot_expect", "version_store")
+_OF_A_BOARD = (
+    *("baud", "boot_timeout_s", "boot_stable_s", "boot_expect", "version_store"),
+    *("before_restart", "after_restart", "health_check"),
+)

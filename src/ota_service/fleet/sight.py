@@ -51,11 +51,12 @@ class Sight:
 
     # --- facts
 
-    def identified(self, mac: str, confirmed: bool | None) -> None:
-        """The chip said its MAC. confirmed: as the journal has it of that one."""
+    def identified(self, mac: str, confirmed: bool | None, *, unchecked: bool = False) -> None:
+        """The chip said its MAC. confirmed, unchecked: as the journal has it of that one."""
         if mac != self.about.mac or self.about.confirmed is None:
             self._known(confirmed)
         self.about.mac = self._report["mac"] = mac
+        self.about.unchecked = unchecked
 
     def seen(self, found: Inspection) -> None:
         """The board was looked at."""
@@ -144,6 +145,7 @@ class Sight:
         about.mac, about.chip, about.flash_bytes = record.mac, record.chip, record.flash_bytes
         about.version, about.version_read_at = record.version, record.version_read_at
         self._known(record.confirmed)
+        about.unchecked = record.unchecked
         shown = {"slot": record.slot, "project": record.project, "app_version": record.app_version}
         about.running = {key: value for key, value in shown.items() if value is not None}
         if record.version is not None and record.version != self.target.version:
@@ -153,6 +155,10 @@ class Sight:
 
     def _known(self, confirmed: bool | None) -> None:
         self.judged(confirmed, NOTHING_TO_JUDGE_BY if confirmed is False else "")
+
+    def checked(self) -> None:
+        """The robot's word on what runs is waited for no more."""
+        self.about.unchecked = False
 
     # --- what is concluded
 

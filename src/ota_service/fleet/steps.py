@@ -130,8 +130,8 @@ def why_not_further(run: Run, engine: Engine, pairs: Pairs) -> OtaError | None:
     ours = [pair for pair in pairs if _is_ours(engine, pair[1])]
     if any(order.answer.result().end == "cancelled" for order, _ in ours):
         return OtaError("cancelled")
-    bad = [board.shown for _, board in ours
-           if not policy.good(board.shown.state, board.shown.confirmed)]  # fmt: skip
+    shown = [board.shown for _, board in ours]
+    bad = [one for one in shown if not policy.good(one.state, one.confirmed, one.unchecked)]
     if not bad:
         return None
     images = run.course.assignment.images

@@ -106,6 +106,12 @@ class Turns:
         """What the journal knows from before."""
         self._firmwares[key] = _Firmware("", "stopped", OtaError("stopped", why))
 
+    def resume(self) -> None:
+        """Another run begins: what was halted may go on with it."""
+        for key in self._firmwares:
+            self._step(key, "resumed")
+        self._grant()
+
     def lift(self) -> None:
         """Take all stops away."""
         for key, firmware in self._firmwares.items():
@@ -125,6 +131,12 @@ class Turns:
         firmware.state = row.state
         if row.action == "stop_all":
             self._stop(key, firmware)
+        elif row.action == "halt_all":
+            firmware.why = OtaError(
+                "check-unanswered",
+                "The robot's health check of a board was not answered, so no further board gets "
+                "this firmware in this run.",
+            )
         return row.action
 
     def _stop(self, key: str, firmware: _Firmware) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
@@ -210,6 +210,34 @@ def check_path(value: object) -> str:
     if "\0" in path or not os.path.expanduser(path).startswith("/"):
         raise a_fault("must be a whole path, from / on")
     return os.path.expanduser(path)
+
+
+def check_values(value: object) -> dict[str, Any]:
+    """An object of a command: what it may hold is the resource's own business."""
+    if not isinstance(value, Mapping):
+        raise a_fault('must be an object, such as {"command": "park"}')
+    return dict(value)
+
+
+def check_expected(value: object) -> dict[str, Any]:
+    """What a reply must have. Viam's way makes null 0, so nobody can tell them apart there."""
+    expected = check_values(value)
+    if _has_null(expected):
+        raise a_fault("holds null, which no reply can have: leave the key out")
+    return expected
+
+
+def _has_null(value: object) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return any(map(_has_null, value)) if isinstance(value, list | tuple) else value is None
+
+
+def check_no_answer(value: object) -> str:
+    """What becomes of a board whose health check nobody answers."""
+    if value not in ("stay", "back"):
+        raise a_fault('must be "stay" or "back"')
+    return str(value)
 
 
 def check_store(value: object) -> str:

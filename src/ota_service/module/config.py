@@ -15,7 +15,13 @@ from pydantic_core import PydanticCustomError
 
 from ota_service.errors import OtaError
 from ota_service.module.checks import UNSET, Strict, check_mac, nearest, sentences, where
-from ota_service.module.service_attributes import BoardConfig, RestartCondition, ServiceConfig
+from ota_service.module.service_attributes import (
+    CALLS,
+    BoardConfig,
+    HealthCheckConfig,
+    RestartCondition,
+    ServiceConfig,
+)
 
 Attributes = TypeVar("Attributes", bound=Strict)
 
@@ -23,6 +29,13 @@ _BOARDS_EXAMPLE = '[{"name": "kitchen", "mac": "24:0a:c4:12:34:56"}]'
 _OBJECTS: dict[str | int, tuple[type[Strict], str]] = {
     "boards": (BoardConfig, _BOARDS_EXAMPLE[1:-1]),
     "allow_restart": (RestartCondition, '{"sensor": "door", "key": "closed"}'),
+    **dict.fromkeys(
+        CALLS,
+        (
+            HealthCheckConfig,
+            '{"resource": "arm", "command": {"do": "park"}, "expect": {"ok": true}}',
+        ),
+    ),
 }
 """Attributes that hold objects, with an example of one."""
 
@@ -58,8 +71,9 @@ def read_attributes(attributes: Mapping[str, Any], model: type[Attributes]) -> A
 def _in_words(found: dict[str, Any], model: type[Strict]) -> str:
     loc: tuple[str | int, ...] = found["loc"]
     place, name = where(loc), str(loc[-1])
-    if len(loc) > 1:
-        model = _OBJECTS[loc[0]][0]
+    within = [part for part in loc[:-1] if part in _OBJECTS]
+    if within:
+        model = _OBJECTS[within[-1]][0]
     match found["type"]:
         case "missing":
             return f"{place}: {_missing(name, model)}"
@@ -71,7 +85,8 @@ def _in_words(found: dict[str, Any], model: type[Strict]) -> str:
         case "list_type":
             return f"{place}: must be a list of objects, such as {_BOARDS_EXAMPLE}"
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{place}: must be an object, such as {_OBJECTS[loc[0]][1]}"
+            named = [part for part in loc if part in _OBJECTS]
+            return f"{place}: must be an object, such as {_OBJECTS[named[-1]][1]}"
         case _:
             return f"{place}: {found['msg']}"
 

@@ -13,17 +13,13 @@ import contextlib
 import importlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from grpclib import Status
-from viam.components.sensor import Sensor
 from viam.errors import ViamGRPCError
 from viam.proto.app.robot import ComponentConfig
-from viam.proto.common import ResourceName
-from viam.resource.base import ResourceBase
 from viam.resource.registry import Registry, ResourceCreatorRegistration
 from viam.resource.types import Model, ModelFamily
 from viam.services.generic import Generic
@@ -35,9 +31,10 @@ from ota_service.module import discovery, sensor
 from ota_service.module.config import parse_config
 from ota_service.module.discovery import OtaDiscovery
 from ota_service.module.folders import default_cache_dir, default_state_dir
+from ota_service.module.neighbours import Dependencies, Neighbours
 from ota_service.module.plain import from_struct, plain
 from ota_service.module.sensor import OtaSensor
-from ota_service.module.service_attributes import RestartCondition, ServiceConfig
+from ota_service.module.service_attributes import ServiceConfig
 from ota_service.module.verbs import help_reply, parse_command
 
 if TYPE_CHECKING:
@@ -48,49 +45,39 @@ MODELS = (
     Model(ModelFamily("rdk", "generic"), "ota_service"),
     Model(ModelFamily("rdk", "builtin"), "ota_service"),
 )
-SENSOR_TIMEOUT_S = 5.0
 META = Path(__file__).parents[3] / "meta.json"
 """Beside run.sh; a package that was installed by itself has none."""
-
-RestartAllowed = Callable[[], Awaitable[bool]]
 
 
 class OtaService(Generic):
     """The OTA service of one configuration."""
 
     def __init__(
-        self, name: str, config: ServiceConfig, *, ask: Callable[..., RestartAllowed] | None = None
+        self, name: str, config: ServiceConfig, dependencies: Dependencies | None = None
     ) -> None:
         super().__init__(name)
-        restart_allowed = ask(service=name, logger=self.logger) if ask is not None else None
+        robot = Neighbours(config.allow_restart, dependencies or {}, name, self.logger)
         self.settings = config.settings(
             name, state_dir=default_state_dir(), cache_dir=default_cache_dir()
         )
         # Made here and not at the first command: an update begins with the configuration.
         self._fleet: asyncio.Task[FleetService] = asyncio.get_running_loop().create_task(
-            _open_fleet(self.settings, restart_allowed, self.logger)
+            _open_fleet(self.settings, robot, self.logger)
         )
 
     @classmethod
-    def new(
-        cls, config: ComponentConfig, dependencies: Mapping[ResourceName, ResourceBase]
-    ) -> Self:
+    def new(cls, config: ComponentConfig, dependencies: Dependencies) -> Self:
         """Make the service of a configuration. Raises OtaError config-invalid."""
-        checked = parse_config(from_struct(config.attributes))
-        ask = None
-        if checked.allow_restart is not None:
-            ask = partial(ask_sensor, checked.allow_restart, dependencies)
-        return cls(config.name, checked, ask=ask)
+        return cls(config.name, parse_config(from_struct(config.attributes)), dependencies)
 
     @classmethod
     def validate_config(cls, config: ComponentConfig) -> tuple[Sequence[str], Sequence[str]]:
-        """Check a configuration; returns the names of required and of optional dependencies.
+        """Check a configuration; returns the names of required and of optional dependencies: none
+        is required, so that a dead one takes the service away from nobody.
 
         Raises OtaError config-invalid, which names every fault.
         """
-        checked = parse_config(from_struct(config.attributes))
-        required = [checked.allow_restart.sensor_name] if checked.allow_restart else []
-        return required, []
+        return [], parse_config(from_struct(config.attributes)).resources
 
     async def opened(self) -> None:
         """Wait until the fleet has taken over. Raises OtaError where it refuses."""
@@ -150,57 +137,12 @@ def published_models(name: str) -> list[Model]:
 
 
 async def _open_fleet(
-    settings: Settings, restart_allowed: RestartAllowed | None, logger: logging.Logger
+    settings: Settings, robot: Neighbours, logger: logging.Logger
 ) -> FleetService:
     # Imported here, in a thread: it brings esptool along, and the module must be ready before.
     service = await asyncio.to_thread(importlib.import_module, "ota_service.fleet.service")
-    fleet: FleetService = await service.FleetService.open(
-        settings, restart_allowed=restart_allowed, logger=logger
-    )
+    fleet: FleetService = await service.FleetService.open(settings, robot=robot, logger=logger)
     return fleet
-
-
-def ask_sensor(
-    condition: RestartCondition,
-    dependencies: Mapping[ResourceName, ResourceBase],
-    *,
-    service: str,
-    logger: logging.Logger,
-) -> RestartAllowed:
-    """A question to the sensor of `allow_restart`; no sure yes is a no.
-
-    service, logger: whose boards it is about, and where that is told.
-    """
-    sensor = next(
-        (
-            resource
-            for name, resource in dependencies.items()
-            if name.name == condition.sensor_name and isinstance(resource, Sensor)
-        ),
-        None,
-    )
-    if sensor is None:
-        raise OtaError(
-            "config-invalid",
-            f'allow_restart.sensor: this machine has no sensor "{condition.sensor_name}"',
-        )
-    said = ""
-
-    async def allowed() -> bool:
-        nonlocal said
-        try:
-            readings = await sensor.get_readings(timeout=SENSOR_TIMEOUT_S)
-            value = readings.get(condition.key)
-            now = "" if isinstance(value, bool) else f'it has no true or false "{condition.key}"'
-        except Exception as error:
-            value, now = False, f"{type(error).__name__}: {error}"
-        if now and now != said:
-            text = "%s: sensor %s cannot be read, so boards are not restarted: %s"
-            logger.warning(text, service, sensor.name, now)
-        said = now
-        return value is True
-
-    return allowed
 
 
 @contextlib.contextmanager

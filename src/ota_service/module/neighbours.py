@@ -1,12 +1,80 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How the companions reach the services of their own process, without loading what those need."""
+"""What is beside a service: the machine's resources, which it asks, and the companions, which ask
+it, without loading what it needs."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import sys
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from viam.components.sensor import Sensor
+from viam.proto.common import ResourceName
+from viam.resource.base import ResourceBase
+
+if TYPE_CHECKING:
+    from ota_service.fleet.settings import RobotCall
+    from ota_service.module.service_attributes import RestartCondition
+
+Dependencies = Mapping[ResourceName, ResourceBase]
+SENSOR_TIMEOUT_S = 5.0
+
+
+class Neighbours:
+    """Implements `robot.Robot` by the resources that one configuration of a service names.
+
+    Viam gives them when it adds the service, and adds it anew when one of them is built anew; so a
+    run that goes on asks those of the newest instance. One that is missing says no to everything.
+    """
+
+    def __init__(
+        self, condition: RestartCondition | None, found: Dependencies, service: str,
+        logger: logging.Logger,
+    ) -> None:  # fmt: skip
+        self._condition = condition
+        self._found = found
+        self._service = service
+        self._logger = logger
+        self._said = ""
+
+    async def may_restart(self) -> bool:
+        """Whether the sensor of `allow_restart` says yes; no sure yes is a no."""
+        condition = self._condition
+        if condition is None:
+            return True
+        try:
+            named = self._named(condition.sensor)
+            sensor = next((one for one in named if isinstance(one, Sensor)), None)
+            if sensor is None:
+                raise LookupError("this machine has no such sensor now")
+            readings = await sensor.get_readings(timeout=SENSOR_TIMEOUT_S)
+            value = readings.get(condition.key)
+            now = "" if isinstance(value, bool) else f'it has no true or false "{condition.key}"'
+        except Exception as error:
+            value, now = False, f"{type(error).__name__}: {error}"
+        if now and now != self._said:
+            text = "%s: sensor %s cannot be read, so boards are not restarted: %s"
+            self._logger.warning(text, self._service, condition.sensor, now)
+        self._said = now
+        return value is True
+
+    async def ask(self, call: RobotCall) -> Mapping[str, Any]:
+        """The reply of a DoCommand. Raises LookupError where there is no such resource, and what
+        the resource raises."""
+        resource = next(self._named(call.resource), None)
+        if resource is None:
+            raise LookupError(f'this machine has no resource "{call.resource}" now')
+        return await resource.do_command(call.command, timeout=call.timeout_s)
+
+    def _named(self, name: str) -> Iterator[ResourceBase]:
+        """The resources with this short or whole name."""
+        whole, _, short = name.rpartition("/")
+        for at, resource in self._found.items():
+            if at.name == short and whole in ("", f"{at.namespace}:{at.type}:{at.subtype}"):
+                yield resource
 
 
 async def directory() -> Any:

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from ota_service.firmware.target import Headers, Target
-from ota_service.fleet.settings import BoardEntry, Settings
+from ota_service.fleet.settings import BoardEntry, RobotCall, Settings
 from ota_service.link.resets import ResetPins
 from ota_service.module.checks import (
     Flag,
     Strict,
+    check_expected,
     check_firmware_url,
     check_headers,
     check_mac,
     check_name,
+    check_no_answer,
     check_number,
     check_path,
     check_pattern,
@@ -31,6 +33,7 @@ from ota_service.module.checks import (
     check_sha256,
     check_store,
     check_text,
+    check_values,
     check_version,
     check_whole,
     name_type,
@@ -48,6 +51,47 @@ Pattern = Annotated[str | None, optional_type(check_pattern)]
 _baud = partial(check_whole, low=9_600, high=4_000_000, unit="")
 _boot_timeout = partial(check_number, low=1, high=600, unit=" s")
 _boot_stable = partial(check_number, low=0, high=600, unit=" s")
+
+
+class RobotCallConfig(Strict):
+    """A DoCommand to a resource of this machine."""
+
+    resource: Annotated[str, name_type('the name of a resource of this machine, such as "arm"')] = (
+        Field(description="The resource: a component or a service, by its name.")
+    )
+    command: Annotated[dict[str, Any], BeforeValidator(check_values)] = Field(
+        json_schema_extra={"type": "object"}, description="The DoCommand that it is sent."
+    )
+    expect: Annotated[dict[str, Any] | None, optional_type(check_expected)] = Field(
+        None,
+        json_schema_extra={"type": "object"},
+        description="What a yes has: each of these keys is in the reply, with an equal value "
+        "(objects likewise, numbers by their value; `true` is not 1). Without it every reply is a "
+        "yes.",
+    )
+    timeout_s: Annotated[float, number_type(1, 600, " s")] = Field(
+        30.0, description="How long a reply may take, {range}."
+    )
+
+    @property
+    def call(self) -> RobotCall:
+        """The same as a plain value for the fleet."""
+        return RobotCall(**dict(self))
+
+
+class HealthCheckConfig(RobotCallConfig):
+    """`health_check`: the same, asked again and again."""
+
+    timeout_s: Annotated[float, number_type(1, 86_400, " s")] = Field(
+        120.0,
+        description="`health_check`: how long to ask for an answer, {range}. `before_restart` and "
+        "`after_restart`: how long one may take; default 30, at most 600.",
+    )
+    on_no_answer: Annotated[str, BeforeValidator(check_no_answer)] = Field(
+        "stay",
+        description="`health_check` only: what becomes of a board whose check nobody answered. "
+        '`"back"` takes the firmware back.',
+    )
 
 
 class BoardConfig(Strict):
@@ -109,6 +153,15 @@ class BoardConfig(Strict):
         description="`host` for a board whose NVS cannot be read. Default: the service's "
         "`version_store`.",
     )
+    before_restart: RobotCallConfig | None = Field(
+        None, description="Its own. Default: the service's `before_restart`."
+    )
+    after_restart: RobotCallConfig | None = Field(
+        None, description="Its own. Default: the service's `after_restart`."
+    )
+    health_check: HealthCheckConfig | None = Field(
+        None, description="Its own. Default: the service's `health_check`."
+    )
     reset: Annotated[ResetPins | None, optional_type(check_reset)] = Field(
         None,
         json_schema_extra={"type": "object"},
@@ -131,11 +184,6 @@ class RestartCondition(Strict):
         str,
         name_type("the key of the sensor's reading that is true when boards may be restarted"),
     ]
-
-    @property
-    def sensor_name(self) -> str:
-        """The sensor's short name, also where the whole resource name was given."""
-        return self.sensor.rpartition("/")[2]
 
 
 class ServiceConfig(Strict):
@@ -187,8 +235,26 @@ class ServiceConfig(Strict):
         None,
         description='`{"sensor": NAME, "key": KEY}`: boards are restarted only while this '
         "sensor's reading KEY is true. Where it is false or cannot be read, the run waits "
-        "(`not-allowed-now`); an `update` with `override` does not ask. The sensor becomes a "
-        "dependency of the service.",
+        "(`not-allowed-now`); an `update` with `override` does not ask. The sensor becomes an "
+        "optional dependency of the service: where it is missing, boards are not restarted.",
+    )
+    before_restart: RobotCallConfig | None = Field(
+        None,
+        description='`{"resource": NAME, "command": {..}, "expect": {..}, "timeout_s": 30}`: what '
+        "is asked of a resource before a board's port is opened; see "
+        "[The robot's own word](#the-robots-own-word). No yes: the run waits "
+        "(`not-allowed-now`).",
+    )
+    after_restart: RobotCallConfig | None = Field(
+        None,
+        description="Likewise, what a resource is told when the session is over, however it ended.",
+    )
+    health_check: HealthCheckConfig | None = Field(
+        None,
+        description="Likewise, what a resource is asked of a new firmware that runs, until it says "
+        "yes or `timeout_s` (120) are over. A no takes the firmware back (`check-failed`). "
+        "Without an answer the board is not good (`check-unanswered`), or, with "
+        '`"on_no_answer": "back"`, goes back as well.',
     )
     baud: Annotated[int, BeforeValidator(_baud)] = Field(
         921_600, description="The highest speed to use, {range}. It falls back by itself."
@@ -252,15 +318,37 @@ class ServiceConfig(Strict):
     def settings(self, service: str, *, state_dir: Path, cache_dir: Path) -> Settings:
         """The same as plain values for the fleet; `state_dir` holds where none is configured."""
         boards = [
-            BoardEntry(**{name: value for name, value in board if name != "note"})
+            BoardEntry(
+                **{name: value for name, value in board if name not in ("note", *CALLS)},
+                **_calls(board),
+            )
             for board in self.boards or ()
         ]
         own = {"url", "version", "sha256", "headers", "boards", "allow_restart", "state_dir"}
+        own.update(CALLS)
         return Settings(
             service=service,
             target=Target(self.url, self.version, self.sha256, self.headers or ()),
             boards=None if self.boards is None else tuple(boards),
             state_dir=Path(self.state_dir) if self.state_dir else state_dir,
             cache_dir=cache_dir,
+            **_calls(self),
             **self.model_dump(exclude=own),
         )
+
+    @property
+    def resources(self) -> list[str]:
+        """The resources of the machine that it names, each once."""
+        found = [self.allow_restart.sensor] if self.allow_restart is not None else []
+        calls = [call for one in (self, *(self.boards or ())) for call in _calls(one).values()]
+        found += [call.resource for call in calls if call is not None]
+        return list(dict.fromkeys(name.rpartition("/")[2] for name in found))
+
+
+CALLS = ("before_restart", "after_restart", "health_check")
+
+
+def _calls(config: BoardConfig | ServiceConfig) -> dict[str, Any]:
+    """The `RobotCall`s of a service or a board; None for each that it does not have."""
+    given = {name: getattr(config, name) for name in CALLS}
+    return {name: one.call if one is not None else None for name, one in given.items()}
