@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\): ## /\1\t/p' Makefile | expand -t 17
 
-demo: ## two simulated boards updated, and one rolled back, before your eyes
+demo: ## boards updated before your eyes, one rolled back, and three as one group
 	@./setup.sh -- -m tools.demo
 
 test: ## every test

@@ -19,7 +19,7 @@ from rich.console import Console
 from bench import tables, updates
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("updates", "network", "load")
+PARTS = ("updates", "downtime", "network", "load")
 
 
 def _options() -> argparse.Namespace:
@@ -67,6 +67,12 @@ def main() -> int:
         results = _updates(options, quick, console)
         tables.show(console, results, items=not options.no_items)
         _save("updates", [result.to_json() for result in results])
+    if "downtime" in parts:
+        from bench import downtime
+
+        found = downtime.measure(1 if quick else options.runs, (1, 8) if quick else downtime.CROWDS)
+        console.print(downtime.table(found))
+        _save("downtime", downtime.to_json(found))
     if "network" in parts:
         from bench import network
 

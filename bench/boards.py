@@ -30,7 +30,7 @@ DESCRIPTOR_LINE = "Project name:"
 OLD, NEW = "1.0.0", "1.1.0"
 RUNNING_BYTES = 300_000
 
-State = Literal["blank", "random", "older", "same"]
+State = Literal["blank", "random", "older", "same", "staged"]
 STATES: tuple[State, ...] = ("blank", "random", "older", "same")
 
 
@@ -71,6 +71,7 @@ def flash(state: State, size_bytes: int, chip: str = "esp32") -> bytes:
         "random": random.Random(1).randbytes(min(room, size_bytes + 4096)),
         "older": image(size_bytes, "0.9.0", chip).data,
         "same": image(size_bytes, chip=chip).data,
+        "staged": b"\xff" + image(size_bytes, chip=chip).data[1:],
     }
     made[at : at + len(fills[state])] = fills[state]
     return bytes(made)

@@ -10,7 +10,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from bench import boards
 from esp32_sim.process import RunningBoard, child_environment
 from ota_service.link.serial_port import close_port, open_port
 from ota_service.update import session
-from ota_service.update.facts import BoardFacts, SlotFact
+from ota_service.update.facts import BoardFacts, SlotFact, Staged
 from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Course, Plan
 from ota_service.update.session import BootRules, Image, Job, Phase
@@ -77,6 +78,15 @@ def facts(running: Image, spare: Image | None = None) -> BoardFacts:
     return BoardFacts(slots, last_slot="ota_0")
 
 
+def staged(image: Image) -> Staged:
+    """What the journal has of a board that was staged with an image."""
+    known = image.known
+    return Staged(
+        "", boards.NEW, "ota_1", known.size_bytes, image.sha256, known.md5, known.staged_md5,
+        known.head[:288], datetime.now(UTC),
+    )  # fmt: skip
+
+
 def measure(
     board: RunningBoard, image: Image | None, baud: int, *, version: str = boards.NEW,
     course: Course = "update", url: str | None = None, chip: str = "esp32",
@@ -90,7 +100,10 @@ def measure(
         boot=BootRules(20, STABLE_S),
         course=course,
     )
-    notes = _Notes(facts(boards.running(chip)))
+    known = facts(boards.running(chip))
+    if course == "activate" and image is not None:
+        job, known = replace(job, image=None), replace(known, staged=staged(image))
+    notes = _Notes(known)
     board.control.start_trace()
     begun_s = time.monotonic()
     port = open_port(url or board.url)
@@ -99,7 +112,7 @@ def measure(
         ended_s = time.monotonic()
     finally:
         close_port(port)
-    if outcome.end not in ("up_to_date", "read"):
+    if outcome.end not in ("up_to_date", "read", "staged"):
         raise RuntimeError(f"the update ended {outcome.end}: {outcome.error}")
     watched = outcome.confirmed is not None
     marks = [*notes.begun, (ended_s, "")]

@@ -49,14 +49,15 @@ class _Script:
     def call(self, name: str, *arguments: str, module: str = ESPTOOL) -> None:
         """Run one command, timed under `name`."""
         begun_s = time.monotonic()
-        self._since = self._board.control.state()["console"]
+        self._before = self._board.control.state()["events"]
         _call(module, [*self._to, *arguments])
         self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - begun_s
 
     def end(self) -> Measured:
-        """Wait for the app's descriptor line; all of it."""
-        begun_s = time.monotonic()
-        self._board.control.wait_for_text(boards.DESCRIPTOR_LINE, since=self._since, timeout_s=20)
+        """Wait for the app that starts behind the last call; all of it."""
+        begun_s, control = time.monotonic(), self._board.control
+        closed = control.wait_for("closed", since=self._before)["number"]
+        control.wait_for("app", since=closed, version=boards.NEW, timeout_s=20)
         now_s = time.monotonic()
         self.phases["boot"] = now_s - begun_s
         return Measured(now_s - self._begun_s, self.phases)

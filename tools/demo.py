@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make demo`: two simulated boards updated before your eyes, and one of them rolled back.
+"""`make demo`: two simulated boards updated before your eyes, and one of them rolled back; then
+three of them as one group, which goes back as a whole.
 
 Real parts throughout: the module runs as viam-server would run it, downloads from a web server,
 and flashes with esptool through a serial port into simulated boards with true wire times.
@@ -8,6 +9,8 @@ and flashes with esptool through a serial port into simulated boards with true w
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import sys
 import tempfile
 import time
@@ -28,12 +31,19 @@ from ota_service.cli.report import status_table
 from tools.local_module import LocalModule, local_module
 
 NAME = "OTA"
-OLD, NEW, BAD = "1.0.0", "1.1.0", "1.2.0"
+OLD, NEW, BAD, TOGETHER = "1.0.0", "1.1.0", "1.2.0", "2.0.0"
 PROJECT = "micro-rdk-server"
 IMAGE_BYTES = 400_000
 STEP_TIMEOUT_S = 90.0
 POLL_S = 0.1
 LAYOUTS = {"left": "guide", "right": "micro-rdk-8mb"}
+THIRD = "eyes"
+PHASES = {
+    "staging": "both firmwares are staged on their boards, where nothing can start them",
+    "switching": "everything is in place: the boards are switched, step by step",
+    "confirming": "all are switched: each has to show that it runs well",
+    "going_back": "one of them failed: all that were switched go back",
+}
 
 Status = Mapping[str, Any]
 
@@ -49,10 +59,13 @@ async def demo(console: Console) -> bool:
         place = Path(folder)
         sim = SimProcess(
             place / "boards",
-            [SimBoard(layout, version=OLD, config={"timed": True}) for layout in LAYOUTS.values()],
+            [
+                SimBoard(layout, version=OLD, config={"timed": True})
+                for layout in (*LAYOUTS.values(), "guide")
+            ],
         )
         with sim:
-            ports = {name: b.url for name, b in zip(LAYOUTS, sim.boards, strict=True)}
+            ports = {name: b.url for name, b in zip(LAYOUTS, sim.boards, strict=False)}
             console.print(f"[bold]Two simulated boards[/], running {PROJECT} {OLD}:")
             for name, layout in LAYOUTS.items():
                 console.print(f"  {name:<6} partition table {layout!r}")
@@ -61,6 +74,8 @@ async def demo(console: Console) -> bool:
                 async with local_module(place, place / "module.log") as module:
                     console.print("[bold]The module[/], started as viam-server starts it\n")
                     seen = await _show(console, module, url, ports)
+                    ports[THIRD] = sim.boards[2].url
+                    seen = await _show_group(console, module, url, ports) and seen
     console.print(f"\nDone in {time.monotonic() - began_s:.0f} s.")
     if seen:
         console.print("With boards of your own: README.md, or [bold].venv/bin/esp32-ota[/].")
@@ -101,15 +116,52 @@ async def _show(console: Console, module: LocalModule, url: str, ports: Mapping[
     return good and back and held
 
 
+async def _show_group(
+    console: Console, module: LocalModule, url: str, ports: Mapping[str, str]
+) -> bool:
+    """Two firmwares of one manifest on three boards that go together; one of them panics."""
+    console.print(
+        f"\n[bold]4. A manifest[/] of two firmwares {TOGETHER} that go together: motor for left "
+        f"and right, and then vision for a third board, {THIRD}, which panics 2 s after its start:"
+    )
+    boards = [{"name": name, "port": port} for name, port in ports.items()]
+    config = {"url": f"{url}/manifest.json", "version": TOGETHER, "boards": boards}
+    await module.reconfigure(NAME, config)
+    wanted = {"left": "outdated", "right": "outdated", THIRD: "rolled_back"}
+    status = await _follow(console, module, wanted)
+    console.print(Padding(status_table(status, ports=False), (0, 0, 0, 3)))
+    before = {"left": NEW, "right": NEW, THIRD: OLD}
+    back = all(_runs(status, name, wanted[name], version) for name, version in before.items())
+    switched = [name for name in ("left", "right") if name in await _switched(module)]
+    _say(console, switched == ["left", "right"], f"left and right had run {TOGETHER}")
+    _say(console, back, "all three are back on the firmware and the version that they had")
+    error = _dict(status.get("error", {}))
+    stopped = error.get("code") == "stopped"
+    if error:
+        console.print(Text(f"   {error.get('message')}", style="dim"))
+    return back and stopped and switched == ["left", "right"]
+
+
+async def _switched(module: LocalModule) -> list[str]:
+    """The boards that the last run has taken back with their group, as the history has it."""
+    reply = await module.client(NAME).do_command({"command": "history", "limit": 1}, timeout=10.0)
+    boards = _dict(_dict(next(iter(reply["runs"])))["boards"])
+    return [name for name, board in boards.items() if _dict(board).get("by") == "its group"]
+
+
 async def _follow(
     console: Console, module: LocalModule, wanted: Mapping[str, str]
 ) -> dict[str, Any]:
     """Show the boards' progress until their run is over, and their states are as wanted."""
     client = module.client(NAME)
-    deadline_s = time.monotonic() + STEP_TIMEOUT_S
+    deadline_s, told = time.monotonic() + STEP_TIMEOUT_S, None
     with Live(console) as live:
         while True:
             status = dict(await client.get_status(timeout=10.0))
+            phase = _dict(_dict(status.get("run", {})).get("manifest", {})).get("phase")
+            if phase != told and phase in PHASES:
+                console.print(f"   [bold]{PHASES[phase]}[/]")
+            told = phase
             live.show(status)
             over = _dict(status.get("run", {})).get("outcome", "running") != "running"
             states = {name: b.get("state") for name, b in _dict(status["boards"]).items()}
@@ -141,16 +193,32 @@ def _dict(value: Any) -> dict[str, Any]:
 @asynccontextmanager
 async def _server() -> AsyncIterator[str]:
     """Serves both firmwares on loopback; yields the address."""
+    runs, panics = Behaviour(), Behaviour(ending="panic", ending_after_s=2.0)
     files = {
-        "/good.bin": build_app(PROJECT, NEW, size_bytes=IMAGE_BYTES, seed=1),
-        "/panics.bin": build_app(
-            PROJECT,
-            BAD,
-            size_bytes=IMAGE_BYTES,
-            seed=2,
-            behaviour=Behaviour(ending="panic", ending_after_s=2.0),
-        ),
+        f"/{name}": build_app(PROJECT, version, size_bytes=size_bytes, seed=seed, behaviour=does)
+        for seed, (name, version, does, size_bytes) in enumerate(
+            (
+                ("good.bin", NEW, runs, IMAGE_BYTES),
+                ("panics.bin", BAD, panics, IMAGE_BYTES),
+                ("motor.bin", TOGETHER, runs, IMAGE_BYTES // 2),
+                ("vision.bin", TOGETHER, panics, IMAGE_BYTES // 2),
+            ),
+            1,
+        )
     }
+    images = {
+        name: {"url": f"{name}.bin", "sha256": hashlib.sha256(files[f"/{name}.bin"]).hexdigest()}
+        for name in ("motor", "vision")
+    }
+    manifest = {
+        "format": 1,
+        "version": TOGETHER,
+        "images": images,
+        "boards": {"left": "motor", "right": "motor", THIRD: "vision"},
+        "order": [["motor"], ["vision"]],
+        "together": [["motor", "vision"]],
+    }
+    files["/manifest.json"] = json.dumps(manifest).encode()
 
     def handler(data: bytes) -> Callable[[web.Request], Any]:
         async def serve(_: web.Request) -> web.Response:

@@ -723,6 +723,96 @@ def test_the_failure_of_the_target_before_says_nothing_of_ours(at_desk: AtDesk) 
     at_desk(test)
 
 
+BROUGHT = Brought("ota_1", 10, "0" * 32, "2", "1")
+
+
+async def updated(desk: Desk, board: Board) -> None:
+    """It runs the target, and the journal knows what was brought."""
+    desk.script = [DONE]
+    await desk.give(board, desk.order())
+    board.shown.mac = MAC
+    desk.memory.brings(MAC, TARGET.key, BROUGHT)
+
+
+def test_a_way_back_is_not_given_up_and_holds_nothing(at_desk: AtDesk) -> None:
+    """It waits for the sensor, comes again behind a lost link, and no cancel ends it; afterwards
+    the board is outdated, and may be updated again."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        await updated(desk, board)
+        old = Outcome("rolled_back", found=FOUND, version="1", slot=SLOT, confirmed=True)
+        desk.script, desk.allowed = ["never begun", "link-lost", old], False
+        order = desk.order("back")
+        board.order(order)
+        await desk.until(lambda: board.state == "owing")
+        assert board.shown.error is not None
+        assert board.shown.error.code == "not-allowed-now"
+        board.tell("cancel")
+        board.tell("stopped", value=OtaError("stopped"))
+        read = await desk.give(board, desk.order("version"), within_s=1)
+        assert read.reply["version"] == "2"
+        desk.script, desk.allowed = ["link-lost", old], True
+        answer = await order.answer
+        assert (answer.end, answer.reply) == ("done", {"slot": "ota_0", "version": "1"})
+        job = desk.attempts[-1]._job
+        assert isinstance(job, Job)
+        assert job.back_of == BROUGHT
+        assert job.baud < desk.settings.baud
+        assert (board.shown.state, board.shown.version) == ("outdated", "1")
+        assert board.free
+        assert not board.shown.error
+        assert desk.memory.brought(MAC, TARGET.key) is None
+        assert desk.memory.facts(MAC, TARGET.key).reached is False
+        desk.script = [DONE]
+        assert (await desk.give(board, desk.order())).end == "done"
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize("state", ["confirming", "pausing", "updating"])
+def test_a_way_back_makes_an_update_void(at_desk: AtDesk, state: str) -> None:
+    """An app that could confirm itself is not waited for: its group goes back."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        board.shown.mac = MAC
+        desk.memory.brings(MAC, TARGET.key, BROUGHT)
+        session: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        first = {"confirming": WAITS, "pausing": OtaError("link-lost"), "updating": session}[state]
+        old = Outcome("rolled_back", found=FOUND, version="1", slot=SLOT, confirmed=True)
+        desk.script = [first, old]
+        update = desk.order()
+        board.order(update)
+        await desk.until(lambda: board.state == state and desk.begun)
+        answer = await desk.give(board, desk.order("back"))
+        assert (answer.end, (await update.answer).end) == ("done", "cancelled")
+        assert desk.begun == ["update", "back"]
+        assert board.shown.state == "outdated"
+
+    at_desk(test)
+
+
+def test_a_way_back_ends_with_the_process_or_where_nothing_is_known(at_desk: AtDesk) -> None:
+    """Each has its answer; the journal keeps what is owed."""
+
+    async def test(desk: Desk) -> None:
+        board = desk.board()
+        await updated(desk, board)
+        other = desk.order("back", target=OTHER)
+        assert (await desk.give(board, other)).reply["error"]["code"] == "changed-elsewhere"
+        desk.script, desk.allowed = ["never begun"], False
+        order = desk.order("back")
+        board.order(order)
+        await desk.until(lambda: board.state == "owing")
+        board.tell("end")
+        assert (await order.answer).end == "error"
+        assert board.state == "rest"
+        assert desk.memory.brought(MAC, TARGET.key) == BROUGHT
+
+    at_desk(test)
+
+
 IMAGE_SLOT = Partition("ota_1", 0, 0x11, 0x110000, 0x100000)
 STAGED = Outcome(
     "staged", plan=replace(WRITE, slot=IMAGE_SLOT, to_version="1"), found=FOUND, version="1",
@@ -786,49 +876,6 @@ def test_an_activation_needs_no_firmware(at_desk: AtDesk) -> None:
         facts = desk.memory.facts(MAC, TARGET.key)
         assert facts.slots["ota_1"].md5 == desk.fetched.image.md5
         assert board.shown.running["slot"] == "ota_1"
-BROUGHT = Brought("ota_1", 10, "0" * 32, "2", "1")
-
-
-async def updated(desk: Desk, board: Board) -> None:
-    """It runs the target, and the journal knows what was brought."""
-    desk.script = [DONE]
-    await desk.give(board, desk.order())
-    board.shown.mac = MAC
-    desk.memory.brings(MAC, TARGET.key, BROUGHT)
-
-
-def test_a_way_back_is_not_given_up_and_holds_nothing(at_desk: AtDesk) -> None:
-    """It waits for the sensor, comes again behind a lost link, and no cancel ends it; afterwards
-    the board is outdated, and may be updated again."""
-
-    async def test(desk: Desk) -> None:
-        board = desk.board()
-        await updated(desk, board)
-        old = Outcome("rolled_back", found=FOUND, version="1", slot=SLOT, confirmed=True)
-        desk.script, desk.allowed = ["never begun", "link-lost", old], False
-        order = desk.order("back")
-        board.order(order)
-        await desk.until(lambda: board.state == "owing")
-        assert board.shown.error is not None
-        assert board.shown.error.code == "not-allowed-now"
-        board.tell("cancel")
-        board.tell("stopped", value=OtaError("stopped"))
-        read = await desk.give(board, desk.order("version"), within_s=1)
-        assert read.reply["version"] == "2"
-        desk.script, desk.allowed = ["link-lost", old], True
-        answer = await order.answer
-        assert (answer.end, answer.reply) == ("done", {"slot": "ota_0", "version": "1"})
-        job = desk.attempts[-1]._job
-        assert isinstance(job, Job)
-        assert job.back_of == BROUGHT
-        assert job.baud < desk.settings.baud
-        assert (board.shown.state, board.shown.version) == ("outdated", "1")
-        assert board.free
-        assert not board.shown.error
-        assert desk.memory.brought(MAC, TARGET.key) is None
-        assert desk.memory.facts(MAC, TARGET.key).reached is False
-        desk.script = [DONE]
-        assert (await desk.give(board, desk.order())).end == "done"
 
     at_desk(test)
 
@@ -865,44 +912,5 @@ def test_an_update_makes_a_stage_that_waits_an_update(at_desk: AtDesk, hindered:
         session.set_result(STAGED)
         assert [(await order.answer).end for order in (stage, update)] == ["done", "done"]
         assert desk.begun[-2:] == ["stage", "update"]
-@pytest.mark.parametrize("state", ["confirming", "pausing", "updating"])
-def test_a_way_back_makes_an_update_void(at_desk: AtDesk, state: str) -> None:
-    """An app that could confirm itself is not waited for: its group goes back."""
-
-    async def test(desk: Desk) -> None:
-        board = desk.board()
-        board.shown.mac = MAC
-        desk.memory.brings(MAC, TARGET.key, BROUGHT)
-        session: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        first = {"confirming": WAITS, "pausing": OtaError("link-lost"), "updating": session}[state]
-        old = Outcome("rolled_back", found=FOUND, version="1", slot=SLOT, confirmed=True)
-        desk.script = [first, old]
-        update = desk.order()
-        board.order(update)
-        await desk.until(lambda: board.state == state and desk.begun)
-        answer = await desk.give(board, desk.order("back"))
-        assert (answer.end, (await update.answer).end) == ("done", "cancelled")
-        assert desk.begun == ["update", "back"]
-        assert board.shown.state == "outdated"
-
-    at_desk(test)
-
-
-def test_a_way_back_ends_with_the_process_or_where_nothing_is_known(at_desk: AtDesk) -> None:
-    """Each has its answer; the journal keeps what is owed."""
-
-    async def test(desk: Desk) -> None:
-        board = desk.board()
-        await updated(desk, board)
-        other = desk.order("back", target=OTHER)
-        assert (await desk.give(board, other)).reply["error"]["code"] == "changed-elsewhere"
-        desk.script, desk.allowed = ["never begun"], False
-        order = desk.order("back")
-        board.order(order)
-        await desk.until(lambda: board.state == "owing")
-        board.tell("end")
-        assert (await order.answer).end == "error"
-        assert board.state == "rest"
-        assert desk.memory.brought(MAC, TARGET.key) == BROUGHT
 
     at_desk(test)

@@ -169,8 +169,9 @@ def test_only_evidence_of_the_firmware_stops_it() -> None:
     assert {"boot-failed", "check-failed"} == policy.EVIDENCE
     for confirmed, said in ((True, "good"), (False, "good"), (None, "neutral")):
         assert policy.verdict("up_to_date", confirmed, None, of_image=True) == said
-        assert policy.good("up_to_date", confirmed) is (said == "good")
-        assert not policy.good("outdated", confirmed)
+        assert policy.good("up_to_date", confirmed, False) is (said == "good")
+        assert not policy.good("up_to_date", confirmed, True)
+        assert not policy.good("outdated", confirmed, False)
 
 
 def test_what_was_not_judged_says_nothing_of_a_firmware() -> None:

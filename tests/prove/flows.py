@@ -32,18 +32,17 @@ FLOWS = (
     "pending",
     "shy",
     "go-back",
+    "take-back",
     "stage",
     "activate",
-    "take-back",
 )
 """update: a write of the slot, otadata, the version. plain-image: the same with an image that
 has no SHA-256. switch: the spare slot holds the image already. record: it runs already.
 correct: the bootloader has gone back by itself, and the tag is put right. back: the new firmware
 panics, and the host goes back. pending: a board is met while its app has yet to confirm itself.
 shy: it never does, and the host goes back. go-back: a person wants the other slot's firmware.
-shy: it never does, and the host goes back. go-back: a person wants the other slot's firmware.
-stage: the slot is written but for its magic byte. activate: the rest, from a staged slot.
-take-back: what an update has brought is taken back, perhaps before its app confirmed itself."""
+take-back: what an update has brought is taken back, perhaps before its app confirmed itself.
+stage: the slot is written but for its magic byte. activate: the rest, from a staged slot."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +134,14 @@ class Case:
             job = replace(job, confirm=Awaited(self.spare, self.old_tag))
         elif self.flow == "go-back":
             job = replace(job, course="rollback")
-        elif self.flow == "stage":
-            job = replace(job, course="stage")
-        elif self.flow == "activate":
-            job = replace(job, course="activate", image=None)
         elif self.flow == "take-back":
             image, tag = self.firmware.image, self.firmware.tag
             brought = Brought(self.spare, len(image.data), image.md5, tag, self.old_tag)
             job = Job("board", back_of=brought, boot=BOOT)
+        elif self.flow == "stage":
+            job = replace(job, course="stage")
+        elif self.flow == "activate":
+            job = replace(job, course="activate", image=None)
         return job
 
     def cut_from(self) -> str:

@@ -44,8 +44,8 @@ def _record(board: RealBoard, case: Case) -> Recording | Failure:
     ends = {"update": "up_to_date", "plain-image": "up_to_date", "switch": "up_to_date"}
     ends |= {"record": "up_to_date", "correct": "rolled_back", "back": "rolled_back"}
     ends |= {"pending": "awaiting_confirmation", "shy": "rolled_back", "go-back": "rolled_back"}
-    ends |= {"stage": "staged", "activate": "up_to_date"}
     ends |= {"take-back": "rolled_back"}
+    ends |= {"stage": "staged", "activate": "up_to_date"}
     # Where an entry shows rollback, the app is waited for.
     waits = case.flow in ("update", "plain-image", "switch", "activate") and (
         outcome.end == "awaiting_confirmation"

@@ -30,12 +30,15 @@ def state_text(state: str) -> Text:
 def status_table(status: Reply, *, ports: bool = True) -> Table:
     """The boards of a status; `ports`: with the port of each.
 
-    Where boards are pinned a column says to which version; all others go to the service's.
+    Where boards are pinned a column says to which version; all others go to the service's. Where
+    that is a manifest, one says which of its images each of them gets.
     """
     boards = in_order(dict(status.get("boards", {})))
-    pins = any("target" in board for board in boards.values())
+    images = any("image" in board for board in boards.values())
+    pins = any("target" in board and "image" not in board for board in boards.values())
     made = table(
         *("board", "state", "version"),
+        *(["image"] if images else []),
         *(["pinned to"] if pins else []),
         *("slot", "app"),
         *(["port"] if ports else []),
@@ -44,11 +47,14 @@ def status_table(status: Reply, *, ports: bool = True) -> Table:
     for name, board in boards.items():
         running = dict(board.get("running", {}))
         app = f"{running.get('project', '')} {running.get('app_version', '')}".strip()
+        image = str(board.get("image", ""))
+        pinned = "" if image else str(dict(board.get("target", {})).get("version", ""))
         made.add_row(
             name,
             _state_and_staged(board),
             str(board.get("version", "")),
-            *([str(dict(board.get("target", {})).get("version", ""))] if pins else []),
+            *([image] if images else []),
+            *([pinned] if pins else []),
             str(running.get("slot", "")),
             app,
             *([str(board.get("port", ""))] if ports else []),

@@ -76,6 +76,14 @@ class Target:
         text = json.dumps([self.url, self.version, self.sha256])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
+    @classmethod
+    def noted(cls, key: str, url: str, version: str, sha256: str | None) -> Target:
+        """One as the journal has it, which keeps no secrets of its url: to be told from others,
+        not to be fetched."""
+        made = cls(url, version, sha256)
+        made.__dict__["key"] = key
+        return made
+
     def pinned(
         self,
         *,

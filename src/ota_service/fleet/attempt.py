@@ -209,6 +209,7 @@ class Attempt:
             return event
         if self._settings.health_check is not None:
             return "checks"
+        self.hooks.tell(lambda sight: sight.checked())
         await self._around.journaled(partial(memory.checked, mac))
         return event
 

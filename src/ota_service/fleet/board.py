@@ -719,8 +719,8 @@ class Board:
 
     async def _conclude(self, update: Order, end: SessionEnd) -> OtaError | None:
         """What its session came to, into the journal and into what is shown; the error, if any."""
-        of, fetched = self._concerns(update), self._fetched
-        sight, around = self._sight, self._around
+        sight, around, fetched = self._sight, self._around, self._fetched
+        of = self._concerns(update)
         assert isinstance(end.outcome, Outcome)
         image = fetched.image if isinstance(fetched, Fetched) else None
         if update.purpose == "stage":
@@ -959,7 +959,7 @@ class Board:
             self._job = _slower(self._job, error)
         again = message.event == "again"
         order.failed = end.failed
-        self._wait(policy.retry_pause_s(end.failed) if again else policy.HELD_POLL_S)
+        self._wait(policy.retry_pause_s(end.failed) if again else self._robot_poll_s())
         await self._next()
 
     async def _reply(self, message: Message) -> None:

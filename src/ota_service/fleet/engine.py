@@ -28,8 +28,9 @@ from ota_service.fleet.around import Log
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Firmwares
+from ota_service.fleet.group import Groups
 from ota_service.fleet.journal import Journal, open_journal
-from ota_service.fleet.journal_rows import FirmwareRecord, PortRecord
+from ota_service.fleet.journal_rows import FirmwareRecord, GroupRecord, PortRecord
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.orders import UPDATES, Purpose
 from ota_service.fleet.places import Place
@@ -101,7 +102,8 @@ class Engine:
         self.settings = settings
         self.owner = f"service {settings.service}"
         self.log: Log = _Named(logger, {"service": settings.service})
-        self.roster = Roster(self)
+        self.groups = Groups()
+        self.roster = Roster(self, self.groups)
         self.runs: list[Run] = []
         self.last_run: Run | None = None
         self.error: OtaError | None = None
@@ -259,7 +261,10 @@ class Engine:
         for key, why in stops.items():
             self.turns.note_stopped(key, why)
         if first:
-            await self._begin(settings, new_target)
+            try:
+                await self._begin(settings, new_target)
+            finally:
+                self.groups.known.set()
             return
         names = set(changed)
         if settings.auto_update and not before.auto_update:
@@ -280,12 +285,26 @@ class Engine:
             await asyncio.wait([board.heard() for board in self.boards.values()], timeout=HEARD_S)
             self.roster.reassign()
         await self.calls.owed()
+        await self._resume_groups()
         interrupted = await self.journaled(partial(journal.take_up, settings.service))
         resumed = any(run.target.get("purpose") in (None, "activate") for run in interrupted)
         if settings.auto_update and (settings.check_on_start or new_target or resumed):
             self.start(Run("resumed" if resumed and not new_target else "configured"))
         elif settings.boards is not None:
             await self._poll(first=True)
+
+    async def _resume_groups(self, here: Collection[str | None] | None = None) -> None:
+        """Take up groups that were left in the middle of their switch, or on their way back.
+
+        here: MACs of boards that have appeared; None: at the start, whoever is there.
+        """
+        service, journal = self.settings.service, self.memory.journal
+        for record in await self.journaled(partial(journal.all, GroupRecord, service=service)):
+            members = {entry["mac"]: entry["name"] for entry in record.data["members"]}
+            if here is not None and members.keys().isdisjoint(here):
+                continue
+            if self.groups.due(record):
+                self.start(Run("resumed", list(members.values()), resumes=record))
 
     async def _recall_manifest(self, settings: Settings) -> None:
         """Show the boards against the images that they are to have, without asking its server."""
@@ -347,7 +366,11 @@ class Engine:
 
     async def _go(self, run: Run) -> None:
         await self._ready.wait()
-        await run.go(self)
+        try:
+            await run.go(self)
+        finally:
+            if run.resumes is not None:
+                self.groups.over(run.resumes)
         if run.purpose == "flash":
             await self._after_flash(run)
         if run.purpose not in UPDATES:
@@ -459,14 +482,23 @@ class Engine:
     def _on_stop(self, key: str, why: OtaError) -> None:
         """Start nothing more with this target by itself, also after a restart."""
         self.log.error("%s", why)
-        self.error = why
         journal, service = self.memory.journal, self.settings.service
         self.spawn(self.journaled(partial(journal.stop, service, key, why.message)))
+        self._tell_stopped({key}, why)
+
+    def stop_all(self, keys: Collection[str], why: OtaError) -> None:
+        """A group went back from these targets, as the journal has it: no board gets them."""
+        for key in keys:
+            self.turns.note_stopped(key, why.message)
+        self._tell_stopped(keys, why)
+
+    def _tell_stopped(self, keys: Collection[str], why: OtaError) -> None:
+        self.error = why
         for board in self.boards.values():
-            if board.target.key == key:
+            if board.target.key in keys:
                 board.tell("stopped", value=why)
         for run in self.runs:
-            if any(order.target.key == key for order, _ in run.orders.values()):
+            if any(order.target.key in keys for order, _ in run.orders.values()):
                 run.error = run.error or why
 
     def stopped(self, names: Sequence[str] | None) -> OtaError | None:
@@ -583,6 +615,8 @@ class Engine:
         if not listed:
             self._show_gone({place.port for place in places})
         names = [place.name if listed else str(place.port) for place in came]
+        if names and not first:
+            await self._resume_groups({place.mac for place in came})
         if names and settings.auto_update and not first and not self._covered(names):
             self.log.info("plugged in: %s", ", ".join(names))
             self.start(Run("attached", names))
@@ -622,4 +656,4 @@ class Engine:
             run.stage == "checking" and (run.names is None or set(names) <= set(run.names))
             for run in self.runs
             if not run.done.is_set()
-        )
+        ) or self.groups.of(names)

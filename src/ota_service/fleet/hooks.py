@@ -55,6 +55,7 @@ class SessionHooks:
         self._around, self._settings = around, around.settings.of(about.entry)
         self._info, self._target = order.place.info, order.target
         self._updates, self._switches = order.purpose in UPDATES, order.purpose in SWITCHES
+        self._activates = order.purpose == "activate"
 
     def identified(self, mac: str) -> BoardFacts:
         """The chip answered: is it the board that is meant?"""
@@ -167,8 +168,9 @@ class SessionHooks:
 
     def _note_brought(self, mac: str) -> None:
         """Before the switch: what the board can be taken back from, also by another process."""
-        found, made, target, waits = self.found, self.plan, self._target, self.facts.staged
-        image = self.brings or (waits.known if waits is not None else None)
+        found, made, target = self.found, self.plan, self._target
+        staged = self.facts.staged if self._activates else None
+        image = staged.known if staged is not None else self.brings
         if found is None or made is None or made.slot is None or image is None:
             return
         before = tag_of_running(found, self.facts)

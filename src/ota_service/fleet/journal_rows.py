@@ -19,6 +19,7 @@ from ota_service.update.boot import UNJUDGED
 SqlValue = str | int | float | None
 
 AttemptState = Literal["none", "set_aside", "rolled_back", "held", "awaiting"]
+GroupPhase = Literal["switching", "going_back", "owing"]
 Outcome = Literal["running", "succeeded", "partly", "failed", "cancelled"]
 
 
@@ -186,6 +187,25 @@ class PendingRecord(Record, table="pending"):
     power_failed: bool = False
     boot: str | None = None
     up_until_s: float | None = None
+
+
+class GroupRecord(Record, table="board_groups", keys=2):
+    """A group of boards that is in the middle of its switch, and what its end is to be.
+
+    id: the run and the group. target, version: the service's, whose manifest has the group. phase:
+    switching: the members are brought to their firmware; going_back: from it; owing: all but those
+    that could not be reached have gone back. data: its members in the order of their switch, each
+    with name, mac, image, step and target; what is stopped where its firmware failed; why it goes
+    back.
+    """
+
+    service: str
+    id: str
+    target: str
+    version: str
+    phase: GroupPhase
+    since: datetime
+    data: dict[str, Any]
 
 
 class StagedRecord(Record, table="staged"):

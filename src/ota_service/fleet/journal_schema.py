@@ -151,6 +151,15 @@ DROP TABLE speeds;
 DROP TABLE lines;
 """
 
+_GROUPS = """
+-- Groups of boards in the middle of their switch, which the next start finishes.
+CREATE TABLE board_groups (
+    service TEXT NOT NULL, id TEXT NOT NULL, target TEXT NOT NULL, version TEXT NOT NULL,
+    phase TEXT NOT NULL, since TEXT NOT NULL, data TEXT NOT NULL,
+    PRIMARY KEY (service, id)
+) WITHOUT ROWID;
+"""
+
 _STAGED = """
 -- What waits in a slot of a board, but for its magic byte, to be activated.
 CREATE TABLE staged (
@@ -177,7 +186,7 @@ CREATE TABLE owed_calls (
 """
 
 MIGRATIONS: tuple[str, ...] = (
-    *(_FIRST, _LINES, _UNKNOWN, _STOPS, _CLOCKS, _SILENT, _STAGED, _BROUGHT),
+    *(_FIRST, _LINES, _UNKNOWN, _STOPS, _CLOCKS, _SILENT, _STAGED, _BROUGHT, _GROUPS),
 )
 """Statements, each leading from the version that is its index to the next."""
 

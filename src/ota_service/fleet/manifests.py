@@ -19,7 +19,7 @@ from ota_service.firmware.failures import GaveUp
 from ota_service.firmware.target import Target
 from ota_service.fleet import policy, steps
 from ota_service.fleet.assignment import expected_s
-from ota_service.fleet.orders import Order, Purpose
+from ota_service.fleet.orders import SWITCHES, Order, Purpose
 from ota_service.fleet.policy import Spared
 from ota_service.fleet.sight import Sight
 from ota_service.fleet.steps import Course, Pair, Pairs
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ota_service.fleet.engine import Engine
     from ota_service.fleet.run import Run
 
-BY_MANIFEST: frozenset[Purpose] = frozenset({"update", "plan", "verify"})
+BY_MANIFEST: frozenset[Purpose] = frozenset({"update", "stage", "activate", "plan", "verify"})
 """What is asked of boards for the sake of the target's image."""
 _HISTORY = 20
 """Runs that are looked through for how long something takes."""
@@ -144,7 +144,7 @@ async def _by_manifest(
             await steps.heard([board])
             await run.give_up(engine, order, board, why)
     await run.note_course(engine)
-    if run.purpose == "update":
+    if run.purpose in SWITCHES:
         await steps.go(run, engine, manifest.blocks(), orders)
         return
     asked = [pair for some in orders.values() for pair in some]

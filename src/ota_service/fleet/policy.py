@@ -321,7 +321,7 @@ EVIDENCE = frozenset({"boot-failed", "check-failed"})
 brown-out or a port that is gone tells of the board alone."""
 
 
-def good(shown: Shown, confirmed: bool | None, unchecked: bool = False) -> bool:
+def good(shown: Shown, confirmed: bool | None, unchecked: bool) -> bool:
     """Whether others may follow a board: it is up to date, its start was seen, and the robot's
     health check, if any, has passed.
 

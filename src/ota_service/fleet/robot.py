@@ -161,7 +161,7 @@ class Calls:
             yield
         finally:
             if after is not None:
-                await self._pay(board, after, stop if owed else None)
+                await self._pay(board, after, stop, owed=owed)
 
     async def given_back(self, after: RobotCall | None) -> None:
         """Return when no board is in a session that has the same `after_restart`."""
@@ -175,16 +175,15 @@ class Calls:
         record = OwedCallRecord(self._service, board, key, utc_now())
         await self._around.journaled(partial(self._around.memory.journal.put, record))
 
-    async def _pay(self, board: str, after: RobotCall, stop: Stop | None) -> None:
-        """A board's session is over. stop None: there was none, and nothing is owed for it."""
+    async def _pay(self, board: str, after: RobotCall, stop: Stop, *, owed: bool) -> None:
+        """A board's session is over, or there was none. The last one pays for all that owe it."""
         key = _key(after)
         async with self._locks[key]:
-            others = self._out[key] - {board}
-            if others or stop is None:
-                self._out[key].discard(board)
+            if not owed:
                 await self._forget(service=self._service, call=key, board=board)
-            else:
+            if self._out[key] == {board} and await self._rows(call=key):
                 await self._call_now(key, board, after, stop)
+            self._out[key].discard(board)
         async with self._given_back:
             self._given_back.notify_all()
 
@@ -193,8 +192,6 @@ class Calls:
             said = await unless(stop.ending, self.ask(after), ENDING_S)
         except OtaError:
             said = Said("none", "the process ends")
-        finally:
-            self._out[key].discard(board)
         if said.answer == "yes":
             await self._forget(service=self._service, call=key)
             return

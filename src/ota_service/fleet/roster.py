@@ -16,6 +16,7 @@ from ota_service.fleet.assignment import Assignment, Known
 from ota_service.fleet.attempt import mac_at
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
+from ota_service.fleet.group import Groups
 from ota_service.fleet.places import Place, place_entry, place_found, without_twins
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.fleet.sight import Sight
@@ -28,11 +29,11 @@ class Roster:
     assignment: what the manifest at the service's target gives them, where it is known to be one.
     """
 
-    def __init__(self, around: Around) -> None:
+    def __init__(self, around: Around, groups: Groups) -> None:
         self.boards: dict[str, Board] = {}
         self.retired: set[Board] = set()
         self.assignment: Assignment | None = None
-        self._around = around
+        self._around, self._groups = around, groups
 
     @property
     def keys(self) -> set[str]:
@@ -53,7 +54,7 @@ class Roster:
         self._adopt_assignment(settings, by_place)
         if settings.boards is None:
             self.boards = {n: b for n, b in old.items() if b.shown.entry is None}
-            changed = [n for n, b in self.boards.items() if _aim(b, self._target(settings, n))]
+            changed = [n for n, b in self.boards.items() if self._aim(b, self._target(settings, n))]
         for entry in settings.boards or ():
             board = by_place.pop(_where(entry), None)
             target = self._target(settings, entry.name, entry)
@@ -62,7 +63,7 @@ class Roster:
                 changed.append(entry.name)
             else:  # under another name, perhaps
                 board.post(partial(Sight.adopted, name=entry.name, entry=entry))
-                changed += [entry.name] if _aim(board, target) else []
+                changed += [entry.name] if self._aim(board, target) else []
             self.boards[entry.name] = board
         for board in set(old.values()) - set(self.boards.values()):
             self.retired.add(board)
@@ -100,7 +101,7 @@ class Roster:
             known = [_known(b.shown.name, b, looked=b in looked) for b in boards]
             self.assignment = self.assignment.of(known)
         for name, board in self.boards.items():
-            _aim(board, self._target(self._around.settings, name, board.shown.entry))
+            self._aim(board, self._target(self._around.settings, name, board.shown.entry))
         return self.assignment
 
     def _target(self, settings: Settings, name: str, entry: BoardEntry | None = None) -> Target:
@@ -112,7 +113,15 @@ class Roster:
         image = assignment.targets[assignment.images[name]]
         return own.pinned(url=image.url, version=image.version, sha256=image.sha256)
 
+    def _aim(self, board: Board, target: Target) -> bool:
+        """Give a board its target; whether it is another one. A group that is in the middle of its
+        switch first ends."""
+        changed = board.target.key != target.key
+        self._groups.later(board, partial(_aim, board, target))
+        return changed
+
     async def _retire(self, board: Board) -> None:
+        await self._groups.free({board.shown.name})
         await board.retire()
         self.retired.discard(board)
 
@@ -223,14 +232,11 @@ def _known(name: str, board: Board | None, *, looked: bool = False) -> Known:
     return Known(name, about.running.get("project") or none, about.chip or none)
 
 
-def _aim(board: Board, target: Target) -> bool:
-    """Give a board its target; whether it is another one."""
-    if board.target.key == target.key:
-        board.target = target  # it may be had with another token
-        return False
-    board.target = target
-    board.tell("retarget", value=target)
-    return True
+def _aim(board: Board, target: Target) -> None:
+    changed = board.target.key != target.key
+    board.target = target  # also the same one may be had with another token
+    if changed:
+        board.tell("retarget", value=target)
 
 
 def _where(entry: BoardEntry | None) -> tuple[str | None, str | None] | None:

@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ota_service.errors import OtaError
 from ota_service.firmware.check import IsManifest
-from ota_service.fleet import manifests
+from ota_service.firmware.target import Target
+from ota_service.fleet import group, manifests
 from ota_service.fleet.board_state import iso, utc_now
+from ota_service.fleet.journal_rows import GroupRecord
 from ota_service.fleet.orders import (
+    READS,
     SWITCHES,
     UPDATES,
     Answer,
@@ -51,7 +54,8 @@ class Run:
 
     names: the boards asked for; None: all. file: gets what `flash` writes. orders: by the name
     that the board had. results: what reads, rollback and flash reply, by name. course: where it
-    stands in the manifest, where the service's target is one.
+    stands in the manifest, where the service's target is one. resumes: the group that a process
+    before has left in the middle.
     """
 
     trigger: Trigger
@@ -72,6 +76,7 @@ class Run:
     done: asyncio.Event = field(default_factory=asyncio.Event)
     interrupted: bool = False
     course: Course | None = None
+    resumes: GroupRecord | None = None
     _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     _left_out: set[str] = field(default_factory=set)
 
@@ -170,6 +175,14 @@ class Run:
             self.done.set()
 
     async def _go(self, engine: Engine) -> None:
+        if self.resumes is not None:
+            self.stage = "going"
+            base = Target.noted(self.resumes.target, "", self.resumes.version, None)
+            self.course = Course.recalled(self.resumes.data["course"], base)
+            await group.resume(self, engine, self.resumes)
+            return
+        if self.purpose not in READS:  # a group that is in the middle of its switch first ends
+            await self.unless_cancelled(engine.groups.free(self.names))
         found = await engine.roster.find(
             self.names, self.permits, probe=self.probe, by_person=self.by_person
         )
@@ -262,7 +275,7 @@ class Run:
             order.report |= {"error": error.to_dict(), "outcome": board.shown.state}
             order.give(answer)
         if not isinstance(answer.error, IsManifest) or not manifests.concerns(self, board):
-            await self._note(engine, order, board, answer)
+            await self.note(engine, order, board, answer)
         return answer
 
     async def give_up(
@@ -273,9 +286,10 @@ class Run:
                         refusal(self.purpose, why))  # fmt: skip
         order.report |= {"error": why.to_dict(), "outcome": board.shown.state}
         order.give(answer)
-        await self._note(engine, order, board, answer)
+        await self.note(engine, order, board, answer)
 
-    async def _note(self, engine: Engine, order: Order, board: Board, answer: Answer) -> None:
+    async def note(self, engine: Engine, order: Order, board: Board, answer: Answer) -> None:
+        """One board's part has been answered."""
         order.image = order.file = None
         if self.purpose not in UPDATES:
             self.results[board.shown.name] = answer.reply
@@ -321,6 +335,8 @@ class Run:
     def _judge(self) -> RunOutcome:
         counted = [pair for pair in self.orders.values() if self._counts(pair[1])]
         ends = [order.answer.result().end for order, _ in counted if not self._is_good(order)]
+        if self.course is not None and self.course.back:
+            return "failed"
         if counted and not ends:
             return "succeeded"
         if counted and set(ends) == {"cancelled"}:

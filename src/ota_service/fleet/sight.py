@@ -156,6 +156,10 @@ class Sight:
     def _known(self, confirmed: bool | None) -> None:
         self.judged(confirmed, NOTHING_TO_JUDGE_BY if confirmed is False else "")
 
+    def checked(self) -> None:
+        """The robot's word on what runs is waited for no more."""
+        self.about.unchecked = False
+
     # --- what is concluded
 
     def version(self, version: str | None) -> None:

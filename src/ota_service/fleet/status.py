@@ -20,6 +20,8 @@ def overall(engine: Engine) -> Overall:
     """The service's own state: the busiest of its boards; between attempts it is idle."""
     if engine.closing:
         return "closing"
+    if engine.groups.run is not None:
+        return "updating"
     states = {board.state for board in engine.boards.values()}
     if states - {"rest", "fetching", "pausing"}:
         return "updating"
@@ -31,7 +33,8 @@ def overall(engine: Engine) -> Overall:
 
 def status_of(engine: Engine) -> dict[str, Any]:
     """The reply of the verb status and of `get_status`; what has no value is left out."""
-    target, firmwares, run = engine.settings.target, engine.firmwares, engine.last_run
+    target, firmwares = engine.settings.target, engine.firmwares
+    run = engine.groups.run or engine.last_run  # whatever was asked for since waits for a group
     error = engine.error or (run and run.error) or engine.journal_problem
     aim = {
         "url": target.shown_url,

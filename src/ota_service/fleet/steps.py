@@ -15,8 +15,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from ota_service.errors import OtaError
-from ota_service.firmware.manifest import Block
-from ota_service.fleet import policy
+from ota_service.firmware.manifest import Block, Manifest
+from ota_service.firmware.target import Target
+from ota_service.fleet import group, policy
 from ota_service.fleet.assignment import Assignment
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.orders import Order
@@ -37,11 +38,27 @@ Pairs = Sequence[Pair]
 
 @dataclass
 class Course:
-    """Where a run stands in its manifest. step: from 1 on; phase: of a group's way."""
+    """Where a run stands in its manifest. step: from 1 on; phase: of a group's way, as far as it
+    has come. back: a group failed, and went back."""
 
     assignment: Assignment
     step: int = 1
     phase: Phase | None = None
+    back: bool = False
+
+    @classmethod
+    def recalled(cls, shown: Mapping[str, Any], base: Target) -> Course:
+        """As the journal has it shown, of a process that ended: to be shown on."""
+        steps = [list(step) for step in shown["steps"]]
+        unknown = {"url": "unknown", "sha256": "0" * 64}
+        images = {image: unknown for step in steps for image in step}
+        made = {"format": 1, "version": shown["version"], "images": images, "order": steps}
+        assignment = Assignment(base, "", Manifest.checked(made), dict(shown["boards"]))
+        return cls(assignment, int(shown["step"]), shown.get("phase"))
+
+    def at(self, step: Sequence[str]) -> None:
+        """A step begins."""
+        self.step = self.assignment.manifest.steps.index(tuple(step)) + 1
 
     def to_dict(self) -> dict[str, Any]:
         """As in the status and the history."""
@@ -78,19 +95,29 @@ async def _carry_out(
     run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs]
 ) -> OtaError | None:
     """A block's steps; why what follows is not begun, None where every board is good."""
+    alone = partial(_alone, run, engine)
+    if block.groups:
+        why = await group.go(run, engine, block, orders, alone)
+        if why is not None:
+            await leave_out(run, engine, block.steps, orders, why)
+        return why
     for number, step in enumerate(block.steps):
-        pairs = _of(step, orders)
-        if not pairs:
-            continue
-        assert run.course is not None
-        run.course.step = run.course.assignment.manifest.steps.index(step) + 1
-        await run.note_course(engine)
-        await asyncio.gather(*(run.ask(engine, order, board) for order, board in pairs))
-        why = why_not_further(run, engine, pairs)
+        why = await alone(step, _of(step, orders))
         if why is not None:
             await leave_out(run, engine, block.steps[number + 1 :], orders, why)
             return why
     return None
+
+
+async def _alone(run: Run, engine: Engine, step: Sequence[str], pairs: Pairs) -> OtaError | None:
+    """The boards of a step that are in no group; why what follows is not begun."""
+    if not pairs:
+        return None
+    assert run.course is not None
+    run.course.at(step)
+    await run.note_course(engine)
+    await asyncio.gather(*(run.ask(engine, order, board) for order, board in pairs))
+    return why_not_further(run, engine, pairs)
 
 
 def why_not_further(run: Run, engine: Engine, pairs: Pairs) -> OtaError | None:
@@ -103,8 +130,8 @@ def why_not_further(run: Run, engine: Engine, pairs: Pairs) -> OtaError | None:
     ours = [pair for pair in pairs if _is_ours(engine, pair[1])]
     if any(order.answer.result().end == "cancelled" for order, _ in ours):
         return OtaError("cancelled")
-    bad = [board.shown for _, board in ours
-           if not policy.good(board.shown.state, board.shown.confirmed)]  # fmt: skip
+    shown = [board.shown for _, board in ours]
+    bad = [one for one in shown if not policy.good(one.state, one.confirmed, one.unchecked)]
     if not bad:
         return None
     images = run.course.assignment.images

@@ -124,8 +124,8 @@ class UpdateArguments(Arguments):
         list[str] | None,
         optional_type(_overrides),
         Field(
-            description="a list of what is overridden: not-allowed-now (the sensor of "
-            "allow_restart), stopped (a firmware that failed on too many boards; it stays "
+            description="a list of what is overridden: not-allowed-now (allow_restart "
+            "and before_restart), stopped (a firmware that failed on too many boards; it stays "
             "stopped for all others), other-project (a board of another project, or not ours)"
         ),
     ] = None

@@ -13,6 +13,7 @@ _FILES, _RESTORE, _REWRITE = "update/backup_files.py", "update/restore.py", "upd
 _ATTEMPTS = "fleet/journal.py"
 POLICY = "tests/fleet/test_policy.py"
 BOARD = "tests/fleet/test_board.py"
+ROBOT = "tests/fleet/test_robot.py"
 
 _WHOLE_FLASH = (
     Mutant(
@@ -242,6 +243,65 @@ _FLEET = (
         'ended.count("bad") * 2 > len(ended)',
         'ended.count("bad") * 2 >= len(ended)',
         POLICY,
+    ),
+    Mutant(
+        "a board that the robot has not said yes to is good",
+        "fleet/policy.py",
+        'return shown == "up_to_date" and confirmed is not None and not unchecked',
+        'return shown == "up_to_date" and confirmed is not None',
+        f"{ROBOT}::test_no_answer_halts_this_run_and_no_other",
+    ),
+    Mutant(
+        "true is 1 in a robot's reply",
+        "fleet/robot.py",
+        "return isinstance(expected, bool) == isinstance(value, bool) and bool(expected == value)",
+        "return bool(expected == value)",
+        f"{ROBOT}::test_a_yes_has_what_is_expected",
+    ),
+    Mutant(
+        "after_restart is owed only when before_restart was answered",
+        "fleet/robot.py",
+        """        if after is not None:
+            await self._owe(board, after)
+        try:
+            if before is not None:
+                said = await unless(stop.at_all, self.ask(before))
+""",
+        """        try:
+            if before is not None:
+                said = await unless(stop.at_all, self.ask(before))
+            if after is not None:
+                await self._owe(board, after)
+""",
+        f"{ROBOT}::test_a_robot_that_thinks_for_long_holds_no_cancel_up",
+    ),
+    Mutant(
+        "a robot drives off while another of its boards is written",
+        "fleet/robot.py",
+        "if self._out[key] == {board} and await self._rows(call=key):",
+        "if await self._rows(call=key):",
+        f"{ROBOT}::test_boards_that_share_a_robot_are_one",
+    ),
+    Mutant(
+        "a robot that says no to the last board is not told that it is over for the others",
+        "fleet/robot.py",
+        "if self._out[key] == {board} and await self._rows(call=key):",
+        "if owed and self._out[key] == {board} and await self._rows(call=key):",
+        f"{ROBOT}::test_the_last_one_pays_also_where_it_was_not_allowed_itself",
+    ),
+    Mutant(
+        "a firmware that waits for the robot's word needs no canary any more",
+        "fleet/memory.py",
+        "if outcome.confirmed and not (board is not None and board.unchecked):",
+        "if outcome.confirmed:",
+        f"{ROBOT}::test_a_firmware_is_good_when_the_robot_says_so",
+    ),
+    Mutant(
+        "what was changed since is taken back",
+        "update/session.py",
+        "if self.link.md5(slot.offset, brought.size_bytes) != brought.md5:",
+        'if brought.md5 == "":',
+        "tests/update/test_session_slips.py::test_what_was_changed_since_is_not_taken_back",
     ),
     Mutant(
         "a busy port uses an attempt up",

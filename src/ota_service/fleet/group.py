@@ -1,0 +1,809 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Groups of boards that go forward or back as a whole: carries `group_policy.GROUP` out.
+
+    go(run, engine, block, orders)   a block of steps that groups span
+    resume(run, engine, record)      what a process that ended had begun, forward or back
+    Groups                           a service's groups that are at work: whatever else waits
+
+A group asks its members for one thing after the other, as a run does: `stage`, `activate`, `back`.
+What the next start has to know stands in the journal before the first board is switched, and
+before the first one goes back: the group as `GroupRecord`, and each member that may have been
+switched as `BroughtRecord`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from ota_service.errors import OtaError
+from ota_service.firmware.manifest import Block
+from ota_service.firmware.target import Target
+from ota_service.fleet import group_policy, policy
+from ota_service.fleet.board_state import utc_now
+from ota_service.fleet.group_policy import GROUP, Event, Fate, State
+from ota_service.fleet.journal_rows import BroughtRecord, GroupPhase, GroupRecord, StagedRecord
+from ota_service.fleet.orders import Answer, Order, Purpose
+from ota_service.fleet.places import Place
+from ota_service.fleet.policy import Permits
+from ota_service.update.plan import require_staged
+
+if TYPE_CHECKING:
+    from ota_service.fleet.board import Board
+    from ota_service.fleet.engine import Engine
+    from ota_service.fleet.run import Run
+    from ota_service.fleet.steps import Pairs
+
+Phase = Literal["staging", "switching", "confirming", "going_back"]
+POLL_S = 0.25
+"""How often is looked whether a run was cancelled, or a lost member is there again."""
+
+
+@dataclass(eq=False)
+class Member:
+    """A board of a group. order: the run's; its report has all that is done to the board.
+
+    board None: the service has it no more. step: of the block, from 0. before: it was good before
+    the run, and is not touched. switch: what is asked of it in its step. fate, error: what came of
+    that. owed: why it could not be taken back.
+    """
+
+    name: str
+    image: str
+    board: Board | None
+    order: Order
+    step: int = 0
+    mac: str | None = None
+    before: bool = False
+    switch: Purpose = "activate"
+    fate: Fate | None = None
+    error: OtaError | None = None
+    owed: OtaError | None = None
+
+
+@dataclass(eq=False)
+class Group:
+    """One group of one run.
+
+    id: in the journal. members: those of its boards that are asked, in the order of their steps.
+    target, version: the manifest's. names: of its boards. stops: keys of the targets that no board
+    gets any more where a firmware of the group fails. state: the table's. why: it goes no further,
+    or back.
+    """
+
+    run: Run
+    engine: Engine
+    id: str
+    members: list[Member]
+    target: str
+    version: str
+    names: Sequence[str]
+    stops: tuple[str, ...] = ()
+    state: State = "staging"
+    why: OtaError | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _turned: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def boards(self) -> set[Board]:
+        """Those of its members that the service has."""
+        return {member.board for member in self.members if member.board is not None}
+
+    @property
+    def named(self) -> str:
+        """Its boards, as messages have them."""
+        return ", ".join(self.names)
+
+    @property
+    def _todo(self) -> list[Member]:
+        return [member for member in self.members if not member.before]
+
+    async def _take(self, event: Event) -> str:
+        """The state that the table says, shown and noted; the action is the caller's."""
+        row = GROUP[self.state, event]
+        if row.state is None:
+            return row.action
+        self.state = row.state
+        self.engine.log.info("group of %s: %s", self.named, self.state.replace("_", " "))
+        await self._show()
+        return row.action
+
+    async def _show(self) -> None:
+        course = self.run.course
+        if course is not None and self.state in get_args(Phase):
+            course.phase = cast(Phase, self.state)
+            await self.run.note_course(self.engine)
+
+    # --- staging
+
+    async def complete(self) -> bool:
+        """Whether every member is there to be switched; else nothing begins."""
+        errors = {member.name: await self._why_not(member) for member in self.members}
+        asked = {member.name for member in self.members}
+        others = {n: await self._away(n) for n in self.names if n not in asked}
+        if not self._todo:
+            await self._take("good")
+            return True
+        found = [error for error in (*errors.values(), *others.values()) if error is not None]
+        first = next((error for error in found if error.code in ("cancelled", "stopped")), None)
+        each = [f"{n}: {e.message}" for n, e in {**errors, **others}.items() if e is not None]
+        self.why = first or (_incomplete(self.named, each) if each else None)
+        if self.why is not None:
+            await self._take("retarget" if self.why.code == "cancelled" else "unstaged")
+            return False
+        await self._show()
+        return True
+
+    async def _why_not(self, member: Member) -> OtaError | None:
+        """Why a member is not to be switched; one that the journal answers for is good."""
+        order, board = member.order, member.board
+        assert board is not None
+        if board.target.key != order.target.key:
+            return OtaError("cancelled", "Another target was configured.")
+        here = order.place.kind == "here"
+        if here and not order.answer.done() and order.spared is not None:
+            board.order(order)
+            await order.answer
+        if order.answer.done():
+            member.before = _good(member)
+            return order.answer.result().error
+        if not here:
+            return order.place.error or OtaError("no-board", board=member.name)
+        if "stopped" in order.permits.override:
+            return None
+        turns = self.engine.turns
+        return turns.stopped(order.target.key) or turns.stopped(self.target)
+
+    async def _away(self, name: str) -> OtaError | None:
+        """What is wrong with a board of the group that this run does not ask; None: it is good."""
+        board = self.engine.boards.get(name)
+        if board is None:
+            return OtaError("no-board", "It is not listed any more.")
+        place = await self._find(name, board)
+        if place.kind != "here":
+            return place.error or OtaError("no-board")
+        about = board.shown
+        if policy.good(about.state, about.confirmed, about.unchecked):
+            return None
+        return board.shown.error or OtaError("no-board", "It was not named.")
+
+    async def stage(self) -> bool:
+        """Have every member staged, its switch and its way back proven; whether they all are."""
+        todo, failed = self._todo, []
+        staged = self._recall if self.run.purpose == "activate" else self._staged
+        for member, error in zip(todo, await asyncio.gather(*map(staged, todo)), strict=True):
+            member.mac = member.board.shown.mac if member.board is not None else None
+            member.error = error
+            if error is not None:
+                failed.append(error)
+        if self.engine.closing or self.run.is_cancelled:
+            self.why = OtaError("cancelled")
+            await self._take("end" if self.engine.closing else "cancel")
+            return False
+        if not failed:
+            return True
+        first = next((error for error in failed if error.code != "cancelled"), failed[0])
+        if first.code in ("cancelled", "stopped"):
+            self.why = first
+        else:
+            each = [f"{m.name}: {m.error.message}" for m in todo if m.error is not None]
+            self.why = _incomplete(self.named, each)
+        await self._take("cancel" if first.code == "cancelled" else "unstaged")
+        return False
+
+    async def _staged(self, member: Member) -> OtaError | None:
+        answer = await self._ask(member, "stage")
+        if answer.end != "done":
+            return answer.error or OtaError("cancelled", board=member.name)
+        if "staged" not in member.order.report:
+            # It runs the target's firmware already: if need be its start is watched.
+            member.before, member.switch = _good(member), "update"
+        return None
+
+    async def _recall(self, member: Member) -> OtaError | None:
+        """Of an activation: what was staged and proven before."""
+        memory, target, mac = self.engine.memory, member.order.target, member.order.place.mac
+
+        def recall() -> None:
+            staged = memory.staged(mac, target.key) if mac is not None else None
+            require_staged(staged, target.version)
+
+        try:
+            await self.engine.journaled(recall)
+        except OtaError as error:
+            return error
+        return None
+
+    async def begin(self) -> bool:
+        """From here on the journal says that it is switched; whether it does."""
+        if self.state == "staging" and not self._todo:
+            await self._take("good")
+        if self.state == "final":
+            return True
+        # Of an earlier time: by this group nothing has been switched yet.
+        await self._note("switching", self._none_brought)
+        problem = self.engine.journal_problem
+        if problem is None:
+            await self._take("staged")
+            return True
+        # A switch that the next start might know nothing of could leave the group half.
+        await self._forget()
+        await self.fail(problem)
+        return False
+
+    # --- forward
+
+    def has(self, step: int) -> bool:
+        """Whether it is to be switched in a step."""
+        return self.state in group_policy.FORWARD and any(m.step == step for m in self._todo)
+
+    async def switch(self, step: int) -> OtaError | None:
+        """Activate the members of a step; why it goes no further, None where they are good.
+
+        The group has gone back where it goes no further, or the process ends.
+        """
+        asked = [member for member in self._todo if member.step == step]
+        more = any(member.step > step for member in self._todo)
+        tasks = {m: self.engine.spawn(self._forward(m)) for m in asked if m.fate is None}
+        event: Event | None = None
+        while event is None and not self.engine.closing:
+            pending = [task for task in tasks.values() if not task.done()]
+            if pending:
+                first = asyncio.FIRST_COMPLETED
+                await asyncio.wait(pending, timeout=POLL_S, return_when=first)
+            event = self._event(asked, more=more)
+            over = not more and event not in ("failed", "cancel")
+            if self.state == "switching" and over and all(map(_past_switch, asked)):
+                await self._take("switched")
+        if self.engine.closing or event is None:
+            await self._take("end")
+            await asyncio.gather(*tasks.values())
+            return OtaError("cancelled")
+        await self._act(await self._take(event), tasks)
+        return self.why
+
+    def _event(self, asked: Sequence[Member], *, more: bool) -> Event | None:
+        """What has become of those that were asked, or who cancelled it."""
+        if self.run.is_cancelled:
+            self.why = OtaError("cancelled")
+            return "cancel"
+        event = group_policy.event_of([member.fate for member in asked], more=more)
+        if event in ("failed", "cancel", "unanswered"):
+            first = min(asked, key=lambda member: group_policy.blame(member.fate))
+            error = first.error or OtaError("cancelled")
+            self.why = OtaError(error.code, error.message, board=first.name)
+        return event
+
+    async def fail(self, why: OtaError) -> None:
+        """Something outside of it ends the block that it is in the middle of: it goes back."""
+        self.why = self.why or why
+        event: Event = "cancel" if why.code == "cancelled" else "failed"
+        if self.state in group_policy.FORWARD and not self.engine.closing:
+            await self._act(await self._take(event), {})
+        elif self.state == "staging":
+            await self._take("cancel" if event == "cancel" else "unstaged")
+
+    async def _act(self, action: str, tasks: Mapping[Member, asyncio.Task[None]]) -> None:
+        if action == "clear":
+            await self._forget()
+        if action == "turn_round":
+            await self._turn_round(tasks)
+            await self.go_back()
+
+    async def _forward(self, member: Member) -> None:
+        """Activate a member, as often as it takes while it may be lost."""
+        loop, failed, lost_at_s = asyncio.get_running_loop(), 0, None
+        while True:
+            answer = await self._ask(member, await self._how(member))
+            stopped = answer.end == "cancelled" or "cancel" in member.order.report
+            member.error = answer.error
+            fate = group_policy.fate(_good(member), answer.error, cancelled=stopped)
+            lost_at_s, failed = lost_at_s or loop.time(), failed + 1
+            left_s = lost_at_s + group_policy.LOST_S - loop.time()
+            gone = fate != "lost" or member.board is None
+            if gone or not await self._appears(member, left_s, policy.retry_pause_s(failed)):
+                member.fate = fate
+                return
+
+    async def _appears(self, member: Member, left_s: float, pause_s: float) -> bool:
+        """Whether a lost member is there to be asked again, in its time and after a pause."""
+        loop = asyncio.get_running_loop()
+        until_s, not_before_s = loop.time() + left_s, loop.time() + pause_s
+        while loop.time() < until_s and not (self._turned.is_set() or self.engine.closing):
+            if loop.time() >= not_before_s and (await self._place(member)).kind == "here":
+                return True
+            await asyncio.sleep(POLL_S)
+        return False
+
+    async def go_on(self) -> None:
+        """Forward from where another process was."""
+        for step in sorted({member.step for member in self.members}):
+            if self.has(step) and await self.switch(step) is not None:
+                return
+
+    # --- back
+
+    async def void(self) -> None:
+        """What is owed is of a target that is not wanted any more."""
+        for member in self._todo:
+            if await self._brought(member):
+                member.owed = OtaError(
+                    "changed-elsewhere",
+                    f"It was to be taken back from {member.order.target.version}, and another "
+                    "target was configured meanwhile.",
+                    board=member.name,
+                )
+                self.engine.log.warning("%s", member.owed)
+        await self._forget(self._none_brought)
+
+    def _none_brought(self) -> None:
+        """There is nothing to take back, as far as the journal knows. In a thread."""
+        for member in self._todo:
+            self.engine.memory.journal.drop(BroughtRecord, mac=member.mac)
+
+    async def _turn_round(self, tasks: Mapping[Member, asyncio.Task[None]]) -> None:
+        """The journal first; then whoever is on the way stops where it boots, or finishes."""
+        await self._note("going_back")
+        self._turned.set()
+        for member, task in tasks.items():
+            if not task.done() and member.board is not None:
+                member.board.tell("cancel")
+        await asyncio.gather(*tasks.values())
+
+    async def go_back(self) -> None:
+        """Every member that may have been switched goes back, the last one first.
+
+        One that has to wait (for the robot's word, or a busy port) holds no other one up.
+        """
+        tasks = []
+        for member in reversed(self._todo):
+            if await self._brought(member):
+                tasks.append(task := self.engine.spawn(self._back(member)))
+                while not task.done() and not (member.board and member.board.state == "owing"):
+                    await asyncio.wait([task], timeout=POLL_S)
+        await asyncio.gather(*tasks)
+        if self.engine.closing:
+            await self._take("end")
+            return
+        owed = [member for member in self._todo if await self._brought(member)]
+        await self._take("owed" if owed else "back")
+        stopped = self._stopped()
+        if owed:
+            await self._note("owing", stopped)
+        else:
+            await self._forget(stopped)
+        error, course = self.error, self.run.course
+        if course is not None:
+            course.back = course.back or (error is not None and error.code != "cancelled")
+        if error is not None and error.code == "stopped":
+            self.engine.stop_all(self.stops, error)
+
+    async def _brought(self, member: Member) -> bool:
+        """Whether there may be something to take back."""
+        memory, key = self.engine.memory, member.order.target.key
+        known = partial(memory.brought, member.mac, key)
+        return member.mac is not None and await self.engine.journaled(known) is not None
+
+    async def _back(self, member: Member) -> None:
+        answer = await self._ask(member, "back")
+        way = group_policy.way_back(answer.error)
+        if way == "back":
+            return
+        member.owed = answer.error
+        if way == "void":
+            message = answer.error.message if answer.error is not None else ""
+            self.engine.log.warning("%s: not taken back with its group: %s", member.name, message)
+            drop = partial(self.engine.memory.journal.drop, BroughtRecord, mac=member.mac)
+            await self.engine.journaled(drop)
+
+    # --- what it asks
+
+    async def _place(self, member: Member) -> Place:
+        """Where a member is now; it is the board that it was, if it is anywhere."""
+        if member.board is None:
+            error = OtaError("no-board", f"{member.name} is not listed any more.")
+            return Place(member.name, "absent", error=error)
+        place = await self._find(member.name, member.board)
+        if place.mac is not None and member.mac not in (None, place.mac):
+            why = f"The board at {place.port} is {place.mac}, not {member.mac}."
+            place = Place(member.name, "wrong_board", error=OtaError("wrong-board", why))
+        return place
+
+    async def _find(self, name: str, board: Board) -> Place:
+        found = await self.engine.roster.find(
+            [name], Permits(), probe=False, by_person=self.run.by_person
+        )
+        if board in self.engine.roster.retired:  # it is let go of when the group has ended
+            return Place(name, "here", board.shown.port, mac=board.shown.mac)
+        return found.get(board, Place(name, "absent", error=OtaError("no-board", board=name)))
+
+    async def _ask(self, member: Member, purpose: Purpose) -> Answer:
+        """One thing of one member."""
+        of, board = member.order, member.board
+        of.place = await self._place(member)
+        for name in ("error", "unchecked", *(() if purpose == "stage" else ("staged",))):
+            of.report.pop(name, None)
+        order = Order(
+            purpose, of.target, of.place, f"{of.why}, {purpose} of a group", of.permits,
+            failed=of.failed, report=of.report, whole=True,
+        )  # fmt: skip
+        if board is None:
+            return Answer("error", of.place.error)
+        board.order(order)
+        return await order.answer
+
+    # --- the journal
+
+    def _entry(self, member: Member) -> dict[str, Any]:
+        target = member.order.target
+        return {
+            "name": member.name, "image": member.image, "mac": member.mac, "step": member.step,
+            "key": target.key, "url": target.shown_url, "version": target.version,
+            "sha256": target.sha256,
+        }  # fmt: skip
+
+    async def _note(self, phase: GroupPhase, too: Callable[[], None] = lambda: None) -> None:
+        """In the journal: what the next start does, and what goes with it; all or nothing."""
+        why = {**self.why.to_dict(), "board": self.why.board} if self.why is not None else None
+        data = {
+            "members": [self._entry(member) for member in self._todo],
+            "names": list(self.names),
+            "stops": list(self.stops),
+            "course": self.run.course.to_dict() if self.run.course is not None else None,
+            "why": why,
+        }
+        journal, service = self.engine.memory.journal, self.engine.settings.service
+        record = GroupRecord(service, self.id, self.target, self.version, phase, utc_now(), data)
+
+        def note() -> None:
+            journal.put(record)
+            too()
+
+        await self.engine.journaled(partial(journal.whole, note))
+
+    async def _forget(self, too: Callable[[], None] = lambda: None) -> None:
+        """There is nothing left to do at the next start."""
+        journal, service = self.engine.memory.journal, self.engine.settings.service
+
+        def note() -> None:
+            journal.drop(GroupRecord, service=service, id=self.id)
+            too()
+
+        await self.engine.journaled(partial(journal.whole, note))
+
+    def _stopped(self) -> Callable[[], None]:
+        """In the journal: no board gets these firmwares any more."""
+        error, service = self.error, self.engine.settings.service
+        journal = self.engine.memory.journal
+
+        def stop() -> None:
+            if error is not None and error.code == "stopped":
+                for key in self.stops:
+                    journal.stop(service, key, error.message)
+
+        return stop
+
+    async def recall(self, why: Mapping[str, str] | None, *, forward: bool) -> None:
+        """What the journal has of it and of its members, in another process."""
+        if why:
+            self.why = OtaError(why["code"], why["message"], board=why.get("board"))
+        for member in self.members:
+            await self.engine.journaled(partial(self._recall_fate, member))
+            if not forward and member.fate == "good":
+                member.fate = None
+        await self._show()
+
+    async def _how(self, member: Member) -> Purpose:
+        """What is asked of a member to be switched: one that was started waits for no activation
+        any more, and has to be seen to run."""
+        memory, key, mac = self.engine.memory, member.order.target.key, member.mac
+
+        def started() -> bool:
+            known = mac is not None and memory.brought(mac, key) is not None
+            return known and memory.journal.get(StagedRecord, mac=mac, target=key) is None
+
+        return "update" if await self.engine.journaled(started) else member.switch
+
+    def _recall_fate(self, member: Member) -> None:
+        """In a thread."""
+        memory, key = self.engine.memory, member.order.target.key
+        if member.mac is None:
+            return
+        record, attempt = memory.journal.board(member.mac), memory.journal.attempt(member.mac, key)
+        brought = memory.journal.get(BroughtRecord, mac=member.mac, target=key)
+        if attempt.state == "rolled_back" and attempt.code in policy.EVIDENCE:
+            member.fate = "bad"
+            member.error = OtaError(attempt.code, attempt.message or "", board=member.name)
+        elif brought is not None and record is not None and attempt.ended_well:
+            seen = record.confirmed is not None and not record.unchecked
+            if seen and record.version == member.order.target.version:
+                member.fate = "good"
+
+    # --- what came of it
+
+    @property
+    def error(self) -> OtaError | None:
+        """Why it has not come to its new firmware, or is not known to be well there."""
+        if self.state == "final" or self.why is None:
+            return None
+        why = self.why
+        if self.state in ("not_begun", "kept") or why.code in ("cancelled", "stopped"):
+            return why
+        owed = [f"{m.name} ({m.owed.message})" for m in self.members if m.owed is not None]
+        what = f"{why.board}: {why.message} So its group ({self.named}) went back."
+        if owed:
+            what += f" Not taken back: {', '.join(owed)}."
+        if why.code in policy.EVIDENCE:
+            return OtaError("stopped", f"stopped: {what}")
+        return OtaError(why.code, what)
+
+    async def settle(self) -> None:
+        """Answer the orders of the run, but for those that nothing was asked of."""
+        for member in self.members:
+            order, board = member.order, member.board
+            unasked = self.state == "not_begun" and member.error is None
+            if board is None or order.answer.done() or unasked:
+                continue
+            answer = self._answer(member)
+            if answer.error is not None:
+                order.report["error"] = answer.error.to_dict()
+            order.report["outcome"] = board.shown.state
+            order.give(answer)
+            await self.run.note(self.engine, order, board, answer)
+
+    def _answer(self, member: Member) -> Answer:
+        error = self.error
+        if self.engine.closing:
+            return Answer("cancelled", OtaError("cancelled"))
+        if member.before or self.state == "final":
+            return Answer("done")
+        if self.state == "kept":
+            return Answer("done" if member.error is None else "error", member.error)
+        own = member.owed or (member.error if member.fate == "bad" else None)
+        if own is not None:
+            return Answer("error", own)
+        if error is None or error.code == "cancelled":
+            return Answer("cancelled", error or OtaError("cancelled"))
+        if self.state == "not_begun" and member.error is not None:
+            return Answer("error", member.error)
+        return Answer("stopped", error)
+
+
+# --- a block of steps
+
+Alone = Callable[[Sequence[str], "Pairs"], Awaitable[OtaError | None]]
+"""Carries out the orders of a step that are of no group; why nothing follows, None: it is good."""
+
+
+async def go(
+    run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs], alone: Alone
+) -> OtaError | None:
+    """Carry a block out; why what follows is not begun, None where every board is good.
+
+    orders: image -> the orders to its boards, which were asked of nobody yet; when this returns,
+    those of the groups are answered.
+    """
+    groups = _groups(run, engine, block, orders)
+    try:
+        async with engine.groups.at_work(run, groups):
+            why = await _go(run, groups, block, orders, alone)
+    except OtaError as error:  # cancelled before it was its turn
+        why = error
+        await asyncio.gather(*(group.fail(why) for group in groups))
+    for group in groups:
+        await group.settle()
+    errors = [group.error for group in groups if group.error is not None]
+    if errors and errors[0].code != "cancelled":
+        run.error = errors[0]
+    return errors[0] if errors else why
+
+
+def _groups(run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs]) -> list[Group]:
+    course, groups = run.course, []
+    assert course is not None
+    assigned = course.assignment
+    base, version = assigned.base.key, assigned.manifest.version
+    stops = tuple(sorted({base, *assigned.keys}))
+    for images in block.groups:
+        at = {image: n for n, step in enumerate(block.steps) for image in step if image in images}
+        members = [
+            Member(board.shown.name, image, board, order, step)
+            for image, step in sorted(at.items(), key=lambda one: one[1])
+            for order, board in orders.get(image, ())
+        ]
+        names = [name for name, image in assigned.images.items() if image in images]
+        id = f"{run.id}:{'+'.join(sorted(images))}"
+        if names:
+            groups.append(Group(run, engine, id, members, base, version, names, stops))
+    return groups
+
+
+async def _go(
+    run: Run, groups: Sequence[Group], block: Block, orders: Mapping[str, Pairs], alone: Alone
+) -> OtaError | None:
+    ready = all([await group.complete() for group in groups])
+    ready = ready and all(await asyncio.gather(*(group.stage() for group in groups)))
+    for group in groups if ready else ():
+        ready = ready and await group.begin()
+    why = None if ready else _first(groups)
+    grouped = {image for images in block.groups for image in images}
+    for number, step in enumerate(block.steps if ready else ()):
+        pairs = [pair for image in step if image not in grouped for pair in orders.get(image, ())]
+        switched = [group.switch(number) for group in groups if group.has(number)]
+        if switched and run.course is not None:
+            run.course.at(step)
+        whys = await asyncio.gather(*switched, alone(step, pairs))
+        why = next((one for one in whys if one is not None), None)
+        if why is not None:
+            break
+    if why is not None:  # what is not at its end is not left in the middle
+        await asyncio.gather(*(group.fail(why) for group in groups))
+    return why
+
+
+def _first(groups: Iterable[Group]) -> OtaError:
+    return next((g.why for g in groups if g.why is not None), OtaError("cancelled"))
+
+
+# --- what a process that ended had begun
+
+
+async def resume(run: Run, engine: Engine, record: GroupRecord) -> None:
+    """Finish a group as the journal says, forward or back."""
+    group = await _recalled(run, engine, record)
+    with engine.groups.taken_up(group):
+        try:
+            if record.phase == "owing" and record.target != engine.settings.target.key:
+                await group.void()
+            elif record.phase == "switching":
+                await group.go_on()
+            else:
+                await group.go_back()
+        finally:
+            await group.settle()
+    run.error = group.error
+
+
+async def _recalled(run: Run, engine: Engine, record: GroupRecord) -> Group:
+    """A group as it was left, with the boards that its members are by now."""
+    found = await engine.roster.find(None, Permits(), probe=False, by_person=False)
+    by_mac = {place.mac or board.shown.mac: board for board, place in found.items()}
+    data, members = record.data, []
+    for entry in data["members"]:
+        board = by_mac.get(entry["mac"])
+        place = found[board] if board is not None else Place(entry["name"], "absent")
+        target = Target.noted(entry["key"], entry["url"], entry["version"], entry.get("sha256"))
+        order = Order("update", target, place, run.trigger)
+        name = board.shown.name if board is not None else entry["name"]
+        members.append(Member(name, entry["image"], board, order, int(entry["step"]), entry["mac"]))
+        if board is not None:
+            run.orders[name] = (order, board)
+    forward = record.phase == "switching"
+    group = Group(
+        run, engine, record.id, members, record.target, record.version, data["names"],
+        tuple(data["stops"]), "switching" if forward else "going_back",
+    )  # fmt: skip
+    await group.recall(data.get("why"), forward=forward)
+    return group
+
+
+class Groups:
+    """A service's groups that are at work, and what waits until one has ended.
+
+    known: the journal was asked what a process before has left.
+    """
+
+    def __init__(self) -> None:
+        self.known = asyncio.Event()
+        self._active: list[Group] = []
+        self._due: dict[str, tuple[frozenset[str], asyncio.Event]] = {}
+        self._later: dict[Board, Callable[[], None]] = {}
+
+    @property
+    def run(self) -> Run | None:
+        """The run of a group that is at work."""
+        return self._active[0].run if self._active else None
+
+    def of(self, names: Collection[str]) -> bool:
+        """Whether all of these boards are a group's that is at work."""
+        return any(set(names) <= set(group.names) for group in self._active)
+
+    def later(self, board: Board, call: Callable[[], None]) -> None:
+        """Make a call about a board: now, or when its group has ended that is in the middle of a
+        switch; instead of any that waits for that."""
+        self._later.pop(board, None)
+        if any(g.state in group_policy.JOURNALLED and board in g.boards for g in self._active):
+            self._later[board] = call
+        else:
+            call()
+
+    async def free(self, names: Collection[str] | None = None) -> None:
+        """Until none of these boards (None: no board at all) is one of a group at work."""
+        await self.known.wait()
+        while busy := next(self._busy(names), None):
+            await busy.wait()
+
+    def _busy(self, names: Collection[str] | None) -> Iterator[asyncio.Event]:
+        at_work = [(frozenset(group.names), group.ended) for group in self._active]
+        for of, ended in (*at_work, *self._due.values()):
+            if names is None or not of.isdisjoint(names):
+                yield ended
+
+    @asynccontextmanager
+    async def at_work(self, run: Run, groups: Sequence[Group]) -> AsyncIterator[None]:
+        """While groups of a run are; others of the same boards have ended before."""
+        names = {name for group in groups for name in group.names}
+        await run.unless_cancelled(self.free(names))
+        self._active += groups
+        try:
+            yield
+        finally:
+            self._ended(groups)
+
+    def due(self, record: GroupRecord) -> bool:
+        """A group is about to be taken up from the journal; False: it is already."""
+        if record.id in self._due or any(group.id == record.id for group in self._active):
+            return False
+        self._due[record.id] = (frozenset(record.data["names"]), asyncio.Event())
+        return True
+
+    @contextmanager
+    def taken_up(self, group: Group) -> Iterator[None]:
+        """While a group is at work that was due."""
+        self._active.append(group)
+        try:
+            yield
+        finally:
+            self._ended([group])
+
+    def over(self, record: GroupRecord) -> None:
+        """What was due is done with."""
+        _, ended = self._due.pop(record.id)
+        ended.set()
+
+    def _ended(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            self._active.remove(group)
+            group.ended.set()
+            for board in group.boards:
+                self._later.pop(board, lambda: None)()
+
+
+# --- what is known of a member
+
+
+def _good(member: Member) -> bool:
+    """Whether its last session left it good on the target."""
+    report, about = member.order.report, member.board.shown if member.board is not None else None
+    seen = about is not None and about.confirmed is not None
+    return seen and report.get("outcome") == "up_to_date" and "unchecked" not in report
+
+
+def _past_switch(member: Member) -> bool:
+    """Whether all that is left is to see that it is good."""
+    board = member.board
+    waits = board is not None and (
+        board.state in ("confirming", "checking") or board.shown.phase in ("booting", "checking")
+    )
+    return member.fate is not None or waits
+
+
+def _incomplete(members: str, missing: Sequence[str]) -> OtaError:
+    return OtaError(
+        "manifest-incomplete",
+        f"The boards {members} go together, and not all of them can: "
+        f"{'; '.join(missing).removesuffix('.')}. Nothing was switched.",
+    )

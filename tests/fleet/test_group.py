@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Groups of boards that go forward or back as a whole, in a whole service over boards in memory.
+
+What each board starts, and the tag in its NVS, are told by the simulator's bootloader and a reader
+of its own; minutes take milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ota_service.errors import OtaError
+from ota_service.firmware.target import Target
+from ota_service.fleet.service import FleetService
+from tests.prove import images
+from tests.prove.board import quiet
+from tests.prove.groups import NAMES, Scene, phase_of, settled, unfinished, until
+from tests.prove.prover import edits_remembered
+from tests.prove.robot import Fault, Killed, Robot
+
+GOOD, PANICS, SHY = images.NEW, images.PANICS, images.SHY
+OLD = dict.fromkeys(NAMES, ("old", "rel-1"))
+NEW = dict.fromkeys(NAMES, ("new", "rel-2"))
+Act = Callable[[FleetService, Robot], Awaitable[Any]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quiet() -> Iterator[None]:
+    with quiet(), edits_remembered():
+        yield
+
+
+def scene(*brings: images.Firmware, **more: Any) -> Scene:
+    """Three boards; what is not said is good."""
+    firmwares = (*brings, GOOD, GOOD, GOOD)[:3]
+    return Scene("test", firmwares, **more)  # type: ignore[arg-type]
+
+
+async def to_the_end(service: FleetService, robot: Robot) -> dict[str, Any]:
+    """The status when everything has come to its end."""
+    await settled(service, robot)
+    robot.apps_live()
+    return service.status()
+
+
+def runs(robot: Robot) -> dict[str, tuple[str, str | None]]:
+    """What each board starts, and its tag."""
+    return {name: robot.generation(name) for name in NAMES}
+
+
+def states(status: Mapping[str, Any]) -> dict[str, str]:
+    """Of the boards."""
+    return {name: board["state"] for name, board in status["boards"].items()}
+
+
+async def phases(service: FleetService, seen: list[str]) -> None:
+    """Note each phase that the status shows."""
+    while True:
+        phase = phase_of(service.status())
+        if not seen or seen[-1] != phase:
+            seen.append(phase)
+        await asyncio.sleep(0.01)
+
+
+def test_all_good_is_final(tmp_path: Path) -> None:
+    """Staged, switched, confirmed: every board has the new generation, and the journal is done."""
+    robot, seen = scene().robot(tmp_path), []  # type: ignore[var-annotated]
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        watching = asyncio.ensure_future(phases(service, seen))
+        status = await to_the_end(service, robot)
+        watching.cancel()
+        return status
+
+    status = robot.live(act)
+    assert runs(robot) == NEW
+    assert set(states(status).values()) == {"up_to_date"}
+    assert all(board["good"] for board in status["boards"].values())
+    assert status["run"]["outcome"] == "succeeded"
+    assert "error" not in status
+    assert unfinished(robot) == []
+    assert [phase for phase in seen if phase not in ("", "over")] == [
+        "staging",
+        "switching",
+        "confirming",
+    ]
+
+
+@pytest.mark.parametrize("order", [(NAMES,), (("arm",), ("base", "eyes")), (("eyes",), NAMES[:2])])
+@pytest.mark.parametrize("rollback", [False, True])
+def test_one_that_does_not_start_takes_all_back(
+    tmp_path: Path, order: tuple[tuple[str, ...], ...], rollback: bool
+) -> None:
+    """Also those that are good by then, or have confirmed themselves: firmware and version. The
+    target is stopped; the run failed."""
+    robot = scene(GOOD, GOOD, PANICS, order=order, rollback=rollback).robot(tmp_path)
+    status = robot.live(to_the_end)
+    assert runs(robot) == OLD
+    assert states(status) == {"arm": "outdated", "base": "outdated", "eyes": "rolled_back"}
+    assert {board["version"] for board in status["boards"].values()} == {"rel-1"}
+    assert (status["run"]["outcome"], status["error"]["code"]) == ("failed", "stopped")
+    assert "eyes" in status["error"]["message"]
+    assert unfinished(robot) == []
+
+    async def again(service: FleetService, robot: Robot) -> dict[str, Any]:
+        status = await to_the_end(service, robot)
+        with pytest.raises(OtaError) as refused:
+            await service.command("update", {})
+        assert refused.value.code == "stopped"
+        return status
+
+    began = {name: len(robot.cells[name].changed) for name in NAMES}
+    status = robot.live(again)  # another process: nothing is tried again
+    assert runs(robot) == OLD
+    assert {name: len(robot.cells[name].changed) for name in NAMES} == began
+    assert states(status)["eyes"] == "rolled_back"
+
+
+def test_a_group_is_not_begun_without_one_of_its_boards(tmp_path: Path) -> None:
+    """It is named; nothing is written. When it is there, the group begins by itself."""
+    robot = scene().robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> None:
+        status = await to_the_end(service, robot)
+        assert status["error"]["code"] == "manifest-incomplete"
+        assert "eyes" in status["error"]["message"]
+        assert (status["run"]["outcome"], runs(robot)) == ("failed", OLD)
+        assert not any(tick.what.startswith("writing") for tick in robot.ticks)
+        robot.plug("eyes")
+        await asyncio.sleep(3)
+        status = await to_the_end(service, robot)
+        assert status["run"]["outcome"] == "succeeded"
+
+    robot.unplug("eyes")
+    robot.live(act)
+    assert runs(robot) == NEW
+
+
+def test_a_person_who_names_some_of_a_group_is_told_of_the_others(tmp_path: Path) -> None:
+    """No board of a group goes alone; where the others are good already, it does."""
+    robot = scene().robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> None:
+        await service.command("update", {"boards": ["arm", "base"], "wait_s": 60.0})
+        status = service.status()
+        assert status["error"]["code"] == "manifest-incomplete"
+        assert "eyes" in status["error"]["message"]
+        assert runs(robot) == OLD
+        await service.command("update", {"wait_s": 60.0})
+        assert runs(robot) == NEW
+
+    robot.live(act, auto_update=False)
+
+
+@pytest.mark.parametrize("at", ["staging", "switching", "going_back"])
+def test_cancel_before_the_end_takes_the_group_back(tmp_path: Path, at: str) -> None:
+    """Whatever it is at: staged boards keep what they have, switched ones go back. No board is
+    held, and no firmware is stopped, since nothing speaks against it."""
+    one = PANICS if at == "going_back" else GOOD
+    robot = scene(GOOD, GOOD, one, order=(NAMES[:2], NAMES[2:])).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        await until(service, lambda now: phase_of(now) == at)
+        await service.command("cancel", {})
+        return await to_the_end(service, robot)
+
+    status = robot.live(act)
+    assert runs(robot) == OLD
+    assert unfinished(robot) == []
+    if at == "going_back":
+        assert status["error"]["code"] == "stopped"
+    else:
+        assert status["run"]["outcome"] == "cancelled"
+        assert set(states(status).values()) == {"outdated"}
+        assert robot.live(update_now)["run"]["outcome"] == "succeeded"
+        assert runs(robot) == NEW
+
+
+async def update_now(service: FleetService, robot: Robot) -> dict[str, Any]:
+    """A person asks."""
+    await service.command("update", {"wait_s": 300.0})
+    return await to_the_end(service, robot)
+
+
+@pytest.mark.parametrize("last", [GOOD, PANICS])
+def test_another_target_waits_for_the_end_of_the_group(
+    tmp_path: Path, last: images.Firmware
+) -> None:
+    """Forward or back; then every board gets what is wanted by now."""
+    robot = scene(GOOD, GOOD, last, order=(NAMES[:2], NAMES[2:])).robot(tmp_path)
+    (tmp_path / "next.bin").write_bytes(images.NEXT.data)
+    ended: list[Any] = []
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        await until(service, lambda now: phase_of(now) == "switching")
+        first = service._engine.last_run
+        assert first is not None
+        target = Target(str(tmp_path / "next.bin"), "rel-3")
+        service = await FleetService.open(robot.settings(target=target))
+        await first.done.wait()
+        ended.append(runs(robot))
+        return await to_the_end(service, robot)
+
+    status = robot.live(act)
+    assert ended == [NEW if last is GOOD else OLD]
+    assert runs(robot) == dict.fromkeys(NAMES, ("next", "rel-3"))
+    assert status["run"]["outcome"] == "succeeded"
+
+
+def killed_in(robot: Robot, phase: str) -> None:
+    """A life that ends without warning when its group comes to a phase."""
+
+    async def act(service: FleetService, robot: Robot) -> None:
+        await until(service, lambda now: phase_of(now) == phase)
+        robot.dead = True
+        raise Killed
+
+    with pytest.raises(Killed):
+        robot.live(act)
+
+
+@pytest.mark.parametrize("phase", ["switching", "going_back"])
+def test_a_process_with_another_target_finishes_what_the_journal_says_first(
+    tmp_path: Path, phase: str
+) -> None:
+    """The configuration was changed while the module was down, in the middle of a switch."""
+    last = GOOD if phase == "switching" else PANICS
+    robot = scene(GOOD, GOOD, last, order=(NAMES[:2], NAMES[2:])).robot(tmp_path)
+    (tmp_path / "next.bin").write_bytes(images.NEXT.data)
+
+    async def killed(service: FleetService, robot: Robot) -> None:
+        await until(service, lambda now: phase_of(now) == phase)
+        robot.faults = ()
+        robot._due = {len(robot.ticks) + 3: Fault(0, "kill")}
+        await asyncio.sleep(600)
+
+    robot.live_apart(killed)
+    assert robot.dead
+    assert unfinished(robot) == [phase]
+    (tmp_path / "files" / "manifest.json").unlink()
+    ended: list[Any] = []
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        await until(service, lambda _: len(service._engine.runs) > 1)
+        first, *_ = service._engine.runs
+        await first.done.wait()
+        ended.append(runs(robot))
+        return await to_the_end(service, robot)
+
+    robot.live(act, target=Target(str(tmp_path / "next.bin"), "rel-3"))
+    assert ended[0] in (NEW, OLD)
+    assert phase != "going_back" or ended == [OLD]
+    assert runs(robot) == dict.fromkeys(NAMES, ("next", "rel-3"))
+
+
+def tick_of(robot: Robot, who: str, what: str) -> int:
+    """The number of the last thing of its kind that happened to a board."""
+    return max(n for n, t in enumerate(robot.ticks, 1) if t.who == who and t.what.startswith(what))
+
+
+@pytest.mark.parametrize("for_s", [20.0, 0.0])
+def test_a_member_that_is_unplugged_behind_its_switch(tmp_path: Path, for_s: float) -> None:
+    """Back within 5 minutes: the group goes on. Else it goes back, and the member when it is there
+    again."""
+    robot = scene().robot(tmp_path / "first")
+    robot.live(to_the_end)
+    tick = tick_of(robot, "base", "booting: restart")
+    robot = scene().robot(tmp_path / "second")
+    robot.faults = (Fault(tick, "unplug", for_s),)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        status = await to_the_end(service, robot)
+        if not for_s:
+            assert "base" in status["error"]["message"]
+            assert {name: robot.generation(name) for name in ("arm", "eyes")} == {
+                name: OLD[name] for name in ("arm", "eyes")
+            }
+            before = status["run"]["id"]
+            robot.plug("base")
+            await until(service, lambda now: now["run"]["id"] != before)
+        return await to_the_end(service, robot)
+
+    robot.live(act)
+    assert len(set(runs(robot).values())) == 1
+    assert unfinished(robot) == []
