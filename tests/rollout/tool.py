@@ -22,13 +22,12 @@ import json
 import os
 import shutil
 import socket
-import sys
 import threading
+import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ParamSpec
 from unittest import mock
@@ -36,6 +35,7 @@ from unittest import mock
 from grpclib import GRPCError, Status
 
 from ota_service.cli.main import main
+from ota_service.rollout import drive
 from tests.rollout.fakeapp import Call, FakeApp, Fragment, Key, Location, Moment
 from tests.rollout.machines import BACK, GOOD, NAME, FakeMachine, Judge
 from tests.support.command import Done
@@ -44,11 +44,16 @@ from tests.support.simulated_time import SimulatedLoop
 OLD, NEW, BAD = "1.0.0", "1.1.0", "6.6.6"
 P = ParamSpec("P")
 LONGEST_S = 14 * 86400.0
+# What a busy kernel may take to pass on what was sent to ourselves.
+PATIENCE_S = 0.0002
 
 
 class Loop(SimulatedLoop):
     """As the simulated one, for sockets on the loopback interface, and for threads that are asked
     something: both answer before any time passes."""
+
+    def __init__(self) -> None:
+        super().__init__(patience_s=PATIENCE_S)
 
     async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
         """Without a thread: for what it takes, the clock would jump."""
@@ -184,7 +189,7 @@ class Fleet:
         async with AsyncExitStack() as stack:
             app = await stack.enter_async_context(FakeApp.start())
             site = app.location("site")
-            whole = {
+            whole: dict[str, Any] = {
                 "select": {"organization": app.organization_id, "locations": [site.id]},
                 "service": NAME,
                 "target": {"url": url(NEW), "version": NEW},
@@ -207,6 +212,8 @@ class Fleet:
             }
             fragment = app.fragment("esp32", {"services": [service]})
             fragment.tags["stable"] = fragment.at().id
+            if mode == "variables":
+                whole["select"] |= {"fragment": fragment.id}
             fleet = cls(folder, app, site, fragment, {}, {}, whole, app.key())
             for index in range(count):
                 name = f"m{index:02}"
@@ -263,7 +270,8 @@ class Fleet:
 
         context = contextvars.copy_context()
         context.run(_printed.set, (out, err))
-        thread = threading.Thread(target=context.run, args=(in_thread,))
+        # A daemon, since it waits for the loop, which a test that fails leaves behind.
+        thread = threading.Thread(target=context.run, args=(in_thread,), daemon=True)
         thread.start()
         try:
             code = await ended
@@ -271,8 +279,7 @@ class Fleet:
             if self.kill is None or not self.kill.happened:
                 raise
             code = -9
-        finally:
-            thread.join()
+        thread.join()
         if self.kill is not None and self.kill.happened:
             self.kill = None
             shutil.rmtree(self.folder)
@@ -390,19 +397,17 @@ class _Printed(io.TextIOBase):
 
 @contextmanager
 def _wall_time(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """The rollout's own idea of the date goes with the loop's clock."""
-    began, began_s = datetime.now(UTC), loop.time()
+    """The date and the seconds that the command reads go with the loop's clock."""
+    ahead_s = time.time() - loop.time()
 
-    class Simulated(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            now = began + timedelta(seconds=loop.time() - began_s)
-            return now.astimezone(tz) if tz is not None else now.replace(tzinfo=None)
+    def now() -> float:
+        return loop.time() + ahead_s
 
-    with ExitStack() as stack:
-        for name, module in list(sys.modules.items()):
-            if name.startswith("ota_service.rollout") and hasattr(module, "datetime"):
-                stack.enter_context(mock.patch.object(module, "datetime", Simulated))
+    with (
+        mock.patch("time.time", now),
+        mock.patch("time.monotonic", loop.time),
+        mock.patch.object(drive, "clock_s", now),
+    ):
         yield
 
 
