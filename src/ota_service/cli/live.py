@@ -8,7 +8,6 @@ that something happens to come first and the others are counted.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ota_service.cli.output import rate_text, time_text
+from ota_service.formats.text import natural
 
 Board = Mapping[str, Any]
 Status = Mapping[str, Any]
@@ -128,11 +128,7 @@ def boards_of(status: Status, names: Sequence[str] | None = None) -> dict[str, B
 
 def in_order(boards: Mapping[str, Value]) -> dict[str, Value]:
     """By name, "board 2" before "board 10": on their way through Viam they lose their order."""
-    return {name: boards[name] for name in sorted(boards, key=_natural)}
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", name)]
+    return {name: boards[name] for name in sorted(boards, key=natural)}
 
 
 def frame(

@@ -66,6 +66,10 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
         "Command and watch the OTA service of a machine, through the Viam SDK.",
     ),
     "dashboard": (".dashboard", "Show a machine's boards on a page in the browser, live."),
+    "rollout": (
+        ".rollout",
+        "Bring a firmware to many machines, in waves, through Viam's app.",
+    ),
     "sim": ("esp32_sim.command", "Run simulated boards until stopped; prints one port url a line."),
     "completion": (".completion", "Print what lets a shell complete this command."),
 }

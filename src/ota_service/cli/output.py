@@ -118,6 +118,12 @@ def print_json(value: Any) -> None:
     click.echo("\n".join(UNSEEN.sub(_escaped, line) for line in lines))
 
 
+def print_line(value: Any) -> None:
+    """The same on one line: for what is told bit by bit."""
+    text = json.dumps(_hidden(value), ensure_ascii=False)
+    click.echo(UNSEEN.sub(_escaped, text))
+
+
 def _escaped(found: re.Match[str]) -> str:
     units = found[0].encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{high:02x}{low:02x}" for high, low in zip(*[iter(units)] * 2, strict=True))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Text from boards, files and servers, made safe to print."""
+"""Text from boards, files and servers, made safe to print, and in an order for people."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ UNSEEN = re.compile(
 def visible(text: str) -> str:
     """`text` with every character that is not seen as it is written as an escape ("\\x1b")."""
     return UNSEEN.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """A key that sorts "ttyUSB2" before "ttyUSB10"."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", text)]
 
 
 def field_text(raw: bytes) -> str:

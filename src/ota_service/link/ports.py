@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from ota_service.errors import OtaError
 from ota_service.firmware.urls import redact_url
-from ota_service.formats.text import visible
+from ota_service.formats.text import natural, visible
 
 ESPRESSIF_VID = 0x303A
 """Espressif's own USB vendor id (USB-Serial-JTAG and USB-OTG of S2, S3, C3, C6, H2, P4...)."""
@@ -153,7 +153,7 @@ def list_ports(roots: Roots = SYSTEM) -> list[PortInfo]:
     devices = {path for name in _NAMES for path in roots.dev.glob(name)}
     by_path = _by_path(roots)
     found = (_describe_linux(path, roots, by_path) for path in devices if _present(path, roots))
-    return sorted(found, key=lambda info: _natural(info.device))
+    return sorted(found, key=lambda info: natural(info.device))
 
 
 def describe(port: str, roots: Roots = SYSTEM) -> PortInfo | None:
@@ -434,11 +434,6 @@ def _hex(text: str | None) -> int | None:
         return None
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
-    """A key that sorts ttyUSB2 before ttyUSB10."""
-    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", text)]
-
-
 # --- other systems
 
 
@@ -456,7 +451,7 @@ def _list_elsewhere() -> list[PortInfo]:
             manufacturer=port.manufacturer,
             appeared_at=_node_time(Path(port.device)),
         )
-        for port in sorted(comports(), key=lambda port: _natural(port.device))
+        for port in sorted(comports(), key=lambda port: natural(port.device))
     ]
 
 

@@ -1,0 +1,632 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Drives a rollout: finds out what happened, tells the tables, and does what follows.
+
+Each turn looks at the machines that it is time for, lets the tables decide, and writes at most a
+handful of machines: what is true is on disk before and after. It may be killed at any point; the
+next `start` reads each machine again and goes on where it really is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any
+
+from ota_service.client.failure import Failure
+from ota_service.client.machine import Machine
+from ota_service.rollout import change, gate, policy
+from ota_service.rollout.change import UnfitError, Values
+from ota_service.rollout.cloud import (
+    ATTEMPTS,
+    FIRST_PAUSE_S,
+    LONGEST_PAUSE_S,
+    MAX_PARALLEL,
+    Cloud,
+    Conflict,
+    NotSent,
+    Part,
+    at_once,
+)
+from ota_service.rollout.document import same
+from ota_service.rollout.plan import Plan
+from ota_service.rollout.state import Record, Rollout, StateFile, WaveRecord
+from ota_service.rollout.survey import Survey
+
+POLL_FIRST_S, POLL_MOST_S = 1.0, 10.0
+"""Between two looks at a machine that is waited for; machines ask for their configuration each
+10 s by default."""
+POLL_GOOD_S, POLL_PASSED_S, POLL_OFFLINE_S = 5.0, 60.0, 10.0
+DIALLED_AGAIN_S = 60.0
+"""Between two tries to reach a machine that the app calls offline."""
+ORDERS_S = 0.5
+FRESH_S = 600.0
+"""How old a sensor's captured readings may be for its machine to count as reachable."""
+KEPT_CONNECTIONS = 2 * MAX_PARALLEL
+LOG_LINES = 12
+TURNS_AT_ONCE = 1000
+LOOKED_AT: tuple[policy.MachineState, ...] = ("waiting", "good", "offline")
+PROGRESS_S = 1.0
+_NAMED_AT_MOST = 3
+
+Tell = Callable[[Mapping[str, Any]], None]
+
+CHANGED_BY_OTHERS = "its configuration was changed by somebody else: {now}. It is left as it is."
+CHANGED_MEANWHILE = (
+    "its configuration was changed by somebody else while it was about to be written ({words}). "
+    "Nothing of it was touched; `resume` tries again."
+)
+
+
+def clock_s() -> float:
+    """Seconds since 1970: what the state file counts in, from one process to the next."""
+    return datetime.now(UTC).timestamp()
+
+
+def begin(plan: Plan, found: Survey, now_s: float) -> Rollout:
+    """The state of a rollout that has touched nothing yet."""
+    machines = []
+    for number, names in enumerate(found.waves):
+        for name in names:
+            one = found.found[name]
+            record = Record(
+                name=name,
+                part=one.part.id,
+                robot=one.robot.id,
+                wave=number,
+                address=one.part.address,
+                source=one.source,
+                sensor=one.sensor,
+                values=None if one.unfit else one.values,
+            )
+            if one.unfit:
+                record.happened("refused", one.unfit)
+            machines.append(record)
+    return Rollout(
+        digest=plan.digest,
+        target=change.wanted(plan),
+        started_at=now_s,
+        changed_at=now_s,
+        waves=[WaveRecord() for _ in found.waves],
+        machines=machines,
+    )
+
+
+async def from_histories(plan: Plan, cloud: Cloud, found: Survey, now_s: float) -> Rollout:
+    """The state of a rollout of which no file is left: what each machine that has the target had
+    before, as Viam keeps it. Raises Failure."""
+    rollout = begin(plan, found, now_s)
+
+    async def recall(record: Record) -> None:
+        one = found.found[record.name]
+        if one.unfit or not change.holds(one.values, rollout.target):
+            record.why = record.why or "it does not have the target"
+            return
+        async for text in cloud.history(record.part):
+            try:
+                values = change.values(text, change.spots(plan, text, record.source))
+            except UnfitError as error:
+                record.happened("refused", f"of what it had before: {error}")
+                return
+            if not change.holds(values, rollout.target):
+                record.state, record.values, record.text = "waiting", values, text
+                return
+        record.happened("refused", "its history does not say what it had before")
+
+    await at_once([recall(record) for record in rollout.machines])
+    return rollout
+
+
+class Drive:
+    """One process's work on one rollout, whose state file it owns.
+
+    tell: gets what happens, as it happens.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        cloud: Cloud,
+        file: StateFile,
+        rollout: Rollout,
+        tell: Tell,
+    ) -> None:
+        self.plan, self.rollout = plan, rollout
+        self._cloud, self._file, self._tell = cloud, file, tell
+        self._target = change.wanted(plan)
+        self._machines = _Connections(cloud, plan.service)
+        self._due: dict[str, float] = {}
+        self._pause_s: dict[str, float] = {}
+        self._looked_at: dict[str, float] = {}
+        self._saved_at = 0.0
+        self._progress = False
+
+    async def run(self, *, once: bool) -> None:
+        """Go on until it is halted, aborted or done; once: until there is only waiting left.
+
+        Raises Failure where the app cannot be asked any more: what is true is on disk.
+        """
+        try:
+            for turn in count():
+                self._orders()
+                changed = await self._turn(everybody=once)
+                if self.rollout.state in ("halted", "aborted", "done"):
+                    return
+                if once and (not changed or turn > TURNS_AT_ONCE):
+                    return
+                if not changed:
+                    await self._rest()
+        finally:
+            self._save()
+            await self._machines.close()
+
+    async def undo(self) -> None:
+        """Give every machine that was touched its values of before, and nothing else."""
+        try:
+            self._rollout_event("abort", "undo")
+            self._save()
+            touched = [record for record in self.rollout.machines if record.text is not None]
+            for first in range(0, len(touched), MAX_PARALLEL):
+                some = touched[first : first + MAX_PARALLEL]
+                await at_once([self._undo(record) for record in some])
+                self._save()
+        finally:
+            self._save()
+            await self._machines.close()
+
+    # --- one turn
+
+    async def _turn(self, *, everybody: bool) -> bool:
+        """Whether anything happened that may lead to more."""
+        before = self._stamp()
+        await self._look(everybody)
+        if self._decide():
+            await self._write_some()
+            self._decide()
+        changed = self._stamp() != before
+        if changed or (self._progress and clock_s() - self._saved_at > PROGRESS_S):
+            self._save()
+        return changed
+
+    def _stamp(self) -> object:
+        rollout = self.rollout
+        return (
+            rollout.state,
+            [(wave.began_at, wave.settled_at) for wave in rollout.waves],
+            [(record.state, record.why if record.state != "waiting" else "")
+             for record in rollout.machines],
+        )  # fmt: skip
+
+    def _decide(self) -> bool:
+        """What the machines' states mean, until nothing more follows; whether to write now_s."""
+        rollout, plan = self.rollout, self.plan
+        while True:
+            now_s, begun = clock_s(), rollout.begun
+            newest = rollout.waves[begun - 1] if begun else None
+            soak_s = plan.soak_of(begun - 1)
+            soaked = (
+                newest is not None
+                and newest.settled_at is not None
+                and now_s >= newest.settled_at + soak_s
+                and all(
+                    self._looked_at.get(record.part, 0.0) >= newest.settled_at + soak_s
+                    for record in rollout.of_wave(begun - 1)
+                    if record.state == "good"
+                )
+            )
+            states: list[list[policy.MachineState]] = [[] for _ in rollout.waves]
+            for record in rollout.machines:
+                states[record.wave].append(record.state)
+            found = policy.course(
+                rollout.state,
+                states,
+                begun,
+                may_fail=plan.max_failed.down(len(rollout.machines)),
+                proven=any(r.state == "good" and r.good for r in rollout.machines),
+                soaked=soaked,
+                late=newest is not None and now_s > (newest.began_at or now_s) + plan.timeout_s,
+            )
+            if newest is not None and rollout.state in policy.WRITABLE:
+                if not found.settled:
+                    newest.settled_at = None
+                elif newest.settled_at is None:
+                    newest.settled_at = now_s
+                    # They are looked at once more when the soak is over.
+                    for record in rollout.of_wave(begun - 1):
+                        self._wait(record, self._interval_s(record))
+            if found.event is None or not self._follow(found.event):
+                return found.may_write and self.rollout.state in policy.WRITABLE
+
+    def _follow(self, event: policy.RolloutEvent) -> bool:
+        """Whether there may be more to decide."""
+        rollout, now_s = self.rollout, clock_s()
+        begun = rollout.begun
+        if event in ("next", "finish") and begun:
+            rollout.waves[begun - 1].passed_at = now_s
+            self._tell({"event": "wave", "wave": begun, "state": "passed"})
+        why = {"too-many": self._failures, "unproven": self._unproven}.get(event, str)()
+        self._rollout_event(event, why)
+        if event == "next":
+            rollout.waves[begun].began_at = now_s
+            machines = [record.name for record in rollout.of_wave(begun)]
+            self._tell({"event": "wave", "wave": begun + 1, "state": "begun", "machines": machines})
+        return event == "next"
+
+    def _failures(self) -> str:
+        failed = [record for record in self.rollout.machines if record.state == "failed"]
+        may = self.plan.max_failed.down(len(self.rollout.machines))
+        some = "; ".join(f"{r.name}: {r.why}" for r in failed[:_NAMED_AT_MOST])
+        more = f"; and {len(failed) - _NAMED_AT_MOST} more" if len(failed) > _NAMED_AT_MOST else ""
+        count = (
+            "1 machine has failed" if len(failed) == 1 else f"{len(failed)} machines have failed"
+        )
+        return f"{count}, and {may or 'none'} may: {some}{more}"
+
+    def _unproven(self) -> str:
+        return (
+            f"no board of wave {self.rollout.begun} has shown the firmware, so nothing speaks for "
+            "giving it to more machines"
+        )
+
+    # --- looking
+
+    async def _look(self, everybody: bool) -> None:
+        now_s = clock_s()
+        asked = [
+            record
+            for record in self.rollout.machines
+            if record.state in LOOKED_AT
+            and self.rollout.state != "aborted"
+            and (everybody or self._due.get(record.part, 0.0) <= now_s)
+        ]
+        await at_once([self._look_at(record) for record in asked])
+
+    async def _look_at(self, record: Record) -> None:
+        if record.state == "offline" and await self._stays_away(record):
+            self._wait(record, POLL_OFFLINE_S)
+            return
+        status, by_sensor, why = await self._status(record, since=record.written_at)
+        now_s = clock_s()
+        if record.state == "offline":
+            if status is not None:
+                self._event(record, "returned", "it can be reached again")
+                if self.rollout.state == "done":
+                    self._rollout_event("go-on", f"{record.name} is back")
+            self._wait(record, POLL_OFFLINE_S)
+            return
+        seen = None if status is None else self._judged(record, status, by_sensor)
+        if (seen is None or not seen.arrived) and await self._foreign(record):
+            return
+        late = now_s > (record.began_at or now_s) + self.plan.timeout_s
+        if seen is None:
+            if record.state == "waiting":
+                self._told(record, why)
+                if late:
+                    self._event(record, "lost", why)
+        else:
+            self._shown(record, seen)
+            if seen.verdict == "good":
+                self._event(record, "good", seen.words)
+            elif seen.verdict == "bad" or (late and record.state == "waiting"):
+                await self._failed(record, seen)
+            elif self._event(record, "worse", seen.words):
+                record.began_at = now_s
+            else:
+                self._told(record, seen.words)
+        self._looked_at[record.part] = now_s
+        self._wait(record, self._interval_s(record))
+
+    async def _stays_away(self, record: Record) -> bool:
+        """Whether it is not worth the time that dialling takes: the app has not heard of it."""
+        tried_at = self._looked_at.get(record.part)
+        if tried_at is not None and clock_s() < tried_at + DIALLED_AGAIN_S:
+            return (await self._cloud.part(record.part)).offline
+        self._looked_at[record.part] = clock_s()
+        return False
+
+    def _judged(self, record: Record, status: gate.Status, by_sensor: bool) -> gate.Look:
+        pinned: set[str] = set()
+        if by_sensor:  # a status names them itself
+            with suppress(ValueError):
+                pinned = change.pinned(record.text or "{}", self.plan.service)
+        return gate.look(status, self.plan.target, record.known or gate.Before(), pinned)
+
+    def _told(self, record: Record, why: str) -> None:
+        if record.why != why:
+            record.why, self._progress = why, True
+
+    def _shown(self, record: Record, seen: gate.Look) -> None:
+        numbers = (seen.good, seen.total, round(seen.percent, 1))
+        if numbers != (record.good, record.total, record.percent):
+            record.good, record.total, record.percent = numbers
+            self._progress = True
+
+    async def _failed(self, record: Record, seen: gate.Look) -> None:
+        bad = seen.verdict == "bad"
+        words = seen.words if bad else f"not good after {self.plan.timeout_s:.0f} s: {seen.words}"
+        record.board = seen.board
+        if seen.board:
+            with suppress(Failure):
+                record.log = await self._boot_log(record, seen.board)
+        self._event(record, "bad" if bad else "late", words)
+
+    async def _boot_log(self, record: Record, board: str) -> list[str]:
+        """The last lines of the board's last watched start."""
+        async with self._machines.of(record) as machine:
+            arguments = {"board": board, "limit": 1, "boot_log": True}
+            reply = await machine.command("history", arguments)
+        for run in reply.get("runs", []):
+            entry = dict(run.get("boards", {})).get(board, {})
+            return [str(line) for line in entry.get("boot_log", [])][-LOG_LINES:]
+        return []
+
+    async def _foreign(self, record: Record) -> bool:
+        """Whether somebody else has changed a machine's values since they were ours."""
+        part = await self._cloud.part(record.part)
+        try:
+            found = change.values(part.text, change.spots(self.plan, part.text, record.source))
+        except UnfitError as error:
+            self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=error))
+            return True
+        if change.holds(found, self._target):
+            return False
+        self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found)))
+        return True
+
+    async def _status(
+        self, record: Record, *, since: float | None = None
+    ) -> tuple[gate.Status | None, bool, str]:
+        """What a machine shows, whether by its captured readings, and why it shows nothing."""
+        try:
+            async with self._machines.of(record) as machine:
+                return await machine.status(), False, ""
+        except Failure as error:
+            why = error.message
+        if record.sensor:
+            with suppress(Failure):
+                found = await self._cloud.readings(record.part, record.sensor)
+                fresh = max(clock_s() - FRESH_S, since or 0.0)
+                if found is not None and found[0] >= fresh:
+                    return gate.from_readings(found[1]), True, ""
+        return None, False, why
+
+    def _interval_s(self, record: Record) -> float:
+        begun = self.rollout.begun
+        if record.state == "waiting":
+            pause_s = self._pause_s.get(record.part, POLL_FIRST_S)
+            self._pause_s[record.part] = min(1.4 * pause_s, POLL_MOST_S)
+            return pause_s
+        if record.state != "good" or record.wave < begun - 1:
+            return POLL_PASSED_S
+        settled_at = self.rollout.waves[begun - 1].settled_at
+        if settled_at is None:
+            return POLL_GOOD_S
+        left_s = settled_at + self.plan.soak_of(begun - 1) - clock_s()
+        return min(POLL_GOOD_S, left_s) if left_s > 0 else POLL_PASSED_S
+
+    def _wait(self, record: Record, pause_s: float) -> None:
+        self._due[record.part] = clock_s() + pause_s
+
+    async def _rest(self) -> None:
+        """Until it is time for a machine, or there is an order."""
+        times = [
+            self._due.get(record.part, 0.0)
+            for record in self.rollout.machines
+            if record.state in LOOKED_AT
+        ]
+        now_s = clock_s()
+        until = max(min(times, default=now_s + POLL_MOST_S), now_s + 0.05)
+        while (left_s := until - clock_s()) > 0:
+            await asyncio.sleep(min(left_s, ORDERS_S))
+            if self._orders():
+                return
+
+    # --- writing
+
+    async def _write_some(self) -> None:
+        """Prepare a handful of machines of the waves that have begun, keep what they have, and
+        then write them."""
+        begun = self.rollout.begun
+        todo = [r for r in self.rollout.machines if r.wave < begun and r.state == "writing"]
+        new = [r for r in self.rollout.machines if r.wave < begun and r.state == "pending"]
+        new = new[: max(0, MAX_PARALLEL - len(todo))]
+        await at_once([self._prepare(record) for record in new])
+        todo += [record for record in new if record.state == "writing"]
+        if todo or new:
+            self._save()
+        self._orders()
+        if todo and self.rollout.state in policy.WRITABLE:
+            await at_once([self._send(record) for record in todo])
+            self._save()
+
+    async def _prepare(self, record: Record) -> None:
+        """Look at a machine, and remember what it has. Writes nothing."""
+        status, _, why = await self._status(record)
+        if status is None:
+            self._event(record, "lost", why)
+            self._wait(record, POLL_OFFLINE_S)
+            return
+        read = await self._read(record)
+        if read is None:
+            return
+        part, found = read
+        record.address = part.address
+        if record.known is None:
+            record.known = gate.before(status)
+        if record.values is None:
+            record.values = found
+        if change.holds(found, record.values):
+            record.text = part.text
+        elif not change.holds(found, self._target):
+            self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found)))
+            return
+        self._wait(record, 0.0)
+        self._pause_s.pop(record.part, None)
+        record.began_at = clock_s()
+        if change.holds(found, self._target):
+            self._event(record, "already", "it has the target already")
+        else:
+            self._event(record, "begin")
+
+    async def _read(self, record: Record) -> tuple[Part, Values] | None:
+        """A machine's part and its values now; None: it is refused, with the reason."""
+        try:
+            part = await self._cloud.part(record.part)
+            return part, change.values(part.text, change.spots(self.plan, part.text, record.source))
+        except UnfitError as error:
+            self._event(record, "refused", str(error))
+        except Failure as error:
+            if error.unreachable:
+                raise
+            self._event(record, "refused", str(error))
+        return None
+
+    async def _send(self, record: Record) -> None:
+        """Write a machine's part, unless it is as it should be, and read it again."""
+        await self._replace(record, self._target, record.values or {}, "sent", change.written)
+
+    async def _replace(
+        self,
+        record: Record,
+        new: Values,
+        old: Values,
+        event: policy.MachineEvent,
+        made: Callable[[str, change.Spots, Values], str],
+    ) -> None:
+        """Bring a part from its old values to new ones. What counts is what is read afterwards."""
+        pause_s = FIRST_PAUSE_S
+        for _ in range(ATTEMPTS):
+            read = await self._read(record)
+            if read is None:
+                return
+            part, found = read
+            if change.holds(found, new):
+                if event == "sent":
+                    record.written_at = record.began_at = clock_s()
+                self._event(record, event)
+                return
+            if not change.holds(found, old):
+                self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found)))
+                return
+            try:
+                where = change.spots(self.plan, part.text, record.source)
+                await self._cloud.write(part, made(part.text, where, new))
+            except (UnfitError, Failure) as error:
+                if isinstance(error, Failure) and error.unreachable:
+                    raise
+                self._event(record, "refused", str(error))
+                return
+            except Conflict as error:
+                self._event(record, "refused", CHANGED_MEANWHILE.format(words=error))
+                return
+            except NotSent:
+                # It may have arrived: what is read next says so.
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        raise Failure(
+            f"The configuration of {record.name} could not be written.",
+            "Try again later: `start` goes on with it.",
+            unreachable=True,
+        )
+
+    # --- undoing
+
+    async def _undo(self, record: Record) -> None:
+        before = record.values or {}
+
+        def made(text: str, where: change.Spots, new: Values) -> str:
+            whole = record.text
+            if whole is not None:
+                with suppress(UnfitError):
+                    then = change.spots(self.plan, whole, record.source)
+                    if same(text, change.written(whole, then, self._target)):
+                        return whole
+            return change.restored(text, where, new)
+
+        await self._replace(record, before, self._target, "undone", made)
+
+    # --- telling
+
+    def _event(self, record: Record, event: policy.MachineEvent, why: str = "") -> bool:
+        old = (record.state, record.why)
+        if not record.happened(event, why):
+            return False
+        if old != (record.state, record.why):
+            told: dict[str, Any] = {"machine": record.name, "state": record.state, "why": why}
+            if record.state == "failed":
+                told |= {"board": record.board, "boot_log": record.log}
+            self._tell({"event": "machine", **told})
+        return True
+
+    def _rollout_event(self, event: policy.RolloutEvent, why: str = "") -> None:
+        old = self.rollout.state
+        if self.rollout.happened(event, why) and self.rollout.state != old:
+            self._tell({"event": "rollout", "state": self.rollout.state, "why": why})
+
+    def _orders(self) -> bool:
+        """Follow what others have asked; whether there was anything."""
+        orders = self._file.orders()
+        for order in orders:
+            obey(self.rollout, order, clock_s())
+            self._tell({"event": "rollout", "state": self.rollout.state, "why": order})
+        if orders:
+            self._save()
+        return bool(orders)
+
+    def _save(self) -> None:
+        self.rollout.changed_at = self._saved_at = clock_s()
+        self._progress = False
+        self._file.save(self.rollout)
+
+
+def obey(rollout: Rollout, order: policy.RolloutEvent, now_s: float) -> bool:
+    """Carry out a person's pause, resume or abort; whether there is a row for it."""
+    if not rollout.happened(order):
+        return False
+    if order == "resume":
+        for record in rollout.machines:
+            if record.state == "conflict":
+                # What somebody else has put there is what it has before ours.
+                record.values = record.text = None
+            if record.happened("again"):
+                record.board, record.log = "", []
+        for wave in rollout.waves:
+            wave.settled_at = None
+        begun = rollout.begun
+        if begun:
+            rollout.waves[begun - 1].began_at = now_s
+    return True
+
+
+def _in_words(values: Values) -> str:
+    shown = {key: change.shown(value) for key, value in values.items() if value}
+    return ", ".join(f"{key} is {value}" for key, value in shown.items()) or "it has no values"
+
+
+class _Connections:
+    """To machines' services: those used last are kept."""
+
+    def __init__(self, cloud: Cloud, service: str) -> None:
+        self._credentials, self._service = cloud.credentials, service
+        self._kept: OrderedDict[str, Machine] = OrderedDict()
+
+    @asynccontextmanager
+    async def of(self, record: Record) -> AsyncIterator[Machine]:
+        """One machine's service, for the length of a block."""
+        machine = self._kept.pop(record.part, None)
+        if machine is None:
+            machine = Machine(self._credentials.access(record.address, self._service))
+        try:
+            yield machine
+        finally:
+            self._kept[record.part] = machine
+            while len(self._kept) > KEPT_CONNECTIONS:
+                await self._kept.popitem(last=False)[1].close()
+
+    async def close(self) -> None:
+        """Disconnect from all."""
+        while self._kept:
+            await self._kept.popitem()[1].close()

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is known of a rollout: a file beside its plan, with one owner at a time.
+
+Two files: PLAN.state.json is replaced as a whole and reaches the disk before anything is done that
+it speaks of. PLAN.state.lock is locked by the process that drives the rollout; others leave their
+orders in it (pause, resume, abort), a line each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ota_service.client.failure import Failure
+from ota_service.firmware.files import read_file, write_file
+from ota_service.rollout import policy
+from ota_service.rollout.change import Source, Values
+from ota_service.rollout.gate import Before
+
+Order = Literal["pause", "resume", "abort"]
+MAX_BYTES = 1 << 30
+FORMAT = 1
+
+
+class Record(BaseModel):
+    """One machine's part.
+
+    source: where its values are. values: before the rollout, each as the JSON
+    text that stood there. text: the whole configuration before our change, as soon as there may
+    be one.
+    written_at: when it was found to have the target; began_at: from when on its time counts.
+    known: what it showed before. board, log: of the board that failed, with its start's last lines.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    part: str
+    robot: str
+    wave: int
+    address: str = ""
+    sensor: str = ""
+    state: policy.MachineState = "pending"
+    why: str = ""
+    source: Source = Source()
+    values: Values | None = None
+    text: str | None = None
+    written_at: float | None = None
+    began_at: float | None = None
+    known: Before | None = None
+    board: str = ""
+    log: list[str] = []
+    good: int = 0
+    total: int = 0
+    percent: float = 0.0
+
+    def happened(self, event: policy.MachineEvent, why: str = "") -> bool:
+        """Go where the table says; whether there is a row for it."""
+        to = policy.MACHINE.get((self.state, event))
+        if to is None:
+            return False
+        self.state, self.why = to, why
+        return True
+
+
+class WaveRecord(BaseModel):
+    """One wave. began_at: of its first machine; settled_at: since when all of it is decided."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    began_at: float | None = None
+    settled_at: float | None = None
+    passed_at: float | None = None
+
+
+class Rollout(BaseModel):
+    """All that is known of one. digest: of the plan; target: what it brings, for people."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    digest: str
+    target: Values
+    state: policy.RolloutState = "running"
+    why: str = ""
+    started_at: float
+    changed_at: float
+    waves: list[WaveRecord]
+    machines: list[Record]
+
+    @property
+    def begun(self) -> int:
+        """How many waves have begun."""
+        return sum(wave.began_at is not None for wave in self.waves)
+
+    def happened(self, event: policy.RolloutEvent, why: str = "") -> bool:
+        """Go where the table says; whether there is a row for it."""
+        to = policy.ROLLOUT.get((self.state, event))
+        if to is None:
+            return False
+        self.state, self.why = to, why
+        return True
+
+    def of_wave(self, number: int) -> list[Record]:
+        """The machines of a wave."""
+        return [machine for machine in self.machines if machine.wave == number]
+
+
+class StateFile:
+    """The state of the plan at `plan`. One instance owns it at a time, in `owned`."""
+
+    def __init__(self, plan: Path) -> None:
+        self.path = plan.with_name(f"{plan.name}.state.json")
+        self._lock = plan.with_name(f"{plan.name}.state.lock")
+        self._read = 0
+
+    def load(self) -> Rollout | None:
+        """What is on disk; None: no rollout was begun. Raises OtaError "file-access", Failure."""
+        if not self.path.exists():
+            return None
+        try:
+            return Rollout.model_validate_json(read_file(self.path, MAX_BYTES))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise Failure(
+                f"{self.path} is no state of a rollout that this version knows ({first['msg']}).",
+                "Put a copy of it back, or take it away and `undo` from the machines' histories.",
+            ) from None
+
+    def save(self, rollout: Rollout) -> None:
+        """Put it on disk before anything else happens. Raises OSError."""
+        write_file(self.path, rollout.model_dump_json(exclude_defaults=True).encode())
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def put_aside(self, rollout: Rollout) -> None:
+        """Make room for another one. Raises OSError."""
+        self.path.rename(self.path.with_name(f"{self.path.name}.{rollout.digest[:8]}"))
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Be the one that drives it. Raises Failure where another process does."""
+        fd = self._taken()
+        if fd is None:
+            raise Failure(
+                f"Another process drives this rollout ({self._holder()}).",
+                "`status --watch` follows it; `pause` and `abort` reach it.",
+            )
+        try:
+            yield
+        finally:
+            os.close(fd)
+
+    @property
+    def is_driven(self) -> bool:
+        """Whether some process drives it now."""
+        fd = self._taken()
+        if fd is not None:
+            os.close(fd)
+        return fd is None
+
+    def orders(self) -> list[Order]:
+        """What others have asked of the owner since the last time."""
+        with contextlib.suppress(OSError), self._lock.open("rb") as file:
+            file.seek(self._read)
+            text = file.read()
+            whole = text[: text.rfind(b"\n") + 1]
+            self._read += len(whole)
+            words = whole.decode("ascii", "replace").split()
+            return [word for word in words if word in ("pause", "resume", "abort")]  # type: ignore[misc]
+        return []
+
+    def ask(self, order: Order) -> None:
+        """Leave an order to the owner. Raises OSError."""
+        fd = os.open(self._lock, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.write(fd, f"{order}\n".encode())
+        finally:
+            os.close(fd)
+
+    # --- inside
+
+    def _taken(self) -> int | None:
+        """The lock; None: another process has it. Raises OSError."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(self._lock, flags, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        os.ftruncate(fd, 0)
+        os.write(fd, f"pid {os.getpid()}\n".encode())
+        self._read = os.fstat(fd).st_size
+        return fd
+
+    def _holder(self) -> str:
+        with contextlib.suppress(OSError):
+            return self._lock.read_text("ascii", "replace").split("\n")[0]
+        return "its pid is not known"
