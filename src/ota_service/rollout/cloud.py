@@ -314,10 +314,9 @@ class Cloud:
 
     async def _connected(self) -> _Connection:
         from grpclib.client import Channel
-        from viam.gen.app.data.v1.data_grpc import DataServiceStub
-        from viam.gen.app.v1.app_grpc import AppServiceStub
-        from viam.gen.proto.rpc.v1.auth_grpc import AuthServiceStub
-        from viam.proto.rpc.auth import AuthenticateRequest
+        from viam.proto.app import AppServiceStub
+        from viam.proto.app.data import DataServiceStub
+        from viam.proto.rpc.auth import AuthenticateRequest, AuthServiceStub
         from viam.proto.rpc.auth import Credentials as Secret
 
         async with self._connecting:
