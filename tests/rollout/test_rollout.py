@@ -87,6 +87,18 @@ async def test_three_waves_and_every_other_byte_stays(tmp_path: Path, mode: str)
 
 
 @simulated
+async def test_without_a_soak_the_next_wave_begins_at_once(tmp_path: Path) -> None:
+    """Nobody waits for the next time that a machine would be asked anyway."""
+    async with Fleet.start(tmp_path, 3, soak="0s", waves=[1, 1, 1]) as fleet:
+        at = times(fleet)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        first, second, third = (at[name][0] for name in fleet.writes)
+        assert second - first < 10
+        assert third - second < 10
+
+
+@simulated
 async def test_each_write_follows_a_read_of_its_own(tmp_path: Path) -> None:
     """What somebody changed since the rollout began is kept, though it is another value."""
     async with Fleet.start(tmp_path, 3) as fleet:
