@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpclib import GRPCError, Status
 from grpclib.const import Handler
@@ -34,7 +35,7 @@ from viam.proto.robot import (
     ResourceStatus,
 )
 from viam.proto.rpc.auth import AuthenticateRequest, AuthenticateResponse
-from viam.utils import dict_to_struct, struct_to_dict
+from viam.utils import struct_to_dict
 
 from tests.rollout.fakeapp import Door, FakeApp, Location, Machine
 from tests.support.module_client import API, ModuleProcess
@@ -330,13 +331,20 @@ class FakeMachine(MachineServer):
 
     async def reply(self, method: str, name: str, request: Any) -> Any:
         if method == "GetStatus":
-            return GetStatusResponse(result=dict_to_struct(self.status()))
+            return GetStatusResponse(result=_struct(self.status()))
         command = struct_to_dict(request.command)
         verb = command.get("command", next(iter(command), ""))
         told = {"status": self.status, "history": self.history}.get(str(verb))
         if told is None:
             raise GRPCError(Status.UNKNOWN, f"ValueError - {verb} is not for rollouts")
-        return DoCommandResponse(result=dict_to_struct(told()))
+        return DoCommandResponse(result=_struct(told()))
+
+
+def _struct(value: Mapping[str, Any]) -> Struct:
+    """As the SDK's dict_to_struct, which takes ten times as long."""
+    struct = Struct()
+    struct.update(value)
+    return struct
 
 
 def _error(code: str) -> dict[str, str]:
