@@ -404,8 +404,10 @@ class Drive:
         settled_at = self.rollout.waves[begun - 1].settled_at
         if settled_at is None:
             return POLL_GOOD_S
-        left_s = settled_at + self.plan.soak_of(begun - 1) - clock_s()
-        return min(POLL_GOOD_S, left_s) if left_s > 0 else POLL_PASSED_S
+        until_s = settled_at + self.plan.soak_of(begun - 1)
+        if self._looked_at.get(record.part, 0.0) >= until_s:
+            return POLL_PASSED_S
+        return min(POLL_GOOD_S, max(until_s - clock_s(), 0.0))
 
     def _wait(self, record: Record, pause_s: float) -> None:
         self._due[record.part] = clock_s() + pause_s
