@@ -82,16 +82,25 @@ class MachineServer:
 
     @property
     def online(self) -> bool:
-        """Whether clients reach it."""
-        return self._door.open
+        """Whether the app has it online; while it is not, nobody reaches it."""
+        return self.machine.online
 
     @online.setter
     def online(self, online: bool) -> None:
-        self._door.open = self.machine.online = online
-        if not online:
-            self._door.drop()
-        else:
+        self.machine.online = self.reachable = online
+        if online:
             self.came_back()
+
+    @property
+    def reachable(self) -> bool:
+        """False: it is online for the app, and no client gets through to it."""
+        return self._door.open
+
+    @reachable.setter
+    def reachable(self, reachable: bool) -> None:
+        self._door.open = reachable
+        if not reachable:
+            self._door.drop()
 
     def came_back(self) -> None:
         """It is online again, and takes what changed meanwhile."""
@@ -266,8 +275,8 @@ class FakeMachine(MachineServer):
             if board.get("version")
         }
         for name, version in pinned.items():
-            if name in self.boards:
-                self.boards[name].update(state="up_to_date", version=version, good=True)
+            if name in self.boards:  # it has a target of its own, and its state is its own affair
+                self.boards[name]["target"] = {"version": version}
         return [
             name
             for name, board in self.boards.items()

@@ -169,6 +169,8 @@ class Fleet:
     key: Key
     # Where a test has it killed; set before `run`.
     kill: Kill | None = None
+    # What the command has instead of a key and the app's address.
+    environment: dict[str, str] | None = None
     _running: list[asyncio.Future[Any]] = field(default_factory=list)
     _wrote: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -247,11 +249,18 @@ class Fleet:
         """The state file beside it."""
         return self.folder / "plan.json.state.json"
 
-    async def run(self, verb: str, *options: str, key: Key | None = None) -> Done:
-        """One command to its end. Raises Killed where it was killed. Several may run at once."""
+    async def run(
+        self, verb: str, *options: str, key: Key | None = None, file: Path | None = None
+    ) -> Done:
+        """One command to its end. Raises Killed where it was killed. Several may run at once.
+
+        file: a plan that is there already, instead of `plan`.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(json.dumps(self.plan))
-        os.environ.update(self.app.environment(key or self.key))
+        if file is None:
+            self.file.write_text(json.dumps(self.plan))
+        given = self.environment
+        os.environ.update(self.app.environment(key or self.key) if given is None else given)
         loop = asyncio.get_running_loop()
         out, err = io.StringIO(), io.StringIO()
         ended: asyncio.Future[int] = loop.create_future()
@@ -259,7 +268,7 @@ class Fleet:
         def in_thread() -> None:
             code = 0
             try:
-                main(["rollout", verb, str(self.file), *options])
+                main(["rollout", verb, str(file or self.file), *options])
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
             except BaseException as error:  # whatever it is, the test is told

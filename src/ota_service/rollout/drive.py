@@ -236,7 +236,7 @@ class Drive:
                     newest.settled_at = now_s
                     # They are looked at once more when the soak is over.
                     for record in rollout.of_wave(begun - 1):
-                        self._wait(record, min(soak_s, self._interval_s(record)))
+                        self._wait(record, self._interval_s(record))
             if found.event is None or not self._follow(found.event):
                 return found.may_write and self.rollout.state in policy.WRITABLE
 
