@@ -15,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from ota_service.client.failure import Failure
@@ -44,6 +44,8 @@ CHECKED_AT_ONCE = 100
 PERMISSIONS = ("read_robot", "read_robot_config", "write_robot", "control_robot")
 """What a key needs for each machine. Names: viam-sdk's `check_permissions`."""
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Sleep = Callable[[float], Awaitable[object]]
 
 
@@ -379,15 +381,21 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-async def at_once(calls: Sequence[Awaitable[Any]], limit: int = MAX_PARALLEL) -> list[Any]:
-    """The results of all, in their order, at most `limit` of them at work."""
+async def at_once(
+    do: Callable[[Item], Awaitable[Result]], items: Iterable[Item], limit: int = MAX_PARALLEL
+) -> list[Result]:
+    """What each comes to, in their order, at most `limit` at work; raises once all have ended."""
     turns = asyncio.Semaphore(limit)
 
-    async def one(call: Awaitable[Any]) -> Any:
+    async def one(item: Item) -> Result:
         async with turns:
-            return await call
+            return await do(item)
 
-    return list(await asyncio.gather(*map(one, calls)))
+    ended = await asyncio.gather(*map(one, items), return_exceptions=True)
+    for result in ended:
+        if isinstance(result, BaseException):
+            raise result
+    return ended  # type: ignore[return-value]  # there is no exception in it
 
 
 # --- inside

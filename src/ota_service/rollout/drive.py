@@ -116,7 +116,7 @@ async def from_histories(plan: Plan, cloud: Cloud, found: Survey, now_s: float) 
                 return
         record.happened("refused", "its history does not say what it had before")
 
-    await at_once([recall(record) for record in rollout.machines])
+    await at_once(recall, rollout.machines)
     return rollout
 
 
@@ -171,7 +171,7 @@ class Drive:
             touched = [record for record in self.rollout.machines if record.text is not None]
             for first in range(0, len(touched), MAX_PARALLEL):
                 some = touched[first : first + MAX_PARALLEL]
-                await at_once([self._undo(record) for record in some])
+                await at_once(self._undo, some)
                 self._save()
         finally:
             self._save()
@@ -282,7 +282,7 @@ class Drive:
             and self.rollout.state != "aborted"
             and (everybody or self._due.get(record.part, 0.0) <= now_s)
         ]
-        await at_once([self._look_at(record) for record in asked])
+        await at_once(self._look_at, asked)
 
     async def _look_at(self, record: Record) -> None:
         if record.state == "offline" and await self._stays_away(record):
@@ -435,13 +435,13 @@ class Drive:
         todo = [r for r in self.rollout.machines if r.wave < begun and r.state == "writing"]
         new = [r for r in self.rollout.machines if r.wave < begun and r.state == "pending"]
         new = new[: max(0, MAX_PARALLEL - len(todo))]
-        await at_once([self._prepare(record) for record in new])
+        await at_once(self._prepare, new)
         todo += [record for record in new if record.state == "writing"]
         if todo or new:
             self._save()
         self._orders()
         if todo and self.rollout.state in policy.WRITABLE:
-            await at_once([self._send(record) for record in todo])
+            await at_once(self._send, todo)
             self._save()
 
     async def _prepare(self, record: Record) -> None:

@@ -45,7 +45,7 @@ async def survey(plan: Plan, cloud: Cloud) -> Survey:
     """
     robots = await cloud.robots(plan.select)
     notes = await _permitted(cloud, robots)
-    parts = await at_once([cloud.parts(robot) for robot in robots])
+    parts = await at_once(cloud.parts, robots)
     fragments = _Fragments(plan, cloud)
     found: list[Found] = []
     for robot, its in zip(robots, parts, strict=True):
