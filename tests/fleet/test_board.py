@@ -721,6 +721,21 @@ def test_a_stage_leaves_the_board_what_it_was(at_desk: AtDesk) -> None:
     at_desk(test)
 
 
+@pytest.mark.parametrize("purpose", ["stage", "version", "verify"])
+def test_what_a_board_cannot_have_while_its_app_confirms_itself_is_said_once(
+    at_desk: AtDesk, purpose: Purpose
+) -> None:
+    """Also where nothing of this process waits for it: the answer comes, and is not tried again."""
+
+    async def test(desk: Desk) -> None:
+        desk.script = ["awaiting-confirmation"]
+        answer = await desk.give(desk.board(), desk.order(purpose, place=HERE))
+        assert answer.error is not None
+        assert (answer.error.code, len(desk.begun)) == ("awaiting-confirmation", 1)
+
+    at_desk(test)
+
+
 def test_an_activation_needs_no_firmware(at_desk: AtDesk) -> None:
     """Nothing is fetched; and where nothing fitting waits, no port is opened."""
 

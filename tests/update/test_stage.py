@@ -222,6 +222,24 @@ def test_a_staged_firmware_that_panics_is_taken_back() -> None:
     assert desk.shows() == ("old", OLD.tag)
 
 
+@pytest.mark.parametrize("at", ["inspecting", "writing"])
+def test_a_stage_is_cancelled_where_nothing_boots_but_the_old_firmware(at: str) -> None:
+    """Before the first write and in the middle of it; one that is written stands."""
+
+    class Cancels(Notes):
+        def cancelled(self) -> bool:
+            return self.link is not None and self.link.phase == at
+
+    desk = Desk()
+    desk.notes = Cancels(desk.notes.facts)
+    with pytest.raises(OtaError, match="cancelled"):
+        desk.does("stage")
+    assert desk.shows() == ("old", OLD.tag)
+    assert desk.board.running
+    head = desk.board.cells.read(SLOT, 1)[0]
+    assert head != 0xE9 or desk.board.cells.read(SLOT, len(OTHER.data)) == OTHER.data
+
+
 @pytest.mark.parametrize("state", [STATE_NEW, PENDING_VERIFY])
 def test_a_board_whose_app_has_yet_to_confirm_itself_is_not_staged(state: int) -> None:
     """What its bootloader would go back to stays."""
