@@ -279,3 +279,34 @@ def test_nothing_is_staged_whose_tag_does_not_fit() -> None:
     desk.board.cells[at.offset : at.end] = bytes(region)
     outcome = desk.does("stage")
     assert (code(outcome), desk.writes, desk.shows()[0]) == ("nvs-full", 0, "old")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_way_back_is_known_by_a_digest(damaged: bool) -> None:
+    """The old firmware is read whole only where it is not what ran any more; then nothing is
+    changed."""
+    desk = Desk()
+    at, read = START.plan.find("ota_0").offset, []
+    right = desk.board.read
+
+    def noted(offset: int, size_bytes: int) -> bytes:
+        if desk.board.phase == "rolling_back" and offset == at:
+            read.append(size_bytes)
+        return right(offset, size_bytes)
+
+    def phase(name: str) -> None:
+        if damaged and name == "switching":
+            desk.board.cells[at + 9000] = desk.board.cells[at + 9000] ^ 1
+
+    def md5(offset: int, size_bytes: int) -> str:
+        return digest(right(offset, size_bytes))
+
+    desk.board.read, desk.board.md5 = noted, md5  # type: ignore[method-assign]
+    desk.notes.on_phase = phase
+    if damaged:
+        with pytest.raises(OtaError, match="no other slot can be gone back to"):
+            desk.does("update", PANICS, PANICS.tag)
+        assert max(read) >= len(OLD.data)
+    else:
+        assert desk.does("update", PANICS, PANICS.tag).end == "rolled_back"
+        assert read == []
