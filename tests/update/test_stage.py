@@ -191,8 +191,10 @@ def test_what_is_replaced_is_named() -> None:
         (desk.notes.facts, "0.9.0"),
     ):
         again = Desk(replace(START, spare=OTHER), facts)
-        assert again.does("stage").replaces == version
-    assert again.does("stage", NEXT, NEXT.tag).replaces == ""
+        again.does("stage")
+        assert again.notes.plans[-1].replaces == version
+    again.does("stage", NEXT, NEXT.tag)
+    assert again.notes.plans[-1].replaces == ""
 
 
 def about(firmware: Firmware) -> tuple[str, str]:
