@@ -424,6 +424,31 @@ def test_what_ends_the_asking(at_desk: AtDesk, event: Any) -> None:
     at_desk(test)
 
 
+def test_a_check_that_is_configured_anew_is_asked_as_it_is_now(at_desk: AtDesk) -> None:
+    """Its resource may have been renamed meanwhile; or nothing is to be asked any more."""
+
+    async def test(desk: Desk) -> None:
+        arm = Arm(check=RuntimeError("dead"), self_test={"ok": True})
+        board, order = board_of(desk, arm), desk.order()
+        desk.script = [NEW]
+        board.order(order)
+        await desk.until(lambda: "check" in arm.heard)
+        check = replace(CHECK, command={"do": "self_test"})
+        desk.settings = replace(desk.settings, health_check=check)
+        assert (await order.answer).end == "done"
+        assert arm.heard[-1] == "self_test"
+
+        arm.answers["check"] = RuntimeError("dead")
+        board, order = board_of(desk, arm), desk.order()
+        desk.script = [NEW]
+        board.order(order)
+        await desk.until(lambda: board.state == "checking")
+        desk.settings = replace(desk.settings, health_check=None)
+        assert (await order.answer).end == "done"
+
+    at_desk(test)
+
+
 def test_who_asks_no_more_has_nothing_unchecked(at_desk: AtDesk) -> None:
     """A health check that was taken out of the configuration is waited for by nobody."""
 
