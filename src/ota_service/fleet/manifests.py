@@ -20,7 +20,6 @@ from ota_service.firmware.target import Target
 from ota_service.fleet import policy, steps
 from ota_service.fleet.assignment import expected_s
 from ota_service.fleet.orders import Order, Purpose
-from ota_service.fleet.policy import Spared
 from ota_service.fleet.sight import Sight
 from ota_service.fleet.steps import Course, Pair, Pairs
 
@@ -107,8 +106,7 @@ async def _by_manifest(
 ) -> None:
     """Each board its image, step by step."""
     manifest, roster = found.manifest, engine.roster
-    whole = len(manifest.steps) > 1 or bool(manifest.together)
-    if whole and not run.by_person:
+    if manifest.binds and not run.by_person:
         pairs = [*pairs, *await _all_others(run, engine)]
     await steps.heard(board for _, board in pairs)  # what the journal knows of them
     _require_current(run, engine, base)
@@ -126,9 +124,6 @@ async def _by_manifest(
     if assignment.notice is not None:
         engine.log.warning("%s", assignment.notice)
     fresh = await run.prepare(engine, {board: order.place for order, board in open_})
-    for order, board in fresh:
-        if whole and order.spared == Spared("up_to_date") and board.shown.confirmed is None:
-            order.spared = None  # others wait for it, so its start has to be seen
     orders: dict[str, list[Pair]] = {}
     for pair in [*fresh, *(pair for pair in pairs if pair not in open_)]:
         order, board = pair

@@ -85,6 +85,7 @@ async def _carry_out(
         assert run.course is not None
         run.course.step = run.course.assignment.manifest.steps.index(step) + 1
         await run.note_course(engine)
+        await run.renew(engine, [pair for pair in pairs if not pair[0].answer.done()])
         await asyncio.gather(*(run.ask(engine, order, board) for order, board in pairs))
         why = why_not_further(run, engine, pairs)
         if why is not None:
