@@ -124,11 +124,26 @@ async def test_a_later_step_goes_by_what_is_so_when_it_begins(tmp_path: Path) ->
 
 
 async def test_a_plain_image_follows_a_manifest(tmp_path: Path) -> None:
-    """At another url, and in its very place: the boards have the target that the url gives now."""
+    """At another url, and in its very place: the boards have the target that the url gives now. A
+    board is looked at first when it may be restarted, and is waited for until then."""
     async with Desk.start(tmp_path, [board("eye")]) as desk:
         url = publish(desk, "2.0", {"eye": Behaviour()})
-        status = await desk.updated("2.0", url=url)
+        allowed = False
+
+        async def may_restart() -> bool:
+            return allowed
+
+        service = await desk.configure(url=url, version="2.0", auto_update=False)
+        service._engine.restart_allowed = may_restart
+        await desk.command("update")
+        await desk.wait(
+            lambda now: now["boards"]["a"].get("error", {}).get("code") == "not-allowed-now"
+        )
+        assert desk.board().control.counters().get("opened", 0) == 0
+        allowed = True
+        status = await desk.wait(lambda now: now["run"]["outcome"] == "succeeded")
         assert status["boards"]["a"]["image"] == "eye"
+        assert "error" not in status["boards"]["a"]
         for version, path in (("3.0", "/3.0.bin"), ("4.0", "/4.0/manifest.json")):
             plain = build_app("eye", version, size_bytes=40_000)
             status = await desk.updated(version, url=desk.server.put(path, plain))

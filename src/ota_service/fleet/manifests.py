@@ -121,6 +121,8 @@ async def _by_manifest(
             if error is not None and board.shown.name not in assignment.images:
                 assignment.problems[board.shown.name] = error
     run.course = Course(assignment)
+    gets = ", ".join(f"{name}: {image}" for name, image in assignment.images.items())
+    engine.log.info('manifest "%s": %s', manifest.version, gets or "no board gets anything")
     if assignment.notice is not None:
         engine.log.warning("%s", assignment.notice)
     fresh = await run.prepare(engine, {board: order.place for order, board in open_})

@@ -196,7 +196,11 @@ class Run:
         places = await engine.roster.find(
             names, self.permits, probe=False, by_person=self.by_person
         )
-        found = {board: places.get(board, order.place) for order, board in pairs}
+        # What was found by probing is not known to be there by anything else yet.
+        found = {
+            board: order.place if self.probe else places.get(board, order.place)
+            for order, board in pairs
+        }
         known = await engine.journaled(partial(self._recall, engine, found))
         for (order, board), (failed, why_not) in zip(pairs, known, strict=True):
             order.place, order.failed, order.spared = found[board], failed, why_not
