@@ -157,3 +157,18 @@ async def test_a_plain_image_follows_a_manifest(tmp_path: Path) -> None:
         assert (await desk.command("update", wait_s=30))["run"]["outcome"] == "succeeded"
         assert "image" not in desk.status()["boards"]["a"]
         assert desk.status()["target"]["app_version"] == "4.0"
+
+
+async def test_a_manifest_whose_images_cannot_be_had_is_not_kept(tmp_path: Path) -> None:
+    """It may be put right under its version: the next start asks for it again."""
+    async with Desk.start(tmp_path, [board("eye")]) as desk:
+        url = publish(desk, "2.0", {"eye": Behaviour()}, boards={"a": "eye"})
+        desk.server.put("/2.0/eye.bin", build_app("eye", "2.1", size_bytes=40_000))
+        status = await desk.updated("2.0", url=url)
+        assert status["error"]["code"] == "digest-mismatch"
+        assert status["run"]["outcome"] == "failed"
+        publish(desk, "2.0", {"eye": Behaviour()}, boards={"a": "eye"})
+        await shutdown()
+        desk.service = None
+        status = await desk.updated("2.0", url=url)
+        assert status["boards"]["a"]["version"] == "2.0", status

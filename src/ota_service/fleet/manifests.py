@@ -143,11 +143,19 @@ async def _by_manifest(
     await run.note_course(engine)
     if run.purpose == "update":
         await steps.go(run, engine, manifest.blocks(), orders)
+        await _doubt(engine, base, [pair for some in orders.values() for pair in some])
         return
     asked = [pair for some in orders.values() for pair in some]
     await asyncio.gather(*(run.ask(engine, *pair) for pair in asked))
     if run.purpose == "plan":
         await _tell_more(run, engine, asked)
+
+
+async def _doubt(engine: Engine, base: Target, pairs: Pairs) -> None:
+    """A manifest whose images cannot be had is no good one: what follows asks for it anew."""
+    answers = [order.answer.result() for order, _ in pairs]
+    if any(one.end == "no-firmware" and not isinstance(one.error, GaveUp) for one in answers):
+        await asyncio.to_thread(engine.firmwares.forget_kept, base)
 
 
 def _require_current(run: Run, engine: Engine, base: Target) -> None:
