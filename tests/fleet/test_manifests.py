@@ -112,6 +112,16 @@ async def test_a_later_step_goes_by_what_is_so_when_it_begins(tmp_path: Path) ->
         assert (status["run"]["trigger"], status["run"]["outcome"]) == ("attached", "succeeded")
         assert {one["version"] for one in status["boards"].values()} == {"2.0"}
 
+        # A board of a later step that is cancelled is not begun, and may be asked for again.
+        _, gate = await in_step_1("2.5")
+        assert (await desk.command("cancel", boards=["b"]))["cancelled"]
+        again = await desk.command("update", boards=["b"])
+        assert again["joined"] is False
+        gate.set()
+        status = await desk.wait(lambda now: now["boards"]["b"]["state"] == "up_to_date")
+        runs = (await desk.command("history", board="b"))["runs"]
+        assert runs[1]["boards"]["b"]["error"]["code"] == "cancelled"
+
         url, gate = await in_step_1("3.0")
         app = desk.server.put("/5.0.bin", build_app("wheel", "5.0", size_bytes=40_000))
         own = {"url": app, "version": "5.0"}
@@ -156,6 +166,8 @@ async def test_a_plain_image_follows_a_manifest(tmp_path: Path) -> None:
         desk.server.put("/5.0/manifest.json", plain)
         assert (await desk.command("update", wait_s=30))["run"]["outcome"] == "succeeded"
         assert "image" not in desk.status()["boards"]["a"]
+        entry = (await desk.command("history"))["runs"][0]["boards"]["a"]
+        assert (entry["outcome"], "error" in entry) == ("up_to_date", False)
         assert desk.status()["target"]["app_version"] == "4.0"
 
 

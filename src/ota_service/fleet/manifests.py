@@ -50,10 +50,13 @@ async def go(run: Run, engine: Engine, pairs: Pairs) -> None:
 async def _here(run: Run, engine: Engine, pairs: Pairs) -> None:
     if not pairs:
         return
-    base, found = engine.settings.target, None
+    base = engine.settings.target
     try:
-        found = await run.unless_cancelled(_known(run, engine, pairs))
+        found = await run.unless_cancelled(_known(run, engine, base, pairs))
         if found is None:
+            _require_current(run, engine, base)
+            if any(order.target.key != board.target.key for order, board in pairs):
+                pairs = await run.prepare(engine, {board: order.place for order, board in pairs})
             answers = await asyncio.gather(*(run.ask(engine, *pair) for pair in pairs))
             errors = [answer.error for answer in answers]
             found = next((one.found for one in errors if isinstance(one, IsManifest)), None)
@@ -71,13 +74,13 @@ async def _give_up(run: Run, engine: Engine, pairs: Pairs, why: OtaError) -> Non
             await run.give_up(engine, order, board, why, "no-firmware")
 
 
-async def _known(run: Run, engine: Engine, pairs: Pairs) -> ManifestFile | None:
+async def _known(run: Run, engine: Engine, target: Target, pairs: Pairs) -> ManifestFile | None:
     """The manifest, where it is one for all that is known; None: the boards ask for the image.
 
     What happens by itself goes by the one that was kept, without the network; what a person asks
     for, by what the url gives now.
     """
-    target, firmwares = engine.settings.target, engine.firmwares
+    firmwares = engine.firmwares
     kept = await firmwares.kept(target)
     if kept is None:
         unasked = all(order.spared is not None for order, _ in pairs)
@@ -131,8 +134,6 @@ async def _by_manifest(
         order, board = pair
         name = board.shown.name
         image, problem = assignment.images.get(name), assignment.problems.get(name)
-        if run.leaves_out(board) and not order.answer.done():
-            await run.give_up(engine, order, board, OtaError("cancelled"))
         if image is not None:
             orders.setdefault(image, []).append(pair)
         elif not order.answer.done():
@@ -176,18 +177,21 @@ def _is_open(order: Order) -> bool:
 
 async def _look(run: Run, engine: Engine, order: Order, board: Board) -> OtaError | None:
     """Find out what runs on a board of which nothing is known; why not, where that fails."""
+    error: OtaError | None = None
     while not (run.is_cancelled or run.leaves_out(board)):
         look = Order("version", board.target, order.place, f"{run.trigger}, look", run.permits)
         board.order(look)
-        error = (await look.answer).error
-        if error is None or error.code not in policy.HINDRANCES:
+        before, error = error, (await look.answer).error
+        waits = error if error is not None and error.code in policy.HINDRANCES else None
+        if before is not waits:
+            board.post(partial(_waits, error=waits))
+        if waits is None:
             return error
-        board.post(partial(_waits, error=error))
         await asyncio.sleep(policy.HELD_POLL_S)
     return OtaError("cancelled")
 
 
-def _waits(sight: Sight, error: OtaError) -> None:
+def _waits(sight: Sight, error: OtaError | None) -> None:
     sight.about.error = error
 
 

@@ -107,6 +107,7 @@ class Run:
     def covers(self, names: Sequence[str] | None, permits: Permits) -> bool:
         """Whether it is still doing, for each of these boards, all that is asked for."""
         over = self.done.is_set() or self._cancelled.is_set()
+        over = over or bool(self._left_out and (names is None or self._left_out & set(names)))
         if self.purpose != "update" or over or self.permits | permits != self.permits:
             return False
         if self.names is not None and (names is None or not set(names) <= set(self.names)):
@@ -262,6 +263,8 @@ class Run:
         try:
             if self.purpose in manifests.BY_MANIFEST and board.target.key != order.target.key:
                 raise OtaError("cancelled", "Another target was configured.")
+            if self.leaves_out(board):
+                raise OtaError("cancelled")
             answer = await self._answer(engine, order, board)
         except OtaError as error:
             end: End = "cancelled" if error.code == "cancelled" else "error"
