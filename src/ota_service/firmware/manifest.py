@@ -87,9 +87,9 @@ def _reference(value: str) -> str:
     return value
 
 
-Name = Annotated[str, AfterValidator(_name), Field(min_length=1)]
-Tag = Annotated[str, AfterValidator(_tag), Field(min_length=1)]
-Digest = Annotated[str, AfterValidator(_digest), Field(pattern=r"^[0-9A-Fa-f]{64}$")]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_name)]
+Tag = Annotated[str, Field(min_length=1), AfterValidator(_tag)]
+Digest = Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{64}$"), AfterValidator(_digest)]
 
 
 class _Strict(BaseModel):
