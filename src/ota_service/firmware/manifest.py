@@ -87,9 +87,9 @@ def _reference(value: str) -> str:
     return value
 
 
-Name = Annotated[str, AfterValidator(_name), Field(min_length=1)]
-Tag = Annotated[str, AfterValidator(_tag), Field(min_length=1)]
-Digest = Annotated[str, AfterValidator(_digest), Field(pattern=r"^[0-9A-Fa-f]{64}$")]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_name)]
+Tag = Annotated[str, Field(min_length=1), AfterValidator(_tag)]
+Digest = Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{64}$"), AfterValidator(_digest)]
 
 
 class _Strict(BaseModel):
@@ -164,6 +164,11 @@ class Manifest(_Strict):
         named = set(chain.from_iterable(self.order))
         rest = tuple(name for name in self.images if name not in named)
         return (*map(tuple, self.order), *([rest] if rest else []))
+
+    @property
+    def binds(self) -> bool:
+        """Whether boards wait for others: there are steps, or groups."""
+        return len(self.steps) > 1 or bool(self.together)
 
     def blocks(self) -> tuple[Block, ...]:
         """The steps, those that a group spans in one block."""
