@@ -463,6 +463,8 @@ def _sentence(event: Mapping[str, Any]) -> str:
             return f"Wave {event['wave']} has {event['state']}" + (
                 f": {', '.join(machines)}" if machines else ""
             )
+        case "waits":
+            return str(event["why"])
         case _:
             return f"The rollout is {event['state']}{why}"
 

@@ -46,7 +46,12 @@ MACHINE_ROWS: tuple[MachineRow, ...] = (
     (("waiting",), ("good",), "good", "every board that counts has shown it"),
     (("waiting", "good"), ("bad",), "failed", "a board went back, or cannot take it"),
     (("waiting",), ("late",), "failed", "it had its time"),
-    (("waiting",), ("lost",), "offline", "that it cannot be asked says nothing of the firmware"),
+    (
+        ("waiting", "good"),
+        ("lost",),
+        "offline",
+        "that it cannot be asked says nothing of the firmware",
+    ),
     (("good",), ("worse",), "waiting", "it has its time again"),
     (("offline",), ("returned",), "pending", "it is taken up as if its wave began now"),
     (("pending", "conflict", *_TOUCHED), ("foreign",), "conflict", "somebody else has changed it"),
