@@ -212,7 +212,7 @@ class Drive:
                 and newest.settled_at is not None
                 and now_s >= newest.settled_at + soak_s
                 and all(
-                    self._looked_at.get(record.part, 0.0) >= newest.settled_at + soak_s
+                    (record.seen_at or 0.0) >= newest.settled_at + soak_s
                     for record in rollout.of_wave(begun - 1)
                     if record.state == "good"
                 )
@@ -224,6 +224,7 @@ class Drive:
                 rollout.state,
                 states,
                 begun,
+                silent=sum(record.is_silent for record in rollout.machines),
                 may_fail=plan.max_failed.down(len(rollout.machines)),
                 proven=any(r.state == "good" and r.good for r in rollout.machines),
                 soaked=soaked,
@@ -256,7 +257,8 @@ class Drive:
         return event == "next"
 
     def _failures(self) -> str:
-        failed = [record for record in self.rollout.machines if record.state == "failed"]
+        machines = self.rollout.machines
+        failed = [record for record in machines if record.state == "failed" or record.is_silent]
         may = self.plan.max_failed.down(len(self.rollout.machines))
         some = "; ".join(f"{r.name}: {r.why}" for r in failed[:_NAMED_AT_MOST])
         more = f"; and {len(failed) - _NAMED_AT_MOST} more" if len(failed) > _NAMED_AT_MOST else ""
@@ -304,9 +306,14 @@ class Drive:
         if seen is None:
             if record.state == "waiting":
                 self._told(record, why)
-                if late:
-                    self._event(record, "lost", why)
+            elif record.wave == self.rollout.begun - 1:
+                late = now_s > (record.seen_at or now_s) + self.plan.timeout_s
+            else:  # its wave has passed with it
+                late = False
+            if late:
+                self._event(record, "lost", f"it has the firmware, and cannot be asked: {why}")
         else:
+            record.seen_at = now_s
             self._shown(record, seen)
             if seen.verdict == "good":
                 self._event(record, "good", seen.words)
@@ -405,9 +412,11 @@ class Drive:
         if settled_at is None:
             return POLL_GOOD_S
         until_s = settled_at + self.plan.soak_of(begun - 1)
-        if self._looked_at.get(record.part, 0.0) >= until_s:
+        if (record.seen_at or 0.0) >= until_s:
             return POLL_PASSED_S
-        return min(POLL_GOOD_S, max(until_s - clock_s(), 0.0))
+        left_s = until_s - clock_s()
+        asked = self._looked_at.get(record.part, 0.0) >= until_s
+        return POLL_GOOD_S if asked else min(POLL_GOOD_S, max(left_s, 0.0))
 
     def _wait(self, record: Record, pause_s: float) -> None:
         self._due[record.part] = clock_s() + pause_s
