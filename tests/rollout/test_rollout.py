@@ -126,6 +126,24 @@ async def test_each_write_follows_a_read_of_its_own(tmp_path: Path) -> None:
         assert fleet.got() == [[OLD, NEW]] * 3
 
 
+@pytest.mark.parametrize("mode", MODES)
+@simulated
+async def test_what_was_there_is_on_disk_before_the_write(tmp_path: Path, mode: str) -> None:
+    """Whatever happens from the write on, the state file has the whole configuration of before."""
+    async with Fleet.start(tmp_path, 3, mode=mode) as fleet:
+        kept: list[bool] = []
+
+        def look(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "arrives":
+                name = fleet.app.machines[fleet.app.parts[call.request.id].robot_id].name
+                records = json.loads(fleet.state.read_text())["machines"]
+                kept.append(any(record.get("text") == fleet.texts[name] for record in records))
+
+        fleet.app.listen(look)
+        assert (await fleet.run("start")).code == 0
+        assert kept == [True] * 3
+
+
 @pytest.mark.parametrize(
     ("waves", "sizes"),
     [
