@@ -27,6 +27,7 @@ from tests.prove.prover import Depth, Failure, Recording, Tally, prove, prove_al
 from tests.prove.suite import Trial
 from tests.prove.table import last_line, show
 from tests.prove.workers import end_with_parent
+from tests.rollout import prove as rollouts
 
 WORKERS = 2
 SHOWN_FAILURES = 12
@@ -219,19 +220,24 @@ def main() -> int:
         trials = suite.quick() if quick else suite.whole()
         with quiet(), ThreadPoolExecutor(2) as beside:
             injected: list[Future[Found | None]] = []
+            rolled: list[Future[Found]] = []
             cut: list[Future[Tally]] = []
 
             def begin() -> None:
                 if not quick:  # each fault has tests of its own, which run with the others
                     injected.append(beside.submit(faults))
+                rolled.append(beside.submit(rollouts.run, quick))
                 cut.append(beside.submit(chips, quick))
 
             tally = run(trials, 8 if quick else 12, console, before_link=begin)
             found = injected[0].result() if injected else None
             tally.merge(cut[0].result())
+            told = rolled[0].result()
         if found is not None:
             console.print(found)
             failed = found.failed
+        console.print(str(told), highlight=False, soft_wrap=True)
+        failed += told.failed
     show(tally, console)
     report(tally.failures, console)
     print(last_line(tally), flush=True)

@@ -129,7 +129,7 @@ def _plan(app: FakeApp, file: Path, url: str, version: str) -> Path:
     file.write_text(
         json.dumps(
             {
-                "select": {"organization": app.organization_id},
+                "select": {"fragment": next(iter(app.fragments))},
                 "service": NAME,
                 "target": {"url": url, "version": version},
                 "waves": [1, 2, "100%"],

@@ -70,8 +70,11 @@ class World:
         before = self.states[name]
         self.states[name] = MACHINE.get((before, event), before)
 
+    def silent(self) -> int:
+        return sum(self.states[name] == "offline" for name in self.written)
+
     def failed(self) -> int:
-        return sum(state == "failed" for state in self.states.values())
+        return sum(state == "failed" for state in self.states.values()) + self.silent()
 
     def decide(self, *, soaked: bool, late: bool) -> bool:
         """As the driver does; whether machines may be written now."""
@@ -80,6 +83,7 @@ class World:
                 self.state,
                 [[self.states[name] for name in wave] for wave in self.waves],
                 self.begun,
+                silent=self.silent(),
                 may_fail=self.may_fail,
                 proven="good" in self.states.values(),
                 soaked=soaked,

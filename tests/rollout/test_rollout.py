@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,16 @@ import pytest
 from grpclib import Status
 
 from tests.rollout.fakeapp import OPERATOR, OWNER, Call, Moment
-from tests.rollout.machines import BACK, FAILED, GOOD, STOPPED, STUCK
+from tests.rollout.machines import (
+    BACK,
+    FAILED,
+    GOOD,
+    NAME,
+    STOPPED,
+    STUCK,
+    FakeMachine,
+    attributes_of,
+)
 from tests.rollout.tool import BAD, NEW, OLD, Fleet, simulated, url, with_target
 
 MODES = ("attributes", "variables")
@@ -87,6 +98,18 @@ async def test_three_waves_and_every_other_byte_stays(tmp_path: Path, mode: str)
 
 
 @simulated
+async def test_without_a_soak_the_next_wave_begins_at_once(tmp_path: Path) -> None:
+    """Nobody waits for the next time that a machine would be asked anyway."""
+    async with Fleet.start(tmp_path, 3, soak="0s", waves=[1, 1, 1]) as fleet:
+        at = times(fleet)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        first, second, third = (at[name][0] for name in fleet.writes)
+        assert second - first < 10
+        assert third - second < 10
+
+
+@simulated
 async def test_each_write_follows_a_read_of_its_own(tmp_path: Path) -> None:
     """What somebody changed since the rollout began is kept, though it is another value."""
     async with Fleet.start(tmp_path, 3) as fleet:
@@ -101,6 +124,24 @@ async def test_each_write_follows_a_read_of_its_own(tmp_path: Path) -> None:
         assert done.code == 0, done
         assert part.config["theirs"] == [1, 2]
         assert fleet.got() == [[OLD, NEW]] * 3
+
+
+@pytest.mark.parametrize("mode", MODES)
+@simulated
+async def test_what_was_there_is_on_disk_before_the_write(tmp_path: Path, mode: str) -> None:
+    """Whatever happens from the write on, the state file has the whole configuration of before."""
+    async with Fleet.start(tmp_path, 3, mode=mode) as fleet:
+        kept: list[bool] = []
+
+        def look(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "arrives":
+                name = fleet.app.machines[fleet.app.parts[call.request.id].robot_id].name
+                records = json.loads(fleet.state.read_text())["machines"]
+                kept.append(any(record.get("text") == fleet.texts[name] for record in records))
+
+        fleet.app.listen(look)
+        assert (await fleet.run("start")).code == 0
+        assert kept == [True] * 3
 
 
 @pytest.mark.parametrize(
@@ -192,7 +233,7 @@ async def test_so_many_may_fail_and_one_more_halts(
 async def test_a_board_that_never_ends_halts_when_the_time_is_over(tmp_path: Path) -> None:
     """Neither good nor bad is not good."""
     async with Fleet.start(
-        tmp_path, judge=lambda name, version: GOOD if version == OLD else STUCK
+        tmp_path, timeout="3m", judge=lambda name, version: GOOD if version == OLD else STUCK
     ) as fleet:
         done = await fleet.run("start")
         assert done.code == 1, done
@@ -202,13 +243,13 @@ async def test_a_board_that_never_ends_halts_when_the_time_is_over(tmp_path: Pat
 @simulated
 async def test_boards_go_bad_while_their_wave_soaks(tmp_path: Path) -> None:
     """The soak is looked at, not slept through."""
-    async with Fleet.start(tmp_path, 3, soak="10m") as fleet:
+    async with Fleet.start(tmp_path, 3, soak="3m") as fleet:
         board = fleet.machines["m00"].boards["a"]
 
         def worse(call: Call, moment: Moment) -> None:
             if call.method == "UpdateRobotPart" and moment == "answered" and call.nth == 1:
                 asyncio.get_running_loop().call_later(
-                    120.0, lambda: board.update(state=BACK, good=False, version=OLD)
+                    60.0, lambda: board.update(state=BACK, good=False, version=OLD)
                 )
 
         fleet.app.listen(worse)
@@ -218,12 +259,74 @@ async def test_boards_go_bad_while_their_wave_soaks(tmp_path: Path) -> None:
 
 
 @simulated
+async def test_silence_since_the_write_is_not_good(tmp_path: Path) -> None:
+    """A release that takes a wave's machines off the net: nobody says that it is bad, and nothing
+    says that it is good. No further wave gets it."""
+    waves = [["m00"], ["m01", "m02"], "100%"]
+    async with Fleet.start(tmp_path, 6, waves=waves, timeout="5m") as fleet:
+
+        def off(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "answered" and call.nth in (2, 3):
+                name = fleet.app.machines[fleet.app.parts[call.request.id].robot_id].name
+                fleet.machines[name].online = False
+
+        fleet.app.listen(off)
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert sorted(fleet.writes) == ["m00", "m01", "m02"]
+        assert untouched(fleet, "m03", "m04", "m05")
+        assert "m01" in done.out + done.err
+
+
+@simulated
+async def test_silence_in_the_soak_is_not_good(tmp_path: Path) -> None:
+    """A machine was good, and is gone before its soak is over: no further wave gets the release,
+    also where each look is a process of its own."""
+    async with Fleet.start(tmp_path, 3, waves=[["m00"], "100%"], timeout="5m") as fleet:
+        while "m00 is good" not in (done := await fleet.run("start", "--once")).out:
+            assert done.code == 3, done
+            await asyncio.sleep(2)
+        fleet.machines["m00"].online = False
+        while done.code == 3:
+            await asyncio.sleep(60)
+            done = await fleet.run("start", "--once")
+        assert done.code == 1, done
+        assert fleet.writes == ["m00"]
+        fleet.machines["m00"].online = True
+        assert (await fleet.run("resume")).code == 0
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 3
+
+
+@simulated
+async def test_silence_is_waited_for(tmp_path: Path) -> None:
+    """As long as the wave's time lasts; when the machines are back and good, it goes on."""
+    waves = [["m00"], ["m01", "m02"], "100%"]
+    async with Fleet.start(tmp_path, 6, waves=waves, timeout="5m") as fleet:
+
+        def off(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "answered" and call.nth in (2, 3):
+                name = fleet.app.machines[fleet.app.parts[call.request.id].robot_id].name
+                fleet.machines[name].online = False
+                asyncio.get_running_loop().call_later(120.0, back, name)
+
+        def back(name: str) -> None:
+            fleet.machines[name].online = True
+
+        fleet.app.listen(off)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 6
+
+
+@simulated
 async def test_pinned_and_absent_boards_hold_nobody_up(tmp_path: Path) -> None:
     """Boards with a version of their own, that were away or can't be updated before: told, not
     counted."""
     async with Fleet.start(tmp_path, 1, waves=["100%"]) as fleet:
         fake = fleet.machines["m00"]
-        for name, state in (("b", "absent"), ("c", "unsupported"), ("d", "up_to_date")):
+        for name, state in (("b", "absent"), ("c", "unsupported"), ("d", "failed")):
             fake.boards[name] = {"port": f"/dev/{name}", "state": state, "version": "0.9.0"}
 
         def pin(config: dict[str, Any]) -> None:
@@ -236,6 +339,7 @@ async def test_pinned_and_absent_boards_hold_nobody_up(tmp_path: Path) -> None:
         assert done.code == 0, done
         assert fake.boards["a"]["version"] == NEW
         assert fake.boards["d"]["version"] == "0.9.0"
+        assert all(name in done.out for name in "bc")
 
 
 # --- pausing, going on, giving up, going back
@@ -248,7 +352,7 @@ async def test_pause_holds_the_next_writes_and_resume_goes_on(tmp_path: Path) ->
         running = asyncio.create_task(fleet.run("start"))
         await fleet.wrote(1)
         assert (await fleet.run("pause")).code == 0
-        await asyncio.sleep(600)
+        await asyncio.sleep(60)
         assert len(fleet.writes) == 1
         assert (await fleet.run("resume")).code == 0
         if running.done() and (await running).code != 0:
@@ -396,7 +500,7 @@ async def test_a_machine_that_is_away_gets_its_turn_when_it_is_back(tmp_path: Pa
 @simulated
 async def test_a_machine_that_stays_away_is_told(tmp_path: Path) -> None:
     """When the rollout's life is over the others are done, and it is named."""
-    async with Fleet.start(tmp_path) as fleet:
+    async with Fleet.start(tmp_path, timeout="3m") as fleet:
         fleet.machines["m02"].online = False
         done = await fleet.run("start")
         assert "m02" in done.out + done.err
@@ -412,7 +516,7 @@ async def test_a_machine_goes_away_in_the_middle(tmp_path: Path) -> None:
         await fleet.wrote(1)
         first = fleet.machines[fleet.writes[0]]
         first.online = False
-        await asyncio.sleep(900)
+        await asyncio.sleep(90)
         first.online = True
         done = await running
         assert done.code == 0, done
@@ -594,14 +698,14 @@ async def test_a_machine_without_the_service_is_told_before(tmp_path: Path) -> N
 async def test_once_does_what_it_can_and_goes(tmp_path: Path) -> None:
     """As cron or a CI job calls it: no call waits for a soak; the last one says that all is
     good."""
-    async with Fleet.start(tmp_path, soak="30m") as fleet:
+    async with Fleet.start(tmp_path, soak="5m") as fleet:
         loop = asyncio.get_running_loop()
         codes: list[int] = []
         while not codes or codes[-1] == 3:
             began_s = loop.time()
             codes.append((await fleet.run("start", "--once")).code)
-            assert loop.time() - began_s < 600
-            await asyncio.sleep(300)
+            assert loop.time() - began_s < 60
+            await asyncio.sleep(60)
         assert codes[-1] == 0
         assert len(codes) > 12
         assert fleet.got() == [[OLD, NEW]] * 4
@@ -637,6 +741,155 @@ async def test_secrets_stand_in_no_output_and_the_state_is_the_owners(tmp_path: 
             assert secret not in told
         assert fleet.key.secret not in fleet.state.read_text()
         assert fleet.state.stat().st_mode & 0o077 == 0
+
+
+SENSOR = {
+    "name": "ota-state",
+    "api": "rdk:component:sensor",
+    "model": "rdk:generic:ota_sensor",
+    "attributes": {"service": NAME},
+}
+
+
+def readings(state: str, version: str) -> dict[str, Any]:
+    """What the sensor's page says that its readings are, of a machine with one board."""
+    counts = {f"boards_{each}": 0 for each in ("updating", "rolled_back", "failed", "outdated")}
+    return {
+        "safe": True,
+        "state": "idle",
+        "target_version": version,
+        "run_outcome": "succeeded",
+        "last_error_code": "",
+        "percent": 100,
+        "boards_total": 1,
+        **counts,
+        f"boards_{state}": 1,
+        "boards_not_good": 0 if state == "up_to_date" else 1,
+        "version_a": version,
+        "state_a": state,
+    }
+
+
+@pytest.mark.parametrize(("state", "code"), [("up_to_date", 0), (BACK, 1)])
+@simulated
+async def test_what_a_sensor_captured_stands_in_for_a_machine_out_of_reach(
+    tmp_path: Path, state: str, code: int
+) -> None:
+    """It is online, and takes its configuration, but nobody can connect to it."""
+    async with Fleet.start(tmp_path, 2, waves=[["m00"], "100%"]) as fleet:
+        fake = fleet.machines["m00"]
+        fleet.app.edit(fake.machine.part, lambda config: config["components"].append(SENSOR))
+        fake.reachable = False
+        place = (fake.machine.part.id, "ota-state", "rdk:component:sensor", "Readings")
+
+        def capture(shown: str, version: str) -> None:
+            now = datetime.fromtimestamp(time.time(), UTC)
+            fleet.app.data[place] = (now, readings(shown, version))
+
+        capture("up_to_date", OLD)
+
+        def later(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and call.nth == 1 and moment == "answered":
+                loop = asyncio.get_running_loop()
+                loop.call_later(20.0, capture, state, NEW)
+                loop.call_later(60.0, capture, state, NEW)
+
+        fleet.app.listen(later)
+        done = await fleet.run("start")
+        assert done.code == code, done
+        assert fleet.writes == (["m00"] if code else ["m00", "m01"])
+
+
+@simulated
+async def test_the_app_is_away_for_a_while(tmp_path: Path) -> None:
+    """Connections break and are refused: it is waited for, and nothing is done twice."""
+    async with Fleet.start(tmp_path) as fleet:
+
+        def away(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "done" and call.nth in (1, 2):
+                fleet.app.door.open = False
+                fleet.app.door.drop()
+                asyncio.get_running_loop().call_later(20.0, back)
+
+        def back() -> None:
+            fleet.app.door.open = True
+
+        fleet.app.listen(away)
+        done = await fleet.run("start")
+        while done.code == 1 and "cannot be asked" in done.err:
+            await asyncio.sleep(30)
+            done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 4
+
+
+@simulated
+async def test_two_machines_of_one_name(tmp_path: Path) -> None:
+    """Names are unique within a location only: both are accounted for, and both are updated."""
+    async with Fleet.start(tmp_path, 2) as fleet:
+        elsewhere = fleet.app.location("elsewhere")
+        twin = fleet.app.machine(elsewhere, "m00", fleet.texts["m00"])
+        fake = FakeMachine(fleet.app, twin)
+        fleet.plan["select"] = {"locations": [fleet.site.id, elsewhere.id]}
+        async with fake.serving():
+            done = await fleet.run("start")
+            assert done.code == 0, done
+            assert fleet.got() == [[OLD, NEW]] * 2
+            assert fake.got == [OLD, NEW]
+            told = json.loads((await fleet.run("status", "--json")).out)
+            assert len(told["machines"]) == 3
+
+
+@simulated
+async def test_a_fragment_named_by_its_id_alone_gets_its_variables(tmp_path: Path) -> None:
+    """The short form of a fragment in a part: it can hold no variables, so it becomes the long
+    one, or the machine is told to be unfit; undone, it is what it was."""
+    async with Fleet.start(tmp_path, 1, mode="variables", waves=["100%"]) as fleet:
+        text = f'{{"fragments": ["{fleet.fragment.id}"], "n": 1.0}}'
+        async with fleet.add("short", text):
+            done = await fleet.run("start")
+            assert "short" in done.out + done.err
+            part = fleet.machines["short"].machine.part
+            if part.text != text:
+                attributes = attributes_of(fleet.app, fleet.machines["short"].machine)
+                assert attributes is not None
+                assert attributes["version"] == NEW
+                assert (await fleet.run("undo")).code == 0
+            assert part.text == text
+
+
+@simulated
+async def test_a_plan_in_yaml_and_a_key_in_a_file(tmp_path: Path) -> None:
+    """As people write it, and where the environment holds no key; no key comes by an option."""
+    async with Fleet.start(tmp_path, 2) as fleet:
+        plan = tmp_path / "release.yaml"
+        plan.write_text(
+            f"# the release\nselect:\n  locations: [{fleet.site.id}]\n"
+            f"target:\n  url: {url(NEW)}\n  version: '{NEW}'\n"
+            "waves: [1, 100%]\nsoak: 10s\nmode: attributes\n"
+        )
+        key = tmp_path / "key"
+        key.write_text(f"VIAM_API_KEY={fleet.key.secret}\nVIAM_API_KEY_ID={fleet.key.id}\n")
+        key.chmod(0o600)
+        fleet.environment = {"VIAM_APP_URL": fleet.app.url}
+        assert (await fleet.run("start", file=plan)).code == 2
+        done = await fleet.run("start", "--key-file", str(key), file=plan)
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 2
+        assert (tmp_path / "release.yaml.state.json").exists()
+
+
+@simulated
+async def test_json_lines_of_a_start(tmp_path: Path) -> None:
+    """For CI: each line is an object; the last one has every machine with its state."""
+    async with Fleet.start(tmp_path, 3, target=BAD_TARGET) as fleet:
+        done = await fleet.run("start", "--json")
+        assert done.code == 1
+        lines = [json.loads(line) for line in done.out.splitlines()]
+        assert len(lines) > 3
+        assert set(lines[-1]["machines"]) == set(fleet.machines)
+        assert lines[-1]["machines"]["m00"]["state"] == "failed"
+        assert lines[-1]["machines"]["m02"]["state"] == "pending"
 
 
 PLANS: dict[str, Callable[[dict[str, Any]], Any]] = {

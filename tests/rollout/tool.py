@@ -22,13 +22,12 @@ import json
 import os
 import shutil
 import socket
-import sys
 import threading
+import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ParamSpec
 from unittest import mock
@@ -36,6 +35,7 @@ from unittest import mock
 from grpclib import GRPCError, Status
 
 from ota_service.cli.main import main
+from ota_service.rollout import drive
 from tests.rollout.fakeapp import Call, FakeApp, Fragment, Key, Location, Moment
 from tests.rollout.machines import BACK, GOOD, NAME, FakeMachine, Judge
 from tests.support.command import Done
@@ -44,11 +44,16 @@ from tests.support.simulated_time import SimulatedLoop
 OLD, NEW, BAD = "1.0.0", "1.1.0", "6.6.6"
 P = ParamSpec("P")
 LONGEST_S = 14 * 86400.0
+# What a busy kernel may take to pass on what was sent to ourselves.
+PATIENCE_S = 0.0002
 
 
 class Loop(SimulatedLoop):
     """As the simulated one, for sockets on the loopback interface, and for threads that are asked
     something: both answer before any time passes."""
+
+    def __init__(self) -> None:
+        super().__init__(patience_s=PATIENCE_S)
 
     async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
         """Without a thread: for what it takes, the clock would jump."""
@@ -164,6 +169,8 @@ class Fleet:
     key: Key
     # Where a test has it killed; set before `run`.
     kill: Kill | None = None
+    # What the command has instead of a key and the app's address.
+    environment: dict[str, str] | None = None
     _running: list[asyncio.Future[Any]] = field(default_factory=list)
     _wrote: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -184,7 +191,7 @@ class Fleet:
         async with AsyncExitStack() as stack:
             app = await stack.enter_async_context(FakeApp.start())
             site = app.location("site")
-            whole = {
+            whole: dict[str, Any] = {
                 "select": {"organization": app.organization_id, "locations": [site.id]},
                 "service": NAME,
                 "target": {"url": url(NEW), "version": NEW},
@@ -207,6 +214,8 @@ class Fleet:
             }
             fragment = app.fragment("esp32", {"services": [service]})
             fragment.tags["stable"] = fragment.at().id
+            if mode == "variables":
+                whole["select"] |= {"fragment": fragment.id}
             fleet = cls(folder, app, site, fragment, {}, {}, whole, app.key())
             for index in range(count):
                 name = f"m{index:02}"
@@ -240,11 +249,18 @@ class Fleet:
         """The state file beside it."""
         return self.folder / "plan.json.state.json"
 
-    async def run(self, verb: str, *options: str, key: Key | None = None) -> Done:
-        """One command to its end. Raises Killed where it was killed. Several may run at once."""
+    async def run(
+        self, verb: str, *options: str, key: Key | None = None, file: Path | None = None
+    ) -> Done:
+        """One command to its end. Raises Killed where it was killed. Several may run at once.
+
+        file: a plan that is there already, instead of `plan`.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(json.dumps(self.plan))
-        os.environ.update(self.app.environment(key or self.key))
+        if file is None:
+            self.file.write_text(json.dumps(self.plan))
+        given = self.environment
+        os.environ.update(self.app.environment(key or self.key) if given is None else given)
         loop = asyncio.get_running_loop()
         out, err = io.StringIO(), io.StringIO()
         ended: asyncio.Future[int] = loop.create_future()
@@ -252,7 +268,7 @@ class Fleet:
         def in_thread() -> None:
             code = 0
             try:
-                main(["rollout", verb, str(self.file), *options])
+                main(["rollout", verb, str(file or self.file), *options])
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
             except BaseException as error:  # whatever it is, the test is told
@@ -263,7 +279,8 @@ class Fleet:
 
         context = contextvars.copy_context()
         context.run(_printed.set, (out, err))
-        thread = threading.Thread(target=context.run, args=(in_thread,))
+        # A daemon, since it waits for the loop, which a test that fails leaves behind.
+        thread = threading.Thread(target=context.run, args=(in_thread,), daemon=True)
         thread.start()
         try:
             code = await ended
@@ -271,8 +288,7 @@ class Fleet:
             if self.kill is None or not self.kill.happened:
                 raise
             code = -9
-        finally:
-            thread.join()
+        thread.join()
         if self.kill is not None and self.kill.happened:
             self.kill = None
             shutil.rmtree(self.folder)
@@ -390,19 +406,19 @@ class _Printed(io.TextIOBase):
 
 @contextmanager
 def _wall_time(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """The rollout's own idea of the date goes with the loop's clock."""
-    began, began_s = datetime.now(UTC), loop.time()
+    """The date and the seconds that the command reads go with the loop's clock."""
+    ahead_s = time.time() - loop.time()
 
-    class Simulated(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            now = began + timedelta(seconds=loop.time() - began_s)
-            return now.astimezone(tz) if tz is not None else now.replace(tzinfo=None)
+    def now() -> float:
+        nonlocal ahead_s
+        ahead_s += 1e-6  # no two readings are the same, as with a real clock
+        return loop.time() + ahead_s
 
-    with ExitStack() as stack:
-        for name, module in list(sys.modules.items()):
-            if name.startswith("ota_service.rollout") and hasattr(module, "datetime"):
-                stack.enter_context(mock.patch.object(module, "datetime", Simulated))
+    with (
+        mock.patch("time.time", now),
+        mock.patch("time.monotonic", loop.time),
+        mock.patch.object(drive, "clock_s", now),
+    ):
         yield
 
 

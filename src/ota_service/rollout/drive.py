@@ -140,9 +140,8 @@ class Drive:
         self._machines = _Connections(cloud, plan.service)
         self._due: dict[str, float] = {}
         self._pause_s: dict[str, float] = {}
-        # When it last answered; since when it does not; when one that is offline was last dialled.
-        self._looked_at: dict[str, float] = {}
-        self._missed_s: dict[str, float] = {}
+        # Those that did not answer the last time; when one that is offline was last dialled.
+        self._silent: set[str] = set()
         self._dialled_at: dict[str, float] = {}
         self._saved_at = 0.0
         self._progress = False
@@ -223,7 +222,7 @@ class Drive:
                 and newest.settled_at is not None
                 and now_s >= newest.settled_at + soak_s
                 and all(
-                    self._looked_at.get(record.part, 0.0) >= newest.settled_at + soak_s
+                    (record.seen_at or 0.0) >= newest.settled_at + soak_s
                     for record in rollout.of_wave(begun - 1)
                     if record.state == "good"
                 )
@@ -235,6 +234,7 @@ class Drive:
                 rollout.state,
                 states,
                 begun,
+                silent=sum(record.is_silent for record in rollout.machines),
                 may_fail=plan.max_failed.down(len(rollout.machines)),
                 proven=any(r.state == "good" and r.good for r in rollout.machines),
                 soaked=soaked,
@@ -267,7 +267,8 @@ class Drive:
         return event == "next"
 
     def _failures(self) -> str:
-        failed = [record for record in self.rollout.machines if record.state == "failed"]
+        machines = self.rollout.machines
+        failed = [record for record in machines if record.state == "failed" or record.is_silent]
         may = self.plan.max_failed.down(len(self.rollout.machines))
         some = "; ".join(f"{r.name}: {r.why}" for r in failed[:_NAMED_AT_MOST])
         more = f"; and {len(failed) - _NAMED_AT_MOST} more" if len(failed) > _NAMED_AT_MOST else ""
@@ -314,20 +315,22 @@ class Drive:
         if seen is None:
             self._missed(record, why, now_s)
         else:
-            self._missed_s.pop(record.part, None)
-            self._looked_at[record.part] = now_s
+            self._silent.discard(record.part)
+            record.seen_at = now_s
             await self._seen(record, seen, now_s)
         self._wait(record, self._interval_s(record))
 
     def _missed(self, record: Record, why: str, now_s: float) -> None:
         """Silence is neither good nor bad; a wave that has passed is not held up by it."""
-        since_s = self._missed_s.setdefault(record.part, now_s)
+        self._silent.add(record.part)
+        since_s = record.seen_at
         if record.state == "waiting":
             self._told(record, why)
-            since_s = record.began_at or since_s
-        passed = record.state == "good" and record.wave < self.rollout.begun - 1
-        if not passed and now_s > since_s + self.plan.timeout_s:
-            self._event(record, "lost", why)
+            since_s = record.began_at
+        elif record.wave < self.rollout.begun - 1:
+            return
+        if now_s > (since_s or now_s) + self.plan.timeout_s:
+            self._event(record, "lost", f"it has the firmware, and cannot be asked: {why}")
 
     async def _seen(self, record: Record, seen: gate.Look, now_s: float) -> None:
         self._shown(record, seen)
@@ -427,9 +430,9 @@ class Drive:
         if settled_at is None:
             return POLL_GOOD_S
         until_s = settled_at + self.plan.soak_of(begun - 1)
-        if self._looked_at.get(record.part, 0.0) >= until_s:
+        if (record.seen_at or 0.0) >= until_s:
             return POLL_PASSED_S
-        if record.part in self._missed_s:
+        if record.part in self._silent:
             return POLL_GOOD_S
         return min(POLL_GOOD_S, max(until_s - clock_s(), 0.0))
 
