@@ -362,6 +362,37 @@ async def test_pause_holds_the_next_writes_and_resume_goes_on(tmp_path: Path) ->
         assert fleet.got() == [[OLD, NEW]] * 4
 
 
+@simulated
+async def test_resume_after_a_halt_looks_again(tmp_path: Path) -> None:
+    """Still bad: it halts again, with nothing written; mended by hand: it goes on to the end."""
+    async with Fleet.start(tmp_path, 3, target=BAD_TARGET) as fleet:
+        fake = fleet.machines["m00"]
+        assert (await fleet.run("start")).code == 1
+        assert (await fleet.run("resume")).code == 0
+        assert (await fleet.run("start")).code == 1
+        assert fleet.writes == ["m00"]
+        for machine in fleet.machines.values():
+            machine.judge = lambda name, version: GOOD
+        fake.boards["a"].pop("error")
+        fake.boards["a"].update(state="up_to_date", good=True, version=BAD)
+        assert (await fleet.run("resume")).code == 0
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.writes == ["m00", "m01", "m02"]
+
+
+@simulated
+async def test_status_is_watched_from_elsewhere(tmp_path: Path) -> None:
+    """Until the end, whose exit code and table it shows; it needs no key and asks nobody."""
+    async with Fleet.start(tmp_path, 3) as fleet:
+        running = asyncio.create_task(fleet.run("start"))
+        await fleet.wrote(1)
+        fleet.environment = {"VIAM_API_KEY": "", "VIAM_API_KEY_ID": ""}
+        watched = await fleet.run("status", "--watch")
+        assert (watched.code, (await running).code) == (0, 0)
+        assert all(name in watched.out for name in fleet.machines)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("with_file", [True, False])
 @simulated
