@@ -26,6 +26,8 @@ from ota_service.module.discovery import DiscoveryAttributes, ProbeArguments
 from ota_service.module.sensor import SensorAttributes
 from ota_service.module.service_attributes import BoardConfig, HealthCheckConfig, ServiceConfig
 from ota_service.module.verbs import VERBS
+from ota_service.rollout import policy as rollout_policy
+from ota_service.rollout.plan import Plan, Select, Share, Target
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -36,7 +38,9 @@ PAGES = (
     "docs/ota_service.md",
     "docs/ota_discovery.md",
     "docs/ota_sensor.md",
+    "docs/fleets.md",
 )
+SCHEMA = "docs/rollout.schema.json"
 _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.S)
 
 BLAMES = {
@@ -98,7 +102,8 @@ def table(model: type[BaseModel], head: str = "Name") -> str:
     for name, field in model.model_fields.items():
         extra = field.json_schema_extra
         said = extra.get("type") if isinstance(extra, dict) else None
-        cells = (f"`{name}`", str(said or kind(field.annotation)), inclusion(field), default(field))
+        of = str(said or kind(field.annotation))
+        cells = (f"`{field.alias or name}`", of, inclusion(field), default(field))
         rows.append("|".join(["", *(f" {cell} " if cell else " " for cell in cells), ""]))
         rows.append(f" {description(field)} |\n")
     return "".join(rows)
@@ -107,12 +112,14 @@ def table(model: type[BaseModel], head: str = "Name") -> str:
 def kind(annotation: Any) -> str:
     """A type in the words of JSON and of Viam's pages."""
     if get_origin(annotation) in (UnionType, Union):  # what may be left out is "X | None"
-        (annotation,) = set(get_args(annotation)) - {NoneType}
+        (annotation,) = (each for each in get_args(annotation) if each is not NoneType)
     if get_origin(annotation) is Literal:
-        (annotation,) = map(type, get_args(annotation))
+        (annotation,) = set(map(type, get_args(annotation)))
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     of = get_origin(annotation) or annotation
+    if of is Literal:
+        return "string"
     if issubclass(of, BaseModel):
         return "object"
     return {
@@ -121,6 +128,7 @@ def kind(annotation: Any) -> str:
         float: "number",
         int: "int",
         list: "list",
+        Share: "int or percentage",
         str: "string",
         tuple: "list",
     }[of]
@@ -138,6 +146,9 @@ def default(field: FieldInfo) -> str:
     """What stands for a field that is not given, as JSON; empty where nothing does."""
     if field.is_required() or field.default is None:
         return ""
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "default" in extra:  # as a person writes it
+        return f"`{json.dumps(extra['default'])}`"
     whole = isinstance(field.default, float) and field.default.is_integer()
     return f"`{json.dumps(int(field.default) if whole else field.default)}`"
 
@@ -177,6 +188,21 @@ def firmware_policy() -> str:
     )
 
 
+def rollout_rows(rows: Iterable[tuple[Iterable[str], Iterable[str], str, str]]) -> str:
+    """The rows of a table of a rollout, in its order."""
+    head = "| In | When | Then | Why |\n|---|---|---|---|\n"
+    return head + "".join(
+        f"| {_words(states)} | {_words(events)} | `{state}` | {why} |\n"
+        for states, events, state, why in rows
+    )
+
+
+def schema() -> str:
+    """The JSON Schema of a rollout's plan."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps({**head, **Plan.model_json_schema()}, indent=2) + "\n"
+
+
 def _words(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
@@ -184,6 +210,11 @@ def _words(names: Iterable[str]) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "board-policy": board_policy,
     "firmware-policy": firmware_policy,
+    "rollout-machine-policy": lambda: rollout_rows(rollout_policy.MACHINE_ROWS),
+    "rollout-policy": lambda: rollout_rows(rollout_policy.ROLLOUT_ROWS),
+    "rollout-plan": lambda: table(Plan, "Key"),
+    "rollout-select": lambda: table(Select, "Key"),
+    "rollout-target": lambda: table(Target, "Key"),
     "errors": errors,
     "frequent-errors": frequent_errors,
     "manifest-fields": lambda: table(Manifest),
@@ -220,6 +251,7 @@ def main() -> int:
         if new != text:
             path.write_text(new, encoding="utf-8")
             print(f"wrote {page}")
+    (ROOT / SCHEMA).write_text(schema(), encoding="utf-8")
     return 0
 
 

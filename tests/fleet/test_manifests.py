@@ -15,6 +15,7 @@ from esp32_sim.images import Behaviour, build_app
 from esp32_sim.process import SimBoard
 from ota_service.fleet import roster
 from ota_service.fleet.service import shutdown
+from ota_service.fleet.settings import RobotCall
 from ota_service.link.ports import ESPRESSIF_VID, SERIAL_JTAG_PID, PortInfo
 from tests.faults.desk import Desk
 
@@ -140,11 +141,15 @@ async def test_a_plain_image_follows_a_manifest(tmp_path: Path) -> None:
         url = publish(desk, "2.0", {"eye": Behaviour()})
         allowed = False
 
-        async def may_restart() -> bool:
-            return allowed
+        class Sensor:
+            async def may_restart(self) -> bool:
+                return allowed
+
+            async def ask(self, call: RobotCall) -> Mapping[str, Any]:
+                raise LookupError(call.resource)
 
         service = await desk.configure(url=url, version="2.0", auto_update=False)
-        service._engine.restart_allowed = may_restart
+        service._engine.robot = Sensor()
         await desk.command("update")
         await desk.wait(
             lambda now: now["boards"]["a"].get("error", {}).get("code") == "not-allowed-now"

@@ -97,6 +97,7 @@ ROOMS = (
     "module",
     "api",
     "client",
+    "rollout",
     "dashboard",
     "cli",
 )

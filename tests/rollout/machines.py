@@ -196,6 +196,8 @@ def attributes_of(app: FakeApp, machine: Machine) -> dict[str, Any] | None:
 
 # What becomes of a machine that gets a firmware.
 GOOD, BACK, FAILED, STUCK, STOPPED = "good", "rolled_back", "failed", "stuck", "stopped"
+# Nobody hears of it any more.
+GONE = "gone"
 
 Judge = Callable[[str, str], str]
 """(machine's name, version) -> one of the above."""
@@ -291,7 +293,7 @@ class FakeMachine(MachineServer):
         became = self.judge(self.machine.name, version)
         for name in self._followers():
             board = self.boards[name]
-            if became == STUCK:
+            if became in (STUCK, GONE):
                 continue
             board.pop("phase", None)
             if became == GOOD:
@@ -302,6 +304,8 @@ class FakeMachine(MachineServer):
                 board.update(state=became, good=False, error=_error("boot-failed"))
         if became == STOPPED:
             self._error = _error("stopped")
+        if became == GONE:
+            self.online = False
         self.changed.set()
 
     def status(self) -> dict[str, Any]:
@@ -445,6 +449,7 @@ class RealMachine(MachineServer):
 __all__: Sequence[str] = (
     "BACK",
     "FAILED",
+    "GONE",
     "GOOD",
     "NAME",
     "STOPPED",

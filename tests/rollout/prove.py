@@ -7,17 +7,23 @@ python -m tests.rollout.prove MACHINES; its last line and exit code say what was
 from __future__ import annotations
 
 import asyncio
+import json
+import resource
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.rollout.fakeapp import FakeApp
 from tests.rollout.simulation import Found, roll, trials
-from tests.rollout.tool import Loop
+from tests.rollout.tool import NEW, Loop, attributes_text, url
+from tests.support.command import environment, run_command
 
 ROOT = Path(__file__).parents[2]
 WHOLE, THINNED = 1000, 12
+# What a thousand machines may cost to plan.
+PLAN_S, PLAN_MB = 10.0, 300.0
 
 
 @dataclass
@@ -44,9 +50,40 @@ def run(quick: bool) -> Told:
     return Told(text, int(done.returncode != 0))
 
 
+async def planned(count: int, folder: Path, found: Found) -> None:
+    """What `plan` costs, in a process of its own, where the app answers at once."""
+    async with FakeApp.start() as app:
+        site = app.location("site")
+        fragment = app.fragment("esp32", {"services": []})
+        for index in range(count):
+            app.machine(site, f"m{index:04}", attributes_text(fragment, f"m{index:04}"))
+        file = folder / "plan.json"
+        file.write_text(
+            json.dumps(
+                {
+                    "select": {"locations": [site.id]},
+                    "target": {"url": url(NEW), "version": NEW},
+                    "waves": [1, "5%", "100%"],
+                    "mode": "attributes",
+                }
+            )
+        )
+        env = environment(folder, **app.environment())
+        done = await run_command("rollout", "plan", str(file), env=env, limit_s=600)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s, megabytes = used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+    found.lines.append(f"plan: {count} machines, {cpu_s:.1f} s of its own, {megabytes:.0f} MB")
+    if done.code or sum(f"m{index:04}" in done.out for index in range(count)) < count:
+        found.broken.append(f"plan: exit code {done.code}: {done.err}")
+    if cpu_s > PLAN_S or megabytes > PLAN_MB:
+        found.broken.append("plan: too slow, or too large")
+
+
 def main(count: int) -> int:
     """Every trial with so many machines; 0 where no promise was broken."""
     found = Found()
+    with tempfile.TemporaryDirectory(prefix="rollout-") as folder:
+        asyncio.run(planned(count, Path(folder), found))
     for trial in trials(count, 1):
         with (
             tempfile.TemporaryDirectory(prefix="rollout-") as folder,

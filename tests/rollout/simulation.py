@@ -20,7 +20,7 @@ from typing import Any
 from grpclib import GRPCError, Status
 
 from tests.rollout.fakeapp import Call, LostReply, Moment
-from tests.rollout.machines import BACK, FAILED, GOOD, STOPPED, FakeMachine
+from tests.rollout.machines import BACK, FAILED, GONE, GOOD, STOPPED, FakeMachine
 from tests.rollout.tool import BAD, NEW, OLD, Fleet, url
 from tests.support.command import Done
 
@@ -94,7 +94,7 @@ async def roll(trial: Trial, folder: Path, found: Found) -> None:
     """Run it to its end, and judge."""
     chance = random.Random(trial.seed)
     bad = {f"m{index:04}" for index in range(trial.count) if chance.random() < trial.share_bad}
-    ways = {name: chance.choice((BACK, FAILED, STOPPED)) for name in sorted(bad)}
+    ways = {name: chance.choice((BACK, FAILED, STOPPED, GONE)) for name in sorted(bad)}
     version = BAD if bad else NEW
     began_s = time.process_time()
 
@@ -105,7 +105,7 @@ async def roll(trial: Trial, folder: Path, found: Found) -> None:
         AsyncExitStack() as machines,
         Fleet.start(
             folder, 0, waves=list(trial.waves), max_failed=trial.max_failed, soak="5s",
-            target={"url": url(version), "version": version},
+            timeout="3m", target={"url": url(version), "version": version},
         ) as fleet,
     ):  # fmt: skip
         for index in range(trial.count):

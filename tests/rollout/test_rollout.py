@@ -126,6 +126,24 @@ async def test_each_write_follows_a_read_of_its_own(tmp_path: Path) -> None:
         assert fleet.got() == [[OLD, NEW]] * 3
 
 
+@pytest.mark.parametrize("mode", MODES)
+@simulated
+async def test_what_was_there_is_on_disk_before_the_write(tmp_path: Path, mode: str) -> None:
+    """Whatever happens from the write on, the state file has the whole configuration of before."""
+    async with Fleet.start(tmp_path, 3, mode=mode) as fleet:
+        kept: list[bool] = []
+
+        def look(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "arrives":
+                name = fleet.app.machines[fleet.app.parts[call.request.id].robot_id].name
+                records = json.loads(fleet.state.read_text())["machines"]
+                kept.append(any(record.get("text") == fleet.texts[name] for record in records))
+
+        fleet.app.listen(look)
+        assert (await fleet.run("start")).code == 0
+        assert kept == [True] * 3
+
+
 @pytest.mark.parametrize(
     ("waves", "sizes"),
     [
@@ -241,6 +259,68 @@ async def test_boards_go_bad_while_their_wave_soaks(tmp_path: Path) -> None:
 
 
 @simulated
+async def test_silence_since_the_write_is_not_good(tmp_path: Path) -> None:
+    """A release that takes a wave's machines off the net: nobody says that it is bad, and nothing
+    says that it is good. No further wave gets it."""
+    waves = [["m00"], ["m01", "m02"], "100%"]
+    async with Fleet.start(tmp_path, 6, waves=waves, timeout="5m") as fleet:
+
+        def off(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "answered" and call.nth in (2, 3):
+                name = fleet.app.machines[fleet.app.parts[call.request.id].robot_id].name
+                fleet.machines[name].online = False
+
+        fleet.app.listen(off)
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert sorted(fleet.writes) == ["m00", "m01", "m02"]
+        assert untouched(fleet, "m03", "m04", "m05")
+        assert "m01" in done.out + done.err
+
+
+@simulated
+async def test_silence_in_the_soak_is_not_good(tmp_path: Path) -> None:
+    """A machine was good, and is gone before its soak is over: no further wave gets the release,
+    also where each look is a process of its own."""
+    async with Fleet.start(tmp_path, 3, waves=[["m00"], "100%"], timeout="5m") as fleet:
+        while "m00 is good" not in (done := await fleet.run("start", "--once")).out:
+            assert done.code == 3, done
+            await asyncio.sleep(2)
+        fleet.machines["m00"].online = False
+        while done.code == 3:
+            await asyncio.sleep(60)
+            done = await fleet.run("start", "--once")
+        assert done.code == 1, done
+        assert fleet.writes == ["m00"]
+        fleet.machines["m00"].online = True
+        assert (await fleet.run("resume")).code == 0
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 3
+
+
+@simulated
+async def test_silence_is_waited_for(tmp_path: Path) -> None:
+    """As long as the wave's time lasts; when the machines are back and good, it goes on."""
+    waves = [["m00"], ["m01", "m02"], "100%"]
+    async with Fleet.start(tmp_path, 6, waves=waves, timeout="5m") as fleet:
+
+        def off(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "answered" and call.nth in (2, 3):
+                name = fleet.app.machines[fleet.app.parts[call.request.id].robot_id].name
+                fleet.machines[name].online = False
+                asyncio.get_running_loop().call_later(120.0, back, name)
+
+        def back(name: str) -> None:
+            fleet.machines[name].online = True
+
+        fleet.app.listen(off)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 6
+
+
+@simulated
 async def test_pinned_and_absent_boards_hold_nobody_up(tmp_path: Path) -> None:
     """Boards with a version of their own, that were away or can't be updated before: told, not
     counted."""
@@ -280,6 +360,37 @@ async def test_pause_holds_the_next_writes_and_resume_goes_on(tmp_path: Path) ->
         done = await running
         assert done.code == 0, done
         assert fleet.got() == [[OLD, NEW]] * 4
+
+
+@simulated
+async def test_resume_after_a_halt_looks_again(tmp_path: Path) -> None:
+    """Still bad: it halts again, with nothing written; mended by hand: it goes on to the end."""
+    async with Fleet.start(tmp_path, 3, target=BAD_TARGET) as fleet:
+        fake = fleet.machines["m00"]
+        assert (await fleet.run("start")).code == 1
+        assert (await fleet.run("resume")).code == 0
+        assert (await fleet.run("start")).code == 1
+        assert fleet.writes == ["m00"]
+        for machine in fleet.machines.values():
+            machine.judge = lambda name, version: GOOD
+        fake.boards["a"].pop("error")
+        fake.boards["a"].update(state="up_to_date", good=True, version=BAD)
+        assert (await fleet.run("resume")).code == 0
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.writes == ["m00", "m01", "m02"]
+
+
+@simulated
+async def test_status_is_watched_from_elsewhere(tmp_path: Path) -> None:
+    """Until the end, whose exit code and table it shows; it needs no key and asks nobody."""
+    async with Fleet.start(tmp_path, 3) as fleet:
+        running = asyncio.create_task(fleet.run("start"))
+        await fleet.wrote(1)
+        fleet.environment = {"VIAM_API_KEY": "", "VIAM_API_KEY_ID": ""}
+        watched = await fleet.run("status", "--watch")
+        assert (watched.code, (await running).code) == (0, 0)
+        assert all(name in watched.out for name in fleet.machines)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -463,6 +463,8 @@ def _sentence(event: Mapping[str, Any]) -> str:
             return f"Wave {event['wave']} has {event['state']}" + (
                 f": {', '.join(machines)}" if machines else ""
             )
+        case "waits":
+            return str(event["why"])
         case _:
             return f"The rollout is {event['state']}{why}"
 
@@ -538,7 +540,7 @@ def frame(state: Rollout, *, columns: int = 80, lines: int = 24) -> RenderableTy
     waves = Table.grid(padding=(0, 1, 0, 0))
     for number, its in _by_wave(state):
         done = sum(record.state in ("good", "undone") for record in its)
-        bar = ProgressBar(total=max(1, len(its)), completed=done, width=width)
+        bar = _bar(done, max(1, len(its)), width)
         what = _wave_state(state, number)
         settled_at = state.waves[number].settled_at
         if what == "soaking" and settled_at is not None:
@@ -550,11 +552,17 @@ def frame(state: Rollout, *, columns: int = 80, lines: int = 24) -> RenderableTy
     room = max(1, lines - len(state.waves) - 2)
     machines = Table.grid(padding=(0, 1, 0, 0))
     for record in begun[:room]:
-        bar = ProgressBar(total=100, completed=record.percent, width=width)
+        bar = _bar(record.percent, 100, width)
         words = Text(record.why, no_wrap=True, overflow="ellipsis")
         machines.add_row(Text(record.name), bar, _styled(record.state), words)
     last = Text(summary(state), style=STYLES[state.state], no_wrap=True, overflow="ellipsis")
     return Group(waves, machines, last)
+
+
+def _bar(done: float, whole: float, width: int) -> ProgressBar:
+    return ProgressBar(
+        total=whole, completed=done, width=width, complete_style="cyan", finished_style="green"
+    )
 
 
 def _styled(word: str) -> Text:

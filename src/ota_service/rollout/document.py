@@ -113,11 +113,15 @@ def _apply(value: Any, path: Path, new: str | None) -> None:
             if new is None:
                 return
             value[step] = {}
-        value = value[step]
-    if new is not None:
-        value[last] = _exact(new)
-    elif isinstance(value, dict):
-        value.pop(last, None)
+        holder: Any = value if isinstance(value, dict | list) else {step: None}
+        value = holder[step]
+    if new is None:
+        if isinstance(value, dict):
+            value.pop(last, None)
+    elif isinstance(value, dict if isinstance(last, str) else list):
+        value[last] = _exact(new)  # type: ignore[index]
+    else:
+        raise DocumentError(f"there is no object where {json.dumps(last)} could stand")
 
 
 def _skip(text: str, at: int) -> int:

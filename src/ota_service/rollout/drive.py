@@ -140,19 +140,29 @@ class Drive:
         self._machines = _Connections(cloud, plan.service)
         self._due: dict[str, float] = {}
         self._pause_s: dict[str, float] = {}
-        self._looked_at: dict[str, float] = {}
+        # Those that did not answer the last time; when one that is offline was last dialled.
+        self._silent: set[str] = set()
+        self._dialled_at: dict[str, float] = {}
         self._saved_at = 0.0
         self._progress = False
 
     async def run(self, *, once: bool) -> None:
         """Go on until it is halted, aborted or done; once: until there is only waiting left.
 
-        Raises Failure where the app cannot be asked any more: what is true is on disk.
+        Raises Failure, once also where the app cannot be asked: what is true is on disk.
         """
         try:
             for turn in count():
                 self._orders()
-                changed = await self._turn(everybody=once)
+                try:
+                    changed = await self._turn(everybody=once)
+                except Failure as error:
+                    if once or not error.unreachable:
+                        raise
+                    # An outage ends; the machines go on meanwhile.
+                    self._tell({"event": "waits", "why": str(error)})
+                    await asyncio.sleep(LONGEST_PAUSE_S)
+                    continue
                 if self.rollout.state in ("halted", "aborted", "done"):
                     return
                 if once and (not changed or turn > TURNS_AT_ONCE):
@@ -212,7 +222,7 @@ class Drive:
                 and newest.settled_at is not None
                 and now_s >= newest.settled_at + soak_s
                 and all(
-                    self._looked_at.get(record.part, 0.0) >= newest.settled_at + soak_s
+                    (record.seen_at or 0.0) >= newest.settled_at + soak_s
                     for record in rollout.of_wave(begun - 1)
                     if record.state == "good"
                 )
@@ -224,6 +234,7 @@ class Drive:
                 rollout.state,
                 states,
                 begun,
+                silent=sum(record.is_silent for record in rollout.machines),
                 may_fail=plan.max_failed.down(len(rollout.machines)),
                 proven=any(r.state == "good" and r.good for r in rollout.machines),
                 soaked=soaked,
@@ -256,7 +267,8 @@ class Drive:
         return event == "next"
 
     def _failures(self) -> str:
-        failed = [record for record in self.rollout.machines if record.state == "failed"]
+        machines = self.rollout.machines
+        failed = [record for record in machines if record.state == "failed" or record.is_silent]
         may = self.plan.max_failed.down(len(self.rollout.machines))
         some = "; ".join(f"{r.name}: {r.why}" for r in failed[:_NAMED_AT_MOST])
         more = f"; and {len(failed) - _NAMED_AT_MOST} more" if len(failed) > _NAMED_AT_MOST else ""
@@ -300,31 +312,44 @@ class Drive:
         seen = None if status is None else self._judged(record, status, by_sensor)
         if (seen is None or not seen.arrived) and await self._foreign(record):
             return
-        late = now_s > (record.began_at or now_s) + self.plan.timeout_s
         if seen is None:
-            if record.state == "waiting":
-                self._told(record, why)
-                if late:
-                    self._event(record, "lost", why)
+            self._missed(record, why, now_s)
         else:
-            self._shown(record, seen)
-            if seen.verdict == "good":
-                self._event(record, "good", seen.words)
-            elif seen.verdict == "bad" or (late and record.state == "waiting"):
-                await self._failed(record, seen)
-            elif self._event(record, "worse", seen.words):
-                record.began_at = now_s
-            else:
-                self._told(record, seen.words)
-        self._looked_at[record.part] = now_s
+            self._silent.discard(record.part)
+            record.seen_at = now_s
+            await self._seen(record, seen, now_s)
         self._wait(record, self._interval_s(record))
+
+    def _missed(self, record: Record, why: str, now_s: float) -> None:
+        """Silence is neither good nor bad; a wave that has passed is not held up by it."""
+        self._silent.add(record.part)
+        since_s = record.seen_at
+        if record.state == "waiting":
+            self._told(record, why)
+            since_s = record.began_at
+        elif record.wave < self.rollout.begun - 1:
+            return
+        if now_s > (since_s or now_s) + self.plan.timeout_s:
+            self._event(record, "lost", f"it has the firmware, and cannot be asked: {why}")
+
+    async def _seen(self, record: Record, seen: gate.Look, now_s: float) -> None:
+        self._shown(record, seen)
+        late = now_s > (record.began_at or now_s) + self.plan.timeout_s
+        if seen.verdict == "good":
+            self._event(record, "good", seen.words)
+        elif seen.verdict == "bad" or (late and record.state == "waiting"):
+            await self._failed(record, seen)
+        elif self._event(record, "worse", seen.words):
+            record.began_at = now_s
+        else:
+            self._told(record, seen.words)
 
     async def _stays_away(self, record: Record) -> bool:
         """Whether it is not worth the time that dialling takes: the app has not heard of it."""
-        tried_at = self._looked_at.get(record.part)
+        tried_at = self._dialled_at.get(record.part)
         if tried_at is not None and clock_s() < tried_at + DIALLED_AGAIN_S:
             return (await self._cloud.part(record.part)).offline
-        self._looked_at[record.part] = clock_s()
+        self._dialled_at[record.part] = clock_s()
         return False
 
     def _judged(self, record: Record, status: gate.Status, by_sensor: bool) -> gate.Look:
@@ -405,8 +430,10 @@ class Drive:
         if settled_at is None:
             return POLL_GOOD_S
         until_s = settled_at + self.plan.soak_of(begun - 1)
-        if self._looked_at.get(record.part, 0.0) >= until_s:
+        if (record.seen_at or 0.0) >= until_s:
             return POLL_PASSED_S
+        if record.part in self._silent:
+            return POLL_GOOD_S
         return min(POLL_GOOD_S, max(until_s - clock_s(), 0.0))
 
     def _wait(self, record: Record, pause_s: float) -> None:

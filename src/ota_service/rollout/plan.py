@@ -200,9 +200,9 @@ class Variables(Strict):
 class Plan(Strict):
     """A rollout: which machines get which firmware, in which steps."""
 
-    select: Select
+    select: Select = Field(description="Which machines: see below.")
     service: Name = Field("OTA", description="The name of the OTA service in the configurations.")
-    target: Target
+    target: Target = Field(description="The firmware: see below.")
     mode: Mode = Field(
         description="`variables`: the variables of the fragment, in each machine's part. "
         "`attributes`: the attributes of the service, in the part itself."
@@ -218,7 +218,7 @@ class Plan(Strict):
         600.0,
         alias="soak",
         description="How long a wave is watched, once it is good, before the next one begins.",
-        json_schema_extra={"default": "10m"},
+        json_schema_extra={"type": "string", "default": "10m"},
     )
     max_failed: Annotated[
         Share,
@@ -226,19 +226,20 @@ class Plan(Strict):
         WithJsonSchema(_MAX_FAILED_SCHEMA),
     ] = Field(
         Share(count=0),
-        description="How many machines, of all, may fail before the rollout halts.",
+        description="How many machines may fail: a count, or a percentage of all, rounded down. "
+        "With one more the rollout halts.",
         json_schema_extra={"default": 0},
     )
     timeout_s: Duration = Field(
         3600.0,
         alias="timeout",
         description="How long a machine may take to become good.",
-        json_schema_extra={"default": "1h"},
+        json_schema_extra={"type": "string", "default": "1h"},
     )
     fragment_variables: Variables | None = Field(
         None,
-        description="The names of the fragment's variables. Default: as the fragment has them at "
-        "the service's attributes.",
+        description="`url`, `version` and perhaps `sha256`: the names of the fragment's variables. "
+        "Default: those that the fragment has at the service's attributes.",
     )
 
     @property

@@ -29,7 +29,7 @@ MachineEvent = Literal[
 ]  # fmt: skip
 """begin: it is about to be written. refused: it cannot be. sent: read again, it has the new value;
 already: it had it before anything was written. bad: a board has shown that the firmware is not
-good; late: its time is over, and it was asked; lost: it could not be asked in time, or not at
+good; late: its time is over, and it was asked; lost: it could not be asked for so long, or not at
 all. worse: no longer good, and not bad. returned: one that was offline answers. foreign: its
 value is neither the one before nor ours. again: a person's resume. undone: see there."""
 
@@ -46,7 +46,7 @@ MACHINE_ROWS: tuple[MachineRow, ...] = (
     (("waiting",), ("good",), "good", "every board that counts has shown it"),
     (("waiting", "good"), ("bad",), "failed", "a board went back, or cannot take it"),
     (("waiting",), ("late",), "failed", "it had its time"),
-    (("waiting",), ("lost",), "offline", "that it cannot be asked says nothing of the firmware"),
+    (("waiting", "good"), ("lost",), "offline", "it counts as failed until it shows what it is"),
     (("good",), ("worse",), "waiting", "it has its time again"),
     (("offline",), ("returned",), "pending", "it is taken up as if its wave began now"),
     (("pending", "conflict", *_TOUCHED), ("foreign",), "conflict", "somebody else has changed it"),
@@ -113,6 +113,7 @@ def course(
     waves: Sequence[Sequence[MachineState]],
     begun: int,
     *,
+    silent: int,
     may_fail: int,
     proven: bool,
     soaked: bool,
@@ -120,13 +121,14 @@ def course(
 ) -> Course:
     """The next step of a rollout.
 
-    waves: the machines' states; begun: how many waves have begun. may_fail: how many machines may
-    fail, of all. proven: whether a board of some machine was seen to be good. soaked: the newest
+    waves: the machines' states; begun: how many waves have begun. silent: how many were written,
+    and can't be asked how they are. may_fail: how many of those and of the failed there may be, of
+    all. proven: whether a board of some machine was seen to be good. soaked: the newest
     wave was decided for as long as its soak, and looked at since. late: the time for machines of
     the newest wave is over.
     """
     failed = sum(machine == "failed" for wave in waves for machine in wave)
-    if failed > may_fail:
+    if failed + silent > may_fail:
         return Course("too-many" if state in ("running", "paused") else None, may_write=False)
     if state not in WRITABLE:
         return Course(None, may_write=False)

@@ -35,7 +35,8 @@ class Record(BaseModel):
     source: where its values are. values: before the rollout, each as the JSON
     text that stood there. text: the whole configuration before our change, as soon as there may
     be one.
-    written_at: when it was found to have the target; began_at: from when on its time counts.
+    written_at: when it was found to have the target; began_at: from when on its time counts;
+    seen_at: when it last showed how it is.
     known: what it showed before. board, log: of the board that failed, with its start's last lines.
     """
 
@@ -54,12 +55,18 @@ class Record(BaseModel):
     text: str | None = None
     written_at: float | None = None
     began_at: float | None = None
+    seen_at: float | None = None
     known: Before | None = None
     board: str = ""
     log: list[str] = []
     good: int = 0
     total: int = 0
     percent: float = 0.0
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has the target, for all that is known, and can't be asked how it is."""
+        return self.state == "offline" and self.written_at is not None
 
     def happened(self, event: policy.MachineEvent, why: str = "") -> bool:
         """Go where the table says; whether there is a row for it."""
