@@ -28,7 +28,6 @@ from ota_service.module.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
-    "README.md",
     "docs/architecture.md",
     "docs/errors.md",
     "docs/ota_service.md",
