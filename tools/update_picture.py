@@ -65,8 +65,7 @@ async def update(console: Console, folder: Path) -> None:
             console.print(f"[bold green]$[/] {COMMAND}")
             console.print(frame(status, columns=COLUMNS))
             console.print("[dim]   ...[/]\n")
-            while (await service.status())["run"]["outcome"] == "running":
-                await asyncio.sleep(POLL_S)
+            await service.command("update", {"wait_s": 120}, wait_s=120)  # joins it
             found = await service.command("history", {"id": run})
             print_run(console, found["runs"][0])
 
