@@ -4,7 +4,8 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: bench help pins demo module wheels test test-quick test-viam-server prove mutants lint
+.PHONY: bench help pins demo module wheels test test-archive test-quick test-viam-server prove mutants
+.PHONY: lint
 .PHONY: serve-ota build-esp32-ota build-esp32-bin flash-esp32-bin
 
 help: ## this list
@@ -29,8 +30,12 @@ prove: ## every interruption of an update, tried (QUICK=1: thinned; CASE=..: one
 	@./setup.sh --dev -- -m tests.prove
 
 module: ## dist/archive.tar.gz and its meta.json for Viam: [NAMESPACE=acme] [WHEELS=build/wheels]
-	@./setup.sh -- tools/module_archive.py $(if $(NAMESPACE),--namespace '$(NAMESPACE)') \
+	@./setup.sh --dev -- -m tools.module_archive $(if $(NAMESPACE),--namespace '$(NAMESPACE)') \
 	    $(if $(WHEELS),--wheels '$(WHEELS)')
+
+test-archive: ## that archive, unpacked and used as a user does: [ARCHIVE=dist/archive.tar.gz]
+	@ARCHIVE='$(or $(ARCHIVE),dist/archive.tar.gz)' ./setup.sh --dev -- -m pytest -rs \
+	    tests/repo/test_self_contained.py
 
 wheels: ## build/wheels: the packages for machines without an index [PLATFORM=linux/arm64 [PYVER=3.11]]
 	@./setup.sh -- tools/wheels.py $(if $(PLATFORM),--platform '$(PLATFORM)') \

@@ -31,7 +31,6 @@ from ota_service.rollout.plan import Plan, Select, Share, Target
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
-    "README.md",
     "docs/architecture.md",
     "docs/errors.md",
     "docs/manifests.md",

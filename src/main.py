@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The module's entry: registers the models and runs the module for viam-server."""
+"""The entry: registers the models and runs the module for viam-server."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import asyncio
 import contextlib
 import os
 import sys
+from pathlib import Path
+
+from ota_service import linux_only
 
 # esptool reads a configuration file of its own from the working or home folder, which could
 # change how boards are reset. It looks when it is imported, so this stands before everything.
 os.environ["ESPTOOL_CFGFILE"] = os.devnull
 
-from ota_service.module import plain
-from ota_service.module.logs import set_up_logging
-from ota_service.module.models import register
-from ota_service.module.server import OtaModule, end
+COMMAND = "esp32-ota"
+"""The name under which the self-contained program is that command: one program, two names."""
 
 
 async def stop_fleet() -> None:
@@ -25,8 +26,13 @@ async def stop_fleet() -> None:
         await service.shutdown()
 
 
-async def main() -> None:
+async def serve() -> None:
     """Serve under the module protocol until viam-server says stop."""
+    from ota_service.module import plain
+    from ota_service.module.logs import set_up_logging
+    from ota_service.module.models import register
+    from ota_service.module.server import OtaModule, end
+
     set_up_logging()
     register()
     plain.install()
@@ -36,9 +42,31 @@ async def main() -> None:
     end()
 
 
-if __name__ == "__main__":
+def own_libraries() -> None:
+    """What the self-contained program starts, such as a browser, finds the system's libraries:
+    those of the archive are this program's alone, which has them already."""
+    before = os.environ.pop("LD_LIBRARY_PATH_ORIG", None)
+    if before is not None:
+        os.environ["LD_LIBRARY_PATH"] = before
+    else:
+        os.environ.pop("LD_LIBRARY_PATH", None)
+
+
+def main() -> None:
+    """The module, as viam-server starts it; under its other name, the command."""
+    linux_only()
+    if getattr(sys, "frozen", False):
+        own_libraries()
+        if Path(sys.argv[0]).name == COMMAND:
+            from ota_service.cli.main import main as command
+
+            command()
     if len(sys.argv) == 1:  # viam-server always names where to serve
-        print("run.sh is started by viam-server; try `make demo`.", file=sys.stderr)
+        print("This is started by viam-server; a person calls `esp32-ota`.", file=sys.stderr)
         sys.exit(2)
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(main())
+        asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    main()

@@ -5,8 +5,12 @@
 asked for: most programs need a few, and `esp32-ota --help` none.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+__version__: str = "0.2.0"
+"""Of the package, the command and the module."""
 
 if TYPE_CHECKING:
     from ota_service.api.engine import BoardReport, Engine, Options, Order, Report
@@ -34,6 +38,7 @@ __all__ = [
     "Plan",
     "Progress",
     "Report",
+    "__version__",
     "inspect_board",
     "load_firmware",
     "plan_update",
@@ -58,6 +63,17 @@ _HOMES = {
     "roll_back_board": "api.single",
     "update_board": "api.single",
 }
+
+
+def linux_only() -> None:
+    """End the program with one sentence where it cannot work, instead of with a trace."""
+    if sys.platform.startswith("linux"):
+        return
+    sys.exit(
+        f"ota_service runs on Linux alone, and this system is {sys.platform}: install it on the "
+        "Linux computer that the boards are attached to."
+    )
+
 
 if not TYPE_CHECKING:  # or a type checker would take any name for one of ours
 

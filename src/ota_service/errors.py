@@ -452,6 +452,11 @@ _ROWS: tuple[ErrorKind, ...] = (
         "Name a folder that `esp32-ota backup` has made, or one that a flash has named.",
     ),
     _host(
+        "backup-kept",
+        "The folder holds a backup with keys that the board has no longer, so it was left.",
+        "Name another folder.",
+    ),
+    _host(
         "address-in-use",
         "The address cannot be listened at.",
         "Choose another port (--port), or stop the program that uses it.",
@@ -460,6 +465,24 @@ _ROWS: tuple[ErrorKind, ...] = (
         "unreachable",
         "The machine cannot be reached.",
         "Check the address, the network, and that viam-server runs.",
+        counts=False,
+    ),
+    _link(
+        "refused",
+        "The machine refused what was asked.",
+        "Check the key, and what was asked for.",
+        counts=False,
+    ),
+    _link(
+        "not-found",
+        "The machine has nothing of the name that was given.",
+        "Check the name.",
+        counts=False,
+    ),
+    _link(
+        "not-finished",
+        "The machine goes on with what was asked, and has not replied yet.",
+        "Look at its history later.",
         counts=False,
     ),
     _host(

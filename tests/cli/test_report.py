@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ota_service.cli.live import Live
 from ota_service.cli.report import print_run, print_status
+from ota_service.update.boot import decisive
 
 URL = "http://***@10.0.0.5:3001/app.bin"
 
@@ -51,6 +52,42 @@ def test_a_pinned_board_stands_beside_the_version_that_it_goes_to(columns: int) 
 def test_without_pinned_boards_there_is_no_such_column() -> None:
     """As it is for most."""
     assert not any("pinned" in line for line in printed(status_with({}), 80))
+
+
+def test_a_long_name_is_folded_and_leaves_the_others_their_room() -> None:
+    """A MAC stays whole; nothing becomes a column of one character."""
+    long, mac = "the-board-behind-the-left-hand-side-door-of-the-cellar", "24:0a:c4:12:34:56"
+    status = status_with({})
+    status["boards"] = dict.fromkeys((long, mac), status["boards"]["lab"])
+    lines = printed(status, 80)
+    assert all(len(line) <= 80 for line in lines)
+    table = lines[[line.startswith("board") for line in lines].index(True) :]
+    assert len(table) <= 1 + 4 + 1
+    (whole,) = (line for line in table if line.startswith(mac))
+    assert whole.split()[1:] == ["outdated", "1.2.2", "ota_0", "thermostat", "1.2.2"]
+
+
+def test_what_decided_of_a_failed_start_is_shown_with_it() -> None:
+    """The panic, what led there and the backtrace; not the registers, nor the start after it."""
+    log = [
+        "--- start of ota_0",
+        *(f"I ({at}) boot: segment {at}" for at in range(20)),
+        "I (320) app: ready",
+        "Guru Meditation Error: Core  0 panic'ed (LoadProhibited). Exception was unhandled.",
+        "Core  0 register dump:",
+        "Backtrace: 0x400d3f57:0x3ffb4e70",
+        "--- start of factory",
+        "E (87) boot: ota data partition invalid, falling back to factory",
+    ]
+    error = {"code": "boot-failed", "message": "The app panicked.", "remedy": "Correct it."}
+    board = {"outcome": "rolled_back", "error": error, "boot_log": log}
+    console = Console(file=io.StringIO(), width=80, highlight=False, markup=False)
+    with console.capture() as captured:
+        print_run(console, {"boards": {"lab": board}, "outcome": "failed"})
+    shown = [line[4:] for line in captured.get().splitlines() if line.startswith("  | ")]
+    assert shown == [log[20], log[21], log[22], log[24]]
+    assert decisive(["--- start of ota_0", *"abcdef"]) == [*"cdef"]
+    assert decisive([]) == []
 
 
 def test_a_start_that_says_nothing_is_told_wherever_a_board_is_shown() -> None:

@@ -199,7 +199,7 @@ def test_the_key_of_a_machine_is_in_no_failure(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(secrets, "_forms", {})
     monkeypatch.setattr(secrets, "_pattern", None)
     Machine(Access("h:1", api_key="k3y-of-the-machine", api_key_id="id"))
-    failure = Failure("h:1 said: k3y-of-the-machine\x1b[1m is wrong.")
+    failure = Failure("h:1 said: k3y-of-the-machine\x1b[1m is wrong.", code="refused")
     for told in (str(failure), failure.to_dict()["message"], repr(failure)):
         assert "k3y-of-the-machine" not in told
         assert "\x1b" not in told

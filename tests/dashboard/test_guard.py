@@ -281,10 +281,11 @@ async def test_the_status_streams_and_a_failure_is_told_with_its_remedy() -> Non
         stream = events(response)
         first = await asyncio.wait_for(anext(stream), 5)
         assert first["status"]["boards"]["a"]["attempts"] == 2
-        shelf.failure = Failure("It is gone.", "Look.", unreachable=True)
+        shelf.failure = Failure("It is gone.", "Look.", code="unreachable", unreachable=True)
         assert await asked(client, url) == 502  # a command makes it ask at once
         news = await asyncio.wait_for(anext(stream), 5)
-        assert news == {"error": {"message": "It is gone.", "remedy": "Look."}}
+        gone = {"message": "It is gone.", "remedy": "Look.", "code": "unreachable"}
+        assert news == {"error": gone}
 
 
 async def test_nobody_is_asked_when_nobody_looks_on() -> None:

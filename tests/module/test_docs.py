@@ -15,13 +15,25 @@ from ota_service.module.models import MODELS
 from ota_service.module.verbs import VERBS, parse_command
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/ota_service.md")
+PAGES = ("README.md", "docs/firmware.md", "docs/ota_service.md")
 
 
 def examples(page: str) -> list[dict[str, Any]]:
-    """The JSON blocks of a page; one that is no JSON fails here."""
-    blocks = re.findall(r"```json\n(.*?)```", (ROOT / page).read_text(), re.S)
-    return [json.loads(block) for block in blocks]
+    """The JSON blocks of a page; one that is no JSON fails here. What viam-server puts in is in."""
+    text = re.sub(r"\$\{packages[^}]*\}", "/packages/one", (ROOT / page).read_text())
+    return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.S)]
+
+
+@pytest.mark.parametrize("page", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"])
+def test_commands_in_a_sentence_are_commands(page: Path) -> None:
+    """And every block is JSON; those of whole sections are carried out elsewhere."""
+    text = " ".join(page.read_text().split())
+    for command in re.findall(r'`(\{"command": [^`]*\})`', text):
+        if not re.search(r"VERB|NAME|\.\.", command):
+            parse_command(json.loads(command))
+    for block in examples(str(page.relative_to(ROOT))):
+        if "command" in block and page.name == "README.md":
+            parse_command(block)
 
 
 @pytest.mark.parametrize("page", PAGES)

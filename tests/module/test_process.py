@@ -19,7 +19,7 @@ def test_who_starts_it_by_hand_is_told_what_to_do() -> None:
     """viam-server always names where to serve; a person who tries the file does not."""
     command = [sys.executable, str(ROOT / "src" / "main.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    said = "run.sh is started by viam-server; try `make demo`.\n"
+    said = "This is started by viam-server; a person calls `esp32-ota`.\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 

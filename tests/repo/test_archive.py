@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The archive of `make module`: whole, repeatable, in the publisher's name, and offline."""
+"""The archive of `make module WHEELS=..`, and what both kinds of it share: whole, repeatable, in
+the publisher's name, and offline. The other kind is tested in test_self_contained.py."""
 
 from __future__ import annotations
 
@@ -24,11 +25,41 @@ OWN = {"rdk:generic:ota_service", "rdk:builtin:ota_service"}
 FILTER: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
+def wheel(folder: Path, name: str, version: str) -> str:
+    """A package that holds nothing, as a wheel; its pin."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    file = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as made:
+        made.writestr(f"{name}.py", "")
+        made.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        made.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        made.writestr(f"{info}/RECORD", "")
+    return f"{name}=={version} --hash=sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
+
+
 def build(folder: Path, *arguments: str) -> Path:
-    """Make the archive and unpack it; the folder that it was unpacked to."""
+    """Make the archive, with the wheels beside the folder, and unpack it; where it is then."""
     out = folder / "archive.tar.gz"
+    wheels = folder.parent / "wheels"
+    if not wheels.exists():
+        wheel(wheels, "ota_nothing", "1.0")
     subprocess.run(
-        [sys.executable, ROOT / "tools/module_archive.py", "--out", out, *arguments],
+        [
+            sys.executable,
+            "-m",
+            "tools.module_archive",
+            "--out",
+            out,
+            "--wheels",
+            wheels,
+            *arguments,
+        ],
+        cwd=ROOT,
         check=True,
         capture_output=True,
         timeout=60,
@@ -41,13 +72,11 @@ def build(folder: Path, *arguments: str) -> Path:
 
 @pytest.mark.slow
 def test_the_archive_has_all_that_its_meta_names(tmp_path: Path) -> None:
-    """The entrypoint and the first run as programs, each model's page, no leftovers; made twice it
-    is the same."""
+    """The entrypoint as a program, each model's page, no leftovers; made twice it is the same."""
     unpacked = build(tmp_path / "a")
     meta = json.loads((unpacked / "meta.json").read_text())
-    assert meta == json.loads((ROOT / "meta.json").read_text())
-    for program in (meta["entrypoint"], meta["first_run"]):
-        assert os.access(unpacked / program, os.X_OK)
+    assert meta == json.loads((ROOT / "meta.json").read_text()) | {"entrypoint": "run.sh"}
+    assert os.access(unpacked / meta["entrypoint"], os.X_OK)
     for model in meta["models"]:
         assert (unpacked / model["markdown_link"].partition("#")[0]).is_file()
     for page in unpacked.rglob("*.md"):
@@ -107,7 +136,7 @@ def test_a_namespace_that_viam_would_refuse_is_refused_here(tmp_path: Path, name
 def test_the_checkouts_own_meta_is_not_written_over(tmp_path: Path) -> None:
     """An archive beside it would leave the publisher's names in the checkout."""
     done = subprocess.run(
-        [sys.executable, ROOT / "tools/module_archive.py", "--namespace", "acme", "--out", "a.tgz"],
+        [sys.executable, "-m", "tools.module_archive", "--namespace", "acme", "--out", "a.tgz"],
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 2
@@ -115,28 +144,11 @@ def test_the_checkouts_own_meta_is_not_written_over(tmp_path: Path) -> None:
     assert not (ROOT / "a.tgz").exists()
 
 
-def wheel(folder: Path, name: str, version: str) -> str:
-    """A package that holds nothing, as a wheel; its pin."""
-    folder.mkdir(exist_ok=True)
-    info = f"{name}-{version}.dist-info"
-    file = folder / f"{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(file, "w") as made:
-        made.writestr(f"{name}.py", "")
-        made.writestr(
-            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        )
-        made.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        made.writestr(f"{info}/RECORD", "")
-    return f"{name}=={version} --hash=sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
-
-
 @pytest.mark.slow
 def test_an_archive_with_wheels_needs_no_index(tmp_path: Path) -> None:
     """The set-up takes what came along, if it is what was pinned; else it says so."""
     pin = wheel(tmp_path / "wheels", "ota_nothing", "1.0")
-    unpacked = build(tmp_path, "--wheels", str(tmp_path / "wheels"))
+    unpacked = build(tmp_path / "a")
     (unpacked / "requirements-build.txt").write_text("")
     (unpacked / "requirements.txt").write_text(pin)
     env = {**os.environ, "PYTHON": sys.executable, "PIP_INDEX_URL": "http://127.0.0.1:9/",

@@ -15,7 +15,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import ota_service
 from tests.support.pins import FILES, pins
+from tools.frozen import PROGRAM
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,8 +41,31 @@ def test_meta_names_all_models_and_files_that_exist() -> None:
     }
     for model in meta["models"]:
         assert (ROOT / model["markdown_link"]).is_file()
-    for script in (meta["entrypoint"], meta["first_run"]):
-        assert os.access(ROOT / script, os.X_OK), script
+    assert meta["entrypoint"] == PROGRAM
+    assert "first_run" not in meta  # one that fails stops every resource of the machine
+
+
+def test_the_workflow_tests_and_builds_for_what_is_promised() -> None:
+    """Each Python that the package names, both processors of meta.json, by commands that exist."""
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pythons = re.findall(r"Python :: (3\.\d+)$", "\n".join(project["classifiers"]), re.M)
+    assert f"python: {json.dumps(pythons)}" in workflow
+    meta = json.loads((ROOT / "meta.json").read_text())
+    uploads = workflow.partition("  upload:")[2]
+    assert re.findall(r"platform: (linux/\w+)$", uploads, re.M) == meta["build"]["arch"]
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"run: make ([a-z-]+)", workflow)
+    assert targets == ["module", "test-archive"]
+    assert all(f"\n{target}: ##" in makefile for target in targets)
+    assert "- run: .ci/run\n" in workflow
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_the_first_release_is_in_the_changelog() -> None:
+    """And above it a place for what comes."""
+    heads = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert heads[:2] == ["Unreleased", ota_service.__version__]
 
 
 def test_the_pins_are_closed() -> None:
@@ -112,7 +137,7 @@ def test_imports_go_one_way() -> None:
             for name in imported(path):
                 first, _, rest = name.partition(".")
                 assert first != others, (path, name)
-                if package == first == "ota_service" and rest and room != "__init__":
+                if package == first == "ota_service" and rest and room in ROOMS:
                     target = rest.split(".")[0]
                     assert ROOMS.index(target) <= ROOMS.index(room), (path, name)
 

@@ -141,6 +141,18 @@ def test_the_example_test_file_passes(tmp_path: Path) -> None:
     assert "warning" not in (done.stdout + done.stderr).lower()
 
 
+@pytest.mark.slow
+def test_the_examples_are_typed_as_strictly_as_our_own_code(tmp_path: Path) -> None:
+    """By the settings, and with what is kept, of `make lint`."""
+    for number, (code, _) in enumerate(EXAMPLES):
+        (tmp_path / f"example_{number}.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *sorted(tmp_path.glob("*.py"))],
+        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_examples_are_there() -> None:
     """The tests above have something to run."""
     assert len(SCRIPTS) == 4

@@ -68,4 +68,5 @@ async def _look(port: str, baud: int, reset: ResetWay | None) -> Inspection:
             try:
                 return await task
             except asyncio.CancelledError:
-                raise Failure("Stopped; the board was restarted into its firmware.") from None
+                done = "Stopped; the board was restarted into its firmware."
+                raise Failure(done, code="cancelled") from None

@@ -178,11 +178,13 @@ def _row(name: str, board: Board, bar_columns: int) -> tuple[RenderableType, ...
     elif phase == "waiting":
         bar = ProgressBar(total=100, completed=0, width=bar_columns)
     elif phase == "writing" and progress.get("bytes_total"):
-        bar = ProgressBar(total=100, completed=_percent(board), width=bar_columns)
+        bar = ProgressBar(
+            total=100, completed=_percent(board), width=bar_columns, complete_style="cyan"
+        )
         percent = f"{_percent(board):.0f}%"
         rate, left = _rate_and_left(progress)
     elif phase:
-        bar = ProgressBar(total=None, pulse=True, width=bar_columns)
+        bar = ProgressBar(total=None, pulse=True, width=bar_columns, pulse_style="cyan")
     elif state == "up_to_date":
         bar = ProgressBar(total=1, completed=1, width=bar_columns, finished_style="green")
         percent = "100%"

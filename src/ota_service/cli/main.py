@@ -7,16 +7,17 @@ called, so that `--help` answers at once; `SUBCOMMANDS` says where each one is.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
+from ota_service import __version__
 from ota_service.cli.output import clean, say
 from ota_service.cli.remedies import line_of
 from ota_service.client.failure import Failure
@@ -91,6 +92,18 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(module, cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it; a slip is answered with the names that are near."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            name = args[0]
+            near = difflib.get_close_matches(name, SUBCOMMANDS)
+            hint = f" Did you mean {' or '.join(sorted(near))}?" if near else ""
+            ctx.fail(f"No such command '{name}'.{hint}")
+
     def invoke(self, ctx: click.Context) -> Any:
         """As click does it; what is said of wrong usage may quote the name of a file."""
         try:
@@ -129,20 +142,8 @@ def cli(ctx: click.Context) -> None:
 
 
 def _tell_version(ctx: click.Context) -> None:
-    click.echo(f"{PROGRAM} {own_version()}")
+    click.echo(f"{PROGRAM} {__version__}")
     ctx.exit()
-
-
-def own_version() -> str:
-    """The version of the installed package, or of the checkout that this runs from."""
-    import tomllib
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("ota-service")
-    except PackageNotFoundError:
-        project = Path(__file__).parents[3] / "pyproject.toml"
-        return str(tomllib.loads(project.read_text("utf-8"))["project"]["version"])
 
 
 def first_use(ctx: click.Context) -> str:
@@ -171,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Failure as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail("Stopped.")
+        fail("Stopped. [cancelled]")
     except Exception as error:
         if os.environ.get(DEBUG):
             traceback.print_exc()
@@ -180,11 +181,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             fail(line_of(told))
         fail(
             f"{type(error).__name__}: {error} This was not foreseen: please report it, with what "
-            f"{DEBUG}=1 shows in addition."
+            f"{DEBUG}=1 shows in addition. [internal]"
         )
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Say what went wrong in one line, and exit with code 1."""
     say(f"Error: {' '.join(message.split())}", err=True)
     sys.exit(EXIT_FAILED)

@@ -169,7 +169,7 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
         made.add_column(
-            name, justify="right" if name in right else "left", overflow="fold", no_wrap=False
+            name, justify="right" if name in right else "left", overflow="fold", min_width=len(name)
         )
     return made
 

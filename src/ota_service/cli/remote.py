@@ -364,6 +364,7 @@ def history(
             raise Failure(
                 f"The history has no run {run_id}.",
                 "`esp32-ota remote history` lists them.",
+                code="not-found",
             )
         return [found]
 
@@ -474,6 +475,7 @@ async def _read(machine: Machine, verb: str, arguments: Reply, key: str, wait_s:
         raise Failure(
             f"The boards have not all answered within {wait_s:.0f} s; the reading goes on.",
             f"`esp32-ota remote history --id {run_id}` shows its end; --wait waits longer.",
+            code="not-finished",
         )
     if not reply.get(key):
         reply[key] = {}

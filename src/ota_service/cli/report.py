@@ -13,12 +13,16 @@ from rich.text import Text
 
 from ota_service.cli.live import STYLES, in_order
 from ota_service.cli.output import error_text, errors_of, table
+from ota_service.update.boot import decisive
 
 Reply = Mapping[str, Any]
 
 WIDE = 110
 """Columns from which a status has room for ports."""
 
+MAC_COLUMNS = 17
+_JUDGED = ("boot-failed", "brown-out", "no-reset", "check-failed")
+"""Errors that come from watching a start."""
 _OUTCOME_STYLES = {"succeeded": "green", "running": "cyan", "partly": "yellow"}
 
 
@@ -43,7 +47,8 @@ def status_table(status: Reply, *, ports: bool = True) -> Table:
         *("slot", "app"),
         *(["port"] if ports else []),
     )
-    made.columns[0].no_wrap = True
+    # A MAC stays whole; a longer name is folded, and leaves the others their room.
+    made.columns[0].min_width = min(max(map(len, boards), default=0), MAC_COLUMNS)
     for name, board in boards.items():
         running = dict(board.get("running", {}))
         app = f"{running.get('project', '')} {running.get('app_version', '')}".strip()
@@ -134,13 +139,18 @@ def run_table(run: Reply) -> Table:
 
 
 def print_run(console: Console, run: Reply, *, words: str = "") -> None:
-    """The end of a run: its table, an error with its remedy for each board that has one, and in
-    the last line how it ended, or `words`."""
+    """The end of a run: its table, an error with its remedy for each board that has one, what
+    decided in the log of one that did not start, and in the last line how it ended, or `words`."""
     boards = in_order(dict(run.get("boards", {})))
     if boards:
         console.print(run_table(run))
     for line in errors_of(boards):
         console.print(line)
+    for name, board in boards.items():
+        if _code(board) in _JUDGED and (log := decisive(list(board.get("boot_log", ())))):
+            console.print(f"{name}, as it started (the whole log: --json):", style="bold")
+            for told in log:
+                console.print(f"  | {told}", style="dim", soft_wrap=True)
     error = run.get("error")
     if error and error.get("code") not in {_code(board) for board in boards.values()}:
         console.print(Text(error_text(error)))

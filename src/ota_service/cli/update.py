@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ from ota_service.cli.remedies import own_words
 from ota_service.errors import OtaError
 
 
+def _digest(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
+    if given is not None and not re.fullmatch("[0-9A-Fa-f]{64}", given):
+        raise click.BadParameter("give 64 hex digits, as `sha256sum` prints them.")
+    return given
+
+
 @click.command()
 @port_argument
 @click.option(
@@ -46,7 +53,12 @@ from ota_service.errors import OtaError
     help="Tag to store in the board's NVS; with --file by default the "
     "version in the image's app descriptor.",
 )
-@click.option("--sha256", help="Refuse an image with another digest (64 hex digits).")
+@click.option(
+    "--sha256",
+    metavar="HEX",
+    callback=_digest,
+    help="Refuse an image with another digest (64 hex digits, as `sha256sum` prints them).",
+)
 @asked_options
 @click.option(
     "--dry-run",

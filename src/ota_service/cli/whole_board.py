@@ -89,7 +89,7 @@ class _Terminal:
             words = (
                 f"Interrupted. {again}" if self._writing else "Interrupted; nothing was written."
             )
-            raise Failure(words) from None
+            raise Failure(words, code="cancelled") from None
         finally:
             self._close()
 
@@ -418,6 +418,7 @@ def backup(port: str, folder: Path, baud: int, reset: ResetWay | None, as_json: 
                 f"{folder} holds a backup of this board with keys that the board has no longer, "
                 "so it was left as it is.",
                 "Name another folder; `esp32-ota restore` puts the keys back.",
+                code="backup-kept",
             )
         write_backup(folder, made)
     if as_json:

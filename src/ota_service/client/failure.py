@@ -11,12 +11,11 @@ class Failure(Exception):
     """What happened, and what to do about it, in which libraries and servers may have had a word:
     without secrets, and as it is seen.
 
-    code: of the error table, where the failure is one of its kinds. unreachable: nobody
-    answered, so that asking again later may help.
+    code: of the error table. unreachable: nobody answered, so that asking again later may help.
     """
 
     def __init__(
-        self, message: str, remedy: str = "", *, code: str = "", unreachable: bool = False
+        self, message: str, remedy: str = "", *, code: str, unreachable: bool = False
     ) -> None:
         self.message = visible(hide(message))
         self.remedy = remedy
@@ -25,8 +24,7 @@ class Failure(Exception):
         super().__init__(self.message)
 
     def __str__(self) -> str:
-        code = f"[{self.code}]" if self.code else ""
-        return " ".join(part for part in (self.message, self.remedy, code) if part)
+        return " ".join(part for part in (self.message, self.remedy, f"[{self.code}]") if part)
 
     def to_dict(self) -> dict[str, str]:
         """{"message", "remedy", "code"}, without those that are empty."""

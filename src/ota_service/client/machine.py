@@ -192,6 +192,7 @@ def _service(robot: RobotClient, name: str) -> GenericClient:
         raise Failure(
             f'The machine has no generic service "{name}"; {have}.',
             "Name it with --name, or add the service to the machine's configuration.",
+            code="not-found",
         )
     client = robot.get_service(Generic.get_resource_name(name))
     assert isinstance(client, GenericClient)
@@ -213,6 +214,7 @@ def _refusal(status: Any, text: str, access: Access) -> Failure:
         return Failure(
             f"{access.address} does not let us in ({text}).",
             "Check VIAM_API_KEY and VIAM_API_KEY_ID.",
+            code="refused",
         )
     if status.name == "DEADLINE_EXCEEDED":
         return Failure(
@@ -228,6 +230,7 @@ def _no_ota_service(access: Access) -> Failure:
     return Failure(
         f'"{access.name}" does not answer as the OTA service does.',
         "Name the OTA service with --name.",
+        code="not-found",
     )
 
 
@@ -237,7 +240,7 @@ def from_module(text: str) -> Failure:
     words = (match.group(2) if match else text).strip()
     code = _CODE.search(words)
     if code is None or code.group(1) not in ERRORS:
-        return Failure(words or "The service failed without a word.")
+        return Failure(words or "The service failed without a word.", code="refused")
     words = words[: code.start()].strip()
     remedy = ERRORS[code.group(1)].remedy
     if words.endswith(remedy):

@@ -295,12 +295,27 @@ def same_device(before: PortInfo, now: PortInfo) -> bool:
 
 
 def require_exists(port: str, board: str | None = None) -> None:
-    """Raise `config-invalid` if it is none, and `port-missing` if it is not there."""
+    """Raise `config-invalid` if it is none, and `port-missing` if it is not there, or is a device
+    of another kind."""
     wrong = problem(port)
     if wrong is not None:
         raise OtaError("config-invalid", f"The port {visible(shown(port))} {wrong}.", board=board)
     if not exists(port):
         raise OtaError("port-missing", f"The port {shown(port)} does not exist.", board=board)
+    if _is_other_device(port):
+        raise OtaError("port-missing", f"{shown(port)} is not a serial port.", board=board)
+
+
+def _is_other_device(port: str) -> bool:
+    """Whether a device is known to be no terminal, such as /dev/null, which any number of programs
+    have open; without opening it (Linux Documentation/admin-guide/sysfs-rules.rst)."""
+    try:
+        about = os.stat(port)
+        number = f"{os.major(about.st_rdev)}:{os.minor(about.st_rdev)}"
+        kind = os.path.basename(os.readlink(SYSTEM.sys / "dev" / "char" / number / "subsystem"))
+    except OSError:
+        return False
+    return stat.S_ISCHR(about.st_mode) and kind != "tty"
 
 
 def find_mac(mac: str, infos: Iterable[PortInfo]) -> PortInfo | None:

@@ -12,7 +12,7 @@ line, decides anything: apps quote their last crash, and pass on the log of othe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -79,6 +79,28 @@ def not_the_apps_own(text: str) -> bool:
     """Whether a line of a log is the ROM's, the bootloader's, the panic handler's, or of what
     ESP-IDF says of an app: none of them prints what the app keeps."""
     return theirs(text) or any(pattern.match(text) for pattern in _NOT_THE_APPS)
+
+
+_DECIDES = (_PANIC, _BROWN_OUT, _TASK_WATCHDOG, _NOT_BOOTABLE,
+            re.compile(r"E (?:\([^)]*\) )?(?:boot|esp_image): "))  # fmt: skip
+HEADING = "--- start of "
+"""Of each start in a boot log as it is kept."""
+
+
+def decisive(log: Sequence[str]) -> list[str]:
+    """The few lines of a kept boot log by which its first start was judged: what went wrong with
+    what led there and the backtrace; where no line says it, the last ones."""
+    first: list[str] = []
+    for line in log:
+        if not line.startswith(HEADING):
+            first.append(line)
+        elif first:
+            break
+    for at, line in enumerate(first):
+        if any(pattern.search(line) for pattern in _DECIDES):
+            behind = [text for text in first[at + 1 :] if text.startswith("Backtrace:")]
+            return first[max(0, at - 2) : at + 1] + behind[:1]
+    return first[-4:]
 
 
 PANIC_S = 2.0

@@ -21,7 +21,14 @@ from ota_service.errors import OtaError
 from ota_service.formats.partitions import Partition
 from ota_service.link.attachment import GONE, RETRY_S, RETURN_TIMEOUT_S, attachment
 from ota_service.link.link import EspLink
-from ota_service.update.boot import BootMonitor, BootRules, Expected, Verdict, not_the_apps_own
+from ota_service.update.boot import (
+    HEADING,
+    BootMonitor,
+    BootRules,
+    Expected,
+    Verdict,
+    not_the_apps_own,
+)
 from ota_service.update.first_look import FirstLook, first_look, hands_over
 from ota_service.update.leave import put_back
 from ota_service.update.secrets import Redactor
@@ -307,7 +314,7 @@ class Starts:
         if monitor.verdict is Verdict.RUNNING and monitor.port_went > 1:
             self._require_same()
         told = (line for line in monitor.told if not self.hides or not_the_apps_own(line))
-        self.log += [f"--- start of {slot.name}", *told]
+        self.log += [f"{HEADING}{slot.name}", *told]
         if monitor.heard:
             self._bootloader_speaks = monitor.bootloader_speaks
         if monitor.verdict is None:
