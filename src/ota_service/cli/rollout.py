@@ -298,7 +298,7 @@ def status(path: Path, watch: bool, as_json: bool) -> None:
 def _loaded(file: StateFile) -> Rollout:
     state = file.load()
     if state is None:
-        raise Failure("There is no rollout of this plan yet.", "`start` begins it.")
+        raise Failure("There is no rollout of this plan yet.", "`start` begins it.", code="not-found")
     return state
 
 
@@ -312,7 +312,7 @@ def _order(path: Path, order: Order, as_json: bool) -> None:
         state = _loaded(file)
         to = policy.ROLLOUT.get((state.state, order))
         if to is None:
-            raise Failure(f"The rollout is {state.state}: it cannot {order}.")
+            raise Failure(f"The rollout is {state.state}: it cannot {order}.", code="refused")
         asked, until = False, time.monotonic() + ANSWER_S
         while True:
             if not file.is_driven:
@@ -332,6 +332,7 @@ def _order(path: Path, order: Order, as_json: bool) -> None:
                 raise Failure(
                     "The process that drives the rollout has not answered yet.",
                     "It follows the order as soon as it can; `status` shows it.",
+                    code="not-finished",
                 )
     if as_json:
         print_line(state_json(state))

@@ -143,6 +143,7 @@ class Cloud:
             raise Failure(
                 f"There is no machine {', '.join(sorted(missing))}.",
                 "Correct select.machines, or the key's access.",
+                code="not-found",
             )
         return found
 
@@ -259,6 +260,7 @@ class Cloud:
             raise Failure(
                 f"The key is for {len(found) or 'no'} organisations.",
                 "Name one in select.organization, or locations.",
+                code="config-invalid",
             )
         return str(found[0])
 
@@ -295,12 +297,14 @@ class Cloud:
                         f"The key may not do that: {method}: {words}.",
                         "Check VIAM_API_KEY and VIAM_API_KEY_ID; the key needs to be an owner of "
                         "the machines.",
+                        code="refused",
                     ) from None
                 passes = (Status.UNAVAILABLE, Status.RESOURCE_EXHAUSTED, Status.DEADLINE_EXCEEDED)
                 if error.status not in passes:
                     if once:
                         raise Conflict(words) from None
-                    raise Failure(f"Viam's app refuses {method}: {words}.") from None
+                    text = f"Viam's app refuses {method}: {words}."
+                    raise Failure(text, code="refused") from None
                 if once and error.status is not Status.RESOURCE_EXHAUSTED:
                     raise NotSent(words) from None
             except (StreamTerminatedError, OSError, TimeoutError) as error:

@@ -558,6 +558,7 @@ class Drive:
         raise Failure(
             f"The configuration of {record.name} could not be written.",
             "Try again later: `start` goes on with it.",
+            code="unreachable",
             unreachable=True,
         )
 

@@ -139,6 +139,7 @@ class StateFile:
             raise Failure(
                 f"{self.path} is no state of a rollout that this version knows ({first['msg']}).",
                 "Put a copy of it back, or take it away and `undo` from the machines' histories.",
+                code="file-access",
             ) from None
 
     def save(self, rollout: Rollout) -> None:
@@ -162,6 +163,7 @@ class StateFile:
             raise Failure(
                 f"Another process drives this rollout ({self._holder()}).",
                 "`status --watch` follows it; `pause` and `abort` reach it.",
+                code="state-busy",
             )
         try:
             yield

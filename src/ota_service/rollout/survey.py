@@ -51,7 +51,8 @@ async def survey(plan: Plan, cloud: Cloud) -> Survey:
     for robot, its in zip(robots, parts, strict=True):
         found += await _of_robot(plan, robot, its, fragments)
     if not found:
-        raise Failure("No machine is selected.", "Correct select, or the key's access.")
+        remedy = "Correct select, or the key's access."
+        raise Failure("No machine is selected.", remedy, code="not-found")
     by_name = _named(found)
     waves = _waves(plan.waves, by_name)
     return Survey(by_name, waves, (*notes, *_about(plan, waves)))
@@ -71,6 +72,7 @@ async def _permitted(cloud: Cloud, robots: Sequence[Robot]) -> tuple[str, ...]:
             f"The key lacks permissions: {', '.join(some[:_NAMED_AT_MOST])}{more}.",
             "Nothing was changed. Use a key that is an owner of the organisation, the locations "
             "or the machines.",
+            code="refused",
         )
     return ()
 
