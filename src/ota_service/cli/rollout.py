@@ -298,7 +298,9 @@ def status(path: Path, watch: bool, as_json: bool) -> None:
 def _loaded(file: StateFile) -> Rollout:
     state = file.load()
     if state is None:
-        raise Failure("There is no rollout of this plan yet.", "`start` begins it.", code="not-found")
+        raise Failure(
+            "There is no rollout of this plan yet.", "`start` begins it.", code="not-found"
+        )
     return state
 
 
