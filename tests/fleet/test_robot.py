@@ -17,7 +17,7 @@ from ota_service.fleet.board import Board
 from ota_service.fleet.journal_rows import FirmwareRecord, OwedCallRecord
 from ota_service.fleet.policy import Event
 from ota_service.fleet.robot import Calls, Stop, fits
-from ota_service.fleet.settings import RobotCall, Settings
+from ota_service.fleet.settings import NoSuchResource, RobotCall, Settings
 from ota_service.fleet.turns import Turns
 from ota_service.update.session import Outcome
 from tests.fleet.conftest import OTHER, TARGET, AtDesk, Desk
@@ -123,10 +123,11 @@ async def session(
         (NO, False, None, "not-allowed-now", False),
         (NO, True, None, "", True),
         (RuntimeError("dead"), False, None, "not-allowed-now", True),
+        (KeyError("its own"), False, None, "not-allowed-now", True),
         (RuntimeError("dead"), True, None, "", True),
         (TimeoutError(), False, None, "not-allowed-now", True),
-        (LookupError("no arm"), False, None, "not-allowed-now", False),
-        (LookupError("no arm"), True, None, "", True),
+        (NoSuchResource("no arm"), False, None, "not-allowed-now", False),
+        (NoSuchResource("no arm"), True, None, "", True),
     ],
 )
 def test_what_was_asked_before_is_undone_after(
