@@ -26,13 +26,17 @@ def board(project: str, **options: Any) -> SimBoard:
     return SimBoard("guide", app=build_app(project, "1.0.0", size_bytes=40_000), **options)
 
 
-def publish(desk: Desk, version: str, images: Mapping[str, Behaviour], **more: Any) -> str:
-    """Serve a manifest and its images, each of the project that it is called by; its url."""
+def publish(
+    desk: Desk, version: str, images: Mapping[str, Behaviour], tag: str | None = None, **more: Any
+) -> str:
+    """Serve a manifest and its images, each of the project that it is called by; its url. tag: the
+    version of its images."""
     entries = {}
     for name, behaviour in images.items():
         data = build_app(name, version, size_bytes=40_000, behaviour=behaviour)
         desk.server.put(f"/{version}/{name}.bin", data)
         entries[name] = {"url": f"{name}.bin", "sha256": hashlib.sha256(data).hexdigest()}
+        entries[name] |= {"version": tag} if tag is not None else {}
     made = {"format": 1, "version": version, "images": entries, **more}
     return desk.server.put(f"/{version}/manifest.json", json.dumps(made).encode())
 
@@ -170,17 +174,32 @@ async def test_a_plain_image_follows_a_manifest(tmp_path: Path) -> None:
         assert (entry["outcome"], "error" in entry) == ("up_to_date", False)
         assert desk.status()["target"]["app_version"] == "4.0"
 
+        # A board's own url is that of one App Image.
+        own = {"name": "a", "port": desk.board().url, "version": "2.0",
+               "url": desk.server.url("/2.0/manifest.json")}  # fmt: skip
+        status = await desk.updated("6.0", boards=[own])
+        assert status["boards"]["a"]["error"]["code"] == "not-an-image"
+        assert "is a manifest" in status["boards"]["a"]["error"]["message"]
+
 
 async def test_a_manifest_whose_images_cannot_be_had_is_not_kept(tmp_path: Path) -> None:
-    """It may be put right under its version: the next start asks for it again."""
+    """It may be put right under its version: the next start asks for it again. What was kept is
+    what boards are held against, also where nothing is done by itself."""
     async with Desk.start(tmp_path, [board("eye")]) as desk:
         url = publish(desk, "2.0", {"eye": Behaviour()}, boards={"a": "eye"})
         desk.server.put("/2.0/eye.bin", build_app("eye", "2.1", size_bytes=40_000))
         status = await desk.updated("2.0", url=url)
         assert status["error"]["code"] == "digest-mismatch"
         assert status["run"]["outcome"] == "failed"
-        publish(desk, "2.0", {"eye": Behaviour()}, boards={"a": "eye"})
+        publish(desk, "2.0", {"eye": Behaviour()}, "e7")
         await shutdown()
         desk.service = None
         status = await desk.updated("2.0", url=url)
-        assert status["boards"]["a"]["version"] == "2.0", status
+        assert status["boards"]["a"]["version"] == "e7", status
+        await shutdown()
+        asked = len(desk.server.requests)
+        desk.service = None
+        await desk.configure(url=url, version="2.0", auto_update=False)
+        status = await desk.wait(lambda now: now["boards"]["a"]["state"] == "up_to_date")
+        assert status["boards"]["a"]["image"] == "eye"
+        assert (len(desk.server.requests), "run" in status) == (asked, False)
