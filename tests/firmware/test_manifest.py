@@ -63,6 +63,8 @@ def steps_of(names: str, order: list[str], together: list[str]) -> Manifest:
         (written(images={"motor": image(version="x" * 129)}), "images.motor.version: 129 bytes"),
         (written(images={"motor": image(chip="\n")}), "images.motor.chip: is empty"),
         (written(images={}), "images: is empty"),
+        (written(images={f"i{n}": image() for n in range(257)}), "images: names more than 256"),
+        (written(boards={f"b{n}": "arm" for n in range(257)}), "boards: names more than 256"),
         (written(images=[]), "images: must be an object"),
         (written(images={"a\x07": image()}), "images.a?: holds characters"),
         (written(images={"m" * 65: image()}), "65 bytes; the limit is 64"),
