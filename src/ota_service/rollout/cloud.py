@@ -80,7 +80,6 @@ class Part:
 
     id: str
     name: str
-    robot: str
     main: bool
     address: str
     text: str
@@ -407,7 +406,6 @@ def _part(given: Any) -> Part:
     return Part(
         id=given.id,
         name=given.name,
-        robot=given.robot,
         main=given.main_part,
         address=given.fqdn,
         text=_text(given),

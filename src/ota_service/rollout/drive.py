@@ -75,7 +75,6 @@ def begin(plan: Plan, found: Survey, now_s: float) -> Rollout:
             record = Record(
                 name=name,
                 part=one.part.id,
-                robot=one.robot.id,
                 wave=number,
                 address=one.part.address,
                 source=one.source,
@@ -89,7 +88,6 @@ def begin(plan: Plan, found: Survey, now_s: float) -> Rollout:
         digest=plan.digest,
         target=change.wanted(plan),
         started_at=now_s,
-        changed_at=now_s,
         waves=[WaveRecord() for _ in found.waves],
         machines=machines,
     )
@@ -606,7 +604,7 @@ class Drive:
         return bool(orders)
 
     def _save(self) -> None:
-        self.rollout.changed_at = self._saved_at = clock_s()
+        self._saved_at = clock_s()
         self._progress = False
         self._file.save(self.rollout)
 
