@@ -384,17 +384,19 @@ async def at_once(
     do: Callable[[Item], Awaitable[Result]], items: Iterable[Item], limit: int = MAX_PARALLEL
 ) -> list[Result]:
     """What each comes to, in their order, at most `limit` at work; raises once all have ended."""
-    turns = asyncio.Semaphore(limit)
+    waiting = list(items)
+    # Not a task an item: closing a connection asks each task of the loop who it is.
+    left, found = iter(enumerate(waiting)), dict[int, Result]()
 
-    async def one(item: Item) -> Result:
-        async with turns:
-            return await do(item)
+    async def work() -> None:
+        for number, item in left:
+            found[number] = await do(item)
 
-    ended = await asyncio.gather(*map(one, items), return_exceptions=True)
-    for result in ended:
-        if isinstance(result, BaseException):
-            raise result
-    return ended  # type: ignore[return-value]  # there is no exception in it
+    workers = (work() for _ in range(min(limit, len(waiting))))
+    for ended in await asyncio.gather(*workers, return_exceptions=True):
+        if isinstance(ended, BaseException):
+            raise ended
+    return [found[number] for number in range(len(waiting))]
 
 
 # --- inside
