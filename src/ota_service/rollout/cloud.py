@@ -164,9 +164,15 @@ class Cloud:
         Raises Conflict, NotSent, and Failure where the key may not.
         """
         from viam.proto.app import UpdateRobotPartRequest
+        from viam.utils import dict_to_struct
 
+        # The JSON form is what is stored. An app without it would change nothing without the other.
         request = UpdateRobotPartRequest(
-            id=part.id, name=part.name, last_known_update=part.updated, robot_config_json=text
+            id=part.id,
+            name=part.name,
+            last_known_update=part.updated,
+            robot_config=dict_to_struct(document.parse(text)),
+            robot_config_json=text,
         )
         await self._call("UpdateRobotPart", request, once=True)
 
