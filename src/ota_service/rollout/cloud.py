@@ -80,7 +80,6 @@ class Part:
 
     id: str
     name: str
-    robot: str
     main: bool
     address: str
     text: str
@@ -166,9 +165,15 @@ class Cloud:
         Raises Conflict, NotSent, and Failure where the key may not.
         """
         from viam.proto.app import UpdateRobotPartRequest
+        from viam.utils import dict_to_struct
 
+        # The JSON form is what is stored. An app without it would change nothing without the other.
         request = UpdateRobotPartRequest(
-            id=part.id, name=part.name, last_known_update=part.updated, robot_config_json=text
+            id=part.id,
+            name=part.name,
+            last_known_update=part.updated,
+            robot_config=dict_to_struct(document.parse(text)),
+            robot_config_json=text,
         )
         await self._call("UpdateRobotPart", request, once=True)
 
@@ -389,17 +394,19 @@ async def at_once(
     do: Callable[[Item], Awaitable[Result]], items: Iterable[Item], limit: int = MAX_PARALLEL
 ) -> list[Result]:
     """What each comes to, in their order, at most `limit` at work; raises once all have ended."""
-    turns = asyncio.Semaphore(limit)
+    waiting = list(items)
+    # Not a task an item: closing a connection asks each task of the loop who it is.
+    left, found = iter(enumerate(waiting)), dict[int, Result]()
 
-    async def one(item: Item) -> Result:
-        async with turns:
-            return await do(item)
+    async def work() -> None:
+        for number, item in left:
+            found[number] = await do(item)
 
-    ended = await asyncio.gather(*map(one, items), return_exceptions=True)
-    for result in ended:
-        if isinstance(result, BaseException):
-            raise result
-    return ended  # type: ignore[return-value]  # there is no exception in it
+    workers = (work() for _ in range(min(limit, len(waiting))))
+    for ended in await asyncio.gather(*workers, return_exceptions=True):
+        if isinstance(ended, BaseException):
+            raise ended
+    return [found[number] for number in range(len(waiting))]
 
 
 # --- inside
@@ -411,7 +418,6 @@ def _part(given: Any) -> Part:
     return Part(
         id=given.id,
         name=given.name,
-        robot=given.robot,
         main=given.main_part,
         address=given.fqdn,
         text=_text(given),

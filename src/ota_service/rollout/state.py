@@ -26,7 +26,6 @@ from ota_service.rollout.gate import Before
 
 Order = Literal["pause", "resume", "abort"]
 MAX_BYTES = 1 << 30
-FORMAT = 1
 
 
 class Record(BaseModel):
@@ -44,7 +43,6 @@ class Record(BaseModel):
 
     name: str
     part: str
-    robot: str
     wave: int
     address: str = ""
     sensor: str = ""
@@ -98,7 +96,6 @@ class Rollout(BaseModel):
     state: policy.RolloutState = "running"
     why: str = ""
     started_at: float
-    changed_at: float
     waves: list[WaveRecord]
     machines: list[Record]
 
