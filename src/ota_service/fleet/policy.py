@@ -107,7 +107,7 @@ ROWS: _Rows = (
     (("confirming", "updating"), ("wider",), None, "line_up",
      "it follows when the session has ended"),
     (("confirming",), ("more",), None, "line_up", "an app that has to confirm itself is let be"),
-    (("checking",), ("more",), None, "line_up", "it runs the new firmware, which is being judged"),
+    (("checking",), ("more", "wider"), None, "line_up", "it runs the new firmware, which is being judged"),
     (("updating",), ("more",), None, "line_up", "the session on the way does not know of it"),
     (WAITS, ("other",), None, "line_up",
      "it follows as soon as the one for the old target has ended"),
