@@ -8,6 +8,7 @@ of its own; minutes take milliseconds.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import pytest
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet.service import FleetService
+from ota_service.fleet.settings import RobotCall
 from tests.prove import images
 from tests.prove.board import quiet
+from tests.prove.cells import Cells
 from tests.prove.groups import NAMES, Scene, phase_of, settled, unfinished, until
 from tests.prove.prover import edits_remembered
 from tests.prove.robot import Fault, Killed, Robot
@@ -288,3 +291,96 @@ def test_a_member_that_is_unplugged_behind_its_switch(tmp_path: Path, for_s: flo
     robot.live(act)
     assert len(set(runs(robot).values())) == 1
     assert unfinished(robot) == []
+
+
+class Word:
+    """A robot that answers its health checks one after the other, and the last answer again."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+
+    async def may_restart(self) -> bool:
+        """Always."""
+        return True
+
+    async def ask(self, call: RobotCall) -> Mapping[str, Any]:
+        """The next answer."""
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer is None:
+            raise LookupError("it is away")
+        return {"well": answer}
+
+
+CHECK = RobotCall("arm", {"check": True}, {"well": True}, timeout_s=5.0)
+STEPS = (("arm",), ("base", "eyes"))
+
+
+@pytest.mark.parametrize(
+    ("answers", "order", "ends"),
+    [
+        ((True,), (NAMES,), "final"),
+        ((True, True, False), (NAMES,), "back"),
+        ((True, True, False), STEPS, "back"),
+        ((True, True, None), (NAMES,), "kept"),
+        ((None,), STEPS, "back"),
+    ],
+)
+def test_the_robot_s_word_counts_for_all_of_a_group(
+    tmp_path: Path, answers: tuple[Any, ...], order: tuple[tuple[str, ...], ...], ends: str
+) -> None:
+    """A no takes all back, and speaks against the firmware. A missing answer does not where all
+    are switched; but no further one is then, so where some are not, those that are go back."""
+    robot = scene(order=order).robot(tmp_path)
+    robot.word = Word(*answers)
+    status = robot.live(to_the_end, health_check=CHECK)
+    assert runs(robot) == (OLD if ends == "back" else NEW)
+    assert unfinished(robot) == []
+    error = status.get("error", {}).get("code")
+    if ends == "final":
+        assert (status["run"]["outcome"], error) == ("succeeded", None)
+    elif ends == "kept":
+        assert error == "check-unanswered"
+        assert [b["good"] for b in status["boards"].values()].count(False) == 1
+    else:
+        assert error == ("stopped" if False in answers else "check-unanswered")
+        assert status["run"]["outcome"] == "failed"
+
+
+def test_an_image_that_raises_a_secure_version_is_no_part_of_a_group(tmp_path: Path) -> None:
+    """There may be no way back from it: it is refused before anything is written to any board."""
+    raises = images._firmware("raises", "rel-2", "1.1.0", 20_000, secure_version=2)
+    robot = scene(GOOD, GOOD, raises).robot(tmp_path)
+    status = robot.live(to_the_end)
+    assert status["error"]["code"] == "manifest-incomplete"
+    assert "eyes: The image's secure version is 2" in status["error"]["message"]
+    assert runs(robot) == OLD
+    assert not any(tick.what.startswith("writing") for tick in robot.ticks)
+
+
+def test_two_groups_that_meet_in_a_step_have_their_own_ends(tmp_path: Path) -> None:
+    """One goes back; the other one, which is whole, stays. Boards of no group come in their
+    step."""
+    robot = scene(GOOD, GOOD, PANICS, order=(("arm", "eyes"), ("base",))).robot(tmp_path)
+    file = tmp_path / "files" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps({**manifest, "together": [["arm"], ["eyes"]]}))
+    status = robot.live(to_the_end)
+    assert runs(robot) == {"arm": NEW["arm"], "base": OLD["base"], "eyes": OLD["eyes"]}
+    assert states(status) == {"arm": "up_to_date", "base": "outdated", "eyes": "rolled_back"}
+    assert unfinished(robot) == []
+
+
+def test_members_that_are_good_already_are_not_touched(tmp_path: Path) -> None:
+    """Of one that is to be updated again, the others stay what they are, forward and back."""
+    robot = scene().robot(tmp_path)
+    robot.live(to_the_end)
+    assert runs(robot) == NEW
+    start = robot.starts["eyes"]
+    robot.cells["eyes"] = Cells(start.contents())  # by somebody else
+    before = {name: robot.cells[name].key() for name in NAMES}
+    status = robot.live(update_now)
+    assert status["run"]["outcome"] == "succeeded"
+    assert runs(robot) == NEW
+    assert {name: robot.cells[name].key() for name in NAMES[:2]} == {
+        name: before[name] for name in NAMES[:2]
+    }

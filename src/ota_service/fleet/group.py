@@ -24,7 +24,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -40,6 +40,7 @@ from ota_service.fleet.orders import Answer, Order, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Permits
 from ota_service.update.plan import require_staged
+from ota_service.update.session import Image
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
@@ -182,13 +183,18 @@ class Group:
 
     async def stage(self) -> bool:
         """Have every member staged, its switch and its way back proven; whether they all are."""
-        todo, failed = self._todo, []
-        staged = self._recall if self.run.purpose == "activate" else self._staged
-        for member, error in zip(todo, await asyncio.gather(*map(staged, todo)), strict=True):
+        todo = self._todo
+        if self.run.purpose == "activate":
+            found = await asyncio.gather(*map(self._recall, todo))
+        else:
+            async with AsyncExitStack() as stack:
+                found = await self._look_ahead(todo, stack)
+                if not any(found):
+                    found = await asyncio.gather(*map(self._staged, todo))
+        for member, error in zip(todo, found, strict=True):
             member.mac = member.board.shown.mac if member.board is not None else None
             member.error = error
-            if error is not None:
-                failed.append(error)
+        failed = [error for error in found if error is not None]
         if self.engine.closing or self.run.is_cancelled:
             self.why = OtaError("cancelled")
             await self._take("end" if self.engine.closing else "cancel")
@@ -203,6 +209,26 @@ class Group:
             self.why = _incomplete(self.named, each)
         await self._take("cancel" if first.code == "cancelled" else "unstaged")
         return False
+
+    async def _look_ahead(
+        self, todo: Sequence[Member], stack: AsyncExitStack
+    ) -> list[OtaError | None]:
+        """Whether an image raises its board's secure version, from which there may be no way back:
+        that is to be known before anything is written. stack: keeps the images."""
+
+        async def look(member: Member) -> OtaError | None:
+            try:
+                had = self.engine.firmwares.had(member.order.target)
+                fetched = await self.run.unless_cancelled(stack.enter_async_context(had))
+            except OtaError as error:
+                return error if error.code == "cancelled" else None  # its staging says so
+            if not fetched.image.descriptor.secure_version:
+                return None
+            answer = await self._ask(member, "plan", fetched.image)
+            code, words = (str(answer.reply.get(key, "")) for key in ("code", "reason"))
+            return OtaError(code, words, board=member.name) if code == "secure-version" else None
+
+        return list(await asyncio.gather(*map(look, todo)))
 
     async def _staged(self, member: Member) -> OtaError | None:
         answer = await self._ask(member, "stage")
@@ -430,15 +456,17 @@ class Group:
             return Place(name, "here", board.shown.port, mac=board.shown.mac)
         return found.get(board, Place(name, "absent", error=OtaError("no-board", board=name)))
 
-    async def _ask(self, member: Member, purpose: Purpose) -> Answer:
+    async def _ask(self, member: Member, purpose: Purpose, image: Image | None = None) -> Answer:
         """One thing of one member."""
         of, board = member.order, member.board
+        if self.state == "staging" and board is not None and board.target.key != of.target.key:
+            return Answer("cancelled", OtaError("cancelled", "Another target was configured."))
         of.place = await self._place(member)
         for name in ("error", "unchecked", *(() if purpose == "stage" else ("staged",))):
             of.report.pop(name, None)
         order = Order(
             purpose, of.target, of.place, f"{of.why}, {purpose} of a group", of.permits,
-            failed=of.failed, report=of.report, whole=True,
+            failed=of.failed, report=of.report, image=image, whole=True,
         )  # fmt: skip
         if board is None:
             return Answer("error", of.place.error)
