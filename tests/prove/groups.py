@@ -284,17 +284,38 @@ def recorded(scene: Scene) -> list[Tick]:
         return list(robot.ticks)
 
 
-def prove_groups(*, quick: bool, part: int = 0, parts: int = 1) -> Tally:
-    """All scenes, cut everywhere; quick: some of it, spread over all of it."""
+def chosen(scene: Scene, made: Sequence[Trial], *, quick: bool) -> list[Trial]:
+    """What is tried of a scene: most of it, spread over all of it; quick: one of each kind."""
+    rng = random.Random(scene.name)
+    if not quick:
+        return rng.sample(made, min(len(made), WHOLE_EACH))
+    kinds = sorted({trial.kind for trial in made})
+    return [rng.choice([trial for trial in made if trial.kind == kind]) for kind in kinds]
+
+
+def prove_groups(part: int, parts: int, *, quick: bool) -> Tally:
+    """One part of all that is tried; quick: of one scene."""
     tally = Tally()
     with edits_remembered():
-        for scene in SCENES:
+        for scene in QUICK_SCENES if quick else SCENES:
             made = trials(scene, recorded(scene))
-            if quick:
-                made = random.Random(scene.name).sample(made, QUICK_EACH)
-            for trial in made[part::parts]:
+            for trial in chosen(scene, made, quick=quick)[part::parts]:
                 tally.merge(prove_group(trial))
     return tally
 
 
-QUICK_EACH = 3
+def again(name: str) -> Tally:
+    """A trial once more, by its name. Raises LookupError."""
+    called = name.removeprefix("group/").partition("@")[0]
+    scene = next((one for one in SCENES if one.name == called), None)
+    if scene is None:
+        raise LookupError(f"no scene is called {called}")
+    with edits_remembered():
+        made = {trial.name: trial for trial in trials(scene, recorded(scene))}
+        if name not in made:
+            raise LookupError(f"no trial is called {name}")
+        return prove_group(made[name])
+
+
+WHOLE_EACH = 250
+QUICK_SCENES = (SCENES[5],)
