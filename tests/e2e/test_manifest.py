@@ -177,7 +177,9 @@ async def test_what_is_no_manifest_of_this_version_is_said(tmp_path: Path) -> No
     async with Rig.start(tmp_path, boards) as rig:
         entry = {"url": "x.bin", "sha256": "12"}
         bad = {"format": 1, "version": "2.0", "images": {"motor": entry}}
+        other: dict[str, Any] = {"sha256": "0" * 64}
         for path, file, code, words in (
+            ("/0.json", bad, "digest-mismatch", "The file's SHA-256 is"),
             ("/1.json", bad, "manifest-invalid", "images.motor.sha256: must be 64 hex digits"),
             ("/2", {"name": "x", "builds": []}, "not-an-image", "manifest of ESP Web Tools"),
             ("/3?x=1", {**bad, "images": {"motor": {**entry, "sha256": "0" * 64}}, "version": "9"},
@@ -185,7 +187,8 @@ async def test_what_is_no_manifest_of_this_version_is_said(tmp_path: Path) -> No
         ):  # fmt: skip
             rig.server.put(path.partition("?")[0], json.dumps(file).encode())
             before = await rig.run_id()
-            await rig.configure(url=rig.server.url(path), version="2.0")
+            await rig.configure(url=rig.server.url(path), version="2.0", **other)
+            other = {}
             status = await rig.next_run(before)
             assert status["error"]["code"] == code, status
             assert words in status["error"]["message"]

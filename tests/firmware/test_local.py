@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from esp32_sim.images import build_app
 from ota_service.errors import OtaError
+from ota_service.firmware.check import IsManifest
 from ota_service.firmware.failures import NotThere
 from ota_service.firmware.local import find_file, read_firmware
 from ota_service.firmware.supply import Supply
@@ -112,6 +115,24 @@ def test_a_file_that_is_written_meanwhile_is_read_again(
 
     monkeypatch.setattr("ota_service.firmware.files.os.fstat", written_after)
     assert read_firmware(path, 1 << 20)[0] == OTHER
+
+
+async def test_a_folder_with_a_manifest_has_its_images_beside_it(tmp_path: Path) -> None:
+    """As a package of Viam has; also where the manifest itself is named, and has another name."""
+    folder = make(tmp_path / "package", "app.bin", "other.bin")
+    entry = {"url": "app.bin", "sha256": hashlib.sha256(APP).hexdigest()}
+    made = json.dumps({"format": 1, "version": "1.0", "images": {"demo": entry}})
+    supply = Supply(tmp_path / "cache")
+    for name, place in (("manifest.json", folder), ("robot", folder / "robot")):
+        (folder / name).write_text(made)
+        target = Target(str(place), "1.0")
+        with pytest.raises(IsManifest) as caught:
+            await supply.get(target)
+        found = caught.value.found
+        assert found.place == str(folder / name)
+        image = found.manifest.targets(replace(target, url=found.place))["demo"]
+        assert image.url == str(folder / "app.bin")
+        assert (await supply.get(image)).data == APP
 
 
 async def test_a_path_is_read_and_read_again_where_it_changed(tmp_path: Path) -> None:

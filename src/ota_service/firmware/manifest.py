@@ -165,6 +165,11 @@ class Manifest(_Strict):
         rest = tuple(name for name in self.images if name not in named)
         return (*map(tuple, self.order), *([rest] if rest else []))
 
+    @property
+    def binds(self) -> bool:
+        """Whether boards wait for others: there are steps, or groups."""
+        return len(self.steps) > 1 or bool(self.together)
+
     def blocks(self) -> tuple[Block, ...]:
         """The steps, those that a group spans in one block."""
         steps = self.steps

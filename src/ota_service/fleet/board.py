@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from ota_service.errors import OtaError
+from ota_service.firmware.check import IsManifest
 from ota_service.firmware.target import Target
 from ota_service.fleet import endings, policy
 from ota_service.fleet.around import Around
@@ -782,6 +783,9 @@ class Board:
     def _log_end(self, update: Order, answer: Answer) -> None:
         """One line: what came of it, from what to what, how long it took, confirmed or why not."""
         about, report = self.shown, update.report
+        pinned = about.entry is not None and about.entry.is_pinned
+        if isinstance(answer.error, IsManifest) and not pinned:
+            return  # it is no end: the run goes on by the manifest
         words = report["outcome"].replace("_", " ")
         if "staged" in report:
             words += ', "{version}" is staged in {slot}'.format_map(report["staged"])

@@ -36,7 +36,7 @@ from ota_service.fleet import group_policy, policy
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.group_policy import GROUP, Event, Fate, State
 from ota_service.fleet.journal_rows import BroughtRecord, GroupPhase, GroupRecord, StagedRecord
-from ota_service.fleet.orders import Answer, Order, Purpose
+from ota_service.fleet.orders import Answer, End, Order, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Permits
 from ota_service.update.plan import require_staged
@@ -59,7 +59,7 @@ class Member:
 
     board None: the service has it no more. step: of the block, from 0. before: it was good before
     the run, and is not touched. switch: what is asked of it in its step. fate, error: what came of
-    that. owed: why it could not be taken back.
+    that, or of its staging. end: of that. owed: why it could not be taken back.
     """
 
     name: str
@@ -72,6 +72,7 @@ class Member:
     switch: Purpose = "activate"
     fate: Fate | None = None
     error: OtaError | None = None
+    end: End = "error"
     owed: OtaError | None = None
 
 
@@ -202,7 +203,8 @@ class Group:
         if not failed:
             return True
         first = next((error for error in failed if error.code != "cancelled"), failed[0])
-        if first.code in ("cancelled", "stopped"):
+        ends = {member.end for member in todo if member.error is not None}
+        if first.code in ("cancelled", "stopped") or ends == {"no-firmware"}:
             self.why = first
         else:
             each = [f"{m.name}: {m.error.message}" for m in todo if m.error is not None]
@@ -233,6 +235,7 @@ class Group:
     async def _staged(self, member: Member) -> OtaError | None:
         answer = await self._ask(member, "stage")
         if answer.end != "done":
+            member.end = answer.end
             return answer.error or OtaError("cancelled", board=member.name)
         if "staged" not in member.order.report:
             # It runs the target's firmware already: if need be its start is watched.
@@ -606,7 +609,7 @@ class Group:
         if error is None or error.code == "cancelled":
             return Answer("cancelled", error or OtaError("cancelled"))
         if self.state == "not_begun" and member.error is not None:
-            return Answer("error", member.error)
+            return Answer(member.end, member.error)
         return Answer("stopped", error)
 
 
@@ -662,6 +665,9 @@ def _groups(run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs])
 async def _go(
     run: Run, groups: Sequence[Group], block: Block, orders: Mapping[str, Pairs], alone: Alone
 ) -> OtaError | None:
+    members = [member for group in groups for member in group.members]
+    pairs = [(m.order, m.board) for m in members if m.board and not m.order.answer.done()]
+    await run.renew(groups[0].engine, pairs)
     ready = all([await group.complete() for group in groups])
     ready = ready and all(await asyncio.gather(*(group.stage() for group in groups)))
     for group in groups if ready else ():

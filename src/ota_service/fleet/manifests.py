@@ -20,7 +20,6 @@ from ota_service.firmware.target import Target
 from ota_service.fleet import policy, steps
 from ota_service.fleet.assignment import expected_s
 from ota_service.fleet.orders import SWITCHES, Order, Purpose
-from ota_service.fleet.policy import Spared
 from ota_service.fleet.sight import Sight
 from ota_service.fleet.steps import Course, Pair, Pairs
 
@@ -51,10 +50,13 @@ async def go(run: Run, engine: Engine, pairs: Pairs) -> None:
 async def _here(run: Run, engine: Engine, pairs: Pairs) -> None:
     if not pairs:
         return
-    base, found = engine.settings.target, None
+    base = engine.settings.target
     try:
-        found = await run.unless_cancelled(_known(run, engine, pairs))
+        found = await run.unless_cancelled(_known(run, engine, base, pairs))
         if found is None:
+            _require_current(run, engine, base)
+            if any(order.target.key != board.target.key for order, board in pairs):
+                pairs = await run.prepare(engine, {board: order.place for order, board in pairs})
             answers = await asyncio.gather(*(run.ask(engine, *pair) for pair in pairs))
             errors = [answer.error for answer in answers]
             found = next((one.found for one in errors if isinstance(one, IsManifest)), None)
@@ -72,13 +74,13 @@ async def _give_up(run: Run, engine: Engine, pairs: Pairs, why: OtaError) -> Non
             await run.give_up(engine, order, board, why, "no-firmware")
 
 
-async def _known(run: Run, engine: Engine, pairs: Pairs) -> ManifestFile | None:
+async def _known(run: Run, engine: Engine, target: Target, pairs: Pairs) -> ManifestFile | None:
     """The manifest, where it is one for all that is known; None: the boards ask for the image.
 
     What happens by itself goes by the one that was kept, without the network; what a person asks
     for, by what the url gives now.
     """
-    target, firmwares = engine.settings.target, engine.firmwares
+    firmwares = engine.firmwares
     kept = await firmwares.kept(target)
     if kept is None:
         unasked = all(order.spared is not None for order, _ in pairs)
@@ -107,8 +109,7 @@ async def _by_manifest(
 ) -> None:
     """Each board its image, step by step."""
     manifest, roster = found.manifest, engine.roster
-    whole = len(manifest.steps) > 1 or bool(manifest.together)
-    if whole and not run.by_person:
+    if manifest.binds and not run.by_person:
         pairs = [*pairs, *await _all_others(run, engine)]
     await steps.heard(board for _, board in pairs)  # what the journal knows of them
     _require_current(run, engine, base)
@@ -123,19 +124,16 @@ async def _by_manifest(
             if error is not None and board.shown.name not in assignment.images:
                 assignment.problems[board.shown.name] = error
     run.course = Course(assignment)
+    gets = ", ".join(f"{name}: {image}" for name, image in assignment.images.items())
+    engine.log.info('manifest "%s": %s', manifest.version, gets or "no board gets anything")
     if assignment.notice is not None:
         engine.log.warning("%s", assignment.notice)
     fresh = await run.prepare(engine, {board: order.place for order, board in open_})
-    for order, board in fresh:
-        if whole and order.spared == Spared("up_to_date") and board.shown.confirmed is None:
-            order.spared = None  # others wait for it, so its start has to be seen
     orders: dict[str, list[Pair]] = {}
     for pair in [*fresh, *(pair for pair in pairs if pair not in open_)]:
         order, board = pair
         name = board.shown.name
         image, problem = assignment.images.get(name), assignment.problems.get(name)
-        if run.leaves_out(board) and not order.answer.done():
-            await run.give_up(engine, order, board, OtaError("cancelled"))
         if image is not None:
             orders.setdefault(image, []).append(pair)
         elif not order.answer.done():
@@ -146,11 +144,19 @@ async def _by_manifest(
     await run.note_course(engine)
     if run.purpose in SWITCHES:
         await steps.go(run, engine, manifest.blocks(), orders)
+        await _doubt(engine, base, [pair for some in orders.values() for pair in some])
         return
     asked = [pair for some in orders.values() for pair in some]
     await asyncio.gather(*(run.ask(engine, *pair) for pair in asked))
     if run.purpose == "plan":
         await _tell_more(run, engine, asked)
+
+
+async def _doubt(engine: Engine, base: Target, pairs: Pairs) -> None:
+    """A manifest whose images cannot be had is no good one: what follows asks for it anew."""
+    answers = [order.answer.result() for order, _ in pairs]
+    if any(one.end == "no-firmware" and not isinstance(one.error, GaveUp) for one in answers):
+        await asyncio.to_thread(engine.firmwares.forget_kept, base)
 
 
 def _require_current(run: Run, engine: Engine, base: Target) -> None:
@@ -171,18 +177,21 @@ def _is_open(order: Order) -> bool:
 
 async def _look(run: Run, engine: Engine, order: Order, board: Board) -> OtaError | None:
     """Find out what runs on a board of which nothing is known; why not, where that fails."""
+    error: OtaError | None = None
     while not (run.is_cancelled or run.leaves_out(board)):
         look = Order("version", board.target, order.place, f"{run.trigger}, look", run.permits)
         board.order(look)
-        error = (await look.answer).error
-        if error is None or error.code not in policy.HINDRANCES:
+        before, error = error, (await look.answer).error
+        waits = error if error is not None and error.code in policy.HINDRANCES else None
+        if before is not waits:
+            board.post(partial(_waits, error=waits))
+        if waits is None:
             return error
-        board.post(partial(_waits, error=error))
         await asyncio.sleep(policy.HELD_POLL_S)
     return OtaError("cancelled")
 
 
-def _waits(sight: Sight, error: OtaError) -> None:
+def _waits(sight: Sight, error: OtaError | None) -> None:
     sight.about.error = error
 
 

@@ -122,6 +122,7 @@ class Run:
     def covers(self, names: Sequence[str] | None, permits: Permits, purpose: Purpose) -> bool:
         """Whether it is still doing, for each of these boards, all that is asked for."""
         over = self.done.is_set() or self._cancelled.is_set()
+        over = over or bool(self._left_out and (names is None or self._left_out & set(names)))
         does_it = purpose == self.purpose or (purpose, self.purpose) == ("stage", "update")
         if not does_it or over or self.permits | permits != self.permits:
             return False
@@ -202,8 +203,8 @@ class Run:
 
     async def prepare(self, engine: Engine, found: Mapping[Board, Place]) -> list[Pair]:
         """Orders to boards, which are theirs in the run from now on, asked of nobody yet."""
-        known = await engine.journaled(partial(self._recall, engine, found))
         why = f"{self.trigger}, {self.purpose}" if self.purpose != "update" else self.trigger
+        known = await engine.journaled(partial(self._recall, engine, found))
         pairs = []
         for (board, place), (failed, why_not) in zip(found.items(), known, strict=True):
             order = Order(
@@ -212,6 +213,22 @@ class Run:
             self.orders[board.shown.name] = pair = (order, board)
             pairs.append(pair)
         return pairs
+
+    async def renew(self, engine: Engine, pairs: Sequence[Pair]) -> None:
+        """What is known by now of boards that were not asked yet: where they are, and why they need
+        no session."""
+        names = [board.shown.name for _, board in pairs]
+        places = await engine.roster.find(
+            names, self.permits, probe=False, by_person=self.by_person
+        )
+        # What was found by probing is not known to be there by anything else yet.
+        found = {
+            board: order.place if self.probe else places.get(board, order.place)
+            for order, board in pairs
+        }
+        known = await engine.journaled(partial(self._recall, engine, found))
+        for (order, board), (failed, why_not) in zip(pairs, known, strict=True):
+            order.place, order.failed, order.spared = found[board], failed, why_not
 
     def _recall(
         self, engine: Engine, found: Mapping[Board, Place]
@@ -228,11 +245,11 @@ class Run:
                 staged = memory.staged(seen.mac, board.target.key)
                 board.from_thread(partial(Sight.remember, record=seen, staged=staged))
             record = memory.journal.attempt(place.mac, board.target.key)
+            as_last_read = stands_in(place, memory, board.target.version)
+            if self.course is not None and self.course.assignment.manifest.binds:
+                as_last_read = as_last_read and board.shown.confirmed is not None
             why_not = spared(
-                record,
-                by_person=self.by_person,
-                as_last_read=stands_in(place, memory, board.target.version),
-                board=board.shown.name,
+                record, by_person=self.by_person, as_last_read=as_last_read, board=board.shown.name
             )
             known.append((record.failed, why_not if self.purpose in UPDATES else None))
         return known
@@ -269,9 +286,14 @@ class Run:
         if order.answer.done():
             return order.answer.result()
         try:
+            if self.purpose in manifests.BY_MANIFEST and board.target.key != order.target.key:
+                raise OtaError("cancelled", "Another target was configured.")
+            if self.leaves_out(board):
+                raise OtaError("cancelled")
             answer = await self._answer(engine, order, board)
         except OtaError as error:
-            answer = Answer("error", error, refusal(self.purpose, error))
+            end: End = "cancelled" if error.code == "cancelled" else "error"
+            answer = Answer(end, error, refusal(self.purpose, error))
             order.report |= {"error": error.to_dict(), "outcome": board.shown.state}
             order.give(answer)
         if not isinstance(answer.error, IsManifest) or not manifests.concerns(self, board):

@@ -116,6 +116,7 @@ async def _alone(run: Run, engine: Engine, step: Sequence[str], pairs: Pairs) ->
     assert run.course is not None
     run.course.at(step)
     await run.note_course(engine)
+    await run.renew(engine, [pair for pair in pairs if not pair[0].answer.done()])
     await asyncio.gather(*(run.ask(engine, order, board) for order, board in pairs))
     return why_not_further(run, engine, pairs)
 

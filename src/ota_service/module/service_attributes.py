@@ -200,9 +200,7 @@ class ServiceConfig(Strict):
         description="The tag of that firmware, 1 to 128 bytes of UTF-8. It is stored in the "
         "boards' NVS."
     )
-    sha256: Digest = Field(
-        None, description="64 hex digits. Another file at the url is refused."
-    )
+    sha256: Digest = Field(None, description="64 hex digits. Another file at the url is refused.")
     headers: RequestHeaders = Field(
         None,
         repr=False,

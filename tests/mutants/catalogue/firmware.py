@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
+MANIFEST = "tests/firmware/test_manifest.py"
 SUPPLY = "tests/firmware/test_supply.py"
 ODD_SERVERS = "tests/firmware/test_odd_servers.py"
 GUARD = "tests/dashboard/test_guard.py"
@@ -107,5 +108,40 @@ MUTANTS = (
         "if max(status.st_size, len(data)) > max_bytes:",
         "if status.st_size > max_bytes:",
         "tests/cli/test_odd_files.py",
+    ),
+    Mutant(
+        "what opens one server is sent to another one",
+        "firmware/manifest.py",
+        "== (parts.scheme, parts.hostname, parts.port):",
+        "!= (parts.scheme, '', parts.port):",
+        f"{MANIFEST}::test_where_an_image_is",
+    ),
+    Mutant(
+        "a step beside a group does not wait for it",
+        "firmware/manifest.py",
+        "*(end for begin, end in spans if begin <= last <= end)])",
+        "*(end for begin, end in spans if begin == first <= end)])",
+        f"{MANIFEST}::test_groups_make_blocks_of_the_steps_they_span",
+    ),
+    Mutant(
+        "a key that stands twice is taken as it stands last",
+        "firmware/manifest.py",
+        "        if key in made:\n            raise",
+        "        if key is made:\n            raise",
+        f"{MANIFEST}::test_what_is_wrong_is_named_by_its_path",
+    ),
+    Mutant(
+        "an image goes to boards of another chip",
+        "firmware/manifest.py",
+        "self.chip is not None and same_chip(self.chip, chip)",
+        "self.chip is not None",
+        f"{MANIFEST}::test_what_is_left_out_the_images_say",
+    ),
+    Mutant(
+        "of two images that fit a board it gets the first",
+        "fleet/assignment.py",
+        "if len(fits) == 1:",
+        "if fits:",
+        "tests/fleet/test_assignment.py::test_an_image_goes_to_boards_of_its_project_and_chip",
     ),
 )
