@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ota_service.errors import OtaError
+from ota_service.fleet.settings import RobotCall
 from ota_service.link.resets import ResetPins
 from ota_service.module.config import parse_config
 from ota_service.module.service_attributes import ServiceConfig
 
 GOOD: dict[str, Any] = {"url": "http://10.0.0.5:3001/app.bin", "version": "1.2.3"}
 MAC = "24:0a:c4:12:34:56"
+CALL: dict[str, Any] = {"resource": "arm", "command": {"do": "x"}}
 
 
 def refusal(attributes: dict[str, Any]) -> list[str]:
@@ -177,11 +179,51 @@ def test_the_length_of_a_version_counts_bytes() -> None:
         ({"boards": [{"name": "a", "mac": MAC, "version": "x" * 129}]}, "boards[0].version: 129"),
         ({"allow_restart": "door"}, "allow_restart: must be an object"),
         ({"allow_restart": {"sensor": "d", "key": ""}}, "allow_restart.key: is empty"),
+        (
+            {"before_restart": "arm"},
+            'before_restart: must be an object, such as {"resource": "arm"',
+        ),
+        ({"before_restart": {"resource": "arm"}}, "before_restart.command: must be an object"),
+        ({"health_check": CALL | {"timeout_s": 0}}, "health_check.timeout_s: 0 is out of range"),
+        (
+            {"health_check": CALL | {"expect": {"a": [{"b": None}]}}},
+            "health_check.expect: holds null",
+        ),
+        (
+            {"health_check": CALL | {"on_no_answer": "off"}},
+            'on_no_answer: must be "stay" or "back"',
+        ),
+        (
+            {"after_restart": CALL | {"on_no_answer": "back"}},
+            "after_restart.on_no_answer: is no att",
+        ),
+        (own(after_restart=CALL | {"resource": ""}), "boards[0].after_restart.resource: is empty"),
+        (own(health_check=CALL | {"want": 1}), "boards[0].health_check.want: is no attribute here"),
     ],
 )
 def test_a_fault_is_named_in_words(attributes: dict[str, Any], words: str) -> None:
     """Each fault names its attribute, what is wrong, and what would be right."""
     assert words in fault(**attributes)
+
+
+def test_a_board_s_own_calls_and_the_service_s(tmp_path: Path) -> None:
+    """Each has its default for how long it may take; all resources are named once, by their short
+    names."""
+    calls = {"before_restart": CALL, "health_check": CALL | {"expect": {"ok": True}}}
+    leg = {"resource": "rdk:component:motor/leg", "command": {"do": 1.0}}
+    board = {"name": "a", "mac": MAC, "health_check": leg | {"on_no_answer": "back"}}
+    sensor = {"sensor": "rdk:component:sensor/arm", "key": "k"}
+    config = parse_config(GOOD | calls | {"boards": [board], "allow_restart": sensor})
+    assert config.resources == ["arm", "leg"]
+    made = config.settings("OTA", state_dir=tmp_path, cache_dir=tmp_path)
+    assert made.before_restart == RobotCall("arm", {"do": "x"}, None, 30.0)
+    assert made.after_restart is None
+    assert made.health_check == RobotCall("arm", {"do": "x"}, {"ok": True}, 120.0)
+    assert made.boards is not None
+    one = made.of(made.boards[0])
+    assert one.before_restart == made.before_restart
+    check = RobotCall("rdk:component:motor/leg", {"do": 1.0}, None, 120.0, "back")
+    assert one.health_check == check
 
 
 def test_numbers_arrive_as_floats() -> None:

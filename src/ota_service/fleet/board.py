@@ -604,9 +604,9 @@ class Board:
             await self._finish(message)
             return
         self._over()
-        self._tested = end
         # For the next process, too, where this one dies meanwhile.
-        await self._conclude(update, end)
+        await self._conclude(update, end.outcome, update.target.key)
+        self._tested = end
         about.state, about.error, about.unchecked = "updating", None, True
         self._sight.at_work = update
         self._sight.phase("checking", time.monotonic())
@@ -649,7 +649,7 @@ class Board:
         end, said = self._tested, message.value
         assert end is not None
         assert isinstance(end.outcome, Outcome)
-        outcome = replace(end.outcome, error=_unanswered(said.words))
+        outcome = replace(end.outcome, error=_unanswered(self.shown.name, said.words))
         await self._finish(replace(message, value=replace(end, outcome=outcome)))
 
     # --- actions: an update's end
@@ -667,11 +667,16 @@ class Board:
         self._over()
         self._exclusive = None  # its own way back
         about.attempts = end.failed
-        same = self._concerns(update) == update.target.key
+        of = self._concerns(update)
+        same = of == update.target.key
         of_image = same and (update.plan is None or update.plan.of_image)
         if end.outcome is not None:
             of_image = same and end.outcome.of_image
-            error = await self._conclude(update, end)
+            if self._tested is None:
+                error = await self._conclude(update, end.outcome, of)
+            else:  # noted when the robot began to be asked
+                about.state, about.error = "up_to_date", end.outcome.error
+                error = about.error
             if not same and end.outcome.end in ("up_to_date", "rolled_back"):
                 about.state, about.error, error = "unknown", None, self._why
                 if error is None:
@@ -681,6 +686,17 @@ class Board:
             error = end.error
             self._sight.error(error)
         await self._end_as(message, error, of_image=of_image)
+
+    async def _conclude(self, update: Order, outcome: Outcome, of: str) -> OtaError | None:
+        """What a session came to, into the journal and what is shown. of: the key of the target
+        that it was about."""
+        fetched, sight, around = self._fetched, self._sight, self._around
+        image = fetched.image if isinstance(fetched, Fetched) else None
+        if update.purpose == "stage":
+            assert image is not None
+            return await endings.staged(sight, around, update, outcome, image)
+        firmware = image or self.shown.staged if of == update.target.key else None
+        return await endings.updated(sight, around, update, outcome, firmware, of)
 
     async def _end_as(self, message: Message, error: OtaError | None, *, of_image: bool) -> None:
         update, about = self._under_way, self.shown
@@ -705,18 +721,6 @@ class Board:
         """The key of the target that its session was about: perhaps the one before."""
         awaited = self._job.confirm if self._job is not None else None
         return awaited.target if awaited is not None and awaited.target else update.target.key
-
-    async def _conclude(self, update: Order, end: SessionEnd) -> OtaError | None:
-        """What its session came to, into the journal and into what is shown; the error, if any."""
-        sight, around, fetched = self._sight, self._around, self._fetched
-        of = self._concerns(update)
-        assert isinstance(end.outcome, Outcome)
-        image = fetched.image if isinstance(fetched, Fetched) else None
-        if update.purpose == "stage":
-            assert image is not None
-            return await endings.staged(sight, around, update, end.outcome, image)
-        firmware = image or self.shown.staged if of == update.target.key else None
-        return await endings.updated(sight, around, update, end.outcome, firmware, of)
 
     async def _start_over(self, update: Order) -> None:
         """What the board was left alone for was of the target before; now for this one."""
@@ -745,7 +749,7 @@ class Board:
         if self._tested is not None:
             self._over()
             about.state = "up_to_date"
-            about.error = _unanswered("it was not asked to the end")
+            about.error = _unanswered(about.name, "it was not asked to the end")
             update.report["unchecked"] = True
         elif message.event == "awaits" or about.state == "awaiting_confirmation":
             about.state = "awaiting_confirmation"
@@ -997,9 +1001,10 @@ def _order(message: Message) -> Order:
     return message.order
 
 
-def _unanswered(words: str) -> OtaError:
-    """That the robot has not said whether what runs works."""
-    return OtaError("check-unanswered", f"The robot's health check was not answered ({words}).")
+def _unanswered(board: str, words: str) -> OtaError:
+    """That the robot has not said whether what runs on a board works."""
+    message = f"The robot's health check was not answered ({words})."
+    return OtaError("check-unanswered", message, board=board)
 
 
 def _slower(job: Job, error: OtaError | None) -> Job:

@@ -321,8 +321,12 @@ class Memory:
         )
 
     def checked(self, mac: str) -> None:
-        """The robot has said that what runs works, or is not asked any more."""
-        self.journal.update_board(mac, unchecked=False)
+        """The robot has said that what runs works, or is not asked any more: what was seen of its
+        start counts now."""
+        board = self.journal.update_board(mac, unchecked=False)
+        slot = self.journal.get(SlotRecord, mac=mac, slot=board.slot)
+        if board.confirmed and slot is not None and slot.sha256 is not None:
+            self.journal.confirm_firmware(slot.sha256)
 
     # --- attempts
 
