@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from ota_service.errors import ERRORS
 from ota_service.firmware.manifest import ImageEntry, Manifest
-from ota_service.fleet import policy
+from ota_service.fleet import group_policy, policy
 from ota_service.module.discovery import DiscoveryAttributes, ProbeArguments
 from ota_service.module.sensor import SensorAttributes
 from ota_service.module.service_attributes import BoardConfig, HealthCheckConfig, ServiceConfig
@@ -177,6 +177,16 @@ def firmware_policy() -> str:
     )
 
 
+def group_policy_rows() -> str:
+    """The rows of the table of a group."""
+    head = "| In | When | Then | It does | Why |\n|---|---|---|---|---|\n"
+    return head + "".join(
+        f"| {_words(states)} | {_words(events)} | {f'`{state}`' if state else 'stays'} "
+        f"| {action.replace('_', ' ')} | {why} |\n"
+        for states, events, state, action, why in group_policy.ROWS
+    )
+
+
 def _words(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
@@ -184,6 +194,7 @@ def _words(names: Iterable[str]) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "board-policy": board_policy,
     "firmware-policy": firmware_policy,
+    "group-policy": group_policy_rows,
     "errors": errors,
     "frequent-errors": frequent_errors,
     "manifest-fields": lambda: table(Manifest),

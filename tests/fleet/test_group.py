@@ -109,6 +109,9 @@ def test_one_that_does_not_start_takes_all_back(
     assert (status["run"]["outcome"], status["error"]["code"]) == ("failed", "stopped")
     assert "eyes" in status["error"]["message"]
     assert unfinished(robot) == []
+    back = [tick.who for tick in robot.ticks if tick.what.startswith("rolling_back")]
+    switched = ["eyes"] if order[0] == ("eyes",) else ["eyes", "base", "arm"]
+    assert list(dict.fromkeys(back)) == switched
 
     async def again(service: FleetService, robot: Robot) -> dict[str, Any]:
         status = await to_the_end(service, robot)
@@ -228,9 +231,7 @@ def killed_in(robot: Robot, phase: str) -> None:
 
 
 @pytest.mark.parametrize("phase", ["switching", "going_back"])
-def test_a_process_with_another_target_finishes_what_the_journal_says_first(
-    tmp_path: Path, phase: str
-) -> None:
+def test_another_process_first_finishes_what_the_journal_says(tmp_path: Path, phase: str) -> None:
     """The configuration was changed while the module was down, in the middle of a switch."""
     last = GOOD if phase == "switching" else PANICS
     robot = scene(GOOD, GOOD, last, order=(NAMES[:2], NAMES[2:])).robot(tmp_path)
@@ -279,6 +280,7 @@ def test_a_member_that_is_unplugged_behind_its_switch(tmp_path: Path, for_s: flo
     async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
         status = await to_the_end(service, robot)
         if not for_s:
+            assert status["error"]["code"] == "link-lost"
             assert "base" in status["error"]["message"]
             assert {name: robot.generation(name) for name in ("arm", "eyes")} == {
                 name: OLD[name] for name in ("arm", "eyes")
@@ -289,7 +291,7 @@ def test_a_member_that_is_unplugged_behind_its_switch(tmp_path: Path, for_s: flo
         return await to_the_end(service, robot)
 
     robot.live(act)
-    assert len(set(runs(robot).values())) == 1
+    assert runs(robot) == (NEW if for_s else OLD)
     assert unfinished(robot) == []
 
 
@@ -384,3 +386,47 @@ def test_members_that_are_good_already_are_not_touched(tmp_path: Path) -> None:
     assert {name: robot.cells[name].key() for name in NAMES[:2]} == {
         name: before[name] for name in NAMES[:2]
     }
+
+
+@pytest.mark.parametrize("order", [(NAMES,), STEPS])
+@pytest.mark.parametrize("last", [GOOD, PANICS])
+def test_a_group_is_staged_by_night_and_activated_as_a_whole(
+    tmp_path: Path, order: tuple[tuple[str, ...], ...], last: images.Firmware
+) -> None:
+    """By its verbs: what is staged changes nothing; an activation needs no server, goes forward or
+    back as an update does, and begins nothing where a member is not staged."""
+    robot = scene(GOOD, GOOD, last, order=order).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        await service.command("stage", {"boards": ["arm", "base"], "wait_s": 60.0})
+        await service.command("activate", {"wait_s": 60.0})
+        assert service.status()["error"]["code"] == "manifest-incomplete"
+        assert "eyes: Nothing is staged" in service.status()["error"]["message"]
+        await service.command("stage", {"wait_s": 60.0})
+        assert runs(robot) == OLD
+        assert all("staged" in board for board in service.status()["boards"].values())
+        for name in NAMES:
+            (tmp_path / "files" / f"{name}.bin").unlink()
+        await service.command("activate", {"wait_s": 60.0})
+        return await to_the_end(service, robot)
+
+    status = robot.live(act, auto_update=False)
+    assert runs(robot) == (NEW if last is GOOD else OLD)
+    assert status["run"]["outcome"] == ("succeeded" if last is GOOD else "failed")
+    assert unfinished(robot) == []
+
+
+def test_one_that_fails_stops_the_others_on_their_way(tmp_path: Path) -> None:
+    """One that is before its switch keeps what it has; one that waits for its app's word is not
+    waited for."""
+    robot = scene(PANICS, SHY, SHY, rollback=True).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> float:
+        await until(service, lambda now: phase_of(now) == "going_back")
+        began_s = robot.now_s()
+        await to_the_end(service, robot)
+        return robot.now_s() - began_s
+
+    lasted_s = robot.live(act)
+    assert runs(robot) == OLD
+    assert lasted_s < 45  # apps have 60 s to confirm themselves

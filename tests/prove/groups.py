@@ -166,16 +166,20 @@ def unfinished(robot: Robot) -> list[str]:
 
 @dataclass(frozen=True)
 class Trial:
-    """A scene's life with faults. kind: the row of the table."""
+    """A scene's life with faults, and with others if another one has to follow. kind: the row of
+    the table."""
 
     scene: Scene
     kind: str
     faults: tuple[Fault, ...]
+    then: tuple[Fault, ...] = ()
 
     @property
     def name(self) -> str:
         """For people, and for `CASE=`."""
-        return f"group/{self.scene.name}@" + "+".join(f"{f.tick}:{f.how}" for f in self.faults)
+        lives = (self.faults, self.then) if self.then else (self.faults,)
+        told = "/".join("+".join(f"{f.tick}:{f.how}" for f in faults) for faults in lives)
+        return f"group/{self.scene.name}@{told}"
 
 
 def trials(scene: Scene, recorded: Sequence[Tick]) -> list[Trial]:
@@ -197,7 +201,17 @@ def trials(scene: Scene, recorded: Sequence[Tick]) -> list[Trial]:
                 Trial(scene, "a member's plug", (Fault(number, "unplug", 20.0),)),
                 Trial(scene, "a member's plug, for long", (Fault(number, "unplug"),)),
             ]
-    return [*made, *_of_two(scene, recorded)]
+    return [*made, *_of_two(scene, recorded), *_twice(scene, recorded)]
+
+
+def _twice(scene: Scene, recorded: Sequence[Tick]) -> Iterator[Trial]:
+    """The process dies, and the next one as well, or a member is lost to that."""
+    rng = random.Random(scene.name)
+    behind = [n for n, one in enumerate(recorded, 1) if not one.what.startswith("writing")]
+    for _ in range(TWICE):
+        how = rng.choice(("kill", "power", "unplug"))
+        then = Fault(rng.randrange(1, 120), how, rng.choice((0.0, 20.0)))
+        yield Trial(scene, "twice", (Fault(rng.choice(behind), "kill"),), (then,))
 
 
 def _of_two(scene: Scene, recorded: Sequence[Tick]) -> Iterator[Trial]:
@@ -228,9 +242,10 @@ def prove_group(trial: Trial) -> Tally:
         try:
             robot.faults = trial.faults
             lived = robot.live_apart(trial.scene.act)
-            if robot.dead:
-                robot.faults = ()
-                lived = robot.live_apart(trial.scene.act)
+            for faults in (trial.then, ()):
+                if robot.dead:
+                    robot.faults = faults
+                    lived = robot.live_apart(trial.scene.act)
             problems += _half(trial.scene, lived.without)
             problems += _half(trial.scene, {name: robot.generation(name) for name in NAMES})
             if phases := unfinished(robot):
@@ -269,6 +284,7 @@ SCENES = (
     Scene("cancelled", (images.NEW, images.NEW, images.SHY), rollback=True, cancel_at="confirming"),
 )
 SLOT_STRIDE = 25
+TWICE = 60
 ACTIVATES = frozenset({"switching", "recording"})
 
 

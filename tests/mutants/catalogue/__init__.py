@@ -7,7 +7,18 @@ report. Where code changes, its mutants change with it (`test_mutants.py` says w
 
 from __future__ import annotations
 
-from tests.mutants.catalogue import boot, firmware, formats, kept, link, nvs, tables, trust, update
+from tests.mutants.catalogue import (
+    boot,
+    firmware,
+    formats,
+    groups,
+    kept,
+    link,
+    nvs,
+    tables,
+    trust,
+    update,
+)
 from tests.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -20,4 +31,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *link.MUTANTS,
     *firmware.MUTANTS,
     *trust.MUTANTS,
+    *groups.MUTANTS,
 )
