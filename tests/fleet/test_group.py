@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -430,3 +432,52 @@ def test_one_that_fails_stops_the_others_on_their_way(tmp_path: Path) -> None:
     lasted_s = robot.live(act)
     assert runs(robot) == OLD
     assert lasted_s < 45  # apps have 60 s to confirm themselves
+
+
+def test_power_fails_while_an_app_may_confirm_itself(tmp_path: Path) -> None:
+    """Its bootloader goes back by itself; the tag goes with it, and all others."""
+    robot = scene(rollback=True).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        await until(service, lambda now: now["boards"]["base"]["state"] == "awaiting_confirmation")
+        robot.links["base"].boots_by_itself()
+        return await to_the_end(service, robot)
+
+    status = robot.live(act)
+    assert runs(robot) == OLD
+    assert unfinished(robot) == []
+    assert states(status) == {"arm": "outdated", "base": "rolled_back", "eyes": "outdated"}
+
+
+def test_a_member_that_is_listed_no_more_ends_with_its_group(tmp_path: Path) -> None:
+    """The configuration drops a board in the middle of the switch: the group first ends."""
+    robot = scene(GOOD, GOOD, PANICS, order=(NAMES[:2], NAMES[2:])).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> None:
+        await until(service, lambda now: phase_of(now) == "switching")
+        first = service._engine.last_run
+        assert first is not None
+        fewer = tuple(b for b in robot.settings().boards or () if b.name != "arm")
+        service = await FleetService.open(replace(robot.settings(), boards=fewer))
+        await first.done.wait()
+        await to_the_end(service, robot)
+
+    robot.live(act)
+    assert runs(robot) == OLD
+    assert unfinished(robot) == []
+
+
+def test_without_a_journal_on_the_disk_no_group_is_switched(tmp_path: Path) -> None:
+    """The next start might know nothing of it."""
+    robot = scene().robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        await until(service, lambda now: phase_of(now) == "staging")
+        journal = service._engine.memory.journal
+        journal.problem = OtaError("disk-full")
+        with patch.object(type(journal), "_find_file", lambda self: None):
+            return await to_the_end(service, robot)
+
+    status = robot.live(act)
+    assert status["error"]["code"] == "disk-full"
+    assert runs(robot) == OLD

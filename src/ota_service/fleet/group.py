@@ -764,6 +764,11 @@ class Groups:
         else:
             call()
 
+    async def let_go(self, board: Board) -> None:
+        """Until a board is of no group at work."""
+        while group := next((g for g in self._active if board in g.boards), None):
+            await group.ended.wait()
+
     async def free(self, names: Collection[str] | None = None) -> None:
         """Until none of these boards (None: no board at all) is one of a group at work."""
         await self.known.wait()
