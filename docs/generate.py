@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from ota_service.errors import ERRORS
 from ota_service.firmware.manifest import ImageEntry, Manifest
-from ota_service.fleet import policy
+from ota_service.fleet import group_policy, policy
 from ota_service.module.discovery import DiscoveryAttributes, ProbeArguments
 from ota_service.module.sensor import SensorAttributes
 from ota_service.module.service_attributes import BoardConfig, HealthCheckConfig, ServiceConfig
@@ -202,6 +202,16 @@ def schema() -> str:
     return json.dumps({**head, **Plan.model_json_schema()}, indent=2) + "\n"
 
 
+def group_policy_rows() -> str:
+    """The rows of the table of a group."""
+    head = "| In | When | Then | It does | Why |\n|---|---|---|---|---|\n"
+    return head + "".join(
+        f"| {_words(states)} | {_words(events)} | {f'`{state}`' if state else 'stays'} "
+        f"| {action.replace('_', ' ')} | {why} |\n"
+        for states, events, state, action, why in group_policy.ROWS
+    )
+
+
 def _words(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
@@ -209,6 +219,7 @@ def _words(names: Iterable[str]) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "board-policy": board_policy,
     "firmware-policy": firmware_policy,
+    "group-policy": group_policy_rows,
     "rollout-machine-policy": lambda: rollout_rows(rollout_policy.MACHINE_ROWS),
     "rollout-policy": lambda: rollout_rows(rollout_policy.ROLLOUT_ROWS),
     "rollout-plan": lambda: table(Plan, "Key"),

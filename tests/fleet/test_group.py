@@ -8,17 +8,22 @@ of its own; minutes take milliseconds.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet.service import FleetService
+from ota_service.fleet.settings import RobotCall
 from tests.prove import images
 from tests.prove.board import quiet
+from tests.prove.cells import Cells
 from tests.prove.groups import NAMES, Scene, phase_of, settled, unfinished, until
 from tests.prove.prover import edits_remembered
 from tests.prove.robot import Fault, Killed, Robot
@@ -106,6 +111,9 @@ def test_one_that_does_not_start_takes_all_back(
     assert (status["run"]["outcome"], status["error"]["code"]) == ("failed", "stopped")
     assert "eyes" in status["error"]["message"]
     assert unfinished(robot) == []
+    back = [tick.who for tick in robot.ticks if tick.what.startswith("rolling_back")]
+    switched = ["eyes"] if order[0] == ("eyes",) else ["eyes", "base", "arm"]
+    assert list(dict.fromkeys(back)) == switched
 
     async def again(service: FleetService, robot: Robot) -> dict[str, Any]:
         status = await to_the_end(service, robot)
@@ -225,9 +233,7 @@ def killed_in(robot: Robot, phase: str) -> None:
 
 
 @pytest.mark.parametrize("phase", ["switching", "going_back"])
-def test_a_process_with_another_target_finishes_what_the_journal_says_first(
-    tmp_path: Path, phase: str
-) -> None:
+def test_another_process_first_finishes_what_the_journal_says(tmp_path: Path, phase: str) -> None:
     """The configuration was changed while the module was down, in the middle of a switch."""
     last = GOOD if phase == "switching" else PANICS
     robot = scene(GOOD, GOOD, last, order=(NAMES[:2], NAMES[2:])).robot(tmp_path)
@@ -276,6 +282,7 @@ def test_a_member_that_is_unplugged_behind_its_switch(tmp_path: Path, for_s: flo
     async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
         status = await to_the_end(service, robot)
         if not for_s:
+            assert status["error"]["code"] == "link-lost"
             assert "base" in status["error"]["message"]
             assert {name: robot.generation(name) for name in ("arm", "eyes")} == {
                 name: OLD[name] for name in ("arm", "eyes")
@@ -286,5 +293,191 @@ def test_a_member_that_is_unplugged_behind_its_switch(tmp_path: Path, for_s: flo
         return await to_the_end(service, robot)
 
     robot.live(act)
-    assert len(set(runs(robot).values())) == 1
+    assert runs(robot) == (NEW if for_s else OLD)
     assert unfinished(robot) == []
+
+
+class Word:
+    """A robot that answers its health checks one after the other, and the last answer again."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+
+    async def may_restart(self) -> bool:
+        """Always."""
+        return True
+
+    async def ask(self, call: RobotCall) -> Mapping[str, Any]:
+        """The next answer."""
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer is None:
+            raise LookupError("it is away")
+        return {"well": answer}
+
+
+CHECK = RobotCall("arm", {"check": True}, {"well": True}, timeout_s=5.0)
+STEPS = (("arm",), ("base", "eyes"))
+
+
+@pytest.mark.parametrize(
+    ("answers", "order", "ends"),
+    [
+        ((True,), (NAMES,), "final"),
+        ((True, True, False), (NAMES,), "back"),
+        ((True, True, False), STEPS, "back"),
+        ((True, True, None), (NAMES,), "kept"),
+        ((None,), STEPS, "back"),
+    ],
+)
+def test_the_robot_s_word_counts_for_all_of_a_group(
+    tmp_path: Path, answers: tuple[Any, ...], order: tuple[tuple[str, ...], ...], ends: str
+) -> None:
+    """A no takes all back, and speaks against the firmware. A missing answer does not where all
+    are switched; but no further one is then, so where some are not, those that are go back."""
+    robot = scene(order=order).robot(tmp_path)
+    robot.word = Word(*answers)
+    status = robot.live(to_the_end, health_check=CHECK)
+    assert runs(robot) == (OLD if ends == "back" else NEW)
+    assert unfinished(robot) == []
+    error = status.get("error", {}).get("code")
+    if ends == "final":
+        assert (status["run"]["outcome"], error) == ("succeeded", None)
+    elif ends == "kept":
+        assert error == "check-unanswered"
+        assert [b["good"] for b in status["boards"].values()].count(False) == 1
+    else:
+        assert error == ("stopped" if False in answers else "check-unanswered")
+        assert status["run"]["outcome"] == "failed"
+
+
+def test_an_image_that_raises_a_secure_version_is_no_part_of_a_group(tmp_path: Path) -> None:
+    """There may be no way back from it: it is refused before anything is written to any board."""
+    raises = images._firmware("raises", "rel-2", "1.1.0", 20_000, secure_version=2)
+    robot = scene(GOOD, GOOD, raises).robot(tmp_path)
+    status = robot.live(to_the_end)
+    assert status["error"]["code"] == "manifest-incomplete"
+    assert "eyes: The image's secure version is 2" in status["error"]["message"]
+    assert runs(robot) == OLD
+    assert not any(tick.what.startswith("writing") for tick in robot.ticks)
+
+
+def test_two_groups_that_meet_in_a_step_have_their_own_ends(tmp_path: Path) -> None:
+    """One goes back; the other one, which is whole, stays. Boards of no group come in their
+    step."""
+    robot = scene(GOOD, GOOD, PANICS, order=(("arm", "eyes"), ("base",))).robot(tmp_path)
+    file = tmp_path / "files" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps({**manifest, "together": [["arm"], ["eyes"]]}))
+    status = robot.live(to_the_end)
+    assert runs(robot) == {"arm": NEW["arm"], "base": OLD["base"], "eyes": OLD["eyes"]}
+    assert states(status) == {"arm": "up_to_date", "base": "outdated", "eyes": "rolled_back"}
+    assert unfinished(robot) == []
+
+
+def test_members_that_are_good_already_are_not_touched(tmp_path: Path) -> None:
+    """Of one that is to be updated again, the others stay what they are, forward and back."""
+    robot = scene().robot(tmp_path)
+    robot.live(to_the_end)
+    assert runs(robot) == NEW
+    start = robot.starts["eyes"]
+    robot.cells["eyes"] = Cells(start.contents())  # by somebody else
+    before = {name: robot.cells[name].key() for name in NAMES}
+    status = robot.live(update_now)
+    assert status["run"]["outcome"] == "succeeded"
+    assert runs(robot) == NEW
+    assert {name: robot.cells[name].key() for name in NAMES[:2]} == {
+        name: before[name] for name in NAMES[:2]
+    }
+
+
+@pytest.mark.parametrize("order", [(NAMES,), STEPS])
+@pytest.mark.parametrize("last", [GOOD, PANICS])
+def test_a_group_is_staged_by_night_and_activated_as_a_whole(
+    tmp_path: Path, order: tuple[tuple[str, ...], ...], last: images.Firmware
+) -> None:
+    """By its verbs: what is staged changes nothing; an activation needs no server, goes forward or
+    back as an update does, and begins nothing where a member is not staged."""
+    robot = scene(GOOD, GOOD, last, order=order).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        await service.command("stage", {"boards": ["arm", "base"], "wait_s": 60.0})
+        await service.command("activate", {"wait_s": 60.0})
+        assert service.status()["error"]["code"] == "manifest-incomplete"
+        assert "eyes: Nothing is staged" in service.status()["error"]["message"]
+        await service.command("stage", {"wait_s": 60.0})
+        assert runs(robot) == OLD
+        assert all("staged" in board for board in service.status()["boards"].values())
+        for name in NAMES:
+            (tmp_path / "files" / f"{name}.bin").unlink()
+        await service.command("activate", {"wait_s": 60.0})
+        return await to_the_end(service, robot)
+
+    status = robot.live(act, auto_update=False)
+    assert runs(robot) == (NEW if last is GOOD else OLD)
+    assert status["run"]["outcome"] == ("succeeded" if last is GOOD else "failed")
+    assert unfinished(robot) == []
+
+
+def test_one_that_fails_stops_the_others_on_their_way(tmp_path: Path) -> None:
+    """One that is before its switch keeps what it has; one that waits for its app's word is not
+    waited for."""
+    robot = scene(PANICS, SHY, SHY, rollback=True).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> float:
+        await until(service, lambda now: phase_of(now) == "going_back")
+        began_s = robot.now_s()
+        await to_the_end(service, robot)
+        return robot.now_s() - began_s
+
+    lasted_s = robot.live(act)
+    assert runs(robot) == OLD
+    assert lasted_s < 45  # apps have 60 s to confirm themselves
+
+
+def test_power_fails_while_an_app_may_confirm_itself(tmp_path: Path) -> None:
+    """Its bootloader goes back by itself; the tag goes with it, and all others."""
+    robot = scene(rollback=True).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        await until(service, lambda now: now["boards"]["base"]["state"] == "awaiting_confirmation")
+        robot.links["base"].boots_by_itself()
+        return await to_the_end(service, robot)
+
+    status = robot.live(act)
+    assert runs(robot) == OLD
+    assert unfinished(robot) == []
+    assert states(status) == {"arm": "outdated", "base": "rolled_back", "eyes": "outdated"}
+
+
+def test_a_member_that_is_listed_no_more_ends_with_its_group(tmp_path: Path) -> None:
+    """The configuration drops a board in the middle of the switch: the group first ends."""
+    robot = scene(GOOD, GOOD, PANICS, order=(NAMES[:2], NAMES[2:])).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> None:
+        await until(service, lambda now: phase_of(now) == "switching")
+        first = service._engine.last_run
+        assert first is not None
+        fewer = tuple(b for b in robot.settings().boards or () if b.name != "arm")
+        service = await FleetService.open(replace(robot.settings(), boards=fewer))
+        await first.done.wait()
+        await to_the_end(service, robot)
+
+    robot.live(act)
+    assert runs(robot) == OLD
+    assert unfinished(robot) == []
+
+
+def test_without_a_journal_on_the_disk_no_group_is_switched(tmp_path: Path) -> None:
+    """The next start might know nothing of it."""
+    robot = scene().robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        await until(service, lambda now: phase_of(now) == "staging")
+        journal = service._engine.memory.journal
+        journal.problem = OtaError("disk-full")
+        with patch.object(type(journal), "_find_file", lambda self: None):
+            return await to_the_end(service, robot)
+
+    status = robot.live(act)
+    assert status["error"]["code"] == "disk-full"
+    assert runs(robot) == OLD

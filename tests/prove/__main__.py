@@ -13,13 +13,14 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
 
-from tests.prove import on_link, second_judge, suite
+from tests.prove import groups, on_link, second_judge, suite
 from tests.prove.board import quiet
 from tests.prove.chips import prove_chips
 from tests.prove.link import Boards
@@ -63,10 +64,12 @@ class Progress:
 def run(
     trials: Sequence[Trial], boards_each: int, console: Console, *, link: bool = True,
     before_link: Callable[[], object] = lambda: None,
+    beside: Sequence[Callable[[], Tally]] = (),
 ) -> Tally:  # fmt: skip
     """Record, cut, judge, recover; all that was found.
 
     before_link: called when the cores are free, since what goes over the link mostly waits.
+    beside: further work for the processes that cut.
     """
     tally = Tally()
     progress = Progress(console)
@@ -82,6 +85,7 @@ def run(
                     recordings.update((trial.case.name, recording) for trial, recording in some)
                     work = [(recording, trial.depth) for trial, recording in some]
                     waiting[pool.submit(prove_alike, work)] = len(some)
+            waiting |= {pool.submit(work): 1 for work in beside}
             what, done, total = "cut, judged and recovered in memory", 0, sum(waiting.values())
             for future in as_completed(waiting):
                 progress.tell(found := future.result())
@@ -147,6 +151,8 @@ def _over_link(
 
 def one(name: str, console: Console) -> Tally:
     """A case again, or one cut of it: "case" or "case@op:how"."""
+    if name.startswith("group/"):
+        return groups.again(name)
     case, _, cut = name.partition("@")
     trial = suite.named(case)
     cut, _, again = cut.partition("+")
@@ -205,6 +211,10 @@ def report(failures: Iterable[Failure], console: Console) -> None:
         console.print(f"... and {len(shown) - SHOWN_FAILURES} more that were kept")
 
 
+def _of_groups(kind: str, column: str, wanted: str) -> bool:
+    return kind.startswith("group: ") and column == wanted
+
+
 def main() -> int:
     """Run the proof; 0 only where nothing was found."""
     console = Console(width=None if sys.stdout.isatty() else 150)
@@ -218,18 +228,20 @@ def main() -> int:
             return 2
     else:
         trials = suite.quick() if quick else suite.whole()
-        with quiet(), ThreadPoolExecutor(2) as beside:
+        with quiet(), ThreadPoolExecutor(2) as apart:
             injected: list[Future[Found | None]] = []
             rolled: list[Future[Found]] = []
             cut: list[Future[Tally]] = []
 
             def begin() -> None:
                 if not quick:  # each fault has tests of its own, which run with the others
-                    injected.append(beside.submit(faults))
-                rolled.append(beside.submit(rollouts.run, quick))
-                cut.append(beside.submit(chips, quick))
+                    injected.append(apart.submit(faults))
+                rolled.append(apart.submit(rollouts.run, quick))
+                cut.append(apart.submit(chips, quick))
 
-            tally = run(trials, 8 if quick else 12, console, before_link=begin)
+            parts = 1 if quick else WORKERS * 4
+            beside = [partial(groups.prove_groups, n, parts, quick=quick) for n in range(parts)]
+            tally = run(trials, 8 if quick else 12, console, before_link=begin, beside=beside)
             found = injected[0].result() if injected else None
             tally.merge(cut[0].result())
             told = rolled[0].result()
@@ -239,6 +251,10 @@ def main() -> int:
         console.print(str(told), highlight=False, soft_wrap=True)
         failed += told.failed
     show(tally, console)
+    at = tally.numbers.items()
+    tried = sum(n for (kind, column), n in at if _of_groups(kind, column, "cuts"))
+    half = sum(n for (kind, column), n in at if _of_groups(kind, column, "lost"))
+    console.print(f"{tried} groups cut, {half} left half that could be reached", highlight=False)
     report(tally.failures, console)
     print(last_line(tally), flush=True)
     bad = sum(tally.total(column) for column in ("lost", "keys", "converge"))

@@ -166,16 +166,20 @@ def unfinished(robot: Robot) -> list[str]:
 
 @dataclass(frozen=True)
 class Trial:
-    """A scene's life with faults. kind: the row of the table."""
+    """A scene's life with faults, and with others if another one has to follow. kind: the row of
+    the table."""
 
     scene: Scene
     kind: str
     faults: tuple[Fault, ...]
+    then: tuple[Fault, ...] = ()
 
     @property
     def name(self) -> str:
         """For people, and for `CASE=`."""
-        return f"group/{self.scene.name}@" + "+".join(f"{f.tick}:{f.how}" for f in self.faults)
+        lives = (self.faults, self.then) if self.then else (self.faults,)
+        told = "/".join("+".join(f"{f.tick}:{f.how}" for f in faults) for faults in lives)
+        return f"group/{self.scene.name}@{told}"
 
 
 def trials(scene: Scene, recorded: Sequence[Tick]) -> list[Trial]:
@@ -197,7 +201,17 @@ def trials(scene: Scene, recorded: Sequence[Tick]) -> list[Trial]:
                 Trial(scene, "a member's plug", (Fault(number, "unplug", 20.0),)),
                 Trial(scene, "a member's plug, for long", (Fault(number, "unplug"),)),
             ]
-    return [*made, *_of_two(scene, recorded)]
+    return [*made, *_of_two(scene, recorded), *_twice(scene, recorded)]
+
+
+def _twice(scene: Scene, recorded: Sequence[Tick]) -> Iterator[Trial]:
+    """The process dies, and the next one as well, or a member is lost to that."""
+    rng = random.Random(scene.name)
+    behind = [n for n, one in enumerate(recorded, 1) if not one.what.startswith("writing")]
+    for _ in range(TWICE):
+        how = rng.choice(("kill", "power", "unplug"))
+        then = Fault(rng.randrange(1, 120), how, rng.choice((0.0, 20.0)))
+        yield Trial(scene, "twice", (Fault(rng.choice(behind), "kill"),), (then,))
 
 
 def _of_two(scene: Scene, recorded: Sequence[Tick]) -> Iterator[Trial]:
@@ -228,9 +242,10 @@ def prove_group(trial: Trial) -> Tally:
         try:
             robot.faults = trial.faults
             lived = robot.live_apart(trial.scene.act)
-            if robot.dead:
-                robot.faults = ()
-                lived = robot.live_apart(trial.scene.act)
+            for faults in (trial.then, ()):
+                if robot.dead:
+                    robot.faults = faults
+                    lived = robot.live_apart(trial.scene.act)
             problems += _half(trial.scene, lived.without)
             problems += _half(trial.scene, {name: robot.generation(name) for name in NAMES})
             if phases := unfinished(robot):
@@ -269,6 +284,7 @@ SCENES = (
     Scene("cancelled", (images.NEW, images.NEW, images.SHY), rollback=True, cancel_at="confirming"),
 )
 SLOT_STRIDE = 25
+TWICE = 60
 ACTIVATES = frozenset({"switching", "recording"})
 
 
@@ -284,17 +300,38 @@ def recorded(scene: Scene) -> list[Tick]:
         return list(robot.ticks)
 
 
-def prove_groups(*, quick: bool, part: int = 0, parts: int = 1) -> Tally:
-    """All scenes, cut everywhere; quick: some of it, spread over all of it."""
+def chosen(scene: Scene, made: Sequence[Trial], *, quick: bool) -> list[Trial]:
+    """What is tried of a scene: most of it, spread over all of it; quick: one of each kind."""
+    rng = random.Random(scene.name)
+    if not quick:
+        return rng.sample(made, min(len(made), WHOLE_EACH))
+    kinds = sorted({trial.kind for trial in made})
+    return [rng.choice([trial for trial in made if trial.kind == kind]) for kind in kinds]
+
+
+def prove_groups(part: int, parts: int, *, quick: bool) -> Tally:
+    """One part of all that is tried; quick: of one scene."""
     tally = Tally()
     with edits_remembered():
-        for scene in SCENES:
+        for scene in QUICK_SCENES if quick else SCENES:
             made = trials(scene, recorded(scene))
-            if quick:
-                made = random.Random(scene.name).sample(made, QUICK_EACH)
-            for trial in made[part::parts]:
+            for trial in chosen(scene, made, quick=quick)[part::parts]:
                 tally.merge(prove_group(trial))
     return tally
 
 
-QUICK_EACH = 3
+def again(name: str) -> Tally:
+    """A trial once more, by its name. Raises LookupError."""
+    called = name.removeprefix("group/").partition("@")[0]
+    scene = next((one for one in SCENES if one.name == called), None)
+    if scene is None:
+        raise LookupError(f"no scene is called {called}")
+    with edits_remembered():
+        made = {trial.name: trial for trial in trials(scene, recorded(scene))}
+        if name not in made:
+            raise LookupError(f"no trial is called {name}")
+        return prove_group(made[name])
+
+
+WHOLE_EACH = 250
+QUICK_SCENES = (SCENES[5],)

@@ -181,13 +181,14 @@ class InlineLoop(SimulatedLoop):
 class Robot:
     """Boards by their names, a folder for the service, and what may go wrong.
 
-    ticks: what has happened in the last life.
+    word: what answers in the robot's name. ticks: what has happened in the last life.
     """
 
     folder: Path
     starts: Mapping[str, Start]
     options: dict[str, Any] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
+    word: Any = None
     dead: bool = False
     ticks: list[Tick] = field(default_factory=list)
     cells: dict[str, Cells] = field(default_factory=dict)
@@ -301,7 +302,7 @@ class Robot:
                     link.boots_by_itself()
 
             async def main() -> Any:
-                service = await FleetService.open(self.settings(**options))
+                service = await FleetService.open(self.settings(**options), robot=self.word)
                 try:
                     return await act(service, self)
                 finally:

@@ -72,5 +72,8 @@ def test_the_thinned_proof() -> None:
     assert int(match[1]) > 1500
     for row in ("update: slot", "update: otadata", "update: NVS", "during recovery"):
         assert f"| {row}" in done.stdout
+    assert re.search(r"^[1-9]\d* groups cut, 0 left half that could be reached$", done.stdout, re.M)
+    for kind in ("the process", "a member's plug", "a member's power", "two members"):
+        assert f"| group: {kind} " in done.stdout
     for chip in CHIPS.values():
         assert re.search(rf"\| registers: {chip.title} +\| +0 \| +1 \|", done.stdout), chip.title

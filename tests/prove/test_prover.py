@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 
+from ota_service.fleet.engine import Engine
 from ota_service.formats import nvs, otadata
 from ota_service.formats.flashops import PAGE_BYTES, SECTOR_BYTES, Erase, FlashOp, Program, program
 from ota_service.formats.image import parse_app_image
 from ota_service.formats.nvs import flash as _nvs_flash
 from ota_service.formats.nvs import prove as _nvs_prove
 from ota_service.update import bootable, carry_out, plan
+from tests.prove import groups
 from tests.prove.cuts import Detail
 from tests.prove.flows import Case
 from tests.prove.images import BARE, OTHER
-from tests.prove.prover import Depth, Tally, prove, record_in_memory
+from tests.prove.prover import Depth, Tally, edits_remembered, prove, record_in_memory
+from tests.prove.robot import Fault
 from tests.prove.starts import Start
 
 DEPTH = Depth(Detail(tears=2, ends=3, body=40), twice=0)
@@ -176,3 +179,20 @@ def test_a_way_of_writing_that_hurts_is_caught(
     assert [right.total(name) for name in ("lost", "keys", "converge")] == [0, 0, 0]
     mutant(monkeypatch)
     assert tried(*case).total(column) > 0
+
+
+def test_a_group_that_is_left_half_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a process forgets what the one before had begun, the proof of groups says so."""
+    scene = groups.SCENES[3]
+    with edits_remembered():
+        ticks = groups.recorded(scene)
+        last = max(n for n, tick in enumerate(ticks, 1) if tick.what.startswith("switching"))
+        trial = groups.Trial(scene, "the process", (Fault(last, "kill"),))
+        assert groups.prove_group(trial).failures == []
+
+        async def forgets(engine: Engine, here: object = None) -> None:
+            """Nothing is taken up."""
+
+        monkeypatch.setattr(Engine, "_resume_groups", forgets)
+        found = groups.prove_group(trial)
+    assert {failure.problem.kind for failure in found.failures} == {"lost", "converge"}

@@ -303,6 +303,7 @@ class Board:
             or "other-project" in order.permits.override,
             rescue=order.permits.rescue,
             host_store=settings.version_store == "host",
+            whole=order.whole,
             course=_COURSES.get(order.purpose, "update"),
             log=self._around.log,
         )

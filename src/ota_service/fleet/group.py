@@ -24,7 +24,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -36,10 +36,11 @@ from ota_service.fleet import group_policy, policy
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.group_policy import GROUP, Event, Fate, State
 from ota_service.fleet.journal_rows import BroughtRecord, GroupPhase, GroupRecord, StagedRecord
-from ota_service.fleet.orders import Answer, Order, Purpose
+from ota_service.fleet.orders import Answer, End, Order, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Permits
 from ota_service.update.plan import require_staged
+from ota_service.update.session import Image
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
@@ -58,7 +59,7 @@ class Member:
 
     board None: the service has it no more. step: of the block, from 0. before: it was good before
     the run, and is not touched. switch: what is asked of it in its step. fate, error: what came of
-    that. owed: why it could not be taken back.
+    that, or of its staging. end: of that. owed: why it could not be taken back.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Member:
     switch: Purpose = "activate"
     fate: Fate | None = None
     error: OtaError | None = None
+    end: End = "error"
     owed: OtaError | None = None
 
 
@@ -182,13 +184,18 @@ class Group:
 
     async def stage(self) -> bool:
         """Have every member staged, its switch and its way back proven; whether they all are."""
-        todo, failed = self._todo, []
-        staged = self._recall if self.run.purpose == "activate" else self._staged
-        for member, error in zip(todo, await asyncio.gather(*map(staged, todo)), strict=True):
+        todo = self._todo
+        if self.run.purpose == "activate":
+            found = await asyncio.gather(*map(self._recall, todo))
+        else:
+            async with AsyncExitStack() as stack:
+                found = await self._look_ahead(todo, stack)
+                if not any(found):
+                    found = await asyncio.gather(*map(self._staged, todo))
+        for member, error in zip(todo, found, strict=True):
             member.mac = member.board.shown.mac if member.board is not None else None
             member.error = error
-            if error is not None:
-                failed.append(error)
+        failed = [error for error in found if error is not None]
         if self.engine.closing or self.run.is_cancelled:
             self.why = OtaError("cancelled")
             await self._take("end" if self.engine.closing else "cancel")
@@ -196,7 +203,8 @@ class Group:
         if not failed:
             return True
         first = next((error for error in failed if error.code != "cancelled"), failed[0])
-        if first.code in ("cancelled", "stopped"):
+        ends = {member.end for member in todo if member.error is not None}
+        if first.code in ("cancelled", "stopped") or ends == {"no-firmware"}:
             self.why = first
         else:
             each = [f"{m.name}: {m.error.message}" for m in todo if m.error is not None]
@@ -204,9 +212,30 @@ class Group:
         await self._take("cancel" if first.code == "cancelled" else "unstaged")
         return False
 
+    async def _look_ahead(
+        self, todo: Sequence[Member], stack: AsyncExitStack
+    ) -> list[OtaError | None]:
+        """Whether an image raises its board's secure version, from which there may be no way back:
+        that is to be known before anything is written. stack: keeps the images."""
+
+        async def look(member: Member) -> OtaError | None:
+            try:
+                had = self.engine.firmwares.had(member.order.target)
+                fetched = await self.run.unless_cancelled(stack.enter_async_context(had))
+            except OtaError as error:
+                return error if error.code == "cancelled" else None  # its staging says so
+            if not fetched.image.descriptor.secure_version:
+                return None
+            answer = await self._ask(member, "plan", fetched.image)
+            code, words = (str(answer.reply.get(key, "")) for key in ("code", "reason"))
+            return OtaError(code, words, board=member.name) if code == "secure-version" else None
+
+        return list(await asyncio.gather(*map(look, todo)))
+
     async def _staged(self, member: Member) -> OtaError | None:
         answer = await self._ask(member, "stage")
         if answer.end != "done":
+            member.end = answer.end
             return answer.error or OtaError("cancelled", board=member.name)
         if "staged" not in member.order.report:
             # It runs the target's firmware already: if need be its start is watched.
@@ -430,15 +459,17 @@ class Group:
             return Place(name, "here", board.shown.port, mac=board.shown.mac)
         return found.get(board, Place(name, "absent", error=OtaError("no-board", board=name)))
 
-    async def _ask(self, member: Member, purpose: Purpose) -> Answer:
+    async def _ask(self, member: Member, purpose: Purpose, image: Image | None = None) -> Answer:
         """One thing of one member."""
         of, board = member.order, member.board
+        if self.state == "staging" and board is not None and board.target.key != of.target.key:
+            return Answer("cancelled", OtaError("cancelled", "Another target was configured."))
         of.place = await self._place(member)
         for name in ("error", "unchecked", *(() if purpose == "stage" else ("staged",))):
             of.report.pop(name, None)
         order = Order(
             purpose, of.target, of.place, f"{of.why}, {purpose} of a group", of.permits,
-            failed=of.failed, report=of.report, whole=True,
+            failed=of.failed, report=of.report, image=image, whole=True,
         )  # fmt: skip
         if board is None:
             return Answer("error", of.place.error)
@@ -578,7 +609,7 @@ class Group:
         if error is None or error.code == "cancelled":
             return Answer("cancelled", error or OtaError("cancelled"))
         if self.state == "not_begun" and member.error is not None:
-            return Answer("error", member.error)
+            return Answer(member.end, member.error)
         return Answer("stopped", error)
 
 
@@ -634,6 +665,9 @@ def _groups(run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs])
 async def _go(
     run: Run, groups: Sequence[Group], block: Block, orders: Mapping[str, Pairs], alone: Alone
 ) -> OtaError | None:
+    members = [member for group in groups for member in group.members]
+    pairs = [(m.order, m.board) for m in members if m.board and not m.order.answer.done()]
+    await run.renew(groups[0].engine, pairs)
     ready = all([await group.complete() for group in groups])
     ready = ready and all(await asyncio.gather(*(group.stage() for group in groups)))
     for group in groups if ready else ():
@@ -729,6 +763,11 @@ class Groups:
             self._later[board] = call
         else:
             call()
+
+    async def let_go(self, board: Board) -> None:
+        """Until a board is of no group at work."""
+        while group := next((g for g in self._active if board in g.boards), None):
+            await group.ended.wait()
 
     async def free(self, names: Collection[str] | None = None) -> None:
         """Until none of these boards (None: no board at all) is one of a group at work."""

@@ -121,7 +121,7 @@ class Roster:
         return changed
 
     async def _retire(self, board: Board) -> None:
-        await self._groups.free({board.shown.name})
+        await self._groups.let_go(board)
         await board.retire()
         self.retired.discard(board)
 

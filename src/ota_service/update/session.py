@@ -143,7 +143,8 @@ class Job:
     what the session is for, needs none. known: other checked images, as evidence for what runs.
     baud: the highest speed. force: although the version is equal. adopted: it may be updated
     whatever project it runs. rescue: the MAC of a board on which nothing boots, to be written all
-    the same. host_store: the journal keeps the version where NVS is encrypted. rearm: an app found
+    the same. host_store: the journal keeps the version where NVS is encrypted. whole: several
+    boards go forward or back together. rearm: an app found
     waiting for confirmation gets its time again (first contact), instead of being passed by the
     bootloader.
     confirm: the look at a board whose app had its time; of a rollback, the way back from it.
@@ -163,6 +164,7 @@ class Job:
     adopted: bool = True
     rescue: str | None = None
     host_store: bool = False
+    whole: bool = False
     rearm: bool = True
     confirm: Awaited | None = None
     back_of: Brought | None = None
@@ -340,7 +342,7 @@ class _Session:
             adopted=job.adopted,
             rescue=job.rescue is not None,
         )
-        if job.course != "stage":
+        if job.course != "stage" and not (job.whole and job.course == "plan"):
             return made
         try:
             self._require_way_back(found, made)
@@ -348,6 +350,8 @@ class _Session:
             if error.code == "link-lost":
                 raise
             return refuse(error, found.version)
+        if job.course != "stage":
+            return made
         return staging(made, self._tag_in(found, made.slot) if made.slot is not None else "")
 
     def _refused(self, found: Inspection, made: Plan) -> Outcome:
@@ -373,6 +377,17 @@ class _Session:
         running = found.running.partition
         if whole.action not in ("write", "switch") or running is None or whole.slot is None:
             return
+        if self.job.whole and self.job.image is not None:
+            new, now = (
+                self.job.image.descriptor.secure_version,
+                found.secure_version_of(running),
+            )
+            if new > now:
+                raise OtaError(
+                    "secure-version",
+                    f"The image's secure version is {new}, and {now} that of what runs: once it "
+                    "has run, the board's fuses need not let it go back with its group.",
+                )
         ahead, slot = rollback_after(self.link, found, whole), None
         try:
             back = self._plan_back(found, whole.slot, ahead)

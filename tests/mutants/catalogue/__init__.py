@@ -11,6 +11,7 @@ from tests.mutants.catalogue import (
     boot,
     firmware,
     formats,
+    groups,
     kept,
     link,
     nvs,
@@ -31,5 +32,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *link.MUTANTS,
     *firmware.MUTANTS,
     *trust.MUTANTS,
+    *groups.MUTANTS,
     *rollout.MUTANTS,
 )

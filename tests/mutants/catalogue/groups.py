@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Groups that go forward or back as a whole: the order of things, and what is remembered."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+_GROUP, _POLICY = "fleet/group.py", "fleet/group_policy.py"
+_TESTS = "tests/fleet/test_group.py"
+_ANOTHER_PROCESS = f"{_TESTS}::test_another_process_first_finishes_what_the_journal_says"
+_BACK = f"{_TESTS}::test_one_that_does_not_start_takes_all_back"
+_OTHER_TARGET = f"{_TESTS}::test_another_target_waits_for_the_end_of_the_group"
+_UNPLUGGED = f"{_TESTS}::test_a_member_that_is_unplugged_behind_its_switch"
+_WORD = f"{_TESTS}::test_the_robot_s_word_counts_for_all_of_a_group"
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "a group is switched before the journal says so",
+        _GROUP,
+        '        await self._note("switching", self._none_brought)\n',
+        "",
+        _ANOTHER_PROCESS,
+    ),
+    Mutant(
+        "a group goes back before the journal says so",
+        _GROUP,
+        '        await self._note("going_back")\n',
+        "",
+        _ANOTHER_PROCESS,
+    ),
+    Mutant(
+        "what a process has left in the middle is not taken up",
+        "fleet/engine.py",
+        "        await self._resume_groups()\n",
+        "",
+        _ANOTHER_PROCESS,
+    ),
+    Mutant(
+        "members go back in the order of their switch",
+        _GROUP,
+        "        for member in reversed(self._todo):\n",
+        "        for member in self._todo:\n",
+        _BACK,
+    ),
+    Mutant(
+        "a member that is on its way to the switch is not stopped",
+        _GROUP,
+        '                member.board.tell("cancel")\n',
+        "                pass\n",
+        f"{_TESTS}::test_cancel_before_the_end_takes_the_group_back "
+        f"{_TESTS}::test_one_that_fails_stops_the_others_on_their_way",
+    ),
+    Mutant(
+        "nothing is noted of what an activation brings",
+        "fleet/hooks.py",
+        "        image = staged.known if staged is not None else self.brings\n",
+        "        image = self.brings\n",
+        _BACK,
+    ),
+    Mutant(
+        "a stop of a group is forgotten by the next process",
+        _GROUP,
+        "                    journal.stop(service, key, error.message)\n",
+        "                    pass\n",
+        _BACK,
+    ),
+    Mutant(
+        "a lost member stops its target",
+        _GROUP,
+        "        if why.code in policy.EVIDENCE:\n            return OtaError(",
+        "        if why.code:\n            return OtaError(",
+        _UNPLUGGED,
+    ),
+    Mutant(
+        "a lost member is given up at once",
+        _POLICY,
+        "LOST_S = 300.0",
+        "LOST_S = 0.0",
+        _UNPLUGGED,
+    ),
+    Mutant(
+        "what is owed is forgotten",
+        _GROUP,
+        '            await self._note("owing", stopped)\n',
+        "            await self._forget(stopped)\n",
+        _UNPLUGGED,
+    ),
+    Mutant(
+        "a new run does not wait for a group",
+        "fleet/run.py",
+        "            await self.unless_cancelled(engine.groups.free(self.names))\n",
+        "            pass\n",
+        _OTHER_TARGET,
+    ),
+    Mutant(
+        "a new target reaches a member in the middle of its switch",
+        _GROUP,
+        "        if any(g.state in group_policy.JOURNALLED and board in g.boards "
+        "for g in self._active):\n",
+        "        if False:\n",
+        _OTHER_TARGET,
+    ),
+    Mutant(
+        "a member that was good before the kill does not go back",
+        _GROUP,
+        '                member.fate = "good"\n',
+        "                member.before = True\n",
+        "tests/prove/test_prover.py::test_a_group_that_is_left_half_is_found",
+    ),
+    Mutant(
+        "a lost member turns no group round",
+        _POLICY,
+        '    if known & {"bad", "lost", "refused"}:\n',
+        '    if known & {"bad", "refused"}:\n',
+        "tests/fleet/test_group_policy.py",
+    ),
+    Mutant(
+        "a group is final before its last step",
+        _POLICY,
+        '    return "step" if more else "good"\n',
+        '    return "good"\n',
+        "tests/fleet/test_group_policy.py",
+    ),
+    Mutant(
+        "a missing answer in the middle leaves a group half",
+        _POLICY,
+        '    (("switching",), ("unanswered",), "going_back", "turn_round",\n',
+        '    (("switching",), ("unanswered",), "kept", "clear",\n',
+        _WORD,
+    ),
+    Mutant(
+        "a firmware that nobody said is well counts as good",
+        _GROUP,
+        ' and "unchecked" not in report\n',
+        "\n",
+        _WORD,
+    ),
+    Mutant(
+        "a group is begun without one of its boards",
+        _GROUP,
+        "        others = {n: await self._away(n) for n in self.names if n not in asked}\n",
+        "        others = dict.fromkeys([n for n in self.names if n in asked])\n",
+        f"{_TESTS}::test_a_group_is_not_begun_without_one_of_its_boards",
+    ),
+    Mutant(
+        "a secure version is raised in a group",
+        "update/session.py",
+        "            if new > now:\n",
+        "            if False:\n",
+        f"{_TESTS}::test_an_image_that_raises_a_secure_version_is_no_part_of_a_group",
+    ),
+)
