@@ -144,6 +144,7 @@ async def test_what_was_there_is_on_disk_before_the_write(tmp_path: Path, mode: 
         assert kept == [True] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("waves", "sizes"),
     [
@@ -210,6 +211,7 @@ async def test_a_bad_release_halts_in_its_first_wave(
         assert name in status.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bad", "code"), [(("m01",), 0), (("m01", "m02"), 1)])
 @simulated
 async def test_so_many_may_fail_and_one_more_halts(
@@ -258,6 +260,7 @@ async def test_boards_go_bad_while_their_wave_soaks(tmp_path: Path) -> None:
         assert fleet.writes == ["m00"]
 
 
+@pytest.mark.slow
 @simulated
 async def test_silence_since_the_write_is_not_good(tmp_path: Path) -> None:
     """A release that takes a wave's machines off the net: nobody says that it is bad, and nothing
@@ -278,6 +281,7 @@ async def test_silence_since_the_write_is_not_good(tmp_path: Path) -> None:
         assert "m01" in done.out + done.err
 
 
+@pytest.mark.slow
 @simulated
 async def test_silence_in_the_soak_is_not_good(tmp_path: Path) -> None:
     """A machine was good, and is gone before its soak is over: no further wave gets the release,
@@ -299,6 +303,7 @@ async def test_silence_in_the_soak_is_not_good(tmp_path: Path) -> None:
         assert fleet.got() == [[OLD, NEW]] * 3
 
 
+@pytest.mark.slow
 @simulated
 async def test_silence_is_waited_for(tmp_path: Path) -> None:
     """As long as the wave's time lasts; when the machines are back and good, it goes on."""
@@ -345,6 +350,7 @@ async def test_pinned_and_absent_boards_hold_nobody_up(tmp_path: Path) -> None:
 # --- pausing, going on, giving up, going back
 
 
+@pytest.mark.slow
 @simulated
 async def test_pause_holds_the_next_writes_and_resume_goes_on(tmp_path: Path) -> None:
     """From another terminal, while `start` runs."""
@@ -393,6 +399,7 @@ async def test_status_is_watched_from_elsewhere(tmp_path: Path) -> None:
         assert all(name in watched.out for name in fleet.machines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("with_file", [True, False])
 @simulated
@@ -514,6 +521,7 @@ async def test_a_plan_that_was_changed_is_not_the_one_that_runs(tmp_path: Path) 
 # --- machines that are away
 
 
+@pytest.mark.slow
 @simulated
 async def test_a_machine_that_is_away_gets_its_turn_when_it_is_back(tmp_path: Path) -> None:
     """It holds nobody up, and is retargeted within the rollout's life."""
@@ -528,6 +536,7 @@ async def test_a_machine_that_is_away_gets_its_turn_when_it_is_back(tmp_path: Pa
         assert fleet.got() == [[OLD, NEW]] * 4
 
 
+@pytest.mark.slow
 @simulated
 async def test_a_machine_that_stays_away_is_told(tmp_path: Path) -> None:
     """When the rollout's life is over the others are done, and it is named."""
@@ -539,6 +548,7 @@ async def test_a_machine_that_stays_away_is_told(tmp_path: Path) -> None:
         assert fleet.got("m02") == [[OLD]]
 
 
+@pytest.mark.slow
 @simulated
 async def test_a_machine_goes_away_in_the_middle(tmp_path: Path) -> None:
     """Written and gone: its wave waits for it, and nobody takes silence for good."""
@@ -580,6 +590,7 @@ async def test_an_operators_key_changes_nothing(tmp_path: Path) -> None:
         assert not fleet.writes
 
 
+@pytest.mark.slow
 @simulated
 async def test_a_key_for_one_location_is_enough(tmp_path: Path) -> None:
     """Nothing of the organisation's is asked for that the rollout does not need."""
@@ -602,6 +613,7 @@ async def test_a_wrong_key_is_said_and_never_shown(tmp_path: Path) -> None:
         assert key.secret not in done.out + done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [Status.UNAVAILABLE, Status.RESOURCE_EXHAUSTED])
 @pytest.mark.parametrize("mode", MODES)
 @simulated
@@ -644,6 +656,7 @@ async def test_a_lost_reply_is_not_taken_for_somebody_elses_edit(tmp_path: Path)
         assert untouched(fleet)
 
 
+@pytest.mark.slow
 @simulated
 async def test_a_token_that_expires_is_renewed(tmp_path: Path) -> None:
     """A rollout lasts longer than a token."""
@@ -699,6 +712,7 @@ async def test_a_digest_comes_and_goes(tmp_path: Path, mode: str) -> None:
         assert untouched(fleet)
 
 
+@pytest.mark.slow
 @simulated
 async def test_a_hundred_and_twenty_machines_of_a_fragment(tmp_path: Path) -> None:
     """The app's list ends at a hundred by itself; nobody is left out."""
@@ -725,6 +739,7 @@ async def test_a_machine_without_the_service_is_told_before(tmp_path: Path) -> N
 # --- what it keeps and shows
 
 
+@pytest.mark.slow
 @simulated
 async def test_once_does_what_it_can_and_goes(tmp_path: Path) -> None:
     """As cron or a CI job calls it: no call waits for a soak; the last one says that all is
@@ -831,6 +846,7 @@ async def test_what_a_sensor_captured_stands_in_for_a_machine_out_of_reach(
         assert fleet.writes == (["m00"] if code else ["m00", "m01"])
 
 
+@pytest.mark.slow
 @simulated
 async def test_the_app_is_away_for_a_while(tmp_path: Path) -> None:
     """Connections break and are refused: it is waited for, and nothing is done twice."""
