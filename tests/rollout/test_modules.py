@@ -69,7 +69,8 @@ async def test_waves_a_kill_a_bad_release_and_back(tmp_path: Path) -> None:
         stop = app.listen(kill)
         assert (await ended(first)).code == -9
         stop()
-        assert len(app.written) == 2
+        # Those of one wave are written side by side.
+        assert len(app.written) in (2, 3)
         done = await run_command("rollout", "start", str(plan), env=env, limit_s=120)
         assert done.code == 0, done
         assert [await _version(machine) for machine in machines] == ["1.1.0"] * 4

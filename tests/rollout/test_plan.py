@@ -153,7 +153,7 @@ class Thousand(Cloud):
             ],
             "who": robot.name,
         }
-        return [Part(f"p{robot.id}", "main", robot.id, True, "", json.dumps(config), Timestamp())]
+        return [Part(f"p{robot.id}", "main", True, "", json.dumps(config), Timestamp())]
 
 
 async def test_a_thousand_machines_are_planned_at_once(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,17 @@ from ota_service.rollout.plan import Plan, PlanError, read_plan
 from ota_service.rollout.state import Order, Record, Rollout, StateFile
 from ota_service.rollout.survey import Survey, survey
 
-EXIT_HALTED, EXIT_USAGE, EXIT_UNFINISHED = 1, 2, 3
+EXIT_HALTED, EXIT_UNFINISHED = 1, 3
 WATCH_S = 0.5
 ANSWER_S = 90.0
 """How long the process that drives a rollout may take to follow an order: it may just be dialling
 machines that do not answer."""
+
+_HINTS = {
+    "paused": "`resume` lets it go on.",
+    "halted": "`resume` looks again at what failed; `undo` goes back.",
+    "aborted": "It has ended. To begin anew, take its state file away.",
+}
 
 STYLES = {
     "good": "green",
@@ -221,8 +228,9 @@ def start(path: Path, credentials: Credentials, once: bool, as_json: bool) -> No
     async def go() -> Rollout:
         async with connect(credentials) as cloud:
             with file.owned():
-                state = await _begun(wanted, file, cloud, shown)
-                if state.state in ("halted", "aborted", "paused"):
+                state = await _begun(wanted, file, cloud)
+                if state.state in _HINTS:
+                    say(_HINTS[state.state], err=True)
                     return state
                 drive = Drive(wanted, cloud, file, state, shown.tell)
                 work = asyncio.ensure_future(drive.run(once=once))
@@ -238,7 +246,7 @@ def start(path: Path, credentials: Credentials, once: bool, as_json: bool) -> No
     raise SystemExit(_exit_code(state))
 
 
-async def _begun(wanted: Plan, file: StateFile, cloud: Cloud, shown: _Shown) -> Rollout:
+async def _begun(wanted: Plan, file: StateFile, cloud: Cloud) -> Rollout:
     """The state on disk, or a new one. Raises Failure where they are of two rollouts."""
     state = file.load()
     if state is not None and state.digest == wanted.digest:
@@ -478,6 +486,7 @@ def state_json(state: Rollout) -> dict[str, Any]:
     made: dict[str, Any] = {
         "state": state.state,
         "target": _shown(state.target),
+        "started_at": f"{datetime.fromtimestamp(state.started_at, UTC):%Y-%m-%dT%H:%M:%SZ}",
         "wave": state.begun,
         "waves": [
             {"machines": len(its), "state": _wave_state(state, number),

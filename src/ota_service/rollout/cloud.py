@@ -80,7 +80,6 @@ class Part:
 
     id: str
     name: str
-    robot: str
     main: bool
     address: str
     text: str
@@ -165,9 +164,15 @@ class Cloud:
         Raises Conflict, NotSent, and Failure where the key may not.
         """
         from viam.proto.app import UpdateRobotPartRequest
+        from viam.utils import dict_to_struct
 
+        # The JSON form is what is stored. An app without it would change nothing without the other.
         request = UpdateRobotPartRequest(
-            id=part.id, name=part.name, last_known_update=part.updated, robot_config_json=text
+            id=part.id,
+            name=part.name,
+            last_known_update=part.updated,
+            robot_config=dict_to_struct(document.parse(text)),
+            robot_config_json=text,
         )
         await self._call("UpdateRobotPart", request, once=True)
 
@@ -409,7 +414,6 @@ def _part(given: Any) -> Part:
     return Part(
         id=given.id,
         name=given.name,
-        robot=given.robot,
         main=given.main_part,
         address=given.fqdn,
         text=_text(given),

@@ -45,6 +45,8 @@ DIALLED_AGAIN_S = 60.0
 ORDERS_S = 0.5
 FRESH_S = 600.0
 """How old a sensor's captured readings may be for its machine to count as reachable."""
+LOOKS_A_SOAK = 20
+LOOKS_A_TURN = 4 * MAX_PARALLEL
 KEPT_CONNECTIONS = 2 * MAX_PARALLEL
 LOG_LINES = 12
 TURNS_AT_ONCE = 1000
@@ -75,7 +77,6 @@ def begin(plan: Plan, found: Survey, now_s: float) -> Rollout:
             record = Record(
                 name=name,
                 part=one.part.id,
-                robot=one.robot.id,
                 wave=number,
                 address=one.part.address,
                 source=one.source,
@@ -89,7 +90,6 @@ def begin(plan: Plan, found: Survey, now_s: float) -> Rollout:
         digest=plan.digest,
         target=change.wanted(plan),
         started_at=now_s,
-        changed_at=now_s,
         waves=[WaveRecord() for _ in found.waves],
         machines=machines,
     )
@@ -294,6 +294,9 @@ class Drive:
             and self.rollout.state != "aborted"
             and (everybody or self._due.get(record.part, 0.0) <= now_s)
         ]
+        if not everybody:  # a few at a time, so that orders and failures are not kept waiting
+            asked.sort(key=lambda record: self._due.get(record.part, 0.0))
+            del asked[LOOKS_A_TURN:]
         await at_once(self._look_at, asked)
 
     async def _look_at(self, record: Record) -> None:
@@ -429,12 +432,13 @@ class Drive:
         settled_at = self.rollout.waves[begun - 1].settled_at
         if settled_at is None:
             return POLL_GOOD_S
-        until_s = settled_at + self.plan.soak_of(begun - 1)
-        if (record.seen_at or 0.0) >= until_s:
+        soak_s = self.plan.soak_of(begun - 1)
+        if (record.seen_at or 0.0) >= settled_at + soak_s:
             return POLL_PASSED_S
         if record.part in self._silent:
             return POLL_GOOD_S
-        return min(POLL_GOOD_S, max(until_s - clock_s(), 0.0))
+        pace_s = min(max(POLL_GOOD_S, soak_s / LOOKS_A_SOAK), POLL_PASSED_S)
+        return min(pace_s, max(settled_at + soak_s - clock_s(), 0.0))
 
     def _wait(self, record: Record, pause_s: float) -> None:
         self._due[record.part] = clock_s() + pause_s
@@ -606,7 +610,7 @@ class Drive:
         return bool(orders)
 
     def _save(self) -> None:
-        self.rollout.changed_at = self._saved_at = clock_s()
+        self._saved_at = clock_s()
         self._progress = False
         self._file.save(self.rollout)
 

@@ -32,8 +32,8 @@ MUTANTS = (
     Mutant(
         "a rollout writes over an edit that it has not seen",
         "rollout/cloud.py",
-        "last_known_update=part.updated, robot_config_json=text",
-        "robot_config_json=text",
+        "            last_known_update=part.updated,\n",
+        "",
         f"{ROLLOUT}::test_a_concurrent_edit_is_never_overwritten",
     ),
     Mutant(
