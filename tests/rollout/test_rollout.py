@@ -494,6 +494,25 @@ async def test_a_hand_that_changed_the_target_is_noticed(tmp_path: Path) -> None
 
 
 @simulated
+async def test_a_machine_that_is_deleted_stops_itself_alone(tmp_path: Path) -> None:
+    """One that is gone from the app is told; the others go on."""
+    async with Fleet.start(tmp_path, 3, waves=[["m00"], "100%"]) as fleet:
+        part = fleet.machines["m01"].machine.part
+
+        def meanwhile(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and call.nth == 1 and moment == "answered":
+                del fleet.app.parts[part.id]
+
+        fleet.app.listen(meanwhile)
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert fleet.writes == ["m00", "m02"]
+        status = await fleet.run("status", "--json")
+        states = {name: it["state"] for name, it in json.loads(status.out)["machines"].items()}
+        assert states == {"m00": "good", "m01": "conflict", "m02": "good"}
+
+
+@simulated
 async def test_two_starts_at_once(tmp_path: Path) -> None:
     """One owner: the second one says so and changes nothing."""
     async with Fleet.start(tmp_path) as fleet:

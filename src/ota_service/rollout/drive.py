@@ -211,7 +211,7 @@ class Drive:
         )  # fmt: skip
 
     def _decide(self) -> bool:
-        """What the machines' states mean, until nothing more follows; whether to write now_s."""
+        """What the machines' states mean, until nothing more follows; whether to write."""
         rollout, plan = self.rollout, self.plan
         while True:
             now_s, begun = clock_s(), rollout.begun
@@ -351,7 +351,12 @@ class Drive:
         """Whether it is not worth the time that dialling takes: the app has not heard of it."""
         tried_at = self._dialled_at.get(record.part)
         if tried_at is not None and clock_s() < tried_at + DIALLED_AGAIN_S:
-            return (await self._cloud.part(record.part)).offline
+            try:
+                return (await self._cloud.part(record.part)).offline
+            except Failure as error:
+                if error.unreachable:
+                    raise
+                return True
         self._dialled_at[record.part] = clock_s()
         return False
 
@@ -393,15 +398,10 @@ class Drive:
 
     async def _foreign(self, record: Record) -> bool:
         """Whether somebody else has changed a machine's values since they were ours."""
-        part = await self._cloud.part(record.part)
-        try:
-            found = change.values(part.text, change.spots(self.plan, part.text, record.source))
-        except UnfitError as error:
-            self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=error))
-            return True
-        if change.holds(found, self._target):
-            return False
-        self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found)))
+        read = await self._read(record)
+        if read is None or change.holds(read[1], self._target):
+            return read is None
+        self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(read[1])))
         return True
 
     async def _status(
