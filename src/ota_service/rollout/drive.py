@@ -530,7 +530,7 @@ class Drive:
         made: Callable[[str, change.Spots, Values], str],
     ) -> None:
         """Bring a part from its old values to new ones. What counts is what is read afterwards."""
-        pause_s = FIRST_PAUSE_S
+        pause_s, refused = FIRST_PAUSE_S, ""
         for _ in range(ATTEMPTS):
             read = await self._read(record)
             if read is None:
@@ -544,6 +544,9 @@ class Drive:
             if not change.holds(found, old):
                 self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found)))
                 return
+            if refused:
+                self._event(record, "refused", CHANGED_MEANWHILE.format(words=refused))
+                return
             try:
                 where = change.spots(self.plan, part.text, record.source)
                 await self._cloud.write(part, made(part.text, where, new))
@@ -553,8 +556,8 @@ class Drive:
                 self._event(record, "refused", str(error))
                 return
             except Conflict as error:
-                self._event(record, "refused", CHANGED_MEANWHILE.format(words=error))
-                return
+                # Nobody documents with which status; what is read next says whether it is one.
+                refused = str(error)
             except NotSent:
                 # It may have arrived: what is read next says so.
                 await asyncio.sleep(pause_s)
