@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.rollout import test_kill
 from tests.rollout.fakeapp import FakeApp
 from tests.rollout.simulation import Found, roll, trials
 from tests.rollout.tool import NEW, Loop, attributes_text, url
@@ -79,6 +80,18 @@ async def planned(count: int, folder: Path, found: Found) -> None:
         found.broken.append("plan: too slow, or too large")
 
 
+async def kills(folder: Path, found: Found) -> None:
+    """The tool killed at every moment of a rollout, and of its undoing."""
+    for verb, mode in (("start", "attributes"), ("start", "variables"), ("undo", "attributes")):
+        seen = await test_kill.moments(folder / f"{verb}-{mode}", verb, mode=mode)
+        for nth, kind in enumerate(seen, 1):
+            try:
+                await test_kill.killed(folder / f"{verb}-{mode}-{nth}", verb, nth, mode=mode)
+            except AssertionError as error:
+                found.broken.append(f"{verb} ({mode}) killed at {nth}, {kind}: {error}")
+        found.lines.append(f"{verb} ({mode}): killed at each of {len(seen)} moments")
+
+
 def main(count: int) -> int:
     """Every trial with so many machines; 0 where no promise was broken."""
     found = Found()
@@ -90,6 +103,12 @@ def main(count: int) -> int:
             asyncio.Runner(loop_factory=Loop) as runner,
         ):
             runner.run(roll(trial, Path(folder) / "plans", found))
+    if count >= WHOLE:
+        with (
+            tempfile.TemporaryDirectory(prefix="rollout-") as folder,
+            asyncio.Runner(loop_factory=Loop) as runner,
+        ):
+            runner.run(kills(Path(folder), found))
     print(found)
     return 1 if found.failed else 0
 

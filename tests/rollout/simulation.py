@@ -135,20 +135,20 @@ def _judge(
 
     reached = [name for name, fake in fleet.machines.items() if version in fake.got]
     hit = sorted(bad & set(reached))
-    # What reached the machines, wave by wave: the first wave after which too many had failed is
-    # the last that may have been begun.
-    failed, begun = 0, 0
+    # What reached the machines, wave by wave: the first wave after which too many had failed, or
+    # nobody had shown the firmware yet, is the last that may have been begun.
+    failed, begun, should_halt = 0, 0, False
     written = fleet.writes
     for size in sizes(trial):
         begun += size
         failed = len(bad & set(written[:begun]))
-        if failed > limit(trial):
+        should_halt = failed > limit(trial) or failed == begun
+        if should_halt:
             break
     if len(written) > begun:
         broken(f"{len(written)} machines were written, of {begun} that may have been")
     if len(hit) > max(sizes(trial)) + limit(trial):
         broken(f"a bad release on {len(hit)} machines")
-    should_halt = failed > limit(trial)
     if done.code != (1 if should_halt else 0):
         broken(f"exit code {done.code}, where {failed} failed of {limit(trial)} that may")
     for name, fake in fleet.machines.items():

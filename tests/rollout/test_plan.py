@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import resource
@@ -14,7 +15,10 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+from rich.text import Text
 
+from ota_service.cli.rollout import frame
 from ota_service.rollout.cloud import Cloud, Credentials, Part, Robot, at_once
 from ota_service.rollout.drive import begin
 from ota_service.rollout.plan import Plan, PlanError, Share, parse_plan
@@ -157,7 +161,8 @@ class Thousand(Cloud):
 
 
 async def test_a_thousand_machines_are_planned_at_once(tmp_path: Path) -> None:
-    """In less than 10 s of our own time and 300 MB; each is in a wave, and on disk."""
+    """In less than 10 s of our own time and 300 MB; each is in a wave, on disk, and has its place
+    on a terminal."""
     plan = parsed(waves=[1, "5%", "100%"])
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began_s = time.process_time()
@@ -170,6 +175,17 @@ async def test_a_thousand_machines_are_planned_at_once(tmp_path: Path) -> None:
     assert StateFile(tmp_path / "plan.json").load() == rollout
     assert took_s < 10
     assert grown_kb < 150_000
+    for record in rollout.machines[:60]:
+        record.state, record.why, rollout.waves[record.wave].began_at = "waiting", "x" * 200, 1.0
+    rollout.machines[30].state = "failed"
+    console = Console(width=80, height=24, file=io.StringIO(), force_terminal=True)
+    with console.capture() as shown:
+        console.print(frame(rollout, columns=80, lines=23))
+    lines = Text.from_ansi(shown.get()).plain.splitlines()
+    assert len(lines) <= 23
+    assert max(map(len, lines)) <= 80
+    assert "failed" in lines[3]  # what has failed comes first, behind the waves
+    assert lines[-1].startswith("The rollout is running (wave 3 of 3; ")
 
 
 async def test_no_more_is_at_work_than_the_limit() -> None:

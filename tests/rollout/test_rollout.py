@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grpclib import Status
+from grpclib import GRPCError, Status
 
 from tests.rollout.fakeapp import OPERATOR, OWNER, Call, Moment
 from tests.rollout.machines import (
@@ -494,6 +494,25 @@ async def test_a_hand_that_changed_the_target_is_noticed(tmp_path: Path) -> None
 
 
 @simulated
+async def test_a_machine_that_is_deleted_stops_itself_alone(tmp_path: Path) -> None:
+    """One that is gone from the app is told; the others go on."""
+    async with Fleet.start(tmp_path, 3, waves=[["m00"], "100%"]) as fleet:
+        part = fleet.machines["m01"].machine.part
+
+        def meanwhile(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and call.nth == 1 and moment == "answered":
+                del fleet.app.parts[part.id]
+
+        fleet.app.listen(meanwhile)
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert fleet.writes == ["m00", "m02"]
+        status = await fleet.run("status", "--json")
+        states = {name: it["state"] for name, it in json.loads(status.out)["machines"].items()}
+        assert states == {"m00": "good", "m01": "conflict", "m02": "good"}
+
+
+@simulated
 async def test_two_starts_at_once(tmp_path: Path) -> None:
     """One owner: the second one says so and changes nothing."""
     async with Fleet.start(tmp_path) as fleet:
@@ -654,6 +673,27 @@ async def test_a_lost_reply_is_not_taken_for_somebody_elses_edit(tmp_path: Path)
         assert fleet.got() == [[OLD, NEW]] * 4
         assert (await fleet.run("undo")).code == 0
         assert untouched(fleet)
+
+
+@pytest.mark.parametrize(
+    "status", [Status.UNAVAILABLE, Status.DEADLINE_EXCEEDED, Status.INTERNAL, Status.UNKNOWN]
+)
+@simulated
+async def test_an_error_after_the_effect_is_not_taken_at_its_word(
+    tmp_path: Path, status: Status
+) -> None:
+    """Whatever the app, or a proxy before it, says: what is read afterwards counts, and a machine
+    that has the firmware is watched."""
+    async with Fleet.start(tmp_path, 3) as fleet:
+
+        def fail(call: Call, moment: Moment) -> None:
+            if (call.method, call.nth, moment) == ("UpdateRobotPart", 1, "done"):
+                raise GRPCError(status, "something went wrong")
+
+        fleet.app.listen(fail)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 3
 
 
 @pytest.mark.slow

@@ -211,7 +211,7 @@ class Drive:
         )  # fmt: skip
 
     def _decide(self) -> bool:
-        """What the machines' states mean, until nothing more follows; whether to write now_s."""
+        """What the machines' states mean, until nothing more follows; whether to write."""
         rollout, plan = self.rollout, self.plan
         while True:
             now_s, begun = clock_s(), rollout.begun
@@ -351,7 +351,12 @@ class Drive:
         """Whether it is not worth the time that dialling takes: the app has not heard of it."""
         tried_at = self._dialled_at.get(record.part)
         if tried_at is not None and clock_s() < tried_at + DIALLED_AGAIN_S:
-            return (await self._cloud.part(record.part)).offline
+            try:
+                return (await self._cloud.part(record.part)).offline
+            except Failure as error:
+                if error.unreachable:
+                    raise
+                return True
         self._dialled_at[record.part] = clock_s()
         return False
 
@@ -393,15 +398,10 @@ class Drive:
 
     async def _foreign(self, record: Record) -> bool:
         """Whether somebody else has changed a machine's values since they were ours."""
-        part = await self._cloud.part(record.part)
-        try:
-            found = change.values(part.text, change.spots(self.plan, part.text, record.source))
-        except UnfitError as error:
-            self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=error))
-            return True
-        if change.holds(found, self._target):
-            return False
-        self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found)))
+        read = await self._read(record)
+        if read is None or change.holds(read[1], self._target):
+            return read is None
+        self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(read[1])))
         return True
 
     async def _status(
@@ -530,7 +530,7 @@ class Drive:
         made: Callable[[str, change.Spots, Values], str],
     ) -> None:
         """Bring a part from its old values to new ones. What counts is what is read afterwards."""
-        pause_s = FIRST_PAUSE_S
+        pause_s, refused = FIRST_PAUSE_S, ""
         for _ in range(ATTEMPTS):
             read = await self._read(record)
             if read is None:
@@ -544,6 +544,9 @@ class Drive:
             if not change.holds(found, old):
                 self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found)))
                 return
+            if refused:
+                self._event(record, "refused", CHANGED_MEANWHILE.format(words=refused))
+                return
             try:
                 where = change.spots(self.plan, part.text, record.source)
                 await self._cloud.write(part, made(part.text, where, new))
@@ -553,8 +556,8 @@ class Drive:
                 self._event(record, "refused", str(error))
                 return
             except Conflict as error:
-                self._event(record, "refused", CHANGED_MEANWHILE.format(words=error))
-                return
+                # Nobody documents with which status; what is read next says whether it is one.
+                refused = str(error)
             except NotSent:
                 # It may have arrived: what is read next says so.
                 await asyncio.sleep(pause_s)

@@ -141,7 +141,7 @@ _WAVE_SCHEMA = {
             }
             for name, schema in (
                 ("count", _COUNT_SCHEMA),
-                ("percent", _PERCENT_SCHEMA),
+                ("percent", {"anyOf": [_PERCENT_SCHEMA, {"type": "number", "maximum": 100}]}),
                 ("machines", _NAMES_SCHEMA),
             )
         ),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from ota_service.rollout.gate import Before
 
 Order = Literal["pause", "resume", "abort"]
 MAX_BYTES = 1 << 30
+LOOKS, LOOK_S = 3, 0.1
 
 
 class Record(BaseModel):
@@ -156,6 +158,10 @@ class StateFile:
     def owned(self) -> Iterator[None]:
         """Be the one that drives it. Raises Failure where another process does."""
         fd = self._taken()
+        for _ in range(LOOKS):  # whoever only looks has it for a moment, too
+            if fd is None:
+                time.sleep(LOOK_S)
+                fd = self._taken()
         if fd is None:
             raise Failure(
                 f"Another process drives this rollout ({self._holder()}).",
@@ -169,7 +175,9 @@ class StateFile:
 
     @property
     def is_driven(self) -> bool:
-        """Whether some process drives it now."""
+        """Whether some process drives it now. Raises OSError."""
+        if not self._lock.exists():
+            return False
         fd = self._taken()
         if fd is not None:
             os.close(fd)
