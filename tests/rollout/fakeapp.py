@@ -32,8 +32,16 @@ import json
 import uuid
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -232,6 +240,9 @@ class FakeApp:
         self.calls: list[Call] = []
         # What a conflict is refused with: the SDK says "a GRPCError", and no more.
         self.conflict = Status.FAILED_PRECONDITION
+        # The most calls that were under way at once, of the app and of all its machines.
+        self.busiest = 0
+        self._busy = 0
         self.url = ""
         self.door = Door([])
         self._counts: Counter[str] = Counter()
@@ -425,7 +436,21 @@ class FakeApp:
 
     # --- serving
 
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """A call is under way."""
+        self._busy += 1
+        self.busiest = max(self.busiest, self._busy)
+        try:
+            yield
+        finally:
+            self._busy -= 1
+
     async def _serve(self, method: str, stream: Any) -> None:
+        with self.busy():
+            await self._answer(method, stream)
+
+    async def _answer(self, method: str, stream: Any) -> None:
         request = await stream.recv_message()
         self._counts[method] += 1
         call = Call(len(self.calls) + 1, method, self._counts[method], request)

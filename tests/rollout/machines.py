@@ -41,6 +41,7 @@ from tests.rollout.fakeapp import Door, FakeApp, Location, Machine
 from tests.support.module_client import API, ModuleProcess
 
 NAME = "OTA"
+ANSWERS_AFTER_S = 0.001
 
 
 class MachineServer:
@@ -167,7 +168,10 @@ class MachineServer:
             return
         if request.name not in self.names:
             raise GRPCError(Status.NOT_FOUND, f"resource {API}/{request.name} not found")
-        await stream.send_message(await self.reply(method, request.name, request))
+        with self.app.busy():
+            # A machine takes its time, so that calls that come at once are seen to do so.
+            await asyncio.sleep(ANSWERS_AFTER_S)
+            await stream.send_message(await self.reply(method, request.name, request))
 
 
 class _Table:

@@ -28,6 +28,8 @@ from tests.support.command import Done
 APP_TROUBLE = 0.02
 LOST_REPLIES = 0.01
 LOST_CONNECTIONS = 0.03
+# How many calls may be under way at once, of machines and app: parallelism is bounded.
+AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ def _judge(
             broken(f"{name} has {version_there} and got {fake.got}")
     if not should_halt and len(reached) != trial.count:
         broken(f"{trial.count - len(reached)} machines were left out")
+    if fleet.app.busiest > AT_ONCE:
+        broken(f"{fleet.app.busiest} calls at once")
     missing = [name for name in fleet.machines if f'"{name}"' not in status.out]
     if missing:
         broken(f"{len(missing)} machines are not in the status, such as {missing[0]}")
