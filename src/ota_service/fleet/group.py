@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 
 Phase = Literal["staging", "switching", "confirming", "going_back"]
 POLL_S = 0.25
-"""How often is looked whether a run was cancelled, or a lost member is there again."""
+"""How often is looked whether a run was cancelled, and how far the members are."""
+LOOK_S = 1.0
+"""How often is looked whether a lost member is there again."""
 
 
 @dataclass(eq=False)
@@ -354,7 +356,7 @@ class Group:
         while loop.time() < until_s and not (self._turned.is_set() or self.engine.closing):
             if loop.time() >= not_before_s and (await self._place(member)).kind == "here":
                 return True
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(LOOK_S)
         return False
 
     async def go_on(self) -> None:
