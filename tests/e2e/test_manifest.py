@@ -46,6 +46,11 @@ def manifest(version: str, images: dict[str, Any], **more: Any) -> bytes:
     return json.dumps({"format": 1, "version": version, "images": images, **more}).encode()
 
 
+async def configure(rig: Rig, **attributes: Any) -> None:
+    """As the rig does it; these apps show at once what becomes of them."""
+    await rig.configure(boot_stable_s=0.4, **attributes)
+
+
 def board(project: str, layout: str = "guide", **options: Any) -> SimBoard:
     """A board that runs a project's old firmware."""
     chip = options.get("chip", "esp32")
@@ -69,7 +74,7 @@ async def test_each_board_gets_its_image_and_a_start_needs_no_network(tmp_path: 
         own = {"d": {"url": rig.serve("5.0", project="other", size_bytes=60_000), "version": "5.0"}}
         digest = hashlib.sha256(rig.server.served("/robot/manifest.json")).hexdigest()
         target: dict[str, Any] = {"url": url, "version": "2.0", "sha256": digest, "pins": own}
-        await rig.configure(**target)
+        await configure(rig, **target)
         status = await rig.settled()
         assert status["run"]["outcome"] == "succeeded", status
         assert status["target"]["sha256"] == digest
@@ -91,7 +96,7 @@ async def test_each_board_gets_its_image_and_a_start_needs_no_network(tmp_path: 
         before = len(rig.server.requests)
         await rig.module.terminate()
         async with ModuleProcess.start(tmp_path / "machine") as rig.module:
-            await rig.configure(**target)
+            await configure(rig, **target)
             status = await rig.settled()
             assert status["run"]["outcome"] == "succeeded", status
             assert status["run"]["manifest"] == shown
@@ -100,7 +105,7 @@ async def test_each_board_gets_its_image_and_a_start_needs_no_network(tmp_path: 
             # What a person asks for goes by what the url gives now; its server is not waited for.
             del target["sha256"]
             last = await rig.run_id()
-            await rig.configure(**target)
+            await configure(rig, **target)
             assert (await rig.next_run(last))["run"]["outcome"] == "succeeded"
             found = (await rig.command("verify"))["boards"]
             assert {n: one["matches"] for n, one in found.items()} == dict.fromkeys("abcd", True)
@@ -122,7 +127,7 @@ async def test_each_board_gets_its_image_and_a_start_needs_no_network(tmp_path: 
             silent.set()
 
             url = publish(rig, "3.0", order=[["sensor"], ["motor"]])
-            await rig.configure(url=url, version="3.0", auto_update=False, pins=own)
+            await configure(rig, url=url, version="3.0", auto_update=False, pins=own)
             reply = await rig.command("update", dry_run=True)
             assert reply["steps"] == [["sensor"], ["motor"]]
             assert {n: (p["action"], p.get("image")) for n, p in reply["plan"].items()} == {
@@ -138,11 +143,11 @@ async def test_a_step_begins_when_the_one_before_is_good(tmp_path: Path) -> None
     async with Rig.start(tmp_path, robot()) as rig:
         where = {"a": "motor", "b": "sensor", "c": "sensor"}
         order: dict[str, Any] = {"order": [["motor"], ["sensor"]], "boards": where}
-        bad = Behaviour(ending="panic", ending_after_s=0.3)
+        bad = Behaviour(ending="panic", ending_after_s=0.2)
         images = {"sensor": {"project": SENSOR}, "motor": {"project": MOTOR, "behaviour": bad}}
         untouched = [rig.flash_digest(name) for name in "bc"]
         url = publish(rig, "2.0", images=images, **order)
-        await rig.configure(url=url, version="2.0")
+        await configure(rig, url=url, version="2.0")
         status = await rig.settled()
         assert status["run"]["outcome"] == "failed", status
         assert status["run"]["manifest"]["step"] == 1
@@ -157,11 +162,11 @@ async def test_a_step_begins_when_the_one_before_is_good(tmp_path: Path) -> None
         assert run["boards"]["b"]["error"]["code"] == "manifest-incomplete"
 
         begun = await rig.run_id()
-        await rig.configure(url=publish(rig, "3.0", path="/robot/3.json", **order), version="3.0")
+        await configure(rig, url=publish(rig, "3.0", path="/robot/3.json", **order), version="3.0")
         await rig.module.wait_status(NAME, lambda s: s["boards"]["a"].get("phase") == "writing")
         waiting = await rig.module.status(NAME)
         assert {waiting["boards"][name].get("phase") for name in "bc"} == {None}
-        await rig.configure(url=publish(rig, "4.0", path="/robot/4.json", **order), version="4.0")
+        await configure(rig, url=publish(rig, "4.0", path="/robot/4.json", **order), version="4.0")
         status = await rig.settled("4.0")
         while status["run"]["id"] == begun:
             status = await rig.next_run(status["run"]["id"])
@@ -187,7 +192,7 @@ async def test_what_is_no_manifest_of_this_version_is_said(tmp_path: Path) -> No
         ):  # fmt: skip
             rig.server.put(path.partition("?")[0], json.dumps(file).encode())
             before = await rig.run_id()
-            await rig.configure(url=rig.server.url(path), version="2.0", **other)
+            await configure(rig, url=rig.server.url(path), version="2.0", **other)
             other = {}
             status = await rig.next_run(before)
             assert status["error"]["code"] == code, status
@@ -200,7 +205,7 @@ async def test_what_is_no_manifest_of_this_version_is_said(tmp_path: Path) -> No
             "wrong": {"project": "other", "entry": {"project": "wrong", "chip": "esp32"}},
         }  # fmt: skip
         before = await rig.run_id()
-        await rig.configure(url=publish(rig, "2.0", images=images), version="2.0")
+        await configure(rig, url=publish(rig, "2.0", images=images), version="2.0")
         status = await rig.next_run(before)
         a, b, c = (status["boards"][name] for name in "abc")
         assert status["run"]["outcome"] == "partly", status
@@ -236,7 +241,7 @@ async def test_a_robot_of_twelve_boards(tmp_path: Path) -> None:
             "horn": {"project": "horn", "entry": {"project": "horn", "chip": "ESP32"}},
         }
         url = publish(rig, "2.0", images=images, order=[["eye"], ["wheel", "wheel3"]])
-        await rig.configure(url=url, version="2.0", boot_stable_s=0.3)
+        await configure(rig, url=url, version="2.0")
         status = await rig.settled(timeout_s=120)
         assert status["run"]["outcome"] == "partly", status
         found = [board.get("image") for _, board in sorted(status["boards"].items())]

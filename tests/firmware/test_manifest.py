@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def steps_of(names: str, order: list[str], together: list[str]) -> Manifest:
         (written(images={"motor": image(version="x" * 129)}), "images.motor.version: 129 bytes"),
         (written(images={"motor": image(chip="\n")}), "images.motor.chip: is empty"),
         (written(images={}), "images: is empty"),
+        (written(images={f"i{n}": image() for n in range(257)}), "images: names more than 256"),
+        (written(boards={f"b{n}": "arm" for n in range(257)}), "boards: names more than 256"),
         (written(images=[]), "images: must be an object"),
         (written(images={"a\x07": image()}), "images.a?: holds characters"),
         (written(images={"m" * 65: image()}), "65 bytes; the limit is 64"),
@@ -277,3 +280,16 @@ def test_the_schema_in_the_docs_is_the_model_s() -> None:
     """docs/manifest.schema.json is what docs/generate.py writes."""
     path = Path(__file__).parents[2] / "docs" / "manifest.schema.json"
     assert path.read_text(encoding="utf-8") == Manifest.schema_text()
+
+
+def test_the_robot_in_the_docs_is_a_manifest() -> None:
+    """Its digests, which are cut short there, apart."""
+    page = (Path(__file__).parents[2] / "docs" / "manifests.md").read_text(encoding="utf-8")
+    (text,) = [text for text in re.findall(r"```json\n(.*?)```", page, re.S) if "images" in text]
+    made = parse_manifest(re.sub(r'"\w+\.\."', f'"{DIGEST}"', text).encode())
+    (first, last) = made.blocks()
+    assert (first.steps, first.groups) == (
+        (("motor", "sensor"),),
+        (frozenset({"motor", "sensor"}),),
+    )
+    assert last.steps == (("display",),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,11 @@ from ota_service.fleet.service import shutdown
 from ota_service.fleet.settings import RobotCall
 from ota_service.link.ports import ESPRESSIF_VID, SERIAL_JTAG_PID, PortInfo
 from tests.faults.desk import Desk
+from tests.support.host_policy import add_key, add_repository, make_host
+from tests.support.signing import key, public, sign
+from tests.support.tuf_repository import TufRepository
 
+OWN = key("ECDSA-P-256")
 pytestmark = pytest.mark.slow
 
 
@@ -27,13 +31,19 @@ def board(project: str, **options: Any) -> SimBoard:
     return SimBoard("guide", app=build_app(project, "1.0.0", size_bytes=40_000), **options)
 
 
-def publish(desk: Desk, version: str, images: Mapping[str, Behaviour], **more: Any) -> str:
-    """Serve a manifest and its images, each of the project that it is called by; its url."""
+def publish(
+    desk: Desk, version: str, images: Mapping[str, Behaviour], tag: str | None = None,
+    signed: Collection[str] = (), **more: Any,
+) -> str:  # fmt: skip
+    """Serve a manifest and its images, each of the project that it is called by; its url. tag: the
+    version of its images; signed: by our key."""
     entries = {}
     for name, behaviour in images.items():
         data = build_app(name, version, size_bytes=40_000, behaviour=behaviour)
+        data = sign(data, OWN) if name in signed else data
         desk.server.put(f"/{version}/{name}.bin", data)
         entries[name] = {"url": f"{name}.bin", "sha256": hashlib.sha256(data).hexdigest()}
+        entries[name] |= {"version": tag} if tag is not None else {}
     made = {"format": 1, "version": version, "images": entries, **more}
     return desk.server.put(f"/{version}/manifest.json", json.dumps(made).encode())
 
@@ -177,17 +187,69 @@ async def test_a_plain_image_follows_a_manifest(tmp_path: Path) -> None:
         assert (entry["outcome"], "error" in entry) == ("up_to_date", False)
         assert desk.status()["target"]["app_version"] == "4.0"
 
+        # A board's own url is that of one App Image.
+        own = {"name": "a", "port": desk.board().url, "version": "2.0",
+               "url": desk.server.url("/2.0/manifest.json")}  # fmt: skip
+        status = await desk.updated("6.0", boards=[own])
+        assert status["boards"]["a"]["error"]["code"] == "not-an-image"
+        assert "is a manifest" in status["boards"]["a"]["error"]["message"]
+
 
 async def test_a_manifest_whose_images_cannot_be_had_is_not_kept(tmp_path: Path) -> None:
-    """It may be put right under its version: the next start asks for it again."""
+    """It may be put right under its version: the next start asks for it again. What was kept is
+    what boards are held against, also where nothing is done by itself."""
     async with Desk.start(tmp_path, [board("eye")]) as desk:
         url = publish(desk, "2.0", {"eye": Behaviour()}, boards={"a": "eye"})
         desk.server.put("/2.0/eye.bin", build_app("eye", "2.1", size_bytes=40_000))
         status = await desk.updated("2.0", url=url)
         assert status["error"]["code"] == "digest-mismatch"
         assert status["run"]["outcome"] == "failed"
-        publish(desk, "2.0", {"eye": Behaviour()}, boards={"a": "eye"})
+        publish(desk, "2.0", {"eye": Behaviour()}, "e7")
         await shutdown()
         desk.service = None
         status = await desk.updated("2.0", url=url)
-        assert status["boards"]["a"]["version"] == "2.0", status
+        assert status["boards"]["a"]["version"] == "e7", status
+        await shutdown()
+        asked = len(desk.server.requests)
+        desk.service = None
+        await desk.configure(url=url, version="2.0", auto_update=False)
+        status = await desk.wait(lambda now: now["boards"]["a"]["state"] == "up_to_date")
+        assert status["boards"]["a"]["image"] == "eye"
+        assert (len(desk.server.requests), "run" in status) == (asked, False)
+
+
+async def test_a_host_s_policy_holds_for_each_image_and_for_what_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two images the signed one is written; when the host asks for its repository instead, the
+    manifest that was kept from elsewhere is not gone by."""
+    folder = make_host(tmp_path, monkeypatch)
+    add_key(folder, public(OWN))
+    async with Desk.start(tmp_path, [board("wheel"), board("eye")]) as desk:
+        images = {"wheel": Behaviour(), "eye": Behaviour()}
+        where = {"a": "wheel", "b": "eye"}
+        url = publish(desk, "2.0", images, signed=["wheel"], boards=where)
+        status = await desk.updated("2.0", url=url)
+        assert status["trust"] == {"requires": ["secure-boot-v2"]}
+        assert status["boards"]["a"]["version"] == "2.0"
+        assert status["error"]["code"] == "signature-missing"
+        (run,) = (await desk.command("history"))["runs"]
+        assert run["boards"]["a"]["allowed_by"][0]["keys"]
+        assert run["boards"]["b"]["error"]["code"] == "signature-missing"
+        assert desk.board("b").control.counters().get("opened", 0) == 0
+
+        url = publish(desk, "3.0", images, signed=where.values(), boards=where)
+        status = await desk.updated("3.0", url=url)
+        assert status["run"]["outcome"] == "succeeded"
+        opened = [desk.board(name).control.counters()["opened"] for name in "ab"]
+        await shutdown()
+        desk.service = None
+        (folder / "keys" / "release.pem").unlink()
+        (folder / "keys").rmdir()
+        made = TufRepository()
+        made.publish()
+        add_repository(folder, desk.server.url("/elsewhere/"), made.root)
+        status = await desk.updated("3.0", url=url)
+        assert status["error"]["code"] == "signature-untrusted"
+        assert "manifest" not in status["run"]
+        assert [desk.board(name).control.counters()["opened"] for name in "ab"] == opened

@@ -169,6 +169,7 @@ def _zip() -> bytes:
         (b"UF2\n" + bytes(508), "UF2"),
         (b":020000040800F2\r\n:10000000", "Intel HEX"),
         (b'{"error": "not found"}', "JSON"),
+        (b'{"format": 1, "images": {}}', "a manifest, which only a service's url may name"),
         ("404: größer nicht gefunden".encode(), "text"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "Git LFS"),
         (b"\xea\x04\x02\x40" + bytes(100), "ESP8266"),

@@ -26,6 +26,8 @@ from ota_service.firmware.urls import check_url, is_path
 MAX_BYTES = 1 << 20
 """Of a manifest's file; hundreds of images take a tenth of it."""
 NAME_MAX_BYTES = 64
+MAX_NAMED = 256
+"""Images, and boards: the status shows them all."""
 FILE_NAME = "manifest.json"
 """What a folder's manifest is called."""
 
@@ -87,9 +89,9 @@ def _reference(value: str) -> str:
     return value
 
 
-Name = Annotated[str, AfterValidator(_name), Field(min_length=1)]
-Tag = Annotated[str, AfterValidator(_tag), Field(min_length=1)]
-Digest = Annotated[str, AfterValidator(_digest), Field(pattern=r"^[0-9A-Fa-f]{64}$")]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_name)]
+Tag = Annotated[str, Field(min_length=1), AfterValidator(_tag)]
+Digest = Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{64}$"), AfterValidator(_digest)]
 
 
 class _Strict(BaseModel):
@@ -140,10 +142,11 @@ class Manifest(_Strict):
         "bytes of UTF-8."
     )
     images: dict[Name, ImageEntry] = Field(
-        min_length=1, description="The images, by names of your own."
+        min_length=1, max_length=MAX_NAMED, description="The images, by names of your own."
     )
     boards: dict[Name, Name] | None = Field(
         None,
+        max_length=MAX_NAMED,
         description="Which board gets which image: a board's name in the service's configuration "
         "-> the image's name. Default: an image goes to the boards that run its project on its "
         "chip.",
@@ -401,6 +404,8 @@ def _in_words(found: dict[str, Any]) -> str:
             words = "must be an object"
         case "list_type":
             words = "must be a list"
+        case "too_long":
+            words = f"names more than {MAX_NAMED}"
         case "too_short" | "string_too_short":
             words = "is empty"
         case _:

@@ -70,7 +70,10 @@ def name_of(data: bytes) -> str | None:
         except UnicodeDecodeError as error:
             if error.start < len(head) - 3:  # not merely a character cut in two
                 return None
-        return "JSON" if head.lstrip()[:1] in (b"{", b"[") else "a text file"
+        if head.lstrip()[:1] not in (b"{", b"["):
+            return "a text file"
+        named = b'"images"' in head
+        return "a manifest, which only a service's url may name" if named else "JSON"
     return None
 
 
