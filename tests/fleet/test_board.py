@@ -780,7 +780,7 @@ def test_a_way_back_ends_with_the_process_or_where_nothing_is_known(at_desk: AtD
 IMAGE_SLOT = Partition("ota_1", 0, 0x11, 0x110000, 0x100000)
 STAGED = Outcome(
     "staged", plan=replace(WRITE, slot=IMAGE_SLOT, to_version="1"), found=FOUND, version="1",
-    slot=SLOT, replaces="0",
+    slot=SLOT,
 )  # fmt: skip
 HERE = Place("a", "here", PORT, mac=MAC)
 
@@ -793,7 +793,6 @@ def test_a_stage_leaves_the_board_what_it_was(at_desk: AtDesk) -> None:
         board, order = desk.board(), desk.order("stage", place=HERE)
         answer = await desk.give(board, order)
         assert (answer.end, board.shown.state, board.shown.version) == ("done", "outdated", "1")
-        assert order.report["replaces"] == "0"
         waits = desk.memory.staged(MAC, TARGET.key)
         assert waits is not None
         assert board.shown.staged == waits
@@ -807,6 +806,39 @@ def test_a_stage_leaves_the_board_what_it_was(at_desk: AtDesk) -> None:
         assert stale.stale
         record = desk.journal.attempt(MAC, TARGET.key)
         assert (record.failed, record.updated_at) == (0, None)
+
+    at_desk(test)
+
+
+def test_what_was_overwritten_is_said_however_often_it_takes(at_desk: AtDesk) -> None:
+    """A second attempt finds the slot without it."""
+
+    async def test(desk: Desk) -> None:
+        sight, order = desk.board()._sight, desk.order("stage")
+        sight.at_work = order
+        made = replace(WRITE, replaces="1.2.2")
+        sight.planned(made)
+        assert "replaces" not in order.report
+        for plan in (made, WRITE):
+            sight.planned(plan)
+            sight.phase("writing", 0.0)
+            sight.progress(0, 10)
+            assert order.report["replaces"] == "1.2.2"
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize("purpose", ["stage", "version", "verify"])
+def test_what_a_board_cannot_have_while_its_app_confirms_itself_is_said_once(
+    at_desk: AtDesk, purpose: Purpose
+) -> None:
+    """Also where nothing of this process waits for it: the answer comes, and is not tried again."""
+
+    async def test(desk: Desk) -> None:
+        desk.script = ["awaiting-confirmation"]
+        answer = await desk.give(desk.board(), desk.order(purpose, place=HERE))
+        assert answer.error is not None
+        assert (answer.error.code, len(desk.begun)) == ("awaiting-confirmation", 1)
 
     at_desk(test)
 

@@ -89,6 +89,11 @@ class Fleet(RuleBasedStateMachine):
         """A person updates a board."""
         self.ask("update", boards=[board], force=force, wait_s=wait_s)
 
+    @rule(verb=st.sampled_from(["stage", "activate"]), board=names, wait_s=st.sampled_from([0, 2]))
+    def part(self, verb: str, board: str, wait_s: float) -> None:
+        """A part of an update."""
+        self.ask(verb, boards=[board], wait_s=wait_s)
+
     @rule(verb=st.sampled_from(["version", "verify", "rollback"]), board=names)
     def order(self, verb: str, board: str) -> None:
         """A read or a rollback, which may take longer than is waited."""

@@ -191,8 +191,10 @@ def test_what_is_replaced_is_named() -> None:
         (desk.notes.facts, "0.9.0"),
     ):
         again = Desk(replace(START, spare=OTHER), facts)
-        assert again.does("stage").replaces == version
-    assert again.does("stage", NEXT, NEXT.tag).replaces == ""
+        again.does("stage")
+        assert again.notes.plans[-1].replaces == version
+    again.does("stage", NEXT, NEXT.tag)
+    assert again.notes.plans[-1].replaces == ""
 
 
 def about(firmware: Firmware) -> tuple[str, str]:
@@ -220,6 +222,24 @@ def test_a_staged_firmware_that_panics_is_taken_back() -> None:
     outcome = desk.does("activate", None, PANICS.tag)
     assert (outcome.end, code(outcome), outcome.of_image) == ("rolled_back", "boot-failed", True)
     assert desk.shows() == ("old", OLD.tag)
+
+
+@pytest.mark.parametrize("at", ["inspecting", "writing"])
+def test_a_stage_is_cancelled_where_nothing_boots_but_the_old_firmware(at: str) -> None:
+    """Before the first write and in the middle of it; one that is written stands."""
+
+    class Cancels(Notes):
+        def cancelled(self) -> bool:
+            return self.link is not None and self.link.phase == at
+
+    desk = Desk()
+    desk.notes = Cancels(desk.notes.facts)
+    with pytest.raises(OtaError, match="cancelled"):
+        desk.does("stage")
+    assert desk.shows() == ("old", OLD.tag)
+    assert desk.board.running
+    head = desk.board.cells.read(SLOT, 1)[0]
+    assert head != 0xE9 or desk.board.cells.read(SLOT, len(OTHER.data)) == OTHER.data
 
 
 @pytest.mark.parametrize("state", [STATE_NEW, PENDING_VERIFY])
@@ -261,3 +281,34 @@ def test_nothing_is_staged_whose_tag_does_not_fit() -> None:
     desk.board.cells[at.offset : at.end] = bytes(region)
     outcome = desk.does("stage")
     assert (code(outcome), desk.writes, desk.shows()[0]) == ("nvs-full", 0, "old")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_way_back_is_known_by_a_digest(damaged: bool) -> None:
+    """The old firmware is read whole only where it is not what ran any more; then nothing is
+    changed."""
+    desk = Desk()
+    at, read = START.plan.find("ota_0").offset, []
+    right = desk.board.read
+
+    def noted(offset: int, size_bytes: int) -> bytes:
+        if desk.board.phase == "rolling_back" and offset == at:
+            read.append(size_bytes)
+        return right(offset, size_bytes)
+
+    def phase(name: str) -> None:
+        if damaged and name == "switching":
+            desk.board.cells[at + 9000] = desk.board.cells[at + 9000] ^ 1
+
+    def md5(offset: int, size_bytes: int) -> str:
+        return digest(right(offset, size_bytes))
+
+    desk.board.read, desk.board.md5 = noted, md5  # type: ignore[method-assign]
+    desk.notes.on_phase = phase
+    if damaged:
+        with pytest.raises(OtaError, match="no other slot can be gone back to"):
+            desk.does("update", PANICS, PANICS.tag)
+        assert max(read) >= len(OLD.data)
+    else:
+        assert desk.does("update", PANICS, PANICS.tag).end == "rolled_back"
+        assert read == []

@@ -212,6 +212,8 @@ class Attempt:
     def _judge(self, end: SessionEnd) -> Event:
         update = self._order.purpose in UPDATES
         if end.error is not None:
+            if end.error.code == "awaiting-confirmation" and self._order.purpose not in SWITCHES:
+                return "failed"  # nobody waits here for an app to confirm itself
             tried = update or self._order.purpose == "back"
             most = self._around.settings.max_attempts if tried else policy.READ_ATTEMPTS
             return policy.judge(end.error, failed=end.failed, max_attempts=most)

@@ -70,15 +70,14 @@ async def staged(
         assert error is not None
         await _refused(sight, around, order, error)
         return error
+    before = "unknown" if sight.before == "failed" else sight.before
     about.error, tag = None, found.version if found.has_version else None
-    about.state = policy.shown_after_read(sight.before, tag, sight.target.version, found.problem)
+    about.state = policy.shown_after_read(before, tag, sight.target.version, found.problem)
     about.running = running_of(found, outcome.slot) or about.running
     if made.slot is not None:
         note = partial(memory.stage, found.chip.mac, made.slot.name, image, order.target)
         sight.staged(now := await around.journaled(note))
         order.report["staged"] = staged_dict(now)
-    if outcome.replaces:
-        order.report["replaces"] = outcome.replaces
     if error is not None:
         sight.error(error)
     return error

@@ -20,7 +20,7 @@ from typing import Any
 from ota_service.errors import OtaError
 from ota_service.firmware.urls import redact_url
 from ota_service.fleet.engine import Engine
-from ota_service.fleet.orders import Purpose
+from ota_service.fleet.orders import Order, Purpose
 from ota_service.fleet.policy import Permits
 from ota_service.fleet.robot import Robot
 from ota_service.fleet.run import Run
@@ -171,12 +171,8 @@ class FleetService:
         over = await _wait(run, wait_s) if wait_s else False
         reply = {"ok": True, "run": run.to_dict(), "joined": joined is not None}
         if over and purpose != "update":
-            told = ("outcome", "staged", "replaces", "reason", "error")
-            reply["boards"] = {
-                name: {key: entry[key] for key in told if key in entry}
-                for name, entry in run.boards_now().items()
-                if names is None or name in names
-            }
+            told = {board.shown.name: _told(order) for order, board in run.orders.values()}
+            reply["boards"] = {n: told[n] for n in told if names is None or n in names}
         return reply
 
     async def _part(
@@ -334,6 +330,14 @@ class FleetService:
                 raise UnknownBoard(f'there is no board "{named}"; the boards are: {known}')
             names += [name for name in found if name not in names]
         return names
+
+
+def _told(order: Order) -> dict[str, Any]:
+    """What came of a part of an update, for one board."""
+    kept = ("outcome", "reason", "staged", "replaces")
+    told = {key: order.report[key] for key in kept if key in order.report}
+    error = order.answer.result().error if order.answer.done() else None
+    return told | ({"error": error.to_dict()} if error is not None else {})
 
 
 async def _wait(run: Run, wait_s: float) -> bool:

@@ -133,6 +133,9 @@ class Sight:
         about = self.about
         if about.progress is None:
             about.progress = Progress(bytes_total=total)
+            if self.at_work is not None and self.at_work.plan is not None:
+                replaces = self.at_work.plan.replaces  # from here on it is gone
+                self._report.update({"replaces": replaces} if replaces else {})
         about.progress.bytes_done = self._report["bytes"] = done
         percent = done * 100 // total if total else 0
         if percent >= self._logged_percent + _STEP_PERCENT:

@@ -58,7 +58,7 @@ class SlotStream:
 
     size_bytes: the image's length. blocks: the zlib stream of the image with a blank first
     page. head: the first page. body_md5: MD5 (hex) of everything behind the first page.
-    staged_md5: of everything behind the magic byte. image_md5: of the whole image.
+    image_md5: of the whole image.
     """
 
     size_bytes: int
@@ -66,7 +66,6 @@ class SlotStream:
     compressed_bytes: int
     head: bytes
     body_md5: str
-    staged_md5: str
     image_md5: str
 
 
@@ -101,7 +100,6 @@ def _stream(image: bytes, written: bytes) -> SlotStream:
         compressed_bytes=len(compressed),
         head=image[:PAGE_BYTES],
         body_md5=digest(image[PAGE_BYTES:]),
-        staged_md5=digest(image[1:]),
         image_md5=digest(image),
     )
 

@@ -81,6 +81,7 @@ class Plan:
     steps: in their order; the board is restarted after them in any case. slot: the one that will
     run afterwards. from_version, to_version: the stored tag before and after. of_image: whether
     what comes of it speaks of the image, which is in that slot, or was turned down by otadata.
+    replaces: the version of the firmware that a stage overwrites; "": none that boots.
     """
 
     action: Action
@@ -93,6 +94,7 @@ class Plan:
     to_version: str = ""
     rolled_back: bool = False
     of_image: bool = False
+    replaces: str = ""
 
     def to_dict(self) -> dict[str, str]:
         """{"action", "reason", "code"}, as a dry run replies; no code, no key."""
@@ -146,7 +148,7 @@ READY = "spare slot already holds this image: switch only"
 STAGED = "this image is staged in the spare slot: seal and switch only"
 
 
-def staging(whole: Plan) -> Plan:
+def staging(whole: Plan, replaces: str = "") -> Plan:
     """What of an update's plan can be done beforehand, while nothing that boots changes.
 
     Its slot is the one that an activation starts, None where there is nothing to activate; the
@@ -165,6 +167,7 @@ def staging(whole: Plan) -> Plan:
         to_version=whole.from_version,
         rolled_back=False,
         of_image=False,
+        replaces=replaces if steps else "",
     )
 
 

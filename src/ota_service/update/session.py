@@ -203,8 +203,7 @@ class Outcome:
     boot_log: what was seen of each watched start, under its heading, without the board's secrets.
     power_failed: the power failed during a start that the app must confirm. image: size and MD5
     of what `slot` holds, of a board that was gone back with and whose version the host keeps.
-    of_image: it speaks of the job's image, which was written, switched to, or there. replaces:
-    the version of the firmware that staging has overwritten.
+    of_image: it speaks of the job's image, which was written, switched to, or there.
     """
 
     end: End
@@ -220,7 +219,6 @@ class Outcome:
     power_failed: bool = False
     image: tuple[int, str] | None = None
     of_image: bool = False
-    replaces: str = ""
 
 
 def run(port: SerialBase, job: Job, hooks: Hooks) -> Outcome:
@@ -352,7 +350,9 @@ class _Session:
             if error.code == "link-lost":
                 raise
             return refuse(error, found.version)
-        return staging(made) if job.course == "stage" else made
+        if job.course == "plan":
+            return made
+        return staging(made, self._tag_in(found, made.slot) if made.slot is not None else "")
 
     def _refused(self, found: Inspection, made: Plan) -> Outcome:
         end: End = "read" if self.job.course == "plan" else "refused"
@@ -413,7 +413,6 @@ class _Session:
         if made.slot is not None:
             self._require_writable(found, (made.slot,))
         if made.steps and made.slot is not None:
-            outcome.replaces = self._tag_in(found, made.slot)
             self._write(found, made)
             image = self.job.image
             assert image is not None

@@ -322,8 +322,8 @@ _IN_PARTS = (
     Mutant(
         "a staged slot is sealed with its stage",
         _SESSION,
-        "return staging(made)",
-        "return replace(staging(made), steps=made.steps[:2])",
+        "return staging(made, self._tag_in(",
+        "return replace(staging(made), steps=made.steps[:2]) or staging(made, self._tag_in(",
         f"{STAGE}::test_a_staged_board_keeps_its_firmware_until_its_activation",
     ),
     Mutant(

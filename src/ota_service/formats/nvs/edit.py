@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Literal
 
@@ -36,6 +37,9 @@ from ota_service.formats.nvs.page import (
 )
 from ota_service.formats.nvs.prove import NvsProof
 from ota_service.formats.nvs.read import Nvs, parse_nvs
+
+_REMEMBERED = 64
+"""Changes that are kept with their proof, by what they depend on."""
 
 MAX_KEY_BYTES = 15
 MAX_STRING_BYTES = 4000 - 1
@@ -118,6 +122,12 @@ def set_string(data: bytes, *, base: int, namespace: str, key: str, value: str) 
     Raises `OtaError`: "nvs-full" where there is no room, "nvs-invalid" where the contents cannot
     be changed without risk, "flash-encrypted"; then nothing is to be done.
     """
+    return _string_set(bytes(data), base, namespace, key, value)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _string_set(data: bytes, base: int, namespace: str, key: str, value: str) -> NvsEdit:
+    """What was proven is not proven again: most of an activation's work, when it was staged."""
     _check_names(namespace, key)
     payload = value.encode() + b"\0"
     if b"\0" in payload[:-1] or len(payload) > MAX_STRING_BYTES + 1:
