@@ -150,9 +150,11 @@ async def test_a_module_that_has_the_port_lets_go_of_it_and_gets_it_back(tmp_pat
         assert (board["state"], board["good"], board["version"]) == ("up_to_date", True, "1.1.0")
         assert arm.heard[-3:] == ["release", "take", "health"]
         service = at.machine.service("OTA")
-        reply = await service.do_command({"command": "version"})
-        assert reply["boards"]["a"]["version"] == "1.1.0"
-        assert arm.heard[-2:] == ["release", "take"]
+        for asked in ({"command": "version"}, {"command": "update", "dry_run": True}):
+            arm.heard.clear()
+            reply = await service.do_command(asked)
+            assert "error" not in reply.get("boards", reply.get("plan"))["a"], reply
+            assert arm.heard == ["release", "take"]
 
         # The arm is built anew by the very change of configuration that starts the update.
         arm.holds.close()
@@ -181,8 +183,7 @@ async def test_a_module_that_has_the_port_lets_go_of_it_and_gets_it_back(tmp_pat
 
 
 async def test_nobody_answers_the_health_check(tmp_path: Path) -> None:
-    """The new firmware stays, and is not good; it is asked again by the next run; who has chosen so
-    gets the old one back."""
+    """The new firmware stays, and is not good; the next run asks again."""
     async with desk(tmp_path, RuntimeError("not ready")) as at:
         at.arm.may_release = True
         await at.configure("1.1.0")
@@ -198,14 +199,6 @@ async def test_nobody_answers_the_health_check(tmp_path: Path) -> None:
         assert reply["run"]["outcome"] == "succeeded"
         board = (await at.status())["boards"]["a"]
         assert (board["good"], "error" in board) == (True, False)
-
-        at.arm.health = RuntimeError("not ready")
-        check = CALLS["health_check"] | {"on_no_answer": "back", "timeout_s": 1}
-        await at.configure("1.2.0", health_check=check)
-        status = await at.ended("1.2.0")
-        assert code_of(status) == "check-unanswered"
-        assert status["boards"]["a"]["state"] == "rolled_back"
-        assert status["boards"]["a"]["version"] == "1.1.0"
 
 
 @pytest.mark.parametrize("ends", ["killed", "told", "checking"])
@@ -233,6 +226,7 @@ async def test_what_is_owed_is_paid(tmp_path: Path, ends: str) -> None:
                     else:
                         await machine.module.terminate(timeout_s=10)
                         assert arm.heard == ["release", "take"]
+                        return
                 arm.silent, arm.health = False, {"healthy": True}
                 arm.heard.clear()
                 async with Machine.start(tmp_path / "m") as machine:

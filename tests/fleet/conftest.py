@@ -25,7 +25,7 @@ from ota_service.fleet.orders import Answer, FlashFile, Order, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Event, Permits
 from ota_service.fleet.robot import Calls, Robot
-from ota_service.fleet.settings import BoardEntry, RobotCall, Settings
+from ota_service.fleet.settings import BoardEntry, NoSuchResource, RobotCall, Settings
 from ota_service.fleet.turns import Turns
 from ota_service.formats.image import parse_app_image
 from ota_service.update.session import Image
@@ -110,7 +110,7 @@ class Desk:
 
     async def ask(self, call: RobotCall) -> Mapping[str, Any]:
         """It has nobody to ask."""
-        raise LookupError(call.resource)
+        raise NoSuchResource(call.resource)
 
     def renamed(self, about: BoardState, mac: str) -> None:
         """Boards keep their names."""

@@ -14,7 +14,7 @@ from esp32_sim.images import build_app
 from esp32_sim.process import SimProcess
 from ota_service.firmware.target import Target
 from ota_service.fleet.service import FleetService, UnknownBoard, shutdown
-from ota_service.fleet.settings import BoardEntry, RobotCall, Settings
+from ota_service.fleet.settings import BoardEntry, NoSuchResource, RobotCall, Settings
 from tests.support.firmware_server import FirmwareServer
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ async def test_a_run_waits_until_the_sensor_allows_it_or_is_overridden(tmp_path:
             return allowed.is_set()
 
         async def ask(self, call: RobotCall) -> Mapping[str, Any]:
-            raise LookupError(call.resource)
+            raise NoSuchResource(call.resource)
 
     with SimProcess(tmp_path / "boards", 1) as sim:
         async with FirmwareServer.start() as server:

@@ -17,7 +17,7 @@ from ota_service.fleet.board import Board
 from ota_service.fleet.journal_rows import FirmwareRecord, OwedCallRecord
 from ota_service.fleet.policy import Event
 from ota_service.fleet.robot import Calls, Stop, fits
-from ota_service.fleet.settings import RobotCall, Settings
+from ota_service.fleet.settings import NoSuchResource, RobotCall, Settings
 from ota_service.fleet.turns import Turns
 from ota_service.update.session import Outcome
 from tests.fleet.conftest import OTHER, TARGET, AtDesk, Desk
@@ -123,10 +123,11 @@ async def session(
         (NO, False, None, "not-allowed-now", False),
         (NO, True, None, "", True),
         (RuntimeError("dead"), False, None, "not-allowed-now", True),
+        (KeyError("its own"), False, None, "not-allowed-now", True),
         (RuntimeError("dead"), True, None, "", True),
         (TimeoutError(), False, None, "not-allowed-now", True),
-        (LookupError("no arm"), False, None, "not-allowed-now", False),
-        (LookupError("no arm"), True, None, "", True),
+        (NoSuchResource("no arm"), False, None, "not-allowed-now", False),
+        (NoSuchResource("no arm"), True, None, "", True),
     ],
 )
 def test_what_was_asked_before_is_undone_after(
@@ -420,6 +421,31 @@ def test_what_ends_the_asking(at_desk: AtDesk, event: Any) -> None:
         await asyncio.sleep(100)
         assert len(arm.heard) <= heard + 1
         assert board.free
+
+    at_desk(test)
+
+
+def test_a_check_that_is_configured_anew_is_asked_as_it_is_now(at_desk: AtDesk) -> None:
+    """Its resource may have been renamed meanwhile; or nothing is to be asked any more."""
+
+    async def test(desk: Desk) -> None:
+        arm = Arm(check=RuntimeError("dead"), self_test={"ok": True})
+        board, order = board_of(desk, arm), desk.order()
+        desk.script = [NEW]
+        board.order(order)
+        await desk.until(lambda: "check" in arm.heard)
+        check = replace(CHECK, command={"do": "self_test"})
+        desk.settings = replace(desk.settings, health_check=check)
+        assert (await order.answer).end == "done"
+        assert arm.heard[-1] == "self_test"
+
+        arm.answers["check"] = RuntimeError("dead")
+        board, order = board_of(desk, arm), desk.order()
+        desk.script = [NEW]
+        board.order(order)
+        await desk.until(lambda: board.state == "checking")
+        desk.settings = replace(desk.settings, health_check=None)
+        assert (await order.answer).end == "done"
 
     at_desk(test)
 

@@ -14,6 +14,7 @@ from viam.components.sensor import Sensor
 from viam.proto.common import ResourceName
 from viam.resource.base import ResourceBase
 
+from ota_service.fleet.settings import NoSuchResource, RobotCall
 from ota_service.module.neighbours import Neighbours
 from ota_service.module.service_attributes import RestartCondition
 
@@ -98,3 +99,29 @@ async def test_a_sensor_that_is_not_there_allows_nothing(
     assert "no such sensor now" in caplog.text
     other: Any = {Generic.get_resource_name("door"): Door({"closed": True})}
     assert await asked(other).may_restart() is False
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("arm", True),
+        ("rdk:component:generic/arm", True),
+        ("rdk:service:generic/arm", False),
+        ("leg", False),
+        ("", False),
+    ],
+)
+async def test_a_resource_is_asked_by_its_short_or_its_whole_name(name: str, found: bool) -> None:
+    """One that is not there has heard of nothing, which is said so."""
+
+    class Arm(Generic):
+        async def do_command(self, command: Mapping[str, Any], **_: Any) -> Mapping[str, Any]:
+            return {"heard": command}
+
+    named: dict[ResourceName, ResourceBase] = {Arm.get_resource_name("arm"): Arm("arm")}
+    call = RobotCall(name, {"do": "x"})
+    if found:
+        assert await asked(named).ask(call) == {"heard": {"do": "x"}}
+    else:
+        with pytest.raises(NoSuchResource, match=f'no resource "{name}" now'):
+            await asked(named).ask(call)

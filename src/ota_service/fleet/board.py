@@ -616,19 +616,20 @@ class Board:
 
     async def _until_checked(self, token: object) -> None:
         """Until the robot says something, or its time is over; then the table's event."""
-        calls, settings = self._around.calls, self._around.settings.of(self.shown.entry)
-        call = settings.health_check
-        await calls.given_back(settings.after_restart)
-        end_s, said = self._loop.time() + (call.timeout_s if call else 0.0), Said("yes")
-        while call is not None and token is self._token:
-            left_s = end_s - self._loop.time()
-            said = await calls.ask(call, max(0.1, min(left_s, policy.CHECK_CALL_S)))
+        around, entry, said = self._around, self.shown.entry, Said("yes")
+        await around.calls.given_back(around.settings.of(entry).after_restart)
+        began_s = self._loop.time()
+        event: Event = "passed"
+        while token is self._token:
+            call = around.settings.of(entry).health_check  # as it is configured by now
+            if call is None:
+                break
+            left_s = began_s + call.timeout_s - self._loop.time()
+            said = await around.calls.ask(call, max(0.1, min(left_s, policy.CHECK_CALL_S)))
             if said.answer != "none" or left_s <= policy.ROBOT_POLL_S:
+                event = policy.word_on(said.answer, call.on_no_answer)
                 break
             await asyncio.sleep(policy.ROBOT_POLL_S)
-        event: Event = "passed" if said.answer == "yes" else "refused"
-        if said.answer == "none" and call is not None and call.on_no_answer == "stay":
-            event = "unanswered"
         self.tell(event, token, said)
 
     async def _pass_check(self, message: Message) -> None:

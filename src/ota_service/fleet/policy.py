@@ -414,6 +414,13 @@ def judge(error: OtaError, *, failed: int, max_attempts: int) -> Event:
     return "again" if error.kind.transient else "failed"
 
 
+def word_on(answer: Literal["yes", "no", "none"], on_no_answer: Literal["stay", "back"]) -> Event:
+    """What the robot's last answer to a health check is."""
+    if answer == "none" and on_no_answer == "stay":
+        return "unanswered"
+    return "passed" if answer == "yes" else "refused"
+
+
 READ_ATTEMPTS = 2
 
 

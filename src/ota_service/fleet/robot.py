@@ -25,7 +25,7 @@ from ota_service.firmware.urls import redact
 from ota_service.fleet import policy
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal_rows import OwedCallRecord
-from ota_service.fleet.settings import RobotCall, Settings
+from ota_service.fleet.settings import NoSuchResource, RobotCall, Settings
 
 if TYPE_CHECKING:
     from ota_service.fleet.around import Around
@@ -43,8 +43,8 @@ class Robot(Protocol):
         """Whether `allow_restart`'s sensor says yes; no sure yes is a no."""
 
     async def ask(self, call: RobotCall) -> Mapping[str, Any]:
-        """The reply of a DoCommand. Raises LookupError where there is no such resource, and
-        whatever the way to it, or itself, raises."""
+        """The reply of a DoCommand. Raises NoSuchResource, and whatever the way to the resource,
+        or itself, raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +123,10 @@ class Calls:
         robot, limit_s = self._around.robot, call.timeout_s if timeout_s is None else timeout_s
         try:
             if robot is None:
-                raise LookupError("there is no machine around this program.")
+                raise NoSuchResource("there is no machine around this program")
             async with asyncio.timeout(limit_s):
                 reply = await robot.ask(call)
-        except LookupError as error:
+        except NoSuchResource as error:
             return Said("none", str(error), sent=False)
         except TimeoutError:
             return Said("none", f"{call.resource} did not answer within {limit_s:g} s")

@@ -18,6 +18,10 @@ OVERRIDES: tuple[Override, ...] = get_args(Override)
 """What a person's update may override, by the code of the error that it would end with."""
 
 
+class NoSuchResource(Exception):
+    """The machine has no such resource now, so it has heard of nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class RobotCall:
     """A DoCommand to a resource of the machine; its reply is a yes where it has what `expect` has,

@@ -15,8 +15,9 @@ from viam.components.sensor import Sensor
 from viam.proto.common import ResourceName
 from viam.resource.base import ResourceBase
 
+from ota_service.fleet.settings import NoSuchResource, RobotCall
+
 if TYPE_CHECKING:
-    from ota_service.fleet.settings import RobotCall
     from ota_service.module.service_attributes import RestartCondition
 
 Dependencies = Mapping[ResourceName, ResourceBase]
@@ -49,7 +50,7 @@ class Neighbours:
             named = self._named(condition.sensor)
             sensor = next((one for one in named if isinstance(one, Sensor)), None)
             if sensor is None:
-                raise LookupError("this machine has no such sensor now")
+                raise NoSuchResource("this machine has no such sensor now")
             readings = await sensor.get_readings(timeout=SENSOR_TIMEOUT_S)
             value = readings.get(condition.key)
             now = "" if isinstance(value, bool) else f'it has no true or false "{condition.key}"'
@@ -62,11 +63,10 @@ class Neighbours:
         return value is True
 
     async def ask(self, call: RobotCall) -> Mapping[str, Any]:
-        """The reply of a DoCommand. Raises LookupError where there is no such resource, and what
-        the resource raises."""
+        """The reply of a DoCommand. Raises NoSuchResource, and what the resource raises."""
         resource = next(self._named(call.resource), None)
         if resource is None:
-            raise LookupError(f'this machine has no resource "{call.resource}" now')
+            raise NoSuchResource(f'this machine has no resource "{call.resource}" now')
         return await resource.do_command(call.command, timeout=call.timeout_s)
 
     def _named(self, name: str) -> Iterator[ResourceBase]:
