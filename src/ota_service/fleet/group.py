@@ -25,7 +25,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -448,6 +448,8 @@ class Group:
             error = OtaError("no-board", f"{member.name} is not listed any more.")
             return Place(member.name, "absent", error=error)
         place = await self._find(member.name, member.board)
+        if place.kind == "here" and place.mac is None:
+            place = replace(place, mac=member.mac)
         if place.mac is not None and member.mac not in (None, place.mac):
             why = f"The board at {place.port} is {place.mac}, not {member.mac}."
             place = Place(member.name, "wrong_board", error=OtaError("wrong-board", why))
