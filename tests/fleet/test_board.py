@@ -946,3 +946,21 @@ def test_an_update_makes_a_stage_that_waits_an_update(at_desk: AtDesk, hindered:
         assert desk.begun[-2:] == ["stage", "update"]
 
     at_desk(test)
+
+
+def test_a_member_of_a_group_is_the_board_that_it_was(at_desk: AtDesk) -> None:
+    """A twin in its place, holding the same firmware, is not taken back for it; for what is no
+    part of a group, whoever is found there is asked."""
+
+    async def test(desk: Desk) -> None:
+        board = Board("a", None, TARGET, desk)
+        for whole in (True, False):
+            order = desk.order("back", place=replace(HERE, mac="24:0a:c4:00:00:02"), whole=whole)
+            hooks = SessionHooks(desk, board.shown, order, lambda fact: fact(board._sight))
+            if whole:
+                with pytest.raises(OtaError, match="of the group"):
+                    hooks.identified(MAC)
+            else:
+                hooks.identified(MAC)
+
+    at_desk(test)

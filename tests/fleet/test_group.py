@@ -96,8 +96,14 @@ def test_all_good_is_final(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("order", [(NAMES,), (("arm",), ("base", "eyes")), (("eyes",), NAMES[:2])])
-@pytest.mark.parametrize("rollback", [False, True])
+@pytest.mark.parametrize(
+    ("order", "rollback"),
+    [
+        ((NAMES,), False),
+        ((("eyes",), NAMES[:2]), False),
+        ((("arm",), ("base", "eyes")), True),
+    ],
+)
 def test_one_that_does_not_start_takes_all_back(
     tmp_path: Path, order: tuple[tuple[str, ...], ...], rollback: bool
 ) -> None:
@@ -149,6 +155,7 @@ def test_a_group_is_not_begun_without_one_of_its_boards(tmp_path: Path) -> None:
     assert runs(robot) == NEW
 
 
+@pytest.mark.slow
 def test_a_person_who_names_some_of_a_group_is_told_of_the_others(tmp_path: Path) -> None:
     """No board of a group goes alone; where the others are good already, it does."""
     robot = scene().robot(tmp_path)
@@ -195,6 +202,7 @@ async def update_now(service: FleetService, robot: Robot) -> dict[str, Any]:
     return await to_the_end(service, robot)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [GOOD, PANICS])
 def test_another_target_waits_for_the_end_of_the_group(
     tmp_path: Path, last: images.Firmware
@@ -269,6 +277,7 @@ def tick_of(robot: Robot, who: str, what: str) -> int:
     return max(n for n, t in enumerate(robot.ticks, 1) if t.who == who and t.what.startswith(what))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("for_s", [20.0, 0.0])
 def test_a_member_that_is_unplugged_behind_its_switch(tmp_path: Path, for_s: float) -> None:
     """Back within 5 minutes: the group goes on. Else it goes back, and the member when it is there
@@ -361,6 +370,7 @@ def test_an_image_that_raises_a_secure_version_is_no_part_of_a_group(tmp_path: P
     assert not any(tick.what.startswith("writing") for tick in robot.ticks)
 
 
+@pytest.mark.slow
 def test_two_groups_that_meet_in_a_step_have_their_own_ends(tmp_path: Path) -> None:
     """One goes back; the other one, which is whole, stays. Boards of no group come in their
     step."""
@@ -374,6 +384,7 @@ def test_two_groups_that_meet_in_a_step_have_their_own_ends(tmp_path: Path) -> N
     assert unfinished(robot) == []
 
 
+@pytest.mark.slow
 def test_members_that_are_good_already_are_not_touched(tmp_path: Path) -> None:
     """Of one that is to be updated again, the others stay what they are, forward and back."""
     robot = scene().robot(tmp_path)
@@ -390,6 +401,7 @@ def test_members_that_are_good_already_are_not_touched(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [(NAMES,), STEPS])
 @pytest.mark.parametrize("last", [GOOD, PANICS])
 def test_a_group_is_staged_by_night_and_activated_as_a_whole(
@@ -418,6 +430,7 @@ def test_a_group_is_staged_by_night_and_activated_as_a_whole(
     assert unfinished(robot) == []
 
 
+@pytest.mark.slow
 def test_one_that_fails_stops_the_others_on_their_way(tmp_path: Path) -> None:
     """One that is before its switch keeps what it has; one that waits for its app's word is not
     waited for."""
@@ -434,6 +447,7 @@ def test_one_that_fails_stops_the_others_on_their_way(tmp_path: Path) -> None:
     assert lasted_s < 45  # apps have 60 s to confirm themselves
 
 
+@pytest.mark.slow
 def test_power_fails_while_an_app_may_confirm_itself(tmp_path: Path) -> None:
     """Its bootloader goes back by itself; the tag goes with it, and all others."""
     robot = scene(rollback=True).robot(tmp_path)
@@ -449,6 +463,7 @@ def test_power_fails_while_an_app_may_confirm_itself(tmp_path: Path) -> None:
     assert states(status) == {"arm": "outdated", "base": "rolled_back", "eyes": "outdated"}
 
 
+@pytest.mark.slow
 def test_a_member_that_is_listed_no_more_ends_with_its_group(tmp_path: Path) -> None:
     """The configuration drops a board in the middle of the switch: the group first ends."""
     robot = scene(GOOD, GOOD, PANICS, order=(NAMES[:2], NAMES[2:])).robot(tmp_path)

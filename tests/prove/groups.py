@@ -152,7 +152,7 @@ async def settled(service: FleetService, robot: Robot) -> None:
         while robot.now_s() - since_s < 10:
             if not over(service.status()) or robot.returning:
                 since_s = robot.now_s()
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.5)
 
 
 def unfinished(robot: Robot) -> list[str]:

@@ -25,7 +25,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 
 Phase = Literal["staging", "switching", "confirming", "going_back"]
 POLL_S = 0.25
-"""How often is looked whether a run was cancelled, or a lost member is there again."""
+"""How often is looked whether a run was cancelled, and how far the members are."""
+LOOK_S = 1.0
+"""How often is looked whether a lost member is there again."""
 
 
 @dataclass(eq=False)
@@ -354,7 +356,7 @@ class Group:
         while loop.time() < until_s and not (self._turned.is_set() or self.engine.closing):
             if loop.time() >= not_before_s and (await self._place(member)).kind == "here":
                 return True
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(LOOK_S)
         return False
 
     async def go_on(self) -> None:
@@ -446,6 +448,8 @@ class Group:
             error = OtaError("no-board", f"{member.name} is not listed any more.")
             return Place(member.name, "absent", error=error)
         place = await self._find(member.name, member.board)
+        if place.kind == "here" and place.mac is None:
+            place = replace(place, mac=member.mac)
         if place.mac is not None and member.mac not in (None, place.mac):
             why = f"The board at {place.port} is {place.mac}, not {member.mac}."
             place = Place(member.name, "wrong_board", error=OtaError("wrong-board", why))

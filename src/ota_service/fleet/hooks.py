@@ -54,6 +54,7 @@ class SessionHooks:
         self.brings: KnownImage | None = None
         self._around, self._settings = around, around.settings.of(about.entry)
         self._info, self._target = order.place.info, order.target
+        self._meant = order.place.mac if order.whole else None
         self._updates, self._switches = order.purpose in UPDATES, order.purpose in SWITCHES
         self._activates = order.purpose == "activate"
 
@@ -72,7 +73,10 @@ class SessionHooks:
         return facts
 
     def _require_right(self, mac: str) -> None:
-        entry, info = self.entry, self._info
+        entry, info, meant = self.entry, self._info, self._meant
+        if meant not in (None, mac):
+            why = f"The board at {shown(self.port)} is {mac}, not {meant} of the group."
+            raise OtaError("wrong-board", why, board=self.name)
         if entry is None:
             return
         if entry.mac is not None and entry.mac != mac:

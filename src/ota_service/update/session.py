@@ -350,7 +350,7 @@ class _Session:
             if error.code == "link-lost":
                 raise
             return refuse(error, found.version)
-        if job.course != "stage":
+        if job.course == "plan":
             return made
         return staging(made, self._tag_in(found, made.slot) if made.slot is not None else "")
 
