@@ -163,8 +163,9 @@ async def test_a_step_begins_when_the_one_before_is_good(tmp_path: Path) -> None
 
         begun = await rig.run_id()
         await configure(rig, url=publish(rig, "3.0", path="/robot/3.json", **order), version="3.0")
-        await rig.module.wait_status(NAME, lambda s: s["boards"]["a"].get("phase") == "writing")
-        waiting = await rig.module.status(NAME)
+        waiting = await rig.module.wait_status(
+            NAME, lambda s: s["boards"]["a"].get("phase") not in (None, "waiting")
+        )
         assert {waiting["boards"][name].get("phase") for name in "bc"} == {None}
         await configure(rig, url=publish(rig, "4.0", path="/robot/4.json", **order), version="4.0")
         status = await rig.settled("4.0")
