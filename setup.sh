@@ -14,6 +14,15 @@
 # wait for it. PYTHON=... names the Python to use for making it.
 set -euo pipefail
 
+case "$OSTYPE" in
+linux*) ;;
+*)
+    echo "ota_service runs on Linux alone, and this system is $OSTYPE: install it on the Linux" \
+        "computer that the boards are attached to." >&2
+    exit 1
+    ;;
+esac
+
 self="${BASH_SOURCE[0]}"
 while [ -L "$self" ]; do # through any chain of symlinks to the checkout itself
     target="$(readlink -- "$self")"

@@ -122,7 +122,7 @@ _ROWS: tuple[ErrorKind, ...] = (
     _firmware(
         "not-an-image",
         "The file is not an ESP32 App Image.",
-        "Serve the App Image at the url: `make build-esp32-ota` makes and checks one.",
+        "Serve the App Image at the url: `esp32-ota image ota FILE` makes and checks one.",
     ),
     _firmware(
         "image-corrupt",
@@ -182,13 +182,13 @@ _ROWS: tuple[ErrorKind, ...] = (
         "merged-binary",
         "The file is a Merged Binary (bootloader, partition table and partitions), "
         "not an App Image.",
-        "Serve the App Image at the url (`make build-esp32-ota`). A Merged Binary is written "
-        "with `make flash-esp32-bin` or the verb flash.",
+        "Serve the App Image at the url (`esp32-ota image ota FILE`). A Merged Binary is written "
+        "with `esp32-ota flash PORT FILE` or the verb flash.",
     ),
     _firmware(
         "bootloader-image",
         "The file is a bootloader, not an App Image.",
-        "Serve the App Image at the url: `make build-esp32-ota` makes and checks one.",
+        "Serve the App Image at the url: `esp32-ota image ota FILE` makes and checks one.",
     ),
     _firmware(
         "no-app-descriptor",
@@ -209,7 +209,7 @@ _ROWS: tuple[ErrorKind, ...] = (
         "image-too-large",
         "The App Image is larger than the board's spare slots.",
         "Make the image smaller, or give the board a partition table with larger slots: write "
-        "a Merged Binary with `make flash-esp32-bin`.",
+        "a Merged Binary with `esp32-ota flash PORT FILE`.",
     ),
     # --- ports and the link
     _link(
@@ -280,7 +280,8 @@ _ROWS: tuple[ErrorKind, ...] = (
     _board(
         "flash-size",
         "The size of the board's flash is unknown or too small for its partition table.",
-        "Check the board; write a Merged Binary that fits its flash with `make flash-esp32-bin`.",
+        "Check the board; write a Merged Binary that fits its flash with "
+        "`esp32-ota flash PORT FILE`.",
     ),
     _board(
         "flash-protected",
@@ -291,20 +292,20 @@ _ROWS: tuple[ErrorKind, ...] = (
     _board(
         "partition-table-invalid",
         "The board's partition table is damaged or missing.",
-        "Write a Merged Binary with `make flash-esp32-bin`.",
+        "Write a Merged Binary with `esp32-ota flash PORT FILE`.",
     ),
     _board(
         "no-ota-slots",
         "The board's partition table has no two OTA slots to update between.",
         "Give the board a partition table with OTA slots: write a Merged Binary with "
-        "`make flash-esp32-bin`.",
+        "`esp32-ota flash PORT FILE`.",
     ),
     _board(
         "otadata-invalid",
         "It cannot be told for certain which slot the board runs, so none was written.",
         "Restart the board and see whether it boots. If nothing on it does, call update with "
         "rescue, this board alone in boards and its MAC as confirm; or write a Merged Binary "
-        "with `make flash-esp32-bin`.",
+        "with `esp32-ota flash PORT FILE`.",
     ),
     _policy(
         "board-boots",
@@ -315,7 +316,7 @@ _ROWS: tuple[ErrorKind, ...] = (
         "nvs-missing",
         "The board's partition table has no writable NVS partition.",
         "Give the board a partition table with an nvs partition: write a Merged Binary with "
-        "`make flash-esp32-bin`.",
+        "`esp32-ota flash PORT FILE`.",
     ),
     _board(
         "nvs-invalid",

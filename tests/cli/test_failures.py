@@ -27,9 +27,9 @@ def test_an_error_of_the_module_keeps_its_words_and_loses_the_trimmings(
 def test_other_exceptions_are_told_as_they_are() -> None:
     """A wrong verb's words already say what exists."""
     text = "ValueError - there is no board \"x\"; the boards are: a - file_name='y' line_num=1"
-    assert str(from_module(text)) == 'there is no board "x"; the boards are: a'
-    assert str(from_module("strange [not-a-code]")) == "strange [not-a-code]"
-    assert str(from_module("")) == "The service failed without a word."
+    assert str(from_module(text)) == 'there is no board "x"; the boards are: a [refused]'
+    assert str(from_module("strange [not-a-code]")) == "strange [not-a-code] [refused]"
+    assert str(from_module("")) == "The service failed without a word. [refused]"
 
 
 def test_a_failure_as_json_has_no_empty_values() -> None:

@@ -234,7 +234,7 @@ def test_inspect_shows_the_other_kinds(files: Path) -> None:
         (APP[:5000] + b"x" + APP[5001:], "app-image", "checksum"),
         (b"<html>log in</html>", "unknown", "web page"),
         (b"", "unknown", "empty"),
-        (app_elf(), "unknown", "make build-esp32-ota ELF"),
+        (app_elf(), "unknown", "esp32-ota image ota FILE"),
         (load_table("ota-guide")[:100], "partition-table", "cut off"),
         (build_bootloader()[:-50], "app-image", "ends at"),
     ],

@@ -77,7 +77,7 @@ async def test_it_connects_again_when_the_machine_is_back() -> None:
 async def test_refusals_keep_the_connection_and_lose_the_trimmings() -> None:
     """An exception of the service is told in its own words."""
     async with machine() as port, connect(Access(f"127.0.0.1:{port}")) as client:
-        with pytest.raises(Failure, match=r"^not today$") as refused:
+        with pytest.raises(Failure, match=r"^not today \[refused\]$") as refused:
             await client.command("update")
         assert not refused.value.unreachable
         assert await client.status() == {"state": "idle"}

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -209,3 +210,17 @@ def test_an_unforeseen_failure_is_one_line_too(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("Error: RuntimeError: no such luck")
     assert "ESP32_OTA_DEBUG=1" in line
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, click.Abort])
+def test_ctrl_c_ends_in_our_words(
+    stop: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with a code, at a question as well."""
+
+    def interrupted() -> None:
+        raise stop
+
+    monkeypatch.setattr("ota_service.cli.ports.list_ports", interrupted)
+    done = here("ports")
+    assert (done.code, done.err) == (1, "Error: Stopped. [cancelled]\n")

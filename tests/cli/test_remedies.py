@@ -21,13 +21,14 @@ def test_each_is_of_the_table_and_names_subcommands() -> None:
 
 @pytest.mark.parametrize("code", sorted(ERRORS))
 def test_no_make_target_is_left(code: str) -> None:
-    """People have the command without the Makefile, too."""
-    assert "`make " not in line_of(OtaError(code))
+    """Where the archive is, there is no Makefile; here and in the service's own words."""
+    assert "`make " not in line_of(OtaError(code)) + ERRORS[code].remedy
 
 
 def test_a_more_precise_remedy_stays() -> None:
-    """With the subcommand in place of the make target."""
-    error = OtaError("not-an-image", remedy="Name one: `make build-esp32-bin` makes it.", board="b")
+    """And is not the table's."""
+    remedy = "Name one: `esp32-ota image merge` makes it."
+    error = OtaError("not-an-image", remedy=remedy, board="b")
     assert line_of(error) == (
         "b: The file is not an ESP32 App Image. Name one: `esp32-ota image merge` makes it. "
         "[not-an-image]"

@@ -146,7 +146,7 @@ async def test_what_is_asked_wrongly_is_answered_in_one_line(tmp_path: Path) -> 
         )
         assert (unknown.code, unknown.err.splitlines()[-1]) == (
             1,
-            'Error: there is no board "nobody"; the boards are: a',
+            'Error: there is no board "nobody"; the boards are: a [refused]',
         )
         assert service.code == 1
         assert "its generic services are OTA" in service.err

@@ -45,7 +45,9 @@ async def test_a_board_is_updated_by_pins(tmp_path: Path) -> None:
         )
         assert done.code == 0, done.err + done.out
         assert board.control.running()["version"] == "2.0.0"
-        done = await run_command("inspect", board.url, *reset, env=environment(tmp_path))
+        (tmp_path / "gpiod.py").write_text("raise ImportError")
+        env["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"
+        done = await run_command("inspect", board.url, *reset, env=env)
         assert done.code == 1
         assert "gpiod, version 2, is not installed" in done.err
         assert done.err.splitlines()[-1].endswith("[no-reset]")

@@ -79,7 +79,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "zip": (zipped(), "a zip archive"),
     "UF2": (b"UF2\n" + bytes(508), "a UF2 file"),
     "HEX": (b":020000040000FA\r\n:10000000", "an Intel HEX file"),
-    "ELF": (app_elf(), "an ELF file: `make build-esp32-ota ELF=..`"),
+    "ELF": (app_elf(), "an ELF file: `esp32-ota image ota FILE`"),
     "Arduino's": (arduino(b"3PSE"), "an Arduino .ota file"),
     "Arduino's own board's": (arduino(b"\x70\x00\x41\x23"), "an Arduino .ota file"),
     "Matter's": (b"\x1e\xf1\xee\x1b" + bytes(60), "a Matter OTA file"),

@@ -133,7 +133,7 @@ def test_a_file_for_a_larger_flash_is_refused() -> None:
     file = check_merged(merged(flash_mb=8))
     with pytest.raises(OtaError, match="0x800000") as caught:
         plan_flash(file, chip(4 * MIB), Before(None), keep=None)
-    assert "FLASH_SIZE" in caught.value.remedy
+    assert "--flash-size" in caught.value.remedy
     assert plan_flash(file, chip(16 * MIB), Before(None), keep=None).writes
 
 

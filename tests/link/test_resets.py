@@ -123,7 +123,10 @@ def test_killed_at_each_edge(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "code", "words"),
     [
-        (lambda folder, patch: None, "no-reset", "gpiod, version 2, is not installed"),
+        (
+            lambda folder, patch: patch.setitem(sys.modules, "gpiod", None),
+            "no-reset", "gpiod, version 2, is not installed",
+        ),
         (
             lambda folder, patch: patch.setitem(sys.modules, "gpiod", SimpleNamespace()),
             "no-reset", "gpiod, version 2, is not installed",

@@ -95,7 +95,15 @@ def test_it_has_what_its_meta_names_its_licences_and_its_source(unpacked: Path) 
         assert (unpacked / model["markdown_link"]).is_file()
     table = (unpacked / "LICENSES" / "README.md").read_text()
     inside = set(re.findall(r"^\| (\S+) \| \S+ \| .+ \| .+ \|$", table, re.M))
-    assert {"Python", "esptool", "viam-sdk", "pyinstaller", "cryptography", "tuf"} <= inside
+    assert {
+        "Python",
+        "esptool",
+        "viam-sdk",
+        "pyinstaller",
+        "cryptography",
+        "tuf",
+        "gpiod",
+    } <= inside
     assert not {"pytest", "mypy", "setuptools"} & inside
     assert [file.name for file in (unpacked / "LICENSES" / "esptool").iterdir()]
     assert (unpacked / "LICENSE").read_text().lstrip().startswith("GNU GENERAL PUBLIC LICENSE")
@@ -169,6 +177,9 @@ async def test_the_command_does_its_work(
         updated = call(unpacked, nothing, "update", port, "--file", files / "app.bin", "--json")
         assert json.loads(updated)["outcome"] == "succeeded"
         call(unpacked, nothing, "backup", port, tmp_path / "kept")
+        pins = ("--reset", "no-such-chip:en=1,boot=2")
+        with pytest.raises(AssertionError, match="No such file"):  # so there is a gpiod
+            call(unpacked, nothing, "inspect", port, *pins)
     page = ("dashboard", "--address", "127.0.0.1:9", "--port", "0", "--no-token")
     async with (
         started(unpacked, nothing, *page) as (_, line),

@@ -186,3 +186,12 @@ async def test_two_copies_start_at_once_on_a_fresh_clone(tmp_path: Path) -> None
             assert await module.validate(IDLE_ATTRIBUTES) == ([], [])
             await module.terminate(timeout_s=10)  # it reaches Python itself
             assert "SIGTERM: stopping" in module.log
+
+
+def test_another_system_is_told_in_one_sentence(tmp_path: Path) -> None:
+    """Before anything is made there."""
+    done = run(checkout(tmp_path) / "run.sh", env={"OSTYPE": "darwin23"})
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ota_service runs on Linux alone, and this system is darwin23: ")
+    assert not (tmp_path / "a checkout" / ".venv").exists()

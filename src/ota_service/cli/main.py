@@ -105,9 +105,12 @@ class LazyGroup(click.Group):
             ctx.fail(f"No such command '{name}'.{hint}")
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As click does it; what is said of wrong usage may quote the name of a file."""
+        """As click does it; what is said of wrong usage may quote the name of a file, and Ctrl-C
+        ends in our words."""
         try:
             return super().invoke(ctx)
+        except (KeyboardInterrupt, click.Abort):
+            raise Failure("Stopped.", code="cancelled") from None
         except click.ClickException as error:
             vars(error)["message"] = clean(error.message)
             raise
@@ -171,8 +174,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(line_of(error))
     except Failure as error:
         fail(str(error))
-    except KeyboardInterrupt:
-        fail("Stopped. [cancelled]")
     except Exception as error:
         if os.environ.get(DEBUG):
             traceback.print_exc()

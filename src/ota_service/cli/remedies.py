@@ -40,7 +40,6 @@ REMEDIES: dict[str, str] = {
     "its BOOT button held meanwhile.",
     "link-lost": "Check the cable and the USB hub, then call the command again: it starts from "
     "what it finds on the board.",
-    "flash-size": f"Check the board; to fit its flash, {_FLASH}.",
     "otadata-invalid": "Restart the board and see whether it boots. If nothing on it does, "
     f"`esp32-ota update PORT` with --rescue --confirm MAC writes the firmware; or {_FLASH}.",
     "board-boots": "Call the command again without --rescue.",
@@ -65,15 +64,8 @@ REMEDIES: dict[str, str] = {
 }
 """By code; what is not here is said as in the table of errors."""
 
-# What a make target does, as a subcommand, and the service's arguments as options; texts from
-# below name those.
-_OWN = (
-    (re.compile(r"\bkeep_nvs\b"), "`--keep-nvs` (with make: KEEP_NVS=1)"),
-    (re.compile(r"`make build-esp32-ota[^`]*`"), "`esp32-ota image ota FILE`"),
-    (re.compile(r"`make build-esp32-bin FLASH_SIZE[^`]*`"), "`esp32-ota image merge --flash-size`"),
-    (re.compile(r"`make build-esp32-bin[^`]*`"), "`esp32-ota image merge`"),
-    (re.compile(r"`make flash-esp32-bin[^`]*`"), "`esp32-ota flash PORT FILE`"),
-)
+_KEEP_NVS = re.compile(r"\bkeep_nvs\b")
+"""As texts from below name it."""
 
 
 def remedy_of(code: str, remedy: str) -> str:
@@ -84,9 +76,7 @@ def remedy_of(code: str, remedy: str) -> str:
 
 def own_text(text: str) -> str:
     """A text from below in the words of this command."""
-    for pattern, command in _OWN:
-        text = pattern.sub(command, text)
-    return text
+    return _KEEP_NVS.sub("`--keep-nvs` (with make: KEEP_NVS=1)", text)
 
 
 def line_of(error: OtaError) -> str:

@@ -85,7 +85,7 @@ class _Terminal:
         """Say at Ctrl-C what it left behind; again: what to do about a board half written."""
         try:
             yield
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort):
             words = (
                 f"Interrupted. {again}" if self._writing else "Interrupted; nothing was written."
             )
@@ -411,8 +411,12 @@ def backup(port: str, folder: Path, baud: int, reset: ResetWay | None, as_json: 
                     remedy="Name another folder for it.",
                 )
 
-        with at_port(port, "esp32-ota backup", port, reset=reset) as opened:
-            made = run_backup(opened, baud=baud, identified=identified)
+        try:
+            with at_port(port, "esp32-ota backup", port, reset=reset) as opened:
+                made = run_backup(opened, baud=baud, identified=identified)
+        except KeyboardInterrupt:
+            words = f"Interrupted; the board is in its firmware, and {folder} is as it was."
+            raise Failure(words, code="cancelled") from None
         if old is not None and not made.covers(old, by_name=True):
             raise Failure(
                 f"{folder} holds a backup of this board with keys that the board has no longer, "

@@ -93,7 +93,7 @@ def parse_merged(data: bytes) -> MergedBinary:
         raise OtaError(
             "not-an-image",
             f"The file is {_other(data)}, not a Merged Binary.",
-            remedy="Name a Merged Binary: `make build-esp32-bin` makes one.",
+            remedy="Name a Merged Binary: `esp32-ota image merge` makes one.",
         )
     bootloader_offset, table_offset = found
     table = parse_partition_table(data[table_offset:], table_offset=table_offset)

@@ -21,7 +21,7 @@ DESCRIPTOR_MAGIC = b"\x32\x54\xcd\xab"  # 0xABCD5432
 MAX_SEGMENTS = 16
 
 _STARTS: tuple[tuple[bytes, str], ...] = (
-    (rb"\x7fELF", "an ELF file: `make build-esp32-ota ELF=..` makes an App Image of it"),
+    (rb"\x7fELF", "an ELF file: `esp32-ota image ota FILE` makes an App Image of it"),
     (rb"PK\x03\x04", "a zip archive"),
     (rb"PK\x05\x06", "an empty zip archive"),
     (rb"\x1f\x8b", "a gzip archive: unpack it first"),

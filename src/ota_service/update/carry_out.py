@@ -131,7 +131,7 @@ def plan_rollback(
             f"The firmware in {bad.name} did not come up, and no other slot can be gone back to "
             f"({why_not}), so nothing was changed.",
             remedy="Correct the firmware and update again, or write a Merged Binary with "
-            "`make flash-esp32-bin`.",
+            "`esp32-ota flash PORT FILE`.",
         )
     if not certain:
         ops += _chosen(found, raw, slot)

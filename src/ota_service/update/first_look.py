@@ -41,7 +41,7 @@ _INFO = re.compile(r"^I \(\d+\) boot: ")
 
 FLASH_SIZE_REMEDY = (
     "Write a Merged Binary whose bootloader is made for the size of the board's flash, with "
-    "`make flash-esp32-bin` (`make build-esp32-bin FLASH_SIZE=..` makes one)."
+    "`esp32-ota flash PORT FILE` (`esp32-ota image merge --flash-size ..` makes one)."
 )
 
 
@@ -111,13 +111,13 @@ def _stuck(lines: Sequence[str]) -> OtaError | None:
         return OtaError(
             "otadata-invalid",
             f'The board does not start: it has no whole bootloader ("{line}").',
-            remedy="Write a Merged Binary with `make flash-esp32-bin`.",
+            remedy="Write a Merged Binary with `esp32-ota flash PORT FILE`.",
         )
     if again and any(map(_INFO.search, lines)) and not any(map(_NOTHING.search, lines)):
         return OtaError(
             "otadata-invalid",
             "The board restarts again and again in its bootloader, without starting an app.",
-            remedy="Write a Merged Binary with `make flash-esp32-bin`.",
+            remedy="Write a Merged Binary with `esp32-ota flash PORT FILE`.",
         )
     return None
 

@@ -25,7 +25,7 @@ from ota_service.link.chip import ChipInfo
 from ota_service.update.backup import NVS_KIND, Backup
 from ota_service.update.rewrite import Write, WritePlan
 
-_REMEDY = "Make it again: `make build-esp32-bin`; `esp32-ota image inspect` says what is in it."
+_REMEDY = "Make it again: `esp32-ota image merge`; `esp32-ota image inspect` says what is in it."
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def check_merged(
             "flash-size",
             f"The partition table ends at {merged.table.end:#x}, and the bootloader is built for "
             f"a flash of {made_for:#x} bytes only: it would not start.",
-            remedy="Make it again with the board's flash size: `make build-esp32-bin "
-            "FLASH_SIZE=..`.",
+            remedy="Make it again with the board's flash size: `esp32-ota image merge "
+            "--flash-size ..`.",
         )
     stores = []
     for part, nvs in merged.nvs:
@@ -259,8 +259,8 @@ def _require_fit(file: MergedFile, chip: ChipInfo) -> None:
         raise OtaError(
             "flash-size",
             f"The Merged Binary is made for a flash of {needed:#x} bytes, the board has {size:#x}.",
-            remedy="Make one for the board's flash: `make build-esp32-bin FLASH_SIZE=.. "
-            "PARTITIONS=..`.",
+            remedy="Make one for the board's flash: `esp32-ota image merge --flash-size .. "
+            "--partitions ..`.",
         )
 
 

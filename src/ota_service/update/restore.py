@@ -32,7 +32,7 @@ from ota_service.update.backup import NVS_KIND, Backup, Piece
 from ota_service.update.bootable import HEAD_BYTES, candidate, image_bytes
 from ota_service.update.rewrite import Write, WritePlan
 
-_ELSEWHERE = "Write a Merged Binary with such a partition with `make flash-esp32-bin` first."
+_ELSEWHERE = "Write a Merged Binary with such a partition with `esp32-ota flash PORT FILE` first."
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class _Restore:
                 had.problem.code,
                 f"{had.problem.message.rstrip('.')}, and with no table that is known of it an app "
                 "would start.",
-                remedy="Write a Merged Binary with `make flash-esp32-bin` first, then restore.",
+                remedy="Write a Merged Binary with `esp32-ota flash PORT FILE`, then restore.",
             )
         if self.same_board and own.partitions.partitions != saved.partitions.partitions:
             if _may_start(self.flash, own):
