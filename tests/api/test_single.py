@@ -66,7 +66,7 @@ async def test_a_plan_is_a_list_of_steps_and_writes_nothing(
     firmware = await load_firmware(image(tmp_path, "1.2.3"))
     made = await plan_update(board.url, firmware)
     assert (made.action, made.from_version, made.to_version) == ("write", "1.2.2", "1.2.3")
-    assert [type(step).__name__ for step in made.steps][:2] == ["WriteSlot", "SwitchOtadata"]
+    assert [type(step).__name__ for step in made.steps][:2] == ["WriteSlot", "SealSlot"]
     same = await plan_update(board.url, firmware, "1.2.2")
     assert same.action == "none"
     refused = await plan_update(other.url, tmp_path / "1.2.3.bin")
