@@ -126,12 +126,15 @@ async def test_a_later_step_goes_by_what_is_so_when_it_begins(tmp_path: Path) ->
         # A board of a later step that is cancelled is not begun, and may be asked for again.
         _, gate = await in_step_1("2.5")
         assert (await desk.command("cancel", boards=["b"]))["cancelled"]
+        assert desk.service is not None
+        (begun,) = [run for run in desk.service._engine.runs if not run.done.is_set()]
         again = await desk.command("update", boards=["b"])
         assert again["joined"] is False
         gate.set()
         status = await desk.wait(lambda now: now["boards"]["b"]["state"] == "up_to_date")
-        runs = (await desk.command("history", board="b"))["runs"]
-        assert runs[1]["boards"]["b"]["error"]["code"] == "cancelled"
+        await begun.done.wait()
+        (run,) = (await desk.command("history", id=begun.id))["runs"]
+        assert run["boards"]["b"]["error"]["code"] == "cancelled"
 
         url, gate = await in_step_1("3.0")
         app = desk.server.put("/5.0.bin", build_app("wheel", "5.0", size_bytes=40_000))
