@@ -182,6 +182,8 @@ def _of_distribution(made: Distribution) -> Licence:
     }
     if not kind and not texts:
         raise ValueError(f"nothing says under which licence {made.name} is")
+    if not texts:  # then this is all that its authors say of it
+        texts = {"METADATA": (made.read_text("METADATA") or "").encode()}
     source = f"https://pypi.org/project/{made.name}/{made.version}/#files"
     return Licence(made.name, made.version, kind or "see its text", source, texts)
 

@@ -64,6 +64,7 @@ def test_wrong_usage_is_exit_code_2() -> None:
     ("given", "words"),
     [
         (["inspct"], "No such command 'inspct'. Did you mean inspect?"),
+        (["status"], "No such command 'status'. Did you mean remote status?"),
         (["xyzzy"], "No such command 'xyzzy'.\n"),
         (["remote", "statu"], "Did you mean 'status'?"),
         (["inspect", "--bauds", "1", "/dev/ttyUSB0"], "Did you mean '--baud'?"),

@@ -161,7 +161,7 @@ async def test_a_bootloader_for_less_flash_is_refused_before_any_write(
         status = await rig.settled()
         error = status["boards"]["a"]["error"]
         assert error["code"] == "flash-size", error
-        assert "FLASH_SIZE" in error["remedy"]
+        assert "--flash-size" in error["remedy"]
         assert "running" not in status["boards"]["a"]
         assert [op for op in board.control.stop_trace() if op["who"] == "loader"] == []
 

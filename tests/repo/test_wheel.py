@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import ota_service
+
 ROOT = Path(__file__).parents[2]
 
 TYPED = """\
@@ -66,6 +68,7 @@ def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     assert {"ota_service/py.typed", "esp32_sim/py.typed"} <= expected
     assert expected - names == set()
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert wheel.name.startswith(f"ota_service-{ota_service.__version__}-")
 
 
 @pytest.mark.slow

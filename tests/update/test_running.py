@@ -337,7 +337,7 @@ def test_a_bootloader_for_a_smaller_flash_starts_nothing(
     assert found.running.partition is None
     assert found.problem is not None
     assert found.problem.code == "flash-size"
-    assert "FLASH_SIZE" in found.problem.remedy
+    assert "--flash-size" in found.problem.remedy
     assert found.version == "1.0.0"
     assert flash.trace == []
     del asked

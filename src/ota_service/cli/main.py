@@ -95,12 +95,17 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it; a slip is answered with the names that are near."""
+        """As click does it; a slip is answered with the names that are near, or where the
+        name belongs."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError:
             name = args[0]
             near = difflib.get_close_matches(name, SUBCOMMANDS)
+            for group in ("remote", "image"):
+                command = self.get_command(ctx, group)
+                if isinstance(command, click.Group) and name in command.commands:
+                    near.append(f"{group} {name}")
             hint = f" Did you mean {' or '.join(sorted(near))}?" if near else ""
             ctx.fail(f"No such command '{name}'.{hint}")
 
