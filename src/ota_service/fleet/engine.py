@@ -28,7 +28,7 @@ from ota_service.fleet.around import Log
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Firmwares
-from ota_service.fleet.group import Groups
+from ota_service.fleet.groups import Groups
 from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.journal_rows import FirmwareRecord, GroupRecord, PortRecord
 from ota_service.fleet.memory import Memory

@@ -1,37 +1,26 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Groups of boards that go forward or back as a whole: carries `group_policy.GROUP` out.
+"""A group of boards that goes forward or back as a whole: carries `group_policy.GROUP` out.
 
-    go(run, engine, block, orders)   a block of steps that groups span
-    resume(run, engine, record)      what a process that ended had begun, forward or back
-    Groups                           a service's groups that are at work: whatever else waits
-
-A group asks its members for one thing after the other, as a run does: `stage`, `activate`, `back`.
-What the next start has to know stands in the journal before the first board is switched, and
-before the first one goes back: the group as `GroupRecord`, and each member that may have been
-switched as `BroughtRecord`.
+It asks its members for one thing after the other, as a run does: `stage`, `activate`, `back`. What
+the next start has to know stands in the journal before the first board is switched, and before the
+first one goes back: the group as `GroupRecord`, and each member that may have been switched as
+`BroughtRecord`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import (
-    AsyncIterator,
-    Awaitable,
     Callable,
-    Collection,
-    Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from ota_service.errors import OtaError
-from ota_service.firmware.manifest import Block
-from ota_service.firmware.target import Target
 from ota_service.fleet import group_policy, policy
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.group_policy import GROUP, Event, Fate, State
@@ -46,7 +35,6 @@ if TYPE_CHECKING:
     from ota_service.fleet.board import Board
     from ota_service.fleet.engine import Engine
     from ota_service.fleet.run import Run
-    from ota_service.fleet.steps import Pairs
 
 Phase = Literal["staging", "switching", "confirming", "going_back"]
 POLL_S = 0.25
@@ -367,8 +355,14 @@ class Group:
 
     # --- back
 
-    async def void(self) -> None:
-        """What is owed is of a target that is not wanted any more."""
+    async def pay(self) -> None:
+        """Members that could not be reached go back, as far as they can be by now, and as far as
+        the target is still the service's."""
+        if self.target == self.engine.settings.target.key:
+            await self._take("came")
+            await self.go_back()
+            return
+        await self._take("void")
         for member in self._todo:
             if await self._brought(member):
                 member.owed = OtaError(
@@ -531,14 +525,12 @@ class Group:
 
         return stop
 
-    async def recall(self, why: Mapping[str, str] | None, *, forward: bool) -> None:
+    async def recall(self, why: Mapping[str, str] | None) -> None:
         """What the journal has of it and of its members, in another process."""
         if why:
             self.why = OtaError(why["code"], why["message"], board=why.get("board"))
         for member in self.members:
             await self.engine.journaled(partial(self._recall_fate, member))
-            if not forward and member.fate == "good":
-                member.fate = None
         await self._show()
 
     async def _how(self, member: Member) -> Purpose:
@@ -615,214 +607,6 @@ class Group:
         if self.state == "not_begun" and member.error is not None:
             return Answer(member.end, member.error)
         return Answer("stopped", error)
-
-
-# --- a block of steps
-
-Alone = Callable[[Sequence[str], "Pairs"], Awaitable[OtaError | None]]
-"""Carries out the orders of a step that are of no group; why nothing follows, None: it is good."""
-
-
-async def go(
-    run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs], alone: Alone
-) -> OtaError | None:
-    """Carry a block out; why what follows is not begun, None where every board is good.
-
-    orders: image -> the orders to its boards, which were asked of nobody yet; when this returns,
-    those of the groups are answered.
-    """
-    groups = _groups(run, engine, block, orders)
-    try:
-        async with engine.groups.at_work(run, groups):
-            why = await _go(run, groups, block, orders, alone)
-    except OtaError as error:  # cancelled before it was its turn
-        why = error
-        await asyncio.gather(*(group.fail(why) for group in groups))
-    for group in groups:
-        await group.settle()
-    errors = [group.error for group in groups if group.error is not None]
-    if errors and errors[0].code != "cancelled":
-        run.error = errors[0]
-    return errors[0] if errors else why
-
-
-def _groups(run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs]) -> list[Group]:
-    course, groups = run.course, []
-    assert course is not None
-    assigned = course.assignment
-    base, version = assigned.base.key, assigned.manifest.version
-    stops = tuple(sorted({base, *assigned.keys}))
-    for images in block.groups:
-        at = {image: n for n, step in enumerate(block.steps) for image in step if image in images}
-        members = [
-            Member(board.shown.name, image, board, order, step)
-            for image, step in sorted(at.items(), key=lambda one: one[1])
-            for order, board in orders.get(image, ())
-        ]
-        names = [name for name, image in assigned.images.items() if image in images]
-        id = f"{run.id}:{'+'.join(sorted(images))}"
-        if names:
-            groups.append(Group(run, engine, id, members, base, version, names, stops))
-    return groups
-
-
-async def _go(
-    run: Run, groups: Sequence[Group], block: Block, orders: Mapping[str, Pairs], alone: Alone
-) -> OtaError | None:
-    members = [member for group in groups for member in group.members]
-    pairs = [(m.order, m.board) for m in members if m.board and not m.order.answer.done()]
-    await run.renew(groups[0].engine, pairs)
-    ready = all([await group.complete() for group in groups])
-    ready = ready and all(await asyncio.gather(*(group.stage() for group in groups)))
-    for group in groups if ready else ():
-        ready = ready and await group.begin()
-    why = None if ready else _first(groups)
-    grouped = {image for images in block.groups for image in images}
-    for number, step in enumerate(block.steps if ready else ()):
-        pairs = [pair for image in step if image not in grouped for pair in orders.get(image, ())]
-        switched = [group.switch(number) for group in groups if group.has(number)]
-        if switched and run.course is not None:
-            run.course.at(step)
-        whys = await asyncio.gather(*switched, alone(step, pairs))
-        why = next((one for one in whys if one is not None), None)
-        if why is not None:
-            break
-    if why is not None:  # what is not at its end is not left in the middle
-        await asyncio.gather(*(group.fail(why) for group in groups))
-    return why
-
-
-def _first(groups: Iterable[Group]) -> OtaError:
-    return next((g.why for g in groups if g.why is not None), OtaError("cancelled"))
-
-
-# --- what a process that ended had begun
-
-
-async def resume(run: Run, engine: Engine, record: GroupRecord) -> None:
-    """Finish a group as the journal says, forward or back."""
-    group = await _recalled(run, engine, record)
-    with engine.groups.taken_up(group):
-        try:
-            if record.phase == "owing" and record.target != engine.settings.target.key:
-                await group.void()
-            elif record.phase == "switching":
-                await group.go_on()
-            else:
-                await group.go_back()
-        finally:
-            await group.settle()
-    run.error = group.error
-
-
-async def _recalled(run: Run, engine: Engine, record: GroupRecord) -> Group:
-    """A group as it was left, with the boards that its members are by now."""
-    found = await engine.roster.find(None, Permits(), probe=False, by_person=False)
-    by_mac = {place.mac or board.shown.mac: board for board, place in found.items()}
-    data, members = record.data, []
-    for entry in data["members"]:
-        board = by_mac.get(entry["mac"])
-        place = found[board] if board is not None else Place(entry["name"], "absent")
-        target = Target.noted(entry["key"], entry["url"], entry["version"], entry.get("sha256"))
-        order = Order("update", target, place, run.trigger)
-        name = board.shown.name if board is not None else entry["name"]
-        members.append(Member(name, entry["image"], board, order, int(entry["step"]), entry["mac"]))
-        if board is not None:
-            run.orders[name] = (order, board)
-    forward = record.phase == "switching"
-    group = Group(
-        run, engine, record.id, members, record.target, record.version, data["names"],
-        tuple(data["stops"]), "switching" if forward else "going_back",
-    )  # fmt: skip
-    await group.recall(data.get("why"), forward=forward)
-    return group
-
-
-class Groups:
-    """A service's groups that are at work, and what waits until one has ended.
-
-    known: the journal was asked what a process before has left.
-    """
-
-    def __init__(self) -> None:
-        self.known = asyncio.Event()
-        self._active: list[Group] = []
-        self._due: dict[str, tuple[frozenset[str], asyncio.Event]] = {}
-        self._later: dict[Board, Callable[[], None]] = {}
-
-    @property
-    def run(self) -> Run | None:
-        """The run of a group that is at work."""
-        return self._active[0].run if self._active else None
-
-    def of(self, names: Collection[str]) -> bool:
-        """Whether all of these boards are a group's that is at work."""
-        return any(set(names) <= set(group.names) for group in self._active)
-
-    def later(self, board: Board, call: Callable[[], None]) -> None:
-        """Make a call about a board: now, or when its group has ended that is in the middle of a
-        switch; instead of any that waits for that."""
-        self._later.pop(board, None)
-        if any(g.state in group_policy.JOURNALLED and board in g.boards for g in self._active):
-            self._later[board] = call
-        else:
-            call()
-
-    async def let_go(self, board: Board) -> None:
-        """Until a board is of no group at work."""
-        while group := next((g for g in self._active if board in g.boards), None):
-            await group.ended.wait()
-
-    async def free(self, names: Collection[str] | None = None) -> None:
-        """Until none of these boards (None: no board at all) is one of a group at work."""
-        await self.known.wait()
-        while busy := next(self._busy(names), None):
-            await busy.wait()
-
-    def _busy(self, names: Collection[str] | None) -> Iterator[asyncio.Event]:
-        at_work = [(frozenset(group.names), group.ended) for group in self._active]
-        for of, ended in (*at_work, *self._due.values()):
-            if names is None or not of.isdisjoint(names):
-                yield ended
-
-    @asynccontextmanager
-    async def at_work(self, run: Run, groups: Sequence[Group]) -> AsyncIterator[None]:
-        """While groups of a run are; others of the same boards have ended before."""
-        names = {name for group in groups for name in group.names}
-        await run.unless_cancelled(self.free(names))
-        self._active += groups
-        try:
-            yield
-        finally:
-            self._ended(groups)
-
-    def due(self, record: GroupRecord) -> bool:
-        """A group is about to be taken up from the journal; False: it is already."""
-        if record.id in self._due or any(group.id == record.id for group in self._active):
-            return False
-        self._due[record.id] = (frozenset(record.data["names"]), asyncio.Event())
-        return True
-
-    @contextmanager
-    def taken_up(self, group: Group) -> Iterator[None]:
-        """While a group is at work that was due."""
-        self._active.append(group)
-        try:
-            yield
-        finally:
-            self._ended([group])
-
-    def over(self, record: GroupRecord) -> None:
-        """What was due is done with."""
-        _, ended = self._due.pop(record.id)
-        ended.set()
-
-    def _ended(self, groups: Sequence[Group]) -> None:
-        for group in groups:
-            self._active.remove(group)
-            group.ended.set()
-            for board in group.boards:
-                self._later.pop(board, lambda: None)()
 
 
 # --- what is known of a member

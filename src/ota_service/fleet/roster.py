@@ -16,7 +16,7 @@ from ota_service.fleet.assignment import Assignment, Known
 from ota_service.fleet.attempt import mac_at
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
-from ota_service.fleet.group import Groups
+from ota_service.fleet.groups import Groups
 from ota_service.fleet.places import Place, place_entry, place_found, without_twins
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.fleet.sight import Sight

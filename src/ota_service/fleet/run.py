@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from ota_service.errors import OtaError
 from ota_service.firmware.check import IsManifest
 from ota_service.firmware.target import Target
-from ota_service.fleet import group, manifests
+from ota_service.fleet import groups, manifests
 from ota_service.fleet.board_state import iso, utc_now
 from ota_service.fleet.journal_rows import GroupRecord
 from ota_service.fleet.orders import (
@@ -180,7 +180,7 @@ class Run:
             self.stage = "going"
             base = Target.noted(self.resumes.target, "", self.resumes.version, None)
             self.course = Course.recalled(self.resumes.data["course"], base)
-            await group.resume(self, engine, self.resumes)
+            await groups.resume(self, engine, self.resumes)
             return
         if self.purpose not in READS:  # a group that is in the middle of its switch first ends
             await self.unless_cancelled(engine.groups.free(self.names))

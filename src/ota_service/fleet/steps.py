@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ota_service.errors import OtaError
 from ota_service.firmware.manifest import Block, Manifest
 from ota_service.firmware.target import Target
-from ota_service.fleet import group, policy
+from ota_service.fleet import groups, policy
 from ota_service.fleet.assignment import Assignment
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.orders import Order
@@ -97,7 +97,7 @@ async def _carry_out(
     """A block's steps; why what follows is not begun, None where every board is good."""
     alone = partial(_alone, run, engine)
     if block.groups:
-        why = await group.go(run, engine, block, orders, alone)
+        why = await groups.go(run, engine, block, orders, alone)
         if why is not None:
             await leave_out(run, engine, block.steps, orders, why)
         return why

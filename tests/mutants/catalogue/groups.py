@@ -94,7 +94,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a new target reaches a member in the middle of its switch",
-        _GROUP,
+        "fleet/groups.py",
         "        if any(g.state in group_policy.JOURNALLED and board in g.boards "
         "for g in self._active):\n",
         "        if False:\n",
