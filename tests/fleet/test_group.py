@@ -96,6 +96,32 @@ def test_all_good_is_final(tmp_path: Path) -> None:
     ]
 
 
+def test_a_group_that_is_good_stays_so(tmp_path: Path) -> None:
+    """Another start, or a person's update, does nothing and succeeds; a board behind the group still
+    gets its firmware."""
+    robot = scene(order=(NAMES[:2], NAMES[2:])).robot(tmp_path)
+    edit_manifest(robot, together=[list(NAMES[:2])])
+    robot.live(to_the_end)
+    for act in (to_the_end, update_now):
+        status = robot.live(act)
+        assert (status["run"]["outcome"], status.get("error")) == ("succeeded", None)
+
+    async def eyes_again(service: FleetService, robot: Robot) -> dict[str, Any]:
+        await service.command("rollback", {"boards": ["eyes"], "wait_s": 60.0})
+        await service.command("release", {"all": True})
+        return await update_now(service, robot)
+
+    robot.live(eyes_again, auto_update=False)
+    assert runs(robot) == NEW
+    assert unfinished(robot) == []
+
+
+def edit_manifest(robot: Robot, **changes: Any) -> None:
+    """Change some of what the manifest says."""
+    file = robot.folder / "files" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
 @pytest.mark.parametrize("order", [(NAMES,), (("arm",), ("base", "eyes")), (("eyes",), NAMES[:2])])
 @pytest.mark.parametrize("rollback", [False, True])
 def test_one_that_does_not_start_takes_all_back(
@@ -365,9 +391,7 @@ def test_two_groups_that_meet_in_a_step_have_their_own_ends(tmp_path: Path) -> N
     """One goes back; the other one, which is whole, stays. Boards of no group come in their
     step."""
     robot = scene(GOOD, GOOD, PANICS, order=(("arm", "eyes"), ("base",))).robot(tmp_path)
-    file = tmp_path / "files" / "manifest.json"
-    manifest = json.loads(file.read_text())
-    file.write_text(json.dumps({**manifest, "together": [["arm"], ["eyes"]]}))
+    edit_manifest(robot, together=[["arm"], ["eyes"]])
     status = robot.live(to_the_end)
     assert runs(robot) == {"arm": NEW["arm"], "base": OLD["base"], "eyes": OLD["eyes"]}
     assert states(status) == {"arm": "up_to_date", "base": "outdated", "eyes": "rolled_back"}

@@ -137,7 +137,7 @@ class Group:
         asked = {member.name for member in self.members}
         others = {n: await self._away(n) for n in self.names if n not in asked}
         if not self._todo:
-            await self._take("good")
+            await self._act(await self._take("good"), {})
             return True
         found = [error for error in (*errors.values(), *others.values()) if error is not None]
         first = next((error for error in found if error.code in ("cancelled", "stopped")), None)
@@ -259,7 +259,7 @@ class Group:
     async def begin(self) -> bool:
         """From here on the journal says that it is switched; whether it does."""
         if self.state == "staging" and not self._todo:
-            await self._take("good")
+            await self._act(await self._take("good"), {})
         if self.state == "final":
             return True
         # Of an earlier time: by this group nothing has been switched yet.
