@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from tests.prove.board import quiet
 from tests.prove.cells import Cells
 from tests.prove.groups import NAMES, Scene, phase_of, settled, unfinished, until
 from tests.prove.prover import edits_remembered
-from tests.prove.robot import Fault, Killed, Robot
+from tests.prove.robot import Fault, Killed, Robot, RobotLink
 
 GOOD, PANICS, SHY = images.NEW, images.PANICS, images.SHY
 OLD = dict.fromkeys(NAMES, ("old", "rel-1"))
@@ -97,8 +98,8 @@ def test_all_good_is_final(tmp_path: Path) -> None:
 
 
 def test_a_group_that_is_good_stays_so(tmp_path: Path) -> None:
-    """Another start, or a person's update, does nothing and succeeds; a board behind the group still
-    gets its firmware."""
+    """Another start, or a person's update, does nothing and succeeds; a board behind the group
+    still gets its firmware."""
     robot = scene(order=(NAMES[:2], NAMES[2:])).robot(tmp_path)
     edit_manifest(robot, together=[list(NAMES[:2])])
     robot.live(to_the_end)
@@ -320,6 +321,56 @@ def test_a_member_that_is_unplugged_behind_its_switch(tmp_path: Path, for_s: flo
 
     robot.live(act)
     assert runs(robot) == (NEW if for_s else OLD)
+    assert unfinished(robot) == []
+
+
+@contextmanager
+def deaf(name: str) -> Iterator[dict[str, bool]]:
+    """A board that does not answer while `["now"]`, and is plugged in all the time."""
+    right, is_deaf = RobotLink.reconnect, {"now": False}
+
+    def reconnect(link: RobotLink) -> None:
+        if link.name == name and is_deaf["now"]:
+            raise OtaError("link-lost")
+        right(link)
+
+    with patch.object(RobotLink, "reconnect", reconnect):
+        yield is_deaf
+
+
+async def owing(service: FleetService, robot: Robot, is_deaf: dict[str, bool]) -> None:
+    """A person cancels, and a board cannot be had for its way back."""
+    await until(service, lambda now: "up_to_date" in states(now).values())
+    is_deaf["now"] = True
+    await service.command("cancel", {})
+    await settled(service, robot)
+    assert runs(robot) == {**OLD, "base": NEW["base"]}
+
+
+async def for_a_minute(service: FleetService, robot: Robot) -> None:
+    """A life in which nothing is to happen."""
+    await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize("then", ["restart", "plug"])
+def test_what_was_owed_is_void_when_the_group_has_gone_forward(tmp_path: Path, then: str) -> None:
+    """Nothing takes a robot back that was updated again, and succeeded."""
+    robot = scene(rollback=True).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> None:
+        await owing(service, robot, is_deaf)
+        is_deaf["now"] = False
+        assert (await update_now(service, robot))["run"]["outcome"] == "succeeded"
+        if then == "plug":
+            robot.unplug("arm", 10.0)
+            await asyncio.sleep(40)
+            await settled(service, robot)
+
+    with deaf("base") as is_deaf:
+        robot.live(act)
+        if then == "restart":
+            robot.live(for_a_minute, auto_update=False)
+    assert runs(robot) == NEW
     assert unfinished(robot) == []
 
 

@@ -262,8 +262,7 @@ class Group:
             await self._act(await self._take("good"), {})
         if self.state == "final":
             return True
-        # Of an earlier time: by this group nothing has been switched yet.
-        await self._note("switching", self._none_brought)
+        await self._note("switching", self._anew)
         problem = self.engine.journal_problem
         if problem is None:
             await self._take("staged")
@@ -327,7 +326,7 @@ class Group:
 
     async def _act(self, action: str, tasks: Mapping[Member, asyncio.Task[None]]) -> None:
         if action == "clear":
-            await self._forget()
+            await self._forget(self._supersede)
         if action == "turn_round":
             await self._turn_round(tasks)
             await self.go_back()
@@ -377,6 +376,21 @@ class Group:
                 )
                 self.engine.log.warning("%s", member.owed)
         await self._forget(self._none_brought)
+
+    def _anew(self) -> None:
+        """What is known is of an earlier time: this group has switched nothing yet. In a thread."""
+        self._supersede()
+        self._none_brought()
+
+    def _supersede(self) -> None:
+        """A way back that an earlier run owes to a member is void: it would leave them half. In a
+        thread."""
+        journal, service = self.engine.memory.journal, self.engine.settings.service
+        macs = {member.mac or (member.board and member.board.shown.mac) for member in self.members}
+        for record in journal.all(GroupRecord, service=service):
+            owed = {entry["mac"] for entry in record.data["members"]}
+            if record.id != self.id and not owed.isdisjoint(macs):
+                journal.drop(GroupRecord, service=service, id=record.id)
 
     def _none_brought(self) -> None:
         """There is nothing to take back, as far as the journal knows. In a thread."""

@@ -17,9 +17,16 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a group is switched before the journal says so",
         _GROUP,
-        '        await self._note("switching", self._none_brought)\n',
+        '        await self._note("switching", self._anew)\n',
         "",
         _ANOTHER_PROCESS,
+    ),
+    Mutant(
+        "what was owed stays owed behind a group that went forward",
+        _GROUP,
+        "                journal.drop(GroupRecord, service=service, id=record.id)\n",
+        "                pass\n",
+        f"{_TESTS}::test_what_was_owed_is_void_when_the_group_has_gone_forward",
     ),
     Mutant(
         "a group goes back before the journal says so",
