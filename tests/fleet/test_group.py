@@ -374,6 +374,23 @@ def test_what_was_owed_is_void_when_the_group_has_gone_forward(tmp_path: Path, t
     assert unfinished(robot) == []
 
 
+def test_a_way_back_is_tried_again_while_its_board_is_there(tmp_path: Path) -> None:
+    """A link that does not answer for a while is nobody's plug."""
+    robot = scene(rollback=True).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> None:
+        await owing(service, robot, is_deaf)
+        await asyncio.sleep(300)
+        assert runs(robot)["base"] == NEW["base"]
+        is_deaf["now"] = False
+        await asyncio.sleep(600)
+
+    with deaf("base") as is_deaf:
+        robot.live(act)
+    assert runs(robot) == OLD
+    assert unfinished(robot) == []
+
+
 class Word:
     """A robot that answers its health checks one after the other, and the last answer again."""
 

@@ -425,7 +425,7 @@ class Group:
         await self._take("owed" if owed else "back")
         stopped = self._stopped()
         if owed:
-            await self._note("owing", stopped)
+            await self._note("owing", stopped, owed)
         else:
             await self._forget(stopped)
         error, course = self.error, self.run.course
@@ -500,11 +500,15 @@ class Group:
             "sha256": target.sha256,
         }  # fmt: skip
 
-    async def _note(self, phase: GroupPhase, too: Callable[[], None] = lambda: None) -> None:
-        """In the journal: what the next start does, and what goes with it; all or nothing."""
+    async def _note(
+        self, phase: GroupPhase, too: Callable[[], None] = lambda: None,
+        of: Sequence[Member] = (),
+    ) -> None:  # fmt: skip
+        """In the journal: what the next start does, and what goes with it; all or nothing. of: of
+        these members alone."""
         why = {**self.why.to_dict(), "board": self.why.board} if self.why is not None else None
         data = {
-            "members": [self._entry(member) for member in self._todo],
+            "members": [self._entry(member) for member in of or self._todo],
             "names": list(self.names),
             "stops": list(self.stops),
             "course": self.run.course.to_dict() if self.run.course is not None else None,
@@ -759,6 +763,7 @@ class Groups:
         self._active: list[Group] = []
         self._due: dict[str, tuple[frozenset[str], asyncio.Event]] = {}
         self._later: dict[Board, Callable[[], None]] = {}
+        self._left: dict[str, tuple[int, float]] = {}
 
     @property
     def run(self) -> Run | None:
@@ -806,9 +811,13 @@ class Groups:
         finally:
             self._ended(groups)
 
-    def due(self, record: GroupRecord) -> bool:
-        """A group is about to be taken up from the journal; False: it is already."""
-        if record.id in self._due or any(group.id == record.id for group in self._active):
+    def due(self, record: GroupRecord, *, at_once: bool) -> bool:
+        """A group is about to be taken up from the journal; False: it is already, others of its
+        boards are at work, or it was left a moment ago, where it is not to be `at_once`."""
+        names, now_s = set(record.data["names"]), asyncio.get_running_loop().time()
+        if record.id in self._due or any(names & set(group.names) for group in self._active):
+            return False
+        if not at_once and now_s < self._left.get(record.id, (0, 0.0))[1]:
             return False
         self._due[record.id] = (frozenset(record.data["names"]), asyncio.Event())
         return True
@@ -826,11 +835,20 @@ class Groups:
         """What was due is done with."""
         _, ended = self._due.pop(record.id)
         ended.set()
+        self._leave(record.id)
+
+    def _leave(self, id: str) -> None:
+        """What the journal has left of a group is tried again later and later."""
+        failed = self._left.get(id, (0, 0.0))[0] + 1
+        again_s = asyncio.get_running_loop().time() + policy.download_pause_s(failed)
+        self._left[id] = failed, again_s
 
     def _ended(self, groups: Sequence[Group]) -> None:
         for group in groups:
             self._active.remove(group)
             group.ended.set()
+            if group.state not in ("final", "gone_back", "kept", "not_begun"):
+                self._leave(group.id)
             for board in group.boards:
                 self._later.pop(board, lambda: None)()
 

@@ -29,6 +29,13 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{_TESTS}::test_what_was_owed_is_void_when_the_group_has_gone_forward",
     ),
     Mutant(
+        "what is owed waits for a plug",
+        "fleet/engine.py",
+        '            here = {place.mac for place in places if place.kind == "here"}\n',
+        "            here = {place.mac for place in came}\n",
+        f"{_TESTS}::test_a_way_back_is_tried_again_while_its_board_is_there",
+    ),
+    Mutant(
         "a group goes back before the journal says so",
         _GROUP,
         '        await self._note("going_back")\n',
