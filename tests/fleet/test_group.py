@@ -20,6 +20,7 @@ import pytest
 
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
+from ota_service.fleet.group import Group
 from ota_service.fleet.service import FleetService
 from ota_service.fleet.settings import RobotCall
 from tests.prove import images
@@ -389,6 +390,32 @@ def test_a_way_back_is_tried_again_while_its_board_is_there(tmp_path: Path) -> N
         robot.live(act)
     assert runs(robot) == OLD
     assert unfinished(robot) == []
+
+
+@pytest.mark.parametrize("where", ["_how", "_place", "_brought", "begin", "switch"])
+def test_what_nobody_foresaw_leaves_no_group_half(tmp_path: Path, where: str) -> None:
+    """Once, wherever it happens: the group goes back, or does so when it is tried again;
+    everybody is answered, and the module goes on."""
+    robot = scene(GOOD, GOOD, PANICS, order=(NAMES[:2], NAMES[2:])).robot(tmp_path)
+    right, left = getattr(Group, where), [1 if where == "begin" else 2]
+
+    async def fails(group: Group, *args: Any) -> Any:
+        left[0] -= where == "begin" or group.state != "staging"
+        if left[0] == 0:
+            raise OSError("no more threads")
+        return await right(group, *args)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        status = await to_the_end(service, robot)
+        assert status["run"]["outcome"] != "succeeded"
+        await asyncio.sleep(100)
+        return await to_the_end(service, robot)
+
+    with patch.object(Group, where, fails):
+        status = robot.live(act)
+    assert runs(robot) == OLD
+    assert unfinished(robot) == []
+    assert status["state"] == "idle"
 
 
 class Word:

@@ -19,6 +19,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
+    Coroutine,
     Iterable,
     Iterator,
     Mapping,
@@ -285,13 +286,15 @@ class Group:
         """
         asked = [member for member in self._todo if member.step == step]
         more = any(member.step > step for member in self._todo)
-        tasks = {m: self.engine.spawn(self._forward(m)) for m in asked if m.fate is None}
+        tasks = {m: self._spawn(m, self._forward) for m in asked if m.fate is None}
         event: Event | None = None
         while event is None and not self.engine.closing:
             pending = [task for task in tasks.values() if not task.done()]
             if pending:
                 first = asyncio.FIRST_COMPLETED
                 await asyncio.wait(pending, timeout=POLL_S, return_when=first)
+            else:
+                await asyncio.sleep(0)
             event = self._event(asked, more=more)
             over = not more and event not in ("failed", "cancel")
             if self.state == "switching" and over and all(map(_past_switch, asked)):
@@ -330,6 +333,22 @@ class Group:
         if action == "turn_round":
             await self._turn_round(tasks)
             await self.go_back()
+
+    def _spawn(
+        self, member: Member, part: Callable[[Member], Coroutine[Any, Any, None]]
+    ) -> asyncio.Task[None]:
+        """A member's part on the way forward or back. What nobody foresaw there is that member's
+        error, and keeps no other one."""
+
+        async def go() -> None:
+            try:
+                await part(member)
+            except Exception as error:
+                self.engine.log.exception("%s: its part in its group failed", member.name)
+                member.fate = "refused"
+                member.error = member.owed = OtaError.unforeseen(error, board=member.name)
+
+        return self.engine.spawn(go())
 
     async def _forward(self, member: Member) -> None:
         """Activate a member, as often as it takes while it may be lost."""
@@ -414,7 +433,7 @@ class Group:
         tasks = []
         for member in reversed(self._todo):
             if await self._brought(member):
-                tasks.append(task := self.engine.spawn(self._back(member)))
+                tasks.append(task := self._spawn(member, self._back))
                 while not task.done() and not (member.board and member.board.state == "owing"):
                     await asyncio.wait([task], timeout=POLL_S)
         await asyncio.gather(*tasks)
@@ -441,6 +460,7 @@ class Group:
         return member.mac is not None and await self.engine.journaled(known) is not None
 
     async def _back(self, member: Member) -> None:
+        member.owed = None
         answer = await self._ask(member, "back")
         way = group_policy.way_back(answer.error)
         if way == "back":
@@ -648,7 +668,12 @@ async def go(
     groups = _groups(run, engine, block, orders)
     try:
         async with engine.groups.at_work(run, groups):
-            why = await _go(run, groups, block, orders, alone)
+            try:
+                why = await _go(run, groups, block, orders, alone)
+            except Exception as error:  # whatever it is, no group is left half for it
+                engine.log.exception("the groups of a run failed")
+                why = OtaError.unforeseen(error)
+                await asyncio.gather(*(group.fail(why) for group in groups))
     except OtaError as error:  # cancelled before it was its turn
         why = error
         await asyncio.gather(*(group.fail(why) for group in groups))
