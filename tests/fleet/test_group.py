@@ -471,6 +471,23 @@ def test_the_robot_s_word_counts_for_all_of_a_group(
         assert status["run"]["outcome"] == "failed"
 
 
+def test_a_no_behind_a_missing_answer_takes_all_back(tmp_path: Path) -> None:
+    """Nobody answered when they were switched; when they are seen again, the robot does."""
+    robot = scene().robot(tmp_path)
+    word = robot.word = Word(None)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        status = await to_the_end(service, robot)
+        assert (status["error"]["code"], runs(robot)) == ("check-unanswered", NEW)
+        word.answers = [False]
+        return await update_now(service, robot)
+
+    status = robot.live(act, health_check=CHECK)
+    assert runs(robot) == OLD
+    assert status["error"]["code"] == "stopped"
+    assert unfinished(robot) == []
+
+
 def test_an_image_that_raises_a_secure_version_is_no_part_of_a_group(tmp_path: Path) -> None:
     """There may be no way back from it: it is refused before anything is written to any board."""
     raises = images._firmware("raises", "rel-2", "1.1.0", 20_000, secure_version=2)

@@ -394,12 +394,12 @@ class Group:
                     board=member.name,
                 )
                 self.engine.log.warning("%s", member.owed)
-        await self._forget(self._none_brought)
+        await self._forget(partial(self._none_brought, self._todo))
 
     def _anew(self) -> None:
-        """What is known is of an earlier time: this group has switched nothing yet. In a thread."""
+        """What is known of those that are to be switched is of an earlier time. In a thread."""
         self._supersede()
-        self._none_brought()
+        self._none_brought([one for one in self._todo if one.switch == "activate"])
 
     def _supersede(self) -> None:
         """A way back that an earlier run owes to a member is void: it would leave them half. In a
@@ -411,9 +411,9 @@ class Group:
             if record.id != self.id and not owed.isdisjoint(macs):
                 journal.drop(GroupRecord, service=service, id=record.id)
 
-    def _none_brought(self) -> None:
+    def _none_brought(self, members: Sequence[Member]) -> None:
         """There is nothing to take back, as far as the journal knows. In a thread."""
-        for member in self._todo:
+        for member in members:
             self.engine.memory.journal.drop(BroughtRecord, mac=member.mac)
 
     async def _turn_round(self, tasks: Mapping[Member, asyncio.Task[None]]) -> None:
@@ -517,7 +517,7 @@ class Group:
         return {
             "name": member.name, "image": member.image, "mac": member.mac, "step": member.step,
             "key": target.key, "url": target.shown_url, "version": target.version,
-            "sha256": target.sha256,
+            "sha256": target.sha256, "switch": member.switch,
         }  # fmt: skip
 
     async def _note(
@@ -765,7 +765,9 @@ async def _recalled(run: Run, engine: Engine, record: GroupRecord) -> Group:
         target = Target.noted(entry["key"], entry["url"], entry["version"], entry.get("sha256"))
         order = Order("update", target, place, run.trigger)
         name = board.shown.name if board is not None else entry["name"]
-        members.append(Member(name, entry["image"], board, order, int(entry["step"]), entry["mac"]))
+        member = Member(name, entry["image"], board, order, int(entry["step"]), entry["mac"])
+        member.switch = entry["switch"]
+        members.append(member)
         if board is not None:
             run.orders[name] = (order, board)
     forward = record.phase == "switching"

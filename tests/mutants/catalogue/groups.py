@@ -36,6 +36,13 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{_TESTS}::test_a_way_back_is_tried_again_while_its_board_is_there",
     ),
     Mutant(
+        "what was brought is forgotten of a member that is only seen again",
+        _GROUP,
+        '        self._none_brought([one for one in self._todo if one.switch == "activate"])\n',
+        "        self._none_brought(self._todo)\n",
+        f"{_TESTS}::test_a_no_behind_a_missing_answer_takes_all_back",
+    ),
+    Mutant(
         "a group goes back before the journal says so",
         _GROUP,
         '        await self._note("going_back")\n',
