@@ -21,7 +21,7 @@ import pytest
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet.group import Group
-from ota_service.fleet.service import FleetService
+from ota_service.fleet.service import FleetService, shutdown
 from ota_service.fleet.settings import RobotCall
 from tests.prove import images
 from tests.prove.board import quiet
@@ -438,6 +438,30 @@ class Word:
 
 CHECK = RobotCall("arm", {"check": True}, {"well": True}, timeout_s=5.0)
 STEPS = (("arm",), ("base", "eyes"))
+
+
+@pytest.mark.parametrize("state", ["going_back", "checking", "updating"])
+def test_the_end_of_the_process_begins_with_no_further_board(tmp_path: Path, state: str) -> None:
+    """Whoever is at rest then stays so; the next start goes on."""
+    back = state == "going_back"
+    last, order = (SHY, (NAMES,)) if back else (GOOD, (NAMES[:2], NAMES[2:]))
+    robot = scene(GOOD, GOOD, last, rollback=True, order=order).robot(tmp_path)
+    phase = "going_back" if back else "switching"
+    robot.word = Word(None if state == "checking" else True)
+
+    async def act(service: FleetService, robot: Robot) -> set[str]:
+        def at_it(now: Mapping[str, Any]) -> bool:
+            boards = service._engine.boards.values()
+            return phase_of(now) == phase and any(b.state == state for b in boards)
+
+        await until(service, at_it)
+        busy = {name for name, board in service._engine.boards.items() if not board.free}
+        began = len(robot.ticks)
+        await shutdown()
+        return {tick.who for tick in robot.ticks[began:]} - {"journal", *busy}
+
+    check = replace(CHECK, timeout_s=60.0)
+    assert robot.live(act, health_check=check) == set()
 
 
 @pytest.mark.parametrize(

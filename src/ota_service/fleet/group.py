@@ -499,6 +499,8 @@ class Group:
         if self.state == "staging" and board is not None and board.target.key != of.target.key:
             return Answer("cancelled", OtaError("cancelled", "Another target was configured."))
         of.place = await self._place(member)
+        if self.engine.closing:  # no board that is at rest is begun with
+            return Answer("cancelled", OtaError("cancelled"))
         for name in ("error", "unchecked", *(() if purpose == "stage" else ("staged",))):
             of.report.pop(name, None)
         order = Order(

@@ -43,6 +43,13 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{_TESTS}::test_a_no_behind_a_missing_answer_takes_all_back",
     ),
     Mutant(
+        "the end of the process begins with further boards",
+        _GROUP,
+        "        if self.engine.closing:  # no board that is at rest is begun with\n",
+        "        if False:\n",
+        f"{_TESTS}::test_the_end_of_the_process_begins_with_no_further_board",
+    ),
+    Mutant(
         "a group goes back before the journal says so",
         _GROUP,
         '        await self._note("going_back")\n',
