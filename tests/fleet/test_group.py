@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,15 @@ import pytest
 
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
-from ota_service.fleet.service import FleetService
+from ota_service.fleet.group import Group
+from ota_service.fleet.service import FleetService, shutdown
 from ota_service.fleet.settings import RobotCall
 from tests.prove import images
 from tests.prove.board import quiet
 from tests.prove.cells import Cells
 from tests.prove.groups import NAMES, Scene, phase_of, settled, unfinished, until
 from tests.prove.prover import edits_remembered
-from tests.prove.robot import Fault, Killed, Robot
+from tests.prove.robot import Fault, Killed, Robot, RobotLink
 
 GOOD, PANICS, SHY = images.NEW, images.PANICS, images.SHY
 OLD = dict.fromkeys(NAMES, ("old", "rel-1"))
@@ -94,6 +96,32 @@ def test_all_good_is_final(tmp_path: Path) -> None:
         "switching",
         "confirming",
     ]
+
+
+def test_a_group_that_is_good_stays_so(tmp_path: Path) -> None:
+    """Another start, or a person's update, does nothing and succeeds; a board behind the group
+    still gets its firmware."""
+    robot = scene(order=(NAMES[:2], NAMES[2:])).robot(tmp_path)
+    edit_manifest(robot, together=[list(NAMES[:2])])
+    robot.live(to_the_end)
+    for act in (to_the_end, update_now):
+        status = robot.live(act)
+        assert (status["run"]["outcome"], status.get("error")) == ("succeeded", None)
+
+    async def eyes_again(service: FleetService, robot: Robot) -> dict[str, Any]:
+        await service.command("rollback", {"boards": ["eyes"], "wait_s": 60.0})
+        await service.command("release", {"all": True})
+        return await update_now(service, robot)
+
+    robot.live(eyes_again, auto_update=False)
+    assert runs(robot) == NEW
+    assert unfinished(robot) == []
+
+
+def edit_manifest(robot: Robot, **changes: Any) -> None:
+    """Change some of what the manifest says."""
+    file = robot.folder / "files" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 @pytest.mark.parametrize(
@@ -306,6 +334,99 @@ def test_a_member_that_is_unplugged_behind_its_switch(tmp_path: Path, for_s: flo
     assert unfinished(robot) == []
 
 
+@contextmanager
+def deaf(name: str) -> Iterator[dict[str, bool]]:
+    """A board that does not answer while `["now"]`, and is plugged in all the time."""
+    right, is_deaf = RobotLink.reconnect, {"now": False}
+
+    def reconnect(link: RobotLink) -> None:
+        if link.name == name and is_deaf["now"]:
+            raise OtaError("link-lost")
+        right(link)
+
+    with patch.object(RobotLink, "reconnect", reconnect):
+        yield is_deaf
+
+
+async def owing(service: FleetService, robot: Robot, is_deaf: dict[str, bool]) -> None:
+    """A person cancels, and a board cannot be had for its way back."""
+    await until(service, lambda now: "up_to_date" in states(now).values())
+    is_deaf["now"] = True
+    await service.command("cancel", {})
+    await settled(service, robot)
+    assert runs(robot) == {**OLD, "base": NEW["base"]}
+
+
+async def for_a_minute(service: FleetService, robot: Robot) -> None:
+    """A life in which nothing is to happen."""
+    await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize("then", ["restart", "plug"])
+def test_what_was_owed_is_void_when_the_group_has_gone_forward(tmp_path: Path, then: str) -> None:
+    """Nothing takes a robot back that was updated again, and succeeded."""
+    robot = scene(rollback=True).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> None:
+        await owing(service, robot, is_deaf)
+        is_deaf["now"] = False
+        assert (await update_now(service, robot))["run"]["outcome"] == "succeeded"
+        if then == "plug":
+            robot.unplug("arm", 10.0)
+            await asyncio.sleep(40)
+            await settled(service, robot)
+
+    with deaf("base") as is_deaf:
+        robot.live(act)
+        if then == "restart":
+            robot.live(for_a_minute, auto_update=False)
+    assert runs(robot) == NEW
+    assert unfinished(robot) == []
+
+
+def test_a_way_back_is_tried_again_while_its_board_is_there(tmp_path: Path) -> None:
+    """A link that does not answer for a while is nobody's plug."""
+    robot = scene(rollback=True).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> None:
+        await owing(service, robot, is_deaf)
+        await asyncio.sleep(300)
+        assert runs(robot)["base"] == NEW["base"]
+        is_deaf["now"] = False
+        await asyncio.sleep(600)
+
+    with deaf("base") as is_deaf:
+        robot.live(act)
+    assert runs(robot) == OLD
+    assert unfinished(robot) == []
+
+
+@pytest.mark.parametrize("where", ["_how", "_place", "_brought", "begin", "switch"])
+def test_what_nobody_foresaw_leaves_no_group_half(tmp_path: Path, where: str) -> None:
+    """Once, wherever it happens: the group goes back, or does so when it is tried again;
+    everybody is answered, and the module goes on."""
+    robot = scene(GOOD, GOOD, PANICS, order=(NAMES[:2], NAMES[2:])).robot(tmp_path)
+    right, left = getattr(Group, where), [1 if where == "begin" else 2]
+
+    async def fails(group: Group, *args: Any) -> Any:
+        left[0] -= where == "begin" or group.state != "staging"
+        if left[0] == 0:
+            raise OSError("no more threads")
+        return await right(group, *args)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        status = await to_the_end(service, robot)
+        assert status["run"]["outcome"] != "succeeded"
+        await asyncio.sleep(100)
+        return await to_the_end(service, robot)
+
+    with patch.object(Group, where, fails):
+        status = robot.live(act)
+    assert runs(robot) == OLD
+    assert unfinished(robot) == []
+    assert status["state"] == "idle"
+
+
 class Word:
     """A robot that answers its health checks one after the other, and the last answer again."""
 
@@ -326,6 +447,30 @@ class Word:
 
 CHECK = RobotCall("arm", {"check": True}, {"well": True}, timeout_s=5.0)
 STEPS = (("arm",), ("base", "eyes"))
+
+
+@pytest.mark.parametrize("state", ["going_back", "checking", "updating"])
+def test_the_end_of_the_process_begins_with_no_further_board(tmp_path: Path, state: str) -> None:
+    """Whoever is at rest then stays so; the next start goes on."""
+    back = state == "going_back"
+    last, order = (SHY, (NAMES,)) if back else (GOOD, (NAMES[:2], NAMES[2:]))
+    robot = scene(GOOD, GOOD, last, rollback=True, order=order).robot(tmp_path)
+    phase = "going_back" if back else "switching"
+    robot.word = Word(None if state == "checking" else True)
+
+    async def act(service: FleetService, robot: Robot) -> set[str]:
+        def at_it(now: Mapping[str, Any]) -> bool:
+            boards = service._engine.boards.values()
+            return phase_of(now) == phase and any(b.state == state for b in boards)
+
+        await until(service, at_it)
+        busy = {name for name, board in service._engine.boards.items() if not board.free}
+        began = len(robot.ticks)
+        await shutdown()
+        return {tick.who for tick in robot.ticks[began:]} - {"journal", *busy}
+
+    check = replace(CHECK, timeout_s=60.0)
+    assert robot.live(act, health_check=check) == set()
 
 
 @pytest.mark.parametrize(
@@ -359,6 +504,23 @@ def test_the_robot_s_word_counts_for_all_of_a_group(
         assert status["run"]["outcome"] == "failed"
 
 
+def test_a_no_behind_a_missing_answer_takes_all_back(tmp_path: Path) -> None:
+    """Nobody answered when they were switched; when they are seen again, the robot does."""
+    robot = scene().robot(tmp_path)
+    word = robot.word = Word(None)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        status = await to_the_end(service, robot)
+        assert (status["error"]["code"], runs(robot)) == ("check-unanswered", NEW)
+        word.answers = [False]
+        return await update_now(service, robot)
+
+    status = robot.live(act, health_check=CHECK)
+    assert runs(robot) == OLD
+    assert status["error"]["code"] == "stopped"
+    assert unfinished(robot) == []
+
+
 def test_an_image_that_raises_a_secure_version_is_no_part_of_a_group(tmp_path: Path) -> None:
     """There may be no way back from it: it is refused before anything is written to any board."""
     raises = images._firmware("raises", "rel-2", "1.1.0", 20_000, secure_version=2)
@@ -375,9 +537,7 @@ def test_two_groups_that_meet_in_a_step_have_their_own_ends(tmp_path: Path) -> N
     """One goes back; the other one, which is whole, stays. Boards of no group come in their
     step."""
     robot = scene(GOOD, GOOD, PANICS, order=(("arm", "eyes"), ("base",))).robot(tmp_path)
-    file = tmp_path / "files" / "manifest.json"
-    manifest = json.loads(file.read_text())
-    file.write_text(json.dumps({**manifest, "together": [["arm"], ["eyes"]]}))
+    edit_manifest(robot, together=[["arm"], ["eyes"]])
     status = robot.live(to_the_end)
     assert runs(robot) == {"arm": NEW["arm"], "base": OLD["base"], "eyes": OLD["eyes"]}
     assert states(status) == {"arm": "up_to_date", "base": "outdated", "eyes": "rolled_back"}

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from itertools import combinations_with_replacement, pairwise
 from typing import get_args
 
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ota_service.errors import ERRORS, OtaError
-from ota_service.fleet import group_policy
+from ota_service.fleet import group, group_policy
 from ota_service.fleet.group_policy import ENDS, GROUP, JOURNALLED, STATES, Event, Fate, State
 
 EVENTS: tuple[Event, ...] = get_args(Event)
@@ -36,6 +38,22 @@ def test_what_comes_from_outside_has_a_row_wherever_a_group_is_at_work() -> None
     for state in STATES:
         if state not in ENDS:
             assert all((state, event) in GROUP for event in OUTSIDE), state
+
+
+TAKEN: dict[State, tuple[Event, ...]] = {
+    "staging": ("staged", "unstaged", "good"),
+    "switching": ("step", "switched", "good", "failed", "unanswered"),
+    "confirming": ("good", "failed", "unanswered"),
+    "going_back": ("back", "owed"),
+}
+"""What may happen to a group by itself, by where it is."""
+
+
+def test_whatever_a_group_may_take_has_a_row() -> None:
+    """One that has none would end the run in the middle."""
+    assert all((state, event) in GROUP for state, events in TAKEN.items() for event in events)
+    literals = set(re.findall(r'_take\(\s*"(\w+)"', inspect.getsource(group)))
+    assert literals <= {*OUTSIDE, *(event for events in TAKEN.values() for event in events)}
 
 
 def test_every_action_and_event_occurs() -> None:

@@ -17,7 +17,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -248,6 +248,7 @@ def prove_group(trial: Trial) -> Tally:
                     lived = robot.live_apart(trial.scene.act)
             problems += _half(trial.scene, lived.without)
             problems += _half(trial.scene, {name: robot.generation(name) for name in NAMES})
+            problems += _once_more(trial.scene, robot)
             if phases := unfinished(robot):
                 problems.append(Problem("converge", f"the journal still says {phases}"))
         except (AssertionError, TimeoutError) as error:
@@ -258,6 +259,21 @@ def prove_group(trial: Trial) -> Tally:
             tally.add(kind, column)
             tally.failures.append(Failure(kind, trial.name, first))
     return tally
+
+
+def _once_more(scene: Scene, robot: Robot) -> list[Problem]:
+    """What another start of the process makes of a robot that has come to its end: nothing, where
+    that is new; whole it is in any case, also where what was cancelled or lost is tried again."""
+    robot.faults, again = (), replace(scene, cancel_at="")
+    before = {name: robot.cells[name].key() for name in NAMES}
+    new = {name: robot.generation(name) for name in NAMES} == scene.new()
+    lived = robot.live_apart(again.act)
+    ended, error = lived.status["run"]["outcome"], lived.status.get("error")
+    if new and (ended, error) != ("succeeded", None):
+        return [Problem("converge", f"its next start: {ended}, {error}")]
+    if new and {name: robot.cells[name].key() for name in NAMES} != before:
+        return [Problem("converge", "its next start changes a board")]
+    return _half(again, {name: robot.generation(name) for name in NAMES})
 
 
 def _half(scene: Scene, seen: Generations) -> list[Problem]:

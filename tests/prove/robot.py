@@ -25,7 +25,6 @@ from typing import Any
 from unittest.mock import patch
 
 from ota_service.errors import OtaError
-from ota_service.fleet import attempt as attempt_module
 from ota_service.fleet.attempt import Attempt
 from ota_service.fleet.journal_store import Store
 from ota_service.fleet.service import FleetService, shutdown
@@ -383,16 +382,9 @@ def _instead(robot: Robot) -> list[Any]:
         robot.tick("journal", "after a write")
         return done
 
-    async def free(around: Any, order: Any, port: str, board: str) -> OtaError | None:
-        try:
-            await attempt_module.require_allowed(around, order)
-        except OtaError as error:
-            return error
-        return None
-
     return [
         patch.object(Attempt, "_in_thread", in_memory),
         patch.object(Store, "_transact", counted),
-        patch("ota_service.fleet.board.hindrance", free),
+        patch("ota_service.fleet.attempt.require_free", lambda *_: None),
         patch("ota_service.fleet.roster.list_ports", list),
     ]

@@ -293,17 +293,21 @@ class Engine:
         elif settings.boards is not None:
             await self._poll(first=True)
 
-    async def _resume_groups(self, here: Collection[str | None] | None = None) -> None:
+    async def _resume_groups(
+        self, here: Collection[str | None] | None = None, came: Collection[str | None] = ()
+    ) -> None:
         """Take up groups that were left in the middle of their switch, or on their way back.
 
-        here: MACs of boards that have appeared; None: at the start, whoever is there.
+        here: MACs of boards that are there, for which what is left is tried again later and later;
+        came: that have just appeared, for which it is at once. None: at the start, all.
         """
         service, journal = self.settings.service, self.memory.journal
         for record in await self.journaled(partial(journal.all, GroupRecord, service=service)):
             members = {entry["mac"]: entry["name"] for entry in record.data["members"]}
             if here is not None and members.keys().isdisjoint(here):
                 continue
-            if self.groups.due(record):
+            at_once = here is None or not members.keys().isdisjoint(came)
+            if self.groups.due(record, at_once=at_once):
                 self.start(Run("resumed", list(members.values()), resumes=record))
 
     async def _recall_manifest(self, settings: Settings) -> None:
@@ -615,8 +619,9 @@ class Engine:
         if not listed:
             self._show_gone({place.port for place in places})
         names = [place.name if listed else str(place.port) for place in came]
-        if names and not first:
-            await self._resume_groups({place.mac for place in came})
+        if not first:
+            here = {place.mac for place in places if place.kind == "here"}
+            await self._resume_groups(here, {place.mac for place in came})
         if names and settings.auto_update and not first and not self._covered(names):
             self.log.info("plugged in: %s", ", ".join(names))
             self.start(Run("attached", names))

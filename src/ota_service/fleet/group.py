@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import (
     Callable,
+    Coroutine,
     Mapping,
     Sequence,
 )
@@ -127,7 +128,7 @@ class Group:
         asked = {member.name for member in self.members}
         others = {n: await self._away(n) for n in self.names if n not in asked}
         if not self._todo:
-            await self._take("good")
+            await self._act(await self._take("good"), {})
             return True
         found = [error for error in (*errors.values(), *others.values()) if error is not None]
         first = next((error for error in found if error.code in ("cancelled", "stopped")), None)
@@ -249,11 +250,10 @@ class Group:
     async def begin(self) -> bool:
         """From here on the journal says that it is switched; whether it does."""
         if self.state == "staging" and not self._todo:
-            await self._take("good")
+            await self._act(await self._take("good"), {})
         if self.state == "final":
             return True
-        # Of an earlier time: by this group nothing has been switched yet.
-        await self._note("switching", self._none_brought)
+        await self._note("switching", self._anew)
         problem = self.engine.journal_problem
         if problem is None:
             await self._take("staged")
@@ -276,13 +276,15 @@ class Group:
         """
         asked = [member for member in self._todo if member.step == step]
         more = any(member.step > step for member in self._todo)
-        tasks = {m: self.engine.spawn(self._forward(m)) for m in asked if m.fate is None}
+        tasks = {m: self._spawn(m, self._forward) for m in asked if m.fate is None}
         event: Event | None = None
         while event is None and not self.engine.closing:
             pending = [task for task in tasks.values() if not task.done()]
             if pending:
                 first = asyncio.FIRST_COMPLETED
                 await asyncio.wait(pending, timeout=POLL_S, return_when=first)
+            else:
+                await asyncio.sleep(0)
             event = self._event(asked, more=more)
             over = not more and event not in ("failed", "cancel")
             if self.state == "switching" and over and all(map(_past_switch, asked)):
@@ -317,10 +319,26 @@ class Group:
 
     async def _act(self, action: str, tasks: Mapping[Member, asyncio.Task[None]]) -> None:
         if action == "clear":
-            await self._forget()
+            await self._forget(self._supersede)
         if action == "turn_round":
             await self._turn_round(tasks)
             await self.go_back()
+
+    def _spawn(
+        self, member: Member, part: Callable[[Member], Coroutine[Any, Any, None]]
+    ) -> asyncio.Task[None]:
+        """A member's part on the way forward or back. What nobody foresaw there is that member's
+        error, and keeps no other one."""
+
+        async def go() -> None:
+            try:
+                await part(member)
+            except Exception as error:
+                self.engine.log.exception("%s: its part in its group failed", member.name)
+                member.fate = "refused"
+                member.error = member.owed = OtaError.unforeseen(error, board=member.name)
+
+        return self.engine.spawn(go())
 
     async def _forward(self, member: Member) -> None:
         """Activate a member, as often as it takes while it may be lost."""
@@ -372,11 +390,26 @@ class Group:
                     board=member.name,
                 )
                 self.engine.log.warning("%s", member.owed)
-        await self._forget(self._none_brought)
+        await self._forget(partial(self._none_brought, self._todo))
 
-    def _none_brought(self) -> None:
+    def _anew(self) -> None:
+        """What is known of those that are to be switched is of an earlier time. In a thread."""
+        self._supersede()
+        self._none_brought([one for one in self._todo if one.switch == "activate"])
+
+    def _supersede(self) -> None:
+        """A way back that an earlier run owes to a member is void: it would leave them half. In a
+        thread."""
+        journal, service = self.engine.memory.journal, self.engine.settings.service
+        macs = {member.mac or (member.board and member.board.shown.mac) for member in self.members}
+        for record in journal.all(GroupRecord, service=service):
+            owed = {entry["mac"] for entry in record.data["members"]}
+            if record.id != self.id and not owed.isdisjoint(macs):
+                journal.drop(GroupRecord, service=service, id=record.id)
+
+    def _none_brought(self, members: Sequence[Member]) -> None:
         """There is nothing to take back, as far as the journal knows. In a thread."""
-        for member in self._todo:
+        for member in members:
             self.engine.memory.journal.drop(BroughtRecord, mac=member.mac)
 
     async def _turn_round(self, tasks: Mapping[Member, asyncio.Task[None]]) -> None:
@@ -396,7 +429,7 @@ class Group:
         tasks = []
         for member in reversed(self._todo):
             if await self._brought(member):
-                tasks.append(task := self.engine.spawn(self._back(member)))
+                tasks.append(task := self._spawn(member, self._back))
                 while not task.done() and not (member.board and member.board.state == "owing"):
                     await asyncio.wait([task], timeout=POLL_S)
         await asyncio.gather(*tasks)
@@ -407,7 +440,7 @@ class Group:
         await self._take("owed" if owed else "back")
         stopped = self._stopped()
         if owed:
-            await self._note("owing", stopped)
+            await self._note("owing", stopped, owed)
         else:
             await self._forget(stopped)
         error, course = self.error, self.run.course
@@ -423,6 +456,7 @@ class Group:
         return member.mac is not None and await self.engine.journaled(known) is not None
 
     async def _back(self, member: Member) -> None:
+        member.owed = None
         answer = await self._ask(member, "back")
         way = group_policy.way_back(answer.error)
         if way == "back":
@@ -463,6 +497,8 @@ class Group:
         if self.state == "staging" and board is not None and board.target.key != of.target.key:
             return Answer("cancelled", OtaError("cancelled", "Another target was configured."))
         of.place = await self._place(member)
+        if self.engine.closing:  # no board that is at rest is begun with
+            return Answer("cancelled", OtaError("cancelled"))
         for name in ("error", "unchecked", *(() if purpose == "stage" else ("staged",))):
             of.report.pop(name, None)
         order = Order(
@@ -481,14 +517,18 @@ class Group:
         return {
             "name": member.name, "image": member.image, "mac": member.mac, "step": member.step,
             "key": target.key, "url": target.shown_url, "version": target.version,
-            "sha256": target.sha256,
+            "sha256": target.sha256, "switch": member.switch,
         }  # fmt: skip
 
-    async def _note(self, phase: GroupPhase, too: Callable[[], None] = lambda: None) -> None:
-        """In the journal: what the next start does, and what goes with it; all or nothing."""
+    async def _note(
+        self, phase: GroupPhase, too: Callable[[], None] = lambda: None,
+        of: Sequence[Member] = (),
+    ) -> None:  # fmt: skip
+        """In the journal: what the next start does, and what goes with it; all or nothing. of: of
+        these members alone."""
         why = {**self.why.to_dict(), "board": self.why.board} if self.why is not None else None
         data = {
-            "members": [self._entry(member) for member in self._todo],
+            "members": [self._entry(member) for member in of or self._todo],
             "names": list(self.names),
             "stops": list(self.stops),
             "course": self.run.course.to_dict() if self.run.course is not None else None,

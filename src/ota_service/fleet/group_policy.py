@@ -75,6 +75,7 @@ ROWS: _Rows = (
      "the journal first, then the members of the first step"),
     (("staging",), ("unstaged", "cancel", "retarget", "end"), "not_begun", "let_be",
      "what was staged cannot boot, so every member keeps what it has"),
+    (("staging",), ("good",), "final", "clear", "every member was good before"),
     # --- forward
     (("switching",), ("step",), None, "switch_step", "the members of the step before are good"),
     (("switching",), ("switched",), "confirming", "show", "each of them has to show that it is"),

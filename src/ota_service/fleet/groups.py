@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from ota_service.errors import OtaError
 from ota_service.firmware.manifest import Block
 from ota_service.firmware.target import Target
-from ota_service.fleet import group_policy
+from ota_service.fleet import group_policy, policy
 from ota_service.fleet.group import Group, Member
 from ota_service.fleet.journal_rows import GroupRecord
 from ota_service.fleet.orders import Order
@@ -55,7 +55,12 @@ async def go(
     groups = _groups(run, engine, block, orders)
     try:
         async with engine.groups.at_work(run, groups):
-            why = await _go(run, engine, groups, block, orders, alone)
+            try:
+                why = await _go(run, engine, groups, block, orders, alone)
+            except Exception as error:  # whatever it is, no group is left half for it
+                engine.log.exception("the groups of a run failed")
+                why = OtaError.unforeseen(error)
+                await asyncio.gather(*(group.fail(why) for group in groups))
     except OtaError as error:  # cancelled before it was its turn
         why = error
         await asyncio.gather(*(group.fail(why) for group in groups))
@@ -154,7 +159,9 @@ async def _recalled(run: Run, engine: Engine, record: GroupRecord) -> Group:
         target = Target.noted(entry["key"], entry["url"], entry["version"], entry.get("sha256"))
         order = Order("update", target, place, run.trigger)
         name = board.shown.name if board is not None else entry["name"]
-        members.append(Member(name, entry["image"], board, order, int(entry["step"]), entry["mac"]))
+        member = Member(name, entry["image"], board, order, int(entry["step"]), entry["mac"])
+        member.switch = entry["switch"]
+        members.append(member)
         if board is not None:
             run.orders[name] = (order, board)
     group = Group(
@@ -176,6 +183,7 @@ class Groups:
         self._active: list[Group] = []
         self._due: dict[str, tuple[frozenset[str], asyncio.Event]] = {}
         self._later: dict[Board, Callable[[], None]] = {}
+        self._left: dict[str, tuple[int, float]] = {}
 
     @property
     def run(self) -> Run | None:
@@ -223,9 +231,13 @@ class Groups:
         finally:
             self._ended(groups)
 
-    def due(self, record: GroupRecord) -> bool:
-        """A group is about to be taken up from the journal; False: it is already."""
-        if record.id in self._due or any(group.id == record.id for group in self._active):
+    def due(self, record: GroupRecord, *, at_once: bool) -> bool:
+        """A group is about to be taken up from the journal; False: it is already, others of its
+        boards are at work, or it was left a moment ago, where it is not to be `at_once`."""
+        names, now_s = set(record.data["names"]), asyncio.get_running_loop().time()
+        if record.id in self._due or any(names & set(group.names) for group in self._active):
+            return False
+        if not at_once and now_s < self._left.get(record.id, (0, 0.0))[1]:
             return False
         self._due[record.id] = (frozenset(record.data["names"]), asyncio.Event())
         return True
@@ -243,10 +255,19 @@ class Groups:
         """What was due is done with."""
         _, ended = self._due.pop(record.id)
         ended.set()
+        self._leave(record.id)
+
+    def _leave(self, id: str) -> None:
+        """What the journal has left of a group is tried again later and later."""
+        failed = self._left.get(id, (0, 0.0))[0] + 1
+        again_s = asyncio.get_running_loop().time() + policy.download_pause_s(failed)
+        self._left[id] = failed, again_s
 
     def _ended(self, groups: Sequence[Group]) -> None:
         for group in groups:
             self._active.remove(group)
             group.ended.set()
+            if group.state not in ("final", "gone_back", "kept", "not_begun"):
+                self._leave(group.id)
             for board in group.boards:
                 self._later.pop(board, lambda: None)()

@@ -17,9 +17,37 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a group is switched before the journal says so",
         _GROUP,
-        '        await self._note("switching", self._none_brought)\n',
+        '        await self._note("switching", self._anew)\n',
         "",
         _ANOTHER_PROCESS,
+    ),
+    Mutant(
+        "what was owed stays owed behind a group that went forward",
+        _GROUP,
+        "                journal.drop(GroupRecord, service=service, id=record.id)\n",
+        "                pass\n",
+        f"{_TESTS}::test_what_was_owed_is_void_when_the_group_has_gone_forward",
+    ),
+    Mutant(
+        "what is owed waits for a plug",
+        "fleet/engine.py",
+        '            here = {place.mac for place in places if place.kind == "here"}\n',
+        "            here = {place.mac for place in came}\n",
+        f"{_TESTS}::test_a_way_back_is_tried_again_while_its_board_is_there",
+    ),
+    Mutant(
+        "what was brought is forgotten of a member that is only seen again",
+        _GROUP,
+        '        self._none_brought([one for one in self._todo if one.switch == "activate"])\n',
+        "        self._none_brought(self._todo)\n",
+        f"{_TESTS}::test_a_no_behind_a_missing_answer_takes_all_back",
+    ),
+    Mutant(
+        "the end of the process begins with further boards",
+        _GROUP,
+        "        if self.engine.closing:  # no board that is at rest is begun with\n",
+        "        if False:\n",
+        f"{_TESTS}::test_the_end_of_the_process_begins_with_no_further_board",
     ),
     Mutant(
         "a group goes back before the journal says so",
