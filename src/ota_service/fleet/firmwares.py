@@ -303,6 +303,8 @@ class Firmwares:
         try:
             firmware = await self._supplied(target)
         except IsManifest as error:
+            if target.key in self.named:
+                raise _nested(self.named[target.key][1]) from None
             raise IsManifest(await self._take(target, error.found), target.shown_url) from None
         image = Image(firmware.data, firmware.sha256, firmware.md5, firmware.image)
         about = image.parsed.descriptor
@@ -334,11 +336,9 @@ class Firmwares:
     async def _take(self, target: Target, found: ManifestFile) -> ManifestFile:
         """A manifest that was fetched: what it leaves out its images say; then it is kept."""
         targets = found.manifest.targets(replace(target, url=found.place))
-        names = found.manifest.open_images
-        images = [self._supplied(targets[name]) for name in names]
+        # One after the other: hundreds at once would fill the memory.
         about = {
-            name: (one.image.descriptor.project, one.image.chip)
-            for name, one in zip(names, await asyncio.gather(*images), strict=True)
+            name: await self._whose(name, targets[name]) for name in found.manifest.open_images
         }
         found = replace(found, manifest=found.manifest.filled(about))
         self._show(target, found)
@@ -349,6 +349,14 @@ class Firmwares:
         except OSError as error:
             self._log.warning("the manifest cannot be kept: %s", error.strerror)
         return found
+
+    async def _whose(self, name: str, target: Target) -> tuple[str, str]:
+        """Project and chip of a manifest's image, as its file says; nothing else of it stays."""
+        try:
+            image = (await self._supplied(target)).image
+        except IsManifest:
+            raise _nested(name) from None
+        return image.descriptor.project, image.chip
 
     def _show(self, target: Target, found: ManifestFile) -> None:
         self.about[target.key] = {
@@ -395,6 +403,12 @@ class Firmwares:
         finally:
             if self.download is shown:
                 self.download = None
+
+
+def _nested(name: str) -> OtaError:
+    """What the file of a manifest's image must not be: boards would follow it, and not the one
+    that was configured."""
+    return OtaError("manifest-invalid", f"images.{name}: its file is a manifest, no App Image.")
 
 
 def _keep(path: Path, kept: Mapping[str, Any]) -> None:
