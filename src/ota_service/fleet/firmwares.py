@@ -165,7 +165,7 @@ class Firmwares:
 
     async def kept(self, target: Target, *, checked: bool = True) -> ManifestFile | None:
         """The last good manifest of a target, without its server; None where there is none that
-        this host would take now. checked: False where nothing but what is shown follows from it."""
+        this host would take now. checked: False where nothing is written by it."""
         try:
             data, about = await asyncio.to_thread(_read_kept, self._kept_path(target))
             found = await self._supply.still_good(
