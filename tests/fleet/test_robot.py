@@ -216,6 +216,46 @@ def test_what_is_owed_is_called_until_there_is_a_yes(at_desk: AtDesk) -> None:
     at_desk(test)
 
 
+@pytest.mark.parametrize("fails", ["put", "all", "drop"])
+def test_a_journal_that_fails_keeps_no_robot_waiting(
+    at_desk: AtDesk, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """Nothing is begun that it does not know; whoever waits for the ports goes on, and what is owed
+    is called when there is a journal again."""
+
+    async def test(desk: Desk) -> None:
+        arm = Arm(after=[NO, {"ok": True}])
+        settings = with_arm(desk, arm)
+        with monkeypatch.context() as broken:
+            broken.setattr(desk.journal, fails, _broken)
+            if fails != "drop":
+                with pytest.raises(RuntimeError, match="the disk"):
+                    await session_at(desk, settings)
+            else:
+                await session_at(desk, settings)
+                async with asyncio.timeout(10):
+                    await asyncio.gather(*desk.tasks, return_exceptions=True)
+            async with asyncio.timeout(1):
+                await desk.calls.given_back(AFTER)
+        assert arm.heard[:1] == ["before"] * (fails != "put")
+        arm.answers["after"] = [NO, {"ok": True}]
+        assert await session(desk, "b") == ""
+        await desk.until(lambda: not owed(desk), within_s=10)
+        assert arm.heard[-1] == "after"
+
+    at_desk(test)
+
+
+async def session_at(desk: Desk, settings: Settings) -> None:
+    """One without a look at the journal."""
+    async with desk.calls.around("a", settings, Stop(), overridden=False):
+        pass
+
+
+def _broken(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("the disk")
+
+
 def test_a_process_that_ends_waits_two_seconds_for_its_robot(at_desk: AtDesk) -> None:
     """What it still owes then is called by the next one."""
 

@@ -147,9 +147,9 @@ class Calls:
         no is not minded. Raises OtaError `not-allowed-now`, and `cancelled`.
         """
         before, after, owed = settings.before_restart, settings.after_restart, True
-        if after is not None:
-            await self._owe(board, after)
         try:
+            if after is not None:
+                await self._owe(board, after)
             if before is not None:
                 said = await unless(stop.at_all, self.ask(before))
                 if said.answer != "yes" and not overridden:
@@ -178,14 +178,16 @@ class Calls:
     async def _pay(self, board: str, after: RobotCall, stop: Stop, *, owed: bool) -> None:
         """A board's session is over, or there was none. The last one pays for all that owe it."""
         key = _key(after)
-        async with self._locks[key]:
-            if not owed:
-                await self._forget(service=self._service, call=key, board=board)
-            if self._out[key] == {board} and await self._rows(call=key):
-                await self._call_now(key, board, after, stop)
+        try:
+            async with self._locks[key]:
+                if not owed:
+                    await self._forget(service=self._service, call=key, board=board)
+                if self._out[key] == {board} and await self._rows(call=key):
+                    await self._call_now(key, board, after, stop)
+        finally:  # whatever becomes of the journal: others wait for it
             self._out[key].discard(board)
-        async with self._given_back:
-            self._given_back.notify_all()
+            async with self._given_back:
+                self._given_back.notify_all()
 
     async def _call_now(self, key: str, board: str, after: RobotCall, stop: Stop) -> None:
         try:
@@ -213,16 +215,18 @@ class Calls:
         if key in self._late:
             return
         self._late.add(key)
-        call = RobotCall(**json.loads(key))
-        for pause_s in chain(pauses_s, repeat(pauses_s[-1])):
-            await asyncio.sleep(pause_s)
-            async with self._locks[key]:
-                if self._out[key]:
-                    continue
-                if not await self._rows(call=key) or (await self.ask(call)).answer == "yes":
-                    await self._forget(service=self._service, call=key)
-                    break
-        self._late.discard(key)
+        try:
+            call = RobotCall(**json.loads(key))
+            for pause_s in chain(pauses_s, repeat(pauses_s[-1])):
+                await asyncio.sleep(pause_s)
+                async with self._locks[key]:
+                    if self._out[key]:
+                        continue
+                    if not await self._rows(call=key) or (await self.ask(call)).answer == "yes":
+                        await self._forget(service=self._service, call=key)
+                        break
+        finally:
+            self._late.discard(key)
 
     @property
     def _service(self) -> str:

@@ -261,14 +261,12 @@ _FLEET = (
     Mutant(
         "after_restart is owed only when before_restart was answered",
         "fleet/robot.py",
-        """        if after is not None:
-            await self._owe(board, after)
-        try:
+        """            if after is not None:
+                await self._owe(board, after)
             if before is not None:
                 said = await unless(stop.at_all, self.ask(before))
 """,
-        """        try:
-            if before is not None:
+        """            if before is not None:
                 said = await unless(stop.at_all, self.ask(before))
             if after is not None:
                 await self._owe(board, after)
