@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -486,6 +487,51 @@ def test_a_check_that_is_configured_anew_is_asked_as_it_is_now(at_desk: AtDesk) 
         await desk.until(lambda: board.state == "checking")
         desk.settings = replace(desk.settings, health_check=None)
         assert (await order.answer).end == "done"
+
+    at_desk(test)
+
+
+def test_a_check_may_take_all_its_time(at_desk: AtDesk) -> None:
+    """A self-test that is long is asked for once; not where the machine is configured anew, whose
+    old resource may never reply."""
+
+    async def test(desk: Desk) -> None:
+        for anew in (False, True):
+            arm = Arm(check=asyncio.Event())
+            board, order, began_s = board_of(desk, arm), desk.order(), now_s()
+            desk.script = [NEW]
+            board.order(order)
+            await desk.until(partial(arm.heard.count, "check"))
+            await asyncio.sleep(100)
+            if anew:
+                desk.robot = new = Arm(check={"ok": True})
+            else:
+                arm.answers["check"].set()
+            assert (await order.answer).end == "done"
+            assert now_s() - began_s == pytest.approx(100, abs=5)
+            assert arm.heard.count("check") == 1
+            assert not anew or new.heard == ["check"]
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize("event", ["cancel", "end", "retarget"])
+def test_a_check_that_hangs_holds_nothing_up(at_desk: AtDesk, event: Event) -> None:
+    """Neither what ends the asking, nor the end of its own time."""
+
+    def at_work() -> list[str]:
+        return [getattr(task.get_coro(), "__name__", "") for task in asyncio.all_tasks()]
+
+    async def test(desk: Desk) -> None:
+        arm = Arm(check=asyncio.Event())
+        board, order = board_of(desk, arm, timeout_s=86_400.0), desk.order()
+        desk.script = [NEW]
+        board.order(order)
+        await desk.until(lambda: "check" in arm.heard)
+        assert "_until_checked" in at_work()
+        board.tell(event, value=OTHER if event == "retarget" else None)
+        assert (await order.answer).end == "cancelled"
+        await desk.until(lambda: {"_until_checked"}.isdisjoint(at_work()), within_s=10)
 
     at_desk(test)
 
