@@ -217,6 +217,35 @@ def test_what_is_owed_is_called_until_there_is_a_yes(at_desk: AtDesk) -> None:
     at_desk(test)
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_robot_that_is_told_of_others_holds_no_cancel_up(at_desk: AtDesk, late: bool) -> None:
+    """Another board's after_restart hangs; with whoever is cancelled meanwhile nothing was begun,
+    and he leaves nothing behind."""
+
+    async def test(desk: Desk) -> None:
+        hangs, stop = asyncio.Event(), Stop()
+        arm = Arm(after=[RuntimeError("dead"), hangs] if late else hangs)
+        settings = with_arm(desk, arm)
+        first = asyncio.ensure_future(session_at(desk, settings))
+        await desk.until(lambda: arm.heard.count("after") == 1 + late)
+        second = asyncio.ensure_future(session(desk, "b", stop))
+        await asyncio.sleep(1)
+        assert arm.heard.count("before") == 1
+        began_s = now_s()
+        stop.at_all.set()
+        assert await second == "cancelled"
+        assert now_s() - began_s < 1
+        assert owed(desk) == [("a", "after")]
+        hangs.set()
+        await first
+        async with asyncio.timeout(10):
+            await desk.calls.given_back(AFTER)
+        await desk.until(lambda: not owed(desk), within_s=10)
+        assert arm.heard.count("after") == 1 + late
+
+    at_desk(test)
+
+
 @pytest.mark.parametrize("fails", ["put", "all", "drop"])
 def test_a_journal_that_fails_keeps_no_robot_waiting(
     at_desk: AtDesk, monkeypatch: pytest.MonkeyPatch, fails: str

@@ -147,9 +147,12 @@ class Calls:
         no is not minded. Raises OtaError `not-allowed-now`, and `cancelled`.
         """
         before, after, owed = settings.before_restart, settings.after_restart, True
+        if after is not None:  # it may just be called for others, which may take long
+            await unless(stop.at_all, self._go_out(board, after))
         try:
             if after is not None:
-                await self._owe(board, after)
+                record = OwedCallRecord(self._service, board, _key(after), utc_now())
+                await self._around.journaled(partial(self._around.memory.journal.put, record))
             if before is not None:
                 said = await unless(stop.at_all, self.ask(before))
                 if said.answer != "yes" and not overridden:
@@ -168,12 +171,10 @@ class Calls:
         async with self._given_back:
             await self._given_back.wait_for(lambda: after is None or not self._out[_key(after)])
 
-    async def _owe(self, board: str, after: RobotCall) -> None:
+    async def _go_out(self, board: str, after: RobotCall) -> None:
         key = _key(after)
         async with self._locks[key]:
             self._out[key].add(board)
-        record = OwedCallRecord(self._service, board, key, utc_now())
-        await self._around.journaled(partial(self._around.memory.journal.put, record))
 
     async def _pay(self, board: str, after: RobotCall, stop: Stop, *, owed: bool) -> None:
         """A board's session is over, or there was none. The last one pays for all that owe it."""
