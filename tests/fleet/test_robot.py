@@ -326,6 +326,26 @@ def test_a_robot_that_thinks_for_long_holds_no_cancel_up(at_desk: AtDesk) -> Non
     at_desk(test)
 
 
+def test_a_robot_that_says_no_in_ever_other_words_fills_no_log(
+    at_desk: AtDesk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may hold a distance, or a time: the status has the newest words, the log the first."""
+
+    async def test(desk: Desk) -> None:
+        with_arm(desk, Arm())
+        board, order = desk.board(), desk.order()
+        desk.script = [OtaError("not-allowed-now", f"{n} m to go.") for n in (3, 2, 1)]
+        desk.script += [OtaError("port-busy", "Taken."), DONE]
+        board.order(order)
+        await desk.until(lambda: board.shown.error and "1 m to go" in board.shown.error.message)
+        assert (await order.answer).end == "done"
+        waits = [line for line in caplog.messages if "it waits" in line]
+        assert waits == ["a: it waits: 3 m to go.", "a: it waits: Taken."]
+
+    with caplog.at_level("INFO"):
+        at_desk(test)
+
+
 # --- the robot's word on what runs
 
 

@@ -546,7 +546,8 @@ class Board:
             self._over()
             self.shown.state = "updating"
             error, before, pause_s = error.error, self.shown.error, self._robot_poll_s()
-            if error is not None and (before is None or before.message != error.message):
+            # A robot's no may have other words each time.
+            if error is not None and (before is None or before.code != error.code):
                 self._sight.log(logging.INFO, "it waits: %s", error.message)
         self.shown.error, self.shown.phase = error, "waiting"
         self._around.turns.ended(self, update.target.key, None)
