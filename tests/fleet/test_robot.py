@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ota_service.errors import OtaError
+from ota_service.firmware.target import Target
 from ota_service.fleet import policy
 from ota_service.fleet.board import Board
 from ota_service.fleet.journal_rows import FirmwareRecord, OwedCallRecord
@@ -56,6 +57,29 @@ NEW = replace(DONE, of_image=True)
 def test_a_yes_has_what_is_expected(expected: Any, reply: Any, yes: bool) -> None:
     """Each key with an equal value, objects likewise; numbers by value, and true is no number."""
     assert fits(expected, reply) is yes
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (RuntimeError("a\n b\x1b[31m"), "arm: a b?[31m"),
+        (RuntimeError(), "arm: RuntimeError"),
+        (RuntimeError("x" * 999), f"arm: {'x' * 200}..."),
+        (RuntimeError("at http://u:s3cret-word@h/"), "arm: at http://***@h/"),
+        ({"says": 'my "s3cret" \\ word'}, 'arm replied {"says": "***"}'),
+        ({"a": "\x9b\n"}, 'arm replied {"a": "?\\n"}'),
+    ],
+)
+def test_what_a_robot_says_can_be_shown(at_desk: AtDesk, answer: Any, words: str) -> None:
+    """In the status, the history and a line of the log: short, printable, without our secrets."""
+    Target("http://h/", "1", None, (("X", 'my "s3cret" \\ word'),))
+
+    async def test(desk: Desk) -> None:
+        desk.robot = Arm(check=answer)
+        said = await desk.calls.ask(CHECK)
+        assert said.words == words
+
+    at_desk(test)
 
 
 class Arm:

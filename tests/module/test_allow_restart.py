@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from grpclib import GRPCError, Status
 from viam.components.generic import Generic
 from viam.components.sensor import Sensor
 from viam.proto.common import ResourceName
 from viam.resource.base import ResourceBase
 
 from ota_service.fleet.settings import NoSuchResource, RobotCall
+from ota_service.module import neighbours
 from ota_service.module.neighbours import Neighbours
 from ota_service.module.service_attributes import RestartCondition
 
@@ -99,6 +101,33 @@ async def test_a_sensor_that_is_not_there_allows_nothing(
     assert "no such sensor now" in caplog.text
     other: Any = {Generic.get_resource_name("door"): Door({"closed": True})}
     assert await asked(other).may_restart() is False
+
+
+async def test_a_sensor_that_hangs_allows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of this process knows no deadline."""
+    monkeypatch.setattr(neighbours, "SENSOR_TIMEOUT_S", 0.01)
+
+    class Hangs(Door):
+        async def get_readings(self, **_: Any) -> Mapping[str, Any]:
+            await asyncio.Event().wait()
+            return {}
+
+    async with asyncio.timeout(10):
+        assert await asked(Hangs({}).found).may_restart() is False
+
+
+async def test_a_failed_call_is_told_in_its_own_words() -> None:
+    """Not as the library's tuple."""
+
+    class Arm(Generic):
+        async def do_command(self, command: Mapping[str, Any], **_: Any) -> Mapping[str, Any]:
+            raise GRPCError(Status.UNKNOWN, command.get("says"))
+
+    named: dict[ResourceName, ResourceBase] = {Arm.get_resource_name("arm"): Arm("arm")}
+    for says, words in (("it is stuck", "it is stuck"), (None, "UNKNOWN")):
+        with pytest.raises(RuntimeError) as caught:
+            await asked(named).ask(RobotCall("arm", {"says": says}))
+        assert str(caught.value) == words
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,9 @@ def fits(expected: Any, value: Any) -> bool:
     return isinstance(expected, bool) == isinstance(value, bool) and bool(expected == value)
 
 
-def _words(reply: object) -> str:
-    text = redact(json.dumps(reply, ensure_ascii=False, default=str))
+def _words(text: str) -> str:
+    """What a resource said, safe to show in a line."""
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(redact(text).split()))
     return text if len(text) <= _WORDS_MAX_CHARS else f"{text[:_WORDS_MAX_CHARS]}..."
 
 
@@ -131,11 +132,11 @@ class Calls:
         except TimeoutError:
             return Said("none", f"{call.resource} did not answer within {limit_s:g} s")
         except Exception as error:
-            words = redact(str(error)) or type(error).__name__
-            return Said("none", f"{call.resource}: {words[:_WORDS_MAX_CHARS]}")
+            return Said("none", f"{call.resource}: {_words(str(error)) or type(error).__name__}")
         if call.expect is None or fits(call.expect, reply):
             return Said("yes")
-        return Said("no", f"{call.resource} replied {_words(reply)}")
+        text = json.dumps(reply, ensure_ascii=False, default=str)
+        return Said("no", f"{call.resource} replied {_words(text)}")
 
     @contextlib.asynccontextmanager
     async def around(

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from grpclib import GRPCError
 from viam.components.sensor import Sensor
 from viam.proto.common import ResourceName
 from viam.resource.base import ResourceBase
@@ -51,7 +52,8 @@ class Neighbours:
             sensor = next((one for one in named if isinstance(one, Sensor)), None)
             if sensor is None:
                 raise NoSuchResource("this machine has no such sensor now")
-            readings = await sensor.get_readings(timeout=SENSOR_TIMEOUT_S)
+            async with asyncio.timeout(SENSOR_TIMEOUT_S):  # one of this process minds no other
+                readings = await sensor.get_readings(timeout=SENSOR_TIMEOUT_S)
             value = readings.get(condition.key)
             now = "" if isinstance(value, bool) else f'it has no true or false "{condition.key}"'
         except Exception as error:
@@ -67,7 +69,10 @@ class Neighbours:
         resource = next(self._named(call.resource), None)
         if resource is None:
             raise NoSuchResource(f'this machine has no resource "{call.resource}" now')
-        return await resource.do_command(call.command, timeout=call.timeout_s)
+        try:
+            return await resource.do_command(call.command, timeout=call.timeout_s)
+        except GRPCError as error:  # its own text is a tuple
+            raise RuntimeError(error.message or error.status.name) from None
 
     def _named(self, name: str) -> Iterator[ResourceBase]:
         """The resources with this short or whole name."""
