@@ -22,9 +22,10 @@ from ota_service.errors import OtaError
 from ota_service.firmware.check import Firmware, IsManifest
 from ota_service.firmware.failures import NotThere
 from ota_service.firmware.local import find_file, read_firmware
+from ota_service.firmware.manifest import MAX_BYTES
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
-from ota_service.fleet.firmwares import Firmwares
+from ota_service.fleet.firmwares import Firmwares, _keep, _read_kept
 from ota_service.fleet.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -221,6 +222,13 @@ async def test_the_images_of_a_manifest_are_looked_at_one_by_one(
         await firmwares.manifest(target)
     assert had == []
     await firmwares.close()
+
+
+def test_the_longest_manifest_is_kept(tmp_path: Path) -> None:
+    """In whatever script: JSON in JSON is longer."""
+    text = "é" * (MAX_BYTES // 2)
+    _keep(tmp_path / "kept.json", {"manifest": text, "about": {}})
+    assert _read_kept(tmp_path / "kept.json") == (text.encode(), {})
 
 
 async def test_a_path_is_read_and_read_again_where_it_changed(tmp_path: Path) -> None:

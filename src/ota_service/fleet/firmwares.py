@@ -420,7 +420,7 @@ def _keep(path: Path, kept: Mapping[str, Any]) -> None:
 
 
 def _read_kept(path: Path) -> tuple[bytes, dict[str, tuple[str, str]]]:
-    found = json.loads(read_file(path, 2 * MAX_BYTES, links=False))
+    found = json.loads(read_file(path, 8 * MAX_BYTES, links=False))  # text in JSON is longer
     about = {str(name): (str(one[0]), str(one[1])) for name, one in found["about"].items()}
     return found["manifest"].encode(), about
 
