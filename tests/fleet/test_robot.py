@@ -64,6 +64,7 @@ def test_a_yes_has_what_is_expected(expected: Any, reply: Any, yes: bool) -> Non
     [
         (RuntimeError("a\n b\x1b[31m"), "arm: a b?[31m"),
         (RuntimeError(), "arm: RuntimeError"),
+        (asyncio.CancelledError(), "arm has given up"),
         (RuntimeError("x" * 999), f"arm: {'x' * 200}..."),
         (RuntimeError("at http://u:s3cret-word@h/"), "arm: at http://***@h/"),
         ({"says": 'my "s3cret" \\ word'}, 'arm replied {"says": "***"}'),
@@ -105,7 +106,7 @@ class Arm:
         if isinstance(answer, asyncio.Event):
             await answer.wait()
             return self.then
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return dict(answer)
 

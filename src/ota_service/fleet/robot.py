@@ -129,6 +129,11 @@ class Calls:
                 reply = await robot.ask(call)
         except NoSuchResource as error:
             return Said("none", str(error), sent=False)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return Said("none", f"{call.resource} has given up")  # it was closed meanwhile
         except TimeoutError:
             return Said("none", f"{call.resource} did not answer within {limit_s:g} s")
         except Exception as error:
