@@ -56,7 +56,10 @@ class Neighbours:
                 readings = await sensor.get_readings(timeout=SENSOR_TIMEOUT_S)
             value = readings.get(condition.key)
             now = "" if isinstance(value, bool) else f'it has no true or false "{condition.key}"'
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise  # else it was the sensor's own: it was closed meanwhile
             value, now = False, f"{type(error).__name__}: {error}"
         if now and now != self._said:
             text = "%s: sensor %s cannot be read, so boards are not restarted: %s"
