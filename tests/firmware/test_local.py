@@ -5,22 +5,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from esp32_sim.images import build_app
 from ota_service.errors import OtaError
-from ota_service.firmware.check import IsManifest
+from ota_service.firmware.check import Firmware, IsManifest
 from ota_service.firmware.failures import NotThere
 from ota_service.firmware.local import find_file, read_firmware
+from ota_service.firmware.manifest import MAX_BYTES
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
+from ota_service.fleet.firmwares import Firmwares, _keep, _read_kept
+from ota_service.fleet.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 APP = build_app("demo", "1.0", size_bytes=20_000)
@@ -136,6 +142,93 @@ async def test_a_folder_with_a_manifest_has_its_images_beside_it(tmp_path: Path)
         image = found.manifest.targets(replace(target, url=found.place))["demo"]
         assert image.url == str(folder / "app.bin")
         assert (await supply.get(image)).data == APP
+
+
+def published(folder: Path, images: dict[str, bytes], **more: object) -> Target:
+    """A folder with a manifest and its images; the target that it is."""
+    folder.mkdir(exist_ok=True)
+    entries = {}
+    for name, data in images.items():
+        (folder / f"{name}.bin").write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        entries[name] = {"url": f"{name}.bin", "sha256": digest}
+    made = {"format": 1, "version": "1.0", "images": entries, **more}
+    (folder / "manifest.json").write_text(json.dumps(made))
+    return Target(str(folder), "1.0")
+
+
+def firmwares_of(folder: Path, target: Target) -> Firmwares:
+    """A service's."""
+
+    async def never(_: str) -> bool:
+        return False
+
+    settings = Settings("OTA", target, state_dir=folder / "state", cache_dir=folder / "cache")
+    return Firmwares(settings, logging.LoggerAdapter(logging.getLogger("ota_service"), {}), never)
+
+
+@pytest.mark.parametrize("boards", [None, {"a": "eyes"}])
+async def test_a_manifest_in_a_manifest_is_not_followed(
+    tmp_path: Path, boards: dict[str, str] | None
+) -> None:
+    """It would take the place of the one that is configured."""
+    package = tmp_path / "package"
+    published(package, {"demo": APP}, boards={"a": "demo"})
+    inner = (package / "manifest.json").read_bytes()
+    more = {} if boards is None else {"boards": boards}
+    target = published(package, {"demo": APP, "eyes": inner}, **more)
+    firmwares = firmwares_of(tmp_path, target)
+    asked = target
+    if boards is not None:  # then it is had for the boards that get it
+        found = await firmwares.manifest(target)
+        assert found is not None
+        asked = found.manifest.targets(replace(target, url=found.place))["eyes"]
+        firmwares.named = {asked.key: (found.manifest, "eyes")}
+    with pytest.raises(OtaError, match=r"images\.eyes: its file is a manifest") as caught:
+        await firmwares.manifest(asked)
+    assert caught.value.code == "manifest-invalid"
+    assert len(list((tmp_path / "state").rglob("*.json"))) == (boards is not None)
+    await firmwares.close()
+
+
+async def test_the_images_of_a_manifest_are_looked_at_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For what it does not say of them: hundreds fit no memory at once. What follows one that
+    cannot be had is not asked for."""
+    images = {name: build_app(name, "1.0", size_bytes=20_000) for name in "abcde"}
+    target = published(tmp_path / "package", images)
+    firmwares = firmwares_of(tmp_path, target)
+    get, had, most = firmwares._supply.get, [], 0
+
+    async def counted(asked: Target, **options: Any) -> Firmware:
+        nonlocal most
+        if asked == target:
+            return await get(asked, **options)
+        firmware = await get(asked, **options)
+        had.append(weakref.ref(firmware))
+        most = max(most, sum(one() is not None for one in had))
+        return firmware
+
+    monkeypatch.setattr(firmwares._supply, "get", counted)
+    found = await firmwares.manifest(target)
+    assert found is not None
+    assert [one.project for one in found.manifest.images.values()] == list("abcde")
+    assert len(had) == 5
+    assert most <= 2  # the loop may still hold the one before
+    had.clear()
+    (tmp_path / "package" / "a.bin").unlink()
+    with pytest.raises(OtaError, match="file-access"):
+        await firmwares.manifest(target)
+    assert had == []
+    await firmwares.close()
+
+
+def test_the_longest_manifest_is_kept(tmp_path: Path) -> None:
+    """In whatever script: JSON in JSON is longer."""
+    text = "é" * (MAX_BYTES // 2)
+    _keep(tmp_path / "kept.json", {"manifest": text, "about": {}})
+    assert _read_kept(tmp_path / "kept.json") == (text.encode(), {})
 
 
 async def test_a_path_is_read_and_read_again_where_it_changed(tmp_path: Path) -> None:

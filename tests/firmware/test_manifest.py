@@ -58,6 +58,12 @@ def steps_of(names: str, order: list[str], together: list[str]) -> Manifest:
         (written(images={"motor": image(url="ftp://h/a.bin")}), "images.motor.url: must be rel"),
         (written(images={"motor": image(url="a b.bin")}), "images.motor.url: holds the character"),
         (written(images={"motor": image(url="a/")}), "images.motor.url: names no file"),
+        (written(images={"motor": image(url="http:a.bin")}), "images.motor.url: must begin with"),
+        (written(images={"motor": image(url="http:///a.bin")}), "images.motor.url: has no host"),
+        (written(images={"motor": image(url="http://h")}), "images.motor.url: names no file"),
+        (written(images={"motor": image(url="http://h/a/?b")}), "images.motor.url: names no file"),
+        (written(images={"motor": image(url="%00.bin")}), "images.motor.url: holds characters"),
+        (written(images={"motor": image(url="\ud800.bin")}), "images.motor.url: holds characters"),
         (written(images={"motor": image(url=7)}), "images.motor.url: must be text"),
         (written(images={"motor": image(version="")}), "images.motor.version: is empty"),
         (written(images={"motor": image(version="x" * 129)}), "images.motor.version: 129 bytes"),
@@ -79,6 +85,7 @@ def steps_of(names: str, order: list[str], together: list[str]) -> Manifest:
         (written(together=[["motor"], ["arm", "motor"]]), 'together[1][1]: "motor" stands at'),
         (written(before_restart={}), "before_restart: is not known here"),
         (b'{"format": 1, "images": {"a": {}, "a": {}}}', "a: stands twice in one object"),
+        (b'{"images": ' + b"9" * 5000 + b"}", "cannot be read: a number is too long"),
         (b'{"format": 1,\n "images": {},}', "cannot be read in line 2, column 15"),
     ],
 )
@@ -114,6 +121,8 @@ def test_many_faults_are_told_at_once_and_counted() -> None:
         (b"[" * 100_000, "nested too deeply"),
         (b'{"images": ' + b" " * MAX_BYTES, "JSON of"),
         (b'{"\xff": 1}', "it is no UTF-8"),
+        (b'{"x": ' + b"9" * 5000 + b"}", "cannot be read: a number is too long"),
+        (b'{"x": 1, "x": 2}', "no manifest: x: stands twice"),
     ],
 )
 def test_other_json_is_named(data: bytes, words: str) -> None:

@@ -300,6 +300,30 @@ def test_another_process_first_finishes_what_the_journal_says(tmp_path: Path, ph
     assert runs(robot) == dict.fromkeys(NAMES, ("next", "rel-3"))
 
 
+def test_what_was_begun_is_fetched_with_the_secrets_of_the_configuration(tmp_path: Path) -> None:
+    """The journal has none; a member that has to be seen again may need its image."""
+    robot = scene().robot(tmp_path)
+    secret = (("X-Key", "s3cret-of-the-server"),)
+    robot.options["target"] = replace(robot.options["target"], headers=secret)
+
+    async def killed(service: FleetService, robot: Robot) -> None:
+        await until(service, lambda now: phase_of(now) == "switching")
+        robot._due = {len(robot.ticks) + 3: Fault(0, "kill")}
+        await asyncio.sleep(600)
+
+    robot.live_apart(killed)
+    assert robot.dead
+
+    async def act(service: FleetService, robot: Robot) -> None:
+        await until(service, lambda _: len(service._engine.runs) > 0)
+        first, *_ = service._engine.runs
+        await first.done.wait()
+        assert [order.target.headers for order, _ in first.orders.values()] == [secret] * 3
+
+    robot.live(act)
+    assert runs(robot) == NEW
+
+
 def tick_of(robot: Robot, who: str, what: str) -> int:
     """The number of the last thing of its kind that happened to a board."""
     return max(n for n, t in enumerate(robot.ticks, 1) if t.who == who and t.what.startswith(what))

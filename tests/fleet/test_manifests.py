@@ -219,6 +219,21 @@ async def test_a_manifest_whose_images_cannot_be_had_is_not_kept(tmp_path: Path)
         assert (len(desk.server.requests), "run" in status) == (asked, False)
 
 
+async def test_what_was_staged_is_activated_by_the_manifest_it_was_staged_by(
+    tmp_path: Path,
+) -> None:
+    """Without the network, which may hang, and the host's policy: it held when it was written."""
+    async with Desk.start(tmp_path, [board("eye")]) as desk:
+        url = publish(desk, "2.0", {"eye": Behaviour()}, together=[["eye"]])
+        await desk.configure(url=url, version="2.0", auto_update=False)
+        assert (await desk.command("stage", wait_s=30))["run"]["outcome"] == "succeeded"
+        desk.server.hold("/2.0/manifest.json")  # for ever
+        asked = len(desk.server.requests)
+        assert (await desk.command("activate", wait_s=30))["run"]["outcome"] == "succeeded"
+        assert desk.status()["boards"]["a"]["version"] == "2.0"
+        assert len(desk.server.requests) == asked
+
+
 async def test_a_host_s_policy_holds_for_each_image_and_for_what_was_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,11 +7,13 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from ota_service.errors import OtaError
+from ota_service.firmware.target import Target
 from ota_service.fleet import policy
 from ota_service.fleet.board import Board
 from ota_service.fleet.journal_rows import FirmwareRecord, OwedCallRecord
@@ -57,6 +59,30 @@ def test_a_yes_has_what_is_expected(expected: Any, reply: Any, yes: bool) -> Non
     assert fits(expected, reply) is yes
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (RuntimeError("a\n b\x1b[31m"), "arm: a b?[31m"),
+        (RuntimeError(), "arm: RuntimeError"),
+        (asyncio.CancelledError(), "arm has given up"),
+        (RuntimeError("x" * 999), f"arm: {'x' * 200}..."),
+        (RuntimeError("at http://u:s3cret-word@h/"), "arm: at http://***@h/"),
+        ({"says": 'my "s3cret" \\ word'}, 'arm replied {"says": "***"}'),
+        ({"a": "\x9b\n"}, 'arm replied {"a": "?\\n"}'),
+    ],
+)
+def test_what_a_robot_says_can_be_shown(at_desk: AtDesk, answer: Any, words: str) -> None:
+    """In the status, the history and a line of the log: short, printable, without our secrets."""
+    Target("http://h/", "1", None, (("X", 'my "s3cret" \\ word'),))
+
+    async def test(desk: Desk) -> None:
+        desk.robot = Arm(check=answer)
+        said = await desk.calls.ask(CHECK)
+        assert said.words == words
+
+    at_desk(test)
+
+
 class Arm:
     """A robot whose answers a test sets, by what it is told to do: a reply, an exception, or an
     event before which it does not reply (`then`). A reply in a list is given once."""
@@ -80,7 +106,7 @@ class Arm:
         if isinstance(answer, asyncio.Event):
             await answer.wait()
             return self.then
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return dict(answer)
 
@@ -216,6 +242,75 @@ def test_what_is_owed_is_called_until_there_is_a_yes(at_desk: AtDesk) -> None:
     at_desk(test)
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_robot_that_is_told_of_others_holds_no_cancel_up(at_desk: AtDesk, late: bool) -> None:
+    """Another board's after_restart hangs; with whoever is cancelled meanwhile nothing was begun,
+    and he leaves nothing behind."""
+
+    async def test(desk: Desk) -> None:
+        hangs, stop = asyncio.Event(), Stop()
+        arm = Arm(after=[RuntimeError("dead"), hangs] if late else hangs)
+        settings = with_arm(desk, arm)
+        first = asyncio.ensure_future(session_at(desk, settings))
+        await desk.until(lambda: arm.heard.count("after") == 1 + late)
+        second = asyncio.ensure_future(session(desk, "b", stop))
+        await asyncio.sleep(1)
+        assert arm.heard.count("before") == 1
+        began_s = now_s()
+        stop.at_all.set()
+        assert await second == "cancelled"
+        assert now_s() - began_s < 1
+        assert owed(desk) == [("a", "after")]
+        hangs.set()
+        await first
+        async with asyncio.timeout(10):
+            await desk.calls.given_back(AFTER)
+        await desk.until(lambda: not owed(desk), within_s=10)
+        assert arm.heard.count("after") == 1 + late
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize("fails", ["put", "all", "drop"])
+def test_a_journal_that_fails_keeps_no_robot_waiting(
+    at_desk: AtDesk, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """Nothing is begun that it does not know; whoever waits for the ports goes on, and what is owed
+    is called when there is a journal again."""
+
+    async def test(desk: Desk) -> None:
+        arm = Arm(after=[NO, {"ok": True}])
+        settings = with_arm(desk, arm)
+        with monkeypatch.context() as broken:
+            broken.setattr(desk.journal, fails, _broken)
+            if fails != "drop":
+                with pytest.raises(RuntimeError, match="the disk"):
+                    await session_at(desk, settings)
+            else:
+                await session_at(desk, settings)
+                async with asyncio.timeout(10):
+                    await asyncio.gather(*desk.tasks, return_exceptions=True)
+            async with asyncio.timeout(1):
+                await desk.calls.given_back(AFTER)
+        assert arm.heard[:1] == ["before"] * (fails != "put")
+        arm.answers["after"] = [NO, {"ok": True}]
+        assert await session(desk, "b") == ""
+        await desk.until(lambda: not owed(desk), within_s=10)
+        assert arm.heard[-1] == "after"
+
+    at_desk(test)
+
+
+async def session_at(desk: Desk, settings: Settings) -> None:
+    """One without a look at the journal."""
+    async with desk.calls.around("a", settings, Stop(), overridden=False):
+        pass
+
+
+def _broken(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("the disk")
+
+
 def test_a_process_that_ends_waits_two_seconds_for_its_robot(at_desk: AtDesk) -> None:
     """What it still owes then is called by the next one."""
 
@@ -254,6 +349,26 @@ def test_a_robot_that_thinks_for_long_holds_no_cancel_up(at_desk: AtDesk) -> Non
         assert arm.heard == ["before", "after"]
 
     at_desk(test)
+
+
+def test_a_robot_that_says_no_in_ever_other_words_fills_no_log(
+    at_desk: AtDesk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may hold a distance, or a time: the status has the newest words, the log the first."""
+
+    async def test(desk: Desk) -> None:
+        with_arm(desk, Arm())
+        board, order = desk.board(), desk.order()
+        desk.script = [OtaError("not-allowed-now", f"{n} m to go.") for n in (3, 2, 1)]
+        desk.script += [OtaError("port-busy", "Taken."), DONE]
+        board.order(order)
+        await desk.until(lambda: board.shown.error and "1 m to go" in board.shown.error.message)
+        assert (await order.answer).end == "done"
+        waits = [line for line in caplog.messages if "it waits" in line]
+        assert waits == ["a: it waits: 3 m to go.", "a: it waits: Taken."]
+
+    with caplog.at_level("INFO"):
+        at_desk(test)
 
 
 # --- the robot's word on what runs
@@ -446,6 +561,51 @@ def test_a_check_that_is_configured_anew_is_asked_as_it_is_now(at_desk: AtDesk) 
         await desk.until(lambda: board.state == "checking")
         desk.settings = replace(desk.settings, health_check=None)
         assert (await order.answer).end == "done"
+
+    at_desk(test)
+
+
+def test_a_check_may_take_all_its_time(at_desk: AtDesk) -> None:
+    """A self-test that is long is asked for once; not where the machine is configured anew, whose
+    old resource may never reply."""
+
+    async def test(desk: Desk) -> None:
+        for anew in (False, True):
+            arm = Arm(check=asyncio.Event())
+            board, order, began_s = board_of(desk, arm), desk.order(), now_s()
+            desk.script = [NEW]
+            board.order(order)
+            await desk.until(partial(arm.heard.count, "check"))
+            await asyncio.sleep(100)
+            if anew:
+                desk.robot = new = Arm(check={"ok": True})
+            else:
+                arm.answers["check"].set()
+            assert (await order.answer).end == "done"
+            assert now_s() - began_s == pytest.approx(100, abs=5)
+            assert arm.heard.count("check") == 1
+            assert not anew or new.heard == ["check"]
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize("event", ["cancel", "end", "retarget"])
+def test_a_check_that_hangs_holds_nothing_up(at_desk: AtDesk, event: Event) -> None:
+    """Neither what ends the asking, nor the end of its own time."""
+
+    def at_work() -> list[str]:
+        return [getattr(task.get_coro(), "__name__", "") for task in asyncio.all_tasks()]
+
+    async def test(desk: Desk) -> None:
+        arm = Arm(check=asyncio.Event())
+        board, order = board_of(desk, arm, timeout_s=86_400.0), desk.order()
+        desk.script = [NEW]
+        board.order(order)
+        await desk.until(lambda: "check" in arm.heard)
+        assert "_until_checked" in at_work()
+        board.tell(event, value=OTHER if event == "retarget" else None)
+        assert (await order.answer).end == "cancelled"
+        await desk.until(lambda: {"_until_checked"}.isdisjoint(at_work()), within_s=10)
 
     at_desk(test)
 

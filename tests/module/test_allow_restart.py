@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from grpclib import GRPCError, Status
 from viam.components.generic import Generic
 from viam.components.sensor import Sensor
 from viam.proto.common import ResourceName
 from viam.resource.base import ResourceBase
 
 from ota_service.fleet.settings import NoSuchResource, RobotCall
+from ota_service.module import neighbours
 from ota_service.module.neighbours import Neighbours
 from ota_service.module.service_attributes import RestartCondition
 
@@ -40,6 +42,15 @@ class Door(Sensor):
         return {Sensor.get_resource_name("door"): self}
 
 
+class Hangs(Door):
+    """One that never has a reading."""
+
+    async def get_readings(self, **_: Any) -> Mapping[str, Any]:
+        """Never."""
+        await asyncio.Event().wait()
+        return {}
+
+
 def asked(found: Any) -> Neighbours:
     """What is beside a service called OTA."""
     return Neighbours(CONDITION, found, "OTA", logging.getLogger("resource"))
@@ -55,6 +66,7 @@ def asked(found: Any) -> Neighbours:
         ({"closed": "true"}, False),
         (RuntimeError("no power"), False),
         (TimeoutError(), False),
+        (asyncio.CancelledError(), False),  # it was closed while it was asked
     ],
 )
 async def test_only_a_clear_yes_allows_a_restart(reading: Any, allowed: bool) -> None:
@@ -84,9 +96,11 @@ async def test_the_reason_is_said_once(caplog: pytest.LogCaptureFixture) -> None
 
 async def test_a_call_that_is_given_up_ends(caplog: pytest.LogCaptureFixture) -> None:
     """A cancelled run must not hang at its sensor."""
-    door = Door(asyncio.CancelledError())
+    asking = asyncio.ensure_future(asked(Hangs({}).found).may_restart())
+    await asyncio.sleep(0)
+    asking.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asked(door.found).may_restart()
+        await asking
     assert caplog.records == []
 
 
@@ -99,6 +113,28 @@ async def test_a_sensor_that_is_not_there_allows_nothing(
     assert "no such sensor now" in caplog.text
     other: Any = {Generic.get_resource_name("door"): Door({"closed": True})}
     assert await asked(other).may_restart() is False
+
+
+async def test_a_sensor_that_hangs_allows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of this process knows no deadline."""
+    monkeypatch.setattr(neighbours, "SENSOR_TIMEOUT_S", 0.01)
+
+    async with asyncio.timeout(10):
+        assert await asked(Hangs({}).found).may_restart() is False
+
+
+async def test_a_failed_call_is_told_in_its_own_words() -> None:
+    """Not as the library's tuple."""
+
+    class Arm(Generic):
+        async def do_command(self, command: Mapping[str, Any], **_: Any) -> Mapping[str, Any]:
+            raise GRPCError(Status.UNKNOWN, command.get("says"))
+
+    named: dict[ResourceName, ResourceBase] = {Arm.get_resource_name("arm"): Arm("arm")}
+    for says, words in (("it is stuck", "it is stuck"), (None, "UNKNOWN")):
+        with pytest.raises(RuntimeError) as caught:
+            await asked(named).ask(RobotCall("arm", {"says": says}))
+        assert str(caught.value) == words
 
 
 @pytest.mark.parametrize(

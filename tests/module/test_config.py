@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from viam.proto.app.robot import ComponentConfig
 
 from ota_service.errors import OtaError
 from ota_service.fleet.settings import RobotCall
 from ota_service.link.resets import ResetPins
 from ota_service.module.config import parse_config
+from ota_service.module.models import OtaService
+from ota_service.module.plain import to_struct
 from ota_service.module.service_attributes import ServiceConfig
 
 GOOD: dict[str, Any] = {"url": "http://10.0.0.5:3001/app.bin", "version": "1.2.3"}
@@ -224,6 +227,24 @@ def test_a_board_s_own_calls_and_the_service_s(tmp_path: Path) -> None:
     assert one.before_restart == made.before_restart
     check = RobotCall("rdk:component:motor/leg", {"do": 1.0}, None, 120.0, "back")
     assert one.health_check == check
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        {"health_check": CALL | {"resource": "OTA"}},
+        {"before_restart": CALL | {"resource": "rdk:service:generic/OTA"}},
+        {"allow_restart": {"sensor": "OTA", "key": "k"}},
+        {"boards": [{"name": "a", "mac": MAC, "after_restart": CALL | {"resource": "OTA"}}]},
+    ],
+)
+def test_a_service_does_not_ask_itself(asks: dict[str, Any]) -> None:
+    """It would wait for itself, or take a firmware back since its own status is not the answer."""
+    config = ComponentConfig(name="OTA", attributes=to_struct(GOOD | asks))
+    with pytest.raises(OtaError, match='"OTA" is this service itself'):
+        OtaService.validate_config(config)
+    config.name = "other"
+    assert OtaService.validate_config(config) == ([], ["OTA"])
 
 
 def test_numbers_arrive_as_floats() -> None:

@@ -77,14 +77,17 @@ def _reference(value: str) -> str:
     scheme = value.partition(":")[0].lower()
     if not value or value.startswith("//"):
         _checked("is neither an address nor a path relative to the file")
-    if ":" in value.partition("/")[0] and scheme not in ("http", "https"):
+    whole = ":" in value.partition("/")[0]
+    if whole and scheme not in ("http", "https"):
         _checked("must be relative to the file, an http or https address, or a path")
+    if not value.isprintable() or "\0" in unquote(value):
+        _checked("holds characters that cannot be printed")
     try:
-        joined = urljoin("http://host/", value)
+        joined = value if whole else urljoin("http://host/", value)
     except ValueError:
         joined = "http://["
     _checked(check_url(joined))
-    if urlsplit(joined).path.endswith("/"):
+    if not urlsplit(joined).path.rpartition("/")[2]:
         _checked("names no file")
     return value
 
@@ -324,13 +327,18 @@ def parse_manifest(data: bytes) -> Manifest:
     try:
         found = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_no_twins)
     except _TwiceError as error:
-        raise _invalid([f"{error.args[0]}: stands twice in one object"]) from None
+        why = f"{error.args[0]}: stands twice in one object"
+        if b'"images"' in data:
+            raise _invalid([why]) from None
+        raise OtaError("not-an-image", f"The file is JSON, no manifest: {why}.") from None
     except RecursionError:
         raise OtaError("not-an-image", "The file is JSON nested too deeply.") from None
     except ValueError as error:
         where = getattr(error, "lineno", None)
         at = f" in line {where}, column {getattr(error, 'colno', 0)}" if where else ""
-        why = f"the JSON cannot be read{at}: {getattr(error, 'msg', 'it is no UTF-8')}"
+        text = isinstance(error, UnicodeError)
+        words = getattr(error, "msg", "it is no UTF-8" if text else "a number is too long")
+        why = f"the JSON cannot be read{at}: {words}"
         if b'"images"' in data:
             raise _invalid([why]) from None
         raise OtaError("not-an-image", f"The file is no App Image, and {why}.") from None

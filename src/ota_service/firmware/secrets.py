@@ -8,6 +8,7 @@ or a proxy may repeat one in a text of its own, in another form.
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -75,5 +76,6 @@ def _written(secret: str) -> Iterator[str]:
     for plain in {secret, unquote(secret)}:
         raw = plain.encode("utf-8", "surrogatepass")
         yield from (plain, quote(raw, safe=""), quote(raw), ascii(plain)[1:-1])
+        yield json.dumps(plain, ensure_ascii=False)[1:-1]
         for code in (base64.b64encode(raw), base64.urlsafe_b64encode(raw)):
             yield code.decode().rstrip("=")

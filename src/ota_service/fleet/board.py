@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -546,7 +546,8 @@ class Board:
             self._over()
             self.shown.state = "updating"
             error, before, pause_s = error.error, self.shown.error, self._robot_poll_s()
-            if error is not None and (before is None or before.message != error.message):
+            # A robot's no may have other words each time.
+            if error is not None and (before is None or before.code != error.code):
                 self._sight.log(logging.INFO, "it waits: %s", error.message)
         self.shown.error, self.shown.phase = error, "waiting"
         self._around.turns.ended(self, update.target.key, None)
@@ -638,12 +639,26 @@ class Board:
             if call is None:
                 break
             left_s = began_s + call.timeout_s - self._loop.time()
-            said = await around.calls.ask(call, max(0.1, min(left_s, policy.CHECK_CALL_S)))
+            answer = await self._answer(around.calls.ask(call, max(0.1, left_s)), token)
+            if answer is None:
+                continue
+            said = answer
             if said.answer != "none" or left_s <= policy.ROBOT_POLL_S:
                 event = policy.word_on(said.answer, call.on_no_answer)
                 break
             await asyncio.sleep(policy.ROBOT_POLL_S)
         self.tell(event, token, said)
+
+    async def _answer(self, asking: Coroutine[Any, Any, Said], token: object) -> Said | None:
+        """A reply may take all the time that there is; None: another is to be asked by now, since
+        the machine was configured anew, or nobody."""
+        task, robot = asyncio.ensure_future(asking), self._around.robot
+        try:
+            while not task.done() and token is self._token and robot is self._around.robot:
+                await asyncio.wait({task}, timeout=policy.ROBOT_POLL_S)
+            return task.result() if task.done() else None
+        finally:
+            task.cancel()
 
     async def _pass_check(self, message: Message) -> None:
         """The robot says that it works."""

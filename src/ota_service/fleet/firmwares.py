@@ -165,7 +165,7 @@ class Firmwares:
 
     async def kept(self, target: Target, *, checked: bool = True) -> ManifestFile | None:
         """The last good manifest of a target, without its server; None where there is none that
-        this host would take now. checked: False where nothing but what is shown follows from it."""
+        this host would take now. checked: False where nothing is written by it."""
         try:
             data, about = await asyncio.to_thread(_read_kept, self._kept_path(target))
             found = await self._supply.still_good(
@@ -303,6 +303,8 @@ class Firmwares:
         try:
             firmware = await self._supplied(target)
         except IsManifest as error:
+            if target.key in self.named:
+                raise _nested(self.named[target.key][1]) from None
             raise IsManifest(await self._take(target, error.found), target.shown_url) from None
         image = Image(firmware.data, firmware.sha256, firmware.md5, firmware.image)
         about = image.parsed.descriptor
@@ -334,11 +336,9 @@ class Firmwares:
     async def _take(self, target: Target, found: ManifestFile) -> ManifestFile:
         """A manifest that was fetched: what it leaves out its images say; then it is kept."""
         targets = found.manifest.targets(replace(target, url=found.place))
-        names = found.manifest.open_images
-        images = [self._supplied(targets[name]) for name in names]
+        # One after the other: hundreds at once would fill the memory.
         about = {
-            name: (one.image.descriptor.project, one.image.chip)
-            for name, one in zip(names, await asyncio.gather(*images), strict=True)
+            name: await self._whose(name, targets[name]) for name in found.manifest.open_images
         }
         found = replace(found, manifest=found.manifest.filled(about))
         self._show(target, found)
@@ -349,6 +349,14 @@ class Firmwares:
         except OSError as error:
             self._log.warning("the manifest cannot be kept: %s", error.strerror)
         return found
+
+    async def _whose(self, name: str, target: Target) -> tuple[str, str]:
+        """Project and chip of a manifest's image, as its file says; nothing else of it stays."""
+        try:
+            image = (await self._supplied(target)).image
+        except IsManifest:
+            raise _nested(name) from None
+        return image.descriptor.project, image.chip
 
     def _show(self, target: Target, found: ManifestFile) -> None:
         self.about[target.key] = {
@@ -397,6 +405,12 @@ class Firmwares:
                 self.download = None
 
 
+def _nested(name: str) -> OtaError:
+    """What the file of a manifest's image must not be: boards would follow it, and not the one
+    that was configured."""
+    return OtaError("manifest-invalid", f"images.{name}: its file is a manifest, no App Image.")
+
+
 def _keep(path: Path, kept: Mapping[str, Any]) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_file(path, json.dumps(kept).encode())
@@ -406,7 +420,7 @@ def _keep(path: Path, kept: Mapping[str, Any]) -> None:
 
 
 def _read_kept(path: Path) -> tuple[bytes, dict[str, tuple[str, str]]]:
-    found = json.loads(read_file(path, 2 * MAX_BYTES, links=False))
+    found = json.loads(read_file(path, 8 * MAX_BYTES, links=False))  # text in JSON is longer
     about = {str(name): (str(one[0]), str(one[1])) for name, one in found["about"].items()}
     return found["manifest"].encode(), about
 

@@ -157,6 +157,8 @@ async def _recalled(run: Run, engine: Engine, record: GroupRecord) -> Group:
         board = by_mac.get(entry["mac"])
         place = found[board] if board is not None else Place(entry["name"], "absent")
         target = Target.noted(entry["key"], entry["url"], entry["version"], entry.get("sha256"))
+        if board is not None and board.target.key == target.key:
+            target = board.target  # with its secrets: it may have to be fetched
         order = Order("update", target, place, run.trigger)
         name = board.shown.name if board is not None else entry["name"]
         member = Member(name, entry["image"], board, order, int(entry["step"]), entry["mac"])

@@ -392,8 +392,6 @@ RETRY_PAUSES_S = (1.0, 5.0, 20.0, 60.0)
 HELD_POLL_S = 1.0
 ROBOT_POLL_S = 2.0
 """Before the robot, which said no or did not answer, is asked again."""
-CHECK_CALL_S = 10.0
-"""How long one call of a health check may take."""
 DOWNLOAD_PAUSES_S = (30.0, 60.0, 120.0, 300.0, 600.0)
 """Before a download that was given up is tried again: a machine may start before its network."""
 MISSING_PAUSES_S = (300.0, 900.0, 3600.0)

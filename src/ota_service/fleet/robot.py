@@ -82,8 +82,9 @@ def fits(expected: Any, value: Any) -> bool:
     return isinstance(expected, bool) == isinstance(value, bool) and bool(expected == value)
 
 
-def _words(reply: object) -> str:
-    text = redact(json.dumps(reply, ensure_ascii=False, default=str))
+def _words(text: str) -> str:
+    """What a resource said, safe to show in a line."""
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(redact(text).split()))
     return text if len(text) <= _WORDS_MAX_CHARS else f"{text[:_WORDS_MAX_CHARS]}..."
 
 
@@ -128,14 +129,19 @@ class Calls:
                 reply = await robot.ask(call)
         except NoSuchResource as error:
             return Said("none", str(error), sent=False)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return Said("none", f"{call.resource} has given up")  # it was closed meanwhile
         except TimeoutError:
             return Said("none", f"{call.resource} did not answer within {limit_s:g} s")
         except Exception as error:
-            words = redact(str(error)) or type(error).__name__
-            return Said("none", f"{call.resource}: {words[:_WORDS_MAX_CHARS]}")
+            return Said("none", f"{call.resource}: {_words(str(error)) or type(error).__name__}")
         if call.expect is None or fits(call.expect, reply):
             return Said("yes")
-        return Said("no", f"{call.resource} replied {_words(reply)}")
+        text = json.dumps(reply, ensure_ascii=False, default=str)
+        return Said("no", f"{call.resource} replied {_words(text)}")
 
     @contextlib.asynccontextmanager
     async def around(
@@ -147,9 +153,12 @@ class Calls:
         no is not minded. Raises OtaError `not-allowed-now`, and `cancelled`.
         """
         before, after, owed = settings.before_restart, settings.after_restart, True
-        if after is not None:
-            await self._owe(board, after)
+        if after is not None:  # it may just be called for others, which may take long
+            await unless(stop.at_all, self._go_out(board, after))
         try:
+            if after is not None:
+                record = OwedCallRecord(self._service, board, _key(after), utc_now())
+                await self._around.journaled(partial(self._around.memory.journal.put, record))
             if before is not None:
                 said = await unless(stop.at_all, self.ask(before))
                 if said.answer != "yes" and not overridden:
@@ -168,24 +177,24 @@ class Calls:
         async with self._given_back:
             await self._given_back.wait_for(lambda: after is None or not self._out[_key(after)])
 
-    async def _owe(self, board: str, after: RobotCall) -> None:
+    async def _go_out(self, board: str, after: RobotCall) -> None:
         key = _key(after)
         async with self._locks[key]:
             self._out[key].add(board)
-        record = OwedCallRecord(self._service, board, key, utc_now())
-        await self._around.journaled(partial(self._around.memory.journal.put, record))
 
     async def _pay(self, board: str, after: RobotCall, stop: Stop, *, owed: bool) -> None:
         """A board's session is over, or there was none. The last one pays for all that owe it."""
         key = _key(after)
-        async with self._locks[key]:
-            if not owed:
-                await self._forget(service=self._service, call=key, board=board)
-            if self._out[key] == {board} and await self._rows(call=key):
-                await self._call_now(key, board, after, stop)
+        try:
+            async with self._locks[key]:
+                if not owed:
+                    await self._forget(service=self._service, call=key, board=board)
+                if self._out[key] == {board} and await self._rows(call=key):
+                    await self._call_now(key, board, after, stop)
+        finally:  # whatever becomes of the journal: others wait for it
             self._out[key].discard(board)
-        async with self._given_back:
-            self._given_back.notify_all()
+            async with self._given_back:
+                self._given_back.notify_all()
 
     async def _call_now(self, key: str, board: str, after: RobotCall, stop: Stop) -> None:
         try:
@@ -213,16 +222,18 @@ class Calls:
         if key in self._late:
             return
         self._late.add(key)
-        call = RobotCall(**json.loads(key))
-        for pause_s in chain(pauses_s, repeat(pauses_s[-1])):
-            await asyncio.sleep(pause_s)
-            async with self._locks[key]:
-                if self._out[key]:
-                    continue
-                if not await self._rows(call=key) or (await self.ask(call)).answer == "yes":
-                    await self._forget(service=self._service, call=key)
-                    break
-        self._late.discard(key)
+        try:
+            call = RobotCall(**json.loads(key))
+            for pause_s in chain(pauses_s, repeat(pauses_s[-1])):
+                await asyncio.sleep(pause_s)
+                async with self._locks[key]:
+                    if self._out[key]:
+                        continue
+                    if not await self._rows(call=key) or (await self.ask(call)).answer == "yes":
+                        await self._forget(service=self._service, call=key)
+                        break
+        finally:
+            self._late.discard(key)
 
     @property
     def _service(self) -> str:

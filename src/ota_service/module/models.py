@@ -68,7 +68,7 @@ class OtaService(Generic):
     @classmethod
     def new(cls, config: ComponentConfig, dependencies: Dependencies) -> Self:
         """Make the service of a configuration. Raises OtaError config-invalid."""
-        return cls(config.name, parse_config(from_struct(config.attributes)), dependencies)
+        return cls(config.name, _checked(config), dependencies)
 
     @classmethod
     def validate_config(cls, config: ComponentConfig) -> tuple[Sequence[str], Sequence[str]]:
@@ -77,7 +77,7 @@ class OtaService(Generic):
 
         Raises OtaError config-invalid, which names every fault.
         """
-        return [], parse_config(from_struct(config.attributes)).resources
+        return [], _checked(config).resources
 
     async def opened(self) -> None:
         """Wait until the fleet has taken over. Raises OtaError where it refuses."""
@@ -134,6 +134,18 @@ def published_models(name: str) -> list[Model]:
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [m for m in found if m.name == name and m.model_family.namespace != "rdk"]
+
+
+def _checked(config: ComponentConfig) -> ServiceConfig:
+    """Raises OtaError config-invalid."""
+    checked = parse_config(from_struct(config.attributes))
+    if config.name in checked.resources:
+        raise OtaError(
+            "config-invalid",
+            f'"{config.name}" is this service itself, which has no word of its own on whether a '
+            "board may be restarted or works: name another resource.",
+        )
+    return checked
 
 
 async def _open_fleet(

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from grpclib import GRPCError
 from viam.components.sensor import Sensor
 from viam.proto.common import ResourceName
 from viam.resource.base import ResourceBase
@@ -51,10 +52,14 @@ class Neighbours:
             sensor = next((one for one in named if isinstance(one, Sensor)), None)
             if sensor is None:
                 raise NoSuchResource("this machine has no such sensor now")
-            readings = await sensor.get_readings(timeout=SENSOR_TIMEOUT_S)
+            async with asyncio.timeout(SENSOR_TIMEOUT_S):  # one of this process minds no other
+                readings = await sensor.get_readings(timeout=SENSOR_TIMEOUT_S)
             value = readings.get(condition.key)
             now = "" if isinstance(value, bool) else f'it has no true or false "{condition.key}"'
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise  # else it was the sensor's own: it was closed meanwhile
             value, now = False, f"{type(error).__name__}: {error}"
         if now and now != self._said:
             text = "%s: sensor %s cannot be read, so boards are not restarted: %s"
@@ -67,7 +72,10 @@ class Neighbours:
         resource = next(self._named(call.resource), None)
         if resource is None:
             raise NoSuchResource(f'this machine has no resource "{call.resource}" now')
-        return await resource.do_command(call.command, timeout=call.timeout_s)
+        try:
+            return await resource.do_command(call.command, timeout=call.timeout_s)
+        except GRPCError as error:  # its own text is a tuple
+            raise RuntimeError(error.message or error.status.name) from None
 
     def _named(self, name: str) -> Iterator[ResourceBase]:
         """The resources with this short or whole name."""

@@ -84,8 +84,9 @@ class HealthCheckConfig(RobotCallConfig):
 
     timeout_s: Annotated[float, number_type(1, 86_400, " s")] = Field(
         120.0,
-        description="`health_check`: how long to ask for an answer, {range}. `before_restart` and "
-        "`after_restart`: how long one may take; default 30, at most 600.",
+        description="`health_check`: how long to ask for an answer, {range}; one reply may take "
+        "all of it. `before_restart` and `after_restart`: how long one may take; default 30, at "
+        "most 600.",
     )
     on_no_answer: Annotated[str, BeforeValidator(check_no_answer)] = Field(
         "stay",

@@ -261,17 +261,17 @@ _FLEET = (
     Mutant(
         "after_restart is owed only when before_restart was answered",
         "fleet/robot.py",
-        """        if after is not None:
-            await self._owe(board, after)
-        try:
+        """            if after is not None:
+                record = OwedCallRecord(self._service, board, _key(after), utc_now())
+                await self._around.journaled(partial(self._around.memory.journal.put, record))
             if before is not None:
                 said = await unless(stop.at_all, self.ask(before))
 """,
-        """        try:
-            if before is not None:
+        """            if before is not None:
                 said = await unless(stop.at_all, self.ask(before))
             if after is not None:
-                await self._owe(board, after)
+                record = OwedCallRecord(self._service, board, _key(after), utc_now())
+                await self._around.journaled(partial(self._around.memory.journal.put, record))
 """,
         f"{ROBOT}::test_a_robot_that_thinks_for_long_holds_no_cancel_up",
     ),
