@@ -680,3 +680,39 @@ def test_without_a_journal_on_the_disk_no_group_is_switched(tmp_path: Path) -> N
     status = robot.live(act)
     assert status["error"]["code"] == "disk-full"
     assert runs(robot) == OLD
+
+
+@pytest.mark.slow
+def test_two_that_fail_at_the_same_time(tmp_path: Path) -> None:
+    """Each goes back by itself, and the third one with them."""
+    robot = scene(PANICS, GOOD, PANICS).robot(tmp_path)
+    status = robot.live(to_the_end)
+    assert runs(robot) == OLD
+    assert states(status) == {"arm": "rolled_back", "base": "outdated", "eyes": "rolled_back"}
+    assert unfinished(robot) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("same", [True, False])
+def test_what_is_owed_is_taken_back_only_while_it_is_wanted(tmp_path: Path, same: bool) -> None:
+    """By another process, too: with another target the member gets that, and is not taken back
+    first; the journal forgets what was owed."""
+    robot = scene().robot(tmp_path)
+    (tmp_path / "next.bin").write_bytes(images.NEXT.data)
+    other = scene().robot(tmp_path / "other")
+    other.live(to_the_end)
+    tick = tick_of(other, "base", "booting: restart")
+    robot.faults = (Fault(tick, "unplug"),)
+    robot.live(to_the_end)
+    assert unfinished(robot) == ["owing"]
+    robot.faults = ()
+    robot.plug("base")
+    assert robot.generation("base") == NEW["base"]
+    if same:
+        robot.live(to_the_end, auto_update=False)
+        assert runs(robot) == OLD
+    else:
+        target = Target(str(tmp_path / "next.bin"), "rel-3")
+        robot.live(to_the_end, target=target)
+        assert runs(robot) == dict.fromkeys(NAMES, ("next", "rel-3"))
+    assert unfinished(robot) == []

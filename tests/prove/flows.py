@@ -210,7 +210,7 @@ def recover(case: Case, board: Board, facts: BoardFacts, *, own: bool = False) -
             problems = _settled(case, board, notes)
         elif case.flow in ("stage", "activate") and facts.slots:
             problems = _activated(case, board, notes)
-        elif case.flow not in ("back", "shy", "pending", "correct"):
+        elif case.flow not in ("back", "shy", "pending", "correct", "take-back"):
             problems = _to_target(case, board, notes)
         elif case.flow in ("back", "shy"):
             problems = _back(case, board, notes)

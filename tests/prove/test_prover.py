@@ -181,6 +181,7 @@ def test_a_way_of_writing_that_hurts_is_caught(
     assert tried(*case).total(column) > 0
 
 
+@pytest.mark.slow
 def test_a_group_that_is_left_half_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a process forgets what the one before had begun, the proof of groups says so."""
     scene = groups.SCENES[3]
