@@ -66,7 +66,7 @@ def test_wrong_usage_is_exit_code_2() -> None:
         (["inspct"], "No such command 'inspct'. Did you mean inspect?"),
         (["status"], "No such command 'status'. Did you mean remote status?"),
         (["xyzzy"], "No such command 'xyzzy'.\n"),
-        (["remote", "statu"], "Did you mean 'status'?"),
+        (["remote", "hstory"], "Did you mean 'history'?"),
         (["inspect", "--bauds", "1", "/dev/ttyUSB0"], "Did you mean '--baud'?"),
         (["update", "/dev/ttyUSB0", "--sha256", "abc"], "'--sha256': give 64 hex digits"),
     ],
