@@ -18,6 +18,7 @@ GOOD = {"state": "up_to_date", "version": "2", "good": True, "confirmed": True}
 UNSEEN = {"state": "up_to_date", "version": "2", "good": False}
 BACK = {"state": "rolled_back", "good": False, "error": {"code": "boot-failed", "message": "No."}}
 PINNED = {"state": "failed", "good": False, "target": {"version": "1"}}
+OF_IMAGE = {"image": "motor", "target": {"url": "http://host/motor.bin", "version": "1.9"}}
 KNOWN = Before(leave=("old",), boards=("a", "b"), run="r1", version="1")
 STOPPED = {"code": "stopped", "message": "Too many."}
 
@@ -44,6 +45,10 @@ CASES: list[tuple[str, dict[str, Any], Before, str]] = [
     ("absent before", status({"a": GOOD, "b": GOOD, "old": {"state": "absent"}}), KNOWN, "good"),
     ("unsupported before", status({"a": GOOD, "b": GOOD, "old": BACK}), KNOWN, "good"),
     ("pinned ones go their way", status({"a": GOOD, "b": GOOD, "p": PINNED}), KNOWN, "good"),
+    ("a manifest's boards count", status({"a": {**GOOD, **OF_IMAGE, "version": "1.9"},
+     "b": {"state": "outdated", **OF_IMAGE}}), KNOWN, "wait"),
+    ("one went back, of a manifest", status({"a": {**BACK, **OF_IMAGE}, "b": GOOD}), KNOWN, "bad"),
+    ("a manifest's are all good", status({"a": {**GOOD, **OF_IMAGE}, "b": GOOD}), KNOWN, "good"),
     ("a candidate is nobody's", status({"a": GOOD, "b": GOOD, "c": {"state": "candidate"}}),
      KNOWN, "good"),
     ("came since, and none of ours", status({"a": GOOD, "b": GOOD, "c": {"state": "unsupported"}}),
@@ -120,3 +125,7 @@ def test_numbers_for_people() -> None:
     half = {"state": "updating", "phase": "writing", "progress": {"percent": 50.0}}
     seen = gate.look(status({"a": GOOD, "b": half, "old": BACK, "p": PINNED}), TARGET, KNOWN)
     assert (seen.good, seen.total, seen.percent) == (1, 2, 75.0)
+    of_images = status({name: {**GOOD, **OF_IMAGE} for name in ("a", "b")})
+    assert gate.before(of_images).boards == ("a", "b")
+    seen = gate.look(of_images, TARGET, KNOWN)
+    assert (seen.good, seen.total) == (2, 2)

@@ -159,8 +159,10 @@ def _counts(
     name: str, board: Mapping[str, Any], pinned: Collection[str], leave: Collection[str]
 ) -> bool:
     """Whether a board has to become good. Pinned ones have a firmware of their own, which their
-    status names; a candidate is nobody's yet."""
-    return reading_name(name) not in {*leave, *pinned} and "target" not in board
+    status names (an image beside it is the manifest's, and ours); a candidate is nobody's yet."""
+    return reading_name(name) not in {*leave, *pinned} and (
+        "target" not in board or "image" in board
+    )
 
 
 def _arrived(status: Status, target: Target, known: Before) -> bool:
