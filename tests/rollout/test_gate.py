@@ -18,7 +18,8 @@ GOOD = {"state": "up_to_date", "version": "2", "good": True, "confirmed": True}
 UNSEEN = {"state": "up_to_date", "version": "2", "good": False}
 BACK = {"state": "rolled_back", "good": False, "error": {"code": "boot-failed", "message": "No."}}
 PINNED = {"state": "failed", "good": False, "target": {"version": "1"}}
-KNOWN = Before(leave=("old",), boards=("a", "b"), run="r1", version="1")
+OF_IMAGE = {"image": "motor", "target": {"url": "http://host/motor.bin", "version": "1.9"}}
+KNOWN = Before(leave=("old",), boards=("a", "b"), run="r1")
 STOPPED = {"code": "stopped", "message": "Too many."}
 
 
@@ -44,6 +45,10 @@ CASES: list[tuple[str, dict[str, Any], Before, str]] = [
     ("absent before", status({"a": GOOD, "b": GOOD, "old": {"state": "absent"}}), KNOWN, "good"),
     ("unsupported before", status({"a": GOOD, "b": GOOD, "old": BACK}), KNOWN, "good"),
     ("pinned ones go their way", status({"a": GOOD, "b": GOOD, "p": PINNED}), KNOWN, "good"),
+    ("a manifest's boards count", status({"a": {**GOOD, **OF_IMAGE, "version": "1.9"},
+     "b": {"state": "outdated", **OF_IMAGE}}), KNOWN, "wait"),
+    ("one went back, of a manifest", status({"a": {**BACK, **OF_IMAGE}, "b": GOOD}), KNOWN, "bad"),
+    ("a manifest's are all good", status({"a": {**GOOD, **OF_IMAGE}, "b": GOOD}), KNOWN, "good"),
     ("a candidate is nobody's", status({"a": GOOD, "b": GOOD, "c": {"state": "candidate"}}),
      KNOWN, "good"),
     ("came since, and none of ours", status({"a": GOOD, "b": GOOD, "c": {"state": "unsupported"}}),
@@ -59,8 +64,8 @@ CASES: list[tuple[str, dict[str, Any], Before, str]] = [
     ("its run goes on", status({"a": {"state": "outdated"}, "b": GOOD}, state="updating",
      error={"code": "not-an-image"}, run={"id": "r2", "outcome": "running"}), KNOWN, "wait"),
     ("the same version, from elsewhere", status({"a": GOOD},
-     target={"version": "2", "url": "http://host/old.bin"}), Before(version="2"), "wait"),
-    ("the same version, arrived", status({"a": GOOD}), Before(version="2"), "good"),
+     target={"version": "2", "url": "http://host/old.bin"}), Before(), "wait"),
+    ("the same version, arrived", status({"a": GOOD}), Before(), "good"),
     ("no board at all", status({}), Before(), "good"),
     ("no board yet", status({}, state="checking"), Before(), "wait"),
 ]  # fmt: skip
@@ -90,6 +95,23 @@ def test_the_sensors_readings_say_the_same(
     assert seen.verdict == verdict, seen
 
 
+def test_a_digest_tells_two_files_of_one_address() -> None:
+    """The version and the url were there before: only with its digest the target has arrived."""
+    target = Target(url="http://host/new.bin", version="2", sha256="ab" * 32)
+    for digest, verdict in ((None, "wait"), ("cd" * 32, "wait"), ("ab" * 32, "good")):
+        shown = {"url": "http://host/new.bin", "version": "2", "sha256": digest}
+        shown = {key: value for key, value in shown.items() if value is not None}
+        seen = gate.look(status({"a": GOOD}, target=shown), target, Before())
+        assert (seen.verdict, seen.arrived) == (verdict, verdict == "good")
+
+
+def test_boards_whose_names_are_alike() -> None:
+    """One that was away before excuses itself alone."""
+    known = gate.before(status({"bow-1": {"state": "absent"}, "bow_1": GOOD}))
+    seen = gate.look(status({"bow-1": {"state": "absent"}, "bow_1": BACK}), TARGET, known)
+    assert (seen.verdict, seen.board) == ("bad", "bow_1")
+
+
 def test_readings_of_a_stopped_firmware() -> None:
     """The one error of the service that a rollout must not wait for."""
     shown = status({"a": {"state": "outdated"}}, error=STOPPED)
@@ -109,10 +131,12 @@ def test_what_is_remembered_from_before() -> None:
     known = gate.before(status(boards))
     assert known.leave == ("away", "never", "theirs")
     assert known.boards == ("kitchen light", "tired")
-    assert (known.run, known.version) == ("r2", "2")
+    assert known.run == "r2"
     # The sensor's keys have no blanks.
-    after = gate.from_readings(readings_of(status({"kitchen light": GOOD, "tired": GOOD})))
-    assert gate.look(after, TARGET, known).verdict == "good"
+    direct = status({"kitchen light": GOOD, "tired": GOOD, "p": PINNED})
+    after = gate.from_readings(readings_of(direct))
+    assert gate.look(after, TARGET, known, ("p",)).verdict == "good"
+    assert gate.look(direct, TARGET, gate.before(after)).verdict == "good"
 
 
 def test_numbers_for_people() -> None:
@@ -120,3 +144,7 @@ def test_numbers_for_people() -> None:
     half = {"state": "updating", "phase": "writing", "progress": {"percent": 50.0}}
     seen = gate.look(status({"a": GOOD, "b": half, "old": BACK, "p": PINNED}), TARGET, KNOWN)
     assert (seen.good, seen.total, seen.percent) == (1, 2, 75.0)
+    of_images = status({name: {**GOOD, **OF_IMAGE} for name in ("a", "b")})
+    assert gate.before(of_images).boards == ("a", "b")
+    seen = gate.look(of_images, TARGET, KNOWN)
+    assert (seen.good, seen.total) == (2, 2)

@@ -888,6 +888,32 @@ async def test_what_a_sensor_captured_stands_in_for_a_machine_out_of_reach(
 
 @pytest.mark.slow
 @simulated
+async def test_a_reading_from_before_the_soaks_end_does_not_end_it(tmp_path: Path) -> None:
+    """The sensor's last word is that all is good; then nothing more comes: no second wave."""
+    async with Fleet.start(tmp_path, 2, waves=[["m00"], "100%"], soak="1m", timeout="2m") as fleet:
+        fake = fleet.machines["m00"]
+        fleet.app.edit(fake.machine.part, lambda config: config["components"].append(SENSOR))
+        fake.reachable = False
+        place = (fake.machine.part.id, "ota-state", "rdk:component:sensor", "Readings")
+
+        def capture(version: str) -> None:
+            now = datetime.fromtimestamp(time.time(), UTC)
+            fleet.app.data[place] = (now, readings("up_to_date", version))
+
+        capture(OLD)
+
+        def later(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and call.nth == 1 and moment == "answered":
+                asyncio.get_running_loop().call_later(20.0, capture, NEW)
+
+        fleet.app.listen(later)
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert fleet.writes == ["m00"]
+
+
+@pytest.mark.slow
+@simulated
 async def test_the_app_is_away_for_a_while(tmp_path: Path) -> None:
     """Connections break and are refused: it is waited for, and nothing is done twice."""
     async with Fleet.start(tmp_path) as fleet:

@@ -303,7 +303,7 @@ class Drive:
         if record.state == "offline" and await self._stays_away(record):
             self._wait(record, POLL_OFFLINE_S)
             return
-        status, by_sensor, why = await self._status(record, since=record.written_at)
+        status, captured_s, why = await self._status(record, since=record.written_at)
         now_s = clock_s()
         if record.state == "offline":
             if status is not None:
@@ -312,6 +312,7 @@ class Drive:
                     self._rollout_event("go-on", f"{record.name} is back")
             self._wait(record, POLL_OFFLINE_S)
             return
+        by_sensor = captured_s is not None
         seen = None if status is None else self._judged(record, status, by_sensor)
         if (seen is None or not seen.arrived) and await self._foreign(record):
             return
@@ -319,9 +320,12 @@ class Drive:
             self._missed(record, why, now_s)
         else:
             self._silent.discard(record.part)
-            record.seen_at = now_s
+            # What was captured before a soak was over says nothing of its end.
+            record.seen_at = now_s if captured_s is None else min(captured_s, now_s)
             await self._seen(record, seen, now_s)
-        self._wait(record, self._interval_s(record))
+        pause_s = self._interval_s(record)
+        # Readings come when they come.
+        self._wait(record, max(pause_s, POLL_GOOD_S) if by_sensor else pause_s)
 
     def _missed(self, record: Record, why: str, now_s: float) -> None:
         """Silence is neither good nor bad; a wave that has passed is not held up by it."""
@@ -406,11 +410,12 @@ class Drive:
 
     async def _status(
         self, record: Record, *, since: float | None = None
-    ) -> tuple[gate.Status | None, bool, str]:
-        """What a machine shows, whether by its captured readings, and why it shows nothing."""
+    ) -> tuple[gate.Status | None, float | None, str]:
+        """What a machine shows, when that was captured where it is a sensor's readings, and why
+        it shows nothing."""
         try:
             async with self._machines.of(record) as machine:
-                return await machine.status(), False, ""
+                return await machine.status(), None, ""
         except Failure as error:
             why = error.message
         if record.sensor:
@@ -418,8 +423,8 @@ class Drive:
                 found = await self._cloud.readings(record.part, record.sensor)
                 fresh = max(clock_s() - FRESH_S, since or 0.0)
                 if found is not None and found[0] >= fresh:
-                    return gate.from_readings(found[1]), True, ""
-        return None, False, why
+                    return gate.from_readings(found[1]), found[0], ""
+        return None, None, why
 
     def _interval_s(self, record: Record) -> float:
         begun = self.rollout.begun

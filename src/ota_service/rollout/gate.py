@@ -7,7 +7,7 @@ What the tool wrote proves nothing; what the boards show does.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,13 +28,13 @@ class Before:
     """What a machine showed before its configuration was touched.
 
     leave: boards that are reported, not counted. boards: those that count. run: the id of its
-    last run, whose errors are no news. version: of its target then.
+    last run, whose errors are no news. is_readings: boards have the names of a sensor's readings.
     """
 
     leave: tuple[str, ...] = ()
     boards: tuple[str, ...] = ()
     run: str = ""
-    version: str = ""
+    is_readings: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ def before(status: Status) -> Before:
     leave = tuple(name for name, board in boards.items() if board.get("state") in NEVER)
     return Before(
         leave=leave,
-        boards=tuple(name for name, board in boards.items() if _counts(name, board, (), leave)),
+        boards=tuple(name for name, board in boards.items() if _counts(name, board, leave)),
         run=str(_part(status, "run").get("id", "")),
-        version=str(_part(status, "target").get("version", "")),
+        is_readings=status.get("is_readings") is True,
     )
 
 
@@ -68,18 +68,20 @@ def look(status: Status, target: Target, known: Before, pinned: Collection[str] 
     pinned: boards that the configuration gives a version of their own; a status says so itself.
     """
     boards = _boards(status)
-    leave, expected, pins = _same(known.leave), _same(known.boards), _same(pinned)
+    # Only readings have other names: two boards of one status may differ by a dash alone.
+    called = reading_name if known.is_readings or status.get("is_readings") else str
+    leave, expected, pins = (set(map(called, some)) for some in (known.leave, known.boards, pinned))
     counted = {
         name: board
         for name, board in boards.items()
-        if _counts(name, board, pins, leave)
+        if _counts(called(name), board, pins | leave)
         # Unless it came since, and is none of ours.
-        and (reading_name(name) in expected or board.get("state") not in NEVER)
+        and (called(name) in expected or board.get("state") not in NEVER)
     }
     good = [name for name, board in counted.items() if board.get("good") is True]
     percent = sum(_percent(board) for board in counted.values()) / (len(counted) or 1)
     numbers: dict[str, Any] = {"good": len(good), "total": len(counted), "percent": percent}
-    if not _arrived(status, target, known):
+    if not _arrived(status, target):
         return Look("wait", "the new configuration has not arrived", **numbers, arrived=False)
     for name, board in counted.items():
         if board.get("state") in FATAL:
@@ -88,8 +90,8 @@ def look(status: Status, target: Target, known: Before, pinned: Collection[str] 
     fault = _fault(status, known)
     if fault:
         return Look("bad", fault, **numbers)
-    there = _same(boards) | pins
-    missing = [name for name in known.boards if reading_name(name) not in there]
+    there = {*map(called, boards), *pins}
+    missing = [name for name in known.boards if called(name) not in there]
     numbers["total"] += len(missing)
     if missing:
         return Look("wait", f"{missing[0]} is not there", **numbers)
@@ -117,6 +119,7 @@ def from_readings(readings: Mapping[str, Any]) -> dict[str, Any]:
     seen = float(readings.get("boards_not_good", 0)) <= behind
     error = str(readings.get("last_error_code", ""))
     made: dict[str, Any] = {
+        "is_readings": True,
         "state": str(readings.get("state", "")),
         "target": {"version": str(readings.get("target_version", ""))},
         "boards": {
@@ -150,26 +153,24 @@ def _boards(status: Status) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def _same(names: Iterable[str]) -> set[str]:
-    """Names as a status and the sensor's readings both have them."""
-    return set(map(reading_name, names))
-
-
-def _counts(
-    name: str, board: Mapping[str, Any], pinned: Collection[str], leave: Collection[str]
-) -> bool:
+def _counts(name: str, board: Mapping[str, Any], without: Collection[str]) -> bool:
     """Whether a board has to become good. Pinned ones have a firmware of their own, which their
-    status names; a candidate is nobody's yet."""
-    return reading_name(name) not in {*leave, *pinned} and "target" not in board
+    status names (an image beside it is the manifest's, and ours); a candidate is nobody's yet."""
+    return name not in without and ("target" not in board or "image" in board)
 
 
-def _arrived(status: Status, target: Target, known: Before) -> bool:
+def _arrived(status: Status, target: Target) -> bool:
     shown = _part(status, "target")
     if shown.get("version") != target.version:
         return False
-    # Another file under the version that was there: only the url can tell.
-    url = shown.get("url")
-    return known.version != target.version or url is None or url == redact_url(target.url)
+    # Another file under the version that was there is told by its url, or by its digest alone. A
+    # sensor's readings have neither.
+    if "url" not in shown:
+        return True
+    digest = target.sha256 or shown.get("sha256")
+    return redact_url(str(shown["url"])) == redact_url(target.url) and (
+        shown.get("sha256") == digest
+    )
 
 
 def _fault(status: Status, known: Before) -> str:
