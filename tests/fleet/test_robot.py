@@ -171,9 +171,10 @@ def test_what_was_asked_before_is_undone_after(
     at_desk(test)
 
 
-def test_boards_that_share_a_robot_are_one(at_desk: AtDesk) -> None:
-    """It does not drive off while another of its boards is in a session; who waits for it to have
-    its ports back waits for the last."""
+@pytest.mark.parametrize("other", ["b", "a"])
+def test_boards_that_share_a_robot_are_one(at_desk: AtDesk, other: str) -> None:
+    """It does not drive off while another of its boards is in a session, also one that has the
+    first one's name by now; who waits for it to have its ports back waits for the last."""
 
     async def test(desk: Desk) -> None:
         arm = Arm()
@@ -184,7 +185,7 @@ def test_boards_that_share_a_robot_are_one(at_desk: AtDesk) -> None:
             async with desk.calls.around(board, settings, Stop(), overridden=False):
                 await until.wait()
 
-        both = [asyncio.ensure_future(at(name, one)) for name, one in zip("ab", done, strict=True)]
+        both = [asyncio.ensure_future(at(*one)) for one in zip(("a", other), done, strict=True)]
         await desk.until(lambda: arm.heard == ["before", "before"])
         back = asyncio.ensure_future(desk.calls.given_back(AFTER))
         done[0].set()

@@ -388,6 +388,8 @@ def place_of(url: str) -> str:
         return str(find_file(Path(url)))
     except OtaError:  # it was there a moment ago
         return url
+
+
 def _ssl_context(ca_file: str | None) -> ssl.SSLContext:
     """The certificates to trust; in a thread: the client, which nobody needs for what is here, is
     loaded with them. Raises OtaError."""

@@ -57,7 +57,7 @@ class Said:
     sent: bool = True
 
 
-@dataclass
+@dataclass(eq=False)
 class Stop:
     """How a session is told to stop. at_all: for whatever reason; ending: the process ends."""
 
@@ -115,8 +115,8 @@ class Calls:
         self._around = around
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._given_back = asyncio.Condition()
-        # The boards in a session, by what is to be called after it.
-        self._out: defaultdict[str, set[str]] = defaultdict(set)
+        # The sessions that go on, by what is to be called after them; a board may be renamed.
+        self._out: defaultdict[str, set[Stop]] = defaultdict(set)
         self._late: set[str] = set()
 
     async def ask(self, call: RobotCall, timeout_s: float | None = None) -> Said:
@@ -154,7 +154,7 @@ class Calls:
         """
         before, after, owed = settings.before_restart, settings.after_restart, True
         if after is not None:  # it may just be called for others, which may take long
-            await unless(stop.at_all, self._go_out(board, after))
+            await unless(stop.at_all, self._go_out(after, stop))
         try:
             if after is not None:
                 record = OwedCallRecord(self._service, board, _key(after), utc_now())
@@ -177,10 +177,10 @@ class Calls:
         async with self._given_back:
             await self._given_back.wait_for(lambda: after is None or not self._out[_key(after)])
 
-    async def _go_out(self, board: str, after: RobotCall) -> None:
+    async def _go_out(self, after: RobotCall, stop: Stop) -> None:
         key = _key(after)
         async with self._locks[key]:
-            self._out[key].add(board)
+            self._out[key].add(stop)
 
     async def _pay(self, board: str, after: RobotCall, stop: Stop, *, owed: bool) -> None:
         """A board's session is over, or there was none. The last one pays for all that owe it."""
@@ -189,10 +189,10 @@ class Calls:
             async with self._locks[key]:
                 if not owed:
                     await self._forget(service=self._service, call=key, board=board)
-                if self._out[key] == {board} and await self._rows(call=key):
+                if self._out[key] == {stop} and await self._rows(call=key):
                     await self._call_now(key, board, after, stop)
         finally:  # whatever becomes of the journal: others wait for it
-            self._out[key].discard(board)
+            self._out[key].discard(stop)
             async with self._given_back:
                 self._given_back.notify_all()
 

@@ -278,15 +278,15 @@ _FLEET = (
     Mutant(
         "a robot drives off while another of its boards is written",
         "fleet/robot.py",
-        "if self._out[key] == {board} and await self._rows(call=key):",
+        "if self._out[key] == {stop} and await self._rows(call=key):",
         "if await self._rows(call=key):",
         f"{ROBOT}::test_boards_that_share_a_robot_are_one",
     ),
     Mutant(
         "a robot that says no to the last board is not told that it is over for the others",
         "fleet/robot.py",
-        "if self._out[key] == {board} and await self._rows(call=key):",
-        "if owed and self._out[key] == {board} and await self._rows(call=key):",
+        "if self._out[key] == {stop} and await self._rows(call=key):",
+        "if owed and self._out[key] == {stop} and await self._rows(call=key):",
         f"{ROBOT}::test_the_last_one_pays_also_where_it_was_not_allowed_itself",
     ),
     Mutant(
