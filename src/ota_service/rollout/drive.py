@@ -178,10 +178,9 @@ class Drive:
         try:
             self._rollout_event("abort", "undo")
             self._save()
-            touched = [record for record in self.rollout.machines if record.text is not None]
-            for first in range(0, len(touched), MAX_PARALLEL):
-                some = touched[first : first + MAX_PARALLEL]
-                await at_once(self._undo, some)
+            machines = self.rollout.machines
+            for first in range(0, len(machines), MAX_PARALLEL):
+                await at_once(self._undo, machines[first : first + MAX_PARALLEL])
                 self._save()
         finally:
             self._save()
@@ -402,10 +401,20 @@ class Drive:
 
     async def _foreign(self, record: Record) -> bool:
         """Whether somebody else has changed a machine's values since they were ours."""
-        read = await self._read(record)
-        if read is None or change.holds(read[1], self._target):
-            return read is None
-        self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(read[1])))
+        try:
+            _, found = await self._found(record)
+        except UnfitError as error:
+            return self._event(record, "refused", str(error))
+        except Failure as error:
+            if error.unreachable:
+                raise
+            return False  # who does not say is silent, and counts as that
+        return not change.holds(found, self._target) and self._conflicts(record, found)
+
+    def _conflicts(self, record: Record, found: Values) -> bool:
+        if not self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found))):
+            return False
+        record.theirs = found
         return True
 
     async def _status(
@@ -484,6 +493,8 @@ class Drive:
         """Look at a machine, and remember what it has. Writes nothing."""
         status, _, why = await self._status(record)
         if status is None:
+            if await self._was_written(record):
+                record.written_at = clock_s()
             self._event(record, "lost", why)
             self._wait(record, POLL_OFFLINE_S)
             return
@@ -496,15 +507,17 @@ class Drive:
             record.known = gate.before(status)
         if record.values is None:
             record.values = found
-        if change.holds(found, record.values):
+        is_target = change.holds(found, self._target)
+        if change.holds(found, record.values) and (is_target or record.written_at is None):
             record.text = part.text
-        elif not change.holds(found, self._target):
-            self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found)))
+        elif not is_target:  # also the value before, where it was the target meanwhile
+            self._conflicts(record, found)
             return
         self._wait(record, 0.0)
         self._pause_s.pop(record.part, None)
         record.began_at = clock_s()
-        if change.holds(found, self._target):
+        if is_target:
+            record.written_at = record.written_at or record.began_at
             self._event(record, "already", "it has the target already")
         else:
             self._event(record, "begin")
@@ -512,8 +525,7 @@ class Drive:
     async def _read(self, record: Record) -> tuple[Part, Values] | None:
         """A machine's part and its values now; None: it is refused, with the reason."""
         try:
-            part = await self._cloud.part(record.part)
-            return part, change.values(part.text, change.spots(self.plan, part.text, record.source))
+            return await self._found(record)
         except UnfitError as error:
             self._event(record, "refused", str(error))
         except Failure as error:
@@ -521,6 +533,23 @@ class Drive:
                 raise
             self._event(record, "refused", str(error))
         return None
+
+    async def _found(self, record: Record) -> tuple[Part, Values]:
+        """Raises UnfitError, Failure."""
+        part = await self._cloud.part(record.part)
+        return part, change.values(part.text, change.spots(self.plan, part.text, record.source))
+
+    async def _was_written(self, record: Record) -> bool:
+        """Whether a machine got the target since the rollout began, though its record does not
+        say so: where the state file is an older one that was put back."""
+        if record.written_at is None and record.values is not None:
+            try:
+                _, found = await self._found(record)
+                return change.holds(found, self._target) and not change.holds(found, record.values)
+            except (UnfitError, Failure) as error:
+                if isinstance(error, Failure) and error.unreachable:
+                    raise
+        return False
 
     async def _send(self, record: Record) -> None:
         """Write a machine's part, unless it is as it should be, and read it again."""
@@ -547,7 +576,7 @@ class Drive:
                 self._event(record, event)
                 return
             if not change.holds(found, old):
-                self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found)))
+                self._conflicts(record, found)
                 return
             if refused:
                 self._event(record, "refused", CHANGED_MEANWHILE.format(words=refused))
@@ -577,6 +606,9 @@ class Drive:
     # --- undoing
 
     async def _undo(self, record: Record) -> None:
+        known = record.text is not None or record.written_at is not None
+        if not known and not await self._was_written(record):
+            return
         before = record.values or {}
 
         def made(text: str, where: change.Spots, new: Values) -> str:
@@ -630,11 +662,11 @@ def obey(rollout: Rollout, order: policy.RolloutEvent, now_s: float) -> bool:
         return False
     if order == "resume":
         for record in rollout.machines:
-            if record.state == "conflict":
+            if record.theirs is not None:
                 # What somebody else has put there is what it has before ours.
-                record.values = record.text = None
+                record.values, record.text, record.theirs = record.theirs, None, None
             if record.happened("again"):
-                record.board, record.log = "", []
+                record.board, record.log, record.written_at = "", [], None
         for wave in rollout.waves:
             wave.settled_at = None
         begun = rollout.begun
