@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from grpclib import GRPCError, Status
 
+from ota_service.rollout import drive
 from tests.rollout.fakeapp import OPERATOR, OWNER, Call, Moment
 from tests.rollout.machines import (
     BACK,
@@ -346,6 +347,31 @@ async def test_pinned_and_absent_boards_hold_nobody_up(tmp_path: Path) -> None:
         assert fake.boards["a"]["version"] == NEW
         assert fake.boards["d"]["version"] == "0.9.0"
         assert all(name in done.out for name in "bc")
+
+
+@pytest.mark.parametrize("jump_s", [-7200.0, 7200.0])
+@simulated
+async def test_the_date_jumps_in_a_soak(tmp_path: Path, jump_s: float) -> None:
+    """Back, or on, as where a computer without a clock of its own gets the time: boards that go
+    bad before the soak is over still halt it."""
+    async with Fleet.start(tmp_path, 2, waves=[["m00"], "100%"], soak="3m") as fleet:
+        board = fleet.machines["m00"].boards["a"]
+        loop, before = asyncio.get_running_loop(), drive.clock_s
+
+        def jump() -> None:
+            drive.clock_s = lambda: before() + jump_s
+
+        def written(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "answered" and call.nth == 1:
+                loop.call_later(60.0, jump)
+                loop.call_later(120.0, lambda: board.update(state=BACK, good=False, version=OLD))
+
+        fleet.app.listen(written)
+        began_s = loop.time()
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert fleet.writes == ["m00"]
+        assert loop.time() - began_s < 300
 
 
 # --- pausing, going on, giving up, going back

@@ -9,6 +9,8 @@ next `start` reads each machine again and goes on where it really is.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -138,7 +140,9 @@ class Drive:
         self._cloud, self._file, self._tell = cloud, file, tell
         self._target = change.wanted(plan)
         self._machines = _Connections(cloud, plan.service)
+        # The date may jump, also in the middle of a soak: what this process waits for, it counts.
         self._due: dict[str, float] = {}
+        self._settled_s = -math.inf
         self._pause_s: dict[str, float] = {}
         # Those that did not answer the last time; when one that is offline was last dialled.
         self._silent: set[str] = set()
@@ -220,6 +224,7 @@ class Drive:
                 newest is not None
                 and newest.settled_at is not None
                 and now_s >= newest.settled_at + soak_s
+                and time.monotonic() >= self._settled_s + soak_s
                 and all(
                     (record.seen_at or 0.0) >= newest.settled_at + soak_s
                     for record in rollout.of_wave(begun - 1)
@@ -243,7 +248,7 @@ class Drive:
                 if not found.settled:
                     newest.settled_at = None
                 elif newest.settled_at is None:
-                    newest.settled_at = now_s
+                    newest.settled_at, self._settled_s = now_s, time.monotonic()
                     # They are looked at once more when the soak is over.
                     for record in rollout.of_wave(begun - 1):
                         self._wait(record, self._interval_s(record))
@@ -285,7 +290,7 @@ class Drive:
     # --- looking
 
     async def _look(self, everybody: bool) -> None:
-        now_s = clock_s()
+        now_s = time.monotonic()
         asked = [
             record
             for record in self.rollout.machines
@@ -353,14 +358,14 @@ class Drive:
     async def _stays_away(self, record: Record) -> bool:
         """Whether it is not worth the time that dialling takes: the app has not heard of it."""
         tried_at = self._dialled_at.get(record.part)
-        if tried_at is not None and clock_s() < tried_at + DIALLED_AGAIN_S:
+        if tried_at is not None and time.monotonic() < tried_at + DIALLED_AGAIN_S:
             try:
                 return (await self._cloud.part(record.part)).offline
             except Failure as error:
                 if error.unreachable:
                     raise
                 return True
-        self._dialled_at[record.part] = clock_s()
+        self._dialled_at[record.part] = time.monotonic()
         return False
 
     def _judged(self, record: Record, status: gate.Status, by_sensor: bool) -> gate.Look:
@@ -455,7 +460,7 @@ class Drive:
         return min(pace_s, max(settled_at + soak_s - clock_s(), 0.0))
 
     def _wait(self, record: Record, pause_s: float) -> None:
-        self._due[record.part] = clock_s() + pause_s
+        self._due[record.part] = time.monotonic() + pause_s
 
     async def _rest(self) -> None:
         """Until it is time for a machine, or there is an order."""
@@ -464,9 +469,9 @@ class Drive:
             for record in self.rollout.machines
             if record.state in LOOKED_AT
         ]
-        now_s = clock_s()
+        now_s = time.monotonic()
         until = max(min(times, default=now_s + POLL_MOST_S), now_s + 0.05)
-        while (left_s := until - clock_s()) > 0:
+        while (left_s := until - time.monotonic()) > 0:
             await asyncio.sleep(min(left_s, ORDERS_S))
             if self._orders():
                 return
