@@ -889,6 +889,19 @@ async def test_a_hundred_and_twenty_machines_of_a_fragment(tmp_path: Path) -> No
 
 
 @simulated
+async def test_another_file_under_the_same_version_is_told(tmp_path: Path) -> None:
+    """Boards go by the version: they would not be written, and be good as they are."""
+    async with Fleet.start(tmp_path, 2, target={"url": url(NEW), "version": OLD}) as fleet:
+        done = await fleet.run("plan")
+        assert (done.code, "2 of the machines are at version 1.0.0 already" in done.out) == (
+            0,
+            True,
+        )
+        fleet.plan["target"]["version"] = NEW
+        assert "already" not in (await fleet.run("plan")).out
+
+
+@simulated
 async def test_a_machine_without_the_service_is_told_before(tmp_path: Path) -> None:
     """It can't take the target: named, and not written."""
     async with Fleet.start(tmp_path, 2) as fleet, fleet.add("other", '{"services": []}'):
