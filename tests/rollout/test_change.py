@@ -227,7 +227,15 @@ def test_a_fragment_that_is_only_its_id_gets_its_variables() -> None:
             {**VARIABLES, "fragment_mods": [{"fragment_id": FRAGMENT, "mods": [
                 {"$set": {"services.OTA.attributes.version": "9"}}]}]},
             {},
-            "fragment_mods set services.OTA.attributes.version",
+            "fragment_mods change services.OTA.attributes.version",
+        ),
+        (
+            "variables",
+            {**VARIABLES, "fragment_mods": [{"fragment_id": "x", "mods": [{"$set": {"a": 1}}]},
+                {"fragment_id": FRAGMENT, "mods": [
+                {"$set": 1}, {"$unset": {"services.OTA.attributes": ""}}]}]},
+            {},
+            "fragment_mods change services.OTA.attributes",
         ),
     ],
 )  # fmt: skip
@@ -242,7 +250,7 @@ def test_what_cannot_be_changed_is_said(
 
 def test_what_a_configuration_says_of_boards_sensor_and_variables() -> None:
     """Pinned boards, also those of fragment_mods; the sensor of this service; the variables."""
-    boards = [{"name": "a", "version": "1"}, {"name": "b"}, {"name": "c", "url": "http://x/c.bin"}]
+    boards = [{"name": "a", "version": "1"}, {"name": "b"}, {"name": "c", "sha256": "ab"}]
     mods = [{"fragment_id": "f", "mods": [{"$set": {"services.OTA.attributes.boards": boards}}]}]
     config = {
         "services": [{"name": "OTA", "attributes": {"boards": [{"name": "d", "version": "2"}]}}],

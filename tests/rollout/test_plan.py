@@ -91,6 +91,39 @@ def test_what_is_no_object_is_said(text: str) -> None:
             parse_plan(text, json_form=json_form)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("waves: [1]", "waves: [1]\nwaves: [5]", 'The key "waves" stands twice (line 1).'),
+        ("waves: [1]", "waves: [010]", "010 is another number for YAML (line 6)"),
+        ("waves: [1]", "waves: [{count: 1:30}]", "1:30 is another number for YAML (line 6)"),
+        ("waves: [1]", "waves: [[no]]", "waves[0]: must be text"),
+        ("waves: [1]", "waves: &a [*a]", "waves[0]: must be text"),
+        ('"1.10"', "1.10", "target.version: must be text: quote it as it was written"),
+        ('"1.10"', "2026-01-02", "target.version: must be text"),
+        ("http://u:hunter2@a/b.bin", "http://u:hunter2@a/b.bin: x", "line 4: mapping values"),
+    ],
+)
+def test_what_yaml_makes_of_it(old: str, new: str, words: str) -> None:
+    """What means something else for YAML than for whoever wrote it is refused, and no line is
+    quoted that may hold a password."""
+    text = (
+        "mode: attributes\nselect: {organization: o}\ntarget:\n  url: http://u:hunter2@a/b.bin\n"
+        '  version: "1.10"\nwaves: [1]\n'
+    )
+    assert parse_plan(text).target.version == "1.10"
+    with pytest.raises(PlanError) as told:
+        parse_plan(text.replace(old, new))
+    assert words in str(told.value)
+    assert "hunter2" not in str(told.value)
+
+
+def test_a_key_that_stands_twice_in_json() -> None:
+    """It is refused, too."""
+    with pytest.raises(PlanError, match='the key "waves" stands in it twice'):
+        parse_plan('{"waves": [1], "waves": [5]}', json_form=True)
+
+
 def test_the_brakes_may_be_set_otherwise_on_the_way() -> None:
     """Soak, timeout and max_failed leave it the same rollout; nothing else does."""
     digest = parsed().digest

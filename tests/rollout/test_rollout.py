@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 from grpclib import GRPCError, Status
 
+from ota_service.rollout import drive
 from tests.rollout.fakeapp import OPERATOR, OWNER, Call, Moment
 from tests.rollout.machines import (
     BACK,
     FAILED,
+    GONE,
     GOOD,
     NAME,
     STOPPED,
@@ -347,6 +349,31 @@ async def test_pinned_and_absent_boards_hold_nobody_up(tmp_path: Path) -> None:
         assert all(name in done.out for name in "bc")
 
 
+@pytest.mark.parametrize("jump_s", [-7200.0, 7200.0])
+@simulated
+async def test_the_date_jumps_in_a_soak(tmp_path: Path, jump_s: float) -> None:
+    """Back, or on, as where a computer without a clock of its own gets the time: boards that go
+    bad before the soak is over still halt it."""
+    async with Fleet.start(tmp_path, 2, waves=[["m00"], "100%"], soak="3m") as fleet:
+        board = fleet.machines["m00"].boards["a"]
+        loop, before = asyncio.get_running_loop(), drive.clock_s
+
+        def jump() -> None:
+            drive.clock_s = lambda: before() + jump_s
+
+        def written(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "answered" and call.nth == 1:
+                loop.call_later(60.0, jump)
+                loop.call_later(120.0, lambda: board.update(state=BACK, good=False, version=OLD))
+
+        fleet.app.listen(written)
+        began_s = loop.time()
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert fleet.writes == ["m00"]
+        assert loop.time() - began_s < 300
+
+
 # --- pausing, going on, giving up, going back
 
 
@@ -447,6 +474,101 @@ async def test_undo_leaves_what_others_changed_since(tmp_path: Path) -> None:
         assert besides.config["theirs"] == 1
         assert fleet.machines["m01"].got[-1] == fleet.machines["m02"].got[-1] == OLD
         assert fleet.text("m02") == fleet.texts["m02"]
+
+
+@simulated
+async def test_a_refusal_on_the_way_does_not_forget_what_was_before(tmp_path: Path) -> None:
+    """The app refuses to show a machine that was written: that is silence, and no conflict that
+    counts for nothing; and after `resume`, undo still knows what was there."""
+    async with Fleet.start(
+        tmp_path, 2, waves=[["m00"], "100%"], timeout="2m", takes_s=30.0
+    ) as fleet:
+        fake = fleet.machines["m00"]
+
+        def refuse(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "answered":
+                fake.reachable = False
+            if call.method == "GetRobotPart" and not fake.reachable and moment == "arrives":
+                if '"waiting"' not in fleet.state.read_text():
+                    return  # read again after the write
+                raise GRPCError(Status.PERMISSION_DENIED, "not now")
+
+        fleet.app.listen(refuse)
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        told = json.loads((await fleet.run("status", "--json")).out)
+        assert told["machines"]["m00"]["state"] == "offline"
+        fake.reachable = True
+        assert (await fleet.run("resume")).code == 0
+        assert (await fleet.run("start", "--once")).code in (1, 3)
+        undone = await fleet.run("undo")
+        assert undone.code == 0, undone
+        assert untouched(fleet)
+
+
+@simulated
+async def test_a_service_that_comes_back_after_a_conflict_is_undone_to_what_it_was(
+    tmp_path: Path,
+) -> None:
+    """Somebody takes the service out for a while, with our target in it; then a resume."""
+    async with Fleet.start(tmp_path, 1, waves=["100%"]) as fleet:
+        fake = fleet.machines["m00"]
+        part = fake.machine.part
+        await fleet.run("start", "--once")
+        ours = part.text
+        fleet.app.edit(part, lambda config: config["services"].pop())
+        assert (await fleet.run("start", "--once")).code != 0
+        assert '"conflict"' in fleet.state.read_text()
+        fleet.app.edit(part, lambda config: config.update(json.loads(ours)))
+        assert (await fleet.run("resume")).code in (0, 1)
+        await fleet.run("start", "--once")
+        assert (await fleet.run("undo")).code == 0
+        assert part.config == json.loads(fleet.texts["m00"])
+
+
+@simulated
+async def test_who_was_put_back_by_hand_while_away_is_not_written_again(tmp_path: Path) -> None:
+    """Its value is the one before, and it was the target meanwhile: a hand was there."""
+    async with Fleet.start(
+        tmp_path, 2, waves=["100%"], max_failed=1, timeout="2m",
+        judge=lambda name, version: GONE if (name, version) == ("m00", NEW) else GOOD,
+    ) as fleet:  # fmt: skip
+        fake = fleet.machines["m00"]
+        assert (await fleet.run("start")).code == 0
+        before = json.loads(fleet.texts["m00"])
+        fleet.app.edit(fake.machine.part, lambda config: config.update(before))
+        fake.online = True
+        done = await fleet.run("start")
+        assert (done.code, fleet.writes.count("m00")) == (1, 1), done
+        assert fake.machine.part.config == before
+        assert "changed by somebody else" in done.out
+
+
+@simulated
+async def test_an_older_state_file_put_back_judges_what_was_written_since(tmp_path: Path) -> None:
+    """As where a CI job's cache is older than the last job: a machine that the release took off
+    the net is silent, not away from before; nothing is written twice, and undo reaches it."""
+    async with Fleet.start(
+        tmp_path, 4, waves=[["m00", "m01"], "100%"], timeout="2m",
+        judge=lambda name, version: GONE if (name, version) == ("m01", NEW) else GOOD,
+    ) as fleet:  # fmt: skip
+        older: list[str] = []
+
+        def keep(call: Call, moment: Moment) -> None:
+            if call.method == "GetRobotPart" and moment == "arrives" and not older:
+                older.append(fleet.state.read_text())
+
+        fleet.app.listen(keep)
+        await fleet.run("start", "--once")
+        await asyncio.sleep(10)
+        fleet.state.write_text(older[0])
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert sorted(fleet.writes) == ["m00", "m01"]
+        assert untouched(fleet, "m02", "m03")
+        fleet.state.write_text(older[0])
+        assert (await fleet.run("undo")).code == 0
+        assert untouched(fleet)
 
 
 # --- others
@@ -764,6 +886,19 @@ async def test_a_hundred_and_twenty_machines_of_a_fragment(tmp_path: Path) -> No
         done = await fleet.run("plan")
         assert done.code == 0, done
         assert all(name in done.out for name in fleet.machines)
+
+
+@simulated
+async def test_another_file_under_the_same_version_is_told(tmp_path: Path) -> None:
+    """Boards go by the version: they would not be written, and be good as they are."""
+    async with Fleet.start(tmp_path, 2, target={"url": url(NEW), "version": OLD}) as fleet:
+        done = await fleet.run("plan")
+        assert (done.code, "2 of the machines are at version 1.0.0 already" in done.out) == (
+            0,
+            True,
+        )
+        fleet.plan["target"]["version"] = NEW
+        assert "already" not in (await fleet.run("plan")).out
 
 
 @simulated

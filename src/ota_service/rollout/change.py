@@ -56,10 +56,12 @@ def spots(plan: Plan, text: str, source: Source) -> Spots:
     entries = list(enumerate(_entries(config)))
     found = [number for number, entry in entries if entry.get("id") == source.fragment]
     index = _only(found, f"fragment {source.fragment}")
-    for path in _mods(config, source.fragment):
-        if any(_covers(path, f"services.{plan.service}.attributes.{key}") for key in source.names):
+    for fragment, path, _ in _mods(config, "$set", "$unset", "$rename"):
+        if fragment == source.fragment and any(
+            _covers(path, f"services.{plan.service}.attributes.{key}") for key in source.names
+        ):
             raise UnfitError(
-                f"its fragment_mods set {path}, so that variables have no effect on it"
+                f"its fragment_mods change {path}, so that variables have no effect on it"
             )
     if plan.target.sha256 and "sha256" not in source.names:
         raise UnfitError("its fragment has no variable for the service's sha256")
@@ -172,8 +174,7 @@ def pinned(text: str, service: str) -> set[str]:
     ]
     lists += [
         value
-        for _, mod in _sets(config)
-        for path, value in mod.items()
+        for _, path, value in _mods(config, "$set")
         if path == f"services.{service}.attributes.boards"
     ]
     return {
@@ -181,7 +182,7 @@ def pinned(text: str, service: str) -> set[str]:
         for boards in lists
         if isinstance(boards, list)
         for board in boards
-        if isinstance(board, dict) and (board.get("url") or board.get("version"))
+        if isinstance(board, dict) and any(map(board.get, KEYS))
     }
 
 
@@ -245,19 +246,14 @@ def _hint(config: Mapping[str, Any]) -> str:
     )
 
 
-def _sets(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The $set of each of the fragment_mods, with the fragment's id."""
+def _mods(config: Mapping[str, Any], *operators: str) -> Iterator[tuple[str, str, Any]]:
+    """What fragment_mods change by these operators: the fragment's id, the path, the value."""
     for entry in _list(config, "fragment_mods"):
-        if isinstance(entry, dict):
-            for mod in _list(entry, "mods"):
-                if isinstance(mod, dict) and isinstance(mod.get("$set"), dict):
-                    yield str(entry.get("fragment_id", "")), mod["$set"]
-
-
-def _mods(config: Mapping[str, Any], fragment: str) -> Iterator[str]:
-    for identity, mod in _sets(config):
-        if identity == fragment:
-            yield from mod
+        for mod in _list(entry, "mods") if isinstance(entry, dict) else ():
+            for operator in operators if isinstance(mod, dict) else ():
+                changed = mod.get(operator)
+                for path, value in changed.items() if isinstance(changed, dict) else ():
+                    yield str(entry.get("fragment_id", "")), path, value
 
 
 def _covers(path: str, other: str) -> bool:

@@ -430,7 +430,7 @@ def _text(given: Any) -> str:
     """A part's configuration as text: as it was saved, else made of the Struct."""
     from viam.utils import struct_to_dict
 
-    if given.HasField("robot_config_json"):
+    if given.robot_config_json:
         return str(given.robot_config_json)
     if given.HasField("robot_config"):
         return document.dumps(struct_to_dict(given.robot_config))

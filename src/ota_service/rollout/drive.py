@@ -9,6 +9,8 @@ next `start` reads each machine again and goes on where it really is.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -138,7 +140,9 @@ class Drive:
         self._cloud, self._file, self._tell = cloud, file, tell
         self._target = change.wanted(plan)
         self._machines = _Connections(cloud, plan.service)
+        # The date may jump, also in the middle of a soak: what this process waits for, it counts.
         self._due: dict[str, float] = {}
+        self._settled_s = -math.inf
         self._pause_s: dict[str, float] = {}
         # Those that did not answer the last time; when one that is offline was last dialled.
         self._silent: set[str] = set()
@@ -178,10 +182,9 @@ class Drive:
         try:
             self._rollout_event("abort", "undo")
             self._save()
-            touched = [record for record in self.rollout.machines if record.text is not None]
-            for first in range(0, len(touched), MAX_PARALLEL):
-                some = touched[first : first + MAX_PARALLEL]
-                await at_once(self._undo, some)
+            machines = self.rollout.machines
+            for first in range(0, len(machines), MAX_PARALLEL):
+                await at_once(self._undo, machines[first : first + MAX_PARALLEL])
                 self._save()
         finally:
             self._save()
@@ -221,6 +224,7 @@ class Drive:
                 newest is not None
                 and newest.settled_at is not None
                 and now_s >= newest.settled_at + soak_s
+                and time.monotonic() >= self._settled_s + soak_s
                 and all(
                     (record.seen_at or 0.0) >= newest.settled_at + soak_s
                     for record in rollout.of_wave(begun - 1)
@@ -244,7 +248,7 @@ class Drive:
                 if not found.settled:
                     newest.settled_at = None
                 elif newest.settled_at is None:
-                    newest.settled_at = now_s
+                    newest.settled_at, self._settled_s = now_s, time.monotonic()
                     # They are looked at once more when the soak is over.
                     for record in rollout.of_wave(begun - 1):
                         self._wait(record, self._interval_s(record))
@@ -286,7 +290,7 @@ class Drive:
     # --- looking
 
     async def _look(self, everybody: bool) -> None:
-        now_s = clock_s()
+        now_s = time.monotonic()
         asked = [
             record
             for record in self.rollout.machines
@@ -354,14 +358,14 @@ class Drive:
     async def _stays_away(self, record: Record) -> bool:
         """Whether it is not worth the time that dialling takes: the app has not heard of it."""
         tried_at = self._dialled_at.get(record.part)
-        if tried_at is not None and clock_s() < tried_at + DIALLED_AGAIN_S:
+        if tried_at is not None and time.monotonic() < tried_at + DIALLED_AGAIN_S:
             try:
                 return (await self._cloud.part(record.part)).offline
             except Failure as error:
                 if error.unreachable:
                     raise
                 return True
-        self._dialled_at[record.part] = clock_s()
+        self._dialled_at[record.part] = time.monotonic()
         return False
 
     def _judged(self, record: Record, status: gate.Status, by_sensor: bool) -> gate.Look:
@@ -402,10 +406,20 @@ class Drive:
 
     async def _foreign(self, record: Record) -> bool:
         """Whether somebody else has changed a machine's values since they were ours."""
-        read = await self._read(record)
-        if read is None or change.holds(read[1], self._target):
-            return read is None
-        self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(read[1])))
+        try:
+            _, found = await self._found(record)
+        except UnfitError as error:
+            return self._event(record, "refused", str(error))
+        except Failure as error:
+            if error.unreachable:
+                raise
+            return False  # who does not say is silent, and counts as that
+        return not change.holds(found, self._target) and self._conflicts(record, found)
+
+    def _conflicts(self, record: Record, found: Values) -> bool:
+        if not self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found))):
+            return False
+        record.theirs = found
         return True
 
     async def _status(
@@ -446,7 +460,7 @@ class Drive:
         return min(pace_s, max(settled_at + soak_s - clock_s(), 0.0))
 
     def _wait(self, record: Record, pause_s: float) -> None:
-        self._due[record.part] = clock_s() + pause_s
+        self._due[record.part] = time.monotonic() + pause_s
 
     async def _rest(self) -> None:
         """Until it is time for a machine, or there is an order."""
@@ -455,9 +469,9 @@ class Drive:
             for record in self.rollout.machines
             if record.state in LOOKED_AT
         ]
-        now_s = clock_s()
+        now_s = time.monotonic()
         until = max(min(times, default=now_s + POLL_MOST_S), now_s + 0.05)
-        while (left_s := until - clock_s()) > 0:
+        while (left_s := until - time.monotonic()) > 0:
             await asyncio.sleep(min(left_s, ORDERS_S))
             if self._orders():
                 return
@@ -484,6 +498,8 @@ class Drive:
         """Look at a machine, and remember what it has. Writes nothing."""
         status, _, why = await self._status(record)
         if status is None:
+            if await self._was_written(record):
+                record.written_at = clock_s()
             self._event(record, "lost", why)
             self._wait(record, POLL_OFFLINE_S)
             return
@@ -496,15 +512,17 @@ class Drive:
             record.known = gate.before(status)
         if record.values is None:
             record.values = found
-        if change.holds(found, record.values):
+        is_target = change.holds(found, self._target)
+        if change.holds(found, record.values) and (is_target or record.written_at is None):
             record.text = part.text
-        elif not change.holds(found, self._target):
-            self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found)))
+        elif not is_target:  # also the value before, where it was the target meanwhile
+            self._conflicts(record, found)
             return
         self._wait(record, 0.0)
         self._pause_s.pop(record.part, None)
         record.began_at = clock_s()
-        if change.holds(found, self._target):
+        if is_target:
+            record.written_at = record.written_at or record.began_at
             self._event(record, "already", "it has the target already")
         else:
             self._event(record, "begin")
@@ -512,8 +530,7 @@ class Drive:
     async def _read(self, record: Record) -> tuple[Part, Values] | None:
         """A machine's part and its values now; None: it is refused, with the reason."""
         try:
-            part = await self._cloud.part(record.part)
-            return part, change.values(part.text, change.spots(self.plan, part.text, record.source))
+            return await self._found(record)
         except UnfitError as error:
             self._event(record, "refused", str(error))
         except Failure as error:
@@ -521,6 +538,23 @@ class Drive:
                 raise
             self._event(record, "refused", str(error))
         return None
+
+    async def _found(self, record: Record) -> tuple[Part, Values]:
+        """Raises UnfitError, Failure."""
+        part = await self._cloud.part(record.part)
+        return part, change.values(part.text, change.spots(self.plan, part.text, record.source))
+
+    async def _was_written(self, record: Record) -> bool:
+        """Whether a machine got the target since the rollout began, though its record does not
+        say so: where the state file is an older one that was put back."""
+        if record.written_at is None and record.values is not None:
+            try:
+                _, found = await self._found(record)
+                return change.holds(found, self._target) and not change.holds(found, record.values)
+            except (UnfitError, Failure) as error:
+                if isinstance(error, Failure) and error.unreachable:
+                    raise
+        return False
 
     async def _send(self, record: Record) -> None:
         """Write a machine's part, unless it is as it should be, and read it again."""
@@ -547,7 +581,7 @@ class Drive:
                 self._event(record, event)
                 return
             if not change.holds(found, old):
-                self._event(record, "foreign", CHANGED_BY_OTHERS.format(now=_in_words(found)))
+                self._conflicts(record, found)
                 return
             if refused:
                 self._event(record, "refused", CHANGED_MEANWHILE.format(words=refused))
@@ -577,6 +611,9 @@ class Drive:
     # --- undoing
 
     async def _undo(self, record: Record) -> None:
+        known = record.text is not None or record.written_at is not None
+        if not known and not await self._was_written(record):
+            return
         before = record.values or {}
 
         def made(text: str, where: change.Spots, new: Values) -> str:
@@ -630,11 +667,11 @@ def obey(rollout: Rollout, order: policy.RolloutEvent, now_s: float) -> bool:
         return False
     if order == "resume":
         for record in rollout.machines:
-            if record.state == "conflict":
+            if record.theirs is not None:
                 # What somebody else has put there is what it has before ours.
-                record.values = record.text = None
+                record.values, record.text, record.theirs = record.theirs, None, None
             if record.happened("again"):
-                record.board, record.log = "", []
+                record.board, record.log, record.written_at = "", [], None
         for wave in rollout.waves:
             wave.settled_at = None
         begun = rollout.begun

@@ -32,6 +32,7 @@ from ota_service.module.checks import (
     sentences,
     where,
 )
+from ota_service.rollout.document import DocumentError, parse
 
 Mode = Literal["variables", "attributes"]
 KEYS = ("url", "version", "sha256")
@@ -39,6 +40,7 @@ KEYS = ("url", "version", "sha256")
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
 _DURATION = r"^\d+(\.\d+)?[smh]$"
+_DECIMAL = r"[-+]?(0|[1-9]\d*)"
 _PERCENT = r"^(100|\d{1,2}(\.\d+)?)%$"
 _DURATION_SCHEMA = {"type": "string", "pattern": _DURATION}
 _NAMES_SCHEMA = {"type": "array", "items": {"type": "string"}, "minItems": 1}
@@ -271,14 +273,7 @@ def read_plan(path: Path) -> Plan:
 
 def parse_plan(text: str, *, json_form: bool = False) -> Plan:
     """The plan that a text is. Raises PlanError."""
-    import yaml  # type: ignore[import-untyped]
-
-    try:
-        given = json.loads(text) if json_form else yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise PlanError(
-            f"It cannot be read as {'JSON' if json_form else 'YAML'}: {error}"
-        ) from None
+    given = _json(text) if json_form else _yaml(text)
     if not isinstance(given, dict):
         raise PlanError("It must be an object with select, target, mode and waves.")
     try:
@@ -286,6 +281,52 @@ def parse_plan(text: str, *, json_form: bool = False) -> Plan:
     except ValidationError as error:
         faults = (_in_words(dict(found)) for found in error.errors(include_url=False))
         raise PlanError(sentences(faults)) from None
+
+
+def _json(text: str) -> Any:
+    try:
+        return parse(text)
+    except DocumentError as error:
+        raise PlanError(f"It cannot be read as JSON: {error}") from None
+
+
+def _yaml(text: str) -> Any:
+    """As a person means it: YAML would take the second of two alike keys, and 010 for 8."""
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        top = yaml.compose(text, Loader=yaml.SafeLoader)
+        nodes = {id(top): top} if top is not None else {}
+        waiting = list(nodes.values())
+        while waiting:
+            node = waiting.pop()
+            line = f"line {node.start_mark.line + 1}"
+            if isinstance(node, yaml.MappingNode):
+                names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                if len(set(names)) != len(names):
+                    twice = next(name for name in names if names.count(name) > 1)
+                    raise PlanError(f'The key "{twice}" stands twice ({line}).')
+            elif node.tag.endswith(":int") and not re.fullmatch(_DECIMAL, node.value):
+                raise PlanError(
+                    f"{node.value} is another number for YAML ({line}): write it as a decimal "
+                    "number, or in quotes."
+                )
+            inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+            within = [
+                one for each in inner for one in (each if isinstance(each, tuple) else [each])
+            ]
+            waiting += [one for one in within if id(one) not in nodes]
+            nodes |= {id(one): one for one in within}
+        return yaml.safe_load(text)
+    except PlanError:
+        raise
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        # Its own words quote the line, and a url may hold a password.
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise PlanError(
+            f"It cannot be read as YAML: {line}{problem or type(error).__name__}."
+        ) from None
 
 
 def _in_words(found: dict[str, Any]) -> str:

@@ -53,6 +53,7 @@ class Record(BaseModel):
     source: Source = Source()
     values: Values | None = None
     text: str | None = None
+    theirs: Values | None = None
     written_at: float | None = None
     began_at: float | None = None
     seen_at: float | None = None

@@ -55,7 +55,8 @@ async def survey(plan: Plan, cloud: Cloud) -> Survey:
         raise Failure("No machine is selected.", remedy, code="not-found")
     by_name = _named(found)
     waves = _waves(plan.waves, by_name)
-    return Survey(by_name, waves, (*notes, *_about(plan, waves)))
+    notes = (*notes, *_about(plan, waves), *_equal_versions(plan, found))
+    return Survey(by_name, waves, notes)
 
 
 async def _permitted(cloud: Cloud, robots: Sequence[Robot]) -> tuple[str, ...]:
@@ -189,6 +190,21 @@ def _waves(waves: Sequence[Wave], found: Mapping[str, Found]) -> list[list[str]]
 def _meant(word: str, found: Mapping[str, Found]) -> list[str]:
     names = [name for name, one in found.items() if word in (name, one.robot.id, one.robot.name)]
     return names or [word]
+
+
+def _equal_versions(plan: Plan, found: Sequence[Found]) -> list[str]:
+    """A board goes by its version: another file under the one that it has is not written."""
+    target = change.wanted(plan)
+    equal = sum(
+        one.values.get("version") == target["version"] and not change.holds(one.values, target)
+        for one in found
+        if not one.unfit
+    )
+    words = (
+        f"{equal} of the machines are at version {plan.target.version} already, with another url "
+        "or sha256: boards that have it are not written again, and prove nothing."
+    )
+    return [words] if equal else []
 
 
 def _about(plan: Plan, waves: Sequence[Sequence[str]]) -> list[str]:
