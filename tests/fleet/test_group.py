@@ -423,10 +423,11 @@ class Word:
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
+        self.allows: Callable[[], bool] = lambda: True
 
     async def may_restart(self) -> bool:
-        """Always."""
-        return True
+        """Unless told otherwise."""
+        return self.allows()
 
     async def ask(self, call: RobotCall) -> Mapping[str, Any]:
         """The next answer."""
@@ -438,6 +439,35 @@ class Word:
 
 CHECK = RobotCall("arm", {"check": True}, {"well": True}, timeout_s=5.0)
 STEPS = (("arm",), ("base", "eyes"))
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_the_robot_s_no_leaves_no_group_half(tmp_path: Path, half: bool) -> None:
+    """In the middle of the switch it is heeded for five minutes, and so it is before the way back;
+    before the first switch for as long as it lasts."""
+    robot = scene(order=STEPS).robot(tmp_path)
+    word = robot.word = Word(True)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        def allows() -> bool:
+            now = service.status()
+            begun = phase_of(now) in ("switching", "going_back")
+            return not begun or (half and states(now)["arm"] not in ("up_to_date", "outdated"))
+
+        word.allows = allows
+        await until(service, lambda now: phase_of(now) == "switching")
+        await asyncio.sleep(250)
+        assert runs(robot) == (OLD | {"arm": NEW["arm"]} if half else OLD)
+        await asyncio.sleep(1000)
+        if not half:
+            assert phase_of(service.status()) == "switching"
+            word.allows = lambda: True
+        return await to_the_end(service, robot)
+
+    status = robot.live(act)
+    assert runs(robot) == (OLD if half else NEW)
+    assert unfinished(robot) == []
+    assert status.get("error", {}).get("code") == ("not-allowed-now" if half else None)
 
 
 @pytest.mark.parametrize("state", ["going_back", "checking", "updating"])

@@ -50,6 +50,13 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{_TESTS}::test_the_end_of_the_process_begins_with_no_further_board",
     ),
     Mutant(
+        "a group stays half for as long as the robot says no",
+        _GROUP,
+        "        if held_s < group_policy.LOST_S:\n",
+        "        if True:\n",
+        f"{_TESTS}::test_the_robot_s_no_leaves_no_group_half",
+    ),
+    Mutant(
         "a group goes back before the journal says so",
         _GROUP,
         '        await self._note("going_back")\n',
