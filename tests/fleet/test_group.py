@@ -217,6 +217,22 @@ def test_cancel_before_the_end_takes_the_group_back(tmp_path: Path, at: str) -> 
         assert runs(robot) == NEW
 
 
+@pytest.mark.parametrize("at", ["staging", "switching"])
+def test_a_cancel_of_one_member_takes_the_group_back(tmp_path: Path, at: str) -> None:
+    """Also of one whose step is yet to come."""
+    robot = scene(order=(("arm",), ("base",), ("eyes",)), rollback=True).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        await until(service, lambda now: phase_of(now) == at)
+        await service.command("cancel", {"boards": ["eyes"]})
+        return await to_the_end(service, robot)
+
+    status = robot.live(act)
+    assert runs(robot) == OLD
+    assert status["run"]["outcome"] == "cancelled"
+    assert unfinished(robot) == []
+
+
 async def update_now(service: FleetService, robot: Robot) -> dict[str, Any]:
     """A person asks."""
     await service.command("update", {"wait_s": 300.0})

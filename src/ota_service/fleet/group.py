@@ -117,6 +117,12 @@ class Group:
     def _todo(self) -> list[Member]:
         return [member for member in self.members if not member.before]
 
+    @property
+    def _is_cancelled(self) -> bool:
+        """Whether somebody cancelled all of it, or the part of one of its boards."""
+        leaves_out = self.run.leaves_out
+        return self.run.is_cancelled or any(m.board and leaves_out(m.board) for m in self._todo)
+
     async def _take(self, event: Event) -> str:
         """The state that the table says, shown and noted; the action is the caller's."""
         row = GROUP[self.state, event]
@@ -200,7 +206,7 @@ class Group:
             member.mac = member.board.shown.mac if member.board is not None else None
             member.error = error
         failed = [error for error in found if error is not None]
-        if self.engine.closing or self.run.is_cancelled:
+        if self.engine.closing or self._is_cancelled:
             self.why = OtaError("cancelled")
             await self._take("end" if self.engine.closing else "cancel")
             return False
@@ -317,7 +323,7 @@ class Group:
 
     def _event(self, asked: Sequence[Member], *, more: bool) -> Event | None:
         """What has become of those that were asked, or who cancelled it."""
-        if self.run.is_cancelled:
+        if self._is_cancelled:
             self.why = OtaError("cancelled")
             return "cancel"
         event = group_policy.event_of([member.fate for member in asked], more=more)

@@ -57,6 +57,13 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{_TESTS}::test_the_robot_s_no_leaves_no_group_half",
     ),
     Mutant(
+        "a cancel of a member that is yet to come is not heard",
+        _GROUP,
+        "or any(m.board and leaves_out(m.board) for m in self._todo)\n",
+        "or not leaves_out\n",
+        f"{_TESTS}::test_a_cancel_of_one_member_takes_the_group_back",
+    ),
+    Mutant(
         "a group goes back before the journal says so",
         _GROUP,
         '        await self._note("going_back")\n',
