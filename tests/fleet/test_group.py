@@ -580,6 +580,26 @@ def test_two_groups_that_meet_in_a_step_have_their_own_ends(tmp_path: Path) -> N
     assert unfinished(robot) == []
 
 
+def test_groups_whose_images_have_alike_names_are_told_apart(tmp_path: Path) -> None:
+    """The journal has each by a name of its own."""
+    robot, noted, note = scene().robot(tmp_path), set(), Group._note
+    images = json.loads((tmp_path / "files" / "manifest.json").read_text())["images"]
+    named = dict(zip(NAMES, ("a", "b", "a+b"), strict=True))
+    edit_manifest(
+        robot, images={named[name]: images[name] for name in NAMES}, boards=named, order=[],
+        together=[["a", "b"], ["a+b"]],
+    )  # fmt: skip
+
+    async def seen(group: Group, *args: Any) -> None:
+        noted.add(group.id)
+        await note(group, *args)
+
+    with patch.object(Group, "_note", seen):
+        robot.live(to_the_end)
+    assert len(noted) == 2
+    assert runs(robot) == NEW
+
+
 def test_members_that_are_good_already_are_not_touched(tmp_path: Path) -> None:
     """Of one that is to be updated again, the others stay what they are, forward and back."""
     robot = scene().robot(tmp_path)
@@ -622,6 +642,25 @@ def test_a_group_is_staged_by_night_and_activated_as_a_whole(
     assert runs(robot) == (NEW if last is GOOD else OLD)
     assert status["run"]["outcome"] == ("succeeded" if last is GOOD else "failed")
     assert unfinished(robot) == []
+
+
+def test_what_is_good_needs_no_activation(tmp_path: Path) -> None:
+    """Where one board was taken back by a person, only that one is staged and activated again."""
+    robot = scene().robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        for _ in range(2):
+            await service.command("stage", {"wait_s": 60.0})
+            await service.command("activate", {"wait_s": 60.0})
+            assert runs(robot) == NEW
+            await service.command("rollback", {"boards": ["eyes"], "wait_s": 60.0})
+            await service.command("release", {"all": True})
+            assert runs(robot) == {**NEW, "eyes": OLD["eyes"]}
+        return await update_now(service, robot)
+
+    status = robot.live(act, auto_update=False)
+    assert runs(robot) == NEW
+    assert status["run"]["outcome"] == "succeeded"
 
 
 def test_one_that_fails_stops_the_others_on_their_way(tmp_path: Path) -> None:

@@ -263,7 +263,10 @@ class Group:
         try:
             await self.engine.journaled(recall)
         except OtaError as error:
-            return error
+            about = member.board.shown if member.board is not None else None
+            good = about is not None and policy.good(about.state, about.confirmed, about.unchecked)
+            member.before = good
+            return None if good else error
         return None
 
     async def begin(self) -> bool:
@@ -741,7 +744,7 @@ def _groups(run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs])
             for order, board in orders.get(image, ())
         ]
         names = [name for name, image in assigned.images.items() if image in images]
-        id = f"{run.id}:{'+'.join(sorted(images))}"
+        id = f"{run.id}:{min(images)}"  # an image is in one group
         if names:
             groups.append(Group(run, engine, id, members, base, version, names, stops))
     return groups

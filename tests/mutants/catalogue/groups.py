@@ -64,6 +64,13 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{_TESTS}::test_a_cancel_of_one_member_takes_the_group_back",
     ),
     Mutant(
+        "what is good has to be activated",
+        _GROUP,
+        "            return None if good else error\n",
+        "            return error\n",
+        f"{_TESTS}::test_what_is_good_needs_no_activation",
+    ),
+    Mutant(
         "a group goes back before the journal says so",
         _GROUP,
         '        await self._note("going_back")\n',
