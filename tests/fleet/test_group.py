@@ -224,6 +224,22 @@ def test_cancel_before_the_end_takes_the_group_back(tmp_path: Path, at: str) -> 
         assert runs(robot) == NEW
 
 
+@pytest.mark.parametrize("at", ["staging", "switching"])
+def test_a_cancel_of_one_member_takes_the_group_back(tmp_path: Path, at: str) -> None:
+    """Also of one whose step is yet to come."""
+    robot = scene(order=(("arm",), ("base",), ("eyes",)), rollback=True).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        await until(service, lambda now: phase_of(now) == at)
+        await service.command("cancel", {"boards": ["eyes"]})
+        return await to_the_end(service, robot)
+
+    status = robot.live(act)
+    assert runs(robot) == OLD
+    assert status["run"]["outcome"] == "cancelled"
+    assert unfinished(robot) == []
+
+
 async def update_now(service: FleetService, robot: Robot) -> dict[str, Any]:
     """A person asks."""
     await service.command("update", {"wait_s": 300.0})
@@ -456,10 +472,11 @@ class Word:
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
+        self.allows: Callable[[], bool] = lambda: True
 
     async def may_restart(self) -> bool:
-        """Always."""
-        return True
+        """Unless told otherwise."""
+        return self.allows()
 
     async def ask(self, call: RobotCall) -> Mapping[str, Any]:
         """The next answer."""
@@ -471,6 +488,35 @@ class Word:
 
 CHECK = RobotCall("arm", {"check": True}, {"well": True}, timeout_s=5.0)
 STEPS = (("arm",), ("base", "eyes"))
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_the_robot_s_no_leaves_no_group_half(tmp_path: Path, half: bool) -> None:
+    """In the middle of the switch it is heeded for five minutes, and so it is before the way back;
+    before the first switch for as long as it lasts."""
+    robot = scene(order=STEPS).robot(tmp_path)
+    word = robot.word = Word(True)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        def allows() -> bool:
+            now = service.status()
+            begun = phase_of(now) in ("switching", "going_back")
+            return not begun or (half and states(now)["arm"] not in ("up_to_date", "outdated"))
+
+        word.allows = allows
+        await until(service, lambda now: phase_of(now) == "switching")
+        await asyncio.sleep(250)
+        assert runs(robot) == (OLD | {"arm": NEW["arm"]} if half else OLD)
+        await asyncio.sleep(1000)
+        if not half:
+            assert phase_of(service.status()) == "switching"
+            word.allows = lambda: True
+        return await to_the_end(service, robot)
+
+    status = robot.live(act)
+    assert runs(robot) == (OLD if half else NEW)
+    assert unfinished(robot) == []
+    assert status.get("error", {}).get("code") == ("not-allowed-now" if half else None)
 
 
 @pytest.mark.parametrize("state", ["going_back", "checking", "updating"])
@@ -568,6 +614,26 @@ def test_two_groups_that_meet_in_a_step_have_their_own_ends(tmp_path: Path) -> N
     assert unfinished(robot) == []
 
 
+def test_groups_whose_images_have_alike_names_are_told_apart(tmp_path: Path) -> None:
+    """The journal has each by a name of its own."""
+    robot, noted, note = scene().robot(tmp_path), set(), Group._note
+    images = json.loads((tmp_path / "files" / "manifest.json").read_text())["images"]
+    named = dict(zip(NAMES, ("a", "b", "a+b"), strict=True))
+    edit_manifest(
+        robot, images={named[name]: images[name] for name in NAMES}, boards=named, order=[],
+        together=[["a", "b"], ["a+b"]],
+    )  # fmt: skip
+
+    async def seen(group: Group, *args: Any) -> None:
+        noted.add(group.id)
+        await note(group, *args)
+
+    with patch.object(Group, "_note", seen):
+        robot.live(to_the_end)
+    assert len(noted) == 2
+    assert runs(robot) == NEW
+
+
 @pytest.mark.slow
 def test_members_that_are_good_already_are_not_touched(tmp_path: Path) -> None:
     """Of one that is to be updated again, the others stay what they are, forward and back."""
@@ -612,6 +678,25 @@ def test_a_group_is_staged_by_night_and_activated_as_a_whole(
     assert runs(robot) == (NEW if last is GOOD else OLD)
     assert status["run"]["outcome"] == ("succeeded" if last is GOOD else "failed")
     assert unfinished(robot) == []
+
+
+def test_what_is_good_needs_no_activation(tmp_path: Path) -> None:
+    """Where one board was taken back by a person, only that one is staged and activated again."""
+    robot = scene().robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
+        for _ in range(2):
+            await service.command("stage", {"wait_s": 60.0})
+            await service.command("activate", {"wait_s": 60.0})
+            assert runs(robot) == NEW
+            await service.command("rollback", {"boards": ["eyes"], "wait_s": 60.0})
+            await service.command("release", {"all": True})
+            assert runs(robot) == {**NEW, "eyes": OLD["eyes"]}
+        return await update_now(service, robot)
+
+    status = robot.live(act, auto_update=False)
+    assert runs(robot) == NEW
+    assert status["run"]["outcome"] == "succeeded"
 
 
 @pytest.mark.slow

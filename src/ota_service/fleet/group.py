@@ -29,6 +29,7 @@ from ota_service.fleet.journal_rows import BroughtRecord, GroupPhase, GroupRecor
 from ota_service.fleet.orders import Answer, End, Order, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Permits
+from ota_service.fleet.settings import Override
 from ota_service.update.plan import require_staged
 from ota_service.update.session import Image
 
@@ -42,6 +43,8 @@ POLL_S = 0.25
 """How often is looked whether a run was cancelled, and how far the members are."""
 LOOK_S = 1.0
 """How often is looked whether a lost member is there again."""
+NO_MATTER: frozenset[Override] = frozenset({"not-allowed-now"})
+"""What a way back does not wait for without end: the robot's no."""
 
 
 @dataclass(eq=False)
@@ -103,6 +106,12 @@ class Group:
     @property
     def _todo(self) -> list[Member]:
         return [member for member in self.members if not member.before]
+
+    @property
+    def _is_cancelled(self) -> bool:
+        """Whether somebody cancelled all of it, or the part of one of its boards."""
+        leaves_out = self.run.leaves_out
+        return self.run.is_cancelled or any(m.board and leaves_out(m.board) for m in self._todo)
 
     async def _take(self, event: Event) -> str:
         """The state that the table says, shown and noted; the action is the caller's."""
@@ -187,7 +196,7 @@ class Group:
             member.mac = member.board.shown.mac if member.board is not None else None
             member.error = error
         failed = [error for error in found if error is not None]
-        if self.engine.closing or self.run.is_cancelled:
+        if self.engine.closing or self._is_cancelled:
             self.why = OtaError("cancelled")
             await self._take("end" if self.engine.closing else "cancel")
             return False
@@ -244,7 +253,10 @@ class Group:
         try:
             await self.engine.journaled(recall)
         except OtaError as error:
-            return error
+            about = member.board.shown if member.board is not None else None
+            good = about is not None and policy.good(about.state, about.confirmed, about.unchecked)
+            member.before = good
+            return None if good else error
         return None
 
     async def begin(self) -> bool:
@@ -278,6 +290,7 @@ class Group:
         more = any(member.step > step for member in self._todo)
         tasks = {m: self._spawn(m, self._forward) for m in asked if m.fate is None}
         event: Event | None = None
+        held_s, now_s = 0.0, asyncio.get_running_loop().time()
         while event is None and not self.engine.closing:
             pending = [task for task in tasks.values() if not task.done()]
             if pending:
@@ -286,6 +299,11 @@ class Group:
             else:
                 await asyncio.sleep(0)
             event = self._event(asked, more=more)
+            before_s, now_s = now_s, asyncio.get_running_loop().time()
+            held = [m for m in asked if m.fate is None and m.board and m.board.state == "held"]
+            if event is None and held and await self._is_half():
+                held_s += now_s - before_s
+                event = self._held_up(held[0], held_s)
             over = not more and event not in ("failed", "cancel")
             if self.state == "switching" and over and all(map(_past_switch, asked)):
                 await self._take("switched")
@@ -298,7 +316,7 @@ class Group:
 
     def _event(self, asked: Sequence[Member], *, more: bool) -> Event | None:
         """What has become of those that were asked, or who cancelled it."""
-        if self.run.is_cancelled:
+        if self._is_cancelled:
             self.why = OtaError("cancelled")
             return "cancel"
         event = group_policy.event_of([member.fate for member in asked], more=more)
@@ -307,6 +325,23 @@ class Group:
             error = first.error or OtaError("cancelled")
             self.why = OtaError(error.code, error.message, board=first.name)
         return event
+
+    async def _is_half(self) -> bool:
+        """Whether some have been switched, and some have not."""
+        switched = [await self._brought(m) for m in self._todo if m.switch == "activate"]
+        return any(switched) and not all(switched)
+
+    def _held_up(self, member: Member, held_s: float) -> Event | None:
+        """The robot, or whoever has its port, does not let a member be switched, and others are."""
+        error = member.board.shown.error if member.board is not None else None
+        error = error or OtaError("not-allowed-now")
+        if held_s <= POLL_S:
+            text = "the group of %s is half switched, and %s has to wait: %s"
+            self.engine.log.warning(text, self.named, member.name, error.message)
+        if held_s < group_policy.LOST_S:
+            return None
+        self.why = OtaError(error.code, error.message, board=member.name)
+        return "failed"
 
     async def fail(self, why: OtaError) -> None:
         """Something outside of it ends the block that it is in the middle of: it goes back."""
@@ -508,7 +543,15 @@ class Group:
         if board is None:
             return Answer("error", of.place.error)
         board.order(order)
-        return await order.answer
+        timer = None
+        if purpose == "back":  # a robot that is half is worse than one that is stopped
+            loop, permits = asyncio.get_running_loop(), Permits(override=NO_MATTER)
+            timer = loop.call_later(group_policy.LOST_S, order.permit, permits)
+        try:
+            return await order.answer
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     # --- the journal
 

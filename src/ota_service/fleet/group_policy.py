@@ -118,7 +118,9 @@ GROUP = _expand()
 # --- what a member's answer is to its group
 
 LOST_S = 300.0
-"""How long a member may be lost behind the beginning of the switch before its group goes back."""
+"""How long a member may be lost behind the beginning of the switch before its group goes back; or
+held up while others are switched, by the robot's no or a busy port. For as long a way back heeds a
+no, too."""
 
 Fate = Literal["bad", "refused", "lost", "cancelled", "unanswered", "good"]
 """What became of a member that was to be switched: what ends a group soonest comes first.

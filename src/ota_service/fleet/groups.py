@@ -92,7 +92,7 @@ def _groups(run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs])
             for order, board in orders.get(image, ())
         ]
         names = [name for name, image in assigned.images.items() if image in images]
-        id = f"{run.id}:{'+'.join(sorted(images))}"
+        id = f"{run.id}:{min(images)}"  # an image is in one group
         if names:
             groups.append(Group(run, engine, id, members, base, version, names, stops))
     return groups

@@ -96,6 +96,10 @@ class Order:
             other.permits,
         )
 
+    def permit(self, more: Permits) -> None:
+        """Permit more than before, from its next attempt on."""
+        self.permits |= more
+
     def give(self, answer: Answer) -> None:
         """Answer it, and those that joined it."""
         for order in (self, *self.followers):

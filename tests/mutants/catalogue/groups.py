@@ -50,6 +50,27 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{_TESTS}::test_the_end_of_the_process_begins_with_no_further_board",
     ),
     Mutant(
+        "a group stays half for as long as the robot says no",
+        _GROUP,
+        "        if held_s < group_policy.LOST_S:\n",
+        "        if True:\n",
+        f"{_TESTS}::test_the_robot_s_no_leaves_no_group_half",
+    ),
+    Mutant(
+        "a cancel of a member that is yet to come is not heard",
+        _GROUP,
+        "or any(m.board and leaves_out(m.board) for m in self._todo)\n",
+        "or not leaves_out\n",
+        f"{_TESTS}::test_a_cancel_of_one_member_takes_the_group_back",
+    ),
+    Mutant(
+        "what is good has to be activated",
+        _GROUP,
+        "            return None if good else error\n",
+        "            return error\n",
+        f"{_TESTS}::test_what_is_good_needs_no_activation",
+    ),
+    Mutant(
         "a group goes back before the journal says so",
         _GROUP,
         '        await self._note("going_back")\n',
