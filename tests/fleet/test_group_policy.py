@@ -45,6 +45,7 @@ TAKEN: dict[State, tuple[Event, ...]] = {
     "switching": ("step", "switched", "good", "failed", "unanswered"),
     "confirming": ("good", "failed", "unanswered"),
     "going_back": ("back", "owed"),
+    "owing": ("came", "void"),
 }
 """What may happen to a group by itself, by where it is."""
 

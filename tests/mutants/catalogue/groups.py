@@ -130,7 +130,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "what is owed is forgotten",
         _GROUP,
-        '            await self._note("owing", stopped)\n',
+        '            await self._note("owing", stopped, owed)\n',
         "            await self._forget(stopped)\n",
         _UNPLUGGED,
     ),
