@@ -18,7 +18,7 @@ from ota_service.firmware.check import IsManifest, ManifestFile
 from ota_service.firmware.failures import GaveUp
 from ota_service.firmware.target import Target
 from ota_service.fleet import policy, steps
-from ota_service.fleet.assignment import expected_s
+from ota_service.fleet.assignment import Assignment, expected_s
 from ota_service.fleet.orders import SWITCHES, Order, Purpose
 from ota_service.fleet.sight import Sight
 from ota_service.fleet.steps import Course, Pair, Pairs
@@ -109,48 +109,64 @@ async def _by_manifest(
     run: Run, engine: Engine, base: Target, found: ManifestFile, pairs: Pairs
 ) -> None:
     """Each board its image, step by step."""
-    manifest, roster = found.manifest, engine.roster
+    manifest = found.manifest
     if manifest.binds and not run.by_person:
         pairs = [*pairs, *await _all_others(run, engine)]
     await steps.heard(board for _, board in pairs)  # what the journal knows of them
     _require_current(run, engine, base)
-    assignment = roster.assign(base, found)
     open_ = [pair for pair in pairs if _is_open(pair[0])]
-    unsure = [pair for pair in open_ if pair[1].shown.name in assignment.unsure]
-    if unsure:
-        failed = await asyncio.gather(*(_look(run, engine, *pair) for pair in unsure))
-        _require_current(run, engine, base)
-        assignment = roster.assign(base, found, looked=[board for _, board in unsure])
-        for (_, board), error in zip(unsure, failed, strict=True):
-            if error is not None and board.shown.name not in assignment.images:
-                assignment.problems[board.shown.name] = error
+    assignment = await _assigned(run, engine, base, found, open_)
     run.course = Course(assignment)
     gets = ", ".join(f"{name}: {image}" for name, image in assignment.images.items())
     engine.log.info('manifest "%s": %s', manifest.version, gets or "no board gets anything")
     if assignment.notice is not None:
         engine.log.warning("%s", assignment.notice)
     fresh = await run.prepare(engine, {board: order.place for order, board in open_})
-    orders: dict[str, list[Pair]] = {}
-    for pair in [*fresh, *(pair for pair in pairs if pair not in open_)]:
-        order, board = pair
-        name = board.shown.name
-        image, problem = assignment.images.get(name), assignment.problems.get(name)
-        if image is not None:
-            orders.setdefault(image, []).append(pair)
-        elif not order.answer.done():
-            why = problem or OtaError("other-project", board=name)
-            board.post(partial(_without_image, why=why))
-            await steps.heard([board])
-            await run.give_up(engine, order, board, why)
+    rest = [pair for pair in pairs if pair not in open_]
+    orders = await _by_image(run, engine, assignment, [*fresh, *rest])
     await run.note_course(engine)
+    asked = [pair for some in orders.values() for pair in some]
     if run.purpose in SWITCHES:
         await steps.go(run, engine, manifest.blocks(), orders)
-        await _doubt(engine, base, [pair for some in orders.values() for pair in some])
+        await _doubt(engine, base, asked)
         return
-    asked = [pair for some in orders.values() for pair in some]
     await asyncio.gather(*(run.ask(engine, *pair) for pair in asked))
     if run.purpose == "plan":
         await _tell_more(run, engine, asked)
+
+
+async def _assigned(
+    run: Run, engine: Engine, base: Target, found: ManifestFile, pairs: Pairs
+) -> Assignment:
+    """Which board gets which image; boards of which too little is known are looked at first."""
+    assignment = engine.roster.assign(base, found)
+    unsure = [pair for pair in pairs if pair[1].shown.name in assignment.unsure]
+    if not unsure:
+        return assignment
+    failed = await asyncio.gather(*(_look(run, engine, *pair) for pair in unsure))
+    _require_current(run, engine, base)
+    assignment = engine.roster.assign(base, found, looked=[board for _, board in unsure])
+    for (_, board), error in zip(unsure, failed, strict=True):
+        if error is not None and board.shown.name not in assignment.images:
+            assignment.problems[board.shown.name] = error
+    return assignment
+
+
+async def _by_image(
+    run: Run, engine: Engine, assignment: Assignment, pairs: Pairs
+) -> dict[str, list[Pair]]:
+    """The orders to each image's boards; a board that gets none is answered."""
+    orders: dict[str, list[Pair]] = {}
+    for order, board in pairs:
+        name = board.shown.name
+        if (image := assignment.images.get(name)) is not None:
+            orders.setdefault(image, []).append((order, board))
+        elif not order.answer.done():
+            why = assignment.problems.get(name) or OtaError("other-project", board=name)
+            board.post(partial(_without_image, why=why))
+            await steps.heard([board])
+            await run.give_up(engine, order, board, why)
+    return orders
 
 
 async def _doubt(engine: Engine, base: Target, pairs: Pairs) -> None:
