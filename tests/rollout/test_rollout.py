@@ -458,6 +458,24 @@ async def test_abort_changes_nothing_and_undo_is_exact(
 
 
 @simulated
+async def test_undo_by_a_history_in_another_order_touches_nothing(tmp_path: Path) -> None:
+    """The oldest value is not the one before; which one is, nobody promises."""
+    async with Fleet.start(tmp_path, 1, waves=["100%"]) as fleet:
+        part = fleet.machines["m00"].machine.part
+        fleet.app.edit(
+            part, lambda config: config["services"][1]["attributes"].update(version="0.9.9")
+        )
+        assert (await fleet.run("start")).code == 0
+        after = fleet.text("m00")
+        fleet.state.unlink()
+        part.history.reverse()
+        undone = await fleet.run("undo")
+        assert undone.code == 1, undone
+        assert "in another order" in undone.out
+        assert fleet.text("m00") == after
+
+
+@simulated
 async def test_undo_leaves_what_others_changed_since(tmp_path: Path) -> None:
     """A machine whose target somebody changed is not ours to restore; another key is kept."""
     async with Fleet.start(tmp_path, 3, waves=["100%"]) as fleet:
