@@ -589,6 +589,16 @@ async def test_an_older_state_file_put_back_judges_what_was_written_since(tmp_pa
         assert untouched(fleet)
 
 
+@simulated
+async def test_each_rollout_of_a_file_keeps_its_state(tmp_path: Path) -> None:
+    """Forth and back and forth: what each one found stays on disk."""
+    async with Fleet.start(tmp_path, 1, waves=["100%"], soak="0s") as fleet:
+        for version in (NEW, OLD, NEW, OLD):
+            fleet.plan["target"] = {"url": url(version), "version": version}
+            assert (await fleet.run("start")).code == 0
+        assert len(list(tmp_path.glob("plan.json.state.json*"))) == 4
+
+
 # --- others
 
 
@@ -926,7 +936,8 @@ async def test_a_machine_without_the_service_is_told_before(tmp_path: Path) -> N
         done = await fleet.run("plan")
         assert "other" in done.out + done.err
         await fleet.run("start")
-        assert fleet.text("other") == '{"services": []}'
+        assert (await fleet.run("undo")).code == 0
+        assert untouched(fleet)
 
 
 # --- what it keeps and shows
