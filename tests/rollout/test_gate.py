@@ -11,6 +11,7 @@ from ota_service.module.sensor import readings_of
 from ota_service.rollout import gate
 from ota_service.rollout.gate import Before
 from ota_service.rollout.plan import Target
+from ota_service.rollout.state import Record
 
 TARGET = Target(url="http://user:pw@host/new.bin", version="2")
 SHOWN = {"url": "http://***@host/new.bin", "version": "2"}
@@ -137,6 +138,12 @@ def test_what_is_remembered_from_before() -> None:
     after = gate.from_readings(readings_of(direct))
     assert gate.look(after, TARGET, known, ("p",)).verdict == "good"
     assert gate.look(direct, TARGET, gate.before(after)).verdict == "good"
+
+
+def test_what_an_older_version_remembered_is_taken() -> None:
+    """A rollout goes on with a newer tool."""
+    old = '{"name": "m", "part": "p", "wave": 0, "known": {"leave": ["old"], "version": "1"}}'
+    assert Record.model_validate_json(old).known == Before(leave=("old",))
 
 
 def test_numbers_for_people() -> None:

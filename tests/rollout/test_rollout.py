@@ -458,6 +458,24 @@ async def test_abort_changes_nothing_and_undo_is_exact(
 
 
 @simulated
+async def test_undo_by_a_history_in_another_order_touches_nothing(tmp_path: Path) -> None:
+    """The oldest value is not the one before; which one is, nobody promises."""
+    async with Fleet.start(tmp_path, 1, waves=["100%"]) as fleet:
+        part = fleet.machines["m00"].machine.part
+        fleet.app.edit(
+            part, lambda config: config["services"][1]["attributes"].update(version="0.9.9")
+        )
+        assert (await fleet.run("start")).code == 0
+        after = fleet.text("m00")
+        fleet.state.unlink()
+        part.history.reverse()
+        undone = await fleet.run("undo")
+        assert undone.code == 1, undone
+        assert "in another order" in undone.out
+        assert fleet.text("m00") == after
+
+
+@simulated
 async def test_undo_leaves_what_others_changed_since(tmp_path: Path) -> None:
     """A machine whose target somebody changed is not ours to restore; another key is kept."""
     async with Fleet.start(tmp_path, 3, waves=["100%"]) as fleet:
@@ -569,6 +587,16 @@ async def test_an_older_state_file_put_back_judges_what_was_written_since(tmp_pa
         fleet.state.write_text(older[0])
         assert (await fleet.run("undo")).code == 0
         assert untouched(fleet)
+
+
+@simulated
+async def test_each_rollout_of_a_file_keeps_its_state(tmp_path: Path) -> None:
+    """Forth and back and forth: what each one found stays on disk."""
+    async with Fleet.start(tmp_path, 1, waves=["100%"], soak="0s") as fleet:
+        for version in (NEW, OLD, NEW, OLD):
+            fleet.plan["target"] = {"url": url(version), "version": version}
+            assert (await fleet.run("start")).code == 0
+        assert len(list(tmp_path.glob("plan.json.state.json*"))) == 4
 
 
 # --- others
@@ -908,7 +936,8 @@ async def test_a_machine_without_the_service_is_told_before(tmp_path: Path) -> N
         done = await fleet.run("plan")
         assert "other" in done.out + done.err
         await fleet.run("start")
-        assert fleet.text("other") == '{"services": []}'
+        assert (await fleet.run("undo")).code == 0
+        assert untouched(fleet)
 
 
 # --- what it keeps and shows

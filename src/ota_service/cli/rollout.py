@@ -409,7 +409,8 @@ def undo(path: Path, credentials: Credentials, as_json: bool) -> None:
 
     state: Rollout = _run(go())
     shown.end(state)
-    if any(record.state == "conflict" for record in state.machines):
+    # What could not be changed in the first place has nothing to get back.
+    if any(record.state == "conflict" and record.values for record in state.machines):
         raise SystemExit(1)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -178,17 +179,26 @@ class Cloud:
         await self._call("UpdateRobotPart", request, once=True)
 
     async def history(self, part_id: str) -> AsyncIterator[str]:
-        """The configurations that a part had, the newest first, and not the one that it has."""
+        """The configurations that a part had, the newest first, and not the one that it has.
+
+        Raises Failure, also where they come in another order, which is promised nowhere.
+        """
         from viam.proto.app import GetRobotPartHistoryRequest
 
         token, seen = "", 0
+        last_ns: float = math.inf
         while seen < HISTORY_ENTRIES:
             request = GetRobotPartHistoryRequest(
                 id=part_id, page_token=token, page_limit=HISTORY_PAGE
             )
             reply = await self._call("GetRobotPartHistory", request)
+            times = [last_ns, *(entry.when.ToNanoseconds() for entry in reply.history)]
+            if times != sorted(times, reverse=True):
+                words = "Viam's app gives the history in another order than the newest first."
+                raise Failure(words, "Look it up in the app.", code="refused")
             for entry in reply.history:
                 yield _text(entry.old)
+            last_ns = times[-1]
             seen += len(reply.history)
             token = reply.next_page_token
             if not token:

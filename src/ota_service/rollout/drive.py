@@ -107,15 +107,17 @@ async def from_histories(plan: Plan, cloud: Cloud, found: Survey, now_s: float) 
         if one.unfit or not change.holds(one.values, rollout.target):
             record.why = record.why or "it does not have the target"
             return
-        async for text in cloud.history(record.part):
-            try:
+        try:
+            async for text in cloud.history(record.part):
                 values = change.values(text, change.spots(plan, text, record.source))
-            except UnfitError as error:
-                record.happened("refused", f"of what it had before: {error}")
-                return
-            if not change.holds(values, rollout.target):
-                record.state, record.values, record.text = "waiting", values, text
-                return
+                if not change.holds(values, rollout.target):
+                    record.state, record.values, record.text = "waiting", values, text
+                    return
+        except (UnfitError, Failure) as error:
+            if isinstance(error, Failure) and error.unreachable:
+                raise
+            record.happened("refused", f"of what it had before: {error}")
+            return
         record.happened("refused", "its history does not say what it had before")
 
     await at_once(recall, rollout.machines)

@@ -31,6 +31,8 @@ class Before:
     last run, whose errors are no news. is_readings: boards have the names of a sensor's readings.
     """
 
+    __pydantic_config__ = {"extra": "ignore"}  # noqa: RUF012 - 0.2.0 kept one thing more
+
     leave: tuple[str, ...] = ()
     boards: tuple[str, ...] = ()
     run: str = ""

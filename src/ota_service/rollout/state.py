@@ -152,8 +152,9 @@ class StateFile:
             os.close(folder)
 
     def put_aside(self, rollout: Rollout) -> None:
-        """Make room for another one. Raises OSError."""
-        self.path.rename(self.path.with_name(f"{self.path.name}.{rollout.digest[:8]}"))
+        """Make room for another one; of the same plan there may be several. Raises OSError."""
+        name = f"{self.path.name}.{rollout.digest[:8]}-{rollout.started_at:.3f}"
+        self.path.rename(self.path.with_name(name))
 
     @contextmanager
     def owned(self) -> Iterator[None]:
