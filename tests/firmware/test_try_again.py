@@ -14,7 +14,7 @@ import pytest
 
 from esp32_sim.images import build_app
 from esp32_sim.process import SimProcess
-from ota_service.firmware import supply
+from ota_service.firmware import download
 from ota_service.firmware.download import Patience
 from ota_service.firmware.target import Target
 from ota_service.fleet import policy
@@ -43,7 +43,7 @@ async def test_a_server_that_comes_back_is_found(
     """A machine may start before its network, and a file be published after it is configured."""
     caplog.set_level(logging.INFO, "ota_service.fleet")
     monkeypatch.setattr(policy, "DOWNLOAD_PAUSES_S", (0.3,))
-    monkeypatch.setattr(supply, "Patience", lambda: Patience(delays_s=(0.01,)))
+    monkeypatch.setattr(download, "Patience", lambda: Patience(delays_s=(0.01,)))
     with SimProcess(tmp_path / "boards", 1) as sim:
         async with FirmwareServer.start() as server:
             url = server.put("/a.bin", build_app(version="1.1.0", size_bytes=60_000))

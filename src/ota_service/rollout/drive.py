@@ -48,6 +48,8 @@ ORDERS_S = 0.5
 FRESH_S = 600.0
 """How old a sensor's captured readings may be for its machine to count as reachable."""
 LOOKS_A_SOAK = 20
+LOOKS_A_SECOND = 20
+"""So much of dialling and asking is left to the machines that are written meanwhile."""
 LOOKS_A_TURN = 4 * MAX_PARALLEL
 KEPT_CONNECTIONS = 2 * MAX_PARALLEL
 LOG_LINES = 12
@@ -443,6 +445,11 @@ class Drive:
         return None, None, why
 
     def _interval_s(self, record: Record) -> float:
+        """Until the next look at a machine; where many have begun, each is looked at less often."""
+        many = sum(one.wave < self.rollout.begun for one in self.rollout.machines)
+        return max(self._own_interval_s(record), many / LOOKS_A_SECOND)
+
+    def _own_interval_s(self, record: Record) -> float:
         begun = self.rollout.begun
         if record.state == "waiting":
             pause_s = self._pause_s.get(record.part, POLL_FIRST_S)

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -154,7 +155,8 @@ class StateFile:
     def put_aside(self, rollout: Rollout) -> None:
         """Make room for another one; of the same plan there may be several. Raises OSError."""
         name = f"{self.path.name}.{rollout.digest[:8]}-{rollout.started_at:.3f}"
-        self.path.rename(self.path.with_name(name))
+        places = (self.path.with_name(f"{name}-{again}") for again in count(1))
+        self.path.rename(next(place for place in places if not place.exists()))
 
     @contextmanager
     def owned(self) -> Iterator[None]:
