@@ -562,13 +562,17 @@ async def test_who_was_put_back_by_hand_while_away_is_not_written_again(tmp_path
         assert "changed by somebody else" in done.out
 
 
+@pytest.mark.parametrize("became", [GONE, "absent"])
 @simulated
-async def test_an_older_state_file_put_back_judges_what_was_written_since(tmp_path: Path) -> None:
+async def test_an_older_state_file_put_back_judges_what_was_written_since(
+    tmp_path: Path, became: str
+) -> None:
     """As where a CI job's cache is older than the last job: a machine that the release took off
-    the net is silent, not away from before; nothing is written twice, and undo reaches it."""
+    the net is silent, and a board that it took away was not away before; nothing is written twice,
+    and undo reaches it."""
     async with Fleet.start(
         tmp_path, 4, waves=[["m00", "m01"], "100%"], timeout="2m",
-        judge=lambda name, version: GONE if (name, version) == ("m01", NEW) else GOOD,
+        judge=lambda name, version: became if (name, version) == ("m01", NEW) else GOOD,
     ) as fleet:  # fmt: skip
         older: list[str] = []
 

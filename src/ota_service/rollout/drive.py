@@ -510,11 +510,12 @@ class Drive:
             return
         part, found = read
         record.address = part.address
-        if record.known is None:
-            record.known = gate.before(status)
         if record.values is None:
             record.values = found
         is_target = change.holds(found, self._target)
+        if record.known is None:
+            since = is_target and not change.holds(found, record.values)
+            record.known = gate.before(status, since=since)
         if change.holds(found, record.values) and (is_target or record.written_at is None):
             record.text = part.text
         elif not is_target:  # also the value before, where it was the target meanwhile
