@@ -1080,6 +1080,29 @@ async def test_a_reading_from_before_the_soaks_end_does_not_end_it(tmp_path: Pat
         assert fleet.writes == ["m00"]
 
 
+@simulated
+async def test_a_reading_from_before_the_last_look_is_no_news(tmp_path: Path) -> None:
+    """The machine was seen to be good, and is out of reach for a while; what its sensor said while
+    it was being updated does not undo that."""
+    async with Fleet.start(tmp_path, 1, waves=["100%"], soak="1m") as fleet:
+        fake = fleet.machines["m00"]
+        fleet.app.edit(fake.machine.part, lambda config: config["components"].append(SENSOR))
+        place = (fake.machine.part.id, "ota-state", "rdk:component:sensor", "Readings")
+
+        def written(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "answered":
+                loop = asyncio.get_running_loop()
+                now = datetime.fromtimestamp(time.time() + 1.0, UTC)
+                fleet.app.data[place] = (now, readings("updating", NEW))
+                loop.call_later(20.0, setattr, fake, "reachable", False)
+                loop.call_later(50.0, setattr, fake, "reachable", True)
+
+        fleet.app.listen(written)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert done.out.count("m00 is waiting") == 1, done.out
+
+
 @pytest.mark.slow
 @simulated
 async def test_the_app_is_away_for_a_while(tmp_path: Path) -> None:

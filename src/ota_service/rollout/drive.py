@@ -309,7 +309,8 @@ class Drive:
         if record.state == "offline" and await self._stays_away(record):
             self._wait(record, POLL_OFFLINE_S)
             return
-        status, captured_s, why = await self._status(record, since=record.written_at)
+        since_s = max(record.written_at or 0.0, record.seen_at or 0.0)
+        status, captured_s, why = await self._status(record, since=since_s)
         now_s = clock_s()
         if record.state == "offline":
             if status is not None:
