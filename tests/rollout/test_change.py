@@ -219,6 +219,8 @@ def test_a_fragment_that_is_only_its_id_gets_its_variables() -> None:
         ("attributes", {}, {}, 'no service "OTA"'),
         ("attributes", VARIABLES, {}, "of its own (one of a fragment is for mode variables)"),
         ("attributes", {"services": [{"name": "OTA"}] * 2}, {}, 'more than one service "OTA"'),
+        ("attributes", {"services": [{"name": "OTA", "attributes": None}]}, {}, "no object"),
+        ("variables", {"fragments": [{"id": FRAGMENT, "variables": []}]}, {}, "no object"),
         ("variables", ATTRIBUTES, {}, f"no fragment {FRAGMENT}"),
         ("variables", {"fragments": [FRAGMENT, {"id": FRAGMENT}]}, {}, "more than one fragment"),
         ("variables", VARIABLES, {"sha256": "ab" * 32}, "no variable for the service's sha256"),

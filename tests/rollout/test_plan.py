@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ota_service.cli.rollout import frame
+from ota_service.client.failure import Failure
 from ota_service.rollout.cloud import Cloud, Credentials, Part, Robot, at_once
 from ota_service.rollout.drive import begin
 from ota_service.rollout.plan import Plan, PlanError, Share, parse_plan
@@ -122,6 +123,15 @@ def test_a_key_that_stands_twice_in_json() -> None:
     """It is refused, too."""
     with pytest.raises(PlanError, match='the key "waves" stands in it twice'):
         parse_plan('{"waves": [1], "waves": [5]}', json_form=True)
+
+
+@pytest.mark.parametrize("value", ["1" + 400 * "0", '"\\ud800"'])
+def test_what_no_message_can_hold_stops_its_machine_alone(value: str) -> None:
+    """It is said of that machine, before anything is sent."""
+    part = Part("p", "main", True, "", "{}", Timestamp())
+    with pytest.raises(Failure, match="its configuration cannot be sent") as told:
+        asyncio.run(Cloud(Credentials("", "")).write(part, f'{{"a": {value}}}'))
+    assert not told.value.unreachable
 
 
 def test_the_brakes_may_be_set_otherwise_on_the_way() -> None:

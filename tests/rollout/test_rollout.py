@@ -562,13 +562,17 @@ async def test_who_was_put_back_by_hand_while_away_is_not_written_again(tmp_path
         assert "changed by somebody else" in done.out
 
 
+@pytest.mark.parametrize("became", [GONE, "absent"])
 @simulated
-async def test_an_older_state_file_put_back_judges_what_was_written_since(tmp_path: Path) -> None:
+async def test_an_older_state_file_put_back_judges_what_was_written_since(
+    tmp_path: Path, became: str
+) -> None:
     """As where a CI job's cache is older than the last job: a machine that the release took off
-    the net is silent, not away from before; nothing is written twice, and undo reaches it."""
+    the net is silent, and a board that it took away was not away before; nothing is written twice,
+    and undo reaches it."""
     async with Fleet.start(
         tmp_path, 4, waves=[["m00", "m01"], "100%"], timeout="2m",
-        judge=lambda name, version: GONE if (name, version) == ("m01", NEW) else GOOD,
+        judge=lambda name, version: became if (name, version) == ("m01", NEW) else GOOD,
     ) as fleet:  # fmt: skip
         older: list[str] = []
 
@@ -1074,6 +1078,29 @@ async def test_a_reading_from_before_the_soaks_end_does_not_end_it(tmp_path: Pat
         done = await fleet.run("start")
         assert done.code == 1, done
         assert fleet.writes == ["m00"]
+
+
+@simulated
+async def test_a_reading_from_before_the_last_look_is_no_news(tmp_path: Path) -> None:
+    """The machine was seen to be good, and is out of reach for a while; what its sensor said while
+    it was being updated does not undo that."""
+    async with Fleet.start(tmp_path, 1, waves=["100%"], soak="1m") as fleet:
+        fake = fleet.machines["m00"]
+        fleet.app.edit(fake.machine.part, lambda config: config["components"].append(SENSOR))
+        place = (fake.machine.part.id, "ota-state", "rdk:component:sensor", "Readings")
+
+        def written(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "answered":
+                loop = asyncio.get_running_loop()
+                now = datetime.fromtimestamp(time.time() + 1.0, UTC)
+                fleet.app.data[place] = (now, readings("updating", NEW))
+                loop.call_later(20.0, setattr, fake, "reachable", False)
+                loop.call_later(50.0, setattr, fake, "reachable", True)
+
+        fleet.app.listen(written)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert done.out.count("m00 is waiting") == 1, done.out
 
 
 @pytest.mark.slow

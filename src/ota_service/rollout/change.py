@@ -52,6 +52,7 @@ def spots(plan: Plan, text: str, source: Source) -> Spots:
         raise UnfitError(f"its configuration cannot be edited: {error}") from None
     if plan.mode == "attributes":
         index = _only(_services(config, plan.service), f'service "{plan.service}"', _hint(config))
+        _holder(config["services"][index], "attributes")
         return Spots({key: ("services", index, "attributes", key) for key in KEYS})
     entries = list(enumerate(_entries(config)))
     found = [number for number, entry in entries if entry.get("id") == source.fragment]
@@ -66,6 +67,7 @@ def spots(plan: Plan, text: str, source: Source) -> Spots:
     if plan.target.sha256 and "sha256" not in source.names:
         raise UnfitError("its fragment has no variable for the service's sha256")
     bare = not isinstance(config["fragments"][index], dict)
+    _holder(entries[index][1], "variables")
     way: Path = ("fragments", index, "variables")
     return Spots(
         {key: (*way, name) for key, name in source.names.items()},
@@ -238,6 +240,11 @@ def _only(found: list[int], what: str, hint: str = "") -> int:
             f"its configuration has {'no' if not found else 'more than one'} {what}{hint}"
         )
     return found[0]
+
+
+def _holder(entry: Mapping[str, Any], name: str) -> None:
+    if not isinstance(entry.get(name, {}), dict):
+        raise UnfitError(f'its configuration has "{name}" that are no object')
 
 
 def _hint(config: Mapping[str, Any]) -> str:

@@ -169,11 +169,16 @@ class Cloud:
         from viam.utils import dict_to_struct
 
         # The JSON form is what is stored. An app without it would change nothing without the other.
+        try:
+            struct = dict_to_struct(document.parse(text))
+        except (ValueError, OverflowError) as error:  # a number or a text that it cannot hold
+            why = f"its configuration cannot be sent ({error})"
+            raise Failure(why, "Change it in the app.", code="refused") from None
         request = UpdateRobotPartRequest(
             id=part.id,
             name=part.name,
             last_known_update=part.updated,
-            robot_config=dict_to_struct(document.parse(text)),
+            robot_config=struct,
             robot_config_json=text,
         )
         await self._call("UpdateRobotPart", request, once=True)

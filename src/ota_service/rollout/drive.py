@@ -311,7 +311,8 @@ class Drive:
         if record.state == "offline" and await self._stays_away(record):
             self._wait(record, POLL_OFFLINE_S)
             return
-        status, captured_s, why = await self._status(record, since=record.written_at)
+        since_s = max(record.written_at or 0.0, record.seen_at or 0.0)
+        status, captured_s, why = await self._status(record, since=since_s)
         now_s = clock_s()
         if record.state == "offline":
             if status is not None:
@@ -517,11 +518,12 @@ class Drive:
             return
         part, found = read
         record.address = part.address
-        if record.known is None:
-            record.known = gate.before(status)
         if record.values is None:
             record.values = found
         is_target = change.holds(found, self._target)
+        if record.known is None:
+            since = is_target and not change.holds(found, record.values)
+            record.known = gate.before(status, since=since)
         if change.holds(found, record.values) and (is_target or record.written_at is None):
             record.text = part.text
         elif not is_target:  # also the value before, where it was the target meanwhile

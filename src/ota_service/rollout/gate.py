@@ -52,14 +52,18 @@ class Look:
     arrived: bool = True
 
 
-def before(status: Status) -> Before:
-    """What is to be remembered of a status from before."""
+def before(status: Status, *, since: bool = False) -> Before:
+    """What is to be remembered of a status from before.
+
+    since: it is from after the target came: what is away, or cannot take it, is no longer excused.
+    """
     boards = _boards(status)
-    leave = tuple(name for name, board in boards.items() if board.get("state") in NEVER)
+    excused = set(NEVER) - set(FATAL) - {"absent"} if since else NEVER
+    leave = tuple(name for name, board in boards.items() if board.get("state") in excused)
     return Before(
         leave=leave,
         boards=tuple(name for name, board in boards.items() if _counts(name, board, leave)),
-        run=str(_part(status, "run").get("id", "")),
+        run="" if since else str(_part(status, "run").get("id", "")),
         is_readings=status.get("is_readings") is True,
     )
 

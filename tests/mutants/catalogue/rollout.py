@@ -62,8 +62,22 @@ MUTANTS = (
     Mutant(
         "a rollout waits for boards that were away before",
         "rollout/gate.py",
-        'if board.get("state") in NEVER)',
+        'if board.get("state") in excused)',
         "if False)",
         f"{ROLLOUT}::test_pinned_and_absent_boards_hold_nobody_up",
+    ),
+    Mutant(
+        "a rollout takes a manifest's boards for pinned ones",
+        "rollout/gate.py",
+        '("target" not in board or "image" in board)',
+        '"target" not in board',
+        "tests/rollout/test_gate.py::test_the_gate",
+    ),
+    Mutant(
+        "a rollout ends a soak by a reading from before",
+        "rollout/drive.py",
+        "now_s if captured_s is None else min(captured_s, now_s)",
+        "now_s",
+        f"{ROLLOUT}::test_a_reading_from_before_the_soaks_end_does_not_end_it",
     ),
 )
