@@ -183,6 +183,17 @@ def test_a_group_is_not_begun_without_one_of_its_boards(tmp_path: Path) -> None:
     assert runs(robot) == NEW
 
 
+def test_a_group_is_not_begun_where_no_board_gets_one_of_its_images(tmp_path: Path) -> None:
+    """A board may have another name by now: the others do not go without it."""
+    robot = scene().robot(tmp_path)
+    edit_manifest(robot, boards={"arm": "arm", "torso": "base", "eyes": "eyes"})
+    status = robot.live(to_the_end)
+    assert status["error"]["code"] == "manifest-incomplete"
+    assert "no board gets base" in status["error"]["message"]
+    assert runs(robot) == OLD
+    assert not any(tick.what.startswith("writing") for tick in robot.ticks)
+
+
 @pytest.mark.slow
 def test_a_person_who_names_some_of_a_group_is_told_of_the_others(tmp_path: Path) -> None:
     """No board of a group goes alone; where the others are good already, it does."""
@@ -634,6 +645,32 @@ def test_groups_whose_images_have_alike_names_are_told_apart(tmp_path: Path) -> 
     assert runs(robot) == NEW
 
 
+@pytest.mark.parametrize("together", [[["arm", "eyes"]], [["arm", "eyes"], ["base"]]])
+@pytest.mark.parametrize("killed_at", ["arm", "base"])
+def test_another_process_keeps_the_order_of_a_block(
+    tmp_path: Path, together: list[list[str]], killed_at: str
+) -> None:
+    """A board that stands between two of a group, of another one or of none, is good before the
+    second one is switched."""
+    robot = scene(order=tuple((name,) for name in NAMES)).robot(tmp_path / "first")
+    edit_manifest(robot, together=together)
+    robot.live(to_the_end)
+    tick = tick_of(robot, killed_at, "booting: restart")
+    robot = scene(order=tuple((name,) for name in NAMES)).robot(tmp_path / "second")
+    edit_manifest(robot, together=together)
+    robot.faults = (Fault(tick, "kill"),)
+    robot.live_apart(to_the_end)
+    assert robot.dead
+    robot.faults = ()
+    status = robot.live(to_the_end)
+    assert runs(robot) == NEW
+    assert status["run"]["outcome"] == "succeeded"
+    assert unfinished(robot) == []
+    order = [tick.who for tick in robot.ticks if tick.what.startswith("switching")]
+    assert "eyes" in order
+    assert set(order[order.index("eyes") :]) == {"eyes"}
+
+
 @pytest.mark.slow
 def test_members_that_are_good_already_are_not_touched(tmp_path: Path) -> None:
     """Of one that is to be updated again, the others stay what they are, forward and back."""
@@ -730,6 +767,32 @@ def test_power_fails_while_an_app_may_confirm_itself(tmp_path: Path) -> None:
     assert runs(robot) == OLD
     assert unfinished(robot) == []
     assert states(status) == {"arm": "outdated", "base": "rolled_back", "eyes": "outdated"}
+
+
+def test_a_member_that_gets_another_name_is_the_same_board(tmp_path: Path) -> None:
+    """The configuration renames a board in the middle of the switch, which it may be known by in
+    other runs: the group first ends, and nobody is lost."""
+    robot = scene(rollback=True, order=tuple((name,) for name in NAMES)).robot(tmp_path)
+
+    async def act(service: FleetService, robot: Robot) -> float:
+        await until(service, lambda now: phase_of(now) == "switching")
+        first, began_s = service._engine.last_run, robot.now_s()
+        assert first is not None
+        boards = tuple(
+            replace(b, name="torso") if b.name == "base" else b
+            for b in robot.settings().boards or ()
+        )
+        service = await FleetService.open(replace(robot.settings(), boards=boards))
+        await asyncio.sleep(2)
+        free = asyncio.ensure_future(service._engine.groups.free(["torso"]))
+        await first.done.wait()
+        assert first.outcome == "succeeded"
+        await free
+        return robot.now_s() - began_s
+
+    assert robot.live(act) < 240  # apps have 60 s each to confirm themselves
+    assert runs(robot) == NEW
+    assert unfinished(robot) == []
 
 
 @pytest.mark.slow

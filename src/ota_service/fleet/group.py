@@ -77,7 +77,8 @@ class Group:
     id: in the journal. members: those of its boards that are asked, in the order of their steps.
     target, version: the manifest's. names: of its boards. stops: keys of the targets that no board
     gets any more where a firmware of the group fails. state: the table's. why: it goes no further,
-    or back.
+    or back. unused: its images that no board gets. others: of the block, with their steps: of none
+    of these groups, or of another one.
     """
 
     run: Run
@@ -90,6 +91,8 @@ class Group:
     stops: tuple[str, ...] = ()
     state: State = "staging"
     why: OtaError | None = None
+    unused: Sequence[str] = ()
+    others: Sequence[Member] = ()
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _turned: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -102,6 +105,11 @@ class Group:
     def named(self) -> str:
         """Its boards, as messages have them."""
         return ", ".join(self.names)
+
+    @property
+    def names_now(self) -> frozenset[str]:
+        """All that its boards are called, or were when it began."""
+        return frozenset({*self.names, *(board.shown.name for board in self.boards)})
 
     @property
     def _todo(self) -> list[Member]:
@@ -142,6 +150,7 @@ class Group:
         found = [error for error in (*errors.values(), *others.values()) if error is not None]
         first = next((error for error in found if error.code in ("cancelled", "stopped")), None)
         each = [f"{n}: {e.message}" for n, e in {**errors, **others}.items() if e is not None]
+        each += [f"no board gets {image}" for image in self.unused]
         self.why = first or (_incomplete(self.named, each) if each else None)
         if self.why is not None:
             await self._take("retarget" if self.why.code == "cancelled" else "unstaged")
@@ -174,7 +183,7 @@ class Group:
         board = self.engine.boards.get(name)
         if board is None:
             return OtaError("no-board", "It is not listed any more.")
-        place = await self._find(name, board)
+        place = await self._find(board)
         if place.kind != "here":
             return place.error or OtaError("no-board")
         about = board.shown
@@ -403,8 +412,26 @@ class Group:
     async def go_on(self) -> None:
         """Forward from where another process was."""
         for step in sorted({member.step for member in self.members}):
+            new = any(one.step == step and one.fate is None for one in self._todo)
+            why = await self._out_of_turn(step) if new else None
+            if why is not None:
+                await self.fail(why)
+                return
             if self.has(step) and await self.switch(step) is not None:
                 return
+
+    async def _out_of_turn(self, step: int) -> OtaError | None:
+        """Why it is not a step's turn: a board of a step before that is of another group, which is
+        waited for, or of none, which the process before was to bring to its firmware."""
+        for other in (one for one in self.others if one.step < step):
+            while not await self.engine.journaled(partial(self._is_good, other)):
+                if self.engine.closing or self._is_cancelled:
+                    return OtaError("cancelled")
+                if not self.engine.groups.has(other.name):
+                    why = f"{other.name} comes before, and is not good yet."
+                    return OtaError("manifest-incomplete", why, board=other.name)
+                await asyncio.sleep(POLL_S)
+        return None
 
     # --- back
 
@@ -510,7 +537,7 @@ class Group:
         if member.board is None:
             error = OtaError("no-board", f"{member.name} is not listed any more.")
             return Place(member.name, "absent", error=error)
-        place = await self._find(member.name, member.board)
+        place = await self._find(member.board)
         if place.kind == "here" and place.mac is None:
             place = replace(place, mac=member.mac)
         if place.mac is not None and member.mac not in (None, place.mac):
@@ -518,7 +545,8 @@ class Group:
             place = Place(member.name, "wrong_board", error=OtaError("wrong-board", why))
         return place
 
-    async def _find(self, name: str, board: Board) -> Place:
+    async def _find(self, board: Board) -> Place:
+        name = board.shown.name  # by now
         found = await self.engine.roster.find(
             [name], Permits(), probe=False, by_person=self.run.by_person
         )
@@ -569,9 +597,12 @@ class Group:
     ) -> None:  # fmt: skip
         """In the journal: what the next start does, and what goes with it; all or nothing. of: of
         these members alone."""
+        for other in self.others:
+            other.mac = other.board.shown.mac if other.board is not None else other.mac
         why = {**self.why.to_dict(), "board": self.why.board} if self.why is not None else None
         data = {
             "members": [self._entry(member) for member in of or self._todo],
+            "others": [self._entry(member) for member in self.others],
             "names": list(self.names),
             "stops": list(self.stops),
             "course": self.run.course.to_dict() if self.run.course is not None else None,
@@ -632,15 +663,22 @@ class Group:
         memory, key = self.engine.memory, member.order.target.key
         if member.mac is None:
             return
-        record, attempt = memory.journal.board(member.mac), memory.journal.attempt(member.mac, key)
+        attempt = memory.journal.attempt(member.mac, key)
         brought = memory.journal.get(BroughtRecord, mac=member.mac, target=key)
         if attempt.state == "rolled_back" and attempt.code in policy.EVIDENCE:
             member.fate = "bad"
             member.error = OtaError(attempt.code, attempt.message or "", board=member.name)
-        elif brought is not None and record is not None and attempt.ended_well:
-            seen = record.confirmed is not None and not record.unchecked
-            if seen and record.version == member.order.target.version:
-                member.fate = "good"
+        elif brought is not None and self._is_good(member):
+            member.fate = "good"
+
+    def _is_good(self, member: Member) -> bool:
+        """As far as the journal knows. In a thread."""
+        journal, target = self.engine.memory.journal, member.order.target
+        record = journal.board(member.mac) if member.mac is not None else None
+        if record is None or not journal.attempt(record.mac, target.key).ended_well:
+            return False
+        seen = record.confirmed is not None and not record.unchecked
+        return seen and record.version == target.version
 
     # --- what came of it
 

@@ -20,7 +20,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ota_service.errors import OtaError
 from ota_service.firmware.manifest import Block
@@ -85,16 +85,22 @@ def _groups(run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs])
     base, version = assigned.base.key, assigned.manifest.version
     stops = tuple(sorted({base, *assigned.keys}))
     for images in block.groups:
-        at = {image: n for n, step in enumerate(block.steps) for image in step if image in images}
-        members = [
+        at = {image: n for n, step in enumerate(block.steps) for image in step}
+        everyone = [
             Member(board.shown.name, image, board, order, step)
             for image, step in sorted(at.items(), key=lambda one: one[1])
             for order, board in orders.get(image, ())
         ]
+        members = [member for member in everyone if member.image in images]
+        others = [member for member in everyone if member.image not in images]
         names = [name for name, image in assigned.images.items() if image in images]
         id = f"{run.id}:{min(images)}"  # an image is in one group
         if names:
-            groups.append(Group(run, engine, id, members, base, version, names, stops))
+            unused = [image for image in assigned.unused if image in images]
+            groups.append(
+                Group(run, engine, id, members, base, version, names, stops, unused=unused,
+                      others=others)
+            )  # fmt: skip
     return groups
 
 
@@ -152,8 +158,9 @@ async def _recalled(run: Run, engine: Engine, record: GroupRecord) -> Group:
     """A group as it was left, with the boards that its members are by now."""
     found = await engine.roster.find(None, Permits(), probe=False, by_person=False)
     by_mac = {place.mac or board.shown.mac: board for board, place in found.items()}
-    data, members = record.data, []
-    for entry in data["members"]:
+    data = record.data
+
+    def recalled(entry: Mapping[str, Any]) -> Member:
         board = by_mac.get(entry["mac"])
         place = found[board] if board is not None else Place(entry["name"], "absent")
         target = Target.noted(entry["key"], entry["url"], entry["version"], entry.get("sha256"))
@@ -163,12 +170,16 @@ async def _recalled(run: Run, engine: Engine, record: GroupRecord) -> Group:
         name = board.shown.name if board is not None else entry["name"]
         member = Member(name, entry["image"], board, order, int(entry["step"]), entry["mac"])
         member.switch = entry["switch"]
-        members.append(member)
-        if board is not None:
-            run.orders[name] = (order, board)
+        return member
+
+    members = [recalled(entry) for entry in data["members"]]
+    for member in members:
+        if member.board is not None:
+            run.orders[member.name] = (member.order, member.board)
     group = Group(
         run, engine, record.id, members, record.target, record.version, data["names"],
         tuple(data["stops"]), record.phase,
+        others=[recalled(entry) for entry in data["others"]],
     )  # fmt: skip
     await group.recall(data.get("why"))
     return group
@@ -194,7 +205,12 @@ class Groups:
 
     def of(self, names: Collection[str]) -> bool:
         """Whether all of these boards are a group's that is at work."""
-        return any(set(names) <= set(group.names) for group in self._active)
+        return any(set(names) <= group.names_now for group in self._active)
+
+    def has(self, name: str) -> bool:
+        """Whether a board is of a group that is at work, or is about to be."""
+        due = any(name in names for names, _ in self._due.values())
+        return due or any(name in group.names_now for group in self._active)
 
     def later(self, board: Board, call: Callable[[], None]) -> None:
         """Make a call about a board: now, or when its group has ended that is in the middle of a
@@ -217,7 +233,7 @@ class Groups:
             await busy.wait()
 
     def _busy(self, names: Collection[str] | None) -> Iterator[asyncio.Event]:
-        at_work = [(frozenset(group.names), group.ended) for group in self._active]
+        at_work = [(group.names_now, group.ended) for group in self._active]
         for of, ended in (*at_work, *self._due.values()):
             if names is None or not of.isdisjoint(names):
                 yield ended
@@ -237,7 +253,7 @@ class Groups:
         """A group is about to be taken up from the journal; False: it is already, others of its
         boards are at work, or it was left a moment ago, where it is not to be `at_once`."""
         names, now_s = set(record.data["names"]), asyncio.get_running_loop().time()
-        if record.id in self._due or any(names & set(group.names) for group in self._active):
+        if record.id in self._due or any(names & group.names_now for group in self._active):
             return False
         if not at_once and now_s < self._left.get(record.id, (0, 0.0))[1]:
             return False

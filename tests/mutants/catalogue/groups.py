@@ -71,6 +71,20 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{_TESTS}::test_what_is_good_needs_no_activation",
     ),
     Mutant(
+        "a group is begun without a board for one of its images",
+        _GROUP,
+        '        each += [f"no board gets {image}" for image in self.unused]\n',
+        "",
+        f"{_TESTS}::test_a_group_is_not_begun_where_no_board_gets_one_of_its_images",
+    ),
+    Mutant(
+        "another process does not keep the order of a block",
+        _GROUP,
+        "            why = await self._out_of_turn(step) if new else None\n",
+        "            why = None\n",
+        f"{_TESTS}::test_another_process_keeps_the_order_of_a_block",
+    ),
+    Mutant(
         "a group goes back before the journal says so",
         _GROUP,
         '        await self._note("going_back")\n',
@@ -152,8 +166,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a member that was good before the kill does not go back",
         _GROUP,
-        '                member.fate = "good"\n',
-        "                member.before = True\n",
+        '            member.fate = "good"\n',
+        "            member.before = True\n",
         "tests/prove/test_prover.py::test_a_group_that_is_left_half_is_found",
     ),
     Mutant(
