@@ -302,7 +302,12 @@ class Engine:
         came: that have just appeared, for which it is at once. None: at the start, all.
         """
         service, journal = self.settings.service, self.memory.journal
-        for record in await self.journaled(partial(journal.all, GroupRecord, service=service)):
+        if here is not None and not (came or self.groups.left):
+            return
+        records = await self.journaled(partial(journal.all, GroupRecord, service=service))
+        for id in self.groups.left.keys() - {record.id for record in records}:
+            del self.groups.left[id]
+        for record in records:
             members = {entry["mac"]: entry["name"] for entry in record.data["members"]}
             if here is not None and members.keys().isdisjoint(here):
                 continue

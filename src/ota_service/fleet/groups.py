@@ -188,7 +188,8 @@ async def _recalled(run: Run, engine: Engine, record: GroupRecord) -> Group:
 class Groups:
     """A service's groups that are at work, and what waits until one has ended.
 
-    known: the journal was asked what a process before has left.
+    known: the journal was asked what a process before has left. left: ids of those that the journal
+    has yet to finish -> how often that was tried, and when it is again, in the event loop's time.
     """
 
     def __init__(self) -> None:
@@ -196,7 +197,7 @@ class Groups:
         self._active: list[Group] = []
         self._due: dict[str, tuple[frozenset[str], asyncio.Event]] = {}
         self._later: dict[Board, Callable[[], None]] = {}
-        self._left: dict[str, tuple[int, float]] = {}
+        self.left: dict[str, tuple[int, float]] = {}
 
     @property
     def run(self) -> Run | None:
@@ -255,7 +256,7 @@ class Groups:
         names, now_s = set(record.data["names"]), asyncio.get_running_loop().time()
         if record.id in self._due or any(names & group.names_now for group in self._active):
             return False
-        if not at_once and now_s < self._left.get(record.id, (0, 0.0))[1]:
+        if not at_once and now_s < self.left.get(record.id, (0, 0.0))[1]:
             return False
         self._due[record.id] = (frozenset(record.data["names"]), asyncio.Event())
         return True
@@ -277,9 +278,9 @@ class Groups:
 
     def _leave(self, id: str) -> None:
         """What the journal has left of a group is tried again later and later."""
-        failed = self._left.get(id, (0, 0.0))[0] + 1
+        failed = self.left.get(id, (0, 0.0))[0] + 1
         again_s = asyncio.get_running_loop().time() + policy.download_pause_s(failed)
-        self._left[id] = failed, again_s
+        self.left[id] = failed, again_s
 
     def _ended(self, groups: Sequence[Group]) -> None:
         for group in groups:
