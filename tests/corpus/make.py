@@ -302,7 +302,7 @@ def _other_firmware() -> Iterator[File]:
     yield File("ESP8266 image, version 2", header + bytes(2048), "not-an-image", "ESP8266")
     yield File("UF2", b"UF2\n" + b"WQ]\x9e" + bytes(504), "not-an-image", "UF2")
     elf = b"\x7fELF\x01\x01\x01" + bytes(9) + struct.pack("<HH", 2, 94) + bytes(4096)
-    yield File("ELF", elf, "not-an-image", "build-esp32-ota")
+    yield File("ELF", elf, "not-an-image", "esp32-ota image ota")
     yield File("Intel HEX", b":020000040800F2\r\n:00000001FF\r\n", "not-an-image", "HEX")
     yield File("S-record", b"S00600004844521B\r\nS9030000FC\r\n", "not-an-image", "S-record")
 
