@@ -208,6 +208,7 @@ def test_keys_with_a_password(tmp_path: Path) -> None:
     assert nightly.exit_code == 0, nightly.output
 
 
+@pytest.mark.slow
 def test_of_two_who_publish_at_once_both_have_published(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +308,7 @@ THEFTS: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theft", THEFTS)
 def test_nothing_is_signed_anew_that_was_not_right(
     folder: Path, tmp_path: Path, theft: str

@@ -235,6 +235,7 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(manifests())
 def test_a_manifest_is_read_as_it_was_written(made: dict[str, Any]) -> None:
@@ -253,6 +254,7 @@ def test_a_manifest_is_read_as_it_was_written(made: dict[str, Any]) -> None:
     assert len(manifest.targets(Target("http://h/m.json", "1"))) == len(made["images"])
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.data())
 def test_no_file_breaks_the_reader(data: st.DataObject) -> None:

@@ -285,6 +285,7 @@ async def test_a_file_that_changed_meanwhile_is_not_joined(
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "tries"), [(500, 3), (503, 3), (429, 3), (404, 1), (403, 1)])
 async def test_a_servers_refusal_is_named_and_retried_where_it_may_pass(
     supply: Supply, server: FirmwareServer, status: int, tries: int
@@ -320,6 +321,7 @@ async def test_retry_after_is_waited_for(server: FirmwareServer, tmp_path: Path)
     assert "left alone for" in error.remedy
 
 
+@pytest.mark.slow
 async def test_another_file_under_the_same_version_is_noticed(
     supply: Supply, server: FirmwareServer, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ async def test_a_server_that_never_answers_is_given_up(tmp_path: Path, scheme: s
     assert connections == 3
 
 
+@pytest.mark.slow
 async def test_a_stall_within_the_body_is_noticed_and_gone_on_from(tmp_path: Path) -> None:
     """No byte for the time set: the rest is asked for on a new connection."""
     ranges: list[str] = []

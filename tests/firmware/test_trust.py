@@ -337,6 +337,7 @@ def supply(tmp_path: Path) -> Iterator[Supply]:
     made.close()
 
 
+@pytest.mark.slow
 async def test_downloads_from_a_repository_are_downloads(
     host: Path, server: FirmwareServer, made: TufRepository, supply: Supply
 ) -> None:
@@ -432,6 +433,7 @@ def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert trust.memory() == tmp_path / "real" / "u" / ".ota-service-trust"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["plain", "repository"])
 async def test_a_refused_file_may_be_published_aright_later(
     host: Path, server: FirmwareServer, made: TufRepository, supply: Supply, what: str
@@ -538,6 +540,7 @@ async def test_a_repository_on_a_stick(
         assert caught.value.code == code
 
 
+@pytest.mark.slow
 async def test_nobody_waits_for_a_slow_repository_any_more(
     host: Path, server: FirmwareServer, made: TufRepository, supply: Supply
 ) -> None:
@@ -562,6 +565,7 @@ async def test_nobody_waits_for_a_slow_repository_any_more(
     assert firmware.data == SIGNED
 
 
+@pytest.mark.slow
 async def test_metadata_that_expires_soon_is_told_and_looked_at_again(
     host: Path, server: FirmwareServer, made: TufRepository, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -592,6 +596,7 @@ async def test_metadata_that_expires_soon_is_told_and_looked_at_again(
     await firmwares.close()
 
 
+@pytest.mark.slow
 async def test_what_was_taken_back_is_not_written_from_the_shelf(
     host: Path, server: FirmwareServer, made: TufRepository, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

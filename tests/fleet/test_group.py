@@ -30,6 +30,8 @@ from tests.prove.groups import NAMES, Scene, phase_of, settled, unfinished, unti
 from tests.prove.prover import edits_remembered
 from tests.prove.robot import Fault, Killed, Robot, RobotLink
 
+pytestmark = pytest.mark.slow
+
 GOOD, PANICS, SHY = images.NEW, images.PANICS, images.SHY
 OLD = dict.fromkeys(NAMES, ("old", "rel-1"))
 NEW = dict.fromkeys(NAMES, ("new", "rel-2"))

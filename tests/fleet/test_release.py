@@ -65,6 +65,7 @@ async def _placed(service: FleetService) -> None:
     raise TimeoutError("the board was not placed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stored", "how", "state"),
     [

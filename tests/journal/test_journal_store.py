@@ -312,6 +312,7 @@ os._exit(0)  # without closing: what is in the file now must be enough
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_does_not_stop_writes(tmp_path: Path) -> None:
     """Writes go on in memory with a problem shown, and all of it reaches the file later.
 
@@ -510,6 +511,7 @@ def test_a_newer_journal_is_set_aside(tmp_path: Path) -> None:
 # --- threads
 
 
+@pytest.mark.slow
 def test_threads(tmp_path: Path) -> None:
     """Eight threads that count together lose nothing, in memory or in the file."""
     with open_journal(tmp_path) as journal:

@@ -204,6 +204,7 @@ class Returns(Attachment):
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("port", "resets"),
     [

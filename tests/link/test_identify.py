@@ -164,6 +164,7 @@ def test_the_keys_of_secure_boot_are_read_where_espefuse_has_them(name: str) -> 
     assert (keys.revoked, keys.aggressive) == (expected.revoked, expected.aggressive)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHIPS)
 def test_the_fuse_blocks_revision_is_read_where_espefuse_has_it(name: str) -> None:
     """Of the chips that have one; all other bits say nothing."""

@@ -134,6 +134,7 @@ def test_nothing_listens() -> None:
     assert caught.value.code == "no-answer"
 
 
+@pytest.mark.slow
 def test_a_server_that_ends_in_the_middle(tmp_path: Path) -> None:
     """The link is lost, as with a cable that is pulled."""
     with SimProcess(tmp_path, [SimBoard("guide")]) as sim:

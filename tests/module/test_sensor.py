@@ -114,6 +114,7 @@ def test_safe_is_false_while_a_board_is_being_written(board: dict[str, Any], saf
     assert only(**board)["safe"] is safe
 
 
+@pytest.mark.slow
 async def test_the_service_is_a_dependency_by_its_short_name(tmp_path: Path) -> None:
     """Viam then builds it first; faults are told in our words."""
     async with Machine.start(tmp_path) as machine:

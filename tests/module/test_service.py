@@ -66,6 +66,7 @@ async def test_help_and_status_answer_at_once(module: ModuleProcess) -> None:
     assert (await module.status("OTA"))["target"] == status["target"]
 
 
+@pytest.mark.slow
 async def test_a_pinned_board_shows_its_own_target_without_its_secrets(
     module: ModuleProcess,
 ) -> None:

@@ -125,6 +125,7 @@ async def test_a_publishers_archive_serves_its_names_and_ours(tmp_path: Path) ->
         assert (await module.status("OTA"))["target"]["version"] == IDLE_ATTRIBUTES["version"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", "Acme", "a b", "-a", "a/b", "rdk:x"])
 def test_a_namespace_that_viam_would_refuse_is_refused_here(tmp_path: Path, name: str) -> None:
     """Before an upload fails."""

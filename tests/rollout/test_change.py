@@ -55,6 +55,7 @@ def paths(value: Any, way: Path = ()) -> list[Path]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(objects, st.data())
 def test_an_edit_changes_its_value_alone(value: dict[str, Any], data: st.DataObject) -> None:
@@ -82,6 +83,7 @@ def test_an_edit_changes_its_value_alone(value: dict[str, Any], data: st.DataObj
             assert made == text[:begin] + '"new"' + text[begin + len(old) :]
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(objects, st.data())
 def test_what_goes_leaves_the_rest(value: dict[str, Any], data: st.DataObject) -> None:

@@ -203,6 +203,7 @@ class Thousand(Cloud):
         return [Part(f"p{robot.id}", "main", True, "", json.dumps(config), Timestamp())]
 
 
+@pytest.mark.slow
 async def test_a_thousand_machines_are_planned_at_once(tmp_path: Path) -> None:
     """In less than 10 s of our own time and 300 MB; each is in a wave, on disk, and has its place
     on a terminal."""

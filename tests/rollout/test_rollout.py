@@ -33,6 +33,8 @@ from tests.rollout.machines import (
 )
 from tests.rollout.tool import BAD, NEW, OLD, Fleet, simulated, url, with_target
 
+pytestmark = pytest.mark.slow
+
 MODES = ("attributes", "variables")
 BAD_TARGET = {"url": url(BAD), "version": BAD}
 

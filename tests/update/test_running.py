@@ -853,6 +853,7 @@ def test_an_nvs_that_can_be_read_keeps_the_version_itself() -> None:
     assert not found.on_host
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chip_id", "reached"), [(0, False), (5, False), (9, True)])
 @pytest.mark.parametrize("store", ["nvs", "ota_1"])
 def test_a_board_with_what_counts_above_16_mib(store: str, chip_id: int, reached: bool) -> None:

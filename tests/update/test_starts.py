@@ -88,6 +88,7 @@ ANSWER = b"\xc0\x01\x08\x04\x00\x07\x12\x20\x55\x00\x00\x00\x00\xc0"
 UP = b"I (2400) app: MY APP IS UP\r\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answers", "in_download", "verdict"),
     [
