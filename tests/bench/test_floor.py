@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import boards, floor, tables, updates
+from bench import boards, downtime, floor, tables, updates
 from bench.ours import Measured
 from ota_service.formats.nvs import parse_nvs
 
@@ -77,3 +77,13 @@ def test_the_command_is_measured_beside_the_scripts() -> None:
     row = tables.ways([updates.Result(cell, [Measured(9.0)], [floor.Item("wire", 6.0)])])
     name = "330 kB, spare slot random, its own USB (serial-jtag), esp32c3, command, first"
     assert list(row.columns[0].cells) == [name]
+
+
+def test_a_board_is_without_an_app_from_each_reset_to_the_next_app() -> None:
+    """Nothing is read before the app is there: a stage ends a moment earlier."""
+    names = ("reset", "rom", "reset", "app", "app", "reset", "rom")
+    events = [{"event": name, "time_s": float(at)} for at, name in enumerate(names)]
+    assert not downtime.has_app(events)
+    events.append({"event": "app", "time_s": 9.0})
+    assert downtime.has_app(events)
+    assert downtime.without_app_s(events) == 3.0 + 4.0
