@@ -168,13 +168,13 @@ def bounds(field: FieldInfo) -> Iterator[tuple[int, int]]:
             yield function.keywords["low"], function.keywords["high"]
 
 
-def board_policy() -> str:
-    """The rows of the table of a board, in its order."""
+def policy_rows(rows: Iterable[tuple[Iterable[str], Iterable[str], str | None, str, str]]) -> str:
+    """The rows of a table of a board or a group, in its order."""
     head = "| In | When | Then | It does | Why |\n|---|---|---|---|---|\n"
     return head + "".join(
         f"| {_words(states)} | {_words(events)} | {f'`{state}`' if state else 'stays'} "
         f"| {action.replace('_', ' ')} | {why} |\n"
-        for states, events, state, action, why in policy.ROWS
+        for states, events, state, action, why in rows
     )
 
 
@@ -202,24 +202,14 @@ def schema() -> str:
     return json.dumps({**head, **Plan.model_json_schema()}, indent=2) + "\n"
 
 
-def group_policy_rows() -> str:
-    """The rows of the table of a group."""
-    head = "| In | When | Then | It does | Why |\n|---|---|---|---|---|\n"
-    return head + "".join(
-        f"| {_words(states)} | {_words(events)} | {f'`{state}`' if state else 'stays'} "
-        f"| {action.replace('_', ' ')} | {why} |\n"
-        for states, events, state, action, why in group_policy.ROWS
-    )
-
-
 def _words(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "board-policy": board_policy,
+    "board-policy": lambda: policy_rows(policy.ROWS),
     "firmware-policy": firmware_policy,
-    "group-policy": group_policy_rows,
+    "group-policy": lambda: policy_rows(group_policy.ROWS),
     "rollout-machine-policy": lambda: rollout_rows(rollout_policy.MACHINE_ROWS),
     "rollout-policy": lambda: rollout_rows(rollout_policy.ROLLOUT_ROWS),
     "rollout-plan": lambda: table(Plan, "Key"),

@@ -36,7 +36,7 @@ from ota_service.client.failure import Failure
 from ota_service.client.machine import Access
 from ota_service.firmware.files import TEXT_BYTES, read_file
 from ota_service.rollout import change, policy
-from ota_service.rollout.cloud import DEFAULT_URL, Cloud, Credentials, connect, is_loopback
+from ota_service.rollout.cloud import DEFAULT_URL, Cloud, Credentials, connect, is_here
 from ota_service.rollout.drive import Drive, begin, clock_s, from_histories, obey
 from ota_service.rollout.plan import Plan, PlanError, read_plan
 from ota_service.rollout.state import Order, Record, Rollout, StateFile
@@ -124,7 +124,7 @@ def _read_key(file: Path | None, url: str) -> Credentials:
             "location or machines."
         )
     check_access(Access("", "", key, key_id))
-    if url.startswith("http://") and not is_loopback(url):
+    if url.startswith("http://") and not is_here(url):
         raise click.UsageError("A key is sent by https alone, but for this computer.")
     return Credentials(key_id, key, url)
 

@@ -57,6 +57,16 @@ async def listen(runner: AppRunner, host: str, port: int) -> list[str]:
     ]
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this computer reaches this name or address."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _loopback(address: str) -> bool:
     parsed = ipaddress.ip_address(address)
     return parsed.is_loopback or parsed.is_unspecified or parsed.is_link_local

@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from ota_service.client.addresses import is_loopback
+
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -63,15 +65,7 @@ class Guard:
             own |= {name, f"{name}.local"}
         self._hosts = own
 
-    @staticmethod
-    def is_loopback(host: str) -> bool:
-        """Whether only this computer reaches this address."""
-        if host.lower() == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+    is_loopback = staticmethod(is_loopback)
 
     def refusal(self, request: web.BaseRequest) -> str | None:
         """Why a request is refused whoever sent it, None: it is not."""

@@ -19,12 +19,12 @@ from collections.abc import (
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ota_service.errors import OtaError
 from ota_service.fleet import group_policy, policy
 from ota_service.fleet.board_state import utc_now
-from ota_service.fleet.group_policy import GROUP, Event, Fate, State
+from ota_service.fleet.group_policy import GROUP, Event, Fate, Phase, State
 from ota_service.fleet.journal_rows import BroughtRecord, GroupPhase, GroupRecord, StagedRecord
 from ota_service.fleet.orders import Answer, End, Order, Purpose
 from ota_service.fleet.places import Place
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from ota_service.fleet.engine import Engine
     from ota_service.fleet.run import Run
 
-Phase = Literal["staging", "switching", "confirming", "going_back"]
 POLL_S = 0.25
 """How often is looked whether a run was cancelled, and how far the members are."""
 LOOK_S = 1.0
@@ -186,8 +185,7 @@ class Group:
         place = await self._find(board)
         if place.kind != "here":
             return place.error or OtaError("no-board")
-        about = board.shown
-        if policy.good(about.state, about.confirmed, about.unchecked):
+        if policy.is_good(board.shown):
             return None
         return board.shown.error or OtaError("no-board", "It was not named.")
 
@@ -262,10 +260,8 @@ class Group:
         try:
             await self.engine.journaled(recall)
         except OtaError as error:
-            about = member.board.shown if member.board is not None else None
-            good = about is not None and policy.good(about.state, about.confirmed, about.unchecked)
-            member.before = good
-            return None if good else error
+            member.before = member.board is not None and policy.is_good(member.board.shown)
+            return None if member.before else error
         return None
 
     async def begin(self) -> bool:

@@ -10,11 +10,10 @@ is told by the functions below the table, which are as pure. docs/architecture.m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ota_service.errors import OtaError
-from ota_service.fleet.policy import EVIDENCE
+from ota_service.fleet.policy import EVIDENCE, Rows, TableRow, expand
 from ota_service.update.boot import UNJUDGED
 
 State = Literal[
@@ -30,6 +29,9 @@ Ends: not_begun (no member was switched), final (every member is good), kept (ev
 switched, and of one there is no answer whether it is well), gone_back, owing (gone back, but for
 members that could not be reached: they are taken back when they appear).
 """
+
+Phase = Literal["staging", "switching", "confirming", "going_back"]
+"""Of these, what a run shows of its manifest: those in which there is something to be done."""
 
 Event = Literal[
     "staged", "unstaged", "step", "switched", "good", "failed", "unanswered", "cancel", "retarget",
@@ -52,14 +54,7 @@ Action = Literal[
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Where an event leads, what is done, and why. state None: it stays where it is."""
-
-    state: State | None
-    action: Action
-    why: str
-
+Row = TableRow[State, Action]
 
 STATES: tuple[State, ...] = get_args(State)
 ENDS: tuple[State, ...] = ("not_begun", "final", "kept", "gone_back", "owing")
@@ -67,9 +62,7 @@ FORWARD: tuple[State, ...] = ("switching", "confirming")
 JOURNALLED: tuple[State, ...] = (*FORWARD, "going_back")
 """Where the next start has to finish what was begun."""
 
-_Rows = tuple[tuple[tuple[State, ...], tuple[Event, ...], State | None, Action, str], ...]
-
-ROWS: _Rows = (
+ROWS: Rows[State, Event, Action] = (
     # --- nothing that boots has been changed yet
     (("staging",), ("staged",), "switching", "begin_switch",
      "the journal first, then the members of the first step"),
@@ -103,17 +96,7 @@ ROWS: _Rows = (
 )  # fmt: skip
 
 
-def _expand() -> dict[tuple[State, Event], Row]:
-    table: dict[tuple[State, Event], Row] = {}
-    for states, events, state, action, why in ROWS:
-        for pair in ((at, event) for at in states for event in events):
-            if pair in table:
-                raise ValueError(f"the table has two rows for {pair}")
-            table[pair] = Row(state, action, why)
-    return table
-
-
-GROUP = _expand()
+GROUP = expand(ROWS)
 
 # --- what a member's answer is to its group
 

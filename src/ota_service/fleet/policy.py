@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from itertools import product
+from typing import Generic, Literal, TypeVar, get_args
 
 from ota_service.errors import OtaError
+from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.board_state import State as Shown
 from ota_service.fleet.journal_rows import AttemptRecord
 from ota_service.fleet.settings import Override
@@ -68,14 +70,36 @@ Action = Literal[
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+S = TypeVar("S")
+E = TypeVar("E")
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)  # with slots, CPython 3.11 cannot make one by its alias
+class TableRow(Generic[S, A]):
     """Where an event leads, what is done, and why. state None: it stays where it is."""
 
-    state: State | None
-    action: Action
+    state: S | None
+    action: A
     why: str
 
+
+Rows = tuple[tuple[tuple[S, ...], tuple[E, ...], S | None, A, str], ...]
+"""A table as it is written: in these states, at these events."""
+
+
+def expand(rows: Rows[S, E, A]) -> dict[tuple[S, E], TableRow[S, A]]:
+    """A table as it is asked. Raises ValueError where two rows are for the same."""
+    table: dict[tuple[S, E], TableRow[S, A]] = {}
+    for states, events, state, action, why in rows:
+        for pair in ((at, event) for at in states for event in events):
+            if pair in table:
+                raise ValueError(f"the table has two rows for {pair}")
+            table[pair] = TableRow(state, action, why)
+    return table
+
+
+Row = TableRow[State, Action]
 
 STATES: tuple[State, ...] = get_args(State)
 WAITS: tuple[State, ...] = ("fetching", "queued", "held", "pausing", "confirming", "checking")
@@ -86,9 +110,7 @@ ENDS: tuple[Event, ...] = get_args(
     Literal["done", "failed", "used-up", "again", "hindered", "awaits", "checks", "cancelled"]
 )
 
-_Rows = tuple[tuple[tuple[State, ...], tuple[Event, ...], State | None, Action, str], ...]
-
-ROWS: _Rows = (
+ROWS: Rows[State, Event, Action] = (
     # --- an update begins
     (("rest",), ("update", "more", "wider", "other"), "fetching", "fetch",
      "its firmware comes first"),
@@ -226,20 +248,10 @@ _LATE: tuple[Event, ...] = (
 """Events of a wait or a session that is over: where no row names them, nobody waits for them."""
 
 
-def _expand() -> dict[tuple[State, Event], Row]:
-    table: dict[tuple[State, Event], Row] = {}
-    for states, events, state, action, why in ROWS:
-        for pair in ((at, event) for at in states for event in events):
-            if pair in table:
-                raise ValueError(f"the table has two rows for {pair}")
-            table[pair] = Row(state, action, why)
-    late = Row(None, "nothing", "nobody waits for it any more")
-    for pair in ((at, event) for at in get_args(State) for event in _LATE):
-        table.setdefault(pair, late)
-    return table
-
-
-BOARD = _expand()
+BOARD = {
+    **dict.fromkeys(product(STATES, _LATE), Row(None, "nothing", "nobody waits for it any more")),
+    **expand(ROWS),
+}
 
 
 # --- many boards: one firmware
@@ -329,6 +341,11 @@ def good(shown: Shown, confirmed: bool | None, unchecked: bool) -> bool:
     can be had of it; None: no start of it was watched. unchecked: it has yet to pass.
     """
     return shown == "up_to_date" and confirmed is not None and not unchecked
+
+
+def is_good(about: BoardState) -> bool:
+    """The same, of what a board shows."""
+    return good(about.state, about.confirmed, about.unchecked)
 
 
 def verdict(

@@ -36,6 +36,7 @@ from ota_service.fleet.orders import (
 )
 from ota_service.fleet.places import Place, stands_in
 from ota_service.fleet.policy import Permits, Spared, spared
+from ota_service.fleet.robot import unless
 from ota_service.fleet.sight import Sight
 from ota_service.fleet.steps import Course, Pair
 
@@ -268,17 +269,7 @@ class Run:
 
     async def unless_cancelled(self, work: Awaitable[Result]) -> Result:
         """What comes of it. Raises OtaError `cancelled` as soon as nobody wants it any more."""
-        task = asyncio.ensure_future(work)
-        cancelled = asyncio.ensure_future(self._cancelled.wait())
-        try:
-            await asyncio.wait({task, cancelled}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise OtaError("cancelled")
-            return task.result()
-        finally:
-            for one in (task, cancelled):
-                one.cancel()
-            await asyncio.gather(task, cancelled, return_exceptions=True)
+        return await unless(self._cancelled, work)
 
     async def ask(self, engine: Engine, order: Order, board: Board) -> Answer:
         """One board's part: ask, await the answer, note it; but for a manifest that was found in

@@ -74,7 +74,7 @@ def _board(engine: Engine, board: Board) -> dict[str, Any]:
     """One board, with its own target where it has one: the service's is not for it. image: of the
     manifest."""
     about, entry, assignment = board.shown, board.shown.entry, engine.roster.assignment
-    shown = {**about.to_dict(), "good": policy.good(about.state, about.confirmed, about.unchecked)}
+    shown = {**about.to_dict(), "good": policy.is_good(about)}
     if about.staged is not None and about.staged.target != board.target.key:
         shown["staged"]["stale"] = True
     pinned = entry is not None and entry.is_pinned

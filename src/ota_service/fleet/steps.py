@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ota_service.errors import OtaError
 from ota_service.firmware.manifest import Block, Manifest
@@ -20,6 +20,7 @@ from ota_service.firmware.target import Target
 from ota_service.fleet import groups, policy
 from ota_service.fleet.assignment import Assignment
 from ota_service.fleet.board_state import BoardState
+from ota_service.fleet.group_policy import Phase
 from ota_service.fleet.orders import Order
 from ota_service.fleet.sight import Sight
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 HEARD_S = 1.0
 """How long tasks of boards are waited for, which take milliseconds."""
 
-Phase = Literal["staging", "switching", "confirming", "going_back"]
 Pair = tuple[Order, "Board"]
 Pairs = Sequence[Pair]
 
@@ -132,7 +132,7 @@ def why_not_further(run: Run, engine: Engine, pairs: Pairs) -> OtaError | None:
     if any(order.answer.result().end == "cancelled" for order, _ in ours):
         return OtaError("cancelled")
     shown = [board.shown for _, board in ours]
-    bad = [one for one in shown if not policy.good(one.state, one.confirmed, one.unchecked)]
+    bad = [one for one in shown if not policy.is_good(one)]
     if not bad:
         return None
     images = run.course.assignment.images

@@ -13,7 +13,6 @@ history has pages, and a connection that is not let in is closed.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from ota_service.client.addresses import is_loopback
 from ota_service.client.failure import Failure
 from ota_service.client.machine import Access
 from ota_service.firmware import secrets
@@ -60,7 +60,7 @@ class Credentials:
 
     def access(self, address: str, service: str) -> Access:
         """How to get to a machine's service: without a key only on this computer."""
-        if is_loopback(address):
+        if is_here(address):
             return Access(address, service)
         return Access(address, service, self.key, self.key_id)
 
@@ -394,15 +394,9 @@ async def connect(credentials: Credentials) -> AsyncIterator[Cloud]:
         cloud.close()
 
 
-def is_loopback(address: str) -> bool:
+def is_here(address: str) -> bool:
     """Whether a host, host:port or url is this computer."""
-    host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(urlsplit(address if "://" in address else f"//{address}").hostname or "")
 
 
 async def at_once(

@@ -66,7 +66,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "what is good has to be activated",
         _GROUP,
-        "            return None if good else error\n",
+        "            return None if member.before else error\n",
         "            return error\n",
         f"{_TESTS}::test_what_is_good_needs_no_activation",
     ),
