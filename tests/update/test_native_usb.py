@@ -79,6 +79,20 @@ def test_an_update_over_usb_otg(tmp_path: Path) -> None:
         assert (board.control.running()["version"], tag(board)) == ("2.0.0", "2.0.0")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", ["esp32c3", "esp32s3"])
+def test_a_board_that_was_plugged_in_with_boot_held(tmp_path: Path, chip: str) -> None:
+    """As people do it whose firmware is broken: resets by its port lead back into download mode,
+    since they do not look at the pins again."""
+    with boards(tmp_path, on_usb(chip, usb_back_s=0.2)) as (board,):
+        since = board.control.state()["events"]
+        board.control.reset(boot_button=True)
+        board.control.wait_for("plugged", since=since)
+        outcome = run(board.url, job(chip))
+        assert (outcome.end, outcome.confirmed, outcome.error) == ("up_to_date", True, None)
+        assert (board.control.running()["version"], tag(board)) == ("2.0.0", "2.0.0")
+
+
 PHASES = ("inspecting", "writing", "verifying", "switching", "recording", "booting")
 
 

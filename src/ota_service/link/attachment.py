@@ -41,6 +41,11 @@ LEAVES_WITHIN_S = 0.5
 RETRY_S = 0.1
 """Devices are made by the kernel, and opened up by udev: there is no event to await."""
 
+PINS_BY_WATCHDOG = ("ESP32-C3", "ESP32-S3")
+GPIO_STRAP, NO_DOWNLOAD = 0x6000_4038, 1 << 3
+"""Of these chips: what the pins said at the last reset that looked at them (their technical
+reference manuals, GPIO_STRAP_REG; the bit is GPIO9's, or GPIO0's)."""
+
 GONE = (SerialException, OSError, TypeError, termios.error)
 """What using a port raises whose device went away (TypeError: pyserial, under a read;
 termios.error, which is no OSError: where it flushes)."""
@@ -112,6 +117,8 @@ class Attachment:
         try:
             if self.by is not None:
                 self.by.into_firmware(port, awaited=esp is not None)
+            elif esp is not None and self._reads_no_pins(esp):
+                esp.watchdog_reset()
             elif esp is not None:
                 esp.hard_reset()
             else:
@@ -123,6 +130,14 @@ class Attachment:
             return False  # it went away with the reset
         finally:
             self._restarted_s = time.monotonic()
+
+    def _reads_no_pins(self, esp: Any) -> bool:
+        """Whether a reset by the port leads back into download mode: USB-Serial-JTAG resets without
+        a look at the pins, which said so at the last one (somebody held BOOT). The watchdog's
+        reset looks at them; C6 and H2 lose their port by it (esptool, targets/esp32c6.py)."""
+        if self.info is None or not self.info.serial_jtag or esp.CHIP_NAME not in PINS_BY_WATCHDOG:
+            return False
+        return not esp.read_reg(GPIO_STRAP) & NO_DOWNLOAD
 
     # --- going and coming
 
