@@ -146,6 +146,9 @@ def test_a_link_that_is_lost_in_the_middle_of_an_image_says_nothing_of_it() -> N
                 raise OtaError("link-lost")
             return super().read(offset, size_bytes)
 
+        def md5(self, offset: int, size_bytes: int) -> str:
+            return "" if self.lost else super().md5(offset, size_bytes)  # not known to run
+
     board = Lost()
     notes = Notes(CASE.facts())
     with quiet():

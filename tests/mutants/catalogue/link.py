@@ -27,7 +27,7 @@ MUTANTS = (
         "link/spi.py",
         "if found != [value for _, value, _, _ in looked_at]:",
         "if len(found) != len(looked_at):",
-        REGISTERS,
+        f"{REGISTERS}::test_a_bit_that_was_changed_in_any_register_does_nothing_elsewhere",
     ),
     Mutant(
         "a program is taken for done while the flash is busy",
@@ -55,7 +55,8 @@ MUTANTS = (
         "link/registers.py",
         "            self._come_to_rest()\n",
         "",
-        "tests/link/test_registers.py",
+        "tests/link/test_registers.py"
+        "::test_requests_that_get_no_answer_are_tried_smaller_then_singly",
     ),
     Mutant(
         "a cable that was pulled slows its port",
