@@ -81,7 +81,6 @@ class Group:
     """
 
     run: Run
-    engine: Engine
     id: str
     members: list[Member]
     target: str
@@ -94,6 +93,11 @@ class Group:
     others: Sequence[Member] = ()
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _turned: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def engine(self) -> Engine:
+        """The service."""
+        return self.run.engine
 
     @property
     def boards(self) -> set[Board]:
@@ -134,7 +138,7 @@ class Group:
         course = self.run.course
         if course is not None and self.state in get_args(Phase):
             course.phase = cast(Phase, self.state)
-            await self.run.note_course(self.engine)
+            await self.run.note_course()
 
     # --- staging
 
@@ -420,7 +424,7 @@ class Group:
         """Why it is not a step's turn: a board of a step before that is of another group, which is
         waited for, or of none, which the process before was to bring to its firmware."""
         for other in (one for one in self.others if one.step < step):
-            while not await self.engine.journaled(partial(self._is_good, other)):
+            while not await self.engine.journaled(self._is_good, other):
                 if self.engine.closing or self._is_cancelled:
                     return OtaError("cancelled")
                 if not self.engine.groups.has(other.name):
@@ -510,8 +514,7 @@ class Group:
     async def _brought(self, member: Member) -> bool:
         """Whether there may be something to take back."""
         memory, key = self.engine.memory, member.order.target.key
-        known = partial(memory.brought, member.mac, key)
-        return member.mac is not None and await self.engine.journaled(known) is not None
+        return await self.engine.journaled(memory.brought, member.mac, key) is not None
 
     async def _back(self, member: Member) -> None:
         member.owed = None
@@ -523,8 +526,8 @@ class Group:
         if way == "void":
             message = answer.error.message if answer.error is not None else ""
             self.engine.log.warning("%s: not taken back with its group: %s", member.name, message)
-            drop = partial(self.engine.memory.journal.drop, BroughtRecord, mac=member.mac)
-            await self.engine.journaled(drop)
+            journal = self.engine.memory.journal
+            await self.engine.journaled(journal.drop, BroughtRecord, mac=member.mac)
 
     # --- what it asks
 
@@ -611,7 +614,7 @@ class Group:
             journal.put(record)
             too()
 
-        await self.engine.journaled(partial(journal.whole, note))
+        await self.engine.journaled(journal.whole, note)
 
     async def _forget(self, too: Callable[[], None] = lambda: None) -> None:
         """There is nothing left to do at the next start."""
@@ -621,7 +624,7 @@ class Group:
             journal.drop(GroupRecord, service=service, id=self.id)
             too()
 
-        await self.engine.journaled(partial(journal.whole, note))
+        await self.engine.journaled(journal.whole, note)
 
     def _stopped(self) -> Callable[[], None]:
         """In the journal: no board gets these firmwares any more."""
@@ -640,7 +643,7 @@ class Group:
         if why:
             self.why = OtaError(why["code"], why["message"], board=why.get("board"))
         for member in self.members:
-            await self.engine.journaled(partial(self._recall_fate, member))
+            await self.engine.journaled(self._recall_fate, member)
         await self._show()
 
     async def _how(self, member: Member) -> Purpose:
@@ -706,7 +709,7 @@ class Group:
                 order.report["error"] = answer.error.to_dict()
             order.report["outcome"] = board.shown.state
             order.give(answer)
-            await self.run.note(self.engine, order, board, answer)
+            await self.run.note(order, board, answer)
 
     def _answer(self, member: Member) -> Answer:
         error = self.error

@@ -16,7 +16,6 @@ import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -158,7 +157,7 @@ class Calls:
         try:
             if after is not None:
                 record = OwedCallRecord(self._service, board, _key(after), utc_now())
-                await self._around.journaled(partial(self._around.memory.journal.put, record))
+                await self._around.journaled(self._around.memory.journal.put, record)
             if before is not None:
                 said = await unless(stop.at_all, self.ask(before))
                 if said.answer != "yes" and not overridden:
@@ -241,12 +240,11 @@ class Calls:
 
     async def _rows(self, **where: str) -> list[OwedCallRecord]:
         journal = self._around.memory.journal
-        rows = partial(journal.all, OwedCallRecord, service=self._service, **where)
-        return await self._around.journaled(rows)
+        mine = {"service": self._service, **where}
+        return await self._around.journaled(journal.all, OwedCallRecord, **mine)
 
     async def _forget(self, **where: str) -> None:
-        drop = partial(self._around.memory.journal.drop, OwedCallRecord, **where)
-        await self._around.journaled(drop)
+        await self._around.journaled(self._around.memory.journal.drop, OwedCallRecord, **where)
 
 
 def _key(call: RobotCall) -> str:

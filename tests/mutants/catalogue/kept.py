@@ -263,7 +263,7 @@ _FLEET = (
         "fleet/robot.py",
         """            if after is not None:
                 record = OwedCallRecord(self._service, board, _key(after), utc_now())
-                await self._around.journaled(partial(self._around.memory.journal.put, record))
+                await self._around.journaled(self._around.memory.journal.put, record)
             if before is not None:
                 said = await unless(stop.at_all, self.ask(before))
 """,
@@ -271,7 +271,7 @@ _FLEET = (
                 said = await unless(stop.at_all, self.ask(before))
             if after is not None:
                 record = OwedCallRecord(self._service, board, _key(after), utc_now())
-                await self._around.journaled(partial(self._around.memory.journal.put, record))
+                await self._around.journaled(self._around.memory.journal.put, record)
 """,
         f"{ROBOT}::test_a_robot_that_thinks_for_long_holds_no_cancel_up",
     ),
