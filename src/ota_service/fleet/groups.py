@@ -14,7 +14,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Iterable,
     Iterator,
     Mapping,
     Sequence,
@@ -102,34 +101,40 @@ def _groups(run: Run, block: Block, orders: Mapping[str, Pairs]) -> list[Group]:
 
 
 async def _go(
-    run: Run, groups: Sequence[Group], block: Block, orders: Mapping[str, Pairs],
-    alone: Alone,
-) -> OtaError | None:  # fmt: skip
+    run: Run, groups: Sequence[Group], block: Block, orders: Mapping[str, Pairs], alone: Alone
+) -> OtaError | None:
     members = [member for group in groups for member in group.members]
     pairs = [(m.order, m.board) for m in members if m.board and not m.order.answer.done()]
     await run.renew(pairs)
-    ready = all([await group.complete() for group in groups])
-    ready = ready and all(await asyncio.gather(*(group.stage() for group in groups)))
-    for group in groups if ready else ():
-        ready = ready and await group.begin()
-    why = None if ready else _first(groups)
-    grouped = {image for images in block.groups for image in images}
-    for number, step in enumerate(block.steps if ready else ()):
-        pairs = [pair for image in step if image not in grouped for pair in orders.get(image, ())]
-        switched = [group.switch(number) for group in groups if group.has(number)]
-        if switched and run.course is not None:
-            run.course.at(step)
-        whys = await asyncio.gather(*switched, alone(step, pairs))
-        why = next((one for one in whys if one is not None), None)
-        if why is not None:
-            break
+    why = await _begin(groups) or await _step_by_step(run, groups, block, orders, alone)
     if why is not None:  # what is not at its end is not left in the middle
         await asyncio.gather(*(group.fail(why) for group in groups))
     return why
 
 
-def _first(groups: Iterable[Group]) -> OtaError:
-    return next((g.why for g in groups if g.why is not None), OtaError("cancelled"))
+async def _step_by_step(
+    run: Run, groups: Sequence[Group], block: Block, orders: Mapping[str, Pairs], alone: Alone
+) -> OtaError | None:
+    grouped = frozenset().union(*block.groups)
+    for number, step in enumerate(block.steps):
+        pairs = [pair for image in step if image not in grouped for pair in orders.get(image, ())]
+        switched = [group.switch(number) for group in groups if group.has(number)]
+        if switched and run.course is not None:
+            run.course.at(step)
+        whys = await asyncio.gather(*switched, alone(step, pairs))
+        if (why := next(filter(None, whys), None)) is not None:
+            return why
+    return None
+
+
+async def _begin(groups: Sequence[Group]) -> OtaError | None:
+    """Have all of them staged, and the journal say that they are switched; why they are not."""
+    ready = all([await group.complete() for group in groups])
+    ready = ready and all(await asyncio.gather(*(group.stage() for group in groups)))
+    for group in groups if ready else ():
+        ready = ready and await group.begin()
+    whys = (group.why for group in groups if group.why is not None)
+    return None if ready else next(whys, OtaError("cancelled"))
 
 
 # --- what a process that ended had begun

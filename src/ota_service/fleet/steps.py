@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -38,11 +38,13 @@ Pairs = Sequence[Pair]
 @dataclass
 class Course:
     """Where a run stands in its manifest. step: from 1 on; phase: of a group's way, as far as it
-    has come. back: a group failed, and went back."""
+    has come. half: boards that have the new firmware while others of their group have not, where
+    that waits for something. back: a group failed, and went back."""
 
     assignment: Assignment
     step: int = 1
     phase: Phase | None = None
+    half: list[str] = field(default_factory=list)
     back: bool = False
 
     @classmethod
@@ -53,7 +55,8 @@ class Course:
         images = {image: unknown for step in steps for image in step}
         made = {"format": 1, "version": shown["version"], "images": images, "order": steps}
         assignment = Assignment(base, "", Manifest.checked(made), dict(shown["boards"]))
-        return cls(assignment, int(shown["step"]), shown.get("phase"))
+        half = list(shown.get("half", ()))
+        return cls(assignment, int(shown["step"]), shown.get("phase"), half)
 
     def at(self, step: Sequence[str]) -> None:
         """A step begins."""
@@ -68,6 +71,7 @@ class Course:
             "step": self.step,
             "steps": [list(step) for step in manifest.steps],
             "boards": dict(self.assignment.images),
+            "half": self.half or None,
             "notice": self.assignment.notice,
         }
         return {key: value for key, value in shown.items() if value is not None}
