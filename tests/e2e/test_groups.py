@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 from esp32_sim.images import Behaviour
 from esp32_sim.nvsmodel import nvs_init
 from esp32_sim.process import SimBoard
-from tests.support.module_client import ModuleProcess
+from tests.support.module_client import ROOT, ModuleProcess
 from tests.support.rig import NAME, Rig
 
 pytestmark = pytest.mark.slow
@@ -134,6 +135,38 @@ async def test_a_group_waits_for_all_of_its_boards_and_then_is_final(tmp_path: P
         assert (status["run"]["trigger"], status["run"]["outcome"]) == ("attached", "succeeded")
         assert runs(rig) == all_on("2.0.0")
         assert all(board["good"] for board in status["boards"].values())
+
+
+IMPATIENT = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1])
+from ota_service.fleet import group_policy
+group_policy.LOST_S = 1.0
+runpy.run_path(sys.argv.pop(1) + "/main.py", run_name="__main__")
+"""
+"""The module, where five minutes pass in one second."""
+
+
+async def test_one_that_is_lost_behind_its_switch_takes_its_group_back(tmp_path: Path) -> None:
+    """The others do not wait for ever: firmware and version are the old ones again, and the run
+    says that the group is half."""
+    impatient = [sys.executable, "-c", IMPATIENT, str(ROOT / "src")]
+    async with Rig.start(tmp_path, three(), impatient) as rig:
+        url = serve(rig, "2.0.0", order=[["wheel"], ["eye"]])
+        await rig.configure(url=url, version="2.0.0")
+
+        def starts(now: Mapping[str, Any]) -> bool:
+            forward = phase_of(now) in ("switching", "confirming")
+            return forward and now["boards"]["c"].get("phase") == "booting"
+
+        await rig.module.wait_status(NAME, starts, timeout_s=LASTS_S, interval_s=0.01)
+        rig.board("c").control.unplug()
+        status = await ended(rig)
+        assert status["run"]["outcome"] == "failed"
+        assert "(a, b, c) went back. Not taken back: c (" in status["error"]["message"]
+        assert status["run"]["manifest"]["half"] == ["c"]
+        assert status["boards"]["c"]["state"] == "absent"
+        assert runs(rig) == {**OLD, "c": ("2.0.0", "2.0.0")}
 
 
 def with_rollback() -> list[SimBoard]:

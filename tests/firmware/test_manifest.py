@@ -74,6 +74,7 @@ def steps_of(names: str, order: list[str], together: list[str]) -> Manifest:
         (written(images=[]), "images: must be an object"),
         (written(images={"a\x07": image()}), "images.a?: holds characters"),
         (written(images={"m" * 65: image()}), "65 bytes; the limit is 64"),
+        (written(format=True), "format: must be the number 1."),
         (written(version=2), "version: must be text"),
         (written(version="a\0"), "version: holds a NUL"),
         (written(boards={"left": "motr"}), 'boards.left: there is no image "motr"'),

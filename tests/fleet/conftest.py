@@ -15,6 +15,7 @@ from esp32_sim.images import build_app
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet import board as board_module
+from ota_service.fleet.around import Given
 from ota_service.fleet.attempt import Attempt, SessionEnd, require_allowed
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
@@ -100,9 +101,11 @@ class Desk:
         self.tasks.add(task)
         return task
 
-    async def journaled(self, call: Callable[[], Result]) -> Result:
+    async def journaled(
+        self, call: Callable[Given, Result], /, *args: Given.args, **kwargs: Given.kwargs
+    ) -> Result:
         """At once: this loop knows no threads."""
-        return call()
+        return call(*args, **kwargs)
 
     async def may_restart(self) -> bool:
         """As the test says."""

@@ -377,13 +377,15 @@ def test_a_member_that_is_unplugged_behind_its_switch(tmp_path: Path, for_s: flo
             assert {name: robot.generation(name) for name in ("arm", "eyes")} == {
                 name: OLD[name] for name in ("arm", "eyes")
             }
+            assert status["run"]["manifest"]["half"] == ["base"]
             before = status["run"]["id"]
             robot.plug("base")
             await until(service, lambda now: now["run"]["id"] != before)
         return await to_the_end(service, robot)
 
-    robot.live(act)
+    status = robot.live(act)
     assert runs(robot) == (NEW if for_s else OLD)
+    assert "half" not in status["run"]["manifest"]
     assert unfinished(robot) == []
 
 
@@ -520,6 +522,7 @@ def test_the_robot_s_no_leaves_no_group_half(tmp_path: Path, half: bool) -> None
         await until(service, lambda now: phase_of(now) == "switching")
         await asyncio.sleep(250)
         assert runs(robot) == (OLD | {"arm": NEW["arm"]} if half else OLD)
+        assert service.status()["run"]["manifest"].get("half") == (["arm"] if half else None)
         await asyncio.sleep(1000)
         if not half:
             assert phase_of(service.status()) == "switching"

@@ -18,8 +18,8 @@ from ota_service.fleet import policy
 from ota_service.fleet.board import Board
 from ota_service.fleet.journal_rows import FirmwareRecord, OwedCallRecord
 from ota_service.fleet.policy import Event
-from ota_service.fleet.robot import Calls, Stop, fits
-from ota_service.fleet.settings import NoSuchResource, RobotCall, Settings
+from ota_service.fleet.robot import ASKED_AGAIN_S, Calls, Stop, fits
+from ota_service.fleet.settings import BoardEntry, NoSuchResource, RobotCall, Settings
 from ota_service.fleet.turns import Turns
 from ota_service.update.session import Outcome
 from tests.fleet.conftest import OTHER, TARGET, AtDesk, Desk
@@ -166,7 +166,73 @@ def test_what_was_asked_before_is_undone_after(
         with_arm(desk, arm)
         assert await session(desk, overridden=overridden, ends=ends) == code
         assert arm.heard == ["before"] + ["after"] * after
-        assert owed(desk) == []
+        assert owed(desk) == [] or code == "not-allowed-now"
+        await desk.until(lambda: not owed(desk), within_s=ASKED_AGAIN_S + 1)
+        assert arm.heard == ["before"] + ["after"] * after
+
+    at_desk(test)
+
+
+def test_a_no_costs_the_disk_nothing(at_desk: AtDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A robot that is asked every 2 s for hours: one row is written when the wait begins, and goes
+    when it is over; what is owed by a board that was allowed meanwhile is called all the same."""
+
+    async def test(desk: Desk) -> None:
+        arm = Arm(before=NO)
+        with_arm(desk, arm)
+        written: list[str] = []
+
+        def noted(name: str, do: Any, *args: Any, **kwargs: Any) -> None:
+            written.append(name)
+            do(*args, **kwargs)
+
+        for name in ("put", "drop"):
+            do = getattr(desk.journal, name)
+            monkeypatch.setattr(desk.journal, name, partial(noted, name, do))
+        for _ in range(50):
+            assert await session(desk) == "not-allowed-now"
+            await asyncio.sleep(policy.ROBOT_POLL_S)
+        assert written == ["put"]
+        arm.answers["before"] = [{"ok": True}, NO]
+        assert await session(desk, "b") == ""
+        assert arm.heard[-2:] == ["before", "after"]
+        assert await session(desk) == "not-allowed-now"  # as its own row went with that of "b"
+        assert written == ["put", "put", "drop", "put"]
+        arm.answers["before"] = {"ok": True}
+        assert await session(desk) == ""
+        assert (arm.heard.count("after"), owed(desk)) == (2, [])
+        arm.answers["before"] = NO
+        for _ in range(2):
+            assert await session(desk) == "not-allowed-now"
+            await asyncio.sleep(ASKED_AGAIN_S + 1)
+        assert written[4:] == ["drop", *["put", "drop"] * 2]
+        assert arm.heard.count("after") == 2
+
+    at_desk(test)
+
+
+def test_a_robot_that_is_not_configured_any_more_is_not_called_for_ever(
+    at_desk: AtDesk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that is missing is called until it is there; one that the configuration names no more,
+    for the service or for a board, is given up, and the log says so."""
+
+    async def test(desk: Desk) -> None:
+        arm = Arm(after=NoSuchResource("there is no arm"))
+        settings = with_arm(desk, arm)
+        assert await session(desk) == ""
+        await asyncio.sleep(1000)
+        assert owed(desk) == [("a", "after")]
+        entry = BoardEntry("a", mac=MAC, health_check=CHECK)
+        desk.settings = replace(settings, before_restart=None, after_restart=None, boards=(entry,))
+        await asyncio.sleep(1000)
+        assert owed(desk) == [("a", "after")]
+        desk.settings = replace(desk.settings, boards=(replace(entry, health_check=None),))
+        await desk.until(lambda: not owed(desk), within_s=61)
+        called = len(arm.heard)
+        await asyncio.sleep(1000)
+        assert len(arm.heard) == called
+        assert [line for line in caplog.messages if "arm is not in the configuration" in line]
 
     at_desk(test)
 

@@ -43,13 +43,15 @@ class Rig:
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, folder: Path, boards: Sequence[SimBoard]) -> AsyncIterator[Rig]:
-        """Start all of it, and stop it at the end."""
+    async def start(
+        cls, folder: Path, boards: Sequence[SimBoard], executable: Sequence[str] | None = None
+    ) -> AsyncIterator[Rig]:
+        """Start all of it, and stop it at the end. executable: as for the module's process."""
         names = [chr(ord("a") + index) for index in range(len(boards))]
         with SimProcess(folder / "boards", boards) as sim:
             async with (
                 FirmwareServer.start() as server,
-                ModuleProcess.start(folder / "machine") as module,
+                ModuleProcess.start(folder / "machine", executable=executable) as module,
             ):
                 yield cls(folder, sim, server, module, names)
 

@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from ota_service.errors import OtaError
@@ -46,6 +46,11 @@ _KINDS: tuple[tuple[frozenset[str], str], ...] = (
 def _checked(problem: str | None) -> None:
     if problem:
         raise PydanticCustomError("fault", "{words}", {"words": problem})
+
+
+def _number(value: object) -> object:
+    _checked("must be the number 1" if isinstance(value, bool) else None)
+    return value
 
 
 def _name(value: str) -> str:
@@ -139,7 +144,9 @@ class Block:
 class Manifest(_Strict):
     """Several firmwares that belong together, as a file at a service's url names them."""
 
-    format: Literal[1] = Field(description="The form of this file.")
+    format: Annotated[Literal[1], BeforeValidator(_number)] = Field(
+        description="The form of this file."
+    )
     version: Tag = Field(
         description="What a service's configuration names as its version for all of it; 1 to 128 "
         "bytes of UTF-8."

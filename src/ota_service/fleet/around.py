@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Firmwares
@@ -16,6 +16,7 @@ from ota_service.fleet.settings import Settings
 from ota_service.fleet.turns import Turns
 
 Result = TypeVar("Result")
+Given = ParamSpec("Given")
 Log = logging.LoggerAdapter[logging.Logger]
 
 
@@ -39,7 +40,9 @@ class Around(Protocol):
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a task until it ends, or the service does."""
 
-    def journaled(self, call: Callable[[], Result]) -> Awaitable[Result]:
+    def journaled(
+        self, call: Callable[Given, Result], /, *args: Given.args, **kwargs: Given.kwargs
+    ) -> Awaitable[Result]:
         """Something that blocks for as long as a disk takes, in a thread."""
 
     def renamed(self, about: BoardState, mac: str) -> None:

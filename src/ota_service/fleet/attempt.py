@@ -124,7 +124,7 @@ class Attempt:
             job = replace(job, confirm=awaits.awaited)
         outcome = await self._at_robots_word(partial(session.run, job=job, hooks=self.hooks))
         if outcome.power_failed and self.hooks.mac is not None:
-            await around.journaled(partial(memory.power_failed, self.hooks.mac))
+            await around.journaled(memory.power_failed, self.hooks.mac)
         return SessionEnd(outcome, failed=self._failed)
 
     async def _left_alone(self) -> SessionEnd | None:
@@ -133,8 +133,7 @@ class Attempt:
         Raises `awaiting-confirmation` for what does not change what it runs; a person's rollback
         waits no longer than that.
         """
-        call = partial(self._around.memory.awaited, self._order.place.mac)
-        awaited = await self._around.journaled(call)
+        awaited = await self._around.journaled(self._around.memory.awaited, self._order.place.mac)
         if awaited is None:
             return None
         over = self._order.purpose == "rollback" and awaited[1] <= 0
@@ -188,15 +187,11 @@ class Attempt:
         planned = self.hooks.plan is not None or order.plan is not None
         if order.purpose not in SWITCHES or mac is None or not planned:
             return self._failed + error.kind.counts
-        end = partial(
-            memory.journal.end_attempt,
-            mac,
-            order.target.key,
-            succeeded=False,
-            code=error.code,
+        ended = await self._around.journaled(
+            memory.journal.end_attempt, mac, order.target.key, succeeded=False, code=error.code,
             message=error.message,
-        )
-        return (await self._around.journaled(end)).failed
+        )  # fmt: skip
+        return ended.failed
 
     async def event_of(self, end: SessionEnd) -> Event:
         """What a session's end is to the board's task."""
@@ -204,13 +199,13 @@ class Attempt:
         if event != "done" or not isinstance(outcome, Outcome) or outcome.found is None:
             return event
         memory, mac = self._around.memory, outcome.found.chip.mac
-        board = await self._around.journaled(partial(memory.journal.board, mac))
+        board = await self._around.journaled(memory.journal.board, mac)
         if outcome.end != "up_to_date" or board is None or not board.unchecked:
             return event
         if self._settings.health_check is not None:
             return "checks"
         self.hooks.tell(lambda sight: sight.checked())
-        await self._around.journaled(partial(memory.checked, mac))
+        await self._around.journaled(memory.checked, mac)
         return event
 
     def _judge(self, end: SessionEnd) -> Event:

@@ -473,8 +473,7 @@ class Board:
 
     async def _without_firmware(self, message: Message) -> None:
         error, about, update = message.value, self.shown, self._under_way
-        call = partial(self._around.memory.awaited, update.place.mac)
-        awaited = await self._around.journaled(call)
+        awaited = await self._around.journaled(self._around.memory.awaited, update.place.mac)
         # What was begun ends, and its way back needs no firmware.
         if awaited is not None and update.purpose in SWITCHES:
             self._job, self.state = self._new_job(update), "confirming"
@@ -670,8 +669,7 @@ class Board:
         """The robot's word is no longer waited for."""
         self.shown.unchecked = False
         if self.shown.mac is not None:
-            checked = partial(self._around.memory.checked, self.shown.mac)
-            await self._around.journaled(checked)
+            await self._around.journaled(self._around.memory.checked, self.shown.mac)
 
     async def _leave_unchecked(self, message: Message) -> None:
         """Nobody answered: the new firmware stays, and is not good."""
@@ -925,8 +923,8 @@ class Board:
             self._sight.before = self.shown.state
             self._sight.place(order.place)
             mac, key = self.shown.mac or order.place.mac, order.target.key
-            known = partial(self._around.memory.brought, mac, key)
-            order.brought = order.brought or await self._around.journaled(known)
+            known = await self._around.journaled(self._around.memory.brought, mac, key)
+            order.brought = order.brought or known
             self._job = replace(self._new_job(order), back_of=order.brought)
         back, job = self._exclusive, self._job
         assert back is not None
@@ -945,9 +943,9 @@ class Board:
     async def _begin_way_back(self, said: Said) -> None:
         """The robot does not say yes to what its update brought; the update ends with it."""
         update = self._under_way
-        known = partial(self._around.memory.brought, self.shown.mac, update.target.key)
-        brought, code = await self._around.journaled(known), "check-failed"
-        why = f"The robot's health check said no: {said.words}"
+        memory, mac = self._around.memory, self.shown.mac
+        brought = await self._around.journaled(memory.brought, mac, update.target.key)
+        code, why = "check-failed", f"The robot's health check said no: {said.words}"
         if said.answer == "none":
             code, why = (
                 "check-unanswered",

@@ -47,7 +47,7 @@ async def updated(
         await _refused(sight, around, order, error)
     else:
         note = partial(_noted, around.memory, target, outcome, image)
-        await around.journaled(partial(around.memory.journal.whole, note))
+        await around.journaled(around.memory.journal.whole, note)
         _show(sight, outcome, image)
         waits, made = sight.about.staged, outcome.plan
         if waits is not None and made is not None and made.slot is not None:
@@ -75,8 +75,9 @@ async def staged(
     about.state = policy.shown_after_read(before, tag, sight.target.version, found.problem)
     about.running = running_of(found, outcome.slot) or about.running
     if made.slot is not None:
-        note = partial(memory.stage, found.chip.mac, made.slot.name, image, order.target)
-        sight.staged(now := await around.journaled(note))
+        mac, slot = found.chip.mac, made.slot.name
+        now = await around.journaled(memory.stage, mac, slot, image, order.target)
+        sight.staged(now)
         order.report["staged"] = staged_dict(now)
     if error is not None:
         sight.error(error)
@@ -122,22 +123,16 @@ async def _refused(sight: Sight, around: Around, order: Order, error: OtaError) 
     sight.error(error)
     info, about = order.place.info, sight.about
     if error.code == "other-project" and about.entry is None and info is not None:
-        mark = around.memory.mark_not_ours
-        await around.journaled(partial(mark, info, error.message, about.mac))
+        await around.journaled(around.memory.mark_not_ours, info, error.message, about.mac)
 
 
 async def set_aside(sight: Sight, around: Around, order: Order, error: OtaError) -> None:
     """The attempts are used up."""
     key = sight.about.mac or sight.about.name
-    note = partial(
-        around.memory.journal.set_attempt_state,
-        key,
-        order.target.key,
-        "set_aside",
-        code=error.code,
-        message=error.message,
-    )
-    await around.journaled(note)
+    await around.journaled(
+        around.memory.journal.set_attempt_state, key, order.target.key, "set_aside",
+        code=error.code, message=error.message,
+    )  # fmt: skip
     sight.about.state = "set_aside"
 
 
@@ -192,9 +187,9 @@ async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd)
     assert outcome.found is not None
     assert outcome.slot is not None
     mac, slot, error = outcome.found.chip.mac, outcome.slot.name, outcome.error
-    fact = (await around.journaled(partial(memory.facts, mac, key))).slots.get(slot)
+    fact = (await around.journaled(memory.facts, mac, key)).slots.get(slot)
     note = partial(memory.rolled_back, outcome, key, by="person" if error is None else "itself")
-    await around.journaled(partial(memory.journal.whole, note))
+    await around.journaled(memory.journal.whole, note)
     around.renamed(about, mac)
     about.state = "rolled_back" if outcome.end == "rolled_back" else "failed"
     about.unchecked = False
@@ -228,7 +223,7 @@ async def taken_back(sight: Sight, around: Around, order: Order, end: SessionEnd
     assert outcome.slot is not None
     by: Literal["itself", "group"] = "group" if outcome.end == "rolled_back" else "itself"
     note = partial(around.memory.rolled_back, outcome, order.target.key, by=by)
-    await around.journaled(partial(around.memory.journal.whole, note))
+    await around.journaled(around.memory.journal.whole, note)
     sight.version(outcome.version)
     sight.judged(outcome.confirmed, outcome.notice)
     about.running = running_of(outcome.found, outcome.slot) or about.running
@@ -251,7 +246,7 @@ async def flashed(sight: Sight, around: Around, order: Order, end: SessionEnd) -
     if end.error is not None:
         about.state = sight.before
         if end.wrote and about.mac is not None:
-            await around.journaled(partial(memory.flashing, about.mac))
+            await around.journaled(memory.flashing, about.mac)
             sight.error(end.error)
             about.state = "failed"
         sight.log(logging.ERROR, "%s %s", end.error.message, end.error.remedy)
@@ -259,7 +254,7 @@ async def flashed(sight: Sight, around: Around, order: Order, end: SessionEnd) -
     outcome = end.outcome
     assert isinstance(outcome, FlashOutcome)
     around.renamed(about, outcome.chip.mac)
-    await around.journaled(partial(memory.flashed, outcome))
+    await around.journaled(memory.flashed, outcome)
     order.report |= {"to": outcome.version, "action": "flash"}
     _keep_start(order, outcome)
     sight.version(outcome.version)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
@@ -24,7 +24,7 @@ from ota_service.firmware.failures import GaveUp, NotThere
 from ota_service.firmware.target import Target
 from ota_service.firmware.urls import is_path
 from ota_service.fleet import policy
-from ota_service.fleet.around import Log
+from ota_service.fleet.around import Given, Log, Result
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Firmwares
@@ -54,8 +54,6 @@ STATE_BUSY_RETRY_S = 2.0
 SAVE_RETRY_S = 5.0
 STOP_LIMIT_S = 8.5
 """Boards in the middle of a slot write are back in their old firmware before that."""
-
-Result = TypeVar("Result")
 
 _JOURNAL = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
 """A thread of its own: sessions that fill all others must not hold the journal up."""
@@ -193,9 +191,12 @@ class Engine:
             self.log.error("a background task failed", exc_info=error)
             self.error = OtaError.unforeseen(error)
 
-    async def journaled(self, call: Callable[[], Result]) -> Result:
+    async def journaled(
+        self, call: Callable[Given, Result], /, *args: Given.args, **kwargs: Given.kwargs
+    ) -> Result:
         """Something that blocks for as long as a disk takes, in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(_JOURNAL, call)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(_JOURNAL, partial(call, *args, **kwargs))
 
     async def end(self) -> None:
         """End everything, with boards in a firmware that boots: sessions, tasks, claims, files."""
@@ -254,10 +255,10 @@ class Engine:
         await self._ready.wait()
         service, journal = settings.service, self.memory.journal
         together = self._targets_key(settings)
-        new_target = await self.journaled(partial(journal.set_target, service, together))
+        new_target = await self.journaled(journal.set_target, service, together)
         await self._recall_manifest(settings)
         keys = self.roster.keys
-        stops = await self.journaled(partial(journal.stops, service, keys, together))
+        stops = await self.journaled(journal.stops, service, keys, together)
         for key, why in stops.items():
             self.turns.note_stopped(key, why)
         if first:
@@ -272,9 +273,9 @@ class Engine:
         if not settings.auto_update:
             return
         if settings.boards is None and new_target:
-            self.start(Run("configured"))
+            self.start(Run(self, "configured"))
         elif names:
-            self.start(Run("configured", sorted(names)))
+            self.start(Run(self, "configured", sorted(names)))
 
     async def _begin(self, settings: Settings, new_target: bool) -> None:
         """The first configuration of this process: what was known and what was interrupted."""
@@ -286,10 +287,10 @@ class Engine:
             self.roster.reassign()
         await self.calls.owed()
         await self._resume_groups()
-        interrupted = await self.journaled(partial(journal.take_up, settings.service))
+        interrupted = await self.journaled(journal.take_up, settings.service)
         resumed = any(run.target.get("purpose") in (None, "activate") for run in interrupted)
         if settings.auto_update and (settings.check_on_start or new_target or resumed):
-            self.start(Run("resumed" if resumed and not new_target else "configured"))
+            self.start(Run(self, "resumed" if resumed and not new_target else "configured"))
         elif settings.boards is not None:
             await self._poll(first=True)
 
@@ -304,7 +305,7 @@ class Engine:
         service, journal = self.settings.service, self.memory.journal
         if here is not None and not (came or self.groups.left):
             return
-        records = await self.journaled(partial(journal.all, GroupRecord, service=service))
+        records = await self.journaled(journal.all, GroupRecord, service=service)
         for id in self.groups.left.keys() - {record.id for record in records}:
             del self.groups.left[id]
         for record in records:
@@ -313,7 +314,7 @@ class Engine:
                 continue
             at_once = here is None or not members.keys().isdisjoint(came)
             if self.groups.due(record, at_once=at_once):
-                self.start(Run("resumed", list(members.values()), resumes=record))
+                self.start(Run(self, "resumed", list(members.values()), resumes=record))
 
     async def _recall_manifest(self, settings: Settings) -> None:
         """Show the boards against the images that they are to have, without asking its server."""
@@ -376,7 +377,7 @@ class Engine:
     async def _go(self, run: Run) -> None:
         await self._ready.wait()
         try:
-            await run.go(self)
+            await run.go()
         finally:
             if run.resumes is not None:
                 self.groups.over(run.resumes)
@@ -398,7 +399,7 @@ class Engine:
                 await self._free([board])
                 outdated = board.shown.state == "outdated"
                 if outdated and self.settings.auto_update and not self.closing:
-                    self.start(Run("attached", [board.shown.name]))
+                    self.start(Run(self, "attached", [board.shown.name]))
 
     def _fetch_again(self, run: Run) -> None:
         """A firmware that could not be had for now is asked for again, later and later."""
@@ -439,7 +440,7 @@ class Engine:
                     return
                 if missing and await self._still_missing(boards[0].target):
                     continue
-                run = self.start(Run("resumed", [board.shown.name for board in boards]))
+                run = self.start(Run(self, "resumed", [board.shown.name for board in boards]))
                 await run.done.wait()
                 if not waits.boards:
                     return
@@ -485,14 +486,14 @@ class Engine:
         )
 
     async def _proven(self, sha256: str) -> bool:
-        known = partial(self.memory.journal.get, FirmwareRecord, sha256=sha256)
-        return await self.journaled(known) is not None
+        journal = self.memory.journal
+        return await self.journaled(journal.get, FirmwareRecord, sha256=sha256) is not None
 
     def _on_stop(self, key: str, why: OtaError) -> None:
         """Start nothing more with this target by itself, also after a restart."""
         self.log.error("%s", why)
         journal, service = self.memory.journal, self.settings.service
-        self.spawn(self.journaled(partial(journal.stop, service, key, why.message)))
+        self.spawn(self.journaled(journal.stop, service, key, why.message))
         self._tell_stopped({key}, why)
 
     def stop_all(self, keys: Collection[str], why: OtaError) -> None:
@@ -525,7 +526,7 @@ class Engine:
         run = self.last_run
         if run is not None and run.error is not None and run.error.code == "stopped":
             run.error = None
-        await self.journaled(partial(self.memory.journal.lift, self.settings.service))
+        await self.journaled(self.memory.journal.lift, self.settings.service)
 
     async def release(self, boards: Sequence[Board]) -> None:
         """Let boards that were set aside, rolled back, wrong or not ours be taken up again."""
@@ -557,8 +558,7 @@ class Engine:
         """Take whatever is behind the configured ports for the right board."""
         for entry in self.settings.boards or ():
             if entry.port is not None:
-                drop = partial(self.memory.journal.drop, PortRecord, port=entry.port)
-                await self.journaled(drop)
+                await self.journaled(self.memory.journal.drop, PortRecord, port=entry.port)
 
     def renamed(self, about: BoardState, mac: str) -> None:
         """A board that is not in `boards` goes by its MAC once that is known."""
@@ -629,7 +629,7 @@ class Engine:
             await self._resume_groups(here, {place.mac for place in came})
         if names and settings.auto_update and not first and not self._covered(names):
             self.log.info("plugged in: %s", ", ".join(names))
-            self.start(Run("attached", names))
+            self.start(Run(self, "attached", names))
 
     def _show_gone(self, here: Collection[str | None]) -> None:
         """Boards that were found by themselves, and whose ports are not there any more."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import (
     Callable,
+    Collection,
     Coroutine,
     Mapping,
     Sequence,
@@ -52,7 +53,8 @@ class Member:
 
     board None: the service has it no more. step: of the block, from 0. before: it was good before
     the run, and is not touched. switch: what is asked of it in its step. fate, error: what came of
-    that, or of its staging. end: of that. owed: why it could not be taken back.
+    that, or of its staging. end: of that. lost: it was asked, and may be reached again. owed: why
+    it could not be taken back.
     """
 
     name: str
@@ -66,7 +68,14 @@ class Member:
     fate: Fate | None = None
     error: OtaError | None = None
     end: End = "error"
+    lost: bool = False
     owed: OtaError | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is on its way, and somebody has to let it, or bring it back."""
+        held = self.board is not None and self.board.state == "held"
+        return self.fate is None and (self.lost or held)
 
 
 @dataclass(eq=False)
@@ -81,7 +90,6 @@ class Group:
     """
 
     run: Run
-    engine: Engine
     id: str
     members: list[Member]
     target: str
@@ -94,6 +102,11 @@ class Group:
     others: Sequence[Member] = ()
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _turned: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def engine(self) -> Engine:
+        """The service."""
+        return self.run.engine
 
     @property
     def boards(self) -> set[Board]:
@@ -134,7 +147,7 @@ class Group:
         course = self.run.course
         if course is not None and self.state in get_args(Phase):
             course.phase = cast(Phase, self.state)
-            await self.run.note_course(self.engine)
+            await self.run.note_course()
 
     # --- staging
 
@@ -294,30 +307,42 @@ class Group:
         asked = [member for member in self._todo if member.step == step]
         more = any(member.step > step for member in self._todo)
         tasks = {m: self._spawn(m, self._forward) for m in asked if m.fate is None}
-        event: Event | None = None
-        held_s, now_s = 0.0, asyncio.get_running_loop().time()
-        while event is None and not self.engine.closing:
-            pending = [task for task in tasks.values() if not task.done()]
-            if pending:
-                first = asyncio.FIRST_COMPLETED
-                await asyncio.wait(pending, timeout=POLL_S, return_when=first)
-            else:
-                await asyncio.sleep(0)
-            event = self._event(asked, more=more)
-            before_s, now_s = now_s, asyncio.get_running_loop().time()
-            held = [m for m in asked if m.fate is None and m.board and m.board.state == "held"]
-            if event is None and held and await self._is_half():
-                held_s += now_s - before_s
-                event = self._held_up(held[0], held_s)
-            over = not more and event not in ("failed", "cancel")
-            if self.state == "switching" and over and all(map(_past_switch, asked)):
-                await self._take("switched")
+        event = await self._watch(asked, tasks.values(), more=more)
         if self.engine.closing or event is None:
             await self._take("end")
             await asyncio.gather(*tasks.values())
             return OtaError("cancelled")
         await self._act(await self._take(event), tasks)
         return self.why
+
+    async def _watch(
+        self, asked: Sequence[Member], tasks: Collection[asyncio.Task[None]], *, more: bool
+    ) -> Event | None:
+        """What becomes of those that were asked; None: the process ends."""
+        event: Event | None = None
+        held_s, now_s = 0.0, self._now_s
+        while event is None and not self.engine.closing:
+            await self._moment(tasks)
+            event, before_s, now_s = self._event(asked, more=more), now_s, self._now_s
+            waits = [member for member in asked if member.waits]
+            half = await self._half() if event is None and waits else []
+            await self._show_half(half)
+            held = [member for member in waits if not member.lost]
+            if half and held:
+                held_s += now_s - before_s
+                event = self._held_up(held[0], held_s)
+            over = not more and event not in ("failed", "cancel")
+            if self.state == "switching" and over and all(map(_past_switch, asked)):
+                await self._take("switched")
+        return event
+
+    async def _moment(self, tasks: Collection[asyncio.Task[None]]) -> None:
+        """Until a task ends, and not for long."""
+        pending = [task for task in tasks if not task.done()]
+        if pending:
+            await asyncio.wait(pending, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            await asyncio.sleep(0)
 
     def _event(self, asked: Sequence[Member], *, more: bool) -> Event | None:
         """What has become of those that were asked, or who cancelled it."""
@@ -331,10 +356,26 @@ class Group:
             self.why = OtaError(error.code, error.message, board=first.name)
         return event
 
-    async def _is_half(self) -> bool:
-        """Whether some have been switched, and some have not."""
-        switched = [await self._brought(m) for m in self._todo if m.switch == "activate"]
-        return any(switched) and not all(switched)
+    async def _half(self) -> list[Member]:
+        """Those that have been switched, where some have not."""
+        todo = [member for member in self._todo if member.switch == "activate"]
+        switched = [member for member in todo if await self._brought(member)]
+        return switched if len(switched) < len(todo) else []
+
+    async def _show_half(self, members: Sequence[Member]) -> None:
+        """These have the new firmware, and others do not, and somebody has to do something."""
+        course, ours = self.run.course, {member.name for member in self.members}
+        if course is None:
+            return
+        half = [name for name in course.half if name not in ours]  # of another group
+        half += [member.name for member in members]
+        if half != course.half:
+            course.half = half
+            await self.run.note_course()
+
+    @property
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time()
 
     def _held_up(self, member: Member, held_s: float) -> Event | None:
         """The robot, or whoever has its port, does not let a member be switched, and others are."""
@@ -382,25 +423,26 @@ class Group:
 
     async def _forward(self, member: Member) -> None:
         """Activate a member, as often as it takes while it may be lost."""
-        loop, failed, lost_at_s = asyncio.get_running_loop(), 0, None
+        failed, lost_at_s = 0, None
         while True:
             answer = await self._ask(member, await self._how(member))
             stopped = answer.end == "cancelled" or "cancel" in member.order.report
             member.error = answer.error
             fate = group_policy.fate(_good(member), answer.error, cancelled=stopped)
-            lost_at_s, failed = lost_at_s or loop.time(), failed + 1
-            left_s = lost_at_s + group_policy.LOST_S - loop.time()
-            gone = fate != "lost" or member.board is None
-            if gone or not await self._appears(member, left_s, policy.retry_pause_s(failed)):
+            lost_at_s, failed = lost_at_s or self._now_s, failed + 1
+            left_s = lost_at_s + group_policy.LOST_S - self._now_s
+            member.lost = fate == "lost" and member.board is not None
+            pause_s = policy.retry_pause_s(failed)
+            if not (member.lost and await self._appears(member, left_s, pause_s)):
                 member.fate = fate
                 return
+            member.lost = False
 
     async def _appears(self, member: Member, left_s: float, pause_s: float) -> bool:
         """Whether a lost member is there to be asked again, in its time and after a pause."""
-        loop = asyncio.get_running_loop()
-        until_s, not_before_s = loop.time() + left_s, loop.time() + pause_s
-        while loop.time() < until_s and not (self._turned.is_set() or self.engine.closing):
-            if loop.time() >= not_before_s and (await self._place(member)).kind == "here":
+        until_s, not_before_s = self._now_s + left_s, self._now_s + pause_s
+        while self._now_s < until_s and not (self._turned.is_set() or self.engine.closing):
+            if self._now_s >= not_before_s and (await self._place(member)).kind == "here":
                 return True
             await asyncio.sleep(LOOK_S)
         return False
@@ -420,7 +462,7 @@ class Group:
         """Why it is not a step's turn: a board of a step before that is of another group, which is
         waited for, or of none, which the process before was to bring to its firmware."""
         for other in (one for one in self.others if one.step < step):
-            while not await self.engine.journaled(partial(self._is_good, other)):
+            while not await self.engine.journaled(self._is_good, other):
                 if self.engine.closing or self._is_cancelled:
                     return OtaError("cancelled")
                 if not self.engine.groups.has(other.name):
@@ -448,6 +490,7 @@ class Group:
                     board=member.name,
                 )
                 self.engine.log.warning("%s", member.owed)
+        await self._show_half([])
         await self._forget(partial(self._none_brought, self._todo))
 
     def _anew(self) -> None:
@@ -495,6 +538,7 @@ class Group:
             await self._take("end")
             return
         owed = [member for member in self._todo if await self._brought(member)]
+        await self._show_half(owed)
         await self._take("owed" if owed else "back")
         stopped = self._stopped()
         if owed:
@@ -510,8 +554,7 @@ class Group:
     async def _brought(self, member: Member) -> bool:
         """Whether there may be something to take back."""
         memory, key = self.engine.memory, member.order.target.key
-        known = partial(memory.brought, member.mac, key)
-        return member.mac is not None and await self.engine.journaled(known) is not None
+        return await self.engine.journaled(memory.brought, member.mac, key) is not None
 
     async def _back(self, member: Member) -> None:
         member.owed = None
@@ -523,8 +566,8 @@ class Group:
         if way == "void":
             message = answer.error.message if answer.error is not None else ""
             self.engine.log.warning("%s: not taken back with its group: %s", member.name, message)
-            drop = partial(self.engine.memory.journal.drop, BroughtRecord, mac=member.mac)
-            await self.engine.journaled(drop)
+            journal = self.engine.memory.journal
+            await self.engine.journaled(journal.drop, BroughtRecord, mac=member.mac)
 
     # --- what it asks
 
@@ -611,7 +654,7 @@ class Group:
             journal.put(record)
             too()
 
-        await self.engine.journaled(partial(journal.whole, note))
+        await self.engine.journaled(journal.whole, note)
 
     async def _forget(self, too: Callable[[], None] = lambda: None) -> None:
         """There is nothing left to do at the next start."""
@@ -621,7 +664,7 @@ class Group:
             journal.drop(GroupRecord, service=service, id=self.id)
             too()
 
-        await self.engine.journaled(partial(journal.whole, note))
+        await self.engine.journaled(journal.whole, note)
 
     def _stopped(self) -> Callable[[], None]:
         """In the journal: no board gets these firmwares any more."""
@@ -640,7 +683,7 @@ class Group:
         if why:
             self.why = OtaError(why["code"], why["message"], board=why.get("board"))
         for member in self.members:
-            await self.engine.journaled(partial(self._recall_fate, member))
+            await self.engine.journaled(self._recall_fate, member)
         await self._show()
 
     async def _how(self, member: Member) -> Purpose:
@@ -706,7 +749,7 @@ class Group:
                 order.report["error"] = answer.error.to_dict()
             order.report["outcome"] = board.shown.state
             order.give(answer)
-            await self.run.note(self.engine, order, board, answer)
+            await self.run.note(order, board, answer)
 
     def _answer(self, member: Member) -> Answer:
         error = self.error

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The groups of a service: those of a block of steps, those of a process before, and who waits.
 
-go(run, engine, block, orders, alone)   a block of steps that groups span
-resume(run, engine, record)             what a process that ended had begun, forward or back
+go(run, block, orders, alone)   a block of steps that groups span
+resume(run, record)             what a process that ended had begun, forward or back
 Groups                                  those that are at work: whatever else is asked waits
 """
 
@@ -14,7 +14,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Iterable,
     Iterator,
     Mapping,
     Sequence,
@@ -34,7 +33,6 @@ from ota_service.fleet.policy import Permits
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
-    from ota_service.fleet.engine import Engine
     from ota_service.fleet.run import Run
     from ota_service.fleet.steps import Pairs
 
@@ -44,21 +42,19 @@ Alone = Callable[[Sequence[str], "Pairs"], Awaitable[OtaError | None]]
 """Carries out the orders of a step that are of no group; why nothing follows, None: it is good."""
 
 
-async def go(
-    run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs], alone: Alone
-) -> OtaError | None:
+async def go(run: Run, block: Block, orders: Mapping[str, Pairs], alone: Alone) -> OtaError | None:
     """Carry a block out; why what follows is not begun, None where every board is good.
 
     orders: image -> the orders to its boards, which were asked of nobody yet; when this returns,
     those of the groups are answered.
     """
-    groups = _groups(run, engine, block, orders)
+    groups = _groups(run, block, orders)
     try:
-        async with engine.groups.at_work(run, groups):
+        async with run.engine.groups.at_work(run, groups):
             try:
-                why = await _go(run, engine, groups, block, orders, alone)
+                why = await _go(run, groups, block, orders, alone)
             except Exception as error:  # whatever it is, no group is left half for it
-                engine.log.exception("the groups of a run failed")
+                run.engine.log.exception("the groups of a run failed")
                 why = OtaError.unforeseen(error)
                 await asyncio.gather(*(group.fail(why) for group in groups))
     except OtaError as error:  # cancelled before it was its turn
@@ -78,7 +74,7 @@ def _tell(run: Run, groups: Sequence[Group]) -> OtaError | None:
     return error
 
 
-def _groups(run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs]) -> list[Group]:
+def _groups(run: Run, block: Block, orders: Mapping[str, Pairs]) -> list[Group]:
     course, groups = run.course, []
     assert course is not None
     assigned = course.assignment
@@ -98,50 +94,56 @@ def _groups(run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs])
         if names:
             unused = [image for image in assigned.unused if image in images]
             groups.append(
-                Group(run, engine, id, members, base, version, names, stops, unused=unused,
+                Group(run, id, members, base, version, names, stops, unused=unused,
                       others=others)
             )  # fmt: skip
     return groups
 
 
 async def _go(
-    run: Run, engine: Engine, groups: Sequence[Group], block: Block, orders: Mapping[str, Pairs],
-    alone: Alone,
-) -> OtaError | None:  # fmt: skip
+    run: Run, groups: Sequence[Group], block: Block, orders: Mapping[str, Pairs], alone: Alone
+) -> OtaError | None:
     members = [member for group in groups for member in group.members]
     pairs = [(m.order, m.board) for m in members if m.board and not m.order.answer.done()]
-    await run.renew(engine, pairs)
-    ready = all([await group.complete() for group in groups])
-    ready = ready and all(await asyncio.gather(*(group.stage() for group in groups)))
-    for group in groups if ready else ():
-        ready = ready and await group.begin()
-    why = None if ready else _first(groups)
-    grouped = {image for images in block.groups for image in images}
-    for number, step in enumerate(block.steps if ready else ()):
-        pairs = [pair for image in step if image not in grouped for pair in orders.get(image, ())]
-        switched = [group.switch(number) for group in groups if group.has(number)]
-        if switched and run.course is not None:
-            run.course.at(step)
-        whys = await asyncio.gather(*switched, alone(step, pairs))
-        why = next((one for one in whys if one is not None), None)
-        if why is not None:
-            break
+    await run.renew(pairs)
+    why = await _begin(groups) or await _step_by_step(run, groups, block, orders, alone)
     if why is not None:  # what is not at its end is not left in the middle
         await asyncio.gather(*(group.fail(why) for group in groups))
     return why
 
 
-def _first(groups: Iterable[Group]) -> OtaError:
-    return next((g.why for g in groups if g.why is not None), OtaError("cancelled"))
+async def _step_by_step(
+    run: Run, groups: Sequence[Group], block: Block, orders: Mapping[str, Pairs], alone: Alone
+) -> OtaError | None:
+    grouped = frozenset().union(*block.groups)
+    for number, step in enumerate(block.steps):
+        pairs = [pair for image in step if image not in grouped for pair in orders.get(image, ())]
+        switched = [group.switch(number) for group in groups if group.has(number)]
+        if switched and run.course is not None:
+            run.course.at(step)
+        whys = await asyncio.gather(*switched, alone(step, pairs))
+        if (why := next(filter(None, whys), None)) is not None:
+            return why
+    return None
+
+
+async def _begin(groups: Sequence[Group]) -> OtaError | None:
+    """Have all of them staged, and the journal say that they are switched; why they are not."""
+    ready = all([await group.complete() for group in groups])
+    ready = ready and all(await asyncio.gather(*(group.stage() for group in groups)))
+    for group in groups if ready else ():
+        ready = ready and await group.begin()
+    whys = (group.why for group in groups if group.why is not None)
+    return None if ready else next(whys, OtaError("cancelled"))
 
 
 # --- what a process that ended had begun
 
 
-async def resume(run: Run, engine: Engine, record: GroupRecord) -> None:
+async def resume(run: Run, record: GroupRecord) -> None:
     """Finish a group as the journal says, forward or back."""
-    group = await _recalled(run, engine, record)
-    with engine.groups.taken_up(group):
+    group = await _recalled(run, record)
+    with run.engine.groups.taken_up(group):
         try:
             if record.phase == "switching":
                 await group.go_on()
@@ -154,9 +156,9 @@ async def resume(run: Run, engine: Engine, record: GroupRecord) -> None:
     _tell(run, [group])
 
 
-async def _recalled(run: Run, engine: Engine, record: GroupRecord) -> Group:
+async def _recalled(run: Run, record: GroupRecord) -> Group:
     """A group as it was left, with the boards that its members are by now."""
-    found = await engine.roster.find(None, Permits(), probe=False, by_person=False)
+    found = await run.engine.roster.find(None, Permits(), probe=False, by_person=False)
     by_mac = {place.mac or board.shown.mac: board for board, place in found.items()}
     data = record.data
 
@@ -177,7 +179,7 @@ async def _recalled(run: Run, engine: Engine, record: GroupRecord) -> Group:
         if member.board is not None:
             run.orders[member.name] = (member.order, member.board)
     group = Group(
-        run, engine, record.id, members, record.target, record.version, data["names"],
+        run, record.id, members, record.target, record.version, data["names"],
         tuple(data["stops"]), record.phase,
         others=[recalled(entry) for entry in data["others"]],
     )  # fmt: skip

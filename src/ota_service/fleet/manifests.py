@@ -25,7 +25,6 @@ from ota_service.fleet.steps import Course, Pair, Pairs
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
-    from ota_service.fleet.engine import Engine
     from ota_service.fleet.run import Run
 
 BY_MANIFEST: frozenset[Purpose] = frozenset({"update", "stage", "activate", "plan", "verify"})
@@ -40,48 +39,48 @@ def concerns(run: Run, board: Board) -> bool:
     return run.purpose in BY_MANIFEST and (entry is None or not entry.is_pinned)
 
 
-async def go(run: Run, engine: Engine, pairs: Pairs) -> None:
+async def go(run: Run, pairs: Pairs) -> None:
     """Ask the boards; boards that are not there are answered whatever the download does."""
     here = [pair for pair in pairs if pair[0].place.kind == "here"]
-    away = [run.ask(engine, *pair) for pair in pairs if pair not in here]
-    await asyncio.gather(_here(run, engine, here), *away)
+    away = [run.ask(*pair) for pair in pairs if pair not in here]
+    await asyncio.gather(_here(run, here), *away)
 
 
-async def _here(run: Run, engine: Engine, pairs: Pairs) -> None:
+async def _here(run: Run, pairs: Pairs) -> None:
     if not pairs:
         return
-    base = engine.settings.target
+    base = run.engine.settings.target
     try:
-        found = await run.unless_cancelled(_known(run, engine, base, pairs))
+        found = await run.unless_cancelled(_known(run, base, pairs))
         if found is None:
-            _require_current(run, engine, base)
+            _require_current(run, base)
             if any(order.target.key != board.target.key for order, board in pairs):
-                pairs = await run.prepare(engine, {board: order.place for order, board in pairs})
-            answers = await asyncio.gather(*(run.ask(engine, *pair) for pair in pairs))
+                pairs = await run.prepare({board: order.place for order, board in pairs})
+            answers = await asyncio.gather(*(run.ask(*pair) for pair in pairs))
             errors = [answer.error for answer in answers]
             found = next((one.found for one in errors if isinstance(one, IsManifest)), None)
         if found is not None:
-            await _by_manifest(run, engine, base, found, pairs)
+            await _by_manifest(run, base, found, pairs)
     except OtaError as error:
-        await _give_up(run, engine, pairs, error)
+        await _give_up(run, pairs, error)
 
 
-async def _give_up(run: Run, engine: Engine, pairs: Pairs, why: OtaError) -> None:
+async def _give_up(run: Run, pairs: Pairs, why: OtaError) -> None:
     """Nothing is asked of boards that were not asked yet."""
     now = [run.orders.get(board.shown.name, (order, board)) for order, board in pairs]
     for order, board in now:
         if not order.answer.done():
-            await run.give_up(engine, order, board, why, "no-firmware")
+            await run.give_up(order, board, why, "no-firmware")
 
 
-async def _known(run: Run, engine: Engine, target: Target, pairs: Pairs) -> ManifestFile | None:
+async def _known(run: Run, target: Target, pairs: Pairs) -> ManifestFile | None:
     """The manifest, where it is one for all that is known; None: the boards ask for the image.
 
     What happens by itself goes by the one that was kept, without the network; what a person asks
     for, by what the url gives now. An activation goes by the one that was staged by, and asks
     nobody: what it starts was allowed when it was written.
     """
-    firmwares, activates = engine.firmwares, run.purpose == "activate"
+    firmwares, activates = run.engine.firmwares, run.purpose == "activate"
     kept = await firmwares.kept(target, checked=not activates)
     if kept is None:
         unasked = all(order.spared is not None for order, _ in pairs)
@@ -94,67 +93,61 @@ async def _known(run: Run, engine: Engine, target: Target, pairs: Pairs) -> Mani
         found = await firmwares.manifest(target)
     except GaveUp as error:
         if kept is not None:
-            engine.log.warning("%s Using the manifest that it gave before.", error.message)
+            run.engine.log.warning("%s Using the manifest that it gave before.", error.message)
         return kept
     finally:
         run.stage = "going"
-    if found is None and kept is not None and target.key == engine.settings.target.key:
+    if found is None and kept is not None and target.key == run.engine.settings.target.key:
         await asyncio.to_thread(firmwares.forget_kept, target)
-        engine.roster.assignment = None
-        engine.roster.reassign()
+        run.engine.roster.assignment = None
+        run.engine.roster.reassign()
     return found
 
 
-async def _by_manifest(
-    run: Run, engine: Engine, base: Target, found: ManifestFile, pairs: Pairs
-) -> None:
+async def _by_manifest(run: Run, base: Target, found: ManifestFile, pairs: Pairs) -> None:
     """Each board its image, step by step."""
     manifest = found.manifest
     if manifest.binds and not run.by_person:
-        pairs = [*pairs, *await _all_others(run, engine)]
+        pairs = [*pairs, *await _all_others(run)]
     await steps.heard(board for _, board in pairs)  # what the journal knows of them
-    _require_current(run, engine, base)
+    _require_current(run, base)
     open_ = [pair for pair in pairs if _is_open(pair[0])]
-    assignment = await _assigned(run, engine, base, found, open_)
+    assignment = await _assigned(run, base, found, open_)
     run.course = Course(assignment)
     gets = ", ".join(f"{name}: {image}" for name, image in assignment.images.items())
-    engine.log.info('manifest "%s": %s', manifest.version, gets or "no board gets anything")
+    run.engine.log.info('manifest "%s": %s', manifest.version, gets or "no board gets anything")
     if assignment.notice is not None:
-        engine.log.warning("%s", assignment.notice)
-    fresh = await run.prepare(engine, {board: order.place for order, board in open_})
+        run.engine.log.warning("%s", assignment.notice)
+    fresh = await run.prepare({board: order.place for order, board in open_})
     rest = [pair for pair in pairs if pair not in open_]
-    orders = await _by_image(run, engine, assignment, [*fresh, *rest])
-    await run.note_course(engine)
+    orders = await _by_image(run, assignment, [*fresh, *rest])
+    await run.note_course()
     asked = [pair for some in orders.values() for pair in some]
     if run.purpose in SWITCHES:
-        await steps.go(run, engine, manifest.blocks(), orders)
-        await _doubt(engine, base, asked)
+        await steps.go(run, manifest.blocks(), orders)
+        await _doubt(run, base, asked)
         return
-    await asyncio.gather(*(run.ask(engine, *pair) for pair in asked))
+    await asyncio.gather(*(run.ask(*pair) for pair in asked))
     if run.purpose == "plan":
-        await _tell_more(run, engine, asked)
+        await _tell_more(run, asked)
 
 
-async def _assigned(
-    run: Run, engine: Engine, base: Target, found: ManifestFile, pairs: Pairs
-) -> Assignment:
+async def _assigned(run: Run, base: Target, found: ManifestFile, pairs: Pairs) -> Assignment:
     """Which board gets which image; boards of which too little is known are looked at first."""
-    assignment = engine.roster.assign(base, found)
+    assignment = run.engine.roster.assign(base, found)
     unsure = [pair for pair in pairs if pair[1].shown.name in assignment.unsure]
     if not unsure:
         return assignment
-    failed = await asyncio.gather(*(_look(run, engine, *pair) for pair in unsure))
-    _require_current(run, engine, base)
-    assignment = engine.roster.assign(base, found, looked=[board for _, board in unsure])
+    failed = await asyncio.gather(*(_look(run, *pair) for pair in unsure))
+    _require_current(run, base)
+    assignment = run.engine.roster.assign(base, found, looked=[board for _, board in unsure])
     for (_, board), error in zip(unsure, failed, strict=True):
         if error is not None and board.shown.name not in assignment.images:
             assignment.problems[board.shown.name] = error
     return assignment
 
 
-async def _by_image(
-    run: Run, engine: Engine, assignment: Assignment, pairs: Pairs
-) -> dict[str, list[Pair]]:
+async def _by_image(run: Run, assignment: Assignment, pairs: Pairs) -> dict[str, list[Pair]]:
     """The orders to each image's boards; a board that gets none is answered."""
     orders: dict[str, list[Pair]] = {}
     for order, board in pairs:
@@ -165,21 +158,21 @@ async def _by_image(
             why = assignment.problems.get(name) or OtaError("other-project", board=name)
             board.post(partial(_without_image, why=why))
             await steps.heard([board])
-            await run.give_up(engine, order, board, why)
+            await run.give_up(order, board, why)
     return orders
 
 
-async def _doubt(engine: Engine, base: Target, pairs: Pairs) -> None:
+async def _doubt(run: Run, base: Target, pairs: Pairs) -> None:
     """A manifest whose images cannot be had is no good one: what follows asks for it anew."""
     answers = [order.answer.result() for order, _ in pairs]
     if any(one.end == "no-firmware" and not isinstance(one.error, GaveUp) for one in answers):
-        await asyncio.to_thread(engine.firmwares.forget_kept, base)
+        await asyncio.to_thread(run.engine.firmwares.forget_kept, base)
 
 
-def _require_current(run: Run, engine: Engine, base: Target) -> None:
+def _require_current(run: Run, base: Target) -> None:
     if run.is_cancelled:
         raise OtaError("cancelled")
-    if engine.settings.target.key != base.key:
+    if run.engine.settings.target.key != base.key:
         raise OtaError("cancelled", "Another target was configured.")
 
 
@@ -192,7 +185,7 @@ def _is_open(order: Order) -> bool:
     return isinstance(order.answer.result().error, IsManifest)
 
 
-async def _look(run: Run, engine: Engine, order: Order, board: Board) -> OtaError | None:
+async def _look(run: Run, order: Order, board: Board) -> OtaError | None:
     """Find out what runs on a board of which nothing is known; why not, where that fails."""
     error: OtaError | None = None
     while not (run.is_cancelled or run.leaves_out(board)):
@@ -220,18 +213,18 @@ def _without_image(sight: Sight, why: OtaError) -> None:
         sight.error(why)
 
 
-async def _tell_more(run: Run, engine: Engine, pairs: Pairs) -> None:
+async def _tell_more(run: Run, pairs: Pairs) -> None:
     """What a plan for several images says of each board: which one, and how long it will take."""
     assert run.course is not None
-    journal, service = engine.memory.journal, engine.settings.service
+    journal, service = run.engine.memory.journal, run.engine.settings.service
     for order, board in pairs:
         name = board.shown.name
         reply = run.results.get(name, {})
-        size = int(engine.firmwares.about.get(order.target.key, {}).get("size_bytes", 0))
+        size = int(run.engine.firmwares.about.get(order.target.key, {}).get("size_bytes", 0))
         entries: list[Mapping[str, Any]] = []
         for words in ([name], None):  # its own before those of others
-            call = partial(journal.history, service, words, _HISTORY)
-            entries += [e for r in await engine.journaled(call) for e in r.boards.values()]
+            runs = await run.engine.journaled(journal.history, service, words, _HISTORY)
+            entries += [entry for one in runs for entry in one.boards.values()]
         lasts_s = expected_s(str(reply.get("action")), size, entries)
         image = {"image": run.course.assignment.images[name]}
         run.results[name] = {
@@ -239,16 +232,14 @@ async def _tell_more(run: Run, engine: Engine, pairs: Pairs) -> None:
         }  # fmt: skip
 
 
-async def _all_others(run: Run, engine: Engine) -> list[Pair]:
+async def _all_others(run: Run) -> list[Pair]:
     """A robot's boards belong together: what happens by itself is for all of them."""
     if run.names is None:
         return []
     run.names = None
-    places = await engine.roster.find(None, run.permits, probe=False, by_person=False)
+    places = await run.engine.roster.find(None, run.permits, probe=False, by_person=False)
     known = {board for _, board in run.orders.values()}
     more = {b: place for b, place in places.items() if b not in known and concerns(run, b)}
-    pairs = await run.prepare(engine, more)
-    await asyncio.gather(
-        *(run.ask(engine, *pair) for pair in pairs if pair[0].place.kind != "here")
-    )
+    pairs = await run.prepare(more)
+    await asyncio.gather(*(run.ask(*pair) for pair in pairs if pair[0].place.kind != "here"))
     return pairs

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 ENDING_S = 2.0
 """How long a call may take when the process ends: the boards need the rest of its 10 s."""
+ASKED_AGAIN_S = 5 * policy.ROBOT_POLL_S
+"""How long the journal keeps what is not owed after a no: who asks again meanwhile needs no row."""
 _WORDS_MAX_CHARS = 200
 
 
@@ -118,6 +120,8 @@ class Calls:
         # The sessions that go on, by what is to be called after them; a board may be renamed.
         self._out: defaultdict[str, set[Stop]] = defaultdict(set)
         self._late: set[str] = set()
+        # Rows of the journal for which nothing is owed, since the robot has just said no.
+        self._refused: dict[tuple[str, str], object] = {}
 
     async def ask(self, call: RobotCall, timeout_s: float | None = None) -> Said:
         """One call. What a resource raises is no answer: only its reply can be a no."""
@@ -157,8 +161,7 @@ class Calls:
             await unless(stop.at_all, self._go_out(after, stop))
         try:
             if after is not None:
-                record = OwedCallRecord(self._service, board, _key(after), utc_now())
-                await self._around.journaled(partial(self._around.memory.journal.put, record))
+                await self._owe(_key(after), board)
             if before is not None:
                 said = await unless(stop.at_all, self.ask(before))
                 if said.answer != "yes" and not overridden:
@@ -171,6 +174,12 @@ class Calls:
         finally:
             if after is not None:
                 await self._pay(board, after, stop, owed=owed)
+
+    async def _owe(self, key: str, board: str) -> None:
+        """In the journal, before anything is asked."""
+        if self._refused.pop((key, board), None) is None:
+            record = OwedCallRecord(self._service, board, key, utc_now())
+            await self._around.journaled(self._around.memory.journal.put, record)
 
     async def given_back(self, after: RobotCall | None) -> None:
         """Return when no board is in a session that has the same `after_restart`."""
@@ -188,7 +197,8 @@ class Calls:
         try:
             async with self._locks[key]:
                 if not owed:
-                    await self._forget(service=self._service, call=key, board=board)
+                    no = self._refused[key, board] = object()
+                    self._around.spawn(self._let_be(key, board, no))
                 if self._out[key] == {stop} and await self._rows(call=key):
                     await self._call_now(key, board, after, stop)
         finally:  # whatever becomes of the journal: others wait for it
@@ -196,13 +206,22 @@ class Calls:
             async with self._given_back:
                 self._given_back.notify_all()
 
+    async def _let_be(self, key: str, board: str, no: object) -> None:
+        """A row for which nothing is owed goes, unless the board asks again soon."""
+        try:
+            await asyncio.sleep(ASKED_AGAIN_S)
+        finally:
+            if self._refused.get((key, board)) is no:
+                del self._refused[key, board]
+                await self._forget(call=key, board=board)
+
     async def _call_now(self, key: str, board: str, after: RobotCall, stop: Stop) -> None:
         try:
             said = await unless(stop.ending, self.ask(after), ENDING_S)
         except OtaError:
             said = Said("none", "the process ends")
         if said.answer == "yes":
-            await self._forget(service=self._service, call=key)
+            await self._paid(key)
             return
         text = "%s: after_restart is called again later: %s"
         self._around.log.warning(text, board, said.words)
@@ -229,11 +248,29 @@ class Calls:
                 async with self._locks[key]:
                     if self._out[key]:
                         continue
-                    if not await self._rows(call=key) or (await self.ask(call)).answer == "yes":
-                        await self._forget(service=self._service, call=key)
+                    said = await self.ask(call) if await self._rows(call=key) else Said("yes")
+                    given_up = said.answer != "yes" and not self._names(call.resource)
+                    if given_up:
+                        text = "%s is not in the configuration any more: its after_restart is %s"
+                        self._around.log.warning(text, call.resource, "not called again")
+                    if given_up or said.answer == "yes":
+                        await self._paid(key)
                         break
         finally:
             self._late.discard(key)
+
+    def _names(self, resource: str) -> bool:
+        """Whether the configuration, as it is by now, has the robot say something by it."""
+        settings = self._around.settings
+        of_boards = map(settings.of, (None, *(settings.boards or ())))
+        calls = ((of.before_restart, of.after_restart, of.health_check) for of in of_boards)
+        return any(call is not None and call.resource == resource for call in chain(*calls))
+
+    async def _paid(self, key: str) -> None:
+        """Nobody owes it any more."""
+        for known in [known for known in self._refused if known[0] == key]:
+            del self._refused[known]
+        await self._forget(call=key)
 
     @property
     def _service(self) -> str:
@@ -241,12 +278,13 @@ class Calls:
 
     async def _rows(self, **where: str) -> list[OwedCallRecord]:
         journal = self._around.memory.journal
-        rows = partial(journal.all, OwedCallRecord, service=self._service, **where)
-        return await self._around.journaled(rows)
+        found = partial(journal.all, OwedCallRecord, service=self._service, **where)
+        rows = await self._around.journaled(found)
+        return [row for row in rows if (row.call, row.board) not in self._refused]
 
     async def _forget(self, **where: str) -> None:
-        drop = partial(self._around.memory.journal.drop, OwedCallRecord, **where)
-        await self._around.journaled(drop)
+        journal, service = self._around.memory.journal, self._service
+        await self._around.journaled(journal.drop, OwedCallRecord, service=service, **where)
 
 
 def _key(call: RobotCall) -> str:

@@ -59,6 +59,7 @@ class Run:
     before has left in the middle.
     """
 
+    engine: Engine
     trigger: Trigger
     names: Sequence[str] | None = None
     purpose: Purpose = "update"
@@ -153,16 +154,16 @@ class Run:
         """Whether nothing more is asked of any board."""
         return self._cancelled.is_set()
 
-    async def go(self, engine: Engine) -> None:
+    async def go(self) -> None:
         """The whole run; never raises."""
         try:
-            await engine.journaled(partial(self._journal_start, engine))
-            await self._go(engine)
+            await self.engine.journaled(self._journal_start)
+            await self._go()
         except OtaError as error:
             self.error = error
             self.outcome = "cancelled" if error.code == "cancelled" else "failed"
         except Exception as error:
-            engine.log.exception("run %s failed", self.id)
+            self.engine.log.exception("run %s failed", self.id)
             self.error = OtaError.unforeseen(error)
             self.outcome = "failed"
         finally:
@@ -171,41 +172,41 @@ class Run:
             if self.outcome == "running":
                 self.outcome = self._judge()
             try:
-                await engine.journaled(partial(self._journal_end, engine))
+                await self.engine.journaled(self._journal_end)
             except Exception:
-                engine.log.exception("run %s: its end could not be noted", self.id)
+                self.engine.log.exception("run %s: its end could not be noted", self.id)
             self.done.set()
 
-    async def _go(self, engine: Engine) -> None:
+    async def _go(self) -> None:
         if self.resumes is not None:
             self.stage = "going"
             base = Target.noted(self.resumes.target, "", self.resumes.version, None)
             self.course = Course.recalled(self.resumes.data["course"], base)
-            await groups.resume(self, engine, self.resumes)
+            await groups.resume(self, self.resumes)
             return
         if self.purpose not in READS:  # a group that is in the middle of its switch first ends
-            await self.unless_cancelled(engine.groups.free(self.names))
-        found = await engine.roster.find(
+            await self.unless_cancelled(self.engine.groups.free(self.names))
+        found = await self.engine.roster.find(
             self.names, self.permits, probe=self.probe, by_person=self.by_person
         )
-        pairs = await self.prepare(engine, found)
+        pairs = await self.prepare(found)
         if self.file is not None:
             await self._have_file(list(found.values()), self.file)
         if self.is_cancelled:
             raise OtaError("cancelled")
         self.stage = "going"
         ours = [pair for pair in pairs if manifests.concerns(self, pair[1])]
-        others = [self.ask(engine, *pair) for pair in pairs if pair not in ours]
-        await asyncio.gather(manifests.go(self, engine, ours), *others)
+        others = [self.ask(*pair) for pair in pairs if pair not in ours]
+        await asyncio.gather(manifests.go(self, ours), *others)
         places = [order.place for order, _ in self.orders.values()]
         nobody = all(place.kind in ("absent", "candidate") for place in places)
         if self.purpose in UPDATES and nobody:
             raise _nobody(places)
 
-    async def prepare(self, engine: Engine, found: Mapping[Board, Place]) -> list[Pair]:
+    async def prepare(self, found: Mapping[Board, Place]) -> list[Pair]:
         """Orders to boards, which are theirs in the run from now on, asked of nobody yet."""
         why = f"{self.trigger}, {self.purpose}" if self.purpose != "update" else self.trigger
-        known = await engine.journaled(partial(self._recall, engine, found))
+        known = await self.engine.journaled(self._recall, found)
         pairs = []
         for (board, place), (failed, why_not) in zip(found.items(), known, strict=True):
             order = Order(
@@ -215,11 +216,11 @@ class Run:
             pairs.append(pair)
         return pairs
 
-    async def renew(self, engine: Engine, pairs: Sequence[Pair]) -> None:
+    async def renew(self, pairs: Sequence[Pair]) -> None:
         """What is known by now of boards that were not asked yet: where they are, and why they need
         no session."""
         names = [board.shown.name for _, board in pairs]
-        places = await engine.roster.find(
+        places = await self.engine.roster.find(
             names, self.permits, probe=False, by_person=self.by_person
         )
         # What was found by probing is not known to be there by anything else yet.
@@ -227,16 +228,14 @@ class Run:
             board: order.place if self.probe else places.get(board, order.place)
             for order, board in pairs
         }
-        known = await engine.journaled(partial(self._recall, engine, found))
+        known = await self.engine.journaled(self._recall, found)
         for (order, board), (failed, why_not) in zip(pairs, known, strict=True):
             order.place, order.failed, order.spared = found[board], failed, why_not
 
-    def _recall(
-        self, engine: Engine, found: Mapping[Board, Place]
-    ) -> list[tuple[int, Spared | None]]:
+    def _recall(self, found: Mapping[Board, Place]) -> list[tuple[int, Spared | None]]:
         """How often each board failed with its target, and why it needs no session. In a thread."""
         known: list[tuple[int, Spared | None]] = []
-        memory = engine.memory
+        memory = self.engine.memory
         for board, place in found.items():
             if place.mac is None:
                 known.append((0, None))
@@ -271,7 +270,7 @@ class Run:
         """What comes of it. Raises OtaError `cancelled` as soon as nobody wants it any more."""
         return await unless(self._cancelled, work)
 
-    async def ask(self, engine: Engine, order: Order, board: Board) -> Answer:
+    async def ask(self, order: Order, board: Board) -> Answer:
         """One board's part: ask, await the answer, note it; but for a manifest that was found in
         the place of an image: that is no answer yet."""
         if order.answer.done():
@@ -281,56 +280,54 @@ class Run:
                 raise OtaError("cancelled", "Another target was configured.")
             if self.leaves_out(board):
                 raise OtaError("cancelled")
-            answer = await self._answer(engine, order, board)
+            answer = await self._answer(order, board)
         except OtaError as error:
             end: End = "cancelled" if error.code == "cancelled" else "error"
             answer = Answer(end, error, refusal(self.purpose, error))
             order.report |= {"error": error.to_dict(), "outcome": board.shown.state}
             order.give(answer)
         if not isinstance(answer.error, IsManifest) or not manifests.concerns(self, board):
-            await self.note(engine, order, board, answer)
+            await self.note(order, board, answer)
         return answer
 
-    async def give_up(
-        self, engine: Engine, order: Order, board: Board, why: OtaError, end: End = "error"
-    ) -> None:
+    async def give_up(self, order: Order, board: Board, why: OtaError, end: End = "error") -> None:
         """One board's part, where nothing is asked of it after all."""
         answer = Answer("cancelled" if why.code == "cancelled" else end, why,
                         refusal(self.purpose, why))  # fmt: skip
         order.report |= {"error": why.to_dict(), "outcome": board.shown.state}
         order.give(answer)
-        await self.note(engine, order, board, answer)
+        await self.note(order, board, answer)
 
-    async def note(self, engine: Engine, order: Order, board: Board, answer: Answer) -> None:
+    async def note(self, order: Order, board: Board, answer: Answer) -> None:
         """One board's part has been answered."""
         order.image = order.file = None
         if self.purpose not in UPDATES:
             self.results[board.shown.name] = answer.reply
-        if self._concerns_all(engine, order, answer):
+        if self._concerns_all(order, answer):
             self.error = answer.error
         with contextlib.suppress(OtaError):
-            await engine.journaled(partial(self._journal_board, engine, order, board))
+            await self.engine.journaled(self._journal_board, order, board)
 
-    async def note_course(self, engine: Engine) -> None:
+    async def note_course(self) -> None:
         """Where it stands in its manifest, for the history."""
         assert self.course is not None
         about = {**self.about, "manifest": self.course.to_dict()}
         with contextlib.suppress(OtaError):
-            journal = engine.memory.journal
-            await engine.journaled(partial(journal.update_run_target, self.id, about))
+            journal = self.engine.memory.journal
+            await self.engine.journaled(journal.update_run_target, self.id, about)
 
     def leaves_out(self, board: Board) -> bool:
         """Whether somebody cancelled this board's part before it was asked."""
         return board.shown.name in self._left_out
 
-    async def _answer(self, engine: Engine, order: Order, board: Board) -> Answer:
+    async def _answer(self, order: Order, board: Board) -> Answer:
         here = order.place.kind == "here"
         if self.purpose in ("plan", "verify") and here:
-            async with engine.firmwares.had(order.target) as fetched:
+            async with self.engine.firmwares.had(order.target) as fetched:
                 order.image = fetched.image
                 board.order(order)
                 return await order.answer
-        stopped = engine.turns.stopped(order.target.key)
+        stopped = self.engine.turns.stopped(order.target.key)
         barred = stopped is not None and "stopped" not in self.permits.override
         if self.purpose in UPDATES and here and barred and order.spared is None:
             order.report["outcome"] = "stopped"
@@ -339,10 +336,10 @@ class Run:
             board.order(order)
         return await order.answer
 
-    def _concerns_all(self, engine: Engine, order: Order, answer: Answer) -> bool:
+    def _concerns_all(self, order: Order, answer: Answer) -> bool:
         """Whether an answer's error is the run's: the firmware for all, its stop, or a flash's."""
         if answer.end == "no-firmware":
-            return order.target.key in engine.roster.service_keys
+            return order.target.key in self.engine.roster.service_keys
         return answer.end == "stopped" or (self.purpose == "flash" and answer.error is not None)
 
     def _judge(self) -> RunOutcome:
@@ -368,16 +365,16 @@ class Run:
 
     # --- the journal; called in threads
 
-    def _journal_start(self, engine: Engine) -> None:
-        service = engine.settings.service
-        engine.memory.journal.start_run(self.id, service, self.trigger, dict(self.about))
+    def _journal_start(self) -> None:
+        service = self.engine.settings.service
+        self.engine.memory.journal.start_run(self.id, service, self.trigger, dict(self.about))
 
-    def _journal_board(self, engine: Engine, order: Order, board: Board) -> None:
+    def _journal_board(self, order: Order, board: Board) -> None:
         report = {**order.report, "port": board.shown.port}
-        engine.memory.journal.update_run_board(self.id, board.shown.name, report)
+        self.engine.memory.journal.update_run_board(self.id, board.shown.name, report)
 
-    def _journal_end(self, engine: Engine) -> None:
-        engine.memory.journal.finish_run(
+    def _journal_end(self) -> None:
+        self.engine.memory.journal.finish_run(
             self.id,
             self.outcome,
             error=self.error.to_dict() if self.error is not None else None,

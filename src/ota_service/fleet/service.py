@@ -150,7 +150,7 @@ class FleetService:
             self._one_board(names or [], "rescue", confirm)
         permits = Permits(force, frozenset(override), confirm if rescue else None)
         if dry_run:
-            run = engine.start(Run("command", names, "plan", permits, probe))
+            run = engine.start(Run(engine, "command", names, "plan", permits, probe))
             return await self._read(run, "plan", DEFAULT_WAIT_S if wait_s is None else wait_s)
         return await self._begin("update", names, permits, probe, wait_s)
 
@@ -167,7 +167,7 @@ class FleetService:
         if stopped is not None and "stopped" not in permits.override:
             raise OtaError("stopped", stopped.message)
         joined = None if probe else engine.running(names, permits, purpose)
-        run = joined or engine.start(Run("command", names, purpose, permits, probe))
+        run = joined or engine.start(Run(engine, "command", names, purpose, permits, probe))
         over = await _wait(run, wait_s) if wait_s else False
         reply = {"ok": True, "run": run.to_dict(), "joined": joined is not None}
         if over and purpose != "update":
@@ -193,7 +193,7 @@ class FleetService:
         wait_s: float = DEFAULT_WAIT_S,
     ) -> dict[str, Any]:
         _ = self._engine.memory
-        run = self._engine.start(Run("command", self._names(boards), purpose))
+        run = self._engine.start(Run(self._engine, "command", self._names(boards), purpose))
         return await self._read(run, "boards", wait_s)
 
     do_version = partialmethod(_look, "version")
@@ -222,7 +222,7 @@ class FleetService:
         shown = str(place) if isinstance(place, Path) else redact_url(place)
         about = {"purpose": "flash", "file": shown, "keep_nvs": keep_nvs}
         file = partial(engine.firmwares.merged, place, confirm, keep_nvs)
-        run = engine.start(Run("command", names, "flash", file=file, about=about))
+        run = engine.start(Run(engine, "command", names, "flash", file=file, about=about))
         if await _wait(run, wait_s) and run.error is not None:
             raise run.error
         return {"ok": True, "run": run.to_dict(), "boards": dict(run.results)}
@@ -264,10 +264,10 @@ class FleetService:
         engine = self._engine
         journal, service = engine.memory.journal, engine.settings.service
         words = self._words(board)
-        call = partial(journal.history, service, words, limit, run_id=id)
         live = {run.id: run for run in engine.runs if not run.done.is_set()}
         runs = []
-        for record in await engine.journaled(call):
+        found = await engine.journaled(journal.history, service, words, limit, run_id=id)
+        for record in found:
             shown = record.to_dict()
             if record.id in live:
                 now = live[record.id].boards_now()

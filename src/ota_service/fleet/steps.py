@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,6 @@ from ota_service.fleet.sight import Sight
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
-    from ota_service.fleet.engine import Engine
     from ota_service.fleet.run import Run
 
 HEARD_S = 1.0
@@ -39,11 +38,13 @@ Pairs = Sequence[Pair]
 @dataclass
 class Course:
     """Where a run stands in its manifest. step: from 1 on; phase: of a group's way, as far as it
-    has come. back: a group failed, and went back."""
+    has come. half: boards that have the new firmware while others of their group have not, where
+    that waits for something. back: a group failed, and went back."""
 
     assignment: Assignment
     step: int = 1
     phase: Phase | None = None
+    half: list[str] = field(default_factory=list)
     back: bool = False
 
     @classmethod
@@ -54,7 +55,8 @@ class Course:
         images = {image: unknown for step in steps for image in step}
         made = {"format": 1, "version": shown["version"], "images": images, "order": steps}
         assignment = Assignment(base, "", Manifest.checked(made), dict(shown["boards"]))
-        return cls(assignment, int(shown["step"]), shown.get("phase"))
+        half = list(shown.get("half", ()))
+        return cls(assignment, int(shown["step"]), shown.get("phase"), half)
 
     def at(self, step: Sequence[str]) -> None:
         """A step begins."""
@@ -69,14 +71,13 @@ class Course:
             "step": self.step,
             "steps": [list(step) for step in manifest.steps],
             "boards": dict(self.assignment.images),
+            "half": self.half or None,
             "notice": self.assignment.notice,
         }
         return {key: value for key, value in shown.items() if value is not None}
 
 
-async def go(
-    run: Run, engine: Engine, blocks: Sequence[Block], orders: Mapping[str, Pairs]
-) -> None:
+async def go(run: Run, blocks: Sequence[Block], orders: Mapping[str, Pairs]) -> None:
     """Block after block, until one is not good; when this returns, each order is answered.
 
     orders: image -> the orders to its boards, which were asked of nobody yet; `run.course` is this
@@ -84,51 +85,49 @@ async def go(
     """
     assert run.course is not None
     for number, block in enumerate(blocks):
-        why = await _carry_out(run, engine, block, orders)
+        why = await _carry_out(run, block, orders)
         if why is not None:
             left = chain.from_iterable(later.steps for later in blocks[number + 1 :])
-            await leave_out(run, engine, list(left), orders, why)
+            await leave_out(run, list(left), orders, why)
             return
 
 
-async def _carry_out(
-    run: Run, engine: Engine, block: Block, orders: Mapping[str, Pairs]
-) -> OtaError | None:
+async def _carry_out(run: Run, block: Block, orders: Mapping[str, Pairs]) -> OtaError | None:
     """A block's steps; why what follows is not begun, None where every board is good."""
-    alone = partial(_alone, run, engine)
+    alone = partial(_alone, run)
     if block.groups:
-        why = await groups.go(run, engine, block, orders, alone)
+        why = await groups.go(run, block, orders, alone)
         if why is not None:
-            await leave_out(run, engine, block.steps, orders, why)
+            await leave_out(run, block.steps, orders, why)
         return why
     for number, step in enumerate(block.steps):
         why = await alone(step, _of(step, orders))
         if why is not None:
-            await leave_out(run, engine, block.steps[number + 1 :], orders, why)
+            await leave_out(run, block.steps[number + 1 :], orders, why)
             return why
     return None
 
 
-async def _alone(run: Run, engine: Engine, step: Sequence[str], pairs: Pairs) -> OtaError | None:
+async def _alone(run: Run, step: Sequence[str], pairs: Pairs) -> OtaError | None:
     """The boards of a step that are in no group; why what follows is not begun."""
     if not pairs:
         return None
     assert run.course is not None
     run.course.at(step)
-    await run.note_course(engine)
-    await run.renew(engine, [pair for pair in pairs if not pair[0].answer.done()])
-    await asyncio.gather(*(run.ask(engine, order, board) for order, board in pairs))
-    return why_not_further(run, engine, pairs)
+    await run.note_course()
+    await run.renew([pair for pair in pairs if not pair[0].answer.done()])
+    await asyncio.gather(*(run.ask(order, board) for order, board in pairs))
+    return why_not_further(run, pairs)
 
 
-def why_not_further(run: Run, engine: Engine, pairs: Pairs) -> OtaError | None:
+def why_not_further(run: Run, pairs: Pairs) -> OtaError | None:
     """Why what follows these boards is not begun; None where every one of them is good."""
     assert run.course is not None
-    if engine.settings.target.key != run.course.assignment.base.key:
+    if run.engine.settings.target.key != run.course.assignment.base.key:
         return OtaError("cancelled", "Another target was configured.")
     if run.is_cancelled:
         return OtaError("cancelled")
-    ours = [pair for pair in pairs if _is_ours(engine, pair[1])]
+    ours = [pair for pair in pairs if _is_ours(run, pair[1])]
     if any(order.answer.result().end == "cancelled" for order, _ in ours):
         return OtaError("cancelled")
     shown = [board.shown for _, board in ours]
@@ -141,10 +140,10 @@ def why_not_further(run: Run, engine: Engine, pairs: Pairs) -> OtaError | None:
     return OtaError("manifest-incomplete", f"{text}.")
 
 
-def _is_ours(engine: Engine, board: Board) -> bool:
+def _is_ours(run: Run, board: Board) -> bool:
     """Whether it is one of the manifest's still: it may be pinned or listed no more by now."""
     entry = board.shown.entry
-    listed = engine.boards.get(board.shown.name) is board
+    listed = run.engine.boards.get(board.shown.name) is board
     return listed and (entry is None or not entry.is_pinned)
 
 
@@ -162,7 +161,7 @@ async def heard(boards: Iterable[Board]) -> None:
 
 
 async def leave_out(
-    run: Run, engine: Engine, steps: Sequence[Sequence[str]], orders: Mapping[str, Pairs],
+    run: Run, steps: Sequence[Sequence[str]], orders: Mapping[str, Pairs],
     why: OtaError,
 ) -> None:  # fmt: skip
     """Answer what is not begun any more; boards that it is the target of say so."""
@@ -171,7 +170,7 @@ async def leave_out(
         if why.code != "cancelled" and board.target.key == order.target.key:
             board.post(partial(_left_out, why=why))
             await heard([board])
-        await run.give_up(engine, order, board, why)
+        await run.give_up(order, board, why)
 
 
 def _left_out(sight: Sight, why: OtaError) -> None:

@@ -30,6 +30,7 @@ from ota_service.rollout.plan import Select
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
+    from grpclib import Status
     from grpclib.client import Channel
 
 DEFAULT_URL = "https://app.viam.com"
@@ -303,30 +304,13 @@ class Cloud:
                 )
             except GRPCError as error:
                 words = f"{error.message or error.status.name.lower()}"
-                if (
-                    error.status is Status.UNAUTHENTICATED
-                    and connection is not None
-                    and not renewed
-                ):
+                expired = error.status is Status.UNAUTHENTICATED and not renewed
+                if expired and connection is not None:
                     # A token lasts hours, and a rollout days.
                     renewed = True
                     await self._forget(connection)
-                    continue
-                if error.status in (Status.UNAUTHENTICATED, Status.PERMISSION_DENIED):
-                    raise Failure(
-                        f"The key may not do that: {method}: {words}.",
-                        "Check VIAM_API_KEY and VIAM_API_KEY_ID; the key needs to be an owner of "
-                        "the machines.",
-                        code="refused",
-                    ) from None
-                passes = (Status.UNAVAILABLE, Status.RESOURCE_EXHAUSTED, Status.DEADLINE_EXCEEDED)
-                if error.status not in passes:
-                    if once:
-                        raise Conflict(words) from None
-                    text = f"Viam's app refuses {method}: {words}."
-                    raise Failure(text, code="refused") from None
-                if once and error.status is not Status.RESOURCE_EXHAUSTED:
-                    raise NotSent(words) from None
+                elif (why := _refusal(error.status, method, words, once=once)) is not None:
+                    raise why from None
             except (StreamTerminatedError, OSError, TimeoutError) as error:
                 words = str(error) or type(error).__name__
                 if once and connection is not None:
@@ -419,6 +403,20 @@ async def at_once(
 
 
 # --- inside
+
+
+def _refusal(status: Status, method: str, words: str, *, once: bool) -> Exception | None:
+    """What a refused call comes to; None: it passes by itself, and is sent again."""
+    if status.name in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return Failure(
+            f"The key may not do that: {method}: {words}.",
+            "Check VIAM_API_KEY and VIAM_API_KEY_ID; the key needs to be an owner of the machines.",
+            code="refused",
+        )
+    if status.name not in ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"):
+        refused = Failure(f"Viam's app refuses {method}: {words}.", code="refused")
+        return Conflict(words) if once else refused
+    return NotSent(words) if once and status.name != "RESOURCE_EXHAUSTED" else None
 
 
 def _part(given: Any) -> Part:

@@ -219,52 +219,56 @@ class Drive:
 
     def _decide(self) -> bool:
         """What the machines' states mean, until nothing more follows; whether to write."""
-        rollout, plan = self.rollout, self.plan
         while True:
-            now_s, begun = clock_s(), rollout.begun
-            newest = rollout.waves[begun - 1] if begun else None
-            soak_s = plan.soak_of(begun - 1)
-            soaked = (
-                newest is not None
-                and newest.settled_at is not None
-                and now_s >= newest.settled_at + soak_s
-                and time.monotonic() >= self._settled_s + soak_s
-                and all(
-                    (record.seen_at or 0.0) >= newest.settled_at + soak_s
-                    for record in rollout.of_wave(begun - 1)
-                    if record.state == "good"
-                )
-            )
-            states: list[list[policy.MachineState]] = [[] for _ in rollout.waves]
-            for record in rollout.machines:
-                states[record.wave].append(record.state)
-            found = policy.course(
-                rollout.state,
-                states,
-                begun,
-                silent=sum(record.is_silent for record in rollout.machines),
-                may_fail=plan.max_failed.down(len(rollout.machines)),
-                proven=any(r.state == "good" and r.good for r in rollout.machines),
-                soaked=soaked,
-                late=newest is not None and now_s > (newest.began_at or now_s) + plan.timeout_s,
-            )
-            if newest is not None and rollout.state in policy.WRITABLE:
-                if not found.settled:
-                    newest.settled_at = None
-                elif newest.settled_at is None:
-                    newest.settled_at, self._settled_s = now_s, time.monotonic()
-                    # They are looked at once more when the soak is over.
-                    for record in rollout.of_wave(begun - 1):
-                        self._wait(record, self._interval_s(record))
+            found = self._course()
+            self._settle(found.settled)
             if found.event is None or not self._follow(found.event):
                 return found.may_write and self.rollout.state in policy.WRITABLE
+
+    def _course(self) -> policy.Course:
+        rollout, now_s, timeout_s = self.rollout, clock_s(), self.plan.timeout_s
+        machines, newest = rollout.machines, rollout.newest
+        return policy.course(
+            rollout.state,
+            rollout.states,
+            rollout.begun,
+            silent=sum(record.is_silent for record in machines),
+            may_fail=self.plan.max_failed.down(len(machines)),
+            proven=any(record.state == "good" and record.good for record in machines),
+            soaked=self._soaked(now_s),
+            late=newest is not None and now_s > (newest.began_at or now_s) + timeout_s,
+        )
+
+    def _soaked(self, now_s: float) -> bool:
+        """Whether the newest wave was decided for as long as its soak, and looked at since."""
+        begun, newest = self.rollout.begun, self.rollout.newest
+        if newest is None or newest.settled_at is None:
+            return False
+        soak_s = self.plan.soak_of(begun - 1)
+        over_at = newest.settled_at + soak_s
+        over = now_s >= over_at and time.monotonic() >= self._settled_s + soak_s
+        good = (record for record in self.rollout.of_wave(begun - 1) if record.state == "good")
+        return over and all((record.seen_at or 0.0) >= over_at for record in good)
+
+    def _settle(self, settled: bool) -> None:
+        """The newest wave is decided since now, or still, or not."""
+        rollout, newest = self.rollout, self.rollout.newest
+        if newest is None or rollout.state not in policy.WRITABLE:
+            return
+        if not settled:
+            newest.settled_at = None
+        elif newest.settled_at is None:
+            newest.settled_at, self._settled_s = clock_s(), time.monotonic()
+            # They are looked at once more when the soak is over.
+            for record in rollout.of_wave(rollout.begun - 1):
+                self._wait(record, self._interval_s(record))
 
     def _follow(self, event: policy.RolloutEvent) -> bool:
         """Whether there may be more to decide."""
         rollout, now_s = self.rollout, clock_s()
         begun = rollout.begun
-        if event in ("next", "finish") and begun:
-            rollout.waves[begun - 1].passed_at = now_s
+        if event in ("next", "finish") and rollout.newest is not None:
+            rollout.newest.passed_at = now_s
             self._tell({"event": "wave", "wave": begun, "state": "passed"})
         why = {"too-many": self._failures, "unproven": self._unproven}.get(event, str)()
         self._rollout_event(event, why)
@@ -685,9 +689,8 @@ def obey(rollout: Rollout, order: policy.RolloutEvent, now_s: float) -> bool:
                 record.board, record.log, record.written_at = "", [], None
         for wave in rollout.waves:
             wave.settled_at = None
-        begun = rollout.begun
-        if begun:
-            rollout.waves[begun - 1].began_at = now_s
+        if rollout.newest is not None:
+            rollout.newest.began_at = now_s
     return True
 
 

@@ -73,6 +73,32 @@ def look(status: Status, target: Target, known: Before, pinned: Collection[str] 
 
     pinned: boards that the configuration gives a version of their own; a status says so itself.
     """
+    counted, missing = _expected(status, known, pinned)
+    good = [name for name, board in counted.items() if board.get("good") is True]
+    percent = sum(_percent(board) for board in counted.values()) / (len(counted) or 1)
+    numbers: dict[str, Any] = {"good": len(good), "total": len(counted), "percent": percent}
+    if not _arrived(status, target):
+        return Look("wait", "the new configuration has not arrived", **numbers, arrived=False)
+    bad = next((name for name, board in counted.items() if board.get("state") in FATAL), "")
+    fault = _is(bad, counted[bad].get("state"), counted[bad]) if bad else _fault(status, known)
+    if fault:
+        return Look("bad", fault, board=bad, **numbers)
+    numbers["total"] += len(missing)
+    if missing:
+        return Look("wait", f"{missing[0]} is not there", **numbers)
+    waits = next((name for name in counted if name not in good), "")
+    if waits:
+        words = _is(waits, _at(counted[waits]), counted[waits])
+        return Look("wait", words, board=waits, **numbers)
+    if not counted and status.get("state") != "idle":
+        return Look("wait", f"it is {status.get('state', 'starting')}", **numbers)
+    return Look("good", f"{len(good)} of {len(counted)} boards are good", **numbers)
+
+
+def _expected(
+    status: Status, known: Before, pinned: Collection[str]
+) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """The boards that have to become good, and the names of those that are not there."""
     boards = _boards(status)
     # Only readings have other names: two boards of one status may differ by a dash alone.
     called = reading_name if known.is_readings or status.get("is_readings") else str
@@ -84,30 +110,8 @@ def look(status: Status, target: Target, known: Before, pinned: Collection[str] 
         # Unless it came since, and is none of ours.
         and (called(name) in expected or board.get("state") not in NEVER)
     }
-    good = [name for name, board in counted.items() if board.get("good") is True]
-    percent = sum(_percent(board) for board in counted.values()) / (len(counted) or 1)
-    numbers: dict[str, Any] = {"good": len(good), "total": len(counted), "percent": percent}
-    if not _arrived(status, target):
-        return Look("wait", "the new configuration has not arrived", **numbers, arrived=False)
-    for name, board in counted.items():
-        if board.get("state") in FATAL:
-            words = f"{name} is {str(board['state']).replace('_', ' ')}{_why(board)}"
-            return Look("bad", words, board=name, **numbers)
-    fault = _fault(status, known)
-    if fault:
-        return Look("bad", fault, **numbers)
     there = {*map(called, boards), *pins}
-    missing = [name for name in known.boards if called(name) not in there]
-    numbers["total"] += len(missing)
-    if missing:
-        return Look("wait", f"{missing[0]} is not there", **numbers)
-    for name, board in counted.items():
-        if name not in good:
-            words = f"{name} is {_state(board)}{_why(board)}"
-            return Look("wait", words, board=name, **numbers)
-    if not counted and status.get("state") != "idle":
-        return Look("wait", f"it is {status.get('state', 'starting')}", **numbers)
-    return Look("good", f"{len(good)} of {len(counted)} boards are good", **numbers)
+    return counted, [name for name in known.boards if called(name) not in there]
 
 
 def from_readings(readings: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,18 +197,16 @@ def _fault(status: Status, known: Before) -> str:
     return ""
 
 
-def _state(board: Mapping[str, Any]) -> str:
-    phase = board.get("phase")
-    if phase:
-        return str(phase).replace("_", " ")
-    if board.get("state") == "up_to_date":
-        return "up to date, and was not seen to start"
-    return str(board.get("state", "unknown")).replace("_", " ")
+def _at(board: Mapping[str, Any]) -> object:
+    """What a board is at that is not good."""
+    unseen = board.get("state") == "up_to_date"
+    shown = "up to date, and was not seen to start" if unseen else board.get("state", "unknown")
+    return board.get("phase") or shown
 
 
-def _why(board: Mapping[str, Any]) -> str:
-    error = _part(board, "error")
-    return f": {error.get('message', '')} [{error.get('code', '')}]" if error else ""
+def _is(name: str, what: object, board: Mapping[str, Any]) -> str:
+    error, words = _part(board, "error"), f"{name} is {str(what).replace('_', ' ')}"
+    return f"{words}: {error.get('message', '')} [{error.get('code', '')}]" if error else words
 
 
 def _percent(board: Mapping[str, Any]) -> float:

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -294,29 +294,30 @@ def _yaml(text: str) -> Any:
     """As a person means it: YAML would take the second of two alike keys, and 010 for 8."""
     import yaml  # type: ignore[import-untyped]
 
+    def check(node: yaml.Node) -> None:
+        line = f"line {node.start_mark.line + 1}"
+        if isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise PlanError(f'The key "{twice}" stands twice ({line}).')
+        elif node.tag.endswith(":int") and not re.fullmatch(_DECIMAL, node.value):
+            raise PlanError(
+                f"{node.value} is another number for YAML ({line}): write it as a decimal number, "
+                "or in quotes."
+            )
+
     try:
-        top = yaml.compose(text, Loader=yaml.SafeLoader)
-        nodes = {id(top): top} if top is not None else {}
-        waiting = list(nodes.values())
+        seen: dict[int, Any] = {}
+        waiting = [yaml.compose(text, Loader=yaml.SafeLoader)]
         while waiting:
             node = waiting.pop()
-            line = f"line {node.start_mark.line + 1}"
-            if isinstance(node, yaml.MappingNode):
-                names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-                if len(set(names)) != len(names):
-                    twice = next(name for name in names if names.count(name) > 1)
-                    raise PlanError(f'The key "{twice}" stands twice ({line}).')
-            elif node.tag.endswith(":int") and not re.fullmatch(_DECIMAL, node.value):
-                raise PlanError(
-                    f"{node.value} is another number for YAML ({line}): write it as a decimal "
-                    "number, or in quotes."
-                )
-            inner = node.value if isinstance(node, yaml.CollectionNode) else ()
-            within = [
-                one for each in inner for one in (each if isinstance(each, tuple) else [each])
-            ]
-            waiting += [one for one in within if id(one) not in nodes]
-            nodes |= {id(one): one for one in within}
+            if isinstance(node, yaml.Node) and id(node) not in seen:
+                check(node)
+                seen[id(node)] = node
+                inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+                # Of a mapping each is a pair.
+                waiting += chain.from_iterable(e if isinstance(e, tuple) else [e] for e in inner)
         return yaml.safe_load(text)
     except PlanError:
         raise

@@ -127,7 +127,7 @@ def course(
     wave was decided for as long as its soak, and looked at since. late: the time for machines of
     the newest wave is over.
     """
-    failed = sum(machine == "failed" for wave in waves for machine in wave)
+    failed = [machine for wave in waves for machine in wave].count("failed")
     if failed + silent > may_fail:
         return Course("too-many" if state in ("running", "paused") else None, may_write=False)
     if state not in WRITABLE:
@@ -137,14 +137,22 @@ def course(
     now = [machine for wave in waves[:begun] for machine in wave]
     if any(machine in UNDECIDED for machine in now):
         return Course(None, may_write=True)
-    offline = "offline" in now
-    if not proven and now:
-        # Those that are offline may yet come back and show it.
-        unproven = not offline or late
-        return Course("unproven" if unproven else None, may_write=True, settled=True)
+    # Those that are offline may yet come back, and show what they are.
+    event = _behind_a_wave(
+        waits="offline" in now and not late,
+        unproven=bool(now) and not proven,
+        soaked=soaked,
+        last=begun == len(waves),
+    )
+    return Course(event, may_write=True, settled=True)
+
+
+def _behind_a_wave(*, waits: bool, unproven: bool, soaked: bool, last: bool) -> RolloutEvent | None:
+    """What follows when all waves that have begun are decided."""
+    if unproven:
+        return None if waits else "unproven"
     if not soaked:
-        return Course(None, may_write=True, settled=True)
-    if begun < len(waves):
-        return Course("next", may_write=True, settled=True)
-    finished = not offline or late
-    return Course("finish" if finished else None, may_write=True, settled=True)
+        return None
+    if not last:
+        return "next"
+    return None if waits else "finish"

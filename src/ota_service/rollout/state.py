@@ -108,6 +108,19 @@ class Rollout(BaseModel):
         """How many waves have begun."""
         return sum(wave.began_at is not None for wave in self.waves)
 
+    @property
+    def newest(self) -> WaveRecord | None:
+        """The wave that has begun last."""
+        return self.waves[self.begun - 1] if self.begun else None
+
+    @property
+    def states(self) -> list[list[policy.MachineState]]:
+        """Of the machines of each wave."""
+        states: list[list[policy.MachineState]] = [[] for _ in self.waves]
+        for record in self.machines:
+            states[record.wave].append(record.state)
+        return states
+
     def happened(self, event: policy.RolloutEvent, why: str = "") -> bool:
         """Go where the table says; whether there is a row for it."""
         to = policy.ROLLOUT.get((self.state, event))

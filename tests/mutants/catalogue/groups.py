@@ -151,7 +151,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a new run does not wait for a group",
         "fleet/run.py",
-        "            await self.unless_cancelled(engine.groups.free(self.names))\n",
+        "            await self.unless_cancelled(self.engine.groups.free(self.names))\n",
         "            pass\n",
         _OTHER_TARGET,
     ),

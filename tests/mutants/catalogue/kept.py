@@ -262,16 +262,14 @@ _FLEET = (
         "after_restart is owed only when before_restart was answered",
         "fleet/robot.py",
         """            if after is not None:
-                record = OwedCallRecord(self._service, board, _key(after), utc_now())
-                await self._around.journaled(partial(self._around.memory.journal.put, record))
+                await self._owe(_key(after), board)
             if before is not None:
                 said = await unless(stop.at_all, self.ask(before))
 """,
         """            if before is not None:
                 said = await unless(stop.at_all, self.ask(before))
             if after is not None:
-                record = OwedCallRecord(self._service, board, _key(after), utc_now())
-                await self._around.journaled(partial(self._around.memory.journal.put, record))
+                await self._owe(_key(after), board)
 """,
         f"{ROBOT}::test_a_robot_that_thinks_for_long_holds_no_cancel_up",
     ),
