@@ -389,12 +389,12 @@ class FakeApp:
 
         self.listen(refuse)
 
-    def lose_reply(self, method: str, *, nth: int = 1) -> None:
-        """The nth call of a method from now has its effect, and no reply."""
+    def lose_reply(self, method: str, *, nth: int = 1, moment: Moment = "done") -> None:
+        """The nth call of a method from now has no reply, and its effect where that is "done"."""
         first = self._counts[method] + nth
 
-        def lose(call: Call, moment: Moment) -> None:
-            if (call.method, call.nth, moment) == (method, first, "done"):
+        def lose(call: Call, now: Moment) -> None:
+            if (call.method, call.nth, now) == (method, first, moment):
                 raise LostReply
 
         self.listen(lose)

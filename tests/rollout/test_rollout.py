@@ -824,6 +824,7 @@ async def test_a_lost_reply_is_not_taken_for_somebody_elses_edit(tmp_path: Path)
     async with Fleet.start(tmp_path) as fleet:
         fleet.app.lose_reply("UpdateRobotPart", nth=1)
         fleet.app.lose_reply("UpdateRobotPart", nth=3)
+        fleet.app.lose_reply("UpdateRobotPart", nth=4, moment="arrives")
         done = await fleet.run("start")
         assert done.code == 0, done
         assert fleet.got() == [[OLD, NEW]] * 4
@@ -1066,15 +1067,17 @@ async def test_a_reading_from_before_the_soaks_end_does_not_end_it(tmp_path: Pat
         fake.reachable = False
         place = (fake.machine.part.id, "ota-state", "rdk:component:sensor", "Readings")
 
-        def capture(version: str) -> None:
-            now = datetime.fromtimestamp(time.time(), UTC)
-            fleet.app.data[place] = (now, readings("up_to_date", version))
+        def capture(version: str, age_s: float = 0.0) -> None:
+            then = datetime.fromtimestamp(time.time() - age_s, UTC)
+            fleet.app.data[place] = (then, readings("up_to_date", version))
 
         capture(OLD)
 
         def later(call: Call, moment: Moment) -> None:
             if call.method == "UpdateRobotPart" and call.nth == 1 and moment == "answered":
                 asyncio.get_running_loop().call_later(20.0, capture, NEW)
+                # What was captured in the soak may come to the app when that is over.
+                asyncio.get_running_loop().call_later(110.0, capture, NEW, 40.0)
 
         fleet.app.listen(later)
         done = await fleet.run("start")
