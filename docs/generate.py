@@ -178,15 +178,6 @@ def policy_rows(rows: Iterable[tuple[Iterable[str], Iterable[str], str | None, s
     )
 
 
-def firmware_policy() -> str:
-    """The table of a firmware, whole."""
-    head = "| In | When | Then | It does |\n|---|---|---|---|\n"
-    return head + "".join(
-        f"| `{at}` | {event} | `{row.state}` | {row.action.replace('_', ' ')} |\n"
-        for (at, event), row in policy.FIRMWARE.items()
-    )
-
-
 def rollout_rows(rows: Iterable[tuple[Iterable[str], Iterable[str], str, str]]) -> str:
     """The rows of a table of a rollout, in its order."""
     head = "| In | When | Then | Why |\n|---|---|---|---|\n"
@@ -208,7 +199,7 @@ def _words(names: Iterable[str]) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "board-policy": lambda: policy_rows(policy.ROWS),
-    "firmware-policy": firmware_policy,
+    "firmware-policy": lambda: policy_rows(policy.FIRMWARE_ROWS),
     "group-policy": lambda: policy_rows(group_policy.ROWS),
     "rollout-machine-policy": lambda: rollout_rows(rollout_policy.MACHINE_ROWS),
     "rollout-policy": lambda: rollout_rows(rollout_policy.ROLLOUT_ROWS),

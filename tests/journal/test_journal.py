@@ -28,6 +28,7 @@ from ota_service.fleet.journal_rows import (
     PortRecord,
     Run,
     SlotRecord,
+    StopRecord,
     TargetRecord,
     to_sql,
 )
@@ -259,9 +260,9 @@ def test_states_hold_until_release(journal: Journal) -> None:
     assert (again.code, again.message, again.since) == ("boot-failed", "panic", first.since)
     journal.set_attempt_state(OTHER, "t", "rolled_back")
     journal = reopened(journal)
-    assert journal.attempts(MAC) == [again]
+    assert journal.all(AttemptRecord, board=MAC) == [again]
     journal.release(MAC)
-    assert journal.attempts(MAC) == []
+    assert journal.all(AttemptRecord, board=MAC) == []
     assert journal.attempt(OTHER, "t").state == "rolled_back"
     journal.close()
 
@@ -282,7 +283,7 @@ def test_attempts_are_bounded(journal: Journal, monkeypatch: pytest.MonkeyPatch)
     for index in range(12):
         journal.begin_attempt(MAC, f"t{index:02}")
         journal.end_attempt(MAC, f"t{index:02}", succeeded=False)
-    assert [record.target for record in journal.attempts(MAC)] == [
+    assert [record.target for record in journal.all(AttemptRecord, board=MAC)] == [
         f"t{i:02}" for i in range(11, 6, -1)
     ]
 
@@ -292,9 +293,9 @@ def test_pending_boards(journal: Journal) -> None:
     record = PendingRecord(MAC, "t", "1.2.3", "ota_1", THEN, THEN + timedelta(seconds=120), "1.2.2")
     journal.put(record)
     journal = reopened(journal)
-    assert journal.pending(MAC) == record
-    journal.clear_pending(MAC)
-    assert journal.pending(MAC) is None
+    assert journal.get(PendingRecord, mac=MAC) == record
+    journal.drop(PendingRecord, mac=MAC)
+    assert journal.get(PendingRecord, mac=MAC) is None
     journal.close()
 
 
@@ -307,7 +308,7 @@ def test_a_stopped_target_stays_stopped(journal: Journal) -> None:
     stopped = {"t": "3 of 4 boards failed to boot this firmware"}
     assert journal.stops("OTA", ["t", "pinned"], "all") == stopped
     assert journal.stops("OTA2", ["t"], "all") == {}
-    journal.lift("OTA")
+    journal.drop(StopRecord, service="OTA")
     assert journal.stops("OTA", ["t"], "all") == {}
     journal.stop("OTA", "t", "again")
     assert journal.set_target("OTA", "u")
@@ -477,16 +478,16 @@ def test_what_stands_under_no_mac_is_of_nobody(tmp_path: Path, nobody: str) -> N
         assert name_of(journal, "OTA", "/dev/ttyACM0") is None
         assert journal.get(PortRecord, port="/dev/ttyACM0") is None
         assert journal.get(PortRecord, port="/dev/ttyACM1") is not None
-        assert journal.pending(nobody) is None
-        assert journal.attempts(nobody) == []
+        assert journal.get(PendingRecord, mac=nobody) is None
+        assert journal.all(AttemptRecord, board=nobody) == []
         for place, whose in (("/dev/ttyACM0", None), ("/dev/ttyACM1", MAC)):
             left = journal.get(NotOursRecord, place=place)
             assert left is not None
             assert left.mac == whose
         assert name_of(journal, "OTA", "/dev/ttyACM1") == MAC
         assert slots_of(journal, MAC)
-        assert journal.pending(MAC) is not None
-        assert [attempt.failed for attempt in journal.attempts(MAC)] == [2]
+        assert journal.get(PendingRecord, mac=MAC) is not None
+        assert [attempt.failed for attempt in journal.all(AttemptRecord, board=MAC)] == [2]
         learned = journal.learn_port("/dev/ttyACM0", OTHER)
         assert learned.mac == OTHER, "the board that is there now is the right one"
 
@@ -535,7 +536,7 @@ def test_what_earlier_versions_stopped_stays_stopped(tmp_path: Path) -> None:
             assert stopped == {"t": "two panicked", "pinned": "two panicked"}
             assert journal.stops("FINE", ["x"], "x") == {}
     with open_journal(tmp_path) as journal:
-        journal.lift("OTA")
+        journal.drop(StopRecord, service="OTA")
         assert journal.stops("OTA", ["t", "pinned"], "both") == {}
 
 
@@ -566,7 +567,7 @@ def test_what_earlier_versions_read_before_an_attempt_is_no_evidence(tmp_path: P
         boards_now = {board.mac: board for board in journal.all(BoardRecord)}
         assert boards_now[MAC].version_read_at is None
         assert boards_now[OTHER].version_read_at is not None
-        assert [attempt.target for attempt in journal.attempts(MAC)] == ["a", "b"]
+        assert [attempt.target for attempt in journal.all(AttemptRecord, board=MAC)] == ["a", "b"]
 
 
 @pytest.fixture
@@ -587,7 +588,12 @@ def test_a_clock_that_is_set_back_orders_nothing_anew(
         journal.begin_attempt(MAC, f"t{index}")
         journal.end_attempt(MAC, f"t{index}", succeeded=False)
         begun(journal, "OTA", "command", {}, f"n{index}")
-    assert [attempt.target for attempt in journal.attempts(MAC)] == ["t3", "t2", "t1", "t0"]
+    assert [attempt.target for attempt in journal.all(AttemptRecord, board=MAC)] == [
+        "t3",
+        "t2",
+        "t1",
+        "t0",
+    ]
     assert [run.id for run in journal.history()] == ["n3", "n2", "n1", "n0"]
 
 

@@ -36,7 +36,6 @@ from ota_service.fleet.orders import (
     Order,
     Purpose,
     last_reply,
-    refusal,
 )
 from ota_service.fleet.policy import BOARD, Event, State, Verdict
 from ota_service.fleet.robot import Said
@@ -121,7 +120,7 @@ class Board:
         """Ask for something; `order.answer` will have what came of it."""
         if self._task.done():
             why = OtaError("cancelled", "The board is no longer listed.", board=self.shown.name)
-            order.give(Answer("cancelled", why, refusal(order.purpose, why)))
+            order.refuse(why, "cancelled")
         else:
             self.post(Message("update", order))
 
@@ -237,7 +236,7 @@ class Board:
             self.state = "stopping"
         self._sight.error(told)
         for order in orders:
-            order.give(Answer("error", told, refusal(order.purpose, told)))
+            order.refuse(told)
 
     def _learn(self, fact: Fact) -> None:
         fact(self._sight)
@@ -349,15 +348,13 @@ class Board:
         order, about = _order(message), self.shown
         error = order.place.error
         if self.state == "rest":
-            self._sight.before = about.state
-            self._sight.place(order.place)
+            self._meet(order)
         if error is not None:
             order.report["error"] = error.to_dict()
             if order.purpose in UPDATES:
                 self._sight.log(logging.WARNING, "%s", error.message)
         order.report["outcome"] = about.state
-        error = error or OtaError("no-board", board=about.name)
-        order.give(Answer("error", error, refusal(order.purpose, error)))
+        order.refuse(error or OtaError("no-board", board=about.name))
 
     async def _answer_spared(self, message: Message) -> None:
         order, about = _order(message), self.shown
@@ -386,8 +383,7 @@ class Board:
             self._plan_waiters.append(order)
 
     async def _refuse_rollback(self, message: Message) -> None:
-        error = OtaError("awaiting-confirmation", board=self.shown.name)
-        _order(message).give(Answer("error", error, refusal("rollback", error)))
+        _order(message).refuse(OtaError("awaiting-confirmation", board=self.shown.name))
 
     async def _release(self, message: Message) -> None:
         if self.state == "rest":
@@ -431,10 +427,14 @@ class Board:
         if self._fetched is not None:
             self._arrived(self._wish_token, self._fetched)
 
-    def _begin(self, order: Order) -> None:
-        self._update, self._why = order, None
+    def _meet(self, order: Order) -> None:
+        """It begins: the state of before is kept, and the board is where the order says."""
         self._sight.before = self.shown.state
         self._sight.place(order.place)
+
+    def _begin(self, order: Order) -> None:
+        self._update, self._why = order, None
+        self._meet(order)
         self.shown.attempts = order.failed
         order.report["attempted"] = order.target.version
         order.began_s = self._loop.time()
@@ -875,7 +875,7 @@ class Board:
             if order.purpose in READS and message.event == "cancel":
                 self._line.append(order)
             else:
-                order.give(Answer("cancelled", why, refusal(order.purpose, why)))
+                order.refuse(why, "cancelled")
 
     # --- actions: looks, rollback and flash
 
@@ -888,8 +888,7 @@ class Board:
         self._around.turns.leave(self)
         self._looks = [order]
         if self._update is None:
-            self._sight.before = self.shown.state
-            self._sight.place(order.place)
+            self._meet(order)
         self._start(order, self._new_job(order), 0)
 
     async def _go_on(self, message: Message) -> None:
@@ -905,8 +904,7 @@ class Board:
         order = _order(message)
         self._drop_waiting(OtaError("cancelled", board=self.shown.name))
         self._exclusive = order
-        self._sight.before = self.shown.state
-        self._sight.place(order.place)
+        self._meet(order)
         if order.file is not None and order.file.file.allowed_by:
             order.report["allowed_by"] = list(order.file.file.allowed_by)
         job = self._new_job(order) if order.file is None else self._flash_job(order)
@@ -920,8 +918,7 @@ class Board:
         elif message.order is not None:
             order = self._exclusive = message.order
             self._drop_waiting(OtaError("cancelled", board=self.shown.name))
-            self._sight.before = self.shown.state
-            self._sight.place(order.place)
+            self._meet(order)
             mac, key = self.shown.mac or order.place.mac, order.target.key
             known = await self._around.journaled(self._around.memory.brought, mac, key)
             order.brought = order.brought or known
@@ -999,10 +996,9 @@ class Board:
         sight, around = self._sight, self._around
         if order is not None and order.purpose == "flash":
             answer = await endings.flashed(sight, around, order, end)
-        elif order is not None and order.purpose == "back":
-            self._give_up(None, "neutral")
-            answer = await endings.taken_back(sight, around, order, end)
         elif order is not None:
+            if order.purpose == "back":
+                self._give_up(None, "neutral")
             answer = await endings.went_back(sight, around, order, end)
         elif looks:
             answer = endings.looked(sight, around, looks, end, alone=self._update is None)

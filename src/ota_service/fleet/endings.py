@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from ota_service.errors import OtaError
 from ota_service.fleet import policy
 from ota_service.fleet.around import Around
 from ota_service.fleet.attempt import SessionEnd
 from ota_service.fleet.board_state import iso, staged_dict, utc_now
-from ota_service.fleet.memory import Memory
+from ota_service.fleet.memory import By, Memory
 from ota_service.fleet.orders import Answer, Order, last_reply, refusal
 from ota_service.fleet.sight import Sight, running_of
 from ota_service.update.facts import Staged
@@ -177,67 +177,49 @@ def _read_reply(purpose: str, outcome: Outcome) -> tuple[dict[str, Any], OtaErro
 
 
 async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd) -> Answer:
-    """A person's rollback: the board is held until its target changes, or `release`."""
+    """A board went back. A person's rollback holds it until its target changes, or `release`; a
+    way back with its group holds nothing."""
     about, memory, key = sight.about, around.memory, order.target.key
+    grouped = order.purpose == "back"
     if end.error is not None:
-        sight.log(logging.WARNING, "no rollback: %s", end.error.message)
-        return Answer("error", end.error, refusal("rollback", end.error))
+        if grouped:
+            about.state, about.error = sight.before, end.error
+        text = "it was not taken back: %s" if grouped else "no rollback: %s"
+        sight.log(logging.WARNING, text, end.error.message)
+        return Answer("error", end.error, refusal(order.purpose, end.error))
     outcome = end.outcome
     assert isinstance(outcome, Outcome)
     assert outcome.found is not None
     assert outcome.slot is not None
     mac, slot, error = outcome.found.chip.mac, outcome.slot.name, outcome.error
     fact = (await around.journaled(memory.facts, mac, key)).slots.get(slot)
-    note = partial(memory.rolled_back, outcome, key, by="person" if error is None else "itself")
+    ended_well = outcome.end == "rolled_back" if grouped else error is None
+    by: By = ("group" if grouped else "person") if ended_well else "itself"
+    note = partial(memory.rolled_back, outcome, key, by=by)
     await around.journaled(memory.journal.whole, note)
     around.renamed(about, mac)
-    about.state = "rolled_back" if outcome.end == "rolled_back" else "failed"
-    about.unchecked = False
     sight.version(outcome.version)
     sight.judged(outcome.confirmed, outcome.notice)
-    about.error = error
     about.running = running_of(outcome.found, outcome.slot) or about.running
-    reply: dict[str, Any] = {
-        "slot": slot,
-        "version": outcome.version or "",
-        "version_from": "journal" if fact and fact.version is not None else "descriptor",
-    }
+    about.unchecked, about.error = False, error
+    about.state = "rolled_back" if outcome.end == "rolled_back" else "failed"
+    if grouped:
+        released = policy.shown_when_released(about.version, sight.target.version)
+        about.state = released if error is None else "failed"
+    who = "its group" if grouped else "a person"
+    order.report |= {"to": outcome.version, "slot": slot, "by": who}
+    _keep_start(order, outcome)
+    reply: dict[str, Any] = {"slot": slot, "version": outcome.version or ""}
+    if not grouped:
+        known = fact is not None and fact.version is not None
+        reply["version_from"] = "journal" if known else "descriptor"
     if error is not None:
         error.board = about.name
         reply["error"] = error.to_dict()
-    order.report |= {"to": outcome.version, "slot": slot, "by": "a person"}
-    _keep_start(order, outcome)
-    sight.log(logging.INFO, 'rolled back by a person to "%s" in %s', outcome.version, slot)
+    if error is None or not grouped:
+        text = "taken back" if grouped else "rolled back by a person"
+        sight.log(logging.INFO, '%s to "%s" in %s', text, outcome.version, slot)
     return Answer("done" if error is None else "error", error, reply)
-
-
-async def taken_back(sight: Sight, around: Around, order: Order, end: SessionEnd) -> Answer:
-    """The way back of a board whose group went back: nothing holds it."""
-    about, outcome = sight.about, end.outcome
-    if end.error is not None:
-        about.state, about.error = sight.before, end.error
-        sight.log(logging.WARNING, "it was not taken back: %s", end.error.message)
-        return Answer("error", end.error, refusal("back", end.error))
-    assert isinstance(outcome, Outcome)
-    assert outcome.found is not None
-    assert outcome.slot is not None
-    by: Literal["itself", "group"] = "group" if outcome.end == "rolled_back" else "itself"
-    note = partial(around.memory.rolled_back, outcome, order.target.key, by=by)
-    await around.journaled(around.memory.journal.whole, note)
-    sight.version(outcome.version)
-    sight.judged(outcome.confirmed, outcome.notice)
-    about.running = running_of(outcome.found, outcome.slot) or about.running
-    about.unchecked = False
-    about.error = error = outcome.error
-    about.state = policy.shown_when_released(about.version, sight.target.version)
-    order.report |= {"to": outcome.version, "slot": outcome.slot.name, "by": "its group"}
-    _keep_start(order, outcome)
-    reply: dict[str, Any] = {"slot": outcome.slot.name, "version": outcome.version or ""}
-    if error is not None:
-        about.state, error.board = "failed", about.name
-        return Answer("error", error, reply | {"error": error.to_dict()})
-    sight.log(logging.INFO, 'taken back to "%s" in %s', outcome.version, outcome.slot.name)
-    return Answer("done", reply=reply)
 
 
 async def flashed(sight: Sight, around: Around, order: Order, end: SessionEnd) -> Answer:

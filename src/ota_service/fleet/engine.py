@@ -30,7 +30,7 @@ from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Firmwares
 from ota_service.fleet.groups import Groups
 from ota_service.fleet.journal import Journal, open_journal
-from ota_service.fleet.journal_rows import FirmwareRecord, GroupRecord, PortRecord
+from ota_service.fleet.journal_rows import FirmwareRecord, GroupRecord, PortRecord, StopRecord
 from ota_service.fleet.memory import Memory
 from ota_service.fleet.orders import UPDATES, Purpose
 from ota_service.fleet.places import Place
@@ -526,7 +526,7 @@ class Engine:
         run = self.last_run
         if run is not None and run.error is not None and run.error.code == "stopped":
             run.error = None
-        await self.journaled(self.memory.journal.lift, self.settings.service)
+        await self.journaled(self.memory.journal.drop, StopRecord, service=self.settings.service)
 
     async def release(self, boards: Sequence[Board]) -> None:
         """Let boards that were set aside, rolled back, wrong or not ours be taken up again."""

@@ -26,7 +26,6 @@ from ota_service.fleet.journal_rows import (
     AttemptState,
     BoardRecord,
     FirmwareRecord,
-    PendingRecord,
     PortRecord,
     StopRecord,
     TargetRecord,
@@ -115,10 +114,6 @@ class Journal(Runs):
         """How a board fared with a target; a blank record where it never met it."""
         found = self.get(AttemptRecord, board=board, target=target)
         return found or AttemptRecord(board, target)
-
-    def attempts(self, board: str) -> list[AttemptRecord]:
-        """How a board fared with all targets, the newest first."""
-        return self.all(AttemptRecord, board=board)
 
     @whole
     def begin_attempt(self, board: str, target: str) -> AttemptRecord:
@@ -220,14 +215,6 @@ class Journal(Runs):
             *(_ENDED, utc_now()),
         )
 
-    def pending(self, mac: str) -> PendingRecord | None:
-        """What a board's new app has to confirm itself by; None: nothing waits for it."""
-        return self.get(PendingRecord, mac=mac)
-
-    def clear_pending(self, mac: str) -> None:
-        """The board has been looked at: it may be reset again."""
-        self.drop(PendingRecord, mac=mac)
-
     # --- targets
 
     @whole
@@ -256,10 +243,6 @@ class Journal(Runs):
             if record.target not in targets:
                 self.drop(StopRecord, service=service, target=record.target)
         return {r.target: r.reason for r in self.all(StopRecord, service=service)}
-
-    def lift(self, service: str) -> None:
-        """Let a service's stopped targets be tried again."""
-        self.drop(StopRecord, service=service)
 
     @whole
     def confirm_firmware(self, sha256: str) -> None:

@@ -10,13 +10,17 @@ import json
 import sqlite3
 from dataclasses import Field, dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Literal, Self, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
 from ota_service.firmware.urls import redact
 from ota_service.fleet.board_state import iso
 from ota_service.update.boot import UNJUDGED
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 SqlValue = str | int | float | None
+Value = TypeVar("Value", bound="DataclassInstance")
 
 AttemptState = Literal["none", "set_aside", "rolled_back", "held", "awaiting"]
 GroupPhase = Literal["switching", "going_back", "owing"]
@@ -45,6 +49,17 @@ class Record:
         """Columns that are no fields are passed over."""
         values = {n: _from_sql(str(f.type), row[n]) for n, f in cls.columns().items()}
         return cls(**values)
+
+    @classmethod
+    def of(cls, value: Any, **more: Any) -> Self:
+        """A row of what another value has by the same names; more: what it has not."""
+        names = cls.columns().keys() - more.keys()
+        return cls(**{name: getattr(value, name) for name in names}, **more)
+
+    def to(self, kind: type[Value], **more: Any) -> Value:
+        """Another value of what the row has by the same names; more: what it has not."""
+        names = self.columns().keys() & {field.name for field in fields(kind)}
+        return kind(**{name: getattr(self, name) for name in names}, **more)
 
     def to_row(self) -> dict[str, SqlValue]:
         """Its columns as SQLite stores them."""
@@ -209,7 +224,7 @@ class GroupRecord(Record, table="board_groups", keys=2):
 
 
 class StagedRecord(Record, table="staged"):
-    """What waits in a slot of a board to be activated; as `facts.Staged`, head: in hex."""
+    """What waits in a slot of a board to be activated, as a `facts.Staged`."""
 
     mac: str
     target: str
@@ -219,7 +234,7 @@ class StagedRecord(Record, table="staged"):
     sha256: str
     md5: str
     staged_md5: str
-    head: str
+    head: bytes
     since: datetime
 
 
@@ -342,6 +357,8 @@ def to_sql(value: object) -> SqlValue:
         return iso(value, "microseconds")
     if isinstance(value, dict):
         return dump(without_none(value))
+    if isinstance(value, bytes):
+        return value.hex()
     if value is None or isinstance(value, str | int | float):
         return value
     raise TypeError(f"the journal cannot hold {type(value).__name__}")
@@ -349,6 +366,7 @@ def to_sql(value: object) -> SqlValue:
 
 _UNREAD: dict[str, Any] = {
     "datetime": datetime.fromtimestamp(0, UTC),
+    "bytes": b"",
     "dict[str, Any]": {"truncated": True},
 }
 """What stands for a value that must be there and cannot be read."""
@@ -362,6 +380,8 @@ def _from_sql(type_name: str, value: SqlValue) -> Any:
     try:
         if kind == "datetime":
             return datetime.fromisoformat(str(value))
+        if kind == "bytes":
+            return bytes.fromhex(str(value))
         if kind.startswith("dict"):
             return dict(json.loads(str(value)))
     except (ValueError, TypeError):

@@ -39,6 +39,9 @@ _ELSEWHERE = "/elsewhere"
 _Described = AppImage | App | Image | Staged
 
 
+By = Literal["itself", "person", "group"]
+
+
 class Memory:
     """One service's view of the journal."""
 
@@ -125,23 +128,19 @@ class Memory:
         record = self.journal.get(StagedRecord, mac=mac)
         if record is None:
             return None
-        values = {name: getattr(record, name) for name in record.columns() if name != "mac"}
-        head = bytes.fromhex(record.head)
-        return Staged(**{**values, "head": head}, stale=record.target != target)
+        return record.to(Staged, stale=record.target != target)
 
     def stage(self, mac: str, slot: str, image: Image, target: Target) -> Staged:
         """An image waits in a slot of a board from now on, in place of whatever waited there."""
         known = image.known
-        record = StagedRecord(
-            mac, target.key, target.version, slot, known.size_bytes, image.sha256, known.md5,
-            known.staged_md5, known.head[:HEAD_BYTES].hex(), utc_now(),
+        staged = Staged(
+            target.key, target.version, slot, known.size_bytes, image.sha256, known.md5,
+            known.staged_md5, known.head[:HEAD_BYTES], utc_now(),
         )  # fmt: skip
-        before = self.journal.get(StagedRecord, mac=mac)
-        if before is not None and replace(before, since=record.since) == record:
-            record = before
-        self.journal.put(record)
-        staged = self.staged(mac, target.key)
-        assert staged is not None
+        before = self.staged(mac, target.key)
+        if before is not None and replace(before, since=staged.since) == staged:
+            staged = before
+        self.journal.put(StagedRecord.of(staged, mac=mac))
         return staged
 
     def overwrites(self, mac: str, slot: str) -> None:
@@ -167,7 +166,7 @@ class Memory:
     def _latest(self, mac: str) -> AttemptRecord | None:
         """How a board fared last, whatever the target was."""
         # A duel's count stands beside the attempts, under a name of its own.
-        attempts = self.journal.attempts(mac)
+        attempts = self.journal.all(AttemptRecord, board=mac)  # the newest first
         return next((one for one in attempts if not one.target.endswith(_ELSEWHERE)), None)
 
     def saw(self, found: Inspection) -> None:
@@ -226,11 +225,9 @@ class Memory:
             **({"confirmed": outcome.confirmed} if outcome.confirmed is not None else {}),
         )
         journal.end_attempt(mac, target, succeeded=True)
-        journal.clear_pending(mac)
+        journal.drop(PendingRecord, mac=mac)
 
-    def rolled_back(
-        self, outcome: Outcome, target: str, *, by: Literal["itself", "person", "group"] = "itself"
-    ) -> None:
+    def rolled_back(self, outcome: Outcome, target: str, *, by: By = "itself") -> None:
         """A board went back: this target is not tried again by itself, but where its group went
         back, which holds no board.
 
@@ -245,7 +242,7 @@ class Memory:
         journal.update_board(
             mac, version_read_at=utc_now(), confirmed=outcome.confirmed, unchecked=False, **known
         )
-        journal.clear_pending(mac)
+        journal.drop(PendingRecord, mac=mac)
         journal.drop(BroughtRecord, mac=mac)
         if outcome.image is not None and slot is not None and outcome.slot is not None:
             self.runs(
@@ -273,7 +270,7 @@ class Memory:
         mac = found.chip.mac
         self.journal.update_board(mac, version=outcome.version, version_read_at=utc_now())
         if error.code == "brown-out":
-            self.journal.clear_pending(mac)
+            self.journal.drop(PendingRecord, mac=mac)
         self.journal.end_attempt(
             mac, target, succeeded=False, code=error.code, message=error.message
         )
@@ -284,7 +281,7 @@ class Memory:
         self.journal.drop(StagedRecord, mac=mac)
         self.journal.drop(BroughtRecord, mac=mac)
         self.journal.update_board(mac, confirmed=None, unchecked=False)
-        self.journal.clear_pending(mac)
+        self.journal.drop(PendingRecord, mac=mac)
 
     def flashed(self, outcome: FlashOutcome) -> None:
         """A board's whole flash was replaced."""
@@ -305,20 +302,12 @@ class Memory:
 
     def brings(self, mac: str, target: str, brought: Brought) -> None:
         """A board is about to be switched to what an update has written."""
-        record = BroughtRecord(
-            mac, target, brought.slot, brought.size_bytes, brought.md5, brought.version,
-            brought.previous_version, utc_now(),
-        )  # fmt: skip
-        self.journal.put(record)
+        self.journal.put(BroughtRecord.of(brought, mac=mac, target=target, since=utc_now()))
 
     def brought(self, mac: str | None, target: str) -> Brought | None:
         """What the last update brought to a board, if it was this target's."""
         record = self.journal.get(BroughtRecord, mac=mac, target=target)
-        if record is None:
-            return None
-        return Brought(
-            record.slot, record.size_bytes, record.md5, record.version, record.previous_version
-        )
+        return record.to(Brought) if record is not None else None
 
     def checked(self, mac: str) -> None:
         """The robot has said that what runs works, or is not asked any more: what was seen of its
@@ -355,7 +344,7 @@ class Memory:
 
     def awaited(self, mac: str | None) -> tuple[Awaited, float] | None:
         """What a board's app has to confirm itself by, and how many seconds it has left."""
-        record = self.journal.pending(mac) if mac is not None else None
+        record = self.journal.get(PendingRecord, mac=mac)
         if record is None:
             return None
         awaited = Awaited(

@@ -100,6 +100,12 @@ class Order:
         """Permit more than before, from its next attempt on."""
         self.permits |= more
 
+    def refuse(self, error: OtaError, end: End = "error") -> Answer:
+        """Answer it with what kept it from being done."""
+        answer = Answer(end, error, refusal(self.purpose, error))
+        self.give(answer)
+        return answer
+
     def give(self, answer: Answer) -> None:
         """Answer it, and those that joined it."""
         for order in (self, *self.followers):

@@ -277,52 +277,32 @@ FirmwareAction = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class FirmwareRow:
-    """Where an event leads, and what is done."""
-
-    state: FirmwareState
-    action: FirmwareAction
-
-
-_FIRMWARE_ROWS: tuple[
-    tuple[FirmwareState, tuple[FirmwareEvent, ...], FirmwareState, FirmwareAction], ...
-] = (
-    ("open", ("ask",), "open", "let_go"),
-    ("open", ("ask-first",), "trying", "let_go"),
-    ("open", ("good",), "proven", "nothing"),
-    ("open", ("bad", "neutral", "lifted"), "open", "nothing"),
-    ("open", ("ask-again",), "open", "let_go"),
-    ("trying", ("ask", "ask-first"), "trying", "let_wait"),
-    ("trying", ("ask-again",), "trying", "let_go"),
-    ("trying", ("good",), "proven", "look_again"),
-    ("trying", ("neutral", "lifted"), "open", "look_again"),
-    ("trying", ("bad",), "stopped", "stop_all"),
-    ("proven", ("ask", "ask-first", "ask-again"), "proven", "let_go"),
-    ("proven", ("good", "bad", "neutral", "lifted"), "proven", "nothing"),
-    ("open", ("too-many",), "stopped", "stop_all"),
-    ("trying", ("too-many",), "stopped", "stop_all"),
-    ("proven", ("too-many",), "stopped", "stop_all"),
-    ("stopped", ("ask", "ask-first", "ask-again"), "stopped", "refuse"),
-    ("stopped", ("good", "bad", "too-many", "neutral"), "stopped", "nothing"),
-    ("stopped", ("unanswered", "resumed"), "stopped", "nothing"),
-    ("stopped", ("lifted",), "open", "look_again"),
-    ("open", ("unanswered",), "halted", "halt_all"),
-    ("trying", ("unanswered",), "halted", "halt_all"),
-    ("proven", ("unanswered",), "halted", "halt_all"),
-    ("halted", ("ask", "ask-first", "ask-again"), "halted", "refuse"),
-    ("halted", ("good", "bad", "neutral", "unanswered"), "halted", "nothing"),
-    ("halted", ("too-many",), "stopped", "stop_all"),
-    ("halted", ("lifted", "resumed"), "open", "look_again"),
-    ("open", ("resumed",), "open", "nothing"),
-    ("trying", ("resumed",), "trying", "nothing"),
-    ("proven", ("resumed",), "proven", "nothing"),
-)
-FIRMWARE: dict[tuple[FirmwareState, FirmwareEvent], FirmwareRow] = {
-    (at, event): FirmwareRow(state, action)
-    for at, events, state, action in _FIRMWARE_ROWS
-    for event in events
-}
+FIRMWARE_ROWS: Rows[FirmwareState, FirmwareEvent, FirmwareAction] = (
+    (("open", "trying"), ("ask-again",), None, "let_go", "it has begun"),
+    (("open",), ("ask",), None, "let_go", "nobody has to go first"),
+    (("open",), ("ask-first",), "trying", "let_go", "it is the canary"),
+    (("open",), ("good",), "proven", "nothing", "a board was seen to run it"),
+    (("open",), ("bad", "neutral", "lifted"), None, "nothing", "too few have tried it"),
+    (("trying",), ("ask", "ask-first"), None, "let_wait", "for what becomes of the canary"),
+    (("trying",), ("good",), "proven", "look_again", "the canary was seen to run it"),
+    (("trying",), ("neutral", "lifted"), "open", "look_again", "another canary is tried"),
+    (("trying",), ("bad",), "stopped", "stop_all", "the canary did not start it"),
+    (("proven",), ("ask", "ask-first", "ask-again"), None, "let_go", "no canary is needed"),
+    (("proven",), ("good", "bad", "neutral", "lifted"), None, "nothing", "it speaks of the board"),
+    (("open", "trying", "proven", "halted"), ("too-many",), "stopped", "stop_all",
+     "more than half of at least four did not start it"),
+    (("open", "trying", "proven"), ("unanswered",), "halted", "halt_all",
+     "nobody knows whether it works"),
+    (("open", "trying", "proven"), ("resumed",), None, "nothing", "nothing was halted"),
+    (("halted", "stopped"), ("ask", "ask-first", "ask-again"), None, "refuse",
+     "no further board gets it"),
+    (("halted", "stopped"), ("good", "bad", "neutral", "unanswered"), None, "nothing",
+     "those that were under way end"),
+    (("halted",), ("resumed",), "open", "look_again", "another run may go on with it"),
+    (("stopped",), ("too-many", "resumed"), None, "nothing", "a person lifts it"),
+    (("halted", "stopped"), ("lifted",), "open", "look_again", "a person's word"),
+)  # fmt: skip
+FIRMWARE = expand(FIRMWARE_ROWS)
 
 CANARY_ABOVE = 3
 STOP_FROM_BOARDS = 4

@@ -32,7 +32,6 @@ from ota_service.fleet.orders import (
     Order,
     Purpose,
     Trigger,
-    refusal,
 )
 from ota_service.fleet.places import Place, stands_in
 from ota_service.fleet.policy import Permits, Spared, spared
@@ -282,21 +281,14 @@ class Run:
                 raise OtaError("cancelled")
             answer = await self._answer(order, board)
         except OtaError as error:
-            end: End = "cancelled" if error.code == "cancelled" else "error"
-            answer = Answer(end, error, refusal(self.purpose, error))
-            order.report |= {"error": error.to_dict(), "outcome": board.shown.state}
-            order.give(answer)
+            answer = _refuse(order, board, error)
         if not isinstance(answer.error, IsManifest) or not manifests.concerns(self, board):
             await self.note(order, board, answer)
         return answer
 
     async def give_up(self, order: Order, board: Board, why: OtaError, end: End = "error") -> None:
         """One board's part, where nothing is asked of it after all."""
-        answer = Answer("cancelled" if why.code == "cancelled" else end, why,
-                        refusal(self.purpose, why))  # fmt: skip
-        order.report |= {"error": why.to_dict(), "outcome": board.shown.state}
-        order.give(answer)
-        await self.note(order, board, answer)
+        await self.note(order, board, _refuse(order, board, why, end))
 
     async def note(self, order: Order, board: Board, answer: Answer) -> None:
         """One board's part has been answered."""
@@ -381,6 +373,11 @@ class Run:
             result=self.reply or None,
             interrupted=self.interrupted and self.purpose in SWITCHES,
         )
+
+
+def _refuse(order: Order, board: Board, why: OtaError, end: End = "error") -> Answer:
+    order.report |= {"error": why.to_dict(), "outcome": board.shown.state}
+    return order.refuse(why, "cancelled" if why.code == "cancelled" else end)
 
 
 def _nobody(found: Iterable[Place]) -> OtaError:

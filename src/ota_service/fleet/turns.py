@@ -116,7 +116,7 @@ class Turns:
         """Take all stops away."""
         for key, firmware in self._firmwares.items():
             if firmware.state == "stopped":
-                self._firmwares[key] = _Firmware(state=FIRMWARE["stopped", "lifted"].state)
+                self._firmwares[key] = _Firmware()  # as the table says: open
         self._grant()
 
     def keep(self, keys: set[str]) -> None:
@@ -128,7 +128,7 @@ class Turns:
     def _step(self, key: str, event: FirmwareEvent) -> FirmwareAction:
         firmware = self._firmwares.setdefault(key, _Firmware())
         row = FIRMWARE[firmware.state, event]
-        firmware.state = row.state
+        firmware.state = row.state or firmware.state
         if row.action == "stop_all":
             self._stop(key, firmware)
         elif row.action == "halt_all":
