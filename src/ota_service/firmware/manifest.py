@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target, check_sha256, check_version
 from ota_service.firmware.urls import check_url, is_path
+from ota_service.formats.chips import plain_chip
 
 MAX_BYTES = 1 << 20
 """Of a manifest's file; hundreds of images take a tenth of it."""
@@ -275,11 +276,7 @@ class Manifest(_Strict):
 
 def same_chip(one: str, other: str) -> bool:
     """Whether two names are one chip's: "esp32s3" and "ESP32-S3" are."""
-    return _plain(one) == _plain(other)
-
-
-def _plain(chip: str) -> str:
-    return chip.lower().replace("-", "")
+    return plain_chip(one) == plain_chip(other)
 
 
 def image_url(base: str, reference: str) -> str:

@@ -30,17 +30,10 @@ from ota_service.firmware.failures import NotThere
 from ota_service.firmware.files import read_file
 from ota_service.firmware.urls import redact_url
 from ota_service.formats.bootloader import parse_bootloader
+from ota_service.formats.chips import plain_chip
 from ota_service.formats.image import AppImage, parse_boot_image
 from ota_service.formats.merged import MergedBinary
-from ota_service.formats.partitions import (
-    SUBTYPE_OTADATA,
-    SUBTYPE_PHY,
-    SUBTYPE_PRIMARY,
-    TYPE_APP,
-    TYPE_BOOTLOADER,
-    TYPE_DATA,
-    TYPE_TABLE,
-)
+from ota_service.formats.partitions import TYPE_BOOTLOADER
 from ota_service.formats.signature import SignatureBlock, public_key_digest, signature_blocks
 
 HOST = Path("/etc/ota-service/trust")
@@ -132,8 +125,8 @@ class Grant:
                     remedy="Publish that file again, and look at who may write to the server.",
                 )
         if image is not None:
-            about = image.descriptor.project, _plain(image.chip)
-            for said, has in zip((self.project, self.chip and _plain(self.chip)), about,
+            about = image.descriptor.project, plain_chip(image.chip)
+            for said, has in zip((self.project, self.chip and plain_chip(self.chip)), about,
                                  strict=True):  # fmt: skip
                 if said is not None and said != has:
                     raise OtaError(
@@ -145,10 +138,6 @@ class Grant:
         if self.expires is None:  # its metadata of now could not be had
             return {**by, "as_before": True}
         return {**by, "metadata": dict(self.metadata), "expires": self.expires}
-
-
-def _plain(chip: str) -> str:
-    return chip.lower().replace("-", "")
 
 
 # --- what the host asks for
@@ -509,9 +498,7 @@ def _signed_by(
     )
 
 
-_NO_DATA = (
-    (TYPE_DATA, SUBTYPE_OTADATA), (TYPE_DATA, SUBTYPE_PHY), (TYPE_TABLE, SUBTYPE_PRIMARY),
-)  # fmt: skip
+_NO_DATA = ("data/ota", "data/phy", "partition_table/primary")
 
 
 def merged_parts(flash: bytes, merged: MergedBinary) -> list[Part]:
@@ -528,18 +515,18 @@ def merged_parts(flash: bytes, merged: MergedBinary) -> list[Part]:
     parts: list[Part] = [("The Merged Binary's bootloader", blocks)]
     for part in merged.table.partitions:
         held = flash[part.offset : part.end]
-        if (part.type, part.subtype) in _NO_DATA or not held.strip(b"\xff"):
+        if part.kind in _NO_DATA or not held.strip(b"\xff"):
             continue
-        if part.type not in (TYPE_APP, TYPE_BOOTLOADER):
+        if not part.is_app and part.type != TYPE_BOOTLOADER:
             parts.append((f"The Merged Binary's partition {part.name}", None))
             continue
         blocks = ()
         with contextlib.suppress(OtaError):
-            if part.type == TYPE_APP:
+            if part.is_app:
                 blocks = parse_boot_image(held).signatures
             else:
                 blocks = signature_blocks(held, parse_bootloader(held, trailing=True).size_bytes)
-        what = "app" if part.type == TYPE_APP else "bootloader"
+        what = "app" if part.is_app else "bootloader"
         parts.append((f"The Merged Binary's {what} in {part.name}", blocks))
     return parts
 

@@ -105,6 +105,11 @@ def chip_name(chip_id: int) -> str:
     return chip.name if chip is not None else f"chip id {chip_id}"
 
 
+def plain_chip(name: str) -> str:
+    """A chip's name as names are compared: "esp32s3" for "ESP32-S3", too."""
+    return name.lower().replace("-", "")
+
+
 class ResetCause(Enum):
     """Who brought a reset about.
 
