@@ -221,11 +221,11 @@ def no_memory(why: str) -> OtaError:
     """The error of a memory that is not there, and cannot be made."""
     user = os.geteuid()
     folder = SYSTEM / (f"trust-{user}" if user else "trust")
-    return _refused(
+    return NotThere(
         "trust-invalid",
         f"What repositories have shown cannot be remembered: {why}",
-        f"As root, make {folder} where it lasts and can be written to: install -d -m 700 -o {user} "
-        f"{folder}.",
+        remedy=f"As root, make {folder} where it lasts and can be written to: install -d -m 700 "
+        f"-o {user} {folder}.",
     )
 
 
@@ -317,20 +317,15 @@ def _require_owned(
 
 
 def _policy(folder: Path, stamp: _Stamp) -> Policy:
-    try:
-        return _read_policy(folder, stamp)
-    except OSError as error:  # it was changed since it was listed
-        raise _invalid(f"{error.filename or folder} cannot be read: {error.strerror}.") from None
-
-
-def _read_policy(folder: Path, stamp: _Stamp) -> Policy:
     before = _known.get(folder)
     if before is not None and before[0] == stamp:
         return before[1]
     names = [name for name, *_ in stamp]
-    keys = _keys(folder / KEYS) if KEYS in names else None
-    repositories = _repositories(folder) if REPOSITORIES in names else None
-    made = Policy(folder, keys, repositories)
+    try:
+        keys = _keys(folder / KEYS) if KEYS in names else None
+    except OSError as error:  # it was changed since it was listed
+        raise _invalid(f"{error.filename or folder} cannot be read: {error.strerror}.") from None
+    made = Policy(folder, keys, _repositories(folder) if REPOSITORIES in names else None)
     newest_ns = max(max(mtime_ns, ctime_ns) for *_, mtime_ns, ctime_ns, _ in stamp)
     if abs(time.time_ns() - newest_ns) > _TICK_NS:
         _known[folder] = stamp, made
@@ -417,12 +412,8 @@ def read(path: Path) -> bytes:
 
 
 def _invalid(why: str) -> OtaError:
-    return _refused("trust-invalid", why)
-
-
-def _refused(code: str, why: str, remedy: str | None = None) -> OtaError:
     """It may be mended at any time, and is looked at again."""
-    return NotThere(code, why, remedy=remedy)
+    return NotThere("trust-invalid", why)
 
 
 # --- what passes
@@ -467,12 +458,12 @@ def require(
 def not_from_there(policy: Policy) -> OtaError:
     """The error of what comes from none of a policy's repositories."""
     known = ", ".join(redact_url(one.url) for one in policy.repositories or ()) or "none"
-    return _refused(
+    return NotThere(
         "signature-untrusted",
         f"This host takes firmware only from the repositories of {policy.folder} ({known}), and "
         "this one comes from none of them.",
-        "Let the url be BASE/targets/FILE of such a repository; `esp32-ota repo add` publishes a "
-        "firmware there.",
+        remedy="Let the url be BASE/targets/FILE of such a repository; `esp32-ota repo add` "
+        "publishes a firmware there.",
     )
 
 

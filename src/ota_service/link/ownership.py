@@ -246,12 +246,10 @@ def _open_lock(path: Path) -> int:
     (fs.protected_regular).
     """
     flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
+    with contextlib.suppress(FileExistsError):
         fd = os.open(path, flags | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         os.fchmod(fd, 0o644)  # whatever the umask says: others must be able to lock it
         return fd
-    except FileExistsError:
-        pass
     try:
         fd = os.open(path, flags | os.O_RDWR)
     except PermissionError:

@@ -58,7 +58,6 @@ class SlotStream:
 
     size_bytes: the image's length. blocks: the zlib stream of the image with a blank first
     page. head: the first page. body_md5: MD5 (hex) of everything behind the first page.
-    image_md5: of the whole image.
     """
 
     size_bytes: int
@@ -66,7 +65,6 @@ class SlotStream:
     compressed_bytes: int
     head: bytes
     body_md5: str
-    image_md5: str
 
 
 def compress(data: bytes) -> bytes:
@@ -100,7 +98,6 @@ def _stream(image: bytes, written: bytes) -> SlotStream:
         compressed_bytes=len(compressed),
         head=image[:PAGE_BYTES],
         body_md5=digest(image[PAGE_BYTES:]),
-        image_md5=digest(image),
     )
 
 

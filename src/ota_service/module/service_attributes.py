@@ -24,14 +24,13 @@ from ota_service.module.checks import (
     check_headers,
     check_mac,
     check_name,
-    check_no_answer,
     check_number,
+    check_one_of,
     check_path,
     check_pattern,
     check_port,
     check_reset,
     check_sha256,
-    check_store,
     check_text,
     check_values,
     check_version,
@@ -51,6 +50,8 @@ Pattern = Annotated[str | None, optional_type(check_pattern)]
 _baud = partial(check_whole, low=9_600, high=4_000_000, unit="")
 _boot_timeout = partial(check_number, low=1, high=600, unit=" s")
 _boot_stable = partial(check_number, low=0, high=600, unit=" s")
+_store = partial(check_one_of, one="nvs", other="host")
+_no_answer = partial(check_one_of, one="stay", other="back")
 
 
 class RobotCallConfig(Strict):
@@ -88,7 +89,7 @@ class HealthCheckConfig(RobotCallConfig):
         "all of it. `before_restart` and `after_restart`: how long one may take; default 30, at "
         "most 600.",
     )
-    on_no_answer: Annotated[str, BeforeValidator(check_no_answer)] = Field(
+    on_no_answer: Annotated[str, BeforeValidator(_no_answer)] = Field(
         "stay",
         description="`health_check` only: what becomes of a board whose check nobody answered. "
         '`"back"` takes the firmware back.',
@@ -149,7 +150,7 @@ class BoardConfig(Strict):
         description="What a line of its own app's log must match. Default: the service's "
         "`boot_expect`.",
     )
-    version_store: Annotated[str | None, optional_type(check_store)] = Field(
+    version_store: Annotated[str | None, optional_type(_store)] = Field(
         None,
         description="`host` for a board whose NVS cannot be read. Default: the service's "
         "`version_store`.",
@@ -293,7 +294,7 @@ class ServiceConfig(Strict):
         description="How many attempts may fail, {range}, before a board is set aside until "
         "`url`, `version` or `sha256` change, or until `release`.",
     )
-    version_store: Annotated[str, BeforeValidator(check_store)] = Field(
+    version_store: Annotated[str, BeforeValidator(_store)] = Field(
         "nvs",
         description='`"host"`: the version of a board whose NVS is encrypted, and whose flash is '
         "not, is kept on this machine: see [below](#boards-whose-nvs-is-encrypted). A board whose "

@@ -20,7 +20,7 @@ from ota_service.formats.bootloader import header_flash_bytes
 from ota_service.formats.chips import CHIP_BY_ID
 from ota_service.formats.image import HEADER_BYTES, AppDescriptor, parse_header
 from ota_service.formats.nvs import Nvs, parse_nvs
-from ota_service.formats.otadata import OtaData, OtaState, parse_otadata
+from ota_service.formats.otadata import OtaData, OtaEdit, OtaState, parse_otadata
 from ota_service.formats.partitions import (
     OTADATA_BYTES,
     TABLE_OFFSET,
@@ -140,6 +140,19 @@ class Inspection:
         """What otadata said on a board that has OTA slots."""
         assert self.otadata is not None
         return self.otadata
+
+    def switched(self, raw: bytes, slot: Partition, runs: Partition, state: OtaState) -> OtaEdit:
+        """otadata `raw` changed so that an OTA slot is started, and at each cut that or `runs`."""
+        slots = self.parts.ota_slots
+        return otadata.switch(
+            raw,
+            base=self.selection.offset,
+            n_slots=len(slots),
+            to_slot=slots.index(slot),
+            running_slot=slots.index(runs) if runs in slots else None,
+            has_factory=self.parts.factory is not None,
+            state=state,
+        )
 
     def app(self, partition: Partition) -> App | None:
         """The app in a partition."""

@@ -42,6 +42,7 @@ from ota_service.update.plan import (
     Plan,
     WatchBoot,
     WriteSlot,
+    own_tag,
     plan,
     refuse,
     staging,
@@ -378,10 +379,8 @@ class _Session:
         if whole.action not in ("write", "switch") or running is None or whole.slot is None:
             return
         if self.job.whole and self.job.image is not None:
-            new, now = (
-                self.job.image.descriptor.secure_version,
-                found.secure_version_of(running),
-            )
+            new = self.job.image.descriptor.secure_version
+            now = found.secure_version_of(running)
             if new > now:
                 raise OtaError(
                     "secure-version",
@@ -431,10 +430,8 @@ class _Session:
         about, fact = found.about(slot), self.facts.slots.get(slot.name)
         if about is None:
             return ""
-        same = fact is not None and (fact.project, fact.app_version) == (
-            about.project,
-            about.version,
-        )
+        app = (about.project, about.version)
+        same = fact is not None and (fact.project, fact.app_version) == app
         return (fact.version if fact is not None and same else None) or about.version
 
     # --- the update
@@ -585,12 +582,7 @@ class _Session:
         return back
 
     def _tag_of(self, found: Inspection, slot: Partition) -> str:
-        """The version that belongs to a slot: the journal's, else its descriptor's."""
-        fact = self.facts.slots.get(slot.name)
-        if fact is not None and fact.version is not None:
-            return fact.version
-        about = found.about(slot)
-        return about.version if about is not None else ""
+        return own_tag(found, slot, self.facts.slots.get(slot.name))
 
     def _plan_back(
         self, found: Inspection, bad: Partition, flash: Flash | None = None
