@@ -8,7 +8,6 @@ programmed last, after the digest of the rest was read back (see `carry_out`).
 
 from __future__ import annotations
 
-import importlib
 import struct
 import threading
 import zlib
@@ -67,19 +66,6 @@ class SlotStream:
     body_md5: str
 
 
-def compress(data: bytes) -> bytes:
-    """The shortest zlib stream that takes no noticeable time to make.
-
-    libdeflate's level 12 where the package `deflate` is installed: 3 to 4 % less than zlib's level
-    9 for machine code, in the same time (docs/performance.md).
-    """
-    try:
-        deflate = importlib.import_module("deflate")
-    except ImportError:
-        return zlib.compress(data, 9)
-    return bytes(deflate.zlib_compress(data, 12))
-
-
 def make_stream(image: bytes) -> SlotStream:
     """Compress `image`, its first page left blank, and cut it into blocks."""
     return _stream(image, b"\xff" * PAGE_BYTES + image[PAGE_BYTES:])
@@ -91,7 +77,7 @@ def make_plain_stream(data: bytes) -> SlotStream:
 
 
 def _stream(image: bytes, written: bytes) -> SlotStream:
-    compressed = compress(written)
+    compressed = zlib.compress(written, 9)
     return SlotStream(
         size_bytes=len(image),
         blocks=_blocks(compressed, block_ends(windows(compressed), len(image))),
