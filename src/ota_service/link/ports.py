@@ -72,7 +72,7 @@ class PortInfo:
     device: the device itself, links resolved. by_path: its name under /dev/serial/by-path, which
     follows the USB socket. location: USB place, bus-port.port ("1-1.2"), with the interface
     ("1-1.2:1.0") where the device has several; it survives a re-plug into the same socket.
-    vid, pid, serial_number, product, manufacturer: from the USB descriptors.
+    vid, pid, serial_number, product: from the USB descriptors.
     appeared_at: when the device appeared, UTC (see `_appeared_at`).
     """
 
@@ -83,7 +83,6 @@ class PortInfo:
     pid: int | None = None
     serial_number: str | None = None
     product: str | None = None
-    manufacturer: str | None = None
     appeared_at: datetime | None = None
 
     @property
@@ -388,7 +387,6 @@ def _describe_device(path: Path, roots: Roots, by_path: dict[str, str]) -> PortI
         pid=_hex(_line(device / "idProduct")),
         serial_number=_line(device / "serial"),
         product=_line(device / "product"),
-        manufacturer=_line(device / "manufacturer"),
     )
 
 
