@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esp32_sim.logs import LOOKALIKES, PANICS
@@ -284,6 +284,7 @@ TAGGED = st.builds(
 
 
 @pytest.mark.slow
+@settings(max_examples=40)
 @given(st.lists(TAGGED, max_size=20))
 def test_no_line_with_a_tag_decides(lines: list[str]) -> None:
     """Whatever an app logs under its tag, in whatever order, its start is judged as without it."""

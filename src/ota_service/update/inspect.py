@@ -414,14 +414,12 @@ class _Search:
         found = self.found
         order = boot_order(found.parts, found.entries)
         cramped = _cramped(self.flash, found)
-        running = None if cramped else self._by_digest(order[0])
-        if running is not None:
-            return replace(found, running=running)
         seen = FirstLook()
-        if self.facts.silent and not cramped:
+        running = None if cramped else self._by_digest(order[0])
+        if running is None and self.facts.silent and not cramped:
             running = self._verified(order, seen)
-            if running.partition is not None:
-                return replace(found, running=running)
+        if running is not None and running.partition is not None:
+            return replace(found, running=running)
         if look is not None:
             seen = look()
             self.flash.prefetch(_stores(found.parts))
