@@ -388,6 +388,19 @@ def _invalid(faults: list[str]) -> OtaError:
     return OtaError("manifest-invalid", f"{text}.")
 
 
+_WORDS = {
+    "missing": "is missing",
+    "extra_forbidden": "is not known here",
+    "string_pattern_mismatch": "must be 64 hex digits, as `sha256sum` prints them",
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "too_long": f"names more than {MAX_NAMED}",
+    **dict.fromkeys(("too_short", "string_too_short"), "is empty"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be an object"),
+}
+"""Pydantic's kinds of faults in our words; of others its own."""
+
+
 def _in_words(found: dict[str, Any]) -> str:
     """A fault that pydantic found: the path in the file, and what is wrong there."""
     place = ""
@@ -396,23 +409,4 @@ def _in_words(found: dict[str, Any]) -> str:
             place += f"[{part}]"
         elif part != "[key]":  # of an object's name, which is what the path ends with
             place += f".{_shown(part)}" if place else _shown(part)
-    match found["type"]:
-        case "missing":
-            words = "is missing"
-        case "extra_forbidden":
-            words = "is not known here"
-        case "string_pattern_mismatch":
-            words = "must be 64 hex digits, as `sha256sum` prints them"
-        case "string_type":
-            words = "must be text"
-        case "dict_type" | "model_type" | "model_attributes_type":
-            words = "must be an object"
-        case "list_type":
-            words = "must be a list"
-        case "too_long":
-            words = f"names more than {MAX_NAMED}"
-        case "too_short" | "string_too_short":
-            words = "is empty"
-        case _:
-            words = str(found["msg"])
-    return f"{place}: {words}"
+    return f"{place}: {_WORDS.get(found['type'], found['msg'])}"

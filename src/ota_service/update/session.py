@@ -714,21 +714,19 @@ class _Session:
         """The app's time to confirm itself is over: what does otadata say?"""
         if found.table is None or found.table.otadata is None:
             raise found.problem or OtaError("otadata-invalid")
-        entries = read_otadata(self.link, found)
-        slot = self._slot_named(found, entries, awaited.slot)
+        otadata = read_otadata(self.link, found)
+        slot = self._slot_named(found, otadata, awaited.slot)
         slots = found.table.ota_slots
-        states = [
-            entry.state
-            for entry in entries.entries
-            if entry.written and entry.slot_index(len(slots)) == slots.index(slot)
-        ]
+        here = (e for e in otadata.entries if e.written)
+        states = [e.state for e in here if slots[e.slot_index(len(slots))] == slot]
         version = awaited.version if found.on_host else found.version
         outcome = Outcome(
             "up_to_date", found=found, version=version, slot=slot, of_image=found.holds(slot)
         )
-        if self.job.course == "rollback" and OtaState.VALID in states:
-            return self._go_back(found)
+        by_person = self.job.course == "rollback"
         if OtaState.VALID in states:
+            if by_person:
+                return self._go_back(found)
             outcome.confirmed = True
             if found.problem is not None:
                 # Of the version or of what else the app keeps: its update is over all the same.
@@ -736,7 +734,7 @@ class _Session:
             return self._restarted(outcome)
         if found.problem is not None:
             raise found.problem
-        if self.job.course == "rollback":
+        if by_person:
             outcome = self._roll_back(found, outcome, slot, "a person asks, and it is unconfirmed")
             outcome.error = None if outcome.end == "rolled_back" else outcome.error
             return outcome
