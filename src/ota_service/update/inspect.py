@@ -414,12 +414,10 @@ class _Search:
         found = self.found
         order = boot_order(found.parts, found.entries)
         cramped = _cramped(self.flash, found)
-        seen = FirstLook()
-        running = None if cramped else self._by_digest(order[0])
-        if running is None and self.facts.silent and not cramped:
-            running = self._verified(order, seen)
-        if running is not None and running.partition is not None:
+        running = None if cramped else self._at_hand(order)
+        if running is not None:
             return replace(found, running=running)
+        seen = FirstLook()
         if look is not None:
             seen = look()
             self.flash.prefetch(_stores(found.parts))
@@ -440,6 +438,13 @@ class _Search:
         if look is None or not seen.restarted:  # it may print, and more than was read may run
             return replace(found, running=replace(running, dead=False))
         return replace(found, running=running, pending=False)  # nobody is there to confirm anything
+
+    def _at_hand(self, order: list[Partition]) -> Running | None:
+        """What runs, where that can be told without a restart."""
+        running = self._by_digest(order[0])
+        if running is None and self.facts.silent:
+            running = self._verified(order, FirstLook())
+        return running if running is not None and running.partition is not None else None
 
     def _by_digest(self, partition: Partition) -> Running | None:
         """A partition whose content is known to be an image that boots here, by its digest."""
