@@ -84,7 +84,7 @@ def open_lock(path: Path, flags: int = 0) -> int:
     try:
         return os.open(path, os.O_RDWR | flags, 0o600)
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES):
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         return os.open(path, os.O_RDONLY | flags & ~os.O_CREAT)
 

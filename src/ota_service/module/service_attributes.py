@@ -42,7 +42,11 @@ from ota_service.module.checks import (
 )
 
 Digest = Annotated[str | None, optional_type(check_sha256)]
-RequestHeaders = Annotated[Headers | None, optional_type(check_headers)]
+RequestHeaders = Annotated[
+    Headers | None,
+    optional_type(check_headers),
+    Field(repr=False, json_schema_extra={"type": "object"}),
+]
 FilePath = Annotated[str | None, optional_type(check_path)]
 Pattern = Annotated[str | None, optional_type(check_pattern)]
 
@@ -129,8 +133,6 @@ class BoardConfig(Strict):
     )
     headers: RequestHeaders = Field(
         None,
-        repr=False,
-        json_schema_extra={"type": "object"},
         description="Request headers of the board's own. Default: the service's `headers` where "
         "its `url` is at the same server; else none.",
     )
@@ -205,8 +207,6 @@ class ServiceConfig(Strict):
     sha256: Digest = Field(None, description="64 hex digits. Another file at the url is refused.")
     headers: RequestHeaders = Field(
         None,
-        repr=False,
-        json_schema_extra={"type": "object"},
         description='Request headers, such as `{"Authorization": "Bearer ..."}`; instead of a '
         'value `{"file": PATH}`, whose one line is read at each download. They are secrets like '
         "passwords, and are sent to no other server than that of `url`.",
