@@ -253,7 +253,8 @@ def inspect(
     flash.prefetch([table_region(TABLE_OFFSET)])
     try:
         table = find_table(flash.read, flash_bytes=chip.flash_bytes)
-        apps, stores = _app_places(table), _stores(table)
+        apps = [p for p in table.partitions if p.is_app and p.size_bytes >= HEAD_BYTES]
+        stores = _stores(table)
         ends = [*(app.end for app in apps), *(store.end for store in stores)]
         chip.require_reach(max(ends, default=0))
         heads = [whole(p.offset, HEAD_BYTES) for p in apps]
@@ -263,7 +264,9 @@ def inspect(
         if error.code == "link-lost":
             raise
         return Inspection(chip, problem=error)
-    found = Inspection(chip, table=table, apps=tuple(_apps(flash, table)))
+    read = {partition: flash.read(partition.offset, HEAD_BYTES) for partition in apps}
+    held = tuple(App(partition, head, parse_header(head)) for partition, head in read.items())
+    found = Inspection(chip, table=table, apps=held)
     try:
         require_ota(table)
     except OtaError as error:
@@ -303,10 +306,6 @@ def _unreadable(chip: ChipInfo) -> OtaError | None:
     return chip.flash_problem
 
 
-def _app_places(table: PartitionTable) -> list[Partition]:
-    return [p for p in table.partitions if p.is_app and p.size_bytes >= HEAD_BYTES]
-
-
 def _stores(table: PartitionTable) -> list[Region]:
     """otadata and NVS, which are mostly blank."""
     at = table.otadata
@@ -317,12 +316,6 @@ def _stores(table: PartitionTable) -> list[Region]:
 def _bootloader_head(chip: ChipInfo) -> list[Region]:
     known = CHIP_BY_ID.get(chip.chip_id)
     return [whole(known.bootloader_offset, HEADER_BYTES)] if known is not None else []
-
-
-def _apps(flash: Flash, table: PartitionTable) -> Iterable[App]:
-    for partition in _app_places(table):
-        head = flash.read(partition.offset, HEAD_BYTES)
-        yield App(partition, head, parse_header(head))
 
 
 def _with_otadata(flash: Flash, found: Inspection) -> Inspection:

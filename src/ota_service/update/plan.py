@@ -366,7 +366,11 @@ class _Wanted:
         found, version = self.found, self.version
         running = found.running.partition
         # Where nothing runs there is nothing that a bootloader could go back to.
-        confirms = running is not None and _uses_rollback(found)
+        confirms = running is not None and otadata.shows_rollback(
+            found.entries,
+            has_factory=found.parts.factory is not None,
+            n_slots=len(found.parts.ota_slots),
+        )
         state = OtaState.NEW if confirms else OtaState.UNDEFINED
         edit = found.switched(found.otadata_raw, slot, running or slot, state)
         return self._made(
@@ -463,13 +467,6 @@ def _recorded(found: Inspection, version: str) -> tuple[RecordVersion, ...]:
         found.nvs_raw, base=at.offset, namespace=NAMESPACE, key=VERSION_KEY, value=version
     )
     return (RecordVersion(edit),)
-
-
-def _uses_rollback(found: Inspection) -> bool:
-    table = found.parts
-    return otadata.shows_rollback(
-        found.entries, has_factory=table.factory is not None, n_slots=len(table.ota_slots)
-    )
 
 
 def _spares(slots: tuple[Partition, ...], running: Partition) -> tuple[Partition, ...]:
