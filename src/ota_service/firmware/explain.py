@@ -69,9 +69,9 @@ def explained(error: Exception, shown: str, *, stall_s: float) -> Exception:
         return _proxy_refused(error.status, shown)
     if isinstance(error, aiohttp.ClientResponseError):
         # What cannot be read as an answer, by HTTP's parser. One of them may be noise.
-        _, words, remedy = next(row for row in _NO_HTTP if row[0] in error.message)
-        text = f"The server of {shown} {words}."
-        return Transient(OtaError("download-failed", text, remedy=remedy))
+        _, what, hint = next(row for row in _NO_HTTP if row[0] in error.message)
+        text = f"The server of {shown} {what}."
+        return Transient(OtaError("download-failed", text, remedy=hint))
     if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError | ValueError):
         return OtaError("download-failed", f"{shown} is not a usable address.")
     words, remedy = next(

@@ -20,13 +20,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from ota_service.errors import OtaError
-from ota_service.firmware.target import Target, check_sha256, check_version
+from ota_service.firmware.target import (
+    NAME_MAX_BYTES,
+    Target,
+    check_name,
+    check_sha256,
+    check_version,
+)
 from ota_service.firmware.urls import check_url, is_path
 from ota_service.formats.chips import plain_chip
 
 MAX_BYTES = 1 << 20
 """Of a manifest's file; hundreds of images take a tenth of it."""
-NAME_MAX_BYTES = 64
 MAX_NAMED = 256
 """Images, and boards: the status shows them all."""
 FILE_NAME = "manifest.json"
@@ -44,22 +49,19 @@ _KINDS: tuple[tuple[frozenset[str], str], ...] = (
 """JSON of other kinds, by keys that all of them have."""
 
 
+def a_fault(words: str) -> PydanticCustomError:
+    """An error whose text is `words`."""
+    # The words are no template: braces in them stand for themselves.
+    return PydanticCustomError("fault", "{words}", {"words": words})
+
+
 def _checked(problem: str | None) -> None:
     if problem:
-        raise PydanticCustomError("fault", "{words}", {"words": problem})
+        raise a_fault(problem)
 
 
 def _name(value: str) -> str:
-    size_bytes = len(value.encode(errors="replace"))
-    _checked(
-        "is empty"
-        if not value.strip()
-        else f"{size_bytes} bytes; the limit is {NAME_MAX_BYTES}"
-        if size_bytes > NAME_MAX_BYTES
-        else None
-        if value.isprintable()
-        else "holds characters that cannot be printed"
-    )
+    _checked(check_name(value))
     return value
 
 
@@ -98,11 +100,13 @@ Tag = Annotated[str, Field(min_length=1), AfterValidator(_tag)]
 Digest = Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{64}$"), AfterValidator(_digest)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What a person wrote: no name that is not known, no value bent into another type."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
 
-class ImageEntry(_Strict):
+class ImageEntry(Strict):
     """One image: where it is, which file, and which boards it is for."""
 
     url: Annotated[str, AfterValidator(_reference)] = Field(
@@ -137,7 +141,7 @@ class Block:
     groups: tuple[frozenset[str], ...] = ()
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """Several firmwares that belong together, as a file at a service's url names them."""
 
     format: Literal[1] = Field(description="The form of this file.")

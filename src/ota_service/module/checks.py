@@ -16,17 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator
 
 from ota_service.firmware import target
 from ota_service.firmware.expectation import Expectation, PatternError
+from ota_service.firmware.manifest import Strict as Strict
+from ota_service.firmware.manifest import a_fault as a_fault
 from ota_service.firmware.target import Headers
 from ota_service.firmware.urls import check_url
 from ota_service.link.ports import is_url, problem
 from ota_service.link.resets import ResetPins
-
-NAME_MAX_BYTES = 64
 
 UNSET = ("", None)
 
@@ -41,18 +40,6 @@ _OWN_HEADERS = frozenset(
 
 # A longer word is like none of ours, and comparing takes the square of its length.
 _COMPARED_CHARS = 100
-
-
-class Strict(BaseModel):
-    """What a person wrote: no name that is not known, no value bent into another type."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
-
-
-def a_fault(words: str) -> PydanticCustomError:
-    """An error whose text is `words`."""
-    # The words are no template: braces in them stand for themselves.
-    return PydanticCustomError("fault", "{words}", {"words": words})
 
 
 def check_text(value: object, words: str = "") -> str:
@@ -121,11 +108,7 @@ def check_name(value: object) -> str:
     name = check_text(value)
     if not name.strip():
         raise a_fault('is empty; give the board a name, such as "kitchen"')
-    if (size_bytes := len(name.encode(errors="replace"))) > NAME_MAX_BYTES:
-        raise a_fault(f"{size_bytes} bytes; the limit is {NAME_MAX_BYTES}")
-    if not name.isprintable():
-        raise a_fault("holds characters that cannot be printed")
-    return name
+    return _passed(name, target.check_name)
 
 
 def name_type(words: str) -> BeforeValidator:
