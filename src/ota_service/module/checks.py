@@ -209,11 +209,15 @@ def _has_null(value: object) -> bool:
     return any(map(_has_null, value)) if isinstance(value, list | tuple) else value is None
 
 
-def check_one_of(value: object, one: str, other: str) -> str:
-    """One of two words."""
-    if value not in (one, other):
-        raise a_fault(f'must be "{one}" or "{other}"')
-    return str(value)
+def one_of(one: str, other: str) -> Callable[[object], str]:
+    """A check for one of two words."""
+
+    def check(value: object) -> str:
+        if value not in (one, other):
+            raise a_fault(f'must be "{one}" or "{other}"')
+        return str(value)
+
+    return check
 
 
 def check_pattern(value: object) -> str:

@@ -25,7 +25,6 @@ from ota_service.module.checks import (
     check_mac,
     check_name,
     check_number,
-    check_one_of,
     check_path,
     check_pattern,
     check_port,
@@ -37,6 +36,7 @@ from ota_service.module.checks import (
     check_whole,
     name_type,
     number_type,
+    one_of,
     optional_type,
     whole_type,
 )
@@ -54,8 +54,7 @@ Pattern = Annotated[str | None, optional_type(check_pattern)]
 _baud = partial(check_whole, low=9_600, high=4_000_000, unit="")
 _boot_timeout = partial(check_number, low=1, high=600, unit=" s")
 _boot_stable = partial(check_number, low=0, high=600, unit=" s")
-_store = partial(check_one_of, one="nvs", other="host")
-_no_answer = partial(check_one_of, one="stay", other="back")
+_store, _no_answer = one_of("nvs", "host"), one_of("stay", "back")
 
 
 class RobotCallConfig(Strict):
