@@ -193,7 +193,15 @@ class Supply:
     async def _fetch(
         self, target: Target, ca_file: str | None, max_image_bytes: int, report: Progress
     ) -> Firmware:
-        got = await self._find(target, ca_file, max_image_bytes, report)
+        asked, grants = await self.granted(
+            target.url, target.version, ca_file=ca_file, headers=target.headers
+        )
+        try:
+            got = await self._allowed(target, ca_file, max_image_bytes, report, asked, grants)
+        except OtaError as error:
+            if asked and error.code in _MENDED and not isinstance(error, GaveUp):
+                raise NotThere(error.code, error.message, remedy=error.remedy) from None
+            raise
         first = await asyncio.to_thread(self._cache.first, target.url, target.version)
         changed = first if first not in (None, got.sha256) else None
         if isinstance(got, ManifestFile):
@@ -220,19 +228,6 @@ class Supply:
         got = await asyncio.to_thread(check, file)
         assert isinstance(got, ManifestFile)
         return replace(got, place=await asyncio.to_thread(place_of, target.url))
-
-    async def _find(
-        self, target: Target, ca_file: str | None, max_image_bytes: int, report: Progress
-    ) -> _Got:
-        asked, grants = await self.granted(
-            target.url, target.version, ca_file=ca_file, headers=target.headers
-        )
-        try:
-            return await self._allowed(target, ca_file, max_image_bytes, report, asked, grants)
-        except OtaError as error:
-            if asked and error.code in _MENDED and not isinstance(error, GaveUp):
-                raise NotThere(error.code, error.message, remedy=error.remedy) from None
-            raise
 
     async def _allowed(
         self, target: Target, ca_file: str | None, max_image_bytes: int, report: Progress,
