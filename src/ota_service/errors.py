@@ -56,7 +56,7 @@ def _by(blame: Blame, *, counts: bool) -> Callable[..., ErrorKind]:
 
 _config, _firmware = _by("config", counts=False), _by("firmware", counts=False)
 _host, _policy = _by("host", counts=False), _by("policy", counts=False)
-_board, _link = _by("board", counts=True), _by("link", counts=True)
+_board, _link = _by("board", counts=True), _by("link", counts=False)
 
 _ROWS: tuple[ErrorKind, ...] = (
     _config(
@@ -217,26 +217,24 @@ _ROWS: tuple[ErrorKind, ...] = (
         "No board was found.",
         "Attach a board, list it in boards, or call update once for a board on a generic USB "
         "bridge (with probe for one on any other port).",
-        counts=False,
     ),
     _link(
         "port-missing",
         "The port does not exist.",
         "Plug the board in, or correct its port; `esp32-ota ports` lists what is there.",
-        counts=False,
     ),
     _link(
         "port-busy",
         "Another program or service is using the port.",
         "Close the program named; the update waits and then goes on by itself.",
         transient=True,
-        counts=False,
     ),
     _link(
         "permission",
         "This user may not open the port.",
         "Add the user that runs viam-server to the port's group (dialout or uucp), then log in "
         "again or restart viam-server.",
+        counts=True,
     ),
     _link(
         "no-answer",
@@ -244,6 +242,7 @@ _ROWS: tuple[ErrorKind, ...] = (
         "Check the cable and the board's power; a board without automatic reset needs its BOOT "
         "button held while the update connects.",
         transient=True,
+        counts=True,
     ),
     _board(
         "no-identity",
@@ -275,6 +274,7 @@ _ROWS: tuple[ErrorKind, ...] = (
         "Check the cable and the USB hub; the update tries again by itself and starts from what "
         "it then finds on the board.",
         transient=True,
+        counts=True,
     ),
     # --- what is on the board
     _board(
@@ -466,25 +466,21 @@ _ROWS: tuple[ErrorKind, ...] = (
         "unreachable",
         "The machine cannot be reached.",
         "Check the address, the network, and that viam-server runs.",
-        counts=False,
     ),
     _link(
         "refused",
         "The machine refused what was asked.",
         "Check the key, and what was asked for.",
-        counts=False,
     ),
     _link(
         "not-found",
         "The machine has nothing of the name that was given.",
         "Check the name.",
-        counts=False,
     ),
     _link(
         "not-finished",
         "The machine goes on with what was asked, and has not replied yet.",
         "Look at its history later.",
-        counts=False,
     ),
     _host(
         "internal",

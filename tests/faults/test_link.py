@@ -31,8 +31,9 @@ pytestmark = pytest.mark.slow
 PANICS = Behaviour(ending="panic", ending_after_s=0.2)
 
 
-# Of the seeds that `make prove` goes through, ten that take no long timeouts.
-NOISE_SEEDS = (1, 3, 4, 6, 7, 9, 11, 12, 16, 18)
+# Of the seeds that `make prove` goes through, some that take no long timeouts: each kind of noise,
+# in either direction, with registers looked at together and singly.
+NOISE_SEEDS = (3, 4, 6, 9, 12, 16)
 
 
 @pytest.mark.slow

@@ -18,10 +18,14 @@ from tests.faults.desk import Desk, Shown, look
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
+# Of the seeds that `make prove` goes through: either signal, once and twice, one board and two, a
+# bootloader with and without rollback.
+KILLED_SEEDS = (0, 2, 3, 5, 6)
+
+
 def test_a_killed_module_carries_on() -> None:
-    """SIGTERM or SIGKILL at ten random moments: the next start finishes the job by itself."""
-    assert prove.several([("killed", seed) for seed in range(10)]) == {}
+    """SIGTERM or SIGKILL at random moments: the next start finishes the job by itself."""
+    assert prove.several([("killed", seed) for seed in KILLED_SEEDS]) == {}
 
 
 # --- disks

@@ -552,16 +552,9 @@ def lives(first: int, last: int) -> Counter[str]:
 
 
 @pytest.mark.slow
-def test_lives_of_an_app() -> None:
-    """A few random lives."""
-    assert lives(0, 2).total() == 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("first", [1000, 1030])
-def test_many_lives_of_an_app(first: int) -> None:
+def test_many_lives_of_an_app() -> None:
     """Many random lives; every strategy comes up among them."""
-    seen = lives(first, first + 15)
+    seen = lives(1000, 1010)
     assert {"append", "collect", "new-page", "erase"} <= seen.keys()
 
 

@@ -228,7 +228,7 @@ def partitions(draw: st.DrawFn) -> bytes:
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=16)
 @given(partitions(), st.sampled_from(["2.0.0", "v" * 100, None]), st.integers(0, 99))
 def test_any_partition(data: bytes, value: str | None, seed: int) -> None:
     """A change that survives every cut, or a refusal; where there is room, never for want of it."""

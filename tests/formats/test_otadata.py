@@ -262,21 +262,12 @@ def situations(
 
 
 @pytest.mark.slow
-def test_every_switch_between_two_slots() -> None:
-    """Every pair of entries, two slots: each cut boots the old or the new, never anything else."""
-    seen = 0
-    for data, factory, broken in situations(2, [1, 2, TOP], [0, 2, 4]):
-        for to_slot in range(2):
-            seen += prove(data, 2, factory, broken, to_slot, deep=False)
-    assert seen > 10_000
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("slots", [2, 3, 5, 16])
 def test_every_switch(slots: int) -> None:
-    """More slots, all states, sequence numbers at both ends: the same."""
-    seqs = [1, 2, slots + 2, TOP - 1, TOP] if slots < 3 else [1, 2, TOP]
-    states: list[int] = [*STATES] if slots < 5 else [0, 2, 4]
+    """Every pair of entries, in every state for two slots, with sequence numbers at both ends:
+    each cut boots the old or the new, never anything else."""
+    seqs = [1, 2, TOP - 1, TOP] if slots < 3 else [1, 2, TOP]
+    states: list[int] = [*STATES] if slots < 3 else [0, 2, 4]
     targets = range(slots) if slots < 5 else (0, 1, slots - 1)
     seen = 0
     for data, factory, broken in situations(slots, seqs, states):
@@ -287,7 +278,7 @@ def test_every_switch(slots: int) -> None:
 
 @pytest.mark.parametrize(
     "slots",
-    [2, 5, 16, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4, 7, 8))],
+    [2, 5, 16, pytest.param(3, marks=pytest.mark.slow)],
 )
 def test_torn_switches(slots: int) -> None:
     """Few and many slots, with operations torn at any byte or bit."""

@@ -106,7 +106,7 @@ def test_three_blocks_of_which_one_is_good() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(st.binary(max_size=200), st.sampled_from(SCHEMES), AT, MASK)
 def test_any_bytes_end_in_values(tail: bytes, scheme: str, at: int, mask: int) -> None:
     """Whatever a server or a slot has where a signature would be."""

@@ -90,7 +90,6 @@ def test_bridge_is_described_from_its_usb_device(system: FakeSystem) -> None:
         idProduct="ea60",
         serial="0001",
         product="CP2102 USB to UART Bridge Controller",
-        manufacturer="Silicon Labs",
     )
     info = system.list()["ttyUSB0"]
     assert (info.vid, info.pid, info.serial_number) == (0x10C4, 0xEA60, "0001")

@@ -7,11 +7,10 @@ import re
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esp32_sim.logs import LOOKALIKES, PANICS
-from ota_service.formats.chips import RESETS
 from ota_service.update.boot import (
     LINES_BEFORE,
     MAX_LINE_CHARS,
@@ -285,6 +284,7 @@ TAGGED = st.builds(
 
 
 @pytest.mark.slow
+@settings(max_examples=40)
 @given(st.lists(TAGGED, max_size=20))
 def test_no_line_with_a_tag_decides(lines: list[str]) -> None:
     """Whatever an app logs under its tag, in whatever order, its start is judged as without it."""
@@ -296,8 +296,38 @@ def test_no_line_with_a_tag_decides(lines: list[str]) -> None:
     assert watched.verdict is RUNNING
 
 
+REASONS = {
+    1: "POWERON_RESET",
+    3: "SW_RESET RTC_SW_SYS_RESET SW_SYS_RESET",
+    4: "OWDT_RESET",
+    5: "DEEPSLEEP_RESET PMU_SYS_PWR_DOWN_RESET",
+    6: "SDIO_RESET PMU_CPU_PWR_DOWN_RESET",
+    7: "TG0WDT_SYS_RESET HP_SYS_HP_WDT_RESET HP_SYS_HP_WDT0_RESET",
+    8: "TG1WDT_SYS_RESET HP_SYS_HP_WDT1_RESET",
+    9: "RTCWDT_SYS_RESET HP_SYS_LP_WDT_RESET",
+    10: "INTRUSION_RESET",
+    11: "TGWDT_CPU_RESET TG0WDT_CPU_RESET HP_CORE_HP_WDT_RESET",
+    12: "SW_CPU_RESET RTC_SW_CPU_RESET",
+    13: "RTCWDT_CPU_RESET HP_CORE_LP_WDT_RESET",
+    14: "EXT_CPU_RESET",
+    15: "RTCWDT_BROWN_OUT_RESET BROWN_OUT_RESET",
+    16: "RTCWDT_RTC_RESET CHIP_LP_WDT_RESET",
+    17: "TG1WDT_CPU_RESET",
+    18: "SUPER_WDT_RESET",
+    19: "GLITCH_RTC_RESET",
+    20: "EFUSE_RESET EFUSE_CRC_ERR_RESET",
+    21: "USB_UART_CHIP_RESET",
+    22: "USB_JTAG_CHIP_RESET CHIP_USB_JTAG_RESET",
+    23: "POWER_GLITCH_RESET CHIP_USB_UART_RESET",
+    24: "JTAG_RESET JTAG_CPU_RESET",
+    25: "RTC_PWR_GLITCH_RESET",
+    26: "CPU_LOCKUP_RESET",
+}
+"""Reset reason -> its names over all chips (ESP-IDF, `esp_rom/*/include/*/rom/rtc.h`)."""
+
+
 @pytest.mark.parametrize(
-    ("code", "name"), [(code, name) for code, row in RESETS.items() for name in sorted(row[1])]
+    ("code", "name"), [(code, name) for code, names in REASONS.items() for name in names.split()]
 )
 def test_every_chips_reset_reasons_are_judged(code: int, name: str) -> None:
     """A wake and what comes from outside leave a good firmware alone; all else ends its watch."""

@@ -18,7 +18,7 @@ from esp32_sim.process import RunningBoard, SimBoard, SimProcess
 from ota_service.errors import OtaError
 from ota_service.formats.image import parse_app_image
 from ota_service.formats.otadata import parse_otadata
-from ota_service.link.serial_port import close_port, open_port
+from ota_service.link.serial_port import ROM_BAUD, close_port, open_port
 from ota_service.update import session, starts
 from ota_service.update.facts import BoardFacts
 from ota_service.update.inspect import Inspection
@@ -94,7 +94,7 @@ def by_hand(board: RunningBoard) -> None:
     board.control.wait_for("download", since=since)
 
 
-@pytest.mark.parametrize("baud", [115_200, 921_600])
+@pytest.mark.parametrize("baud", [ROM_BAUD, 921_600])
 def test_a_board_that_is_never_reset_is_never_done(tmp_path: Path, baud: int) -> None:
     """Not by the update, nor by the looks at it afterwards, whatever they find in otadata; and
     each session can talk to the stub loader that the one before has left."""
@@ -104,12 +104,16 @@ def test_a_board_that_is_never_reset_is_never_done(tmp_path: Path, baud: int) ->
     with SimProcess(tmp_path, [spec]) as sim:
         board = sim.boards[0]
         by_hand(board)
-        for again in (job, asked, replace(asked, rearm=False)):
+        # At the ROM's own speed, of which nothing is put back, two sessions show it.
+        sessions = (job, asked, replace(asked, rearm=False)) if baud > ROM_BAUD else (job, asked)
+        for again in sessions:
             outcome = run(board, again)
             assert outcome.error is not None
             assert (outcome.end, outcome.error.code) == ("unjudged", "no-reset")
             assert board.control.state()["state"] == "stub"
             assert states(board) == ["VALID", "NEW"]
+        if baud == ROM_BAUD:
+            return
         since = board.control.state()["events"]
         board.control.reset()
         board.control.wait_for("confirmed", since=since)

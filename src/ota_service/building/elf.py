@@ -79,7 +79,7 @@ def app_image(
             elf_sha256_offset=_sha256_offset(program),
         )
     except (FatalError, KeyError, ValueError) as error:
-        raise OtaError("not-an-image", _words(error), remedy=_REMEDY) from error
+        raise _unusable(_words(error)) from error
     return bytes(image)
 
 
@@ -90,7 +90,6 @@ def candidates(elf: bytes) -> list[str]:
     """
     program = _read(elf)
     places = [part.addr for part in program.sections]
-    machine = int.from_bytes(elf[18:20], "little")
     fitting = [name for name in CHIPS if _same_machine(elf, name)]
     return [
         name
@@ -102,25 +101,27 @@ def candidates(elf: bytes) -> list[str]:
         and any(_mapped(CHIP_DEFS[name], place) for place in places)
         # On the Xtensa chips constants in flash lie below everything else, and each of the
         # three has another window for them.
-        and (machine != 0x5E or CHIP_BY_ID[CHIP_DEFS[name].IMAGE_CHIP_ID].maps(min(places)))
+        and (name not in _XTENSA or CHIP_BY_ID[CHIP_DEFS[name].IMAGE_CHIP_ID].maps(min(places)))
     ]
 
 
 def _read(elf: bytes) -> Any:
     if not elf.startswith(ELF_MAGIC):
-        raise OtaError("not-an-image", "The file is not an ELF file.", remedy=_REMEDY)
+        raise _unusable("The file is not an ELF file.")
     machine = int.from_bytes(elf[18:20], "little")
     if machine not in _MACHINES or elf[4:5] != b"\x01":
-        raise OtaError(
-            "not-an-image", "The ELF file is a program for no ESP32 chip.", remedy=_REMEDY
-        )
+        raise _unusable("The ELF file is a program for no ESP32 chip.")
     try:
         program = ELFFile(elf)
     except (FatalError, ValueError, IndexError) as error:
-        raise OtaError("not-an-image", _words(error), remedy=_REMEDY) from error
+        raise _unusable(_words(error)) from error
     if not program.sections:
-        raise OtaError("not-an-image", "The ELF file holds no program.", remedy=_REMEDY)
+        raise _unusable("The ELF file holds no program.")
     return program
+
+
+def _unusable(message: str) -> OtaError:
+    return OtaError("not-an-image", message, remedy=_REMEDY)
 
 
 def _chip_of(elf: bytes, program: Any) -> str:

@@ -52,14 +52,15 @@ def nvs_from_csv(path: Path, size_bytes: int) -> bytes:
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                 nvs_partition_gen.generate(arguments)
         except (SystemExit, Exception) as error:
-            raise OtaError("nvs-invalid", _why(error, rows), remedy=_REMEDY) from None
+            raise _wrong(_why(error, rows)) from None
         data = result.read_bytes()
-    if len(data) != size_bytes:
-        raise OtaError("nvs-full", f"The keys do not fit into {size_bytes:#x} bytes of NVS.")
-    nvs = parse_nvs(data)
-    if nvs.free_pages < 1:
+    if len(data) != size_bytes or parse_nvs(data).free_pages < 1:
         raise OtaError("nvs-full", f"The keys do not fit into {size_bytes:#x} bytes of NVS.")
     return data
+
+
+def _wrong(message: str) -> OtaError:
+    return OtaError("nvs-invalid", message, remedy=_REMEDY)
 
 
 def _bring_files(rows: list[list[str]], beside: Path, folder: Path) -> None:
@@ -70,11 +71,8 @@ def _bring_files(rows: list[list[str]], beside: Path, folder: Path) -> None:
             try:
                 data = read_file(near if near.exists() else row[3], TEXT_BYTES)
             except OtaError as error:
-                raise OtaError(
-                    "nvs-invalid",
-                    f"A file that the CSV file of the NVS names, {error.message}",
-                    remedy=_REMEDY,
-                ) from None
+                text = f"A file that the CSV file of the NVS names, {error.message}"
+                raise _wrong(text) from None
             copy = folder / f"{number}.bin"
             copy.write_bytes(data)
             row[3] = str(copy)
@@ -85,24 +83,17 @@ def _rows(text: str) -> list[list[str]]:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     rows = [[field.strip() for field in row] for row in csv.reader(lines)]
     if not rows or rows[0][:4] != ["key", "type", "encoding", "value"]:
-        raise OtaError(
-            "nvs-invalid",
-            "The CSV file of the NVS does not begin with the line key,type,encoding,value.",
-            remedy=_REMEDY,
-        )
+        begin = "key,type,encoding,value"
+        raise _wrong(f"The CSV file of the NVS does not begin with the line {begin}.")
     for number, row in enumerate(rows[1:], 2):
         row += [""] * (4 - len(row))
         if row[1] not in ("namespace", "data", "file"):
-            raise OtaError(
-                "nvs-invalid",
+            raise _wrong(
                 f"Row {number} of the NVS's CSV file has the type {row[1]!r}, which is none of "
-                "namespace, data, file.",
-                remedy=_REMEDY,
+                "namespace, data, file."
             )
     if len(rows) > 1 and rows[1][1] != "namespace":
-        raise OtaError(
-            "nvs-invalid", "The first key of the NVS belongs to no namespace.", remedy=_REMEDY
-        )
+        raise _wrong("The first key of the NVS belongs to no namespace.")
     return rows
 
 

@@ -433,25 +433,17 @@ async def run_attempts(
             await download.attempt(context, patience)
             return
         except Transient as failure:
+            error, remedy = failure.error, failure.error.remedy
             further = download.size_bytes >= furthest_bytes + PROGRESS_BYTES
-            if further and failure.error.code != "download-stalled":
+            if further and error.code != "download-stalled":
                 vain, furthest_bytes = 0, download.size_bytes
-            if vain >= len(patience.delays_s):
+            in_vain = vain >= len(patience.delays_s)
+            if in_vain or failure.after_s > patience.retry_after_s:
                 download.gave_up = True
-                error = failure.error
-                raise GaveUp(error.code, error.message, remedy=error.remedy) from None
-            if failure.after_s > patience.retry_after_s:
-                download.gave_up = True
-                raise _not_now(failure) from None
+                if not in_vain:  # more patience than a run has: the next run asks again
+                    after = f"{failure.after_s:.0f} s"
+                    remedy = f"The server asks to be left alone for {after}; try again then."
+                raise GaveUp(error.code, error.message, remedy=remedy) from None
             delay_s = max(patience.delays_s[vain], failure.after_s)
         vain += 1
         await asyncio.sleep(delay_s)
-
-
-def _not_now(failure: Transient) -> GaveUp:
-    """The server asks for more patience than a run has: the next run asks again."""
-    return GaveUp(
-        failure.error.code,
-        failure.error.message,
-        remedy=f"The server asks to be left alone for {failure.after_s:.0f} s; try again then.",
-    )

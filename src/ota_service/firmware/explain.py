@@ -68,7 +68,10 @@ def explained(error: Exception, shown: str, *, stall_s: float) -> Exception:
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return _proxy_refused(error.status, shown)
     if isinstance(error, aiohttp.ClientResponseError):
-        return _no_http(error.message, shown)
+        # What cannot be read as an answer, by HTTP's parser. One of them may be noise.
+        _, what, hint = next(row for row in _NO_HTTP if row[0] in error.message)
+        text = f"The server of {shown} {what}."
+        return Transient(OtaError("download-failed", text, remedy=hint))
     if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError | ValueError):
         return OtaError("download-failed", f"{shown} is not a usable address.")
     words, remedy = next(
@@ -92,12 +95,6 @@ def _certificate(error: ssl.SSLCertVerificationError, shown: str) -> OtaError:
     return OtaError(
         "tls", f"The certificate of the server of {shown} could not be verified{reason}."
     )
-
-
-def _no_http(said: str, shown: str) -> Transient:
-    """What cannot be read as an answer; said: HTTP's parser, of it. One of them may be noise."""
-    _, words, remedy = next(row for row in _NO_HTTP if row[0] in said)
-    return Transient(OtaError("download-failed", f"The server of {shown} {words}.", remedy=remedy))
 
 
 def _proxy_refused(status: int, shown: str) -> Exception:

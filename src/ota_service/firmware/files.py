@@ -61,10 +61,20 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             os.fsync(file.fileno())
         os.chmod(name, mode)
         os.replace(name, path)
-        _sync_names(path.parent)
+        with contextlib.suppress(OSError):  # not each disk can be asked for that
+            sync_names(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def sync_names(folder: Path) -> None:
+    """A power cut must not bring back what was in a folder before. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def open_lock(path: Path, flags: int = 0) -> int:
@@ -74,7 +84,7 @@ def open_lock(path: Path, flags: int = 0) -> int:
     try:
         return os.open(path, os.O_RDWR | flags, 0o600)
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES):
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         return os.open(path, os.O_RDONLY | flags & ~os.O_CREAT)
 
@@ -98,16 +108,6 @@ def read_stamped(
 
 
 # --- inside
-
-
-def _sync_names(folder: Path) -> None:
-    """A power cut must not bring back the file before; not each disk can be asked for that."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _require_regular(status: os.stat_result) -> None:

@@ -20,12 +20,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from ota_service.errors import OtaError
-from ota_service.firmware.target import Target, check_sha256, check_version
+from ota_service.firmware.target import (
+    NAME_MAX_BYTES,
+    Target,
+    check_name,
+    check_sha256,
+    check_version,
+)
 from ota_service.firmware.urls import check_url, is_path
+from ota_service.formats.chips import plain_chip
 
 MAX_BYTES = 1 << 20
 """Of a manifest's file; hundreds of images take a tenth of it."""
-NAME_MAX_BYTES = 64
 MAX_NAMED = 256
 """Images, and boards: the status shows them all."""
 FILE_NAME = "manifest.json"
@@ -43,9 +49,15 @@ _KINDS: tuple[tuple[frozenset[str], str], ...] = (
 """JSON of other kinds, by keys that all of them have."""
 
 
+def a_fault(words: str) -> PydanticCustomError:
+    """An error whose text is `words`."""
+    # The words are no template: braces in them stand for themselves.
+    return PydanticCustomError("fault", "{words}", {"words": words})
+
+
 def _checked(problem: str | None) -> None:
     if problem:
-        raise PydanticCustomError("fault", "{words}", {"words": problem})
+        raise a_fault(problem)
 
 
 def _number(value: object) -> object:
@@ -54,16 +66,7 @@ def _number(value: object) -> object:
 
 
 def _name(value: str) -> str:
-    size_bytes = len(value.encode(errors="replace"))
-    _checked(
-        "is empty"
-        if not value.strip()
-        else f"{size_bytes} bytes; the limit is {NAME_MAX_BYTES}"
-        if size_bytes > NAME_MAX_BYTES
-        else None
-        if value.isprintable()
-        else "holds characters that cannot be printed"
-    )
+    _checked(check_name(value))
     return value
 
 
@@ -102,11 +105,13 @@ Tag = Annotated[str, Field(min_length=1), AfterValidator(_tag)]
 Digest = Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{64}$"), AfterValidator(_digest)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What a person wrote: no name that is not known, no value bent into another type."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
 
-class ImageEntry(_Strict):
+class ImageEntry(Strict):
     """One image: where it is, which file, and which boards it is for."""
 
     url: Annotated[str, AfterValidator(_reference)] = Field(
@@ -141,7 +146,7 @@ class Block:
     groups: tuple[frozenset[str], ...] = ()
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """Several firmwares that belong together, as a file at a service's url names them."""
 
     format: Annotated[Literal[1], BeforeValidator(_number)] = Field(
@@ -282,11 +287,7 @@ class Manifest(_Strict):
 
 def same_chip(one: str, other: str) -> bool:
     """Whether two names are one chip's: "esp32s3" and "ESP32-S3" are."""
-    return _plain(one) == _plain(other)
-
-
-def _plain(chip: str) -> str:
-    return chip.lower().replace("-", "")
+    return plain_chip(one) == plain_chip(other)
 
 
 def image_url(base: str, reference: str) -> str:
@@ -398,6 +399,19 @@ def _invalid(faults: list[str]) -> OtaError:
     return OtaError("manifest-invalid", f"{text}.")
 
 
+_WORDS = {
+    "missing": "is missing",
+    "extra_forbidden": "is not known here",
+    "string_pattern_mismatch": "must be 64 hex digits, as `sha256sum` prints them",
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "too_long": f"names more than {MAX_NAMED}",
+    **dict.fromkeys(("too_short", "string_too_short"), "is empty"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be an object"),
+}
+"""Pydantic's kinds of faults in our words; of others its own."""
+
+
 def _in_words(found: dict[str, Any]) -> str:
     """A fault that pydantic found: the path in the file, and what is wrong there."""
     place = ""
@@ -406,23 +420,4 @@ def _in_words(found: dict[str, Any]) -> str:
             place += f"[{part}]"
         elif part != "[key]":  # of an object's name, which is what the path ends with
             place += f".{_shown(part)}" if place else _shown(part)
-    match found["type"]:
-        case "missing":
-            words = "is missing"
-        case "extra_forbidden":
-            words = "is not known here"
-        case "string_pattern_mismatch":
-            words = "must be 64 hex digits, as `sha256sum` prints them"
-        case "string_type":
-            words = "must be text"
-        case "dict_type" | "model_type" | "model_attributes_type":
-            words = "must be an object"
-        case "list_type":
-            words = "must be a list"
-        case "too_long":
-            words = f"names more than {MAX_NAMED}"
-        case "too_short" | "string_too_short":
-            words = "is empty"
-        case _:
-            words = str(found["msg"])
-    return f"{place}: {words}"
+    return f"{place}: {_WORDS.get(found['type'], found['msg'])}"

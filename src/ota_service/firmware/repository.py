@@ -269,13 +269,7 @@ class _Client:
             found = found or self._entry(updater, fetcher, unquote(self.path))
         except OtaError as error:  # of the role that speaks of this file
             problem = error
-        self._until_s = self._until_s or time.monotonic() + LOOK_S
-        for path, known in list(remembered.allowed.items()):
-            # One role that has expired or cannot be had says nothing of the others' files.
-            with contextlib.suppress(OtaError):
-                now_there = self._entry(updater, fetcher, path)
-                if now_there is None or _about(now_there) != known:
-                    del remembered.allowed[path]
+        self._take_back(remembered, updater, fetcher)
         if found is not None:
             remembered.allowed.pop(self.path, None)
             remembered.allowed[found.path] = _about(found)
@@ -295,6 +289,16 @@ class _Client:
         metadata = {role: one.version for role, one in signed.items()}
         expires = min(one.expires for one in signed.values())
         return {**_about(found), "metadata": metadata, "expires": f"{expires:%Y-%m-%dT%H:%M:%SZ}"}
+
+    def _take_back(self, remembered: _Remembered, updater: Updater, fetcher: _Fetcher) -> None:
+        """What was allowed before, and is something else by now."""
+        self._until_s = self._until_s or time.monotonic() + LOOK_S
+        for path, known in list(remembered.allowed.items()):
+            # One role that has expired or cannot be had says nothing of the others' files.
+            with contextlib.suppress(OtaError):
+                now_there = self._entry(updater, fetcher, path)
+                if now_there is None or _about(now_there) != known:
+                    del remembered.allowed[path]
 
     def _entry(self, updater: Updater, fetcher: _Fetcher, path: str) -> TargetFile | None:
         if self._over:

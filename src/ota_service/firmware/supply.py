@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -170,7 +170,9 @@ class Supply:
             if policy.repositories is not None:
                 from ota_service.firmware import repository  # only here is a client needed
 
-                fetch = partial(self._metadata, ca_file=ca_file, headers=headers)
+                def fetch(place: str, max_bytes: int) -> Awaitable[bytes]:
+                    return self.fetch(place, ca_file=ca_file, max_bytes=max_bytes, headers=headers)
+
                 grants.append(
                     await repository.grant(
                         policy, url, version, fetch=fetch, state_dir=trust.memory(), log=self._log
@@ -188,15 +190,18 @@ class Supply:
         except OtaError:  # whoever gets the file anew is told
             return True
 
-    async def _metadata(
-        self, url: str, max_bytes: int, *, ca_file: str | None, headers: Headers
-    ) -> bytes:
-        return await self.fetch(url, ca_file=ca_file, max_bytes=max_bytes, headers=headers)
-
     async def _fetch(
         self, target: Target, ca_file: str | None, max_image_bytes: int, report: Progress
     ) -> Firmware:
-        got = await self._find(target, ca_file, max_image_bytes, report)
+        asked, grants = await self.granted(
+            target.url, target.version, ca_file=ca_file, headers=target.headers
+        )
+        try:
+            got = await self._allowed(target, ca_file, max_image_bytes, report, asked, grants)
+        except OtaError as error:
+            if asked and error.code in _MENDED and not isinstance(error, GaveUp):
+                raise NotThere(error.code, error.message, remedy=error.remedy) from None
+            raise
         first = await asyncio.to_thread(self._cache.first, target.url, target.version)
         changed = first if first not in (None, got.sha256) else None
         if isinstance(got, ManifestFile):
@@ -224,19 +229,6 @@ class Supply:
         assert isinstance(got, ManifestFile)
         return replace(got, place=await asyncio.to_thread(place_of, target.url))
 
-    async def _find(
-        self, target: Target, ca_file: str | None, max_image_bytes: int, report: Progress
-    ) -> _Got:
-        asked, grants = await self.granted(
-            target.url, target.version, ca_file=ca_file, headers=target.headers
-        )
-        try:
-            return await self._allowed(target, ca_file, max_image_bytes, report, asked, grants)
-        except OtaError as error:
-            if asked and error.code in _MENDED and not isinstance(error, GaveUp):
-                raise NotThere(error.code, error.message, remedy=error.remedy) from None
-            raise
-
     async def _allowed(
         self, target: Target, ca_file: str | None, max_image_bytes: int, report: Progress,
         asked: tuple[trust.Policy, ...], grants: tuple[trust.Grant, ...],
@@ -244,7 +236,7 @@ class Supply:
         check: _Check = partial(_checked, target, policies=asked, grants=grants)
         sha256 = target.sha256 or next((grant.sha256 for grant in grants if grant.sha256), None)
         if sha256 is not None:
-            cached = await asyncio.to_thread(self._from_cache, sha256, max_image_bytes, check)
+            cached = await self._from_cache(sha256, max_image_bytes, check)
             if cached is not None:
                 return cached
         url = grants[0].url if grants else target.url
@@ -316,17 +308,13 @@ class Supply:
         except OtaError as error:
             if not download.gave_up or known is None or known.version != target.version:
                 raise
-            cached = await asyncio.to_thread(
-                self._from_cache, known.sha256, download.max_bytes, check
-            )
+            cached = await self._from_cache(known.sha256, download.max_bytes, check)
             if cached is None:
                 raise
             self._log.warning("%s Using what it gave before for this version.", error.message)
             return cached
         if download.unchanged and known is not None:
-            cached = await asyncio.to_thread(
-                self._from_cache, known.sha256, download.max_bytes, check
-            )
+            cached = await self._from_cache(known.sha256, download.max_bytes, check)
             if cached is not None:
                 await asyncio.to_thread(self._remember, target, known.sha256, download)
                 return cached
@@ -334,11 +322,11 @@ class Supply:
             await run_attempts(download, context, self._patience)
         return await asyncio.to_thread(self._check_and_keep, download, target, check)
 
-    def _from_cache(self, sha256: str, max_image_bytes: int, check: _Check) -> _Got | None:
-        data = self._cache.image(sha256)
+    async def _from_cache(self, sha256: str, max_image_bytes: int, check: _Check) -> _Got | None:
+        data = await asyncio.to_thread(self._cache.image, sha256)
         if data is None or len(data) > max_image_bytes:
             return None
-        return check(data, sha256=sha256)
+        return await asyncio.to_thread(check, data, sha256=sha256)
 
     def _check_and_keep(self, download: Download, target: Target, check: _Check) -> _Got:
         assert download.part is not None

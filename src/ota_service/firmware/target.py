@@ -18,6 +18,17 @@ Headers = tuple[tuple[str, str | Path], ...]
 
 # The version is an NVS string; the contract sets its longest length.
 VERSION_MAX_BYTES = 128
+NAME_MAX_BYTES = 64
+
+
+def check_name(name: str) -> str | None:
+    """What is wrong with `name` as one that is shown in a line, in words; None: nothing is."""
+    size_bytes = len(name.encode(errors="replace"))
+    if not name.strip():
+        return "is empty"
+    if size_bytes > NAME_MAX_BYTES:
+        return f"{size_bytes} bytes; the limit is {NAME_MAX_BYTES}"
+    return None if name.isprintable() else "holds characters that cannot be printed"
 
 
 def check_version(version: str) -> str | None:

@@ -30,17 +30,10 @@ from ota_service.firmware.failures import NotThere
 from ota_service.firmware.files import read_file
 from ota_service.firmware.urls import redact_url
 from ota_service.formats.bootloader import parse_bootloader
+from ota_service.formats.chips import plain_chip
 from ota_service.formats.image import AppImage, parse_boot_image
 from ota_service.formats.merged import MergedBinary
-from ota_service.formats.partitions import (
-    SUBTYPE_OTADATA,
-    SUBTYPE_PHY,
-    SUBTYPE_PRIMARY,
-    TYPE_APP,
-    TYPE_BOOTLOADER,
-    TYPE_DATA,
-    TYPE_TABLE,
-)
+from ota_service.formats.partitions import TYPE_BOOTLOADER
 from ota_service.formats.signature import SignatureBlock, public_key_digest, signature_blocks
 
 HOST = Path("/etc/ota-service/trust")
@@ -132,8 +125,8 @@ class Grant:
                     remedy="Publish that file again, and look at who may write to the server.",
                 )
         if image is not None:
-            about = image.descriptor.project, _plain(image.chip)
-            for said, has in zip((self.project, self.chip and _plain(self.chip)), about,
+            about = image.descriptor.project, plain_chip(image.chip)
+            for said, has in zip((self.project, self.chip and plain_chip(self.chip)), about,
                                  strict=True):  # fmt: skip
                 if said is not None and said != has:
                     raise OtaError(
@@ -145,10 +138,6 @@ class Grant:
         if self.expires is None:  # its metadata of now could not be had
             return {**by, "as_before": True}
         return {**by, "metadata": dict(self.metadata), "expires": self.expires}
-
-
-def _plain(chip: str) -> str:
-    return chip.lower().replace("-", "")
 
 
 # --- what the host asks for
@@ -232,11 +221,11 @@ def no_memory(why: str) -> OtaError:
     """The error of a memory that is not there, and cannot be made."""
     user = os.geteuid()
     folder = SYSTEM / (f"trust-{user}" if user else "trust")
-    return _refused(
+    return NotThere(
         "trust-invalid",
         f"What repositories have shown cannot be remembered: {why}",
-        f"As root, make {folder} where it lasts and can be written to: install -d -m 700 -o {user} "
-        f"{folder}.",
+        remedy=f"As root, make {folder} where it lasts and can be written to: install -d -m 700 "
+        f"-o {user} {folder}.",
     )
 
 
@@ -328,20 +317,15 @@ def _require_owned(
 
 
 def _policy(folder: Path, stamp: _Stamp) -> Policy:
-    try:
-        return _read_policy(folder, stamp)
-    except OSError as error:  # it was changed since it was listed
-        raise _invalid(f"{error.filename or folder} cannot be read: {error.strerror}.") from None
-
-
-def _read_policy(folder: Path, stamp: _Stamp) -> Policy:
     before = _known.get(folder)
     if before is not None and before[0] == stamp:
         return before[1]
     names = [name for name, *_ in stamp]
-    keys = _keys(folder / KEYS) if KEYS in names else None
-    repositories = _repositories(folder) if REPOSITORIES in names else None
-    made = Policy(folder, keys, repositories)
+    try:
+        keys = _keys(folder / KEYS) if KEYS in names else None
+    except OSError as error:  # it was changed since it was listed
+        raise _invalid(f"{error.filename or folder} cannot be read: {error.strerror}.") from None
+    made = Policy(folder, keys, _repositories(folder) if REPOSITORIES in names else None)
     newest_ns = max(max(mtime_ns, ctime_ns) for *_, mtime_ns, ctime_ns, _ in stamp)
     if abs(time.time_ns() - newest_ns) > _TICK_NS:
         _known[folder] = stamp, made
@@ -428,12 +412,8 @@ def read(path: Path) -> bytes:
 
 
 def _invalid(why: str) -> OtaError:
-    return _refused("trust-invalid", why)
-
-
-def _refused(code: str, why: str, remedy: str | None = None) -> OtaError:
     """It may be mended at any time, and is looked at again."""
-    return NotThere(code, why, remedy=remedy)
+    return NotThere("trust-invalid", why)
 
 
 # --- what passes
@@ -478,12 +458,12 @@ def require(
 def not_from_there(policy: Policy) -> OtaError:
     """The error of what comes from none of a policy's repositories."""
     known = ", ".join(redact_url(one.url) for one in policy.repositories or ()) or "none"
-    return _refused(
+    return NotThere(
         "signature-untrusted",
         f"This host takes firmware only from the repositories of {policy.folder} ({known}), and "
         "this one comes from none of them.",
-        "Let the url be BASE/targets/FILE of such a repository; `esp32-ota repo add` publishes a "
-        "firmware there.",
+        remedy="Let the url be BASE/targets/FILE of such a repository; `esp32-ota repo add` "
+        "publishes a firmware there.",
     )
 
 
@@ -509,9 +489,7 @@ def _signed_by(
     )
 
 
-_NO_DATA = (
-    (TYPE_DATA, SUBTYPE_OTADATA), (TYPE_DATA, SUBTYPE_PHY), (TYPE_TABLE, SUBTYPE_PRIMARY),
-)  # fmt: skip
+_NO_DATA = ("data/ota", "data/phy", "partition_table/primary")
 
 
 def merged_parts(flash: bytes, merged: MergedBinary) -> list[Part]:
@@ -528,18 +506,18 @@ def merged_parts(flash: bytes, merged: MergedBinary) -> list[Part]:
     parts: list[Part] = [("The Merged Binary's bootloader", blocks)]
     for part in merged.table.partitions:
         held = flash[part.offset : part.end]
-        if (part.type, part.subtype) in _NO_DATA or not held.strip(b"\xff"):
+        if part.kind in _NO_DATA or not held.strip(b"\xff"):
             continue
-        if part.type not in (TYPE_APP, TYPE_BOOTLOADER):
+        if not part.is_app and part.type != TYPE_BOOTLOADER:
             parts.append((f"The Merged Binary's partition {part.name}", None))
             continue
         blocks = ()
         with contextlib.suppress(OtaError):
-            if part.type == TYPE_APP:
+            if part.is_app:
                 blocks = parse_boot_image(held).signatures
             else:
                 blocks = signature_blocks(held, parse_bootloader(held, trailing=True).size_bytes)
-        what = "app" if part.type == TYPE_APP else "bootloader"
+        what = "app" if part.is_app else "bootloader"
         parts.append((f"The Merged Binary's {what} in {part.name}", blocks))
     return parts
 

@@ -90,6 +90,11 @@ def check_url(url: str) -> str | None:
             f'must begin with http:// or https://, such as "{EXAMPLE}", or be a whole path, '
             "from / on"
         )
+    return _wrong_host(url)
+
+
+def _wrong_host(url: str) -> str | None:
+    """What is wrong with the part of an address that says where it leads; None: nothing is."""
     parts = _split(url)
     if parts is None:
         return "cannot be read as a url: look at its brackets, and at odd letters in its host"

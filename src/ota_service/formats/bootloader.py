@@ -77,20 +77,15 @@ def parse_bootloader(data: bytes, *, trailing: bool = False) -> Bootloader:
     """
     name = name_of(data)
     if name is not None:
-        raise OtaError("not-an-image", f"The bootloader is {name}.", remedy=_REMEDY)
+        raise _refused(f"The bootloader is {name}.")
     if data[0] != IMAGE_MAGIC or not is_image_header(data, 0):
-        raise OtaError(
-            "not-an-image",
-            f"The bootloader is no image: it begins with 0x{data[0]:02X}, not 0xE9.",
-            remedy=_REMEDY,
-        )
+        begin = f"it begins with 0x{data[0]:02X}, not 0xE9"
+        raise _refused(f"The bootloader is no image: {begin}.")
     if is_esp8266(data):
-        raise OtaError("not-an-image", "The bootloader is for the ESP8266.", remedy=_REMEDY)
+        raise _refused("The bootloader is for the ESP8266.")
     if has_descriptor(data):
-        raise OtaError(
-            "not-an-image",
-            "What was given as the bootloader is an App Image: it has an app descriptor.",
-            remedy=_REMEDY,
+        raise _refused(
+            "What was given as the bootloader is an App Image: it has an app descriptor."
         )
     try:
         segments, size_bytes = whole_image(data)
@@ -102,19 +97,11 @@ def parse_bootloader(data: bytes, *, trailing: bool = False) -> Bootloader:
         ) from None
     chip_id = int.from_bytes(data[12:14], "little")
     if not trailing and not is_bootloader(data, segments, CHIP_BY_ID.get(chip_id)):
-        raise OtaError(
-            "not-an-image",
-            "What was given as the bootloader is another program that runs from memory.",
-            remedy=_REMEDY,
-        )
+        raise _refused("What was given as the bootloader is another program that runs from memory.")
     rest = data[size_bytes:]
     if not trailing and rest.strip(b"\xff\0") and data[size_bytes:][:1] not in (b"\xe7", b"\xff"):
-        raise OtaError(
-            "image-corrupt",
-            f"The bootloader ends at {size_bytes:#x}, and {len(rest)} bytes of something else "
-            "follow.",
-            remedy=_REMEDY,
-        )
+        more = f"{len(rest)} bytes of something else follow"
+        raise _refused(f"The bootloader ends at {size_bytes:#x}, and {more}.", "image-corrupt")
     described = data[_DESCRIPTOR_AT] == _DESCRIPTOR_MAGIC
     return Bootloader(
         chip_id=chip_id,
@@ -127,6 +114,10 @@ def parse_bootloader(data: bytes, *, trailing: bool = False) -> Bootloader:
         idf_version=field_text(data[40:72]) if described else "",
         built=field_text(data[72:96]) if described else "",
     )
+
+
+def _refused(message: str, code: str = "not-an-image") -> OtaError:
+    return OtaError(code, message, remedy=_REMEDY)
 
 
 def with_flash_bytes(data: bytes, flash_bytes: int) -> bytes:

@@ -22,16 +22,10 @@ from ota_service.formats.partitions import (
     OTADATA_BYTES,
     SECTOR_BYTES,
     SUBTYPE_NAMES,
-    SUBTYPE_NVS,
-    SUBTYPE_PRIMARY,
-    SUBTYPE_RECOVERY,
-    SUBTYPE_TEE_OTADATA,
-    SUBTYPE_UNDEFINED,
     TABLE_BYTES,
     TABLE_OFFSET,
     TYPE_APP,
     TYPE_BOOTLOADER,
-    TYPE_DATA,
     TYPE_NAMES,
     TYPE_TABLE,
     Partition,
@@ -45,7 +39,7 @@ _FLAGS = {"encrypted": 1, "readonly": 2}
 _VARIABLE = re.compile(r"\$\w+|\$\{\w+\}")  # the table tool takes them from its environment
 _UNITS = {"k": 1 << 10, "m": 1 << 20}
 _TYPES = {name: number for number, name in TYPE_NAMES.items()}
-_OWN_PLACES = (TYPE_BOOTLOADER, TYPE_TABLE)
+_PRIMARY, _RECOVERY, _UNDEFINED = 0x00, 0x02, 0x06
 _REMEDY = "Correct the CSV file of the partition table."
 
 
@@ -90,18 +84,10 @@ def encode_table(parts: list[Partition] | tuple[Partition, ...]) -> bytes:
     """
     if len(parts) > MAX_ENTRIES - 2:
         raise _wrong(f"{len(parts)} partitions; a table has room for {MAX_ENTRIES - 2}.")
+    entry = struct.Struct("<2sBBII16sI").pack
     entries = b"".join(
-        struct.pack(
-            "<2sBBII16sI",
-            MAGIC,
-            part.type,
-            part.subtype,
-            part.offset,
-            part.size_bytes,
-            part.label.encode(),
-            part.flags,
-        )
-        for part in parts
+        entry(MAGIC, p.type, p.subtype, p.offset, p.size_bytes, p.label.encode(), p.flags)
+        for p in parts
     )
     digest = hashlib.md5(entries, usedforsecurity=False).digest()
     return (entries + MD5_MAGIC + b"\xff" * 14 + digest).ljust(TABLE_BYTES, b"\xff")
@@ -113,7 +99,7 @@ def _wrong(message: str) -> OtaError:
 
 def _is_own(part: Partition) -> bool:
     """Whether it is where the bootloader or the table itself is."""
-    return part.type in _OWN_PLACES and part.subtype == SUBTYPE_PRIMARY
+    return part.kind in ("bootloader/primary", "partition_table/primary")
 
 
 def _placed(part: Partition, offset: int | None, end: int, before: list[Partition]) -> Partition:
@@ -147,7 +133,7 @@ def _row(line: str, table_offset: int, bootloader_offset: int) -> tuple[Partitio
         raise _Fault("it has no type; a partition has name, type, subtype, size.")
     kind = _named("type", kind_name, _TYPES)
     subtype = _subtype(kind, subtype_name)
-    if (kind, subtype) == (TYPE_BOOTLOADER, SUBTYPE_RECOVERY):
+    if (kind, subtype) == (TYPE_BOOTLOADER, _RECOVERY):
         raise _Fault(
             "a recovery bootloader has its place from the project's "
             "configuration, which is not known here."
@@ -157,7 +143,7 @@ def _row(line: str, table_offset: int, bootloader_offset: int) -> tuple[Partitio
         TYPE_BOOTLOADER: (bootloader_offset, table_offset - bootloader_offset),
         TYPE_TABLE: (table_offset, SECTOR_BYTES),
     }.get(kind, (None, None))
-    offset = own_offset if subtype == SUBTYPE_PRIMARY else None
+    offset = own_offset if subtype == _PRIMARY else None
     if offset is None and offset_text:
         offset = _number("offset", offset_text)
     size_bytes = _number("size", size_text) if own_size is None else own_size
@@ -177,7 +163,7 @@ def _subtype(kind: int, text: str) -> int:
         return _named("subtype", text, names)
     if kind == TYPE_APP:
         raise _Fault("an app has a subtype, such as factory or ota_0.")
-    return SUBTYPE_UNDEFINED
+    return _UNDEFINED
 
 
 def _named(what: str, text: str, names: dict[str, int]) -> int:
@@ -222,12 +208,12 @@ def _check(part: Partition, before: list[Partition]) -> None:
         raise _Fault(f"the partition {part.label!r} ends behind 4 GiB.")
     if any(other.label == part.label for other in before):
         raise _Fault(f"there is a partition {part.label!r} already.")
-    if (part.type, part.subtype) == (TYPE_DATA, SUBTYPE_TEE_OTADATA):
+    if part.kind == "data/tee_ota":
         if part.size_bytes != OTADATA_BYTES:
             raise _Fault(f"{part.kind} has {OTADATA_BYTES:#x} bytes.")
         if any(part.kind == other.kind for other in before):
             raise _Fault(f"there is a partition {part.kind} already.")
     # The size only of the partition that every firmware opens: examples have small ones besides.
-    default_nvs = (part.type, part.subtype, part.label) == (TYPE_DATA, SUBTYPE_NVS, "nvs")
+    default_nvs = (part.kind, part.label) == ("data/nvs", "nvs")
     if default_nvs and part.size_bytes < MIN_NVS_BYTES and not part.read_only:
         raise _Fault(f"an NVS partition has at least {MIN_NVS_BYTES:#x} bytes, or is readonly.")

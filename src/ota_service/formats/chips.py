@@ -105,6 +105,11 @@ def chip_name(chip_id: int) -> str:
     return chip.name if chip is not None else f"chip id {chip_id}"
 
 
+def plain_chip(name: str) -> str:
+    """A chip's name as names are compared: "esp32s3" for "ESP32-S3", too."""
+    return name.lower().replace("-", "")
+
+
 class ResetCause(Enum):
     """Who brought a reset about.
 
@@ -119,37 +124,12 @@ class ResetCause(Enum):
     WATCHDOG = "watchdog"
 
 
-RESETS: dict[int, tuple[ResetCause, frozenset[str]]] = {
-    code: (cause, frozenset(names.split()))
-    for code, cause, names in (
-        (1, ResetCause.OUTSIDE, "POWERON_RESET"),
-        (3, ResetCause.SOFTWARE, "SW_RESET RTC_SW_SYS_RESET SW_SYS_RESET"),
-        (4, ResetCause.WATCHDOG, "OWDT_RESET"),
-        (5, ResetCause.SLEEP, "DEEPSLEEP_RESET PMU_SYS_PWR_DOWN_RESET"),
-        (6, ResetCause.OUTSIDE, "SDIO_RESET PMU_CPU_PWR_DOWN_RESET"),
-        (7, ResetCause.WATCHDOG, "TG0WDT_SYS_RESET HP_SYS_HP_WDT_RESET HP_SYS_HP_WDT0_RESET"),
-        (8, ResetCause.WATCHDOG, "TG1WDT_SYS_RESET HP_SYS_HP_WDT1_RESET"),
-        (9, ResetCause.WATCHDOG, "RTCWDT_SYS_RESET HP_SYS_LP_WDT_RESET"),
-        (10, ResetCause.OUTSIDE, "INTRUSION_RESET"),
-        (11, ResetCause.WATCHDOG, "TGWDT_CPU_RESET TG0WDT_CPU_RESET HP_CORE_HP_WDT_RESET"),
-        (12, ResetCause.SOFTWARE, "SW_CPU_RESET RTC_SW_CPU_RESET"),
-        (13, ResetCause.WATCHDOG, "RTCWDT_CPU_RESET HP_CORE_LP_WDT_RESET"),
-        (14, ResetCause.SOFTWARE, "EXT_CPU_RESET"),
-        (15, ResetCause.OUTSIDE, "RTCWDT_BROWN_OUT_RESET BROWN_OUT_RESET"),
-        (16, ResetCause.WATCHDOG, "RTCWDT_RTC_RESET CHIP_LP_WDT_RESET"),
-        (17, ResetCause.WATCHDOG, "TG1WDT_CPU_RESET"),
-        (18, ResetCause.WATCHDOG, "SUPER_WDT_RESET"),
-        (19, ResetCause.OUTSIDE, "GLITCH_RTC_RESET"),
-        (20, ResetCause.OUTSIDE, "EFUSE_RESET EFUSE_CRC_ERR_RESET"),
-        (21, ResetCause.OUTSIDE, "USB_UART_CHIP_RESET"),
-        (22, ResetCause.OUTSIDE, "USB_JTAG_CHIP_RESET CHIP_USB_JTAG_RESET"),
-        (23, ResetCause.OUTSIDE, "POWER_GLITCH_RESET CHIP_USB_UART_RESET"),
-        (24, ResetCause.OUTSIDE, "JTAG_RESET JTAG_CPU_RESET"),
-        (25, ResetCause.OUTSIDE, "RTC_PWR_GLITCH_RESET"),
-        (26, ResetCause.WATCHDOG, "CPU_LOCKUP_RESET"),
-    )
+_CAUSES: dict[ResetCause, tuple[int, ...]] = {
+    ResetCause.OUTSIDE: (1, 6, 10, 15, *range(19, 26)),
+    ResetCause.SOFTWARE: (3, 12, 14),
+    ResetCause.SLEEP: (5,),
 }
-"""Reset reason -> who brought it about, and ESP-IDF's names for it, over all chips.
+"""Who brings a reset about -> its reasons, over all chips; of all others it is the watchdog.
 
 The number decides: boot ROMs print shorter names of their own (`rst:0x1 (POWERON)`). A number
 that is used for two things (6, 23) has a cause that is right for both.
@@ -158,4 +138,5 @@ that is used for two things (6, 23) has a cause that is right for both.
 
 def reset_cause(code: int) -> ResetCause:
     """Who brought a reset with this reason about; a reason that is not known is the firmware's."""
-    return RESETS[code][0] if code in RESETS else ResetCause.WATCHDOG
+    known = (cause for cause, reasons in _CAUSES.items() if code in reasons)
+    return next(known, ResetCause.WATCHDOG)

@@ -348,7 +348,7 @@ def whole_image(data: bytes) -> tuple[tuple[Segment, ...], int]:
     checksum = _CHECKSUM_SEED
     view = memoryview(data)
     for seg in segments:
-        checksum ^= _xor(view[seg.file_offset : seg.file_offset + seg.size_bytes])
+        checksum ^= xor(view[seg.file_offset : seg.file_offset + seg.size_bytes])
     if checksum != data[length - 1]:
         raise _corrupt(
             f"its checksum is 0x{data[length - 1]:02X}, its contents give 0x{checksum:02X}"
@@ -358,7 +358,7 @@ def whole_image(data: bytes) -> tuple[tuple[Segment, ...], int]:
     return segments, size_bytes
 
 
-def _xor(data: memoryview) -> int:
+def xor(data: bytes | memoryview) -> int:
     """XOR of all bytes; folds halves of one large number, which is fast for megabytes."""
     size = len(data)
     folded = int.from_bytes(data, "little")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from ota_service.errors import OtaError
@@ -114,7 +115,7 @@ def parse_merged(data: bytes) -> MergedBinary:
         bootloader=loader,
         otadata=None if table.otadata is None else parse_otadata(selection),
         booted=boots_after(selection, table),
-        apps=_held(data, table, lambda part: part.is_app, _app),
+        apps=_held(data, table, lambda part: part.is_app, partial(parse_app_image, trailing=True)),
         nvs=_held(data, table, lambda part: part.kind == "data/nvs", parse_nvs),
     )
 
@@ -149,7 +150,3 @@ def _held(
             except OtaError as error:
                 found.append((part, error))
     return tuple(found)
-
-
-def _app(data: bytes) -> AppImage:
-    return parse_app_image(data, trailing=True)

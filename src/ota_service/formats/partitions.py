@@ -30,15 +30,11 @@ MAGIC = b"\xaa\x50"
 MD5_MAGIC = b"\xeb\xeb"
 
 TYPE_APP, TYPE_DATA, TYPE_BOOTLOADER, TYPE_TABLE = 0, 1, 2, 3
-SUBTYPE_FACTORY, SUBTYPE_OTA_0, SUBTYPE_TEST = 0x00, 0x10, 0x20
-SUBTYPE_PRIMARY, SUBTYPE_RECOVERY = 0x00, 0x02
-SUBTYPE_OTADATA, SUBTYPE_PHY, SUBTYPE_NVS, SUBTYPE_COREDUMP = 0x00, 0x01, 0x02, 0x03
-SUBTYPE_UNDEFINED, SUBTYPE_TEE_OTADATA = 0x06, 0x90
+SUBTYPE_OTA_0 = 0x10
 OTADATA_BYTES = 0x2000
 _FLAG_ENCRYPTED, _FLAG_READ_ONLY = 1, 2
 SECTOR_BYTES = 0x1000
 APP_ALIGN_BYTES = 0x10000
-_ALWAYS_WRITTEN = (SUBTYPE_OTADATA, SUBTYPE_COREDUMP)
 
 TYPE_NAMES = {
     TYPE_APP: "app",
@@ -48,9 +44,8 @@ TYPE_NAMES = {
 }
 # Names as ESP-IDF's table tool spells them in its CSV files.
 SUBTYPE_NAMES = {
-    TYPE_APP: {SUBTYPE_FACTORY: "factory", SUBTYPE_TEST: "test"}
-    | {SUBTYPE_OTA_0 + index: f"ota_{index}" for index in range(16)}
-    | {0x30: "tee_0", 0x31: "tee_1"},
+    TYPE_APP: {0x00: "factory", 0x20: "test", 0x30: "tee_0", 0x31: "tee_1"}
+    | {SUBTYPE_OTA_0 + index: f"ota_{index}" for index in range(16)},
     TYPE_DATA: {
         0x00: "ota",
         0x01: "phy",
@@ -63,7 +58,7 @@ SUBTYPE_NAMES = {
         0x81: "fat",
         0x82: "spiffs",
         0x83: "littlefs",
-        SUBTYPE_TEE_OTADATA: "tee_ota",
+        0x90: "tee_ota",
     },
     TYPE_BOOTLOADER: {0x00: "primary", 0x01: "ota", 0x02: "recovery"},
     TYPE_TABLE: {0x00: "primary", 0x01: "ota"},
@@ -143,8 +138,8 @@ class PartitionTable:
     has_md5: bool
     offset: int = TABLE_OFFSET
 
-    def _first(self, kind: int, subtype: int) -> Partition | None:
-        return next((p for p in self.partitions if (p.type, p.subtype) == (kind, subtype)), None)
+    def _first(self, kind: str) -> Partition | None:
+        return next((part for part in self.partitions if part.kind == kind), None)
 
     @property
     def ota_slots(self) -> tuple[Partition, ...]:
@@ -155,12 +150,12 @@ class PartitionTable:
     @property
     def factory(self) -> Partition | None:
         """The factory app's partition."""
-        return self._first(TYPE_APP, SUBTYPE_FACTORY)
+        return self._first("app/factory")
 
     @property
     def otadata(self) -> Partition | None:
         """The partition that says which slot boots."""
-        return self._first(TYPE_DATA, SUBTYPE_OTADATA)
+        return self._first("data/ota")
 
     @property
     def nvs(self) -> Partition | None:
@@ -171,7 +166,7 @@ class PartitionTable:
     def nvs_stores(self) -> tuple[Partition, ...]:
         """All NVS partitions, in the order in which the version is looked for: the default one,
         then the table's order."""
-        stores = [p for p in self.partitions if (p.type, p.subtype) == (TYPE_DATA, SUBTYPE_NVS)]
+        stores = [part for part in self.partitions if part.kind == "data/nvs"]
         default = next((store for store in stores if store.label == "nvs"), None)
         return tuple(sorted(stores, key=lambda store: store is not default))
 
@@ -207,7 +202,7 @@ def parse_partition_table(
     if not partitions:
         raise _invalid("The partition table has no partitions.")
     if table_offset is None:
-        own = (p.offset for p in partitions if (p.type, p.subtype) == (TYPE_TABLE, SUBTYPE_PRIMARY))
+        own = (part.offset for part in partitions if part.kind == "partition_table/primary")
         table_offset = next(own, TABLE_OFFSET)
     check_partitions(partitions, table_offset)
     times = Counter(part.label for part in partitions)
@@ -269,7 +264,7 @@ def check_partitions(partitions: list[Partition], table_offset: int) -> None:
     for before, after in pairwise(by_place):
         if after.offset < before.end:
             raise _invalid(f"The partitions {before.label!r} and {after.label!r} overlap.")
-    otadata = [p for p in partitions if (p.type, p.subtype) == (TYPE_DATA, SUBTYPE_OTADATA)]
+    otadata = [part for part in partitions if part.kind == "data/ota"]
     if len(otadata) > 1:
         raise _invalid(f"The partition table has {len(otadata)} partitions {otadata[0].kind}.")
     if otadata and otadata[0].size_bytes != OTADATA_BYTES:
@@ -286,8 +281,7 @@ def _problem(part: Partition, table_offset: int) -> str:
         return "ends behind 4 GiB"
     if part.offset % part.align_bytes:
         return f"begins at {part.offset:#x}, which is no multiple of {part.align_bytes:#x}"
-    always_written = part.type == TYPE_DATA and part.subtype in _ALWAYS_WRITTEN
-    if always_written and part.read_only:
+    if part.kind in ("data/ota", "data/coredump") and part.read_only:
         return f"({part.kind}) cannot be read-only"
     if part.offset < table_offset + SECTOR_BYTES and not _has_its_place(part, table_offset):
         return (
@@ -299,9 +293,9 @@ def _problem(part: Partition, table_offset: int) -> str:
 
 def _has_its_place(part: Partition, table_offset: int) -> bool:
     """Whether a partition in front of all others is the bootloader's or the table's own."""
-    if (part.type, part.subtype) == (TYPE_BOOTLOADER, SUBTYPE_PRIMARY):
+    if part.kind == "bootloader/primary":
         return part.end <= table_offset
-    own = (part.type, part.subtype) == (TYPE_TABLE, SUBTYPE_PRIMARY)
+    own = part.kind == "partition_table/primary"
     return own and (part.offset, part.size_bytes) == (table_offset, SECTOR_BYTES)
 
 
@@ -327,6 +321,6 @@ def require_ota(table: PartitionTable) -> None:
     if indices != list(range(len(slots))):
         names = ", ".join(part.kind.split("/")[1] for part in slots)
         raise _invalid(f"The OTA slots are not numbered from ota_0 without gaps: {names}.")
-    factories = [p for p in table.partitions if (p.type, p.subtype) == (TYPE_APP, SUBTYPE_FACTORY)]
-    if len(factories) > 1:
-        raise _invalid(f"The partition table has {len(factories)} partitions app/factory.")
+    factories = sum(part.kind == "app/factory" for part in table.partitions)
+    if factories > 1:
+        raise _invalid(f"The partition table has {factories} partitions app/factory.")

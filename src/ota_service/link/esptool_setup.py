@@ -23,6 +23,7 @@ from esptool.loader import DEFAULT_TIMEOUT, MAX_TIMEOUT, ESPLoader
 from esptool.reset import ResetStrategy
 from esptool.util import FatalError
 
+from ota_service.formats.image import xor
 from ota_service.link.attachment import attachment
 
 _LOGGER = logging.getLogger("ota_service.esptool")
@@ -132,16 +133,11 @@ def _within_time(
 
 
 def checksum(data: bytes, state: int = ESPLoader.ESP_CHECKSUM_MAGIC) -> int:
-    """The loaders' checksum, the XOR of all bytes, by folding one large number.
+    """The loaders' checksum, the XOR of all bytes.
 
     esptool's own goes byte by byte in Python: 1 ms for a block, which many boards add up.
     """
-    folded, left = int.from_bytes(data, "little"), len(data)
-    while left > 1:
-        half = (left + 1) // 2
-        folded = (folded >> 8 * half) ^ (folded & ((1 << 8 * half) - 1))
-        left = half
-    return state ^ folded
+    return state ^ xor(data)
 
 
 def install() -> None:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ota_service.errors import OtaError
 from ota_service.link import esptool_setup  # noqa: F401  (before esptool)
@@ -91,28 +90,9 @@ BLOCK_REVISION: dict[str, tuple[_Field, _Field, _Field]] = {
 and DISABLE_BLK_VERSION_MAJOR (espefuse 5.6.0, `efuse_defs/*.yaml`). The ESP32 has none."""
 
 
-class Fuses(NamedTuple):
-    """What the fuses say; the names are a `ChipInfo`'s."""
-
-    revision: int
-    flash_encrypted: bool
-    secure_boot: bool
-    secure_version: int
-    boot_keys: BootKeys | None
-    block_revision: int | None
-    any_block_major: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What a chip answered twice alike, while this process runs."""
-
-    flash_id: int | None
-    fuses: Fuses
-
-
-KNOWN: dict[str, Answers] = {}
-"""By the MACs: where a chip says the same again, one reading is enough."""
+KNOWN: dict[str, ChipInfo] = {}
+"""What chips answered twice alike, by their MACs, while this process runs: where one says the same
+again, one reading is enough."""
 
 
 def twice(read: Callable[[], Read], expected: Read | None = None) -> Read:
@@ -236,32 +216,30 @@ def _mac(esp: Any) -> bytes:
 def chip_info(esp: Any, mac: str) -> ChipInfo:
     """What the fuses and the flash chip's id say, twice alike."""
     size = cmds.detect_flash_size(esp)
-    known = KNOWN.get(mac)
-    fuses = twice(lambda: _fuses(esp), known.fuses if known is not None else None)
-    flash_id = esp.cache.get("flash_id")
-    KNOWN[mac] = Answers(flash_id, fuses)
-    return ChipInfo(
-        name=esp.CHIP_NAME,
-        chip_id=int(esp.IMAGE_CHIP_ID),
-        mac=mac,
-        flash_bytes=flash_size_bytes(size) if size else None,
-        flash_id=flash_id,
-        **fuses._asdict(),
-    )
+    flash_bytes = flash_size_bytes(size) if size else None
+    chip = KNOWN[mac] = twice(lambda: _read_chip(esp, mac, flash_bytes), KNOWN.get(mac))
+    return chip
 
 
-def _fuses(esp: Any) -> Fuses:
+def _read_chip(esp: Any, mac: str, flash_bytes: int | None) -> ChipInfo:
     """Each register is read once: esptool's functions read the same words again and again."""
     esp.read_reg = cache(esp.read_reg)
     try:
         secure_boot = bool(esp.get_secure_boot_enabled())
-        return Fuses(
-            int(esp.get_chip_revision()),
-            bool(esp.get_flash_encryption_enabled()),
-            secure_boot,
-            _secure_version(esp),
-            _boot_keys(esp) if secure_boot else None,
-            *_block_revision(esp),
+        block_revision, any_block_major = _block_revision(esp)
+        return ChipInfo(
+            name=esp.CHIP_NAME,
+            chip_id=int(esp.IMAGE_CHIP_ID),
+            mac=mac,
+            revision=int(esp.get_chip_revision()),
+            flash_bytes=flash_bytes,
+            flash_encrypted=bool(esp.get_flash_encryption_enabled()),
+            secure_boot=secure_boot,
+            secure_version=_secure_version(esp),
+            boot_keys=_boot_keys(esp) if secure_boot else None,
+            flash_id=esp.cache.get("flash_id"),
+            block_revision=block_revision,
+            any_block_major=any_block_major,
         )
     finally:
         del esp.read_reg

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ota_service.errors import OtaError
-from ota_service.firmware.files import read_file
+from ota_service.firmware.files import open_lock, read_file
 from ota_service.link.ports import canonical, is_url, shown
 
 _PROC = Path("/proc")
@@ -245,17 +245,11 @@ def _open_lock(path: Path) -> int:
     Created apart from opened: in sticky folders Linux refuses O_CREAT on another user's file
     (fs.protected_regular).
     """
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
-        fd = os.open(path, flags | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    with contextlib.suppress(FileExistsError):
+        fd = open_lock(path, os.O_CREAT | os.O_EXCL)
         os.fchmod(fd, 0o644)  # whatever the umask says: others must be able to lock it
         return fd
-    except FileExistsError:
-        pass
-    try:
-        fd = os.open(path, flags | os.O_RDWR)
-    except PermissionError:
-        fd = os.open(path, flags | os.O_RDONLY)
+    fd = open_lock(path)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", str(path))

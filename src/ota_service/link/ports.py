@@ -2,9 +2,8 @@
 """Which serial ports there are, and what each looks like, without opening any.
 
 Opening a port can restart what is attached to it, so everything here comes from the names under
-/dev, from sysfs and from udev's database; other systems than Linux are asked through pyserial's
-own list. A port is a device path or a url that pyserial opens (`rfc2217://`, `socket://`, a
-simulated board's `esp32sim://`).
+/dev, from sysfs and from udev's database. A port is a device path or a url that pyserial opens
+(`rfc2217://`, `socket://`, a simulated board's `esp32sim://`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import json
 import os
 import re
 import stat
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -74,7 +72,7 @@ class PortInfo:
     device: the device itself, links resolved. by_path: its name under /dev/serial/by-path, which
     follows the USB socket. location: USB place, bus-port.port ("1-1.2"), with the interface
     ("1-1.2:1.0") where the device has several; it survives a re-plug into the same socket.
-    vid, pid, serial_number, product, manufacturer: from the USB descriptors.
+    vid, pid, serial_number, product: from the USB descriptors.
     appeared_at: when the device appeared, UTC (see `_appeared_at`).
     """
 
@@ -85,7 +83,6 @@ class PortInfo:
     pid: int | None = None
     serial_number: str | None = None
     product: str | None = None
-    manufacturer: str | None = None
     appeared_at: datetime | None = None
 
     @property
@@ -148,11 +145,9 @@ def candidate_kind(info: PortInfo) -> CandidateKind:
 
 def list_ports(roots: Roots = SYSTEM) -> list[PortInfo]:
     """Every serial port of this machine, in natural order. Opens none."""
-    if not sys.platform.startswith("linux"):
-        return _list_elsewhere()
     devices = {path for name in _NAMES for path in roots.dev.glob(name)}
     by_path = _by_path(roots)
-    found = (_describe_linux(path, roots, by_path) for path in devices if _present(path, roots))
+    found = (_describe_device(path, roots, by_path) for path in devices if _present(path, roots))
     return sorted(found, key=lambda info: natural(info.device))
 
 
@@ -163,11 +158,7 @@ def describe(port: str, roots: Roots = SYSTEM) -> PortInfo | None:
         return _describe_simulated(port)
     if is_url(port) or not os.path.exists(port):
         return None
-    device = os.path.realpath(port)
-    if not sys.platform.startswith("linux"):
-        listed = {os.path.realpath(info.device): info for info in _list_elsewhere()}
-        return listed.get(device, PortInfo(device, appeared_at=_node_time(Path(device))))
-    return _describe_linux(Path(device), roots, _by_path(roots))
+    return _describe_device(Path(os.path.realpath(port)), roots, _by_path(roots))
 
 
 def is_url(port: str) -> bool:
@@ -242,14 +233,15 @@ def _sim_address(port: str) -> Path:
 
 
 def _describe_simulated(port: str) -> PortInfo | None:
+    file = _sim_address(port)
     try:
-        usb = json.loads(_sim_address(port).read_text("utf-8"))["usb"]
+        usb = json.loads(file.read_text("utf-8"))["usb"]
         return PortInfo(
             device=port,
             vid=usb["vid"],
             pid=usb["pid"],
             serial_number=usb["serial_number"],
-            appeared_at=_node_time(_sim_address(port)),
+            appeared_at=datetime.fromtimestamp(file.stat().st_ctime, UTC),
         )
     except (OSError, ValueError, LookupError, TypeError):
         return None
@@ -324,7 +316,7 @@ def find_mac(mac: str, infos: Iterable[PortInfo]) -> PortInfo | None:
     return next((info for info in infos if info.mac == wanted), None)
 
 
-# --- Linux
+# --- from the system's files
 
 
 def _by_path(roots: Roots) -> dict[str, str]:
@@ -367,7 +359,7 @@ def _present(path: Path, roots: Roots) -> bool:
     return _line(roots.sys / "class" / "tty" / path.name / "type") != "0"
 
 
-def _describe_linux(path: Path, roots: Roots, by_path: dict[str, str]) -> PortInfo:
+def _describe_device(path: Path, roots: Roots, by_path: dict[str, str]) -> PortInfo:
     info = PortInfo(
         device=str(path),
         by_path=by_path.get(os.path.realpath(path)),
@@ -395,7 +387,6 @@ def _describe_linux(path: Path, roots: Roots, by_path: dict[str, str]) -> PortIn
         pid=_hex(_line(device / "idProduct")),
         serial_number=_line(device / "serial"),
         product=_line(device / "product"),
-        manufacturer=_line(device / "manufacturer"),
     )
 
 
@@ -446,32 +437,4 @@ def _hex(text: str | None) -> int | None:
     try:
         return int(text, 16) if text else None
     except ValueError:
-        return None
-
-
-# --- other systems
-
-
-def _list_elsewhere() -> list[PortInfo]:
-    from serial.tools.list_ports import comports
-
-    return [
-        PortInfo(
-            device=port.device,
-            location=port.location,
-            vid=port.vid,
-            pid=port.pid,
-            serial_number=port.serial_number,
-            product=port.product,
-            manufacturer=port.manufacturer,
-            appeared_at=_node_time(Path(port.device)),
-        )
-        for port in sorted(comports(), key=lambda port: natural(port.device))
-    ]
-
-
-def _node_time(path: Path) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(path.stat().st_ctime, UTC)
-    except OSError:
         return None

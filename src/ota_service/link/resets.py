@@ -40,16 +40,6 @@ class ResetWay(Protocol):
         """What resets it, for as long as its port is used."""
 
 
-class _Request(Protocol):
-    """What is used of `gpiod.LineRequest` (libgpiod 2)."""
-
-    def get_value(self, line: int) -> Any: ...
-
-    def set_value(self, line: int, value: Any) -> None: ...
-
-    def release(self) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class ResetPins:
     """Lines of a GPIO chip that are wired to a board's EN and to its boot pin (GPIO0; GPIO9 on
@@ -123,7 +113,7 @@ class Pins:
         self._wired, self._gpiod, self._line = wired, gpiod, gpiod.line
         in_download = self._left_pulled(wired.boot)
         # The boot pin first: EN may have been left low.
-        self._requests: dict[int, _Request] = {}
+        self._requests: dict[int, Any] = {}
         try:
             for pin in (wired.boot, wired.en):
                 self._requests[pin] = self._request(
@@ -138,13 +128,9 @@ class Pins:
             self.close()
             raise
 
-    def _request(self, pin: int, **settings: Any) -> _Request:
-        request: _Request = self._gpiod.request_lines(
-            self._wired.gpiochip,
-            consumer=CONSUMER,
-            config={pin: self._gpiod.LineSettings(**settings)},
-        )
-        return request
+    def _request(self, pin: int, **settings: Any) -> Any:
+        lines = {pin: self._gpiod.LineSettings(**settings)}
+        return self._gpiod.request_lines(self._wired.gpiochip, consumer=CONSUMER, config=lines)
 
     def _left_pulled(self, pin: int) -> bool:
         """Whether a line is still driven low by a process that is dead. As an input it may be low

@@ -48,10 +48,15 @@ HANDLER_PACKAGES = ("ota_service.link.urlhandler", "esp32_sim.urlhandler")
 """Packages with pyserial url handlers of our own, where they exist; the first one wins."""
 
 _MISSING = {errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR, errno.ELOOP}
-_DENIED = {errno.EACCES, errno.EPERM}
 _BUSY = {errno.EBUSY, errno.EAGAIN, errno.EWOULDBLOCK}
 _GONE = {errno.EIO, errno.EBADF, *_MISSING}
-_NOT_SERIAL = {errno.ENOTTY, errno.EISDIR}
+_MEANINGS = (
+    (_MISSING, "port-missing", "The port PORT does not exist."),
+    ({errno.EACCES, errno.EPERM}, "permission", "This user may not open the port PORT."),
+    ({errno.EPROTO}, "link-lost", "The server at PORT sends without end: it is no serial port's."),
+    ({errno.ENOTTY, errno.EISDIR}, "port-missing", "PORT is not a serial port."),
+)
+"""What a failed open means by the system's number, but for a busy port."""
 _BOTH_LINES = struct.pack("I", termios.TIOCM_DTR | termios.TIOCM_RTS)
 
 
@@ -216,14 +221,11 @@ def _open_failure(error: Exception, port: str, name: str, number: int | None) ->
     if number in _BUSY or (url and "busy" in text):
         names = [str(holder) for holder in holders(port) or _named_holder(text)]
         return "port-busy", f"The port {name} is in use by {', '.join(names)}."
-    if number in _MISSING or (url and "errno 2]" in text):
-        return "port-missing", f"The port {name} does not exist."
-    if number in _DENIED:
-        return "permission", f"This user may not open the port {name}."
-    if number == errno.EPROTO:
-        return "link-lost", f"The server at {name} sends without end: it is no serial port's."
-    if number in _NOT_SERIAL:
-        return "port-missing", f"{name} is not a serial port."
+    if url and "errno 2]" in text:
+        number = errno.ENOENT
+    for numbers, code, message in _MEANINGS:
+        if number in numbers:
+            return code, message.replace("PORT", name)
     if url:
         return "no-answer", f"Nothing answers at {name} ({_reason(error, port)})."
     return "link-lost", f"The port {name} could not be opened ({_reason(error, port)})."

@@ -121,17 +121,16 @@ class SpiBus:
         status need not be. (Of an erase it does not: what is being erased may read as blank.)
         Write enable comes late in the packet, so that no damage before it can change flash.
         """
-        self._repeated(partial(self._change, opcode, address, data, proven, blank, last))
 
-    def _change(
-        self, opcode: int, address: int, data: bytes, proven: bool, blank: bool, last: bool
-    ) -> None:
-        self._prepare(opcode, address, data, proven, blank=blank)
-        if last and data:
-            self._registers.write([self._start(_PROGRAM_US), *self._rest])
-            return
-        wait_us = _PROGRAM_US if data else _SHORT_US
-        self._ask_until_done([self._start(wait_us)])
+        def once() -> None:
+            self._prepare(opcode, address, data, proven, blank)
+            start = self._start(_PROGRAM_US if data else _SHORT_US)
+            if last and data:
+                self._registers.write([start, *self._rest])
+            else:
+                self._ask_until_done([start])
+
+        self._repeated(once)
 
     def program_page(self, address: int, data: bytes) -> None:
         """Up to a page into blank flash by one packet, on a proven line only.
@@ -195,9 +194,7 @@ class SpiBus:
 
     # --- exchanges
 
-    def _prepare(
-        self, opcode: int, address: int, data: bytes, proven: bool, *, blank: bool = False
-    ) -> None:
+    def _prepare(self, opcode: int, address: int, data: bytes, proven: bool, blank: bool) -> None:
         """Everything of a changing command but its start, looked at in the controller."""
         place, rest = self._setup(address, data)
         go = self._go(opcode, address, bool(data))

@@ -8,7 +8,6 @@ programmed last, after the digest of the rest was read back (see `carry_out`).
 
 from __future__ import annotations
 
-import importlib
 import struct
 import threading
 import zlib
@@ -58,7 +57,6 @@ class SlotStream:
 
     size_bytes: the image's length. blocks: the zlib stream of the image with a blank first
     page. head: the first page. body_md5: MD5 (hex) of everything behind the first page.
-    image_md5: of the whole image.
     """
 
     size_bytes: int
@@ -66,20 +64,6 @@ class SlotStream:
     compressed_bytes: int
     head: bytes
     body_md5: str
-    image_md5: str
-
-
-def compress(data: bytes) -> bytes:
-    """The shortest zlib stream that takes no noticeable time to make.
-
-    libdeflate's level 12 where the package `deflate` is installed: 3 to 4 % less than zlib's level
-    9 for machine code, in the same time (docs/performance.md).
-    """
-    try:
-        deflate = importlib.import_module("deflate")
-    except ImportError:
-        return zlib.compress(data, 9)
-    return bytes(deflate.zlib_compress(data, 12))
 
 
 def make_stream(image: bytes) -> SlotStream:
@@ -93,14 +77,13 @@ def make_plain_stream(data: bytes) -> SlotStream:
 
 
 def _stream(image: bytes, written: bytes) -> SlotStream:
-    compressed = compress(written)
+    compressed = zlib.compress(written, 9)
     return SlotStream(
         size_bytes=len(image),
         blocks=_blocks(compressed, block_ends(windows(compressed), len(image))),
         compressed_bytes=len(compressed),
         head=image[:PAGE_BYTES],
         body_md5=digest(image[PAGE_BYTES:]),
-        image_md5=digest(image),
     )
 
 

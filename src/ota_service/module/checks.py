@@ -16,17 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator
 
 from ota_service.firmware import target
 from ota_service.firmware.expectation import Expectation, PatternError
+from ota_service.firmware.manifest import Strict as Strict
+from ota_service.firmware.manifest import a_fault as a_fault
 from ota_service.firmware.target import Headers
 from ota_service.firmware.urls import check_url
 from ota_service.link.ports import is_url, problem
 from ota_service.link.resets import ResetPins
-
-NAME_MAX_BYTES = 64
 
 UNSET = ("", None)
 
@@ -41,18 +40,6 @@ _OWN_HEADERS = frozenset(
 
 # A longer word is like none of ours, and comparing takes the square of its length.
 _COMPARED_CHARS = 100
-
-
-class Strict(BaseModel):
-    """What a person wrote: no name that is not known, no value bent into another type."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
-
-
-def a_fault(words: str) -> PydanticCustomError:
-    """An error whose text is `words`."""
-    # The words are no template: braces in them stand for themselves.
-    return PydanticCustomError("fault", "{words}", {"words": words})
 
 
 def check_text(value: object, words: str = "") -> str:
@@ -71,31 +58,27 @@ def _as_written(value: float) -> str:
     return f'"{value!r}"'
 
 
+def _passed(value: object, problem: Callable[[str], str | None], words: str = "") -> str:
+    """Text of which `problem` says nothing; `words` say what it should be."""
+    text = check_text(value, words)
+    if wrong := problem(text):
+        raise a_fault(wrong)
+    return text
+
+
 def check_firmware_url(value: object) -> str:
     """The address of a firmware."""
-    url = check_text(value)
-    problem = check_url(url)
-    if problem:
-        raise a_fault(problem)
-    return url
+    return _passed(value, check_url)
 
 
 def check_version(value: object) -> str:
     """A version tag that fits a board's NVS."""
-    version = check_text(value)
-    problem = target.check_version(version)
-    if problem:
-        raise a_fault(problem)
-    return version
+    return _passed(value, target.check_version)
 
 
 def check_sha256(value: object) -> str:
     """A digest in lower case."""
-    digest = check_text(value, "64 hex digits")
-    problem = target.check_sha256(digest)
-    if problem:
-        raise a_fault(problem)
-    return digest.lower()
+    return _passed(value, target.check_sha256, "64 hex digits").lower()
 
 
 def check_headers(value: object) -> Headers | None:
@@ -125,11 +108,7 @@ def check_name(value: object) -> str:
     name = check_text(value)
     if not name.strip():
         raise a_fault('is empty; give the board a name, such as "kitchen"')
-    if len(name.encode(errors="replace")) > NAME_MAX_BYTES:
-        raise a_fault(f"{len(name.encode(errors='replace'))} bytes; the limit is {NAME_MAX_BYTES}")
-    if not name.isprintable():
-        raise a_fault("holds characters that cannot be printed")
-    return name
+    return _passed(name, target.check_name)
 
 
 def name_type(words: str) -> BeforeValidator:
@@ -161,10 +140,7 @@ def check_port(value: object) -> str:
             'must be a device\'s whole path, such as "/dev/serial/by-path/..." or "/dev/ttyUSB0", '
             "or the url of a port"
         )
-    wrong = problem(port)
-    if wrong is not None:
-        raise a_fault(wrong)
-    return port
+    return _passed(port, problem)
 
 
 def check_reset(value: object) -> ResetPins:
@@ -233,18 +209,15 @@ def _has_null(value: object) -> bool:
     return any(map(_has_null, value)) if isinstance(value, list | tuple) else value is None
 
 
-def check_no_answer(value: object) -> str:
-    """What becomes of a board whose health check nobody answers."""
-    if value not in ("stay", "back"):
-        raise a_fault('must be "stay" or "back"')
-    return str(value)
+def one_of(one: str, other: str) -> Callable[[object], str]:
+    """A check for one of two words."""
 
+    def check(value: object) -> str:
+        if value not in (one, other):
+            raise a_fault(f'must be "{one}" or "{other}"')
+        return str(value)
 
-def check_store(value: object) -> str:
-    """Where versions are kept."""
-    if value not in ("nvs", "host"):
-        raise a_fault('must be "nvs" or "host"')
-    return str(value)
+    return check
 
 
 def check_pattern(value: object) -> str:

@@ -84,11 +84,8 @@ class Finding:
     @property
     def _unread(self) -> str | None:
         """Why nothing is known of it, where nothing is."""
-        known = self.probed or self.service is not None or self.mac is not None
-        return None if known else self._unprobed
-
-    @property
-    def _unprobed(self) -> str:
+        if self.probed or self.service is not None or self.mac is not None:
+            return None
         if self.kind == "native":
             return "an ESP32 by its own USB, not probed"
         if self.kind == "bridge" and self.info is not None:

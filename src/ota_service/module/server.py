@@ -93,7 +93,9 @@ class OtaModule(Module):
         def on_signal(received: signal.Signals) -> None:
             if not stop.is_set():
                 LOGGER.info("%s: stopping", received.name)
-                _end_after(END_LIMIT_S)
+                timer = threading.Timer(END_LIMIT_S, end)
+                timer.daemon = True
+                timer.start()
             stop.set()
 
         serving = asyncio.ensure_future(super().start())  # type: ignore[no-untyped-call]
@@ -131,9 +133,3 @@ def end() -> NoReturn:
     not return, of a name server or a disk that is gone."""
     logging.shutdown()
     os._exit(0)
-
-
-def _end_after(limit_s: float) -> None:
-    timer = threading.Timer(limit_s, end)
-    timer.daemon = True
-    timer.start()

@@ -24,26 +24,29 @@ from ota_service.module.checks import (
     check_headers,
     check_mac,
     check_name,
-    check_no_answer,
     check_number,
     check_path,
     check_pattern,
     check_port,
     check_reset,
     check_sha256,
-    check_store,
     check_text,
     check_values,
     check_version,
     check_whole,
     name_type,
     number_type,
+    one_of,
     optional_type,
     whole_type,
 )
 
 Digest = Annotated[str | None, optional_type(check_sha256)]
-RequestHeaders = Annotated[Headers | None, optional_type(check_headers)]
+RequestHeaders = Annotated[
+    Headers | None,
+    optional_type(check_headers),
+    Field(repr=False, json_schema_extra={"type": "object"}),
+]
 FilePath = Annotated[str | None, optional_type(check_path)]
 Pattern = Annotated[str | None, optional_type(check_pattern)]
 
@@ -51,6 +54,7 @@ Pattern = Annotated[str | None, optional_type(check_pattern)]
 _baud = partial(check_whole, low=9_600, high=4_000_000, unit="")
 _boot_timeout = partial(check_number, low=1, high=600, unit=" s")
 _boot_stable = partial(check_number, low=0, high=600, unit=" s")
+_store, _no_answer = one_of("nvs", "host"), one_of("stay", "back")
 
 
 class RobotCallConfig(Strict):
@@ -88,7 +92,7 @@ class HealthCheckConfig(RobotCallConfig):
         "all of it. `before_restart` and `after_restart`: how long one may take; default 30, at "
         "most 600.",
     )
-    on_no_answer: Annotated[str, BeforeValidator(check_no_answer)] = Field(
+    on_no_answer: Annotated[str, BeforeValidator(_no_answer)] = Field(
         "stay",
         description="`health_check` only: what becomes of a board whose check nobody answered. "
         '`"back"` takes the firmware back.',
@@ -128,8 +132,6 @@ class BoardConfig(Strict):
     )
     headers: RequestHeaders = Field(
         None,
-        repr=False,
-        json_schema_extra={"type": "object"},
         description="Request headers of the board's own. Default: the service's `headers` where "
         "its `url` is at the same server; else none.",
     )
@@ -149,7 +151,7 @@ class BoardConfig(Strict):
         description="What a line of its own app's log must match. Default: the service's "
         "`boot_expect`.",
     )
-    version_store: Annotated[str | None, optional_type(check_store)] = Field(
+    version_store: Annotated[str | None, optional_type(_store)] = Field(
         None,
         description="`host` for a board whose NVS cannot be read. Default: the service's "
         "`version_store`.",
@@ -204,8 +206,6 @@ class ServiceConfig(Strict):
     sha256: Digest = Field(None, description="64 hex digits. Another file at the url is refused.")
     headers: RequestHeaders = Field(
         None,
-        repr=False,
-        json_schema_extra={"type": "object"},
         description='Request headers, such as `{"Authorization": "Bearer ..."}`; instead of a '
         'value `{"file": PATH}`, whose one line is read at each download. They are secrets like '
         "passwords, and are sent to no other server than that of `url`.",
@@ -293,7 +293,7 @@ class ServiceConfig(Strict):
         description="How many attempts may fail, {range}, before a board is set aside until "
         "`url`, `version` or `sha256` change, or until `release`.",
     )
-    version_store: Annotated[str, BeforeValidator(check_store)] = Field(
+    version_store: Annotated[str, BeforeValidator(_store)] = Field(
         "nvs",
         description='`"host"`: the version of a board whose NVS is encrypted, and whose flash is '
         "not, is kept on this machine: see [below](#boards-whose-nvs-is-encrypted). A board whose "

@@ -13,12 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ota_service.fleet.settings import OVERRIDES
 from ota_service.module.checks import (
@@ -113,48 +108,34 @@ class UpdateArguments(Arguments):
     """Arguments of `update`."""
 
     boards: Boards = None
-    force: Annotated[
-        Flag,
-        Field(
-            description="although the version is equal, and nothing else; a board that runs the "
-            "target's image already is restarted and watched, and keeps its way back"
-        ),
-    ] = False
-    override: Annotated[
-        list[str] | None,
-        optional_type(_overrides),
-        Field(
-            description="a list of what is overridden: not-allowed-now (allow_restart "
-            "and before_restart), stopped (a firmware that failed on too many boards; it stays "
-            "stopped for all others), other-project (a board of another project, or not ours)"
-        ),
-    ] = None
-    rescue: Annotated[
-        Flag,
-        Field(
-            description="write a board of which it is proven that nothing on it boots: alone in "
-            "boards, and with confirm; implies nothing else"
-        ),
-    ] = False
-    confirm: Annotated[
-        str | None,
-        optional_type(check_mac),
-        Field(description="with rescue: the board's MAC; any other board is left alone"),
-    ] = None
-    probe: Annotated[
-        Flag, Field(description="also open ports that are not known to be an ESP32's")
-    ] = False
-    dry_run: Annotated[
-        Flag,
-        Field(description="read the boards and reply with the plan for each; write nothing"),
-    ] = False
-    wait_s: Annotated[
-        Wait,
-        Field(
-            description="reply when the run ends, or after this many seconds; default: at once, "
-            "with dry_run after 30"
-        ),
-    ] = None
+    force: Flag = Field(
+        False,
+        description="although the version is equal, and nothing else; a board that runs the "
+        "target's image already is restarted and watched, and keeps its way back",
+    )
+    override: Annotated[list[str] | None, optional_type(_overrides)] = Field(
+        None,
+        description="a list of what is overridden: not-allowed-now (allow_restart "
+        "and before_restart), stopped (a firmware that failed on too many boards; it stays "
+        "stopped for all others), other-project (a board of another project, or not ours)",
+    )
+    rescue: Flag = Field(
+        False,
+        description="write a board of which it is proven that nothing on it boots: alone in "
+        "boards, and with confirm; implies nothing else",
+    )
+    confirm: Annotated[str | None, optional_type(check_mac)] = Field(
+        None, description="with rescue: the board's MAC; any other board is left alone"
+    )
+    probe: Flag = Field(False, description="also open ports that are not known to be an ESP32's")
+    dry_run: Flag = Field(
+        False, description="read the boards and reply with the plan for each; write nothing"
+    )
+    wait_s: Wait = Field(
+        None,
+        description="reply when the run ends, or after this many seconds; default: at once, "
+        "with dry_run after 30",
+    )
 
     @model_validator(mode="after")
     def _rescues_one(self) -> UpdateArguments:
@@ -174,20 +155,15 @@ class UpdateArguments(Arguments):
         return values
 
 
-_RunWait = Annotated[
-    Wait,
-    Field(
-        description="reply when the run ends, with what came of each board, or after this many "
-        "seconds; default: at once"
-    ),
-]
-
-
 class PartArguments(Arguments):
     """Arguments of the verbs that do a part of an update."""
 
     boards: Boards = None
-    wait_s: _RunWait = None
+    wait_s: Wait = Field(
+        None,
+        description="reply when the run ends, with what came of each board, or after this many "
+        "seconds; default: at once",
+    )
 
 
 class ReadArguments(Arguments):
@@ -206,14 +182,11 @@ class BoardsArguments(Arguments):
 class ReleaseArguments(BoardsArguments):
     """Arguments of `release`."""
 
-    boards: Annotated[
-        Boards, Field(description="these boards, by name, MAC or port; or all: true")
-    ] = None
-    all: Annotated[Flag, Field(description="every board, instead of boards")] = False
-    stopped: Annotated[
-        Flag,
-        Field(description="let a firmware that was stopped be tried again, and nothing else"),
-    ] = False
+    boards: Boards = Field(None, description="these boards, by name, MAC or port; or all: true")
+    all: Flag = Field(False, description="every board, instead of boards")
+    stopped: Flag = Field(
+        False, description="let a firmware that was stopped be tried again, and nothing else"
+    )
 
     @model_validator(mode="after")
     def _one_meaning(self) -> ReleaseArguments:
@@ -225,19 +198,14 @@ class ReleaseArguments(BoardsArguments):
 class HistoryArguments(Arguments):
     """Arguments of `history`."""
 
-    board: Annotated[
-        str | None,
-        Field(description="only runs of this board: a name, MAC or port; default: all runs"),
-    ] = None
-    limit: Annotated[
-        int,
-        whole_type(1, HISTORY_MAX, " runs"),
-        Field(description="how many runs at most"),
-    ] = 20
-    id: Annotated[
-        str | None, Field(description="only the run of this id, with its boards' boot logs")
-    ] = None
-    boot_log: Annotated[Flag, Field(description="with what boards printed as they started")] = False
+    board: str | None = Field(
+        None, description="only runs of this board: a name, MAC or port; default: all runs"
+    )
+    limit: Annotated[int, whole_type(1, HISTORY_MAX, " runs")] = Field(
+        20, description="how many runs at most"
+    )
+    id: str | None = Field(None, description="only the run of this id, with its boards' boot logs")
+    boot_log: Flag = Field(False, description="with what boards printed as they started")
 
 
 def _path(value: object) -> str:
@@ -249,32 +217,23 @@ def _path(value: object) -> str:
 class FlashArguments(Arguments):
     """Arguments of `flash`: one board, one file, and the MAC that confirms it."""
 
-    board: Annotated[str, Field(min_length=1, description="its name, MAC or port")]
-    confirm: Annotated[
-        str,
-        BeforeValidator(check_mac),
-        Field(description="its MAC, since everything on it goes; any other board is left alone"),
-    ]
-    path: Annotated[
-        str | None,
-        optional_type(_path),
-        Field(
-            description="the file's whole path on the machine that has the boards",
-            json_schema_extra={"inclusion": "Either"},
-        ),
-    ] = None
-    url: Annotated[
-        str | None,
-        optional_type(check_firmware_url),
-        Field(
-            description="instead of path: its http or https address",
-            json_schema_extra={"inclusion": "Either"},
-        ),
-    ] = None
-    keep_nvs: Annotated[
-        Flag,
-        Field(description="carry all keys of the board's NVS over, also where its partition moves"),
-    ] = False
+    board: str = Field(min_length=1, description="its name, MAC or port")
+    confirm: Annotated[str, BeforeValidator(check_mac)] = Field(
+        description="its MAC, since everything on it goes; any other board is left alone"
+    )
+    path: Annotated[str | None, optional_type(_path)] = Field(
+        None,
+        description="the file's whole path on the machine that has the boards",
+        json_schema_extra={"inclusion": "Either"},
+    )
+    url: Annotated[str | None, optional_type(check_firmware_url)] = Field(
+        None,
+        description="instead of path: its http or https address",
+        json_schema_extra={"inclusion": "Either"},
+    )
+    keep_nvs: Flag = Field(
+        False, description="carry all keys of the board's NVS over, also where its partition moves"
+    )
     wait_s: LongestWait = WAIT_DEFAULT_S
 
     @model_validator(mode="after")

@@ -17,7 +17,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from ota_service.errors import OtaError
-from ota_service.firmware.files import read_file, write_file
+from ota_service.firmware.files import read_file, sync_names, write_file
 from ota_service.formats.flashops import SECTOR_BYTES
 from ota_service.formats.table_places import TABLE_PLACES
 from ota_service.update.backup import STORE_KINDS, Backup, Piece
@@ -117,7 +116,7 @@ def write_backup(folder: Path, backup: Backup) -> None:
         for place, piece in zip(new.places, backup.pieces, strict=True):
             write_file(folder / place.file, piece.data)
         write_file(folder / MANIFEST, new.model_dump_json(indent=2, exclude_none=True).encode())
-        _sync(folder)
+        sync_names(folder)
         names = {place.file for place in old.places} if old is not None else set()
         for name in names - {place.file for place in new.places}:
             (folder / name).unlink(missing_ok=True)
@@ -218,8 +217,8 @@ class Backups:
             except BaseException:
                 shutil.rmtree(made, ignore_errors=True)
                 raise
-            _sync(self.folder)
-            _sync(self.folder.parent)
+            sync_names(self.folder)
+            sync_names(self.folder.parent)
         return Kept(folder, backup)
 
     def begin(self, work: Work, new: Kept | None) -> Path | None:
@@ -237,7 +236,7 @@ class Backups:
             return None
         with _disk(self.folder):
             write_file(self.folder / _MARK, json.dumps({"by": work, "since": since}).encode())
-            _sync(self.folder)
+            sync_names(self.folder)
         best: Kept | None = None
         for kept in self.all():
             if kept.number >= since and (best is None or kept.backup.covers(best.backup)):
@@ -299,14 +298,6 @@ def _piece(folder: Path, place: _Place) -> Piece:
     if len(data) != place.size_bytes or hashlib.sha256(data).hexdigest() != place.sha256:
         raise _invalid(folder, f"{place.file} is not what was written")
     return Piece(place.label, place.kind, place.offset, data)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -235,24 +235,13 @@ def _chosen(
 
     running: what is started at each cut until then; None: whatever this otadata leads to.
     """
-    base, slots = found.selection.offset, found.parts.ota_slots
-    if slot in slots:
-        vouched = slot if running is None else running
-        edit = otadata.switch(
-            raw,
-            base=base,
-            n_slots=len(slots),
-            to_slot=slots.index(slot),
-            running_slot=slots.index(vouched) if vouched in slots else None,
-            has_factory=found.parts.factory is not None,
-            state=OtaState.UNDEFINED,
-        )
-        return list(edit.ops)
+    if slot in found.parts.ota_slots:
+        return list(found.switched(raw, slot, running or slot, OtaState.UNDEFINED).ops)
     # Factory: it is tried first where no entry counts. The one that decides goes last.
     active = otadata.parse_otadata(raw).active
     ops: list[FlashOp] = []
     for sector in sorted((0, 1), key=lambda one: one == active):
-        taken = otadata.take_away(raw, base=base, sector=sector)
+        taken = otadata.take_away(raw, base=found.selection.offset, sector=sector)
         ops += taken.ops
         raw = taken.result
     return ops

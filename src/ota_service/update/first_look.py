@@ -108,18 +108,13 @@ def _stuck(lines: Sequence[str]) -> OtaError | None:
         )
     again = sum(bool(_RESET.search(line)) for line in lines) > 1
     if line := _first(_NO_BOOTLOADER, lines):
-        return OtaError(
-            "otadata-invalid",
-            f'The board does not start: it has no whole bootloader ("{line}").',
-            remedy="Write a Merged Binary with `esp32-ota flash PORT FILE`.",
-        )
-    if again and any(map(_INFO.search, lines)) and not any(map(_NOTHING.search, lines)):
-        return OtaError(
-            "otadata-invalid",
-            "The board restarts again and again in its bootloader, without starting an app.",
-            remedy="Write a Merged Binary with `esp32-ota flash PORT FILE`.",
-        )
-    return None
+        text = f'The board does not start: it has no whole bootloader ("{line}").'
+    elif again and any(map(_INFO.search, lines)) and not any(map(_NOTHING.search, lines)):
+        text = "The board restarts again and again in its bootloader, without starting an app."
+    else:
+        return None
+    remedy = "Write a Merged Binary with `esp32-ota flash PORT FILE`."
+    return OtaError("otadata-invalid", text, remedy=remedy)
 
 
 def _first(pattern: re.Pattern[str], lines: Sequence[str]) -> str:

@@ -64,22 +64,14 @@ def check_merged(
     _require_one_table(flash, merged)
     loader = merged.bootloader
     if isinstance(loader, OtaError):
-        raise OtaError("image-corrupt", loader.message, remedy=_REMEDY)
+        raise _damaged(loader.message)
     booted = merged.booted
     held = dict(merged.apps).get(booted) if booted is not None else None
     if booted is None or held is None:
-        raise OtaError(
-            "image-corrupt",
-            "The Merged Binary holds no app that a board would start.",
-            remedy=_REMEDY,
-        )
+        raise _damaged("The Merged Binary holds no app that a board would start.")
     # Without a descriptor it can run, though no update over the air will take it for an app.
     if isinstance(held, OtaError) and held.code != "no-app-descriptor":
-        raise OtaError(
-            "image-corrupt",
-            f"The app in {booted.label} at {booted.offset:#x}: {held.message}",
-            remedy=_REMEDY,
-        )
+        raise _damaged(f"The app in {booted.label} at {booted.offset:#x}: {held.message}")
     if isinstance(held, AppImage) and held.chip_id != merged.chip_id:
         raise OtaError(
             "wrong-chip",
@@ -107,6 +99,10 @@ def check_merged(
     return MergedFile(
         flash, sha256, merged, booted, app, loader.flash_bytes, tuple(stores), allowed_by, asked
     )
+
+
+def _damaged(message: str) -> OtaError:
+    return OtaError("image-corrupt", message, remedy=_REMEDY)
 
 
 def _require_one_table(flash: bytes, merged: MergedBinary) -> None:
@@ -187,11 +183,7 @@ class FlashPlan(WritePlan):
 
 
 def plan_flash(
-    file: MergedFile,
-    chip: ChipInfo,
-    before: Before,
-    *,
-    keep: Mapping[str, bytes] | None,
+    file: MergedFile, chip: ChipInfo, before: Before, *, keep: Mapping[str, bytes] | None
 ) -> FlashPlan:
     """What to write to a board of this chip.
 

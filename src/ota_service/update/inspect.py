@@ -20,7 +20,7 @@ from ota_service.formats.bootloader import header_flash_bytes
 from ota_service.formats.chips import CHIP_BY_ID
 from ota_service.formats.image import HEADER_BYTES, AppDescriptor, parse_header
 from ota_service.formats.nvs import Nvs, parse_nvs
-from ota_service.formats.otadata import OtaData, OtaState, parse_otadata
+from ota_service.formats.otadata import OtaData, OtaEdit, OtaState, parse_otadata
 from ota_service.formats.partitions import (
     OTADATA_BYTES,
     TABLE_OFFSET,
@@ -141,6 +141,19 @@ class Inspection:
         assert self.otadata is not None
         return self.otadata
 
+    def switched(self, raw: bytes, slot: Partition, runs: Partition, state: OtaState) -> OtaEdit:
+        """otadata `raw` changed so that an OTA slot is started, and at each cut that or `runs`."""
+        slots = self.parts.ota_slots
+        return otadata.switch(
+            raw,
+            base=self.selection.offset,
+            n_slots=len(slots),
+            to_slot=slots.index(slot),
+            running_slot=slots.index(runs) if runs in slots else None,
+            has_factory=self.parts.factory is not None,
+            state=state,
+        )
+
     def app(self, partition: Partition) -> App | None:
         """The app in a partition."""
         return next((app for app in self.apps if app.partition.offset == partition.offset), None)
@@ -240,7 +253,8 @@ def inspect(
     flash.prefetch([table_region(TABLE_OFFSET)])
     try:
         table = find_table(flash.read, flash_bytes=chip.flash_bytes)
-        apps, stores = _app_places(table), _stores(table)
+        apps = [p for p in table.partitions if p.is_app and p.size_bytes >= HEAD_BYTES]
+        stores = _stores(table)
         ends = [*(app.end for app in apps), *(store.end for store in stores)]
         chip.require_reach(max(ends, default=0))
         heads = [whole(p.offset, HEAD_BYTES) for p in apps]
@@ -250,7 +264,9 @@ def inspect(
         if error.code == "link-lost":
             raise
         return Inspection(chip, problem=error)
-    found = Inspection(chip, table=table, apps=tuple(_apps(flash, table)))
+    read = {partition: flash.read(partition.offset, HEAD_BYTES) for partition in apps}
+    held = tuple(App(partition, head, parse_header(head)) for partition, head in read.items())
+    found = Inspection(chip, table=table, apps=held)
     try:
         require_ota(table)
     except OtaError as error:
@@ -290,10 +306,6 @@ def _unreadable(chip: ChipInfo) -> OtaError | None:
     return chip.flash_problem
 
 
-def _app_places(table: PartitionTable) -> list[Partition]:
-    return [p for p in table.partitions if p.is_app and p.size_bytes >= HEAD_BYTES]
-
-
 def _stores(table: PartitionTable) -> list[Region]:
     """otadata and NVS, which are mostly blank."""
     at = table.otadata
@@ -304,12 +316,6 @@ def _stores(table: PartitionTable) -> list[Region]:
 def _bootloader_head(chip: ChipInfo) -> list[Region]:
     known = CHIP_BY_ID.get(chip.chip_id)
     return [whole(known.bootloader_offset, HEADER_BYTES)] if known is not None else []
-
-
-def _apps(flash: Flash, table: PartitionTable) -> Iterable[App]:
-    for partition in _app_places(table):
-        head = flash.read(partition.offset, HEAD_BYTES)
-        yield App(partition, head, parse_header(head))
 
 
 def _with_otadata(flash: Flash, found: Inspection) -> Inspection:
@@ -401,14 +407,10 @@ class _Search:
         found = self.found
         order = boot_order(found.parts, found.entries)
         cramped = _cramped(self.flash, found)
-        running = None if cramped else self._by_digest(order[0])
+        running = None if cramped else self._at_hand(order)
         if running is not None:
             return replace(found, running=running)
         seen = FirstLook()
-        if self.facts.silent and not cramped:
-            running = self._verified(order, seen)
-            if running.partition is not None:
-                return replace(found, running=running)
         if look is not None:
             seen = look()
             self.flash.prefetch(_stores(found.parts))
@@ -429,6 +431,13 @@ class _Search:
         if look is None or not seen.restarted:  # it may print, and more than was read may run
             return replace(found, running=replace(running, dead=False))
         return replace(found, running=running, pending=False)  # nobody is there to confirm anything
+
+    def _at_hand(self, order: list[Partition]) -> Running | None:
+        """What runs, where that can be told without a restart."""
+        running = self._by_digest(order[0])
+        if running is None and self.facts.silent:
+            running = self._verified(order, FirstLook())
+        return running if running is not None and running.partition is not None else None
 
     def _by_digest(self, partition: Partition) -> Running | None:
         """A partition whose content is known to be an image that boots here, by its digest."""

@@ -334,7 +334,7 @@ class _Wanted:
             moved = False  # our own switch was interrupted; nothing was ever seen to go back
         if not rejected and not moved:
             return None
-        tag = _own_tag(found, running, _own_fact(found, facts))
+        tag = own_tag(found, running, _own_fact(found, facts))
         if tag == version:
             return None  # the tag is right for what runs
         why = "rolled back by its bootloader"
@@ -364,19 +364,15 @@ class _Wanted:
         self, slot: Partition, reason: str, *, write: bool = False, seal: bool = False
     ) -> Plan:
         found, version = self.found, self.version
-        slots, running = found.parts.ota_slots, found.running.partition
+        running = found.running.partition
         # Where nothing runs there is nothing that a bootloader could go back to.
-        confirms = running is not None and _uses_rollback(found)
-        vouched = slot if running is None else running
-        edit = otadata.switch(
-            found.otadata_raw,
-            base=found.selection.offset,
-            n_slots=len(slots),
-            to_slot=slots.index(slot),
-            running_slot=slots.index(vouched) if vouched in slots else None,
+        confirms = running is not None and otadata.shows_rollback(
+            found.entries,
             has_factory=found.parts.factory is not None,
-            state=OtaState.NEW if confirms else OtaState.UNDEFINED,
+            n_slots=len(found.parts.ota_slots),
         )
+        state = OtaState.NEW if confirms else OtaState.UNDEFINED
+        edit = found.switched(found.otadata_raw, slot, running or slot, state)
         return self._made(
             "write" if write else "switch",
             reason,
@@ -440,7 +436,7 @@ def _own_fact(found: Inspection, facts: BoardFacts) -> SlotFact | None:
     return fact if fact is not None and fact.md5 == found.running.md5 else None
 
 
-def _own_tag(found: Inspection, slot: Partition, fact: SlotFact | None) -> str:
+def own_tag(found: Inspection, slot: Partition, fact: SlotFact | None) -> str:
     """The tag that belongs to a slot, whatever is stored: the journal's, else its descriptor's."""
     if fact is not None and fact.version is not None:
         return fact.version
@@ -453,7 +449,7 @@ def tag_of_running(found: Inspection, facts: BoardFacts) -> str | None:
     runs than at the last success that may be the other one's, and this one's own counts."""
     running, fact = found.running.partition, _own_fact(found, facts)
     if running is not None and _moved(running, facts) and fact is not None:
-        return _own_tag(found, running, fact) or None
+        return own_tag(found, running, fact) or None
     if found.on_host:
         return found.version or None
     return found.nvs.get_string(NAMESPACE, VERSION_KEY) if found.nvs is not None else None
@@ -471,13 +467,6 @@ def _recorded(found: Inspection, version: str) -> tuple[RecordVersion, ...]:
         found.nvs_raw, base=at.offset, namespace=NAMESPACE, key=VERSION_KEY, value=version
     )
     return (RecordVersion(edit),)
-
-
-def _uses_rollback(found: Inspection) -> bool:
-    table = found.parts
-    return otadata.shows_rollback(
-        found.entries, has_factory=table.factory is not None, n_slots=len(table.ota_slots)
-    )
 
 
 def _spares(slots: tuple[Partition, ...], running: Partition) -> tuple[Partition, ...]:

@@ -126,16 +126,13 @@ class WriteOutcome:
 
     def ending(self) -> dict[str, Any]:
         """How it ended, as in the reply."""
-        shown: dict[str, Any] = {}
-        if self.confirmed is not None:
-            shown["confirmed"] = self.confirmed
-        if self.notice:
-            shown["notice"] = self.notice
-        if self.backup is not None:
-            shown["backup"] = str(self.backup)
-        if self.error is not None:
-            shown["error"] = self.error.to_dict()
-        return shown
+        shown = {
+            "confirmed": self.confirmed,
+            "notice": self.notice or None,
+            "backup": self.backup and str(self.backup),
+            "error": self.error and self.error.to_dict(),
+        }
+        return {name: value for name, value in shown.items() if value is not None}
 
     @property
     def kept(self) -> str:

@@ -42,6 +42,7 @@ from ota_service.update.plan import (
     Plan,
     WatchBoot,
     WriteSlot,
+    own_tag,
     plan,
     refuse,
     staging,
@@ -378,10 +379,8 @@ class _Session:
         if whole.action not in ("write", "switch") or running is None or whole.slot is None:
             return
         if self.job.whole and self.job.image is not None:
-            new, now = (
-                self.job.image.descriptor.secure_version,
-                found.secure_version_of(running),
-            )
+            new = self.job.image.descriptor.secure_version
+            now = found.secure_version_of(running)
             if new > now:
                 raise OtaError(
                     "secure-version",
@@ -431,10 +430,8 @@ class _Session:
         about, fact = found.about(slot), self.facts.slots.get(slot.name)
         if about is None:
             return ""
-        same = fact is not None and (fact.project, fact.app_version) == (
-            about.project,
-            about.version,
-        )
+        app = (about.project, about.version)
+        same = fact is not None and (fact.project, fact.app_version) == app
         return (fact.version if fact is not None and same else None) or about.version
 
     # --- the update
@@ -585,12 +582,7 @@ class _Session:
         return back
 
     def _tag_of(self, found: Inspection, slot: Partition) -> str:
-        """The version that belongs to a slot: the journal's, else its descriptor's."""
-        fact = self.facts.slots.get(slot.name)
-        if fact is not None and fact.version is not None:
-            return fact.version
-        about = found.about(slot)
-        return about.version if about is not None else ""
+        return own_tag(found, slot, self.facts.slots.get(slot.name))
 
     def _plan_back(
         self, found: Inspection, bad: Partition, flash: Flash | None = None
@@ -722,21 +714,19 @@ class _Session:
         """The app's time to confirm itself is over: what does otadata say?"""
         if found.table is None or found.table.otadata is None:
             raise found.problem or OtaError("otadata-invalid")
-        entries = read_otadata(self.link, found)
-        slot = self._slot_named(found, entries, awaited.slot)
+        otadata = read_otadata(self.link, found)
+        slot = self._slot_named(found, otadata, awaited.slot)
         slots = found.table.ota_slots
-        states = [
-            entry.state
-            for entry in entries.entries
-            if entry.written and entry.slot_index(len(slots)) == slots.index(slot)
-        ]
+        here = (e for e in otadata.entries if e.written)
+        states = [e.state for e in here if slots[e.slot_index(len(slots))] == slot]
         version = awaited.version if found.on_host else found.version
         outcome = Outcome(
             "up_to_date", found=found, version=version, slot=slot, of_image=found.holds(slot)
         )
-        if self.job.course == "rollback" and OtaState.VALID in states:
-            return self._go_back(found)
+        by_person = self.job.course == "rollback"
         if OtaState.VALID in states:
+            if by_person:
+                return self._go_back(found)
             outcome.confirmed = True
             if found.problem is not None:
                 # Of the version or of what else the app keeps: its update is over all the same.
@@ -744,7 +734,7 @@ class _Session:
             return self._restarted(outcome)
         if found.problem is not None:
             raise found.problem
-        if self.job.course == "rollback":
+        if by_person:
             outcome = self._roll_back(found, outcome, slot, "a person asks, and it is unconfirmed")
             outcome.error = None if outcome.end == "rolled_back" else outcome.error
             return outcome

@@ -49,8 +49,6 @@ ASK_AFTER_S = 2.0
 """A board that has printed nothing by then (or in half of its time, where that is less) is asked
 whether it is in download mode still."""
 
-WENT_AWAY = "The port went away while the board's start was watched."
-
 
 def watch(
     port: SerialBase,
@@ -125,7 +123,8 @@ class _Log:
         """
         at, left_s = attachment(self._port), self.now_s
         if not at.may_return or self._away_s > RETURN_TIMEOUT_S * (1 + monitor.restarts):
-            raise OtaError("link-lost", WENT_AWAY) from error
+            text = "The port went away while the board's start was watched."
+            raise OtaError("link-lost", text) from error
         monitor.port_left(left_s)
         time.sleep(RETRY_S)
         try:

@@ -109,8 +109,8 @@ MUTANTS = (
     Mutant(
         "a brown-out's reset is a watchdog's",
         "formats/chips.py",
-        '(15, ResetCause.OUTSIDE, "RTCWDT_BROWN_OUT_RESET BROWN_OUT_RESET")',
-        '(15, ResetCause.WATCHDOG, "RTCWDT_BROWN_OUT_RESET BROWN_OUT_RESET")',
+        "ResetCause.OUTSIDE: (1, 6, 10, 15, *range(19, 26)),",
+        "ResetCause.OUTSIDE: (1, 6, 10, *range(19, 26)),",
         BOOT,
     ),
 )

@@ -41,8 +41,8 @@ MUTANTS = (
     Mutant(
         "a read-only otadata is written",
         _PARTITIONS,
-        "if always_written and part.read_only:",
-        "if always_written and part.read_only and part.encrypted:",
+        '("data/ota", "data/coredump") and part.read_only:',
+        '("data/ota", "data/coredump") and part.read_only and part.encrypted:',
         f"{PARTITIONS}::test_damaged_tables_are_refused",
     ),
     Mutant(

@@ -109,8 +109,8 @@ _PLANNED = (
     Mutant(
         "NEW is written without a bootloader that turns it",
         _PLAN,
-        "state=OtaState.NEW if confirms else OtaState.UNDEFINED,",
-        "state=OtaState.NEW,",
+        "state = OtaState.NEW if confirms else OtaState.UNDEFINED",
+        "state = OtaState.NEW",
         f"{PLAN}::test_new_is_written_only_where_the_bootloader_uses_rollback",
     ),
     Mutant(
@@ -269,8 +269,8 @@ _CARRIED_OUT = (
     Mutant(
         "the firmware that a person goes back to has yet to confirm itself",
         _CARRY_OUT,
-        "state=OtaState.UNDEFINED,",
-        "state=OtaState.NEW,",
+        "running or slot, OtaState.UNDEFINED)",
+        "running or slot, OtaState.NEW)",
         f"{SESSION}::test_what_a_person_went_back_to_stays_at_the_next_restart",
     ),
     Mutant(
