@@ -526,7 +526,8 @@ class Service:
     ) -> dict[str, Any]:
         """One verb; `wait_s` stands in its arguments, where it has any."""
         engine, given = self._engine, dict(arguments or {})
-        probe = {"probe": True} if verb != "update" and given.pop("probe", None) else {}
+        opens = verb in ("stage", "activate", "version", "verify", "rollback")
+        probe = {"probe": True} if opens and given.pop("probe", None) else {}
         call = parse_command({"command": verb, **given})
         if call.verb.name == "help":
             return help_reply()
@@ -550,7 +551,7 @@ def _reports(run: Run) -> dict[str, BoardReport]:
             outcome=order.report.get("outcome"),
             action=told.get("action"),
             reason=told.get("reason", ""),
-            replaces=told.get("replaces") if "staged" not in told else None,
+            replaces=replaces if isinstance(replaces := told.get("replaces"), Mapping) else None,
             staged=_staged(told),
             before=told.get("from"),
             version=told.get("version", told.get("to")),

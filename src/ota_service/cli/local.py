@@ -33,10 +33,9 @@ from ota_service.cli.options import (
     yes_option,
 )
 from ota_service.cli.output import Command, err, json_option, on_stop, out, print_json
-from ota_service.cli.ports import boards_here, looks_like, meant
+from ota_service.cli.ports import boards_here, meant, named
 from ota_service.cli.remedies import own_words
 from ota_service.errors import OtaError
-from ota_service.link.ports import describe
 
 if TYPE_CHECKING:
     from ota_service.api.engine import Engine, Order, Report
@@ -323,9 +322,7 @@ def _reply(call: _Call, console: Console, status: Reply, report: Report, *, stop
     }  # fmt: skip
     run["boards"] = {name: b for name, b in run["boards"].items() if name not in closed}
     for port in closed.values():
-        info = describe(port)
-        what = f", {looks_like(info)}" if info is not None else ""
-        err().print(Text(f"Not opened: {port}{what}; --probe opens it."))
+        err().print(Text(f"Not opened: {named(port)}; --probe opens it."), soft_wrap=True)
     if not (call.reads or call.dry_run):
         if stopped and report.outcome != "succeeded":
             _say_what_runs(console, status, run["boards"])
