@@ -234,7 +234,7 @@ class Engine:
         self._options: dict[str, Any] = {**options, "auto_update": False}
         if boards is not None:
             if not isinstance(boards, Mapping):
-                boards = _named([boards] if isinstance(boards, str) else list(boards))
+                boards = named([boards] if isinstance(boards, str) else list(boards))
             _require_distinct(boards.values())
             self._options["boards"] = [{"name": n, "port": _whole(p)} for n, p in boards.items()]
         self._orders: set[Order] = set()
@@ -571,8 +571,9 @@ def _staged(told: Mapping[str, Any]) -> dict[str, str] | None:
     return {**told["staged"], **kept}
 
 
-def _named(ports: Sequence[str]) -> dict[str, str]:
-    """Each port by its last part, or whole where two would be called alike."""
+def named(ports: Sequence[str]) -> dict[str, str]:
+    """Each port by its last part, or whole where two would be called alike. Raises OtaError
+    `duplicate-board` where one stands there twice."""
     _require_distinct(ports)
     short = [(port.rstrip("/").rpartition("/")[2] or port)[:_NAME_MAX_CHARS] for port in ports]
     return {
