@@ -26,10 +26,10 @@ baud_option = click.option(
 state_dir_option = click.option(
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where what the board has is kept; default: $VIAM_HOME/ota-service, "
-    "without that ~/.local/state/ota-service.",
+    help="Where the journal and backups are kept, by default where the service keeps them: "
+    "$VIAM_HOME/ota-service, without that ~/.local/state/ota-service. Commands share it; a "
+    "service has it for itself.",
 )
-"""Of what writes to a board directly."""
 
 _PINS = re.compile(r"(?P<chip>[^:=,\s]+):en=(?P<en>\d{1,4}),boot=(?P<boot>\d{1,4})")
 
@@ -70,6 +70,13 @@ no_trust_option = click.option(
     is_flag=True,
     help="Pass this host's policy of trust by: root only, and it is in the history.",
 )
+
+dry_run_option = click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Read the boards, say what would be done and why, and write nothing.",
+)
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask, also on a terminal.")
 
 _BOOT = (
     click.option(
@@ -138,6 +145,8 @@ def asked_options(function: Command) -> Command:
     ) -> Any:
         if rescue != (confirm is not None):
             raise click.UsageError("Give --rescue and --confirm together.")
+        if rescue and len(rest["boards"]) != 1:
+            raise click.UsageError("--rescue is for one board: name it.")
         asked: dict[str, Any] = {"force": force or None, "override": list(override) or None}
         if confirm is not None:
             asked |= {"rescue": True, "confirm": mac(confirm)}
