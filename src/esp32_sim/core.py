@@ -9,7 +9,6 @@ would have given it. So deadlines are exact and never add up scheduling delays.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -138,9 +137,13 @@ class Core:
         """The next SLIP frame's contents; the processor's time becomes its arrival."""
         while (found := self._receiver.take(self.time_s, self._loop.time())) is None:
             self._arrived.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(self._receiver.due_s):
-                    await self._arrived.wait()
+            due_s = self._receiver.due_s
+            due = self._loop.call_at(due_s, self._arrived.set) if due_s is not None else None
+            try:
+                await self._arrived.wait()
+            finally:
+                if due is not None:
+                    due.cancel()
         arrival_s, frame = found
         self.time_s = max(self.time_s, arrival_s)
         await self.settle()

@@ -276,6 +276,8 @@ class Serial(SerialBase):  # type: ignore[misc]
                 self._take(data)
             except ValueError:
                 self._gone = True
+            if len(data) < PIECE_BYTES:
+                return  # that was all
 
     def _take(self, data: bytes) -> None:
         for kind, payload in self._reader.feed(data):

@@ -64,7 +64,8 @@ class SessionHooks:
         self._require_right(mac)
         SERVICE_CLAIMS.add(self._around, memory.service, mac, self.name)
         self.mac = mac
-        memory.learn_place(self.name, self.port, self._info, mac)
+        place = partial(memory.learn_place, self.name, self.port, self._info, mac)
+        memory.journal.whole(place)
         facts = self.facts = memory.facts(mac, self._target.key)
         record = memory.journal.board(mac)
         unchecked = record is not None and record.unchecked
@@ -160,18 +161,18 @@ class SessionHooks:
     def phase(self, name: Phase | WritePhase) -> None:
         """A phase begins."""
         if name == "switching" and self.mac is not None:
-            # Whose start was seen is not what runs from here on.
-            unchecked = self._settings.health_check is not None
-            self.memory.journal.update_board(self.mac, confirmed=None, unchecked=unchecked)
+            self.memory.journal.whole(partial(self._note_switch, self.mac))
             self.tell(lambda sight: sight.judged(None))
-            self._note_brought(self.mac)
         if name == "booting":
             self._await_confirmation()
         began_s = time.monotonic()
         self.tell(lambda sight: sight.phase(name, began_s))
 
-    def _note_brought(self, mac: str) -> None:
-        """Before the switch: what the board can be taken back from, also by another process."""
+    def _note_switch(self, mac: str) -> None:
+        """Before the switch: what the board can be taken back from, also by another process; and
+        whose start was seen is not what runs from here on."""
+        unchecked = self._settings.health_check is not None
+        self.memory.journal.update_board(mac, confirmed=None, unchecked=unchecked)
         found, made, target = self.found, self.plan, self._target
         staged = self.facts.staged if self._activates else None
         image = staged.known if staged is not None else self.brings

@@ -80,38 +80,74 @@ MAX_ANSWER_BYTES = 16_384
 
 
 _slip_reader, _command = loader.slip_reader, ESPLoader.command
+_END, _ESCAPE, _ESCAPED = b"\xc0", b"\xdb", (b"\xdb\xdc", b"\xdb\xdd")
 
 
 class _Answers:
-    """esptool's reader of answers, which a port that sends without end would never leave.
+    """esptool's reader of answers, which takes each byte for itself, and would never leave a port
+    that sends without end.
 
-    Each answer has no more bytes and no more time than one needs. until_s: when the last of those
-    that are waited for must have come, by the monotonic clock.
+    Whole answers are cut out of what came in one step. Each has no more bytes and no more time
+    than one needs; what is none is left to esptool's own reader, which has the words for it.
+    until_s: when the last of those that are waited for must have come, by the monotonic clock.
     """
 
     def __init__(self, port: Any, trace: Any) -> None:
         self._port = port
-        self._answers = _slip_reader(self, trace)
-        self._left_bytes, self._due_s = 0, math.inf
+        self._in_words = _slip_reader(self, trace)
+        self._come = b""
+        self._ended = False
         self.until_s = math.inf
 
     def __next__(self) -> bytes:
-        self._left_bytes = MAX_ANSWER_BYTES
-        whole_s = MAX_ANSWER_BYTES * 10 / self._port.baudrate
-        self._due_s = min(self.until_s, time.monotonic() + (self._port.timeout or 0.0) + whole_s)
-        return bytes(next(self._answers))
+        """Raises FatalError where none came, and StopIteration from then on, as esptool's does."""
+        if self._ended:
+            raise StopIteration
+        self._ended = True
+        answer = self._unescaped(self._whole())
+        self._ended = False
+        return answer
+
+    def _whole(self) -> bytes:
+        port, come, left_bytes = self._port, self._come, MAX_ANSWER_BYTES
+        whole_s = MAX_ANSWER_BYTES * 10 / port.baudrate
+        due_s = min(self.until_s, time.monotonic() + (port.timeout or 0.0) + whole_s)
+        end = come.find(_END, 1)
+        while end < 0 and come[:1] in (b"", _END):
+            if left_bytes < 0 or time.monotonic() > due_s:
+                raise FatalError("What the board sends is no answer, and does not end")
+            more = bytes(port.read(self._waiting() or 1))
+            if not more and come:
+                raise FatalError(f"Packet content transfer stopped (received {len(come)} bytes).")
+            if not more:
+                raise FatalError("No serial data received.")
+            left_bytes -= len(more)
+            end = (come + more).find(_END, max(1, len(come)))
+            come += more
+        self._come = come[end + 1 :] if end > 0 else b""
+        return come[: end + 1] if end > 0 else come
+
+    def _unescaped(self, whole: bytes) -> bytes:
+        answer = whole[1:-1]
+        escapes = answer.count(_ESCAPE)
+        if whole[:1] == _END and not escapes:
+            return answer
+        if whole[:1] == _END and escapes == sum(map(answer.count, _ESCAPED)):
+            return answer.replace(_ESCAPED[0], _END).replace(_ESCAPED[1], _ESCAPE)
+        self._come = whole + self._come
+        return bytes(next(self._in_words))
+
+    def _waiting(self) -> int:
+        return min(int(self._port.in_waiting), MAX_ANSWER_BYTES // 4)
 
     def inWaiting(self) -> int:
         """As esptool asks."""
-        return min(int(self._port.in_waiting), MAX_ANSWER_BYTES // 4)
+        return len(self._come) or self._waiting()
 
     def read(self, size_bytes: int) -> bytes:
         """As esptool asks."""
-        if self._left_bytes < 0 or time.monotonic() > self._due_s:
-            raise FatalError("What the board sends is no answer, and does not end")
-        data = bytes(self._port.read(size_bytes))
-        self._left_bytes -= len(data)
-        return data
+        come, self._come = self._come, b""
+        return come or bytes(self._port.read(size_bytes))
 
 
 def _within_time(

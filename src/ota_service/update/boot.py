@@ -544,5 +544,5 @@ class BootMonitor:
     def _decide(self, verdict: Verdict, reason: str) -> None:
         self.verdict = verdict
         self.reason = self.redact(reason).rstrip(".")
-        if self._decisive is None and self.lines and verdict is not Verdict.RUNNING:
+        if self._decisive is None and self._raw and verdict is not Verdict.RUNNING:
             self._decisive = self._number
