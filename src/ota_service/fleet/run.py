@@ -244,7 +244,8 @@ class Run:
             seen = memory.journal.board(place.mac)
             if board.shown.mac is None and seen is not None:
                 staged = memory.staged(seen.mac, board.target.key)
-                board.from_thread(partial(Sight.remember, record=seen, staged=staged))
+                back = memory.back(seen.mac)
+                board.from_thread(partial(Sight.remember, record=seen, staged=staged, back=back))
             record = memory.journal.attempt(place.mac, board.target.key)
             as_last_read = stands_in(place, memory, board.target.version)
             if self.course is not None and self.course.assignment.manifest.binds:

@@ -200,6 +200,8 @@ class FleetService:
     """The tags that boards have stored."""
     do_verify = partialmethod(_look, "verify")
     """Whether boards run their target's image."""
+    do_log = partialmethod(_look, "log")
+    """One start of what boards run, watched: nothing is written."""
     do_rollback = partialmethod(_look, "rollback")
     """Back to the other slot's firmware."""
 
