@@ -176,10 +176,16 @@ class FleetService:
         return reply
 
     async def _part(
-        self, purpose: Purpose, boards: Sequence[str] | None = None, wait_s: float | None = None
+        self,
+        purpose: Purpose,
+        boards: Sequence[str] | None = None,
+        override: Sequence[Override] = (),
+        probe: bool = False,
+        wait_s: float | None = None,
     ) -> dict[str, Any]:
         _ = self._engine.memory
-        return await self._begin(purpose, self._names(boards), Permits(), False, wait_s)
+        permits = Permits(override=frozenset(override))
+        return await self._begin(purpose, self._names(boards), permits, probe, wait_s)
 
     do_stage = partialmethod(_part, "stage")
     """All of an update that can be done while nothing that boots changes."""
@@ -190,10 +196,11 @@ class FleetService:
         self,
         purpose: Purpose,
         boards: Sequence[str] | None = None,
+        probe: bool = False,
         wait_s: float = DEFAULT_WAIT_S,
     ) -> dict[str, Any]:
         _ = self._engine.memory
-        run = self._engine.start(Run("command", self._names(boards), purpose))
+        run = self._engine.start(Run("command", self._names(boards), purpose, probe=probe))
         return await self._read(run, "boards", wait_s)
 
     do_version = partialmethod(_look, "version")
