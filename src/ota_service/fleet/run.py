@@ -131,6 +131,13 @@ class Run:
             return False
         return self.stage == "checking" or self._is_at(names)
 
+    def awaits(self, board: Board) -> bool:
+        """Whether a board's part in it is still to come, or goes on."""
+        parts = [order for order, asked in self.orders.values() if asked is board]
+        if self.done.is_set() or parts or self.stage != "checking":
+            return any(not order.answer.done() for order in parts) and not self.done.is_set()
+        return self.names is None or board.shown.name in self.names
+
     def _is_at(self, names: Sequence[str] | None) -> bool:
         """Whether any of these boards is still to be answered, and none for what is over."""
         asked = [
