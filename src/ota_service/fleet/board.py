@@ -284,6 +284,7 @@ class Board:
             self._attempt = None
             self._sight.phase(None, time.monotonic())
             self._sight.at_work = None
+            self.shown.log.over = True
             self.left_s = self._loop.time()
 
     def _new_job(self, order: Order) -> Job:

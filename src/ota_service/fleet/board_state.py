@@ -80,12 +80,14 @@ HEARD_PARTS = 400
 class StartLog:
     """What a board prints in the starts that one session watches, for who looks on meanwhile.
 
-    count: of all parts, the last of which are kept. verdicts: how the starts were judged.
+    count: of all parts, the last of which are kept. verdicts: how the starts were judged. over:
+    whether the session is.
     """
 
     parts: deque[Heard] = field(default_factory=lambda: deque(maxlen=HEARD_PARTS))
     count: int = 0
     verdicts: list[str] = field(default_factory=list)
+    over: bool = False
 
     def add(self, heard: Heard) -> None:
         """What came just now."""

@@ -20,6 +20,7 @@ from typing import Any
 from ota_service.errors import OtaError
 from ota_service.firmware.urls import redact_url
 from ota_service.fleet.board import Board
+from ota_service.fleet.board_state import StartLog
 from ota_service.fleet.engine import Engine
 from ota_service.fleet.orders import Order, Purpose
 from ota_service.fleet.policy import Permits
@@ -117,10 +118,14 @@ class FleetService:
         return self._follow(self._engine.boards[self._one(word)])
 
     async def _follow(self, board: Board) -> AsyncIterator[dict[str, str]]:
-        log, seen = board.shown.log, 0
+        def is_awaited() -> bool:
+            return not board.free or any(run.awaits(board) for run in self._engine.runs)
+
+        earlier = board.shown.log if is_awaited() and board.shown.log.over else None
+        log, seen = StartLog(), 0
         while True:
-            awaited = not board.free or any(run.awaits(board) for run in self._engine.runs)
-            if log is not board.shown.log:
+            awaited = is_awaited()
+            if board.shown.log is not log and board.shown.log is not earlier:
                 log, seen = board.shown.log, 0
             news, seen = log.behind(seen), log.count
             for heard in news:
