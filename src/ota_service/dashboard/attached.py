@@ -17,6 +17,7 @@ from ota_service.dashboard.bench import Bench
 from ota_service.errors import OtaError
 from ota_service.formats.text import visible
 
+_OF_FLASH = {"board", "confirm", "keep_nvs", "wait_s"}
 _BY_FIRMWARE = ("update", "stage", "activate", "verify")
 
 
@@ -69,6 +70,8 @@ class AttachedBoards:
 
     async def _command(self, verb: str, given: dict[str, Any]) -> dict[str, Any]:
         if verb == "flash":
+            if not given.keys() <= _OF_FLASH:
+                raise ValueError("flash writes the Merged Binary that lies on the bench")
             given["path"] = str(self.bench.merged())
         if verb not in _BY_FIRMWARE:
             return await self._service.command(verb, given)

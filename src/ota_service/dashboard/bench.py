@@ -99,8 +99,7 @@ class Bench:
 
     def to_dict(self) -> dict[str, Any]:
         """{"files": [..], "firmware": {..}, "merged": {..}}: docs/dashboard.md."""
-        meant, merged, manifest = self._meant(), self._last("merged"), self._manifest()
-        missing = self._missing(manifest) if manifest is not None else []
+        meant, merged, missing = self._meant(), self._last("merged"), self._missing()
         shown: dict[str, Any] = {"files": [self._shown(one, missing) for one in self._files]}
         if meant is not None:
             firmware = shown["firmware"] = {
@@ -141,7 +140,7 @@ class Bench:
         meant = self._require_meant()
         if meant.manifest is None:
             return meant.path, self._version(meant)
-        missing = [_file_name(image) for image in self._missing(meant.manifest)]
+        missing = [_file_name(image) for image in self._missing()]
         if missing:
             raise OtaError(
                 "manifest-incomplete",
@@ -224,7 +223,10 @@ class Bench:
             return replace(about, error=error)
 
     def _add(self, dropped: Dropped) -> None:
-        self._files = [one for one in self._files if not dropped.succeeds(one)]
+        wanted = {image.sha256 for image in self._images()} - {dropped.sha256}
+        self._files = [
+            one for one in self._files if one.sha256 in wanted or not dropped.succeeds(one)
+        ]
         self._files.append(dropped)
         if dropped.kind == "app":
             self._tag = None
@@ -245,18 +247,21 @@ class Bench:
     def _last(self, kind: Kind) -> Dropped | None:
         return next((one for one in reversed(self._files) if one.kind == kind), None)
 
-    def _manifest(self) -> Manifest | None:
+    def _images(self) -> Sequence[ImageEntry]:
+        """What the manifest names, if there is one."""
         found = self._last("manifest")
-        return found.manifest if found is not None else None
+        if found is None or found.manifest is None:
+            return ()
+        return tuple(found.manifest.images.values())
 
     def _meant(self) -> Dropped | None:
         """What boards are to run: what was dropped last; the images of a manifest come with it."""
-        app, found = self._last("app"), self._last("manifest")
-        if app is None or found is None or found.manifest is None:
-            return app or found
-        wanted = {image.sha256 for image in found.manifest.images.values()}
-        later = self._files.index(app) > self._files.index(found)
-        return app if later and app.sha256 not in wanted else found
+        app, manifest = self._last("app"), self._last("manifest")
+        if app is None or manifest is None:
+            return app or manifest
+        wanted = {word for image in self._images() for word in (image.sha256, _file_name(image))}
+        later = self._files.index(app) > self._files.index(manifest)
+        return app if later and wanted.isdisjoint((app.sha256, app.name)) else manifest
 
     def _require_meant(self) -> Dropped:
         meant = self._meant()
@@ -273,12 +278,12 @@ class Bench:
             return meant.manifest.version
         return self._tag or meant.app_version or ""
 
-    def _missing(self, manifest: Manifest) -> Sequence[ImageEntry]:
-        """The images that are neither here nor elsewhere by an address of their own."""
+    def _missing(self) -> Sequence[ImageEntry]:
+        """The manifest's images that are neither here nor at an address of their own."""
         here = {one.sha256 for one in self._files if one.kind == "app"}
         return [
             image
-            for image in manifest.images.values()
+            for image in self._images()
             if image.sha256 not in here and not urlsplit(image.url).scheme
         ]
 

@@ -51,12 +51,8 @@ _MAX_DEPTH = 10
 """Of a command's values; libraries below give up at some hundreds."""
 _WRONG_TOKEN_S = 1.0
 _KEEP_ALIVE_S = 15.0
-_FILES = {
-    "style.css": "text/css",
-    "app.js": "text/javascript",
-    "board.js": "text/javascript",
-    "icon.svg": "image/svg+xml",
-}
+_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+"""Of the page's parts."""
 
 
 class Page:
@@ -72,7 +68,11 @@ class Page:
         self._streams: set[asyncio.Task[Any]] = set()
         folder = resources.files("ota_service.dashboard") / "static"
         self._index = (folder / "index.html").read_text("utf-8")
-        self._static = {name: (folder / name).read_text("utf-8") for name in _FILES}
+        self._static = {
+            part.name: (part.read_text("utf-8"), _TYPES[ending])
+            for part in folder.iterdir()
+            if (ending := part.name.rpartition(".")[2]) in _TYPES
+        }
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -94,10 +94,10 @@ class Page:
         return web.Response(text=self._index, content_type="text/html")
 
     async def _get_static(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        if name not in _FILES:
+        found = self._static.get(request.match_info["name"])
+        if found is None:
             raise web.HTTPNotFound
-        return web.Response(text=self._static[name], content_type=_FILES[name])
+        return web.Response(text=found[0], content_type=found[1])
 
     async def _get_session(self, _: web.Request) -> web.Response:
         bench, verbs = self._here is not None, list(self._verbs)
