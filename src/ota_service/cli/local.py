@@ -22,6 +22,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from ota_service.cli.live import Live, in_order
 from ota_service.cli.options import (
     asked_options,
     baud_option,
@@ -33,10 +34,9 @@ from ota_service.cli.options import (
     yes_option,
 )
 from ota_service.cli.output import Command, err, json_option, on_stop, out, print_json
-from ota_service.cli.ports import boards_here, looks_like, meant
+from ota_service.cli.ports import boards_here, meant, named
 from ota_service.cli.remedies import own_words
 from ota_service.errors import OtaError
-from ota_service.link.ports import describe
 
 if TYPE_CHECKING:
     from ota_service.api.engine import Engine, Order, Report
@@ -136,7 +136,8 @@ _VERBS = {
 """,
         (
             "--file build/app.bin",
-            "/dev/ttyUSB0 /dev/ttyUSB1 --url http://10.0.0.5:3001/app.bin --version 1.2.3",
+            "/dev/ttyUSB0 /dev/ttyUSB1 --file build/app.bin",
+            "/dev/ttyUSB0 --url http://10.0.0.5/app.bin --version 1.2.3",
             "--all --file release/manifest.json",
         ),
         (*_FIRMWARE, asked_options, dry_run_option, *_START),
@@ -279,7 +280,6 @@ class _Call:
 async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
     """The run as the history has it, or the reply of a verb that has one. Raises OtaError."""
     from ota_service.api.engine import Engine
-    from ota_service.cli.live import Live
 
     console = err() if call.as_json or call.reads else out()
     async with Engine(call.ports or None, **options) as engine:
@@ -294,7 +294,10 @@ async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
 
         def stop() -> None:
             if not stopping:
-                stopping.append(f"Stopping where that leaves {_each(order.boards)} bootable...")
+                every = _each(order.boards)
+                stopping.append(f"Stopping where that leaves {every} bootable...")
+                if call.reads:
+                    stopping[:] = [f"This is finished first: it leaves {every} bootable."]
                 console.print(*stopping)
                 stop_asking(options.get("reset"))
                 order.cancel()
@@ -323,9 +326,7 @@ def _reply(call: _Call, console: Console, status: Reply, report: Report, *, stop
     }  # fmt: skip
     run["boards"] = {name: b for name, b in run["boards"].items() if name not in closed}
     for port in closed.values():
-        info = describe(port)
-        what = f", {looks_like(info)}" if info is not None else ""
-        err().print(Text(f"Not opened: {port}{what}; --probe opens it."))
+        err().print(Text(f"Not opened: {named(port)}; --probe opens it."), soft_wrap=True)
     if not (call.reads or call.dry_run):
         if stopped and report.outcome != "succeeded":
             _say_what_runs(console, status, run["boards"])
@@ -334,7 +335,7 @@ def _reply(call: _Call, console: Console, status: Reply, report: Report, *, stop
         raise report.error
     key = "plan" if call.dry_run else "boards"
     result = {key: {}, **run.get("result", {})}
-    result[key] = {name: told for name, told in result[key].items() if name not in closed}
+    result[key] = {n: told for n, told in in_order(result[key]).items() if n not in closed}
     if call.dry_run:
         for name, planned in result[key].items():
             replaces = _would_replace(status, name, planned)

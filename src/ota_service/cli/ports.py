@@ -110,6 +110,12 @@ def looks_like(info: PortInfo) -> str:
     return "unknown"
 
 
+def named(port: str) -> str:
+    """A port, and what it may be taken for."""
+    info = describe_port(port)
+    return f"{port}, {looks_like(info)}" if info is not None else port
+
+
 def describe(info: PortInfo) -> dict[str, object]:
     """A port as JSON; what is not known is left out."""
     values: dict[str, object | None] = {

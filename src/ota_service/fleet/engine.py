@@ -557,6 +557,7 @@ class Engine:
     async def look_around(self) -> None:
         """See now what is plugged in, and have all boards show it; opens no port."""
         await self._poll(first=True)
+        await self.journaled(lambda: None)  # what another look has asked of it is there, too
         if self.boards:
             await asyncio.wait([board.heard() for board in self.boards.values()], timeout=HEARD_S)
 
