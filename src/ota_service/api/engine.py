@@ -398,6 +398,19 @@ class Engine:
         another firmware is named for it, or `release`."""
         return Order(self, self._begin("rollback", _listed(boards), probe=probe))
 
+    async def watch_start(
+        self, *, boards: Iterable[str] | None = None, probe: bool = False
+    ) -> dict[str, Any]:
+        """Restart boards and watch their start; nothing is written. Replies at once, as the verb
+        `version`; the history then has the log, and `follow` has it meanwhile."""
+        arguments = {"boards": _listed(boards), "probe": probe, "wait_s": 0}
+        return await self._command("log", arguments)
+
+    def follow(self, board: str) -> AsyncIterator[dict[str, str]]:
+        """What a board prints in the starts that are watched, as it comes, without its secrets:
+        {"line"} each, then {"verdict"}. Raises ValueError for a board that there is not."""
+        return FleetService(self._fleet).follow(board)
+
     async def release(
         self, *, boards: Iterable[str] | None = None, stopped: bool = False
     ) -> list[str]:

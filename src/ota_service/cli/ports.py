@@ -52,6 +52,10 @@ def _ports(_: click.Context, __: click.Parameter, given: Any) -> Any:
 
 port_argument = click.argument("port", shell_complete=_complete, callback=_ports)
 """The argument PORT, which the shell completes with what is attached."""
+ports_argument = click.argument(
+    "ports", metavar="[PORT]...", nargs=-1, shell_complete=_complete, callback=_ports
+)
+"""The same for any number."""
 
 
 def boards_here(function: Command) -> Command:

@@ -350,7 +350,8 @@ class Engine:
             )
             if record is not None:
                 staged = memory.staged(record.mac, board.target.key)
-                board.from_thread(partial(Sight.remember, record=record, staged=staged))
+                back = memory.back(record.mac)
+                board.from_thread(partial(Sight.remember, record=record, staged=staged, back=back))
 
     # --- runs
 
