@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 playwright = pytest.importorskip("playwright.async_api")
-Browser, Page = playwright.Browser, playwright.Page
+Browser, Page, expect = playwright.Browser, playwright.Page, playwright.expect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _ARGUMENTS = (
@@ -28,6 +28,7 @@ _ARGUMENTS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
 )
 PATIENCE_MS = 20_000.0
+expect.set_options(timeout=PATIENCE_MS)
 
 
 def find_chromium() -> str:

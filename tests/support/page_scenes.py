@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ota_service.client.failure import Failure
+from ota_service.dashboard.attached import AttachedBoards
 
 Status = dict[str, Any]
 
@@ -305,3 +306,7 @@ class ToldService:
             runs = [{**run, "boards": {name: entry for name, entry in run["boards"].items()
                                        if name == given["board"]}} for run in runs]  # fmt: skip
         return runs
+
+
+class ToldBench(ToldService, AttachedBoards):
+    """The same, in the place of the boards that are attached here."""

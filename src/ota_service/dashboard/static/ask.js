@@ -77,7 +77,7 @@ const QUESTIONS = {
       + "its NVS with Wi-Fi and keys unless you keep it. There is no way back from the page.",
     check: "Keep the keys of NVS", typed: board.mac ?? "", typedLabel: board.mac
       ? `To go on, type its MAC, ${board.mac}`
-      : "Its MAC is not known: press Read version first, or type the one on its label",
+      : "Its MAC is not known: press Version first, or type the one on its label",
   }),
 };
 

@@ -140,7 +140,7 @@ export class BoardRow {
     refill(this.version, [version, goes && target.version], () => [version,
       goes && h("span", { class: "goes" }, ` → ${target.version}`)]);
     setText(this.running, running(board.running));
-    setText(this.port, board.port ?? "");
+    setText(this.port, (board.port ?? "").replace(/^\/dev\/serial\/by-\w+\//, ""));
     this.last = [board, target, status];
     if (!this.details.hidden) this.showDetails(...this.last);
   }

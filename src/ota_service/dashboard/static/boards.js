@@ -12,7 +12,7 @@ const REST_MS = 1500;
 
 const ACTIONS = [
   ["update", "Update…"], ["stage", "Stage…"], ["activate", "Activate…"], ["dry_run", "Dry run…"],
-  ["rollback", "Roll back…"], ["release", "Release"], ["version", "Read version…"],
+  ["rollback", "Roll back…"], ["release", "Release"], ["version", "Version…"],
   ["verify", "Verify…"],
 ];
 
@@ -47,7 +47,7 @@ export function begin(to, session) {
     onPress(button, () => acts.act(verb, whom()), acts.refuse);
     buttons.set(verb, button);
   }
-  $("actions").prepend(...buttons.values());
+  $("actions").replaceChildren(...buttons.values());
   new ResizeObserver(([{ target }]) => {
     table.style.setProperty("--bar", `${target.offsetHeight}px`);
   }).observe($("bar"));
@@ -98,7 +98,9 @@ function whom() {
   const isPart = listed.length < rows.size;
   const names = chosen.size ? listed.filter((name) => chosen.has(name)) : listed;
   const boards = names.map((name) => [name, status.boards[name]]);
-  let text = isPart ? `the ${count(names.length, "board")} here` : "all boards";
+  let text = !isPart ? "all boards" : listed.length < namesShown().length
+    ? `${count(names.length, "board")}, and candidates only if selected`
+    : `the ${count(names.length, "board")} shown`;
   if (chosen.size) text = names.length === 1 ? names[0] : `${names.length} selected boards`;
   return { names: chosen.size || isPart ? names : null, boards, words: text, chosen: chosen.size > 0 };
 }

@@ -163,8 +163,7 @@ function imageItem(image, boards) {
   return h("div", { class: "image" },
     h("p", {}, h("strong", {}, image), " ", h("span", { class: "dim" }, versions.join(", "))),
     boards.length ? h("ul", {}, ...boards.sort(([a], [b]) => compare(a, b)).map(([name, board]) =>
-      h("li", {}, h("span", {}, name), " ", stateBadge(board),
-        board.phase && h("span", { class: "dim" }, ` ${words(board.phase)}`),
+      h("li", {}, name, " ", board.phase ? badge("busy", words(board.phase)) : stateBadge(board),
         board.staged && h("span", { class: "dim" }, ` staged ${board.staged.version}, `,
           time(board.staged.since)))))
       : h("p", { class: "dim" }, "no board gets it"));
