@@ -4,25 +4,33 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from esp32_sim import Behaviour, build_app
 from esp32_sim.factory import make_flash
 from esp32_sim.layouts import LAYOUTS
+from esp32_sim.process import RunningBoard
 from esp32_sim.pytest_plugin import StartBoard
 from ota_service import Engine, Options, OtaError, load_firmware
+from ota_service.fleet import roster
+from ota_service.link.ports import ESPRESSIF_VID, SERIAL_JTAG_PID, PortInfo
 from tests.support.firmware_server import FirmwareServer
+from tests.support.machine import eventually
 
 QUICK = Options(boot_timeout_s=4.0, boot_stable_s=0.5)
 
 
-def image(folder: Path, version: str, *, behaviour: Behaviour | None = None) -> Path:
+def image(
+    folder: Path, version: str, *, behaviour: Behaviour | None = None, project: str = "thermostat"
+) -> Path:
     """An App Image in a file."""
     path = folder / f"{version}.bin"
-    path.write_bytes(build_app("thermostat", version, size_bytes=80_000, behaviour=behaviour))
+    path.write_bytes(build_app(project, version, size_bytes=80_000, behaviour=behaviour))
     return path
 
 
@@ -280,3 +288,122 @@ async def test_boards_are_staged_and_activated(esp32_boards: StartBoard, tmp_pat
         assert staged is not None
         assert staged["replaces"] == "1.0.0"
         assert (await engine.activate()).require()["a"].version == "1.2"
+
+
+def attached(board: RunningBoard, **usb: Any) -> PortInfo:
+    """A simulated board as a port of this machine; without `usb` on Espressif's own USB."""
+    native = {"vid": ESPRESSIF_VID, "pid": SERIAL_JTAG_PID, "serial_number": board.mac}
+    return PortInfo(board.url, **(usb or native))
+
+
+def opened(*boards: RunningBoard) -> list[int]:
+    """How often each board's port was opened."""
+    return [board.control.counters().get("opened", 0) for board in boards]
+
+
+@pytest.mark.slow
+async def test_without_boards_it_has_those_that_are_attached(
+    esp32_boards: StartBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a service without `boards`: what is on Espressif's own USB, as it comes and goes; a bridge
+    is opened by a probe alone, and known from then on; another project's is left alone, but for
+    who names it."""
+    native, bridged = esp32_boards(layout="guide"), esp32_boards(layout="micro-rdk")
+    other = esp32_boards(layout="guide", app=build_app("lamp", "7", size_bytes=80_000))
+    ports = [
+        attached(native),
+        attached(bridged, vid=0x10C4, pid=0xEA60, serial_number="0001", location="1-1.2"),
+        PortInfo("/dev/ttyS0"),
+    ]
+    monkeypatch.setattr(roster, "list_ports", lambda: ports)
+    firmware = await load_firmware(image(tmp_path, "1.1", project="micro-rdk-server"))
+
+    async with Engine(**QUICK) as engine:
+        shown = engine.status()["boards"]
+        states = {native.mac: "unknown", bridged.url: "candidate"}
+        assert {name: board["state"] for name, board in shown.items()} == states
+        done = await engine.update(firmware)
+        assert (done.outcome, done[native.mac].outcome) == ("succeeded", "up_to_date")
+        assert opened(bridged) == [0]
+
+        ports.append(attached(other))
+        await eventually(engine.service.status, lambda now: other.mac in now["boards"])
+        left = await engine.update(firmware, boards=[bridged.url])
+        assert (left.outcome, opened(bridged, other)) == ("failed", [0, 0])
+        probed = await engine.version(boards=[bridged.url], probe=True)
+        assert probed[bridged.mac].version == "1.0.0"
+        assert opened(other) == [0]
+        everything = await engine.update(firmware)
+        assert everything.outcome == "succeeded", everything.record
+        assert everything[bridged.mac].outcome == "up_to_date"
+        refused = everything[other.mac].error
+        assert refused is not None
+        assert refused.code == "other-project"
+
+    async with Engine(**QUICK) as engine:
+        states = {name: board["state"] for name, board in engine.status()["boards"].items()}
+        assert states == {native.mac: "unknown", bridged.mac: "unknown", other.mac: "unrecognised"}
+        assert engine.status()["boards"][native.mac]["version"] == "1.1"
+        before = opened(other)
+        await engine.version()
+        assert opened(other) == before, "what is not ours is left alone until somebody names it"
+        assert (await engine.update(firmware, boards=[other.mac]))[other.mac].version == "1.1"
+        del ports[0]
+        await eventually(
+            engine.service.status, lambda now: now["boards"][native.mac]["state"] == "absent"
+        )
+
+
+@pytest.mark.slow
+async def test_as_a_service_it_has_the_verbs_and_replies(
+    esp32_boards: StartBoard, tmp_path: Path
+) -> None:
+    """For a page or a program that knows the service: with the firmware that was aimed at, which
+    may be a manifest; what was staged is activated by an engine that was told of none."""
+    wheel, eye = (
+        esp32_boards(layout="guide", app=build_app(project, "1.0.0", size_bytes=80_000))
+        for project in ("wheel", "eye")
+    )
+    boards = {"a": wheel.url, "b": eye.url}
+    images = {}
+    for project in ("wheel", "eye"):
+        file = image(tmp_path, "2.0", project=project).rename(tmp_path / f"{project}.bin")
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        images[project] = {"url": file.name, "sha256": digest}
+    manifest = {"format": 1, "version": "2.0", "images": images}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    async with Engine(boards, **QUICK) as engine:
+        service = engine.service
+        with pytest.raises(OtaError, match="No firmware is named yet"):
+            await service.command("update")
+        with pytest.raises(ValueError, match="did you mean"):
+            await service.command("updat")
+        assert "update" in (await service.command("help"))["verbs"]
+        await engine.aim(tmp_path / "manifest.json")
+        assert (await service.status())["target"]["version"] == "2.0"
+        planned = await service.command("update", {"dry_run": True, "wait_s": 30})
+        assert {name: plan["image"] for name, plan in planned["plan"].items()} == {
+            "a": "wheel",
+            "b": "eye",
+        }
+        staged = await service.command("stage", {"probe": True, "wait_s": 30})
+        assert {board["staged"]["version"] for board in staged["boards"].values()} == {"2.0"}
+        await engine.aim(None)
+        assert "target" not in await service.status()
+    async with Engine(boards, **QUICK) as engine:
+        done = (await engine.activate()).require()
+        assert {board.version for board in done.boards.values()} == {"2.0"}
+        assert (await engine.verify(tmp_path))["b"].matches is True
+    assert [board.control.running()["project"] for board in (wheel, eye)] == ["wheel", "eye"]
+
+
+def test_two_names_for_one_port_are_refused_with_both() -> None:
+    """Before anything is opened."""
+    for boards in (
+        ["/dev/x", "/dev/../dev/x"],
+        ["/dev/x", "/dev/x"],
+        {"a": "/dev/x", "b": "/dev/x"},
+    ):
+        with pytest.raises(OtaError, match=r"/dev/x and /dev/\S*x are one") as caught:
+            Engine(boards)
+        assert caught.value.code == "duplicate-board"

@@ -248,7 +248,11 @@ class MemoryStarts(Starts):
         return BootMonitor(Expected(), 0, 0), True
 
     def watched(
-        self, slot: Partition, expected: Expected | None = None, *, known_good: bool = False
+        self,
+        slot: Partition | None,
+        expected: Expected | None = None,
+        *,
+        known_good: bool = False,
     ) -> BootMonitor:
         """By what the bootloader started, and what is known of that firmware."""
         link = self._link
@@ -256,7 +260,7 @@ class MemoryStarts(Starts):
         monitor = BootMonitor(expected or Expected(), 0, 0)
         result, firmware = link.boots, link.firmware
         assert result is not None
-        if result.offset != slot.offset:
+        if slot is not None and result.offset != slot.offset:
             monitor.verdict = Verdict.FAILED
             monitor.reason = f"the bootloader started {result.slot}"
         elif firmware is None or not firmware.starts:

@@ -12,26 +12,31 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, Unpack
+from urllib.parse import urlsplit
 
 from ota_service.api.load import Source, is_url, load_firmware, stock
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
 from ota_service.firmware.check import Firmware
 from ota_service.firmware.target import Target
+from ota_service.firmware.urls import is_path
 from ota_service.fleet import engine as core
 from ota_service.fleet.board_state import State
+from ota_service.fleet.manifests import BY_MANIFEST
 from ota_service.fleet.orders import UPDATES
 from ota_service.fleet.run import Run, RunOutcome
 from ota_service.fleet.service import FleetService
 from ota_service.fleet.settings import Override, Settings
+from ota_service.link.ports import canonical, shown
 from ota_service.link.resets import ResetWay
 from ota_service.module.checks import check_mac
 from ota_service.module.config import parse_config
 from ota_service.module.folders import default_cache_dir, default_state_dir
+from ota_service.module.verbs import help_reply, parse_command
 
 LOGGER = logging.getLogger("ota_service.fleet")
 logging.getLogger("ota_service").addHandler(logging.NullHandler())  # programs say where logs go
@@ -39,6 +44,8 @@ SERVICE = "esp32-ota"
 """Under which its runs stand in the journal; a second engine at the same time gets a number."""
 
 POLL_S = 0.1
+_HISTORY = 100
+"""Runs that are looked through for what was staged."""
 _NAME_MAX_CHARS = 64
 _NOWHERE = "http://127.0.0.1/none"
 """Stands for the firmware in a configuration while none was named."""
@@ -196,14 +203,26 @@ class Engine:
     boards: name -> port, or ports alone, which are then named by their last part. A port is a
     device (`/dev/ttyUSB0`), `rfc2217://host:port`, or a simulated board's url; whatever board is
     there now is meant: what was learned of the port before, and what held its board back, is
-    forgotten when the engine opens. options: `Options`.
+    forgotten when the engine opens.
 
-    Opening raises OtaError: `config-invalid`, and `state-busy` where another process has the
-    folder. Leaving it ends what goes on, with every board in a firmware that boots.
+    None: the boards that are attached, as they come and go, by the rules of a service without
+    `boards`: those on Espressif's own USB, and those at ports that a person has had opened before.
+    Each goes by its MAC, or by its port while that is not known. Other USB bridges are in the
+    status as "candidate", and are opened by an order with `probe` alone: what is behind them may
+    be no board. They have one firmware together; an order for all of them leaves out a board that
+    holds no `VIAM_NS` or runs another project (`other-project`), one that names a board means it.
+
+    options: `Options`.
+
+    Opening raises OtaError: `config-invalid`, `duplicate-board` where two names stand for one
+    port, and `state-busy` where another process has the folder. Leaving it ends what goes on, with
+    every board in a firmware that boots.
     """
 
     def __init__(
-        self, boards: Mapping[str, str] | Iterable[str], **options: Unpack[Options]
+        self,
+        boards: Mapping[str, str] | Iterable[str] | None = None,
+        **options: Unpack[Options],
     ) -> None:
         self._state_dir = Path(options.pop("state_dir", default_state_dir()))
         self._cache_dir = Path(options.pop("cache_dir", default_cache_dir()))
@@ -211,12 +230,13 @@ class Engine:
         self._trusting = options.pop("no_trust", False)
         if self._trusting:
             trust.require_root()
-        named = boards if isinstance(boards, Mapping) else _named(boards)
-        self._options: dict[str, Any] = {
-            **options,
-            "auto_update": False,
-            "boards": [{"name": name, "port": _whole(port)} for name, port in named.items()],
-        }
+        self._finds = boards is None
+        self._options: dict[str, Any] = {**options, "auto_update": False}
+        if boards is not None:
+            if not isinstance(boards, Mapping):
+                boards = _named([boards] if isinstance(boards, str) else list(boards))
+            _require_distinct(boards.values())
+            self._options["boards"] = [{"name": n, "port": _whole(p)} for n, p in boards.items()]
         self._orders: set[Order] = set()
         self._name = SERVICE
         self._settings = self._configuration(Target(_NOWHERE, "none"), _NOWHERE)
@@ -233,7 +253,9 @@ class Engine:
             await engine.open()
             await engine.configure(self._settings, first=True)
             await engine.forget_ports()
-            await self.release()
+            await engine.look_around()
+            shown = ((name, board.shown.state) for name, board in engine.boards.items())
+            await self.release(boards=[name for name, state in shown if state != "unrecognised"])
         except BaseException:
             await self.__aexit__()
             raise
@@ -260,7 +282,25 @@ class Engine:
         status = FleetService(self._fleet).status()
         if self._settings.target.url == _NOWHERE:
             del status["target"]
+            for board in status["boards"].values():
+                if board["state"] == "outdated" and "target" not in board:
+                    board["state"] = "unknown"
         return status
+
+    @property
+    def service(self) -> Service:
+        """The same as a service with its verbs, for what shows and commands one."""
+        return Service(self)
+
+    async def aim(
+        self, firmware: Source | None, version: str | None = None, *, sha256: str | None = None
+    ) -> None:
+        """Make it the firmware of all boards, and do nothing to them: what the verbs of `service`
+        mean from now on. Arguments as for `update`; None: no firmware. Raises OtaError."""
+        target = Target(_NOWHERE, "none")
+        if firmware is not None:
+            target = await self._target(firmware, version, sha256)
+        await self._aim(target, None)
 
     # --- orders
 
@@ -271,20 +311,24 @@ class Engine:
         *,
         sha256: str | None = None,
         boards: Iterable[str] | None = None,
+        probe: bool = False,
         force: bool = False,
         override: Iterable[Override] = (),
         rescue: str | None = None,
     ) -> Order:
         """Bring boards to a firmware, watch them start, and take back what does not come up.
 
-        version: the tag to store, by default the one in the image's app descriptor. sha256: the
-        digest that a file or url must have. boards: names, MACs or ports; None: all. Other boards
-        keep the firmware that they were last given here. force: although the version is equal.
-        override: codes of errors that are not to matter: "stopped", "other-project". rescue: the
-        MAC of the one board that is meant and on which nothing boots. The order raises OtaError
-        for what is wrong with the arguments, and ValueError for a board that there is not.
+        firmware: where it is a manifest, each board gets the image that is for it. version: the
+        tag to store, by default the one in the image's app descriptor, or of a manifest's file; a
+        manifest at a url needs it. sha256: the digest that a file or url must have. boards: names,
+        MACs or ports; None: all. Other boards that were named when the engine was opened keep the
+        firmware that they were last given here, but for a manifest. probe: also open candidates,
+        where the engine finds its boards. force: although the version is equal. override: codes of
+        errors that are not to matter: "stopped", "other-project". rescue: the MAC of the one board
+        that is meant and on which nothing boots. The order raises OtaError for what is wrong with
+        the arguments, and ValueError for a board that there is not.
         """
-        return self._asked("update", firmware, version, sha256, boards,
+        return self._asked("update", firmware, version, sha256, boards, probe=probe,
                            force=force, override=list(override), rescue=rescue)  # fmt: skip
 
     def plan(
@@ -294,12 +338,13 @@ class Engine:
         *,
         sha256: str | None = None,
         boards: Iterable[str] | None = None,
+        probe: bool = False,
         force: bool = False,
         override: Iterable[Override] = (),
         rescue: str | None = None,
     ) -> Order:
         """What `update` would do, and why; restarts the boards and writes nothing."""
-        return self._asked("update", firmware, version, sha256, boards, dry_run=True,
+        return self._asked("update", firmware, version, sha256, boards, dry_run=True, probe=probe,
                            force=force, override=list(override), rescue=rescue)  # fmt: skip
 
     def stage(
@@ -309,6 +354,8 @@ class Engine:
         *,
         sha256: str | None = None,
         boards: Iterable[str] | None = None,
+        probe: bool = False,
+        override: Iterable[Override] = (),
     ) -> Order:
         """Write a firmware into spare slots and verify it, for `activate`.
 
@@ -316,7 +363,8 @@ class Engine:
         stood in the slots is overwritten. That the switch and the way back will fit is proven
         before.
         """
-        return self._asked("stage", firmware, version, sha256, boards)
+        return self._asked("stage", firmware, version, sha256, boards, probe=probe,
+                           override=list(override))  # fmt: skip
 
     def activate(
         self,
@@ -325,29 +373,47 @@ class Engine:
         *,
         sha256: str | None = None,
         boards: Iterable[str] | None = None,
+        probe: bool = False,
+        override: Iterable[Override] = (),
     ) -> Order:
         """Switch boards to what is staged on them, in about a second each; then as `update`.
 
         firmware, version, sha256: of what was staged, as they were given then; without them what
-        boards were last given here. A board on which that is not staged has the error `not-staged`
-        or `stage-stale`.
+        boards were last given here, or else what was last staged with this `state_dir`. A board on
+        which that is not staged has the error `not-staged` or `stage-stale`.
         """
-        if firmware is None:
-            return Order(self, self._begin("activate", _listed(boards)))
-        return self._asked("activate", firmware, version, sha256, boards)
+        return self._asked("activate", firmware, version, sha256, boards, probe=probe,
+                           override=list(override))  # fmt: skip
 
-    def verify(self, firmware: Source, *, boards: Iterable[str] | None = None) -> Order:
-        """Whether boards run this firmware, by its digest. Restarts them."""
-        return self._asked("verify", firmware, None, None, boards)
+    def verify(
+        self, firmware: Source, version: str | None = None, *, sha256: str | None = None,
+        boards: Iterable[str] | None = None, probe: bool = False,
+    ) -> Order:  # fmt: skip
+        """Whether boards run this firmware, by its digest. Restarts them. Arguments as for
+        `update`; the version matters for a manifest at a url alone."""
+        return self._asked("verify", firmware, version, sha256, boards, probe=probe)
 
-    def version(self, *, boards: Iterable[str] | None = None) -> Order:
+    def version(self, *, boards: Iterable[str] | None = None, probe: bool = False) -> Order:
         """The tags that boards have stored. Restarts them."""
-        return Order(self, self._begin("version", _listed(boards)))
+        return Order(self, self._begin("version", _listed(boards), probe=probe))
 
-    def roll_back(self, *, boards: Iterable[str] | None = None) -> Order:
+    def roll_back(self, *, boards: Iterable[str] | None = None, probe: bool = False) -> Order:
         """Back to the firmware in the other slot, with its version. A board is then held until
         another firmware is named for it, or `release`."""
-        return Order(self, self._begin("rollback", _listed(boards)))
+        return Order(self, self._begin("rollback", _listed(boards), probe=probe))
+
+    async def watch_start(
+        self, *, boards: Iterable[str] | None = None, probe: bool = False
+    ) -> dict[str, Any]:
+        """Restart boards and watch their start; nothing is written. Replies at once, as the verb
+        `version`; the history then has the log, and `follow` has it meanwhile."""
+        arguments = {"boards": _listed(boards), "probe": probe, "wait_s": 0}
+        return await self._command("log", arguments)
+
+    def follow(self, board: str) -> AsyncIterator[dict[str, str]]:
+        """What a board prints in the starts that are watched, as it comes, without its secrets:
+        {"line"} each, then {"verdict"}. Raises ValueError for a board that there is not."""
+        return FleetService(self._fleet).follow(board)
 
     async def release(
         self, *, boards: Iterable[str] | None = None, stopped: bool = False
@@ -372,18 +438,20 @@ class Engine:
         return dict(next(iter(reply["runs"]), run.to_dict()))
 
     def _asked(
-        self, verb: str, firmware: Source, version: str | None, sha256: str | None,
+        self, verb: str, firmware: Source | None, version: str | None, sha256: str | None,
         boards: Iterable[str] | None, **arguments: Any,
     ) -> Order:  # fmt: skip
         names = _listed(boards)
         rescue = arguments.pop("rescue", None)
         if rescue is not None:
             arguments |= {"rescue": True, "confirm": check_mac(rescue)}
-            names = names or [board["name"] for board in self._options["boards"]]
+            names = names or list(self._fleet.boards)
 
         async def begin() -> Run:
-            target = await self._target(firmware, version, sha256)
-            await self._aim(target, target.url if is_url(firmware) else _NOWHERE, names)
+            if firmware is not None:
+                await self._aim(await self._target(firmware, version, sha256), names)
+            elif self._settings.target.url == _NOWHERE:
+                await self._aim_at_staged()
             return await self._begin(verb, names, **arguments)
 
         return Order(self, begin())
@@ -391,8 +459,23 @@ class Engine:
     async def _begin(self, verb: str, names: list[str] | None, **arguments: Any) -> Run:
         if verb not in UPDATES or arguments.get("dry_run"):
             arguments["wait_s"] = 0
-        reply = await FleetService(self._fleet).command(verb, {"boards": names, **arguments})
+        reply = await self._command(verb, {"boards": names, **arguments})
         return next(run for run in self._fleet.runs if run.id == reply["run"]["id"])
+
+    async def _command(self, verb: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """A verb of the fleet's. Whoever names a board means it, whatever it runs."""
+        named = self._finds and verb in UPDATES and arguments.get("boards") is not None
+        override = {*arguments.get("override", ()), *(("other-project",) if named else ())}
+        more = {"override": sorted(override)} if override else {}
+        return await FleetService(self._fleet).command(verb, {**arguments, **more})
+
+    async def _aim_at_staged(self) -> None:
+        """What a process before has staged last; its url is known but for secrets in it."""
+        for run in (await self._command("history", {"limit": _HISTORY}))["runs"]:
+            about = run["target"]
+            if about.get("purpose") == "stage":
+                target = Target(about["url"], about["version"], about.get("sha256"))
+                return await self._aim(target, None)
 
     async def _target(self, firmware: Source, version: str | None, sha256: str | None) -> Target:
         if not is_url(firmware):
@@ -409,10 +492,12 @@ class Engine:
             version = loaded.image.descriptor.version
         return Target(str(firmware), version, sha256)
 
-    async def _aim(self, target: Target, url: str, names: list[str] | None) -> None:
-        """Make it the firmware of these boards, and of nobody else. url: what is to be checked."""
-        settings = self._configuration(target, url)
-        if names is not None:
+    async def _aim(self, target: Target, names: list[str] | None) -> None:
+        """Make it the firmware of these boards, and of nobody else; but a manifest is for all, and
+        so is any where the boards are found."""
+        checked = target.url.startswith(("http", "/"))  # the urls that a service can have
+        settings = self._configuration(target, target.url if checked else _NOWHERE)
+        if names is not None and not self._finds and not _may_be_manifest(target.url):
             boards = self._fleet.boards
             meant = {n for n, b in boards.items() if any(w == n or b.answers_to(w) for w in names)}
             url, version, sha256 = target.url, target.version, target.sha256
@@ -432,10 +517,41 @@ class Engine:
         settings = parse_config(given).settings(
             self._name, state_dir=self._state_dir, cache_dir=self._cache_dir
         )
-        boards = tuple(replace(entry, reset=self._reset) for entry in settings.boards or ())
+        if settings.boards is not None:
+            boards = tuple(replace(entry, reset=self._reset) for entry in settings.boards)
+            settings = replace(settings, boards=boards)
         return replace(
-            settings, target=target, boards=boards, shares_state=True, trusting=self._trusting
+            settings, target=target, shares_state=True, probes=True, trusting=self._trusting
         )
+
+
+class Service:
+    """An engine's boards as a service has them: `status`, and `command` with the service's verbs
+    and their replies (docs/ota_service.md); `probe` is an argument of each that opens ports. Its
+    firmware is what the engine was last aimed at. Raises OtaError, and ValueError for what cannot
+    be meant."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def status(self) -> dict[str, Any]:
+        """As `Engine.status`."""
+        return self._engine.status()
+
+    async def command(
+        self, verb: str, arguments: Mapping[str, Any] | None = None, *, wait_s: float = 0
+    ) -> dict[str, Any]:
+        """One verb; `wait_s` stands in its arguments, where it has any."""
+        engine, given = self._engine, dict(arguments or {})
+        probe = {"probe": True} if verb != "update" and given.pop("probe", None) else {}
+        call = parse_command({"command": verb, **given})
+        if call.verb.name == "help":
+            return help_reply()
+        if verb in BY_MANIFEST and verb != "activate" and engine._settings.target.url == _NOWHERE:
+            raise OtaError(
+                "config-invalid", "No firmware is named yet.", remedy="Choose a firmware first."
+            )
+        return await engine._command(verb, {**call.arguments, **probe})
 
 
 def _reports(run: Run) -> dict[str, BoardReport]:
@@ -471,14 +587,29 @@ def _staged(told: Mapping[str, Any]) -> dict[str, str] | None:
     return {**told["staged"], **kept}
 
 
-def _named(ports: Iterable[str]) -> dict[str, str]:
+def _named(ports: Sequence[str]) -> dict[str, str]:
     """Each port by its last part, or whole where two would be called alike."""
-    every = [ports] if isinstance(ports, str) else list(ports)
-    short = [(port.rstrip("/").rpartition("/")[2] or port)[:_NAME_MAX_CHARS] for port in every]
+    _require_distinct(ports)
+    short = [(port.rstrip("/").rpartition("/")[2] or port)[:_NAME_MAX_CHARS] for port in ports]
     return {
         name if short.count(name) == 1 else port: port
-        for name, port in zip(short, every, strict=True)
+        for name, port in zip(short, ports, strict=True)
     }
+
+
+def _require_distinct(ports: Iterable[str]) -> None:
+    """Raise OtaError `duplicate-board` where two names stand for one port, naming both."""
+    seen: dict[str, str] = {}
+    for port in ports:
+        key = canonical(_whole(port))
+        if key in seen:
+            text = f"{shown(seen[key])} and {shown(port)} are one and the same port."
+            raise OtaError("duplicate-board", text, remedy="Name each board once.")
+        seen[key] = port
+
+
+def _may_be_manifest(url: str) -> bool:
+    return is_path(url) or urlsplit(url).path.endswith(".json")
 
 
 def _whole(port: str) -> str:

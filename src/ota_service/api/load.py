@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,14 @@ from ota_service.firmware.cache import Cache, Known
 from ota_service.firmware.check import Firmware, check_firmware
 from ota_service.firmware.files import FIRMWARE_BYTES
 from ota_service.firmware.local import find_file, read_firmware
+from ota_service.firmware.manifest import is_json, parse_manifest
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.module.folders import default_cache_dir
 
 Source = Firmware | Path | str
-"""A firmware: loaded, or the path of an App Image (or of a folder with just one `*.bin`), or its
-http or https address."""
+"""A firmware: loaded, or the path of an App Image or a manifest (or of a folder with a
+`manifest.json`, or with just one `*.bin`), or its http or https address."""
 
 
 def is_url(source: Source) -> bool:
@@ -50,7 +51,7 @@ async def load_firmware(
             path = await asyncio.to_thread(Path(source).absolute)
             asked, grants = await supply.granted(str(path))
             check = partial(check_firmware, sha256=sha256, policies=asked, grants=grants)
-            firmware = await asyncio.to_thread(_read, path, check)
+            firmware = check(await asyncio.to_thread(_read, path))
             return replace(firmware, source=str(path)) if grants else firmware
         target = Target(str(source), "", sha256.lower() if sha256 else None)
         firmware = await supply.get(target, ca_file=str(ca_file) if ca_file else None)
@@ -60,25 +61,28 @@ async def load_firmware(
         supply.close()
 
 
-def _read(path: Path, check: Callable[[bytes], Firmware]) -> Firmware:
-    return check(read_firmware(find_file(path), FIRMWARE_BYTES)[0])
+def _read(path: Path) -> bytes:
+    return read_firmware(find_file(path), FIRMWARE_BYTES)[0]
 
 
 def stock(source: Firmware | Path | str, version: str | None, sha256: str | None,
           cache_dir: Path) -> Target:  # fmt: skip
-    """Lay a firmware that is here into the cache, where its digest finds it without a download.
+    """Lay a firmware that is here into the cache, where its digest finds it without a download; a
+    manifest is read where it lies.
 
     What the host asks of it is looked at when it is taken from there. version: None: the one in
-    its app descriptor. Blocks. Raises OtaError.
+    its app descriptor, or in the manifest. Blocks. Raises OtaError.
     """
     if isinstance(source, Firmware):
         firmware, url = source, source.source or f"sha256:{source.sha256}"
         if sha256 is not None and sha256.lower() != source.sha256:
             raise OtaError("digest-mismatch", f"The firmware's SHA-256 is {source.sha256}.")
     else:
-        path = Path(source)
-        check = partial(check_firmware, sha256=sha256, policies=())
-        firmware, url = _read(path, check), path.absolute().as_uri()
+        path = Path(os.path.abspath(source))
+        data, url = _read(path), path.as_uri()
+        if is_json(data):
+            return Target(str(path), version or parse_manifest(data).version, sha256)
+        firmware = check_firmware(data, sha256=sha256, policies=())
     version = version or firmware.image.descriptor.version
     cache = Cache(cache_dir)
     part = cache.part(len(firmware.file))

@@ -1,21 +1,29 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`esp32-ota dashboard`: a local page of a machine's boards, live."""
+"""`esp32-ota dashboard`: a local page of a machine's boards, or of those that are attached here."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Iterator
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
+from ota_service.cli.options import state_dir_option
 from ota_service.cli.output import on_stop, say
 from ota_service.cli.remote import access_options
 from ota_service.client.machine import Access
+from ota_service.errors import OtaError
 
 if TYPE_CHECKING:
+    from ota_service.dashboard.feed import Service
     from ota_service.dashboard.guard import Guard
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8032
@@ -23,6 +31,7 @@ TOKEN_MIN_CHARACTERS = 16
 
 
 @click.command()
+@click.argument("ports", nargs=-1, metavar="[PORT]...")
 @click.option(
     "--host",
     default=DEFAULT_HOST,
@@ -54,23 +63,35 @@ TOKEN_MIN_CHARACTERS = 16
     metavar="NAME",
     help="A further name that browsers use for this computer.",
 )
-@access_options
+@state_dir_option
+@partial(access_options, required=False)
+@click.pass_context
 def dashboard(
-    access: Access,
+    context: click.Context,
+    access: Access | None,
+    ports: tuple[str, ...],
+    state_dir: Path | None,
     host: str,
     port: int,
     token: str | None,
     no_token: bool,
     allow_host: tuple[str, ...],
 ) -> None:
-    """Show a machine's boards on a page in the browser, live.
+    """Show boards on a page in the browser, live: a machine's, or those that are attached here.
+
+    With --address the page is of a machine's service. Without it, of the boards at PORTs, else of
+    all that are attached: firmware is dropped on the page, and updates, stages, flashes boards.
 
     Prints the page's address, which holds a token: whoever opens it is let in. The page is for this
-    computer alone unless --host says otherwise. Buttons update, cancel, roll back and release; what
-    restarts a board asks first. Runs until Ctrl-C.
+    computer alone unless --host says otherwise. What restarts a board asks first. Runs until
+    Ctrl-C.
     """
     from ota_service.dashboard.guard import Guard
 
+    if ports and access is not None:
+        if context.get_parameter_source("address") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("Give PORTs or --address, not both.")
+        access = None  # of the environment; PORTs are more precise
     if token is not None and len(token) < TOKEN_MIN_CHARACTERS:
         raise click.UsageError(f"A token has {TOKEN_MIN_CHARACTERS} characters or more.")
     if no_token:
@@ -80,26 +101,56 @@ def dashboard(
         token = secrets.token_urlsafe(24)
     guard = Guard(host, token=token, extra_hosts=allow_host)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(access, guard, host, port))
+        asyncio.run(_serve(_service(access, ports, state_dir), guard, host, port))
 
 
-async def _serve(access: Access, guard: Guard, host: str, port: int) -> None:
+@asynccontextmanager
+async def _service(
+    access: Access | None, ports: tuple[str, ...], state_dir: Path | None
+) -> AsyncIterator[tuple[Service, str]]:
+    """What the page shows, and its name. Raises OtaError where boards here cannot be had."""
+    if access is not None:
+        from ota_service.client.machine import connect
+
+        async with connect(access) as machine:
+            yield machine, access.address
+        return
+    from ota_service.api.engine import Engine, Options
+    from ota_service.dashboard.attached import AttachedBoards
+
+    options = Options() if state_dir is None else Options(state_dir=state_dir)
+    try:
+        engine = Engine(ports or None, **options)
+    except OtaError as error:
+        if error.code not in ("config-invalid", "duplicate-board"):
+            raise
+        raise click.UsageError(error.message) from None
+    async with engine:
+        with contextlib.closing(AttachedBoards(engine)) as boards:
+            yield boards, socket.gethostname()
+
+
+async def _serve(
+    service: contextlib.AbstractAsyncContextManager[tuple[Service, str]],
+    guard: Guard,
+    host: str,
+    port: int,
+) -> None:
     from ota_service.client.failure import Failure
-    from ota_service.client.machine import connect
     from ota_service.dashboard.server import serving
 
     stop = asyncio.Event()
     with on_stop(stop.set):
         async with (
-            connect(access) as machine,
-            serving(machine, guard, host, port, label=access.address) as url,
+            service as (boards, label),
+            serving(boards, guard, host, port, label=label) as url,
         ):
             click.echo(url)
             click.echo("Press Ctrl-C to stop.", err=True)
             for line in _who(guard):
                 click.echo(line, err=True)
             try:
-                await machine.status()
+                await boards.status()
             except Failure as error:
                 say(f"Not connected yet, trying again: {error}", err=True)
             await stop.wait()

@@ -42,12 +42,13 @@ Reply = dict[str, Any]
 Asks = Callable[[Machine], Coroutine[Any, Any, Any]]
 
 
-def access_options(function: Command) -> Command:
-    """The options that say which service is meant, as the one argument `access`."""
+def access_options(function: Command, *, required: bool = True) -> Command:
+    """The options that say which service is meant, as the one argument `access`; None where none
+    has to be named and none is."""
 
     @click.option(
         "--address",
-        required=True,
+        required=required,
         metavar="HOST:PORT",
         envvar="ESP32_OTA_ADDRESS",
         help="Of the machine: a viam-server's, or its address in the Viam app.",
@@ -67,8 +68,14 @@ def access_options(function: Command) -> Command:
     )
     @wraps(function)
     def with_access(
-        address: str, name: str, api_key: str | None, api_key_id: str | None, **rest: Any
+        address: str | None,
+        name: str,
+        api_key: str | None,
+        api_key_id: str | None,
+        **rest: Any,
     ) -> Any:
+        if not address:
+            return function(access=None, **rest)
         access = Access(address, name, api_key or None, api_key_id or None)
         check_access(access)
         return function(access=access, **rest)

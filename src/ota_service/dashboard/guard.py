@@ -40,6 +40,9 @@ HEADERS = {
 _LOGGER = logging.getLogger("ota_service.dashboard")
 
 COOKIE = "ota_dashboard"
+UPLOAD = "/api/firmware"
+BODIES = {UPLOAD: "application/octet-stream"}
+"""What a path takes that takes no JSON: neither can come from another site's form."""
 _OPEN_PATHS = ("/", "/api/login")
 _STATIC = "/static/"
 _SAME_SITE = ("same-origin", "none")
@@ -78,8 +81,9 @@ class Guard:
         origin = headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             return "Another site asked."
-        if request.method == "POST" and request.content_type != "application/json":
-            return "Only application/json is accepted."
+        kind = BODIES.get(request.path, "application/json")
+        if request.method == "POST" and request.content_type != kind:
+            return f"Only {kind} is accepted."
         if request.method not in ("GET", "HEAD", "POST"):
             return "Only GET and POST are accepted."
         return None

@@ -5,8 +5,11 @@ GET  /                the page
 GET  /static/...      its style and script
 GET  /api/events      {"status": ..} or {"error": ..}, one event a change (SSE)
 POST /api/command     {"command": VERB, ...}: the service's reply, or {"error": ..}
-GET  /api/session     whether this browser is let in
+GET  /api/history/ID  a run, as a file
+GET  /api/session     whether this browser is let in, and what it may ask for
 POST /api/login       {"token": ..}: lets this browser in, where there is a token
+POST /api/firmware    on a bench: a file that was dropped
+GET  /api/log         on a bench: a board's start as it is watched (SSE)
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import resources
 from typing import Any
 from urllib.parse import quote
@@ -24,25 +28,31 @@ from aiohttp import web
 
 from ota_service.client.addresses import listen
 from ota_service.client.failure import Failure
+from ota_service.dashboard.attached import AttachedBoards, explained
 from ota_service.dashboard.feed import Feed, Service
-from ota_service.dashboard.guard import HEADERS, Guard
+from ota_service.dashboard.guard import HEADERS, UPLOAD, Guard
 
-VERBS = ("update", "cancel", "rollback", "release", "history")
-"""What the page may ask for. `flash` is left to the command, where a MAC is typed."""
+VERBS = (
+    *("update", "stage", "activate", "cancel", "rollback", "release"),
+    *("history", "version", "verify"),
+)
+"""What the page may ask of a machine's service. `flash` is left to who is beside the board."""
+BENCH_VERBS = (*VERBS, "flash", "log")
+_OF_FILES = ("tag", "clear")
+"""What is about the bench's own files."""
 
 WAIT_S = 120.0
-"""How long a dry run or a rollback may take before the page no longer waits for its reply."""
+"""How long a look or a rollback may take before the page no longer waits for its reply."""
+FLASH_WAIT_S = 600.0
+_WAITS_S = {"rollback": WAIT_S, "version": WAIT_S, "verify": WAIT_S, "flash": FLASH_WAIT_S}
+_CHUNK_BYTES = 256 << 10
 _MAX_BODY_BYTES = 64 << 10
 _MAX_DEPTH = 10
 """Of a command's values; libraries below give up at some hundreds."""
 _WRONG_TOKEN_S = 1.0
 _KEEP_ALIVE_S = 15.0
-_FILES = {
-    "style.css": "text/css",
-    "app.js": "text/javascript",
-    "board.js": "text/javascript",
-    "icon.svg": "image/svg+xml",
-}
+_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+"""Of the page's parts."""
 
 
 class Page:
@@ -50,13 +60,19 @@ class Page:
 
     def __init__(self, service: Service, guard: Guard, label: str) -> None:
         self._service = service
+        self._here = service if isinstance(service, AttachedBoards) else None
+        self._verbs = VERBS if self._here is None else BENCH_VERBS
         self._guard = guard
         self._label = label
         self._feed = Feed(service)
         self._streams: set[asyncio.Task[Any]] = set()
         folder = resources.files("ota_service.dashboard") / "static"
         self._index = (folder / "index.html").read_text("utf-8")
-        self._static = {name: (folder / name).read_text("utf-8") for name in _FILES}
+        self._static = {
+            part.name: (part.read_text("utf-8"), _TYPES[ending])
+            for part in folder.iterdir()
+            if (ending := part.name.rpartition(".")[2]) in _TYPES
+        }
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -66,7 +82,11 @@ class Page:
         app.router.add_get("/api/session", self._get_session)
         app.router.add_get("/api/events", self._get_events)
         app.router.add_post("/api/command", self._post_command)
+        app.router.add_get("/api/history/{id:\\w+}", self._get_run)
         app.router.add_post("/api/login", self._post_login)
+        if self._here is not None:
+            app.router.add_post(UPLOAD, partial(self._post_firmware, self._here))
+            app.router.add_get("/api/log", partial(self._get_log, self._here))
         app.on_shutdown.append(self._end_streams)
         return app
 
@@ -74,22 +94,37 @@ class Page:
         return web.Response(text=self._index, content_type="text/html")
 
     async def _get_static(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        if name not in _FILES:
+        found = self._static.get(request.match_info["name"])
+        if found is None:
             raise web.HTTPNotFound
-        return web.Response(text=self._static[name], content_type=_FILES[name])
+        return web.Response(text=found[0], content_type=found[1])
 
     async def _get_session(self, _: web.Request) -> web.Response:
-        return web.json_response({"ok": True, "machine": self._label})
+        bench, verbs = self._here is not None, list(self._verbs)
+        about = {"ok": True, "machine": self._label, "bench": bench, "verbs": verbs}
+        return web.json_response(about)
 
     async def _get_events(self, request: web.Request) -> web.StreamResponse:
+        return await self._stream(request, self._feed.watch())
+
+    async def _get_log(self, here: AttachedBoards, request: web.Request) -> web.StreamResponse:
+        try:
+            told = here.follow(request.query.get("board", ""))
+        except Failure as error:
+            return _failed(error)
+        return await self._stream(request, told)
+
+    async def _stream(
+        self, request: web.Request, news: AsyncGenerator[dict[str, Any], None]
+    ) -> web.StreamResponse:
+        """One event for each, until they or the server end."""
         response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
         task = asyncio.current_task()
         assert task is not None
         self._streams.add(task)
         try:
             await response.prepare(request)
-            async with contextlib.aclosing(self._feed.watch()) as news:
+            async with contextlib.aclosing(news):
                 waiting = asyncio.ensure_future(anext(news))
                 try:
                     while True:
@@ -102,8 +137,8 @@ class Page:
                 finally:
                     waiting.cancel()
                     await asyncio.wait({waiting})
-        except ConnectionError:
-            pass  # the page was closed
+        except (ConnectionError, StopAsyncIteration):
+            pass  # the page was closed, or all was told
         finally:
             self._streams.discard(task)
         return response
@@ -115,19 +150,45 @@ class Page:
     async def _post_command(self, request: web.Request) -> web.Response:
         asked = await _body(request)
         verb = asked.pop("command", None)
-        if verb not in VERBS:
+        known = self._verbs if self._here is None else (*self._verbs, *_OF_FILES)
+        if verb not in known:
             return _error("The page knows no such command.", 400)
-        reads = verb == "rollback" or bool(asked.get("dry_run"))
-        if reads:
-            asked["wait_s"] = WAIT_S
+        wait_s = WAIT_S if asked.get("dry_run") else _WAITS_S.get(verb, 0)
+        if wait_s:
+            asked["wait_s"] = wait_s
         try:
-            reply = await self._service.command(verb, asked, wait_s=WAIT_S if reads else 0)
+            reply = await self._service.command(verb, asked, wait_s=wait_s)
         except Failure as error:
-            status = 502 if error.unreachable else 409
-            return web.json_response({"error": error.to_dict()}, status=status)
+            return _failed(error)
         finally:
             self._feed.hurry()
         return web.json_response(reply)
+
+    async def _get_run(self, request: web.Request) -> web.Response:
+        try:
+            reply = await self._service.command("history", {"id": request.match_info["id"]})
+        except Failure as error:
+            return _failed(error)
+        run = next(iter(reply.get("runs", ())), None)
+        if run is None:
+            raise web.HTTPNotFound
+        name = f"esp32-ota-{run['id']}.json"
+        return web.json_response(
+            run, headers={"Content-Disposition": f'attachment; filename="{name}"'},
+            dumps=partial(json.dumps, indent=2, ensure_ascii=False),
+        )  # fmt: skip
+
+    async def _post_firmware(self, here: AttachedBoards, request: web.Request) -> web.Response:
+        chunks = request.content.iter_chunked(_CHUNK_BYTES)
+        try:
+            with explained():
+                name, size_bytes = request.query.get("name", ""), request.content_length
+                await here.bench.take(name, chunks, size_bytes)
+        except Failure as error:
+            return _failed(error)
+        finally:
+            self._feed.hurry()
+        return web.json_response({"ok": True, "bench": here.bench.to_dict()})
 
     async def _post_login(self, request: web.Request) -> web.Response:
         asked = await _body(request)
@@ -159,6 +220,11 @@ def _shallow(value: Any, levels: int) -> bool:
         return True
     items = value.values() if isinstance(value, dict) else value
     return levels > 0 and all(_shallow(item, levels - 1) for item in items)
+
+
+def _failed(error: Failure) -> web.Response:
+    status = 502 if error.unreachable else 413 if error.code == "download-too-large" else 409
+    return web.json_response({"error": error.to_dict()}, status=status)
 
 
 def _error(message: str, status: int) -> web.Response:

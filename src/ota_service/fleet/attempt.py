@@ -69,7 +69,6 @@ class Attempt:
     ) -> None:  # fmt: skip
         self._around = around
         self._order = order
-        self._job = job
         self._failed = failed
         self._name = about.name
         self._port = str(about.port)
@@ -78,6 +77,7 @@ class Attempt:
         self._settings = around.settings.of(about.entry)
         self._stop = Stop()
         self.hooks = SessionHooks(around, about, order, tell)
+        self._job = replace(job, hears=self.hooks.heard)
         if isinstance(job, Job) and job.image is not None:
             self.hooks.brings = job.image.known
         self._flash = FlashHooks(self.hooks)

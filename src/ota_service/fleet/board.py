@@ -22,7 +22,7 @@ from ota_service.firmware.target import Target
 from ota_service.fleet import endings, policy
 from ota_service.fleet.around import Around
 from ota_service.fleet.attempt import Attempt, SessionEnd, after_waiting, boot_rules, hindrance
-from ota_service.fleet.board_state import BoardState
+from ota_service.fleet.board_state import BoardState, StartLog
 from ota_service.fleet.firmwares import Fetched, LetGo
 from ota_service.fleet.journal_rows import FirmwareRecord
 from ota_service.fleet.orders import (
@@ -56,10 +56,10 @@ _RANKS: dict[Purpose, int] = {
 """What is taken first of the orders that waited for a session's end."""
 _COURSES: dict[Purpose, Course] = {
     **dict.fromkeys(("version", "verify"), "look"),
-    **{purpose: purpose for purpose in ("plan", "stage", "activate", "rollback")},
+    **{purpose: purpose for purpose in ("plan", "stage", "activate", "rollback", "log")},
 }
 _EVENTS: dict[Purpose, Event] = {
-    **dict.fromkeys(("version", "verify"), "read"),
+    **dict.fromkeys(("version", "verify", "log"), "read"),
     **dict.fromkeys(UPDATES, "update"),
     **{purpose: purpose for purpose in ("plan", "rollback", "back", "flash")},
 }
@@ -264,6 +264,7 @@ class Board:
         self._wait()
         self.shown.phase = "waiting"
         self._sight.at_work = order
+        self.shown.log = StartLog()
         attempt = Attempt(self._around, self.shown, order, job, failed, self.from_thread)
         self._attempt = attempt
 
@@ -283,6 +284,7 @@ class Board:
             self._attempt = None
             self._sight.phase(None, time.monotonic())
             self._sight.at_work = None
+            self.shown.log.over = True
             self.left_s = self._loop.time()
 
     def _new_job(self, order: Order) -> Job:
@@ -796,6 +798,7 @@ class Board:
         self._give_up(update, verdict)
         update.report["outcome"] = "stopped" if answer.end == "stopped" else self.shown.state
         self._log_end(update, answer)
+        await self._look_back()
         self._hold_against_target(update)
         self._line += self._plan_waiters
         self._plan_waiters = []
@@ -1015,8 +1018,16 @@ class Board:
                 one.report["error"] = answer.error.to_dict()
             one.report["outcome"] = self.shown.state
             self._hold_against_target(one)
+        await self._look_back()
+        for one in [order] if order is not None else looks:
             one.give(answer)
         await self._next()
+
+    async def _look_back(self) -> None:
+        """Where a rollback would lead by now."""
+        if self.shown.mac is not None:
+            known = partial(self._around.memory.back, self.shown.mac)
+            self.shown.back = await self._around.journaled(known)
 
     def _hold_against_target(self, order: Order) -> None:
         """Another target may have come meanwhile."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from ota_service.errors import OtaError
 from ota_service.fleet.settings import BoardEntry
 from ota_service.link.ports import shown
+from ota_service.update.boot import Heard
 from ota_service.update.facts import Staged
 
 State = Literal[
@@ -70,6 +72,35 @@ class Progress:
         return shown
 
 
+HEARD_PARTS = 400
+"""Of a log, each of a line or a few: more than two starts print."""
+
+
+@dataclass(slots=True)
+class StartLog:
+    """What a board prints in the starts that one session watches, for who looks on meanwhile.
+
+    count: of all parts, the last of which are kept. verdicts: how the starts were judged. over:
+    whether the session is.
+    """
+
+    parts: deque[Heard] = field(default_factory=lambda: deque(maxlen=HEARD_PARTS))
+    count: int = 0
+    verdicts: list[str] = field(default_factory=list)
+    over: bool = False
+
+    def add(self, heard: Heard) -> None:
+        """What came just now."""
+        self.parts.append(heard)
+        self.count += 1
+        self.verdicts += [heard.verdict] if heard.verdict else []
+
+    def behind(self, count: int) -> list[Heard]:
+        """What came behind so many parts, as far as it is kept."""
+        new = min(self.count - count, len(self.parts))
+        return list(self.parts)[len(self.parts) - new :]
+
+
 @dataclass(slots=True)
 class BoardState:
     """One board. Written by its own task alone (`board.Board`), read by everybody.
@@ -78,7 +109,8 @@ class BoardState:
     it is now. running: {"slot", "project", "app_version"}. confirmed: whether its app was seen to
     run, None where no start of it was watched; notice: why it is not confirmed. unchecked: the
     robot's health check has yet to say yes to it. staged: what waits in one of its slots to be
-    activated.
+    activated. back: {"slot", "version"}, where a rollback leads as far as is known. log: of the
+    starts that its last session watched.
     """
 
     name: str
@@ -98,6 +130,8 @@ class BoardState:
     unchecked: bool = False
     attempts: int = 0
     staged: Staged | None = None
+    back: dict[str, str] | None = None
+    log: StartLog = field(default_factory=StartLog)
     error: OtaError | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,6 +151,7 @@ class BoardState:
             "attempts": self.attempts or None,
             "progress": self.progress and self.progress.to_dict(),
             "staged": self.staged and staged_dict(self.staged),
+            "back": self.back,
             "error": self.error and self.error.to_dict(),
         }
         return {key: value for key, value in shown_now.items() if value is not None}

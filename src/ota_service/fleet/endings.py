@@ -162,6 +162,8 @@ def looked(
         )
         if about.state != sight.before:
             about.error = found.problem if about.state == "unsupported" else None
+    for order in looks:
+        _keep_start(order, outcome)
     reply, error = _read_reply(purpose, outcome)
     return Answer("done" if error is None else "error", error, reply)
 
@@ -171,6 +173,8 @@ def _read_reply(purpose: str, outcome: Outcome) -> tuple[dict[str, Any], OtaErro
     if purpose == "plan":
         assert outcome.plan is not None
         return dict(outcome.plan.to_dict()), None
+    if purpose == "log":
+        return {"verdict": outcome.notice}, None
     found = outcome.found
     assert found is not None
     if purpose == "version" and found.has_version:

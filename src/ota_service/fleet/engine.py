@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -290,7 +290,7 @@ class Engine:
         resumed = any(run.target.get("purpose") in (None, "activate") for run in interrupted)
         if settings.auto_update and (settings.check_on_start or new_target or resumed):
             self.start(Run("resumed" if resumed and not new_target else "configured"))
-        elif settings.boards is not None:
+        else:
             await self._poll(first=True)
 
     async def _resume_groups(
@@ -349,7 +349,8 @@ class Engine:
             )
             if record is not None:
                 staged = memory.staged(record.mac, board.target.key)
-                board.from_thread(partial(Sight.remember, record=record, staged=staged))
+                back = memory.back(record.mac)
+                board.from_thread(partial(Sight.remember, record=record, staged=staged, back=back))
 
     # --- runs
 
@@ -553,6 +554,12 @@ class Engine:
 
         await self.journaled(free)
 
+    async def look_around(self) -> None:
+        """See now what is plugged in, and have all boards show it; opens no port."""
+        await self._poll(first=True)
+        if self.boards:
+            await asyncio.wait([board.heard() for board in self.boards.values()], timeout=HEARD_S)
+
     async def forget_ports(self) -> None:
         """Take whatever is behind the configured ports for the right board."""
         for entry in self.settings.boards or ():
@@ -619,10 +626,12 @@ class Engine:
         places = await asyncio.to_thread(self.roster.places, policy.Permits())
         if settings is not self.settings:
             return  # configured meanwhile
-        came = [place for place in places if self._came_or_went(place, first=first)]
         listed = settings.boards is not None
+        if not (listed or settings.auto_update):
+            await self._show_found(places)
         if not listed:
             self._show_gone({place.port for place in places})
+        came = [place for place in places if self._came_or_went(place, first=first)]
         names = [place.name if listed else str(place.port) for place in came]
         if not first:
             here = {place.mac for place in places if place.kind == "here"}
@@ -630,6 +639,22 @@ class Engine:
         if names and settings.auto_update and not first and not self._covered(names):
             self.log.info("plugged in: %s", ", ".join(names))
             self.start(Run("attached", names))
+
+    async def _show_found(self, places: Iterable[Place]) -> None:
+        """What no run takes up is seen all the same, with what the journal has of it."""
+        fresh = [(self.roster.take(p), p) for p in places if self.roster.of(p) is None]
+
+        def remember() -> None:
+            for board, place in fresh:
+                record = self.memory.journal.board(place.mac) if place.mac is not None else None
+                if record is not None:
+                    staged = self.memory.staged(record.mac, board.target.key)
+                    board.from_thread(partial(Sight.remember, record=record, staged=staged))
+
+        if fresh:
+            await self.journaled(remember)
+        for board, place in fresh:
+            board.tell("came", value=place)
 
     def _show_gone(self, here: Collection[str | None]) -> None:
         """Boards that were found by themselves, and whose ports are not there any more."""
@@ -648,7 +673,7 @@ class Engine:
         absent = board.shown.state == "absent"
         if place.kind == "absent" and not absent:
             board.tell("gone", value=place.error)
-        elif place.kind == "here" and (absent or first):
+        elif place.kind in ("here", "candidate") and (absent or first):
             board.tell("came", value=place)
             return True
         elif first and place.error is not None:

@@ -23,6 +23,7 @@ from ota_service.fleet.sight import Sight
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ownership import SERVICE_CLAIMS
 from ota_service.link.ports import shown
+from ota_service.update.boot import Heard
 from ota_service.update.facts import BoardFacts, KnownImage
 from ota_service.update.flash_plan import Before, FlashPlan
 from ota_service.update.inspect import Inspection
@@ -199,6 +200,10 @@ class SessionHooks:
     def progress(self, bytes_done: int, bytes_total: int) -> None:
         """Bytes of the image that were sent."""
         self.tell(lambda sight: sight.progress(bytes_done, bytes_total))
+
+    def heard(self, heard: Heard) -> None:
+        """Something of a start that is watched."""
+        self.tell(lambda sight: sight.heard(heard))
 
     def restarting(self, reason: str) -> None:
         """Each restart's reason is in the history."""

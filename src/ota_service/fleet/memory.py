@@ -129,6 +129,20 @@ class Memory:
         head = bytes.fromhex(record.head)
         return Staged(**{**values, "head": head}, stale=record.target != target)
 
+    def back(self, mac: str) -> dict[str, str] | None:
+        """{"slot", "version"} of what ran before on a board and is in its slot still: where a
+        rollback leads, unless the board shows otherwise."""
+        record = self.journal.board(mac)
+        ran = [
+            one
+            for one in self.journal.all(SlotRecord, mac=mac)
+            if one.seen_running_at is not None and record is not None and one.slot != record.slot
+        ]
+        if not ran:
+            return None
+        last = max(ran, key=lambda one: one.seen_running_at or utc_now())
+        return {"slot": last.slot, "version": last.version or last.app_version or ""}
+
     def stage(self, mac: str, slot: str, image: Image, target: Target) -> Staged:
         """An image waits in a slot of a board from now on, in place of whatever waited there."""
         known = image.known

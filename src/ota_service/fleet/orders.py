@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 Trigger = Literal["configured", "command", "attached", "resumed"]
 Purpose = Literal[
-    "update", "stage", "activate", "plan", "version", "verify", "rollback", "back", "flash"
+    "update", "stage", "activate", "plan", "version", "verify", "log", "rollback", "back", "flash"
 ]
 UPDATES: tuple[Purpose, ...] = ("update", "stage", "activate")
 """Purposes that wait for a turn and are tried again. A stage does all of an update that changes
 nothing that boots, an activation the rest."""
 SWITCHES: tuple[Purpose, ...] = ("update", "activate")
 """Those that change what a board runs."""
-READS: tuple[Purpose, ...] = ("plan", "version", "verify")
+READS: tuple[Purpose, ...] = ("plan", "version", "verify", "log")
 """Purposes that write nothing."""
 
 End = Literal["done", "cancelled", "stopped", "no-firmware", "error"]

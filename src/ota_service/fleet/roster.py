@@ -139,7 +139,7 @@ class Roster:
         places = await asyncio.to_thread(self.places, permits, by_person=by_person, probe=probe)
         found = {}
         for place in places:
-            board = self.of(place) or self._new(place)
+            board = self.of(place) or self.take(place)
             meant = names is None or any(
                 name in (place.name, place.port, place.mac) or board.answers_to(name)
                 for name in names
@@ -161,6 +161,8 @@ class Roster:
                 [place_entry(entry, infos, memory) for entry in settings.boards], memory
             )
         ours = (None, settings.service)
+        if settings.probes:  # bridges, and nothing that is no candidate
+            by_person, probe = by_person and probe, False
         return place_found(
             [info for info in infos if SERVICE_CLAIMS.owner(info.device) in ours],
             memory,
@@ -169,7 +171,8 @@ class Roster:
             other_project="other-project" in permits.override,
         )
 
-    def _new(self, place: Place) -> Board:
+    def take(self, place: Place) -> Board:
+        """A board that was found by itself."""
         target = self._around.settings.target
         board = self.boards[place.name] = Board(place.name, None, target, self._around)
         return board

@@ -131,6 +131,13 @@ class Run:
             return False
         return self.stage == "checking" or self._is_at(names)
 
+    def awaits(self, board: Board) -> bool:
+        """Whether a board's part in it is still to come, or goes on."""
+        parts = [order for order, asked in self.orders.values() if asked is board]
+        if self.done.is_set() or parts or self.stage != "checking":
+            return any(not order.answer.done() for order in parts) and not self.done.is_set()
+        return self.names is None or board.shown.name in self.names
+
     def _is_at(self, names: Sequence[str] | None) -> bool:
         """Whether any of these boards is still to be answered, and none for what is over."""
         asked = [
@@ -244,7 +251,8 @@ class Run:
             seen = memory.journal.board(place.mac)
             if board.shown.mac is None and seen is not None:
                 staged = memory.staged(seen.mac, board.target.key)
-                board.from_thread(partial(Sight.remember, record=seen, staged=staged))
+                back = memory.back(seen.mac)
+                board.from_thread(partial(Sight.remember, record=seen, staged=staged, back=back))
             record = memory.journal.attempt(place.mac, board.target.key)
             as_last_read = stands_in(place, memory, board.target.version)
             if self.course is not None and self.course.assignment.manifest.binds:

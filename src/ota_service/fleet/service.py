@@ -12,13 +12,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
 from ota_service.errors import OtaError
 from ota_service.firmware.urls import redact_url
+from ota_service.fleet.board import Board
+from ota_service.fleet.board_state import StartLog
 from ota_service.fleet.engine import Engine
 from ota_service.fleet.orders import Order, Purpose
 from ota_service.fleet.policy import Permits
@@ -31,6 +33,8 @@ GRACE_S = 5.0
 """How long a run goes on after its service was removed (design.md, item 6)."""
 
 DEFAULT_WAIT_S = 30.0
+FOLLOW_S = 0.1
+"""How often somebody who looks on gets what a board has printed."""
 _WORD_MAX_CHARS = 200
 """How much of a word that names no board is quoted: a command may have 32 MiB."""
 
@@ -105,6 +109,34 @@ class FleetService:
         reply: dict[str, Any] = await method(**arguments)
         return reply
 
+    def follow(self, word: str) -> AsyncIterator[dict[str, str]]:
+        """What a board prints in the starts that its session watches, or its last one has watched:
+        {"line"} each, and {"verdict"} when nothing more is asked of it.
+
+        Raises UnknownBoard.
+        """
+        return self._follow(self._engine.boards[self._one(word)])
+
+    async def _follow(self, board: Board) -> AsyncIterator[dict[str, str]]:
+        def is_awaited() -> bool:
+            return not board.free or any(run.awaits(board) for run in self._engine.runs)
+
+        earlier = board.shown.log if is_awaited() and board.shown.log.over else None
+        log, seen = StartLog(), 0
+        while True:
+            awaited = is_awaited()
+            if board.shown.log is not log and board.shown.log is not earlier:
+                log, seen = board.shown.log, 0
+            news, seen = log.behind(seen), log.count
+            for heard in news:
+                for line in await asyncio.to_thread(heard.shown):  # the search for secrets is slow
+                    yield {"line": line}
+            if not news and not awaited:
+                break
+            if not news:
+                await asyncio.sleep(FOLLOW_S)
+        yield {"verdict": "; then: ".join(log.verdicts) or "no start was watched"}
+
     async def forget_ports(self) -> None:
         """Take whatever is behind the configured ports for the right board."""
         await self._engine.forget_ports()
@@ -176,10 +208,16 @@ class FleetService:
         return reply
 
     async def _part(
-        self, purpose: Purpose, boards: Sequence[str] | None = None, wait_s: float | None = None
+        self,
+        purpose: Purpose,
+        boards: Sequence[str] | None = None,
+        override: Sequence[Override] = (),
+        probe: bool = False,
+        wait_s: float | None = None,
     ) -> dict[str, Any]:
         _ = self._engine.memory
-        return await self._begin(purpose, self._names(boards), Permits(), False, wait_s)
+        permits = Permits(override=frozenset(override))
+        return await self._begin(purpose, self._names(boards), permits, probe, wait_s)
 
     do_stage = partialmethod(_part, "stage")
     """All of an update that can be done while nothing that boots changes."""
@@ -190,16 +228,19 @@ class FleetService:
         self,
         purpose: Purpose,
         boards: Sequence[str] | None = None,
+        probe: bool = False,
         wait_s: float = DEFAULT_WAIT_S,
     ) -> dict[str, Any]:
         _ = self._engine.memory
-        run = self._engine.start(Run("command", self._names(boards), purpose))
+        run = self._engine.start(Run("command", self._names(boards), purpose, probe=probe))
         return await self._read(run, "boards", wait_s)
 
     do_version = partialmethod(_look, "version")
     """The tags that boards have stored."""
     do_verify = partialmethod(_look, "verify")
     """Whether boards run their target's image."""
+    do_log = partialmethod(_look, "log")
+    """One start of what boards run, watched: nothing is written."""
     do_rollback = partialmethod(_look, "rollback")
     """Back to the other slot's firmware."""
 
@@ -301,6 +342,12 @@ class FleetService:
                 f"The board {known.name} is {mac}, and {confirm} was confirmed.",
                 remedy="Confirm the MAC of the board that is to be written.",
             )
+
+    def _one(self, word: str) -> str:
+        names = self._names([word]) or []
+        if len(names) != 1:
+            raise UnknownBoard(f"{len(names)} boards answer to that; name one of them")
+        return names[0]
 
     def _words(self, word: str | None) -> list[str] | None:
         """Everything that a board was called by, of a board that the service has."""

@@ -75,8 +75,8 @@ class Settings:
     boards: None where the attribute is not set (then boards are found by themselves).
     version_store: "nvs", or "host" for boards whose NVS cannot be read.
     state_dir: journal and history; shares_state: with other processes that share it as well (a
-    command at a terminal, which has its boards by their ports). cache_dir: downloads. trusting:
-    root at a terminal passes the host's policy of trust by.
+    command at a terminal). probes: a person's word alone opens no generic bridge, `probe` does.
+    cache_dir: downloads. trusting: root at a terminal passes the host's policy of trust by.
     """
 
     service: str
@@ -102,6 +102,7 @@ class Settings:
     max_image_bytes: int = 16_777_216
     state_dir: Path = field(default_factory=Path)
     shares_state: bool = False
+    probes: bool = False
     cache_dir: Path = field(default_factory=Path)
     trusting: bool = False
 

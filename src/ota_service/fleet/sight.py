@@ -21,7 +21,7 @@ from ota_service.fleet.settings import BoardEntry
 from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ownership import SERVICE_CLAIMS
-from ota_service.update.boot import NOTHING_TO_JUDGE_BY
+from ota_service.update.boot import NOTHING_TO_JUDGE_BY, Heard
 from ota_service.update.facts import Staged
 from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Plan
@@ -66,6 +66,10 @@ class Sight:
             self.version(found.version)
             self._report.setdefault("from", found.version)
         about.running = running_of(found, found.running.partition) or about.running
+
+    def heard(self, heard: Heard) -> None:
+        """Something of a start that is watched."""
+        self.about.log.add(heard)
 
     def staged(self, staged: Staged | None) -> None:
         """What waits on the board to be activated, by now."""
@@ -142,9 +146,12 @@ class Sight:
             self._logged_percent = percent - percent % _STEP_PERCENT
             self.log(logging.INFO, "%d %% written", self._logged_percent)
 
-    def remember(self, record: BoardRecord, staged: Staged | None) -> None:
+    def remember(
+        self, record: BoardRecord, staged: Staged | None, back: dict[str, str] | None
+    ) -> None:
         """Show from the start what the journal has."""
-        about, about.staged = self.about, staged
+        about = self.about
+        about.staged, about.back = staged, back
         about.mac, about.chip, about.flash_bytes = record.mac, record.chip, record.flash_bytes
         about.version, about.version_read_at = record.version, record.version_read_at
         self._known(record.confirmed)

@@ -178,13 +178,39 @@ UNJUDGED = {Verdict.POWER: "brown-out", Verdict.NO_RESET: "no-reset"}
 """The error's code, where a boot was watched and the firmware cannot be judged by it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What came of a start while it is watched, for one who looks on.
+
+    raw: lines as they came, with the board's secrets: only `shown` is for anybody's eyes, and its
+    search takes longer than a line takes to come, so it is left to who looks on. hides: the
+    secrets are not known. verdict: how the start was judged, in words, at its end.
+    """
+
+    raw: tuple[str, ...] = field(default=(), repr=False)
+    redact: Callable[[str], str] = field(default=str, repr=False)
+    hides: bool = False
+    verdict: str = ""
+
+    def shown(self) -> list[str]:
+        """The lines, as a boot log is kept."""
+        lines = (self.redact(line)[:MAX_LINE_CHARS].strip() for line in self.raw)
+        return [
+            line[:KEPT_LINE_CHARS] for line in lines if not self.hides or not_the_apps_own(line)
+        ]
+
+
+Hears = Callable[[Heard], None]
+
+
 @dataclass(slots=True)
 class BootMonitor:
     """Fed with the log of one boot; `verdict` is None until it is decided.
 
     timeout_s: how long the app may take to show that it starts. stable_s: how long it must then
-    run. restarts: how many planned restarts it may make. Times given to `feed` and `tick` are
-    seconds since the reset.
+    run. restarts: how many planned restarts it may make. hides: the secrets that `redact`
+    would leave out are not known. hears: gets what comes, and the verdict. Times given to `feed`
+    and `tick` are seconds since the reset.
     heard: something came from the board. in_download: it waits in download mode, by the ROM's words
     or because whoever feeds this has asked it. bootloader_speaks: its bootloader prints a log.
     app_speaks: the app printed its descriptor; app_prints: it printed something.
@@ -197,6 +223,8 @@ class BootMonitor:
     stable_s: float
     restarts: int = 0
     redact: Callable[[str], str] = str
+    hides: bool = False
+    hears: Hears = lambda heard: None
     verdict: Verdict | None = None
     reason: str = ""
     loaded_offset: int | None = None
@@ -239,8 +267,12 @@ class BootMonitor:
             if not self._overlong:
                 whole.append(self._partial)
             self._partial, self._overlong = b"", True
+        before = self._number
         for raw in whole:
             self._line(raw, now_s)
+        if self._number > before:
+            new = tuple(self._raw[before - self._number :])
+            self.hears(Heard(new, self.redact, self.hides))
         if not more:
             self.tick(now_s)
 
@@ -270,6 +302,12 @@ class BootMonitor:
     def confirmed(self) -> bool:
         """Whether the app itself was seen to run: not by its bootloader's word alone."""
         return self.verdict is Verdict.RUNNING and (self.app_prints or self.expectation_met)
+
+    @property
+    def words(self) -> str:
+        """How it was judged, for people."""
+        runs = self.notice or "its firmware runs"
+        return runs if self.verdict is Verdict.RUNNING else self.reason
 
     @property
     def notice(self) -> str:
@@ -302,7 +340,7 @@ class BootMonitor:
         else:
             at = max(0, self._decisive - self._dropped)
             kept = self._raw[max(0, at - LINES_BEFORE) : at + LINES_BEHIND]
-        return [line[:KEPT_LINE_CHARS] for line in self._shown(kept)]
+        return Heard(tuple(kept), self.redact, self.hides).shown()
 
     def tick(self, now_s: float) -> None:
         """Time has passed; decides where time alone decides."""
@@ -546,3 +584,4 @@ class BootMonitor:
         self.reason = self.redact(reason).rstrip(".")
         if self._decisive is None and self.lines and verdict is not Verdict.RUNNING:
             self._decisive = self._number
+        self.hears(Heard(verdict=self.words))

@@ -199,6 +199,7 @@ def _start(
         ),
         nvs=nvs,
         stopped=hooks.stopping,
+        hears=job.hears,
         remedy="Look at the boot log, correct the firmware, and flash it again.",
     )
     if outcome.confirmed or (outcome.notice and _has_kept_keys(port, job, outcome)):

@@ -22,7 +22,7 @@ from ota_service.update.facts import BoardFacts, SlotFact, Staged
 from ota_service.update.inspect import NAMESPACE, VERSION_KEY, Inspection
 
 Action = Literal["none", "write", "switch", "record", "refuse"]
-Course = Literal["update", "look", "plan", "stage", "activate", "rollback"]
+Course = Literal["update", "look", "plan", "stage", "activate", "rollback", "log"]
 """What a session is for. look: nothing is planned. plan: an update's plan, and no more. stage: all
 of an update that can be done while nothing that boots changes; activate: the rest, without its
 image. rollback: to the firmware in the other slot."""

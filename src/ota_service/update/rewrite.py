@@ -31,8 +31,8 @@ from ota_service.update.boot import (
     BootMonitor,
     BootRules,
     Expected,
+    Hears,
     Verdict,
-    not_the_apps_own,
 )
 from ota_service.update.inspect import secrets_of
 from ota_service.update.leave import left_running
@@ -75,7 +75,7 @@ class WriteJob:
     """What to do.
 
     name: for messages. state_dir: where what the board has is kept. confirm: the MAC of the board
-    that is meant. baud: the highest speed.
+    that is meant. baud: the highest speed. hears: gets what it prints when it is started.
     """
 
     name: str
@@ -83,6 +83,7 @@ class WriteJob:
     confirm: str | None = field(default=None, kw_only=True)
     baud: int = field(default=921_600, kw_only=True)
     boot: BootRules = field(default_factory=BootRules, kw_only=True)
+    hears: Hears = field(default=lambda heard: None, kw_only=True, repr=False)
 
 
 class WriteHooks(Protocol):
@@ -247,6 +248,7 @@ def started(
     *,
     nvs: Iterable[Nvs],
     stopped: Callable[[], bool] = lambda: False,
+    hears: Hears = lambda heard: None,
     remedy: str,
 ) -> None:
     """Restart the board, watch its log, and note in the outcome what that shows.
@@ -256,12 +258,17 @@ def started(
     """
     redact = Redactor(secrets_of([*nvs, *outcome.nvs]))
     monitor = BootMonitor(
-        expected, rules.timeout_s, rules.stable_s, restarts=rules.restarts, redact=redact
+        expected,
+        rules.timeout_s,
+        rules.stable_s,
+        restarts=rules.restarts,
+        redact=redact,
+        hides=outcome.hides,
+        hears=hears,
     )
     link.restart()
     watch(port, monitor, link.in_download, stopped=stopped)
-    told = (line for line in monitor.told if not outcome.hides or not_the_apps_own(line))
-    outcome.boot_log = tuple(told)
+    outcome.boot_log = tuple(monitor.told)
     written = "Everything was written and read back, but"
     if monitor.verdict is Verdict.FAILED:
         outcome.error = OtaError(

@@ -25,7 +25,7 @@ from ota_service.link.flash import Flash, apply_verified
 from ota_service.link.link import EspLink
 from ota_service.link.sparse import digest
 from ota_service.link.stream import STREAMS
-from ota_service.update.boot import UNJUDGED, BootMonitor, BootRules, Expected, Verdict
+from ota_service.update.boot import UNJUDGED, BootMonitor, BootRules, Expected, Hears, Verdict
 from ota_service.update.carry_out import (
     RollbackPlan,
     carry_out,
@@ -150,7 +150,8 @@ class Job:
     confirm: the look at a board whose app had its time; of a rollback, the way back from it.
     back_of: what an update brought is taken back, firmware and tag, if it is still what the board
     has; also from an app that could confirm itself yet. refusal: why the board is left as it is,
-    whatever is found on it. log: the service's, which says whose board it is.
+    whatever is found on it. log: the service's, which says whose board it is. hears: gets what
+    it prints in the starts that are watched.
     """
 
     name: str
@@ -170,6 +171,7 @@ class Job:
     back_of: Brought | None = None
     refusal: OtaError | None = None
     log: logging.Logger | logging.LoggerAdapter[logging.Logger] = field(default=LOGGER, repr=False)
+    hears: Hears = field(default=lambda heard: None, repr=False)
 
 
 class Hooks(StartHooks, Protocol):
@@ -247,7 +249,7 @@ class _Session:
         hooks.phase("connecting")
         hooks.restarting("into download mode, to be looked at")
         self.link = EspLink.connect(self.port, baud=job.baud, identified=self._identified)
-        self.starts = Starts(self.link, self.port, job.name, job.boot, hooks, job.log)
+        self.starts = Starts(self.link, self.port, job.name, job.boot, hooks, job.log, job.hears)
         return self._visit()
 
     def _visit(self) -> Outcome:
@@ -266,6 +268,8 @@ class _Session:
                 return Outcome(
                     "read", found=found, version=found.version, slot=found.running.partition
                 )
+            if course == "log":
+                return self._watch(found)
             made = self._plan(found)
             if made.code == "nvs-invalid" and self._may_start(found):
                 found = self._repaired()
@@ -365,6 +369,25 @@ class _Session:
             version=found.version if found.has_version else None,
             slot=found.running.partition,
             error=made.error,
+        )
+
+    def _watch(self, found: Inspection) -> Outcome:
+        """One start of what it runs, for its log alone."""
+        if found.pending:
+            raise OtaError("awaiting-confirmation")
+        unread = found.nvs is None and (found.table is None or bool(found.table.nvs_stores))
+        self.starts.hides = self.starts.hides or unread
+        self.hooks.phase("booting")
+        runs = found.running.partition
+        monitor = self.starts.watched(runs)
+        return Outcome(
+            "read",
+            found=found,
+            version=found.version,
+            slot=runs,
+            confirmed=monitor.confirmed,
+            notice=monitor.words,
+            boot_log=tuple(self.starts.log),
         )
 
     # --- what can be done before an update

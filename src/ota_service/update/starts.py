@@ -26,8 +26,9 @@ from ota_service.update.boot import (
     BootMonitor,
     BootRules,
     Expected,
+    Heard,
+    Hears,
     Verdict,
-    not_the_apps_own,
 )
 from ota_service.update.first_look import FirstLook, first_look, hands_over
 from ota_service.update.leave import put_back
@@ -176,7 +177,7 @@ class Starts:
     """The starts of one board. name: for messages. redact: keeps its secrets out of the log.
 
     hides: those secrets are not known, so nothing of the app's own lines is kept. log: what was
-    seen of each watched start, under its heading.
+    seen of each watched start, under its heading. hears: gets it as it comes.
     """
 
     def __init__(
@@ -187,8 +188,10 @@ class Starts:
         rules: BootRules,
         hooks: StartHooks,
         logger: logging.Logger | logging.LoggerAdapter[logging.Logger],
+        hears: Hears = lambda heard: None,
     ) -> None:
         self.log: list[str] = []
+        self._hears = hears
         self.redact = Redactor()
         self.hides = False
         self._link, self._port, self._name = link, port, name
@@ -286,19 +289,32 @@ class Starts:
             put_back(self._link)
 
     def watched(
-        self, slot: Partition, expected: Expected | None = None, *, known_good: bool = False
+        self,
+        slot: Partition | None,
+        expected: Expected | None = None,
+        *,
+        known_good: bool = False,
     ) -> BootMonitor:
-        """Restart into a slot, and watch it start. expected: None: this slot, whatever is in it.
-        known_good: it ran before."""
-        expected = expected or Expected(offset=slot.offset)
+        """Restart into a slot (None: into whatever the board starts), and watch it start.
+        expected: None: this slot, whatever is in it. known_good: it ran before."""
+        name = slot.name if slot is not None else "its firmware"
+        expected = expected or Expected(offset=slot.offset if slot is not None else None)
         rules, timeout_s = self._rules, self._rules.timeout_s
         if known_good and self._bootloader_speaks is False:
             # It will not say more than the new firmware's start has said.
             timeout_s = min(timeout_s, max(rules.stable_s, FIRST_LOOK_S))
+        heading = f"{HEADING}{name}"
         monitor = BootMonitor(
-            expected, timeout_s, rules.stable_s, restarts=rules.restarts, redact=self.redact
+            expected,
+            timeout_s,
+            rules.stable_s,
+            restarts=rules.restarts,
+            redact=self.redact,
+            hides=self.hides,
+            hears=self._hears,
         )
-        self._hooks.restarting(f"into {slot.name}, and watched")
+        self._hooks.restarting(f"into {name}, and watched")
+        self._hears(Heard((heading,)))
         self._link.restart()
 
         def in_download() -> tuple[bool, bytes]:
@@ -313,8 +329,7 @@ class Starts:
         watch(self._port, monitor, in_download, stopped=self._hooks.stopping)
         if monitor.verdict is Verdict.RUNNING and monitor.port_went > 1:
             self._require_same()
-        told = (line for line in monitor.told if not self.hides or not_the_apps_own(line))
-        self.log += [f"{HEADING}{slot.name}", *told]
+        self.log += [heading, *monitor.told]
         if monitor.heard:
             self._bootloader_speaks = monitor.bootloader_speaks
         if monitor.verdict is None:
