@@ -355,7 +355,6 @@ class Engine:
         sha256: str | None = None,
         boards: Iterable[str] | None = None,
         probe: bool = False,
-        override: Iterable[Override] = (),
     ) -> Order:
         """Write a firmware into spare slots and verify it, for `activate`.
 
@@ -363,8 +362,7 @@ class Engine:
         stood in the slots is overwritten. That the switch and the way back will fit is proven
         before.
         """
-        return self._asked("stage", firmware, version, sha256, boards, probe=probe,
-                           override=list(override))  # fmt: skip
+        return self._asked("stage", firmware, version, sha256, boards, probe=probe)
 
     def activate(
         self,
@@ -374,7 +372,6 @@ class Engine:
         sha256: str | None = None,
         boards: Iterable[str] | None = None,
         probe: bool = False,
-        override: Iterable[Override] = (),
     ) -> Order:
         """Switch boards to what is staged on them, in about a second each; then as `update`.
 
@@ -382,8 +379,7 @@ class Engine:
         boards were last given here, or else what was last staged with this `state_dir`. A board on
         which that is not staged has the error `not-staged` or `stage-stale`.
         """
-        return self._asked("activate", firmware, version, sha256, boards, probe=probe,
-                           override=list(override))  # fmt: skip
+        return self._asked("activate", firmware, version, sha256, boards, probe=probe)
 
     def verify(
         self, firmware: Source, version: str | None = None, *, sha256: str | None = None,
@@ -603,7 +599,9 @@ def _require_distinct(ports: Iterable[str]) -> None:
     for port in ports:
         key = canonical(_whole(port))
         if key in seen:
-            text = f"{shown(seen[key])} and {shown(port)} are one and the same port."
+            one, other = shown(seen[key]), shown(port)
+            text = f"{one} and {other} are one and the same port."
+            text = f"{one} is named twice." if one == other else text
             raise OtaError("duplicate-board", text, remedy="Name each board once.")
         seen[key] = port
 

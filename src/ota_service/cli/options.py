@@ -71,6 +71,13 @@ no_trust_option = click.option(
     help="Pass this host's policy of trust by: root only, and it is in the history.",
 )
 
+dry_run_option = click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Read the boards, say what would be done and why, and write nothing.",
+)
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask, also on a terminal.")
+
 _BOOT = (
     click.option(
         "--boot-restarts",
@@ -138,6 +145,8 @@ def asked_options(function: Command) -> Command:
     ) -> Any:
         if rescue != (confirm is not None):
             raise click.UsageError("Give --rescue and --confirm together.")
+        if rescue and len(rest["boards"]) != 1:
+            raise click.UsageError("--rescue is for one board: name it.")
         asked: dict[str, Any] = {"force": force or None, "override": list(override) or None}
         if confirm is not None:
             asked |= {"rescue": True, "confirm": mac(confirm)}

@@ -221,18 +221,24 @@ def time_text(seconds: float) -> str:
 
 def error_text(error: Mapping[str, Any]) -> str:
     """An error of a status as one line: what happened, what to do, its code."""
-    words = f"{error.get('message', '')} {error.get('remedy', '')}".strip()
-    return f"{words} [{error.get('code', 'unknown')}]"
+    message, remedy = str(error.get("message", "")), str(error.get("remedy", ""))
+    stop = "." if message and remedy and message[-1] not in ".?!" else ""
+    return f"{message}{stop} {remedy}".strip() + f" [{error.get('code', 'unknown')}]"
 
 
 def errors_of(boards: Mapping[str, Mapping[str, Any]]) -> list[Text]:
-    """One line for each board with an error, or with something to notice."""
-    return [
-        Text.assemble((f"{name}: ", "bold"), error_text(board["error"]))
-        for name, board in boards.items()
-        if board.get("error")
-    ] + [
-        Text.assemble((f"{name}: ", "bold"), str(board["notice"]))
-        for name, board in boards.items()
-        if board.get("notice")
-    ]
+    """One line for each board with an error, or with something to notice; for all of which the
+    same is to be said, one."""
+    said: dict[str, list[str]] = {}
+    for name, board in boards.items():
+        if board.get("error"):
+            said.setdefault(error_text(board["error"]), []).append(name)
+    for name, board in boards.items():
+        if board.get("notice"):
+            said.setdefault(str(board["notice"]), []).append(name)
+    return [each(names, words) for words, names in said.items()]
+
+
+def each(names: Iterable[str], words: str) -> Text:
+    """What is to be said of boards."""
+    return Text.assemble((f"{', '.join(names)}: ", "bold"), words)

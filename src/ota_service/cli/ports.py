@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 from rich.table import Table
 
-from ota_service.cli.output import json_option, out, print_json, table
+from ota_service.cli.output import Command, err, json_option, out, print_json, table
 from ota_service.formats.text import visible
 from ota_service.link.ports import PortInfo, list_ports, problem, shown
+from ota_service.link.ports import describe as describe_port
 
 
 @click.command()
@@ -38,15 +40,61 @@ def _complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[An
     ]
 
 
-def _port(_: click.Context, __: click.Parameter, given: str) -> str:
-    wrong = problem(given)
-    if wrong is not None:
-        raise click.BadParameter(f"{visible(shown(given))} {wrong}.")
+def _ports(_: click.Context, __: click.Parameter, given: Any) -> Any:
+    for port in (given,) if isinstance(given, str) else given:
+        wrong = problem(port)
+        if wrong is not None:
+            raise click.BadParameter(f"{visible(shown(port))} {wrong}.")
     return given
 
 
-port_argument = click.argument("port", shell_complete=_complete, callback=_port)
+port_argument = click.argument("port", shell_complete=_complete, callback=_ports)
 """The argument PORT, which the shell completes with what is attached."""
+
+
+def boards_here(function: Command) -> Command:
+    """Which boards are meant: `boards`, ports that are named; `all_boards`; and `probe`."""
+
+    @click.argument(
+        "boards", metavar="[PORT]...", nargs=-1, shell_complete=_complete, callback=_ports
+    )
+    @click.option("--all", "all_boards", is_flag=True, help="Every board that is known here.")
+    @click.option(
+        "--probe",
+        is_flag=True,
+        help="Also open the ports of USB bridges at which no board is known: perhaps a lidar's.",
+    )
+    @wraps(function)
+    def with_boards(boards: tuple[str, ...], all_boards: bool, probe: bool, **rest: Any) -> Any:
+        if boards and (all_boards or probe):
+            raise click.UsageError("Name ports, or give --all or --probe: not both.")
+        if rest["reset"] is not None and len(boards) != 1:
+            raise click.UsageError("--reset is for one board: name its port.")
+        return function(boards=boards, all_boards=all_boards, probe=probe, **rest)
+
+    return with_boards  # type: ignore[return-value]
+
+
+def meant(status: Mapping[str, Any], *, all_boards: bool, probe: bool) -> dict[str, Any]:
+    """The boards that are meant where no port is named, of an engine's status, by name: all of
+    them, or the only one. Raises click.UsageError where nobody can know, having listed the ports
+    that come into question."""
+    there = {n: b for n, b in status["boards"].items() if b["state"] != "absent"}
+    known = {n: b for n, b in there.items() if probe or b["state"] != "candidate"}
+    if len(known) == 1 or (known and all_boards):
+        return known
+    infos = [describe_port(str(board["port"])) for board in (known or there).values()]
+    if infos:
+        err().print(table_of([info for info in infos if info is not None]))
+    if known:
+        raise click.UsageError(f"{len(known)} boards are attached: name a PORT, or give --all.")
+    if there:
+        more = "--all --probe" if all_boards or len(there) > 1 else "--probe"
+        raise click.UsageError(
+            "Nobody can tell what is behind these ports without opening them: name a PORT, or give "
+            f"{more}."
+        )
+    raise click.UsageError("No board is known to be attached: name a PORT.")
 
 
 def looks_like(info: PortInfo) -> str:

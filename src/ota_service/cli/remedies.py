@@ -33,6 +33,10 @@ REMEDIES: dict[str, str] = {
     "tls": "For a private certificate authority give --ca-file; otherwise check the server's "
     "certificate and this machine's clock.",
     "wrong-chip": "Give an image that was built for this board's chip.",
+    "not-staged": "Call `esp32-ota stage`, which looks at what the board has and writes what is "
+    "missing, or `esp32-ota update`.",
+    "stage-stale": "Give --file or --url and --version as they were given to `esp32-ota stage`, or "
+    "stage it anew.",
     "no-board": "Attach a board; `esp32-ota ports` lists what is there.",
     "port-busy": "Close the program named.",
     "permission": "Add this user to the port's group (dialout or uucp), then log in again.",
@@ -43,11 +47,12 @@ REMEDIES: dict[str, str] = {
     "otadata-invalid": "Restart the board and see whether it boots. If nothing on it does, "
     f"`esp32-ota update PORT` with --rescue --confirm MAC writes the firmware; or {_FLASH}.",
     "board-boots": "Call the command again without --rescue.",
-    "other-project": "Call the command again with --override other-project if it is meant.",
+    "other-project": "Name the board's port if it is meant, or call `esp32-ota update` again with "
+    "--override other-project.",
     "not-allowed-now": "Wait until the robot allows it, or call `esp32-ota remote update` with "
     "--override not-allowed-now.",
-    "stopped": "Correct the firmware and give it another version; `esp32-ota remote release "
-    "--stopped` lets this one be tried again on a machine.",
+    "stopped": "Correct the firmware and give it another version; --override stopped gives this "
+    "one to the boards all the same.",
     "secure-version": "Give an image with the same or a higher secure version.",
     "awaiting-confirmation": "Wait two minutes, then call the command again.",
     "boot-failed": "Correct the firmware, then call the command again; with --json the "

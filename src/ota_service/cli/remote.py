@@ -10,21 +10,18 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import click
-from rich.text import Text
 
-from ota_service.cli.live import Live, in_order
-from ota_service.cli.options import asked_options
-from ota_service.cli.output import (
-    Command,
-    err,
-    error_text,
-    json_option,
-    out,
-    print_json,
-    say,
-    table,
+from ota_service.cli.live import Live
+from ota_service.cli.options import asked_options, dry_run_option, yes_option
+from ota_service.cli.output import Command, err, json_option, out, print_json, say
+from ota_service.cli.report import (
+    end_look,
+    end_run,
+    history_table,
+    plan_table,
+    print_run,
+    print_status,
 )
-from ota_service.cli.report import history_table, plan_table, print_run, print_status
 from ota_service.client.failure import Failure
 from ota_service.client.machine import DEFAULT_NAME, Access, Machine, connect
 
@@ -165,9 +162,7 @@ def verb(function: Command) -> click.Command:
 @verb
 @asked_options
 @click.option("--probe", is_flag=True, help="Also open ports that are not known to be an ESP32's.")
-@click.option(
-    "--dry-run", is_flag=True, help="Read the boards, say what would be done, write nothing."
-)
+@dry_run_option
 @no_wait_option
 @wait_option
 def update(
@@ -185,8 +180,6 @@ def update(
     The update goes on on the machine whatever happens here; Ctrl-C stops the watching alone.
     Exit code 0 only if every board ended up to date.
     """
-    if "rescue" in asked and len(boards) != 1:
-        raise click.UsageError("--rescue is for one board: name it.")
     arguments: Reply = {"boards": _named(boards), "probe": probe or None, **asked}
     if dry_run:
         arguments["dry_run"] = True
@@ -236,7 +229,7 @@ def _run(access: Access, verb: str, arguments: Reply, no_wait: bool, as_json: bo
 
     reply = ask(access, asks, interrupted=_WATCHED_ON)
     if not no_wait:
-        _end(reply, as_json)
+        end_run(reply, as_json=as_json)
     elif as_json:
         print_json(reply)
     else:
@@ -263,7 +256,7 @@ def watch(access: Access, boards: tuple[str, ...], follow: bool, as_json: bool) 
     while True:
         run = ask(access, asks, interrupted=_WATCHED_ON)
         if run and not follow:
-            _end(run, as_json)
+            end_run(run, as_json=as_json)
         elif as_json:
             print_json(run)
         elif run:
@@ -272,15 +265,6 @@ def watch(access: Access, boards: tuple[str, ...], follow: bool, as_json: bool) 
             click.echo("There was no run yet.")
         if not follow:
             return
-
-
-def _end(run: Reply, as_json: bool) -> None:
-    if as_json:
-        print_json(run)
-    else:
-        print_run(out(), run)
-    if run.get("outcome") != "succeeded":
-        raise SystemExit(1)
 
 
 async def _follow(machine: Machine, live: Live, run_id: str) -> Reply:
@@ -394,10 +378,7 @@ def history(
 def version(access: Access, boards: tuple[str, ...], wait_s: float, as_json: bool) -> None:
     """Read the version in the boards' NVS, now. Restarts them."""
 
-    def cells(board: Reply) -> list[Any]:
-        return [str(board.get("version", ""))]
-
-    _look(access, "version", boards, wait_s, as_json, ("version", "error"), cells)
+    _look(access, "version", boards, wait_s, as_json)
 
 
 @verb
@@ -407,19 +388,11 @@ def verify(access: Access, boards: tuple[str, ...], wait_s: float, as_json: bool
 
     Exit code 0 only if all of them do.
     """
-
-    def cells(board: Reply) -> list[Any]:
-        if "matches" not in board:
-            return [""]
-        return [Text("runs it", "green") if board["matches"] else Text("runs another", "red")]
-
-    reply = _look(access, "verify", boards, wait_s, as_json, ("verify", "error"), cells)
-    if not all(board.get("matches") for board in reply["boards"].values()):
-        raise SystemExit(1)
+    _look(access, "verify", boards, wait_s, as_json)
 
 
 @verb
-@click.option("-y", "--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@yes_option
 @wait_option
 def rollback(
     access: Access, boards: tuple[str, ...], yes: bool, wait_s: float, as_json: bool
@@ -430,42 +403,14 @@ def rollback(
     """
     if not boards and not yes and sys.stdin.isatty():
         click.confirm("Roll back all boards of this service?", abort=True, err=True)
-
-    def cells(board: Reply) -> list[Any]:
-        guessed = board.get("version_from") == "descriptor" and "error" not in board
-        note = ["version from the image's descriptor"] if guessed else []
-        return [str(board.get("slot", "")), str(board.get("version", "")), *note]
-
-    _look(access, "rollback", boards, wait_s, as_json, ("slot", "version", "note"), cells)
+    _look(access, "rollback", boards, wait_s, as_json)
 
 
-def _look(
-    access: Access,
-    verb: str,
-    boards: Sequence[str],
-    wait_s: float,
-    as_json: bool,
-    columns: Sequence[str],
-    cells: Callable[[Reply], list[Any]],
-) -> Reply:
-    """A verb that replies for each board: its table, and exit code 1 where one has an error, which
-    is what its last column is for."""
+def _look(access: Access, verb: str, boards: Sequence[str], wait_s: float, as_json: bool) -> None:
+    """A verb that replies for each board."""
     arguments = {"boards": _named(boards)}
     reply: Reply = ask(access, lambda machine: _read(machine, verb, arguments, "boards", wait_s))
-    if as_json:
-        print_json(reply)
-    else:
-        made = table("board", *columns)
-        for name, board in in_order(reply["boards"]).items():
-            error = [Text(error_text(board["error"]), style="red")] if "error" in board else []
-            made.add_row(name, *cells(board), *error)
-        out().print(made)
-    if not reply["boards"]:
-        click.echo("No board was there to ask.", err=True)
-        raise SystemExit(1)
-    if any("error" in board for board in reply["boards"].values()):
-        raise SystemExit(1)
-    return reply
+    end_look(verb, reply, as_json=as_json)
 
 
 async def _read(machine: Machine, verb: str, arguments: Reply, key: str, wait_s: float) -> Reply:

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console
+import click
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from ota_service.cli.live import STYLES, in_order
-from ota_service.cli.output import error_text, errors_of, table
+from ota_service.cli.output import each, error_text, errors_of, out, print_json, table
 from ota_service.update.boot import decisive
 
 Reply = Mapping[str, Any]
@@ -138,9 +139,12 @@ def run_table(run: Reply) -> Table:
     return made
 
 
-def print_run(console: Console, run: Reply, *, words: str = "") -> None:
+def print_run(
+    console: Console, run: Reply, *, said: Mapping[str, Sequence[str]] | None = None
+) -> None:
     """The end of a run: its table, an error with its remedy for each board that has one, what
-    decided in the log of one that did not start, and in the last line how it ended, or `words`."""
+    decided in the log of one that did not start, and in the last line how it ended; said: more,
+    and of which boards, which is the last line where there is just one."""
     boards = in_order(dict(run.get("boards", {})))
     if boards:
         console.print(run_table(run))
@@ -159,8 +163,71 @@ def print_run(console: Console, run: Reply, *, words: str = "") -> None:
         "partly": "The run succeeded in part.",
         "cancelled": "The run was cancelled.",
     }
-    words = words or ends.get(outcome, f"The run {outcome}.")
+    words = ends.get(outcome, f"The run {outcome}.")
+    for more, names in (said or {}).items():
+        if len(boards) == 1:
+            words = more
+        else:
+            console.print(each(names, more))
     console.print(Text(words, style=_OUTCOME_STYLES.get(outcome, "red")))
+
+
+def end_run(run: Reply, *, as_json: bool, said: Mapping[str, Sequence[str]] | None = None) -> None:
+    """The end of a run, as JSON or for people; exit code 1 where it did not succeed."""
+    if as_json:
+        print_json(run)
+    else:
+        print_run(out(), run, said=said)
+    if run.get("outcome") != "succeeded":
+        raise SystemExit(1)
+
+
+def _version_cells(board: Reply) -> list[RenderableType]:
+    return [str(board.get("version", ""))]
+
+
+def _verify_cells(board: Reply) -> list[RenderableType]:
+    if "matches" not in board:
+        return [""]
+    return [Text("runs it", "green") if board["matches"] else Text("runs another", "red")]
+
+
+def _rollback_cells(board: Reply) -> list[RenderableType]:
+    guessed = board.get("version_from") == "descriptor" and "error" not in board
+    note = ["version from the image's descriptor"] if guessed else []
+    return [str(board.get("slot", "")), str(board.get("version", "")), *note]
+
+
+_LOOKS: dict[str, tuple[tuple[str, ...], Callable[[Reply], list[RenderableType]]]] = {
+    "version": (("version", "error"), _version_cells),
+    "verify": (("verify", "error"), _verify_cells),
+    "rollback": (("slot", "version", "note"), _rollback_cells),
+}
+"""Verbs that reply for each board: their columns, and the cells of all but the last, which is for
+what went wrong."""
+
+
+def end_look(verb: str, reply: Reply, *, as_json: bool) -> None:
+    """What such a verb replied, as JSON or as a table; exit code 1 where a board has an error or
+    runs another image, and where there is none."""
+    boards = dict(reply["boards"])
+    if as_json:
+        print_json(reply)
+    else:
+        columns, cells = _LOOKS[verb]
+        rows: list[list[RenderableType]] = []
+        for name, board in in_order(boards).items():
+            error = [Text(error_text(board["error"]), style="red")] if "error" in board else []
+            rows.append([name, *cells(board), *error])
+        longest = max(map(len, rows), default=1)
+        made = table(*("board", *columns)[:longest])
+        for row in rows:
+            made.add_row(*row)
+        out().print(made)
+    if not boards:
+        click.echo("No board was there to ask.", err=True)
+    if not boards or any("error" in b or b.get("matches") is False for b in boards.values()):
+        raise SystemExit(1)
 
 
 def _code(board: Reply) -> str:

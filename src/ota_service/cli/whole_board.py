@@ -28,6 +28,7 @@ from ota_service.cli.options import (
     no_trust_option,
     reset_option,
     state_dir_option,
+    yes_option,
 )
 from ota_service.cli.output import err, files, json_option, out, print_json, size, table
 from ota_service.cli.ports import port_argument
@@ -191,7 +192,7 @@ def _tell(
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--keep-nvs", is_flag=True, help="Carry all keys of the board's NVS over.")
 @click.option("--confirm", metavar="MAC", help="Only if the board has this MAC.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@yes_option
 @click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
 @baud_option
 @reset_option
@@ -445,7 +446,7 @@ def backup(port: str, folder: Path, baud: int, reset: ResetWay | None, as_json: 
 @click.option("--confirm", metavar="MAC",
               help="The MAC of the board that is meant, where it is another one than the "
               "backup's: it gets the NVS alone.")  # fmt: skip
-@click.option("-y", "--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@yes_option
 @baud_option
 @reset_option
 @boot_options

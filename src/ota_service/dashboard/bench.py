@@ -168,7 +168,7 @@ class Bench:
         """A file that was dropped: stored, checked, described. One that is of no use is kept in
         the list with its error, and nothing else of it. Whatever ends this early leaves nothing.
 
-        Raises OtaError `download-too-large`, `disk-full`, `file-access`.
+        Raises OtaError `download-too-large`, `disk-full`, `file-access`, and what `chunks` raises.
         """
         name = visible(PurePosixPath(name.replace("\\", "/")).name)[:_NAME_MAX_CHARS] or "file"
         if len(self._files) + len(self._arriving) >= BENCH_FILES:
@@ -186,6 +186,8 @@ class Bench:
                 os.replace(part, dropped.path)
             self._add(dropped)
             return dropped
+        except ConnectionError:
+            raise
         except OSError as error:
             code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "file-access"
             raise OtaError(code, f"{name} cannot be stored ({error.strerror}).") from None

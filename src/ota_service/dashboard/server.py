@@ -186,6 +186,8 @@ class Page:
                 await here.bench.take(name, chunks, size_bytes)
         except Failure as error:
             return _failed(error)
+        except (ConnectionError, web.RequestPayloadError):
+            return _error("The file did not come to its end.", 400)
         finally:
             self._feed.hurry()
         return web.json_response({"ok": True, "bench": here.bench.to_dict()})

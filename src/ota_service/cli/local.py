@@ -1,0 +1,439 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The verbs of the service for the boards that are attached here, without Viam: `esp32-ota update`,
+`stage`, `activate`, `version`, `verify` and `rollback`, by the service's own code.
+
+Each is a row of `_VERBS`; what they show is what `esp32-ota remote` shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial, reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from ota_service.cli.options import (
+    asked_options,
+    baud_option,
+    boot_options,
+    dry_run_option,
+    no_trust_option,
+    reset_option,
+    stop_asking,
+    yes_option,
+)
+from ota_service.cli.output import Command, err, json_option, on_stop, out, print_json
+from ota_service.cli.ports import boards_here, looks_like, meant
+from ota_service.cli.remedies import own_words
+from ota_service.errors import OtaError
+from ota_service.link.ports import describe
+
+if TYPE_CHECKING:
+    from ota_service.api.engine import Engine, Order, Report
+
+Reply = dict[str, Any]
+_ENGINE = (
+    *("baud", "boot_expect", "boot_restarts", "boot_stable_s", "boot_timeout_s", "ca_file"),
+    *("no_trust", "reset", "state_dir"),
+)
+"""Options that are the engine's."""
+
+
+def _digest(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
+    if given is not None and not re.fullmatch("[0-9A-Fa-f]{64}", given):
+        raise click.BadParameter("give 64 hex digits, as `sha256sum` prints them.")
+    return given
+
+
+_FIRMWARE = (
+    click.option(
+        "--url",
+        help="http or https address of the App Image or manifest, or a whole path: of a file, or "
+        "of a folder with a manifest.json or just one *.bin.",
+    ),
+    click.option(
+        "--file",
+        "file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="The App Image or manifest, instead of a url.",
+    ),
+    click.option(
+        "--version",
+        help="Tag to store in the boards' NVS; with --file by default the version in the image's "
+        "app descriptor, or in the manifest.",
+    ),
+    click.option(
+        "--sha256",
+        metavar="HEX",
+        callback=_digest,
+        help="Refuse a file with another digest (64 hex digits, as `sha256sum` prints them).",
+    ),
+    click.option(
+        "--ca-file",
+        type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+        help="A further certificate authority for https.",
+    ),
+    no_trust_option,
+)
+_START = (
+    click.option(
+        "--boot-expect",
+        metavar="REGEX",
+        help="What a line of the new app's log must match for the app to count as running.",
+    ),
+    boot_options,
+)
+_STATE = click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the journal is kept, by default where the service keeps it: "
+    "$VIAM_HOME/ota-service, without that ~/.local/state/ota-service. Commands share "
+    "it; a service has it for itself. Firmware is kept in $VIAM_MODULE_DATA, "
+    "else ~/.cache/ota-service.",
+)
+_WHICH = """
+    Name the boards by their ports, such as /dev/ttyUSB0 or rfc2217://host:port. Without a port:
+    the board that is attached, where just one is known to be, by Espressif's own USB or since
+    its port was opened before; with --all every such board. Ports of other USB bridges are
+    listed, and not opened.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Verb:
+    """One row. does: its line, and what follows in its help. examples: its arguments. options: what
+    it has beyond those of all; firmware: it is about one, and what is to be given of it."""
+
+    does: str
+    more: str
+    examples: tuple[str, ...]
+    options: tuple[Callable[[Command], Command], ...]
+    firmware: str = ""
+
+
+_VERBS = {
+    "update": _Verb(
+        "Update attached boards, without Viam. Restarts them.",
+        """
+    The App Image is checked, written to the slot that does not run, and read back; then the board
+    is switched to it, gets the version in its NVS, and is watched while it boots. If the new
+    firmware does not come up, the board goes back to its old firmware and version. Where the
+    stored version is equal already, nothing is written without --force. A slot that may be the
+    one that runs is never written, whatever is asked. Of a manifest each board gets the image that
+    is for it; with more than three boards one goes first, and the others when it is good.
+
+    Ctrl-C stops where that leaves every board bootable.
+""",
+        (
+            "--file build/app.bin",
+            "/dev/ttyUSB0 /dev/ttyUSB1 --url http://10.0.0.5:3001/app.bin --version 1.2.3",
+            "--all --file release/manifest.json",
+        ),
+        (*_FIRMWARE, asked_options, dry_run_option, *_START),
+        "url and version",
+    ),
+    "stage": _Verb(
+        "Write a firmware into boards' spare slots, for `activate`. Restarts them.",
+        """
+    Each board is down while it is written and keeps its firmware; what stood in its spare slot,
+    usually the firmware before, is overwritten, which is told. Ctrl-C stops it.
+""",
+        ("/dev/ttyUSB0 --file build/app.bin", "--all --file build/app.bin"),
+        _FIRMWARE,
+        "url and version",
+    ),
+    "activate": _Verb(
+        "Switch boards to what is staged on them, in about a second. Restarts them.",
+        """
+    Then each is watched as by an update. Without --url or --file it is what was staged last with
+    this state folder; with them, the same as was given then. A board on which that is not staged
+    is left as it is (`not-staged`, `stage-stale`).
+""",
+        ("/dev/ttyUSB0", "--all"),
+        (*_FIRMWARE, *_START),
+        "optional",
+    ),
+    "version": _Verb(
+        "Read the version in boards' NVS. Restarts them.",
+        "",
+        ("", "--all --json"),
+        (),
+    ),
+    "verify": _Verb(
+        "Check whether boards run a firmware, by its digest. Restarts them.",
+        """
+    Exit code 0 only if all of them do.
+""",
+        ("/dev/ttyUSB0 --file build/app.bin", "--all --file build/app.bin"),
+        _FIRMWARE,
+        "url",
+    ),
+    "rollback": _Verb(
+        "Go back to the firmware in boards' other slots. Restarts them.",
+        """
+    Where its image is whole, and with the version that belongs to it; its start is watched.
+    On a terminal it asks where no port is named.
+""",
+        ("/dev/ttyUSB0", "--all --yes"),
+        (yes_option, *_START),
+    ),
+}
+
+
+def _made(name: str) -> click.Command:
+    """The subcommand of a row: its options in the order in which they are told."""
+    verb = _VERBS[name]
+
+    def call(
+        boards: tuple[str, ...],
+        all_boards: bool,
+        probe: bool,
+        as_json: bool,
+        yes: bool = True,
+        dry_run: bool = False,
+        asked: Mapping[str, Any] | None = None,
+        **given: Any,
+    ) -> None:
+        options = {key: given.pop(key) for key in _ENGINE if key in given}
+        options = {key: value for key, value in options.items() if value is not None}
+        firmware, more = _firmware(verb.firmware, **given)
+        if asked:
+            rescue = {"rescue": asked["confirm"]} if "confirm" in asked else {}
+            more |= {key: asked[key] for key in ("force", "override") if key in asked} | rescue
+        ask = "plan" if dry_run else {"rollback": "roll_back"}.get(name, name)
+        calls = _Call(
+            name,
+            boards,
+            lambda engine: getattr(engine, ask)(*firmware, probe=probe, **more),
+            partial(meant, all_boards=all_boards, probe=probe),
+            reads=name in ("version", "verify", "rollback"),
+            dry_run=dry_run,
+            as_json=as_json,
+            asks=not yes and sys.stdin.isatty(),
+        )
+        _quiet_logs()
+        try:
+            reply = asyncio.run(_run(calls, options))
+        except OtaError as error:
+            if error.code != "config-invalid":
+                raise
+            # What was given is wrong, not a machine's configuration.
+            raise click.UsageError(error.message) from None
+        _show(calls, own_words(reply), force="force" in more)
+
+    lines = "\n".join(f"    esp32-ota {name} {example}".rstrip() for example in verb.examples)
+    call.__doc__ = f"{verb.does}\n{verb.more}{_WHICH}\n    \b\n{lines}\n"
+    options = (boards_here, *verb.options, baud_option, reset_option, _STATE, json_option)
+    return click.command(name)(reduce(lambda made, option: option(made), reversed(options), call))
+
+
+def _firmware(
+    needs: str,
+    url: str | None = None,
+    file: Path | None = None,
+    version: str | None = None,
+    sha256: str | None = None,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The firmware that an order is about, as its arguments. Raises click.UsageError."""
+    from ota_service.firmware.urls import check_url
+
+    if not needs:
+        return (), {}
+    given = {"version": version, "sha256": sha256}
+    if needs == "optional" and not (file or url or any(given.values())):
+        return (None,), {}
+    if (file is None) == (url is None):
+        raise click.UsageError("Give either --url or --file.")
+    if url is not None and not version and needs != "url":
+        raise click.UsageError("Give --version, the tag to be stored with the firmware of --url.")
+    if url is not None and (problem := check_url(url)):
+        raise click.UsageError(f"--url {problem}.")
+    return (file or url,), given
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What was called: a verb for the boards at `ports`, or for those that `find` means of an
+    engine's status. order: gives it to an engine. reads: it replies for each board. asks: first."""
+
+    verb: str
+    ports: tuple[str, ...]
+    order: Callable[[Engine], Order]
+    find: Callable[[Reply], Reply]
+    reads: bool
+    dry_run: bool
+    as_json: bool
+    asks: bool
+
+
+async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
+    """The run as the history has it, or the reply of a verb that has one. Raises OtaError."""
+    from ota_service.api.engine import Engine
+    from ota_service.cli.live import Live
+
+    console = err() if call.as_json or call.reads else out()
+    async with Engine(call.ports or None, **options) as engine:
+        names = None
+        if not call.ports:
+            found = call.find(engine.status())
+            names = [word for name, board in found.items() for word in (name, board["port"])]
+            if call.asks:
+                click.confirm(f"Roll back {', '.join(found)}?", abort=True, err=True)
+        order = call.order(engine)
+        stopping: list[str] = []
+
+        def stop() -> None:
+            if not stopping:
+                stopping.append(f"Stopping where that leaves {_each(order.boards)} bootable...")
+                console.print(*stopping)
+                stop_asking(options.get("reset"))
+                order.cancel()
+
+        with on_stop(stop), Live(console, names, transient=True) as live:
+            noted: set[str] = set()
+            async for status in order:
+                for name, board in order.boards.items():
+                    if board.replaces is not None and name not in noted:
+                        noted.add(name)  # before it is shown that anything is written
+                        _note(console, board.replaces, name, order.boards)
+                if console.is_terminal or not call.reads:
+                    live.show(status)
+        report = await order
+        return _reply(call, console, engine.status(), report, stopped=bool(stopping))
+
+
+def _reply(call: _Call, console: Console, status: Reply, report: Report, *, stopped: bool) -> Reply:
+    """What came of it, without ports that stayed closed, which are named; and what was not told
+    before."""
+    run = dict(report.record)
+    closed = {} if call.ports else {
+        name: str(board["port"])
+        for name, board in status["boards"].items()
+        if board["state"] == "candidate"
+    }  # fmt: skip
+    run["boards"] = {name: b for name, b in run["boards"].items() if name not in closed}
+    for port in closed.values():
+        info = describe(port)
+        what = f", {looks_like(info)}" if info is not None else ""
+        err().print(Text(f"Not opened: {port}{what}; --probe opens it."))
+    if not (call.reads or call.dry_run):
+        if stopped and report.outcome != "succeeded":
+            _say_what_runs(console, status, run["boards"])
+        return run
+    if report.error is not None and not report.boards:
+        raise report.error
+    key = "plan" if call.dry_run else "boards"
+    result = {key: {}, **run.get("result", {})}
+    result[key] = {name: told for name, told in result[key].items() if name not in closed}
+    if call.dry_run:
+        for name, planned in result[key].items():
+            replaces = _would_replace(status, name, planned)
+            if replaces is not None:
+                planned["replaces"] = replaces
+                _note(console, replaces, name, result[key])
+    return {"ok": True, "run": _short(run), **result}
+
+
+def _show(call: _Call, reply: Reply, *, force: bool) -> None:
+    from ota_service.cli.report import end_look, end_run, plan_table
+
+    if call.dry_run:
+        if call.as_json:
+            print_json(reply)
+        else:
+            out().print(plan_table(reply["plan"]))
+    elif call.reads:
+        end_look(call.verb, reply, as_json=call.as_json)
+    else:
+        end_run(reply, as_json=call.as_json, said=_said_of(call, reply, force=force))
+
+
+def _each(boards: Collection[str]) -> str:
+    return "the board" if len(boards) == 1 else "every board"
+
+
+def _note(
+    console: Console, replaces: Mapping[str, str], name: str, boards: Collection[str]
+) -> None:
+    project, by = replaces["project"], replaces["by"]
+    which = "" if len(boards) == 1 else f" on {name}"
+    console.print(Text(f'Note: replaces the project "{project}" by "{by}"{which}.'))
+
+
+def _would_replace(status: Reply, name: str, planned: Reply) -> dict[str, str] | None:
+    """The same for a dry run, which has just read what the board runs."""
+    before = status["boards"][name].get("running", {}).get("project")
+    after = status.get("target", {}).get("project")
+    writes = planned.get("action") in ("write", "switch")
+    differs = before and after and before != after
+    return {"project": before, "by": after} if writes and differs else None
+
+
+def _short(run: Reply) -> Reply:
+    """A run as the status has it."""
+    keys = ("id", "trigger", "started_at", "outcome", "finished_at", "manifest")
+    return {key: run[key] for key in keys if key in run}
+
+
+def _said_of(call: _Call, run: Reply, *, force: bool) -> dict[str, list[str]]:
+    """What was done where it is less than one expects, of what succeeded, and to which boards."""
+    said: dict[str, list[str]] = {}
+    for name, board in run["boards"].items() if run.get("outcome") == "succeeded" else ():
+        if words := _less(call.verb, board, force=force):
+            said.setdefault(words, []).append(name)
+    return said
+
+
+def _less(verb: str, board: Reply, *, force: bool) -> str:
+    action = str(board.get("action", ""))
+    if board.get("cancel"):
+        return "Too late to stop: the update was finished."
+    if force and action == "none":
+        return "Nothing was written: the board runs this image already; its start was watched."
+    if action == "none" and "staged" not in board:
+        hint = " (--force writes anyway)" if verb == "update" and not force else ""
+        has = board.get("to", board.get("attempted", ""))
+        return f'Nothing was written: the board has version "{has}" already{hint}.'
+    return {
+        ("update", "switch"): "The image was in the other slot already: nothing was written to "
+        "it, the board was only switched.",
+        ("update", "record"): "The board ran the image already: only the version was stored.",
+    }.get((verb, action), "")
+
+
+def _say_what_runs(console: Console, status: Reply, boards: Mapping[str, Reply]) -> None:
+    """Of boards that the stop kept from what was asked for."""
+    for name in boards:
+        board = status["boards"].get(name, {})
+        running, who = board.get("running"), "The board" if len(boards) == 1 else name
+        if boards[name].get("outcome") == "up_to_date":
+            continue
+        if running:
+            app = f"{running.get('project', '')} {running.get('app_version', '')}".strip()
+            console.print(Text(f"{who} is left bootable: it runs {running['slot']} ({app})."))
+        elif not board.get("mac"):
+            console.print(Text(f"{who} was not touched."))
+
+
+def _quiet_logs() -> None:
+    """The display says it all; ESP32_OTA_DEBUG=1 shows the log beside it."""
+    if os.environ.get("ESP32_OTA_DEBUG"):
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        return
+    logger = logging.getLogger("ota_service")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
+update, stage, activate, version, verify, rollback = map(_made, _VERBS)
