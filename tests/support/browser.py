@@ -18,9 +18,9 @@ from importlib import resources
 from typing import Any
 
 import pytest
+from playwright.async_api import Browser, Page, async_playwright, expect
 
-playwright = pytest.importorskip("playwright.async_api")
-Browser, Page, expect = playwright.Browser, playwright.Page, playwright.expect
+__all__ = ("Browser", "Page", "browsing", "expect", "open_page", "violations")
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _ARGUMENTS = (
@@ -44,7 +44,7 @@ def find_chromium() -> str:
 async def browsing() -> AsyncIterator[Browser]:
     """A browser for the length of a block, with a profile of its own."""
     program = find_chromium()
-    async with playwright.async_playwright() as driver:
+    async with async_playwright() as driver:
         browser = await driver.chromium.launch(
             executable_path=program, args=_ARGUMENTS,
             env={**os.environ, "DBUS_SESSION_BUS_ADDRESS": "disabled:"},

@@ -22,7 +22,7 @@ BOOT_LOG = [
     "I (412) app_init: Project name:     arm-controller",
     "I (418) app_init: App version:      2.5.0",
     "Guru Meditation Error: Core  0 panic'ed (LoadProhibited). Exception was unhandled.",
-    "Backtrace: 0x400d1f2e:0x3ffb1f50 0x400d20a1:0x3ffb1f70 0x400d2344:0x3ffb1f90 0x4008516d:0x3ffb",
+    "Backtrace: 0x400d1f2e:0x3ffb1f50 0x400d20a1:0x3ffb1f70 0x400d2344:0x3ffb1f90",
     "<b>not markup</b> " + "0123456789abcdef" * 12,
 ]
 BOOT_FAILED = {
@@ -41,9 +41,10 @@ def moment(minutes_ago: float) -> str:
 def board(number: int, state: str, **more: Any) -> dict[str, Any]:
     """One of the fleet, running 2.4.0 in ota_0."""
     version = "2.5.0" if state == "up_to_date" else "2.4.0"
+    hub = f"{number // 8 + 1}.{number % 8 + 1}"
     shown = {
         "state": state,
-        "port": f"/dev/serial/by-path/pci-0000:00:14.0-usb-0:{number // 8 + 1}.{number % 8 + 1}:1.0-port0",
+        "port": f"/dev/serial/by-path/pci-0000:00:14.0-usb-0:{hub}:1.0-port0",
         "mac": f"24:0a:c4:12:34:{number:02x}",
         "chip": "ESP32",
         "flash_bytes": 8 << 20,
@@ -155,7 +156,13 @@ def long_words() -> Status:
 
 def going_back() -> Status:
     """A group of which one member failed, while the others go back."""
-    image = {"left": "motor", "right": "motor", "bow": "sensor", "stern": "sensor", "panel": "display"}
+    image = {
+        "left": "motor",
+        "right": "motor",
+        "bow": "sensor",
+        "stern": "sensor",
+        "panel": "display",
+    }
     versions = {"motor": "2.0", "sensor": "2.0", "display": "1.7"}
 
     def member(number: int, name: str, state: str, **more: Any) -> dict[str, Any]:
@@ -192,8 +199,11 @@ def gone_back() -> Status:
             one["state"] = "outdated"
     told["run"] = {**told["run"], "outcome": "failed", "finished_at": moment(0.1)}
     told["state"] = "idle"
-    told["error"] = {"code": "stopped", "message": "stopped: stern: it panicked. So its group went back.",
-                     "remedy": "Configure another version, or `release` with `stopped`."}  # fmt: skip
+    told["error"] = {
+        "code": "stopped",
+        "message": "stopped: stern: it panicked. So its group went back.",
+        "remedy": "Configure another version, or `release` with `stopped`.",
+    }
     return told
 
 
@@ -206,9 +216,11 @@ APP = {"name": "arm-controller.bin", "kind": "app", "size_bytes": 1_400_000, "sh
        "project": "arm-controller", "app_version": "2.5.0", "chip": "ESP32"}  # fmt: skip
 MERGED = {"name": "arm-merged.bin", "kind": "merged", "size_bytes": 4 << 20, "sha256": "3c" * 32,
           "project": "arm-controller", "app_version": "2.5.0", "chip": "ESP32"}  # fmt: skip
-REFUSED = {"name": "bootloader.bin", "kind": "refused", "size_bytes": 26_000, "sha256": "77" * 32,
-           "error": {"code": "bootloader-image", "message": "This is a bootloader, no App Image.",
-                     "remedy": "Drop the `.bin` that the build names after the project."}}  # fmt: skip
+REFUSED = {
+    "name": "bootloader.bin", "kind": "refused", "size_bytes": 26_000, "sha256": "77" * 32,
+    "error": {"code": "bootloader-image", "message": "This is a bootloader, no App Image.",
+              "remedy": "Drop the `.bin` that the build names after the project."},
+}  # fmt: skip
 MANIFEST = {"name": "manifest.json", "kind": "manifest", "size_bytes": 800, "sha256": "9a" * 32}
 
 
@@ -246,7 +258,7 @@ def bench_manifest() -> Status:
 
 
 SCENES = {
-    "32 boards, mid-run": fleet_mid_run, "32 boards, after": fleet_after, "long words": long_words,
+    "32 boards": fleet_mid_run, "long words": long_words,
     "going back": going_back, "gone back": gone_back, "no boards": lambda: status({}),
     "bench, empty": bench_empty, "bench, dropped": bench_dropped, "bench, manifest": bench_manifest,
 }  # fmt: skip
@@ -265,9 +277,11 @@ def history(told: Status) -> list[dict[str, Any]]:
         entries[name] = entry
     target = {"url": told["target"].get("url"), "version": told["target"].get("version", "2.5.0")}
     run = {"service": "OTA", "target": target, "boards": entries, **told.get("run", {})}
-    before = {"id": "0ld0ld0ld000", "trigger": "configured", "started_at": moment(1500), "outcome": "succeeded",
-              "finished_at": moment(1498), "target": {"version": "2.4.0"},
-              "boards": {name: {"outcome": "up_to_date", "to": "2.4.0"} for name in entries}}  # fmt: skip
+    before = {
+        "id": "0ld0ld0ld000", "trigger": "configured", "outcome": "succeeded",
+        "started_at": moment(1500), "finished_at": moment(1498), "target": {"version": "2.4.0"},
+        "boards": {name: {"outcome": "up_to_date", "to": "2.4.0"} for name in entries},
+    }  # fmt: skip
     return [run, before] if "run" in told else []
 
 
@@ -310,3 +324,8 @@ class ToldService:
 
 class ToldBench(ToldService, AttachedBoards):
     """The same, in the place of the boards that are attached here."""
+
+
+def service_of(now: Status) -> ToldService:
+    """What tells this."""
+    return ToldBench(now) if "bench" in now else ToldService(now)
