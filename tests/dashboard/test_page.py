@@ -455,6 +455,7 @@ async def test_a_day_at_the_bench(tmp_path: Path, browser: Browser) -> None:
             assert "arm: v1.1" in await press(page, "activate")
             await has_state(page, "arm", "up_to_date")
             await expect(of(page, "arm").locator(".version")).to_have_text("v1.1")
+            await expect(page.locator("#cancel")).to_be_hidden()
             assert "arm: to 1.0.0 in factory" in await press(page, "rollback")
             await has_state(page, "arm", "rolled_back")
             # A person wanted it: nothing is red, and nothing is crossed out.

@@ -23,8 +23,8 @@ BOOT_LOG = [
     "I (418) app_init: App version:      2.5.0",
     "Guru Meditation Error: Core  0 panic'ed (LoadProhibited). Exception was unhandled.",
     "Backtrace: 0x400d1f2e:0x3ffb1f50 0x400d20a1:0x3ffb1f70 0x400d2344:0x3ffb1f90",
-    "<b>not markup</b> " + "0123456789abcdef" * 12,
 ]
+LONG_LINE = "<b>not markup</b> " + "0123456789abcdef" * 12
 BOOT_FAILED = {
     "code": "boot-failed",
     "message": 'The new firmware (version "2.5.0") panicked 2.1 s after its start.',
@@ -268,10 +268,13 @@ def history(told: Status) -> list[dict[str, Any]]:
     """Runs that fit a status: the one it names, and one of yesterday."""
     entries = {}
     for name, one in told["boards"].items():
-        entry = {"outcome": one["state"], "from": "2.4.0", "to": "2.5.0", "mac": one.get("mac"),
+        to = one.get("target", told["target"]).get("version")
+        entry = {"outcome": one["state"], "from": one.get("version"), "to": to,
                  "phases": {"writing": 12.1, "booting": 6.2}}  # fmt: skip
         if one["state"] == "rolled_back" and "error" in one:
             entry |= {"error": one["error"], "boot_log": BOOT_LOG}
+        elif one["state"] == "failed":
+            entry |= {"error": one["error"], "boot_log": [*BOOT_LOG, LONG_LINE]}
         elif "image" in one and one["image"] != "display":
             entry |= {"by": "its group"}
         entries[name] = entry

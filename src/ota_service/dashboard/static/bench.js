@@ -58,12 +58,13 @@ export function show(bench = {}) {
   $("tag-form").hidden = !firmware;
   if (firmware) {
     const isApp = firmware.kind === "app";
+    setText($("tag-label"), `${firmware.name} is to run, as version`);
     $("tag").readOnly = !isApp;
     $("tag-set").hidden = !isApp;
     if (document.activeElement !== $("tag")) $("tag").value = firmware.version ?? "";
     setText($("tag-note"), isApp
-      ? "is stored on each board with the firmware, and tells whether it needs an update."
-      : "stands in the manifest, with the tags of its images.");
+      ? "Stored on each board with the firmware: it tells whether a board needs an update."
+      : "It stands in the manifest.");
   }
   const missing = firmware?.missing ?? [];
   refill($("bench-notices"), [missing, merged && !firmware], () => [
@@ -80,6 +81,6 @@ function fileItem(file) {
     h("dl", {}, ...facts([
       ["Firmware", [file.project, file.app_version].filter(Boolean).join(" ")],
       ["Chip", file.chip], ["Size", file.size_bytes && size(file.size_bytes)],
-      ["SHA-256", file.sha256]])),
+      ["SHA-256", file.kind !== "refused" && file.sha256]])),
     file.error && errorNotice(file.error));
 }

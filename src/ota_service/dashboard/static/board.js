@@ -37,6 +37,15 @@ export const FILTERS = {
   absent: ["absent", (board) => board.state === "absent"],
 };
 
+const aimOf = (status) => (status.bench ? status.bench.firmware : status.target) ?? {};
+
+/** A board as it is to be shown: on a bench another firmware may have been dropped since. */
+export function asMeant(board, status) {
+  const dropped = status.bench?.firmware?.kind === "app" && status.bench.firmware.version;
+  const isOld = dropped && board.state === "up_to_date" && board.version !== dropped;
+  return isOld ? { ...board, state: "outdated" } : board;
+}
+
 export const canRelease = (board) => RELEASABLE.includes(board.state);
 export const canActivate = (board) => Boolean(board.staged && !board.staged.stale);
 export const canReach = (board) => !board.phase && board.state !== "absent";
@@ -124,7 +133,7 @@ export class BoardRow {
     this.element.dataset.state = board.state;
     refill(this.state, [board.state, board.phase, board.error?.code], () => [stateBadge(board)]);
     this.showProgress(board, board.phase);
-    const target = board.target ?? status.target ?? {};
+    const target = board.target ?? aimOf(status);
     const marks = [board.image, !board.phase && board.staged, !isWanted(board) && board.error?.code,
       this.said?.mark, board.state === "rolled_back" && isWanted(board)];
     refill(this.marks, marks, () => [
@@ -137,8 +146,8 @@ export class BoardRow {
     const version = stored(board);
     const goes = ["outdated", "updating"].includes(board.state) && version && target.version
       && board.version !== target.version;
-    refill(this.version, [version, goes && target.version], () => [version,
-      goes && h("span", { class: "goes" }, ` → ${target.version}`)]);
+    refill(this.version, [version, goes && target.version], () => [version && h("span", {}, version,
+      goes && h("span", { class: "goes" }, ` → ${target.version}`))]);
     setText(this.running, running(board.running));
     setText(this.port, (board.port ?? "").replace(/^\/dev\/serial\/by-\w+\//, ""));
     this.last = [board, target, status];
@@ -190,8 +199,10 @@ export class BoardRow {
     refill(this.facts, seen, () => [...facts([...rows,
       ["Staged since", board.staged && time(board.staged.since)],
       ["Version read", board.version_read_at && time(board.version_read_at)]])]);
-    refill(this.notices, [board.error, board.notice, this.said, board.state], () => [
+    const whole = this.flash && !status.bench?.merged && board.error?.code === "no-ota-slots";
+    refill(this.notices, [board.error, board.notice, this.said, board.state, whole], () => [
       board.error && !isWanted(board) && errorNotice(board.error),
+      whole && notice("rest", "Or here: drop a Merged Binary on the bench above, and press Flash."),
       isWanted(board) && notice("rest", "Rolled back by a person: it is held there until another "
         + "target is configured, or Release."),
       board.notice && notice("rest", board.notice),

@@ -3,7 +3,7 @@
 // and which are meant by the actions.
 
 import {
-  BoardRow, canActivate, canReach, canRelease, COLUMNS, FILTERS, order,
+  asMeant, BoardRow, canActivate, canReach, canRelease, COLUMNS, FILTERS, order,
 } from "./board.js";
 import { $, arrange, count, h, inOrder, onPress, refill, setIdle, setText } from "./dom.js";
 
@@ -109,10 +109,10 @@ export const row = (name) => rows.get(name);
 
 /** news: the status. */
 export function show(news) {
-  status = news;
-  const boards = inOrder(status.boards);
+  const boards = inOrder(news.boards).map(([name, board]) => [name, asMeant(board, news)]);
+  status = { ...news, boards: Object.fromEntries(boards) };
   for (const name of rows.keys()) {
-    if (status.boards?.[name]) continue;
+    if (status.boards[name]) continue;
     rows.delete(name);
     chosen.delete(name);
   }

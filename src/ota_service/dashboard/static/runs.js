@@ -8,8 +8,10 @@ import {
 import { command } from "./server.js";
 
 const PURPOSES = {
-  plan: "dry run", version: "versions read", verify: "images verified", rollback: "rolled back",
+  update: "to", stage: "staged", activate: "activated", plan: "dry run", version: "versions read",
+  verify: "images verified", log: "start watched", rollback: "rolled back", flash: "replaced whole",
 };
+const OF_A_VERSION = ["update", "stage", "activate"];
 const TRIGGERS = {
   command: "by command", configured: "at configuration", attached: "when attached",
   resumed: "after an interruption",
@@ -52,9 +54,8 @@ class RunItem {
     const boards = inOrder(run.boards);
     refill(this.summary, [run.outcome, run.boards], () => [h("span", { class: "row" },
       badge(outcomeKind(run.outcome), outcome(run.outcome)),
-      h("strong", {}, purpose === "update" ? `to ${run.target?.version ?? ""}`
-        : purpose === "stage" ? `staged ${run.target?.version ?? ""}`
-        : PURPOSES[purpose] ?? words(purpose)),
+      h("strong", {}, PURPOSES[purpose] ?? words(purpose),
+        OF_A_VERSION.includes(purpose) && ` ${run.target?.version ?? ""}`),
       h("span", { class: "dim" }, `${told(purpose, boards)}, ${trigger(run.trigger)}`),
       h("span", { class: "dim" }, time(run.finished_at ?? run.started_at)))]);
     if (this.details.open) this.fetch();
@@ -73,7 +74,7 @@ class RunItem {
 
 function told(purpose, boards) {
   const good = boards.filter(([, board]) => board.outcome === "up_to_date").length;
-  if (purpose === "update") return `${good} of ${boards.length} up to date`;
+  if (["update", "activate"].includes(purpose)) return `${good} of ${boards.length} up to date`;
   return boards.length === 1 ? boards[0][0] : `${boards.length} boards`;
 }
 
