@@ -1,69 +1,95 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Takes the documentation's picture of the dashboard anew, with simulated boards.
+"""Takes the pictures of the page anew: wide and on a phone, light and dark.
 
-./setup.sh --dev -- -m tools.dashboard_picture docs/images/dashboard.png
+./setup.sh --dev -- -m tools.dashboard_picture FOLDER
+
+The documentation has two of them: `fleet-1280-light.png` as docs/images/dashboard.png, and
+`manifest-1280-light.png` as docs/images/manifest.png.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
-from esp32_sim.images import Behaviour, build_app
-from esp32_sim.process import SimBoard, SimProcess
-from ota_service.client.machine import Access, connect
 from ota_service.dashboard.guard import Guard
 from ota_service.dashboard.server import serving
-from tests.support.browser import Browser
-from tests.support.firmware_server import FirmwareServer
-from tests.support.machine import SERVICE, Machine
+from tests.support import page_scenes as scenes
+from tests.support.browser import Browser, Page, browsing, expect, open_page
 
-PROJECT = "arm-controller"
-PANICS = Behaviour(ending="panic", ending_after_s=2.0)
+WINDOWS = {1280: 800, 390: 844}
 
 
-async def picture(out: Path, folder: Path) -> None:
-    """One board up to date, one rolled back, one being written."""
-    specs = [
-        SimBoard(layout, app=build_app(PROJECT, "2.3.1"), version="2.3.1", config={"timed": True})
-        for layout in ("guide", "micro-rdk", "micro-rdk-8mb")
-    ]
-    with SimProcess(folder / "boards", specs) as sim:
-        async with (
-            FirmwareServer.start() as server,
-            Machine.start(folder, tcp=True) as machine,
-            connect(Access(machine.address)) as service,
-            serving(service, Guard("127.0.0.1"), "127.0.0.1", 0, label="localhost:8080") as url,
-            Browser.start() as browser,
-        ):
-            good = server.put("/arm.bin", build_app(PROJECT, "2.4.0", size_bytes=1_000_000))
-            bad = server.put("/rc.bin", build_app(PROJECT, "2.5.0", behaviour=PANICS))
-            boards: list[dict[str, Any]] = [
-                {"name": name, "port": board.url}
-                for name, board in zip(("gripper", "lift", "mast"), sim.boards, strict=True)
-            ]
-            boards[2] |= {"url": bad, "version": "2.5.0"}
-            attributes = {"url": good, "version": "2.4.0", "boards": boards, "auto_update": False}
-            await machine.add(SERVICE, "OTA", attributes)
-            first = {"boards": ["lift", "mast"], "wait_s": 90}
-            await service.command("update", first, wait_s=90)
-            await service.command("update", {"boards": ["gripper"]})
-            page = await browser.open(url)
-            await page.appear(width=1180, height=900)
-            await page.until("document.querySelector('[data-board=gripper] progress')?.value > 40")
-            await page.screenshot(out)
+async def at_boards(page: Page) -> None:
+    """32 boards: those that failed are selected, and the first is open."""
+    await page.click("[data-choose=trouble]")
+    if await page.evaluate("innerWidth") < 500:
+        await page.evaluate("document.querySelector('#bar').scrollIntoView()")
+
+
+async def at_manifest(page: Page) -> None:
+    """The manifest's steps, on a phone below what is to run."""
+    if await page.evaluate("innerWidth") < 500:
+        await page.evaluate("document.querySelector('#manifest').scrollIntoView()")
+
+
+async def at_history(page: Page) -> None:
+    """A run is open, with a boot log."""
+    await page.locator("#history summary").first.click()
+    await page.locator(".run summary").first.click()
+    await page.evaluate("document.querySelector('.run > .notice').scrollIntoView()")
+    await page.evaluate("scrollBy(0, -120)")
+
+
+async def as_it_is(page: Page) -> None:
+    """The top of the page."""
+
+
+PICTURES: dict[str, tuple[Callable[[], scenes.Status], Callable[[Page], Awaitable[None]]]] = {
+    "bench": (scenes.bench_dropped, as_it_is),
+    "fleet": (scenes.fleet_mid_run, at_boards),
+    "manifest": (scenes.going_back, at_manifest),
+    "history": (scenes.gone_back, at_history),
+}
+
+
+async def take(browser: Browser, folder: Path, name: str) -> None:
+    """One scene in each window and scheme."""
+    scene, prepared = PICTURES[name]
+    service = scenes.service_of(scene())
+    label = "this computer" if name == "bench" else "rover.local:8080"
+    async with serving(service, Guard("127.0.0.1"), "127.0.0.1", 0, label=label) as url:
+        for width, height in WINDOWS.items():
+            for scheme in ("light", "dark"):
+                page, _ = await open_page(
+                    browser, url, color_scheme=scheme, viewport={"width": width, "height": height}
+                )
+                await expect(page.locator("#link")).to_have_attribute("data-link", "on")
+                await expect(page.locator("#boards tbody")).not_to_have_count(0)
+                await prepared(page)
+                await page.screenshot(path=folder / f"{name}-{width}-{scheme}.png")
+                await page.context.close()
+
+
+async def pictures(folder: Path) -> None:
+    """All of them."""
+    async with browsing() as browser:
+        for name in PICTURES:
+            await take(browser, folder, name)
 
 
 def main() -> int:
     """The command; returns the exit code."""
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images/dashboard.png")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="esp32-") as folder:
-        asyncio.run(picture(out, Path(folder)))
-    print(f"{out}: {out.stat().st_size:,} bytes")
+    if len(sys.argv) != 2:
+        print("usage: -m tools.dashboard_picture FOLDER", file=sys.stderr)
+        return 2
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    asyncio.run(pictures(folder))
+    for path in sorted(folder.glob("*.png")):
+        print(f"{path}: {path.stat().st_size:,} bytes")
     return 0
 
 

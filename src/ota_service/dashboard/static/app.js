@@ -1,244 +1,198 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-// The page: takes the status as it comes, keeps the cards up to date, and carries commands.
+// The page: lets in, takes the status as it comes, and carries commands.
 
+import { confirmed, toast } from "./ask.js";
+import * as bench from "./bench.js";
+import { planWords } from "./board.js";
+import * as boards from "./boards.js";
 import {
-  BoardCard, compare, errorNotice, h, inOrder, onPress, outcome, runItem, setIdle, setText, size,
-  time, trigger, words,
-} from "./board.js";
+  $, count, errorNotice, h, inOrder, notice, onPress, refill, setText, size, time,
+} from "./dom.js";
+import { outcome, outcomeKind, showHistory, showManifest, trigger } from "./runs.js";
+import { command, events, post, session } from "./server.js";
 
-const $ = (id) => document.getElementById(id);
-const TOAST_MS = 8000;
-
-const cards = new Map();
-let machine = "";
-let status = {};
+let here = {};
+let status = null;
+let heardAt = null;
+let newest = null;
 let historyKey = "";
+let ended = "";
 
-// --- talking to the server
-
-async function post(path, body) {
-  let response;
-  try {
-    response = await fetch(path, {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
-    });
-  } catch {
-    throw { message: "The command esp32-ota dashboard no longer runs.", remedy: "Start it again." };
-  }
-  const reply = await response.json().catch(() => ({}));
-  if (!response.ok) throw reply.error ?? { message: `The server answered ${response.status}.` };
-  return reply;
-}
-
-const command = (verb, args = {}) => post("/api/command", { command: verb, ...args });
-
-function listen() {
-  const events = new EventSource("/api/events");
-  events.onmessage = (event) => {
-    const news = JSON.parse(event.data);
-    if (news.error) lost(news.error);
-    else show(news.status);
-  };
-  events.onerror = () => {
-    link("off", "the page's server is gone, trying again");
-    if (events.readyState === EventSource.CLOSED) setTimeout(begin, 3000);
-  };
-}
-
-function link(state, text) {
-  $("link").dataset.link = state;
-  setText($("link"), text);
-}
-
-function lost(error) {
-  link("off", `${machine} is out of reach`);
-  $("notices").replaceChildren(errorNotice(error));
-}
+const good = (message) => toast({ message }, "good");
 
 // --- showing
 
+function link(state, ...text) {
+  $("link").dataset.link = state;
+  $("link").replaceChildren(...text);
+}
+
 function show(news) {
+  const before = status?.run;
   status = news;
-  link("on", machine);
-  const boards = inOrder(status.boards);
-  showTarget(boards);
-  showBoards(boards);
+  heardAt = new Date();
+  $("page").classList.remove("stale");
+  link("on", here.machine);
+  showFirmware();
+  boards.show(status);
+  if (here.bench) bench.show(status.bench);
+  showManifest(status, newest);
   const run = status.run ?? {};
   const key = `${run.id} ${run.outcome}`;
   if (key !== historyKey) {
     historyKey = key;
-    showHistory();
-    if (run.outcome === "running") for (const card of cards.values()) card.plan = null;
+    showHistory().then((runs) => {
+      newest = runs[0];
+      showManifest(status, newest);
+    }, toast);
+    if (before?.outcome === "running") over(before.id === run.id ? run : before);
+    if (run.outcome === "running") ended = "";
   }
+  showTitle();
 }
 
-function showTarget(boards) {
-  const target = status.target ?? {};
+/** A run has ended while somebody looked on, or looked away. */
+function over(run) {
+  if (run.outcome === "running") return;
+  const all = inOrder(status.boards).map(([, board]) => board);
+  const wrong = all.filter((board) => board.error && board.state !== "absent").length;
+  const message = `The run ${outcome(run.outcome)}: ${all.filter((board) =>
+    board.state === "up_to_date").length} of ${count(all.length, "board")} up to date${
+    wrong ? `, ${wrong} with an error` : ""}.`;
+  toast({ message }, outcomeKind(run.outcome) === "good" ? "ended good" : "ended");
+  ended = outcome(run.outcome);
+}
+
+function showTitle() {
+  const moving = Object.values(status?.boards ?? {}).filter((board) => board.phase).length;
+  const before = moving ? `(${moving}) ` : ended ? `Run ${ended} – ` : "";
+  document.title = `${before}ESP32 boards`;
+}
+
+/** What was said last is shown on, dimmed, with the time that it is of. */
+function lost(error, ...text) {
+  if (heardAt) text.push(", as of ", heardAt.toLocaleTimeString());
+  link("off", ...text);
+  $("page").classList.add("stale");
+  if (status) boards.show({ ...status, stale: true });
+  if (error) refill($("notices"), error, () => [errorNotice(error)]);
+}
+
+function showFirmware() {
+  const { target = {}, run, trust, progress } = status;
+  const busy = run?.outcome === "running";
   setText($("target-version"), target.version ?? "–");
   setText($("target-url"), target.url ?? "");
-  setText($("target-image"), target.size_bytes
-    ? `${target.project} ${target.app_version} for ${target.chip}, ${size(target.size_bytes)}` : "");
-  const run = status.run;
-  const busy = run?.outcome === "running";
-  $("run").replaceChildren(...(run ? [
+  setText($("target-image"), target.manifest ? `a manifest of ${count(target.manifest.images.length, "image")}`
+    : target.size_bytes
+      ? `${target.project} ${target.app_version} for ${target.chip}, ${size(target.size_bytes)}` : "");
+  refill($("run"), run ?? null, () => (run ? [
     busy ? "A run is in progress, began " : `Last run ${outcome(run.outcome)}, `,
     time(run.finished_at ?? run.started_at), `, ${trigger(run.trigger)}.`] : ["No run yet."]));
-  const percent = status.progress?.percent;
   $("download").hidden = status.state !== "downloading";
-  if (percent === undefined) $("download-bar").removeAttribute("value");
-  else $("download-bar").value = percent;
-  const notices = [
-    target.notice ? h("div", { class: "notice" }, target.notice) : null,
-    status.error ? errorNotice(status.error) : null,
-  ].filter(Boolean);
-  const text = JSON.stringify([target.notice, status.error]);
-  if ($("notices").dataset.shown !== text || !notices.length) {
-    $("notices").dataset.shown = text;
-    $("notices").replaceChildren(...notices);
-  }
-  $("cancel-all").hidden = !busy;
-  for (const id of ["update-all", "dry-run-all"]) setIdle($(id), busy);
-  const moving = boards.filter(([, board]) => board.phase).length;
-  document.title = moving ? `(${moving}) ESP32 boards` : "ESP32 boards";
+  if (progress?.percent === undefined) $("download-bar").removeAttribute("value");
+  else $("download-bar").value = progress.percent;
+  refill($("notices"), [target.notice, status.error, trust], () => [
+    target.notice && notice("", target.notice),
+    status.error && stopped(status.error, errorNotice(status.error)),
+    trust?.requires?.length && notice("rest", `This host lets in firmware alone that has: ${
+      trust.requires.join(", ")}.`),
+    trust?.notice && notice("", trust.notice),
+    trust?.error && errorNotice(trust.error),
+  ]);
+  $("cancel").hidden = !busy || !here.verbs.includes("cancel");
 }
 
-function showBoards(boards) {
-  const list = $("boards");
-  const names = new Set(boards.map(([name]) => name));
-  for (const [name, card] of cards) {
-    if (names.has(name)) continue;
-    card.element.remove();
-    cards.delete(name);
-  }
-  const counts = new Map();
-  boards.forEach(([name, board]) => {
-    let card = cards.get(name);
-    if (!card) {
-      card = new BoardCard(name, act);
-      cards.set(name, card);
-      const next = [...cards.keys()].filter((other) => compare(other, name) > 0).sort(compare)[0];
-      list.insertBefore(card.element, cards.get(next)?.element ?? null);
-    }
-    card.show(board, status.target);
-    counts.set(board.state, (counts.get(board.state) ?? 0) + 1);
-  });
-  setText($("counts"), [...counts].map(([state, n]) => `${n} ${words(state)}`).join(", "));
-  $("no-boards").hidden = boards.length > 0;
+/** A firmware that was stopped for all boards is let go by a person. */
+function stopped(error, shown) {
+  if (error.code !== "stopped" || !here.verbs.includes("release")) return shown;
+  const button = h("button", { type: "button" }, "Let it be tried again…");
+  button.addEventListener("click", () => act("stopped", null));
+  shown.append(h("p", {}, button));
+  return shown;
 }
 
-async function showHistory() {
+// --- doing
+
+async function act(verb, whom) {
+  const answer = await confirmed(verb, { ...whom, merged: status.bench?.merged });
+  if (!answer) return;
+  const args = whom?.names ? { boards: whom.names } : {};
+  if (here.bench && whom?.boards?.some(([, board]) => board.state === "candidate")) args.probe = true;
   try {
-    const { runs } = await command("history", { limit: 12, boot_log: true });
-    const open = document.querySelector("#history details[open]")?.dataset.run ?? "";
-    $("history").replaceChildren(...runs.map((run) => runItem(run, run.id === open)));
-    $("no-history").hidden = runs.length > 0;
+    await (DOING[verb] ?? begun)({ verb, whom, args, answer });
   } catch (error) {
     toast(error);
   }
 }
 
-function toast(error, kind = "bad") {
-  const made = errorNotice(error);
-  made.classList.add("toast");
-  if (kind !== "bad") made.classList.replace("bad", kind);
-  $("toasts").append(made);
-  setTimeout(() => made.remove(), TOAST_MS);
-}
-
-// --- asking and doing
-
-const QUESTIONS = {
-  update: (whom) => ({
-    title: `Update ${whom}?`,
-    text: "The boards are restarted to be read. Those whose version differs are written, restarted "
-      + "into the new firmware and watched; one that does not come up goes back.",
-    yes: "Update", check: "Write although the version is equal",
-  }),
-  dry_run: (whom) => ({
-    title: `Dry run for ${whom}?`,
-    text: "The boards are restarted to be read. Nothing is written.", yes: "Read the boards",
-  }),
-  rollback: (whom) => ({
-    title: `Roll back ${whom}?`,
-    text: "The board is restarted into the firmware of its other slot, and held there until the "
-      + "target changes or it is released.",
-    yes: "Roll back",
-  }),
-  cancel: () => ({
-    title: "Cancel the run?",
-    text: "Boards that are being written are restarted into their old firmware; boards behind the "
-      + "switch finish.",
-    yes: "Cancel the run", no: "Go on",
-  }),
+const DOING = {
+  async update({ args, answer }) {
+    return begun({ verb: "update", args: answer.checked ? { ...args, force: true } : args });
+  },
+  async cancel() {
+    await command("cancel");
+    good("The run stops.");
+  },
+  async stopped() {
+    await command("release", { stopped: true });
+    good("The next update takes this firmware up again.");
+  },
+  async release({ whom, args }) {
+    await command("release", whom.names ? args : { all: true });
+    good(`${whom.words} may be taken up again.`);
+  },
+  async dry_run({ args }) {
+    await read("update", { ...args, dry_run: true }, "Dry run", ({ plan }) => plan, (step) => ({
+      mark: planWords(step.action),
+      text: `it ${planWords(step.action)}${step.image ? `, image ${step.image}` : ""}. ${step.reason ?? ""}${
+        step.expected_s ? ` About ${Math.round(step.expected_s)} s.` : ""}`,
+    }));
+  },
+  version: ({ args }) => read("version", args, "Version", (reply) => reply.boards, (board) => ({
+    mark: "version read", text: board.version || "none stored" })),
+  verify: ({ args }) => read("verify", args, "Verified", (reply) => reply.boards, (board) => ({
+    mark: board.matches ? "image matches" : "image differs",
+    text: board.matches ? "what runs is the firmware to run." : "what runs is another firmware." })),
+  rollback: ({ args }) => read("rollback", args, "Roll back", (reply) => reply.boards, (board) => ({
+    mark: `runs ${board.version || board.slot}`,
+    text: `it runs ${board.slot} again, version ${board.version || "none"}.` })),
+  async flash({ whom, answer }) {
+    await command("flash", {
+      board: whom.names[0], confirm: answer.typed, keep_nvs: answer.checked });
+    good(`${whom.words} is being replaced whole.`);
+  },
+  async log({ whom, args }) {
+    const [[name, board]] = whom.boards;
+    if (!board.phase) await command("log", args);
+    boards.row(name)?.watchStart();
+  },
 };
 
-/** Resolves to null, or to {checked} when the person says yes. */
-function ask({ title, text, yes, no = "Leave it", check = "" }) {
-  const dialog = $("ask");
-  setText($("ask-title"), title);
-  setText($("ask-text"), text);
-  setText($("ask-yes"), yes);
-  setText($("ask-no"), no);
-  setText($("ask-check-text"), check);
-  $("ask-option").hidden = !check;
-  $("ask-check").checked = false;
-  dialog.showModal();
-  // At the press itself: the event of the closing comes later, perhaps after the next question.
-  return new Promise((resolve) => {
-    const answered = new AbortController();
-    const answer = (yes) => {
-      answered.abort();
-      resolve(yes ? { checked: $("ask-check").checked } : null);
-    };
-    const { signal } = answered;
-    dialog.addEventListener("submit", (event) => answer(event.submitter.value === "yes"), { signal });
-    dialog.addEventListener("cancel", () => answer(false), { signal });
-  });
+async function begun({ verb, args }) {
+  const { joined } = await command(verb, args);
+  good(joined ? "A run for this firmware is in progress already." : "It began.");
 }
 
-async function act(verb, name = null) {
-  let checked = false;
-  if (QUESTIONS[verb]) {
-    const answer = await ask(QUESTIONS[verb](name ?? "all boards"));
-    if (!answer) return;
-    checked = answer.checked;
+/** A verb that replies for each board; what it says stands with the board until the next one. */
+async function read(verb, args, title, entries, said) {
+  good(`${title}: the boards are asked.`);
+  const found = inOrder(entries(await command(verb, args)));
+  if (!found.length) {
+    good(`${title}: it goes on, and its result comes into the history.`);
+    return;
   }
-  const boards = name === null ? {} : { boards: [name] };
-  try {
-    if (verb === "dry_run") await dryRun(boards);
-    else if (verb === "update") {
-      const { joined } = await command("update", { ...boards, ...(checked && { force: true }) });
-      toast({ message: joined ? "A run for this firmware is in progress already." : "It began." },
-        "good");
-    } else if (verb === "rollback") await rollback(boards);
-    else {
-      await command(verb, boards);
-      toast({ message: verb === "cancel" ? "The run stops." : `${name} may be taken up again.` },
-        "good");
-    }
-  } catch (error) {
-    toast(error);
+  const marks = new Map();
+  for (const [name, entry] of found) {
+    const row = boards.row(name);
+    if (!row) continue;
+    const told = entry.error ? { mark: entry.error.code, error: entry.error } : said(entry);
+    row.said = { title, ...told };
+    marks.set(told.mark, (marks.get(told.mark) ?? 0) + 1);
   }
-}
-
-async function dryRun(boards) {
-  toast({ message: "The boards are being read." }, "good");
-  const { plan } = await command("update", { ...boards, dry_run: true });
-  for (const [name, step] of Object.entries(plan ?? {})) {
-    const card = cards.get(name);
-    if (!card) continue;
-    card.plan = step;
-    card.showNotices(status.boards?.[name] ?? {});
-  }
-}
-
-async function rollback(boards) {
-  const reply = await command("rollback", boards);
-  for (const [name, board] of Object.entries(reply.boards ?? {})) {
-    if (board.error) toast(board.error);
-    else toast({ message: `${name} runs ${board.slot} again, version ${board.version}.` }, "good");
-  }
-  showHistory();
+  boards.show(status);
+  toast({ message: `${title}: ${[...marks].map(([mark, n]) => `${n} ${mark}`).join(", ")}.` },
+    found.some(([, entry]) => entry.error) ? "ended" : "good");
 }
 
 // --- beginning
@@ -249,23 +203,34 @@ async function begin() {
     history.replaceState(null, "", location.pathname);
     await post("/api/login", { token: given }).catch(toast);
   }
-  let response;
-  try {
-    response = await fetch("/api/session");
-  } catch {
-    link("off", "the page's server is gone, trying again");
+  const found = await session();
+  if (found === null) {
+    lost(null, "the page's server is gone, trying again");
     setTimeout(begin, 3000);
     return;
   }
-  $("login").hidden = response.status !== 401;
-  $("page").hidden = !response.ok;
-  if (!response.ok) {
+  const letIn = found !== "stranger";
+  $("login").hidden = letIn;
+  $("page").hidden = !letIn;
+  if (!letIn) {
     link("off", "not let in");
     $("token").focus();
     return;
   }
-  machine = (await response.json()).machine;
-  listen();
+  if (!here.verbs) {
+    boards.begin({ act, refuse: (why) => toast({ message: why }, "ended") }, found);
+    $("bench").hidden = !found.bench;
+    $("target").hidden = found.bench;
+    if (found.bench) bench.begin(toast);
+  }
+  here = found;
+  events("/api/events", (news) => {
+    if (news.error) lost(news.error, `${here.machine} is out of reach`);
+    else show(news.status);
+  }, (gaveUp) => {
+    lost(null, "the page's server is gone, trying again");
+    if (gaveUp) setTimeout(begin, 3000);
+  });
 }
 
 $("login").addEventListener("submit", async (event) => {
@@ -277,12 +242,11 @@ $("login").addEventListener("submit", async (event) => {
     toast(error);
   }
 });
-onPress($("update-all"), () => act("update"));
-onPress($("dry-run-all"), () => act("dry_run"));
-onPress($("cancel-all"), () => act("cancel"));
-setInterval(() => {
-  for (const shown of document.querySelectorAll("time")) {
-    setText(shown, time(shown.dateTime).textContent);
-  }
-}, 15000);
+onPress($("cancel"), () => act("cancel", null));
+for (const event of ["focus", "pointerdown", "keydown"]) {
+  addEventListener(event, () => {
+    ended = "";
+    showTitle();
+  });
+}
 begin();

@@ -1,134 +1,157 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-// What one board, one error and one run look like. Elements are made here and filled with text
-// alone, never with markup: names and messages come from elsewhere.
+// One board: what its state means, its row, and its details, which open below the row.
 
-/** An element with properties and children; a child that is null is left out. */
-export function h(tag, props = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(props)) {
-    if (name === "class") made.className = value;
-    else if (name in made) made[name] = value;
-    else made.setAttribute(name, value);
-  }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
-  return made;
-}
-
-/** Change a text only where it differs, so that a selection in it stays. */
-export function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
-
-/** "board 2" comes before "board 10". */
-export const compare = new Intl.Collator(undefined, { numeric: true }).compare;
-
-/** The boards of a status or a run, by name: on their way through Viam they lose their order. */
-export const inOrder = (boards) => Object.entries(boards ?? {}).sort(([a], [b]) => compare(a, b));
-
-/** Grey a button out and let it keep the focus, which `disabled` would take from a keyboard. */
-export function setIdle(button, idle) {
-  button.setAttribute("aria-disabled", String(idle));
-}
-
-const isIdle = (button) => button.getAttribute("aria-disabled") === "true";
-
-/** Call `act` when a button is pressed that is not greyed out. */
-export function onPress(button, act) {
-  button.addEventListener("click", () => { if (!isIdle(button)) act(); });
-}
+import {
+  badge, compare, duration, errorNotice, facts, h, logText, notice, onPress, refill, setIdle,
+  setText, size, time, words,
+} from "./dom.js";
+import { command, events } from "./server.js";
 
 const KINDS = {
-  up_to_date: "good", updating: "busy", outdated: "warn", awaiting_confirmation: "warn",
-  rolled_back: "bad", failed: "bad", set_aside: "bad", unsupported: "bad", unrecognised: "bad",
+  failed: "bad", rolled_back: "bad", set_aside: "bad", unsupported: "bad", unrecognised: "bad",
+  absent: "warn", awaiting_confirmation: "warn", outdated: "warn", updating: "busy",
+  up_to_date: "good",
 };
-const SIGNS = { good: "✓ ", bad: "✗ ", warn: "! ", busy: "" };
-const GOING = ["outdated", "updating"];
+const RANKS = ["bad", "busy", "warn", "", "good"];
 const RELEASABLE = ["set_aside", "rolled_back", "failed", "unrecognised"];
 
-export const words = (name) => String(name ?? "").replaceAll("_", " ");
+/** A person's rollback is held as that person wanted it: nothing has failed. */
+const isWanted = (board) =>
+  board.state === "rolled_back" && (!board.error || board.error.code === "cancelled");
 
-export function badge(state, text = words(state)) {
-  const kind = KINDS[state] ?? "";
-  return h("span", { class: `badge ${kind}` }, (SIGNS[kind] ?? "") + text);
+export function kindOf(board) {
+  if (board.phase && board.state !== "awaiting_confirmation") return "busy";
+  return isWanted(board) ? "" : KINDS[board.state] ?? "";
 }
 
-/** Text whose `words in backquotes` are code. */
-const prose = (text = "") => text.split("`").map((part, at) => (at % 2 ? h("code", {}, part) : part));
+export const stateBadge = (board) =>
+  badge(kindOf(board), isWanted(board) ? "rolled back as asked" : words(board.state));
 
-export function errorNotice(error, before = "") {
-  return h("div", { class: "notice bad" },
-    before ? h("strong", {}, `${before}: `) : null,
-    ...prose(error.message), " ", h("strong", {}, ...prose(error.remedy)), " ",
-    error.code ? h("code", { class: "code" }, error.code) : null);
+export const FILTERS = {
+  all: ["all", () => true],
+  trouble: ["failed", (board) => kindOf(board) === "bad"],
+  busy: ["being worked on", (board) => Boolean(board.phase)],
+  outdated: ["outdated", (board) => board.state === "outdated"],
+  staged: ["staged", (board) => Boolean(board.staged)],
+  up_to_date: ["up to date", (board) => board.state === "up_to_date"],
+  absent: ["absent", (board) => board.state === "absent"],
+};
+
+const aimOf = (status) => (status.bench ? status.bench.firmware : status.target) ?? {};
+
+/** A board as it is to be shown: on a bench another firmware may have been dropped since. */
+export function asMeant(board, status) {
+  const dropped = status.bench?.firmware?.kind === "app" && status.bench.firmware.version;
+  const isOld = dropped && board.state === "up_to_date" && board.version !== dropped;
+  return isOld ? { ...board, state: "outdated" } : board;
 }
 
-export function ago(moment) {
-  const age = (Date.now() - Date.parse(moment)) / 1000;
-  if (!Number.isFinite(age)) return "";
-  for (const [unit, name] of [[86400, "days"], [3600, "h"], [60, "min"]]) {
-    if (age >= 2 * unit) return `${Math.round(age / unit)} ${name} ago`;
-  }
-  return age < 5 ? "just now" : `${Math.round(age)} s ago`;
-}
+export const canRelease = (board) => RELEASABLE.includes(board.state);
+export const canActivate = (board) => Boolean(board.staged && !board.staged.stale);
+export const canReach = (board) => !board.phase && board.state !== "absent";
 
-export function time(moment) {
-  return h("time", { dateTime: moment, title: new Date(moment).toLocaleString() }, ago(moment));
-}
+const running = ({ project, app_version, slot } = {}) =>
+  [project, app_version, slot && `in ${slot}`].filter(Boolean).join(" ");
+const stored = (board) => (board.version === "" ? "none stored" : board.version ?? "");
+export const wayBack = (board) =>
+  (board.back ? `${board.back.version || "no version"} in ${board.back.slot}` : "");
 
-export function size(bytes) {
-  if (bytes >= 1 << 20) return `${+(bytes / (1 << 20)).toFixed(2)} MB`;
-  return bytes >= 1024 ? `${Math.round(bytes / 1024)} kB` : `${bytes} B`;
-}
+/** What a column shows, and is sorted by; failures come first. */
+export const COLUMNS = {
+  board: ["Board", (board, name) => name],
+  state: ["State", (board) => `${RANKS.indexOf(kindOf(board))} ${board.error ? 0 : 1} ${board.state}`],
+  version: ["Version", stored],
+  running: ["Running", (board) => running(board.running)],
+  port: ["Port", (board) => board.port ?? ""],
+};
 
-function duration(seconds) {
-  const whole = Math.round(seconds);
-  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
-}
+export const order = (column) => ([a, one], [b, other]) =>
+  compare(COLUMNS[column][1](one, a), COLUMNS[column][1](other, b)) || compare(a, b);
 
-/** The card of one board. It lives as long as its board and is filled anew with each status, so
- * that the keyboard's focus stays where it is. */
-export class BoardCard {
-  constructor(name, act) {
+const PLANS = {
+  none: "stays as it is", write: "would be written", switch: "would switch slots",
+  record: "would get the version", refuse: "would be refused",
+};
+export const planWords = (action) => PLANS[action] ?? action;
+
+let made = 0;
+
+/** The row of one board. It lives as long as its board and is filled anew with each status, so that
+ * the keyboard's focus stays where it is. acts: {choose(name, chosen, upTo), act(verb, name)}. */
+export class BoardRow {
+  constructor(name, verbs, acts) {
     this.name = name;
+    this.acts = acts;
+    this.said = null;
+    made += 1;
+    const cell = (label, ...children) =>
+      h("td", { role: "cell", class: label.toLowerCase(), "data-label": label }, ...children);
+    this.pick = h("input", { type: "checkbox", "aria-label": `Select ${name}` });
+    this.pick.addEventListener("click", (event) =>
+      acts.choose(name, this.pick.checked, event.shiftKey));
+    this.opener = h("button", { type: "button", class: "name", "aria-expanded": "false",
+      "aria-controls": `details-${made}` }, name);
+    this.opener.addEventListener("click", () => this.open(this.details.hidden));
     this.state = h("span");
     this.bar = h("progress", { max: 100, "aria-label": `${name}, progress` });
     this.what = h("span");
     this.left = h("span");
     this.progress = h("div", { class: "progress", hidden: true }, this.bar,
       h("div", { class: "row" }, this.what, this.left));
+    this.marks = h("div", { class: "marks" });
+    this.version = cell("Version");
+    this.running = cell("Running");
+    this.port = cell("Port");
+    this.port.classList.add("mono");
     this.facts = h("dl");
-    this.notices = h("div");
-    this.plan = null;
-    const button = (text, verb, options = {}) => {
-      const label = `${text.replace("…", "")} ${name}`;
-      const made = h("button", { type: "button", "aria-label": label, ...options }, text);
-      onPress(made, () => act(verb, name));
-      return made;
+    this.notices = h("div", { class: "notices" });
+    this.log = h("div");
+    this.buttons = h("div", { class: "row" });
+    const button = (verb, text) => {
+      if (!verbs.includes(verb)) return null;
+      const shown = h("button", { type: "button", "aria-label": `${text.replace("…", "")}, ${name}` }, text);
+      onPress(shown, () => acts.act(verb, name), acts.refuse);
+      this.buttons.append(shown);
+      return shown;
     };
-    this.update = button("Update…", "update");
-    this.dryRun = button("Dry run…", "dry_run");
-    this.rollback = button("Roll back…", "rollback");
-    this.release = button("Release", "release", { hidden: true });
-    this.element = h("li", { class: "card board", "data-board": name },
-      h("div", { class: "bar" }, h("h3", {}, name), this.state),
-      this.progress, this.facts, this.notices,
-      h("div", { class: "row buttons" }, this.update, this.dryRun, this.rollback, this.release));
+    this.flash = button("flash", "Flash…");
+    this.watch = button("log", "Watch it start…");
+    this.details = h("tr", { role: "row", class: "details", id: `details-${made}`, hidden: true },
+      h("td", { role: "cell", colSpan: 6 }, h("div", { class: "sides" }, this.facts,
+        h("div", { class: "side" }, this.notices, this.log, this.buttons))));
+    this.element = h("tbody", { role: "rowgroup", "data-board": name },
+      h("tr", { role: "row" },
+        h("td", { role: "cell", class: "pick" }, this.pick),
+        h("th", { role: "rowheader", scope: "row" }, this.opener),
+        cell("State", this.state, this.progress, this.marks),
+        this.version, this.running, this.port),
+      this.details);
   }
 
-  /** board: of the status. target: the service's, for boards that have none of their own. */
-  show(board, target = {}) {
-    const phase = board.phase;
-    const shown = phase && board.state !== "awaiting_confirmation" ? "updating" : board.state;
-    this.state.replaceChildren(badge(shown, words(board.state)));
+  /** status: of the service, board: its entry in it. */
+  show(board, status) {
     this.element.dataset.state = board.state;
-    this.showProgress(board, phase);
-    this.showFacts(board, board.target ?? target);
-    this.showNotices(board);
-    for (const button of [this.update, this.dryRun, this.rollback]) {
-      setIdle(button, Boolean(phase) || board.state === "absent");
-    }
-    this.update.className = board.state === "outdated" ? "main" : "";
-    this.release.hidden = !RELEASABLE.includes(board.state);
+    refill(this.state, [board.state, board.phase, board.error?.code], () => [stateBadge(board)]);
+    this.showProgress(board, board.phase);
+    const target = board.target ?? aimOf(status);
+    const marks = [board.image, !board.phase && board.staged, !isWanted(board) && board.error?.code,
+      this.said?.mark, board.state === "rolled_back" && isWanted(board)];
+    refill(this.marks, marks, () => [
+      board.image && h("span", {}, `image ${board.image}`),
+      !board.phase && board.staged && h("span", {}, `staged ${board.staged.version}`,
+        board.staged.stale ? ", of another target, " : ", ", time(board.staged.since)),
+      marks[2] && h("code", {}, marks[2]),
+      this.said?.mark && h("span", {}, this.said.mark),
+    ]);
+    const version = stored(board);
+    const goes = ["outdated", "updating"].includes(board.state) && version && target.version
+      && board.version !== target.version;
+    refill(this.version, [version, goes && target.version], () => [version && h("span", {}, version,
+      goes && h("span", { class: "goes" }, ` → ${target.version}`))]);
+    setText(this.running, running(board.running));
+    setText(this.port, (board.port ?? "").replace(/^\/dev\/serial\/by-\w+\//, ""));
+    this.last = [board, target, status];
+    if (!this.details.hidden) this.showDetails(...this.last);
   }
 
   showProgress(board, phase) {
@@ -150,103 +173,87 @@ export class BoardCard {
     }
   }
 
-  showFacts(board, target) {
-    const running = board.running ?? {};
-    const version = board.version === undefined ? "" : board.version || "none stored";
-    const goes = GOING.includes(board.state) && version && target.version
-      && board.version !== target.version;
+  // --- the details
+
+  open(yes) {
+    this.details.hidden = !yes;
+    this.opener.setAttribute("aria-expanded", String(yes));
+    if (!yes) return;
+    this.showDetails(...this.last);
+    this.findLog();
+  }
+
+  showDetails(board, target, status) {
     const rows = [
-      ["Version", goes ? `${version} → ${target.version}` : version],
-      ["Pinned to", board.target ? `${target.version}, ${target.url}` : ""],
-      ["Running", [running.project, running.app_version].filter(Boolean).join(" ")
-        + (running.slot ? ` in ${running.slot}` : "")],
-      ["Chip", [board.chip, board.flash_bytes ? size(board.flash_bytes) : ""]
-        .filter(Boolean).join(", ")],
-      ["MAC", board.mac ?? ""],
-      ["Port", board.port ?? ""],
-      ["Attempts", board.attempts ? `${board.attempts} failed` : ""],
-    ].filter(([, value]) => value);
-    const text = JSON.stringify(rows);
-    if (this.facts.dataset.shown === text) return;
-    this.facts.dataset.shown = text;
-    this.facts.replaceChildren(...rows.flatMap(([name, value]) => [
-      h("dt", {}, name),
-      h("dd", { class: name === "MAC" || name === "Port" ? "mono" : "" }, value)]));
+      ["Version to run", board.state === "up_to_date" ? "" : target.version],
+      ["Pinned to", board.target && !board.image ? target.url : ""],
+      ["Rolls back to", wayBack(board)],
+      ["Chip", [board.chip, board.flash_bytes && size(board.flash_bytes)].filter(Boolean).join(", ")],
+      ["MAC", board.mac],
+      ["Port", board.port],
+      ["Attempts", board.attempts && `${board.attempts} failed`],
+      ["Staged", board.staged && `${board.staged.version} in ${board.staged.slot}`],
+      ["Staged SHA-256", board.staged?.digest],
+    ];
+    const seen = [rows, board.staged?.since, board.version_read_at];
+    refill(this.facts, seen, () => [...facts([...rows,
+      ["Staged since", board.staged && time(board.staged.since)],
+      ["Version read", board.version_read_at && time(board.version_read_at)]])]);
+    const whole = this.flash && !status.bench?.merged && board.error?.code === "no-ota-slots";
+    refill(this.notices, [board.error, board.notice, this.said, board.state, whole], () => [
+      board.error && !isWanted(board) && errorNotice(board.error),
+      whole && notice("rest", "Or here: drop a Merged Binary on the bench above, and press Flash."),
+      isWanted(board) && notice("rest", "Rolled back by a person: it is held there until another "
+        + "target is configured, or Release."),
+      board.notice && notice("rest", board.notice),
+      this.said?.error && errorNotice(this.said.error, this.said.title),
+      this.said?.text && notice("rest", h("strong", {}, `${this.said.title}: `), this.said.text),
+    ]);
+    if (this.flash) {
+      const why = status.bench?.merged ? "" : "Drop a Merged Binary on the bench first.";
+      setIdle(this.flash, why || !canReach(board), why || "The board cannot be reached now.");
+    }
+    if (this.watch) {
+      setText(this.watch, board.phase ? "Watch it start" : "Watch it start…");
+      setIdle(this.watch, board.state === "absent", "The board is not attached.");
+    }
   }
 
-  showNotices(board) {
-    const text = JSON.stringify([board.error, this.plan, board.notice]);
-    if (this.notices.dataset.shown === text) return;
-    this.notices.dataset.shown = text;
-    this.notices.replaceChildren(...[
-      board.error ? errorNotice(board.error) : null,
-      board.notice ? h("div", { class: "notice rest" }, board.notice) : null,
-      this.plan ? h("div", { class: "notice rest" },
-        h("strong", {}, `Dry run: ${PLANS[this.plan.action] ?? this.plan.action}. `),
-        this.plan.reason ?? "") : null,
-    ].filter(Boolean));
+  /** What the board printed when it last started under an eye, from the history. */
+  async findLog() {
+    const { runs = [] } = await command("history", { board: this.name, limit: 5, boot_log: true })
+      .catch(() => ({}));
+    const entries = runs.map((run) => [run, Object.values(run.boards ?? {})[0]]);
+    const found = entries.find(([, entry]) => entry?.boot_log?.length);
+    if (!found || this.live) return;
+    const [run, entry] = found;
+    refill(this.log, [run.id, entry.boot_log], () => [
+      h("details", { open: kindOf(this.last[0]) === "bad" },
+        h("summary", {}, "Boot log, ", time(run.finished_at ?? run.started_at)),
+        logText(entry.boot_log))]);
   }
-}
 
-const PLANS = {
-  none: "it stays as it is", write: "it would be written", switch: "it would switch slots",
-  record: "it would get the version", refuse: "it would be refused",
-};
-
-const PURPOSES = { plan: "dry run", version: "versions read", verify: "images verified" };
-export const outcome = (name) => (name === "partly" ? "succeeded in part" : words(name));
-
-const TRIGGERS = {
-  command: "by command", configured: "at configuration", attached: "when attached",
-  resumed: "after an interruption",
-};
-export const trigger = (name) => TRIGGERS[name] ?? words(name);
-
-const OUTCOMES = { succeeded: "up_to_date", running: "updating", partly: "outdated" };
-
-/** One run of the history, to be unfolded. */
-export function runItem(run, open) {
-  const boards = inOrder(run.boards);
-  const purpose = run.target?.purpose ?? "update";
-  const good = boards.filter(([, board]) => board.outcome === "up_to_date").length;
-  const told = purpose === "update" ? `${good} of ${boards.length} up to date`
-    : `${boards.length} ${boards.length === 1 ? "board" : "boards"}`;
-  const details = h("details", { open, "data-run": run.id },
-    h("summary", {}, h("span", { class: "row" },
-      badge(OUTCOMES[run.outcome] ?? "failed", outcome(run.outcome)),
-      h("strong", {}, purpose === "update" ? `to ${run.target?.version ?? ""}`
-        : PURPOSES[purpose] ?? words(purpose)),
-      h("span", { class: "dim" }, `${told}, ${trigger(run.trigger)}`),
-      h("span", { class: "dim" }, time(run.finished_at ?? run.started_at)))),
-    h("div", { class: "run" }, runTable(boards), ...runErrors(run, boards), ...bootLogs(boards)));
-  return h("li", {}, details);
-}
-
-function runTable(boards) {
-  const head = ["board", "from", "to", "outcome", "seconds"];
-  const seconds = (board) => Object.values(board.phases ?? {}).reduce((sum, s) => sum + s, 0);
-  return h("div", { class: "scroll" }, h("table", {},
-    h("thead", {}, h("tr", {}, ...head.map((name) =>
-      h("th", { scope: "col", class: name === "seconds" ? "number" : "" }, name)))),
-    h("tbody", {}, ...boards.map(([name, board]) => h("tr", {},
-      h("td", {}, name), h("td", {}, board.from ?? ""), h("td", {}, board.to ?? ""),
-      h("td", {}, words(board.outcome)),
-      h("td", { class: "number" }, seconds(board) ? seconds(board).toFixed(1) : ""))))));
-}
-
-function runErrors(run, boards) {
-  const found = boards.filter(([, board]) => board.error)
-    .map(([name, board]) => errorNotice(board.error, name));
-  found.push(...boards.filter(([, board]) => board.notice).map(([name, board]) =>
-    h("div", { class: "notice rest" }, h("strong", {}, `${name}: `), board.notice)));
-  if (run.error && !boards.some(([, board]) => board.error?.code === run.error.code)) {
-    found.push(errorNotice(run.error));
+  /** The lines of its start, as they come. */
+  watchStart() {
+    this.live?.close();
+    this.open(true);
+    const lines = h("pre", { tabIndex: 0, role: "log", "aria-label": `Boot log of ${this.name}` });
+    const verdict = h("p", { class: "dim", role: "status" }, "The board starts.");
+    refill(this.log, ["live", Date.now()], () => [lines, verdict]);
+    const end = (text) => {
+      this.live = null;
+      setText(verdict, text);
+      return true;
+    };
+    this.live = events(`/api/log?board=${encodeURIComponent(this.name)}`, (news) => {
+      if (news.end) return end(news.end.verdict ?? "It ended.");
+      if (news.error) return end(news.error.message);
+      lines.append(`${news.line}\n`);
+      lines.scrollTop = lines.scrollHeight;
+      return false;
+    }, () => {
+      this.live?.close();
+      end("The connection was lost.");
+    });
   }
-  return found;
-}
-
-function bootLogs(boards) {
-  return boards.filter(([, board]) => board.boot_log && board.error).map(([name, board]) =>
-    h("details", {}, h("summary", {}, `Boot log of ${name}`),
-      h("pre", { tabIndex: 0 }, board.boot_log.join("\n"))));
 }

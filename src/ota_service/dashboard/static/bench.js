@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+// The bench: files that are dropped, what they are, and the tag that boards will get.
+
+import { $, badge, errorNotice, facts, h, notice, refill, setText, size } from "./dom.js";
+import { command, upload } from "./server.js";
+
+const KINDS = {
+  app: ["good", "App Image"], merged: ["", "Merged Binary"], manifest: ["good", "manifest"],
+  refused: ["bad", "refused"],
+};
+
+let tell;
+
+/** say: is given each error. */
+export function begin(say) {
+  tell = say;
+  const zone = $("bench");
+  for (const event of ["dragenter", "dragover"]) {
+    zone.addEventListener(event, (drag) => {
+      drag.preventDefault();
+      zone.classList.add("over");
+    });
+  }
+  for (const event of ["dragleave", "drop"]) {
+    zone.addEventListener(event, () => zone.classList.remove("over"));
+  }
+  // Beside the zone, too: a browser would leave the page to show the file.
+  for (const event of ["dragover", "drop"]) {
+    addEventListener(event, (drag) => drag.preventDefault());
+  }
+  zone.addEventListener("drop", (drag) => take(drag.dataTransfer.files));
+  $("choose").addEventListener("click", () => $("files").click());
+  $("files").addEventListener("change", async () => {
+    await take([...$("files").files]);
+    $("files").value = "";
+  });
+  $("clear").addEventListener("click", () => command("clear").catch(tell));
+  $("tag-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    command("tag", { version: $("tag").value }).then(() => $("tag").blur(), tell);
+  });
+}
+
+async function take(files) {
+  for (const file of [...files]) {
+    setText($("taking"), `${file.name} is being read.`);
+    await upload(file).catch(tell);
+  }
+  setText($("taking"), "");
+}
+
+/** bench: of the status. */
+export function show(bench = {}) {
+  const { files = [], firmware, merged } = bench;
+  refill($("dropped"), files, () => files.map(fileItem));
+  $("bench-hint").hidden = files.length > 0;
+  $("clear").hidden = files.length === 0;
+  $("tag-form").hidden = !firmware;
+  if (firmware) {
+    const isApp = firmware.kind === "app";
+    setText($("tag-label"), `${firmware.name} is to run, as version`);
+    $("tag").readOnly = !isApp;
+    $("tag-set").hidden = !isApp;
+    if (document.activeElement !== $("tag")) $("tag").value = firmware.version ?? "";
+    setText($("tag-note"), isApp
+      ? "Stored on each board with the firmware: it tells whether a board needs an update."
+      : "It stands in the manifest.");
+  }
+  const missing = firmware?.missing ?? [];
+  refill($("bench-notices"), [missing, merged && !firmware], () => [
+    missing.length > 0 && notice("", h("strong", {}, "Still missing: "),
+      `${missing.join(", ")}. The manifest names them: drop them here, too.`),
+    merged && !firmware && notice("rest", "A Merged Binary replaces all that is on a board: open a "
+      + "board below by its name, and press Flash. For an update drop an App Image."),
+  ]);
+}
+
+function fileItem(file) {
+  const [kind, text] = KINDS[file.kind] ?? ["", file.kind];
+  return h("li", {}, h("p", { class: "row" }, badge(kind, text), h("strong", {}, file.name)),
+    h("dl", {}, ...facts([
+      ["Firmware", [file.project, file.app_version].filter(Boolean).join(" ")],
+      ["Chip", file.chip], ["Size", file.size_bytes && size(file.size_bytes)],
+      ["SHA-256", file.kind !== "refused" && file.sha256]])),
+    file.error && errorNotice(file.error));
+}
