@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -62,6 +62,10 @@ _EVENTS: dict[Purpose, Event] = {
     **dict.fromkeys(UPDATES, "update"),
     **{purpose: purpose for purpose in ("plan", "rollback", "back", "flash")},
 }
+
+
+HEARD_S = 1.0
+"""How long tasks of boards are waited for, which take milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -1016,6 +1020,13 @@ class Board:
         """Another target may have come meanwhile."""
         if order.target.key != self._sight.target.key:
             self._sight.retarget(self._sight.target)
+
+
+async def heard(boards: Iterable[Board]) -> None:
+    """They have taken in what was posted; one that is listed no more never does."""
+    waits = [board.heard() for board in boards]
+    if waits:
+        await asyncio.wait(waits, timeout=HEARD_S)
 
 
 def _order(message: Message) -> Order:

@@ -129,10 +129,8 @@ async def _refused(sight: Sight, around: Around, order: Order, error: OtaError) 
 async def set_aside(sight: Sight, around: Around, order: Order, error: OtaError) -> None:
     """The attempts are used up."""
     key = sight.about.mac or sight.about.name
-    await around.journaled(
-        around.memory.journal.set_attempt_state, key, order.target.key, "set_aside",
-        code=error.code, message=error.message,
-    )  # fmt: skip
+    note = around.memory.journal.set_attempt_state
+    await around.journaled(note, key, order.target.key, "set_aside", error)
     sight.about.state = "set_aside"
 
 

@@ -105,10 +105,6 @@ class FleetService:
         reply: dict[str, Any] = await method(**arguments)
         return reply
 
-    async def forget_ports(self) -> None:
-        """Take whatever is behind the configured ports for the right board."""
-        await self._engine.forget_ports()
-
     async def close(self) -> None:
         """Let go: the run goes on for the grace. Idempotent; returns at once."""
         engine = self._engine
