@@ -215,22 +215,28 @@ class Group:
         for member, error in zip(todo, found, strict=True):
             member.mac = member.board.shown.mac if member.board is not None else None
             member.error = error
-        failed = [error for error in found if error is not None]
+        event = self._unstaged()
+        if event is not None:
+            await self._take(event)
+        return event is None
+
+    def _unstaged(self) -> Event | None:
+        """What has become of the staging; None: every member is staged."""
         if self.engine.closing or self._is_cancelled:
             self.why = OtaError("cancelled")
-            await self._take("end" if self.engine.closing else "cancel")
-            return False
+            return "end" if self.engine.closing else "cancel"
+        failed = {m: m.error for m in self._todo if m.error is not None}
         if not failed:
-            return True
-        first = next((error for error in failed if error.code != "cancelled"), failed[0])
-        ends = {member.end for member in todo if member.error is not None}
-        if first.code in ("cancelled", "stopped") or ends == {"no-firmware"}:
+            return None
+        errors = list(failed.values())
+        first = next((error for error in errors if error.code != "cancelled"), errors[0])
+        for_all = {member.end for member in failed} == {"no-firmware"}
+        if for_all or first.code in ("cancelled", "stopped"):
             self.why = first
         else:
-            each = [f"{m.name}: {m.error.message}" for m in todo if m.error is not None]
+            each = [f"{member.name}: {error.message}" for member, error in failed.items()]
             self.why = _incomplete(self.named, each)
-        await self._take("cancel" if first.code == "cancelled" else "unstaged")
-        return False
+        return "cancel" if first.code == "cancelled" else "unstaged"
 
     async def _look_ahead(
         self, todo: Sequence[Member], stack: AsyncExitStack
