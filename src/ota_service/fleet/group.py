@@ -31,7 +31,6 @@ from ota_service.fleet.orders import Answer, End, Order, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Permits
 from ota_service.fleet.settings import Override
-from ota_service.update.plan import require_staged
 from ota_service.update.session import Image
 
 if TYPE_CHECKING:
@@ -270,14 +269,9 @@ class Group:
 
     async def _recall(self, member: Member) -> OtaError | None:
         """Of an activation: what was staged and proven before."""
-        memory, target, mac = self.engine.memory, member.order.target, member.order.place.mac
-
-        def recall() -> None:
-            staged = memory.staged(mac, target.key) if mac is not None else None
-            require_staged(staged, target.version)
-
+        order, memory = member.order, self.engine.memory
         try:
-            await self.engine.journaled(recall)
+            await self.engine.journaled(memory.require_staged, order.place.mac, order.target)
         except OtaError as error:
             member.before = member.board is not None and policy.is_good(member.board.shown)
             return None if member.before else error

@@ -36,8 +36,7 @@ _HISTORY = 20
 
 def concerns(run: Run, board: Board) -> bool:
     """Whether a run may find a manifest for this board."""
-    entry = board.shown.entry
-    return run.purpose in BY_MANIFEST and (entry is None or not entry.is_pinned)
+    return run.purpose in BY_MANIFEST and not board.shown.is_pinned
 
 
 async def go(run: Run, pairs: Pairs) -> None:

@@ -34,6 +34,7 @@ from ota_service.update.bootable import HEAD_BYTES
 from ota_service.update.facts import BoardFacts, SlotFact, Staged
 from ota_service.update.flash_merged import FlashOutcome
 from ota_service.update.inspect import App, Inspection
+from ota_service.update.plan import require_staged
 from ota_service.update.session import Awaited, Brought, Image, Outcome
 
 _ELSEWHERE = "/elsewhere"
@@ -124,7 +125,11 @@ class Memory:
             staged=self.staged(mac, target),
         )
 
-    def staged(self, mac: str, target: str) -> Staged | None:
+    def require_staged(self, mac: str | None, target: Target) -> Staged:
+        """What waits on a board to be activated, which is the target's. Raises OtaError."""
+        return require_staged(self.staged(mac, target.key), target.version)
+
+    def staged(self, mac: str | None, target: str) -> Staged | None:
         """What waits on a board to be activated; target: the key of the board's."""
         record = self.journal.get(StagedRecord, mac=mac)
         if record is None:

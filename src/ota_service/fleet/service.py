@@ -290,11 +290,10 @@ class FleetService:
             meant = ", ".join(names) or "none"
             raise UnknownBoard(f"{verb} is for one board; the boards named are: {meant}")
         known = self._engine.boards[names[0]].shown
-        mac = known.mac or (known.entry.mac if known.entry is not None else None)
-        if mac is not None and mac != confirm:
+        if known.known_mac not in (None, confirm):
             raise OtaError(
                 "wrong-board",
-                f"The board {known.name} is {mac}, and {confirm} was confirmed.",
+                f"The board {known.name} is {known.known_mac}, and {confirm} was confirmed.",
                 remedy="Confirm the MAC of the board that is to be written.",
             )
 

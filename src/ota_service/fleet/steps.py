@@ -128,9 +128,7 @@ def _why_not_further(run: Run, pairs: Pairs) -> OtaError | None:
 
 def _is_ours(run: Run, board: Board) -> bool:
     """Whether it is one of the manifest's still: it may be pinned or listed no more by now."""
-    entry = board.shown.entry
-    listed = run.engine.boards.get(board.shown.name) is board
-    return listed and (entry is None or not entry.is_pinned)
+    return run.engine.boards.get(board.shown.name) is board and not board.shown.is_pinned
 
 
 def _words(about: BoardState) -> str:
