@@ -639,7 +639,7 @@ def test_a_target_is_reached_where_it_was_and_nothing_failed_since(at_desk: AtDe
         desk.journal.end_attempt(MAC, OTHER.key, succeeded=True)
         assert not reached()
         desk.journal.end_attempt(MAC, TARGET.key, succeeded=True)
-        desk.journal.end_attempt(MAC, TARGET.key, succeeded=False, code="boot-failed")
+        desk.journal.end_attempt(MAC, TARGET.key, succeeded=False, error=OtaError("boot-failed"))
         assert not reached()
 
     at_desk(test)

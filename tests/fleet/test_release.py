@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import open_journal
@@ -88,7 +89,7 @@ async def test_a_version_that_was_read_before_a_lost_session_is_no_evidence(
             journal.begin_attempt(MAC, tried)
         if how not in (None, "cut"):
             code = codes.get(str(how), str(how))
-            journal.end_attempt(MAC, tried, succeeded=False, code=code)
+            journal.end_attempt(MAC, tried, succeeded=False, error=OtaError(code))
         if how == "read":  # and looked at since then
             journal.update_board(MAC, version_read_at=utc_now())
         service = await FleetService.open(settings)
@@ -110,7 +111,7 @@ def test_what_was_read_before_an_attempt_does_not_stand_in_for_a_look(tmp_path: 
         assert not stands_in(place, memory, "2")
         journal.begin_attempt(MAC, "another target")
         assert not stands_in(place, memory, "1")
-        journal.end_attempt(MAC, "another target", succeeded=False, code="link-lost")
+        journal.end_attempt(MAC, "another target", succeeded=False, error=OtaError("link-lost"))
         assert not stands_in(place, memory, "1")
 
 
@@ -123,7 +124,9 @@ async def test_a_released_board_is_not_believed_to_be_up_to_date(
     with open_journal(settings.state_dir) as journal:
         journal.put(NameRecord("OTA", "a", MAC))
         journal.put(BoardRecord(MAC, version=stored, version_read_at=utc_now()))
-        journal.set_attempt_state(MAC, settings.target.key, "set_aside", code="link-lost")
+        journal.set_attempt_state(
+            MAC, settings.target.key, "set_aside", error=OtaError("link-lost")
+        )
         service = await FleetService.open(settings)
         try:
             await _placed(service)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ota_service.errors import OtaError
 from ota_service.fleet import journal as journal_module
 from ota_service.fleet import journal_runs, journal_schema
 from ota_service.fleet import memory as memory_module
@@ -226,9 +227,8 @@ def test_failures_are_counted_and_a_success_forgets_them(journal: Journal) -> No
         (None, None, 3),
     ):
         journal.begin_attempt(MAC, "t")
-        record = journal.end_attempt(
-            MAC, "t", succeeded=False, counts=counts, code=code, message="m"
-        )
+        error = OtaError(code, "m") if code is not None else None
+        record = journal.end_attempt(MAC, "t", succeeded=False, counts=counts, error=error)
         assert (record.failed, record.code, record.open_since) == (failed, code, None)
     assert journal.attempt(MAC, "u").failed == journal.attempt(OTHER, "t").failed == 0
     journal.begin_attempt(MAC, "t")
@@ -253,9 +253,9 @@ def test_an_attempt_that_never_ended_counts(journal: Journal) -> None:
 
 def test_states_hold_until_release(journal: Journal) -> None:
     """Set aside, rolled back, held: across restarts, since the same moment, until `release`."""
-    journal.end_attempt(MAC, "t", succeeded=False, code="no-answer", message="silence")
+    journal.end_attempt(MAC, "t", succeeded=False, error=OtaError("no-answer", "silence"))
     first = journal.set_attempt_state(MAC, "t", "set_aside")
-    again = journal.set_attempt_state(MAC, "t", "set_aside", code="boot-failed", message="panic")
+    again = journal.set_attempt_state(MAC, "t", "set_aside", error=OtaError("boot-failed", "panic"))
     assert (first.code, first.message) == ("no-answer", "silence")
     assert (again.code, again.message, again.since) == ("boot-failed", "panic", first.since)
     journal.set_attempt_state(OTHER, "t", "rolled_back")

@@ -161,7 +161,7 @@ def test_the_journal_tells_of_an_update_to_another_target(tmp_path: Path) -> Non
         journal.end_attempt("board", "one", succeeded=True)
         assert not memory.facts("board", "two").interrupted
         journal.begin_attempt("board", "two")
-        journal.end_attempt("board", "two", succeeded=False, code="link-lost")
+        journal.end_attempt("board", "two", succeeded=False, error=OtaError("link-lost"))
         assert memory.facts("board", "one").interrupted
         journal.set_attempt_state("board", "two", "rolled_back")
         assert not memory.facts("board", "one").interrupted

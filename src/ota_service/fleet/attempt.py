@@ -187,10 +187,8 @@ class Attempt:
         planned = self.hooks.plan is not None or order.plan is not None
         if order.purpose not in SWITCHES or mac is None or not planned:
             return self._failed + error.kind.counts
-        ended = await self._around.journaled(
-            memory.journal.end_attempt, mac, order.target.key, succeeded=False, code=error.code,
-            message=error.message,
-        )  # fmt: skip
+        end, key = memory.journal.end_attempt, order.target.key
+        ended = await self._around.journaled(end, mac, key, succeeded=False, error=error)
         return ended.failed
 
     async def event_of(self, end: SessionEnd) -> Event:

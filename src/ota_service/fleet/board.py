@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -44,7 +44,7 @@ from ota_service.fleet.sight import Sight
 from ota_service.fleet.turns import Ask
 from ota_service.link.link import bauds_to_try, looks_like_speed
 from ota_service.update.flash_merged import FlashJob
-from ota_service.update.plan import Course, require_staged
+from ota_service.update.plan import Course
 from ota_service.update.session import Image, Job, Outcome
 
 _RANKS: dict[Purpose, int] = {
@@ -62,6 +62,10 @@ _EVENTS: dict[Purpose, Event] = {
     **dict.fromkeys(UPDATES, "update"),
     **{purpose: purpose for purpose in ("plan", "rollback", "back", "flash")},
 }
+
+
+HEARD_S = 1.0
+"""How long tasks of boards are waited for, which take milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +150,9 @@ class Board:
     def answers_to(self, word: str) -> bool:
         """Whether a person who says `word` (name, MAC or port) means this board."""
         about = self.shown
-        if word in (about.name, about.port):
-            return True
-        mac = about.mac or (about.entry.mac if about.entry is not None else None)
-        return mac is not None and word.lower().replace("-", ":") == mac
+        return word in (about.name, about.port) or (
+            about.known_mac is not None and word.lower().replace("-", ":") == about.known_mac
+        )
 
     async def retire(self) -> None:
         """It is listed no more: stop where it boots, and end."""
@@ -452,7 +455,7 @@ class Board:
             if mac is None:
                 return _Recalled("", proven=False)
             memory = around.memory
-            staged = require_staged(memory.staged(mac, target.key), target.version)
+            staged = memory.require_staged(mac, target)
             proven = memory.journal.get(FirmwareRecord, sha256=staged.sha256) is not None
             return _Recalled(staged.sha256, proven)
 
@@ -486,8 +489,7 @@ class Board:
         if about.version is not None and about.version != update.target.version:
             about.state = "outdated"
         own = update.purpose == "activate"
-        pinned = about.entry is not None and about.entry.is_pinned
-        if pinned or (own and about.state != "up_to_date"):
+        if about.is_pinned or (own and about.state != "up_to_date"):
             about.error = error  # its own firmware concerns this board
         await self._end(Answer("error" if own else "no-firmware", error), "neutral")
 
@@ -817,8 +819,7 @@ class Board:
     def _log_end(self, update: Order, answer: Answer) -> None:
         """One line: what came of it, from what to what, how long it took, confirmed or why not."""
         about, report = self.shown, update.report
-        pinned = about.entry is not None and about.entry.is_pinned
-        if isinstance(answer.error, IsManifest) and not pinned:
+        if isinstance(answer.error, IsManifest) and not about.is_pinned:
             return  # it is no end: the run goes on by the manifest
         words = report["outcome"].replace("_", " ")
         if "staged" in report:
@@ -1027,6 +1028,13 @@ class Board:
         """Another target may have come meanwhile."""
         if order.target.key != self._sight.target.key:
             self._sight.retarget(self._sight.target)
+
+
+async def heard(boards: Iterable[Board]) -> None:
+    """They have taken in what was posted; one that is listed no more never does."""
+    waits = [board.heard() for board in boards]
+    if waits:
+        await asyncio.wait(waits, timeout=HEARD_S)
 
 
 def _order(message: Message) -> Order:

@@ -134,6 +134,16 @@ class BoardState:
     log: StartLog = field(default_factory=StartLog)
     error: OtaError | None = None
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it has a target of its own."""
+        return self.entry is not None and self.entry.is_pinned
+
+    @property
+    def known_mac(self) -> str | None:
+        """Its MAC, as it was seen or is configured."""
+        return self.mac or (self.entry.mac if self.entry is not None else None)
+
     def to_dict(self) -> dict[str, Any]:
         """As in the status; what has no value is left out."""
         shown_now = {

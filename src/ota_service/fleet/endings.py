@@ -17,7 +17,7 @@ from ota_service.fleet.around import Around
 from ota_service.fleet.attempt import SessionEnd
 from ota_service.fleet.board_state import iso, staged_dict, utc_now
 from ota_service.fleet.memory import By, Memory
-from ota_service.fleet.orders import Answer, Order, last_reply, refusal
+from ota_service.fleet.orders import Answer, Order, Purpose, last_reply, refusal
 from ota_service.fleet.sight import Sight, running_of
 from ota_service.update.facts import Staged
 from ota_service.update.flash_merged import FlashOutcome
@@ -129,10 +129,8 @@ async def _refused(sight: Sight, around: Around, order: Order, error: OtaError) 
 async def set_aside(sight: Sight, around: Around, order: Order, error: OtaError) -> None:
     """The attempts are used up."""
     key = sight.about.mac or sight.about.name
-    await around.journaled(
-        around.memory.journal.set_attempt_state, key, order.target.key, "set_aside",
-        code=error.code, message=error.message,
-    )  # fmt: skip
+    note = around.memory.journal.set_attempt_state
+    await around.journaled(note, key, order.target.key, "set_aside", error)
     sight.about.state = "set_aside"
 
 
@@ -180,16 +178,23 @@ def _read_reply(purpose: str, outcome: Outcome) -> tuple[dict[str, Any], OtaErro
     return {"error": problem.to_dict()}, problem
 
 
+_BACK: dict[Purpose, tuple[By, str, str, str]] = {
+    "rollback": ("person", "a person", "rolled back by a person", "no rollback"),
+    "back": ("group", "its group", "taken back", "it was not taken back"),
+}
+"""Whose word a way back is: for the journal, and in words; and what is said of it."""
+
+
 async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd) -> Answer:
     """A board went back. A person's rollback holds it until its target changes, or `release`; a
     way back with its group holds nothing."""
     about, memory, key = sight.about, around.memory, order.target.key
     grouped = order.purpose == "back"
+    by, who, done, not_done = _BACK[order.purpose]
     if end.error is not None:
         if grouped:
             about.state, about.error = sight.before, end.error
-        text = "it was not taken back: %s" if grouped else "no rollback: %s"
-        sight.log(logging.WARNING, text, end.error.message)
+        sight.log(logging.WARNING, "%s: %s", not_done, end.error.message)
         return Answer("error", end.error, refusal(order.purpose, end.error))
     outcome = end.outcome
     assert isinstance(outcome, Outcome)
@@ -197,9 +202,7 @@ async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd)
     assert outcome.slot is not None
     mac, slot, error = outcome.found.chip.mac, outcome.slot.name, outcome.error
     fact = (await around.journaled(memory.facts, mac, key)).slots.get(slot)
-    ended_well = outcome.end == "rolled_back" if grouped else error is None
-    by: By = ("group" if grouped else "person") if ended_well else "itself"
-    note = partial(memory.rolled_back, outcome, key, by=by)
+    note = partial(memory.rolled_back, outcome, key, by=by if error is None else "itself")
     await around.journaled(memory.journal.whole, note)
     around.renamed(about, mac)
     sight.version(outcome.version)
@@ -207,23 +210,20 @@ async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd)
     about.running = running_of(outcome.found, outcome.slot) or about.running
     about.unchecked, about.error = False, error
     about.state = "rolled_back" if outcome.end == "rolled_back" else "failed"
-    if grouped:
-        released = policy.shown_when_released(about.version, sight.target.version)
-        about.state = released if error is None else "failed"
-    who = "its group" if grouped else "a person"
-    order.report |= {"to": outcome.version, "slot": slot, "by": who}
-    _keep_start(order, outcome)
     reply: dict[str, Any] = {"slot": slot, "version": outcome.version or ""}
     if not grouped:
         known = fact is not None and fact.version is not None
         reply["version_from"] = "journal" if known else "descriptor"
+    elif error is None:
+        about.state = policy.shown_when_released(about.version, sight.target.version)
+    order.report |= {"to": outcome.version, "slot": slot, "by": who}
+    _keep_start(order, outcome)
     if error is not None:
         error.board = about.name
-        reply["error"] = error.to_dict()
-    if error is None or not grouped:
-        text = "taken back" if grouped else "rolled back by a person"
-        sight.log(logging.INFO, '%s to "%s" in %s', text, outcome.version, slot)
-    return Answer("done" if error is None else "error", error, reply)
+        sight.log(logging.WARNING, "%s: %s", not_done, error.message)
+        return Answer("error", error, reply | {"error": error.to_dict()})
+    sight.log(logging.INFO, '%s to "%s" in %s', done, outcome.version, slot)
+    return Answer("done", reply=reply)
 
 
 async def flashed(sight: Sight, around: Around, order: Order, end: SessionEnd) -> Answer:

@@ -25,7 +25,7 @@ from ota_service.firmware.target import Target
 from ota_service.firmware.urls import is_path
 from ota_service.fleet import policy
 from ota_service.fleet.around import Given, Log, Result
-from ota_service.fleet.board import Board
+from ota_service.fleet.board import Board, heard
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Firmwares
 from ota_service.fleet.groups import Groups
@@ -46,9 +46,6 @@ from ota_service.link.ports import canonical, describe
 POLL_S = 1.0
 SETTLE_S = 3.0
 """How long after a session a port may come and go by the board's own restart."""
-
-HEARD_S = 1.0
-"""How long a configuration waits for its boards' tasks, which take milliseconds."""
 
 STATE_BUSY_RETRY_S = 2.0
 SAVE_RETRY_S = 5.0
@@ -236,9 +233,7 @@ class Engine:
         changed = self.roster.adopt(settings)
         self.turns.keep(self.roster.keys)
         self.firmwares.keep(self.roster.keys)
-        if self.boards:  # so that no board shows what it was to the target before
-            heard = [board.heard() for board in self.boards.values()]
-            await asyncio.wait(heard, timeout=HEARD_S)
+        await heard(self.boards.values())  # no board shows what it was to the target before
         self.spawn(self._follow_configuration(before, changed, first))
 
     def _claim(self, settings: Settings) -> None:
@@ -283,7 +278,7 @@ class Engine:
         await asyncio.to_thread(self._let_go, settings)
         await self.journaled(self._remember_boards)
         if self.boards:
-            await asyncio.wait([board.heard() for board in self.boards.values()], timeout=HEARD_S)
+            await heard(self.boards.values())
             self.roster.reassign()
         await self.calls.owed()
         await self._resume_groups()

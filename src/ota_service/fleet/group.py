@@ -31,7 +31,6 @@ from ota_service.fleet.orders import Answer, End, Order, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Permits
 from ota_service.fleet.settings import Override
-from ota_service.update.plan import require_staged
 from ota_service.update.session import Image
 
 if TYPE_CHECKING:
@@ -215,22 +214,28 @@ class Group:
         for member, error in zip(todo, found, strict=True):
             member.mac = member.board.shown.mac if member.board is not None else None
             member.error = error
-        failed = [error for error in found if error is not None]
+        event = self._unstaged()
+        if event is not None:
+            await self._take(event)
+        return event is None
+
+    def _unstaged(self) -> Event | None:
+        """What has become of the staging; None: every member is staged."""
         if self.engine.closing or self._is_cancelled:
             self.why = OtaError("cancelled")
-            await self._take("end" if self.engine.closing else "cancel")
-            return False
+            return "end" if self.engine.closing else "cancel"
+        failed = {m: m.error for m in self._todo if m.error is not None}
         if not failed:
-            return True
-        first = next((error for error in failed if error.code != "cancelled"), failed[0])
-        ends = {member.end for member in todo if member.error is not None}
-        if first.code in ("cancelled", "stopped") or ends == {"no-firmware"}:
+            return None
+        errors = list(failed.values())
+        first = next((error for error in errors if error.code != "cancelled"), errors[0])
+        for_all = {member.end for member in failed} == {"no-firmware"}
+        if for_all or first.code in ("cancelled", "stopped"):
             self.why = first
         else:
-            each = [f"{m.name}: {m.error.message}" for m in todo if m.error is not None]
+            each = [f"{member.name}: {error.message}" for member, error in failed.items()]
             self.why = _incomplete(self.named, each)
-        await self._take("cancel" if first.code == "cancelled" else "unstaged")
-        return False
+        return "cancel" if first.code == "cancelled" else "unstaged"
 
     async def _look_ahead(
         self, todo: Sequence[Member], stack: AsyncExitStack
@@ -264,14 +269,9 @@ class Group:
 
     async def _recall(self, member: Member) -> OtaError | None:
         """Of an activation: what was staged and proven before."""
-        memory, target, mac = self.engine.memory, member.order.target, member.order.place.mac
-
-        def recall() -> None:
-            staged = memory.staged(mac, target.key) if mac is not None else None
-            require_staged(staged, target.version)
-
+        order, memory = member.order, self.engine.memory
         try:
-            await self.engine.journaled(recall)
+            await self.engine.journaled(memory.require_staged, order.place.mac, order.target)
         except OtaError as error:
             member.before = member.board is not None and policy.is_good(member.board.shown)
             return None if member.before else error
@@ -289,7 +289,7 @@ class Group:
             await self._take("staged")
             return True
         # A switch that the next start might know nothing of could leave the group half.
-        await self._forget()
+        await self._note(None)
         await self.fail(problem)
         return False
 
@@ -400,7 +400,7 @@ class Group:
 
     async def _act(self, action: str, tasks: Mapping[Member, asyncio.Task[None]]) -> None:
         if action == "clear":
-            await self._forget(self._supersede)
+            await self._note(None, self._supersede)
         if action == "turn_round":
             await self._turn_round(tasks)
             await self.go_back()
@@ -491,7 +491,7 @@ class Group:
                 )
                 self.engine.log.warning("%s", member.owed)
         await self._show_half([])
-        await self._forget(partial(self._none_brought, self._todo))
+        await self._note(None, partial(self._none_brought, self._todo))
 
     def _anew(self) -> None:
         """What is known of those that are to be switched is of an earlier time. In a thread."""
@@ -540,11 +540,7 @@ class Group:
         owed = [member for member in self._todo if await self._brought(member)]
         await self._show_half(owed)
         await self._take("owed" if owed else "back")
-        stopped = self._stopped()
-        if owed:
-            await self._note("owing", stopped, owed)
-        else:
-            await self._forget(stopped)
+        await self._note("owing" if owed else None, self._stop, owed)
         error, course = self.error, self.run.course
         if course is not None:
             course.back = course.back or (error is not None and error.code != "cancelled")
@@ -631,11 +627,11 @@ class Group:
         }  # fmt: skip
 
     async def _note(
-        self, phase: GroupPhase, too: Callable[[], None] = lambda: None,
+        self, phase: GroupPhase | None, too: Callable[[], None] = lambda: None,
         of: Sequence[Member] = (),
     ) -> None:  # fmt: skip
-        """In the journal: what the next start does, and what goes with it; all or nothing. of: of
-        these members alone."""
+        """In the journal: what the next start does (None: nothing), and what goes with it; all or
+        nothing. of: of these members alone."""
         for other in self.others:
             other.mac = other.board.shown.mac if other.board is not None else other.mac
         why = {**self.why.to_dict(), "board": self.why.board} if self.why is not None else None
@@ -648,35 +644,24 @@ class Group:
             "why": why,
         }
         journal, service = self.engine.memory.journal, self.engine.settings.service
-        record = GroupRecord(service, self.id, self.target, self.version, phase, utc_now(), data)
 
         def note() -> None:
-            journal.put(record)
+            if phase is None:
+                journal.drop(GroupRecord, service=service, id=self.id)
+            else:
+                journal.put(GroupRecord(
+                    service, self.id, self.target, self.version, phase, utc_now(), data
+                ))  # fmt: skip
             too()
 
         await self.engine.journaled(journal.whole, note)
 
-    async def _forget(self, too: Callable[[], None] = lambda: None) -> None:
-        """There is nothing left to do at the next start."""
-        journal, service = self.engine.memory.journal, self.engine.settings.service
-
-        def note() -> None:
-            journal.drop(GroupRecord, service=service, id=self.id)
-            too()
-
-        await self.engine.journaled(journal.whole, note)
-
-    def _stopped(self) -> Callable[[], None]:
-        """In the journal: no board gets these firmwares any more."""
-        error, service = self.error, self.engine.settings.service
-        journal = self.engine.memory.journal
-
-        def stop() -> None:
-            if error is not None and error.code == "stopped":
-                for key in self.stops:
-                    journal.stop(service, key, error.message)
-
-        return stop
+    def _stop(self) -> None:
+        """No board gets these firmwares any more, where one has failed. In a thread."""
+        error, journal = self.error, self.engine.memory.journal
+        if error is not None and error.code == "stopped":
+            for key in self.stops:
+                journal.stop(self.engine.settings.service, key, error.message)
 
     async def recall(self, why: Mapping[str, str] | None) -> None:
         """What the journal has of it and of its members, in another process."""

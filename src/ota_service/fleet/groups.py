@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import (
-    AsyncIterator,
     Awaitable,
     Callable,
     Collection,
@@ -18,7 +17,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ota_service.errors import OtaError
@@ -49,8 +48,10 @@ async def go(run: Run, block: Block, orders: Mapping[str, Pairs], alone: Alone) 
     those of the groups are answered.
     """
     groups = _groups(run, block, orders)
-    try:
-        async with run.engine.groups.at_work(run, groups):
+    names = {name for group in groups for name in group.names}
+    try:  # others of the same boards have ended before
+        await run.unless_cancelled(run.engine.groups.free(names))
+        with run.engine.groups.at_work(groups):
             try:
                 why = await _go(run, groups, block, orders, alone)
             except Exception as error:  # whatever it is, no group is left half for it
@@ -143,7 +144,7 @@ async def _begin(groups: Sequence[Group]) -> OtaError | None:
 async def resume(run: Run, record: GroupRecord) -> None:
     """Finish a group as the journal says, forward or back."""
     group = await _recalled(run, record)
-    with run.engine.groups.taken_up(group):
+    with run.engine.groups.at_work([group]):
         try:
             if record.phase == "switching":
                 await group.go_on()
@@ -241,16 +242,20 @@ class Groups:
             if names is None or not of.isdisjoint(names):
                 yield ended
 
-    @asynccontextmanager
-    async def at_work(self, run: Run, groups: Sequence[Group]) -> AsyncIterator[None]:
-        """While groups of a run are; others of the same boards have ended before."""
-        names = {name for group in groups for name in group.names}
-        await run.unless_cancelled(self.free(names))
+    @contextmanager
+    def at_work(self, groups: Sequence[Group]) -> Iterator[None]:
+        """While these groups are, which were due, or for which their boards are free."""
         self._active += groups
         try:
             yield
         finally:
-            self._ended(groups)
+            for group in groups:
+                self._active.remove(group)
+                group.ended.set()
+                if group.state not in ("final", "gone_back", "kept", "not_begun"):
+                    self._leave(group.id)
+                for board in group.boards:
+                    self._later.pop(board, lambda: None)()
 
     def due(self, record: GroupRecord, *, at_once: bool) -> bool:
         """A group is about to be taken up from the journal; False: it is already, others of its
@@ -263,15 +268,6 @@ class Groups:
         self._due[record.id] = (frozenset(record.data["names"]), asyncio.Event())
         return True
 
-    @contextmanager
-    def taken_up(self, group: Group) -> Iterator[None]:
-        """While a group is at work that was due."""
-        self._active.append(group)
-        try:
-            yield
-        finally:
-            self._ended([group])
-
     def over(self, record: GroupRecord) -> None:
         """What was due is done with."""
         _, ended = self._due.pop(record.id)
@@ -283,12 +279,3 @@ class Groups:
         failed = self.left.get(id, (0, 0.0))[0] + 1
         again_s = asyncio.get_running_loop().time() + policy.download_pause_s(failed)
         self.left[id] = failed, again_s
-
-    def _ended(self, groups: Sequence[Group]) -> None:
-        for group in groups:
-            self._active.remove(group)
-            group.ended.set()
-            if group.state not in ("final", "gone_back", "kept", "not_begun"):
-                self._leave(group.id)
-            for board in group.boards:
-                self._later.pop(board, lambda: None)()

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ota_service.errors import ERRORS, OtaError
+from ota_service.errors import OtaError
 from ota_service.firmware import trust
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal_lock import FolderLock
@@ -140,43 +140,33 @@ class Journal(Runs):
         target: str,
         *,
         succeeded: bool,
+        error: OtaError | None = None,
         counts: bool | None = None,
-        code: str | None = None,
-        message: str | None = None,
     ) -> AttemptRecord:
         """Note how an attempt ended.
 
         A success forgets earlier failures. counts: whether a failure uses up an attempt; by
-        default as the table of errors says for `code`.
+        default as the table of errors says.
         """
         if succeeded:
             return self._keep(AttemptRecord(board, target))
         if counts is None:
-            counts = ERRORS[code].counts if code in ERRORS else True
+            counts = error is None or error.kind.counts
         known = self.attempt(board, target)
-        failed = known.failed + counts
-        return self._keep(
-            replace(known, failed=failed, code=code, message=message, open_since=None)
-        )
+        ended = replace(known, failed=known.failed + counts, code=None, message=None)
+        return self._keep(replace(ended, open_since=None, **_reason(error)))
 
     @whole
     def set_attempt_state(
-        self,
-        board: str,
-        target: str,
-        state: AttemptState,
-        *,
-        code: str | None = None,
-        message: str | None = None,
+        self, board: str, target: str, state: AttemptState, error: OtaError | None = None
     ) -> AttemptRecord:
         """Note what became of a board with a target: set aside, rolled back, held, awaiting.
 
-        code, message: the reason; where left out, the last error's stay.
+        error: the reason; without one, the last error's stays.
         """
         known = self.attempt(board, target)
         since = known.since if known.state == state else utc_now()
-        code, message = code or known.code, message or known.message
-        return self._keep(replace(known, state=state, since=since, code=code, message=message))
+        return self._keep(replace(known, state=state, since=since, **_reason(error)))
 
     def _keep(self, record: AttemptRecord) -> AttemptRecord:
         (row,) = self.read("SELECT coalesce(max(seq), 0) + 1 AS seq FROM attempts")
@@ -253,6 +243,10 @@ class Journal(Runs):
             "(SELECT sha256 FROM confirmed_firmware ORDER BY at DESC LIMIT ?)",
             *(sha256, MAX_CONFIRMED),
         )
+
+
+def _reason(error: OtaError | None) -> dict[str, Any]:
+    return {} if error is None else {"code": error.code, "message": error.message}
 
 
 _opening = threading.Lock()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from ota_service.fleet.board_state import utc_now
@@ -72,14 +71,11 @@ class Runs(Store):
     ) -> None:
         """Note how a run ended. interrupted: its process was asked to end, so that the next one
         takes it up."""
-        run, moment = self.get(Run, id=run_id), utc_now()
-        if run is None:
-            return
-        run = replace(
-            run, outcome=outcome, error=error, result=result, interrupted=interrupted,
-            updated_at=moment, finished_at=moment,
-        )  # fmt: skip
-        self.put(run)
+        self.write(
+            "UPDATE runs SET outcome = ?1, error = ?2, result = ?3, interrupted = ?4, "
+            "updated_at = ?5, finished_at = ?5 WHERE id = ?6",
+            *(outcome, error, result, interrupted, utc_now(), run_id),
+        )
         self._prune()
 
     def history(

@@ -19,6 +19,7 @@ from ota_service.firmware.failures import GaveUp
 from ota_service.firmware.target import Target
 from ota_service.fleet import policy, steps
 from ota_service.fleet.assignment import Assignment, expected_s
+from ota_service.fleet.board import heard
 from ota_service.fleet.orders import SWITCHES, Order, Purpose
 from ota_service.fleet.sight import Sight
 from ota_service.fleet.steps import Course, Pair, Pairs
@@ -35,8 +36,7 @@ _HISTORY = 20
 
 def concerns(run: Run, board: Board) -> bool:
     """Whether a run may find a manifest for this board."""
-    entry = board.shown.entry
-    return run.purpose in BY_MANIFEST and (entry is None or not entry.is_pinned)
+    return run.purpose in BY_MANIFEST and not board.shown.is_pinned
 
 
 async def go(run: Run, pairs: Pairs) -> None:
@@ -109,7 +109,7 @@ async def _by_manifest(run: Run, base: Target, found: ManifestFile, pairs: Pairs
     manifest = found.manifest
     if manifest.binds and not run.by_person:
         pairs = [*pairs, *await _all_others(run)]
-    await steps.heard(board for _, board in pairs)  # what the journal knows of them
+    await heard(board for _, board in pairs)  # what the journal knows of them
     _require_current(run, base)
     open_ = [pair for pair in pairs if _is_open(pair[0])]
     assignment = await _assigned(run, base, found, open_)
@@ -157,7 +157,7 @@ async def _by_image(run: Run, assignment: Assignment, pairs: Pairs) -> dict[str,
         elif not order.answer.done():
             why = assignment.problems.get(name) or OtaError("other-project", board=name)
             board.post(partial(_without_image, why=why))
-            await steps.heard([board])
+            await heard([board])
             await run.give_up(order, board, why)
     return orders
 

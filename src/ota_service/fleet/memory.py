@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import Journal
@@ -33,6 +34,7 @@ from ota_service.update.bootable import HEAD_BYTES
 from ota_service.update.facts import BoardFacts, SlotFact, Staged
 from ota_service.update.flash_merged import FlashOutcome
 from ota_service.update.inspect import App, Inspection
+from ota_service.update.plan import require_staged
 from ota_service.update.session import Awaited, Brought, Image, Outcome
 
 _ELSEWHERE = "/elsewhere"
@@ -105,9 +107,9 @@ class Memory:
         attempt = self.journal.attempt(mac, target)
         latest = self._latest(mac) or attempt
         slots = {
-            s.slot: SlotFact(s.size_bytes, s.md5, s.version, s.project, s.app_version)
-            for s in self.journal.all(SlotRecord, mac=mac)
-            if s.seen_running_at is not None
+            record.slot: record.to(SlotFact)
+            for record in self.journal.all(SlotRecord, mac=mac)
+            if record.seen_running_at is not None
         }
         return BoardFacts(
             slots=slots,
@@ -123,7 +125,11 @@ class Memory:
             staged=self.staged(mac, target),
         )
 
-    def staged(self, mac: str, target: str) -> Staged | None:
+    def require_staged(self, mac: str | None, target: Target) -> Staged:
+        """What waits on a board to be activated, which is the target's. Raises OtaError."""
+        return require_staged(self.staged(mac, target.key), target.version)
+
+    def staged(self, mac: str | None, target: str) -> Staged | None:
         """What waits on a board to be activated; target: the key of the board's."""
         record = self.journal.get(StagedRecord, mac=mac)
         if record is None:
@@ -267,13 +273,11 @@ class Memory:
             journal.drop(AttemptRecord, board=mac, target=target)
             return
         if by == "person":
-            why = "rolled back by a person"
-            journal.set_attempt_state(mac, target, "held", code="cancelled", message=why)
+            why = OtaError("cancelled", "rolled back by a person")
+            journal.set_attempt_state(mac, target, "held", why)
             return
-        error = outcome.error
-        code, message = (error.code, error.message) if error is not None else (None, None)
-        journal.end_attempt(mac, target, succeeded=False, code=code, message=message)
-        journal.set_attempt_state(mac, target, "rolled_back", code=code, message=message)
+        journal.end_attempt(mac, target, succeeded=False, error=outcome.error)
+        journal.set_attempt_state(mac, target, "rolled_back", outcome.error)
 
     def unjudged(self, outcome: Outcome, target: str) -> None:
         """A board's start was watched, and nothing that was seen speaks for or against the
@@ -285,9 +289,7 @@ class Memory:
         self.journal.update_board(mac, version=outcome.version, version_read_at=utc_now())
         if error.code == "brown-out":
             self.journal.drop(PendingRecord, mac=mac)
-        self.journal.end_attempt(
-            mac, target, succeeded=False, code=error.code, message=error.message
-        )
+        self.journal.end_attempt(mac, target, succeeded=False, error=error)
 
     def flashing(self, mac: str) -> None:
         """A board's whole flash is being replaced: what was known of its slots is void."""
@@ -351,9 +353,8 @@ class Memory:
         key = f"{target}{_ELSEWHERE}"
         self.journal.begin_attempt(mac, key)
         self.journal.update_board(mac, confirmed=None)  # it may be another firmware
-        ended = self.journal.end_attempt(
-            mac, key, succeeded=False, counts=True, code="changed-elsewhere"
-        )
+        changed = OtaError("changed-elsewhere")
+        ended = self.journal.end_attempt(mac, key, succeeded=False, error=changed, counts=True)
         return ended.failed
 
     def awaited(self, mac: str | None) -> tuple[Awaited, float] | None:

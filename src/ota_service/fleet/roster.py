@@ -97,7 +97,7 @@ class Roster:
     def reassign(self, looked: Collection[Board] = ()) -> Assignment | None:
         """The same by what is known of the boards by now."""
         if self.assignment is not None:
-            boards = [b for b in self.boards.values() if not _is_pinned(b.shown.entry)]
+            boards = [board for board in self.boards.values() if not board.shown.is_pinned]
             known = [_known(b.shown.name, b, looked=b in looked) for b in boards]
             self.assignment = self.assignment.of(known)
         for name, board in self.boards.items():
@@ -108,7 +108,8 @@ class Roster:
         """What a board is to run: its own target where it is pinned, that of its image where the
         service's is a manifest, else the service's."""
         own, assignment = effective_target(settings, entry), self.assignment
-        if assignment is None or name not in assignment.images or _is_pinned(entry):
+        pinned = entry is not None and entry.is_pinned
+        if pinned or assignment is None or name not in assignment.images:
             return own
         image = assignment.targets[assignment.images[name]]
         return own.pinned(url=image.url, version=image.version, sha256=image.sha256)
@@ -222,10 +223,6 @@ def effective_target(settings: Settings, entry: BoardEntry | None) -> Target:
     return settings.target.pinned(
         url=entry.url, version=entry.version, sha256=entry.sha256, headers=entry.headers
     )
-
-
-def _is_pinned(entry: BoardEntry | None) -> bool:
-    return entry is not None and entry.is_pinned
 
 
 def _known(name: str, board: Board | None, *, looked: bool = False) -> Known:

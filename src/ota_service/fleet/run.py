@@ -163,7 +163,9 @@ class Run:
     async def go(self) -> None:
         """The whole run; never raises."""
         try:
-            await self.engine.journaled(self._journal_start)
+            journal, service = self.engine.memory.journal, self.engine.settings.service
+            about = dict(self.about)
+            await self.engine.journaled(journal.start_run, self.id, service, self.trigger, about)
             await self._go()
         except OtaError as error:
             self.error = error
@@ -178,7 +180,7 @@ class Run:
             if self.outcome == "running":
                 self.outcome = self._judge()
             try:
-                await self.engine.journaled(self._journal_end)
+                await self._journal_end()
             except Exception:
                 self.engine.log.exception("run %s: its end could not be noted", self.id)
             self.done.set()
@@ -305,8 +307,10 @@ class Run:
             self.results[board.shown.name] = answer.reply
         if self._concerns_all(order, answer):
             self.error = answer.error
+        report = {**order.report, "port": board.shown.port}
         with contextlib.suppress(OtaError):
-            await self.engine.journaled(self._journal_board, order, board)
+            note = self.engine.memory.journal.update_run_board
+            await self.engine.journaled(note, self.id, board.shown.name, report)
 
     async def note_course(self) -> None:
         """Where it stands in its manifest, for the history."""
@@ -363,18 +367,9 @@ class Run:
             return "unchecked" not in order.report
         return self.purpose not in SWITCHES and order.answer.result().end == "done"
 
-    # --- the journal; called in threads
-
-    def _journal_start(self) -> None:
-        service = self.engine.settings.service
-        self.engine.memory.journal.start_run(self.id, service, self.trigger, dict(self.about))
-
-    def _journal_board(self, order: Order, board: Board) -> None:
-        report = {**order.report, "port": board.shown.port}
-        self.engine.memory.journal.update_run_board(self.id, board.shown.name, report)
-
-    def _journal_end(self) -> None:
-        self.engine.memory.journal.finish_run(
+    async def _journal_end(self) -> None:
+        await self.engine.journaled(
+            self.engine.memory.journal.finish_run,
             self.id,
             self.outcome,
             error=self.error.to_dict() if self.error is not None else None,

@@ -137,10 +137,6 @@ class FleetService:
                 await asyncio.sleep(FOLLOW_S)
         yield {"verdict": "; then: ".join(log.verdicts) or "no start was watched"}
 
-    async def forget_ports(self) -> None:
-        """Take whatever is behind the configured ports for the right board."""
-        await self._engine.forget_ports()
-
     async def close(self) -> None:
         """Let go: the run goes on for the grace. Idempotent; returns at once."""
         engine = self._engine
@@ -337,11 +333,10 @@ class FleetService:
             meant = ", ".join(names) or "none"
             raise UnknownBoard(f"{verb} is for one board; the boards named are: {meant}")
         known = self._engine.boards[names[0]].shown
-        mac = known.mac or (known.entry.mac if known.entry is not None else None)
-        if mac is not None and mac != confirm:
+        if known.known_mac not in (None, confirm):
             raise OtaError(
                 "wrong-board",
-                f"The board {known.name} is {mac}, and {confirm} was confirmed.",
+                f"The board {known.name} is {known.known_mac}, and {confirm} was confirmed.",
                 remedy="Confirm the MAC of the board that is to be written.",
             )
 

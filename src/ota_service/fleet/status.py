@@ -73,13 +73,13 @@ def _with_value(values: dict[str, Any]) -> dict[str, Any]:
 def _board(engine: Engine, board: Board) -> dict[str, Any]:
     """One board, with its own target where it has one: the service's is not for it. image: of the
     manifest."""
-    about, entry, assignment = board.shown, board.shown.entry, engine.roster.assignment
+    about, assignment = board.shown, engine.roster.assignment
     shown = {**about.to_dict(), "good": policy.is_good(about)}
     if about.staged is not None and about.staged.target != board.target.key:
         shown["staged"]["stale"] = True
-    pinned = entry is not None and entry.is_pinned
-    image = assignment.images.get(about.name) if assignment is not None and not pinned else None
-    if pinned or image is not None:
+    images = assignment.images if assignment is not None and not about.is_pinned else {}
+    image = images.get(about.name)
+    if about.is_pinned or image is not None:
         shown["target"] = {"url": board.target.shown_url, "version": board.target.version}
     if image is not None:
         shown["image"] = image

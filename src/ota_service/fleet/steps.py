@@ -8,7 +8,7 @@ What a run knows of its manifest is its `Course`; what each board answers is not
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -19,6 +19,7 @@ from ota_service.firmware.manifest import Block, Manifest
 from ota_service.firmware.target import Target
 from ota_service.fleet import groups, policy
 from ota_service.fleet.assignment import Assignment
+from ota_service.fleet.board import heard
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.group_policy import Phase
 from ota_service.fleet.orders import Order
@@ -27,9 +28,6 @@ from ota_service.fleet.sight import Sight
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
     from ota_service.fleet.run import Run
-
-HEARD_S = 1.0
-"""How long tasks of boards are waited for, which take milliseconds."""
 
 Pair = tuple[Order, "Board"]
 Pairs = Sequence[Pair]
@@ -83,29 +81,17 @@ async def go(run: Run, blocks: Sequence[Block], orders: Mapping[str, Pairs]) -> 
     orders: image -> the orders to its boards, which were asked of nobody yet; `run.course` is this
     manifest's.
     """
-    assert run.course is not None
-    for number, block in enumerate(blocks):
-        why = await _carry_out(run, block, orders)
-        if why is not None:
-            left = chain.from_iterable(later.steps for later in blocks[number + 1 :])
-            await leave_out(run, list(left), orders, why)
-            return
-
-
-async def _carry_out(run: Run, block: Block, orders: Mapping[str, Pairs]) -> OtaError | None:
-    """A block's steps; why what follows is not begun, None where every board is good."""
     alone = partial(_alone, run)
-    if block.groups:
-        why = await groups.go(run, block, orders, alone)
+    for number, block in enumerate(blocks):
+        if block.groups:
+            why = await groups.go(run, block, orders, alone)
+        else:
+            (step,) = block.steps
+            why = await alone(step, _of(step, orders))
         if why is not None:
-            await leave_out(run, block.steps, orders, why)
-        return why
-    for number, step in enumerate(block.steps):
-        why = await alone(step, _of(step, orders))
-        if why is not None:
-            await leave_out(run, block.steps[number + 1 :], orders, why)
-            return why
-    return None
+            left = chain.from_iterable(one.steps for one in blocks[number:])
+            await _leave_out(run, [pair for step in left for pair in _of(step, orders)], why)
+            return
 
 
 async def _alone(run: Run, step: Sequence[str], pairs: Pairs) -> OtaError | None:
@@ -117,10 +103,10 @@ async def _alone(run: Run, step: Sequence[str], pairs: Pairs) -> OtaError | None
     await run.note_course()
     await run.renew([pair for pair in pairs if not pair[0].answer.done()])
     await asyncio.gather(*(run.ask(order, board) for order, board in pairs))
-    return why_not_further(run, pairs)
+    return _why_not_further(run, pairs)
 
 
-def why_not_further(run: Run, pairs: Pairs) -> OtaError | None:
+def _why_not_further(run: Run, pairs: Pairs) -> OtaError | None:
     """Why what follows these boards is not begun; None where every one of them is good."""
     assert run.course is not None
     if run.engine.settings.target.key != run.course.assignment.base.key:
@@ -142,9 +128,7 @@ def why_not_further(run: Run, pairs: Pairs) -> OtaError | None:
 
 def _is_ours(run: Run, board: Board) -> bool:
     """Whether it is one of the manifest's still: it may be pinned or listed no more by now."""
-    entry = board.shown.entry
-    listed = run.engine.boards.get(board.shown.name) is board
-    return listed and (entry is None or not entry.is_pinned)
+    return run.engine.boards.get(board.shown.name) is board and not board.shown.is_pinned
 
 
 def _words(about: BoardState) -> str:
@@ -153,20 +137,11 @@ def _words(about: BoardState) -> str:
     return about.state.replace("_", " ") + unseen
 
 
-async def heard(boards: Iterable[Board]) -> None:
-    """They have taken in what was posted; one that is listed no more never does."""
-    waits = [board.heard() for board in boards]
-    if waits:
-        await asyncio.wait(waits, timeout=HEARD_S)
-
-
-async def leave_out(
-    run: Run, steps: Sequence[Sequence[str]], orders: Mapping[str, Pairs],
-    why: OtaError,
-) -> None:  # fmt: skip
+async def _leave_out(run: Run, pairs: Pairs, why: OtaError) -> None:
     """Answer what is not begun any more; boards that it is the target of say so."""
-    pairs = [pair for step in steps for pair in _of(step, orders) if not pair[0].answer.done()]
     for order, board in pairs:
+        if order.answer.done():
+            continue
         if why.code != "cancelled" and board.target.key == order.target.key:
             board.post(partial(_left_out, why=why))
             await heard([board])

@@ -11,9 +11,13 @@ that has no row changes nothing. docs/fleets.md shows both tables (docs/generate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from itertools import product
+from typing import Literal, TypeVar, get_args
+
+S = TypeVar("S")
+E = TypeVar("E")
 
 MachineState = Literal[
     "pending", "writing", "waiting", "good", "failed", "offline", "conflict", "undone"
@@ -75,18 +79,12 @@ ROLLOUT_ROWS: tuple[RolloutRow, ...] = (
 )
 
 
-def _machine_table() -> dict[tuple[MachineState, MachineEvent], MachineState]:
-    return {
-        (at, event): state for states, events, state, _ in MACHINE_ROWS for at in states
-        for event in events
-    }  # fmt: skip
+def _table(rows: Iterable[tuple[Iterable[S], Iterable[E], S, str]]) -> dict[tuple[S, E], S]:
+    return {pair: to for at, events, to, _ in rows for pair in product(at, events)}
 
 
-MACHINE = _machine_table()
-ROLLOUT: dict[tuple[RolloutState, RolloutEvent], RolloutState] = {
-    (at, event): state for states, events, state, _ in ROLLOUT_ROWS for at in states
-    for event in events
-}  # fmt: skip
+MACHINE = _table(MACHINE_ROWS)
+ROLLOUT = _table(ROLLOUT_ROWS)
 
 MACHINE_STATES: tuple[MachineState, ...] = get_args(MachineState)
 UNDECIDED: tuple[MachineState, ...] = ("pending", "writing", "waiting")

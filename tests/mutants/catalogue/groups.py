@@ -123,8 +123,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a stop of a group is forgotten by the next process",
         _GROUP,
-        "                    journal.stop(service, key, error.message)\n",
-        "                    pass\n",
+        "                journal.stop(self.engine.settings.service, key, error.message)\n",
+        "                pass\n",
         _BACK,
     ),
     Mutant(
@@ -144,8 +144,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "what is owed is forgotten",
         _GROUP,
-        '            await self._note("owing", stopped, owed)\n',
-        "            await self._forget(stopped)\n",
+        '_note("owing" if owed else None, self._stop, owed)',
+        "_note(None, self._stop, owed)",
         _UNPLUGGED,
     ),
     Mutant(

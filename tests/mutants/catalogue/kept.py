@@ -124,7 +124,7 @@ _JOURNAL = (
     Mutant(
         "power that failed uses an attempt up",
         _ATTEMPTS,
-        "counts = ERRORS[code].counts if code in ERRORS else True",
+        "counts = error is None or error.kind.counts",
         "counts = True",
         f"{JOURNAL}/test_journal.py::test_failures_are_counted_and_a_success_forgets_them",
     ),
