@@ -243,9 +243,9 @@ class MemoryStarts(Starts):
 
     def _seen(self, until: Any, stopped: Any) -> tuple[BootMonitor, bool]:
         if stopped():  # it is reset before its app does anything
-            return BootMonitor(Expected(), 0, 0), False
+            return BootMonitor(Expected(), BootRules(0, 0)), False
         self._link.restart()
-        return BootMonitor(Expected(), 0, 0), True
+        return BootMonitor(Expected(), BootRules(0, 0)), True
 
     def watched(
         self, slot: Partition, expected: Expected | None = None, *, known_good: bool = False
@@ -253,7 +253,7 @@ class MemoryStarts(Starts):
         """By what the bootloader started, and what is known of that firmware."""
         link = self._link
         link.restart()
-        monitor = BootMonitor(expected or Expected(), 0, 0)
+        monitor = BootMonitor(expected or Expected(), BootRules(0, 0))
         result, firmware = link.boots, link.firmware
         assert result is not None
         if result.offset != slot.offset:

@@ -122,7 +122,11 @@ Matcher = Callable[[str], bool]
 
 @dataclass(frozen=True, slots=True)
 class BootRules:
-    """How a start is judged; the configuration's boot_* attributes."""
+    """How a start is judged; the configuration's boot_* attributes.
+
+    timeout_s: how long the app may take to show that it starts. stable_s: how long it must then
+    run. restarts: how many planned restarts it may make.
+    """
 
     timeout_s: float = 20.0
     stable_s: float = 5.0
@@ -182,9 +186,7 @@ UNJUDGED = {Verdict.POWER: "brown-out", Verdict.NO_RESET: "no-reset"}
 class BootMonitor:
     """Fed with the log of one boot; `verdict` is None until it is decided.
 
-    timeout_s: how long the app may take to show that it starts. stable_s: how long it must then
-    run. restarts: how many planned restarts it may make. Times given to `feed` and `tick` are
-    seconds since the reset.
+    Times given to `feed` and `tick` are seconds since the reset.
     heard: something came from the board. in_download: it waits in download mode, by the ROM's words
     or because whoever feeds this has asked it. bootloader_speaks: its bootloader prints a log.
     app_speaks: the app printed its descriptor; app_prints: it printed something.
@@ -193,9 +195,7 @@ class BootMonitor:
     """
 
     expected: Expected
-    timeout_s: float
-    stable_s: float
-    restarts: int = 0
+    rules: BootRules
     redact: Callable[[str], str] = str
     verdict: Verdict | None = None
     reason: str = ""
@@ -281,7 +281,7 @@ class BootMonitor:
     @property
     def due_s(self) -> float | None:
         """When time alone will show that the app runs; None while it has yet to show itself."""
-        return None if self.shown_at_s is None else self.shown_at_s + self.stable_s
+        return None if self.shown_at_s is None else self.shown_at_s + self.rules.stable_s
 
     @property
     def lines(self) -> list[str]:
@@ -313,16 +313,17 @@ class BootMonitor:
                 self._panicked(now_s)
             return
         must_match = self.expected.matches is not None
-        if self.shown_at_s is not None and now_s - self.shown_at_s >= self.stable_s:
+        if self.shown_at_s is not None and now_s - self.shown_at_s >= self.rules.stable_s:
             if self.expectation_met or not must_match:
                 self._decide(Verdict.RUNNING, "")
                 return
         elif self.shown_at_s is not None:
             return
-        if now_s - self._window_from_s >= self.timeout_s:
+        if now_s - self._window_from_s >= self.rules.timeout_s:
             self._time_is_over(must_match)
 
     def _time_is_over(self, must_match: bool) -> None:
+        timeout_s = self.rules.timeout_s
         if self.in_download and self.shown_at_s is None:
             self._decide(
                 Verdict.NO_RESET, "the board is in download mode and has not started its firmware"
@@ -330,12 +331,10 @@ class BootMonitor:
         elif must_match and not self.expectation_met:
             self._decide(
                 Verdict.FAILED,
-                f"the app did not print what boot_expect asks for within {self.timeout_s:g} s",
+                f"the app did not print what boot_expect asks for within {timeout_s:g} s",
             )
         elif self.shown_at_s is None:
-            self._decide(
-                Verdict.SILENT, f"the log showed nothing to judge by in {self.timeout_s:g} s"
-            )
+            self._decide(Verdict.SILENT, f"the log showed nothing to judge by in {timeout_s:g} s")
 
     # --- lines
 
@@ -480,7 +479,7 @@ class BootMonitor:
                 self._start_over(now_s)
         elif self._panic:
             self._panicked(now_s)
-        elif cause is ResetCause.SOFTWARE and self._restarted < self.restarts:
+        elif cause is ResetCause.SOFTWARE and self._restarted < self.rules.restarts:
             self._restarted += 1
             self._start_over(now_s)
         else:

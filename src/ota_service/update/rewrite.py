@@ -252,9 +252,7 @@ def started(
     does not start.
     """
     redact = Redactor(secrets_of([*nvs, *outcome.nvs]))
-    monitor = BootMonitor(
-        expected, rules.timeout_s, rules.stable_s, restarts=rules.restarts, redact=redact
-    )
+    monitor = BootMonitor(expected, rules, redact)
     link.restart()
     watch(port, monitor, link.in_download, stopped=stopped)
     told = (line for line in monitor.told if not outcome.hides or not_the_apps_own(line))

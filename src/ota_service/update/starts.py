@@ -68,7 +68,7 @@ def watch(
     back; behind any other there may be another board then.
     """
     log = _Log(port)
-    ask_after_s = min(ASK_AFTER_S, monitor.timeout_s / 2)
+    ask_after_s = min(ASK_AFTER_S, monitor.rules.timeout_s / 2)
     while not until(monitor):
         if stopped():
             return False
@@ -122,7 +122,7 @@ class _Log:
         Raises OtaError `link-lost`.
         """
         at, left_s = attachment(self._port), self.now_s
-        if not at.may_return or self._away_s > RETURN_TIMEOUT_S * (1 + monitor.restarts):
+        if not at.may_return or self._away_s > RETURN_TIMEOUT_S * (1 + monitor.rules.restarts):
             text = "The port went away while the board's start was watched."
             raise OtaError("link-lost", text) from error
         monitor.port_left(left_s)
@@ -262,7 +262,7 @@ class Starts:
     ) -> tuple[BootMonitor, bool]:
         """An ordinary start, watched for at most `FIRST_LOOK_S`; whether nobody stopped it."""
         self._link.restart()
-        monitor = BootMonitor(Expected(), FIRST_LOOK_S, FIRST_LOOK_S)
+        monitor = BootMonitor(Expected(), BootRules(FIRST_LOOK_S, FIRST_LOOK_S))
         whole = watch(
             self._port,
             monitor,
@@ -290,13 +290,12 @@ class Starts:
         """Restart into a slot, and watch it start. expected: None: this slot, whatever is in it.
         known_good: it ran before."""
         expected = expected or Expected(offset=slot.offset)
-        rules, timeout_s = self._rules, self._rules.timeout_s
+        rules = self._rules
         if known_good and self._bootloader_speaks is False:
             # It will not say more than the new firmware's start has said.
-            timeout_s = min(timeout_s, max(rules.stable_s, FIRST_LOOK_S))
-        monitor = BootMonitor(
-            expected, timeout_s, rules.stable_s, restarts=rules.restarts, redact=self.redact
-        )
+            longest_s = max(rules.stable_s, FIRST_LOOK_S)
+            rules = replace(rules, timeout_s=min(rules.timeout_s, longest_s))
+        monitor = BootMonitor(expected, rules, self.redact)
         self._hooks.restarting(f"into {slot.name}, and watched")
         self._link.restart()
 
