@@ -25,7 +25,7 @@ from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash, Progress, apply_verified
 from ota_service.link.link import EspLink
 from ota_service.link.sparse import digest
-from ota_service.link.stream import make_plain_stream
+from ota_service.link.stream import make_stream
 from ota_service.update.boot import (
     UNJUDGED,
     BootMonitor,
@@ -223,7 +223,7 @@ def rewrite(
 
 
 def _write(flash: Flash, write: Write, progress: Progress) -> None:
-    flash.write_stream(write.offset, make_plain_stream(write.data), progress)
+    flash.write_stream(write.offset, make_stream(write.data, plain=True), progress)
     _verify(flash, write)
 
 
