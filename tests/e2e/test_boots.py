@@ -205,9 +205,8 @@ async def test_a_board_without_reset_lines_is_not_called_up_to_date(tmp_path: Pa
         assert control.running()["version"] == "1.1.0"
 
 
-@pytest.mark.parametrize("baud", [115_200, 921_600])
 async def test_a_rollback_board_without_reset_lines_is_done_by_no_later_run(
-    tmp_path: Path, baud: int
+    tmp_path: Path,
 ) -> None:
     """Its entry stays NEW, which looks like a bootloader without rollback; each run can talk to
     the stub loader that the one before has left at its speed."""
@@ -217,7 +216,7 @@ async def test_a_rollback_board_without_reset_lines_is_done_by_no_later_run(
         control = rig.board().control
         control.reset(boot_button=True)
         control.wait_for("download")
-        boards = await updated(rig, Behaviour(), confirm_timeout_s=1, baud=baud)
+        boards = await updated(rig, Behaviour(), confirm_timeout_s=1)
         for _ in range(2):
             assert (boards["a"]["state"], boards["a"]["error"]["code"]) == ("failed", "no-reset")
             assert "attempts" not in boards["a"]

@@ -100,12 +100,9 @@ async def test_the_same_version_again_writes_nothing(tmp_path: Path) -> None:
         assert [op for op in board.control.stop_trace() if op["who"] == "loader"] == []
 
 
-async def test_ten_updates_back_and_forth_keep_every_key(tmp_path: Path) -> None:
+async def test_updates_back_and_forth_keep_every_key(tmp_path: Path) -> None:
     """Upgrades, downgrades, versions of 128 bytes and of multi-byte characters; all keys stay."""
-    versions = [
-        *("1.1.0", "0.9.0", "v" * 128, "1.1.0", "ü" * 64, "2.0.0-rc.1+build.7"),
-        *("日本" * 21 + "ab", "1.1.0", "3", "1.0.0"),
-    ]
+    versions = ["2.0.0-rc.1+build.7", "0.9.0", "v" * 128, "ü" * 64, "日本" * 21 + "ab", "3"]
     async with Rig.start(tmp_path, [SimBoard("guide")]) as rig:
         before = keys(rig)
         for index, version in enumerate(versions):

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,8 @@ from ota_service.errors import OtaError
 from ota_service.link.link import EspLink
 from ota_service.link.serial_port import close_port, open_port
 from ota_service.link.urlhandler import telnet
+from tests.link import test_hostile_ports
+from tests.link.test_hostile_ports import CONSENT
 
 
 @pytest.mark.slow
@@ -69,36 +69,19 @@ def test_timeouts_are_its_own_affair(tmp_path: Path) -> None:
         close_port(port)
 
 
-@contextmanager
-def answering(replies: bytes, *, baud: bytes | None = None) -> Iterator[str]:
+def answering(replies: bytes, *, baud: bytes | None = None) -> AbstractContextManager[str]:
     """A server that sends `replies`, and answers each SET-BAUDRATE with `baud`, then ends."""
-    listener = socket.create_server(("127.0.0.1", 0))
 
-    def serve() -> None:
-        link, _ = listener.accept()
-        with link:
-            link.sendall(replies)
-            if baud is None:
-                return
-            got = b""
-            while data := link.recv(4096):
-                got += data
-                for number in (telnet.SET_CONTROL, telnet.PURGE):
-                    if bytes((telnet.SB, telnet.COM_PORT, number)) in data:
-                        link.sendall(telnet.command(number + 100, b"\0"))
-                if bytes((telnet.SB, telnet.COM_PORT, telnet.SET_BAUD)) in data:
-                    link.sendall(telnet.command(telnet.SET_BAUD + 100, baud))
+    def serve(link: socket.socket) -> None:
+        link.sendall(replies)
+        while baud is not None and (data := link.recv(4096)):
+            for number in (telnet.SET_CONTROL, telnet.PURGE):
+                if bytes((telnet.SB, telnet.COM_PORT, number)) in data:
+                    link.sendall(telnet.command(number + 100, b"\0"))
+            if bytes((telnet.SB, telnet.COM_PORT, telnet.SET_BAUD)) in data:
+                link.sendall(telnet.command(telnet.SET_BAUD + 100, baud))
 
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield f"rfc2217://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        thread.join(10)
-        listener.close()
-
-
-CONSENT = telnet.negotiate(telnet.DO, telnet.COM_PORT)
+    return test_hostile_ports.served(serve)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from esp32_sim.process import SimBoard, SimProcess
 from ota_service.errors import OtaError
 from ota_service.link.link import EspLink
 from ota_service.link.spi import PAGE_PROGRAM, SECTOR_ERASE, NotTakenError, SpiBus
-from ota_service.link.stream import make_plain_stream
+from ota_service.link.stream import make_stream
 from tests.link.recorded import recorded
 
 from esptool.targets.esp32 import ESP32ROM  # isort: skip
@@ -161,7 +161,7 @@ def test_a_place_that_the_stub_loader_does_not_reach_is_refused(
         for change in (
             lambda: link.erase(WIDE, 0x1000),
             lambda: link.program(WIDE, b"here"),
-            lambda: link.write_stream(WIDE, make_plain_stream(b"here" * 25), lambda _: None),
+            lambda: link.write_stream(WIDE, make_stream(b"here" * 25, plain=True), lambda _: None),
             lambda: link.md5(WIDE, 16),
             lambda: link.read(WIDE, 16),
         ):

@@ -18,7 +18,6 @@ from ota_service.link.stream import (
     WINDOW_BYTES,
     SlotStream,
     block_ends,
-    make_plain_stream,
     make_stream,
     windows,
 )
@@ -51,7 +50,7 @@ def test_blocks_are_the_whole_image_and_never_too_large(
 ) -> None:
     """In their order, each with its own bytes and how far they inflate."""
     image = stuff(size_bytes, filler, seed)
-    plain, stream = make_plain_stream(image), make_stream(image)
+    plain, stream = make_stream(image, plain=True), make_stream(image)
     assert whole(plain) == image
     assert whole(stream) == b"\xff" * PAGE + image[PAGE:]
     assert stream.head == image[:PAGE]
@@ -84,4 +83,4 @@ def test_in_the_first_half_a_block_fills_each_window() -> None:
 @pytest.mark.parametrize("image", [b"\xff" * (1 << 20), bytes(1 << 20)], ids=["blank", "zeros"])
 def test_what_compresses_to_nothing_goes_in_one_block(image: bytes) -> None:
     """Windows of a few bytes are not worth acknowledgements of their own."""
-    assert len(make_plain_stream(image).blocks) == 1
+    assert len(make_stream(image, plain=True).blocks) == 1

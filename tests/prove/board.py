@@ -243,9 +243,9 @@ class MemoryStarts(Starts):
 
     def _seen(self, until: Any, stopped: Any) -> tuple[BootMonitor, bool]:
         if stopped():  # it is reset before its app does anything
-            return BootMonitor(Expected(), 0, 0), False
+            return BootMonitor(Expected(), BootRules(0, 0)), False
         self._link.restart()
-        return BootMonitor(Expected(), 0, 0), True
+        return BootMonitor(Expected(), BootRules(0, 0)), True
 
     def watched(
         self,
@@ -257,7 +257,7 @@ class MemoryStarts(Starts):
         """By what the bootloader started, and what is known of that firmware."""
         link = self._link
         link.restart()
-        monitor = BootMonitor(expected or Expected(), 0, 0)
+        monitor = BootMonitor(expected or Expected(), BootRules(0, 0))
         result, firmware = link.boots, link.firmware
         assert result is not None
         if slot is not None and result.offset != slot.offset:

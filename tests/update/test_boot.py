@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -18,6 +19,7 @@ from ota_service.update.boot import (
     SAYS_NOTHING,
     UNJUDGED,
     BootMonitor,
+    BootRules,
     Expected,
     Verdict,
 )
@@ -32,9 +34,11 @@ SHA = "I (308) app_init: ELF file SHA256:  489d76bb..."
 GOOD = Expected(offset=OFFSET, project="robot", version="1.1.0", elf_sha256="489d76bb" * 8)
 
 
-def monitor(expected: Expected = GOOD, **options: object) -> BootMonitor:
+def monitor(
+    expected: Expected = GOOD, restarts: int = 0, redact: Callable[[str], str] = str
+) -> BootMonitor:
     """A watch with the usual times."""
-    return BootMonitor(expected, timeout_s=20.0, stable_s=5.0, **options)  # type: ignore[arg-type]
+    return BootMonitor(expected, BootRules(restarts=restarts), redact)
 
 
 def feed(watched: BootMonitor, now_s: float, *lines: str) -> None:

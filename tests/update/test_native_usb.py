@@ -198,7 +198,7 @@ def test_stopped_while_the_port_is_away(tmp_path: Path, monkeypatch: pytest.Monk
 
 def monitor() -> BootMonitor:
     """Of a boot whose app prints its descriptor."""
-    return BootMonitor(Expected(version="2.0.0"), 20.0, 5.0)
+    return BootMonitor(Expected(version="2.0.0"), BootRules())
 
 
 SHOWN = b"I (30) app_init: App version:      2.0.0\r\n"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ota_service.update.boot import MAX_LINE_BYTES, BootMonitor, Expected
+from ota_service.update.boot import MAX_LINE_BYTES, BootMonitor, BootRules, Expected
 from ota_service.update.secrets import Redactor
 
 SECRET = 'p@ss "wörd"/+='
@@ -60,7 +60,7 @@ def test_no_text_breaks_it(secret: str) -> None:
 def test_a_secret_in_an_endless_line_is_not_cut_into_showing() -> None:
     """Lines that are too long are dropped from a place on, never shown from within."""
     secret = "correct-horse-battery-staple"
-    monitor = BootMonitor(Expected(), 10, 1, redact=Redactor([secret.encode()]))
+    monitor = BootMonitor(Expected(), BootRules(10, 1), redact=Redactor([secret.encode()]))
     for at in range(0, 2 * MAX_LINE_BYTES, 97):
         monitor.feed(b"x" * (97 - len(secret)) + secret.encode(), at / 1e6)
     monitor.feed(b" tail " + secret.encode() + b"\nnext line\n", 1.0)
@@ -144,7 +144,9 @@ LOGS: dict[str, tuple[list[str], str]] = {
 def test_a_log_shows_nothing_of_a_secret(name: str) -> None:
     """In the forms in which ESP-IDF's own functions and common libraries print bytes."""
     lines, seen = LOGS[name]
-    watched = BootMonitor(Expected(), 10, 1, redact=Redactor([PASSWORD, USER, KEY, KEY * 3]))
+    watched = BootMonitor(
+        Expected(), BootRules(10, 1), redact=Redactor([PASSWORD, USER, KEY, KEY * 3])
+    )
     watched.feed("\n".join([*lines, ""]).encode(), 0.1)
     shown = "\n".join(watched.lines)
     assert seen in shown

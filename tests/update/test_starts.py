@@ -106,7 +106,7 @@ def test_what_comes_to_the_question_is_not_thrown_away(
     """An app's first words may come just then; a loader's answers are none of them."""
     port = Port(*answers)
     attach(port, Attachment(port.port))
-    monitor = BootMonitor(Expected(matches=lambda text: "IS UP" in text), 0.2, 0.05)
+    monitor = BootMonitor(Expected(matches=lambda text: "IS UP" in text), BootRules(0.2, 0.05))
     watch(port, monitor, on(port).in_download, stopped=lambda: False)
     assert (monitor.in_download, monitor.heard) == (in_download, not in_download)
     assert monitor.verdict is (Verdict.NO_RESET if in_download else verdict)
@@ -118,7 +118,7 @@ def test_a_peer_that_hangs_up_at_once_ends_the_watch() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = open_port(f"socket://127.0.0.1:{server.getsockname()[1]}")
         server.accept()[0].close()
-        monitor = BootMonitor(Expected(), 1.0, 0.5)
+        monitor = BootMonitor(Expected(), BootRules(1.0, 0.5))
         with pytest.raises(OtaError) as caught:
             watch(port, monitor, lambda: (False, b""), stopped=lambda: False)
         assert (caught.value.code, monitor.verdict) == ("link-lost", None)
@@ -144,7 +144,7 @@ def test_a_port_that_goes_without_end_is_lost(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(OtaError) as caught:
         watch(
             port,
-            BootMonitor(Expected(), 1.0, 0.5),
+            BootMonitor(Expected(), BootRules(1.0, 0.5)),
             lambda: (False, b""),
             until=lambda monitor: False,
             stopped=lambda: False,
@@ -233,7 +233,7 @@ def test_a_bootloader_is_silent_only_where_it_could_have_been_heard(
 ) -> None:
     """That is remembered for good: a port that went, or on which nothing at all came, is no proof
     of it."""
-    monitor = BootMonitor(Expected(), 3.0, 3.0)
+    monitor = BootMonitor(Expected(), BootRules(3.0, 3.0))
     if printed:
         monitor.feed(printed, 0.1)
     if port_went:

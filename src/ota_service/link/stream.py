@@ -66,17 +66,12 @@ class SlotStream:
     body_md5: str
 
 
-def make_stream(image: bytes) -> SlotStream:
-    """Compress `image`, its first page left blank, and cut it into blocks."""
-    return _stream(image, b"\xff" * PAGE_BYTES + image[PAGE_BYTES:])
+def make_stream(image: bytes, *, plain: bool = False) -> SlotStream:
+    """Compress `image`, its first page left blank, and cut it into blocks.
 
-
-def make_plain_stream(data: bytes) -> SlotStream:
-    """The same for what is written whole, from its first page on."""
-    return _stream(data, data)
-
-
-def _stream(image: bytes, written: bytes) -> SlotStream:
+    plain: it is written whole, from its first page on.
+    """
+    written = image if plain else b"\xff" * PAGE_BYTES + image[PAGE_BYTES:]
     compressed = zlib.compress(written, 9)
     return SlotStream(
         size_bytes=len(image),

@@ -96,6 +96,12 @@ class Arguments(Strict):
         return self.model_dump(exclude_none=True)
 
 
+class BoardsArguments(Arguments):
+    """Arguments of the verbs that answer at once."""
+
+    boards: Boards = None
+
+
 def _overrides(value: object) -> list[str]:
     names = _texts(value, f'what is overridden, such as ["{OVERRIDES[0]}"]')
     unknown = [name for name in names if name not in OVERRIDES]
@@ -104,10 +110,9 @@ def _overrides(value: object) -> list[str]:
     return names
 
 
-class UpdateArguments(Arguments):
+class UpdateArguments(BoardsArguments):
     """Arguments of `update`."""
 
-    boards: Boards = None
     force: Flag = Field(
         False,
         description="although the version is equal, and nothing else; a board that runs the "
@@ -155,10 +160,9 @@ class UpdateArguments(Arguments):
         return values
 
 
-class PartArguments(Arguments):
+class PartArguments(BoardsArguments):
     """Arguments of the verbs that do a part of an update."""
 
-    boards: Boards = None
     wait_s: Wait = Field(
         None,
         description="reply when the run ends, with what came of each board, or after this many "
@@ -166,17 +170,10 @@ class PartArguments(Arguments):
     )
 
 
-class ReadArguments(Arguments):
+class ReadArguments(BoardsArguments):
     """Arguments of the verbs that read boards."""
 
-    boards: Boards = None
     wait_s: LongestWait = WAIT_DEFAULT_S
-
-
-class BoardsArguments(Arguments):
-    """Arguments of the verbs that answer at once."""
-
-    boards: Boards = None
 
 
 class ReleaseArguments(BoardsArguments):

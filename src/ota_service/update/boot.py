@@ -122,7 +122,11 @@ Matcher = Callable[[str], bool]
 
 @dataclass(frozen=True, slots=True)
 class BootRules:
-    """How a start is judged; the configuration's boot_* attributes."""
+    """How a start is judged; the configuration's boot_* attributes.
+
+    timeout_s: how long the app may take to show that it starts. stable_s: how long it must then
+    run. restarts: how many planned restarts it may make.
+    """
 
     timeout_s: float = 20.0
     stable_s: float = 5.0
@@ -207,10 +211,8 @@ Hears = Callable[[Heard], None]
 class BootMonitor:
     """Fed with the log of one boot; `verdict` is None until it is decided.
 
-    timeout_s: how long the app may take to show that it starts. stable_s: how long it must then
-    run. restarts: how many planned restarts it may make. hides: the secrets that `redact`
-    would leave out are not known. hears: gets what comes, and the verdict. Times given to `feed`
-    and `tick` are seconds since the reset.
+    hides: the secrets that `redact` would leave out are not known. hears: gets what comes, and the
+    verdict. Times given to `feed` and `tick` are seconds since the reset.
     heard: something came from the board. in_download: it waits in download mode, by the ROM's words
     or because whoever feeds this has asked it. bootloader_speaks: its bootloader prints a log.
     app_speaks: the app printed its descriptor; app_prints: it printed something.
@@ -219,9 +221,7 @@ class BootMonitor:
     """
 
     expected: Expected
-    timeout_s: float
-    stable_s: float
-    restarts: int = 0
+    rules: BootRules
     redact: Callable[[str], str] = str
     hides: bool = False
     hears: Hears = lambda heard: None
@@ -319,7 +319,7 @@ class BootMonitor:
     @property
     def due_s(self) -> float | None:
         """When time alone will show that the app runs; None while it has yet to show itself."""
-        return None if self.shown_at_s is None else self.shown_at_s + self.stable_s
+        return None if self.shown_at_s is None else self.shown_at_s + self.rules.stable_s
 
     @property
     def lines(self) -> list[str]:
@@ -351,16 +351,17 @@ class BootMonitor:
                 self._panicked(now_s)
             return
         must_match = self.expected.matches is not None
-        if self.shown_at_s is not None and now_s - self.shown_at_s >= self.stable_s:
+        if self.shown_at_s is not None and now_s - self.shown_at_s >= self.rules.stable_s:
             if self.expectation_met or not must_match:
                 self._decide(Verdict.RUNNING, "")
                 return
         elif self.shown_at_s is not None:
             return
-        if now_s - self._window_from_s >= self.timeout_s:
+        if now_s - self._window_from_s >= self.rules.timeout_s:
             self._time_is_over(must_match)
 
     def _time_is_over(self, must_match: bool) -> None:
+        timeout_s = self.rules.timeout_s
         if self.in_download and self.shown_at_s is None:
             self._decide(
                 Verdict.NO_RESET, "the board is in download mode and has not started its firmware"
@@ -368,12 +369,10 @@ class BootMonitor:
         elif must_match and not self.expectation_met:
             self._decide(
                 Verdict.FAILED,
-                f"the app did not print what boot_expect asks for within {self.timeout_s:g} s",
+                f"the app did not print what boot_expect asks for within {timeout_s:g} s",
             )
         elif self.shown_at_s is None:
-            self._decide(
-                Verdict.SILENT, f"the log showed nothing to judge by in {self.timeout_s:g} s"
-            )
+            self._decide(Verdict.SILENT, f"the log showed nothing to judge by in {timeout_s:g} s")
 
     # --- lines
 
@@ -518,7 +517,7 @@ class BootMonitor:
                 self._start_over(now_s)
         elif self._panic:
             self._panicked(now_s)
-        elif cause is ResetCause.SOFTWARE and self._restarted < self.restarts:
+        elif cause is ResetCause.SOFTWARE and self._restarted < self.rules.restarts:
             self._restarted += 1
             self._start_over(now_s)
         else:

@@ -23,16 +23,13 @@ _NUMBER_TYPES = range(0x01, 0x21)
 """Item types of integers, which are often equal by chance."""
 
 
-def to_keep(
-    before: Before, saved: Mapping[Path, Mapping[str, bytes]] | None = None
-) -> dict[str, bytes]:
+def to_keep(before: Before, saved: Mapping[Path, Mapping[str, bytes]]) -> dict[str, bytes]:
     """The NVS contents to carry over, by label: the board's, or those of runs that were cut.
 
     saved: on the disk, folder -> label -> contents, the newest first. Raises OtaError where the
     board has none that can be read and nothing was saved, as `parse_nvs` where none of a label's
     can be read, and "nvs-invalid" where it cannot be told which ones count.
     """
-    saved = saved or {}
     problem = before.table_problem
     if before.table is not None and any(
         part.kind == NVS_KIND and part.encrypted for part in before.table.partitions

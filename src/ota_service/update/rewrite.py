@@ -25,7 +25,7 @@ from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash, Progress, apply_verified
 from ota_service.link.link import EspLink
 from ota_service.link.sparse import digest
-from ota_service.link.stream import make_plain_stream
+from ota_service.link.stream import make_stream
 from ota_service.update.boot import (
     UNJUDGED,
     BootMonitor,
@@ -224,7 +224,7 @@ def rewrite(
 
 
 def _write(flash: Flash, write: Write, progress: Progress) -> None:
-    flash.write_stream(write.offset, make_plain_stream(write.data), progress)
+    flash.write_stream(write.offset, make_stream(write.data, plain=True), progress)
     _verify(flash, write)
 
 
@@ -254,15 +254,7 @@ def started(
     does not start.
     """
     redact = Redactor(secrets_of([*nvs, *outcome.nvs]))
-    monitor = BootMonitor(
-        expected,
-        rules.timeout_s,
-        rules.stable_s,
-        restarts=rules.restarts,
-        redact=redact,
-        hides=outcome.hides,
-        hears=hears,
-    )
+    monitor = BootMonitor(expected, rules, redact, hides=outcome.hides, hears=hears)
     link.restart()
     watch(port, monitor, link.in_download, stopped=stopped)
     outcome.boot_log = tuple(monitor.told)

@@ -69,7 +69,7 @@ def watch(
     back; behind any other there may be another board then.
     """
     log = _Log(port)
-    ask_after_s = min(ASK_AFTER_S, monitor.timeout_s / 2)
+    ask_after_s = min(ASK_AFTER_S, monitor.rules.timeout_s / 2)
     while not until(monitor):
         if stopped():
             return False
@@ -123,7 +123,7 @@ class _Log:
         Raises OtaError `link-lost`.
         """
         at, left_s = attachment(self._port), self.now_s
-        if not at.may_return or self._away_s > RETURN_TIMEOUT_S * (1 + monitor.restarts):
+        if not at.may_return or self._away_s > RETURN_TIMEOUT_S * (1 + monitor.rules.restarts):
             text = "The port went away while the board's start was watched."
             raise OtaError("link-lost", text) from error
         monitor.port_left(left_s)
@@ -265,7 +265,7 @@ class Starts:
     ) -> tuple[BootMonitor, bool]:
         """An ordinary start, watched for at most `FIRST_LOOK_S`; whether nobody stopped it."""
         self._link.restart()
-        monitor = BootMonitor(Expected(), FIRST_LOOK_S, FIRST_LOOK_S)
+        monitor = BootMonitor(Expected(), BootRules(FIRST_LOOK_S, FIRST_LOOK_S))
         whole = watch(
             self._port,
             monitor,
@@ -298,20 +298,13 @@ class Starts:
         expected: None: this slot, whatever is in it. known_good: it ran before."""
         name = slot.name if slot is not None else "its firmware"
         expected = expected or Expected(offset=slot.offset if slot is not None else None)
-        rules, timeout_s = self._rules, self._rules.timeout_s
+        rules = self._rules
         if known_good and self._bootloader_speaks is False:
             # It will not say more than the new firmware's start has said.
-            timeout_s = min(timeout_s, max(rules.stable_s, FIRST_LOOK_S))
+            longest_s = max(rules.stable_s, FIRST_LOOK_S)
+            rules = replace(rules, timeout_s=min(rules.timeout_s, longest_s))
         heading = f"{HEADING}{name}"
-        monitor = BootMonitor(
-            expected,
-            timeout_s,
-            rules.stable_s,
-            restarts=rules.restarts,
-            redact=self.redact,
-            hides=self.hides,
-            hears=self._hears,
-        )
+        monitor = BootMonitor(expected, rules, self.redact, hides=self.hides, hears=self._hears)
         self._hooks.restarting(f"into {name}, and watched")
         self._hears(Heard((heading,)))
         self._link.restart()

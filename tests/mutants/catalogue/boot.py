@@ -60,8 +60,8 @@ MUTANTS = (
     Mutant(
         "a watchdog's reset is a planned restart",
         "update/boot.py",
-        "elif cause is ResetCause.SOFTWARE and self._restarted < self.restarts:",
-        "elif self._restarted < self.restarts:",
+        "elif cause is ResetCause.SOFTWARE and self._restarted < self.rules.restarts:",
+        "elif self._restarted < self.rules.restarts:",
         BOOT,
     ),
     Mutant(
