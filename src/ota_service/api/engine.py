@@ -239,7 +239,7 @@ class Engine:
             self._options["boards"] = [{"name": n, "port": _whole(p)} for n, p in boards.items()]
         self._orders: set[Order] = set()
         self._name = SERVICE
-        self._settings = self._configuration(Target(_NOWHERE, "none"), _NOWHERE)
+        self._settings = self._configuration(Target(_NOWHERE, "none"))
         self._core: core.Engine | None = None
         self._ending = False
 
@@ -473,13 +473,14 @@ class Engine:
                 cache_dir=self._cache_dir,
             )
             version = loaded.image.descriptor.version
-        return Target(str(firmware), version, sha256)
+        target = Target(str(firmware), version, sha256)
+        self._configuration(target, target.url)
+        return target
 
     async def _aim(self, target: Target, names: list[str] | None) -> None:
         """Make it the firmware of these boards, and of nobody else; but a manifest is for all, and
         so is any where the boards are found."""
-        checked = target.url.startswith(("http", "/"))  # the urls that a service can have
-        settings = self._configuration(target, target.url if checked else _NOWHERE)
+        settings = self._configuration(target)
         if names is not None and not self._finds and not _may_be_manifest(target.url):
             boards = self._fleet.boards
             meant = {n for n, b in boards.items() if any(w == n or b.answers_to(w) for w in names)}
@@ -494,8 +495,8 @@ class Engine:
         self._settings = settings
         await self._fleet.configure(settings, first=False)
 
-    def _configuration(self, target: Target, url: str) -> Settings:
-        """Checked as the service's is. Raises OtaError `config-invalid`."""
+    def _configuration(self, target: Target, url: str = _NOWHERE) -> Settings:
+        """Checked as the service's is, with this url. Raises OtaError `config-invalid`."""
         given = {"url": url, "version": target.version, "sha256": target.sha256, **self._options}
         settings = parse_config(given).settings(
             self._name, state_dir=self._state_dir, cache_dir=self._cache_dir
