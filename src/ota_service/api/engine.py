@@ -26,7 +26,6 @@ from ota_service.firmware.target import Target
 from ota_service.firmware.urls import is_path
 from ota_service.fleet import engine as core
 from ota_service.fleet.board_state import State
-from ota_service.fleet.manifests import BY_MANIFEST
 from ota_service.fleet.orders import UPDATES
 from ota_service.fleet.run import Run, RunOutcome
 from ota_service.fleet.service import FleetService
@@ -433,7 +432,7 @@ class Engine:
         async def begin() -> Run:
             if firmware is not None:
                 await self._aim(await self._target(firmware, version, sha256), names)
-            elif self._settings.target.url == _NOWHERE:
+            elif not self._is_aimed:
                 await self._aim_at_staged()
             return await self._begin(verb, names, **arguments)
 
@@ -447,16 +446,23 @@ class Engine:
 
     async def _command(self, verb: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """A verb of the fleet's. Whoever names a board means it, whatever it runs."""
-        named = self._finds and verb in UPDATES and arguments.get("boards") is not None
-        override = {*arguments.get("override", ()), *(("other-project",) if named else ())}
-        more = {"override": sorted(override)} if override else {}
-        return await FleetService(self._fleet).command(verb, {**arguments, **more})
+        given = dict(arguments)
+        if self._finds and verb in UPDATES and given.get("boards") is not None:
+            given["override"] = [*given.get("override", ()), "other-project"]
+        return await FleetService(self._fleet).command(verb, given)
+
+    @property
+    def _is_aimed(self) -> bool:
+        """Whether a firmware was named, for all or for some."""
+        settings = self._settings
+        pinned = any(entry.is_pinned for entry in settings.boards or ())
+        return pinned or settings.target.url != _NOWHERE
 
     async def _aim_at_staged(self) -> None:
         """What a process before has staged last; its url is known but for secrets in it."""
         for run in (await self._command("history", {"limit": _HISTORY}))["runs"]:
             about = run["target"]
-            if about.get("purpose") == "stage":
+            if about.get("purpose") == "stage" and about["url"] != _NOWHERE:
                 target = Target(about["url"], about["version"], about.get("sha256"))
                 return await self._aim(target, None)
 
@@ -532,7 +538,7 @@ class Service:
         call = parse_command({"command": verb, **given})
         if call.verb.name == "help":
             return help_reply()
-        if verb in BY_MANIFEST and verb != "activate" and engine._settings.target.url == _NOWHERE:
+        if verb in ("update", "stage", "verify") and not engine._is_aimed:
             raise OtaError(
                 "config-invalid", "No firmware is named yet.", remedy="Choose a firmware first."
             )
