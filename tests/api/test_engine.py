@@ -284,7 +284,9 @@ async def test_boards_are_staged_and_activated(esp32_boards: StartBoard, tmp_pat
         assert other["a"].error.code == "stage-stale"
         done = (await engine.activate(file)).require()["a"]
         assert (done.action, done.version, done.outcome) == ("switch", "1.1", "up_to_date")
-        staged = (await engine.stage(image(tmp_path, "1.2"))).require()["a"].staged
+    async with Engine({"a": board.url}, **QUICK) as engine:
+        order = engine.stage(image(tmp_path, "1.2"), boards=["a"])
+        staged = (await order).require()["a"].staged
         assert staged is not None
         assert staged["replaces"] == "1.0.0"
         assert (await engine.activate()).require()["a"].version == "1.2"
@@ -397,13 +399,16 @@ async def test_as_a_service_it_has_the_verbs_and_replies(
     assert [board.control.running()["project"] for board in (wheel, eye)] == ["wheel", "eye"]
 
 
-def test_two_names_for_one_port_are_refused_with_both() -> None:
+def test_two_names_for_one_port_are_refused_with_both(tmp_path: Path) -> None:
     """Before anything is opened."""
-    for boards in (
-        ["/dev/x", "/dev/../dev/x"],
-        ["/dev/x", "/dev/x"],
-        {"a": "/dev/x", "b": "/dev/x"},
-    ):
-        with pytest.raises(OtaError, match=r"/dev/x and /dev/\S*x are one") as caught:
-            Engine(boards)
+    (tmp_path / "link").symlink_to(tmp_path / "board")
+    boards: tuple[tuple[Any, str], ...] = (
+        (["/dev/x", "/dev/../dev/x"], "/dev/x and /dev/../dev/x are one and the same port"),
+        (["/dev/x", "/dev/x"], "/dev/x is named twice"),
+        ({"a": "/dev/x", "b": "/dev/x"}, "/dev/x is named twice"),
+        ([f"esp32sim://{tmp_path}/{name}" for name in ("board", "link")], "board and esp32sim://"),
+    )
+    for named, words in boards:
+        with pytest.raises(OtaError, match=words) as caught:
+            Engine(named)
         assert caught.value.code == "duplicate-board"
