@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import signal
 from collections.abc import Callable
@@ -159,6 +160,12 @@ def test_without_a_port_nobody_guesses(call: Call, monkeypatch: pytest.MonkeyPat
         done.err
     )
     assert "nowhere" not in done.out
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    asked = call("rollback")
+    assert (asked.code, asked.out) == (1, "")
+    assert "Roll back 24:0a:c4:00:00:00? [y/N]" in asked.err
+    assert asked.err.endswith("Error: Stopped. [cancelled]\n")
     twice = call("version", "/dev/nowhere1", "/dev/../dev/nowhere1")
     assert twice.code == 1
     assert "/dev/nowhere1 and /dev/../dev/nowhere1 are one and the same port." in twice.err

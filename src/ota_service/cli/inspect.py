@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from ota_service.cli.contents import board_report
 from ota_service.cli.live import Live
 from ota_service.cli.options import baud_option, reset_option, state_dir_option, stop_asking
 from ota_service.cli.output import err, json_option, on_stop, out, print_json, say
-from ota_service.cli.ports import boards_here, meant
+from ota_service.cli.ports import attached, boards_here, meant
 from ota_service.cli.remedies import line_of, own_words
 from ota_service.client.failure import Failure
 from ota_service.errors import OtaError
@@ -63,7 +63,7 @@ def inspect(
     from ota_service.fleet.probe import remember
 
     find = partial(meant, all_boards=all_boards, probe=probe)
-    ports = named(boards) if boards else asyncio.run(_attached(find, state_dir))
+    ports = named(boards) if boards else asyncio.run(attached(find, state_dir))
     found = asyncio.run(_look(ports, baud, reset))
     if probe:  # a person's word: their ports are known from now on
         for name, one in found.items():
@@ -92,16 +92,6 @@ def _report(port: str, found: Inspection | OtaError) -> dict[str, Any]:
     if isinstance(found, OtaError):
         return {"port": shown(port), "error": own_words(found.to_dict())}
     return {"port": shown(port), **board_report(found)}
-
-
-async def _attached(
-    find: Callable[[dict[str, Any]], dict[str, Any]], state_dir: Path | None
-) -> dict[str, str]:
-    """The ports of the boards that are meant where none is named, by the boards' names."""
-    from ota_service.api.engine import Engine
-
-    async with Engine(state_dir=state_dir or default_state_dir()) as engine:
-        return {name: str(board["port"]) for name, board in find(engine.status()).items()}
 
 
 async def _look(

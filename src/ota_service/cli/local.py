@@ -30,11 +30,12 @@ from ota_service.cli.options import (
     dry_run_option,
     no_trust_option,
     reset_option,
+    state_dir_option,
     stop_asking,
     yes_option,
 )
 from ota_service.cli.output import Command, err, json_option, on_stop, out, print_json
-from ota_service.cli.ports import boards_here, meant, named
+from ota_service.cli.ports import attached, boards_here, meant, named
 from ota_service.cli.remedies import own_words
 from ota_service.errors import OtaError
 
@@ -92,14 +93,6 @@ _START = (
         help="What a line of the new app's log must match for the app to count as running.",
     ),
     boot_options,
-)
-_STATE = click.option(
-    "--state-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where the journal is kept, by default where the service keeps it: "
-    "$VIAM_HOME/ota-service, without that ~/.local/state/ota-service. Commands share "
-    "it; a service has it for itself. Firmware is kept in $VIAM_MODULE_DATA, "
-    "else ~/.cache/ota-service.",
 )
 _WHICH = """
     Name the boards by their ports, such as /dev/ttyUSB0 or rfc2217://host:port. Without a port:
@@ -220,9 +213,11 @@ def _made(name: str) -> click.Command:
             reads=name in ("version", "verify", "rollback"),
             dry_run=dry_run,
             as_json=as_json,
-            asks=not yes and sys.stdin.isatty(),
         )
         _quiet_logs()
+        if not (boards or yes) and sys.stdin.isatty():
+            found = asyncio.run(attached(calls.find, options.get("state_dir")))
+            click.confirm(f"Roll back {', '.join(found)}?", abort=True, err=True)
         try:
             reply = asyncio.run(_run(calls, options))
         except OtaError as error:
@@ -234,7 +229,7 @@ def _made(name: str) -> click.Command:
 
     lines = "\n".join(f"    esp32-ota {name} {example}".rstrip() for example in verb.examples)
     call.__doc__ = f"{verb.does}\n{verb.more}{_WHICH}\n    \b\n{lines}\n"
-    options = (boards_here, *verb.options, baud_option, reset_option, _STATE, json_option)
+    options = (boards_here, *verb.options, baud_option, reset_option, state_dir_option, json_option)
     return click.command(name)(reduce(lambda made, option: option(made), reversed(options), call))
 
 
@@ -265,7 +260,7 @@ def _firmware(
 @dataclass(frozen=True, slots=True)
 class _Call:
     """What was called: a verb for the boards at `ports`, or for those that `find` means of an
-    engine's status. order: gives it to an engine. reads: it replies for each board. asks: first."""
+    engine's status. order: gives it to an engine. reads: it replies for each board."""
 
     verb: str
     ports: tuple[str, ...]
@@ -274,7 +269,6 @@ class _Call:
     reads: bool
     dry_run: bool
     as_json: bool
-    asks: bool
 
 
 async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
@@ -287,8 +281,6 @@ async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
         if not call.ports:
             found = call.find(engine.status())
             names = [word for name, board in found.items() for word in (name, board["port"])]
-            if call.asks:
-                click.confirm(f"Roll back {', '.join(found)}?", abort=True, err=True)
         order = call.order(engine)
         stopping: list[str] = []
 
