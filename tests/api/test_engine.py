@@ -397,13 +397,16 @@ async def test_as_a_service_it_has_the_verbs_and_replies(
     assert [board.control.running()["project"] for board in (wheel, eye)] == ["wheel", "eye"]
 
 
-def test_two_names_for_one_port_are_refused_with_both() -> None:
+def test_two_names_for_one_port_are_refused_with_both(tmp_path: Path) -> None:
     """Before anything is opened."""
-    for boards in (
-        ["/dev/x", "/dev/../dev/x"],
-        ["/dev/x", "/dev/x"],
-        {"a": "/dev/x", "b": "/dev/x"},
-    ):
-        with pytest.raises(OtaError, match=r"/dev/x and /dev/\S*x are one") as caught:
-            Engine(boards)
+    (tmp_path / "link").symlink_to(tmp_path / "board")
+    boards: tuple[tuple[Any, str], ...] = (
+        (["/dev/x", "/dev/../dev/x"], "/dev/x and /dev/../dev/x are one and the same port"),
+        (["/dev/x", "/dev/x"], "/dev/x is named twice"),
+        ({"a": "/dev/x", "b": "/dev/x"}, "/dev/x is named twice"),
+        ([f"esp32sim://{tmp_path}/{name}" for name in ("board", "link")], "board and esp32sim://"),
+    )
+    for named, words in boards:
+        with pytest.raises(OtaError, match=words) as caught:
+            Engine(named)
         assert caught.value.code == "duplicate-board"

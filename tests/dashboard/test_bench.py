@@ -21,6 +21,7 @@ from esp32_sim.config import FLASH_FILE
 from esp32_sim.images import Behaviour, build_app
 from esp32_sim.process import RunningBoard, SimBoard, SimProcess
 from ota_service.api.engine import Engine
+from ota_service.cli.main import main
 from ota_service.dashboard import bench as bench_module
 from ota_service.dashboard.attached import AttachedBoards
 from ota_service.dashboard.bench import Bench
@@ -320,6 +321,36 @@ async def test_the_hosts_policy_holds(
     await drop(bench, "app.bin", signing.sign(app(), KEY))
     assert kinds(bench)[-1] == ("app.bin", "app", None)
     assert kept(bench) == [Path(bench.firmware()[0]).name]
+
+
+def test_the_command_makes_a_bench_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without an address: of the boards here. It ends as it serves, by what SIGTERM does."""
+    stop: list[Callable[[], object]] = []
+
+    @contextlib.contextmanager
+    def on_stop(asked: Callable[[], object]) -> Iterator[None]:
+        stop.append(asked)
+        yield
+
+    async def status(here: AttachedBoards) -> dict[str, Any]:
+        folders = [path.name for path in tmp_path.glob("esp32-ota-bench-*")]
+        assert folders == [folder(here.bench).name]
+        stop[0]()
+        return {}
+
+    for name in ("ESP32_OTA_ADDRESS", "ESP32_OTA_TOKEN", "VIAM_API_KEY", "VIAM_API_KEY_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("ota_service.cli.dashboard.on_stop", on_stop)
+    monkeypatch.setattr(AttachedBoards, "status", status)
+    with contextlib.suppress(SystemExit):
+        main(["dashboard", "--port", "0", "--state-dir", str(tmp_path / "state")])
+    out, err = capsys.readouterr()
+    assert out.startswith("http://127.0.0.1:"), err
+    assert "#token=" in out
+    assert not list(tmp_path.glob("esp32-ota-bench-*"))
 
 
 # --- over HTTP

@@ -19,7 +19,7 @@ from ota_service.cli.main import main
 from ota_service.client.failure import Failure
 from ota_service.dashboard.feed import Feed
 from ota_service.dashboard.guard import HEADERS, Guard
-from ota_service.dashboard.server import serving
+from ota_service.dashboard.server import VERBS, serving
 from tests.support.command import here
 
 TOKEN = "a token of more than sixteen characters"
@@ -170,6 +170,59 @@ async def test_elsewhere_a_token_is_needed() -> None:
             assert await asked(client, url) == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "kind", "headers", "status"),
+    [
+        ("/api/firmware", "application/octet-stream", {}, 401),
+        ("/api/firmware", "application/octet-stream", {"Authorization": "Bearer wrong"}, 401),
+        ("/api/firmware", "application/octet-stream", {"Authorization": f"Bearer {TOKEN}"}, 404),
+        ("/api/firmware", "application/json", {"Authorization": f"Bearer {TOKEN}"}, 403),
+        ("/api/firmware", "multipart/form-data", {"Authorization": f"Bearer {TOKEN}"}, 403),
+        ("/api/firmware", "text/plain", {"Authorization": f"Bearer {TOKEN}"}, 403),
+        ("/api/firmware", "application/octet-stream", {"Origin": "http://evil.example"}, 403),
+        ("/api/firmware", "application/octet-stream", {"Sec-Fetch-Site": "cross-site"}, 403),
+        ("/api/firmware", "application/octet-stream", {"Host": "evil.example"}, 403),
+        ("/api/firmware/", "application/octet-stream", {"Authorization": f"Bearer {TOKEN}"}, 403),
+        ("/api/command", "application/octet-stream", {"Authorization": f"Bearer {TOKEN}"}, 403),
+        ("/api/login", "application/octet-stream", {}, 403),
+    ],
+)  # fmt: skip
+async def test_a_file_is_let_in_as_a_command_is(
+    path: str, kind: str, headers: dict[str, str], status: int
+) -> None:
+    """No other site's form can send one, and the page of a machine has no bench to take it: nor a
+    log to watch. The token is asked for first."""
+    async with served(TOKEN) as (shelf, url, client):
+        given = {"Content-Type": kind, **headers}
+        async with client.post(url + path, data=b"{}", headers=given) as response:
+            assert response.status == status
+            assert {name: response.headers[name] for name in HEADERS} == HEADERS
+        for hidden in ("/api/log?board=a", "/api/history/0123456789ab"):
+            async with client.get(url + hidden) as response:
+                assert response.status == 401
+        assert shelf.asked == []
+
+
+async def test_the_session_says_what_the_page_may_ask_for() -> None:
+    """A page of a machine has no bench; a run of its history comes as a file."""
+    async with served() as (shelf, url, client):
+        async with client.get(f"{url}/api/session") as response:
+            assert await response.json() == {
+                **{"ok": True, "machine": "m:1", "bench": False, "verbs": list(VERBS)},
+            }
+        for verb in ("stage", "activate", "version", "verify", "rollback"):
+            async with client.post(f"{url}/api/command", json={"command": verb}) as response:
+                assert response.status == 200
+            waits = {} if verb in ("stage", "activate") else {"wait_s": 120.0}
+            assert shelf.asked.pop() == (verb, waits)
+        for verb in ("log", "tag", "clear", "flash"):
+            async with client.post(f"{url}/api/command", json={"command": verb}) as response:
+                assert response.status == 400
+        async with client.get(f"{url}/api/history/0123456789ab") as response:
+            assert response.status == 404  # the shelf has none
+        assert shelf.asked == [("history", {"id": "0123456789ab"})]
+
+
 async def test_only_the_pages_own_verbs_are_passed_on() -> None:
     """`flash` asks a person for a MAC, elsewhere; nonsense does not reach the machine, and is
     refused with the headers of every reply."""
@@ -266,6 +319,21 @@ def test_no_token_is_said_plainly(options: tuple[str, ...]) -> None:
     done = here("dashboard", "--address", "127.0.0.1:9", "--port", "0", *options)
     assert done.code == 2
     assert "oken" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("/dev/ttyUSB0", "--address", "127.0.0.1:9"), "not both"),
+        (("bogus://x",), "not the url of a port"),
+        (("/dev/ttyUSB0", "/dev/ttyUSB0"), "named twice"),
+    ],
+)
+def test_a_bench_is_of_ports_or_of_what_is_attached(arguments: tuple[str, ...], said: str) -> None:
+    """A machine has its own; what cannot be a port is said before anything is opened."""
+    done = here("dashboard", "--port", "0", *arguments)
+    assert done.code == 2
+    assert said in done.err
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

@@ -20,6 +20,7 @@ from ota_service.formats.image import parse_app_image
 from ota_service.formats.otadata import parse_otadata
 from ota_service.link.serial_port import close_port, open_port
 from ota_service.update import session, starts
+from ota_service.update.boot import Heard
 from ota_service.update.facts import BoardFacts
 from ota_service.update.inspect import Inspection
 from ota_service.update.session import Awaited, BootRules, Image, Job, Outcome
@@ -70,6 +71,7 @@ def test_a_session_that_fails_leaves_an_app_its_time_to_confirm(tmp_path: Path) 
             (Job("a", course="look"), Notes()),
             (Job("a", course="look"), Refusing()),
             (Job("a", course="rollback"), Notes()),
+            (Job("a", course="log"), Notes()),
         ):
             assert board.control.running()["slot"] == "ota_1"
             assert states(board) == ["VALID", "PENDING_VERIFY"]
@@ -79,6 +81,29 @@ def test_a_session_that_fails_leaves_an_app_its_time_to_confirm(tmp_path: Path) 
                 assert error.code in ("changed-elsewhere", "awaiting-confirmation")
             assert board.control.running()["slot"] == "ota_1"
             assert states(board) == ["VALID", "PENDING_VERIFY"]
+
+
+def test_a_start_is_watched_without_a_write_or_a_secret(tmp_path: Path) -> None:
+    """Also where a board's NVS cannot be read, so that nobody knows what to leave out: what the app
+    says is left out then."""
+    secret = "hunter2-of-the-robot"
+    app = build_app(size_bytes=60_000, behaviour=Behaviour(print_secrets=True))
+    nvs = {"robot_secret": secret, "OTA_VERSION": "1.0.0"}
+    chips: list[dict[str, int]] = [{}, {"flash_crypt_cnt": 1}]
+    boards = [SimBoard(app=app, nvs=nvs, config=config) for config in chips]
+    with SimProcess(tmp_path, boards) as sim:
+        for board, knows in zip(sim.boards, (True, False), strict=True):
+            before, heard = board.control.read_flash(0, 0x20000), list[Heard]()
+            outcome = run(board, Job("a", course="log", boot=BOOT, hears=heard.append))
+            lines = [line for one in heard for line in one.shown()]
+            assert secret not in "\n".join([*lines, *outcome.boot_log])
+            assert any("***" in line for line in lines) is knows
+            assert lines[0] == f"--- start of {'ota_0' if knows else 'its firmware'}"
+            assert any("Project name" in line for line in lines)
+            assert any("app: " in line for line in lines) is knows
+            assert [one.verdict for one in heard if one.verdict] == ["its firmware runs"]
+            assert (outcome.end, outcome.notice) == ("read", "its firmware runs")
+            assert board.control.read_flash(0, 0x20000) == before
 
 
 def firmware(version: str = "1.1.0", behaviour: Behaviour | None = None) -> Image:

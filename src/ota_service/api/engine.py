@@ -234,7 +234,7 @@ class Engine:
         self._options: dict[str, Any] = {**options, "auto_update": False}
         if boards is not None:
             if not isinstance(boards, Mapping):
-                boards = _named([boards] if isinstance(boards, str) else list(boards))
+                boards = named([boards] if isinstance(boards, str) else list(boards))
             _require_distinct(boards.values())
             self._options["boards"] = [{"name": n, "port": _whole(p)} for n, p in boards.items()]
         self._orders: set[Order] = set()
@@ -539,7 +539,8 @@ class Service:
     ) -> dict[str, Any]:
         """One verb; `wait_s` stands in its arguments, where it has any."""
         engine, given = self._engine, dict(arguments or {})
-        probe = {"probe": True} if verb != "update" and given.pop("probe", None) else {}
+        opens = verb in ("stage", "activate", "version", "verify", "rollback")
+        probe = {"probe": True} if opens and given.pop("probe", None) else {}
         call = parse_command({"command": verb, **given})
         if call.verb.name == "help":
             return help_reply()
@@ -563,7 +564,7 @@ def _reports(run: Run) -> dict[str, BoardReport]:
             outcome=order.report.get("outcome"),
             action=told.get("action"),
             reason=told.get("reason", ""),
-            replaces=told.get("replaces") if "staged" not in told else None,
+            replaces=replaces if isinstance(replaces := told.get("replaces"), Mapping) else None,
             staged=_staged(told),
             before=told.get("from"),
             version=told.get("version", told.get("to")),
@@ -583,8 +584,9 @@ def _staged(told: Mapping[str, Any]) -> dict[str, str] | None:
     return {**told["staged"], **kept}
 
 
-def _named(ports: Sequence[str]) -> dict[str, str]:
-    """Each port by its last part, or whole where two would be called alike."""
+def named(ports: Sequence[str]) -> dict[str, str]:
+    """Each port by its last part, or whole where two would be called alike. Raises OtaError
+    `duplicate-board` where one stands there twice."""
     _require_distinct(ports)
     short = [(port.rstrip("/").rpartition("/")[2] or port)[:_NAME_MAX_CHARS] for port in ports]
     return {

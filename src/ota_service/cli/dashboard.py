@@ -18,6 +18,7 @@ from click.core import ParameterSource
 
 from ota_service.cli.options import state_dir_option
 from ota_service.cli.output import on_stop, say
+from ota_service.cli.ports import ports_argument
 from ota_service.cli.remote import access_options
 from ota_service.client.machine import Access
 from ota_service.errors import OtaError
@@ -31,7 +32,7 @@ TOKEN_MIN_CHARACTERS = 16
 
 
 @click.command()
-@click.argument("ports", nargs=-1, metavar="[PORT]...")
+@ports_argument
 @click.option(
     "--host",
     default=DEFAULT_HOST,
@@ -79,8 +80,8 @@ def dashboard(
 ) -> None:
     """Show boards on a page in the browser, live: a machine's, or those that are attached here.
 
-    With --address the page is of a machine's service. Without it, of the boards at PORTs, else of
-    all that are attached: firmware is dropped on the page, and updates, stages, flashes boards.
+    With --address the page is of a machine's service. Without it, it is a bench: for the boards at
+    PORTs, else for all that are attached, with firmware that is dropped on the page.
 
     Prints the page's address, which holds a token: whoever opens it is let in. The page is for this
     computer alone unless --host says otherwise. What restarts a board asks first. Runs until

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from ota_service.cli.contents import board_report
 from ota_service.cli.live import Live
 from ota_service.cli.options import baud_option, reset_option, state_dir_option, stop_asking
 from ota_service.cli.output import err, json_option, on_stop, out, print_json, say
-from ota_service.cli.ports import boards_here, meant
+from ota_service.cli.ports import attached, boards_here, meant
 from ota_service.cli.remedies import line_of, own_words
 from ota_service.client.failure import Failure
 from ota_service.errors import OtaError
@@ -59,30 +59,29 @@ def inspect(
     esp32-ota inspect /dev/ttyUSB0
     esp32-ota inspect --all --json
     """
-    folder = {"state_dir": state_dir} if state_dir is not None else {}
-    if not boards:
-        find = partial(meant, all_boards=all_boards, probe=probe)
-        boards = asyncio.run(_attached(find, folder))
-    found = asyncio.run(_look(boards, baud, reset))
-    problems = [one for one in found.values() if isinstance(one, OtaError)]
-    if probe:  # a person's word: their ports are known from now on
-        from ota_service.fleet.probe import remember
+    from ota_service.api.engine import named
+    from ota_service.fleet.probe import remember
 
-        for port, one in found.items():
+    find = partial(meant, all_boards=all_boards, probe=probe)
+    ports = named(boards) if boards else asyncio.run(attached(find, state_dir))
+    found = asyncio.run(_look(ports, baud, reset))
+    if probe:  # a person's word: their ports are known from now on
+        for name, one in found.items():
             if not isinstance(one, OtaError):
-                remember(state_dir or default_state_dir(), port, describe(port), one)
+                remember(state_dir or default_state_dir(), ports[name], describe(ports[name]), one)
+    problems = [one for one in found.values() if isinstance(one, OtaError)]
     alone = len(found) == 1 and not all_boards
     if alone and problems:
         raise problems[0]
-    told = {port: _report(port, one) for port, one in found.items()}
     if as_json:
-        print_json(told[next(iter(told))] if alone else {"boards": told})
+        told = {name: _report(ports[name], one) for name, one in found.items()}
+        print_json(next(iter(told.values())) if alone else {"boards": told})
     else:
-        seen = {port: one for port, one in found.items() if not isinstance(one, OtaError)}
-        for number, (port, one) in enumerate(seen.items()):
-            if number:
+        seen = [(n, one) for n, one in found.items() if not isinstance(one, OtaError)]
+        for name, one in seen:
+            if name != seen[0][0]:
                 out().print()
-            out().print(on_board(port, one))
+            out().print(on_board(shown(ports[name]), one))
     for problem in problems:
         say(f"Error: {line_of(problem)}", err=True)
     if problems:
@@ -91,38 +90,26 @@ def inspect(
 
 def _report(port: str, found: Inspection | OtaError) -> dict[str, Any]:
     if isinstance(found, OtaError):
-        return {"port": port, "error": own_words(found.to_dict())}
-    return {"port": port, **board_report(found)}
-
-
-async def _attached(find: Callable[[dict[str, Any]], dict[str, Any]], folder: Any) -> list[str]:
-    """The ports of the boards that are meant where none is named."""
-    from ota_service.api.engine import Engine
-
-    async with Engine(**folder) as engine:
-        return [str(board["port"]) for board in find(engine.status()).values()]
+        return {"port": shown(port), "error": own_words(found.to_dict())}
+    return {"port": shown(port), **board_report(found)}
 
 
 async def _look(
-    ports: Sequence[str], baud: int, reset: ResetWay | None
+    ports: Mapping[str, str], baud: int, reset: ResetWay | None
 ) -> dict[str, Inspection | OtaError]:
-    """What is on each board, or why it could not be reached, by the ports as they may be shown.
-    Raises Failure after Ctrl-C, when the boards are back in their firmware."""
+    """What is on each board, or why it could not be reached, by name. Raises Failure after Ctrl-C,
+    when the boards are back in their firmware."""
     from ota_service.api.single import inspect_board
 
     console = err()
-    shows: dict[str, dict[str, Any]] = {shown(port): {"state": "unknown"} for port in ports}
+    shows: dict[str, dict[str, Any]] = {name: {"state": "unknown"} for name in ports}
     stopped = False
 
-    async def one(port: str) -> Inspection | OtaError:
-        name = shown(port)
-
+    async def one(name: str, port: str) -> Inspection | OtaError:
         def told(at: Progress) -> None:
             if "phase" not in shows[name]:  # now that it is known to be a port, and open
-                console.print(
-                    f"Restarting the board at {name} to read it; nothing is written.",
-                    soft_wrap=True,
-                )
+                words = f"Restarting the board at {shown(port)} to read it; nothing is written."
+                console.print(words, soft_wrap=True)
             shows[name]["phase"] = at.phase
 
         try:
@@ -130,32 +117,28 @@ async def _look(
             shows[name] = {"state": "read"}
             return found
         except OtaError as error:
-            error.board = name if name not in error.message else None
+            error.board = name if shown(port) not in error.message else None
             shows[name] = {"state": "failed", "error": error.to_dict()}
             return error
 
-    def into(one: str, more: str) -> str:
-        alone = len(ports) == 1
-        return (
-            f"the board {one} restarted into its"
-            if alone
-            else (f"the boards {more} restarted into their")
-        )
+    def into(verb: str, several: str) -> str:
+        if len(ports) == 1:
+            return f"the board {verb} restarted into its firmware"
+        return f"the boards {several} restarted into their firmware"
 
     def stop() -> None:
         nonlocal stopped
         if not stopped:
             stopped = True
-            click.echo(f"Stopping; {into('is', 'are')} firmware...", err=True)
+            click.echo(f"Stopping; {into('is', 'are')}...", err=True)
             stop_asking(reset)
             task.cancel()
 
-    task = asyncio.gather(*map(one, ports))
+    task = asyncio.gather(*(one(*item) for item in ports.items()))
     with on_stop(stop), Live(console, transient=True) as live:
         if console.is_terminal:
             live.show({"boards": shows})
         try:
-            return dict(zip(shows, await task, strict=True))
+            return dict(zip(ports, await task, strict=True))
         except asyncio.CancelledError:
-            done = f"Stopped; {into('was', 'were')} firmware."
-            raise Failure(done, code="cancelled") from None
+            raise Failure(f"Stopped; {into('was', 'were')}.", code="cancelled") from None

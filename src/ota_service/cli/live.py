@@ -247,7 +247,8 @@ def counts_text(boards: Sequence[Board]) -> str:
     counts: dict[str, int] = {}
     for board in boards:
         waits = board.get("phase") == "waiting" and board.get("state") == "updating"
-        words = "waiting" if waits else _state_words(board)
+        busy = board.get("phase") and board.get("state") in ("unknown", "outdated", "up_to_date")
+        words = "waiting" if waits else _what(board) if busy else _state_words(board)
         counts[words] = counts.get(words, 0) + 1
     return ", ".join(f"{count} {words}" for words, count in counts.items())
 

@@ -22,6 +22,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from ota_service.cli.live import Live, in_order
 from ota_service.cli.options import (
     asked_options,
     baud_option,
@@ -29,14 +30,14 @@ from ota_service.cli.options import (
     dry_run_option,
     no_trust_option,
     reset_option,
+    state_dir_option,
     stop_asking,
     yes_option,
 )
 from ota_service.cli.output import Command, err, json_option, on_stop, out, print_json
-from ota_service.cli.ports import boards_here, looks_like, meant
+from ota_service.cli.ports import attached, boards_here, meant, named
 from ota_service.cli.remedies import own_words
 from ota_service.errors import OtaError
-from ota_service.link.ports import describe
 
 if TYPE_CHECKING:
     from ota_service.api.engine import Engine, Order, Report
@@ -93,14 +94,6 @@ _START = (
     ),
     boot_options,
 )
-_STATE = click.option(
-    "--state-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where the journal is kept, by default where the service keeps it: "
-    "$VIAM_HOME/ota-service, without that ~/.local/state/ota-service. Commands share "
-    "it; a service has it for itself. Firmware is kept in $VIAM_MODULE_DATA, "
-    "else ~/.cache/ota-service.",
-)
 _WHICH = """
     Name the boards by their ports, such as /dev/ttyUSB0 or rfc2217://host:port. Without a port:
     the board that is attached, where just one is known to be, by Espressif's own USB or since
@@ -136,7 +129,8 @@ _VERBS = {
 """,
         (
             "--file build/app.bin",
-            "/dev/ttyUSB0 /dev/ttyUSB1 --url http://10.0.0.5:3001/app.bin --version 1.2.3",
+            "/dev/ttyUSB0 /dev/ttyUSB1 --file build/app.bin",
+            "/dev/ttyUSB0 --url http://10.0.0.5/app.bin --version 1.2.3",
             "--all --file release/manifest.json",
         ),
         (*_FIRMWARE, asked_options, dry_run_option, *_START),
@@ -219,9 +213,11 @@ def _made(name: str) -> click.Command:
             reads=name in ("version", "verify", "rollback"),
             dry_run=dry_run,
             as_json=as_json,
-            asks=not yes and sys.stdin.isatty(),
         )
         _quiet_logs()
+        if not (boards or yes) and sys.stdin.isatty():
+            found = asyncio.run(attached(calls.find, options.get("state_dir")))
+            click.confirm(f"Roll back {', '.join(found)}?", abort=True, err=True)
         try:
             reply = asyncio.run(_run(calls, options))
         except OtaError as error:
@@ -233,7 +229,7 @@ def _made(name: str) -> click.Command:
 
     lines = "\n".join(f"    esp32-ota {name} {example}".rstrip() for example in verb.examples)
     call.__doc__ = f"{verb.does}\n{verb.more}{_WHICH}\n    \b\n{lines}\n"
-    options = (boards_here, *verb.options, baud_option, reset_option, _STATE, json_option)
+    options = (boards_here, *verb.options, baud_option, reset_option, state_dir_option, json_option)
     return click.command(name)(reduce(lambda made, option: option(made), reversed(options), call))
 
 
@@ -264,7 +260,7 @@ def _firmware(
 @dataclass(frozen=True, slots=True)
 class _Call:
     """What was called: a verb for the boards at `ports`, or for those that `find` means of an
-    engine's status. order: gives it to an engine. reads: it replies for each board. asks: first."""
+    engine's status. order: gives it to an engine. reads: it replies for each board."""
 
     verb: str
     ports: tuple[str, ...]
@@ -273,13 +269,11 @@ class _Call:
     reads: bool
     dry_run: bool
     as_json: bool
-    asks: bool
 
 
 async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
     """The run as the history has it, or the reply of a verb that has one. Raises OtaError."""
     from ota_service.api.engine import Engine
-    from ota_service.cli.live import Live
 
     console = err() if call.as_json or call.reads else out()
     async with Engine(call.ports or None, **options) as engine:
@@ -287,14 +281,15 @@ async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
         if not call.ports:
             found = call.find(engine.status())
             names = [word for name, board in found.items() for word in (name, board["port"])]
-            if call.asks:
-                click.confirm(f"Roll back {', '.join(found)}?", abort=True, err=True)
         order = call.order(engine)
         stopping: list[str] = []
 
         def stop() -> None:
             if not stopping:
-                stopping.append(f"Stopping where that leaves {_each(order.boards)} bootable...")
+                every = _each(order.boards)
+                stopping.append(f"Stopping where that leaves {every} bootable...")
+                if call.reads:
+                    stopping[:] = [f"This is finished first: it leaves {every} bootable."]
                 console.print(*stopping)
                 stop_asking(options.get("reset"))
                 order.cancel()
@@ -323,9 +318,7 @@ def _reply(call: _Call, console: Console, status: Reply, report: Report, *, stop
     }  # fmt: skip
     run["boards"] = {name: b for name, b in run["boards"].items() if name not in closed}
     for port in closed.values():
-        info = describe(port)
-        what = f", {looks_like(info)}" if info is not None else ""
-        err().print(Text(f"Not opened: {port}{what}; --probe opens it."))
+        err().print(Text(f"Not opened: {named(port)}; --probe opens it."), soft_wrap=True)
     if not (call.reads or call.dry_run):
         if stopped and report.outcome != "succeeded":
             _say_what_runs(console, status, run["boards"])
@@ -334,7 +327,7 @@ def _reply(call: _Call, console: Console, status: Reply, report: Report, *, stop
         raise report.error
     key = "plan" if call.dry_run else "boards"
     result = {key: {}, **run.get("result", {})}
-    result[key] = {name: told for name, told in result[key].items() if name not in closed}
+    result[key] = {n: told for n, told in in_order(result[key]).items() if n not in closed}
     if call.dry_run:
         for name, planned in result[key].items():
             replaces = _would_replace(status, name, planned)

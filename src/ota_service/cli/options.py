@@ -26,10 +26,10 @@ baud_option = click.option(
 state_dir_option = click.option(
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where what the board has is kept; default: $VIAM_HOME/ota-service, "
-    "without that ~/.local/state/ota-service.",
+    help="Where the journal and backups are kept, by default where the service keeps them: "
+    "$VIAM_HOME/ota-service, without that ~/.local/state/ota-service. Commands share it; a "
+    "service has it for itself.",
 )
-"""Of what writes to a board directly."""
 
 _PINS = re.compile(r"(?P<chip>[^:=,\s]+):en=(?P<en>\d{1,4}),boot=(?P<boot>\d{1,4})")
 

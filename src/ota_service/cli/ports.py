@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from ota_service.cli.output import Command, err, json_option, out, print_json, t
 from ota_service.formats.text import visible
 from ota_service.link.ports import PortInfo, list_ports, problem, shown
 from ota_service.link.ports import describe as describe_port
+from ota_service.module.folders import default_state_dir
 
 
 @click.command()
@@ -50,6 +52,10 @@ def _ports(_: click.Context, __: click.Parameter, given: Any) -> Any:
 
 port_argument = click.argument("port", shell_complete=_complete, callback=_ports)
 """The argument PORT, which the shell completes with what is attached."""
+ports_argument = click.argument(
+    "ports", metavar="[PORT]...", nargs=-1, shell_complete=_complete, callback=_ports
+)
+"""The same for any number."""
 
 
 def boards_here(function: Command) -> Command:
@@ -104,6 +110,22 @@ def looks_like(info: PortInfo) -> str:
     if info.bridge:
         return f"perhaps an ESP32 ({info.bridge} bridge)"
     return "unknown"
+
+
+async def attached(
+    find: Callable[[dict[str, Any]], dict[str, Any]], state_dir: Path | None
+) -> dict[str, str]:
+    """The ports of the boards that are meant where none is named, by the boards' names."""
+    from ota_service.api.engine import Engine
+
+    async with Engine(state_dir=state_dir or default_state_dir()) as engine:
+        return {name: str(board["port"]) for name, board in find(engine.status()).items()}
+
+
+def named(port: str) -> str:
+    """A port, and what it may be taken for."""
+    info = describe_port(port)
+    return f"{port}, {looks_like(info)}" if info is not None else port
 
 
 def describe(info: PortInfo) -> dict[str, object]:

@@ -38,6 +38,7 @@ REMEDIES: dict[str, str] = {
     "stage-stale": "Give --file or --url and --version as they were given to `esp32-ota stage`, or "
     "stage it anew.",
     "no-board": "Attach a board; `esp32-ota ports` lists what is there.",
+    "duplicate-board": "Name each board once.",
     "port-busy": "Close the program named.",
     "permission": "Add this user to the port's group (dialout or uucp), then log in again.",
     "no-answer": "Check the cable and the board's power; a board without automatic reset needs "

@@ -39,6 +39,18 @@ _NAME_MAX_CHARS = 200
 
 Kind = Literal["app", "merged", "manifest", "refused"]
 
+_NO_IMAGE = (
+    "Drop an App Image (`esp32-ota image ota FILE` makes one), a manifest or a Merged Binary."
+)
+_REMEDIES = {
+    "not-an-image": _NO_IMAGE,
+    "bootloader-image": _NO_IMAGE,
+    "no-app-descriptor": "Build the app with ESP-IDF 3.3 or later, and drop its App Image.",
+    "image-corrupt": "Build it again, and drop that.",
+    "manifest-invalid": "Correct it at the path that is named, and drop it again.",
+}
+"""The table of errors speaks to who publishes a firmware at a url."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
@@ -222,6 +234,8 @@ class Bench:
             asked, grants = await self._supply.granted(str(about.path))
             return await asyncio.to_thread(_described, about, part, asked, grants)
         except OtaError as error:
+            if error.remedy == error.kind.remedy:
+                error.remedy = _REMEDIES.get(error.code, error.remedy)
             return replace(about, error=error)
 
     def _add(self, dropped: Dropped) -> None:
@@ -293,7 +307,8 @@ class Bench:
         """A file; one that only has the name of a manifest's image says so."""
         if one.kind == "app" and any(_file_name(image) == one.name for image in missing):
             why = f"The manifest means another file of the name {one.name}: its SHA-256 differs."
-            return replace(one, error=OtaError("digest-mismatch", why)).to_dict()
+            remedy = "Drop the very file that the manifest was made of, or make the manifest anew."
+            return replace(one, error=OtaError("digest-mismatch", why, remedy=remedy)).to_dict()
         return one.to_dict()
 
     def _with_images(self, manifest: Manifest) -> Path:

@@ -24,7 +24,8 @@ from ota_service.fleet.around import Around
 from ota_service.fleet.attempt import Attempt, SessionEnd, after_waiting, boot_rules, hindrance
 from ota_service.fleet.board_state import BoardState, StartLog
 from ota_service.fleet.firmwares import Fetched, LetGo
-from ota_service.fleet.journal_rows import FirmwareRecord
+from ota_service.fleet.journal_rows import BoardRecord, FirmwareRecord
+from ota_service.fleet.memory import Memory
 from ota_service.fleet.orders import (
     READS,
     SWITCHES,
@@ -133,6 +134,11 @@ class Board:
     def from_thread(self, fact: Fact) -> None:
         """As `post`, from any thread."""
         self._loop.call_soon_threadsafe(self.post, fact)
+
+    def recall(self, memory: Memory, record: BoardRecord) -> None:
+        """Show what the journal has of it. In a thread."""
+        staged, back = memory.staged(record.mac, self.target.key), memory.back(record.mac)
+        self.from_thread(partial(Sight.remember, record=record, staged=staged, back=back))
 
     def tell(self, event: Event, token: object | None = None, value: Any = None) -> None:
         """As `post`, for whoever knows of no messages."""

@@ -38,7 +38,6 @@ from ota_service.fleet.robot import Calls, Robot
 from ota_service.fleet.roster import Roster, effective_target
 from ota_service.fleet.run import Run
 from ota_service.fleet.settings import Settings
-from ota_service.fleet.sight import Sight
 from ota_service.fleet.turns import Turns
 from ota_service.link.ownership import SERVICE_CLAIMS
 from ota_service.link.ports import canonical, describe
@@ -348,9 +347,7 @@ class Engine:
                 memory.journal.board(mac) if mac else memory.board_named(board.shown.name, port)
             )
             if record is not None:
-                staged = memory.staged(record.mac, board.target.key)
-                back = memory.back(record.mac)
-                board.from_thread(partial(Sight.remember, record=record, staged=staged, back=back))
+                board.recall(memory, record)
 
     # --- runs
 
@@ -557,6 +554,7 @@ class Engine:
     async def look_around(self) -> None:
         """See now what is plugged in, and have all boards show it; opens no port."""
         await self._poll(first=True)
+        await self.journaled(lambda: None)  # what another look has asked of it is there, too
         if self.boards:
             await asyncio.wait([board.heard() for board in self.boards.values()], timeout=HEARD_S)
 
@@ -648,8 +646,7 @@ class Engine:
             for board, place in fresh:
                 record = self.memory.journal.board(place.mac) if place.mac is not None else None
                 if record is not None:
-                    staged = self.memory.staged(record.mac, board.target.key)
-                    board.from_thread(partial(Sight.remember, record=record, staged=staged))
+                    board.recall(self.memory, record)
 
         if fresh:
             await self.journaled(remember)

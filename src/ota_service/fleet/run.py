@@ -37,7 +37,6 @@ from ota_service.fleet.orders import (
 from ota_service.fleet.places import Place, stands_in
 from ota_service.fleet.policy import Permits, Spared, spared
 from ota_service.fleet.robot import unless
-from ota_service.fleet.sight import Sight
 from ota_service.fleet.steps import Course, Pair
 
 if TYPE_CHECKING:
@@ -250,9 +249,7 @@ class Run:
                 continue
             seen = memory.journal.board(place.mac)
             if board.shown.mac is None and seen is not None:
-                staged = memory.staged(seen.mac, board.target.key)
-                back = memory.back(seen.mac)
-                board.from_thread(partial(Sight.remember, record=seen, staged=staged, back=back))
+                board.recall(memory, seen)
             record = memory.journal.attempt(place.mac, board.target.key)
             as_last_read = stands_in(place, memory, board.target.version)
             if self.course is not None and self.course.assignment.manifest.binds:

@@ -218,7 +218,10 @@ def is_simulated(port: str) -> bool:
 
 
 def canonical(port: str) -> str:
-    """One name for one port: device paths with their links resolved, urls as they are."""
+    """One name for one port: device paths, also those of simulated boards, with their links
+    resolved, other urls as they are."""
+    if is_simulated(port):
+        return f"{_SIM_SCHEME}://{os.path.realpath(port.split('://', 1)[1])}"
     return port if is_url(port) else os.path.realpath(port)
 
 

@@ -89,6 +89,20 @@ MUTANTS = (
         GUARD,
     ),
     Mutant(
+        "a file may be sent by another site's form",
+        "dashboard/guard.py",
+        'if request.method == "POST" and request.content_type != kind:',
+        'if request.method == "POST" and kind not in (request.content_type, BODIES[UPLOAD]):',
+        GUARD,
+    ),
+    Mutant(
+        "a manifest that is dropped reads what lies on this computer",
+        "dashboard/bench.py",
+        "if image.sha256 not in here and not urlsplit(image.url).scheme",
+        "if image.sha256 not in here and urlsplit(image.url).path.count('/') == 1",
+        "tests/dashboard/test_bench.py::test_a_manifests_paths_lead_nowhere",
+    ),
+    Mutant(
         "a name that resolves to this computer is its own",
         "dashboard/guard.py",
         "        except ValueError:\n            return False\n        return not self.loopback",

@@ -309,6 +309,13 @@ _CARRIED_OUT = (
         f"{SESSION}::test_a_boards_secrets_are_known_before_its_log_is_read",
     ),
     Mutant(
+        "whoever looks on reads the secrets of a board whose NVS nobody could read",
+        _SESSION,
+        "self.starts.hides = self.starts.hides or unread\n",
+        "self.starts.hides = self.starts.hides and unread\n",
+        "tests/update/test_session.py::test_a_start_is_watched_without_a_write_or_a_secret",
+    ),
+    Mutant(
         "power that failed speaks against an app that had no time to confirm itself",
         _SESSION,
         "        elif awaited.power_failed:\n",
