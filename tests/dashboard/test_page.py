@@ -502,6 +502,19 @@ async def test_a_day_at_the_bench(tmp_path: Path, browser: Browser) -> None:
             await no_complaints(page, complaints)
 
 
+async def test_a_bridge_is_opened_only_where_it_is_selected(browser: Browser) -> None:
+    """What is behind it may be no board: the question says so."""
+    async with told(browser, scenes.bench_dropped()) as on:
+        await expect(on.page.locator("#whom")).to_have_text("For all boards but candidates:")
+        assert "serial bridge" not in await press(on.page, "update")
+        await choose(on.page, "/dev/ttyUSB0")
+        assert "1 serial bridge that nobody has opened" in await press(on.page, "stage")
+        assert on.service.asked == [
+            ("update", {}),
+            ("stage", {"boards": ["/dev/ttyUSB0"], "probe": True}),
+        ]
+
+
 async def test_with_a_token_the_address_lets_in_and_hides_it(browser: Browser) -> None:
     """The token leaves the address bar at once; without it there is a form that asks for it."""
     token = "0123456789abcdef-0123456789"
