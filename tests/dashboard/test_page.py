@@ -65,14 +65,20 @@ async def dashboard(*arguments: str, **env: str) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def told(browser: Browser, now: Any, **window: Any) -> AsyncIterator[Told]:
+async def told(browser: Browser, now: scenes.Status) -> AsyncIterator[Told]:
     """The page of a service that tells what it is given, through the real server."""
     service = scenes.service_of(now)
     async with serving(service, Guard("127.0.0.1"), "127.0.0.1", 0, label="localhost:8080") as url:
-        page, complaints = await open_page(browser, url, **window)
-        await expect(page.locator("#link")).to_have_attribute("data-link", "on")
+        page, complaints = await open_page(browser, url)
         yield Told(page, service)
         await no_complaints(page, complaints)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def plain(browser: Browser) -> AsyncIterator[Told]:
+    """One for all: each test begins anew."""
+    async with told(browser, scenes.status({})) as on:
+        yield on
 
 
 class Told:
@@ -81,7 +87,15 @@ class Told:
     def __init__(self, page: Page, service: scenes.ToldService) -> None:
         self.page, self.service = page, service
 
-    async def tell(self, now: Any, url_has: str) -> None:
+    async def begin(self, now: scenes.Status) -> tuple[Page, scenes.ToldService]:
+        """As if the page had just been opened, in a wide window."""
+        self.service.begin(now)
+        await self.page.set_viewport_size({"width": 1100, "height": 900})
+        await self.page.reload()
+        await expect(self.page.locator("#link")).to_have_attribute("data-link", "on")
+        return self.page, self.service
+
+    async def tell(self, now: scenes.Status, url_has: str) -> None:
         """Until the page has it."""
         self.service.now = now
         await expect(self.page.locator("#target-url")).to_contain_text(url_has)
@@ -189,204 +203,203 @@ async def test_a_persons_day_with_the_page(tmp_path: Path, browser: Browser) -> 
             await no_complaints(page, complaints)
 
 
-async def test_progress_cancel_and_the_keyboard(browser: Browser) -> None:
+async def test_progress_cancel_and_the_keyboard(plain: Told) -> None:
     """Everything is reached by Tab, pressed by Enter and left by Escape, the focus comes back; the
     first Tab leads past the head; a run shows its bar, its end is said, and Cancel stops it."""
     at_rest = scenes.status({"a": scenes.board(1, "outdated")})
-    async with told(browser, at_rest) as on:
-        page, service = on.page, on.service
-        focus = page.locator(":focus")
+    page, service = await plain.begin(at_rest)
+    focus = page.locator(":focus")
+    await page.keyboard.press("Tab")
+    await expect(focus).to_have_text("Skip to the boards")
+    await page.keyboard.press("Enter")
+    await expect(focus).to_have_text("Boards")
+    seen = []
+    for _ in range(14):
         await page.keyboard.press("Tab")
-        await expect(focus).to_have_text("Skip to the boards")
-        await page.keyboard.press("Enter")
-        await expect(focus).to_have_text("Boards")
-        seen = []
-        for _ in range(14):
-            await page.keyboard.press("Tab")
-            seen.append(await page.evaluate(
-                "document.activeElement.textContent || document.activeElement.ariaLabel || "
-                "document.activeElement.id"
-            ))  # fmt: skip
-        assert seen[0] == "filter-text"
-        assert seen[2:] == [
-            *("All", "Failed", "Outdated", "None", "Update…", "Stage…", "Activate…", "Dry run…"),
-            *("Roll back…", "Release", "Version…", "Verify…"),
-        ]
-        outline = await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-        assert outline == "solid"
-        await page.locator("[data-verb=update]").focus()
-        await page.keyboard.press("Enter")
-        await expect(page.locator("#ask")).to_be_visible()
-        await page.keyboard.press("Escape")
-        await expect(page.locator("#ask")).to_be_hidden()
-        await expect(focus).to_have_text("Update…")
-        await page.locator("[data-verb=activate]").focus()
-        await page.keyboard.press("Enter")  # greyed out, and says why
-        await expect(page.locator("#toasts")).to_contain_text("Nothing is staged")
-        assert service.asked == []
+        seen.append(await page.evaluate(
+            "document.activeElement.textContent || document.activeElement.ariaLabel || "
+            "document.activeElement.id"
+        ))  # fmt: skip
+    assert seen[0] == "filter-text"
+    assert seen[2:] == [
+        *("All", "Failed", "Outdated", "None", "Update…", "Stage…", "Activate…", "Dry run…"),
+        *("Roll back…", "Release", "Version…", "Verify…"),
+    ]
+    outline = await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    await page.locator("[data-verb=update]").focus()
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#ask")).to_be_visible()
+    await page.keyboard.press("Escape")
+    await expect(page.locator("#ask")).to_be_hidden()
+    await expect(focus).to_have_text("Update…")
+    await page.locator("[data-verb=activate]").focus()
+    await page.keyboard.press("Enter")  # greyed out, and says why
+    await expect(page.locator("#toasts")).to_contain_text("Nothing is staged")
+    assert service.asked == []
 
-        await page.get_by_label("Select a", exact=True).focus()
-        await page.keyboard.press("Space")
-        await page.locator("[data-verb=update]").focus()
-        await page.keyboard.press("Enter")
-        for _ in range(2):
-            await page.keyboard.press("Tab")
-        await expect(focus).to_have_text("Update")
-        await page.keyboard.press("Enter")
-        await expect(page.locator("#toasts")).to_contain_text("It began")
-        assert service.asked == [("update", {"boards": ["a"]})]
-        service.now = scenes.status({"a": scenes.being_written(1, 40.4)}, "running")
-        bar = of(page, "a").locator(".progress")
-        await expect(bar).to_have_text(re.compile(r"writing\s*71 kB/s, 40 %, 0:12 left"))
-        assert await bar.locator("progress").evaluate("e => e.value") == 40.4
-        await expect(page).to_have_title("(1) ESP32 boards")
-        await expect(page.locator("[data-verb=update]")).to_have_attribute("aria-disabled", "true")
-        await expect(focus).to_have_text("Update…")  # greyed out, and still where it was
-        await page.click("#cancel")
-        assert "restarted into their old firmware" in await page.inner_text("#ask")
-        await page.click("#ask-yes")
-        service.now = {**at_rest, "run": {**at_rest["run"], "outcome": "cancelled"}}
-        await expect(page.locator("#toasts")).to_contain_text("The run cancelled: 0 of 1 board")
-        await expect(page).to_have_title(re.compile("^Run cancelled . ESP32 boards$"))
+    await page.get_by_label("Select a", exact=True).focus()
+    await page.keyboard.press("Space")
+    await page.locator("[data-verb=update]").focus()
+    await page.keyboard.press("Enter")
+    for _ in range(2):
         await page.keyboard.press("Tab")
-        await expect(page).to_have_title("ESP32 boards")
-        assert service.asked[-1] == ("cancel", {})
+    await expect(focus).to_have_text("Update")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#toasts")).to_contain_text("It began")
+    assert service.asked == [("update", {"boards": ["a"]})]
+    service.now = scenes.status({"a": scenes.being_written(1, 40.4)}, "running")
+    bar = of(page, "a").locator(".progress")
+    await expect(bar).to_have_text(re.compile(r"writing\s*71 kB/s, 40 %, 0:12 left"))
+    assert await bar.locator("progress").evaluate("e => e.value") == 40.4
+    await expect(page).to_have_title("(1) ESP32 boards")
+    await expect(page.locator("[data-verb=update]")).to_have_attribute("aria-disabled", "true")
+    await expect(focus).to_have_text("Update…")  # greyed out, and still where it was
+    await page.click("#cancel")
+    assert "restarted into their old firmware" in await page.inner_text("#ask")
+    await page.click("#ask-yes")
+    service.now = {**at_rest, "run": {**at_rest["run"], "outcome": "cancelled"}}
+    await expect(page.locator("#toasts")).to_contain_text("The run cancelled: 0 of 1 board")
+    await expect(page).to_have_title(re.compile("^Run cancelled . ESP32 boards$"))
+    await page.keyboard.press("Tab")
+    await expect(page).to_have_title("ESP32 boards")
+    assert service.asked[-1] == ("cancel", {})
 
 
-async def test_32_boards_are_filtered_sorted_and_selected(browser: Browser) -> None:
+async def test_32_boards_are_filtered_sorted_and_selected(plain: Told) -> None:
     """Failures first; the head stays in sight; the selection is what is acted upon, and nothing
     that the filter hides."""
-    async with told(browser, scenes.fleet_mid_run()) as on:
-        page, service = on.page, on.service
+    page, service = await plain.begin(scenes.fleet_mid_run())
 
-        async def shown() -> list[str]:
-            return list(await page.locator("#boards tbody:visible .name").all_inner_texts())
+    async def shown() -> list[str]:
+        return list(await page.locator("#boards tbody:visible .name").all_inner_texts())
 
-        assert (await shown())[:3] == ["arm-14", "arm-23", "arm-13"]
-        assert len(await shown()) == 32
-        await expect(page.locator("#counts")).to_have_text(
-            "2 failed, 14 being worked on, 3 outdated, 2 staged, 11 up to date, 1 absent"
-        )
-        await page.locator("#history").scroll_into_view_if_needed()
-        await expect(page.locator("[data-verb=update]")).to_be_in_viewport()
-        await expect(page.locator("[data-column=state]")).to_be_in_viewport()
+    assert (await shown())[:3] == ["arm-14", "arm-23", "arm-13"]
+    assert len(await shown()) == 32
+    await expect(page.locator("#counts")).to_have_text(
+        "2 failed, 14 being worked on, 3 outdated, 2 staged, 11 up to date, 1 absent"
+    )
+    await page.locator("#history").scroll_into_view_if_needed()
+    await expect(page.locator("[data-verb=update]")).to_be_in_viewport()
+    await expect(page.locator("[data-column=state]")).to_be_in_viewport()
 
-        await page.get_by_role("button", name="Board", exact=True).click()
-        assert (await shown())[:3] == ["arm-1", "arm-2", "arm-3"]
-        await page.get_by_role("button", name="Board", exact=True).click()
-        assert (await shown())[0] == "arm-32"
-        await expect(page.locator("[data-column=board]")).to_have_attribute(
-            "aria-sort", "descending"
-        )
+    await page.get_by_role("button", name="Board", exact=True).click()
+    assert (await shown())[:3] == ["arm-1", "arm-2", "arm-3"]
+    await page.get_by_role("button", name="Board", exact=True).click()
+    assert (await shown())[0] == "arm-32"
+    await expect(page.locator("[data-column=board]")).to_have_attribute("aria-sort", "descending")
 
-        await expect(page.locator("[data-verb=rollback]")).to_have_attribute(
-            "aria-disabled", "true"
-        )
-        await page.click("[data-choose=trouble]")
-        await expect(page.locator("#whom")).to_have_text("For 2 selected boards:")
-        asked = await press(page, "rollback")
-        assert "arm-14: to 2.3.1 in ota_1" in asked
-        assert "arm-23: to what its other slot holds" in asked
-        assert service.asked.pop()[1]["boards"] == ["arm-14", "arm-23"]
+    await expect(page.locator("[data-verb=rollback]")).to_have_attribute("aria-disabled", "true")
+    await page.click("[data-choose=trouble]")
+    await expect(page.locator("#whom")).to_have_text("For 2 selected boards:")
+    asked = await press(page, "rollback")
+    assert "arm-14: to 2.3.1 in ota_1" in asked
+    assert "arm-23: to what its other slot holds" in asked
+    assert service.asked.pop()[1]["boards"] == ["arm-14", "arm-23"]
 
-        await page.fill("#filter-text", "ARM-2")  # and what is selected and hidden is not meant
-        await expect(page.locator("#whom")).to_have_text("For arm-23:")
-        await page.click("[data-choose='']")
-        await expect(page.locator("#whom")).to_have_text("For the 11 boards shown:")
-        await page.select_option("#filter-state", "busy")
-        assert sorted(await shown()) == [f"arm-2{n}" for n in (0, 1, 2, 4, 5, 6, 7, 8)]
-        await page.fill("#filter-text", "")
-        await page.select_option("#filter-state", "staged")
-        assert sorted(await shown()) == ["arm-31", "arm-32"]
-        await page.check("#everyone")
-        assert "arm-31: 2.5.0" in await press(page, "activate")
-        assert service.asked.pop() == ("activate", {"boards": ["arm-31", "arm-32"]})
+    await page.fill("#filter-text", "ARM-2")  # and what is selected and hidden is not meant
+    await expect(page.locator("#whom")).to_have_text("For arm-23:")
+    await page.click("[data-choose='']")
+    await expect(page.locator("#whom")).to_have_text("For the 11 boards shown:")
+    await page.select_option("#filter-state", "busy")
+    assert sorted(await shown()) == [f"arm-2{n}" for n in (0, 1, 2, 4, 5, 6, 7, 8)]
+    await page.fill("#filter-text", "")
+    await page.select_option("#filter-state", "staged")
+    assert sorted(await shown()) == ["arm-31", "arm-32"]
+    await page.check("#everyone")
+    assert "arm-31: 2.5.0" in await press(page, "activate")
+    assert service.asked.pop() == ("activate", {"boards": ["arm-31", "arm-32"]})
 
-        await page.select_option("#filter-state", "all")
-        service.replies["verify"] = {"boards": {
-            "arm-1": {"matches": True}, "arm-2": {"matches": False},
-            "arm-3": {"error": {"code": "no-answer", "message": "arm-3 is silent."}},
-        }}  # fmt: skip
-        await press(page, "verify")
-        await expect(page.locator("#toasts")).to_contain_text(
-            "Verified: 1 image matches, 1 image differs, 1 no-answer."
-        )
-        await page.get_by_role("button", name="arm-3", exact=True).click()
-        await expect(of(page, "arm-3")).to_contain_text("arm-3 is silent.")
+    await page.select_option("#filter-state", "all")
+    service.replies["verify"] = {"boards": {
+        "arm-1": {"matches": True}, "arm-2": {"matches": False},
+        "arm-3": {"error": {"code": "no-answer", "message": "arm-3 is silent."}},
+    }}  # fmt: skip
+    await press(page, "verify")
+    await expect(page.locator("#toasts")).to_contain_text(
+        "Verified: 1 image matches, 1 image differs, 1 no-answer."
+    )
+    await page.get_by_role("button", name="arm-3", exact=True).click()
+    await expect(of(page, "arm-3")).to_contain_text("arm-3 is silent.")
 
-        service.now = UNREACHABLE
-        await expect(page.locator("#link")).to_have_text(re.compile("out of reach, as of [0-9]"))
-        await expect(page.locator("#page")).to_have_class("stale")
-        await expect(page.locator("#notices")).to_contain_text("See that viam-server runs.")
-        await expect(page.locator("[data-verb=update]")).to_have_attribute("aria-disabled", "true")
-        service.now = scenes.fleet_after()
-        await expect(page.locator("#toasts")).to_contain_text("The run succeeded in part: 25 of 32")
-        await expect(page.locator("#page")).not_to_have_class("stale")
+    service.now = UNREACHABLE
+    await expect(page.locator("#link")).to_have_text(re.compile("out of reach, as of [0-9]"))
+    await expect(page.locator("#page")).to_have_class("stale")
+    await expect(page.locator("#notices")).to_contain_text("See that viam-server runs.")
+    await expect(page.locator("[data-verb=update]")).to_have_attribute("aria-disabled", "true")
+    service.now = scenes.fleet_after()
+    await expect(page.locator("#toasts")).to_contain_text("The run succeeded in part: 25 of 32")
+    await expect(page.locator("#page")).not_to_have_class("stale")
 
 
-async def test_a_manifest_goes_back(browser: Browser) -> None:
+async def test_a_manifest_goes_back(plain: Told) -> None:
     """Steps, images, boards and phase; which board failed, which go back with it, and which did."""
-    async with told(browser, scenes.going_back()) as on:
-        page, service = on.page, on.service
-        await expect(page.locator("#phases [aria-current]")).to_have_text("going back")
-        steps = page.locator("#steps > li")
-        await expect(steps).to_have_count(2)
-        await expect(steps.first).to_have_attribute("aria-current", "step")
-        for part in ("motor 2.0", "left", "rolling back", "sensor 2.0", "stern", "✗ rolled back"):
-            await expect(steps.first).to_contain_text(part)
-        await expect(steps.last).to_contain_text("staged 1.7, 9 h ago")
-        await expect(page.locator("#together")).to_contain_text("motor, sensor go forward or back")
-        why = page.locator("#went-back")
-        await expect(why).to_contain_text("stern: The new firmware")
-        await expect(why).to_contain_text("Going back now: bow, left")
-        service.now = scenes.gone_back()
-        await expect(why).to_contain_text("Taken back with it: bow, left, right")
-        await expect(page.locator("#phases")).to_be_hidden()
-        await page.get_by_role("button", name="Let it be tried again…").click()
-        await page.click("#ask-yes")
-        await expect(page.locator("#toasts")).to_contain_text("takes this firmware up again")
-        assert service.asked == [("release", {"stopped": True})]
+    page, service = await plain.begin(scenes.going_back())
+    await expect(page.locator("#phases [aria-current]")).to_have_text("going back")
+    steps = page.locator("#steps > li")
+    await expect(steps).to_have_count(2)
+    await expect(steps.first).to_have_attribute("aria-current", "step")
+    for part in ("motor 2.0", "left", "rolling back", "sensor 2.0", "stern", "✗ rolled back"):
+        await expect(steps.first).to_contain_text(part)
+    await expect(steps.last).to_contain_text("staged 1.7, 9 h ago")
+    await expect(page.locator("#together")).to_contain_text("motor, sensor go forward or back")
+    why = page.locator("#went-back")
+    await expect(why).to_contain_text("stern: The new firmware")
+    await expect(why).to_contain_text("Going back now: bow, left")
+    service.now = scenes.gone_back()
+    await expect(why).to_contain_text("Taken back with it: bow, left, right")
+    await expect(page.locator("#phases")).to_be_hidden()
+    await page.get_by_role("button", name="Let it be tried again…").click()
+    await page.click("#ask-yes")
+    await expect(page.locator("#toasts")).to_contain_text("takes this firmware up again")
+    assert service.asked == [("release", {"stopped": True})]
 
 
-async def test_every_state_fits_and_hinders_nobody(browser: Browser) -> None:
+async def test_every_state_fits_and_hinders_nobody(browser: Browser, plain: Told) -> None:
     """Nothing runs out of the window from 320 to 1280 pixels, and axe finds nothing, with details,
     boot logs and questions open, light and dark."""
-    async with (
-        told(browser, scenes.status({})) as plain,
-        told(browser, scenes.bench_empty()) as bench,
-    ):
+    await plain.begin(scenes.status({}))
+    async with told(browser, scenes.bench_empty()) as bench:
         for number, (name, scene) in enumerate(scenes.SCENES.items()):
-            on = bench if "bench" in name else plain
-            page, now = on.page, scene()
+            on, now = bench if "bench" in name else plain, scene()
             in_trouble = sorted(now["boards"].items(), key=lambda entry: "error" not in entry[1])
-            now["boards"] = dict(in_trouble[:6])  # 32 take axe a second and a half
+            now["boards"] = dict(in_trouble[:4])  # 32 take axe a second and a half
             now["target"] = {**now["target"], "url": f"http://{name}"}
             if "run" in now:
                 now["run"]["id"] = f"{number:012}"
             await on.tell(now, name)
-            for opener in (await page.locator(".name").all())[:2]:
-                await opener.click()
+            await on.page.evaluate(OPEN_ALL)
             if "run" in now:
-                await page.locator("#history summary").first.click()
-                newest = page.locator(".run").first
+                newest = on.page.locator(".run").first
                 await expect(newest).to_contain_text("Download")
-                for log in await newest.locator("details").all():
-                    await log.locator("summary").click()
-            asks = bool(now["boards"])
-            if asks:
-                await page.click("[data-choose=all]")
-                await page.click("[data-verb=rollback]")
-            await fits(page, name)
-            await page.emulate_media(color_scheme="dark" if number % 2 else "light")
+                await expect(newest.locator("pre")).to_have_count(1 if now["boards"] else 0)
+            await fits(on.page, name)
+            await on.page.emulate_media(color_scheme="dark" if number % 2 else "light")
             if number == 0:
-                assert await violations(page) == [], (name, "asking")
-            if asks:
-                await page.keyboard.press("Escape")
-            assert await violations(page) == [], name
-        plain.service.now = UNREACHABLE
-        await expect(plain.page.locator("#page")).to_have_class("stale")
-        await plain.page.set_viewport_size({"width": 390, "height": 800})
-        assert await violations(plain.page) == []
+                assert await violations(on.page) == [], (name, "asking")
+            await on.page.keyboard.press("Escape")
+            assert await violations(on.page) == [], name
+    plain.service.now = UNREACHABLE
+    await expect(plain.page.locator("#page")).to_have_class("stale")
+    await plain.page.set_viewport_size({"width": 390, "height": 800})
+    assert await violations(plain.page) == []
+
+
+OPEN_ALL = """() => {
+  const press = (selector) => document.querySelector(selector)?.click();
+  document.querySelectorAll(".name[aria-expanded=false]").forEach((opener) => opener.click());
+  const open = () => {
+    document.querySelectorAll("#history > li:first-child details").forEach((one) => {
+      one.open = true;
+    });
+  };
+  new MutationObserver(open).observe(document.querySelector("#history"),
+    { childList: true, subtree: true });
+  open();
+  press("[data-choose=all]");
+  press("[data-verb=rollback]");
+}"""
+"""The details of boards, the newest run with its boot logs, and a question."""
 
 
 async def fits(page: Page, what: str) -> None:
@@ -489,6 +502,19 @@ async def test_a_day_at_the_bench(tmp_path: Path, browser: Browser) -> None:
             await no_complaints(page, complaints)
 
 
+async def test_a_bridge_is_opened_only_where_it_is_selected(browser: Browser) -> None:
+    """What is behind it may be no board: the question says so."""
+    async with told(browser, scenes.bench_dropped()) as on:
+        await expect(on.page.locator("#whom")).to_have_text("For all boards but candidates:")
+        assert "serial bridge" not in await press(on.page, "update")
+        await choose(on.page, "/dev/ttyUSB0")
+        assert "1 serial bridge that nobody has opened" in await press(on.page, "stage")
+        assert on.service.asked == [
+            ("update", {}),
+            ("stage", {"boards": ["/dev/ttyUSB0"], "probe": True}),
+        ]
+
+
 async def test_with_a_token_the_address_lets_in_and_hides_it(browser: Browser) -> None:
     """The token leaves the address bar at once; without it there is a form that asks for it."""
     token = "0123456789abcdef-0123456789"
@@ -508,9 +534,10 @@ async def test_with_a_token_the_address_lets_in_and_hides_it(browser: Browser) -
         await stranger.keyboard.press("Enter")
         await expect(stranger.locator("#page")).to_be_visible()
 
-        friend, _ = await open_page(browser, url)
-        await expect(friend.locator("#page")).to_be_visible()
-        assert friend.url == bare
-        assert await friend.evaluate("document.cookie") == ""
-        for page in (stranger, friend):
-            await page.context.close()
+        await stranger.context.clear_cookies()
+        await stranger.goto("about:blank")
+        await stranger.goto(url)
+        await expect(stranger.locator("#page")).to_be_visible()
+        assert stranger.url == bare
+        assert await stranger.evaluate("document.cookie") == ""
+        await stranger.context.close()

@@ -295,6 +295,10 @@ class ToldService:
     """
 
     def __init__(self, now: Status | Failure) -> None:
+        self.begin(now)
+
+    def begin(self, now: Status | Failure) -> None:
+        """Tell this from now on, and forget what was."""
         self.now = now
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.replies: dict[str, dict[str, Any]] = {}

@@ -3,7 +3,7 @@
 
 import { confirmed, toast } from "./ask.js";
 import * as bench from "./bench.js";
-import { planWords } from "./board.js";
+import { FILTERS, planWords } from "./board.js";
 import * as boards from "./boards.js";
 import {
   $, count, errorNotice, h, inOrder, notice, onPress, refill, setText, size, time,
@@ -41,14 +41,21 @@ function show(news) {
   const key = `${run.id} ${run.outcome}`;
   if (key !== historyKey) {
     historyKey = key;
-    showHistory().then((runs) => {
-      newest = runs[0];
-      showManifest(status, newest);
-    }, toast);
+    refreshHistory();
     if (before?.outcome === "running") over(before.id === run.id ? run : before);
     if (run.outcome === "running") ended = "";
   }
   showTitle();
+}
+
+/** Also for what the status does not tell of: reads, rollbacks, watched starts. */
+async function refreshHistory() {
+  try {
+    [newest] = await showHistory();
+    showManifest(status, newest);
+  } catch (error) {
+    toast(error);
+  }
 }
 
 /** A run has ended while somebody looked on, or looked away. */
@@ -56,9 +63,9 @@ function over(run) {
   if (run.outcome === "running") return;
   const all = inOrder(status.boards).map(([, board]) => board);
   const wrong = all.filter((board) => board.error && board.state !== "absent").length;
-  const message = `The run ${outcome(run.outcome)}: ${all.filter((board) =>
-    board.state === "up_to_date").length} of ${count(all.length, "board")} up to date${
-    wrong ? `, ${wrong} with an error` : ""}.`;
+  const [done, staged] = ["up_to_date", "staged"].map((filter) => all.filter(FILTERS[filter][1]).length);
+  const message = `The run ${outcome(run.outcome)}: ${done} of ${count(all.length, "board")} up to date${
+    staged ? `, ${staged} staged` : ""}${wrong ? `, ${wrong} with an error` : ""}.`;
   toast({ message }, outcomeKind(run.outcome) === "good" ? "ended good" : "ended");
   ended = outcome(run.outcome);
 }
@@ -114,11 +121,14 @@ function stopped(error, shown) {
 
 // --- doing
 
+const PROBING = ["update", "stage", "dry_run", "version", "verify"];
+
 async function act(verb, whom) {
   const answer = await confirmed(verb, { ...whom, merged: status.bench?.merged });
   if (!answer) return;
   const args = whom?.names ? { boards: whom.names } : {};
-  if (here.bench && whom?.boards?.some(([, board]) => board.state === "candidate")) args.probe = true;
+  if (here.bench && PROBING.includes(verb) && whom.boards.some(([, board]) =>
+    board.state === "candidate")) args.probe = true;
   try {
     await (DOING[verb] ?? begun)({ verb, whom, args, answer });
   } catch (error) {
@@ -158,14 +168,16 @@ const DOING = {
     mark: `runs ${board.version || board.slot}`,
     text: `it runs ${board.slot} again, version ${board.version || "none"}.` })),
   async flash({ whom, answer }) {
+    good(`${whom.words}: everything on it is being replaced.`);
     await command("flash", {
       board: whom.names[0], confirm: answer.typed, keep_nvs: answer.checked });
-    good(`${whom.words} is being replaced whole.`);
+    good(`${whom.words}: everything on it was replaced.`);
+    refreshHistory();
   },
   async log({ whom, args }) {
     const [[name, board]] = whom.boards;
     if (!board.phase) await command("log", args);
-    boards.row(name)?.watchStart();
+    boards.row(name)?.watchStart(refreshHistory);
   },
 };
 
@@ -191,6 +203,7 @@ async function read(verb, args, title, entries, said) {
     marks.set(told.mark, (marks.get(told.mark) ?? 0) + 1);
   }
   boards.show(status);
+  refreshHistory();
   toast({ message: `${title}: ${[...marks].map(([mark, n]) => `${n} ${mark}`).join(", ")}.` },
     found.some(([, entry]) => entry.error) ? "ended" : "good");
 }

@@ -15,35 +15,37 @@ let tell;
 export function begin(say) {
   tell = say;
   const zone = $("bench");
-  for (const event of ["dragenter", "dragover"]) {
-    zone.addEventListener(event, (drag) => {
-      drag.preventDefault();
-      zone.classList.add("over");
-    });
-  }
+  // Anywhere on the page: beside the zone a browser would leave the page to show the file.
+  addEventListener("dragover", (drag) => {
+    drag.preventDefault();
+    zone.classList.add("over");
+  });
   for (const event of ["dragleave", "drop"]) {
-    zone.addEventListener(event, () => zone.classList.remove("over"));
+    addEventListener(event, () => zone.classList.remove("over"));
   }
-  // Beside the zone, too: a browser would leave the page to show the file.
-  for (const event of ["dragover", "drop"]) {
-    addEventListener(event, (drag) => drag.preventDefault());
-  }
-  zone.addEventListener("drop", (drag) => take(drag.dataTransfer.files));
+  addEventListener("drop", (drag) => {
+    drag.preventDefault();
+    take(drag.dataTransfer.files);
+  });
   $("choose").addEventListener("click", () => $("files").click());
   $("files").addEventListener("change", async () => {
     await take([...$("files").files]);
     $("files").value = "";
   });
   $("clear").addEventListener("click", () => command("clear").catch(tell));
-  $("tag-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    command("tag", { version: $("tag").value }).then(() => $("tag").blur(), tell);
-  });
+  $("tag").addEventListener("change", () => command("tag", { version: $("tag").value }).catch(tell));
+  $("tag-form").addEventListener("submit", (event) => event.preventDefault());
 }
 
 async function take(files) {
   for (const file of [...files]) {
     setText($("taking"), `${file.name} is being read.`);
+    try {
+      await file.slice(0, 1).arrayBuffer();
+    } catch {
+      tell({ message: `${file.name} cannot be read.`, remedy: "Drop files, not folders." });
+      continue;
+    }
     await upload(file).catch(tell);
   }
   setText($("taking"), "");
@@ -60,7 +62,6 @@ export function show(bench = {}) {
     const isApp = firmware.kind === "app";
     setText($("tag-label"), `${firmware.name} is to run, as version`);
     $("tag").readOnly = !isApp;
-    $("tag-set").hidden = !isApp;
     if (document.activeElement !== $("tag")) $("tag").value = firmware.version ?? "";
     setText($("tag-note"), isApp
       ? "Stored on each board with the firmware: it tells whether a board needs an update."

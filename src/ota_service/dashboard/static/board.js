@@ -233,8 +233,8 @@ export class BoardRow {
         logText(entry.boot_log))]);
   }
 
-  /** The lines of its start, as they come. */
-  watchStart() {
+  /** The lines of its start, as they come; `ended` is called behind the last one. */
+  watchStart(ended) {
     this.live?.close();
     this.open(true);
     const lines = h("pre", { tabIndex: 0, role: "log", "aria-label": `Boot log of ${this.name}` });
@@ -243,6 +243,7 @@ export class BoardRow {
     const end = (text) => {
       this.live = null;
       setText(verdict, text);
+      ended();
       return true;
     };
     this.live = events(`/api/log?board=${encodeURIComponent(this.name)}`, (news) => {

@@ -92,17 +92,18 @@ function choseOne(name, yes, upTo) {
 /** Whom the actions are for: {names, boards: [[name, board]], words}; names is null for all boards,
  * whichever they are by then. */
 function whom() {
-  // A bridge that nobody has opened may be anything: on a bench it is meant only where it is selected.
-  const isMeant = (name) => chosen.has(name) || !status.bench || status.boards[name].state !== "candidate";
-  const listed = namesShown().filter(isMeant);
-  const isPart = listed.length < rows.size;
-  const names = chosen.size ? listed.filter((name) => chosen.has(name)) : listed;
-  const boards = names.map((name) => [name, status.boards[name]]);
-  let text = !isPart ? "all boards" : listed.length < namesShown().length
-    ? `${count(names.length, "board")}, and candidates only if selected`
-    : `the ${count(names.length, "board")} shown`;
+  const shown = namesShown();
+  const isPart = shown.length < rows.size;
+  // A bridge that nobody has opened may be anything: on a bench it is meant only if it is selected.
+  const isMeant = (name) => !status.bench || status.boards[name].state !== "candidate";
+  const names = shown.filter((name) => (chosen.size ? chosen.has(name) : isMeant(name)));
+  let text = isPart ? `the ${count(names.length, "board")} shown` : "all boards";
   if (chosen.size) text = names.length === 1 ? names[0] : `${names.length} selected boards`;
-  return { names: chosen.size || isPart ? names : null, boards, words: text, chosen: chosen.size > 0 };
+  else if (names.length < shown.length) text += " but candidates";
+  return {
+    names: chosen.size || isPart ? names : null, words: text, chosen: chosen.size > 0,
+    boards: names.map((name) => [name, status.boards[name]]),
+  };
 }
 
 export const row = (name) => rows.get(name);
