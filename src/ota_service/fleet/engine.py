@@ -551,8 +551,7 @@ class Engine:
         """See now what is plugged in, and have all boards show it; opens no port."""
         await self._poll(first=True)
         await self.journaled(lambda: None)  # what another look has asked of it is there, too
-        if self.boards:
-            await asyncio.wait([board.heard() for board in self.boards.values()], timeout=HEARD_S)
+        await heard(self.boards.values())
 
     async def forget_ports(self) -> None:
         """Take whatever is behind the configured ports for the right board."""
