@@ -156,4 +156,6 @@ def test_another_baud_is_garbage(start: StartBoard, open_port: OpenPort) -> None
     port.baudrate = 115200
     board.control.reset()
     board.control.wait_for("app", since=number)
-    assert b"Loaded app from partition at offset" in port.read(port.in_waiting)
+    port.timeout = 30  # it has been sent, and may be on its way
+    loaded = b"Loaded app from partition at offset"
+    assert port.read_until(loaded).endswith(loaded)

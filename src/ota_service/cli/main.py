@@ -79,7 +79,10 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
         ".remote",
         "Command and watch the OTA service of a machine, through the Viam SDK.",
     ),
-    "dashboard": (".dashboard", "Show a machine's boards, or those here, on a page, live."),
+    "dashboard": (
+        ".dashboard",
+        "Show boards on a page in the browser, live: a machine's, or those that are attached here.",
+    ),
     "rollout": (
         ".rollout",
         "Bring a firmware to many machines, in waves, through Viam's app.",
