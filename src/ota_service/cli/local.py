@@ -34,7 +34,7 @@ from ota_service.cli.options import (
     stop_asking,
     yes_option,
 )
-from ota_service.cli.output import Command, err, json_option, on_stop, out, print_json
+from ota_service.cli.output import Command, err, json_option, on_stop, out
 from ota_service.cli.ports import attached, boards_here, meant, named
 from ota_service.cli.remedies import own_words
 from ota_service.errors import OtaError
@@ -43,11 +43,6 @@ if TYPE_CHECKING:
     from ota_service.api.engine import Engine, Order, Report
 
 Reply = dict[str, Any]
-_ENGINE = (
-    *("baud", "boot_expect", "boot_restarts", "boot_stable_s", "boot_timeout_s", "ca_file"),
-    *("no_trust", "reset", "state_dir"),
-)
-"""Options that are the engine's."""
 
 
 def _digest(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
@@ -198,8 +193,11 @@ def _made(name: str) -> click.Command:
         asked: Mapping[str, Any] | None = None,
         **given: Any,
     ) -> None:
-        options = {key: given.pop(key) for key in _ENGINE if key in given}
-        options = {key: value for key, value in options.items() if value is not None}
+        from ota_service.api.engine import Options
+        from ota_service.cli.report import LOOKS, end
+
+        known = given.keys() & Options.__annotations__.keys()
+        options = {key: one for key in known if (one := given.pop(key)) is not None}
         firmware, more = _firmware(verb.firmware, **given)
         if asked:
             rescue = {"rescue": asked["confirm"]} if "confirm" in asked else {}
@@ -210,8 +208,7 @@ def _made(name: str) -> click.Command:
             boards,
             lambda engine: getattr(engine, ask)(*firmware, probe=probe, **more),
             partial(meant, all_boards=all_boards, probe=probe),
-            reads=name in ("version", "verify", "rollback"),
-            dry_run=dry_run,
+            reads="plan" if dry_run else "boards" if name in LOOKS else "",
             as_json=as_json,
         )
         _quiet_logs()
@@ -225,7 +222,9 @@ def _made(name: str) -> click.Command:
                 raise
             # What was given is wrong, not a machine's configuration.
             raise click.UsageError(error.message) from None
-        _show(calls, own_words(reply), force="force" in more)
+        reply = own_words(reply)
+        said = _said_of(calls, reply, force="force" in more)
+        end(name, reply, as_json=as_json, said=said)
 
     lines = "\n".join(f"    esp32-ota {name} {example}".rstrip() for example in verb.examples)
     call.__doc__ = f"{verb.does}\n{verb.more}{_WHICH}\n    \b\n{lines}\n"
@@ -260,14 +259,14 @@ def _firmware(
 @dataclass(frozen=True, slots=True)
 class _Call:
     """What was called: a verb for the boards at `ports`, or for those that `find` means of an
-    engine's status. order: gives it to an engine. reads: it replies for each board."""
+    engine's status. order: gives it to an engine. reads: under which key it replies for each board;
+    "": it is a run."""
 
     verb: str
     ports: tuple[str, ...]
     order: Callable[[Engine], Order]
     find: Callable[[Reply], Reply]
-    reads: bool
-    dry_run: bool
+    reads: str
     as_json: bool
 
 
@@ -275,22 +274,25 @@ async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
     """The run as the history has it, or the reply of a verb that has one. Raises OtaError."""
     from ota_service.api.engine import Engine
 
-    console = err() if call.as_json or call.reads else out()
+    console = err() if call.as_json or call.reads == "boards" else out()
     async with Engine(call.ports or None, **options) as engine:
         names = None
         if not call.ports:
             found = call.find(engine.status())
             names = [word for name, board in found.items() for word in (name, board["port"])]
+            for name, board in found.items():
+                if name != board["port"]:
+                    console.print(Text(f"{name} is at {board['port']}."), soft_wrap=True)
         order = call.order(engine)
-        stopping: list[str] = []
+        stopped = False
 
         def stop() -> None:
-            if not stopping:
-                every = _each(order.boards)
-                stopping.append(f"Stopping where that leaves {every} bootable...")
-                if call.reads:
-                    stopping[:] = [f"This is finished first: it leaves {every} bootable."]
-                console.print(*stopping)
+            nonlocal stopped
+            if not stopped:
+                stopped = True
+                every = "the board" if len(order.boards) == 1 else "every board"
+                words = "This is finished first: it" if call.reads else "Stopping where that"
+                console.print(f"{words} leaves {every} bootable...")
                 stop_asking(options.get("reset"))
                 order.cancel()
 
@@ -301,10 +303,10 @@ async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
                     if board.replaces is not None and name not in noted:
                         noted.add(name)  # before it is shown that anything is written
                         _note(console, board.replaces, name, order.boards)
-                if console.is_terminal or not call.reads:
+                if console.is_terminal or call.reads != "boards":
                     live.show(status)
         report = await order
-        return _reply(call, console, engine.status(), report, stopped=bool(stopping))
+        return _reply(call, console, engine.status(), report, stopped=stopped)
 
 
 def _reply(call: _Call, console: Console, status: Reply, report: Report, *, stopped: bool) -> Reply:
@@ -319,40 +321,19 @@ def _reply(call: _Call, console: Console, status: Reply, report: Report, *, stop
     run["boards"] = {name: b for name, b in run["boards"].items() if name not in closed}
     for port in closed.values():
         err().print(Text(f"Not opened: {named(port)}; --probe opens it."), soft_wrap=True)
-    if not (call.reads or call.dry_run):
+    if not call.reads:
         if stopped and report.outcome != "succeeded":
             _say_what_runs(console, status, run["boards"])
         return run
     if report.error is not None and not report.boards:
         raise report.error
-    key = "plan" if call.dry_run else "boards"
-    result = {key: {}, **run.get("result", {})}
-    result[key] = {n: told for n, told in in_order(result[key]).items() if n not in closed}
-    if call.dry_run:
-        for name, planned in result[key].items():
-            replaces = _would_replace(status, name, planned)
-            if replaces is not None:
-                planned["replaces"] = replaces
-                _note(console, replaces, name, result[key])
-    return {"ok": True, "run": _short(run), **result}
-
-
-def _show(call: _Call, reply: Reply, *, force: bool) -> None:
-    from ota_service.cli.report import end_look, end_run, plan_table
-
-    if call.dry_run:
-        if call.as_json:
-            print_json(reply)
-        else:
-            out().print(plan_table(reply["plan"]))
-    elif call.reads:
-        end_look(call.verb, reply, as_json=call.as_json)
-    else:
-        end_run(reply, as_json=call.as_json, said=_said_of(call, reply, force=force))
-
-
-def _each(boards: Collection[str]) -> str:
-    return "the board" if len(boards) == 1 else "every board"
+    result = run.get("result", {})
+    told = {n: b for n, b in in_order(result.get(call.reads, {})).items() if n not in closed}
+    for name, planned in told.items():
+        if (replaces := _would_replace(status, name, planned)) is not None:
+            planned["replaces"] = replaces
+            _note(console, replaces, name, told)
+    return {"ok": True, "run": _short(run), **result, call.reads: told}
 
 
 def _note(

@@ -14,14 +14,7 @@ import click
 from ota_service.cli.live import Live
 from ota_service.cli.options import asked_options, dry_run_option, yes_option
 from ota_service.cli.output import Command, err, json_option, out, print_json, say
-from ota_service.cli.report import (
-    end_look,
-    end_run,
-    history_table,
-    plan_table,
-    print_run,
-    print_status,
-)
+from ota_service.cli.report import end, history_table, print_run, print_status
 from ota_service.client.failure import Failure
 from ota_service.client.machine import DEFAULT_NAME, Access, Machine, connect
 
@@ -184,10 +177,7 @@ def update(
     if dry_run:
         arguments["dry_run"] = True
         reply = ask(access, lambda machine: _read(machine, "update", arguments, "plan", wait_s))
-        if as_json:
-            print_json(reply)
-        else:
-            out().print(plan_table(reply["plan"]))
+        end("update", reply, as_json=as_json)
         return
 
     _run(access, "update", arguments, no_wait, as_json)
@@ -229,7 +219,7 @@ def _run(access: Access, verb: str, arguments: Reply, no_wait: bool, as_json: bo
 
     reply = ask(access, asks, interrupted=_WATCHED_ON)
     if not no_wait:
-        end_run(reply, as_json=as_json)
+        end(verb, reply, as_json=as_json)
     elif as_json:
         print_json(reply)
     else:
@@ -256,7 +246,7 @@ def watch(access: Access, boards: tuple[str, ...], follow: bool, as_json: bool) 
     while True:
         run = ask(access, asks, interrupted=_WATCHED_ON)
         if run and not follow:
-            end_run(run, as_json=as_json)
+            end("update", run, as_json=as_json)
         elif as_json:
             print_json(run)
         elif run:
@@ -410,7 +400,7 @@ def _look(access: Access, verb: str, boards: Sequence[str], wait_s: float, as_js
     """A verb that replies for each board."""
     arguments = {"boards": _named(boards)}
     reply: Reply = ask(access, lambda machine: _read(machine, verb, arguments, "boards", wait_s))
-    end_look(verb, reply, as_json=as_json)
+    end(verb, reply, as_json=as_json)
 
 
 async def _read(machine: Machine, verb: str, arguments: Reply, key: str, wait_s: float) -> Reply:

@@ -172,16 +172,6 @@ def print_run(
     console.print(Text(words, style=_OUTCOME_STYLES.get(outcome, "red")))
 
 
-def end_run(run: Reply, *, as_json: bool, said: Mapping[str, Sequence[str]] | None = None) -> None:
-    """The end of a run, as JSON or for people; exit code 1 where it did not succeed."""
-    if as_json:
-        print_json(run)
-    else:
-        print_run(out(), run, said=said)
-    if run.get("outcome") != "succeeded":
-        raise SystemExit(1)
-
-
 def _version_cells(board: Reply) -> list[RenderableType]:
     return [str(board.get("version", ""))]
 
@@ -198,7 +188,7 @@ def _rollback_cells(board: Reply) -> list[RenderableType]:
     return [str(board.get("slot", "")), str(board.get("version", "")), *note]
 
 
-_LOOKS: dict[str, tuple[tuple[str, ...], Callable[[Reply], list[RenderableType]]]] = {
+LOOKS: dict[str, tuple[tuple[str, ...], Callable[[Reply], list[RenderableType]]]] = {
     "version": (("version", "error"), _version_cells),
     "verify": (("verify", "error"), _verify_cells),
     "rollback": (("slot", "version", "note"), _rollback_cells),
@@ -207,27 +197,41 @@ _LOOKS: dict[str, tuple[tuple[str, ...], Callable[[Reply], list[RenderableType]]
 what went wrong."""
 
 
-def end_look(verb: str, reply: Reply, *, as_json: bool) -> None:
-    """What such a verb replied, as JSON or as a table; exit code 1 where a board has an error or
-    runs another image, and where there is none."""
-    boards = dict(reply["boards"])
+def end(
+    verb: str, reply: Reply, *, as_json: bool, said: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """What a verb came to, as JSON or for people: a run (said: as in `print_run`), a dry run's
+    plan, or what was replied for each board. Exit code 1 where a run did not succeed, or a board
+    has an error or runs another image, or there is none."""
+    looks = verb in LOOKS
     if as_json:
         print_json(reply)
+    elif "plan" in reply:
+        out().print(plan_table(reply["plan"]))
+    elif looks:
+        out().print(_look_table(verb, in_order(dict(reply["boards"]))))
     else:
-        columns, cells = _LOOKS[verb]
-        rows: list[list[RenderableType]] = []
-        for name, board in in_order(boards).items():
-            error = [Text(error_text(board["error"]), style="red")] if "error" in board else []
-            rows.append([name, *cells(board), *error])
-        longest = max(map(len, rows), default=1)
-        made = table(*("board", *columns)[:longest])
-        for row in rows:
-            made.add_row(*row)
-        out().print(made)
-    if not boards:
+        print_run(out(), reply, said=said)
+    boards: Sequence[Reply] = list(reply["boards"].values()) if looks else ()
+    if looks and not boards:
         click.echo("No board was there to ask.", err=True)
-    if not boards or any("error" in b or b.get("matches") is False for b in boards.values()):
+    bad = any("error" in board or board.get("matches") is False for board in boards)
+    failed = bad or not boards if looks else reply.get("outcome") != "succeeded"
+    if failed and "plan" not in reply:
         raise SystemExit(1)
+
+
+def _look_table(verb: str, boards: Reply) -> Table:
+    """Without its last column where nothing is to be said there."""
+    columns, cells = LOOKS[verb]
+    rows: list[list[RenderableType]] = []
+    for name, board in boards.items():
+        error = [Text(error_text(board["error"]), style="red")] if "error" in board else []
+        rows.append([name, *cells(board), *error])
+    made = table(*("board", *columns)[: max(map(len, rows), default=1)])
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def _code(board: Reply) -> str:
