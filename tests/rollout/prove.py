@@ -69,7 +69,7 @@ async def apart(count: int, folder: Path, found: Found) -> None:
                 {
                     "select": {"locations": [site.id]},
                     "target": {"url": url(NEW), "version": NEW},
-                    "waves": [1, "5%", "100%"],
+                    "waves": [1, "100%"],
                     "soak": "1s",
                     "mode": "attributes",
                 }
