@@ -284,7 +284,9 @@ async def test_boards_are_staged_and_activated(esp32_boards: StartBoard, tmp_pat
         assert other["a"].error.code == "stage-stale"
         done = (await engine.activate(file)).require()["a"]
         assert (done.action, done.version, done.outcome) == ("switch", "1.1", "up_to_date")
-        staged = (await engine.stage(image(tmp_path, "1.2"))).require()["a"].staged
+    async with Engine({"a": board.url}, **QUICK) as engine:
+        order = engine.stage(image(tmp_path, "1.2"), boards=["a"])
+        staged = (await order).require()["a"].staged
         assert staged is not None
         assert staged["replaces"] == "1.0.0"
         assert (await engine.activate()).require()["a"].version == "1.2"
