@@ -281,6 +281,9 @@ async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
         if not call.ports:
             found = call.find(engine.status())
             names = [word for name, board in found.items() for word in (name, board["port"])]
+            for name, board in found.items():
+                if name != board["port"]:
+                    console.print(Text(f"{name} is at {board['port']}."), soft_wrap=True)
         order = call.order(engine)
         stopped = False
 
