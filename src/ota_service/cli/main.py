@@ -79,10 +79,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
         ".remote",
         "Command and watch the OTA service of a machine, through the Viam SDK.",
     ),
-    "dashboard": (
-        ".dashboard",
-        "Show boards on a page in the browser, live: a machine's, or those that are attached here.",
-    ),
+    "dashboard": (".dashboard", "Show boards on a page, live: a machine's, or those here."),
     "rollout": (
         ".rollout",
         "Bring a firmware to many machines, in waves, through Viam's app.",
