@@ -141,6 +141,26 @@ def test_a_port_has_one_board(journal: Journal) -> None:
         journal.put(BOARD)
 
 
+def test_a_rollback_leads_to_what_last_ran_elsewhere(journal: Journal) -> None:
+    """Not to what runs, nor to what nobody saw run, nor to what was overwritten since."""
+    memory, running = Memory(journal, "OTA"), replace(BOARD, slot="ota_1")
+    journal.put(running)
+    later = THEN.replace(year=2027)
+    for slot in (
+        SlotRecord(MAC, "ota_1", "01", 9, version="3", seen_running_at=later),
+        SlotRecord(MAC, "ota_2", "02", 9, version="4"),
+    ):
+        journal.put(slot)
+    assert memory.back(MAC) is None
+    journal.put(SlotRecord(MAC, "factory", "03", 9, version="1", seen_running_at=THEN))
+    assert memory.back(MAC) == {"slot": "factory", "version": "1"}
+    journal.put(SlotRecord(MAC, "ota_0", "04", 9, app_version="2.0", seen_running_at=later))
+    assert memory.back(MAC) == {"slot": "ota_0", "version": "2.0"}
+    memory.overwrites(MAC, "ota_0")
+    assert memory.back(MAC) == {"slot": "factory", "version": "1"}
+    assert memory.back(OTHER) is None
+
+
 def test_slots(journal: Journal) -> None:
     """A slot's content is evidence until it is forgotten, before it is overwritten."""
     first = SlotRecord(MAC, "ota_0", "5d41", 1000, sha256="aa", version="1", installed_at=THEN)

@@ -20,6 +20,7 @@ from ota_service.update.boot import (
     UNJUDGED,
     BootMonitor,
     Expected,
+    Heard,
     Verdict,
 )
 from ota_service.update.secrets import Redactor
@@ -461,6 +462,28 @@ def test_secrets_are_taken_out_of_what_is_kept() -> None:
     feed(watched, 0.2, "assert failed: hunter2hunter2", "Rebooting...")
     assert "hunter2hunter2" not in "\n".join(watched.lines) + watched.reason
     assert "wifi password *** abc" in watched.lines
+
+
+def test_who_looks_on_hears_each_line_once_and_without_secrets() -> None:
+    """As it comes, however it is cut; the search for secrets is left to who looks on."""
+    heard: list[Heard] = []
+    searched = 0
+
+    def redact(line: str) -> str:
+        nonlocal searched
+        searched += 1
+        return line.replace("hunter2", "***")
+
+    watched = monitor(redact=redact, hears=heard.append)
+    for part in (b"I (1) app: hun", b"ter2\nI (2) app: ", b"ready\n\n", b"\x1b[0m\n"):
+        watched.feed(part, 0.5)
+    assert searched == 0
+    assert [one.shown() for one in heard] == [["I (1) app: ***"], ["I (2) app: ready"]]
+    assert "hunter2" not in repr(heard)
+    feed(watched, 1.0, "Guru Meditation Error: Core  0 panic'ed (LoadProhibited).", "Rebooting...")
+    assert [one.verdict for one in heard if one.verdict] == [watched.reason]
+    hidden = Heard(("I (1) app: hunter2", "I (2) app_init: App version: 1.0.0"), redact, hides=True)
+    assert hidden.shown() == ["I (2) app_init: App version: 1.0.0"]
 
 
 def test_the_log_ends_where_it_was_decided() -> None:

@@ -5,15 +5,14 @@ for the firmware."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ota_service.api.engine import Engine
-from ota_service.client.failure import Failure
 from ota_service.client.machine import whole_numbers
 from ota_service.dashboard.bench import Bench
+from ota_service.dashboard.feed import explained
 from ota_service.errors import OtaError
 from ota_service.formats.text import visible
 
@@ -96,17 +95,6 @@ class AttachedBoards:
 
     def _busy(self) -> bool:
         return bool(self._engine.status().get("run", {}).get("outcome") == "running")
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Errors of ours as a Failure, which the page shows."""
-    try:
-        yield
-    except OtaError as error:
-        raise Failure(error.message, error.remedy, code=error.code) from None
-    except ValueError as error:  # what cannot be meant
-        raise Failure(str(error), code="refused") from None
 
 
 def _seen(reply: Mapping[str, Any]) -> dict[str, Any]:

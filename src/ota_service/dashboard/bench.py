@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import os
 import tempfile
@@ -180,7 +179,7 @@ class Bench:
         """A file that was dropped: stored, checked, described. One that is of no use is kept in
         the list with its error, and nothing else of it. Whatever ends this early leaves nothing.
 
-        Raises OtaError `download-too-large`, `disk-full`, `file-access`, and what `chunks` raises.
+        Raises OtaError `download-too-large`, OSError, and what `chunks` raises.
         """
         name = visible(PurePosixPath(name.replace("\\", "/")).name)[:_NAME_MAX_CHARS] or "file"
         if len(self._files) + len(self._arriving) >= BENCH_FILES:
@@ -189,7 +188,7 @@ class Bench:
         part = Path(arriving)
         self._arriving[part] = 0
         try:
-            with os.fdopen(handle, "wb", buffering=0) as file:
+            with os.fdopen(handle, "wb") as file:
                 sha256 = await self._store(name, file.write, chunks, part, announced_bytes or 0)
             path = part.with_name(f"{sha256}.bin")
             about = Dropped(name, path, self._arriving[part], sha256)
@@ -198,11 +197,6 @@ class Bench:
                 os.replace(part, dropped.path)
             self._add(dropped)
             return dropped
-        except ConnectionError:
-            raise
-        except OSError as error:
-            code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "file-access"
-            raise OtaError(code, f"{name} cannot be stored ({error.strerror}).") from None
         finally:
             del self._arriving[part]
             _remove(part)
@@ -212,21 +206,19 @@ class Bench:
     ) -> str:
         """Bytes as they come, counted; their SHA-256."""
         digest = hashlib.sha256()
-        held = sum(one.stat().st_size for one in self._kept() if one not in self._arriving)
-        self._require_room(name, announced_bytes, held + announced_bytes)
+        self._require_room(name, announced_bytes, more_bytes=announced_bytes)
         async for chunk in chunks:
             self._arriving[part] += len(chunk)
-            everything = held + sum(self._arriving.values())
-            self._require_room(name, self._arriving[part], everything)
+            self._require_room(name, self._arriving[part])
             digest.update(chunk)
             await asyncio.to_thread(write, chunk)
         return digest.hexdigest()
 
-    @staticmethod
-    def _require_room(name: str, file_bytes: int, bench_bytes: int) -> None:
+    def _require_room(self, name: str, file_bytes: int, *, more_bytes: int = 0) -> None:
         if file_bytes > FILE_BYTES:
             raise _too_much(f"{name} has more than {FILE_BYTES >> 20} MiB")
-        if bench_bytes > BENCH_BYTES:
+        held = sum(one.stat().st_size for one in self._kept() if one not in self._arriving)
+        if held + sum(self._arriving.values()) + more_bytes > BENCH_BYTES:
             raise _too_much(f"With {name} the bench would hold more than {BENCH_BYTES >> 20} MiB")
 
     async def _examine(self, about: Dropped, part: Path) -> Dropped:

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+import errno
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from ota_service.client.failure import Failure
+from ota_service.errors import ERRORS, OtaError
 
 BUSY_S, IDLE_S, LOST_S = 0.4, 1.5, 3.0
 """How long to wait before the next question: while boards are busy, otherwise, after a failure."""
@@ -23,6 +26,23 @@ class Service(Protocol):
         self, verb: str, arguments: Mapping[str, Any] | None = None, *, wait_s: float = 0
     ) -> dict[str, Any]:
         """One verb. Raises Failure."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Errors of ours as a Failure, which the page shows."""
+    try:
+        yield
+    except OtaError as error:
+        raise Failure(error.message, error.remedy, code=error.code) from None
+    except ValueError as error:  # what cannot be meant
+        raise Failure(str(error), code="refused") from None
+    except ConnectionError:
+        raise
+    except OSError as error:
+        code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "file-access"
+        words = f"A file that was dropped cannot be kept ({error.strerror})."
+        raise Failure(words, ERRORS[code].remedy, code=code) from None
 
 
 class Feed:

@@ -21,16 +21,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from aiohttp import web
 
 from ota_service.client.addresses import listen
 from ota_service.client.failure import Failure
-from ota_service.dashboard.attached import AttachedBoards, explained
-from ota_service.dashboard.feed import Feed, Service
+from ota_service.dashboard.feed import Feed, Service, explained
 from ota_service.dashboard.guard import HEADERS, UPLOAD, Guard
+
+if TYPE_CHECKING:  # a machine's page needs nothing of what it brings along
+    from ota_service.dashboard.attached import AttachedBoards
 
 VERBS = (
     *("update", "stage", "activate", "cancel", "rollback", "release"),
@@ -60,7 +62,7 @@ class Page:
 
     def __init__(self, service: Service, guard: Guard, label: str) -> None:
         self._service = service
-        self._here = service if isinstance(service, AttachedBoards) else None
+        self._here = cast("AttachedBoards", service) if hasattr(service, "bench") else None
         self._verbs = VERBS if self._here is None else BENCH_VERBS
         self._guard = guard
         self._label = label
@@ -82,7 +84,7 @@ class Page:
         app.router.add_get("/api/session", self._get_session)
         app.router.add_get("/api/events", self._get_events)
         app.router.add_post("/api/command", self._post_command)
-        app.router.add_get("/api/history/{id:\\w+}", self._get_run)
+        app.router.add_get("/api/history/{id:[0-9a-z]+}", self._get_run)
         app.router.add_post("/api/login", self._post_login)
         if self._here is not None:
             app.router.add_post(UPLOAD, partial(self._post_firmware, self._here))
@@ -165,18 +167,17 @@ class Page:
         return web.json_response(reply)
 
     async def _get_run(self, request: web.Request) -> web.Response:
+        id = request.match_info["id"]
         try:
-            reply = await self._service.command("history", {"id": request.match_info["id"]})
+            reply = await self._service.command("history", {"id": id})
         except Failure as error:
             return _failed(error)
         run = next(iter(reply.get("runs", ())), None)
         if run is None:
             raise web.HTTPNotFound
-        name = f"esp32-ota-{run['id']}.json"
-        return web.json_response(
-            run, headers={"Content-Disposition": f'attachment; filename="{name}"'},
-            dumps=partial(json.dumps, indent=2, ensure_ascii=False),
-        )  # fmt: skip
+        headers = {"Content-Disposition": f'attachment; filename="esp32-ota-{id}.json"'}
+        dumps = partial(json.dumps, indent=2, ensure_ascii=False)
+        return web.json_response(run, headers=headers, dumps=dumps)
 
     async def _post_firmware(self, here: AttachedBoards, request: web.Request) -> web.Response:
         chunks = request.content.iter_chunked(_CHUNK_BYTES)
