@@ -53,6 +53,7 @@ async function refreshHistory() {
   try {
     [newest] = await showHistory();
     showManifest(status, newest);
+    boards.findLogs();
   } catch (error) {
     toast(error);
   }
@@ -124,7 +125,9 @@ function stopped(error, shown) {
 const PROBING = ["update", "stage", "dry_run", "version", "verify"];
 
 async function act(verb, whom) {
-  const answer = await confirmed(verb, { ...whom, merged: status.bench?.merged });
+  const { firmware, merged } = status.bench ?? {};
+  const aim = [firmware?.name, `version ${(firmware ?? status.target)?.version}`].filter(Boolean);
+  const answer = await confirmed(verb, { ...whom, merged, aim: aim.join(", ") });
   if (!answer) return;
   const args = whom?.names ? { boards: whom.names } : {};
   if (here.bench && PROBING.includes(verb) && whom.boards.some(([, board]) =>

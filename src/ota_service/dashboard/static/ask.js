@@ -27,14 +27,14 @@ const named = (boards, line) => {
 const READ = "The boards are restarted to be read. Nothing is written.";
 
 const QUESTIONS = {
-  update: ({ words }) => ({
+  update: ({ words, aim }) => ({
     title: `Update ${words}?`, yes: "Update", check: "Write although the version is equal",
-    text: "The boards are restarted to be read. Those whose version differs are written, restarted "
-      + "into the new firmware and watched; one that does not come up goes back.",
+    text: `To ${aim}. The boards are restarted to be read. Those whose version differs are written, `
+      + "restarted into the new firmware and watched; one that does not come up goes back.",
   }),
-  stage: ({ words }) => ({
+  stage: ({ words, aim }) => ({
     title: `Stage on ${words}?`, yes: "Stage",
-    text: "The firmware is written into the spare slots, where nothing starts it until you press "
+    text: `${aim}, is written into the spare slots, where nothing starts it until you press `
       + "Activate. The boards are restarted for it, and run their old firmware again afterwards. What "
       + "stood in the spare slots is overwritten: until then there is no way back to it.",
   }),

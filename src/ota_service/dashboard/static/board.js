@@ -135,9 +135,10 @@ export class BoardRow {
     this.showProgress(board, board.phase);
     const target = board.target ?? aimOf(status);
     const marks = [board.image, !board.phase && board.staged, !isWanted(board) && board.error?.code,
-      this.said?.mark, board.state === "rolled_back" && isWanted(board)];
+      this.said?.mark, board.state, Boolean(board.phase)];
     refill(this.marks, marks, () => [
       board.image && h("span", {}, `image ${board.image}`),
+      board.state === "unknown" && !board.phase && h("span", {}, "not read yet"),
       !board.phase && board.staged && h("span", {}, `staged ${board.staged.version}`,
         board.staged.stale ? ", of another target, " : ", ", time(board.staged.since)),
       marks[2] && h("code", {}, marks[2]),
@@ -150,8 +151,10 @@ export class BoardRow {
       goes && h("span", { class: "goes" }, ` → ${target.version}`))]);
     setText(this.running, running(board.running));
     setText(this.port, (board.port ?? "").replace(/^\/dev\/serial\/by-\w+\//, ""));
+    const hasEnded = this.last?.[0].phase && !board.phase;
     this.last = [board, target, status];
     if (!this.details.hidden) this.showDetails(...this.last);
+    if (hasEnded) this.findLog();
   }
 
   showProgress(board, phase) {
@@ -178,6 +181,7 @@ export class BoardRow {
   open(yes) {
     this.details.hidden = !yes;
     this.opener.setAttribute("aria-expanded", String(yes));
+    this.isWatched = false;
     if (!yes) return;
     this.showDetails(...this.last);
     this.findLog();
@@ -205,6 +209,8 @@ export class BoardRow {
       whole && notice("rest", "Or here: drop a Merged Binary on the bench above, and press Flash."),
       isWanted(board) && notice("rest", "Rolled back by a person: it is held there until another "
         + "target is configured, or Release."),
+      board.state === "candidate" && notice("rest", "A serial bridge that nobody has opened yet: "
+        + "opening it restarts whatever is attached. If that is an ESP32, select it and press Version."),
       board.notice && notice("rest", board.notice),
       this.said?.error && errorNotice(this.said.error, this.said.title),
       this.said?.text && notice("rest", h("strong", {}, `${this.said.title}: `), this.said.text),
@@ -221,11 +227,12 @@ export class BoardRow {
 
   /** What the board printed when it last started under an eye, from the history. */
   async findLog() {
+    if (this.details.hidden || this.isWatched) return;
     const { runs = [] } = await command("history", { board: this.name, limit: 5, boot_log: true })
       .catch(() => ({}));
     const entries = runs.map((run) => [run, Object.values(run.boards ?? {})[0]]);
     const found = entries.find(([, entry]) => entry?.boot_log?.length);
-    if (!found || this.live) return;
+    if (!found || this.isWatched) return;
     const [run, entry] = found;
     refill(this.log, [run.id, entry.boot_log], () => [
       h("details", { open: kindOf(this.last[0]) === "bad" },
@@ -237,11 +244,11 @@ export class BoardRow {
   watchStart(ended) {
     this.live?.close();
     this.open(true);
+    this.isWatched = true; // what is shown of this start stays until the details are closed
     const lines = h("pre", { tabIndex: 0, role: "log", "aria-label": `Boot log of ${this.name}` });
     const verdict = h("p", { class: "dim", role: "status" }, "The board starts.");
     refill(this.log, ["live", Date.now()], () => [lines, verdict]);
     const end = (text) => {
-      this.live = null;
       setText(verdict, text);
       ended();
       return true;

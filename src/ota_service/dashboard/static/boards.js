@@ -108,6 +108,9 @@ function whom() {
 
 export const row = (name) => rows.get(name);
 
+/** Those that are open look for their boards' logs again. */
+export const findLogs = () => rows.forEach((one) => one.findLog());
+
 /** news: the status. */
 export function show(news) {
   const boards = inOrder(news.boards).map(([name, board]) => [name, asMeant(board, news)]);
@@ -184,6 +187,8 @@ function showActions() {
     let [can, why] = needs[verb] ?? needs.update;
     if (!hasFirmware && ["update", "stage", "activate", "dry_run", "verify"].includes(verb)) {
       [can, why] = [false, "Drop a firmware on the bench first."];
+    } else if (status.bench?.firmware?.missing && ["update", "stage", "dry_run"].includes(verb)) {
+      [can, why] = [false, "Drop the files of the manifest that are still missing."];
     }
     setIdle(button, !can || status.stale, status.stale ? "Nobody answers." : why);
   }
