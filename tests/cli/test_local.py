@@ -417,6 +417,7 @@ def test_what_cannot_be_meant_is_wrong_usage(tmp_path: Path) -> None:
         (("stage", "/dev/ttyUSB0"), "either --url or --file"),
         (("activate", "/dev/ttyUSB0", "--version", "1"), "either --url or --file"),
         (("verify", "/dev/ttyUSB0"), "either --url or --file"),
+        (("verify", "/dev/ttyUSB0", "--url", "http://x/manifest.json"), "Give --version"),
         (("version", "/dev/ttyUSB0", "--all"), "not both"),
         (("rollback", "/dev/ttyUSB0", "--probe"), "not both"),
         (("inspect", "/dev/ttyUSB0", "/dev/ttyUSB1", "--reset", "by-hand"), "one board"),

@@ -249,8 +249,8 @@ def _firmware(
         return (None,), {}
     if (file is None) == (url is None):
         raise click.UsageError("Give either --url or --file.")
-    if url is not None and not version and needs != "url":
-        raise click.UsageError("Give --version, the tag to be stored with the firmware of --url.")
+    if url is not None and not version and (needs != "url" or url.endswith(".json")):
+        raise click.UsageError("Give --version, the tag that belongs to the firmware of --url.")
     if url is not None and (problem := check_url(url)):
         raise click.UsageError(f"--url {problem}.")
     return (file or url,), given
