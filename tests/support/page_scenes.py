@@ -172,7 +172,7 @@ def going_back() -> Status:
 
     staged = {"version": "1.7", "slot": "ota_1", "digest": "5f" * 32, "since": moment(540)}
     boards = {
-        "left": member(1, "left", "updating", phase="rolling_back"),
+        "left": member(1, "left", "updating", phase="connecting"),
         "right": member(2, "right", "outdated"),
         "bow": member(3, "bow", "updating", phase="rolling_back"),
         "stern": member(4, "stern", "rolled_back", error=BOOT_FAILED, attempts=1),
@@ -203,6 +203,7 @@ def gone_back() -> Status:
         "message": "stopped: stern: it panicked. So its group went back.",
         "remedy": "Configure another version, or `release` with `stopped`.",
     }
+    told["boards"]["panel"]["error"] = told["error"]
     return told
 
 

@@ -43,7 +43,10 @@ function show(news) {
     historyKey = key;
     refreshHistory();
     if (before?.outcome === "running") over(before.id === run.id ? run : before);
-    if (run.outcome === "running") ended = "";
+    if (run.outcome === "running") {
+      ended = "";
+      boards.forget();
+    }
   }
   showTitle();
 }
