@@ -284,7 +284,9 @@ async def test_boards_are_staged_and_activated(esp32_boards: StartBoard, tmp_pat
         assert other["a"].error.code == "stage-stale"
         done = (await engine.activate(file)).require()["a"]
         assert (done.action, done.version, done.outcome) == ("switch", "1.1", "up_to_date")
-        staged = (await engine.stage(image(tmp_path, "1.2"))).require()["a"].staged
+    async with Engine({"a": board.url}, **QUICK) as engine:
+        order = engine.stage(image(tmp_path, "1.2"), boards=["a"])
+        staged = (await order).require()["a"].staged
         assert staged is not None
         assert staged["replaces"] == "1.0.0"
         assert (await engine.activate()).require()["a"].version == "1.2"
@@ -327,7 +329,7 @@ async def test_without_boards_it_has_those_that_are_attached(
         assert opened(bridged) == [0]
 
         ports.append(attached(other))
-        await eventually(engine.service.status, lambda now: other.mac in now["boards"])
+        await engine._fleet.look_around()
         left = await engine.update(firmware, boards=[bridged.url])
         assert (left.outcome, opened(bridged, other)) == ("failed", [0, 0])
         probed = await engine.version(boards=[bridged.url], probe=True)
@@ -348,10 +350,33 @@ async def test_without_boards_it_has_those_that_are_attached(
         await engine.version()
         assert opened(other) == before, "what is not ours is left alone until somebody names it"
         assert (await engine.update(firmware, boards=[other.mac]))[other.mac].version == "1.1"
-        del ports[0]
-        await eventually(
-            engine.service.status, lambda now: now["boards"][native.mac]["state"] == "absent"
-        )
+
+
+async def test_what_is_attached_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the engine is open, and without any port being opened (there are none)."""
+    native = PortInfo(
+        "/dev/own", vid=ESPRESSIF_VID, pid=SERIAL_JTAG_PID, serial_number="24:0A:C4:12:34:56"
+    )
+    bridge = PortInfo("/dev/bridge", vid=0x1A86, pid=0x7523)
+    ports: list[PortInfo] = []
+    monkeypatch.setattr(roster, "list_ports", lambda: list(ports))
+    monkeypatch.setattr("ota_service.fleet.engine.POLL_S", 0.01)
+    async with Engine() as engine:
+
+        async def seen() -> dict[str, str]:
+            boards = engine.status()["boards"]
+            return {name: board["state"] for name, board in boards.items()}
+
+        assert await seen() == {}
+        name = "24:0a:c4:12:34:56"
+        for here, states in (
+            ([bridge], {"/dev/bridge": "candidate"}),
+            ([native], {"/dev/bridge": "absent", name: "unknown"}),
+            ([native, bridge], {"/dev/bridge": "candidate", name: "unknown"}),
+            ([], {"/dev/bridge": "absent", name: "absent"}),
+        ):
+            ports[:] = here
+            await eventually(seen, states.__eq__)
 
 
 @pytest.mark.slow

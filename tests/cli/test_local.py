@@ -154,6 +154,7 @@ def test_without_a_port_nobody_guesses(call: Call, monkeypatch: pytest.MonkeyPat
     ports[:] = [natives[0], *bridges]
     done = call("version")  # the one that is known
     assert done.code == 1
+    assert "24:0a:c4:00:00:00 is at /dev/own0." in done.err
     assert "24:0a:c4:00:00:00" in done.out
     assert "[port-missing]" in done.out
     assert "Not opened: /dev/nowhere1, perhaps an ESP32 (CH34x bridge); --probe opens it." in (

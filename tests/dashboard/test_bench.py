@@ -480,7 +480,7 @@ def told(events: list[dict[str, Any]]) -> tuple[str, str]:
 
 
 @pytest.mark.slow
-async def test_a_boards_day_on_the_bench(tmp_path: Path) -> None:
+async def test_a_boards_day_on_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Watched without a write, flashed, updated, gone back from what panics, rolled back: each
     start's lines as they come, none with a secret; and the history as a file."""
     talks = app("1.0.0", print_secrets=True)
@@ -518,7 +518,7 @@ async def test_a_boards_day_on_the_bench(tmp_path: Path) -> None:
             assert shown["version"] == "v1.1"
             assert shown["back"] == {"slot": "factory", "version": "1.0.0"}
 
-            bad = app("1.2.0", ending="panic", ending_after_s=0.2, print_secrets=True)
+            bad = app("1.2.0", ending="panic", ending_after_s=0.05, print_secrets=True)
             await upload(client, url, "app.bin", bad)
             status, reply = await command(client, url, "update", boards=["a"])
             lines, verdict = told(await events(client, url, "a"))
@@ -538,3 +538,12 @@ async def test_a_boards_day_on_the_bench(tmp_path: Path) -> None:
 
             status, reply = await command(client, url, "rollback", boards=["a"])
             assert reply["boards"]["a"]["slot"] == "factory"
+
+            # What was dropped before the host had a policy is held against it all the same.
+            add_key(make_host(tmp_path, monkeypatch), signing.public(KEY))
+            before = flash_of(board)
+            status, reply = await command(client, url, "flash", **flash)
+            assert (status, reply["error"]["code"]) == (409, "signature-missing")
+            status, reply = await command(client, url, "update", dry_run=True)
+            assert reply["plan"]["a"]["code"] == "signature-missing"
+            assert flash_of(board) == before

@@ -26,7 +26,6 @@ from ota_service.firmware.target import Target
 from ota_service.firmware.urls import is_path
 from ota_service.fleet import engine as core
 from ota_service.fleet.board_state import State
-from ota_service.fleet.manifests import BY_MANIFEST
 from ota_service.fleet.orders import UPDATES
 from ota_service.fleet.run import Run, RunOutcome
 from ota_service.fleet.service import FleetService
@@ -239,7 +238,7 @@ class Engine:
             self._options["boards"] = [{"name": n, "port": _whole(p)} for n, p in boards.items()]
         self._orders: set[Order] = set()
         self._name = SERVICE
-        self._settings = self._configuration(Target(_NOWHERE, "none"), _NOWHERE)
+        self._settings = self._configuration(Target(_NOWHERE, "none"))
         self._core: core.Engine | None = None
         self._ending = False
 
@@ -446,7 +445,7 @@ class Engine:
         async def begin() -> Run:
             if firmware is not None:
                 await self._aim(await self._target(firmware, version, sha256), names)
-            elif self._settings.target.url == _NOWHERE:
+            elif not self._is_aimed:
                 await self._aim_at_staged()
             return await self._begin(verb, names, **arguments)
 
@@ -460,16 +459,23 @@ class Engine:
 
     async def _command(self, verb: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """A verb of the fleet's. Whoever names a board means it, whatever it runs."""
-        named = self._finds and verb in UPDATES and arguments.get("boards") is not None
-        override = {*arguments.get("override", ()), *(("other-project",) if named else ())}
-        more = {"override": sorted(override)} if override else {}
-        return await FleetService(self._fleet).command(verb, {**arguments, **more})
+        given = dict(arguments)
+        if self._finds and verb in UPDATES and given.get("boards") is not None:
+            given["override"] = [*given.get("override", ()), "other-project"]
+        return await FleetService(self._fleet).command(verb, given)
+
+    @property
+    def _is_aimed(self) -> bool:
+        """Whether a firmware was named, for all or for some."""
+        settings = self._settings
+        pinned = any(entry.is_pinned for entry in settings.boards or ())
+        return pinned or settings.target.url != _NOWHERE
 
     async def _aim_at_staged(self) -> None:
         """What a process before has staged last; its url is known but for secrets in it."""
         for run in (await self._command("history", {"limit": _HISTORY}))["runs"]:
             about = run["target"]
-            if about.get("purpose") == "stage":
+            if about.get("purpose") == "stage" and about["url"] != _NOWHERE:
                 target = Target(about["url"], about["version"], about.get("sha256"))
                 return await self._aim(target, None)
 
@@ -486,13 +492,14 @@ class Engine:
                 cache_dir=self._cache_dir,
             )
             version = loaded.image.descriptor.version
-        return Target(str(firmware), version, sha256)
+        target = Target(str(firmware), version, sha256)
+        self._configuration(target, target.url)
+        return target
 
     async def _aim(self, target: Target, names: list[str] | None) -> None:
         """Make it the firmware of these boards, and of nobody else; but a manifest is for all, and
         so is any where the boards are found."""
-        checked = target.url.startswith(("http", "/"))  # the urls that a service can have
-        settings = self._configuration(target, target.url if checked else _NOWHERE)
+        settings = self._configuration(target)
         if names is not None and not self._finds and not _may_be_manifest(target.url):
             boards = self._fleet.boards
             meant = {n for n, b in boards.items() if any(w == n or b.answers_to(w) for w in names)}
@@ -507,8 +514,8 @@ class Engine:
         self._settings = settings
         await self._fleet.configure(settings, first=False)
 
-    def _configuration(self, target: Target, url: str) -> Settings:
-        """Checked as the service's is. Raises OtaError `config-invalid`."""
+    def _configuration(self, target: Target, url: str = _NOWHERE) -> Settings:
+        """Checked as the service's is, with this url. Raises OtaError `config-invalid`."""
         given = {"url": url, "version": target.version, "sha256": target.sha256, **self._options}
         settings = parse_config(given).settings(
             self._name, state_dir=self._state_dir, cache_dir=self._cache_dir
@@ -544,7 +551,7 @@ class Service:
         call = parse_command({"command": verb, **given})
         if call.verb.name == "help":
             return help_reply()
-        if verb in BY_MANIFEST and verb != "activate" and engine._settings.target.url == _NOWHERE:
+        if verb in ("update", "stage", "verify") and not engine._is_aimed:
             raise OtaError(
                 "config-invalid", "No firmware is named yet.", remedy="Choose a firmware first."
             )

@@ -78,7 +78,7 @@ def dashboard(
     no_token: bool,
     allow_host: tuple[str, ...],
 ) -> None:
-    """Show boards on a page in the browser, live: a machine's, or those that are attached here.
+    """Show boards on a page, live: a machine's, or those here.
 
     With --address the page is of a machine's service. Without it, it is a bench: for the boards at
     PORTs, else for all that are attached, with firmware that is dropped on the page.

@@ -281,16 +281,19 @@ async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
         if not call.ports:
             found = call.find(engine.status())
             names = [word for name, board in found.items() for word in (name, board["port"])]
+            for name, board in found.items():
+                if name != board["port"]:
+                    console.print(Text(f"{name} is at {board['port']}."), soft_wrap=True)
         order = call.order(engine)
-        stopping: list[str] = []
+        stopped = False
 
         def stop() -> None:
-            if not stopping:
-                every = _each(order.boards)
-                stopping.append(f"Stopping where that leaves {every} bootable...")
-                if call.reads:
-                    stopping[:] = [f"This is finished first: it leaves {every} bootable."]
-                console.print(*stopping)
+            nonlocal stopped
+            if not stopped:
+                stopped = True
+                every = "the board" if len(order.boards) == 1 else "every board"
+                words = "This is finished first: it" if call.reads else "Stopping where that"
+                console.print(f"{words} leaves {every} bootable...")
                 stop_asking(options.get("reset"))
                 order.cancel()
 
@@ -304,7 +307,7 @@ async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
                 if console.is_terminal or not call.reads:
                     live.show(status)
         report = await order
-        return _reply(call, console, engine.status(), report, stopped=bool(stopping))
+        return _reply(call, console, engine.status(), report, stopped=stopped)
 
 
 def _reply(call: _Call, console: Console, status: Reply, report: Report, *, stopped: bool) -> Reply:
@@ -349,10 +352,6 @@ def _show(call: _Call, reply: Reply, *, force: bool) -> None:
         end_look(call.verb, reply, as_json=call.as_json)
     else:
         end_run(reply, as_json=call.as_json, said=_said_of(call, reply, force=force))
-
-
-def _each(boards: Collection[str]) -> str:
-    return "the board" if len(boards) == 1 else "every board"
 
 
 def _note(

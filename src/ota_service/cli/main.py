@@ -79,7 +79,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
         ".remote",
         "Command and watch the OTA service of a machine, through the Viam SDK.",
     ),
-    "dashboard": (".dashboard", "Show a machine's boards, or those here, on a page, live."),
+    "dashboard": (".dashboard", "Show boards on a page, live: a machine's, or those here."),
     "rollout": (
         ".rollout",
         "Bring a firmware to many machines, in waves, through Viam's app.",

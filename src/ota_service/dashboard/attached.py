@@ -50,7 +50,8 @@ class AttachedBoards:
             elif verb == "clear":
                 self.bench.clear()
             elif verb == "log":
-                return _seen(await self._engine.watch_start(boards=_names(given)))
+                boards, probe = _names(given), given.get("probe") is True
+                return _seen(await self._engine.watch_start(boards=boards, probe=probe))
             else:
                 return _seen(await self._command(verb, given))
             return {"ok": True, "bench": self.bench.to_dict()}
