@@ -180,6 +180,7 @@ async def test_a_persons_day_with_the_page(tmp_path: Path, browser: Browser) -> 
 
             await press(page, "update")
             await has_state(page, kitchen, "up_to_date")
+            await expect(of(page, kitchen)).not_to_contain_text("would be")
             await page.get_by_role("button", name=kitchen, exact=True).click()
             await expect(of(page, kitchen)).to_contain_text("says nothing: not confirmed")
             await has_state(page, "roof", "rolled_back")
@@ -349,6 +350,7 @@ async def test_a_manifest_goes_back(plain: Told) -> None:
     await expect(why).to_contain_text("Going back now: bow, left")
     service.now = scenes.gone_back()
     await expect(why).to_contain_text("Taken back with it: bow, left, right")
+    await expect(why).not_to_contain_text("panel")  # nothing has failed there
     await expect(page.locator("#phases")).to_be_hidden()
     await page.get_by_role("button", name="Let it be tried again…").click()
     await page.click("#ask-yes")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -35,6 +36,11 @@ def moment(minutes_ago: float) -> str:
     """As the service writes it."""
     then = datetime.now(UTC) - timedelta(minutes=minutes_ago)
     return then.isoformat(timespec="seconds").removesuffix("+00:00") + "Z"
+
+
+def digest(of: str) -> str:
+    """Some SHA-256."""
+    return hashlib.sha256(of.encode()).hexdigest()
 
 
 def board(number: int, state: str, **more: Any) -> dict[str, Any]:
@@ -172,7 +178,7 @@ def going_back() -> Status:
 
     staged = {"version": "1.7", "slot": "ota_1", "digest": "5f" * 32, "since": moment(540)}
     boards = {
-        "left": member(1, "left", "updating", phase="rolling_back"),
+        "left": member(1, "left", "updating", phase="connecting"),
         "right": member(2, "right", "outdated"),
         "bow": member(3, "bow", "updating", phase="rolling_back"),
         "stern": member(4, "stern", "rolled_back", error=BOOT_FAILED, attempts=1),
@@ -203,6 +209,7 @@ def gone_back() -> Status:
         "message": "stopped: stern: it panicked. So its group went back.",
         "remedy": "Configure another version, or `release` with `stopped`.",
     }
+    told["boards"]["panel"]["error"] = told["error"]
     return told
 
 
@@ -211,16 +218,21 @@ def bench_of(*files: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return {"files": [dict(file) for file in files], **more}
 
 
-APP = {"name": "arm-controller.bin", "kind": "app", "size_bytes": 1_400_000, "sha256": "e7" * 32,
+APP = {"name": "arm-controller.bin", "kind": "app", "size_bytes": 1_400_000, "sha256": digest("app"),
        "project": "arm-controller", "app_version": "2.5.0", "chip": "ESP32"}  # fmt: skip
-MERGED = {"name": "arm-merged.bin", "kind": "merged", "size_bytes": 4 << 20, "sha256": "3c" * 32,
+MERGED = {"name": "arm-merged.bin", "kind": "merged", "size_bytes": 4 << 20, "sha256": digest("merged"),
           "project": "arm-controller", "app_version": "2.5.0", "chip": "ESP32"}  # fmt: skip
 REFUSED = {
-    "name": "bootloader.bin", "kind": "refused", "size_bytes": 26_000, "sha256": "77" * 32,
+    "name": "bootloader.bin", "kind": "refused", "size_bytes": 26_000, "sha256": digest("refused"),
     "error": {"code": "bootloader-image", "message": "This is a bootloader, no App Image.",
               "remedy": "Drop the `.bin` that the build names after the project."},
 }  # fmt: skip
-MANIFEST = {"name": "manifest.json", "kind": "manifest", "size_bytes": 800, "sha256": "9a" * 32}
+MANIFEST = {
+    "name": "manifest.json",
+    "kind": "manifest",
+    "size_bytes": 800,
+    "sha256": digest("manifest"),
+}
 
 
 def bench_boards() -> dict[str, Any]:

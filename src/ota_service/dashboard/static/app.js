@@ -43,7 +43,10 @@ function show(news) {
     historyKey = key;
     refreshHistory();
     if (before?.outcome === "running") over(before.id === run.id ? run : before);
-    if (run.outcome === "running") ended = "";
+    if (run.outcome === "running") {
+      ended = "";
+      boards.forget();
+    }
   }
   showTitle();
 }
@@ -86,14 +89,17 @@ function lost(error, ...text) {
   if (error) refill($("notices"), error, () => [errorNotice(error)]);
 }
 
+function described({ manifest, size_bytes, project, app_version, chip }) {
+  if (manifest) return `a manifest of ${count(manifest.images.length, "image")}`;
+  return size_bytes ? `${project} ${app_version} for ${chip}, ${size(size_bytes)}` : "";
+}
+
 function showFirmware() {
   const { target = {}, run, trust, progress } = status;
   const busy = run?.outcome === "running";
   setText($("target-version"), target.version ?? "–");
   setText($("target-url"), target.url ?? "");
-  setText($("target-image"), target.manifest ? `a manifest of ${count(target.manifest.images.length, "image")}`
-    : target.size_bytes
-      ? `${target.project} ${target.app_version} for ${target.chip}, ${size(target.size_bytes)}` : "");
+  setText($("target-image"), described(target));
   refill($("run"), run ?? null, () => (run ? [
     busy ? "A run is in progress, began " : `Last run ${outcome(run.outcome)}, `,
     time(run.finished_at ?? run.started_at), `, ${trigger(run.trigger)}.`] : ["No run yet."]));

@@ -109,7 +109,8 @@ export class BoardRow {
     this.buttons = h("div", { class: "row" });
     const button = (verb, text) => {
       if (!verbs.includes(verb)) return null;
-      const shown = h("button", { type: "button", "aria-label": `${text.replace("…", "")}, ${name}` }, text);
+      const label = `${text.replace("…", "")}, ${name}`;
+      const shown = h("button", { type: "button", "aria-label": label }, text);
       onPress(shown, () => acts.act(verb, name), acts.refuse);
       this.buttons.append(shown);
       return shown;
@@ -182,6 +183,7 @@ export class BoardRow {
     this.details.hidden = !yes;
     this.opener.setAttribute("aria-expanded", String(yes));
     this.isWatched = false;
+    this.live?.close();
     if (!yes) return;
     this.showDetails(...this.last);
     this.findLog();
@@ -242,7 +244,6 @@ export class BoardRow {
 
   /** The lines of its start, as they come; `ended` is called behind the last one. */
   watchStart(ended) {
-    this.live?.close();
     this.open(true);
     this.isWatched = true; // what is shown of this start stays until the details are closed
     const lines = h("pre", { tabIndex: 0, role: "log", "aria-label": `Boot log of ${this.name}` });

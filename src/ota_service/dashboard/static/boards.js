@@ -108,6 +108,9 @@ function whom() {
 
 export const row = (name) => rows.get(name);
 
+/** What a dry run or a read said is over when a run begins. */
+export const forget = () => rows.forEach((one) => { one.said = null; });
+
 /** Those that are open look for their boards' logs again. */
 export const findLogs = () => rows.forEach((one) => one.findLog());
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 // What runs did and do: the history, and how far a manifest is.
 
-import { stateBadge } from "./board.js";
+import { kindOf, stateBadge } from "./board.js";
 import {
   $, arrange, badge, compare, errorNotice, h, inOrder, logText, notice, refill, setText, time, words,
 } from "./dom.js";
@@ -56,7 +56,7 @@ class RunItem {
       badge(outcomeKind(run.outcome), outcome(run.outcome)),
       h("strong", {}, PURPOSES[purpose] ?? words(purpose),
         OF_A_VERSION.includes(purpose) && ` ${run.target?.version ?? ""}`),
-      h("span", { class: "dim" }, `${told(purpose, boards)}, ${trigger(run.trigger)}`),
+      h("span", { class: "dim" }, `${told(purpose, boards)}${trigger(run.trigger)}`),
       h("span", { class: "dim" }, time(run.finished_at ?? run.started_at)))]);
     if (this.details.open) this.fetch();
   }
@@ -72,10 +72,12 @@ class RunItem {
   }
 }
 
+/** Of a run that has only begun the history has no boards. */
 function told(purpose, boards) {
   const good = boards.filter(([, board]) => board.outcome === "up_to_date").length;
-  if (["update", "activate"].includes(purpose)) return `${good} of ${boards.length} up to date`;
-  return boards.length === 1 ? boards[0][0] : `${boards.length} boards`;
+  if (!boards.length) return "";
+  if (["update", "activate"].includes(purpose)) return `${good} of ${boards.length} up to date, `;
+  return boards.length === 1 ? `${boards[0][0]}, ` : `${boards.length} boards, `;
 }
 
 function runTable(boards) {
@@ -147,8 +149,8 @@ export function showManifest(status, last) {
     return item;
   }));
 
-  const failed = boards.filter(([, board, image]) => image && board.error && board.state !== "absent");
-  const going = boards.filter(([, board, image]) => image && board.phase === "rolling_back");
+  const failed = boards.filter(([, board, image]) => image && board.error && kindOf(board) === "bad");
+  const going = boards.filter(([, board, image]) => image && phase === "going_back" && board.phase);
   const ended = last?.id === status.run?.id && !running ? inOrder(last?.boards) : [];
   const back = ended.filter(([, board]) => board.by).map(([name]) => name);
   refill($("went-back"), [failed.map(([name, board]) => [name, board.error]), going.map(([n]) => n), back],
