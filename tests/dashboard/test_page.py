@@ -485,6 +485,7 @@ async def test_a_day_at_the_bench(tmp_path: Path, browser: Browser) -> None:
             log = page.get_by_role("log")
             await expect(log).to_contain_text("1.0.0", timeout=40_000)
             await expect(of(page, "arm")).to_contain_text("its firmware runs")
+            assert await violations(page) == []
 
             await choose(page, "lamp")
             await press(page, "version")
@@ -497,6 +498,7 @@ async def test_a_day_at_the_bench(tmp_path: Path, browser: Browser) -> None:
                 await page.fill("#ask-typed", typed)
                 await expect(page.locator("#ask-yes")).to_have_attribute("aria-disabled", idle)
             await page.check("#ask-check")
+            assert await violations(page) == []
             await page.keyboard.press("Tab")
             await page.locator("#ask-typed").press("Enter")
             await expect(of(page, "lamp").locator(".running")).to_contain_text(

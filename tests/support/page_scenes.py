@@ -218,21 +218,18 @@ def bench_of(*files: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return {"files": [dict(file) for file in files], **more}
 
 
-APP = {"name": "arm-controller.bin", "kind": "app", "size_bytes": 1_400_000, "sha256": digest("app"),
-       "project": "arm-controller", "app_version": "2.5.0", "chip": "ESP32"}  # fmt: skip
-MERGED = {"name": "arm-merged.bin", "kind": "merged", "size_bytes": 4 << 20, "sha256": digest("merged"),
-          "project": "arm-controller", "app_version": "2.5.0", "chip": "ESP32"}  # fmt: skip
-REFUSED = {
-    "name": "bootloader.bin", "kind": "refused", "size_bytes": 26_000, "sha256": digest("refused"),
-    "error": {"code": "bootloader-image", "message": "This is a bootloader, no App Image.",
-              "remedy": "Drop the `.bin` that the build names after the project."},
-}  # fmt: skip
-MANIFEST = {
-    "name": "manifest.json",
-    "kind": "manifest",
-    "size_bytes": 800,
-    "sha256": digest("manifest"),
-}
+def file(name: str, kind: str, size_bytes: int, **more: Any) -> dict[str, Any]:
+    """One of them."""
+    return {"name": name, "kind": kind, "size_bytes": size_bytes, "sha256": digest(name), **more}
+
+
+OF_ARM = {"project": "arm-controller", "app_version": "2.5.0", "chip": "ESP32"}
+APP = file("arm-controller.bin", "app", 1_400_000, **OF_ARM)
+MERGED = file("arm-merged.bin", "merged", 4 << 20, **OF_ARM)
+MANIFEST = file("manifest.json", "manifest", 800)
+REFUSED = file("bootloader.bin", "refused", 26_000, error={
+    "code": "bootloader-image", "message": "This is a bootloader, no App Image.",
+    "remedy": "Drop the `.bin` that the build names after the project."})  # fmt: skip
 
 
 def bench_boards() -> dict[str, Any]:

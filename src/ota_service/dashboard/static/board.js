@@ -136,10 +136,10 @@ export class BoardRow {
     this.showProgress(board, board.phase);
     const target = board.target ?? aimOf(status);
     const marks = [board.image, !board.phase && board.staged, !isWanted(board) && board.error?.code,
-      this.said?.mark, board.state, Boolean(board.phase)];
+      this.said?.mark, board.state === "unknown" && !board.phase && board.version === undefined];
     refill(this.marks, marks, () => [
       board.image && h("span", {}, `image ${board.image}`),
-      board.state === "unknown" && !board.phase && h("span", {}, "not read yet"),
+      marks[4] && h("span", {}, "not read yet"),
       !board.phase && board.staged && h("span", {}, `staged ${board.staged.version}`,
         board.staged.stale ? ", of another target, " : ", ", time(board.staged.since)),
       marks[2] && h("code", {}, marks[2]),
