@@ -977,7 +977,10 @@ async def test_a_fragment_in_a_fragment(tmp_path: Path) -> None:
         inner, select = fleet.fragment, fleet.plan["select"]
         handed = {name: {"$variable": {"name": f"fw_{name}"}} for name in ("url", "version")}
         outer = fleet.app.fragment("outer", {"fragments": [{"id": inner.id, "variables": handed}]})
-        other = fleet.app.fragment("other", {"components": [], "fragments": ["not-to-be-had"]})
+        odd, itself = (fleet.app.fragment(name, {}) for name in ("odd", "itself"))
+        fleet.app.revise(odd, '{"a": 1, "a": 2}')
+        fleet.app.revise(itself, {"fragments": [itself.id]})
+        other = fleet.app.fragment("other", {"fragments": ["not-to-be-had", odd.id, itself.id]})
         variables = {"fw_url": url(OLD), "fw_version": OLD}
         used = [other.id, {"id": outer.id, "variables": variables}]
         async with fleet.add("nested", json.dumps({"fragments": used})) as fake:

@@ -14,7 +14,7 @@ from ota_service.rollout.cloud import Cloud, Part, Robot, at_once
 from ota_service.rollout.plan import Plan, Wave, assign
 
 _NAMED_AT_MOST = 3
-BY_COMMAND = (
+_BY_COMMAND = (
     'its service has "auto_update" false: its boards wait for an `update` there, of a person or of '
     "a job"
 )
@@ -104,6 +104,7 @@ class _Fragments:
     def __init__(self, plan: Plan, cloud: Cloud) -> None:
         self._plan, self._cloud = plan, cloud
         self._known: dict[tuple[str, str], _Fragment] = {}
+        self._refused: set[tuple[str, str]] = set()
 
     async def source(self, text: str) -> tuple[Source, _Fragment]:
         """Where a part's service gets its values from, and the fragment that has it. Raises
@@ -138,8 +139,9 @@ class _Fragments:
     async def around(self, text: str, wanted: str) -> str:
         """Which of a part's fragments includes another one; "": none, or it may not be read."""
         for entry in change.fragments(text):
-            if wanted in [fragment async for fragment, _ in self._all([entry]) if fragment]:
-                return entry[0]
+            async for fragment, _ in self._all([entry]):
+                if fragment == wanted:
+                    return entry[0]
         return ""
 
     async def _holder(self, entries: Sequence[tuple[str, str]]) -> tuple[str, _Fragment] | None:
@@ -152,19 +154,21 @@ class _Fragments:
     async def _all(
         self, entries: Sequence[tuple[str, str]]
     ) -> AsyncIterator[tuple[str, _Fragment]]:
-        """These fragments, and those in them, at whatever depth."""
-        waiting, seen = list(entries), set(entries)
+        """These fragments, and those in them, at whatever depth; nothing of those that may not be
+        read."""
+        waiting, seen = list(entries), set(self._refused)
         while waiting:
-            entry = waiting.pop(0)
-            about = _Fragment()
-            try:
-                about = await self._about(*entry)
-            except Failure as error:
-                if error.unreachable:
-                    raise
+            entry, about = waiting.pop(0), _Fragment()
+            if entry not in seen:
+                try:
+                    about = await self._about(*entry)
+                except Failure as error:
+                    if error.unreachable:
+                        raise
+                    self._refused.add(entry)
             yield entry[0], about
-            waiting += [inner for inner in about.included if inner not in seen]
-            seen |= {*about.included}
+            seen.add(entry)
+            waiting += about.included
 
     async def _about(self, fragment: str, version: str) -> _Fragment:
         key = (fragment, version)
@@ -220,7 +224,7 @@ async def _of_robot(
             values = change.values(part.text, change.spots(plan, part.text, source))
             sensor = change.sensor_of(part.text, plan.service) or about.sensor
             waits = change.waits_for_command(part.text, plan.service, source, about.auto_update)
-            note = BY_COMMAND if waits else ""
+            note = _BY_COMMAND if waits else ""
             fit.append(Found(robot.name, robot, part, source, values, sensor, note=note))
         except UnfitError as error:
             unfit.append(Found(robot.name, robot, part, unfit=str(error)))
