@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ota_service.cli.live import Live
+from ota_service.cli.live import Live, frame
 from ota_service.cli.report import print_run, print_status
 from ota_service.update.boot import decisive
 
@@ -88,6 +88,34 @@ def test_what_decided_of_a_failed_start_is_shown_with_it() -> None:
     assert shown == [log[20], log[21], log[22], log[24]]
     assert decisive(["--- start of ota_0", *"abcdef"]) == [*"cdef"]
     assert decisive([]) == []
+
+
+def test_a_group_that_is_half_switched_is_told_wherever_a_run_is_shown() -> None:
+    """Which boards have the new firmware alone, and what to do: in the status, while it goes on
+    (once), at its end; and it costs a terminal no line more than there are."""
+    names = [f"board {number}" for number in range(30)]
+    run = {"outcome": "running", "manifest": {"version": "2", "half": ["bow", "stern"]}}
+    boards = {name: {"state": "updating", "phase": "waiting"} for name in names}
+    status = {"state": "updating", "boards": boards, "run": run}
+    first = "Half switched: of a group only bow, stern have the new firmware."
+    then = "Attach all of it and let it restart: the service or the next command ends it."
+    assert f"{first} {then}" in printed(status, 200)
+    console = Console(file=io.StringIO(), width=200, highlight=False, markup=False)
+    with console.capture() as captured, Live(console) as live:
+        live.show(status)
+        live.show({**status, "run": {**run, "manifest": {"version": "2"}}})
+        live.show({**status, "run": {**run, "manifest": {"half": ["bow"]}}})
+        live.show({**status, "run": {**run, "manifest": {"half": ["bow"]}}})
+        print_run(console, {**run, "outcome": "failed", "boards": {}})
+    lines = [line.strip() for line in captured.get().splitlines()]
+    alone = "Half switched: of a group only bow has the new firmware."
+    assert [line for line in lines if "switched" in line] == [first, alone, f"{first} {then}"]
+    with console.capture() as captured:
+        console.print(frame(status, columns=80, lines=10))
+    lines = captured.get().splitlines()
+    assert len(lines) == 10
+    assert [line.strip() for line in lines[-3:-1]] == [first, then]
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_start_that_says_nothing_is_told_wherever_a_board_is_shown() -> None:

@@ -19,6 +19,7 @@ import pytest
 from esp32_sim.images import Behaviour
 from esp32_sim.nvsmodel import nvs_init
 from esp32_sim.process import SimBoard
+from ota_service.cli.live import half_of
 from tests.support.module_client import ROOT, ModuleProcess
 from tests.support.rig import NAME, Rig
 
@@ -165,6 +166,7 @@ async def test_one_that_is_lost_behind_its_switch_takes_its_group_back(tmp_path:
         assert status["run"]["outcome"] == "failed"
         assert "(a, b, c) went back. Not taken back: c (" in status["error"]["message"]
         assert status["run"]["manifest"]["half"] == ["c"]
+        assert "only c has the new firmware" in half_of(status["run"])[0]
         assert status["boards"]["c"]["state"] == "absent"
         assert runs(rig) == {**OLD, "c": ("2.0.0", "2.0.0")}
 

@@ -265,6 +265,15 @@ class FakeMachine(MachineServer):
             return
         self._target, self._error = target, None
         self.got.append(str(target["version"]))
+        if attributes.get("auto_update") is False:
+            for name in self._followers():
+                self.boards[name].update(state="outdated", good=False)
+            self.changed.set()
+        else:
+            self.update()
+
+    def update(self) -> None:
+        """As the verb does, and a new target where `auto_update` is not false."""
         for name in self._followers():
             self.boards[name].update(state="updating", phase="writing", good=False)
             self.boards[name].pop("error", None)

@@ -252,6 +252,42 @@ def test_what_cannot_be_changed_is_said(
     assert words in str(told.value)
 
 
+ATTRIBUTE = "services.OTA.attributes.auto_update"
+
+
+@pytest.mark.parametrize(
+    ("given", "mod", "waits"),
+    [
+        (None, {}, False),
+        (True, {}, False),
+        (False, {}, True),
+        ({"$variable": {"name": "auto"}}, {}, True),
+        ({"$variable": {"name": "another"}}, {}, False),
+        (False, {"$set": {ATTRIBUTE: True}}, False),
+        (False, {"$unset": {ATTRIBUTE: ""}}, False),
+        (None, {"$set": {ATTRIBUTE: False}}, True),
+        (None, {"$set": {"services.OTA.attributes": {"auto_update": False}}}, True),
+        (None, {"$set": {"services.OTA": {"attributes": {"auto_update": False}}}}, True),
+        (False, {"$set": {"services.OTA.attributes.boards": []}}, True),
+        (None, {"$set": {ATTRIBUTE + "s": False, "services.OTHER.attributes": {}}}, False),
+    ],
+)
+def test_who_waits_for_a_command(given: Any, mod: dict[str, Any], waits: bool) -> None:
+    """By what the fragment has, the part's variables, and its fragment_mods of that fragment."""
+    text = json.dumps(
+        {
+            "fragments": ["x", {"id": FRAGMENT, "variables": {"auto": False}}],
+            "fragment_mods": [
+                {"fragment_id": "x", "mods": [{"$set": {ATTRIBUTE: not waits}}]},
+                {"fragment_id": FRAGMENT, "mods": [mod]},
+            ],
+        }
+    )
+    assert change.waits_for_command(text, "OTA", SOURCE, given) is waits
+    own = json.dumps({"services": [{"name": "OTA", "attributes": {"auto_update": given}}]})
+    assert change.waits_for_command(own, "OTA", Source(), None) is (given is False)
+
+
 def test_what_a_configuration_says_of_boards_sensor_and_variables() -> None:
     """Pinned boards, also those of fragment_mods; the sensor of this service; the variables."""
     boards = [{"name": "a", "version": "1"}, {"name": "b"}, {"name": "c", "sha256": "ab"}]

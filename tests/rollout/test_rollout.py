@@ -390,8 +390,6 @@ async def test_pause_holds_the_next_writes_and_resume_goes_on(tmp_path: Path) ->
         await asyncio.sleep(60)
         assert len(fleet.writes) == 1
         assert (await fleet.run("resume")).code == 0
-        if running.done() and (await running).code != 0:
-            running = asyncio.create_task(fleet.run("start"))
         done = await running
         assert done.code == 0, done
         assert fleet.got() == [[OLD, NEW]] * 4
@@ -934,6 +932,72 @@ async def test_another_file_under_the_same_version_is_told(tmp_path: Path) -> No
         )
         fleet.plan["target"]["version"] = NEW
         assert "already" not in (await fleet.run("plan")).out
+
+
+@pytest.mark.parametrize("commanded", [True, False])
+@simulated
+async def test_a_machine_that_waits_for_a_command_is_named_before_and_waited_for(
+    tmp_path: Path, commanded: bool
+) -> None:
+    """Its `auto_update` is false: plan says so, start before it writes anything, and the table
+    while its boards wait; somebody's `update` there lets the rollout go on, and none fails it."""
+    waits = '"auto_update" false'
+    async with Fleet.start(tmp_path, 1, waves=["100%"], timeout="3m") as fleet:
+        text = fleet.texts["m00"].replace('"baud"', '"auto_update": false, "baud"')
+        async with fleet.add("manual", text) as fake:
+            plan = await fleet.run("plan")
+            told = json.loads((await fleet.run("plan", "--json")).out)
+            assert (plan.code, plan.out.count(waits)) == (0, 1), plan
+            assert '"auto_update" is false on manual: the boards there wait' in plan.out
+            assert waits in told["machines"]["manual"]["note"]
+            assert "note" not in told["machines"]["m00"]
+            assert "180 s of its turn" in told["notes"][0]
+            running = asyncio.create_task(fleet.run("start"))
+            await fleet.wrote(2)
+            await asyncio.sleep(60)
+            known = json.loads((await fleet.run("status", "--json")).out)["machines"]["manual"]
+            assert known["state"] == "waiting"
+            assert "a is outdated; its service has" in known["why"]
+            if commanded:
+                fake.update()
+            done = await running
+            assert done.code == (0 if commanded else 1), done
+            assert told["notes"][0] in done.err
+            assert (waits in done.out.splitlines()[-1]) != commanded
+            undone = await fleet.run("undo")
+            assert undone.code == 0
+            assert f"manual is undone: its service has {waits}" in undone.out
+
+
+@simulated
+async def test_a_fragment_in_a_fragment(tmp_path: Path) -> None:
+    """A part sets the variables of its own fragments alone. Which of them has the service, or has
+    the fragment that has it, is said, and what to name instead: variables that are handed on."""
+    async with Fleet.start(tmp_path, 0, mode="variables", waves=["100%"]) as fleet:
+        inner, select = fleet.fragment, fleet.plan["select"]
+        handed = {name: {"$variable": {"name": f"fw_{name}"}} for name in ("url", "version")}
+        outer = fleet.app.fragment("outer", {"fragments": [{"id": inner.id, "variables": handed}]})
+        odd, itself = (fleet.app.fragment(name, {}) for name in ("odd", "itself"))
+        fleet.app.revise(odd, '{"a": 1, "a": 2}')
+        fleet.app.revise(itself, {"fragments": [itself.id]})
+        other = fleet.app.fragment("other", {"fragments": ["not-to-be-had", odd.id, itself.id]})
+        variables = {"fw_url": url(OLD), "fw_version": OLD}
+        used = [other.id, {"id": outer.id, "variables": variables}]
+        async with fleet.add("nested", json.dumps({"fragments": used})) as fake:
+            for named, words in (
+                (outer.id, f"not in fragment {outer.id} but in {inner.id}, which that includes"),
+                (inner.id, f"it has fragment {inner.id} only by way of fragment {outer.id}"),
+                (None, f"not in fragment {outer.id} but in {inner.id}"),
+            ):
+                fleet.plan["select"] = {**select, "fragment": named} if named else {
+                    key: value for key, value in select.items() if key != "fragment"
+                }  # fmt: skip
+                done = await fleet.run("plan")
+                assert (done.code, words in done.out) == (1, True), done
+            fleet.plan["select"] = {**select, "fragment": outer.id}
+            fleet.plan["fragment_variables"] = {"url": "fw_url", "version": "fw_version"}
+            done = await fleet.run("start")
+            assert (done.code, fake.got) == (0, [OLD, NEW]), done
 
 
 @simulated

@@ -63,6 +63,7 @@ class Live:
         self._console = console
         self._names = names
         self._said: dict[str, str] = {}
+        self._half: list[str] = []
         self._status: Status = {}
         self._live: RichLive | None = None
         if console.is_terminal and not console.is_dumb_terminal:
@@ -97,6 +98,11 @@ class Live:
         if download and self._said.get("") != download.split()[0]:
             self._said[""] = download.split()[0]
             self._console.print(Text(f"   {download.split(',')[0]}"))
+        half = half_of(status.get("run", {}))
+        if half != self._half:
+            self._half = half
+            for line in half:
+                self._console.print(Text(f"   {line}"), soft_wrap=True)
         for name, board in boards_of(status, self._names).items():
             what = _what(board)
             if board.get("phase") == "writing":
@@ -131,12 +137,24 @@ def in_order(boards: Mapping[str, Value]) -> dict[str, Value]:
     return {name: boards[name] for name in sorted(boards, key=natural)}
 
 
+def half_of(run: Mapping[str, Any]) -> list[str]:
+    """Of a run whose manifest has a group that is half switched: which boards have the new
+    firmware, and what to do about it, each a line."""
+    names = list((run.get("manifest") or {}).get("half", ()))
+    have = "has" if len(names) == 1 else "have"
+    return names and [
+        f"Half switched: of a group only {', '.join(names)} {have} the new firmware.",
+        "Attach all of it and let it restart: the service or the next command ends it.",
+    ]
+
+
 def frame(
     status: Status, names: Sequence[str] | None = None, *, columns: int = 80, lines: int = 24
 ) -> RenderableType:
-    """What a terminal of this size shows of a status: one line a board, and one below them."""
-    boards = boards_of(status, names)
-    room = max(1, lines - 1)
+    """What a terminal of this size shows of a status: one line a board, and one below them; two
+    more where a group is half switched."""
+    boards, half = boards_of(status, names), half_of(status.get("run", {}))
+    room = max(1, lines - 1 - len(half))
     shown = dict(boards)
     if len(boards) > room:
         first = sorted(boards, key=lambda name: _urgency(boards[name]))[: max(1, room - 1)]
@@ -160,6 +178,9 @@ def frame(
         left = [board for name, board in boards.items() if name not in shown]
         more = f"   and {len(left)} more: {counts_text(left)}"
         parts.append(Text(more, style="dim", no_wrap=True, overflow="ellipsis"))
+    parts += [
+        Text(f"   {line}", style="yellow", no_wrap=True, overflow="ellipsis") for line in half
+    ]
     parts.append(
         Text(f"   {_summary(status, boards)}", style="dim", no_wrap=True, overflow="ellipsis")
     )

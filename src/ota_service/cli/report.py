@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ota_service.cli.live import STYLES, in_order
+from ota_service.cli.live import STYLES, half_of, in_order
 from ota_service.cli.output import each, error_text, errors_of, out, print_json, table
 from ota_service.update.boot import decisive
 
@@ -95,13 +95,17 @@ def print_status(console: Console, status: Reply) -> None:
         console.print(status_table(status, ports=console.width >= WIDE))
     else:
         console.print("No boards are known.")
-    problems = errors_of(boards)
+    problems = [*map(Text, _half(status.get("run", {}))), *errors_of(boards)]
     if status.get("error"):
         problems.insert(0, Text(error_text(status["error"])))
     if problems:
         console.print()
     for line in problems:
         console.print(line)
+
+
+def _half(run: Reply) -> list[str]:
+    return [" ".join(lines)] if (lines := half_of(run)) else []
 
 
 def _state_line(status: Reply) -> Text:
@@ -148,7 +152,7 @@ def print_run(
     boards = in_order(dict(run.get("boards", {})))
     if boards:
         console.print(run_table(run))
-    for line in errors_of(boards):
+    for line in (*map(Text, _half(run)), *errors_of(boards)):
         console.print(line)
     for name, board in boards.items():
         if _code(board) in _JUDGED and (log := decisive(list(board.get("boot_log", ())))):

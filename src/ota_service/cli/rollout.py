@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import click
 from rich.console import Console, Group, RenderableType
@@ -39,7 +40,7 @@ from ota_service.rollout import change, policy
 from ota_service.rollout.cloud import DEFAULT_URL, Cloud, Credentials, connect, is_here
 from ota_service.rollout.drive import Drive, begin, clock_s, from_histories, obey
 from ota_service.rollout.plan import Plan, PlanError, read_plan
-from ota_service.rollout.state import Order, Record, Rollout, StateFile
+from ota_service.rollout.state import LOOK_S, Order, Record, Rollout, StateFile, Verb
 from ota_service.rollout.survey import Survey, survey
 
 EXIT_HALTED, EXIT_UNFINISHED = 1, 3
@@ -53,6 +54,8 @@ _HINTS = {
     "halted": "`resume` looks again at what failed; `undo` goes back.",
     "aborted": "It has ended. To begin anew, take its state file away.",
 }
+
+_NOT_DRIVEN = "No process drives it: `start` goes on with it."
 
 STYLES = {
     "good": "green",
@@ -183,6 +186,7 @@ def _survey_json(found: Survey, target: change.Values) -> dict[str, Any]:
                 **(
                     {"unfit": one.unfit} if one.unfit else {"diff": change.diff(one.values, target)}
                 ),
+                **({"note": one.note} if one.note else {}),
             }
             for number, names in enumerate(found.waves, 1)
             for name, one in ((name, found.found[name]) for name in names)
@@ -203,6 +207,8 @@ def _print_survey(found: Survey, target: change.Values) -> None:
             for line in lines:
                 style = "red" if line.startswith("-") else "green"
                 console.print(Text(f"    {line}", style=style), soft_wrap=True)
+            if one.note:
+                console.print(Text(f"    {one.note}", style="yellow"), soft_wrap=True)
     for note in found.notes:
         console.print(Text(note, style="yellow"), soft_wrap=True)
 
@@ -295,10 +301,10 @@ def status(path: Path, watch: bool, as_json: bool) -> None:
                     shown.changed(state)
                     time.sleep(WATCH_S)
                     state = _loaded(file)
-        driven = file.is_driven
+        waits = state.state == "running" and not file.is_driven
     shown.end(state)
-    if state.state == "running" and not driven and not as_json:
-        say("No process drives it: `start` goes on with it.", err=True)
+    if waits and not as_json:
+        say(_NOT_DRIVEN, err=True)
     if state.state == "halted":
         raise SystemExit(EXIT_HALTED)
 
@@ -315,39 +321,40 @@ def _loaded(file: StateFile) -> Rollout:
 # --- orders
 
 
-def _order(path: Path, order: Order, as_json: bool) -> None:
-    """Reach the process that drives it, or do it here where there is none."""
+def _order(path: Path, verb: Verb, as_json: bool) -> None:
+    """Reach the process that drives it, or do it here where there is none (any more)."""
     _, file = _read(path)
+    order, until = Order(verb, uuid4().hex), time.monotonic() + ANSWER_S
     with files():
         state = _loaded(file)
-        to = policy.ROLLOUT.get((state.state, order))
-        if to is None:
-            raise Failure(f"The rollout is {state.state}: it cannot {order}.", code="refused")
-        asked, until = False, time.monotonic() + ANSWER_S
-        while True:
-            if not file.is_driven:
-                with file.owned():
+        follows = (state.state, verb) in policy.ROLLOUT
+        while follows and order.key not in state.answered:
+            try:
+                with file.owned(looks=0):
                     state = _loaded(file)
                     obey(state, order, clock_s())
                     file.save(state)
-                break
-            if not asked:
+            except Failure as error:
+                if error.code != "state-busy":
+                    raise
+                if time.monotonic() > until:
+                    raise Failure(
+                        "The process that drives the rollout has not answered yet.",
+                        "It follows the order as soon as it can; `status` shows it.",
+                        code="not-finished",
+                    ) from None
                 file.ask(order)
-                asked = True
-            time.sleep(0.1)
-            state = _loaded(file)
-            if state.state == to:
-                break
-            if time.monotonic() > until:
-                raise Failure(
-                    "The process that drives the rollout has not answered yet.",
-                    "It follows the order as soon as it can; `status` shows it.",
-                    code="not-finished",
-                )
+                time.sleep(LOOK_S)
+                state = _loaded(file)
+        if not (follows and state.answered[order.key]):
+            raise Failure(f"The rollout is {state.state}: it cannot {verb}.", code="refused")
+        waits = state.state == "running" and not file.is_driven
     if as_json:
         print_line(state_json(state))
     else:
         say(f"The rollout is {state.state}.")
+        if waits:
+            say(_NOT_DRIVEN, err=True)
 
 
 @rollout.command(short_help="Write to no further machine until `resume`.")

@@ -82,9 +82,14 @@ def fragments(text: str) -> list[tuple[str, str]]:
     Raises UnfitError.
     """
     try:
-        entries = _entries(parse(text))
+        return included(parse(text))
     except DocumentError as error:
         raise UnfitError(f"its configuration cannot be read: {error}") from None
+
+
+def included(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same of one that is parsed: of a part, or of a fragment, which may include others."""
+    entries = _entries(config)
     return [(str(entry.get("id", "")), str(entry.get("version") or "")) for entry in entries]
 
 
@@ -152,19 +157,41 @@ def variables_of(fragment: Mapping[str, Any], service: str) -> dict[str, str]:
 
     Raises UnfitError where url or version is none.
     """
-    found: dict[str, str] = {}
-    for index in _services(fragment, service)[:1]:
-        attributes = fragment["services"][index].get("attributes")
-        for key in KEYS:
-            value = attributes.get(key) if isinstance(attributes, dict) else None
-            if isinstance(value, dict) and isinstance(value.get("$variable"), dict):
-                found[key] = str(value["$variable"].get("name", ""))
+    attributes = attributes_of(fragment, service) or {}
+    names = {key: _variable(attributes.get(key)) for key in KEYS}
+    found = {key: name for key, name in names.items() if name is not None}
     missing = [key for key in ("url", "version") if key not in found]
     if missing:
         raise UnfitError(
             f'the fragment has no variable for {" and ".join(missing)} of a service "{service}"'
         )
     return found
+
+
+def attributes_of(config: Mapping[str, Any], service: str) -> dict[str, Any] | None:
+    """Of the service, where a part or a fragment has it."""
+    for index in _services(config, service)[:1]:
+        attributes = config["services"][index].get("attributes")
+        return attributes if isinstance(attributes, dict) else {}
+    return None
+
+
+def waits_for_command(text: str, service: str, source: Source, given: Any) -> bool:
+    """Whether the service of a part has `auto_update` false, as far as can be seen. given: what its
+    fragment has there."""
+    config, attribute = parse(text), f"services.{service}.attributes.auto_update"
+    if not source.fragment:
+        return (attributes_of(config, service) or {}).get("auto_update") is False
+    if (name := _variable(given)) is not None:
+        entries = (one for one in _entries(config) if one.get("id") == source.fragment)
+        given = (next(entries, {}).get("variables") or {}).get(name)
+    for operator in ("$unset", "$set"):
+        for fragment, path, value in _mods(config, operator):
+            if fragment == source.fragment and _covers(path, attribute):
+                given = value if operator == "$set" else None
+                for step in attribute[len(path) :].split(".")[1:]:
+                    given = given.get(step) if isinstance(given, dict) else None
+    return given is False
 
 
 def pinned(text: str, service: str) -> set[str]:
@@ -251,6 +278,12 @@ def _hint(config: Mapping[str, Any]) -> str:
     return (
         " of its own (one of a fragment is for mode variables)" if config.get("fragments") else ""
     )
+
+
+def _variable(value: Any) -> str | None:
+    """The name of the variable that stands there; None: it is none."""
+    inner = value.get("$variable") if isinstance(value, dict) else None
+    return str(inner.get("name", "")) if isinstance(inner, dict) else None
 
 
 def _mods(config: Mapping[str, Any], *operators: str) -> Iterator[tuple[str, str, Any]]:

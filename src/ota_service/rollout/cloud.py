@@ -211,14 +211,21 @@ class Cloud:
                 return
 
     async def fragment(self, fragment_id: str, version: str) -> dict[str, Any]:
-        """The configuration of a fragment's version (a revision or a tag; "": the newest)."""
+        """The configuration of a fragment's version (a revision or a tag; "": the newest).
+
+        Raises Failure.
+        """
         from viam.proto.app import GetFragmentRequest
         from viam.utils import struct_to_dict
 
         request = GetFragmentRequest(id=fragment_id, version=version or None)
         fragment = (await self._call("GetFragment", request)).fragment
         if fragment.HasField("fragment_config_json"):
-            return document.parse(fragment.fragment_config_json)
+            try:
+                return document.parse(fragment.fragment_config_json)
+            except document.DocumentError as error:
+                words = f"The fragment {fragment_id} cannot be read: {error}."
+                raise Failure(words, "Correct it in the app.", code="refused") from None
         return struct_to_dict(fragment.fragment)
 
     async def readings(self, part_id: str, sensor: str) -> tuple[float, dict[str, Any]] | None:

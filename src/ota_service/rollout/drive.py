@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -35,7 +36,14 @@ from ota_service.rollout.cloud import (
 )
 from ota_service.rollout.document import same
 from ota_service.rollout.plan import Plan
-from ota_service.rollout.state import Record, Rollout, StateFile, WaveRecord
+from ota_service.rollout.state import (
+    KEPT_ANSWERS,
+    Order,
+    Record,
+    Rollout,
+    StateFile,
+    WaveRecord,
+)
 from ota_service.rollout.survey import Survey
 
 POLL_FIRST_S, POLL_MOST_S = 1.0, 10.0
@@ -86,6 +94,7 @@ def begin(plan: Plan, found: Survey, now_s: float) -> Rollout:
                 source=one.source,
                 sensor=one.sensor,
                 values=None if one.unfit else one.values,
+                note=one.note,
             )
             if one.unfit:
                 record.happened("refused", one.unfit)
@@ -382,7 +391,11 @@ class Drive:
         if by_sensor:  # a status names them itself
             with suppress(ValueError):
                 pinned = change.pinned(record.text or "{}", self.plan.service)
-        return gate.look(status, self.plan.target, record.known or gate.Before(), pinned)
+        seen = gate.look(status, self.plan.target, record.known or gate.Before(), pinned)
+        waits = seen.verdict == "wait" and seen.arrived and status.get("state") == "idle"
+        if record.note and waits:
+            return replace(seen, words=f"{seen.words}; {record.note}")
+        return seen
 
     def _told(self, record: Record, why: str) -> None:
         if record.why != why:
@@ -593,7 +606,7 @@ class Drive:
             if change.holds(found, new):
                 if event == "sent":
                     record.written_at = record.began_at = clock_s()
-                self._event(record, event)
+                self._event(record, event, record.note)
                 return
             if not change.holds(found, old):
                 self._conflicts(record, found)
@@ -662,10 +675,10 @@ class Drive:
 
     def _orders(self) -> bool:
         """Follow what others have asked; whether there was anything."""
-        orders = self._file.orders()
+        orders = [one for one in self._file.orders() if one.key not in self.rollout.answered]
         for order in orders:
-            obey(self.rollout, order, clock_s())
-            self._tell({"event": "rollout", "state": self.rollout.state, "why": order})
+            if obey(self.rollout, order, clock_s()):
+                self._tell({"event": "rollout", "state": self.rollout.state, "why": order.verb})
         if orders:
             self._save()
         return bool(orders)
@@ -676,22 +689,30 @@ class Drive:
         self._file.save(self.rollout)
 
 
-def obey(rollout: Rollout, order: policy.RolloutEvent, now_s: float) -> bool:
-    """Carry out a person's pause, resume or abort; whether there is a row for it."""
-    if not rollout.happened(order):
-        return False
-    if order == "resume":
-        for record in rollout.machines:
-            if record.theirs is not None:
-                # What somebody else has put there is what it has before ours.
-                record.values, record.text, record.theirs = record.theirs, None, None
-            if record.happened("again"):
-                record.board, record.log, record.written_at = "", [], None
-        for wave in rollout.waves:
-            wave.settled_at = None
-        if rollout.newest is not None:
-            rollout.newest.began_at = now_s
-    return True
+def obey(rollout: Rollout, order: Order, now_s: float) -> bool:
+    """Carry out a person's pause, resume or abort, once; whether there was a row for it."""
+    answered = rollout.answered
+    if order.key not in answered:
+        answered[order.key] = rollout.happened(order.verb)
+        for old in list(answered)[:-KEPT_ANSWERS]:
+            del answered[old]
+        if order.verb == "resume" and answered[order.key]:
+            _again(rollout, now_s)
+    return answered[order.key]
+
+
+def _again(rollout: Rollout, now_s: float) -> None:
+    """What has failed is to be looked at again."""
+    for record in rollout.machines:
+        if record.theirs is not None:
+            # What somebody else has put there is what it has before ours.
+            record.values, record.text, record.theirs = record.theirs, None, None
+        if record.happened("again"):
+            record.board, record.log, record.written_at = "", [], None
+    for wave in rollout.waves:
+        wave.settled_at = None
+    if rollout.newest is not None:
+        rollout.newest.began_at = now_s
 
 
 def _in_words(values: Values) -> str:

@@ -3,7 +3,8 @@
 
 Two files: PLAN.state.json is replaced as a whole and reaches the disk before anything is done that
 it speaks of. PLAN.state.lock is locked by the process that drives the rollout; others leave their
-orders in it (pause, resume, abort), a line each.
+orders in it (pause, resume, abort), a line each with a key. That an order was followed stands in
+the state, since by the time that somebody looks the rollout may have gone further, or have ended.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -26,9 +28,18 @@ from ota_service.rollout import policy
 from ota_service.rollout.change import Source, Values
 from ota_service.rollout.gate import Before
 
-Order = Literal["pause", "resume", "abort"]
+Verb = Literal["pause", "resume", "abort"]
 MAX_BYTES = 1 << 30
 LOOKS, LOOK_S = 3, 0.1
+KEPT_ANSWERS = 100
+_ORDER = re.compile(rf"^({'|'.join(get_args(Verb))}) (\S+)$", re.MULTILINE)
+
+
+class Order(NamedTuple):
+    """What a person asks for. key: of this one order, however often it is seen."""
+
+    verb: Verb
+    key: str
 
 
 class Record(BaseModel):
@@ -38,7 +49,7 @@ class Record(BaseModel):
     text that stood there. text: the whole configuration before our change, as soon as there may
     be one.
     written_at: when it was found to have the target; began_at: from when on its time counts;
-    seen_at: when it last showed how it is.
+    seen_at: when it last showed how it is. note: what its boards wait for, where it is known.
     known: what it showed before. board, log: of the board that failed, with its start's last lines.
     """
 
@@ -51,6 +62,7 @@ class Record(BaseModel):
     sensor: str = ""
     state: policy.MachineState = "pending"
     why: str = ""
+    note: str = ""
     source: Source = Source()
     values: Values | None = None
     text: str | None = None
@@ -90,7 +102,8 @@ class WaveRecord(BaseModel):
 
 
 class Rollout(BaseModel):
-    """All that is known of one. digest: of the plan; target: what it brings, for people."""
+    """All that is known of one. digest: of the plan; target: what it brings, for people.
+    answered: by the keys of the newest orders, whether there was a row for each."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -102,6 +115,7 @@ class Rollout(BaseModel):
     started_at: float
     waves: list[WaveRecord]
     machines: list[Record]
+    answered: dict[str, bool] = {}
 
     @property
     def begun(self) -> int:
@@ -172,10 +186,11 @@ class StateFile:
         self.path.rename(next(place for place in places if not place.exists()))
 
     @contextmanager
-    def owned(self) -> Iterator[None]:
-        """Be the one that drives it. Raises Failure where another process does."""
+    def owned(self, looks: int = LOOKS) -> Iterator[None]:
+        """Be the one that drives it. Raises Failure where another process does, also when it was
+        looked for so many times more."""
         fd = self._taken()
-        for _ in range(LOOKS):  # whoever only looks has it for a moment, too
+        for _ in range(looks):  # whoever only looks has it for a moment, too
             if fd is None:
                 time.sleep(LOOK_S)
                 fd = self._taken()
@@ -207,15 +222,18 @@ class StateFile:
             text = file.read()
             whole = text[: text.rfind(b"\n") + 1]
             self._read += len(whole)
-            words = whole.decode("ascii", "replace").split()
-            return [word for word in words if word in ("pause", "resume", "abort")]  # type: ignore[misc]
+            found = _ORDER.findall(whole.decode("ascii", "replace"))
+            return [Order(verb, key) for verb, key in found]
         return []
 
     def ask(self, order: Order) -> None:
-        """Leave an order to the owner. Raises OSError."""
-        fd = os.open(self._lock, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        """Leave an order to the owner, unless it lies there: a new owner empties the lock. Raises
+        OSError."""
+        fd = os.open(self._lock, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        line = f"{order.verb} {order.key}\n".encode()
         try:
-            os.write(fd, f"{order}\n".encode())
+            if line not in os.read(fd, os.fstat(fd).st_size):
+                os.write(fd, line)
         finally:
             os.close(fd)
 
@@ -231,11 +249,12 @@ class StateFile:
             os.close(fd)
             return None
         os.ftruncate(fd, 0)
+        self._read = 0  # somebody may ask before the next line
         os.write(fd, f"pid {os.getpid()}\n".encode())
-        self._read = os.fstat(fd).st_size
         return fd
 
     def _holder(self) -> str:
         with contextlib.suppress(OSError):
-            return self._lock.read_text("ascii", "replace").split("\n")[0]
+            found = re.search(r"^pid \d+$", self._lock.read_text("ascii", "replace"), re.MULTILINE)
+            return found[0] if found else "pid"
         return "its pid is not known"

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ota_service.client.failure import Failure
 from ota_service.rollout import change, document
@@ -13,12 +14,17 @@ from ota_service.rollout.cloud import Cloud, Part, Robot, at_once
 from ota_service.rollout.plan import Plan, Wave, assign
 
 _NAMED_AT_MOST = 3
+_BY_COMMAND = (
+    'its service has "auto_update" false: its boards wait for an `update` there, of a person or of '
+    "a job"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """A part that a plan means. unfit: why it cannot be changed. source: where its values are.
-    values: as they are now. sensor: of its service, where there is one."""
+    values: as they are now. sensor: of its service, where there is one. note: what else a person
+    should know of it."""
 
     name: str
     robot: Robot
@@ -27,6 +33,7 @@ class Found:
     values: Values = field(default_factory=dict)
     sensor: str = ""
     unfit: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,8 @@ async def survey(plan: Plan, cloud: Cloud) -> Survey:
         raise Failure("No machine is selected.", remedy, code="not-found")
     by_name = _named(found)
     waves = _waves(plan.waves, by_name)
-    notes = (*notes, *_about(plan, waves), *_equal_versions(plan, found))
+    told = (*_about(plan, waves), *_equal_versions(plan, found), *_by_command(plan, by_name))
+    notes = (*notes, *told)
     return Survey(by_name, waves, notes)
 
 
@@ -68,9 +76,8 @@ async def _permitted(cloud: Cloud, robots: Sequence[Robot]) -> tuple[str, ...]:
         )
     if missing:
         some = [f"{name} ({', '.join(lacks)})" for name, lacks in missing.items()]
-        more = f" and {len(some) - _NAMED_AT_MOST} more" if len(some) > _NAMED_AT_MOST else ""
         raise Failure(
-            f"The key lacks permissions: {', '.join(some[:_NAMED_AT_MOST])}{more}.",
+            f"The key lacks permissions: {_some(some)}.",
             "Nothing was changed. Use a key that is an owner of the organisation, the locations "
             "or the machines.",
             code="refused",
@@ -78,53 +85,118 @@ async def _permitted(cloud: Cloud, robots: Sequence[Robot]) -> tuple[str, ...]:
     return ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Fragment:
+    """What a fragment's version has for the service. names: of its variables; why: it has none.
+    has: whether it has the service at all. included: the fragments in it."""
+
+    has: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
+    why: str = ""
+    sensor: str = ""
+    auto_update: Any = None
+    included: Sequence[tuple[str, str]] = ()
+
+
 class _Fragments:
     """What each version of a fragment has for the service, asked for once each."""
 
     def __init__(self, plan: Plan, cloud: Cloud) -> None:
         self._plan, self._cloud = plan, cloud
-        self._known: dict[tuple[str, str], tuple[dict[str, str], str] | str] = {}
+        self._known: dict[tuple[str, str], _Fragment] = {}
+        self._refused: set[tuple[str, str]] = set()
 
-    async def source(self, text: str) -> tuple[Source, str]:
-        """Where a part's service gets its values from, and its sensor. Raises UnfitError,
-        Failure."""
-        plan = self._plan
-        wanted, given = plan.select.fragment, plan.fragment_variables
+    async def source(self, text: str) -> tuple[Source, _Fragment]:
+        """Where a part's service gets its values from, and the fragment that has it. Raises
+        UnfitError, Failure."""
+        wanted, given = self._plan.select.fragment, self._plan.fragment_variables
         tried = [
             (fragment, version)
             for fragment, version in change.fragments(text)
             if wanted in (None, fragment)
         ]
-        if wanted is not None and given is not None:
-            names = given.model_dump(exclude_none=True)
-            return Source(wanted, names), ""
-        why = "its configuration has no fragment"
-        found: list[tuple[Source, str]] = []
+        names = given.model_dump(exclude_none=True) if given is not None else None
+        if wanted is not None and names is not None:
+            # They may also be handed on to a fragment in it, or to one that may not be read.
+            holder = await self._holder(tried)
+            return Source(wanted, names), holder[1] if holder else _Fragment()
+        why, nested = "its configuration has no fragment", ""
+        found: list[tuple[Source, _Fragment]] = []
         for fragment, version in tried:
-            known = await self._about(fragment, version)
-            if isinstance(known, str):
-                why = known
+            about = await self._about(fragment, version)
+            if not about.why:
+                found.append((Source(fragment, names or about.names), about))
+            elif not about.has and (holder := await self._holder(about.included)):
+                nested = _IN_ANOTHER.format(self._plan.service, holder[0], outer=fragment)
             else:
-                names = known[0] if given is None else given.model_dump(exclude_none=True)
-                found.append((Source(fragment, names), known[1]))
+                why = about.why
         if len(found) > 1:
             raise UnfitError("several of its fragments have the service: name one in select")
         if not found:
-            raise UnfitError(why)
+            raise UnfitError(nested or why)
         return found[0]
 
-    async def _about(self, fragment: str, version: str) -> tuple[dict[str, str], str] | str:
-        """The names of its variables, and of the sensor in it; or why it has none."""
+    async def around(self, text: str, wanted: str) -> str:
+        """Which of a part's fragments includes another one; "": none, or it may not be read."""
+        for entry in change.fragments(text):
+            async for fragment, _ in self._all([entry]):
+                if fragment == wanted:
+                    return entry[0]
+        return ""
+
+    async def _holder(self, entries: Sequence[tuple[str, str]]) -> tuple[str, _Fragment] | None:
+        """The first fragment of these, or in them, that has the service, and may be read."""
+        async for fragment, about in self._all(entries):
+            if about.has:
+                return fragment, about
+        return None
+
+    async def _all(
+        self, entries: Sequence[tuple[str, str]]
+    ) -> AsyncIterator[tuple[str, _Fragment]]:
+        """These fragments, and those in them, at whatever depth; nothing of those that may not be
+        read."""
+        waiting, seen = list(entries), set(self._refused)
+        while waiting:
+            entry, about = waiting.pop(0), _Fragment()
+            if entry not in seen:
+                try:
+                    about = await self._about(*entry)
+                except Failure as error:
+                    if error.unreachable:
+                        raise
+                    self._refused.add(entry)
+            yield entry[0], about
+            seen.add(entry)
+            waiting += about.included
+
+    async def _about(self, fragment: str, version: str) -> _Fragment:
         key = (fragment, version)
         if key not in self._known:
-            config = await self._cloud.fragment(fragment, version)
+            config, service = await self._cloud.fragment(fragment, version), self._plan.service
+            names, why, sensor = {}, "", None
             try:
-                names = change.variables_of(config, self._plan.service)
-                sensor = change.sensor_of(document.dumps(config), self._plan.service)
-                self._known[key] = names, sensor or ""
+                names = change.variables_of(config, service)
+                sensor = change.sensor_of(document.dumps(config), service)
             except UnfitError as error:
-                self._known[key] = str(error)
+                why = str(error)
+            attributes = change.attributes_of(config, service)
+            self._known[key] = _Fragment(
+                attributes is not None,
+                names,
+                why,
+                sensor or "",
+                (attributes or {}).get("auto_update"),
+                change.included(config),
+            )
         return self._known[key]
+
+
+_IN_ANOTHER = (
+    'the service "{}" is not in fragment {outer} but in {}, which that includes, so its variables '
+    "are set there and not in the part. Where {outer} has variables of its own for them, name "
+    "these in fragment_variables, and {outer} in select"
+)
 
 
 async def _of_robot(
@@ -137,16 +209,23 @@ async def _of_robot(
     fit: list[Found] = []
     unfit: list[Found] = []
     for part in parts:
-        sensor, source = "", Source()
+        source, about = Source(), _Fragment()
         try:
             wanted = plan.select.fragment
             if wanted is not None and wanted not in dict(change.fragments(part.text)):
+                if outer := await fragments.around(part.text, wanted):
+                    raise UnfitError(
+                        f"it has fragment {wanted} only by way of fragment {outer}, which includes "
+                        f"it: a part sets the variables of {outer} alone, so select that one"
+                    )
                 continue
             if plan.mode == "variables":
-                source, sensor = await fragments.source(part.text)
+                source, about = await fragments.source(part.text)
             values = change.values(part.text, change.spots(plan, part.text, source))
-            sensor = change.sensor_of(part.text, plan.service) or sensor
-            fit.append(Found(robot.name, robot, part, source, values, sensor))
+            sensor = change.sensor_of(part.text, plan.service) or about.sensor
+            waits = change.waits_for_command(part.text, plan.service, source, about.auto_update)
+            note = _BY_COMMAND if waits else ""
+            fit.append(Found(robot.name, robot, part, source, values, sensor, note=note))
         except UnfitError as error:
             unfit.append(Found(robot.name, robot, part, unfit=str(error)))
     return fit or unfit[:1]
@@ -205,6 +284,23 @@ def _equal_versions(plan: Plan, found: Sequence[Found]) -> list[str]:
         "or sha256: boards that have it are not written again, and prove nothing."
     )
     return [words] if equal else []
+
+
+def _by_command(plan: Plan, found: Mapping[str, Found]) -> list[str]:
+    """Of whom a wave waits for somebody else."""
+    names = [name for name, one in found.items() if one.note]
+    if not names:
+        return []
+    return [
+        f'"auto_update" is false on {_some(names)}: the boards there wait for an `update`, of a '
+        f"person or of a job. A machine that gets none within {plan.timeout_s:.0f} s of its turn "
+        "(`timeout`) counts as failed."
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
+    return f"{', '.join(names[:_NAMED_AT_MOST])}{more}"
 
 
 def _about(plan: Plan, waves: Sequence[Sequence[str]]) -> list[str]:

@@ -74,6 +74,13 @@ MUTANTS = (
         "tests/rollout/test_gate.py::test_the_gate",
     ),
     Mutant(
+        "a rollout follows an order as often as it sees it",
+        "rollout/drive.py",
+        "    if order.key not in answered:\n",
+        "    if True:\n",
+        "tests/rollout/test_state.py::test_an_order_is_obeyed_once",
+    ),
+    Mutant(
         "a rollout ends a soak by a reading from before",
         "rollout/drive.py",
         "now_s if captured_s is None else min(captured_s, now_s)",
