@@ -348,9 +348,11 @@ async def test_a_manifest_goes_back(plain: Told) -> None:
     why = page.locator("#went-back")
     await expect(why).to_contain_text("stern: The new firmware")
     await expect(why).to_contain_text("Going back now: bow, left")
+    await expect(why).to_contain_text("Half switched: of a group only bow, left have the new")
     service.now = scenes.gone_back()
     await expect(why).to_contain_text("Taken back with it: bow, left, right")
     await expect(why).not_to_contain_text("panel")  # nothing has failed there
+    await expect(why).not_to_contain_text("Half switched")
     await expect(page.locator("#phases")).to_be_hidden()
     await page.get_by_role("button", name="Let it be tried again…").click()
     await page.click("#ask-yes")

@@ -192,6 +192,7 @@ def going_back() -> Status:
     }  # fmt: skip
     told["run"]["manifest"] = {
         "version": "2.0", "phase": "going_back", "step": 1, "steps": steps, "boards": image,
+        "half": ["bow", "left"],
     }  # fmt: skip
     return told
 
@@ -203,6 +204,7 @@ def gone_back() -> Status:
         if one.pop("phase", None):
             one["state"] = "outdated"
     told["run"] = {**told["run"], "outcome": "failed", "finished_at": moment(0.1)}
+    del told["run"]["manifest"]["half"]
     told["state"] = "idle"
     told["error"] = {
         "code": "stopped",

@@ -153,8 +153,12 @@ export function showManifest(status, last) {
   const going = boards.filter(([, board, image]) => image && phase === "going_back" && board.phase);
   const ended = last?.id === status.run?.id && !running ? inOrder(last?.boards) : [];
   const back = ended.filter(([, board]) => board.by).map(([name]) => name);
-  refill($("went-back"), [failed.map(([name, board]) => [name, board.error]), going.map(([n]) => n), back],
-    () => [
+  const half = status.run?.manifest?.half ?? [];
+  refill($("went-back"),
+    [half, failed.map(([name, board]) => [name, board.error]), going.map(([n]) => n), back], () => [
+      half.length > 0 && notice("bad", h("strong", {}, "Half switched: "),
+        `of a group only ${half.join(", ")} ${half.length === 1 ? "has" : "have"} the new firmware. `,
+        h("strong", {}, "Attach all of it and let it restart: it is then brought to its end.")),
       ...failed.map(([name, board]) => errorNotice(board.error, name)),
       going.length > 0 && notice("", h("strong", {}, "Going back now: "), going.map(([n]) => n).join(", ")),
       back.length > 0 && notice("rest", h("strong", {}, "Taken back with it: "), back.join(", ")),
