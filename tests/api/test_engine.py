@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from esp32_sim.process import RunningBoard
 from esp32_sim.pytest_plugin import StartBoard
 from ota_service import Engine, Options, OtaError, load_firmware
 from ota_service.fleet import roster
+from ota_service.fleet.journal import Journal
+from ota_service.fleet.journal_rows import GroupRecord, NameRecord
 from ota_service.link.ports import ESPRESSIF_VID, SERIAL_JTAG_PID, PortInfo
 from tests.support.firmware_server import FirmwareServer
 from tests.support.machine import eventually
@@ -435,3 +438,29 @@ def test_two_names_for_one_port_are_refused_with_both(tmp_path: Path) -> None:
         with pytest.raises(OtaError, match=words) as caught:
             Engine(named)
         assert caught.value.code == "duplicate-board"
+
+
+async def test_a_group_of_a_command_that_is_alive_is_let_be(tmp_path: Path) -> None:
+    """It is in the middle of its switch, and that command's; one that died is finished, where its
+    boards are."""
+    mac, elsewhere = "24:0a:c4:00:00:01", "24:0a:c4:00:00:02"
+    living = Journal(tmp_path, shared=True)
+    living.update_board(mac)
+    living.put(NameRecord("esp32-ota", "a", mac))
+    for name, of in (("mine", mac), ("other", elsewhere)):
+        member = {"name": name, "image": "app", "mac": of, "step": 0, "key": "k", "url": "none",
+                  "version": "2", "switch": "activate"}  # fmt: skip
+        course = {"version": "2", "steps": [["app"]], "step": 1, "boards": {name: "app"}}
+        data = {"members": [member], "others": [], "names": [name], "stops": [], "course": course}
+        since = datetime.now(UTC)
+        living.put(GroupRecord("esp32-ota", f"run:{name}", "k", "2", "switching", since, data))
+
+    async def resumed() -> list[str]:
+        async with Engine({"a": "/dev/nowhere"}, state_dir=tmp_path) as engine:
+            await engine._fleet.groups.known.wait()
+            return [run.resumes.id for run in engine._fleet.runs if run.resumes is not None]
+
+    assert await resumed() == []
+    assert {record.phase for record in living.all(GroupRecord)} == {"switching"}
+    living.close()
+    assert await resumed() == ["run:mine"]

@@ -113,6 +113,7 @@ class Engine:
         self._ready = asyncio.Event()
         self._unfetched: dict[str, _Unfetched] = {}
         self._looking: set[str] = set()
+        self._orphans: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._save_at_s = 0.0
 
@@ -294,12 +295,21 @@ class Engine:
         """Take up groups that were left in the middle of their switch, or on their way back.
 
         here: MACs of boards that are there, for which what is left is tried again later and later;
-        came: that have just appeared, for which it is at once. None: at the start, all.
+        came: that have just appeared, for which it is at once. None: at the start, all; where the
+        folder is shared, those of its boards that a process has left which is not alive any more.
         """
         service, journal = self.settings.service, self.memory.journal
         if here is not None and not (came or self.groups.left):
             return
         records = await self.journaled(journal.all, GroupRecord, service=service)
+        if self.settings.shares_state:  # another command may be in the middle of its own
+            if here is None:
+                self._orphans = {record.id for record in records if journal.alone}
+                places = await asyncio.to_thread(self.roster.places, policy.Permits())
+                here = {*(b.shown.mac for b in self.boards.values()), *(p.mac for p in places)}
+                came = here = here - {None}
+            ours = self._orphans | self.groups.left.keys()
+            records = [record for record in records if record.id in ours]
         for id in self.groups.left.keys() - {record.id for record in records}:
             del self.groups.left[id]
         for record in records:
