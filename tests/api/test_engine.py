@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from ota_service import Engine, Options, OtaError, load_firmware
 from ota_service.fleet import roster
 from ota_service.fleet.journal import Journal
 from ota_service.fleet.journal_rows import GroupRecord, NameRecord
+from ota_service.fleet.memory import Memory
 from ota_service.link.ports import ESPRESSIF_VID, SERIAL_JTAG_PID, PortInfo
 from tests.support.firmware_server import FirmwareServer
 from tests.support.machine import eventually
@@ -379,6 +381,38 @@ async def test_what_is_attached_is_followed(monkeypatch: pytest.MonkeyPatch) -> 
             ([], {"/dev/bridge": "absent", name: "absent"}),
         ):
             ports[:] = here
+            await eventually(seen, states.__eq__)
+
+
+async def test_another_device_under_a_ports_name_is_not_the_board_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it shown, or opened, in its place: a bridge's number goes to whoever comes next."""
+    one, two = "24:0a:c4:00:00:01", "24:0a:c4:00:00:02"
+    known = {
+        mac: PortInfo("/dev/bridge", location=f"1-1.{n}", vid=0x10C4, pid=0xEA60, serial_number=mac)
+        for n, mac in enumerate((one, two))
+    }
+    with contextlib.closing(Journal(tmp_path, shared=True)) as journal:
+        for mac, info in known.items():
+            Memory(journal, "esp32-ota").learn_place(None, f"{info.device}{mac}", info, mac)
+    ports: list[PortInfo] = [known[one]]
+    monkeypatch.setattr(roster, "list_ports", lambda: list(ports))
+    monkeypatch.setattr("ota_service.fleet.engine.POLL_S", 0.01)
+    async with Engine(state_dir=tmp_path) as engine:
+
+        async def seen() -> dict[str, str]:
+            boards = engine.status()["boards"]
+            return {name: board["state"] for name, board in boards.items()}
+
+        strange = PortInfo("/dev/bridge", location="1-1.7", vid=0x1A86, pid=0x7523)
+        for here, states in (
+            (known[one], {one: "unknown"}),
+            (known[two], {one: "absent", two: "unknown"}),
+            (strange, {one: "absent", two: "absent", "/dev/bridge": "candidate"}),
+            (known[one], {one: "unknown", two: "absent", "/dev/bridge": "absent"}),
+        ):
+            ports[:] = [here]
             await eventually(seen, states.__eq__)
 
 

@@ -632,7 +632,7 @@ class Engine:
         if not (listed or settings.auto_update):
             await self._show_found(places)
         if not listed:
-            self._show_gone({place.port for place in places})
+            self._show_gone({self.roster.of(place) for place in places})
         came = [place for place in places if self._came_or_went(place, first=first)]
         names = [place.name if listed else str(place.port) for place in came]
         if not first:
@@ -657,11 +657,11 @@ class Engine:
         for board, place in fresh:
             board.tell("came", value=place)
 
-    def _show_gone(self, here: Collection[str | None]) -> None:
-        """Boards that were found by themselves, and whose ports are not there any more."""
+    def _show_gone(self, here: Collection[Board | None]) -> None:
+        """Boards that were found by themselves, and are at none of the ports any more."""
         for board in self.boards.values():
             about = board.shown
-            if self._at_rest(board) and about.state != "absent" and about.port not in here:
+            if self._at_rest(board) and about.state != "absent" and board not in here:
                 board.tell("gone", value=OtaError("port-missing", board=about.name))
 
     def _came_or_went(self, place: Place, *, first: bool) -> bool:
