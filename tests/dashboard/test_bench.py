@@ -22,12 +22,15 @@ from esp32_sim.images import Behaviour, build_app
 from esp32_sim.process import RunningBoard, SimBoard, SimProcess
 from ota_service.api.engine import Engine
 from ota_service.cli.main import main
+from ota_service.client.failure import Failure
 from ota_service.dashboard import bench as bench_module
 from ota_service.dashboard.attached import AttachedBoards
 from ota_service.dashboard.bench import Bench
 from ota_service.dashboard.guard import Guard
 from ota_service.dashboard.server import serving
 from ota_service.errors import OtaError
+from ota_service.fleet.orders import Purpose
+from ota_service.fleet.run import Run
 from tests.flash.merged_files import merged
 from tests.support import signing
 from tests.support.host_policy import add_key, make_host
@@ -234,8 +237,8 @@ async def test_another_build_takes_the_place_of_the_one_before(bench: Bench) -> 
     assert len(kept(bench)) == 2
 
 
-async def test_what_an_update_may_read_stays_where_it_is() -> None:
-    """While one goes on; it is off the bench all the same."""
+async def test_what_an_update_may_read_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one goes on; it is off the bench all the same, and then makes room for what comes."""
     used = True
     bench = Bench(lambda: used)
     with contextlib.closing(bench):
@@ -244,6 +247,9 @@ async def test_what_an_update_may_read_stays_where_it_is() -> None:
         assert bench.to_dict() == {"files": []}
         assert len(kept(bench)) == 1
         used = False
+        monkeypatch.setattr(bench_module, "BENCH_BYTES", len(app()))
+        await drop(bench, "next.bin", app("1.2.0"))
+        assert len(kept(bench)) == 1
         bench.clear()
         assert kept(bench) == []
 
@@ -409,6 +415,8 @@ async def test_what_the_page_of_a_bench_may_ask_for(tmp_path: Path) -> None:
             ("update", {}, "not-found"),
             ("verify", {}, "not-found"),
             ("tag", {"version": "x"}, "not-found"),
+            ("stage", {"probe": "false"}, "not-found"),
+            ("version", {"probe": "false"}, "refused"),
             ("flash", {"board": "a", "confirm": "24:0a:c4:00:10:01"}, "not-found"),
             ("flash", {"board": "a", "path": "/etc/passwd"}, "refused"),
             ("log", {"boards": ["nobody"]}, "refused"),
@@ -428,6 +436,28 @@ async def test_what_the_page_of_a_bench_may_ask_for(tmp_path: Path) -> None:
         assert (await command(client, url, "clear")) == (200, {"ok": True, "bench": {"files": []}})
 
 
+@pytest.mark.parametrize("purpose", ["update", "plan", "verify"])
+async def test_what_one_asks_of_a_firmware_is_not_told_of_another(
+    tmp_path: Path, purpose: Purpose
+) -> None:
+    """By another browser, or by the same one a moment later."""
+    async with Engine({}, state_dir=tmp_path / "state", cache_dir=tmp_path / "cache") as engine:
+        with contextlib.closing(AttachedBoards(engine)) as here:
+            await drop(here.bench, "one.bin", app("1.1.0"))
+            await here.command("update", {"dry_run": True})
+            asked = Run(engine._fleet, "command", purpose=purpose)
+            engine._fleet.runs.append(asked)
+            await drop(here.bench, "two.bin", app("1.2.0"))
+            with pytest.raises(Failure) as caught:
+                await here.command("update", {"dry_run": True})
+            assert caught.value.code == "not-finished"
+            assert (await here.status())["target"]["version"] == "1.1.0"
+            assert len(kept(here.bench)) == 2, "what may still be read"
+            asked.done.set()
+            await here.command("update", {"dry_run": True})
+            assert (await here.status())["target"]["version"] == "1.2.0"
+
+
 async def test_an_upload_is_bounded_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,8 +470,13 @@ async def test_an_upload_is_bounded_and_shown(
             line = await response.content.readline()
         shown = json.loads(line.removeprefix(b"data: "))["status"]
         assert shown["bench"] == reply["bench"]
-        status, reply = await command(client, url, "tag", version="rc1")
-        assert reply["bench"]["firmware"]["version"] == "rc1"
+        for tag, seen in (("rc1", "rc1"), ("a\x1b[2J", "a\\x1b[2J")):
+            status, reply = await command(client, url, "tag", version=tag)
+            assert reply["bench"]["firmware"]["version"] == seen
+        for tag in ("x" * 129, "", None, 1, {"a": 1}):
+            status, reply = await command(client, url, "tag", version=tag)
+            assert (status, reply["error"]["code"]) == (409, "config-invalid"), tag
+            assert "machine" not in reply["error"]["remedy"]
         monkeypatch.setattr(bench_module, "FILE_BYTES", 400_000)
         status, reply = await upload(client, url, "big.bin", bytes(400_001))
         assert (status, reply["error"]["code"]) == (413, "download-too-large")

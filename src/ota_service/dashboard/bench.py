@@ -36,6 +36,8 @@ BENCH_BYTES = 128 << 20
 BENCH_FILES = 64
 _NAME_MAX_CHARS = 200
 
+_OTHER_TAG = "Give another tag, such as 1.0.0."
+
 Kind = Literal["app", "merged", "manifest", "refused"]
 
 _NO_IMAGE = (
@@ -127,14 +129,16 @@ class Bench:
             shown["merged"] = {key: about[key] for key in keys if key in about}
         return shown
 
-    def tag(self, version: str) -> None:
+    def tag(self, version: object) -> None:
         """Another tag for the App Image that is meant. Raises OtaError."""
         meant = self._require_meant()
         if meant.manifest is not None:
             raise OtaError("config-invalid", "A manifest names its boards' versions itself.")
+        if not isinstance(version, str):
+            raise OtaError("config-invalid", "version: must be text.", remedy=_OTHER_TAG)
         problem = check_version(version)
         if problem:
-            raise OtaError("config-invalid", f"The version {problem}.")
+            raise OtaError("config-invalid", f"version: {problem}.", remedy=_OTHER_TAG)
         self._tag = version
 
     def clear(self) -> None:
@@ -182,6 +186,7 @@ class Bench:
         Raises OtaError `download-too-large`, OSError, and what `chunks` raises.
         """
         name = visible(PurePosixPath(name.replace("\\", "/")).name)[:_NAME_MAX_CHARS] or "file"
+        self._tidy()  # what an update needed that was on its way when the bench was cleared
         if len(self._files) + len(self._arriving) >= BENCH_FILES:
             raise _too_much(f"The bench holds {BENCH_FILES} files already, so {name} finds no room")
         handle, arriving = tempfile.mkstemp(dir=self._folder.name)

@@ -191,7 +191,7 @@ class Page:
             return _error("The file did not come to its end.", 400)
         finally:
             self._feed.hurry()
-        return web.json_response({"ok": True, "bench": here.bench.to_dict()})
+        return web.json_response(here.about_bench())
 
     async def _post_login(self, request: web.Request) -> web.Response:
         asked = await _body(request)
