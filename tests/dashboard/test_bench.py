@@ -473,9 +473,9 @@ async def test_an_upload_is_bounded_and_shown(
         for tag, seen in (("rc1", "rc1"), ("a\x1b[2J", "a\\x1b[2J")):
             status, reply = await command(client, url, "tag", version=tag)
             assert reply["bench"]["firmware"]["version"] == seen
-        for tag in ("x" * 129, "", None, 1, {"a": 1}):
-            status, reply = await command(client, url, "tag", version=tag)
-            assert (status, reply["error"]["code"]) == (409, "config-invalid"), tag
+        for wrong in ("x" * 129, "", None, 1, {"a": 1}):
+            status, reply = await command(client, url, "tag", version=wrong)
+            assert (status, reply["error"]["code"]) == (409, "config-invalid"), wrong
             assert "machine" not in reply["error"]["remedy"]
         monkeypatch.setattr(bench_module, "FILE_BYTES", 400_000)
         status, reply = await upload(client, url, "big.bin", bytes(400_001))
