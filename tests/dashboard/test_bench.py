@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -343,6 +344,7 @@ def test_the_command_makes_a_bench_and_leaves_nothing(
     async def status(here: AttachedBoards) -> dict[str, Any]:
         folders = [path.name for path in tmp_path.glob("esp32-ota-bench-*")]
         assert folders == [folder(here.bench).name]
+        logging.getLogger("ota_service.dashboard").error("the page's server failed")
         stop[0]()
         return {}
 
@@ -356,6 +358,7 @@ def test_the_command_makes_a_bench_and_leaves_nothing(
     out, err = capsys.readouterr()
     assert out.startswith("http://127.0.0.1:"), err
     assert "#token=" in out
+    assert "the page's server failed" in err
     assert not list(tmp_path.glob("esp32-ota-bench-*"))
 
 
@@ -459,7 +462,7 @@ async def test_what_one_asks_of_a_firmware_is_not_told_of_another(
 
 
 async def test_an_upload_is_bounded_and_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """More than a command may have, less than its limit; the status has it from then on."""
     async with served(tmp_path) as (here, url, client):
@@ -482,8 +485,14 @@ async def test_an_upload_is_bounded_and_shown(
         assert (status, reply["error"]["code"]) == (413, "download-too-large")
         status, reply = await command(client, url, "clear")
         assert reply["bench"] == {"files": []}
-        # Half of a file, and its browser goes away.
+        # What is no request has its answer, and does not fill the terminal.
         host, _, port = url.removeprefix("http://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n")
+        assert b" 400 " in await reader.readline()
+        writer.close()
+        assert not caplog.records
+        # Half of a file, and its browser goes away.
         _, writer = await asyncio.open_connection(host, int(port))
         writer.write(
             b"POST /api/firmware?name=a.bin HTTP/1.1\r\nHost: 127.0.0.1\r\n"
