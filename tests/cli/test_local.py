@@ -219,7 +219,7 @@ def test_all_boards_that_are_attached(
         verified = call("verify", "--all", "--file", str(manifest))
         assert verified.code == 1  # what is known is asked without a probe from now on
         assert f"{bridged.mac}  runs another" in verified.out
-        back = json.loads(call("rollback", "--all", "--json").out)["boards"]
+        back = json.loads(call("rollback", "--all", "--json", *QUICK).out)["boards"]
         assert {back[one.mac]["version"] for one in natives} == {"1.0.0"}
         assert back[bridged.mac]["error"]["code"]
         table = call("inspect", "--all")
@@ -267,7 +267,7 @@ def test_several_boards_that_are_named(call: Call, tmp_path: Path) -> None:
         assert versions == {"board-1": "1.2.0", "board-2": "1.2.0", "board-3": "x"}
         verified = call("verify", *urls[:2], "--file", str(later))
         assert (verified.code, verified.out.count("runs it")) == (0, 2)
-        back = call("rollback", *urls[:2])
+        back = call("rollback", *urls[:2], *QUICK)
         assert (back.code, back.out.count("  1.1.0")) == (0, 2)
 
 
@@ -417,6 +417,7 @@ def test_what_cannot_be_meant_is_wrong_usage(tmp_path: Path) -> None:
         (("stage", "/dev/ttyUSB0"), "either --url or --file"),
         (("activate", "/dev/ttyUSB0", "--version", "1"), "either --url or --file"),
         (("verify", "/dev/ttyUSB0"), "either --url or --file"),
+        (("verify", "/dev/ttyUSB0", "--url", "http://x/manifest.json"), "Give --version"),
         (("version", "/dev/ttyUSB0", "--all"), "not both"),
         (("rollback", "/dev/ttyUSB0", "--probe"), "not both"),
         (("inspect", "/dev/ttyUSB0", "/dev/ttyUSB1", "--reset", "by-hand"), "one board"),

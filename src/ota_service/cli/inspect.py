@@ -16,7 +16,7 @@ from ota_service.cli.contents import board_report
 from ota_service.cli.live import Live
 from ota_service.cli.options import baud_option, reset_option, state_dir_option, stop_asking
 from ota_service.cli.output import err, json_option, on_stop, out, print_json, say
-from ota_service.cli.ports import attached, boards_here, meant
+from ota_service.cli.ports import WHICH, attached, boards_here, meant
 from ota_service.cli.remedies import line_of, own_words
 from ota_service.client.failure import Failure
 from ota_service.errors import OtaError
@@ -29,7 +29,18 @@ if TYPE_CHECKING:
     from ota_service.update.inspect import Inspection
 
 
-@click.command()
+@click.command(
+    help=f"""Show what is on attached boards. Restarts them.
+
+    Prints chip and MAC, partition table, otadata, the slots with their apps, and the version in
+    NVS. Each board is restarted into download mode to be read, once more if it takes its own log
+    to tell which slot runs, and at the end into its firmware. Nothing is written.
+    {WHICH}
+    \b
+    esp32-ota inspect /dev/ttyUSB0
+    esp32-ota inspect --all --json
+    """
+)
 @boards_here
 @baud_option
 @reset_option
@@ -44,21 +55,7 @@ def inspect(
     state_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Show what is on attached boards. Restarts them.
-
-    Prints chip and MAC, partition table, otadata, the slots with their apps, and the version in
-    NVS. Each board is restarted into download mode to be read, once more if it takes its own log
-    to tell which slot runs, and at the end into its firmware. Nothing is written.
-
-    Name the boards by their ports, such as /dev/ttyUSB0 or rfc2217://host:port. Without a port:
-    the board that is attached, where just one is known to be, by Espressif's own USB or since
-    its port was opened before; with --all every such board. Ports of other USB bridges are
-    listed, and not opened.
-
-    \b
-    esp32-ota inspect /dev/ttyUSB0
-    esp32-ota inspect --all --json
-    """
+    """The boards at the ports that are named, or those that are attached, one block each."""
     from ota_service.api.engine import named
     from ota_service.fleet.probe import remember
 

@@ -35,7 +35,7 @@ from ota_service.cli.options import (
     yes_option,
 )
 from ota_service.cli.output import Command, err, json_option, on_stop, out
-from ota_service.cli.ports import attached, boards_here, meant, named
+from ota_service.cli.ports import WHICH, attached, boards_here, meant, named
 from ota_service.cli.remedies import own_words
 from ota_service.errors import OtaError
 
@@ -89,12 +89,6 @@ _START = (
     ),
     boot_options,
 )
-_WHICH = """
-    Name the boards by their ports, such as /dev/ttyUSB0 or rfc2217://host:port. Without a port:
-    the board that is attached, where just one is known to be, by Espressif's own USB or since
-    its port was opened before; with --all every such board. Ports of other USB bridges are
-    listed, and not opened.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +221,7 @@ def _made(name: str) -> click.Command:
         end(name, reply, as_json=as_json, said=said)
 
     lines = "\n".join(f"    esp32-ota {name} {example}".rstrip() for example in verb.examples)
-    call.__doc__ = f"{verb.does}\n{verb.more}{_WHICH}\n    \b\n{lines}\n"
+    call.__doc__ = f"{verb.does}\n{verb.more}{WHICH}\n    \b\n{lines}\n"
     options = (boards_here, *verb.options, baud_option, reset_option, state_dir_option, json_option)
     return click.command(name)(reduce(lambda made, option: option(made), reversed(options), call))
 
@@ -249,8 +243,8 @@ def _firmware(
         return (None,), {}
     if (file is None) == (url is None):
         raise click.UsageError("Give either --url or --file.")
-    if url is not None and not version and needs != "url":
-        raise click.UsageError("Give --version, the tag to be stored with the firmware of --url.")
+    if url is not None and not version and (needs != "url" or url.endswith(".json")):
+        raise click.UsageError("Give --version, the tag that belongs to the firmware of --url.")
     if url is not None and (problem := check_url(url)):
         raise click.UsageError(f"--url {problem}.")
     return (file or url,), given

@@ -58,6 +58,15 @@ ports_argument = click.argument(
 """The same for any number."""
 
 
+WHICH = """
+    Name the boards by their ports, such as /dev/ttyUSB0 or rfc2217://host:port. Without a port:
+    the board that is attached, where just one is known to be, by Espressif's own USB or since
+    its port was opened before; with --all every such board. Ports of other USB bridges are
+    listed, and not opened.
+"""
+"""Of the help of each subcommand that has these."""
+
+
 def boards_here(function: Command) -> Command:
     """Which boards are meant: `boards`, ports that are named; `all_boards`; and `probe`."""
 
