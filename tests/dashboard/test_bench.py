@@ -439,6 +439,29 @@ async def test_what_the_page_of_a_bench_may_ask_for(tmp_path: Path) -> None:
         assert (await command(client, url, "clear")) == (200, {"ok": True, "bench": {"files": []}})
 
 
+async def test_a_browser_that_goes_away_leaves_no_firmware_behind_that_is_not_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At whatever moment: what is meant next is what boards get."""
+    async with Engine({}, state_dir=tmp_path / "state", cache_dir=tmp_path / "cache") as engine:
+        with contextlib.closing(AttachedBoards(engine)) as here:
+            await drop(here.bench, "one.bin", app("1.1.0"))
+            await here.command("update", {"dry_run": True})
+
+            async def cut(path: Path, version: str) -> None:
+                monkeypatch.undo()
+                await engine.aim(path, version)
+                raise asyncio.CancelledError
+
+            await drop(here.bench, "two.bin", app("1.2.0"))
+            monkeypatch.setattr(engine, "aim", cut)
+            with pytest.raises(asyncio.CancelledError):
+                await here.command("update", {"dry_run": True})
+            await drop(here.bench, "one.bin", app("1.1.0"))
+            await here.command("update", {"dry_run": True})
+            assert (await here.status())["target"]["version"] == "1.1.0"
+
+
 @pytest.mark.parametrize("purpose", ["update", "plan", "verify"])
 async def test_what_one_asks_of_a_firmware_is_not_told_of_another(
     tmp_path: Path, purpose: Purpose

@@ -98,6 +98,7 @@ class AttachedBoards:
                 "Boards are at work with another firmware.",
                 remedy="Wait for the end of that, or cancel it.",
             )
+        self._aimed = None  # a browser that goes away ends this anywhere
         await self._engine.aim(path, version)
         self._aimed = path, version
 
