@@ -475,17 +475,19 @@ def test_two_names_for_one_port_are_refused_with_both(tmp_path: Path) -> None:
 
 
 async def test_a_group_of_a_command_that_is_alive_is_let_be(tmp_path: Path) -> None:
-    """It is in the middle of its switch, and that command's; one that died is finished, where its
-    boards are."""
+    """It is in the middle of its switch, and that command's; one that died is finished where all of
+    its boards are: whoever reads one of them takes none of them back."""
     mac, elsewhere = "24:0a:c4:00:00:01", "24:0a:c4:00:00:02"
     living = Journal(tmp_path, shared=True)
     living.update_board(mac)
     living.put(NameRecord("esp32-ota", "a", mac))
-    for name, of in (("mine", mac), ("other", elsewhere)):
-        member = {"name": name, "image": "app", "mac": of, "step": 0, "key": "k", "url": "none",
-                  "version": "2", "switch": "activate"}  # fmt: skip
+    for name, macs in (("mine", [mac]), ("other", [elsewhere]), ("both", [mac, elsewhere])):
+        members = [
+            {"name": name, "image": "app", "mac": of, "step": 0, "key": "k", "url": "none",
+             "version": "2", "switch": "activate"} for of in macs
+        ]  # fmt: skip
         course = {"version": "2", "steps": [["app"]], "step": 1, "boards": {name: "app"}}
-        data = {"members": [member], "others": [], "names": [name], "stops": [], "course": course}
+        data = {"members": members, "others": [], "names": [name], "stops": [], "course": course}
         since = datetime.now(UTC)
         living.put(GroupRecord("esp32-ota", f"run:{name}", "k", "2", "switching", since, data))
 

@@ -296,7 +296,7 @@ class Engine:
 
         here: MACs of boards that are there, for which what is left is tried again later and later;
         came: that have just appeared, for which it is at once. None: at the start, all; where the
-        folder is shared, those of its boards that a process has left which is not alive any more.
+        folder is shared, those whose boards are all here and whose process is not alive any more.
         """
         service, journal = self.settings.service, self.memory.journal
         if here is not None and not (came or self.groups.left):
@@ -308,7 +308,8 @@ class Engine:
                 places = await asyncio.to_thread(self.roster.places, policy.Permits())
                 here = {*(b.shown.mac for b in self.boards.values()), *(p.mac for p in places)}
                 came = here = here - {None}
-            ours = self._orphans | self.groups.left.keys()
+            whole = [r for r in records if {one["mac"] for one in r.data["members"]} <= set(here)]
+            ours = {r.id for r in whole if r.id in self._orphans} | self.groups.left.keys()
             records = [record for record in records if record.id in ours]
         for id in self.groups.left.keys() - {record.id for record in records}:
             del self.groups.left[id]
