@@ -196,6 +196,20 @@ async def test_what_is_too_large_leaves_nothing(
     assert kinds(bench) == [("app.bin", "refused", "download-too-large")]
 
 
+async def test_an_image_without_a_version_needs_a_tag(bench: Bench) -> None:
+    """What is to be done is said of the page, not of a configuration."""
+    await drop(bench, "app.bin", app(""))
+    assert bench.to_dict()["firmware"]["version"] == ""
+    with pytest.raises(OtaError, match="version: is empty") as caught:
+        bench.firmware()
+    assert caught.value.code == "config-invalid"
+    bench.tag("1.0.0")
+    assert bench.firmware()[1] == "1.0.0"
+    await drop(bench, "app.bin", manifest(app("")))
+    with pytest.raises(OtaError, match="Write them there"):
+        bench.tag("2.0.0")
+
+
 async def test_a_file_that_does_not_come_to_its_end_leaves_nothing(bench: Bench) -> None:
     """Its browser went away, or the disk is full."""
 

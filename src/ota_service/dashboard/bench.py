@@ -133,13 +133,9 @@ class Bench:
         """Another tag for the App Image that is meant. Raises OtaError."""
         meant = self._require_meant()
         if meant.manifest is not None:
-            raise OtaError("config-invalid", "A manifest names its boards' versions itself.")
-        if not isinstance(version, str):
-            raise OtaError("config-invalid", "version: must be text.", remedy=_OTHER_TAG)
-        problem = check_version(version)
-        if problem:
-            raise OtaError("config-invalid", f"version: {problem}.", remedy=_OTHER_TAG)
-        self._tag = version
+            why, remedy = "A manifest names its boards' versions itself.", "Write them there."
+            raise OtaError("config-invalid", why, remedy=remedy)
+        self._tag = _tag(version)
 
     def clear(self) -> None:
         """Take everything off the bench."""
@@ -150,11 +146,12 @@ class Bench:
     def firmware(self) -> tuple[Path, str]:
         """The file of what boards are to run, and its tag.
 
-        Raises OtaError: `not-found` where there is none, `manifest-incomplete`.
+        Raises OtaError: `not-found` where there is none, `config-invalid` where an App Image has
+        no version and was given no tag, `manifest-incomplete`.
         """
         meant = self._require_meant()
         if meant.manifest is None:
-            return meant.path, self._version(meant)
+            return meant.path, _tag(self._version(meant))
         missing = [_file_name(image) for image in self._missing()]
         if missing:
             raise OtaError(
@@ -348,6 +345,16 @@ def _described(
     return replace(
         about, kind="app", project=app.project, app_version=app.version, chip=found.image.chip
     )
+
+
+def _tag(given: object) -> str:
+    """A tag that boards can store. Raises OtaError."""
+    problem = check_version(given) if isinstance(given, str) else "must be text"
+    if not given:
+        problem = "is empty"
+    if problem:
+        raise OtaError("config-invalid", f"version: {problem}.", remedy=_OTHER_TAG)
+    return str(given)
 
 
 def _remove(path: Path) -> None:
