@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from esp32_sim.process import RunningBoard
 from esp32_sim.pytest_plugin import StartBoard
 from ota_service import Engine, Options, OtaError, load_firmware
 from ota_service.fleet import roster
+from ota_service.fleet.journal import Journal
+from ota_service.fleet.journal_rows import GroupRecord, NameRecord
+from ota_service.fleet.memory import Memory
 from ota_service.link.ports import ESPRESSIF_VID, SERIAL_JTAG_PID, PortInfo
 from tests.support.firmware_server import FirmwareServer
 from tests.support.machine import eventually
@@ -379,6 +384,38 @@ async def test_what_is_attached_is_followed(monkeypatch: pytest.MonkeyPatch) -> 
             await eventually(seen, states.__eq__)
 
 
+async def test_another_device_under_a_ports_name_is_not_the_board_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it shown, or opened, in its place: a bridge's number goes to whoever comes next."""
+    one, two = "24:0a:c4:00:00:01", "24:0a:c4:00:00:02"
+    known = {
+        mac: PortInfo("/dev/bridge", location=f"1-1.{n}", vid=0x10C4, pid=0xEA60, serial_number=mac)
+        for n, mac in enumerate((one, two))
+    }
+    with contextlib.closing(Journal(tmp_path, shared=True)) as journal:
+        for mac, info in known.items():
+            Memory(journal, "esp32-ota").learn_place(None, f"{info.device}{mac}", info, mac)
+    ports: list[PortInfo] = [known[one]]
+    monkeypatch.setattr(roster, "list_ports", lambda: list(ports))
+    monkeypatch.setattr("ota_service.fleet.engine.POLL_S", 0.01)
+    async with Engine(state_dir=tmp_path) as engine:
+
+        async def seen() -> dict[str, str]:
+            boards = engine.status()["boards"]
+            return {name: board["state"] for name, board in boards.items()}
+
+        strange = PortInfo("/dev/bridge", location="1-1.7", vid=0x1A86, pid=0x7523)
+        for here, states in (
+            (known[one], {one: "unknown"}),
+            (known[two], {one: "absent", two: "unknown"}),
+            (strange, {one: "absent", two: "absent", "/dev/bridge": "candidate"}),
+            (known[one], {one: "unknown", two: "absent", "/dev/bridge": "absent"}),
+        ):
+            ports[:] = [here]
+            await eventually(seen, states.__eq__)
+
+
 @pytest.mark.slow
 async def test_as_a_service_it_has_the_verbs_and_replies(
     esp32_boards: StartBoard, tmp_path: Path
@@ -435,3 +472,31 @@ def test_two_names_for_one_port_are_refused_with_both(tmp_path: Path) -> None:
         with pytest.raises(OtaError, match=words) as caught:
             Engine(named)
         assert caught.value.code == "duplicate-board"
+
+
+async def test_a_group_of_a_command_that_is_alive_is_let_be(tmp_path: Path) -> None:
+    """It is in the middle of its switch, and that command's; one that died is finished where all of
+    its boards are: whoever reads one of them takes none of them back."""
+    mac, elsewhere = "24:0a:c4:00:00:01", "24:0a:c4:00:00:02"
+    living = Journal(tmp_path, shared=True)
+    living.update_board(mac)
+    living.put(NameRecord("esp32-ota", "a", mac))
+    for name, macs in (("mine", [mac]), ("other", [elsewhere]), ("both", [mac, elsewhere])):
+        members = [
+            {"name": name, "image": "app", "mac": of, "step": 0, "key": "k", "url": "none",
+             "version": "2", "switch": "activate"} for of in macs
+        ]  # fmt: skip
+        course = {"version": "2", "steps": [["app"]], "step": 1, "boards": {name: "app"}}
+        data = {"members": members, "others": [], "names": [name], "stops": [], "course": course}
+        since = datetime.now(UTC)
+        living.put(GroupRecord("esp32-ota", f"run:{name}", "k", "2", "switching", since, data))
+
+    async def resumed() -> list[str]:
+        async with Engine({"a": "/dev/nowhere"}, state_dir=tmp_path) as engine:
+            await engine._fleet.groups.known.wait()
+            return [run.resumes.id for run in engine._fleet.runs if run.resumes is not None]
+
+    assert await resumed() == []
+    assert {record.phase for record in living.all(GroupRecord)} == {"switching"}
+    living.close()
+    assert await resumed() == ["run:mine"]

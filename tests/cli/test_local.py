@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -16,7 +17,10 @@ from esp32_sim.factory import make_flash
 from esp32_sim.images import Behaviour, build_app
 from esp32_sim.layouts import LAYOUTS
 from esp32_sim.process import SimBoard, SimProcess
+from ota_service.errors import OtaError
 from ota_service.fleet import roster
+from ota_service.fleet.journal import Journal
+from ota_service.fleet.memory import Memory
 from ota_service.link.ports import PortInfo, describe
 from tests.support.command import (
     Done,
@@ -171,6 +175,29 @@ def test_without_a_port_nobody_guesses(call: Call, monkeypatch: pytest.MonkeyPat
     assert twice.code == 1
     assert "/dev/nowhere1 and /dev/../dev/nowhere1 are one and the same port." in twice.err
     assert twice.err.endswith("[duplicate-board]\n")
+
+
+def test_what_was_found_to_be_no_board_stays_closed(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lidar that a probe has opened once is not opened again to be looked at."""
+    lidar = PortInfo("/dev/lidar", vid=0x10C4, pid=0xEA60, location="1-1.2")
+    own = PortInfo("/dev/own", vid=0x303A, pid=0x1001, serial_number="24:0a:c4:00:00:01")
+    with contextlib.closing(Journal(tmp_path / "state" / "ota-service", shared=True)) as journal:
+        Memory(journal, "esp32-ota").mark_not_ours(lidar, "No ESP32 answered.", None)
+    opened: list[str] = []
+
+    async def look(port: str, **_: object) -> None:
+        opened.append(port)
+        raise OtaError("no-answer")
+
+    monkeypatch.setattr("ota_service.api.single.inspect_board", look)
+    for ports, verbs in (([lidar], ["--all", "--probe"]), ([lidar, own], ["--all"])):
+        monkeypatch.setattr(roster, "list_ports", lambda ports=ports: ports)
+        done = call("inspect", *verbs)
+        assert "Not opened: /dev/lidar: No ESP32 answered." in done.err
+        assert done.code == (2 if ports == [lidar] else 1)
+    assert opened == ["/dev/own"]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,12 +23,15 @@ from esp32_sim.images import Behaviour, build_app
 from esp32_sim.process import RunningBoard, SimBoard, SimProcess
 from ota_service.api.engine import Engine
 from ota_service.cli.main import main
+from ota_service.client.failure import Failure
 from ota_service.dashboard import bench as bench_module
 from ota_service.dashboard.attached import AttachedBoards
 from ota_service.dashboard.bench import Bench
 from ota_service.dashboard.guard import Guard
 from ota_service.dashboard.server import serving
 from ota_service.errors import OtaError
+from ota_service.fleet.orders import Purpose
+from ota_service.fleet.run import Run
 from tests.flash.merged_files import merged
 from tests.support import signing
 from tests.support.host_policy import add_key, make_host
@@ -192,6 +196,20 @@ async def test_what_is_too_large_leaves_nothing(
     assert kinds(bench) == [("app.bin", "refused", "download-too-large")]
 
 
+async def test_an_image_without_a_version_needs_a_tag(bench: Bench) -> None:
+    """What is to be done is said of the page, not of a configuration."""
+    await drop(bench, "app.bin", app(""))
+    assert bench.to_dict()["firmware"]["version"] == ""
+    with pytest.raises(OtaError, match="version: is empty") as caught:
+        bench.firmware()
+    assert caught.value.code == "config-invalid"
+    bench.tag("1.0.0")
+    assert bench.firmware()[1] == "1.0.0"
+    await drop(bench, "app.bin", manifest(app("")))
+    with pytest.raises(OtaError, match="Write them there"):
+        bench.tag("2.0.0")
+
+
 async def test_a_file_that_does_not_come_to_its_end_leaves_nothing(bench: Bench) -> None:
     """Its browser went away, or the disk is full."""
 
@@ -234,8 +252,8 @@ async def test_another_build_takes_the_place_of_the_one_before(bench: Bench) -> 
     assert len(kept(bench)) == 2
 
 
-async def test_what_an_update_may_read_stays_where_it_is() -> None:
-    """While one goes on; it is off the bench all the same."""
+async def test_what_an_update_may_read_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one goes on; it is off the bench all the same, and then makes room for what comes."""
     used = True
     bench = Bench(lambda: used)
     with contextlib.closing(bench):
@@ -244,6 +262,9 @@ async def test_what_an_update_may_read_stays_where_it_is() -> None:
         assert bench.to_dict() == {"files": []}
         assert len(kept(bench)) == 1
         used = False
+        monkeypatch.setattr(bench_module, "BENCH_BYTES", len(app()))
+        await drop(bench, "next.bin", app("1.2.0"))
+        assert len(kept(bench)) == 1
         bench.clear()
         assert kept(bench) == []
 
@@ -337,6 +358,7 @@ def test_the_command_makes_a_bench_and_leaves_nothing(
     async def status(here: AttachedBoards) -> dict[str, Any]:
         folders = [path.name for path in tmp_path.glob("esp32-ota-bench-*")]
         assert folders == [folder(here.bench).name]
+        logging.getLogger("ota_service.dashboard").error("the page's server failed")
         stop[0]()
         return {}
 
@@ -350,6 +372,7 @@ def test_the_command_makes_a_bench_and_leaves_nothing(
     out, err = capsys.readouterr()
     assert out.startswith("http://127.0.0.1:"), err
     assert "#token=" in out
+    assert "the page's server failed" in err
     assert not list(tmp_path.glob("esp32-ota-bench-*"))
 
 
@@ -409,6 +432,8 @@ async def test_what_the_page_of_a_bench_may_ask_for(tmp_path: Path) -> None:
             ("update", {}, "not-found"),
             ("verify", {}, "not-found"),
             ("tag", {"version": "x"}, "not-found"),
+            ("stage", {"probe": "false"}, "not-found"),
+            ("version", {"probe": "false"}, "refused"),
             ("flash", {"board": "a", "confirm": "24:0a:c4:00:10:01"}, "not-found"),
             ("flash", {"board": "a", "path": "/etc/passwd"}, "refused"),
             ("log", {"boards": ["nobody"]}, "refused"),
@@ -428,8 +453,53 @@ async def test_what_the_page_of_a_bench_may_ask_for(tmp_path: Path) -> None:
         assert (await command(client, url, "clear")) == (200, {"ok": True, "bench": {"files": []}})
 
 
-async def test_an_upload_is_bounded_and_shown(
+async def test_a_browser_that_goes_away_leaves_no_firmware_behind_that_is_not_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At whatever moment: what is meant next is what boards get."""
+    async with Engine({}, state_dir=tmp_path / "state", cache_dir=tmp_path / "cache") as engine:
+        with contextlib.closing(AttachedBoards(engine)) as here:
+            await drop(here.bench, "one.bin", app("1.1.0"))
+            await here.command("update", {"dry_run": True})
+
+            async def cut(path: Path, version: str) -> None:
+                monkeypatch.undo()
+                await engine.aim(path, version)
+                raise asyncio.CancelledError
+
+            await drop(here.bench, "two.bin", app("1.2.0"))
+            monkeypatch.setattr(engine, "aim", cut)
+            with pytest.raises(asyncio.CancelledError):
+                await here.command("update", {"dry_run": True})
+            await drop(here.bench, "one.bin", app("1.1.0"))
+            await here.command("update", {"dry_run": True})
+            assert (await here.status())["target"]["version"] == "1.1.0"
+
+
+@pytest.mark.parametrize("purpose", ["update", "plan", "verify"])
+async def test_what_one_asks_of_a_firmware_is_not_told_of_another(
+    tmp_path: Path, purpose: Purpose
+) -> None:
+    """By another browser, or by the same one a moment later."""
+    async with Engine({}, state_dir=tmp_path / "state", cache_dir=tmp_path / "cache") as engine:
+        with contextlib.closing(AttachedBoards(engine)) as here:
+            await drop(here.bench, "one.bin", app("1.1.0"))
+            await here.command("update", {"dry_run": True})
+            asked = Run(engine._fleet, "command", purpose=purpose)
+            engine._fleet.runs.append(asked)
+            await drop(here.bench, "two.bin", app("1.2.0"))
+            with pytest.raises(Failure) as caught:
+                await here.command("update", {"dry_run": True})
+            assert caught.value.code == "not-finished"
+            assert (await here.status())["target"]["version"] == "1.1.0"
+            assert len(kept(here.bench)) == 2, "what may still be read"
+            asked.done.set()
+            await here.command("update", {"dry_run": True})
+            assert (await here.status())["target"]["version"] == "1.2.0"
+
+
+async def test_an_upload_is_bounded_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """More than a command may have, less than its limit; the status has it from then on."""
     async with served(tmp_path) as (here, url, client):
@@ -440,15 +510,26 @@ async def test_an_upload_is_bounded_and_shown(
             line = await response.content.readline()
         shown = json.loads(line.removeprefix(b"data: "))["status"]
         assert shown["bench"] == reply["bench"]
-        status, reply = await command(client, url, "tag", version="rc1")
-        assert reply["bench"]["firmware"]["version"] == "rc1"
+        for tag, seen in (("rc1", "rc1"), ("a\x1b[2J", "a\\x1b[2J")):
+            status, reply = await command(client, url, "tag", version=tag)
+            assert reply["bench"]["firmware"]["version"] == seen
+        for wrong in ("x" * 129, "", None, 1, {"a": 1}):
+            status, reply = await command(client, url, "tag", version=wrong)
+            assert (status, reply["error"]["code"]) == (409, "config-invalid"), wrong
+            assert "machine" not in reply["error"]["remedy"]
         monkeypatch.setattr(bench_module, "FILE_BYTES", 400_000)
         status, reply = await upload(client, url, "big.bin", bytes(400_001))
         assert (status, reply["error"]["code"]) == (413, "download-too-large")
         status, reply = await command(client, url, "clear")
         assert reply["bench"] == {"files": []}
-        # Half of a file, and its browser goes away.
+        # What is no request has its answer, and does not fill the terminal.
         host, _, port = url.removeprefix("http://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n")
+        assert b" 400 " in await reader.readline()
+        writer.close()
+        assert not caplog.records
+        # Half of a file, and its browser goes away.
         _, writer = await asyncio.open_connection(host, int(port))
         writer.write(
             b"POST /api/firmware?name=a.bin HTTP/1.1\r\nHost: 127.0.0.1\r\n"

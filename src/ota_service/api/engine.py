@@ -12,7 +12,15 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, Unpack
@@ -287,6 +295,12 @@ class Engine:
         return status
 
     @property
+    def uses_firmware(self) -> bool:
+        """Whether an order goes on that another firmware would end, or be told of."""
+        going = (run for run in self._fleet.runs if not run.done.is_set())
+        return any(run.purpose in (*UPDATES, "plan", "verify") for run in going)
+
+    @property
     def service(self) -> Service:
         """The same as a service with its verbs, for what shows and commands one."""
         return Service(self)
@@ -405,7 +419,7 @@ class Engine:
         arguments = {"boards": _listed(boards), "probe": probe, "wait_s": 0}
         return await self._command("log", arguments)
 
-    def follow(self, board: str) -> AsyncIterator[dict[str, str]]:
+    def follow(self, board: str) -> AsyncGenerator[dict[str, str], None]:
         """What a board prints in the starts that are watched, as it comes, without its secrets:
         {"line"} each, then {"verdict"}. Raises ValueError for a board that there is not."""
         return FleetService(self._fleet).follow(board)
@@ -547,7 +561,9 @@ class Service:
         """One verb; `wait_s` stands in its arguments, where it has any."""
         engine, given = self._engine, dict(arguments or {})
         opens = verb in ("stage", "activate", "version", "verify", "rollback")
-        probe = {"probe": True} if opens and given.pop("probe", None) else {}
+        probe = given.pop("probe", False) if opens else False
+        if not isinstance(probe, bool):  # "false" would open a lidar's port
+            raise ValueError(f"{verb}: probe: must be true or false, without quotation marks.")
         call = parse_command({"command": verb, **given})
         if call.verb.name == "help":
             return help_reply()
@@ -555,7 +571,8 @@ class Service:
             raise OtaError(
                 "config-invalid", "No firmware is named yet.", remedy="Choose a firmware first."
             )
-        return await engine._command(verb, {**call.arguments, **probe})
+        more = {"probe": True} if probe else {}
+        return await engine._command(verb, {**call.arguments, **more})
 
 
 def _reports(run: Run) -> dict[str, BoardReport]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -101,7 +102,7 @@ def dashboard(
     elif token is None:
         token = secrets.token_urlsafe(24)
     guard = Guard(host, token=token, extra_hosts=allow_host)
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), _logged():
         asyncio.run(_serve(_service(access, ports, state_dir), guard, host, port))
 
 
@@ -155,6 +156,17 @@ async def _serve(
             except Failure as error:
                 say(f"Not connected yet, trying again: {error}", err=True)
             await stop.wait()
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    """The page refers to what is said here where its server fails."""
+    logger, handler = logging.getLogger("ota_service.dashboard"), logging.StreamHandler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _who(guard: Guard) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 from rich.table import Table
+from rich.text import Text
 
 from ota_service.cli.output import Command, err, json_option, out, print_json, table
 from ota_service.formats.text import visible
@@ -124,11 +125,22 @@ def looks_like(info: PortInfo) -> str:
 async def attached(
     find: Callable[[dict[str, Any]], dict[str, Any]], state_dir: Path | None
 ) -> dict[str, str]:
-    """The ports of the boards that are meant where none is named, by the boards' names."""
+    """The ports of the boards that are meant where none is named, by the boards' names; not those
+    of what was found to be none of ours, which are told. Raises click.UsageError."""
     from ota_service.api.engine import Engine
 
     async with Engine(state_dir=state_dir or default_state_dir()) as engine:
-        return {name: str(board["port"]) for name, board in find(engine.status()).items()}
+        found = find(engine.status())
+    ports = {}
+    for name, board in found.items():
+        if board["state"] == "unrecognised":
+            why = board.get("error", {}).get("message", "It is not ours.")
+            err().print(Text(f"Not opened: {board['port']}: {why}"), soft_wrap=True)
+        else:
+            ports[name] = str(board["port"])
+    if not ports:
+        raise click.UsageError("Nothing else is attached: name the PORT of what is meant.")
+    return ports
 
 
 def named(port: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class AttachedBoards:
         self._service = engine.service
         self._aiming = asyncio.Lock()
         self._aimed: tuple[Path, str] | None = None
-        self.bench = Bench(self._busy)
+        self.bench = Bench(lambda: self._aiming.locked() or engine.uses_firmware)
 
     def close(self) -> None:
         """Remove the bench's files."""
@@ -46,7 +47,7 @@ class AttachedBoards:
         given = dict(arguments or {})
         with explained():
             if verb == "tag":
-                self.bench.tag(str(given.get("version", "")))
+                self.bench.tag(given.get("version"))
             elif verb == "clear":
                 self.bench.clear()
             elif verb == "log":
@@ -54,7 +55,11 @@ class AttachedBoards:
                 return _seen(await self._engine.watch_start(boards=boards, probe=probe))
             else:
                 return _seen(await self._command(verb, given))
-            return {"ok": True, "bench": self.bench.to_dict()}
+            return self.about_bench()
+
+    def about_bench(self) -> dict[str, Any]:
+        """The reply of what is about the bench's own files."""
+        return _seen({"ok": True, "bench": self.bench.to_dict()})
 
     def follow(self, board: str) -> AsyncGenerator[dict[str, Any], None]:
         """{"line"} of a board's watched start, as it comes; at its end {"end": {"verdict"}}.
@@ -63,8 +68,9 @@ class AttachedBoards:
             told = self._engine.follow(board)
 
         async def seen() -> AsyncGenerator[dict[str, Any], None]:
-            async for one in told:
-                yield {"line": visible(one["line"])} if "line" in one else {"end": _seen(one)}
+            async with aclosing(told):
+                async for one in told:
+                    yield {"line": visible(one["line"])} if "line" in one else {"end": _seen(one)}
 
         return seen()
 
@@ -78,24 +84,23 @@ class AttachedBoards:
         async with self._aiming:
             await self._aim(*self.bench.firmware())
             asking = asyncio.ensure_future(self._service.command(verb, given))
+            await asyncio.sleep(0)  # its run has begun by then, so nobody aims elsewhere
         return await asking
 
     async def _aim(self, path: Path, version: str) -> None:
         """Let the verbs mean this firmware. It is all boards': an update to another one would
-        end."""
+        end, and a dry run would be of this one."""
         if (path, version) == self._aimed:
             return
-        if self._busy():
+        if self._engine.uses_firmware:
             raise OtaError(
                 "not-finished",
-                "An update to another firmware goes on.",
-                remedy="Wait for its end, or cancel it.",
+                "Boards are at work with another firmware.",
+                remedy="Wait for the end of that, or cancel it.",
             )
+        self._aimed = None  # a browser that goes away ends this anywhere
         await self._engine.aim(path, version)
         self._aimed = path, version
-
-    def _busy(self) -> bool:
-        return bool(self._engine.status().get("run", {}).get("outcome") == "running")
 
 
 def _seen(reply: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,8 @@ BENCH_BYTES = 128 << 20
 BENCH_FILES = 64
 _NAME_MAX_CHARS = 200
 
+_OTHER_TAG = "Give another tag, such as 1.0.0."
+
 Kind = Literal["app", "merged", "manifest", "refused"]
 
 _NO_IMAGE = (
@@ -127,15 +129,13 @@ class Bench:
             shown["merged"] = {key: about[key] for key in keys if key in about}
         return shown
 
-    def tag(self, version: str) -> None:
+    def tag(self, version: object) -> None:
         """Another tag for the App Image that is meant. Raises OtaError."""
         meant = self._require_meant()
         if meant.manifest is not None:
-            raise OtaError("config-invalid", "A manifest names its boards' versions itself.")
-        problem = check_version(version)
-        if problem:
-            raise OtaError("config-invalid", f"The version {problem}.")
-        self._tag = version
+            why, remedy = "A manifest names its boards' versions itself.", "Write them there."
+            raise OtaError("config-invalid", why, remedy=remedy)
+        self._tag = _tag(version)
 
     def clear(self) -> None:
         """Take everything off the bench."""
@@ -146,11 +146,12 @@ class Bench:
     def firmware(self) -> tuple[Path, str]:
         """The file of what boards are to run, and its tag.
 
-        Raises OtaError: `not-found` where there is none, `manifest-incomplete`.
+        Raises OtaError: `not-found` where there is none, `config-invalid` where an App Image has
+        no version and was given no tag, `manifest-incomplete`.
         """
         meant = self._require_meant()
         if meant.manifest is None:
-            return meant.path, self._version(meant)
+            return meant.path, _tag(self._version(meant))
         missing = [_file_name(image) for image in self._missing()]
         if missing:
             raise OtaError(
@@ -182,6 +183,7 @@ class Bench:
         Raises OtaError `download-too-large`, OSError, and what `chunks` raises.
         """
         name = visible(PurePosixPath(name.replace("\\", "/")).name)[:_NAME_MAX_CHARS] or "file"
+        self._tidy()  # what an update needed that was on its way when the bench was cleared
         if len(self._files) + len(self._arriving) >= BENCH_FILES:
             raise _too_much(f"The bench holds {BENCH_FILES} files already, so {name} finds no room")
         handle, arriving = tempfile.mkstemp(dir=self._folder.name)
@@ -343,6 +345,16 @@ def _described(
     return replace(
         about, kind="app", project=app.project, app_version=app.version, chip=found.image.chip
     )
+
+
+def _tag(given: object) -> str:
+    """A tag that boards can store. Raises OtaError."""
+    problem = check_version(given) if isinstance(given, str) else "must be text"
+    if not given:
+        problem = "is empty"
+    if problem:
+        raise OtaError("config-invalid", f"version: {problem}.", remedy=_OTHER_TAG)
+    return str(given)
 
 
 def _remove(path: Path) -> None:

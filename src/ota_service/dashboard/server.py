@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -33,6 +34,10 @@ from ota_service.dashboard.guard import HEADERS, UPLOAD, Guard
 
 if TYPE_CHECKING:  # a machine's page needs nothing of what it brings along
     from ota_service.dashboard.attached import AttachedBoards
+
+_REQUESTS = logging.getLogger("ota_service.dashboard.requests")
+"""What is no request has its answer; anybody may send it, and it would fill the terminal."""
+_REQUESTS.setLevel(logging.CRITICAL)
 
 VERBS = (
     *("update", "stage", "activate", "cancel", "rollback", "release"),
@@ -191,7 +196,7 @@ class Page:
             return _error("The file did not come to its end.", 400)
         finally:
             self._feed.hurry()
-        return web.json_response({"ok": True, "bench": here.bench.to_dict()})
+        return web.json_response(here.about_bench())
 
     async def _post_login(self, request: web.Request) -> web.Response:
         asked = await _body(request)
@@ -245,8 +250,9 @@ async def serving(
     app = Page(service, guard, label).application()
     # A page that was closed ends its stream at once, and with the last one the questions end.
     runner = web.AppRunner(
-        app, access_log=None, shutdown_timeout=1.0, handle_signals=False, handler_cancellation=True
-    )
+        app, access_log=None, shutdown_timeout=1.0, handle_signals=False, handler_cancellation=True,
+        logger=_REQUESTS,
+    )  # fmt: skip
     await runner.setup()
     try:
         urls = await listen(runner, host, port)

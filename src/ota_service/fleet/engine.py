@@ -113,6 +113,7 @@ class Engine:
         self._ready = asyncio.Event()
         self._unfetched: dict[str, _Unfetched] = {}
         self._looking: set[str] = set()
+        self._orphans: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._save_at_s = 0.0
 
@@ -294,12 +295,22 @@ class Engine:
         """Take up groups that were left in the middle of their switch, or on their way back.
 
         here: MACs of boards that are there, for which what is left is tried again later and later;
-        came: that have just appeared, for which it is at once. None: at the start, all.
+        came: that have just appeared, for which it is at once. None: at the start, all; where the
+        folder is shared, those whose boards are all here and whose process is not alive any more.
         """
         service, journal = self.settings.service, self.memory.journal
         if here is not None and not (came or self.groups.left):
             return
         records = await self.journaled(journal.all, GroupRecord, service=service)
+        if self.settings.shares_state:  # another command may be in the middle of its own
+            if here is None:
+                self._orphans = {record.id for record in records if journal.alone}
+                places = await asyncio.to_thread(self.roster.places, policy.Permits())
+                here = {*(b.shown.mac for b in self.boards.values()), *(p.mac for p in places)}
+                came = here = here - {None}
+            whole = [r for r in records if {one["mac"] for one in r.data["members"]} <= set(here)]
+            ours = {r.id for r in whole if r.id in self._orphans} | self.groups.left.keys()
+            records = [record for record in records if record.id in ours]
         for id in self.groups.left.keys() - {record.id for record in records}:
             del self.groups.left[id]
         for record in records:
@@ -622,7 +633,7 @@ class Engine:
         if not (listed or settings.auto_update):
             await self._show_found(places)
         if not listed:
-            self._show_gone({place.port for place in places})
+            self._show_gone({self.roster.of(place) for place in places})
         came = [place for place in places if self._came_or_went(place, first=first)]
         names = [place.name if listed else str(place.port) for place in came]
         if not first:
@@ -647,11 +658,11 @@ class Engine:
         for board, place in fresh:
             board.tell("came", value=place)
 
-    def _show_gone(self, here: Collection[str | None]) -> None:
-        """Boards that were found by themselves, and whose ports are not there any more."""
+    def _show_gone(self, here: Collection[Board | None]) -> None:
+        """Boards that were found by themselves, and are at none of the ports any more."""
         for board in self.boards.values():
             about = board.shown
-            if self._at_rest(board) and about.state != "absent" and about.port not in here:
+            if self._at_rest(board) and about.state != "absent" and board not in here:
                 board.tell("gone", value=OtaError("port-missing", board=about.name))
 
     def _came_or_went(self, place: Place, *, first: bool) -> bool:

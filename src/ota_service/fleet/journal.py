@@ -44,6 +44,7 @@ class Journal(Runs):
 
     Made by `open_journal`. A board is named by its MAC, or by its configured name while no MAC is
     known; a target by its key. What has no rule of its own is had by `get`, `put` and `drop`.
+    alone: no other process had the folder when it was opened.
     """
 
     def __init__(self, folder: Path, *, shared: bool = False) -> None:
@@ -61,7 +62,7 @@ class Journal(Runs):
             if lock.alone:
                 self._close_interrupted_attempts()
                 self._close_interrupted_runs()
-        self.folder = folder
+        self.folder, self.alone = folder, lock.alone
         self._uses = 1
 
     def close(self) -> None:

@@ -130,7 +130,7 @@ class Roster:
         """The board at a place, as far as the service has it."""
         board = self.boards.get(place.name)
         if board is None and self._around.settings.boards is None:
-            board = next((b for b in self.boards.values() if b.shown.port == place.port), None)
+            board = next((b for b in self.boards.values() if _may_be_at(b.shown, place)), None)
         return board
 
     async def find(
@@ -214,6 +214,15 @@ class Roster:
         del self.boards[about.name]
         about.name = mac
         self.boards[mac] = board
+
+
+def _may_be_at(about: BoardState, place: Place) -> bool:
+    """Whether a board is at a place that goes by another name: at its port, where it is not known
+    to be another USB device by now. An app with a USB stack of its own hides its chip's MAC."""
+    if about.port != place.port:
+        return False
+    hidden = place.mac is None and place.info is not None and place.info.native
+    return about.mac is None or about.mac == place.mac or hidden
 
 
 def effective_target(settings: Settings, entry: BoardEntry | None) -> Target:

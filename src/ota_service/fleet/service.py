@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class FleetService:
         reply: dict[str, Any] = await method(**arguments)
         return reply
 
-    def follow(self, word: str) -> AsyncIterator[dict[str, str]]:
+    def follow(self, word: str) -> AsyncGenerator[dict[str, str], None]:
         """What a board prints in the starts that its session watches, or its last one has watched:
         {"line"} each, and {"verdict"} when nothing more is asked of it.
 
@@ -117,7 +117,7 @@ class FleetService:
         """
         return self._follow(self._engine.boards[self._one(word)])
 
-    async def _follow(self, board: Board) -> AsyncIterator[dict[str, str]]:
+    async def _follow(self, board: Board) -> AsyncGenerator[dict[str, str], None]:
         def is_awaited() -> bool:
             return not board.free or any(run.awaits(board) for run in self._engine.runs)
 
