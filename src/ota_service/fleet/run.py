@@ -215,9 +215,11 @@ class Run:
         known = await self.engine.journaled(self._recall, found)
         pairs = []
         for (board, place), (failed, why_not) in zip(found.items(), known, strict=True):
+            name, course = board.shown.name, self.course
             order = Order(
-                self.purpose, board.target, place, why, self.permits, failed=failed, spared=why_not
-            )
+                self.purpose, board.target, place, why, self.permits, failed=failed, spared=why_not,
+                runs=course.assignment.rests_on(name) if course is not None else None,
+            )  # fmt: skip
             self.orders[board.shown.name] = pair = (order, board)
             pairs.append(pair)
         return pairs
