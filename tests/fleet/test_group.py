@@ -268,6 +268,7 @@ def test_another_target_waits_for_the_end_of_the_group(
     robot = scene(GOOD, GOOD, last, order=(NAMES[:2], NAMES[2:])).robot(tmp_path)
     (tmp_path / "next.bin").write_bytes(images.NEXT.data)
     ended: list[Any] = []
+    outcomes: list[Any] = []
 
     async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
         await until(service, lambda now: phase_of(now) == "switching")
@@ -277,10 +278,14 @@ def test_another_target_waits_for_the_end_of_the_group(
         service = await FleetService.open(robot.settings(target=target))
         await first.done.wait()
         ended.append(runs(robot))
+        (noted,) = (await service.command("history", {"id": first.id}))["runs"]
+        outcomes.append((noted["outcome"], {one["outcome"] for one in noted["boards"].values()}))
         return await to_the_end(service, robot)
 
     status = robot.live(act)
     assert ended == [NEW if last is GOOD else OLD]
+    good, back = ("succeeded", {"up_to_date"}), ("failed", {"outdated", "rolled_back"})
+    assert outcomes == [good if last is GOOD else back]
     assert runs(robot) == dict.fromkeys(NAMES, ("next", "rel-3"))
     assert status["run"]["outcome"] == "succeeded"
 

@@ -140,8 +140,14 @@ class Board:
 
     def recall(self, memory: Memory, record: BoardRecord) -> None:
         """Show what the journal has of it. In a thread."""
-        staged, back = memory.staged(record.mac, self.target.key), memory.back(record.mac)
-        self.from_thread(partial(Sight.remember, record=record, staged=staged, back=back))
+        mac, key = record.mac, self.target.key
+        tried = memory.journal.attempt(mac, key)
+        held = policy.spared(tried, by_person=True, as_last_read=False, board=self.shown.name)
+        remember = partial(
+            Sight.remember, record=record, running=memory.running(record), held=held,
+            staged=memory.staged(mac, key), back=memory.back(mac), failed=tried.failed,
+        )  # fmt: skip
+        self.from_thread(remember)
 
     def tell(self, event: Event, token: object | None = None, value: Any = None) -> None:
         """As `post`, for whoever knows of no messages."""
@@ -831,7 +837,10 @@ class Board:
         if "staged" in report:
             words += ', "{version}" is staged in {slot}'.format_map(report["staged"])
         if "to" in report:
-            words += f', "{report.get("from", "")}" -> "{report["to"]}"'
+            tags = [report.get("from", ""), report["to"]]
+            if about.state == "rolled_back" and report.get("attempted") not in tags:
+                tags.insert(1, report["attempted"])  # what was tried, and taken back
+            words += ", " + " -> ".join(f'"{tag}"' for tag in tags)
         if about.state == "up_to_date" and about.confirmed is not None:
             words += ", confirmed" if about.confirmed else f"; {about.notice}"
         level, error = logging.INFO, answer.error
