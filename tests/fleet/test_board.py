@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from esp32_sim.images import build_app
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet.board import Board
+from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.firmwares import Fetched
 from ota_service.fleet.hooks import FlashHooks, SessionHooks
 from ota_service.fleet.journal_rows import FirmwareRecord, SlotRecord
@@ -29,6 +31,7 @@ from ota_service.formats.image import parse_app_image
 from ota_service.formats.nvs import parse_nvs
 from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
+from ota_service.link.ports import PortInfo
 from ota_service.update.facts import BoardFacts
 from ota_service.update.inspect import App, Inspection, Running
 from ota_service.update.plan import Plan
@@ -984,6 +987,34 @@ def test_a_stage_leaves_the_board_what_it_was(at_desk: AtDesk) -> None:
         assert stale.stale
         record = desk.journal.attempt(MAC, TARGET.key)
         assert (record.failed, record.updated_at) == (0, None)
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize(("changes", "sessions"), [
+    ({}, 1), ({"whole": True}, 2), ({"force": True}, 2), ({"target": OTHER}, 2),
+    ({"place": Place("a", "here", PORT, PortInfo(PORT, appeared_at=utc_now()), MAC)}, 2),
+    ({"place": Place("a", "here", PORT, PortInfo(PORT), MAC)}, 2),
+])  # fmt: skip
+def test_a_stage_each_night_restarts_no_board_for_nothing(
+    at_desk: AtDesk, changes: dict[str, Any], sessions: int
+) -> None:
+    """This very image waits there, and its port was there ever since the board was seen."""
+
+    async def test(desk: Desk) -> None:
+        desk.script = [STAGED, STAGED]
+        place = Place(
+            "a", "here", PORT, PortInfo(PORT, appeared_at=datetime(2020, 1, 1, tzinfo=UTC)), MAC
+        )
+        board = desk.board()
+        assert (await desk.give(board, desk.order("stage", place=place))).end == "done"
+        if "place" not in changes or changes["place"].info.appeared_at is None:
+            desk.journal.update_board(MAC, seen_at=utc_now())
+        again = desk.order("stage", **{"place": place, **changes})
+        assert (await desk.give(board, again)).end == "done"
+        assert len(desk.begun) == sessions
+        assert again.report["staged"]["slot"] == "ota_1"
+        assert board.free
 
     at_desk(test)
 
