@@ -7,28 +7,35 @@ Sessions are scripted, the journal is real, and the clock jumps where everybody 
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from esp32_sim.images import build_app
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet.board import Board
+from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.firmwares import Fetched
-from ota_service.fleet.hooks import SessionHooks
+from ota_service.fleet.hooks import FlashHooks, SessionHooks
 from ota_service.fleet.journal_rows import FirmwareRecord, SlotRecord
 from ota_service.fleet.orders import Answer, Fact, FlashFile, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Verdict
 from ota_service.fleet.settings import BoardEntry
+from ota_service.formats.image import parse_app_image
 from ota_service.formats.nvs import parse_nvs
 from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
-from ota_service.update.inspect import Inspection, Running
+from ota_service.link.ports import PortInfo
+from ota_service.update.facts import BoardFacts
+from ota_service.update.inspect import App, Inspection, Running
 from ota_service.update.plan import Plan
-from ota_service.update.session import Brought, Job, Outcome
+from ota_service.update.session import Brought, Image, Job, Outcome
 from tests.fleet.conftest import OTHER, PORT, TARGET, AtDesk, Desk
 
 MAC = "24:0a:c4:00:00:01"
@@ -582,6 +589,144 @@ def test_what_runs_stays_confirmed_until_otadata_is_switched(at_desk: AtDesk) ->
     at_desk(test)
 
 
+SPARE = Partition("ota_1", 0, 0x11, 0x110000, 0x100000)
+
+
+def app_in(slot: Partition, project: str) -> App:
+    """What a slot holds."""
+    data = build_app(project, "1.0", size_bytes=4096)
+    return App(slot, data[:512], parse_app_image(data).descriptor)
+
+
+MOTOR = replace(RUNS, apps=(app_in(SLOT, "motor"), app_in(SPARE, "other")))
+NEW = replace(WRITE, slot=SPARE)
+
+
+def noted(desk: Desk) -> dict[str, str]:
+    """What runs, as the next process shows it."""
+    record = desk.journal.board(MAC)
+    assert record is not None
+    return {k: v for k, v in desk.memory.running(record).items() if k != "app_version"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "by", "runs"),
+    [
+        (Outcome("up_to_date", NEW, slot=SPARE, confirmed=True, of_image=True), "", "new ota_1"),
+        (Outcome("up_to_date", NEW, slot=SPARE, confirmed=False, of_image=True), "", "new ota_1"),
+        # Of an update whose firmware is gone by now: what is in the slot speaks.
+        (Outcome("up_to_date", slot=SPARE, confirmed=True), "", "other ota_1"),
+        (Outcome("up_to_date", slot=SLOT), "", "motor ota_0"),
+        (Outcome("rolled_back", NEW, slot=SLOT, error=OtaError("boot-failed")), "", "motor ota_0"),
+        (Outcome("failed", NEW, slot=SLOT, error=OtaError("boot-failed")), "", "motor ota_0"),
+        (Outcome("rolled_back", slot=SLOT, confirmed=True), "person", "motor ota_0"),
+        (Outcome("rolled_back", slot=SLOT, confirmed=True), "group", "motor ota_0"),
+        (Outcome("rolled_back", slot=SPARE, confirmed=True), "person", "other ota_1"),
+        # Of an unjudged start the slot is not noted: the next look watches it.
+        (Outcome("unjudged", NEW, slot=SPARE, error=OtaError("brown-out")), "", "new "),
+        (Outcome("unjudged", NEW, slot=SPARE, error=OtaError("no-reset")), "", " "),
+    ],
+)
+def test_whatever_changes_what_runs_changes_what_the_journal_says(
+    at_desk: AtDesk, outcome: Outcome, by: Any, runs: str
+) -> None:
+    """From the switch on it says nothing, and at the end what the slot holds that runs."""
+
+    async def test(desk: Desk) -> None:
+        data = build_app("new", "2", size_bytes=4096)
+        image = Image(data, "0" * 64, "0" * 32, parse_app_image(data))
+        hooks = hooks_of(desk, board := desk.board())
+        hooks.identified(MAC)
+        hooks.inspected(MOTOR)
+        hooks.planned(NEW)
+        assert noted(desk) == {"project": "motor", "slot": "ota_0"}
+        hooks.phase("rolling_back" if by else "switching")
+        assert noted(desk) == {}
+        assert by or board.shown.running == {}
+        ended, memory = replace(outcome, found=MOTOR, version="1"), desk.memory
+        if outcome.end == "up_to_date":
+            memory.succeeded(ended, image, TARGET.key)
+        elif outcome.end == "unjudged":
+            memory.unjudged(ended, image, TARGET.key)
+        else:
+            memory.rolled_back(ended, TARGET.key, by=by or "itself")
+        said = noted(desk)
+        assert f"{said.get('project', '')} {said.get('slot', '')}" == runs
+
+    at_desk(test)
+
+
+def test_a_board_that_went_back_by_itself_has_no_slot_that_is_known(at_desk: AtDesk) -> None:
+    """It was only read since: what runs is not in the slot that it was last brought to."""
+
+    async def test(desk: Desk) -> None:
+        desk.memory.runs(
+            MAC, "ota_1", app_in(SPARE, "new"), version="2", size_bytes=1, md5="2" * 32
+        )
+        desk.journal.update_board(MAC, slot="ota_1")
+        hooks = hooks_of(desk, desk.board())
+        hooks.identified(MAC)
+        hooks.inspected(MOTOR)
+        assert noted(desk) == {"project": "motor"}
+        hooks.inspected(replace(MOTOR, running=Running(None, "none")))
+        assert noted(desk) == {}
+
+    at_desk(test)
+
+
+def test_a_flash_that_was_begun_leaves_nothing_known(at_desk: AtDesk) -> None:
+    """From its first write on, for the next process too: nothing is up to date by the journal."""
+
+    async def test(desk: Desk) -> None:
+        hooks = hooks_of(desk, desk.board())
+        hooks.identified(MAC)
+        hooks.inspected(MOTOR)
+        FlashHooks(hooks).phase("writing")
+        record = desk.journal.board(MAC)
+        assert record is not None
+        assert (record.version, record.version_read_at, noted(desk)) == (None, None, {})
+        assert desk.memory.facts(MAC, TARGET.key) == BoardFacts()
+
+    at_desk(test)
+
+
+def test_the_next_process_shows_who_is_held(at_desk: AtDesk) -> None:
+    """Also where its start reads no board."""
+
+    async def test(desk: Desk) -> None:
+        back = replace(DONE, end="rolled_back", version="1")
+        desk.memory.rolled_back(back, TARGET.key, by="person")
+        board, record = desk.board(), desk.journal.board(MAC)
+        assert record is not None
+        board.recall(desk.memory, record)
+        await asyncio.sleep(0.1)
+        assert board.shown.state == "rolled_back"
+        assert board.shown.error is not None
+        assert "rolled back by a person" in board.shown.error.message
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize(("found", "action", "refused"), [
+    (MOTOR, "write", False), (RUNS, "write", True), (RUNS, "none", False),
+    (replace(MOTOR, running=Running(SPARE, "verified")), "record", True),
+])  # fmt: skip
+def test_an_image_for_what_runs_is_for_what_was_read(
+    at_desk: AtDesk, found: Inspection, action: Any, refused: bool
+) -> None:
+    """What a manifest without `boards` gives by the journal is held against the board."""
+
+    async def test(desk: Desk) -> None:
+        order = desk.order(runs="motor")
+        hooks = SessionHooks(desk, desk.board().shown, order, lambda fact: None)
+        hooks.identified(MAC)
+        hooks.inspected(found)
+        with pytest.raises(OtaError, match="motor") if refused else nullcontext():
+            hooks.planned(replace(NEW, action=action))
+
+    at_desk(test)
+
+
 def test_another_updater_s_firmware_is_not_confirmed(at_desk: AtDesk) -> None:
     """Whatever was seen of the one before."""
 
@@ -842,6 +987,34 @@ def test_a_stage_leaves_the_board_what_it_was(at_desk: AtDesk) -> None:
         assert stale.stale
         record = desk.journal.attempt(MAC, TARGET.key)
         assert (record.failed, record.updated_at) == (0, None)
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize(("changes", "sessions"), [
+    ({}, 1), ({"whole": True}, 2), ({"force": True}, 2), ({"target": OTHER}, 2),
+    ({"place": Place("a", "here", PORT, PortInfo(PORT, appeared_at=utc_now()), MAC)}, 2),
+    ({"place": Place("a", "here", PORT, PortInfo(PORT), MAC)}, 2),
+])  # fmt: skip
+def test_a_stage_each_night_restarts_no_board_for_nothing(
+    at_desk: AtDesk, changes: dict[str, Any], sessions: int
+) -> None:
+    """This very image waits there, and its port was there ever since the board was seen."""
+
+    async def test(desk: Desk) -> None:
+        desk.script = [STAGED, STAGED]
+        place = Place(
+            "a", "here", PORT, PortInfo(PORT, appeared_at=datetime(2020, 1, 1, tzinfo=UTC)), MAC
+        )
+        board = desk.board()
+        assert (await desk.give(board, desk.order("stage", place=place))).end == "done"
+        if "place" not in changes or changes["place"].info.appeared_at is None:
+            desk.journal.update_board(MAC, seen_at=utc_now())
+        again = desk.order("stage", **{"place": place, **changes})
+        assert (await desk.give(board, again)).end == "done"
+        assert len(desk.begun) == sessions
+        assert again.report["staged"]["slot"] == "ota_1"
+        assert board.free
 
     at_desk(test)
 

@@ -20,6 +20,7 @@ import pytest
 
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
+from ota_service.fleet.board import heard
 from ota_service.fleet.group import Group
 from ota_service.fleet.service import FleetService, shutdown
 from ota_service.fleet.settings import RobotCall
@@ -268,6 +269,12 @@ def test_another_target_waits_for_the_end_of_the_group(
     robot = scene(GOOD, GOOD, last, order=(NAMES[:2], NAMES[2:])).robot(tmp_path)
     (tmp_path / "next.bin").write_bytes(images.NEXT.data)
     ended: list[Any] = []
+    outcomes: list[Any] = []
+    settle = Group.settle
+
+    async def settle_late(group: Group) -> None:
+        await heard(group.boards)  # they are held against the other target by then
+        await settle(group)
 
     async def act(service: FleetService, robot: Robot) -> dict[str, Any]:
         await until(service, lambda now: phase_of(now) == "switching")
@@ -277,10 +284,15 @@ def test_another_target_waits_for_the_end_of_the_group(
         service = await FleetService.open(robot.settings(target=target))
         await first.done.wait()
         ended.append(runs(robot))
+        (noted,) = (await service.command("history", {"id": first.id}))["runs"]
+        outcomes.append((noted["outcome"], {one["outcome"] for one in noted["boards"].values()}))
         return await to_the_end(service, robot)
 
-    status = robot.live(act)
+    with patch.object(Group, "settle", settle_late):
+        status = robot.live(act)
     assert ended == [NEW if last is GOOD else OLD]
+    good, back = ("succeeded", {"up_to_date"}), ("failed", {"outdated", "rolled_back"})
+    assert outcomes == [good if last is GOOD else back]
     assert runs(robot) == dict.fromkeys(NAMES, ("next", "rel-3"))
     assert status["run"]["outcome"] == "succeeded"
 

@@ -14,6 +14,7 @@ import pytest
 from esp32_sim.images import Behaviour, build_app
 from esp32_sim.process import SimBoard
 from ota_service.fleet import roster
+from ota_service.fleet.journal import open_journal
 from ota_service.fleet.service import shutdown
 from ota_service.fleet.settings import RobotCall
 from ota_service.link.ports import ESPRESSIF_VID, SERIAL_JTAG_PID, PortInfo
@@ -91,6 +92,37 @@ async def test_boards_that_are_found_get_their_images_too(
         assert [one["version"] for one in shown.values()] == ["2.0", "2.0", "1.0.0"]
         assert shown[macs[2]]["error"]["code"] == "other-project"
         assert status["run"]["outcome"] == "succeeded"
+
+
+async def test_an_image_goes_by_what_runs_whatever_was_noted(tmp_path: Path) -> None:
+    """A board that was given another project's firmware, and went back from it; and one whose
+    journal is wrong, as another process may leave it. Each gets the image of what it runs."""
+    async with Desk.start(tmp_path, [board("wheel"), board("eye")]) as desk:
+        images = {"wheel": Behaviour(), "eye": Behaviour()}
+        url = publish(desk, "2.0", images, boards={"a": "eye"})
+        await desk.updated("2.0", url=url)
+        await desk.command("rollback", boards=["a"], wait_s=60)
+        await shutdown()
+        desk.service = None
+        await desk.configure(url=url, version="2.0", auto_update=False)
+        status = await desk.wait(lambda status: status["boards"]["a"]["state"] != "unknown")
+        assert status["boards"]["a"]["state"] == "rolled_back"
+        assert status["boards"]["a"]["running"]["project"] == "wheel"
+        await shutdown()
+        desk.service = None
+        journal = open_journal(tmp_path / "state")
+        journal.update_board(desk.board("b").mac, project="wheel")
+        journal.close()
+        url = publish(desk, "3.0", images, together=[["wheel", "eye"]])
+        status = await desk.updated("3.0", url=url)
+        assert status["run"]["outcome"] == "succeeded", status
+        assert status["run"]["manifest"]["boards"] == {"a": "wheel", "b": "eye"}
+        apps = [desk.board(name).control.state()["app"] for name in "ab"]
+        assert [(app["project"], app["version"]) for app in apps] == [
+            ("wheel", "3.0"), ("eye", "3.0"),
+        ]  # fmt: skip
+        read = (await desk.command("history", limit=1))["runs"][0]["boards"]["b"]["restarts"]
+        assert len([why for why in read if "download mode" in why]) == 2
 
 
 async def test_a_later_step_goes_by_what_is_so_when_it_begins(tmp_path: Path) -> None:

@@ -54,6 +54,11 @@ class Assignment:
         """Images that no board gets."""
         return [name for name in self.manifest.images if name not in self.images.values()]
 
+    def rests_on(self, name: str) -> str | None:
+        """The project for which a board gets its image; None: it is named, or gets none."""
+        image = self.images.get(name) if self.manifest.boards is None else None
+        return self.manifest.images[image].project if image is not None else None
+
     def of(self, boards: Iterable[Known]) -> Assignment:
         """The same for these boards: all that the service has, but for those that are pinned."""
         made = replace(self, images={}, problems={}, unsure=[])

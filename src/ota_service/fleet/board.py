@@ -22,7 +22,7 @@ from ota_service.firmware.target import Target
 from ota_service.fleet import endings, policy
 from ota_service.fleet.around import Around
 from ota_service.fleet.attempt import Attempt, SessionEnd, after_waiting, boot_rules, hindrance
-from ota_service.fleet.board_state import BoardState, StartLog
+from ota_service.fleet.board_state import BoardState, StartLog, staged_dict
 from ota_service.fleet.firmwares import Fetched, LetGo
 from ota_service.fleet.journal_rows import BoardRecord, FirmwareRecord
 from ota_service.fleet.memory import Memory
@@ -38,6 +38,7 @@ from ota_service.fleet.orders import (
     Purpose,
     last_reply,
 )
+from ota_service.fleet.places import is_fresh
 from ota_service.fleet.policy import BOARD, Event, State, Verdict
 from ota_service.fleet.robot import Said
 from ota_service.fleet.settings import BoardEntry
@@ -140,8 +141,14 @@ class Board:
 
     def recall(self, memory: Memory, record: BoardRecord) -> None:
         """Show what the journal has of it. In a thread."""
-        staged, back = memory.staged(record.mac, self.target.key), memory.back(record.mac)
-        self.from_thread(partial(Sight.remember, record=record, staged=staged, back=back))
+        mac, key = record.mac, self.target.key
+        tried = memory.journal.attempt(mac, key)
+        held = policy.spared(tried, by_person=True, as_last_read=False, board=self.shown.name)
+        remember = partial(
+            Sight.remember, record=record, running=memory.running(record), held=held,
+            staged=memory.staged(mac, key), back=memory.back(mac), failed=tried.failed,
+        )  # fmt: skip
+        self.from_thread(remember)
 
     def tell(self, event: Event, token: object | None = None, value: Any = None) -> None:
         """As `post`, for whoever knows of no messages."""
@@ -508,6 +515,10 @@ class Board:
             self.state = "updating"
             await self._carry_out(message)
             return
+        if isinstance(fetched, Fetched) and await self._is_staged(update, fetched.image):
+            self.state = "rest"
+            await self._end(Answer("done"), "neutral")
+            return
         self.shown.phase = "waiting"
         ask = Ask(
             self,
@@ -520,6 +531,24 @@ class Board:
         )
         self._around.turns.leave(self)
         self._around.turns.ask(ask)
+
+    async def _is_staged(self, update: Order, image: Image) -> bool:
+        """Whether a stage has nothing to do: this very image waits on the board, which was seen
+        since its port is there. A group's is proven anew."""
+        if update.purpose != "stage" or update.whole or update.permits.force:
+            return False
+        memory, mac, around = self._around.memory, update.place.mac, self._around
+        if mac is None:
+            return False
+        staged = await around.journaled(memory.staged, mac, update.target.key)
+        record = await around.journaled(memory.journal.board, mac)
+        if staged is None or staged.stale or staged.sha256 != image.sha256:
+            return False
+        if record is None or not is_fresh(update.place, record.seen_at):
+            return False
+        self._sight.staged(staged)
+        update.report |= {"reason": "as last staged", "staged": staged_dict(staged)}
+        return True
 
     async def _carry_out(self, message: Message) -> None:
         update = self._under_way
@@ -831,7 +860,10 @@ class Board:
         if "staged" in report:
             words += ', "{version}" is staged in {slot}'.format_map(report["staged"])
         if "to" in report:
-            words += f', "{report.get("from", "")}" -> "{report["to"]}"'
+            tags = [report.get("from", ""), report["to"]]
+            if about.state == "rolled_back" and report.get("attempted") not in tags:
+                tags.insert(1, report["attempted"])  # what was tried, and taken back
+            words += ", " + " -> ".join(f'"{tag}"' for tag in tags)
         if about.state == "up_to_date" and about.confirmed is not None:
             words += ", confirmed" if about.confirmed else f"; {about.notice}"
         level, error = logging.INFO, answer.error

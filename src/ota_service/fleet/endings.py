@@ -16,7 +16,7 @@ from ota_service.fleet import policy
 from ota_service.fleet.around import Around
 from ota_service.fleet.attempt import SessionEnd
 from ota_service.fleet.board_state import iso, staged_dict, utc_now
-from ota_service.fleet.memory import By, Memory
+from ota_service.fleet.memory import By, Memory, runs_by_now
 from ota_service.fleet.orders import Answer, Order, Purpose, last_reply, refusal
 from ota_service.fleet.sight import Sight, running_of
 from ota_service.update.facts import Staged
@@ -73,7 +73,7 @@ async def staged(
     before = "unknown" if sight.before == "failed" else sight.before
     about.error, tag = None, found.version if found.has_version else None
     about.state = policy.shown_after_read(before, tag, sight.target.version, found.problem)
-    about.running = running_of(found, outcome.slot) or about.running
+    about.running = running_of(outcome.slot, runs_by_now(outcome, None)) or about.running
     if made.slot is not None:
         mac, slot = found.chip.mac, made.slot.name
         now = await around.journaled(memory.stage, mac, slot, image, order.target)
@@ -91,7 +91,7 @@ def _noted(memory: Memory, target: str, outcome: Outcome, image: Image | Staged 
     if outcome.end == "up_to_date":
         memory.succeeded(outcome, image, target)
     elif outcome.end == "unjudged":
-        memory.unjudged(outcome, target)
+        memory.unjudged(outcome, image, target)
     else:
         memory.rolled_back(outcome, target)
 
@@ -100,9 +100,7 @@ def _show(sight: Sight, outcome: Outcome, image: Image | Staged | None) -> None:
     """What an update came to that was not refused."""
     about = sight.about
     about.error = outcome.error
-    wrote = outcome.plan is not None and outcome.plan.action in ("write", "switch")
-    new = image if wrote and outcome.end in ("up_to_date", "unjudged") else None
-    about.running = running_of(outcome.found, outcome.slot, new) or about.running
+    about.running = running_of(outcome.slot, runs_by_now(outcome, image)) or about.running
     about.unchecked = about.unchecked and outcome.end == "up_to_date"
     if outcome.end == "up_to_date":
         if outcome.confirmed is not None:
@@ -207,7 +205,7 @@ async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd)
     around.renamed(about, mac)
     sight.version(outcome.version)
     sight.judged(outcome.confirmed, outcome.notice)
-    about.running = running_of(outcome.found, outcome.slot) or about.running
+    about.running = running_of(outcome.slot, runs_by_now(outcome, None)) or about.running
     about.unchecked, about.error = False, error
     about.state = "rolled_back" if outcome.end == "rolled_back" else "failed"
     reply: dict[str, Any] = {"slot": slot, "version": outcome.version or ""}
@@ -231,10 +229,10 @@ async def flashed(sight: Sight, around: Around, order: Order, end: SessionEnd) -
     about, memory = sight.about, around.memory
     if end.error is not None:
         about.state = sight.before
-        if end.wrote and about.mac is not None:
-            await around.journaled(memory.flashing, about.mac)
+        if end.wrote:
             sight.error(end.error)
             about.state = "failed"
+            about.version = about.version_read_at = None
         sight.log(logging.ERROR, "%s %s", end.error.message, end.error.remedy)
         return Answer("error", end.error, refusal("flash", end.error))
     outcome = end.outcome

@@ -134,8 +134,12 @@ class Engine:
                 SERVICE_CLAIMS.release(self)
                 raise
             # A module that is being restarted may overlap with its old process for seconds.
+            error.remedy = (
+                "It is tried again by itself; after a crash that takes seconds. Where the process "
+                "named goes on, stop it, or use a state folder of your own (state_dir)."
+            )
             self.error = error
-            self.log.error("%s", error)
+            self.log.warning("%s %s", error.message, error.remedy)
             self.spawn(self._open_later())
         await self._look_at_trust()
         self.spawn(self._watch_ports())
@@ -156,6 +160,7 @@ class Engine:
             with contextlib.suppress(OtaError):
                 self._use(await _opened(self.settings))
                 self.error = None
+                self.log.info("it has the state folder now, and goes on")
 
     def _use(self, journal: Journal) -> None:
         if journal.warning:
@@ -279,7 +284,9 @@ class Engine:
         await self.journaled(self._remember_boards)
         if self.boards:
             await heard(self.boards.values())
-            self.roster.reassign()
+            if self.roster.reassign() is not None:  # some have another target now
+                await self.journaled(self._remember_boards)
+                await heard(self.boards.values())
         await self.calls.owed()
         await self._resume_groups()
         interrupted = await self.journaled(journal.take_up, settings.service)

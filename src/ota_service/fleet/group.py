@@ -144,9 +144,15 @@ class Group:
 
     async def _show(self) -> None:
         course = self.run.course
-        if course is not None and self.state in get_args(Phase):
+        if course is None:
+            return
+        if self.state in get_args(Phase):
             course.phase = cast(Phase, self.state)
-            await self.run.note_course()
+        elif self.state == "final" and course.phase == "staging":  # nothing was to be switched
+            course.phase = None
+        else:
+            return
+        await self.run.note_course()
 
     # --- staging
 
@@ -601,7 +607,7 @@ class Group:
             of.report.pop(name, None)
         order = Order(
             purpose, of.target, of.place, f"{of.why}, {purpose} of a group", of.permits,
-            failed=of.failed, report=of.report, image=image, whole=True,
+            failed=of.failed, runs=of.runs, report=of.report, image=image, whole=True,
         )  # fmt: skip
         if board is None:
             return Answer("error", of.place.error)
@@ -732,7 +738,8 @@ class Group:
             answer = self._answer(member)
             if answer.error is not None:
                 order.report["error"] = answer.error.to_dict()
-            order.report["outcome"] = board.shown.state
+            # What its last session came to: by now it may be held against another target.
+            order.report.setdefault("outcome", board.shown.state)
             order.give(answer)
             await self.run.note(order, board, answer)
 

@@ -54,7 +54,7 @@ class SessionHooks:
         self.plan: Plan | None = None
         self.brings: KnownImage | None = None
         self._around, self._settings = around, around.settings.of(about.entry)
-        self._info, self._target = order.place.info, order.target
+        self._info, self._target, self._runs = order.place.info, order.target, order.runs
         self._meant = order.place.mac if order.whole else None
         self._updates, self._switches = order.purpose in UPDATES, order.purpose in SWITCHES
         self._activates = order.purpose == "activate"
@@ -99,9 +99,9 @@ class SessionHooks:
         self.tell(lambda sight: sight.seen(found))
         staged = self.memory.still_staged(found, self.facts.staged)
         self.tell(lambda sight: sight.staged(staged))
+        self.memory.saw(found)
         if self._switches and found.has_version:
             self._end_duel(found)
-        self.memory.saw(found)
 
     def _end_duel(self, found: Inspection) -> None:
         """Another updater with another version would change the board for ever."""
@@ -126,6 +126,8 @@ class SessionHooks:
         """The plan stands; from here on the journal must know what is being done."""
         self.plan = made
         found = self.found
+        if found is not None and made.action in ("write", "switch", "record"):
+            self._require_assigned(found)
         if found is None or not self._updates:
             return
         self.tell(lambda sight: sight.planned(made))
@@ -139,6 +141,19 @@ class SessionHooks:
                 self.memory.overwrites(mac, step.slot.name)
                 staged = self.memory.staged(mac, self._target.key)
                 self.tell(partial(Sight.staged, staged=staged))
+
+    def _require_assigned(self, found: Inspection) -> None:
+        """An image that a board gets for what runs on it rests on what was known of that."""
+        app = found.running_app
+        runs = app.descriptor.project if app is not None and app.descriptor is not None else ""
+        if self._runs is not None and found.running.partition is not None and runs != self._runs:
+            raise OtaError(
+                "other-project",
+                f'The board runs the project "{runs}", and not "{self._runs}" as it was known to '
+                "when it was given its image of the manifest, so nothing was written.",
+                board=self.name,
+                remedy="Call update: it gets the image of what it runs.",
+            )
 
     def _remember_running(self, found: Inspection) -> None:
         """What runs now is the evidence for the next look, and what a rollback goes back to."""
@@ -163,7 +178,9 @@ class SessionHooks:
         """A phase begins."""
         if name == "switching" and self.mac is not None:
             self.memory.journal.whole(partial(self._note_switch, self.mac))
-            self.tell(lambda sight: sight.judged(None))
+            self.tell(lambda sight: sight.switches())
+        if name == "rolling_back" and self.mac is not None:
+            self.memory.switches(self.mac)
         if name == "booting":
             self._await_confirmation()
         began_s = time.monotonic()
@@ -173,7 +190,7 @@ class SessionHooks:
         """Before the switch: what the board can be taken back from, also by another process; and
         whose start was seen is not what runs from here on."""
         unchecked = self._settings.health_check is not None
-        self.memory.journal.update_board(mac, confirmed=None, unchecked=unchecked)
+        self.memory.switches(mac, confirmed=None, unchecked=unchecked)
         found, made, target = self.found, self.plan, self._target
         staged = self.facts.staged if self._activates else None
         image = staged.known if staged is not None else self.brings
@@ -249,6 +266,9 @@ class FlashHooks:
 
     def phase(self, name: WritePhase) -> None:
         """A phase begins."""
-        if name == "writing":
+        session = self._session
+        if name == "writing" and session.mac is not None:
             self.wrote = True
+            session.memory.journal.whole(partial(session.memory.flashing, session.mac))
+            session.tell(lambda sight: sight.switches())
         self._session.phase(name)

@@ -120,16 +120,38 @@ async def _by_manifest(run: Run, base: Target, found: ManifestFile, pairs: Pairs
         run.engine.log.warning("%s", assignment.notice)
     fresh = await run.prepare({board: order.place for order, board in open_})
     rest = [pair for pair in pairs if pair not in open_]
-    orders = await _by_image(run, assignment, [*fresh, *rest])
+    asked = await _ask(run, base, [*fresh, *rest])
+    if any(_is_mistaken(*pair) for pair in asked):
+        # What they really run was read by now: once more, by that.
+        _require_current(run, base)
+        run.course = Course(await _assigned(run, base, found, asked))
+        left = [p for p in asked if manifest.binds or p[0].answer.result().error is not None]
+        again = await run.prepare({board: order.place for order, board in left})
+        asked = [pair for pair in asked if pair not in left]
+        asked += await _ask(run, base, again)
+    if run.purpose == "plan":
+        await _tell_more(run, asked)
+
+
+async def _ask(run: Run, base: Target, pairs: Pairs) -> list[Pair]:
+    """The boards for their images, step by step; those that get one."""
+    assert run.course is not None
+    assignment = run.course.assignment
+    orders = await _by_image(run, assignment, pairs)
     await run.note_course()
     asked = [pair for some in orders.values() for pair in some]
     if run.purpose in SWITCHES:
-        await steps.go(run, manifest.blocks(), orders)
+        await steps.go(run, assignment.manifest.blocks(), orders)
         await _doubt(run, base, asked)
-        return
-    await asyncio.gather(*(run.ask(*pair) for pair in asked))
-    if run.purpose == "plan":
-        await _tell_more(run, asked)
+    else:
+        await asyncio.gather(*(run.ask(*pair) for pair in asked))
+    return asked
+
+
+def _is_mistaken(order: Order, board: Board) -> bool:
+    """Whether a board runs another project than the one for which it was given its image."""
+    error, runs = order.answer.result().error, board.shown.running.get("project")
+    return error is not None and error.code == "other-project" and order.runs not in (None, runs)
 
 
 async def _assigned(run: Run, base: Target, found: ManifestFile, pairs: Pairs) -> Assignment:

@@ -38,7 +38,7 @@ from ota_service.update.plan import require_staged
 from ota_service.update.session import Awaited, Brought, Image, Outcome
 
 _ELSEWHERE = "/elsewhere"
-_Described = AppImage | App | Image | Staged
+Described = AppImage | App | Image | Staged
 
 
 By = Literal["itself", "person", "group"]
@@ -136,6 +136,16 @@ class Memory:
             return None
         return record.to(Staged, stale=record.target != target)
 
+    def running(self, record: BoardRecord) -> dict[str, str]:
+        """What ran on a board when it was last seen, as the status shows it; without what is not
+        known. A board that was only read since it went back by itself runs another slot than the
+        one that it was last brought to."""
+        names = {"project": record.project, "app_version": record.app_version}
+        slot = self.journal.get(SlotRecord, mac=record.mac, slot=record.slot)
+        same = slot is None or names == {"project": slot.project, "app_version": slot.app_version}
+        shown = {"slot": record.slot if same else None, **names}
+        return {key: value for key, value in shown.items() if value is not None}
+
     def back(self, mac: str) -> dict[str, str] | None:
         """{"slot", "version"} of what ran before on a board and is in its slot still: where a
         rollback leads, unless the board shows otherwise."""
@@ -203,7 +213,7 @@ class Memory:
         )
 
     def runs(
-        self, mac: str, slot: str, app: _Described | None, *, version: str | None,
+        self, mac: str, slot: str, app: Described | None, *, version: str | None,
         size_bytes: int, md5: str, sha256: str | None = None,
     ) -> None:  # fmt: skip
         """A slot's content was seen running: evidence for the next time."""
@@ -236,13 +246,13 @@ class Memory:
             board = journal.board(mac)
             if outcome.confirmed and not (board is not None and board.unchecked):
                 journal.confirm_firmware(image.sha256)
-            journal.update_board(mac, **_names(image))
         journal.update_board(
             mac,
             slot=slot.name,
             version=outcome.version,
             version_read_at=utc_now(),
             **({"confirmed": outcome.confirmed} if outcome.confirmed is not None else {}),
+            **_names(runs_by_now(outcome, image)),
         )
         journal.end_attempt(mac, target, succeeded=True)
         journal.drop(PendingRecord, mac=mac)
@@ -260,8 +270,9 @@ class Memory:
         seen = {"version": outcome.version, "slot": slot}
         known = {name: value for name, value in seen.items() if value is not None}
         journal.update_board(
-            mac, version_read_at=utc_now(), confirmed=outcome.confirmed, unchecked=False, **known
-        )
+            mac, version_read_at=utc_now(), confirmed=outcome.confirmed, unchecked=False,
+            **known, **_names(runs_by_now(outcome, None)),
+        )  # fmt: skip
         journal.drop(PendingRecord, mac=mac)
         journal.drop(BroughtRecord, mac=mac)
         if outcome.image is not None and slot is not None and outcome.slot is not None:
@@ -279,24 +290,30 @@ class Memory:
         journal.end_attempt(mac, target, succeeded=False, error=outcome.error)
         journal.set_attempt_state(mac, target, "rolled_back", outcome.error)
 
-    def unjudged(self, outcome: Outcome, target: str) -> None:
+    def unjudged(self, outcome: Outcome, image: Image | Staged | None, target: str) -> None:
         """A board's start was watched, and nothing that was seen speaks for or against the
         firmware: the next look watches it again."""
         found, error = outcome.found, outcome.error
         assert found is not None
         assert error is not None
         mac = found.chip.mac
-        self.journal.update_board(mac, version=outcome.version, version_read_at=utc_now())
+        self.journal.update_board(
+            mac, version=outcome.version, version_read_at=utc_now(),
+            **_names(runs_by_now(outcome, image) if error.code != "no-reset" else None),
+        )  # fmt: skip
         if error.code == "brown-out":
             self.journal.drop(PendingRecord, mac=mac)
         self.journal.end_attempt(mac, target, succeeded=False, error=error)
 
     def flashing(self, mac: str) -> None:
-        """A board's whole flash is being replaced: what was known of its slots is void."""
+        """A board's whole flash is being replaced: what was known of what it holds is void."""
         self.journal.drop(SlotRecord, mac=mac)
         self.journal.drop(StagedRecord, mac=mac)
         self.journal.drop(BroughtRecord, mac=mac)
-        self.journal.update_board(mac, confirmed=None, unchecked=False)
+        self.journal.update_board(
+            mac, version=None, version_read_at=None, slot=None, confirmed=None, unchecked=False,
+            **_names(None),
+        )  # fmt: skip
         self.journal.drop(PendingRecord, mac=mac)
 
     def flashed(self, outcome: FlashOutcome) -> None:
@@ -315,6 +332,13 @@ class Memory:
         )
 
     # --- what was brought
+
+    def switches(self, mac: str, **changes: Any) -> None:
+        """otadata is about to be changed: until a start has shown it, nobody knows what runs.
+
+        changes: of the board's record, which go with it.
+        """
+        self.journal.update_board(mac, **changes, **_names(None))
 
     def brings(self, mac: str, target: str, brought: Brought) -> None:
         """A board is about to be switched to what an update has written."""
@@ -385,7 +409,19 @@ class Memory:
         self.journal.write("UPDATE pending SET power_failed = 1 WHERE mac = ?", mac)
 
 
-def _names(app: _Described | None) -> dict[str, Any]:
+def runs_by_now(outcome: Outcome, image: Image | Staged | None) -> Described | None:
+    """The app that an outcome's slot holds at the end; None: nobody knows.
+
+    image: what the session was to write or switch to.
+    """
+    found, slot, made = outcome.found, outcome.slot, outcome.plan
+    wrote = made is not None and made.action in ("write", "switch")
+    if wrote and image is not None and outcome.end in ("up_to_date", "unjudged"):
+        return image
+    return found.app(slot) if found is not None and slot is not None else None
+
+
+def _names(app: Described | None) -> dict[str, Any]:
     """What an app calls itself, by the names of columns."""
     about = app.descriptor if app is not None else None
     if about is None:

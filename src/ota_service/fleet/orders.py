@@ -66,8 +66,9 @@ class Order:
     why the journal answers for the board. image: a look's; file: a flash's. brought: what `back`
     takes back; None: what the journal has as this target's. plan, not_before_s, began_s: what the
     board's task notes on the way, in the event loop's time. report: what the history shows.
-    followers: the same, asked again. whole: it is a part of what goes on on several boards as a
-    whole, which judges the firmware by itself: no canary, no evidence.
+    followers: the same, asked again. runs: the project for which the board gets its image of a
+    manifest; None: for nothing that is known of it. whole: it is a part of what goes on on several
+    boards as a whole, which judges the firmware by itself: no canary, no evidence.
     """
 
     purpose: Purpose
@@ -77,6 +78,7 @@ class Order:
     permits: Permits = field(default_factory=Permits)
     failed: int = 0
     spared: Spared | None = None
+    runs: str | None = None
     whole: bool = False
     image: Image | None = None
     file: FlashFile | None = None

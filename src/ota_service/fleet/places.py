@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Literal
 
 from ota_service.errors import OtaError
@@ -183,13 +184,21 @@ def stands_in(place: Place, memory: Memory, version: str) -> bool:
     An entry newer than the appearance of the port's device stands in for reading the board;
     ports without a device file are always read.
     """
-    if place.port is None or place.info is None or is_url(place.port) or place.mac is None:
+    if place.mac is None:
         return False
     record = memory.journal.board(place.mac)
     if record is None or record.version != version or record.version_read_at is None:
         return False
     if record.unchecked:  # the robot is asked behind a look
         return False
+    return is_fresh(place, record.version_read_at)
+
+
+def is_fresh(place: Place, moment: datetime | None) -> bool:
+    """Whether what was seen of a board at a moment still holds: its port's device has been there
+    since. Ports without a device file prove nothing."""
+    if place.port is None or place.info is None or is_url(place.port) or moment is None:
+        return False
     appeared_at = place.info.appeared_at
     # An entry from the future comes from a clock that was set back: it proves nothing.
-    return appeared_at is not None and appeared_at < record.version_read_at <= utc_now()
+    return appeared_at is not None and appeared_at < moment <= utc_now()

@@ -215,9 +215,11 @@ class Run:
         known = await self.engine.journaled(self._recall, found)
         pairs = []
         for (board, place), (failed, why_not) in zip(found.items(), known, strict=True):
+            name, course = board.shown.name, self.course
             order = Order(
-                self.purpose, board.target, place, why, self.permits, failed=failed, spared=why_not
-            )
+                self.purpose, board.target, place, why, self.permits, failed=failed, spared=why_not,
+                runs=course.assignment.rests_on(name) if course is not None else None,
+            )  # fmt: skip
             self.orders[board.shown.name] = pair = (order, board)
             pairs.append(pair)
         return pairs
@@ -253,8 +255,10 @@ class Run:
             as_last_read = stands_in(place, memory, board.target.version)
             if self.course is not None and self.course.assignment.manifest.binds:
                 as_last_read = as_last_read and board.shown.confirmed is not None
+            # A stage is what a job asks for each night: it restarts no board for nothing.
+            reads = self.by_person and (self.purpose != "stage" or self.permits.force)
             why_not = spared(
-                record, by_person=self.by_person, as_last_read=as_last_read, board=board.shown.name
+                record, by_person=reads, as_last_read=as_last_read, board=board.shown.name
             )
             known.append((record.failed, why_not if self.purpose in UPDATES else None))
         return known

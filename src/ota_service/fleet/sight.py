@@ -15,6 +15,7 @@ from ota_service.fleet import policy
 from ota_service.fleet.around import Around
 from ota_service.fleet.board_state import BoardState, Progress, utc_now
 from ota_service.fleet.journal_rows import BoardRecord
+from ota_service.fleet.memory import Described
 from ota_service.fleet.orders import Order
 from ota_service.fleet.places import Place
 from ota_service.fleet.settings import BoardEntry
@@ -25,7 +26,6 @@ from ota_service.update.boot import NOTHING_TO_JUDGE_BY, Heard
 from ota_service.update.facts import Staged
 from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Plan
-from ota_service.update.session import Image
 
 _STEP_PERCENT = 25
 _LONG_PHASES = frozenset({"writing", "booting", "rolling_back"})
@@ -65,7 +65,7 @@ class Sight:
         if found.has_version:
             self.version(found.version)
             self._report.setdefault("from", found.version)
-        about.running = running_of(found, found.running.partition) or about.running
+        about.running = running_of(found.running.partition, found.running_app) or about.running
 
     def heard(self, heard: Heard) -> None:
         """Something of a start that is watched."""
@@ -147,18 +147,21 @@ class Sight:
             self.log(logging.INFO, "%d %% written", self._logged_percent)
 
     def remember(
-        self, record: BoardRecord, staged: Staged | None, back: dict[str, str] | None
-    ) -> None:
-        """Show from the start what the journal has."""
+        self, record: BoardRecord, running: dict[str, str], staged: Staged | None,
+        back: dict[str, str] | None, held: policy.Spared | None, failed: int,
+    ) -> None:  # fmt: skip
+        """Show from the start what the journal has. held, failed: what keeps it from being taken
+        up, and how often its target failed."""
         about = self.about
         about.staged, about.back = staged, back
         about.mac, about.chip, about.flash_bytes = record.mac, record.chip, record.flash_bytes
         about.version, about.version_read_at = record.version, record.version_read_at
         self._known(record.confirmed)
         about.unchecked = record.unchecked
-        shown = {"slot": record.slot, "project": record.project, "app_version": record.app_version}
-        about.running = {key: value for key, value in shown.items() if value is not None}
-        if record.version is not None and record.version != self.target.version:
+        about.running = running
+        if held is not None:
+            about.state, about.error, about.attempts = held.state, held.error, failed
+        elif record.version is not None and record.version != self.target.version:
             about.state = "outdated"
         elif record.version is not None and record.version_read_at is not None:
             about.state = "up_to_date"
@@ -176,6 +179,11 @@ class Sight:
         """A tag was read, or stored, just now."""
         if version is not None:
             self.about.version, self.about.version_read_at = version, utc_now()
+
+    def switches(self) -> None:
+        """Until a start has shown it, nobody knows what runs."""
+        self.about.running = {}
+        self.judged(None)
 
     def judged(self, confirmed: bool | None, notice: str = "") -> None:
         """What a watched start of what runs has shown; None: none was watched."""
@@ -238,16 +246,11 @@ class Sight:
             about.state = policy.shown_when_released(about.version, self.target.version)
 
 
-def running_of(
-    found: Inspection | None, slot: Partition | None, new: Image | Staged | None = None
-) -> dict[str, str]:
-    """What runs, as the status shows it. new: the image that was put into the slot."""
+def running_of(slot: Partition | None, app: Described | None) -> dict[str, str]:
+    """What runs, as the status shows it. app: what the slot holds."""
     if slot is None:
         return {}
-    app = found.app(slot) if found is not None else None
     about = app.descriptor if app is not None else None
-    if new is not None:
-        about = new.descriptor
     shown = {"slot": slot.name}
     if about is not None:
         shown |= {"project": about.project, "app_version": about.version}
