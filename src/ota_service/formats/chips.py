@@ -6,7 +6,6 @@ Source of every number: esptool 5.6.0, `esptool/targets/*.py` (IMAGE_CHIP_ID, CH
 BOOTLOADER_FLASH_OFFSET, IROM_MAP_*, DROM_MAP_*) and `esptool/bin_image.py` (MMU_PAGE_SIZE_CONF);
 of `wide_flash`: espressif/esp-stub-lib 1.4, soc_caps.h (SOC_SPI_FLASH_4B_ADDR_SUPPORTED);
 of the bootloaders' places: ESP-IDF, `components/bootloader/subproject/main/ld/*`;
-of `free`: those (v4.4 to v5.5), `components/soc/*/soc.h`, and `esp_image_format.c`;
 of the reset reasons: ESP-IDF, `components/esp_rom/*/include/*/rom/rtc.h` (RESET_REASON).
 """
 
@@ -28,8 +27,6 @@ class Chip:
     loader: where bootloaders of all versions of ESP-IDF have a part of their code, and programs
     for memory have not; None where that is not known. wide_flash: whether its stub loader reaches
     what is above 16 MiB, by commands with addresses of 4 bytes.
-    free: memory that bootloaders of all versions load an app's segments into: neither their own
-    code and data, nor within 36 KiB of where their stack begins; () where that is not known.
     """
 
     name: str
@@ -38,19 +35,12 @@ class Chip:
     mmu_page_bytes: tuple[int, ...] = _PAGE_64K
     loader: tuple[int, int] | None = None
     wide_flash: bool = False
-    free: tuple[tuple[int, int], ...] = ()
 
     def maps(self, address: int) -> bool:
         """Whether a segment with this load address is mapped from flash."""
         return any(start <= address < end for start, end in self.mapped)
 
-    def loads(self, address: int, size_bytes: int) -> bool:
-        """Whether every bootloader loads a segment there; `free` is where it does."""
-        places = self.free or ((0, 1 << 32),)
-        return any(start <= address and address + size_bytes <= end for start, end in places)
 
-
-_RTC_4K, _RTC_8K, _RTC_16K = ((0x50000000, 0x50000000 + (n << 10)) for n in (4, 8, 16))
 _PAGES_C2 = (0x4000, 0x8000, 0x10000)
 _PAGES_C6 = (0x2000, 0x4000, 0x8000, 0x10000)
 _PAGES_S31 = (0x8000, 0x10000, 0x20000, 0x40000)
@@ -61,86 +51,32 @@ CHIP_BY_ID: dict[int, Chip] = {
         0x1000,
         ((0x400D0000, 0x40400000), (0x3F400000, 0x3F800000)),
         loader=(0x40078000, 0x40080000),
-        free=(
-            (0x3FFAE000, 0x3FFDA000),
-            (0x40080000, 0x400A0000),
-            (0x3FF80000, 0x3FF82000),
-            (0x400C0000, 0x400C2000),
-            _RTC_8K,
-        ),
     ),
     2: Chip(
         "ESP32-S2",
         0x1000,
         ((0x40080000, 0x40B80000), (0x3F000000, 0x3F3F0000)),
         loader=(0x40048000, 0x40060000),
-        free=(
-            (0x3FFB0000, 0x3FFDE000),
-            (0x40020000, 0x4004E000),
-            (0x3FF9E000, 0x3FFA0000),
-            (0x40070000, 0x40072000),
-            _RTC_8K,
-        ),
     ),
     5: Chip(
         "ESP32-C3",
         0x0,
         ((0x42000000, 0x42800000), (0x3C000000, 0x3C800000)),
         loader=(0x403C0000, 0x403E0000),
-        free=((0x3FC80000, 0x3FCCE710), (0x4037C000, 0x403CE710), _RTC_8K),
     ),
     9: Chip(
         "ESP32-S3",
         0x0,
         ((0x42000000, 0x44000000), (0x3C000000, 0x3E000000)),
         loader=(0x403B0000, 0x403E0000),
-        free=(
-            (0x3FC88000, 0x3FCDB700),
-            (0x40370000, 0x403CB700),
-            (0x600FE000, 0x60100000),
-            _RTC_8K,
-        ),
         wide_flash=True,
     ),
-    12: Chip(
-        "ESP32-C2",
-        0x0,
-        ((0x42000000, 0x42400000), (0x3C000000, 0x3C400000)),
-        _PAGES_C2,
-        free=((0x3FCA0000, 0x3FCCEB70), (0x4037C000, 0x403AEB70)),
-    ),
-    13: Chip(
-        "ESP32-C6",
-        0x0,
-        ((0x42000000, 0x43000000),),
-        _PAGES_C6,
-        (0x40860000, 0x40880000),
-        free=((0x40800000, 0x4086E610), _RTC_16K),
-    ),
-    16: Chip(
-        "ESP32-H2",
-        0x0,
-        ((0x42000000, 0x43000000),),
-        _PAGES_C6,
-        (0x40830000, 0x40850000),
-        free=((0x40800000, 0x4083EFD0), _RTC_4K),
-    ),
+    12: Chip("ESP32-C2", 0x0, ((0x42000000, 0x42400000), (0x3C000000, 0x3C400000)), _PAGES_C2),
+    13: Chip("ESP32-C6", 0x0, ((0x42000000, 0x43000000),), _PAGES_C6, (0x40860000, 0x40880000)),
+    16: Chip("ESP32-H2", 0x0, ((0x42000000, 0x43000000),), _PAGES_C6, (0x40830000, 0x40850000)),
     18: Chip("ESP32-P4", 0x2000, ((0x40000000, 0x4C000000),), wide_flash=True),
-    20: Chip(
-        "ESP32-C61",
-        0x0,
-        ((0x42000000, 0x43000000),),
-        _PAGES_C6,
-        wide_flash=True,
-        free=((0x40800000, 0x4083E670),),
-    ),
-    23: Chip(
-        "ESP32-C5",
-        0x2000,
-        ((0x42000000, 0x44000000),),
-        wide_flash=True,
-        free=((0x40800000, 0x4084E5A0), _RTC_16K),
-    ),
+    20: Chip("ESP32-C61", 0x0, ((0x42000000, 0x43000000),), _PAGES_C6, wide_flash=True),
+    23: Chip("ESP32-C5", 0x2000, ((0x42000000, 0x44000000),), wide_flash=True),
     25: Chip("ESP32-H21", 0x0, ((0x42000000, 0x43000000),), _PAGES_C6),
     28: Chip("ESP32-H4", 0x2000, ((0x42000000, 0x44000000),), _PAGES_C6),
     31: Chip("ESP32-E22", 0x0, ((0x3C000000, 0x40000000),)),
@@ -161,6 +97,32 @@ SIGNED_BY: dict[int, tuple[tuple[str, ...], int]] = {
 signature blocks of an image count. Source: ESP-IDF, `soc_caps.h` (SOC_SECURE_BOOT_V2_*,
 SOC_ECDSA_SUPPORT_CURVE_P384, SOC_EFUSE_SECURE_BOOT_KEY_DIGESTS), for the H4 and the E22, of which
 it does not say it yet, the most; P-384 where espefuse has SECURE_BOOT_SHA384_EN as well."""
+
+
+_FREE: dict[int, tuple[tuple[int, int], ...]] = {
+    0: ((0x3FFAE000, 0x3FFDA000), (0x40080000, 0x400A0000), (0x3FF80000, 0x3FF82000),
+        (0x400C0000, 0x400C2000), (0x50000000, 0x50002000)),
+    2: ((0x3FFB0000, 0x3FFDE000), (0x40020000, 0x4004E000), (0x3FF9E000, 0x3FFA0000),
+        (0x40070000, 0x40072000), (0x50000000, 0x50002000)),
+    5: ((0x3FC80000, 0x3FCCE710), (0x4037C000, 0x403CE710), (0x50000000, 0x50002000)),
+    9: ((0x3FC88000, 0x3FCDB700), (0x40370000, 0x403CB700), (0x600FE000, 0x60100000),
+        (0x50000000, 0x50002000)),
+    12: ((0x3FCA0000, 0x3FCCEB70), (0x4037C000, 0x403AEB70)),
+    13: ((0x40800000, 0x4086E610), (0x50000000, 0x50004000)),
+    16: ((0x40800000, 0x4083EFD0), (0x50000000, 0x50001000)),
+    20: ((0x40800000, 0x4083E670),),
+    23: ((0x40800000, 0x4084E5A0), (0x50000000, 0x50004000)),
+}  # fmt: skip
+"""Chip id -> memory to which bootloaders of all versions load segments. Source: ESP-IDF, `soc.h`
+(SOC_DRAM_*, SOC_IRAM_*, SOC_RTC_*), up to the bootloader's own (iram_loader_seg of v4.4 to v5.5 in
+`bootloader/subproject/main/ld/*`) or to what it keeps for its stack (`esp_image_format.c`,
+verify_load_addresses: 32 KiB below the pointer, which is below SOC_ROM_STACK_START)."""
+
+
+def is_free(chip_id: int, address: int, size_bytes: int) -> bool:
+    """Whether every bootloader loads a segment there; True for chips of which that is not known."""
+    places = _FREE.get(chip_id, ((0, 1 << 32),))
+    return any(start <= address and address + size_bytes <= end for start, end in places)
 
 
 def chip_name(chip_id: int) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ota_service.errors import OtaError
-from ota_service.formats.chips import CHIP_BY_ID, Chip, chip_name
+from ota_service.formats.chips import CHIP_BY_ID, Chip, chip_name, is_free
 from ota_service.formats.recognise import (
     DESCRIPTOR_OFFSET,
     IMAGE_MAGIC,
@@ -301,7 +301,7 @@ def load_doubt(segments: tuple[Segment, ...], chip_id: int) -> str:
         loaded = seg.size_bytes and seg.load_address >= _RESERVED_BELOW
         if chip is None or not loaded or chip.maps(seg.load_address):
             continue
-        if not chip.loads(seg.load_address, seg.size_bytes):
+        if not is_free(chip_id, seg.load_address, seg.size_bytes):
             return (
                 f"holds an image whose segment {index} goes to {seg.load_address:#010x}, where the "
                 "bootloader itself may be, or nothing is"

@@ -210,8 +210,8 @@ _LOOKED_AT = (
     Mutant(
         "a segment may end in the bootloader's own memory",
         "formats/image.py",
-        "if not chip.loads(seg.load_address, seg.size_bytes):",
-        "if not chip.loads(seg.load_address, 4):",
+        "if not is_free(chip_id, seg.load_address, seg.size_bytes):",
+        "if not is_free(chip_id, seg.load_address, 4):",
         f"{RUNNING}::test_a_segment_that_some_bootloader_does_not_load_leaves_a_doubt",
     ),
     Mutant(
