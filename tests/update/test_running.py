@@ -296,6 +296,17 @@ def test_an_image_that_is_known_to_be_there_need_not_boot_for_that() -> None:
     assert "ota_1 holds an image whose segment 1 goes to" in str(runs.why)
 
 
+def test_a_silent_bootloader_gets_no_image_that_it_may_pass_over() -> None:
+    """It would start the old app, whose words would be taken for the new one's. One that prints
+    may get it: there the way back is seen."""
+    app = assemble([(0x3F400020, OLD[32:288] + bytes(64)), (0x3FFDC000, bytes(64))], 0x3FFDC000)
+    for silent in (True, False):
+        target = MemoryBoard(make_flash("micro-rdk", app=OLD), silent=silent)
+        _, made = target.plan(Firmware.of(app), "1.1.0", facts=BoardFacts(silent=silent))
+        assert made.code == ("image-corrupt" if silent else None)
+        assert made.action == ("refuse" if silent else "write")
+
+
 def test_an_image_without_segments_leaves_a_doubt() -> None:
     """process_segments of ESP-IDF finds no fault in it: it starts, and ota_0 does not run."""
     flash, chip = silent_board(assemble([], 0), "esp32")
