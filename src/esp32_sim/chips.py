@@ -118,12 +118,11 @@ class Memory:
 
     def keeps_out(self, start: int, end: int) -> str:
         """Why the second stage loads nothing to [start, end); "" where it does."""
-        if not any(low <= start and end <= high for low, high in self.ram):
-            return "bad load address range"
         for what, (low, high) in self.kept.items():
             if any(start - shift < high and low < end - shift for shift in (0, self.mirror)):
                 return f"overlaps {what}"
-        return ""
+        fits = any(low <= start and end <= high for low, high in self.ram)
+        return "" if fits else "bad load address range"
 
 
 @dataclass(frozen=True)
@@ -310,7 +309,10 @@ ESP32 = Chip(
         bootloader=((0x3FFF0030, 7080), (0x40078000, 13_000), (0x40080400, 3_000)),
         entry=0x400805E4,
         ram=(
-            (0x3FFAE000, 0x40000000),
+            # Behind it the instruction bus has it too, backwards, and its part above SOC_IRAM_HIGH
+            # is refused.
+            (0x3FFAE000, 0x3FFE0000),
+            (0x3FFF5FFC, 0x40000000),
             (0x40080000, 0x400AA000),
             (0x3FF80000, 0x3FF82000),
             (0x400C0000, 0x400C2000),

@@ -268,6 +268,8 @@ LOADS: list[tuple[str, int, int, str]] = [
     ("esp32", 0x3FFF0000, 0x40, "overlaps bootloader data"),
     ("esp32", 0x40078000, 0x40, "bad load address range"),  # the loader's own, outside SOC_IRAM_*
     ("esp32", 0x40070000, 0x40, "bad load address range"),
+    ("esp32", 0x3FFE4000, 0x40, "bad load address range"),  # 0x400BBFBC on the other bus
+    ("esp32", 0x3FFF6000, 0x40, ""),
     ("esp32", 0x20000000, 0x40, "bad load address range"),
     ("esp32", 0x20000000, 0, ""),
     ("esp32", 0x0FFFFFFC, 0x40, ""),  # padding
