@@ -77,6 +77,10 @@ class Select:
         """Whether it takes part in the choice."""
         return not self.is_invalid and self.crc == seq_crc(self.seq)
 
+    def index(self, slot_count: int) -> int:
+        """The slot that it names: (ota_seq - 1) % app_count in uint32_t, so 0 wraps around."""
+        return (self.seq - 1 & 0xFFFFFFFF) % slot_count
+
 
 @dataclass(frozen=True)
 class BootResult:
@@ -360,7 +364,7 @@ class _Boot:
         active = -1
         for i in range(2):
             if not entries[i].counts or not self.is_new_enough(
-                apps.get((entries[i].seq - 1) % slot_count)
+                apps.get(entries[i].index(slot_count))
             ):
                 continue
             if active < 0 or entries[i].seq > entries[active].seq:
@@ -376,7 +380,7 @@ class _Boot:
             self.write_select(
                 otadata, active, Select(chosen.seq, PENDING_VERIFY, chosen.crc, chosen.label)
             )
-        index = (chosen.seq - 1) % slot_count
+        index = chosen.index(slot_count)
         if chosen.state == VALID:
             self.burn(apps.get(index))
         return index, False

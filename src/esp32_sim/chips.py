@@ -97,6 +97,11 @@ class Memory:
     """Where images have their parts; mapped: ranges that the cache maps from flash.
 
     bootloader: the second stage's segments, address and length.
+    ram: ranges that segments can be loaded into. kept: what the second stage lets no segment
+    overlap, by its words, in the data bus's addresses. mirror: how far above those the instruction
+    bus has the same memory. Source: ESP-IDF's soc.h, and verify_load_addresses (the stack is
+    32 KiB and what is in use of it, about 1 KiB, below SOC_ROM_STACK_START; where both buses have
+    the same addresses the check never comes to the loader's code).
     """
 
     drom: int
@@ -106,7 +111,18 @@ class Memory:
     mapped: tuple[tuple[int, int], ...]
     bootloader: tuple[tuple[int, int], ...]
     entry: int
+    ram: tuple[tuple[int, int], ...]
+    kept: Mapping[str, tuple[int, int]]
+    mirror: int = 0
     rtc: int = 0x50000000
+
+    def keeps_out(self, start: int, end: int) -> str:
+        """Why the second stage loads nothing to [start, end); "" where it does."""
+        for what, (low, high) in self.kept.items():
+            if any(start - shift < high and low < end - shift for shift in (0, self.mirror)):
+                return f"overlaps {what}"
+        fits = any(low <= start and end <= high for low, high in self.ram)
+        return "" if fits else "bad load address range"
 
 
 @dataclass(frozen=True)
@@ -292,6 +308,20 @@ ESP32 = Chip(
         mapped=((0x3F400000, 0x3F800000), (0x400D0000, 0x40400000)),
         bootloader=((0x3FFF0030, 7080), (0x40078000, 13_000), (0x40080400, 3_000)),
         entry=0x400805E4,
+        ram=(
+            # Behind it the instruction bus has it too, backwards, and its part above SOC_IRAM_HIGH
+            # is refused.
+            (0x3FFAE000, 0x3FFE0000),
+            (0x3FFF5FFC, 0x40000000),
+            (0x40080000, 0x400AA000),
+            (0x3FF80000, 0x3FF82000),
+            (0x400C0000, 0x400C2000),
+            (0x50000000, 0x50002000),
+        ),
+        kept={
+            "bootloader stack": (0x3FFDBB00, 0x3FFE3F20),
+            "bootloader data": (0x3FFF0000, 0x3FFF3000),
+        },
     ),
     resets=_resets(
         power_on="POWERON_RESET",
@@ -348,6 +378,19 @@ ESP32S2 = Chip(
         mapped=((0x3F000000, 0x3FF80000), (0x40080000, 0x40800000)),
         bootloader=_S2_BOOTLOADER,
         entry=0x4004C210,
+        ram=(
+            (0x3FFB0000, 0x40000000),
+            (0x40020000, 0x40070000),
+            (0x3FF9E000, 0x3FFA0000),
+            (0x40070000, 0x40072000),
+            (0x50000000, 0x50002000),
+        ),
+        kept={
+            "bootloader stack": (0x3FFF62EC, 0x3FFFE70C),
+            "bootloader data": (0x3FFE6000, 0x3FFE8000),
+            "loader IRAM": (0x3FFE0000, 0x3FFE3200),
+        },
+        mirror=0x70000,
     ),
     resets=_RESETS_2019,
     panics=PANICS,
@@ -394,6 +437,18 @@ ESP32S3 = Chip(
         mapped=((0x3C000000, 0x3E000000), (0x42000000, 0x44000000)),
         bootloader=_S3_BOOTLOADER,
         entry=0x403C9908,
+        ram=(
+            (0x3FC88000, 0x3FD00000),
+            (0x40370000, 0x403E0000),
+            (0x600FE000, 0x60100000),
+            (0x50000000, 0x50002000),
+        ),
+        kept={
+            "bootloader stack": (0x3FCE32F0, 0x3FCEB710),
+            "bootloader data": (0x3FCE3700, 0x3FCE5000),
+            "loader IRAM": (0x3FCDC700, 0x3FCDF600),
+        },
+        mirror=0x6F0000,
     ),
     resets=_RESETS_2021,
     panics=PANICS,
@@ -435,6 +490,17 @@ ESP32C3 = Chip(
         mapped=((0x3C000000, 0x3C800000), (0x42000000, 0x42800000)),
         bootloader=_C3_BOOTLOADER,
         entry=0x403CC710,
+        ram=(
+            (0x3FC80000, 0x3FCE0000),
+            (0x4037C000, 0x403E0000),
+            (0x50000000, 0x50002000),
+        ),
+        kept={
+            "bootloader stack": (0x3FCD62F0, 0x3FCDE710),
+            "bootloader data": (0x3FCD5710, 0x3FCD7000),
+            "loader IRAM": (0x3FCCE710, 0x3FCD1700),
+        },
+        mirror=0x700000,
     ),
     resets=_RESETS_2021,
     panics=RISCV_PANICS,
@@ -478,6 +544,14 @@ ESP32C6 = Chip(
         mapped=((0x42000000, 0x43000000),),
         bootloader=_C6_BOOTLOADER,
         entry=0x4086C410,
+        ram=(
+            (0x40800000, 0x40880000),
+            (0x50000000, 0x50004000),
+        ),
+        kept={
+            "bootloader stack": (0x408761F0, 0x4087E610),
+            "bootloader data": (0x40875610, 0x40877000),
+        },
     ),
     resets=_RESETS_2022,
     panics=RISCV_PANICS,
@@ -521,6 +595,14 @@ ESP32H2 = Chip(
         mapped=((0x42000000, 0x43000000),),
         bootloader=_H2_BOOTLOADER,
         entry=0x4083CFD0,
+        ram=(
+            (0x40800000, 0x40850000),
+            (0x50000000, 0x50001000),
+        ),
+        kept={
+            "bootloader stack": (0x40846F60, 0x4084F380),
+            "bootloader data": (0x40845FD0, 0x40848000),
+        },
     ),
     resets=_RESETS_2022,
     panics=RISCV_PANICS,

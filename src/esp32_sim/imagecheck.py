@@ -1,28 +1,30 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Image verification as the second-stage bootloader and the ROM do it.
 
-Source: ESP-IDF's bootloader_support/src/esp_image_format.c, and esp32.md, "App Image".
+Source: ESP-IDF's bootloader_support/src/esp_image_format.c, and esp32.md, "App Image". The second
+stage is v5.1.4's, as of most boards in use, with the check of the eFuse blocks' revision that v5.1
+got later. Not modelled is what only newer ones refuse: images without an app descriptor on chips
+whose MMU pages can be of several sizes (v5.4: C6, H2), and a first segment that is too short for
+one (v6).
 """
 
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass
 
 from esp32_sim.chips import ESP32, Chip
 from esp32_sim.flash import NorFlash
-from esp32_sim.images import (
-    DESCRIPTOR,
-    DESCRIPTOR_OFFSET,
-    HEADER,
-    IMAGE_MAGIC,
-    SEGMENT_HEADER,
-    read_descriptor,
-)
+from esp32_sim.images import HEADER, IMAGE_MAGIC, SEGMENT_HEADER
 from esp32_sim.loader_common import checksum
 from esp32_sim.signature import SIGNATURE_SECTOR, is_signed
 
 SEGMENT_LIMIT_BYTES = 16 << 20
+RESERVED_BELOW = 0x10000000
+"""Segments below are not loaded (should_load): padding."""
+BLOCK_REVISIONS = struct.Struct("<HH")
+BLOCK_REVISIONS_AT = 176
 PAGE = 0x10000
 
 
@@ -86,7 +88,7 @@ def verify_app(
             f"Image requires chip rev <= v{max_rev // 100}.{max_rev % 100}, "
             f"but chip is v{revision // 100}.{revision % 100}"
         )
-    if not 1 <= count <= 16:
+    if count > 16:  # none at all is as good as any
         raise BadImageError(f"image at {offset:#x} segment count {count} exceeds max 16")
     segments: list[Segment] = []
     data = bytearray()
@@ -106,8 +108,17 @@ def verify_app(
             raise BadImageError(
                 f"Image length {at + size - offset} doesn't fit in partition length {limit_bytes}"
             )
-        if index == 0 and chip.checks_blocks:
-            _check_blocks(flash.read(offset, DESCRIPTOR_OFFSET + DESCRIPTOR.size), block_revision)
+        if not mapped and load_address >= RESERVED_BELOW and size:
+            reason = chip.memory.keeps_out(load_address, load_address + size)
+            if reason:
+                raise BadImageError(
+                    f"Segment {index} {load_address:#010x}-{load_address + size:#010x} invalid: "
+                    f"{reason}"
+                )
+        if index == 0 and chip.checks_blocks and size:
+            found = flash.read(at + BLOCK_REVISIONS_AT, BLOCK_REVISIONS.size)
+            low, high = BLOCK_REVISIONS.unpack(found)
+            _check_blocks(low, high, block_revision)
         data += flash.read(at, size)
         segments.append(segment)
         at += size
@@ -132,13 +143,10 @@ def verify_app(
     return LoadedImage(offset, size, entry, tuple(segments))
 
 
-def _check_blocks(head: bytes, revision: int) -> None:
-    """Refuse an app that wants other eFuse blocks (bootloader_common_check_efuse_blk_validity)."""
-    info = read_descriptor(head)
-    if info is None:
-        return
+def _check_blocks(low: int, high: int, revision: int) -> None:
+    """Refuse an app that wants other eFuse blocks (bootloader_common_check_efuse_blk_validity):
+    it takes what stands there for an app descriptor's, be there one or not."""
     chip_has = f"but chip is v{revision // 100}.{revision % 100}"
-    low, high = info.min_block_revision, info.max_block_revision
     if revision < low:
         raise BadImageError(
             f"Image requires efuse blk rev >= v{low // 100}.{low % 100}, {chip_has}"

@@ -19,8 +19,9 @@ from esp32_sim.bootmodel import (
     Select,
     boot,
 )
+from esp32_sim.chips import chip_of
 from esp32_sim.factory import make_flash
-from esp32_sim.images import build_app, build_bootloader, read_descriptor
+from esp32_sim.images import assemble, build_app, build_bootloader, read_descriptor
 from esp32_sim.layouts import LAYOUTS, Layout, Partition, encode_table
 
 SMALL = build_app(size_bytes=20_000)
@@ -166,7 +167,8 @@ def test_without_rollback_states_stay() -> None:
 
 
 def test_ota_counts_slots_of_any_number() -> None:
-    """Slot = (seq - 1) modulo the number of slots, here three."""
+    """Slot = (seq - 1) modulo the number of slots, here three; in uint32_t, so 0 is no exception
+    (bootloader_utility_get_selected_boot_partition)."""
     base = 0x20000
     layout = Layout(
         "three",
@@ -177,7 +179,7 @@ def test_ota_counts_slots_of_any_number() -> None:
             *(Partition(f"ota_{i}", 0, 0x10 + i, base + i * 0x100000, 0x100000) for i in range(3)),
         ),
     )
-    for seq, slot in ((1, "ota_0"), (2, "ota_1"), (3, "ota_2"), (4, "ota_0"), (6, "ota_2")):
+    for seq, slot in enumerate(("ota_0", "ota_0", "ota_1", "ota_2", "ota_0", "ota_1", "ota_2")):
         assert boot(board(layout, make(seq), BLANK)).slot == slot
 
 
@@ -256,6 +258,63 @@ def test_bad_image_falls_back(damage: Callable[[bytearray], None], words: str) -
     assert result.slot == "ota_0"
     assert words in text
     assert "OTA app partition slot 1 is not bootable" in text
+
+
+# Where a segment goes, its length, and what esp_image_format.c says of it (verify_load_addresses;
+# v4.4.8, v5.1.4 and master alike).
+LOADS: list[tuple[str, int, int, str]] = [
+    ("esp32", 0x3FFB0000, 0x1000, ""),
+    ("esp32", 0x3FFDC000, 0x40, "overlaps bootloader stack"),
+    ("esp32", 0x3FFF0000, 0x40, "overlaps bootloader data"),
+    ("esp32", 0x40078000, 0x40, "bad load address range"),  # the loader's own, outside SOC_IRAM_*
+    ("esp32", 0x40070000, 0x40, "bad load address range"),
+    ("esp32", 0x3FFE4000, 0x40, "bad load address range"),  # 0x400BBFBC on the other bus
+    ("esp32", 0x3FFF6000, 0x40, ""),
+    ("esp32", 0x20000000, 0x40, "bad load address range"),
+    ("esp32", 0x20000000, 0, ""),
+    ("esp32", 0x0FFFFFFC, 0x40, ""),  # padding
+    ("esp32", 0x3FFFFFF0, 0x40, "bad load address range"),  # out of memory's end
+    ("esp32", 0x50000000, 0x40, ""),
+    ("esp32", 0x400C0000, 0x40, ""),
+    ("esp32c3", 0x3FCD6000, 0x40, "overlaps bootloader data"),
+    ("esp32c3", 0x403D6000, 0x40, "overlaps bootloader data"),
+    ("esp32c3", 0x3FCCF000, 0x40, "overlaps loader IRAM"),
+    ("esp32c3", 0x403CF000, 0x40, "overlaps loader IRAM"),
+    ("esp32c3", 0x40080000, 0x40, "bad load address range"),
+    ("esp32c6", 0x4087D000, 0x40, "overlaps bootloader stack"),
+]
+
+
+@pytest.mark.parametrize(("chip", "address", "size", "words"), LOADS)
+def test_no_segment_is_loaded_over_the_bootloader(
+    chip: str, address: int, size: int, words: str
+) -> None:
+    """Nor to where no memory is; padding goes nowhere."""
+    facts = chip_of(chip)
+    described = build_app(size_bytes=2_000, chip=chip)[32:288] + bytes(64)
+    image = assemble(
+        [(facts.memory.drom + 32, described), (address, bytes(size))], 0, chip_id=facts.id
+    )
+    flash = make_flash("micro-rdk", app=image, chip=chip)
+    result = boot(flash, chip=facts)
+    assert (result.slot == "ota_0") == (not words)
+    assert words in "\n".join(result.log)
+
+
+def test_an_image_without_segments_boots() -> None:
+    """process_segments has nothing to find fault with; the header allows up to 16."""
+    flash = make_flash("micro-rdk", app=assemble([], 0))
+    assert boot(flash).slot == "ota_0"
+
+
+def test_block_revisions_are_read_without_a_descriptor() -> None:
+    """process_segment_data takes what stands in its place; the ESP32's bootloader does not look."""
+    for chip, boots in (("esp32c3", False), ("esp32", True)):
+        facts = chip_of(chip)
+        image = assemble([(facts.memory.drom + 32, b"\x07" * 320)], 0, chip_id=facts.id)
+        result = boot(make_flash("micro-rdk", app=image, chip=chip), chip=facts)
+        assert (result.slot is not None) == boots
+        assert ("Image requires efuse blk rev >= v17.99" in "\n".join(result.log)) != boots
 
 
 def test_image_longer_than_its_partition() -> None:

@@ -16,20 +16,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esp32_sim.bootmodel import ABORTED, NEW, UNDEFINED, Select
+from esp32_sim.bootmodel import ABORTED, NEW, PENDING_VERIFY, UNDEFINED, Select, boot
+from esp32_sim.chips import CHIP_NAMES, chip_of
 from esp32_sim.factory import build_nvs, default_nvs, make_flash
 from esp32_sim.flash import NorFlash
 from esp32_sim.imagecheck import BadImageError, verify_app
-from esp32_sim.images import build_app
+from esp32_sim.images import assemble, build_app
 from esp32_sim.layouts import LAYOUTS, Layout, Partition, encode_table
 from esp32_sim.nvsmodel import NvsValue
 from ota_service.errors import OtaError
 from ota_service.formats.chips import CHIP_BY_ID
 from ota_service.formats.flashops import apply_ops
-from ota_service.formats.image import parse_boot_image
 from ota_service.formats.otadata import boots_after
+from ota_service.formats.partitions import Partition as OurPartition
 from ota_service.formats.partitions import parse_partition_table
 from ota_service.link.chip import ChipInfo
+from ota_service.update.bootable import candidate
 from ota_service.update.carry_out import plan_go_back, plan_rollback
 from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.first_look import FirstLook, first_look
@@ -42,6 +44,16 @@ SIZE = 20_000
 OLD = build_app(version="1.0.0", size_bytes=SIZE)
 FIRMWARE = Firmware.of(build_app(version="1.1.0", size_bytes=SIZE, seed=1))
 OTHER = build_app(version="0.9.0", size_bytes=SIZE, seed=5)
+_WITH_TEST_APP = Layout(
+    "test app",
+    4 << 20,
+    (
+        *(part for part in LAYOUTS["micro-rdk"].partitions if part.type == 1),
+        Partition("ota_0", 0, 0x10, 0x100000, 0x40000),
+        Partition("ota_1", 0, 0x11, 0x140000, 0x40000),
+        Partition("test", 0, 0x20, 0x180000, 0x40000),
+    ),
+)
 
 
 def resealed(image: bytes | bytearray) -> bytearray:
@@ -176,9 +188,13 @@ def test_no_update_ever_writes_what_boots(
 def test_an_image_is_whole_as_the_bootloader_finds_it(
     position: int, value: int, sealed: bool, count: int | None
 ) -> None:
-    """One byte changed anywhere, with the sums made right or not: both beliefs agree."""
+    """One byte changed anywhere, with the sums made right or not: both beliefs agree. It is unclear
+    only where a segment may go elsewhere, or where there is none."""
     data = bytearray(bare(build_app(size_bytes=2_000)))
-    data[position % len(data)] = value
+    position %= len(data)
+    (behind,) = struct.unpack_from("<I", data, 28)
+    headers = (*range(24, 32), *range(32 + behind, 40 + behind))
+    data[position] = value
     if count is not None:
         data[1] = count
     data[12:18] = bytes(6)  # chip and revisions are other questions
@@ -188,17 +204,148 @@ def test_an_image_is_whole_as_the_bootloader_finds_it(
         except (struct.error, IndexError):
             return
     slot = bytes(data).ljust(1 << 20, b"\xff")
-    try:
-        parse_boot_image(slot)
-        ours = True
-    except OtaError:
-        ours = False
+    place = OurPartition("ota_0", 0, 0x10, 0, len(slot), 0)
+    chip = ChipInfo("ESP32", 0, "24:0a:c4:00:00:01", 301, len(slot))
+    ours = candidate(MemoryFlash(slot), place, chip, 0).boots
     try:
         verify_app(NorFlash(bytearray(slot)), 0, len(slot))
         theirs = True
     except (BadImageError, ValueError):  # or a segment that ends beyond the flash
         theirs = False
-    assert ours == theirs
+    assert ours == ("yes" if theirs else "no") or (
+        ours == "unclear" and (position in headers or position == 1 or count is not None)
+    )
+
+
+def silent_board(app: bytes, chip: str) -> tuple[MemoryFlash, ChipInfo]:
+    """Two slots, otadata names ota_1, which holds `app`; ota_0 holds one that boots."""
+    facts = chip_of(chip)
+    other = build_app(version="1.0.0", size_bytes=2_000, chip=chip)
+    flash = make_flash("micro-rdk", app=other, other_app=app, chip=chip)
+    for at, data in entries("micro-rdk", Select.make(2)).items():
+        flash[at : at + len(data)] = data
+    blocks = 0 if facts.checks_blocks else None
+    mac, revision = "24:0a:c4:00:00:01", 100 * facts.revision[0] + facts.revision[1]
+    info = ChipInfo(facts.title, facts.id, mac, revision, len(flash), block_revision=blocks)
+    return MemoryFlash(flash), info
+
+
+@pytest.mark.parametrize("chip", CHIP_NAMES)
+def test_ordinary_apps_leave_no_doubt(chip: str) -> None:
+    """Of every chip and size, behind a bootloader that prints nothing."""
+    for size_bytes in (2_000, 80_000):
+        app = build_app(version="1.1.0", size_bytes=size_bytes, chip=chip)
+        found = inspect(*silent_board(app, chip), facts=BoardFacts(silent=True))
+        assert found.running.partition is not None, found.running.why
+        assert (found.running.partition.label, found.running.evidence) == ("ota_1", "verified")
+
+
+# An app's chip; its segments behind a first one with the app's descriptor, None: alone in the
+# image is a short one; whether its descriptor is one; words. Source: ESP-IDF, esp_image_format.c,
+# verify_load_addresses (v4.4.8, v5.1.4, master), verify_segment_header (master),
+# process_segment_data (v5.1.5: block revisions are read whatever stands there).
+_REFUSED_BY_SOME: list[tuple[str, tuple[tuple[int, int], ...] | None, bool, str]] = [
+    ("esp32", ((0x3FFDC000, 0x800), (0x40080000, 64)), True, "segment 1 goes to 0x3ffdc000"),
+    ("esp32", ((0x3FFB0000, 64), (0x3FFF0000, 64)), True, "segment 2 goes to 0x3fff0000"),
+    ("esp32", ((0x40078000, 64),), True, "segment 1 goes to 0x40078000"),
+    ("esp32", ((0x3FFAFF00, 0x30000),), True, "segment 1 goes to 0x3ffaff00"),
+    ("esp32c3", ((0x403CF000, 64),), True, "segment 1 goes to 0x403cf000"),
+    ("esp32s3", ((0x20000000, 64),), True, "segment 1 goes to 0x20000000"),
+    ("esp32", None, True, "no room for an app descriptor"),
+    ("esp32", (), False, ""),
+    ("esp32c3", (), False, "without an app descriptor"),
+    ("esp32c6", (), False, "without an app descriptor"),
+    ("esp32", ((0x0, 64), (0x20000000, 0), (0x400C0000, 64), (0x50000000, 64)), True, ""),
+]
+
+
+@pytest.mark.parametrize(("chip", "more", "described", "words"), _REFUSED_BY_SOME)
+def test_a_segment_that_some_bootloader_does_not_load_leaves_a_doubt(
+    chip: str, more: tuple[tuple[int, int], ...] | None, described: bool, words: str
+) -> None:
+    """The slot that otadata names was taken for the one that runs, and the other one, which ran,
+    was written."""
+    facts = chip_of(chip)
+    head = build_app(size_bytes=2_000, chip=chip)[32:288] if described else bytes(256)
+    first = bytes(64) if more is None else head + bytes(64)
+    segments = [(facts.memory.drom + 32, first), *((at, bytes(n)) for at, n in more or ())]
+    flash, info = silent_board(assemble(segments, 0, chip_id=facts.id), chip)
+    runs = inspect(flash, info, facts=BoardFacts(silent=True)).running
+    if not words:
+        assert runs.partition is not None
+        assert runs.partition.label == "ota_1"
+        return
+    assert runs.partition is None
+    assert runs.why is not None
+    assert "ota_1 holds an image" in str(runs.why)
+    assert words in str(runs.why)
+    if more is None or not described:
+        return
+    assert boot(flash.data, chip=facts).slot == "ota_0", "the slot that would have been written"
+
+
+def test_an_image_that_is_known_to_be_there_need_not_boot_for_that() -> None:
+    """Its digest tells which one it is, and nothing of where its segments go."""
+    head = OLD[32:288]
+    app = assemble([(0x3F400020, head + bytes(64)), (0x3FFDC000, bytes(64))], 0x3FFDC000)
+    flash, chip = silent_board(app, "esp32")
+    runs = inspect(
+        flash, chip, facts=BoardFacts(silent=True), firmware=Firmware.of(app).known
+    ).running
+    assert runs.partition is None
+    assert "ota_1 holds an image whose segment 1 goes to" in str(runs.why)
+
+
+def test_a_silent_bootloader_gets_no_image_that_it_may_pass_over() -> None:
+    """It would start the old app, whose words would be taken for the new one's. One that prints
+    may get it: there the way back is seen."""
+    app = assemble([(0x3F400020, OLD[32:288] + bytes(64)), (0x3FFDC000, bytes(64))], 0x3FFDC000)
+    for silent in (True, False):
+        target = MemoryBoard(make_flash("micro-rdk", app=OLD), silent=silent)
+        _, made = target.plan(Firmware.of(app), "1.1.0", facts=BoardFacts(silent=silent))
+        assert made.code == ("image-corrupt" if silent else None)
+        assert made.action == ("refuse" if silent else "write")
+
+
+def test_an_image_without_segments_leaves_a_doubt() -> None:
+    """process_segments of ESP-IDF finds no fault in it: it starts, and ota_0 does not run."""
+    flash, chip = silent_board(assemble([], 0), "esp32")
+    assert boot(bytearray(flash.data)).slot == "ota_1"
+    runs = inspect(flash, chip, facts=BoardFacts(silent=True)).running
+    assert runs.partition is None
+    assert "ota_1 holds an image without segments" in str(runs.why)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_test_app_is_the_last_that_boots(whole: bool) -> None:
+    """bootloader_utility_load_boot_image: the test app where nothing else boots. Such a board is
+    not dead."""
+    flash = make_flash(_WITH_TEST_APP, app=OLD)
+    at, test = (_WITH_TEST_APP.find(label).offset for label in ("ota_0", "test"))
+    flash[at] = 0xFF
+    flash[test : test + SIZE] = (OLD if whole else bytes(SIZE))[:SIZE].ljust(SIZE, b"\xff")
+    target = MemoryBoard(flash, silent=True)
+    assert (target.boot().slot == "test") == whole
+    found, made = target.plan(FIRMWARE, "1.1.0", rescue=True)
+    assert found.running.dead != whole
+    assert made.code == ("otadata-invalid" if whole else None)
+
+
+@pytest.mark.parametrize("layout", ["guide", "micro-rdk"])
+def test_a_restart_that_starts_another_app_takes_something_away(layout: str) -> None:
+    """The entry for ota_1 is PENDING_VERIFY, ota_1 is not whole, and ota_0 runs. Without the entry
+    the bootloader starts the factory app first (bootloader_utility_get_selected_boot_partition),
+    and only without one ota_0."""
+    flash = make_flash(layout, app=OLD, slot="factory" if layout == "guide" else "ota_0")
+    at = LAYOUTS[layout].find("ota_0").offset
+    flash[at : at + len(OTHER)] = OTHER
+    target = MemoryBoard(flash, rollback=True, silent=True)
+    patched(target, entries(layout, None, Select.make(2, PENDING_VERIFY)))
+    found = inspect(MemoryFlash(target.data), target.chip, facts=BoardFacts(silent=True))
+    assert found.running.partition is not None
+    assert found.running.partition.label == "ota_0"
+    assert target.boot().slot == ("factory" if layout == "guide" else "ota_0")
+    assert found.pending == (layout == "guide")
 
 
 def test_a_silent_rollback_bootloader_that_went_back_while_it_was_looked_at() -> None:

@@ -99,6 +99,32 @@ SOC_ECDSA_SUPPORT_CURVE_P384, SOC_EFUSE_SECURE_BOOT_KEY_DIGESTS), for the H4 and
 it does not say it yet, the most; P-384 where espefuse has SECURE_BOOT_SHA384_EN as well."""
 
 
+_FREE: dict[int, tuple[tuple[int, int], ...]] = {
+    0: ((0x3FFAE000, 0x3FFDA000), (0x40080000, 0x400A0000), (0x3FF80000, 0x3FF82000),
+        (0x400C0000, 0x400C2000), (0x50000000, 0x50002000)),
+    2: ((0x3FFB0000, 0x3FFDE000), (0x40020000, 0x4004E000), (0x3FF9E000, 0x3FFA0000),
+        (0x40070000, 0x40072000), (0x50000000, 0x50002000)),
+    5: ((0x3FC80000, 0x3FCCE710), (0x4037C000, 0x403CE710), (0x50000000, 0x50002000)),
+    9: ((0x3FC88000, 0x3FCDB700), (0x40370000, 0x403CB700), (0x600FE000, 0x60100000),
+        (0x50000000, 0x50002000)),
+    12: ((0x3FCA0000, 0x3FCCEB70), (0x4037C000, 0x403AEB70)),
+    13: ((0x40800000, 0x4086E610), (0x50000000, 0x50004000)),
+    16: ((0x40800000, 0x4083EFD0), (0x50000000, 0x50001000)),
+    20: ((0x40800000, 0x4083E670),),
+    23: ((0x40800000, 0x4084E5A0), (0x50000000, 0x50004000)),
+}  # fmt: skip
+"""Chip id -> memory to which bootloaders of all versions load segments. Source: ESP-IDF, `soc.h`
+(SOC_DRAM_*, SOC_IRAM_*, SOC_RTC_*), up to the bootloader's own (iram_loader_seg of v4.4 to v5.5 in
+`bootloader/subproject/main/ld/*`) or to what it keeps for its stack (`esp_image_format.c`,
+verify_load_addresses: 32 KiB below the pointer, which is below SOC_ROM_STACK_START)."""
+
+
+def is_free(chip_id: int, address: int, size_bytes: int) -> bool:
+    """Whether every bootloader loads a segment there; True for chips of which that is not known."""
+    places = _FREE.get(chip_id, ((0, 1 << 32),))
+    return any(start <= address and address + size_bytes <= end for start, end in places)
+
+
 def chip_name(chip_id: int) -> str:
     """The chip's name, or "chip id N" for one that is not known."""
     chip = CHIP_BY_ID.get(chip_id)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ota_service.errors import OtaError
-from ota_service.formats.chips import CHIP_BY_ID, Chip, chip_name
+from ota_service.formats.chips import CHIP_BY_ID, Chip, chip_name, is_free
 from ota_service.formats.recognise import (
     DESCRIPTOR_OFFSET,
     IMAGE_MAGIC,
@@ -264,8 +264,11 @@ def parse_boot_header(data: bytes) -> BootHeader:
     return BootHeader(chip_id, least, highest, parse_header(data))
 
 
-def image_length(read: Callable[[int, int], bytes], limit_bytes: int) -> int | None:
-    """The image's length in bytes, with its checksum and appended digest; None where none is.
+def image_layout(
+    read: Callable[[int, int], bytes], limit_bytes: int
+) -> tuple[int, tuple[Segment, ...]] | None:
+    """The image's length in bytes, with its checksum and appended digest, and its segments; None
+    where none is.
 
     A few small reads instead of the whole slot: a length proves nothing about the content.
     read: (offset from the image's start, size) -> bytes. limit_bytes: the slot's size.
@@ -275,16 +278,37 @@ def image_length(read: Callable[[int, int], bytes], limit_bytes: int) -> int | N
     header = read(0, HEADER_BYTES)
     if header[0] != IMAGE_MAGIC or not 1 <= header[1] <= MAX_SEGMENTS:
         return None
-    end = HEADER_BYTES
+    end, segments = HEADER_BYTES, []
     for _ in range(header[1]):
         if end + SEGMENT_HEADER_BYTES > limit_bytes:
             return None
-        _, size_bytes = struct.unpack("<II", read(end, SEGMENT_HEADER_BYTES))
-        end += SEGMENT_HEADER_BYTES + size_bytes
+        address, size_bytes = struct.unpack("<II", read(end, SEGMENT_HEADER_BYTES))
+        end += SEGMENT_HEADER_BYTES
+        segments.append(Segment(address, end, size_bytes))
+        end += size_bytes
         if end >= limit_bytes:
             return None
     end += 16 - end % 16 + (HASH_BYTES if header[23] else 0)  # as in `whole_image`
-    return end if end <= limit_bytes else None
+    return (end, tuple(segments)) if end <= limit_bytes else None
+
+
+def load_doubt(segments: tuple[Segment, ...], chip_id: int) -> str:
+    """What may keep a bootloader from loading a whole image, as the end of "ota_0 ..."; "":
+    nothing. `esp_image_format.c`: verify_load_addresses, and in the newest verify_segment_header.
+    """
+    chip = CHIP_BY_ID.get(chip_id)
+    for index, seg in enumerate(segments):
+        loaded = seg.size_bytes and seg.load_address >= _RESERVED_BELOW
+        if chip is None or not loaded or chip.maps(seg.load_address):
+            continue
+        if not is_free(chip_id, seg.load_address, seg.size_bytes):
+            return (
+                f"holds an image whose segment {index} goes to {seg.load_address:#010x}, where the "
+                "bootloader itself may be, or nothing is"
+            )
+    if segments[0].size_bytes < DESCRIPTOR_BYTES:
+        return "holds an image whose first segment has no room for an app descriptor"
+    return ""
 
 
 def _corrupt(why: str) -> OtaError:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from ota_service.errors import OtaError
@@ -128,6 +128,16 @@ class OtaData:
         """
         return any(e.counts and e.state == OtaState.PENDING_VERIFY for e in self.entries)
 
+    def rejecting_pending(self) -> OtaData:
+        """What a bootloader with rollback makes of them at its next pass."""
+        first, second = (
+            replace(entry, state=OtaState.ABORTED)
+            if entry.state == OtaState.PENDING_VERIFY
+            else entry
+            for entry in self.entries
+        )
+        return _deciding((first, second))
+
     @property
     def on_trial(self) -> bool:
         """Whether the bootloader may take an entry back that its app has not confirmed."""
@@ -165,6 +175,10 @@ def parse_otadata(data: bytes) -> OtaData:
         _entry(bytes(data[:ENTRY_BYTES])),
         _entry(bytes(data[SECTOR_BYTES : SECTOR_BYTES + ENTRY_BYTES])),
     )
+    return _deciding(entries)
+
+
+def _deciding(entries: tuple[OtaEntry, OtaEntry]) -> OtaData:
     counting = [i for i in (0, 1) if entries[i].counts]
     return OtaData(entries, max(counting, key=lambda i: (entries[i].seq, -i), default=None))
 

@@ -153,6 +153,11 @@ class PartitionTable:
         return self._first("app/factory")
 
     @property
+    def test_apps(self) -> list[Partition]:
+        """The test app that a bootloader starts where no other one boots: of several the last."""
+        return [part for part in self.partitions if part.kind == "app/test"][-1:]
+
+    @property
     def otadata(self) -> Partition | None:
         """The partition that says which slot boots."""
         return self._first("data/ota")

@@ -19,7 +19,9 @@ from ota_service.formats.flashops import SECTOR_BYTES
 from ota_service.formats.image import (
     AppImage,
     BootImage,
-    image_length,
+    Segment,
+    image_layout,
+    load_doubt,
     parse_boot_header,
     parse_boot_image,
     parse_header,
@@ -36,7 +38,7 @@ HEAD_BYTES = 0x120
 _OTHER_BLOCKS = "holds an image for some revisions of the chip's fuse blocks only"
 
 ESP32_CHIP_ID = 0
-"""The one chip on which the bootloader does not look at block revisions."""
+"""The one chip whose bootloaders look neither at block revisions nor for an app descriptor."""
 
 Boots = Literal["yes", "no", "unclear"]
 
@@ -61,8 +63,11 @@ def candidate(flash: Flash, partition: Partition, chip: ChipInfo, secure_floor: 
     it asks for none. Raises OtaError `link-lost`.
     """
     size_bytes = image_bytes(flash, partition)
+    head = flash.read(partition.offset, HEAD_BYTES)
     if size_bytes is None:
-        return Candidate("no", _instead(flash.read(partition.offset, HEAD_BYTES)))
+        if head[:2] == bytes((IMAGE_MAGIC, 0)):  # a bootloader misses nothing in it
+            return Candidate("unclear", "holds an image without segments")
+        return Candidate("no", _instead(head))
     if chip.secure_boot:  # with the sector of its signature
         size_bytes = min(-(-size_bytes // SECTOR_BYTES + 1) * SECTOR_BYTES, partition.size_bytes)
     try:
@@ -71,7 +76,7 @@ def candidate(flash: Flash, partition: Partition, chip: ChipInfo, secure_floor: 
         if error.code == "link-lost":
             raise
         return Candidate("no", "holds a damaged image")
-    doubt = header_doubt(flash.read(partition.offset, HEAD_BYTES), chip, secure_floor)
+    doubt = header_doubt(head, chip, secure_floor) or loading_doubt(flash, partition, chip)
     refused = signature_refusal(image, chip)
     if not doubt and refused is not None:
         doubt = f"holds an image that the board refuses ({refused.code})"
@@ -100,6 +105,20 @@ def header_doubt(head: bytes, chip: ChipInfo, secure_floor: int) -> str:
     if secure_version < secure_floor:
         return f"has secure version {secure_version}, and the board's fuses ask for {secure_floor}"
     return ""
+
+
+def loading_doubt(flash: Flash, partition: Partition, chip: ChipInfo) -> str:
+    """What may keep a bootloader from loading the whole image in a partition; "": nothing.
+
+    Without an app descriptor those of other chips than the ESP32 take other bytes for its block
+    revisions, or refuse the image (`esp_image_format.c`, process_segment_data,
+    verify_segment_header).
+    """
+    head = flash.read(partition.offset, HEAD_BYTES)
+    if chip.chip_id != ESP32_CHIP_ID and parse_boot_header(head).descriptor is None:
+        return "holds an image without an app descriptor"
+    layout = _layout(flash, partition)
+    return load_doubt(layout[1], chip.chip_id) if layout is not None else ""
 
 
 def only_the_board_knows(head: bytes, chip: ChipInfo) -> str:
@@ -172,8 +191,12 @@ def _refused_by(keys: BootKeys, blocks: list[SignatureBlock]) -> OtaError | None
 
 def image_bytes(flash: Flash, partition: Partition) -> int | None:
     """The length of the image in a partition, from its segment headers; None where none is."""
+    layout = _layout(flash, partition)
+    return layout[0] if layout is not None else None
 
+
+def _layout(flash: Flash, partition: Partition) -> tuple[int, tuple[Segment, ...]] | None:
     def read(at: int, size_bytes: int) -> bytes:
         return flash.read(partition.offset + at, size_bytes)
 
-    return image_length(read, partition.size_bytes)
+    return image_layout(read, partition.size_bytes)

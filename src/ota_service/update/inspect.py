@@ -45,6 +45,7 @@ from ota_service.update.bootable import (
     candidate,
     header_doubt,
     image_bytes,
+    loading_doubt,
     only_the_board_knows,
 )
 from ota_service.update.facts import BoardFacts, KnownImage
@@ -385,12 +386,14 @@ def boot_order(table: PartitionTable, entries: OtaData) -> list[Partition]:
 
 def _nobody_confirms(found: Inspection) -> bool:
     """Whether the entry that decides awaits an app that does not boot: its slot is damaged, and
-    another one runs. Then a restart takes nothing away."""
-    slots = found.parts.ota_slots
+    another one runs, which is also the first one without that entry. Then a restart takes nothing
+    away."""
+    slots, runs = found.parts.ota_slots, found.running.partition
     pending = [e for e in found.entries.entries if e.counts and e.state == OtaState.PENDING_VERIFY]
     awaited = [slots[entry.slot_index(len(slots))] for entry in pending]
-    runs = found.running.partition
-    return runs is not None and runs not in [*awaited, *boot_order(found.parts, found.entries)[:1]]
+    before = boot_order(found.parts, found.entries)[0]
+    after = boot_order(found.parts, found.entries.rejecting_pending())[0]
+    return runs is not None and runs == after and runs not in (*awaited, before)
 
 
 @dataclass(slots=True)
@@ -458,6 +461,8 @@ class _Search:
             return None
         for image in self.images:
             if _holds(self.flash, app, image):
+                if loading_doubt(self.flash, partition, found.chip):
+                    return None
                 return Running(partition, "image", image.size_bytes, image.md5)
         return None
 
@@ -487,6 +492,9 @@ class _Search:
                     "app partition is bootable"
                 )
             return running
+        for partition in self.found.parts.test_apps:
+            if self._whole(partition, seen) is not None:
+                return _untold(f"where no other app boots, {partition.name} may be started")
         if seen.app_prints:
             return _untold("none holds a whole image, and yet something on the board prints")
         why = OtaError(

@@ -14,7 +14,7 @@ from typing import Literal
 from ota_service.errors import OtaError
 from ota_service.formats import nvs, otadata
 from ota_service.formats.chips import chip_name
-from ota_service.formats.image import AppImage, BootHeader, require_revision
+from ota_service.formats.image import AppImage, BootHeader, load_doubt, require_revision
 from ota_service.formats.otadata import OtaState
 from ota_service.formats.partitions import Partition
 from ota_service.update.bootable import signature_refusal
@@ -211,6 +211,8 @@ class _Wanted:
         _require_runnable(found, header)
         if found.holds(running):
             return self._watched_again(running) if equal and self.force else self._record(running)
+        if image is not None and (self.facts.silent or found.silent):
+            _require_certain(image)
         return self._write(running, image)
 
     def _header(self) -> AppImage | BootHeader | None:
@@ -520,6 +522,18 @@ def _require_ours(found: Inspection, image: AppImage | BootHeader | None) -> Non
         raise OtaError(
             "other-project",
             f'The board runs the project "{project}", the image is of "{about.project}".',
+        )
+
+
+def _require_certain(image: AppImage) -> None:
+    """Refuse what a bootloader that prints nothing may pass over: nobody would see that it does,
+    and the next update would write what runs."""
+    doubt = load_doubt(image.segments, image.chip_id)
+    if doubt:
+        raise OtaError(
+            "image-corrupt",
+            "The board's bootloader prints nothing, so it could not be told whether it starts a "
+            f"slot that {doubt}.",
         )
 
 

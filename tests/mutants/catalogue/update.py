@@ -208,6 +208,27 @@ _LOOKED_AT = (
         f"{RUNNING}::test_an_app_that_quotes_such_lines_is_an_app",
     ),
     Mutant(
+        "a segment may end in the bootloader's own memory",
+        "formats/image.py",
+        "if not is_free(chip_id, seg.load_address, seg.size_bytes):",
+        "if not is_free(chip_id, seg.load_address, 4):",
+        f"{RUNNING}::test_a_segment_that_some_bootloader_does_not_load_leaves_a_doubt",
+    ),
+    Mutant(
+        "every chip starts images without an app descriptor",
+        "update/bootable.py",
+        "if chip.chip_id != ESP32_CHIP_ID and parse_boot_header(head).descriptor is None:",
+        "if parse_boot_header(head).chip_id != chip.chip_id:",
+        f"{RUNNING}::test_a_segment_that_some_bootloader_does_not_load_leaves_a_doubt",
+    ),
+    Mutant(
+        "a board goes on with what runs, whatever its otadata leaves it to",
+        _INSPECT,
+        "runs is not None and runs == after and",
+        "runs is not None and after is not None and",
+        f"{RUNNING}::test_a_restart_that_starts_another_app_takes_something_away",
+    ),
+    Mutant(
         "a link that is lost in the middle of an image is a damaged image",
         "update/bootable.py",
         '        if error.code == "link-lost":\n            raise\n',
