@@ -995,7 +995,7 @@ def test_a_stage_leaves_the_board_what_it_was(at_desk: AtDesk) -> None:
 
 
 @pytest.mark.parametrize(("changes", "sessions"), [
-    ({}, 1), ({"whole": True}, 2), ({"force": True}, 2), ({"target": OTHER}, 2),
+    ({}, 1), ({"whole": True}, 2), ({"target": OTHER}, 2),
     ({"place": Place("a", "here", PORT, PortInfo(PORT, appeared_at=utc_now()), MAC)}, 2),
     ({"place": Place("a", "here", PORT, PortInfo(PORT), MAC)}, 2),
 ])  # fmt: skip

@@ -537,7 +537,7 @@ class Board:
     async def _is_staged(self, update: Order, image: Image) -> bool:
         """Whether a stage has nothing to do: this very image waits on the board, which was seen
         since its port is there. A group's is proven anew."""
-        if update.purpose != "stage" or update.whole or update.permits.force:
+        if update.purpose != "stage" or update.whole:
             return False
         memory, mac, around = self._around.memory, update.place.mac, self._around
         if mac is None:

@@ -270,7 +270,7 @@ class Run:
             if self.course is not None and self.course.assignment.manifest.binds:
                 as_last_read = as_last_read and board.shown.confirmed is not None
             # A stage is what a job asks for each night: it restarts no board for nothing.
-            reads = self.by_person and (self.purpose != "stage" or self.permits.force)
+            reads = self.by_person and self.purpose != "stage"
             why_not = spared(
                 record, by_person=reads, as_last_read=as_last_read, board=board.shown.name
             )
