@@ -270,6 +270,7 @@ def otadata(found: OtaData, table: PartitionTable) -> list[Report]:
         if not entry.blank:
             row |= {"seq": entry.seq, "state": entry.state_name, "valid": entry.written}
             row |= {"slot": _slot(entry, table)} if entry.written and table.ota_slots else {}
+            row |= {"taken_away": True} if entry.taken_away else {}
             row["active"] = found.active == index
         shown.append(row)
     return shown

@@ -109,7 +109,10 @@ def meant(status: Mapping[str, Any], *, all_boards: bool, probe: bool) -> dict[s
             "Nobody can tell what is behind these ports without opening them: name a PORT, or give "
             f"{more}."
         )
-    raise click.UsageError("No board is known to be attached: name a PORT.")
+    raise click.UsageError(
+        "No board is known to be attached: name a PORT. Ports that are no USB ones, such as a "
+        "simulated board's url, are never found: they have to be named."
+    )
 
 
 def looks_like(info: PortInfo) -> str:
