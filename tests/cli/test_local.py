@@ -139,8 +139,8 @@ def test_without_a_port_nobody_guesses(call: Call, monkeypatch: pytest.MonkeyPat
         for n in range(2)
     ]
     for attached, verb, words in (
-        ([], ["version"], "simulated board's url, are never found: they have to be named."),
-        ([PortInfo("/dev/ttyS0")], ["inspect", "--all"], "No board is known to be attached"),
+        ([], ["version"], "known on USB: name a PORT (a simulated board's is its url)."),
+        ([PortInfo("/dev/ttyS0")], ["inspect", "--all"], "No board is known on USB"),
         (bridges[:1], ["version"], "name a PORT, or give --probe"),
         (bridges, ["rollback", "--all"], "name a PORT, or give --all --probe"),
         (bridges, ["version", "--probe"], "2 boards are attached: name a PORT, or give --all"),

@@ -90,7 +90,7 @@ def test_it_says_when_a_version_was_read_and_what_there_is_no_room_for() -> None
         assert ("ota_0" in row) is ("slot" not in left_out)
         noted = [line for line in lines if line.startswith("No room for: ")]
         assert noted == ([f"No room for: {left_out} (--json has all)."] if left_out else [])
-        assert "state    idle; last run running for 2 min" in lines
+        assert "state    idle; its run has taken 2 min so far" in lines
 
 
 def test_a_way_back_is_no_damage() -> None:
@@ -103,6 +103,17 @@ def test_a_way_back_is_no_damage() -> None:
         "otadata 0  void, as a way back leaves it",
         "otadata 1  damaged",
     ]
+
+
+def test_a_run_without_boards_says_so_once() -> None:
+    """Where those that were asked for have said why they are not there."""
+    gone = {"outcome": "absent", "error": OtaError("port-missing").to_dict()}
+    run = {"outcome": "failed", "error": OtaError("no-board").to_dict()}
+    for boards, told in (({"lab": gone}, False), ({"lab": {"outcome": "absent"}}, True)):
+        console = Console(file=io.StringIO(), width=80)
+        with console.capture() as captured:
+            print_run(console, {**run, "boards": boards})
+        assert ("[no-board]" in captured.get()) is told
 
 
 def test_a_history_is_in_a_persons_words() -> None:

@@ -353,6 +353,7 @@ def _board_otadata(found: Inspection) -> Report | None:
         if entry.written:
             slot = _slot(entry, table) if slots else None
             told |= {"seq": entry.seq, "state": entry.state_name, "slot": slot}
+        told |= {"taken_away": True} if entry.taken_away else {}
         entries.append(_known(told))
     named = data.slot_index(len(slots)) if slots else None
     return _known(

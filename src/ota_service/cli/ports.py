@@ -110,8 +110,7 @@ def meant(status: Mapping[str, Any], *, all_boards: bool, probe: bool) -> dict[s
             f"{more}."
         )
     raise click.UsageError(
-        "No board is known to be attached: name a PORT. Ports that are no USB ones, such as a "
-        "simulated board's url, are never found: they have to be named."
+        "No board is known on USB: name a PORT (a simulated board's is its url)."
     )
 
 

@@ -132,12 +132,15 @@ def print_status(console: Console, status: Reply) -> None:
 def _state_line(status: Reply) -> Text:
     run = dict(status.get("run", {}))
     line = Text(str(status.get("state", "")))
-    if run:
-        outcome = str(run.get("outcome", ""))
+    outcome = str(run.get("outcome", ""))
+    since = ago(str(run.get("finished_at") or run.get("started_at")))
+    if outcome == "running":
+        line.append(f"; its run has taken {since.removesuffix(' ago')} so far")
+    elif run:
+        words = "succeeded in part" if outcome == "partly" else outcome
         line.append("; last run ")
-        line.append(outcome, style=_OUTCOME_STYLES.get(outcome, "red"))
-        since = ago(str(run.get("finished_at") or run.get("started_at")))
-        line.append(f" for {since.removesuffix(' ago')}" if outcome == "running" else f", {since}")
+        line.append(words, style=_OUTCOME_STYLES.get(outcome, "red"))
+        line.append(f", {since}")
     return line
 
 
@@ -157,7 +160,7 @@ def run_table(run: Reply) -> Table:
         made.add_row(
             name,
             str(board.get("from", "")),
-            str(board.get("to", "")),
+            str(board.get("to", board.get("attempted", "") if outcome == "up_to_date" else "")),
             words,
             f"{seconds:.1f}" if seconds else "",
         )
@@ -186,8 +189,9 @@ def print_run(
         console.print(f"{name}, as it started (the whole log: --json):", style="bold")
         for told in log:
             console.print(f"  | {told}", style="dim", soft_wrap=True)
-    error = run.get("error")
-    if error and error.get("code") not in {_code(board) for board in boards.values()}:
+    error, codes = run.get("error"), {_code(board) for board in boards.values()} - {""}
+    # Boards that were asked have said why they are not there.
+    if error and error.get("code") not in codes and not (codes and error["code"] == "no-board"):
         console.print(Text(error_text(error)))
     outcome = str(run.get("outcome", ""))
     ends = {
