@@ -106,7 +106,7 @@ async def _show(console: Console, module: LocalModule, url: str, ports: Mapping[
 
     console.print("\n[bold]3. The status[/], asked through the Viam SDK's client:")
     client = module.client(NAME)
-    table = status_table(await client.get_status(timeout=10.0), ports=False)
+    table = status_table(await client.get_status(timeout=10.0), without=("read", "port"))
     console.print(Padding(table, (0, 0, 0, 3)))
     read = await client.do_command({"command": "version"}, timeout=60.0)
     stored = {name: board.get("version") for name, board in _dict(read["boards"]).items()}
@@ -129,7 +129,7 @@ async def _show_group(
     await module.reconfigure(NAME, config)
     wanted = {"left": "outdated", "right": "outdated", THIRD: "rolled_back"}
     status = await _follow(console, module, wanted)
-    console.print(Padding(status_table(status, ports=False), (0, 0, 0, 3)))
+    console.print(Padding(status_table(status, without=("read", "port")), (0, 0, 0, 3)))
     before = {"left": NEW, "right": NEW, THIRD: OLD}
     back = all(_runs(status, name, wanted[name], version) for name, version in before.items())
     switched = [name for name in ("left", "right") if name in await _switched(module)]

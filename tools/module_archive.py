@@ -170,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         entries = with_wheels(meta, given.wheels)
         about = f"{sum(entry.name.startswith(f'{WHEELS}/') for entry in entries)} wheels"
     else:
+        print("Packing Python and the packages; this takes some minutes.", file=sys.stderr)
         try:
             entries, glibc = self_contained(meta)
         except (subprocess.CalledProcessError, ValueError) as error:

@@ -143,8 +143,8 @@ def test_without_a_port_nobody_guesses(call: Call, monkeypatch: pytest.MonkeyPat
         for n in range(2)
     ]
     for attached, verb, words in (
-        ([], ["version"], "No board is known to be attached"),
-        ([PortInfo("/dev/ttyS0")], ["inspect", "--all"], "No board is known to be attached"),
+        ([], ["version"], "known on USB: name a PORT (a simulated board's is its url)."),
+        ([PortInfo("/dev/ttyS0")], ["inspect", "--all"], "No board is known on USB"),
         (bridges[:1], ["version"], "name a PORT, or give --probe"),
         (bridges, ["rollback", "--all"], "name a PORT, or give --all --probe"),
         (bridges, ["version", "--probe"], "2 boards are attached: name a PORT, or give --all"),
@@ -270,10 +270,14 @@ def test_several_boards_that_are_named(call: Call, tmp_path: Path) -> None:
         ]
         assert "board-10: The port" in done.out
         assert lines[-1] == "The run succeeded in part."
-        again = call("update", *urls, "--file", str(app), *QUICK)
-        assert again.code == 0
-        assert 'board-1, board-2: Nothing was written: the board has version "1.1.0"' in again.out
-        assert again.out.splitlines()[-1] == "The run succeeded."
+        other = image_file(tmp_path, "1.1.0", "other.bin", seed=4)
+        again = call("update", *urls, f"{urls[0]}0", "--file", str(other), *QUICK)
+        assert again.code == 1
+        assert (
+            'board-1, board-2: Nothing was written: the board has version "1.1.0" already, though '
+            "it runs another image than this (--force writes anyway).\n" in again.out
+        )
+        assert again.out.splitlines()[-1] == "The run succeeded in part."
 
         staged = call("stage", *urls[:2], "--file", str(later))
         assert staged.code == 0, staged
@@ -289,6 +293,9 @@ def test_several_boards_that_are_named(call: Call, tmp_path: Path) -> None:
         assert active.out.count("1.2.0  up to date") == 2
         assert "[stage-stale]" in active.out
         assert call("activate", urls[2], "--file", str(later), "--version", "x", *QUICK).code == 0
+        nothing = call("activate", urls[2], *QUICK)
+        assert (nothing.code, "not-staged" in nothing.out) == (0, False)
+        assert nothing.out.endswith('written: the board has version "x" already.\n')
         read = call("version", *urls, "--json")
         versions = {name: one["version"] for name, one in json.loads(read.out)["boards"].items()}
         assert versions == {"board-1": "1.2.0", "board-2": "1.2.0", "board-3": "x"}

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import io
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from ota_service.cli.content_tables import _otadata
+from ota_service.cli.contents import otadata
 from ota_service.cli.live import Live, frame
-from ota_service.cli.report import print_run, print_status
+from ota_service.cli.report import history_table, print_run, print_status
+from ota_service.errors import OtaError
+from ota_service.formats.otadata import parse_otadata, take_away
+from ota_service.formats.partitions import PartitionTable
 from ota_service.update.boot import decisive
 
 URL = "http://***@10.0.0.5:3001/app.bin"
@@ -64,8 +69,59 @@ def test_a_long_name_is_folded_and_leaves_the_others_their_room() -> None:
     assert all(len(line) <= 80 for line in lines)
     table = lines[[line.startswith("board") for line in lines].index(True) :]
     assert len(table) <= 1 + 4 + 1
+    row = ["outdated", "1.2.2", "ota_0", "thermostat", "1.2.2"]
     (whole,) = (line for line in table if line.startswith(mac))
-    assert whole.split()[1:] == ["outdated", "1.2.2", "ota_0", "thermostat", "1.2.2"]
+    assert whole.split()[1:] == [*row, "/dev/ttyUSB0"]
+
+
+def test_it_says_when_a_version_was_read_and_what_there_is_no_room_for() -> None:
+    """Somebody else may have written the board since; a column never goes in silence."""
+    read = (datetime.now(UTC) - timedelta(minutes=2, seconds=5)).isoformat()
+    status = status_with({})
+    port = "/dev/serial/by-path/pci-0000:00:14.0-usb-0:1.3:1.0-port0"
+    for board in status["boards"].values():
+        board |= {"version_read_at": read, "port": port}
+    status["run"] = {"outcome": "running", "started_at": read}
+    for columns, left_out in ((60, "port, slot"), (80, "port"), (100, "port"), (140, "")):
+        lines = printed(status, columns)
+        (row,) = (line for line in lines if line.startswith("kitchen"))
+        assert "2 min ago" in row
+        assert row.endswith(port) is (not left_out)
+        assert ("ota_0" in row) is ("slot" not in left_out)
+        noted = [line for line in lines if line.startswith("No room for: ")]
+        assert noted == ([f"No room for: {left_out} (--json has all)."] if left_out else [])
+        assert "state    idle; its run has taken 2 min so far" in lines
+
+
+def test_a_way_back_is_no_damage() -> None:
+    """The entry that was taken away is void; one that is cut is damaged."""
+    entry = bytes.fromhex("01000000" + "ff" * 20 + "02000000" + "9a984347")
+    flash = entry + b"\xff" * 0xFE0 + b"\x02" + entry[1:] + b"\xff" * 0xFE0
+    after = take_away(flash, base=0, sector=0).result
+    shown = _otadata(otadata(parse_otadata(after), PartitionTable((), True)), None)
+    assert [str(line) for line in shown] == [
+        "otadata 0  void, as a way back leaves it",
+        "otadata 1  damaged",
+    ]
+
+
+def test_a_run_without_boards_says_so_once() -> None:
+    """Where those that were asked for have said why they are not there."""
+    gone = {"outcome": "absent", "error": OtaError("port-missing").to_dict()}
+    run = {"outcome": "failed", "error": OtaError("no-board").to_dict()}
+    for boards, told in (({"lab": gone}, False), ({"lab": {"outcome": "absent"}}, True)):
+        console = Console(file=io.StringIO(), width=80)
+        with console.capture() as captured:
+            print_run(console, {**run, "boards": boards})
+        assert ("[no-board]" in captured.get()) is told
+
+
+def test_a_history_is_in_a_persons_words() -> None:
+    """As the options are called."""
+    console = Console(file=io.StringIO(), width=120)
+    with console.capture() as captured:
+        console.print(history_table([{"target": {"purpose": "plan"}, "outcome": "succeeded"}]))
+    assert " dry run " in captured.get()
 
 
 def test_what_decided_of_a_failed_start_is_shown_with_it() -> None:
@@ -80,13 +136,15 @@ def test_what_decided_of_a_failed_start_is_shown_with_it() -> None:
         "--- start of factory",
         "E (87) boot: ota data partition invalid, falling back to factory",
     ]
-    error = {"code": "boot-failed", "message": "The app panicked.", "remedy": "Correct it."}
+    error = OtaError("boot-failed", "The app panicked.").to_dict()
     board = {"outcome": "rolled_back", "error": error, "boot_log": log}
     console = Console(file=io.StringIO(), width=80, highlight=False, markup=False)
     with console.capture() as captured:
         print_run(console, {"boards": {"lab": board}, "outcome": "failed"})
     shown = [line[4:] for line in captured.get().splitlines() if line.startswith("  | ")]
     assert shown == [log[20], log[21], log[22], log[24]]
+    told = " ".join(captured.get().split())
+    assert "lab: The app panicked. Correct the firmware, and configure a new version. [boot" in told
     assert decisive(["--- start of ota_0", *"abcdef"]) == [*"cdef"]
     assert decisive([]) == []
 
@@ -137,7 +195,7 @@ def test_a_run_that_goes_on_is_not_the_last_one() -> None:
     """How long it has been going is said, not how long ago it was."""
     run = {"outcome": "running", "started_at": datetime.now(UTC).isoformat()}
     lines = printed({**status_with({}), "state": "downloading", "run": run}, 80)
-    assert "state    downloading; a run has been going for 0 s" in lines
+    assert "state    downloading; its run has taken 0 s so far" in lines
 
 
 def test_that_nobody_was_there_is_no_news_beside_a_board_that_says_why() -> None:

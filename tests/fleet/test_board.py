@@ -1084,6 +1084,11 @@ def test_an_activation_needs_no_firmware(at_desk: AtDesk) -> None:
         facts = desk.memory.facts(MAC, TARGET.key)
         assert facts.slots["ota_1"].md5 == desk.fetched.image.md5
         assert board.shown.running["slot"] == "ota_1"
+        began, again = len(desk.begun), desk.order("activate", place=HERE)
+        answer = await desk.give(board, again)
+        assert (answer.end, answer.error, len(desk.begun)) == ("done", None, began)
+        assert again.report["outcome"] == "up_to_date"  # there is nothing to do
+        assert (again.report["action"], "error" in again.report) == ("none", False)
 
     at_desk(test)
 

@@ -180,6 +180,8 @@ def _otadata(entries: list[Report], active: int | None) -> list[RenderableType]:
     lines: list[RenderableType] = []
     for entry in entries:
         words = "blank" if entry["blank"] else "damaged"
+        if "taken_away" in entry:
+            words = "void, as a way back leaves it"
         if entry.get("written", entry.get("valid")):
             words = f"seq {entry['seq']}, {entry['state']}, names {entry.get('slot', '?')}"
         line = Text.assemble((f"otadata {entry['sector']}  ", "bold"), words)

@@ -270,6 +270,7 @@ def otadata(found: OtaData, table: PartitionTable) -> list[Report]:
         if not entry.blank:
             row |= {"seq": entry.seq, "state": entry.state_name, "valid": entry.written}
             row |= {"slot": _slot(entry, table)} if entry.written and table.ota_slots else {}
+            row |= {"taken_away": True} if entry.taken_away else {}
             row["active"] = found.active == index
         shown.append(row)
     return shown
@@ -352,6 +353,7 @@ def _board_otadata(found: Inspection) -> Report | None:
         if entry.written:
             slot = _slot(entry, table) if slots else None
             told |= {"seq": entry.seq, "state": entry.state_name, "slot": slot}
+        told |= {"taken_away": True} if entry.taken_away else {}
         entries.append(_known(told))
     named = data.slot_index(len(slots)) if slots else None
     return _known(

@@ -156,6 +156,7 @@ async def _serve(
             except Failure as error:
                 say(f"Not connected yet, trying again: {error}", err=True)
             await stop.wait()
+    click.echo("Stopped.", err=True)
 
 
 @contextlib.contextmanager

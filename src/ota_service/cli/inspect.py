@@ -106,7 +106,7 @@ async def _look(
         def told(at: Progress) -> None:
             if "phase" not in shows[name]:  # now that it is known to be a port, and open
                 words = f"Restarting the board at {shown(port)} to read it; nothing is written."
-                console.print(words, soft_wrap=True)
+                console.print(words)
             shows[name]["phase"] = at.phase
 
         try:

@@ -356,13 +356,16 @@ def _short(run: Reply) -> Reply:
 def _said_of(call: _Call, run: Reply, *, force: bool) -> dict[str, list[str]]:
     """What was done where it is less than one expects, of what succeeded, and to which boards."""
     said: dict[str, list[str]] = {}
-    for name, board in run["boards"].items() if run.get("outcome") == "succeeded" else ():
-        if words := _less(call.verb, board, force=force):
+    for name, board in run.get("boards", {}).items():
+        done = "error" not in board and ("staged" in board or board.get("outcome") == "up_to_date")
+        if done and (words := _less(call.verb, board, force=force)):
             said.setdefault(words, []).append(name)
     return said
 
 
 def _less(verb: str, board: Reply, *, force: bool) -> str:
+    from ota_service.update.plan import OTHER
+
     action = str(board.get("action", ""))
     if board.get("cancel"):
         return "Too late to stop: the update was finished."
@@ -371,7 +374,8 @@ def _less(verb: str, board: Reply, *, force: bool) -> str:
     if action == "none" and "staged" not in board:
         hint = " (--force writes anyway)" if verb == "update" and not force else ""
         has = board.get("to", board.get("attempted", ""))
-        return f'Nothing was written: the board has version "{has}" already{hint}.'
+        other = ", though it runs another image than this" if board.get("reason") == OTHER else ""
+        return f'Nothing was written: the board has version "{has}" already{other}{hint}.'
     return {
         ("update", "switch"): "The image was in the other slot already: nothing was written to "
         "it, the board was only switched.",

@@ -110,7 +110,9 @@ def meant(status: Mapping[str, Any], *, all_boards: bool, probe: bool) -> dict[s
             "Nobody can tell what is behind these ports without opening them: name a PORT, or give "
             f"{more}."
         )
-    raise click.UsageError("No board is known to be attached: name a PORT.")
+    raise click.UsageError(
+        "No board is known on USB: name a PORT (a simulated board's is its url)."
+    )
 
 
 def looks_like(info: PortInfo) -> str:

@@ -56,8 +56,7 @@ REMEDIES: dict[str, str] = {
     "one to the boards all the same.",
     "secure-version": "Give an image with the same or a higher secure version.",
     "awaiting-confirmation": "Wait two minutes, then call the command again.",
-    "boot-failed": "Correct the firmware, then call the command again; with --json the "
-    "answer has the board's boot log.",
+    "boot-failed": "Correct the firmware, then call the command again.",
     "no-reset": "Press the board's reset button with BOOT released, and wire DTR and RTS of its "
     "port to IO0 and EN if they are not; then call the command again to have its start watched.",
     "brown-out": "Check the power supply, the cable and the USB hub, then call the command again: "

@@ -3,24 +3,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from ota_service.cli.live import STYLES, half_of, in_order
-from ota_service.cli.output import each, error_text, errors_of, out, print_json, table
+from ota_service.cli.output import (
+    PLAIN_WIDTH,
+    each,
+    error_text,
+    errors_of,
+    out,
+    print_json,
+    table,
+)
+from ota_service.errors import ERRORS
 from ota_service.update.boot import decisive
 
 Reply = Mapping[str, Any]
 
-WIDE = 110
-"""Columns from which a status has room for ports."""
-
+_SPARED = ("port", "slot")
+"""Columns of a status that go where a terminal has no room, in this order."""
 MAC_COLUMNS = 17
 _JUDGED = ("boot-failed", "brown-out", "no-reset", "check-failed")
 """Errors that come from watching a start."""
@@ -32,22 +41,21 @@ def state_text(state: str) -> Text:
     return Text(state.replace("_", " "), style=STYLES.get(state, ""))
 
 
-def status_table(status: Reply, *, ports: bool = True) -> Table:
-    """The boards of a status; `ports`: with the port of each.
+def status_table(status: Reply, *, without: Collection[str] = ()) -> Table:
+    """The boards of a status; without: names of columns.
 
     Where boards are pinned a column says to which version; all others go to the service's. Where
-    that is a manifest, one says which of its images each of them gets.
+    that is a manifest, one says which of its images each of them gets. read: when the version was
+    read, since whoever has written a board otherwise meanwhile knows more.
     """
     boards = in_order(dict(status.get("boards", {})))
     images = any("image" in board for board in boards.values())
     pins = any("target" in board and "image" not in board for board in boards.values())
-    made = table(
-        *("board", "state", "version"),
-        *(["image"] if images else []),
-        *(["pinned to"] if pins else []),
-        *("slot", "app"),
-        *(["port"] if ports else []),
-    )
+    read = any("version_read_at" in board for board in boards.values())
+    shown = {"read": read, "image": images, "pinned to": pins}
+    every = ("board", "state", "version", "read", "image", "pinned to", "slot", "app", "port")
+    columns = [name for name in every if name not in without and shown.get(name, True)]
+    made = table(*columns)
     # A MAC stays whole; a longer name is folded, and leaves the others their room.
     made.columns[0].min_width = min(max(map(len, boards), default=0), MAC_COLUMNS)
     for name, board in boards.items():
@@ -55,17 +63,33 @@ def status_table(status: Reply, *, ports: bool = True) -> Table:
         app = f"{running.get('project', '')} {running.get('app_version', '')}".strip()
         image = str(board.get("image", ""))
         pinned = "" if image else str(dict(board.get("target", {})).get("version", ""))
-        made.add_row(
-            name,
-            _state_and_staged(board),
-            str(board.get("version", "")),
-            *([image] if images else []),
-            *([pinned] if pins else []),
-            str(running.get("slot", "")),
-            app,
-            *([str(board.get("port", ""))] if ports else []),
-        )
+        cells: dict[str, RenderableType] = {
+            "board": name,
+            "state": _state_and_staged(board),
+            "version": str(board.get("version", "")),
+            "read": ago(str(board.get("version_read_at", ""))),
+            "image": image,
+            "pinned to": pinned,
+            "slot": str(running.get("slot", "")),
+            "app": app,
+            "port": str(board.get("port", "")),
+        }
+        made.add_row(*(cells[column] for column in columns))
     return made
+
+
+def _that_fits(console: Console, status: Reply) -> Iterator[RenderableType]:
+    """The table with as many columns as there is room for, and which are left out."""
+    endless = console.options.update(width=PLAIN_WIDTH)
+    folded = max(0, *(len(name) - MAC_COLUMNS for name in status["boards"]))
+    for count in range(len(_SPARED) + 1):
+        made = status_table(status, without=_SPARED[:count])
+        if Measurement.get(console, endless, made).maximum - folded <= console.width:
+            break
+    yield made
+    if count:
+        words = f"No room for: {', '.join(_SPARED[:count])} (--json has all)."
+        yield Text(words, style="dim")
 
 
 def _state_and_staged(board: Reply) -> Text:
@@ -92,7 +116,8 @@ def print_status(console: Console, status: Reply) -> None:
     console.print()
     boards = in_order(dict(status.get("boards", {})))
     if boards:
-        console.print(status_table(status, ports=console.width >= WIDE))
+        for part in _that_fits(console, status):
+            console.print(part)
     else:
         console.print("No boards are known.")
     problems = [*map(Text, _half(status.get("run", {}))), *errors_of(boards)]
@@ -112,16 +137,15 @@ def _half(run: Reply) -> list[str]:
 def _state_line(status: Reply) -> Text:
     run = dict(status.get("run", {}))
     line = Text(str(status.get("state", "")))
-    if run:
-        outcome = str(run.get("outcome", ""))
-        moment = str(run.get("finished_at") or run.get("started_at"))
-        if outcome == "running":
-            since = ago(moment).removesuffix(" ago")
-            line.append(f"; a run has been going for {since}", style=_OUTCOME_STYLES[outcome])
-            return line
+    outcome = str(run.get("outcome", ""))
+    since = ago(str(run.get("finished_at") or run.get("started_at")))
+    if outcome == "running":
+        line.append(f"; its run has taken {since.removesuffix(' ago')} so far")
+    elif run:
+        words = "succeeded in part" if outcome == "partly" else outcome
         line.append("; last run ")
-        line.append(outcome, style=_OUTCOME_STYLES.get(outcome, "red"))
-        line.append(f", {ago(moment)}")
+        line.append(words, style=_OUTCOME_STYLES.get(outcome, "red"))
+        line.append(f", {since}")
     return line
 
 
@@ -141,7 +165,7 @@ def run_table(run: Reply) -> Table:
         made.add_row(
             name,
             str(board.get("from", "")),
-            str(board.get("to", "")),
+            str(board.get("to", board.get("attempted", "") if outcome == "up_to_date" else "")),
             words,
             f"{seconds:.1f}" if seconds else "",
         )
@@ -157,13 +181,19 @@ def print_run(
     boards = in_order(dict(run.get("boards", {})))
     if boards:
         console.print(run_table(run))
-    for line in (*map(Text, _half(run)), *errors_of(boards)):
+    logs = {
+        name: log
+        for name, board in boards.items()
+        if _code(board) in _JUDGED and (log := decisive(list(board.get("boot_log", ()))))
+    }
+    below = {name: {**board, "error": _as_below(board["error"])} for name, board in boards.items()
+             if name in logs}  # fmt: skip
+    for line in (*map(Text, _half(run)), *errors_of({**boards, **below})):
         console.print(line)
-    for name, board in boards.items():
-        if _code(board) in _JUDGED and (log := decisive(list(board.get("boot_log", ())))):
-            console.print(f"{name}, as it started (the whole log: --json):", style="bold")
-            for told in log:
-                console.print(f"  | {told}", style="dim", soft_wrap=True)
+    for name, log in logs.items():
+        console.print(f"{name}, as it started (the whole log: --json):", style="bold")
+        for told in log:
+            console.print(f"  | {told}", style="dim", soft_wrap=True)
     error = run.get("error")
     if error and _is_news(error, boards):
         console.print(Text(error_text(error)))
@@ -187,6 +217,13 @@ def _is_news(error: Reply, boards: Reply) -> bool:
     told = {_code(board) for board in boards.values()} - {""}
     code = str(error.get("code", ""))
     return code not in told and not (code == "no-board" and told)
+
+
+def _as_below(error: Reply) -> Reply:
+    """An error below which stands the log that its remedy is about."""
+    if error.get("remedy") != ERRORS["boot-failed"].remedy:
+        return error
+    return {**error, "remedy": "Correct the firmware, and configure a new version."}
 
 
 def _version_cells(board: Reply) -> list[RenderableType]:
@@ -274,13 +311,17 @@ def history_table(runs: Sequence[Reply]) -> Table:
         made.add_row(
             local_time(str(run.get("started_at", ""))),
             str(run.get("trigger", "")),
-            purpose,
+            _PURPOSES.get(purpose, purpose),
             str(target.get("version", "")),
             Text(outcome, style=_OUTCOME_STYLES.get(outcome, "red")),
             f"{good} of {len(boards)}" if counted else str(len(boards)),
             str(run.get("id", "")),
         )
     return made
+
+
+_PURPOSES = {"plan": "dry run", "log": "boot log", "back": "way back"}
+"""Of those that a person calls otherwise."""
 
 
 def plan_table(plan: Reply) -> Table:

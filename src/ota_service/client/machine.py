@@ -191,7 +191,8 @@ def _service(robot: RobotClient, name: str) -> GenericClient:
         have = f"its generic services are {', '.join(found)}" if found else "it has none"
         raise Failure(
             f'The machine has no generic service "{name}"; {have}.',
-            "Name it with --name, or add the service to the machine's configuration.",
+            "Name it with --name, or add the service to the machine's configuration; if it is "
+            "there, the machine's LOGS say why it was refused.",
             code="not-found",
         )
     client = robot.get_service(Generic.get_resource_name(name))

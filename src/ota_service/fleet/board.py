@@ -500,10 +500,14 @@ class Board:
             end = SessionEnd(failed=update.failed, awaited=awaited[0], waits_s=awaited[1])
             await self._leave_alone(Message("awaits", value=end))
             return
-        update.report["error"] = error.to_dict()
         if about.version is not None and about.version != update.target.version:
             about.state = "outdated"
         own = update.purpose == "activate"
+        if own and error.code == "not-staged" and about.state == "up_to_date":
+            update.report |= {"action": "none", "reason": "up to date"}
+            await self._end(Answer("done"), "neutral")
+            return
+        update.report["error"] = error.to_dict()
         if about.is_pinned or (own and about.state != "up_to_date"):
             about.error = error  # its own firmware concerns this board
         await self._end(Answer("error" if own else "no-firmware", error), "neutral")

@@ -61,7 +61,7 @@ _REJECTED = (OtaState.INVALID, OtaState.ABORTED)
 class OtaEntry:
     """One of the two entries. state: usually an `OtaState`, but any number may stand there.
 
-    blank: all its 32 bytes are FF.
+    blank: all its 32 bytes are FF. taken_away: its CRC is zero, as `take_away` leaves it.
     """
 
     seq: int
@@ -69,6 +69,7 @@ class OtaEntry:
     crc_ok: bool
     blank: bool
     label: bytes
+    taken_away: bool = False
 
     @property
     def written(self) -> bool:
@@ -157,7 +158,8 @@ def _crc(seq: int) -> int:
 
 def _entry(raw: bytes) -> OtaEntry:
     seq, label, state, crc = struct.unpack("<I20sII", raw)
-    return OtaEntry(seq, state, crc == _crc(seq), raw == b"\xff" * ENTRY_BYTES, label)
+    ok, blank = crc == _crc(seq), raw == b"\xff" * ENTRY_BYTES
+    return OtaEntry(seq, state, ok, blank, label, taken_away=not (ok or crc))
 
 
 def parse_otadata(data: bytes) -> OtaData:

@@ -125,7 +125,8 @@ def plan(
     Never raises for what is on the board: a board that cannot be updated gets a refusal.
     """
     try:
-        if course == "activate":
+        # Where the version is stored already there may be nothing to activate.
+        if course == "activate" and (facts.staged is not None or found.version != version):
             require_staged(facts.staged, version)
         return _Wanted(found, version, image, facts, course, force, adopted, rescue).plan()
     except OtaError as error:
@@ -144,6 +145,7 @@ def refuse(error: OtaError, from_version: str = "") -> Plan:
     )
 
 
+OTHER = "up to date by its version, though another image runs"
 READY = "spare slot already holds this image: switch only"
 STAGED = "this image is staged in the spare slot: seal and switch only"
 
@@ -207,6 +209,8 @@ class _Wanted:
         if kept is not None:
             return kept
         if header is None:
+            if self.course == "activate":
+                raise OtaError("not-staged")
             raise OtaError("no-board", "No image was given to plan an update with.")
         _require_runnable(found, header)
         if found.holds(running):
@@ -298,7 +302,8 @@ class _Wanted:
                 running,
                 WatchBoot(running, confirms),
             )
-        return self._made("none", "up to date", running)
+        other = self.found.asked is not None and not self.found.holds(running)
+        return self._made("none", OTHER if other else "up to date", running)
 
     def _watched_again(self, running: Partition) -> Plan:
         """Forced, and there is nothing to write: the spare slot keeps the way back."""
