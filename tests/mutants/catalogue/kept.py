@@ -302,6 +302,28 @@ _FLEET = (
         "tests/update/test_session_slips.py::test_what_was_changed_since_is_not_taken_back",
     ),
     Mutant(
+        "what did not come up on a board is gone back to",
+        "update/session.py",
+        "if fact is not None and self.link.md5(slot.offset, fact.size_bytes) == fact.md5:",
+        "if fact is None:",
+        "tests/update/test_session_slips.py"
+        "::test_nobody_goes_back_to_what_did_not_come_up_on_this_board",
+    ),
+    Mutant(
+        "what a failure of the power went back from is not gone back to",
+        "fleet/endings.py",
+        "outcome.error is not None and outcome.error.code in policy.EVIDENCE:",
+        "outcome.error is not None:",
+        f"{BOARD}::test_what_failed_on_a_board_is_known_as_long_as_it_is_in_its_slot",
+    ),
+    Mutant(
+        "a dry run plans what a hold keeps from being done",
+        "fleet/run.py",
+        'asked = self.purpose in UPDATES or (self.purpose == "plan" and held)',
+        "asked = self.purpose in UPDATES",
+        "tests/fleet/test_service.py::test_a_dry_run_of_what_an_update_leaves_alone_says_so",
+    ),
+    Mutant(
         "a busy port uses an attempt up",
         "fleet/policy.py",
         'HINDRANCES = frozenset({"port-busy", "not-allowed-now"})',
