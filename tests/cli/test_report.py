@@ -140,11 +140,15 @@ def test_what_decided_of_a_failed_start_is_shown_with_it() -> None:
     board = {"outcome": "rolled_back", "error": error, "boot_log": log}
     console = Console(file=io.StringIO(), width=80, highlight=False, markup=False)
     with console.capture() as captured:
-        print_run(console, {"boards": {"lab": board}, "outcome": "failed"})
+        print_run(console, {"boards": {"attic": board, "lab": board}, "outcome": "failed"})
     shown = [line[4:] for line in captured.get().splitlines() if line.startswith("  | ")]
     assert shown == [log[20], log[21], log[22], log[24]]
     told = " ".join(captured.get().split())
-    assert "lab: The app panicked. Correct the firmware, and configure a new version. [boot" in told
+    assert "attic, lab, as they started (the whole log: --json):" in told
+    assert (
+        "attic, lab: The app panicked. Correct the firmware, and configure a new version. [boot"
+        in told
+    )
     assert decisive(["--- start of ota_0", *"abcdef"]) == [*"cdef"]
     assert decisive([]) == []
 

@@ -373,6 +373,7 @@ def test_the_command_makes_a_bench_and_leaves_nothing(
     assert out.startswith("http://127.0.0.1:"), err
     assert "#token=" in out
     assert "the page's server failed" in err
+    assert err.endswith("\nStopped.\n")
     assert not list(tmp_path.glob("esp32-ota-bench-*"))
 
 

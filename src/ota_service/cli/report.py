@@ -181,18 +181,18 @@ def print_run(
     boards = in_order(dict(run.get("boards", {})))
     if boards:
         console.print(run_table(run))
-    logs = {
-        name: log
-        for name, board in boards.items()
-        if _code(board) in _JUDGED and (log := decisive(list(board.get("boot_log", ()))))
-    }
-    below = {name: {**board, "error": _as_below(board["error"])} for name, board in boards.items()
-             if name in logs}  # fmt: skip
-    for line in (*map(Text, _half(run)), *errors_of({**boards, **below})):
+    shown = dict(boards)
+    logs: dict[tuple[str, ...], list[str]] = {}
+    for name, board in boards.items():
+        if _code(board) in _JUDGED and (log := decisive(list(board.get("boot_log", ())))):
+            logs.setdefault(tuple(log), []).append(name)
+            shown[name] = {**board, "error": _as_below(board["error"])}
+    for line in (*map(Text, _half(run)), *errors_of(shown)):
         console.print(line)
-    for name, log in logs.items():
-        console.print(f"{name}, as it started (the whole log: --json):", style="bold")
-        for told in log:
+    for lines, which in logs.items():
+        who = "as it started" if len(which) == 1 else "as they started"
+        console.print(f"{', '.join(which)}, {who} (the whole log: --json):", style="bold")
+        for told in lines:
             console.print(f"  | {told}", style="dim", soft_wrap=True)
     error = run.get("error")
     if error and _is_news(error, boards):
