@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from viam.rpc import server
 from viam.utils import dict_to_struct, struct_to_dict
 
 from ota_service.firmware import secrets
@@ -145,6 +146,12 @@ def test_no_librarys_log_shows_a_secret(records: list[logging.LogRecord]) -> Non
     assert shown[0] == "GET https://***@h/x?token=*** failed"
     assert "RuntimeError: https://***@h/x?token=***" in shown[1]
     assert all(record.exc_info is None for record in records)
+
+
+def test_where_the_sdk_serves_is_no_line_of_ours(records: list[logging.LogRecord]) -> None:
+    """viam-server would show it with the codes of its colours; it knows where it starts us."""
+    assert not server.LOGGER.isEnabledFor(logging.INFO)
+    assert server.LOGGER.isEnabledFor(logging.WARNING)
 
 
 def test_utc_is_what_a_time_without_a_zone_means() -> None:
