@@ -120,8 +120,9 @@ def test_folders_follow_viam_and_else_the_desktop() -> None:
 
 
 @pytest.fixture
-def records() -> Iterator[list[logging.LogRecord]]:
-    """What a foreign library logs while the module's log is set up."""
+def records(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
+    """What a foreign library logs while the module's log is set up, as viam-server starts it."""
+    monkeypatch.delenv("VIAM_NO_MODULE_PARENT", raising=False)
     before = logging.getLogRecordFactory()
     kept: list[logging.LogRecord] = []
     handler = logging.Handler()

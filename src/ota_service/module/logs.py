@@ -5,6 +5,7 @@ no text from outside makes a line of its own."""
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 
 from viam.logging import getLogger
@@ -26,7 +27,8 @@ def set_up_logging() -> None:
     open, with its user info, in its own words.
     """
     getLogger("ota_service")  # gets the SDK's handlers; all loggers below it use them
-    getLogger("viam.rpc.server").addFilter(_is_no_start)  # its level the SDK sets anew
+    if "VIAM_NO_MODULE_PARENT" not in os.environ:  # viam-server starts it
+        getLogger("viam.rpc.server").addFilter(_is_no_start)  # its level the SDK sets anew
     made = logging.getLogRecordFactory()
 
     def factory(*args: object, **kwargs: object) -> logging.LogRecord:
