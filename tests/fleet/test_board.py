@@ -7,6 +7,7 @@ Sessions are scripted, the journal is real, and the clock jumps where everybody 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from contextlib import nullcontext
 from dataclasses import replace
@@ -1251,3 +1252,26 @@ def test_only_what_changes_a_board_is_a_line(
 
     at_desk(test)
     assert [record.getMessage() for record in caplog.records] == lines
+
+
+def test_what_comes_of_a_duel_is_said_each_time(at_desk: AtDesk) -> None:
+    """How often it happened, and what becomes of the board at the last time."""
+
+    async def test(desk: Desk) -> None:
+        told = []
+        desk.memory.succeeded(replace(DONE, found=RUNS), None, TARGET.key)
+        for last in (False, False, True):
+            board = desk.board()
+            hooks = hooks_of(desk, board)
+            hooks.identified(MAC)
+            with pytest.raises(OtaError) if last else contextlib.nullcontext():
+                hooks.inspected(replace(RUNS, version="9"))
+            assert board.shown.error is not None
+            told.append(board.shown.error.message.partition("(")[2])
+        assert told == [
+            "1 of 3 times; then the board is left as it is).",
+            "2 of 3 times; then the board is left as it is).",
+            "3 of 3 times; the board is left as it is).",
+        ]
+
+    at_desk(test)

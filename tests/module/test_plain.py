@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from viam.rpc import server
 from viam.utils import dict_to_struct, struct_to_dict
 
 from ota_service.firmware import secrets
@@ -119,8 +120,9 @@ def test_folders_follow_viam_and_else_the_desktop() -> None:
 
 
 @pytest.fixture
-def records() -> Iterator[list[logging.LogRecord]]:
-    """What a foreign library logs while the module's log is set up."""
+def records(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
+    """What a foreign library logs while the module's log is set up, as viam-server starts it."""
+    monkeypatch.delenv("VIAM_NO_MODULE_PARENT", raising=False)
     before = logging.getLogRecordFactory()
     kept: list[logging.LogRecord] = []
     handler = logging.Handler()
@@ -145,6 +147,17 @@ def test_no_librarys_log_shows_a_secret(records: list[logging.LogRecord]) -> Non
     assert shown[0] == "GET https://***@h/x?token=*** failed"
     assert "RuntimeError: https://***@h/x?token=***" in shown[1]
     assert all(record.exc_info is None for record in records)
+
+
+def test_where_the_sdk_serves_is_no_line_of_ours(records: list[logging.LogRecord]) -> None:
+    """viam-server would show it with the codes of its colours; it knows where it starts us."""
+
+    def shows(level: int) -> bool:
+        return bool(server.LOGGER.filter(server.LOGGER.makeRecord("", level, "", 0, "", (), None)))
+
+    assert not shows(logging.INFO)
+    assert shows(logging.WARNING)
+    assert shows(logging.DEBUG)
 
 
 def test_utc_is_what_a_time_without_a_zone_means() -> None:

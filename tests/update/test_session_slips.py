@@ -19,7 +19,7 @@ from ota_service.update.session import Awaited, Brought, Job
 from tests.prove.board import BOOT, Link, MemorySession, Notes, quiet
 from tests.prove.cells import Cells
 from tests.prove.flows import Case
-from tests.prove.images import NEW, OLD, OTHER
+from tests.prove.images import NEW, OLD, OTHER, PANICS
 from tests.prove.judge import running, stored
 from tests.prove.starts import SECTOR, Start
 
@@ -303,3 +303,13 @@ def test_what_was_changed_since_is_not_taken_back(changed: str) -> None:
     assert caught.value.code == "changed-elsewhere"
     assert len(board.ops) == ops
     assert board.running
+
+
+def test_what_fails_on_the_way_back_of_a_person_is_no_new_firmware() -> None:
+    """It is named by its slot."""
+    case = Case("go-back", replace(Start("micro-rdk", "first", False, "small"), spare=PANICS))
+    board = Link(Cells(case.flash()), case.start.bootloader)
+    with quiet():
+        outcome = board.session(Job("board", course="rollback", boot=BOOT), Notes(case.facts()))
+    assert outcome.error is not None
+    assert outcome.error.message.startswith("The firmware in ota_1 did not come up: ")

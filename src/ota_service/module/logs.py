@@ -5,12 +5,19 @@ no text from outside makes a line of its own."""
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 
 from viam.logging import getLogger
 
 from ota_service.firmware.urls import redact
 from ota_service.formats.text import visible
+
+
+def _is_no_start(record: logging.LogRecord) -> bool:
+    """Where the module serves, viam-server knows, which would show the line with the codes of its
+    colours at each start."""
+    return record.levelno != logging.INFO
 
 
 def set_up_logging() -> None:
@@ -20,8 +27,8 @@ def set_up_logging() -> None:
     open, with its user info, in its own words.
     """
     getLogger("ota_service")  # gets the SDK's handlers; all loggers below it use them
-    # Where it serves viam-server knows, which would show the line with its colours' codes.
-    getLogger("viam.rpc.server").setLevel(logging.WARNING)
+    if "VIAM_NO_MODULE_PARENT" not in os.environ:  # viam-server starts it
+        getLogger("viam.rpc.server").addFilter(_is_no_start)  # its level the SDK sets anew
     made = logging.getLogRecordFactory()
 
     def factory(*args: object, **kwargs: object) -> logging.LogRecord:
