@@ -11,13 +11,15 @@ import pytest
 from rich.console import Console
 
 from ota_service.cli.content_tables import _otadata
-from ota_service.cli.contents import otadata
+from ota_service.cli.contents import _board_otadata, otadata
 from ota_service.cli.live import Live, frame
 from ota_service.cli.report import history_table, print_run, print_status
 from ota_service.errors import OtaError
 from ota_service.formats.otadata import parse_otadata, take_away
 from ota_service.formats.partitions import PartitionTable
+from ota_service.link.chip import ChipInfo
 from ota_service.update.boot import decisive
+from ota_service.update.inspect import Inspection
 
 URL = "http://***@10.0.0.5:3001/app.bin"
 
@@ -98,11 +100,14 @@ def test_a_way_back_is_no_damage() -> None:
     entry = bytes.fromhex("01000000" + "ff" * 20 + "02000000" + "9a984347")
     flash = entry + b"\xff" * 0xFE0 + b"\x02" + entry[1:] + b"\xff" * 0xFE0
     after = take_away(flash, base=0, sector=0).result
-    shown = _otadata(otadata(parse_otadata(after), PartitionTable((), True)), None)
-    assert [str(line) for line in shown] == [
-        "otadata 0  void, as a way back leaves it",
-        "otadata 1  damaged",
-    ]
+    found, table = parse_otadata(after), PartitionTable((), True)
+    board = _board_otadata(Inspection(ChipInfo("ESP32", 0, "", 301, None), table, otadata=found))
+    assert board is not None
+    for entries in (otadata(found, table), board["entries"]):  # of a file, and of a board
+        assert [str(line) for line in _otadata(entries, None)] == [
+            "otadata 0  void, as a way back leaves it",
+            "otadata 1  damaged",
+        ]
 
 
 def test_a_run_without_boards_says_so_once() -> None:
