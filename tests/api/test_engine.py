@@ -416,6 +416,34 @@ async def test_another_device_under_a_ports_name_is_not_the_board_that_was_there
             await eventually(seen, states.__eq__)
 
 
+def test_boards_whose_ports_swap_names_are_known_by_their_bridges(tmp_path: Path) -> None:
+    """As after a start of the machine; one that was seen elsewhere since is not taken for there."""
+    one, two, three = (f"24:0a:c4:00:00:0{n}" for n in (1, 2, 3))
+
+    def bridge(device: str, socket: int) -> PortInfo:
+        return PortInfo(device, location=f"1-1.{socket}", vid=0x10C4, pid=0xEA60,
+                        serial_number="0001")  # fmt: skip
+
+    with contextlib.closing(Journal(tmp_path, shared=True)) as journal:
+        memory = Memory(journal, "esp32-ota")
+
+        def seen(mac: str, info: PortInfo) -> None:
+            memory.learn_place(None, info.device, info, mac)
+
+        def at(info: PortInfo) -> str | None:
+            found = memory.board_at(info)
+            return found.mac if found is not None else None
+
+        seen(one, bridge("/dev/a", 1))
+        seen(two, bridge("/dev/b", 2))
+        seen(one, bridge("/dev/b", 1))
+        assert [at(bridge("/dev/b", 1)), at(bridge("/dev/a", 2))] == [one, two]
+        seen(two, bridge("/dev/c", 3))
+        assert [at(bridge("/dev/a", 2)), at(bridge("/dev/c", 3))] == [None, two]
+        seen(three, bridge("/dev/d", 3))
+        assert at(bridge("/dev/c", 3)) == three
+
+
 @pytest.mark.slow
 async def test_as_a_service_it_has_the_verbs_and_replies(
     esp32_boards: StartBoard, tmp_path: Path

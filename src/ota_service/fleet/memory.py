@@ -68,6 +68,10 @@ class Memory:
         journal = self.journal
         record = journal.get(BoardRecord, port=info.place)
         record = record or journal.get(BoardRecord, usb_location=info.place)
+        bridge = journal.get(BridgeRecord, place=info.place, identity=info.identity)
+        if record is None and bridge is not None and bridge.mac is not None:
+            last = journal.board(bridge.mac)  # which has no place if its port's name was given away
+            record = last if last is not None and last.port is None else None
         same = record is not None and record.usb_serial == info.serial_number
         return record if same else None
 
