@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -130,3 +131,20 @@ def test_a_start_that_says_nothing_is_told_wherever_a_board_is_shown() -> None:
     lines = captured.get().splitlines()
     assert lines[0].split(maxsplit=1) == ["lab", f"up to date; {words}"]
     assert f"lab: {words}" in lines
+
+
+def test_a_run_that_goes_on_is_not_the_last_one() -> None:
+    """How long it has been going is said, not how long ago it was."""
+    run = {"outcome": "running", "started_at": datetime.now(UTC).isoformat()}
+    lines = printed({**status_with({}), "state": "downloading", "run": run}, 80)
+    assert "state    downloading; a run has been going for 0 s" in lines
+
+
+def test_that_nobody_was_there_is_no_news_beside_a_board_that_says_why() -> None:
+    """Only where no board has an error of its own."""
+    nobody = {"code": "no-board", "message": "No board was found.", "remedy": "Attach one."}
+    missing = {"code": "port-missing", "message": "The port is gone.", "remedy": "Attach it."}
+    told = "\n".join(printed({**status_with({"error": missing}), "error": nobody}, 80))
+    assert "The port is gone." in told
+    assert "No board was found." not in told
+    assert "No board was found." in "\n".join(printed({**status_with({}), "error": nobody}, 80))

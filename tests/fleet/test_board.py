@@ -7,9 +7,11 @@ Sessions are scripted, the journal is real, and the clock jumps where everybody 
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,21 +20,22 @@ import pytest
 from esp32_sim.images import build_app
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
+from ota_service.fleet import endings
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import utc_now
-from ota_service.fleet.firmwares import Fetched
+from ota_service.fleet.firmwares import Fetched, Firmwares
 from ota_service.fleet.hooks import FlashHooks, SessionHooks
 from ota_service.fleet.journal_rows import FirmwareRecord, SlotRecord
 from ota_service.fleet.orders import Answer, Fact, FlashFile, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Verdict
-from ota_service.fleet.settings import BoardEntry
+from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.formats.image import parse_app_image
 from ota_service.formats.nvs import parse_nvs
 from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ports import PortInfo
-from ota_service.update.facts import BoardFacts
+from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.inspect import App, Inspection, Running
 from ota_service.update.plan import Plan
 from ota_service.update.session import Brought, Image, Job, Outcome
@@ -1137,3 +1140,109 @@ def test_a_member_of_a_group_is_the_board_that_it_was(at_desk: AtDesk) -> None:
                 hooks.identified(MAC)
 
     at_desk(test)
+
+
+# --- what an operator reads
+
+
+@pytest.mark.parametrize(
+    ("code", "kept"), [("boot-failed", True), ("check-failed", True), ("brown-out", False)]
+)
+def test_what_failed_on_a_board_is_known_as_long_as_it_is_in_its_slot(
+    at_desk: AtDesk, code: str, kept: bool
+) -> None:
+    """So that no rollback starts it; power that failed says nothing of it. What is written there
+    next makes that void."""
+
+    async def test(desk: Desk) -> None:
+        desk.memory.brings(MAC, TARGET.key, Brought("ota_1", 500, "2" * 32, "2", "1"))
+        back = replace(DONE, end="rolled_back", version="1", error=OtaError(code))
+        endings._noted(desk.memory, TARGET.key, back, None)
+        hooks = hooks_of(desk, desk.board())
+        failed = hooks.identified(MAC).failed
+        assert failed == ({"ota_1": SlotFact(500, "2" * 32, "2")} if kept else {})
+        assert "ota_1" not in hooks.facts.slots
+        desk.memory.overwrites(MAC, "ota_1")
+        assert hooks.identified(MAC).failed == {}
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize(
+    ("stored", "action", "of_image", "told"),
+    [
+        *[("1", "record", True, True), ("1", "record", False, False)],
+        *[("0", "record", True, False), ("1", "write", True, False)],
+    ],
+)
+def test_an_old_image_under_a_new_version_is_told(
+    at_desk: AtDesk, stored: str, action: Any, of_image: bool, told: bool
+) -> None:
+    """Where the board was seen to run it under the tag that is stored: not where an interruption
+    kept the tag from being stored."""
+
+    async def test(desk: Desk) -> None:
+        seen: list[Target] = []
+        desk.firmwares.retagged = seen.append
+        hooks = hooks_of(desk, desk.board())
+        desk.memory.runs(MAC, "ota_0", None, version=stored, size_bytes=1000, md5="1" * 32)
+        hooks.identified(MAC)
+        hooks.found = RUNS
+        plan = replace(WRITE, action=action, of_image=of_image)
+        hooks.planned(plan)
+        assert seen == ([TARGET] if told else [])
+
+    at_desk(test)
+
+
+def test_a_file_that_boards_run_already_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the log, and for the status as long as the target stands."""
+
+    async def proven(_: str) -> bool:
+        return True
+
+    log = logging.LoggerAdapter(logging.getLogger("ota_service.fleet"))
+    firmwares = Firmwares(Settings("OTA", TARGET, cache_dir=tmp_path), log, proven)
+    firmwares.about[TARGET.key] = {"app_version": "1.2.0"}
+    firmwares.retagged(TARGET)
+    firmwares.retagged(TARGET)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == firmwares.same[TARGET.key]
+    assert record.getMessage().startswith(
+        'The image at http://127.0.0.1:9/x.bin calls itself "1.2.0" and is what boards run '
+        'already: only the version "2" is stored.'
+    )
+    firmwares.keep(set())
+    assert firmwares.same == {}
+
+
+@pytest.mark.parametrize(
+    ("purpose", "action", "lines"),
+    [
+        ("update", "none", []),
+        ("version", None, []),
+        ("update", "write", ["a: gets the image (version differs)", "a: booting"]),
+        ("update", "record", ["a: gets the version alone (version differs)", "a: booting"]),
+        ("rollback", None, ["a: booting"]),
+    ],
+)
+def test_only_what_changes_a_board_is_a_line(
+    at_desk: AtDesk, caplog: pytest.LogCaptureFixture,
+    purpose: Purpose, action: Any, lines: list[str],
+) -> None:  # fmt: skip
+    """In words of people; a look at boards that have what they are to have is none."""
+    caplog.set_level(logging.INFO, "ota_service.fleet")
+
+    async def test(desk: Desk) -> None:
+        sight = desk.board()._sight
+        sight.at_work = desk.order(purpose)
+        if action is not None:
+            sight.planned(replace(WRITE, action=action))
+        for phase in ("connecting", "booting", "rolling_back", None):
+            sight.phase(phase, 0.0)
+
+    at_desk(test)
+    assert [record.getMessage() for record in caplog.records] == lines

@@ -22,13 +22,16 @@ from esp32_sim.factory import make_flash
 from esp32_sim.images import Behaviour, build_app
 from esp32_sim.process import SimBoard
 from ota_service.errors import OtaError
+from ota_service.firmware import download
 from ota_service.firmware.check import Firmware
+from ota_service.firmware.download import Patience
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
 from ota_service.fleet import engine as engine_module
 from ota_service.fleet import places, roster
 from ota_service.fleet import service as services
 from ota_service.fleet.engine import Engine
+from ota_service.fleet.journal import open_journal
 from ota_service.fleet.service import FleetService, UnknownBoard, shutdown
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.link.ownership import SERVICE_CLAIMS
@@ -516,6 +519,115 @@ async def test_what_a_board_went_back_to_is_good_when_it_is_the_target_again(
         assert (board["state"], board["confirmed"], board["good"]) == ("up_to_date", True, True)
 
 
+# --- what an operator reads
+
+
+MAC = "24:0a:c4:00:00:01"
+NULL = "/dev/null"  # a device that exists everywhere, and is none that could be restarted
+
+
+def said(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[str]:
+    """The lines of a level and above."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= level]
+
+
+@pytest.mark.parametrize("why", ["held", "stopped"])
+async def test_a_dry_run_of_what_an_update_leaves_alone_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
+    """With the hold's code and what to do; the update itself says the same, in its history and in
+    the log; and so does a release that it happened. No port is opened, and nothing fetched."""
+    caplog.set_level(logging.INFO, "ota_service.fleet")
+    wanted = settings(tmp_path, BoardEntry("a", port=NULL), auto_update=False)
+    with open_journal(wanted.state_dir) as journal:
+        journal.learn_port(NULL, MAC, location=None, serial=None)
+        if why == "held":
+            error = OtaError("boot-failed", "It panicked.")
+            journal.set_attempt_state(MAC, wanted.target.key, "rolled_back", error)
+        else:
+            journal.stop("OTA", wanted.target.key, "Stopped: it panicked.")
+        service = await FleetService.open(wanted)
+        try:
+            await until(service, lambda now: now["boards"]["a"].get("port"))
+            plan = (await service.command("update", {"dry_run": True}))["plan"]["a"]
+            assert plan["action"] == "refuse"
+            assert "release" in plan["reason"]
+            assert plan["code"] == ("boot-failed" if why == "held" else "stopped")
+            if why == "stopped":
+                return
+            await service.command("update", {"wait_s": 10})
+            (run,) = (await service.command("history", {"limit": 1}))["runs"]
+            assert run["boards"]["a"]["error"]["code"] == "boot-failed"
+            assert "release" in run["boards"]["a"]["error"]["remedy"]
+            told = said(caplog, logging.WARNING)
+            assert told[0].startswith("OTA: a: held: It panicked. Configure a new version, or")
+            assert told[1:] == [
+                f"OTA: 0 of 1 board up to date; for more: esp32-ota remote history --id {run['id']}"
+            ]
+            await service.command("release", {"boards": ["a"]})
+            assert said(caplog)[-1] == "OTA: released by a person: a"
+        finally:
+            await shutdown()
+
+
+async def test_what_is_not_there_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A board by its own line, a server by a line at its first refusal and one at the end."""
+    caplog.set_level(logging.INFO, "ota_service.fleet")
+    try:
+        service = await FleetService.open(settings(tmp_path, BoardEntry("a", port="/dev/nowhere")))
+        status = await until(service, lambda now: now.get("run", {}).get("finished_at"))
+        assert status["error"]["code"] == "no-board"
+        lines = said(caplog)
+        assert lines[0] == "OTA: a: The port /dev/nowhere does not exist."
+        assert len(lines) == 2, lines
+    finally:
+        await shutdown()
+
+
+async def test_a_server_that_cannot_be_reached_is_told_at_once_and_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first attempt, in words of our own; then for all boards together."""
+    caplog.set_level(logging.INFO, "ota_service.fleet")
+    monkeypatch.setattr(download, "Patience", lambda: Patience(delays_s=(0.01, 0.01)))
+    try:
+        service = await FleetService.open(settings(tmp_path, BoardEntry("a", port=NULL)))
+        await until(service, lambda now: now.get("run", {}).get("finished_at"))
+        why = "No connection to http://127.0.0.1:9/x.bin: connection refused."
+        lines = said(caplog, logging.WARNING)
+        assert lines[0] == f"OTA: {why} Trying again."
+        assert lines[1].startswith(f"OTA: {why} Check that the url")
+        assert lines[1].endswith("[download-failed]")
+        assert lines[2].startswith("OTA: 0 of 1 board up to date")
+        assert len(lines) == 3, lines
+    finally:
+        await shutdown()
+
+
+async def test_what_waits_for_a_person_says_so_and_forgets_what_was_wrong_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With `auto_update` off: one line, the configured port, and no error of a configuration that
+    was mended."""
+    caplog.set_level(logging.INFO, "ota_service.fleet")
+    try:
+        service = await FleetService.open(settings(tmp_path, auto_update=True))
+        await until(service, lambda now: now.get("error", {}).get("code") == "no-board")
+        caplog.clear()
+        wanted = settings(tmp_path, BoardEntry("a", port=NULL), auto_update=False)
+        service = await FleetService.open(wanted)
+        status = await until(service, lambda now: now["boards"]["a"].get("port"))
+        assert status["boards"]["a"]["port"] == NULL
+        assert "error" not in status
+        assert said(caplog) == [
+            'OTA: 1 board, target "1"; auto_update is off: waits for the command "update"'
+        ]
+    finally:
+        await shutdown()
+
+
 # --- the log, and many boards
 
 
@@ -534,7 +646,13 @@ async def test_the_log_of_an_update_is_a_page(
         assert len(ends) == 1
         assert '"1.0.0" -> "1.1.0", confirmed, after ' in ends[0]
         assert sum(line.startswith("OTA: b: ") for line in lines) == 1
-        assert len(lines) <= 12, lines
+        assert len(lines) <= 10, lines
+        # The url still gives what the board runs: only its version is stored, which is said.
+        same = desk.server.url("/1.1.0.bin")
+        status = await desk.updated("1.2.0", url=same)
+        assert 'calls itself "1.1.0" and is what boards run' in status["target"]["notice"]
+        told = said(caplog, logging.WARNING)
+        assert f"OTA: {status['target']['notice']}" in told
 
 
 @pytest.mark.slow
@@ -547,6 +665,9 @@ async def test_every_line_of_a_rollback_names_service_and_board(
         panics = Behaviour(ending="panic", ending_after_s=0.2)
         status = await desk.updated("1.1.0", url=desk.serve("1.1.0", behaviour=panics))
         assert status["boards"]["a"]["state"] == "rolled_back"
+        back = (await desk.command("rollback"))["boards"]["a"]
+        assert 'holds "1.1.0", which did not come up on this board' in back["error"]["message"]
+        assert desk.status()["boards"]["a"]["state"] == "rolled_back"
     # esptool's trace is at DEBUG, for whoever asks for it.
     told = [r for r in caplog.records if r.name.split(".")[:2] != ["ota_service", "esptool"]]
     lines = [record.getMessage() for record in told if record.name.startswith("ota_service")]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from esp32_sim.bootmodel import ABORTED, VALID, Select
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import FlashOp, Program
 from ota_service.update.carry_out import plan_rollback
-from ota_service.update.facts import BoardFacts
+from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.plan import plan
 from ota_service.update.session import Awaited, Brought, Job
 from tests.prove.board import BOOT, Link, MemorySession, Notes, quiet
@@ -174,6 +175,25 @@ def test_what_a_person_went_back_to_stays_at_the_next_restart() -> None:
         for _ in range(3):
             board.restart()
             assert board.firmware is OTHER
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_nobody_goes_back_to_what_did_not_come_up_on_this_board(same: bool) -> None:
+    """Nothing is changed, and it is said what is there; unless the slot holds another by now."""
+    case = Case("go-back", replace(Start("micro-rdk", "first", True, "small"), spare=OTHER))
+    board = Link(Cells(case.flash()), case.start.bootloader)
+    md5 = hashlib.md5(OTHER.data, usedforsecurity=False).hexdigest() if same else "0" * 32
+    failed = {"ota_1": SlotFact(len(OTHER.data), md5, "1.3.0")}
+    notes, job = Notes(replace(case.facts(), failed=failed)), Job("board", course="rollback")
+    with quiet():
+        if not same:
+            assert board.session(replace(job, boot=BOOT), notes).end == "rolled_back"
+            return
+        with pytest.raises(OtaError, match=r'ota_1 holds "1\.3\.0", which did') as caught:
+            board.session(job, notes)
+    assert caught.value.code == "boot-failed"
+    assert "release" in caught.value.remedy
+    assert not [op for op in board.ops if op.who == "loader"]
 
 
 def test_nvs_that_is_marked_read_only_is_not_written() -> None:

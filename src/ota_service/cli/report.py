@@ -96,8 +96,9 @@ def print_status(console: Console, status: Reply) -> None:
     else:
         console.print("No boards are known.")
     problems = [*map(Text, _half(status.get("run", {}))), *errors_of(boards)]
-    if status.get("error"):
-        problems.insert(0, Text(error_text(status["error"])))
+    error = status.get("error")
+    if error and _is_news(error, boards):
+        problems.insert(0, Text(error_text(error)))
     if problems:
         console.print()
     for line in problems:
@@ -113,10 +114,14 @@ def _state_line(status: Reply) -> Text:
     line = Text(str(status.get("state", "")))
     if run:
         outcome = str(run.get("outcome", ""))
+        moment = str(run.get("finished_at") or run.get("started_at"))
+        if outcome == "running":
+            since = ago(moment).removesuffix(" ago")
+            line.append(f"; a run has been going for {since}", style=_OUTCOME_STYLES[outcome])
+            return line
         line.append("; last run ")
         line.append(outcome, style=_OUTCOME_STYLES.get(outcome, "red"))
-        moment = run.get("finished_at") or run.get("started_at")
-        line.append(f", {ago(str(moment))}")
+        line.append(f", {ago(moment)}")
     return line
 
 
@@ -160,7 +165,7 @@ def print_run(
             for told in log:
                 console.print(f"  | {told}", style="dim", soft_wrap=True)
     error = run.get("error")
-    if error and error.get("code") not in {_code(board) for board in boards.values()}:
+    if error and _is_news(error, boards):
         console.print(Text(error_text(error)))
     outcome = str(run.get("outcome", ""))
     ends = {
@@ -174,6 +179,14 @@ def print_run(
         else:
             console.print(each(names, more))
     console.print(Text(words, style=_OUTCOME_STYLES.get(outcome, "red")))
+
+
+def _is_news(error: Reply, boards: Reply) -> bool:
+    """Whether an error for all says what no board's own does: where nobody was there, those that
+    were asked say why."""
+    told = {_code(board) for board in boards.values()} - {""}
+    code = str(error.get("code", ""))
+    return code not in told and not (code == "no-board" and told)
 
 
 def _version_cells(board: Reply) -> list[RenderableType]:

@@ -418,9 +418,13 @@ def _retry_after_s(value: str) -> float:
 
 
 async def run_attempts(
-    download: Download, context: ssl.SSLContext, patience: Patience | None = None
+    download: Download,
+    context: ssl.SSLContext,
+    patience: Patience | None = None,
+    fails: Callable[[OtaError], None] = lambda _: None,
 ) -> None:
-    """Attempt the download until it is whole; raises OtaError.
+    """Attempt the download until it is whole; raises OtaError. fails: told of each attempt that is
+    not the last.
 
     It ends when as many attempts in a row as there are delays brought nothing: a link that is
     cut again and again still gets the file, as long as each attempt gets further.
@@ -444,6 +448,7 @@ async def run_attempts(
                     after = f"{failure.after_s:.0f} s"
                     remedy = f"The server asks to be left alone for {after}; try again then."
                 raise GaveUp(error.code, error.message, remedy=remedy) from None
+            fails(error)
             delay_s = max(patience.delays_s[vain], failure.after_s)
         vain += 1
         await asyncio.sleep(delay_s)

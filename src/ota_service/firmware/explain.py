@@ -7,6 +7,8 @@ info, tokens and control characters. Source: aiohttp's client reference, "Client
 
 from __future__ import annotations
 
+import errno
+import os
 import ssl
 from datetime import UTC, datetime
 
@@ -78,7 +80,10 @@ def explained(error: Exception, shown: str, *, stall_s: float) -> Exception:
         (words, remedy) for kind, words, remedy in _NO_WAY if isinstance(error, kind)
     )
     cause = getattr(error, "os_error", error)
+    number = getattr(cause, "errno", None) or 0
     reason = getattr(cause, "strerror", None) or type(cause).__name__
+    if number in errno.errorcode:  # asyncio puts the address, once more, into words of its own
+        reason = os.strerror(number).lower()
     message = words.format(shown=shown, reason=reason, stall_s=stall_s)
     return Transient(OtaError("download-failed", message, remedy=remedy))
 

@@ -76,6 +76,7 @@ class Supply:
         self._shared: dict[_Key, _Shared] = {}
         self._unfinished: dict[str, Download] = {}
         self._stamps: dict[str, Stamp] = {}
+        self._told = ""  # why attempts fail just now: once, however long it lasts
 
     async def get(
         self,
@@ -147,12 +148,12 @@ class Supply:
         Raises OtaError as `get` does.
         """
         context = await asyncio.to_thread(_ssl_context, ca_file)
-        from ota_service.firmware.download import Download, run_attempts
+        from ota_service.firmware.download import Download
 
         sent = await asyncio.to_thread(read_headers, headers)
         download = Download(url, self._cache, max_bytes, progress or _quiet, headers=sent)
         try:
-            await run_attempts(download, context, self._patience)
+            await self._attempts(download, context)
             assert download.part is not None
             return await asyncio.to_thread(download.part.read)
         finally:
@@ -300,11 +301,9 @@ class Supply:
     async def _download(
         self, download: Download, context: ssl.SSLContext, target: Target, check: _Check
     ) -> _Got:
-        from ota_service.firmware.download import run_attempts
-
         known = download.known
         try:
-            await run_attempts(download, context, self._patience)
+            await self._attempts(download, context)
         except OtaError as error:
             if not download.gave_up or known is None or known.version != target.version:
                 raise
@@ -319,8 +318,20 @@ class Supply:
                 await asyncio.to_thread(self._remember, target, known.sha256, download)
                 return cached
             download.known, download.unchanged = None, False  # damaged on disk: once more, whole
-            await run_attempts(download, context, self._patience)
+            await self._attempts(download, context)
         return await asyncio.to_thread(self._check_and_keep, download, target, check)
+
+    async def _attempts(self, download: Download, context: ssl.SSLContext) -> None:
+        """The attempts of a download, the first of which that fails is told; raises OtaError."""
+        from ota_service.firmware.download import run_attempts
+
+        def fails(error: OtaError) -> None:
+            if self._told != error.message:
+                self._log.warning("%s Trying again.", error.message)
+            self._told = error.message
+
+        await run_attempts(download, context, self._patience, fails)
+        self._told = ""
 
     async def _from_cache(self, sha256: str, max_image_bytes: int, check: _Check) -> _Got | None:
         data = await asyncio.to_thread(self._cache.image, sha256)

@@ -383,6 +383,8 @@ class Board:
             about.attempts = order.failed
             about.state, about.error = spared.state, spared.error
         order.report["reason"] = "as last read" if spared.error is None else "held"
+        if spared.error is not None:
+            order.report["error"] = spared.error.to_dict()
         order.report["outcome"] = about.state
         order.give(Answer("done" if spared.error is None else "error", spared.error))
 
@@ -856,6 +858,8 @@ class Board:
         about, report = self.shown, update.report
         if isinstance(answer.error, IsManifest) and not about.is_pinned:
             return  # it is no end: the run goes on by the manifest
+        if answer.end == "no-firmware" and not about.is_pinned:
+            return  # it is the run's, which says it once
         words = report["outcome"].replace("_", " ")
         if "staged" in report:
             words += ', "{version}" is staged in {slot}'.format_map(report["staged"])

@@ -74,6 +74,10 @@ def _close_unused(opening: asyncio.Future[Journal]) -> None:
         _JOURNAL.submit(opening.result().close)
 
 
+def _boards(count: int) -> str:
+    return f"{count} board{'' if count == 1 else 's'}"
+
+
 class _Named(logging.LoggerAdapter[logging.Logger]):
     """Puts the service's name before each line."""
 
@@ -238,8 +242,19 @@ class Engine:
         changed = self.roster.adopt(settings)
         self.turns.keep(self.roster.keys)
         self.firmwares.keep(self.roster.keys)
+        if (settings.target.key, settings.boards) != (before.target.key, before.boards):
+            self._forget_errors()
         await heard(self.boards.values())  # no board shows what it was to the target before
         self.spawn(self._follow_configuration(before, changed, first))
+
+    def _forget_errors(self) -> None:
+        """What went wrong was about another configuration, unless a firmware is stopped."""
+        run, stopped = self.last_run, any(map(self.turns.stopped, self.roster.keys))
+        if self._memory is None or stopped:
+            return
+        self.error = None
+        if run is not None and run.done.is_set():
+            run.error = None
 
     def _claim(self, settings: Settings) -> None:
         keys: dict[str, str] = {}
@@ -267,11 +282,13 @@ class Engine:
             finally:
                 self.groups.known.set()
             return
-        names = set(changed)
-        if settings.auto_update and not before.auto_update:
-            names |= {n for n, b in self.boards.items() if b.shown.state in ("outdated", "unknown")}
         if not settings.auto_update:
+            if changed or new_target or before.auto_update:
+                await self._wait_for_a_person(settings)
             return
+        names = set(changed)
+        if not before.auto_update:
+            names |= {n for n, b in self.boards.items() if b.shown.state in ("outdated", "unknown")}
         if settings.boards is None and new_target:
             self.start(Run(self, "configured"))
         elif names:
@@ -293,8 +310,18 @@ class Engine:
         resumed = any(run.target.get("purpose") in (None, "activate") for run in interrupted)
         if settings.auto_update and (settings.check_on_start or new_target or resumed):
             self.start(Run(self, "resumed" if resumed and not new_target else "configured"))
-        else:
+        elif settings.auto_update:
             await self._poll(first=True)
+        else:
+            await self._wait_for_a_person(settings)
+
+    async def _wait_for_a_person(self, settings: Settings) -> None:
+        """Nothing happens by itself: say so, and show what is known without a run."""
+        count, version = len(settings.boards or ()), settings.target.version
+        boards = "boards as they are found" if settings.boards is None else _boards(count)
+        text = '%s, target "%s"; auto_update is off: waits for the command "update"'
+        self.log.info(text, boards, version)
+        await self._poll(first=True)
 
     async def _resume_groups(
         self, here: Collection[str | None] | None = None, came: Collection[str | None] = ()
@@ -398,10 +425,23 @@ class Engine:
             return
         if run.error is not None:
             self.error = run.error
-            self.log.error("%s [%s] %s", run.error.message, run.error.code, run.error.remedy)
-        self.log.info("run %s: %s", run.id, run.outcome)
+        self._log_end(run)
         if run.purpose == "update":
             self._fetch_again(run)
+
+    def _log_end(self, run: Run) -> None:
+        """What is wrong, unless its boards have said so; and how many of them have come to it."""
+        error = run.error
+        if error is not None and not run.told_by_boards:
+            self.log.error("%s %s [%s]", error.message, error.remedy, error.code)
+        (done, count), well = run.tally, run.outcome in ("succeeded", "cancelled")
+        now = "staged" if run.purpose == "stage" else "up to date"
+        words = f"{done} of {_boards(count)} {now}" if count else "no board was updated"
+        if run.outcome == "cancelled":
+            words += ", cancelled"
+        if not well:
+            words += f"; for more: esp32-ota remote history --id {run.id}"
+        self.log.log(logging.INFO if well else logging.WARNING, "%s", words)
 
     async def _after_flash(self, run: Run) -> None:
         """It is as if the board had just been plugged in."""

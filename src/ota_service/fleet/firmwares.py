@@ -76,8 +76,8 @@ class _Shelf:
 
 class Firmwares:
     """One service's. about: what the status shows of a target's file; notices: what it says of a
-    file that changed under its version; named: the manifest that names it, and as which image. All
-    by the target's key."""
+    file that changed under its version; same: of one that boards have run before; named: the
+    manifest that names it, and as which image. All by the target's key."""
 
     def __init__(
         self,
@@ -89,6 +89,7 @@ class Firmwares:
         self.download: Progress | None = None
         self.about: dict[str, dict[str, Any]] = {}
         self.notices: dict[str, str] = {}
+        self.same: dict[str, str] = {}
         self.named: dict[str, tuple[Manifest, str]] = {}
         self._known: dict[str, KnownImage] = {}
         self._looked: dict[str, tuple[Target, float]] = {}
@@ -226,13 +227,26 @@ class Firmwares:
         except OtaError as error:
             self.notices[target.key] = error.message
 
+    def retagged(self, target: Target) -> None:
+        """A board runs a target's image already, under another tag: whoever forgot to change the
+        url, or what is served there, is told."""
+        about = self.about.get(target.key, {})
+        text = (
+            f'The image at {target.shown_url} calls itself "{about.get("app_version", "")}" and is '
+            f'what boards run already: only the version "{target.version}" is stored. If another '
+            "firmware was meant, check the url and what is served there."
+        )
+        if self.same.get(target.key) != text:
+            self._log.warning("%s", text)
+        self.same[target.key] = text
+
     def known(self, other_than: str) -> tuple[KnownImage, ...]:
         """The files of other targets, as evidence for what a slot holds."""
         return tuple(image for key, image in self._known.items() if key != other_than)
 
     def keep(self, keys: set[str]) -> None:
         """Forget what is known of files that are no board's target any more."""
-        for table in (self.about, self.notices, self._known, self._looked):
+        for table in (self.about, self.notices, self.same, self._known, self._looked):
             for key in [key for key in table if key not in keys]:
                 del table[key]
 

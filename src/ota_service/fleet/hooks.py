@@ -18,13 +18,14 @@ from pathlib import Path
 from ota_service.errors import OtaError
 from ota_service.fleet.around import Around
 from ota_service.fleet.board_state import BoardState
+from ota_service.fleet.journal_rows import SlotRecord
 from ota_service.fleet.orders import SWITCHES, UPDATES, Fact, Order
 from ota_service.fleet.sight import Sight
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ownership import SERVICE_CLAIMS
 from ota_service.link.ports import shown
 from ota_service.update.boot import Heard
-from ota_service.update.facts import BoardFacts, KnownImage
+from ota_service.update.facts import BoardFacts, KnownImage, SlotFact
 from ota_service.update.flash_plan import Before, FlashPlan
 from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Plan, WatchBoot, WriteSlot, tag_of_running
@@ -67,7 +68,9 @@ class SessionHooks:
         self.mac = mac
         place = partial(memory.learn_place, self.name, self.port, self._info, mac)
         memory.journal.whole(place)
-        facts = self.facts = memory.facts(mac, self._target.key)
+        slots = memory.journal.all(SlotRecord, mac=mac)
+        failed = {one.slot: one.to(SlotFact) for one in slots if one.seen_running_at is None}
+        facts = self.facts = replace(memory.facts(mac, self._target.key), failed=failed)
         record = memory.journal.board(mac)
         unchecked = record is not None and record.unchecked
         self.tell(lambda sight: sight.identified(mac, facts.confirmed, unchecked=unchecked))
@@ -116,7 +119,8 @@ class SessionHooks:
         what = f'version from "{target.version}" to "{found.version}"'
         if strange and not found.version:
             what = f'firmware: what runs is not what was installed as "{target.version}"'
-        message = f"Something else changed the {what} ({times} of {most} times)."
+        then = "the board is left as it is" if times >= most else "then the board is left as it is"
+        message = f"Something else changed the {what} ({times} of {most} times; {then})."
         error = OtaError("changed-elsewhere", message, board=self.name)
         self.tell(lambda sight: sight.warned(error))
         if times >= most:
@@ -131,6 +135,11 @@ class SessionHooks:
         if found is None or not self._updates:
             return
         self.tell(lambda sight: sight.planned(made))
+        running = found.running.partition
+        fact = self.facts.slots.get(running.name) if running is not None else None
+        before = fact.version if fact is not None and made.of_image else None
+        if made.action == "record" and before == made.from_version != made.to_version:
+            self.tell(lambda _: self._around.firmwares.retagged(self._target))
         if not made.rolled_back and not self.facts.unwatched and not found.pending:
             self._remember_running(found)
         mac = found.chip.mac

@@ -31,6 +31,7 @@ from ota_service.fleet.orders import (
     Order,
     Purpose,
     Trigger,
+    refusal,
 )
 from ota_service.fleet.places import Place, stands_in
 from ota_service.fleet.policy import Permits, Spared, spared
@@ -158,6 +159,19 @@ class Run:
         """Whether nothing more is asked of any board."""
         return self._cancelled.is_set()
 
+    @property
+    def tally(self) -> tuple[int, int]:
+        """How many of its boards have come to what was asked for, and of how many."""
+        counted = [order for order, board in self.orders.values() if self._counts(board)]
+        return sum(map(self._is_good, counted)), len(counted)
+
+    @property
+    def told_by_boards(self) -> bool:
+        """Whether nobody was there, and the boards that were asked have said so themselves."""
+        places = [order.place for order, _ in self.orders.values()]
+        nobody = self.error is not None and self.error.code == "no-board"
+        return nobody and any(place.error is not None for place in places)
+
     async def go(self) -> None:
         """The whole run; never raises."""
         try:
@@ -260,7 +274,9 @@ class Run:
             why_not = spared(
                 record, by_person=reads, as_last_read=as_last_read, board=board.shown.name
             )
-            known.append((record.failed, why_not if self.purpose in UPDATES else None))
+            held = why_not is not None and why_not.error is not None
+            asked = self.purpose in UPDATES or (self.purpose == "plan" and held)
+            known.append((record.failed, why_not if asked else None))
         return known
 
     async def _have_file(
@@ -307,6 +323,10 @@ class Run:
             self.results[board.shown.name] = answer.reply
         if self._concerns_all(order, answer):
             self.error = answer.error
+        if self.by_person and order.report.get("reason") == "held" and answer.error is not None:
+            name, why = board.shown.name, answer.error
+            text = "%s: held: %s %s [%s]"
+            self.engine.log.warning(text, name, _said(why), why.remedy, why.code)
         report = {**order.report, "port": board.shown.port}
         with contextlib.suppress(OtaError):
             note = self.engine.memory.journal.update_run_board
@@ -326,14 +346,23 @@ class Run:
 
     async def _answer(self, order: Order, board: Board) -> Answer:
         here = order.place.kind == "here"
+        stopped = self.engine.turns.stopped(order.target.key)
+        if "stopped" in self.permits.override:
+            stopped = None
+        if self.purpose == "plan":
+            held, order.spared = order.spared, None
+            why = held.error if held is not None else stopped
+            if here and board.free and why is not None:  # as an update would be answered
+                reply = {**refusal("plan", why), "reason": f"{_said(why)} {why.remedy}"}
+                answer = Answer("error", why, reply)
+                order.give(answer)
+                return answer
         if self.purpose in ("plan", "verify") and here:
             async with self.engine.firmwares.had(order.target) as fetched:
                 order.image = fetched.image
                 board.order(order)
                 return await order.answer
-        stopped = self.engine.turns.stopped(order.target.key)
-        barred = stopped is not None and "stopped" not in self.permits.override
-        if self.purpose in UPDATES and here and barred and order.spared is None:
+        if self.purpose in UPDATES and here and stopped is not None and order.spared is None:
             order.report["outcome"] = "stopped"
             order.give(Answer("stopped", stopped))
         else:
@@ -365,7 +394,8 @@ class Run:
     def _is_good(self, order: Order) -> bool:
         if order.report.get("outcome") == "up_to_date":
             return "unchecked" not in order.report
-        return self.purpose not in SWITCHES and order.answer.result().end == "done"
+        done = order.answer.done() and order.answer.result().end == "done"
+        return self.purpose not in SWITCHES and done
 
     async def _journal_end(self) -> None:
         await self.engine.journaled(
@@ -381,6 +411,11 @@ class Run:
 def _refuse(order: Order, board: Board, why: OtaError, end: End = "error") -> Answer:
     order.report |= {"error": why.to_dict(), "outcome": board.shown.state}
     return order.refuse(why, "cancelled" if why.code == "cancelled" else end)
+
+
+def _said(error: OtaError) -> str:
+    """Its message as a sentence: what was noted of a person's word is none."""
+    return f"{error.message.rstrip('.')}."
 
 
 def _nobody(found: Iterable[Place]) -> OtaError:

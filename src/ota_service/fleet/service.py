@@ -284,13 +284,16 @@ class FleetService:
         engine = self._engine
         if stopped:
             await engine.lift()
+            engine.log.info("the stop of its firmware is lifted by a person")
             return {"ok": True, "released": []}
         if boards is None and not all:
             raise UnknownBoard("release needs boards, or all: true to mean every board")
         names = self._names(boards)
         chosen = [board for name, board in engine.boards.items() if names is None or name in names]
         await engine.release(chosen)
-        return {"ok": True, "released": [board.shown.name for board in chosen]}
+        released = [board.shown.name for board in chosen]
+        engine.log.info("released by a person: %s", ", ".join(released) or "no board")
+        return {"ok": True, "released": released}
 
     async def do_history(
         self,

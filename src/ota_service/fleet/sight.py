@@ -28,8 +28,14 @@ from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Plan
 
 _STEP_PERCENT = 25
-_LONG_PHASES = frozenset({"writing", "booting", "rolling_back"})
-"""Phases that last, whose beginning is worth a line."""
+_LONG_PHASES = frozenset({"writing", "booting"})
+"""Phases that last, whose beginning is worth a line where something is changed."""
+_PLANNED = {
+    "write": "gets the image",
+    "switch": "is switched to the image in its spare slot",
+    "record": "gets the version alone",
+}
+"""Plans that change something, in words."""
 
 
 class Sight:
@@ -113,7 +119,12 @@ class Sight:
         if name in ("writing", "booting", None):
             about.progress, self._logged_percent = None, 0
         if name is not None:
-            level = logging.INFO if name in _LONG_PHASES else logging.DEBUG
+            order = self.at_work
+            changes = order is not None and (
+                order.purpose in ("rollback", "back", "flash")
+                or (order.plan is not None and order.plan.action in _PLANNED)
+            )
+            level = logging.INFO if name in _LONG_PHASES and changes else logging.DEBUG
             self.log(level, "%s", name.replace("_", " "))
 
     def planned(self, plan: Plan) -> None:
@@ -123,7 +134,9 @@ class Sight:
             return
         order.plan = plan
         order.report |= {"action": plan.action, "reason": plan.reason}
-        self.log(logging.INFO, "%s (%s)", plan.action, plan.reason)
+        words = _PLANNED.get(plan.action)
+        level = logging.INFO if words is not None else logging.DEBUG
+        self.log(level, "%s (%s)", words or plan.action, plan.reason)
         # Whoever named the board consented to another project's firmware; it is said anyway.
         before = about.running.get("project")
         after = self._around.firmwares.about.get(order.target.key, {}).get("project")

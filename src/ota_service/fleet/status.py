@@ -41,7 +41,7 @@ def status_of(engine: Engine) -> dict[str, Any]:
         "version": target.version,
         "sha256": target.sha256,
         **firmwares.about.get(target.key, {}),
-        "notice": firmwares.notices.get(target.key),
+        "notice": firmwares.notices.get(target.key) or firmwares.same.get(target.key),
     }
     out = {
         "ok": True,

@@ -20,6 +20,8 @@ def set_up_logging() -> None:
     open, with its user info, in its own words.
     """
     getLogger("ota_service")  # gets the SDK's handlers; all loggers below it use them
+    # Where it serves viam-server knows, which would show the line with its colours' codes.
+    getLogger("viam.rpc.server").setLevel(logging.WARNING)
     made = logging.getLogRecordFactory()
 
     def factory(*args: object, **kwargs: object) -> logging.LogRecord:

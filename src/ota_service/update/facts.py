@@ -85,7 +85,8 @@ class BoardFacts:
     watched. reached: the last thing done to this board was a success of this target. unwatched: an
     update of this board to this target began and never ended, so that its boot was never judged.
     interrupted: the last thing done to this board was an update to another target, which never
-    ended. silent: its bootloader prints nothing, so that there is nothing to restart it for.
+    ended. failed: by slot, what was started from it last and did not come up, or was refused by the
+    robot. silent: its bootloader prints nothing, so that there is nothing to restart it for.
     staged: what waits in one of its slots to be activated.
     """
 
@@ -98,3 +99,4 @@ class BoardFacts:
     interrupted: bool = False
     silent: bool = False
     staged: Staged | None = None
+    failed: Mapping[str, SlotFact] = field(default_factory=dict)

@@ -54,7 +54,6 @@ from ota_service.update.starts import StartHooks, Starts
 __all__ = ["Awaited", "BootRules", "Brought", "Hooks", "Image", "Job", "Outcome", "Phase", "run"]
 
 LOGGER = logging.getLogger("ota_service.update")
-_FAILED = "The new firmware did not come up"
 
 Phase = Literal[
     "connecting",
@@ -584,7 +583,8 @@ class _Session:
         )
         monitor = self.starts.watched(back.slot)
         if monitor.verdict is Verdict.FAILED:
-            return self._roll_back(found, outcome, back.slot, monitor.reason)
+            failed = f"The firmware in {back.slot.name} did not come up"
+            return self._roll_back(found, outcome, back.slot, monitor.reason, failed=failed)
         outcome = self._judged(outcome, monitor)
         outcome.end, outcome.boot_log = "rolled_back", tuple(self.starts.log)
         return outcome
@@ -602,7 +602,23 @@ class _Session:
         back = plan_go_back(self.link, found, running=running, fused=fused, version_of=version_of)
         if back.problem is not None:
             raise back.problem
+        self._require_not_failed(back.slot)
         return back
+
+    def _require_not_failed(self, slot: Partition) -> None:
+        """Nobody goes back to what was seen to fail on this very board.
+
+        Raises OtaError `boot-failed`.
+        """
+        fact = self.facts.failed.get(slot.name)
+        if fact is not None and self.link.md5(slot.offset, fact.size_bytes) == fact.md5:
+            raise OtaError(
+                "boot-failed",
+                f'{slot.name} holds "{fact.version}", which did not come up on this board before, '
+                "so nothing was changed.",
+                remedy="Configure the version that the board is to run; to try that one again, "
+                "call release, then update.",
+            )
 
     def _tag_of(self, found: Inspection, slot: Partition) -> str:
         return own_tag(found, slot, self.facts.slots.get(slot.name))
@@ -667,12 +683,12 @@ class _Session:
 
     def _roll_back(
         self, found: Inspection, outcome: Outcome, bad: Partition, why: str,
-        *, code: str = "boot-failed",
+        *, code: str = "boot-failed", failed: str = "The new firmware did not come up",
     ) -> Outcome:  # fmt: skip
         """Back to the firmware before: otadata and the version, then watch that one start.
 
         code: of the outcome's error: `brown-out` where nothing speaks against the firmware; ""
-        for none.
+        for none. failed: what a `boot-failed` begins with.
         """
         name = self.job.name
         self.job.log.warning("%s: %s; rolling back", name, why)
@@ -696,7 +712,7 @@ class _Session:
             outcome.end = "failed"
             outcome.error = OtaError(
                 "boot-failed",
-                f"{_FAILED} ({why}), and neither did the one before ({monitor.reason})."
+                f"{failed} ({why}), and neither did the one before ({monitor.reason})."
                 if code == "boot-failed"
                 else f"{why}; the firmware before did not come up ({monitor.reason}).",
                 remedy=f"Look at the board's power and wiring; its previous firmware {in_place}",
@@ -713,7 +729,7 @@ class _Session:
         else:
             outcome.confirmed, outcome.notice = monitor.confirmed, monitor.notice
         outcome.end = "unjudged" if code == "brown-out" else "rolled_back"
-        words = f"{_FAILED}: {why}" if code == "boot-failed" else why
+        words = f"{failed}: {why}" if code == "boot-failed" else why
         outcome.error = OtaError(code, f"{words}. {back_on}") if code else None
         return outcome
 

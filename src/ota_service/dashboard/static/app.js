@@ -106,9 +106,11 @@ function showFirmware() {
   $("download").hidden = status.state !== "downloading";
   if (progress?.percent === undefined) $("download-bar").removeAttribute("value");
   else $("download-bar").value = progress.percent;
-  refill($("notices"), [target.notice, status.error, trust], () => [
+  const told = Object.values(status.boards ?? {}).some((board) => board.error);
+  const error = status.error?.code === "no-board" && told ? undefined : status.error;
+  refill($("notices"), [target.notice, error, trust], () => [
     target.notice && notice("", target.notice),
-    status.error && stopped(status.error, errorNotice(status.error)),
+    error && stopped(error, errorNotice(error)),
     trust?.requires?.length && notice("rest", `This host lets in firmware alone that has: ${
       trust.requires.join(", ")}.`),
     trust?.notice && notice("", trust.notice),
