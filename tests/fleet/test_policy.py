@@ -259,12 +259,14 @@ def test_an_order_that_permits_more_does_not_simply_join() -> None:
 @pytest.mark.parametrize("state", ["set_aside", "rolled_back", "held"])
 def test_a_board_that_is_held_is_spared(state: str) -> None:
     """Until its target changes or it is released, whoever asks."""
-    record = AttemptRecord("m", "t", failed=3, state=state, code="link-lost")  # type: ignore[arg-type]
+    record = AttemptRecord("m", "t", failed=3, state=state, code="link-lost", message="lost.")  # type: ignore[arg-type]
     for by_person in (True, False):
         told = policy.spared(record, by_person=by_person, as_last_read=True, board="a")
         assert told is not None
         assert told.error is not None
         assert told.state == ("set_aside" if state == "set_aside" else "rolled_back")
+        failed = "It is not tried again, since it failed before: lost."
+        assert told.error.message == ("lost." if state == "held" else failed)
 
 
 def test_the_journal_stands_in_for_a_look_only_where_nobody_asked() -> None:

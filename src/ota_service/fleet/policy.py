@@ -535,9 +535,12 @@ def spared(
     record: how it fared with the target. as_last_read: the journal proves that it has the version.
     """
     if record.state in HELD:
+        words = record.message or ""
+        if record.state != "held":  # what it says was so at that time
+            words = f"It is not tried again, since it failed before: {words}"
         error = OtaError(
             record.code or "boot-failed",
-            record.message or "",
+            words,
             board=board,
             remedy="Configure a new version, or call release for this board to try again.",
         )
