@@ -307,6 +307,31 @@ async def test_a_manifest_comes_with_its_images_in_any_order(bench: Bench, first
     assert bench.to_dict()["firmware"] == {"kind": "app", "name": "lamp.bin", "version": "3.0"}
 
 
+async def test_a_manifest_is_described_and_paths_have_the_names_of_their_files(
+    bench: Bench,
+) -> None:
+    """At the drop; and what the history says of a bench before is no path either."""
+    one, two = app(), app(project="other")
+    both: dict[str, Any] = {"order": [["image1"]], "boards": {"a": "image0"}}
+    await drop(bench, "release.json", manifest(one, two, **both))
+    (about,) = bench.to_dict()["files"]
+    assert about["images"] == [
+        {"name": "image0", "file": "0.bin", "version": "r7"},
+        {"name": "image1", "file": "1.bin", "version": "r7"},
+    ]
+    assert (about["steps"], about["boards"]) == ([["image1"], ["image0"]], {"a": "image0"})
+    await drop(bench, "0.bin", one)
+    await drop(bench, "1.bin", two)
+    path, _ = bench.firmware()
+    image = next(at for at in folder(bench).iterdir() if at.read_bytes() == one)
+    before = f"/var/tmp/esp32-ota-bench-x/{'ab' * 32}.bin"
+    told = {"url": str(path), "runs": [{"file": f"{image} is read, and {before}"}], "n": 1}
+    assert bench.named(told) == {
+        **{"url": "release.json", "n": 1},
+        "runs": [{"file": "0.bin is read, and abababababab....bin"}],
+    }
+
+
 @pytest.mark.parametrize(
     ("url", "missing"),
     [
