@@ -328,6 +328,19 @@ def is_good(about: BoardState) -> bool:
     return good(about.state, about.confirmed, about.unchecked)
 
 
+def runs_another(about: BoardState, wanted: str | None) -> str | None:
+    """What is said of a board that stores the target's version and runs another program, so that
+    nothing is written. wanted: the project of its target's image, where that is known."""
+    runs = about.running.get("project")
+    if about.state != "up_to_date" or not runs or not wanted or runs == wanted:
+        return None
+    words = " ".join(filter(None, (runs, about.running.get("app_version"))))
+    return (
+        f"The stored version is the target's, but {words} runs there, and not {wanted}: update "
+        "with force writes it."
+    )
+
+
 def verdict(
     shown: Shown, confirmed: bool | None, error: OtaError | None, *, of_image: bool,
     unchecked: bool = False,
