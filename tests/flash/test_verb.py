@@ -132,7 +132,7 @@ async def test_a_file_from_a_url_and_an_app_that_does_not_start(tmp_path: Path) 
         assert keys(rig.nvs()) == without_version(before)
         assert reply["boards"]["a"]["backup"] == str(folder)
         status = await rig.module.status(NAME)
-        assert status["boards"]["a"]["state"] == "up_to_date"
+        assert status["boards"]["a"]["state"] == "outdated"  # its version went
 
 
 async def test_a_long_flash_replies_with_its_run(tmp_path: Path) -> None:
