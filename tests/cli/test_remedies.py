@@ -3,10 +3,22 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from ota_service.cli.remedies import REMEDIES, line_of, own_text, own_words, remedy_of
+from ota_service.client.remedies import (
+    BENCH,
+    ON_A_BENCH,
+    REMEDIES,
+    line_of,
+    own_text,
+    own_words,
+    remedy_of,
+)
 from ota_service.errors import ERRORS, OtaError
+from ota_service.fleet.journal_rows import AttemptRecord
+from ota_service.fleet.policy import spared
 from ota_service.update.flash_merged import again
 from tests.support.command import environment, run_command
 
@@ -23,6 +35,19 @@ def test_each_is_of_the_table_and_names_subcommands() -> None:
 def test_no_make_target_is_left(code: str) -> None:
     """Where the archive is, there is no Makefile; here and in the service's own words."""
     assert "`make " not in line_of(OtaError(code)) + ERRORS[code].remedy
+
+
+@pytest.mark.parametrize("code", sorted(ON_A_BENCH))
+def test_a_bench_speaks_of_what_is_dropped(code: str) -> None:
+    """It has no configuration, no url and no verbs; errors at any depth of its status."""
+    reply = {"run": {"error": OtaError(code).to_dict()}}
+    remedy = own_words(reply, BENCH)["run"]["error"]["remedy"]
+    assert not re.search("[Cc]onfigur|url|stopped: true|call ", remedy)
+    held = AttemptRecord("m", "t", failed=1, state="rolled_back", message="lost.")
+    told = spared(held, by_person=True, as_last_read=False, board="a")
+    assert told is not None
+    assert told.error is not None
+    assert "press Release to try again." in own_text(told.error.remedy, BENCH)
 
 
 def test_a_more_precise_remedy_stays() -> None:

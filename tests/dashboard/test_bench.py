@@ -307,6 +307,31 @@ async def test_a_manifest_comes_with_its_images_in_any_order(bench: Bench, first
     assert bench.to_dict()["firmware"] == {"kind": "app", "name": "lamp.bin", "version": "3.0"}
 
 
+async def test_a_manifest_is_described_and_paths_have_the_names_of_their_files(
+    bench: Bench,
+) -> None:
+    """At the drop; and what the history says of a bench before is no path either."""
+    one, two = app(), app(project="other")
+    both: dict[str, Any] = {"order": [["image1"]], "boards": {"a": "image0"}}
+    await drop(bench, "release.json", manifest(one, two, **both))
+    (about,) = bench.to_dict()["files"]
+    assert about["images"] == [
+        {"name": "image0", "file": "0.bin", "version": "r7"},
+        {"name": "image1", "file": "1.bin", "version": "r7"},
+    ]
+    assert (about["steps"], about["boards"]) == ([["image1"], ["image0"]], {"a": "image0"})
+    await drop(bench, "0.bin", one)
+    await drop(bench, "1.bin", two)
+    path, _ = bench.firmware()
+    image = next(at for at in folder(bench).iterdir() if at.read_bytes() == one)
+    before = f"/var/tmp/esp32-ota-bench-x/{'ab' * 32}.bin"
+    told = {"url": str(path), "runs": [{"file": f"{image} is read, and {before}"}], "n": 1}
+    assert bench.named(told) == {
+        **{"url": "release.json", "n": 1},
+        "runs": [{"file": "0.bin is read, and abababababab....bin"}],
+    }
+
+
 @pytest.mark.parametrize(
     ("url", "missing"),
     [
@@ -598,7 +623,7 @@ async def test_a_boards_day_on_the_bench(tmp_path: Path, monkeypatch: pytest.Mon
             assert verdict == "its firmware runs"
             shown = (await here.status())["boards"]["a"]
             assert shown["version"] == "v1.1"
-            assert shown["back"] == {"slot": "factory", "version": "1.0.0"}
+            assert shown["back"] == {"slot": "factory", "version": "1.0.5"}
 
             bad = app("1.2.0", ending="panic", ending_after_s=0.05, print_secrets=True)
             await upload(client, url, "app.bin", bad)
@@ -616,10 +641,12 @@ async def test_a_boards_day_on_the_bench(tmp_path: Path, monkeypatch: pytest.Mon
                 assert f'filename="esp32-ota-{run}.json"' in response.headers["Content-Disposition"]
                 saved = await response.json()
             assert saved["id"] == run
+            assert "esp32-ota-bench-" not in json.dumps([saved, await here.status()])
             assert any("Guru" in line for line in saved["boards"]["a"]["boot_log"])
 
             status, reply = await command(client, url, "rollback", boards=["a"])
             assert reply["boards"]["a"]["slot"] == "factory"
+            await command(client, url, "release", boards=["a"])
 
             # What was dropped before the host had a policy is held against it all the same.
             add_key(make_host(tmp_path, monkeypatch), signing.public(KEY))

@@ -455,9 +455,14 @@ async def test_a_day_at_the_bench(tmp_path: Path, browser: Browser) -> None:
 
             await page.evaluate(DROP, ["notes.txt", "hello"])
             await expect(page.locator("#dropped")).to_contain_text("not-an-image")
+            image = {"url": "lamp.bin", "sha256": "ab" * 32}
+            release = {"format": 1, "version": "r7", "boards": {"lamp": "one"}}
+            text = json.dumps(release | {"images": {"one": image}})
+            await page.evaluate(DROP, ["release.json", text])
+            await expect(page.locator("#dropped")).to_contain_text("one: lamp.bin, r7, for lamp")
             await page.set_input_files("#files", [tmp_path / name for name in files])
             dropped = page.locator("#dropped > li")
-            await expect(dropped).to_have_count(3)
+            await expect(dropped).to_have_count(4)
             described = dropped.filter(has_text="app.bin")
             for part in ("✓ App Image", f"{PROJECT} 1.1.0", "ESP32", "39 kB",
                          hashlib.sha256(files["app.bin"]).hexdigest()):  # fmt: skip

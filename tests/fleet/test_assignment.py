@@ -49,6 +49,8 @@ def test_an_image_goes_to_boards_of_its_project_and_chip(
     problem = made.problems.get(board.name)
     assert (problem.code if problem else None) == code
     assert words in (problem.message if problem else "")
+    if code == "manifest-invalid" and problem is not None:
+        assert '"boards": {"e": "one"}' in problem.remedy
     assert made.unsure == ([board.name] if image is None and code is None else [])
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import get_args
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 
 from ota_service.errors import ERRORS, OtaError
 from ota_service.fleet import policy
 from ota_service.fleet.board import Board
+from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.board_state import State as Shown
 from ota_service.fleet.journal_rows import AttemptRecord
 from ota_service.fleet.policy import BOARD, FIRMWARE, Permits, Row
+from ota_service.fleet.status import _board
 from ota_service.fleet.turns import Ask, Turns
+from tests.fleet.conftest import TARGET
 
 STATES: tuple[policy.State, ...] = get_args(policy.State)
 EVENTS: tuple[policy.Event, ...] = get_args(policy.Event)
@@ -259,12 +263,14 @@ def test_an_order_that_permits_more_does_not_simply_join() -> None:
 @pytest.mark.parametrize("state", ["set_aside", "rolled_back", "held"])
 def test_a_board_that_is_held_is_spared(state: str) -> None:
     """Until its target changes or it is released, whoever asks."""
-    record = AttemptRecord("m", "t", failed=3, state=state, code="link-lost")  # type: ignore[arg-type]
+    record = AttemptRecord("m", "t", failed=3, state=state, code="link-lost", message="lost.")  # type: ignore[arg-type]
     for by_person in (True, False):
         told = policy.spared(record, by_person=by_person, as_last_read=True, board="a")
         assert told is not None
         assert told.error is not None
         assert told.state == ("set_aside" if state == "set_aside" else "rolled_back")
+        failed = "It is not tried again, since it failed before: lost."
+        assert told.error.message == ("lost." if state == "held" else failed)
 
 
 def test_the_journal_stands_in_for_a_look_only_where_nobody_asked() -> None:
@@ -275,6 +281,30 @@ def test_the_journal_stands_in_for_a_look_only_where_nobody_asked() -> None:
     assert not policy.spared(record, by_person=True, as_last_read=True, board="a")
     failed = AttemptRecord("m", "t", failed=1)
     assert not policy.spared(failed, by_person=False, as_last_read=True, board="a")
+
+
+@pytest.mark.parametrize(
+    ("state", "runs", "wanted", "said"),
+    [
+        ("up_to_date", "motor", "server", True),
+        ("up_to_date", "motor", "motor", False),
+        ("up_to_date", "motor", None, False),
+        ("up_to_date", "", "server", False),
+        ("outdated", "motor", "server", False),
+    ],
+)
+def test_a_tag_that_another_program_stores_is_said(
+    state: Shown, runs: str, wanted: str | None, said: bool
+) -> None:
+    """The tag decides what is written; what runs is said all the same, and it is not good."""
+    running = {"slot": "factory", "project": runs, "app_version": "1.0.0"}
+    about = BoardState("a", state=state, running=running, confirmed=True)
+    firmwares = SimpleNamespace(about={TARGET.key: {"project": wanted}})
+    engine: Any = SimpleNamespace(firmwares=firmwares, roster=SimpleNamespace(assignment=None))
+    board: Any = SimpleNamespace(shown=about, target=TARGET)
+    shown = _board(engine, board)
+    assert shown["good"] is (state == "up_to_date" and not said)
+    assert ("but motor 1.0.0 runs there, and not server" in shown.get("notice", "")) is said
 
 
 SHOWN = get_args(Shown)

@@ -280,7 +280,7 @@ def test_what_an_update_brought_is_taken_back(pending: bool) -> None:
         outcome = board.session(brought(case, **words), Notes(case.facts()))
     assert outcome.error is not None
     assert (outcome.error.code, outcome.end) == ("check-failed", "rolled_back")
-    assert outcome.error.message.startswith("the robot says no. The board is back on ota_0")
+    assert outcome.error.message.startswith("the robot says no. The board went back to ota_0")
 
 
 @pytest.mark.parametrize("changed", ["slot", "tag", "other"])

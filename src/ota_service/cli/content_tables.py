@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ota_service.cli.contents import Report, board_report
 from ota_service.cli.output import bar, facts, share, size, table
-from ota_service.cli.remedies import line_of
+from ota_service.client.remedies import line_of
 from ota_service.formats.image import revision_text
 from ota_service.formats.merge import Merged
 from ota_service.formats.partitions import TABLE_OFFSET, PartitionTable

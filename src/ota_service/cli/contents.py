@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from ota_service.cli.remedies import own_words
+from ota_service.client.remedies import own_words
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
 from ota_service.formats.bootloader import FLASH_BYTES_ELSE, Bootloader, parse_bootloader

@@ -12,7 +12,7 @@ import click
 from ota_service.cli.content_tables import found_in, merged_regions, slots_of
 from ota_service.cli.contents import app, report
 from ota_service.cli.output import files, json_option, out, print_json, size
-from ota_service.cli.remedies import own_words
+from ota_service.client.remedies import own_words
 from ota_service.errors import OtaError
 from ota_service.firmware.files import FIRMWARE_BYTES, read_file
 from ota_service.formats.bootloader import parse_bootloader

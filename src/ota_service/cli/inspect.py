@@ -17,8 +17,8 @@ from ota_service.cli.live import Live
 from ota_service.cli.options import baud_option, reset_option, state_dir_option, stop_asking
 from ota_service.cli.output import err, json_option, on_stop, out, print_json, say
 from ota_service.cli.ports import WHICH, attached, boards_here, meant
-from ota_service.cli.remedies import line_of, own_words
 from ota_service.client.failure import Failure
+from ota_service.client.remedies import line_of, own_words
 from ota_service.errors import OtaError
 from ota_service.link.ports import describe, shown
 from ota_service.module.folders import default_state_dir

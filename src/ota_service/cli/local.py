@@ -36,7 +36,7 @@ from ota_service.cli.options import (
 )
 from ota_service.cli.output import Command, err, json_option, on_stop, out
 from ota_service.cli.ports import WHICH, attached, boards_here, meant, named
-from ota_service.cli.remedies import own_words
+from ota_service.client.remedies import own_words
 from ota_service.errors import OtaError
 
 if TYPE_CHECKING:

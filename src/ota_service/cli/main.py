@@ -19,8 +19,8 @@ import click
 
 from ota_service import __version__
 from ota_service.cli.output import clean, say
-from ota_service.cli.remedies import line_of
 from ota_service.client.failure import Failure
+from ota_service.client.remedies import line_of
 from ota_service.errors import OtaError
 
 PROGRAM = "esp32-ota"

@@ -32,8 +32,8 @@ from ota_service.cli.options import (
 )
 from ota_service.cli.output import err, files, json_option, out, print_json, size, table
 from ota_service.cli.ports import port_argument
-from ota_service.cli.remedies import line_of, own_text, own_words
 from ota_service.client.failure import Failure
+from ota_service.client.remedies import line_of, own_text, own_words
 from ota_service.errors import OtaError
 from ota_service.firmware.files import FIRMWARE_BYTES, read_file
 from ota_service.firmware.supply import Supply

@@ -12,6 +12,7 @@ from typing import Any
 
 from ota_service.api.engine import Engine
 from ota_service.client.machine import whole_numbers
+from ota_service.client.remedies import BENCH, own_words
 from ota_service.dashboard.bench import Bench
 from ota_service.dashboard.feed import explained
 from ota_service.errors import OtaError
@@ -37,7 +38,7 @@ class AttachedBoards:
 
     async def status(self) -> dict[str, Any]:
         """The engine's, with the bench's files."""
-        return _seen({**self._engine.status(), "bench": self.bench.to_dict()})
+        return self._seen({**self._engine.status(), "bench": self.bench.to_dict()})
 
     async def command(
         self, verb: str, arguments: Mapping[str, Any] | None = None, *, wait_s: float = 0
@@ -52,14 +53,14 @@ class AttachedBoards:
                 self.bench.clear()
             elif verb == "log":
                 boards, probe = _names(given), given.get("probe") is True
-                return _seen(await self._engine.watch_start(boards=boards, probe=probe))
+                return self._seen(await self._engine.watch_start(boards=boards, probe=probe))
             else:
-                return _seen(await self._command(verb, given))
+                return self._seen(await self._command(verb, given))
             return self.about_bench()
 
     def about_bench(self) -> dict[str, Any]:
         """The reply of what is about the bench's own files."""
-        return _seen({"ok": True, "bench": self.bench.to_dict()})
+        return self._seen({"ok": True, "bench": self.bench.to_dict()})
 
     def follow(self, board: str) -> AsyncGenerator[dict[str, Any], None]:
         """{"line"} of a board's watched start, as it comes; at its end {"end": {"verdict"}}.
@@ -70,9 +71,19 @@ class AttachedBoards:
         async def seen() -> AsyncGenerator[dict[str, Any], None]:
             async with aclosing(told):
                 async for one in told:
-                    yield {"line": visible(one["line"])} if "line" in one else {"end": _seen(one)}
+                    yield (
+                        {"line": visible(one["line"])}
+                        if "line" in one
+                        else {"end": self._seen(one)}
+                    )
 
         return seen()
+
+    def _seen(self, reply: Mapping[str, Any]) -> dict[str, Any]:
+        """With every text as it is seen, whoever made it, files under the names that they came
+        with, and errors in the words of this page."""
+        seen: dict[str, Any] = own_words(whole_numbers(self.bench.named(reply)), BENCH)
+        return seen
 
     async def _command(self, verb: str, given: dict[str, Any]) -> dict[str, Any]:
         if verb == "flash":
@@ -101,12 +112,6 @@ class AttachedBoards:
         self._aimed = None  # a browser that goes away ends this anywhere
         await self._engine.aim(path, version)
         self._aimed = path, version
-
-
-def _seen(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """With every text as it is seen, whoever made it."""
-    seen: dict[str, Any] = whole_numbers(reply)
-    return seen
 
 
 def _names(given: Mapping[str, Any]) -> list[str]:

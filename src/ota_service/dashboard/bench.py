@@ -10,13 +10,15 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
+from ota_service.client.remedies import BENCH, remedy_of
 from ota_service.errors import OtaError
 from ota_service.firmware.check import ManifestFile, check_file
 from ota_service.firmware.files import read_file, write_file
@@ -40,17 +42,9 @@ _OTHER_TAG = "Give another tag, such as 1.0.0."
 
 Kind = Literal["app", "merged", "manifest", "refused"]
 
-_NO_IMAGE = (
-    "Drop an App Image (`esp32-ota image ota FILE` makes one), a manifest or a Merged Binary."
-)
-_REMEDIES = {
-    "not-an-image": _NO_IMAGE,
-    "bootloader-image": _NO_IMAGE,
-    "no-app-descriptor": "Build the app with ESP-IDF 3.3 or later, and drop its App Image.",
-    "image-corrupt": "Build it again, and drop that.",
-    "manifest-invalid": "Correct it at the path that is named, and drop it again.",
-}
-"""The table of errors speaks to who publishes a firmware at a url."""
+_PREFIX = "esp32-ota-bench-"
+_KEPT_FILE = re.compile(rf"[^\s\"']*/{_PREFIX}[^/\s]+/([0-9a-f]{{64}}\.[a-z]+)")
+"""The path of a file of this bench, or of one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +74,7 @@ class Dropped:
             "project": self.project,
             "app_version": self.app_version,
             "chip": self.chip,
+            **(_about(self.manifest) if self.manifest is not None else {}),
             "error": self.error and self.error.to_dict(),
         }
         return {key: value for key, value in shown.items() if value is not None}
@@ -98,11 +93,12 @@ class Bench:
 
     def __init__(self, in_use: Callable[[], bool]) -> None:
         self._in_use = in_use
-        self._folder = tempfile.TemporaryDirectory(prefix="esp32-ota-bench-")  # has mode 700
+        self._folder = tempfile.TemporaryDirectory(prefix=_PREFIX)  # has mode 700
         self._supply = Supply(default_cache_dir())
         self._files: list[Dropped] = []
         self._tag: str | None = None
         self._arriving: dict[Path, int] = {}
+        self._names: dict[str, str] = {}
 
     def close(self) -> None:
         """Remove everything."""
@@ -159,7 +155,9 @@ class Bench:
                 f"The manifest {meant.name} names files that are not here: {', '.join(missing)}.",
                 remedy="Drop them on the page as well.",
             )
-        return self._with_images(meant.manifest), meant.manifest.version
+        path = self._with_images(meant.manifest)
+        self._names[path.name] = meant.name
+        return path, meant.manifest.version
 
     def merged(self) -> Path:
         """The Merged Binary. Raises OtaError `not-found`."""
@@ -171,6 +169,18 @@ class Bench:
                 remedy="Drop one on the page: bootloader, partition table and app in one file.",
             )
         return found.path
+
+    def named(self, value: Any) -> Any:
+        """A reply with the files' own names for the paths at which they are kept here; those of a
+        bench before have the beginning of their SHA-256."""
+        if isinstance(value, Mapping):
+            return {key: self.named(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.named(item) for item in value]
+        return _KEPT_FILE.sub(self._name, value) if isinstance(value, str) else value
+
+    def _name(self, kept: re.Match[str]) -> str:
+        return self._names.get(kept[1], f"{kept[1][:12]}...{kept[1][64:]}")
 
     # --- a file arrives
 
@@ -197,6 +207,7 @@ class Bench:
             dropped = await self._examine(about, part)
             if dropped.kind != "refused":
                 os.replace(part, dropped.path)
+                self._names[path.name] = name
             self._add(dropped)
             return dropped
         finally:
@@ -228,8 +239,7 @@ class Bench:
             asked, grants = await self._supply.granted(str(about.path))
             return await asyncio.to_thread(_described, about, part, asked, grants)
         except OtaError as error:
-            if error.remedy == error.kind.remedy:
-                error.remedy = _REMEDIES.get(error.code, error.remedy)
+            error.remedy = remedy_of(error.code, error.remedy, BENCH)
             return replace(about, error=error)
 
     def _add(self, dropped: Dropped) -> None:
@@ -319,6 +329,21 @@ class Bench:
         path = Path(self._folder.name) / f"{hashlib.sha256(data).hexdigest()}.json"
         write_file(path, data)
         return path
+
+
+def _about(manifest: Manifest) -> dict[str, Any]:
+    """What a manifest is of: its images, their order, and which board gets which."""
+    images = [
+        {
+            "name": name,
+            "file": _file_name(image),
+            "version": image.version or manifest.version,
+            **{key: it for key in ("project", "chip") if (it := getattr(image, key))},
+        }
+        for name, image in manifest.images.items()
+    ]
+    steps = [list(step) for step in manifest.steps] if manifest.order else None
+    return {"images": images, "steps": steps, "boards": manifest.boards}
 
 
 def _described(

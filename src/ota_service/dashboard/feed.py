@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from ota_service.client.failure import Failure
+from ota_service.client.remedies import BENCH, remedy_of
 from ota_service.errors import ERRORS, OtaError
 
 BUSY_S, IDLE_S, LOST_S = 0.4, 1.5, 3.0
@@ -34,7 +35,8 @@ def explained() -> Iterator[None]:
     try:
         yield
     except OtaError as error:
-        raise Failure(error.message, error.remedy, code=error.code) from None
+        remedy = remedy_of(error.code, error.remedy, BENCH)
+        raise Failure(error.message, remedy, code=error.code) from None
     except ValueError as error:  # what cannot be meant
         raise Failure(str(error), code="refused") from None
     except ConnectionError:

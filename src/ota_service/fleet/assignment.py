@@ -88,7 +88,8 @@ class Assignment:
                 f"The images {', '.join(fits)} of the manifest all fit this board, so it gets none "
                 "of them.",
                 board=board.name,
-                remedy="Say in the manifest's boards which one it gets.",
+                remedy="Say in the manifest's boards which one it gets, such as "
+                f'"boards": {{"{board.name}": "{fits[0]}"}}.',
             )
         if self.manifest.boards is not None:
             why = "The manifest's boards do not name this one"

@@ -328,6 +328,19 @@ def is_good(about: BoardState) -> bool:
     return good(about.state, about.confirmed, about.unchecked)
 
 
+def runs_another(about: BoardState, wanted: str | None) -> str | None:
+    """What is said of a board that stores the target's version and runs another program, so that
+    nothing is written. wanted: the project of its target's image, where that is known."""
+    runs = about.running.get("project")
+    if about.state != "up_to_date" or not runs or not wanted or runs == wanted:
+        return None
+    words = " ".join(filter(None, (runs, about.running.get("app_version"))))
+    return (
+        f"The stored version is the target's, but {words} runs there, and not {wanted}: update "
+        "with force writes it."
+    )
+
+
 def verdict(
     shown: Shown, confirmed: bool | None, error: OtaError | None, *, of_image: bool,
     unchecked: bool = False,
@@ -535,9 +548,12 @@ def spared(
     record: how it fared with the target. as_last_read: the journal proves that it has the version.
     """
     if record.state in HELD:
+        words = record.message or ""
+        if record.state != "held":  # what it says was so at that time
+            words = f"It is not tried again, since it failed before: {words}"
         error = OtaError(
             record.code or "boot-failed",
-            record.message or "",
+            words,
             board=board,
             remedy="Configure a new version, or call release for this board to try again.",
         )

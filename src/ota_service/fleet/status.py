@@ -75,6 +75,9 @@ def _board(engine: Engine, board: Board) -> dict[str, Any]:
     manifest."""
     about, assignment = board.shown, engine.roster.assignment
     shown = {**about.to_dict(), "good": policy.is_good(about)}
+    wanted = engine.firmwares.about.get(board.target.key, {}).get("project")
+    if (words := policy.runs_another(about, wanted)) is not None:
+        shown |= {"good": False, "notice": words}
     if about.staged is not None and about.staged.target != board.target.key:
         shown["staged"]["stale"] = True
     images = assignment.images if assignment is not None and not about.is_pinned else {}

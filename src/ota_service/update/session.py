@@ -718,10 +718,10 @@ class _Session:
                 remedy=f"Look at the board's power and wiring; its previous firmware {in_place}",
             )
             return outcome
-        back_on = f'The board is back on {back.slot.name} with version "{back.version or ""}".'
+        back_on = f'The board went back to {back.slot.name} with version "{back.version or ""}".'
         if problem is not None:
             back_on = (
-                f"The board is back on {back.slot.name}, and its version could not be put right: "
+                f"The board went back to {back.slot.name}, and its version could not be put right: "
                 f"{problem.message}"
             )
         if monitor.verdict in UNJUDGED:

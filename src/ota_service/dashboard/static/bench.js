@@ -76,12 +76,22 @@ export function show(bench = {}) {
   ]);
 }
 
+function imageBoards(file, image) {
+  if (!file.boards) return "";
+  const names = Object.keys(file.boards).filter((name) => file.boards[name] === image.name);
+  return names.length > 0 ? `, for ${names.join(", ")}` : ", for no board";
+}
+
 function fileItem(file) {
   const [kind, text] = KINDS[file.kind] ?? ["", file.kind];
   return h("li", {}, h("p", { class: "row" }, badge(kind, text), h("strong", {}, file.name)),
     h("dl", {}, ...facts([
       ["Firmware", [file.project, file.app_version].filter(Boolean).join(" ")],
       ["Chip", file.chip], ["Size", file.size_bytes && size(file.size_bytes)],
-      ["SHA-256", file.kind !== "refused" && file.sha256]])),
+      ["SHA-256", file.kind !== "refused" && file.sha256],
+      ["Steps", file.steps?.map((step) => step.join(", ")).join(", then ")]])),
+    file.images && h("ul", {}, ...file.images.map((image) => h("li", {},
+      h("strong", {}, image.name), `: ${[image.file, image.version, image.project, image.chip]
+        .filter(Boolean).join(", ")}${imageBoards(file, image)}`))),
     file.error && errorNotice(file.error));
 }

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a person at a terminal does about an error.
+"""What a person at a terminal, or at a bench's page, does about an error.
 
 The table of errors speaks to those who configure the service; a person who called this command
-has a file and a port before them, and perhaps neither a configuration nor the Makefile.
+has a file and a port before them, and perhaps neither a configuration nor the Makefile. On the page
+of a bench files are dropped, and its buttons are pressed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ota_service.errors import ERRORS, OtaError
 
 _IMAGE = (
-    "Give an App Image: `esp32-ota image ota FILE` makes and checks one, and "
+    "Give an App Image: `esp32-ota image ota FILE` makes one of the build's ELF file, and "
     "`esp32-ota image inspect FILE` says what a file is."
 )
 _FLASH = "write a Merged Binary with `esp32-ota flash PORT FILE`"
@@ -67,21 +69,66 @@ REMEDIES: dict[str, str] = {
     "internal": "Please report this, with what ESP32_OTA_DEBUG=1 shows in addition; the board "
     "keeps what it had.",
 }
-"""By code; what is not here is said as in the table of errors."""
+"""By code, for a terminal."""
 
-_KEEP_NVS = re.compile(r"\bkeep_nvs\b")
-"""As texts from below name it."""
+_DROP = (
+    "Drop an App Image (`esp32-ota image ota FILE` makes one of the build's ELF file), a manifest "
+    "or a Merged Binary."
+)
+_AGAIN = "Correct the firmware and drop it with another version"
+ON_A_BENCH: dict[str, str] = {
+    **{code: REMEDIES[code] for code in ("no-board", "port-busy", "permission", "no-answer")},
+    "config-invalid": "Correct what is named, then try again.",
+    "not-an-image": _DROP,
+    "bootloader-image": _DROP,
+    "no-app-descriptor": "Build the app with ESP-IDF 3.3 or later, and drop its App Image.",
+    "image-corrupt": "Build it again, and drop that.",
+    "manifest-invalid": "Correct it at the path that is named, and drop it again.",
+    "digest-mismatch": "Drop the very file that is meant.",
+    "wrong-chip": "Drop an image that was built for this board's chip.",
+    "secure-version": "Drop an image with the same or a higher secure version.",
+    "stage-stale": "Stage it again, or drop the firmware that is staged.",
+    "other-project": "Select the board by itself if it is meant.",
+    "boot-failed": f"Look at the boot log in the history. {_AGAIN}.",
+    "stopped": f"{_AGAIN}, or press Release to let this one be tried again.",
+}
+"""By code, in the words of a bench's page."""
 
 
-def remedy_of(code: str, remedy: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Words:
+    """How one of them speaks. remedies: by code; what is not there is said as in the table of
+    errors. texts: what texts from below say of the service, and what is said instead."""
+
+    remedies: Mapping[str, str]
+    texts: tuple[tuple[re.Pattern[str], str], ...]
+
+
+TERMINAL = Words(REMEDIES, ((re.compile(r"\bkeep_nvs\b"), "`--keep-nvs` (with make: KEEP_NVS=1)"),))
+BENCH = Words(
+    ON_A_BENCH,
+    (
+        (re.compile("Configure a new version, or call release for this board"),
+         f"{_AGAIN}, or press Release"),
+        (re.compile("Configure the version that the board is to run; to try that one again, call "
+                    "release, then update"),
+         "Drop the firmware that the board is to run; to try that one again, press Release, then "
+         "Update"),
+    ),
+)  # fmt: skip
+
+
+def remedy_of(code: str, remedy: str, words: Words = TERMINAL) -> str:
     """What to do about an error here. A remedy that is more precise than the table's stays."""
     general = code in ERRORS and remedy == ERRORS[code].remedy
-    return own_text(REMEDIES[code] if general and code in REMEDIES else remedy)
+    return own_text(words.remedies.get(code, remedy) if general else remedy, words)
 
 
-def own_text(text: str) -> str:
-    """A text from below in the words of this command."""
-    return _KEEP_NVS.sub("`--keep-nvs` (with make: KEEP_NVS=1)", text)
+def own_text(text: str, words: Words = TERMINAL) -> str:
+    """A text from below in these words."""
+    for pattern, own in words.texts:
+        text = pattern.sub(own, text)
+    return text
 
 
 def line_of(error: OtaError) -> str:
@@ -91,14 +138,14 @@ def line_of(error: OtaError) -> str:
     return f"{where}{message} {remedy_of(error.code, error.remedy)} [{error.code}]"
 
 
-def own_words(value: Any) -> Any:
-    """A reply of the service with this command's remedy at each error in it."""
+def own_words(value: Any, words: Words = TERMINAL) -> Any:
+    """A reply of the service with the remedy of these words at each error in it."""
     if isinstance(value, list | tuple):
-        return [own_words(item) for item in value]
+        return [own_words(item, words) for item in value]
     if not isinstance(value, Mapping):
         return value
-    own = {key: own_words(item) for key, item in value.items()}
+    own = {key: own_words(item, words) for key, item in value.items()}
     if {"code", "message", "remedy"} <= own.keys():
-        own["message"] = own_text(own["message"])
-        own["remedy"] = remedy_of(own["code"], own["remedy"])
+        own["message"] = own_text(own["message"], words)
+        own["remedy"] = remedy_of(own["code"], own["remedy"], words)
     return own
