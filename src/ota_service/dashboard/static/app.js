@@ -39,7 +39,7 @@ function show(news) {
   historyKey = key;
   heardAt = new Date();
   $("page").classList.remove("stale");
-  link("on", here.bench ? `on this computer, ${here.machine}` : here.machine);
+  link("on", here.bench ? `attached to ${here.machine}` : here.machine);
   if (isNew && run.outcome === "running") {
     ended = "";
     boards.forget();

@@ -38,7 +38,7 @@ export const stateBadge = (board) => badge(kindOf(board), busyWords(board)
 
 const GROUPS = {
   trouble: "failed", busy: "being worked on", outdated: "outdated", up_to_date: "up to date",
-  unknown: "unknown", candidate: "candidates", rolled_back: "rolled back as asked", absent: "absent",
+  unknown: "unknown", candidate: "candidate", rolled_back: "rolled back as asked", absent: "absent",
 };
 
 /** Each board counts to one of them. */
