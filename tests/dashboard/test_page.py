@@ -282,8 +282,8 @@ async def test_32_boards_are_filtered_sorted_and_selected(plain: Told) -> None:
     assert (await shown())[:3] == ["arm-14", "arm-23", "arm-13"]
     assert len(await shown()) == 32
     await expect(page.locator("#counts")).to_have_text(
-        "2 failed, 14 being worked on, 3 outdated, 11 up to date, 1 rolled back as asked, 1 absent; "
-        "2 with something staged"
+        "2 failed, 14 being worked on, 3 outdated, 11 up to date, 1 rolled back as asked, "
+        "1 absent; 2 with something staged"
     )
     await page.locator("#history").scroll_into_view_if_needed()
     await expect(page.locator("[data-verb=update]")).to_be_in_viewport()

@@ -242,8 +242,9 @@ def bench_boards() -> dict[str, Any]:
     staged = {"version": "2.4.1", "slot": "ota_1", "digest": "5f" * 32, "since": moment(9)}
     return {
         "24:0a:c4:12:34:01": board(1, "outdated", port="/dev/ttyACM0", version="2.10.0"),
-        "24:0a:c4:12:34:02": board(2, "failed", port="/dev/ttyACM1", error=BOOT_FAILED, staged=staged,
-                                   running={"project": "motor", "app_version": "1.0.0"}),
+        "24:0a:c4:12:34:02": board(
+            2, "failed", port="/dev/ttyACM1", error=BOOT_FAILED, staged=staged,
+            running={"project": "motor", "app_version": "1.0.0"}),
         "24:0a:c4:12:34:17": {**unsupported, "port": "/dev/ttyACM2", "chip": "ESP32-S3"},
         "/dev/ttyUSB0": {"state": "candidate", "port": "/dev/ttyUSB0"},
     }  # fmt: skip

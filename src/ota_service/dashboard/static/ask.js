@@ -29,8 +29,9 @@ const named = (boards, line) => {
   return boards.length > LISTED ? [...lines, `and ${boards.length - LISTED} more`] : lines;
 };
 
-const READ = "The boards are restarted to be read. Nothing is written.";
-const NUMBERED = /^v?\d+(\.\d+)+/;
+const restarted = ({ length }) => `${length === 1 ? "The board is" : "The boards are"} restarted to be read.`;
+const read = (boards) => `${restarted(boards)} Nothing is written.`;
+const numbers = (version) => /^v?(\d+(\.\d+)+)/.exec(version)?.[1]; // 1.0.0-rc1 is not newer than 1.0.0
 
 /** Boards to which an update does what may not be meant. goal: {version, project} of the aim. */
 function surprises(boards, { version, project } = {}) {
@@ -40,8 +41,8 @@ function surprises(boards, { version, project } = {}) {
     if (project && runs && runs !== project && !board.target) {
       return [`${name} runs ${runs} ${board.running.app_version ?? ""}, another program`];
     }
-    const isOlder = NUMBERED.test(aimed) && NUMBERED.test(board.version)
-      && compare(aimed.replace(/^v/, ""), board.version.replace(/^v/, "")) < 0;
+    const [from, to] = [numbers(board.version), numbers(aimed)];
+    const isOlder = from && to && compare(to, from) < 0;
     return isOlder ? [`${name}: ${board.version} → older ${aimed}`] : [];
   }), (line) => line);
 }
@@ -49,32 +50,34 @@ function surprises(boards, { version, project } = {}) {
 const QUESTIONS = {
   update: ({ boards, words, aim, goal }) => ({
     title: `Update ${words}?`, yes: "Update", check: "Write although the version is equal",
-    text: `To ${aim}. ${boards.length === 1
-      ? "The board is restarted to be read. If its version differs, it is written, restarted into the "
-        + "new firmware and watched; if it does not come up, it goes back."
-      : "The boards are restarted to be read. Those whose version differs are written, restarted into "
-        + "the new firmware and watched; one that does not come up goes back."}`,
+    text: `To ${aim}. ${restarted(boards)} ${boards.length === 1
+      ? "If its version differs, it is written, restarted into the new firmware and watched; if it does "
+        + "not come up, it goes back."
+      : "Those whose version differs are written, restarted into the new firmware and watched; one that "
+        + "does not come up goes back."}`,
     lines: surprises(boards, goal),
   }),
   stage: ({ boards, words, aim, goal }) => ({
     title: `Stage on ${words}?`, yes: "Stage",
     text: `${aim}, is written into the spare slot of each board, over what Roll back would lead to. `
-      + "Nothing starts it until you press Activate: the boards are restarted for it, run on what they "
-      + "run now, and cannot be rolled back meanwhile.",
+      + "Nothing starts it until you press Activate: a board is restarted for it, runs on with what it "
+      + "runs now, and cannot be rolled back meanwhile.",
     lines: surprises(boards, goal),
   }),
   activate: ({ boards, words }) => ({
     title: `Activate what is staged on ${words}?`, yes: "Activate",
-    text: "The boards are switched to it, which takes about a second, and watched as they start; one "
-      + "that does not come up goes back.",
+    text: "A board is switched to it in about a second, and watched as it starts; if it does not come "
+      + "up, it goes back.",
     lines: named(boards.filter(([, board]) => canActivate(board)),
       ([name, board]) => `${name}: ${board.staged.version}`),
   }),
-  dry_run: ({ words }) => ({ title: `Dry run for ${words}?`, text: READ, yes: "Read the boards" }),
-  version: ({ words }) => ({ title: `Read the version of ${words}?`, text: READ, yes: "Read" }),
-  verify: ({ words }) => ({
+  dry_run: ({ boards, words }) => ({
+    title: `Dry run for ${words}?`, text: read(boards), yes: "Read" }),
+  version: ({ boards, words }) => ({
+    title: `Read the version of ${words}?`, text: read(boards), yes: "Read" }),
+  verify: ({ boards, words }) => ({
     title: `Verify ${words}?`, yes: "Verify",
-    text: `${READ} The running firmware is compared with the one to run, by its digest.`,
+    text: `${read(boards)} The running firmware is compared with the one to run, by its digest.`,
   }),
   rollback: ({ boards, words }) => ({
     title: `Roll back ${words}?`, yes: "Roll back",

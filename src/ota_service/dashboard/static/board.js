@@ -249,7 +249,8 @@ export class BoardRow {
       ["Version to run", board.state === "up_to_date" || board.doing ? "" : target.version],
       ["Pinned to", board.target && !board.image ? target.url : ""],
       ["Rolls back to", wayBack(board)],
-      ["Chip", [board.chip, board.flash_bytes && `${board.flash_bytes / 2 ** 20} MiB of flash`].filter(Boolean).join(", ")],
+      ["Chip", [board.chip, board.flash_bytes && `${board.flash_bytes / 2 ** 20} MiB of flash`]
+        .filter(Boolean).join(", ")],
       ["MAC", board.mac],
       ["Port", board.port],
       ["Attempts", board.attempts && `${board.attempts} failed`],
@@ -262,7 +263,8 @@ export class BoardRow {
       ["Version read", board.version_read_at && time(board.version_read_at)]])]);
     const whole = this.flash && !status.bench?.merged && board.error?.code === "no-ota-slots";
     const error = !isWanted(board) && !board.doing && board.error;
-    refill(this.notices, [error, board.lastTime, board.notice, this.said, board.state, whole], () => [
+    const said = [error, board.lastTime, board.notice, this.said, board.state, whole];
+    refill(this.notices, said, () => [
       error && errorNotice(error),
       board.lastTime && errorNotice(board.lastTime, "Last time", "rest"),
       whole && notice("rest", "Or here: drop a Merged Binary on the bench above, and press Flash."),

@@ -58,7 +58,8 @@ class RunItem {
       badge(outcomeKind(run.outcome), outcome(run.outcome)),
       h("strong", {}, PURPOSES[purpose] ?? words(purpose),
         OF_A_VERSION.includes(purpose) && ` ${run.target?.version ?? ""}`),
-      h("span", { class: "dim" }, [told(purpose, boards), trigger(run.trigger, bench)].filter(Boolean).join(", ")),
+      h("span", { class: "dim" },
+        [told(purpose, boards), trigger(run.trigger, bench)].filter(Boolean).join(", ")),
       h("span", { class: "dim" }, time(run.finished_at ?? run.started_at)))]);
     if (this.details.open) this.fetch();
   }
