@@ -198,7 +198,7 @@ async def test_a_persons_day_with_the_page(tmp_path: Path, browser: Browser) -> 
             assert saved["boards"]["roof"]["boot_log"]
 
             await choose(page, "roof")
-            await page.click("[data-verb=release]")
+            assert "Nothing is restarted" in await press(page, "release")
             await has_state(page, "roof", "outdated")
             # Where it goes: to its own version, not to the service's.
             await expect(of(page, "roof").locator(".version")).to_have_text("1.0.0 → 1.2.0")
@@ -225,7 +225,7 @@ async def test_progress_cancel_and_the_keyboard(plain: Told) -> None:
     assert seen[0] == "filter-text"
     assert seen[2:] == [
         *("All", "Failed", "Outdated", "None", "Update…", "Stage…", "Activate…", "Dry run…"),
-        *("Roll back…", "Release", "Version…", "Verify…"),
+        *("Roll back…", "Release…", "Version…", "Verify…"),
     ]
     outline = await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
@@ -244,8 +244,8 @@ async def test_progress_cancel_and_the_keyboard(plain: Told) -> None:
     await page.keyboard.press("Space")
     await page.locator("[data-verb=update]").focus()
     await page.keyboard.press("Enter")
-    for _ in range(2):
-        await page.keyboard.press("Tab")
+    await expect(focus).to_have_text("Leave it")  # not the box that makes it riskier
+    await page.keyboard.press("Tab")
     await expect(focus).to_have_text("Update")
     await page.keyboard.press("Enter")
     await expect(page.locator("#toasts")).to_contain_text("It began")
@@ -261,11 +261,14 @@ async def test_progress_cancel_and_the_keyboard(plain: Told) -> None:
     assert "restarted into their old firmware" in await page.inner_text("#ask")
     await page.click("#ask-yes")
     service.now = {**at_rest, "run": {**at_rest["run"], "outcome": "cancelled"}}
-    await expect(page.locator("#toasts")).to_contain_text("The run cancelled: 0 of 1 board")
+    await expect(page.locator("#toasts")).to_contain_text("The run was cancelled: 0 of 1 board")
     await expect(page).to_have_title(re.compile("^Run cancelled . ESP32 boards$"))
+    await expect(focus).to_have_id("run")  # Cancel had it, and is gone
     await page.keyboard.press("Tab")
     await expect(page).to_have_title("ESP32 boards")
     assert service.asked[-1] == ("cancel", {})
+    service.now = scenes.status({"a": scenes.being_written(1, 40.4)}, "running")
+    await expect(page.locator(".toast.ended")).to_have_count(0)  # that was another run's
 
 
 async def test_32_boards_are_filtered_sorted_and_selected(plain: Told) -> None:
@@ -279,7 +282,8 @@ async def test_32_boards_are_filtered_sorted_and_selected(plain: Told) -> None:
     assert (await shown())[:3] == ["arm-14", "arm-23", "arm-13"]
     assert len(await shown()) == 32
     await expect(page.locator("#counts")).to_have_text(
-        "2 failed, 14 being worked on, 3 outdated, 2 staged, 11 up to date, 1 absent"
+        "2 failed, 14 being worked on, 3 outdated, 11 up to date, 1 rolled back as asked, "
+        "1 absent; 2 with something staged"
     )
     await page.locator("#history").scroll_into_view_if_needed()
     await expect(page.locator("[data-verb=update]")).to_be_in_viewport()
@@ -321,8 +325,10 @@ async def test_32_boards_are_filtered_sorted_and_selected(plain: Told) -> None:
     await expect(page.locator("#toasts")).to_contain_text(
         "Verified: 1 image matches, 1 image differs, 1 no-answer."
     )
+    await page.get_by_role("button", name="State", exact=True).click()
     await page.get_by_role("button", name="arm-3", exact=True).click()
     await expect(of(page, "arm-3")).to_contain_text("arm-3 is silent.")
+    places = await shown()
 
     service.now = UNREACHABLE
     await expect(page.locator("#link")).to_have_text(re.compile("out of reach, as of [0-9]"))
@@ -332,6 +338,7 @@ async def test_32_boards_are_filtered_sorted_and_selected(plain: Told) -> None:
     service.now = scenes.fleet_after()
     await expect(page.locator("#toasts")).to_contain_text("The run succeeded in part: 25 of 32")
     await expect(page.locator("#page")).not_to_have_class("stale")
+    assert await shown() == places  # while a row is open
 
 
 async def test_a_manifest_goes_back(plain: Told) -> None:
@@ -351,6 +358,7 @@ async def test_a_manifest_goes_back(plain: Told) -> None:
     await expect(why).to_contain_text("Half switched: of a group only bow, left have the new")
     service.now = scenes.gone_back()
     await expect(why).to_contain_text("Taken back with it: bow, left, right")
+    await expect(of(page, "left").locator(".marks")).to_contain_text("taken back with stern")
     await expect(why).not_to_contain_text("panel")  # nothing has failed there
     await expect(why).not_to_contain_text("Half switched")
     await expect(page.locator("#phases")).to_be_hidden()
@@ -377,7 +385,12 @@ async def test_every_state_fits_and_hinders_nobody(browser: Browser, plain: Told
             if "run" in now:
                 newest = on.page.locator(".run").first
                 await expect(newest).to_contain_text("Download")
-                await expect(newest.locator("pre")).to_have_count(1 if now["boards"] else 0)
+                logs = newest.locator("pre")
+                await expect(logs).to_have_count(1 if now["boards"] else 0)
+                if now["boards"]:  # at the line that decided
+                    await on.page.wait_for_function(
+                        "document.querySelector('.run pre').scrollTop > 0"
+                    )
             await fits(on.page, name)
             await on.page.emulate_media(color_scheme="dark" if number % 2 else "light")
             if number == 0:
@@ -464,7 +477,7 @@ async def test_a_day_at_the_bench(tmp_path: Path, browser: Browser) -> None:
             dropped = page.locator("#dropped > li")
             await expect(dropped).to_have_count(4)
             described = dropped.filter(has_text="app.bin")
-            for part in ("✓ App Image", f"{PROJECT} 1.1.0", "ESP32", "39 kB",
+            for part in ("✓ App Image", f"{PROJECT} 1.1.0", "ESP32", "40 kB",
                          hashlib.sha256(files["app.bin"]).hexdigest()):  # fmt: skip
                 await expect(described).to_contain_text(part)
             await expect(page.locator("#tag")).to_have_value("1.1.0")
@@ -472,7 +485,7 @@ async def test_a_day_at_the_bench(tmp_path: Path, browser: Browser) -> None:
             await page.keyboard.press("Enter")
 
             await choose(page, "arm")
-            assert "no way back to it" in await press(page, "stage")
+            assert "cannot be rolled back meanwhile" in await press(page, "stage")
             await expect(of(page, "arm")).to_contain_text("staged v1.1", timeout=40_000)
             await expect(page.locator("#cancel")).to_be_hidden()
             assert "arm: v1.1" in await press(page, "activate")
@@ -508,23 +521,42 @@ async def test_a_day_at_the_bench(tmp_path: Path, browser: Browser) -> None:
             assert await violations(page) == []
             await page.keyboard.press("Tab")
             await page.locator("#ask-typed").press("Enter")
+            await expect(of(page, "lamp").locator(".badge")).to_have_text("being replaced")
             await expect(of(page, "lamp").locator(".running")).to_contain_text(
                 "3.0", timeout=40_000
             )
+            await expect(page.locator("#history > li").first).to_contain_text("replaced whole")
+            await expect(page.locator("#history")).not_to_contain_text("by command")
             await no_complaints(page, complaints)
 
 
 async def test_a_bridge_is_opened_only_where_it_is_selected(browser: Browser) -> None:
-    """What is behind it may be no board: the question says so."""
+    """What is behind it may be no board: the question says so. What is said is of the firmware on
+    the bench, not of the one before it."""
     async with told(browser, scenes.bench_dropped()) as on:
         await expect(on.page.locator("#whom")).to_have_text("For all boards but candidates:")
-        assert "serial bridge" not in await press(on.page, "update")
+        await expect(on.page.locator("#counts")).to_have_text(
+            "1 failed, 2 outdated, 1 candidate; 1 with something staged"
+        )
+        second = of(on.page, "24:0a:c4:12:34:02").locator(".marks")
+        for part in ("last time: boot-failed", "staged 2.4.1, of another target"):
+            await expect(second).to_contain_text(part)
+        await expect(on.page.locator("#bench-notices")).to_contain_text("17 (ESP32-S3)")
+        await on.page.click("[data-verb=activate]", force=True)
+        await expect(on.page.locator("#toasts")).to_contain_text("not of the firmware on the bench")
+        asked = await press(on.page, "update")
+        assert "serial bridge" not in asked
+        for part in ("01: 2.10.0 → older 2.5.0", "02 runs motor 1.0.0, another program"):
+            assert part in asked
         await choose(on.page, "/dev/ttyUSB0")
         assert "1 serial bridge that nobody has opened" in await press(on.page, "stage")
         assert on.service.asked == [
             ("update", {}),
             ("stage", {"boards": ["/dev/ttyUSB0"], "probe": True}),
         ]
+        on.service.now = {**scenes.gone_back(), "bench": scenes.bench_of()}
+        await expect(of(on.page, "stern")).to_be_visible()
+        await expect(on.page.locator("#manifest")).to_be_hidden()
 
 
 async def test_with_a_token_the_address_lets_in_and_hides_it(browser: Browser) -> None:
@@ -549,6 +581,11 @@ async def test_with_a_token_the_address_lets_in_and_hides_it(browser: Browser) -
         await stranger.context.clear_cookies()
         await stranger.goto("about:blank")
         await stranger.goto(url)
+        await expect(stranger.locator("#page")).to_be_visible()
+        await stranger.context.clear_cookies()
+        await stranger.reload()
+        await expect(stranger.locator("#login")).to_be_visible()
+        await stranger.evaluate("url => { location.href = url; }", url)  # only the hash is another
         await expect(stranger.locator("#page")).to_be_visible()
         assert stranger.url == bare
         assert await stranger.evaluate("document.cookie") == ""

@@ -17,6 +17,7 @@ LONG = "2026.11.28-nightly+" + "f" * 109
 LONG_NAME = "the-board-behind-the-left-panel-" + "x" * 32
 BOOT_LOG = [
     "== ota_1, as it started ==",
+    *(f"I ({at}) boot: what led there" for at in range(1, 31)),
     "I (31) boot: ESP-IDF v5.3 2nd stage bootloader",
     "I (95) esp_image: segment 0: paddr=00010020 vaddr=3f400020 size=18a3ch (100924) map",
     "I (412) app_init: Project name:     arm-controller",
@@ -235,14 +236,18 @@ REFUSED = file("bootloader.bin", "refused", 26_000, error={
 
 
 def bench_boards() -> dict[str, Any]:
-    """Four that are attached to a bench."""
+    """Four that are attached to a bench: a newer version on one; on another another program, what
+    waits to be activated, and a failure, all of a former firmware; another chip; a bridge."""
     unsupported = fleet_mid_run()["boards"]["arm-23"]
+    staged = {"version": "2.4.1", "slot": "ota_1", "digest": "5f" * 32, "since": moment(9)}
     return {
-        "24:0a:c4:12:34:01": board(1, "outdated", port="/dev/ttyACM0"),
-        "24:0a:c4:12:34:02": board(2, "outdated", port="/dev/ttyACM1"),
-        "24:0a:c4:12:34:17": {**unsupported, "port": "/dev/ttyACM2"},
+        "24:0a:c4:12:34:01": board(1, "outdated", port="/dev/ttyACM0", version="2.10.0"),
+        "24:0a:c4:12:34:02": board(
+            2, "failed", port="/dev/ttyACM1", error=BOOT_FAILED, staged=staged,
+            running={"project": "motor", "app_version": "1.0.0"}),
+        "24:0a:c4:12:34:17": {**unsupported, "port": "/dev/ttyACM2", "chip": "ESP32-S3"},
         "/dev/ttyUSB0": {"state": "candidate", "port": "/dev/ttyUSB0"},
-    }
+    }  # fmt: skip
 
 
 def bench_empty() -> Status:

@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 // The page: lets in, takes the status as it comes, and carries commands.
 
-import { confirmed, toast } from "./ask.js";
+import { confirmed, endToasts, toast } from "./ask.js";
 import * as bench from "./bench.js";
-import { FILTERS, planWords } from "./board.js";
+import { droppedApp, planWords } from "./board.js";
 import * as boards from "./boards.js";
 import {
   $, count, errorNotice, h, inOrder, notice, onPress, refill, setText, size, time,
 } from "./dom.js";
-import { outcome, outcomeKind, showHistory, showManifest, trigger } from "./runs.js";
+import {
+  outcome, outcomeKind, showHistory, showManifest, takenBack, trigger,
+} from "./runs.js";
 import { command, events, post, session } from "./server.js";
 
 let here = {};
 let status = null;
 let heardAt = null;
-let newest = null;
+let runs = [];
 let historyKey = "";
+let retry, later;
+let stream;
 let ended = "";
 
 const good = (message) => toast({ message }, "good");
@@ -29,53 +33,71 @@ function link(state, ...text) {
 
 function show(news) {
   const before = status?.run;
-  status = news;
+  const run = news.run ?? {};
+  const key = `${run.id} ${run.outcome}`;
+  const isNew = key !== historyKey;
+  historyKey = key;
   heardAt = new Date();
   $("page").classList.remove("stale");
-  link("on", here.machine);
+  link("on", here.bench ? `attached to ${here.machine}` : here.machine);
+  if (isNew && run.outcome === "running") {
+    ended = "";
+    boards.forget();
+    endToasts();
+  }
+  showBoards(news);
   showFirmware();
-  boards.show(status);
-  if (here.bench) bench.show(status.bench);
-  showManifest(status, newest);
-  const run = status.run ?? {};
-  const key = `${run.id} ${run.outcome}`;
-  if (key !== historyKey) {
-    historyKey = key;
-    refreshHistory();
-    if (before?.outcome === "running") over(before.id === run.id ? run : before);
-    if (run.outcome === "running") {
-      ended = "";
-      boards.forget();
-    }
+  if (here.bench) bench.show(status);
+  if (isNew) {
+    const isOver = before?.outcome === "running";
+    refreshHistory().then(() => { if (isOver) over(before.id === run.id ? run : before); });
   }
   showTitle();
 }
 
+function showBoards(news) {
+  status = boards.show({ ...news, takenBack: takenBack(news, runs[0]) });
+  showManifest(status);
+}
+
 /** Also for what the status does not tell of: reads, rollbacks, watched starts. */
 async function refreshHistory() {
+  clearTimeout(later);
   try {
-    [newest] = await showHistory();
-    showManifest(status, newest);
+    runs = await showHistory(here.bench);
+    showBoards(status);
     boards.findLogs();
   } catch (error) {
     toast(error);
+    return;
   }
+  // What was told of a run may be older than its end.
+  const isLate = status.run?.outcome !== "running" && runs.some((one) => one.outcome === "running");
+  if (isLate) later = setTimeout(refreshHistory, 2000);
 }
 
 /** A run has ended while somebody looked on, or looked away. */
-function over(run) {
-  if (run.outcome === "running") return;
-  const all = inOrder(status.boards).map(([, board]) => board);
-  const wrong = all.filter((board) => board.error && board.state !== "absent").length;
-  const [done, staged] = ["up_to_date", "staged"].map((filter) => all.filter(FILTERS[filter][1]).length);
-  const message = `The run ${outcome(run.outcome)}: ${done} of ${count(all.length, "board")} up to date${
-    staged ? `, ${staged} staged` : ""}${wrong ? `, ${wrong} with an error` : ""}.`;
-  toast({ message }, outcomeKind(run.outcome) === "good" ? "ended good" : "ended");
-  ended = outcome(run.outcome);
+function over({ id, outcome: name }) {
+  const run = runs.find((one) => one.id === id);
+  const came = run && run.outcome !== "running" ? run.outcome : name;
+  if (came === "running") return;
+  const its = Object.entries(run?.boards ?? status.boards);
+  const isStage = run?.target?.purpose === "stage";
+  const done = its.filter(([board, entry]) => (isStage ? status.boards[board]?.staged
+    : (entry.outcome ?? entry.state) === "up_to_date")).length;
+  const wrong = its.filter(([, entry]) => entry.error && entry.error.code !== "cancelled").length;
+  const message = `The run ${came === "cancelled" ? "was " : ""}${outcome(came)}: ${done} of ${
+    count(its.length, "board")} ${isStage ? "staged" : "up to date"}${
+    wrong ? `, ${wrong} with an error` : ""}.`;
+  toast({ message }, outcomeKind(came) === "good" ? "ended good" : "ended");
+  ended = outcome(came);
+  showTitle();
 }
 
+const atWork = () => inOrder(status?.boards).filter(([, board]) => board.phase || board.doing);
+
 function showTitle() {
-  const moving = Object.values(status?.boards ?? {}).filter((board) => board.phase).length;
+  const moving = atWork().length;
   const before = moving ? `(${moving}) ` : ended ? `Run ${ended} – ` : "";
   document.title = `${before}ESP32 boards`;
 }
@@ -100,9 +122,12 @@ function showFirmware() {
   setText($("target-version"), target.version ?? "–");
   setText($("target-url"), target.url ?? "");
   setText($("target-image"), described(target));
-  refill($("run"), run ?? null, () => (run ? [
+  const by = run && trigger(run.trigger, here.bench);
+  const work = busy ? "" : atWork().map(([name, board]) =>
+    `${name}: ${board.doing ?? "at work"}`).join(", ");
+  refill($("run"), [run, work], () => (work ? [work] : run ? [
     busy ? "A run is in progress, began " : `Last run ${outcome(run.outcome)}, `,
-    time(run.finished_at ?? run.started_at), `, ${trigger(run.trigger)}.`] : ["No run yet."]));
+    time(run.finished_at ?? run.started_at), by && `, ${by}`, "."] : ["No run yet."]));
   $("download").hidden = status.state !== "downloading";
   if (progress?.percent === undefined) $("download-bar").removeAttribute("value");
   else $("download-bar").value = progress.percent;
@@ -116,7 +141,9 @@ function showFirmware() {
     trust?.notice && notice("", trust.notice),
     trust?.error && errorNotice(trust.error),
   ]);
+  const hadFocus = document.activeElement === $("cancel");
   $("cancel").hidden = !busy || !here.verbs.includes("cancel");
+  if (hadFocus && $("cancel").hidden) $("run").focus();
 }
 
 /** A firmware that was stopped for all boards is let go by a person. */
@@ -135,7 +162,10 @@ const PROBING = ["update", "stage", "dry_run", "version", "verify"];
 async function act(verb, whom) {
   const { firmware, merged } = status.bench ?? {};
   const aim = [firmware?.name, `version ${(firmware ?? status.target)?.version}`].filter(Boolean);
-  const answer = await confirmed(verb, { ...whom, merged, aim: aim.join(", ") });
+  const { project } = status.bench ? droppedApp(status.bench) ?? {} : status.target ?? {};
+  const goal = { project, version: firmware?.kind === "manifest" || status.target?.manifest && !firmware
+    ? undefined : (firmware ?? status.target)?.version };
+  const answer = await confirmed(verb, { ...whom, merged, aim: aim.join(", "), goal });
   if (!answer) return;
   const args = whom?.names ? { boards: whom.names } : {};
   if (here.bench && PROBING.includes(verb) && whom.boards.some(([, board]) =>
@@ -175,13 +205,14 @@ const DOING = {
   verify: ({ args }) => read("verify", args, "Verified", (reply) => reply.boards, (board) => ({
     mark: board.matches ? "image matches" : "image differs",
     text: board.matches ? "what runs is the firmware to run." : "what runs is another firmware." })),
-  rollback: ({ args }) => read("rollback", args, "Roll back", (reply) => reply.boards, (board) => ({
-    mark: `runs ${board.version || board.slot}`,
-    text: `it runs ${board.slot} again, version ${board.version || "none"}.` })),
+  rollback: ({ whom, args }) => during(whom.names, "being rolled back", () => read(
+    "rollback", args, "Roll back", (reply) => reply.boards, (board) => ({
+      mark: `runs ${board.version || board.slot}`,
+      text: `it runs ${board.slot} again, version ${board.version || "none"}.` }))),
   async flash({ whom, answer }) {
-    good(`${whom.words}: everything on it is being replaced.`);
-    await command("flash", {
-      board: whom.names[0], confirm: answer.typed, keep_nvs: answer.checked });
+    const [board] = whom.names;
+    await during([board], "being replaced", () => command("flash", {
+      board, confirm: answer.typed, keep_nvs: answer.checked }));
     good(`${whom.words}: everything on it was replaced.`);
     refreshHistory();
   },
@@ -195,6 +226,17 @@ const DOING = {
 async function begun({ verb, args }) {
   const { joined } = await command(verb, args);
   good(joined ? "A run for this firmware is in progress already." : "It began.");
+}
+
+/** Its rows and the head show it from the press on, whatever the status tells of it. */
+async function during(names, words, work) {
+  const show = (what) => {
+    boards.does(names, what);
+    showBoards(status);
+    showFirmware();
+  };
+  show(words);
+  return work().finally(() => show());
 }
 
 /** A verb that replies for each board; what it says stands with the board until the next one. */
@@ -213,7 +255,6 @@ async function read(verb, args, title, entries, said) {
     row.said = { title, ...told };
     marks.set(told.mark, (marks.get(told.mark) ?? 0) + 1);
   }
-  boards.show(status);
   refreshHistory();
   toast({ message: `${title}: ${[...marks].map(([mark, n]) => `${n} ${mark}`).join(", ")}.` },
     found.some(([, entry]) => entry.error) ? "ended" : "good");
@@ -222,6 +263,7 @@ async function read(verb, args, title, entries, said) {
 // --- beginning
 
 async function begin() {
+  clearTimeout(retry);
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
   if (given) {
     history.replaceState(null, "", location.pathname);
@@ -230,7 +272,7 @@ async function begin() {
   const found = await session();
   if (found === null) {
     lost(null, "the page's server is gone, trying again");
-    setTimeout(begin, 3000);
+    retry = setTimeout(begin, 3000);
     return;
   }
   const letIn = found !== "stranger";
@@ -248,12 +290,13 @@ async function begin() {
     if (found.bench) bench.begin(toast);
   }
   here = found;
-  events("/api/events", (news) => {
+  stream?.close(); // of an address that was entered before
+  stream = events("/api/events", (news) => {
     if (news.error) lost(news.error, `${here.machine} is out of reach`);
     else show(news.status);
   }, (gaveUp) => {
     lost(null, "the page's server is gone, trying again");
-    if (gaveUp) setTimeout(begin, 3000);
+    if (gaveUp) retry = setTimeout(begin, 3000);
   });
 }
 
@@ -266,6 +309,7 @@ $("login").addEventListener("submit", async (event) => {
     toast(error);
   }
 });
+addEventListener("hashchange", () => { if (location.hash.includes("token=")) begin(); });
 onPress($("cancel"), () => act("cancel", null));
 for (const event of ["focus", "pointerdown", "keydown"]) {
   addEventListener(event, () => {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 // Questions before what restarts or replaces, and words about what came of it.
 
-import { $, count, errorNotice, h, notice, setIdle, setText } from "./dom.js";
-import { canActivate, wayBack } from "./board.js";
+import { $, compare, count, errorNotice, h, notice, setIdle, setText } from "./dom.js";
+import { canActivate, canRelease, wayBack } from "./board.js";
 
-const TOAST_MS = 8000;
+const TOAST_MS = 10_000;
 const LISTED = 8;
 
 /** Says something in the corner, and to those who listen; what went wrong stays until it is closed. */
@@ -14,42 +14,70 @@ export function toast(error, kind = "bad") {
   const close = h("button", { type: "button", class: "close", "aria-label": "Close" }, "×");
   close.addEventListener("click", () => made.remove());
   made.append(close);
+  if (kind.includes("ended")) endToasts();
   $("toasts").append(made);
   while ($("toasts").children.length > 4) $("toasts").firstChild.remove();
-  if (kind === "good") setTimeout(() => made.remove(), TOAST_MS);
+  if (kind.includes("good")) setTimeout(() => made.remove(), TOAST_MS);
 }
+
+/** What was said of the end of a run is over when another one begins or ends. */
+export const endToasts = () =>
+  document.querySelectorAll(".toast.ended").forEach((one) => one.remove());
 
 const named = (boards, line) => {
   const lines = boards.slice(0, LISTED).map(line);
   return boards.length > LISTED ? [...lines, `and ${boards.length - LISTED} more`] : lines;
 };
 
-const READ = "The boards are restarted to be read. Nothing is written.";
+const restarted = ({ length }) => `${length === 1 ? "The board is" : "The boards are"} restarted to be read.`;
+const read = (boards) => `${restarted(boards)} Nothing is written.`;
+const numbers = (version) => /^v?(\d+(\.\d+)+)/.exec(version)?.[1]; // 1.0.0-rc1 is not newer than 1.0.0
+
+/** Boards to which an update does what may not be meant. goal: {version, project} of the aim. */
+function surprises(boards, { version, project } = {}) {
+  return named(boards.flatMap(([name, board]) => {
+    const runs = board.running?.project;
+    const aimed = board.target?.version ?? version;
+    if (project && runs && runs !== project && !board.target) {
+      return [`${name} runs ${runs} ${board.running.app_version ?? ""}, another program`];
+    }
+    const [from, to] = [numbers(board.version), numbers(aimed)];
+    const isOlder = from && to && compare(to, from) < 0;
+    return isOlder ? [`${name}: ${board.version} → older ${aimed}`] : [];
+  }), (line) => line);
+}
 
 const QUESTIONS = {
-  update: ({ words, aim }) => ({
+  update: ({ boards, words, aim, goal }) => ({
     title: `Update ${words}?`, yes: "Update", check: "Write although the version is equal",
-    text: `To ${aim}. The boards are restarted to be read. Those whose version differs are written, `
-      + "restarted into the new firmware and watched; one that does not come up goes back.",
+    text: `To ${aim}. ${restarted(boards)} ${boards.length === 1
+      ? "If its version differs, it is written, restarted into the new firmware and watched; if it does "
+        + "not come up, it goes back."
+      : "Those whose version differs are written, restarted into the new firmware and watched; one that "
+        + "does not come up goes back."}`,
+    lines: surprises(boards, goal),
   }),
-  stage: ({ words, aim }) => ({
+  stage: ({ boards, words, aim, goal }) => ({
     title: `Stage on ${words}?`, yes: "Stage",
-    text: `${aim}, is written into the spare slots, where nothing starts it until you press `
-      + "Activate. The boards are restarted for it, and run their old firmware again afterwards. What "
-      + "stood in the spare slots is overwritten: until then there is no way back to it.",
+    text: `${aim}, is written into the spare slot of each board, over what Roll back would lead to. `
+      + "Nothing starts it until you press Activate: a board is restarted for it, runs on with what it "
+      + "runs now, and cannot be rolled back meanwhile.",
+    lines: surprises(boards, goal),
   }),
   activate: ({ boards, words }) => ({
     title: `Activate what is staged on ${words}?`, yes: "Activate",
-    text: "The boards are switched to it, which takes about a second, and watched as they start; one "
-      + "that does not come up goes back.",
+    text: "A board is switched to it in about a second, and watched as it starts; if it does not come "
+      + "up, it goes back.",
     lines: named(boards.filter(([, board]) => canActivate(board)),
       ([name, board]) => `${name}: ${board.staged.version}`),
   }),
-  dry_run: ({ words }) => ({ title: `Dry run for ${words}?`, text: READ, yes: "Read the boards" }),
-  version: ({ words }) => ({ title: `Read the version of ${words}?`, text: READ, yes: "Read" }),
-  verify: ({ words }) => ({
+  dry_run: ({ boards, words }) => ({
+    title: `Dry run for ${words}?`, text: read(boards), yes: "Read" }),
+  version: ({ boards, words }) => ({
+    title: `Read the version of ${words}?`, text: read(boards), yes: "Read" }),
+  verify: ({ boards, words }) => ({
     title: `Verify ${words}?`, yes: "Verify",
-    text: `${READ} The running firmware is compared with the one to run, by its digest.`,
+    text: `${read(boards)} The running firmware is compared with the one to run, by its digest.`,
   }),
   rollback: ({ boards, words }) => ({
     title: `Roll back ${words}?`, yes: "Roll back",
@@ -57,6 +85,13 @@ const QUESTIONS = {
       + "run, or you press Release.",
     lines: named(boards, ([name, board]) => `${name}: ${wayBack(board) ? `to ${wayBack(board)}`
       : "to what its other slot holds, which is not known here"}`),
+  }),
+  release: ({ boards, words }) => ({
+    title: `Release ${words}?`, yes: "Release",
+    text: "Nothing is restarted or written now. The next update takes the boards up again that are "
+      + "held, with the firmware that failed on them or that they were rolled back from as well.",
+    lines: named(boards.filter(([, board]) => canRelease(board)), ([name, board]) =>
+      `${name}: ${board.error?.message ?? "rolled back as asked"}`),
   }),
   log: ({ boards: [[name, board]] }) => (board.phase ? null : {
     title: `Restart ${name}?`, text: "It is restarted, and what it prints is shown as it comes.",
@@ -111,6 +146,7 @@ function ask({ title, text, yes, no = "Leave it", check, lines = [], danger, typ
   const look = () => setIdle(button, !isTyped(), "Type the MAC first.");
   look();
   dialog.showModal();
+  (typedLabel === undefined ? $("ask-no") : field).focus(); // not on what makes it riskier
   // At the press itself: the event of the closing comes later, perhaps after the next question.
   return new Promise((resolve) => {
     const answered = new AbortController();

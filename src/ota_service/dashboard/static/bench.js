@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 // The bench: files that are dropped, what they are, and the tag that boards will get.
 
-import { $, badge, errorNotice, facts, h, notice, refill, setText, size } from "./dom.js";
+import { $, badge, errorNotice, facts, h, inOrder, notice, refill, setText, size } from "./dom.js";
+import { droppedApp } from "./board.js";
 import { command, upload } from "./server.js";
 
 const KINDS = {
@@ -51,9 +52,11 @@ async function take(files) {
   setText($("taking"), "");
 }
 
-/** bench: of the status. */
-export function show(bench = {}) {
+export function show({ bench = {}, boards }) {
   const { files = [], firmware, merged } = bench;
+  const chip = droppedApp(bench)?.chip;
+  const others = !chip ? [] : inOrder(boards).filter(([, board]) => board.chip && board.chip !== chip)
+    .map(([name, board]) => `${name} (${board.chip})`);
   refill($("dropped"), files, () => files.map(fileItem));
   $("bench-hint").hidden = files.length > 0;
   $("clear").hidden = files.length === 0;
@@ -68,7 +71,9 @@ export function show(bench = {}) {
       : "It stands in the manifest.");
   }
   const missing = firmware?.missing ?? [];
-  refill($("bench-notices"), [missing, merged && !firmware], () => [
+  refill($("bench-notices"), [missing, merged && !firmware, chip, others], () => [
+    others.length > 0 && notice("", h("strong", {}, `The firmware is for ${chip}, `),
+      `which these boards do not have: ${others.join(", ")}. They would refuse it.`),
     missing.length > 0 && notice("", h("strong", {}, "Still missing: "),
       `${missing.join(", ")}. The manifest names them: drop them here, too.`),
     merged && !firmware && notice("rest", "A Merged Binary replaces all that is on a board: open a "

@@ -2,8 +2,8 @@
 // One board: what its state means, its row, and its details, which open below the row.
 
 import {
-  badge, compare, duration, errorNotice, facts, h, logText, notice, onPress, refill, setIdle,
-  setText, size, time, words,
+  badge, bootLog, compare, duration, errorNotice, facts, h, notice, onPress, refill, setIdle,
+  setText, time, words,
 } from "./dom.js";
 import { command, events } from "./server.js";
 
@@ -19,36 +19,76 @@ const RELEASABLE = ["set_aside", "rolled_back", "failed", "unrecognised"];
 const isWanted = (board) =>
   board.state === "rolled_back" && (!board.error || board.error.code === "cancelled");
 
+const isBusy = (board) => Boolean(board.phase || board.doing);
+
 export function kindOf(board) {
-  if (board.phase && board.state !== "awaiting_confirmation") return "busy";
-  return isWanted(board) ? "" : KINDS[board.state] ?? "";
+  if (board.doing || (board.phase && board.state !== "awaiting_confirmation")) return "busy";
+  return isWanted(board) || board.waitsForGroup ? "" : KINDS[board.state] ?? "";
 }
 
-export const stateBadge = (board) =>
-  badge(kindOf(board), isWanted(board) ? "rolled back as asked" : words(board.state));
+/** What goes on, where that is no update: its state is as before. */
+function busyWords({ doing, phase, state }) {
+  if (doing || !phase) return doing;
+  if (phase === "rolling_back") return words(phase);
+  return ["updating", "awaiting_confirmation"].includes(state) ? "" : "at work";
+}
+
+export const stateBadge = (board) => badge(kindOf(board), busyWords(board)
+  || (isWanted(board) ? "rolled back as asked" : words(board.state)));
+
+const GROUPS = {
+  trouble: "failed", busy: "being worked on", outdated: "outdated", up_to_date: "up to date",
+  unknown: "unknown", candidate: "candidate", rolled_back: "rolled back as asked", absent: "absent",
+};
+
+/** Each board counts to one of them. */
+function groupOf(board) {
+  if (isBusy(board) || ["updating", "awaiting_confirmation"].includes(board.state)) return "busy";
+  const isSpared = isWanted(board) || ["cancelled", "stopped"].includes(board.error?.code);
+  if (board.state === "absent") return "absent";
+  return kindOf(board) === "bad" || (board.error && !isSpared) ? "trouble" : board.state;
+}
 
 export const FILTERS = {
   all: ["all", () => true],
-  trouble: ["failed", (board) => kindOf(board) === "bad"],
-  busy: ["being worked on", (board) => Boolean(board.phase)],
-  outdated: ["outdated", (board) => board.state === "outdated"],
+  ...Object.fromEntries(Object.entries(GROUPS).map(([name, text]) =>
+    [name, [text, (board) => groupOf(board) === name]])),
   staged: ["staged", (board) => Boolean(board.staged)],
-  up_to_date: ["up to date", (board) => board.state === "up_to_date"],
-  absent: ["absent", (board) => board.state === "absent"],
 };
 
 const aimOf = (status) => (status.bench ? status.bench.firmware : status.target) ?? {};
 
-/** A board as it is to be shown: on a bench another firmware may have been dropped since. */
+/** The file on the bench that is to run, if it is an App Image. */
+export const droppedApp = ({ files = [], firmware } = {}) => (firmware?.kind === "app"
+  ? files.findLast((file) => file.name === firmware.name && file.kind === "app") : undefined);
+
+const OF_A_FIRMWARE = ["up_to_date", "unknown", "outdated", "failed", "set_aside", "rolled_back"];
+
+/** A board as it is to be shown. On a bench another firmware may have been dropped since, and what
+ * is said of boards is of the former one. */
 export function asMeant(board, status) {
-  const dropped = status.bench?.firmware?.kind === "app" && status.bench.firmware.version;
-  const isOld = dropped && board.state === "up_to_date" && board.version !== dropped;
-  return isOld ? { ...board, state: "outdated" } : board;
+  const { bench, target = {} } = status;
+  const { kind, version } = bench?.firmware ?? {};
+  const shown = { ...board };
+  if (bench && kind !== "manifest") shown.image = shown.target = undefined;
+  if (!version || isBusy(board)) return shown;
+  const digest = droppedApp(bench)?.sha256;
+  const isOther = target.version !== version || Boolean(target.manifest) !== (kind === "manifest")
+    || (digest && target.sha256 && target.sha256 !== digest);
+  if (isOther && OF_A_FIRMWARE.includes(board.state)) {
+    Object.assign(shown, { error: undefined, lastTime: board.error ?? board.lastTime });
+    if (kind === "manifest" || board.version === undefined) shown.state = "unknown";
+    else if (board.version !== version) shown.state = "outdated";
+    else if (board.state !== "up_to_date") shown.state = "unknown";
+  }
+  const isStale = digest && (board.staged?.digest !== digest || board.staged.version !== version);
+  if (isOther && board.staged) shown.staged = { ...board.staged, stale: !digest || isStale };
+  return shown;
 }
 
 export const canRelease = (board) => RELEASABLE.includes(board.state);
 export const canActivate = (board) => Boolean(board.staged && !board.staged.stale);
-export const canReach = (board) => !board.phase && board.state !== "absent";
+export const canReach = (board) => !isBusy(board) && board.state !== "absent";
 
 const running = ({ project, app_version, slot } = {}) =>
   [project, app_version, slot && `in ${slot}`].filter(Boolean).join(" ");
@@ -59,7 +99,8 @@ export const wayBack = (board) =>
 /** What a column shows, and is sorted by; failures come first. */
 export const COLUMNS = {
   board: ["Board", (board, name) => name],
-  state: ["State", (board) => `${RANKS.indexOf(kindOf(board))} ${board.error ? 0 : 1} ${board.state}`],
+  state: ["State", (board) => `${groupOf(board) === "trouble" ? 0 : RANKS.indexOf(kindOf(board))} ${
+    board.error ? 0 : 1} ${board.state}`],
   version: ["Version", stored],
   running: ["Running", (board) => running(board.running)],
   port: ["Port", (board) => board.port ?? ""],
@@ -105,7 +146,7 @@ export class BoardRow {
     this.port.classList.add("mono");
     this.facts = h("dl");
     this.notices = h("div", { class: "notices" });
-    this.log = h("div");
+    this.log = h("div", { class: "side log" });
     this.buttons = h("div", { class: "row" });
     const button = (verb, text) => {
       if (!verbs.includes(verb)) return null;
@@ -119,7 +160,7 @@ export class BoardRow {
     this.watch = button("log", "Watch it start…");
     this.details = h("tr", { role: "row", class: "details", id: `details-${made}`, hidden: true },
       h("td", { role: "cell", colSpan: 6 }, h("div", { class: "sides" }, this.facts,
-        h("div", { class: "side" }, this.notices, this.log, this.buttons))));
+        h("div", { class: "side" }, this.notices, this.buttons)), this.log));
     this.element = h("tbody", { role: "rowgroup", "data-board": name },
       h("tr", { role: "row" },
         h("td", { role: "cell", class: "pick" }, this.pick),
@@ -132,27 +173,37 @@ export class BoardRow {
   /** status: of the service, board: its entry in it. */
   show(board, status) {
     this.element.dataset.state = board.state;
-    refill(this.state, [board.state, board.phase, board.error?.code], () => [stateBadge(board)]);
+    refill(this.state, [board.state, kindOf(board), busyWords(board), board.error?.code], () =>
+      [stateBadge(board)]);
     this.showProgress(board, board.phase);
     const target = board.target ?? aimOf(status);
-    const marks = [board.image, !board.phase && board.staged, !isWanted(board) && board.error?.code,
-      this.said?.mark, board.state === "unknown" && !board.phase && board.version === undefined];
-    refill(this.marks, marks, () => [
-      board.image && h("span", {}, `image ${board.image}`),
-      marks[4] && h("span", {}, "not read yet"),
-      !board.phase && board.staged && h("span", {}, `staged ${board.staged.version}`,
-        board.staged.stale ? ", of another target, " : ", ", time(board.staged.since)),
-      marks[2] && h("code", {}, marks[2]),
-      this.said?.mark && h("span", {}, this.said.mark),
-    ]);
+    const { doing, phase, staged } = board;
+    const code = !isWanted(board) && !doing && board.error?.code;
     const version = stored(board);
-    const goes = ["outdated", "updating"].includes(board.state) && version && target.version
+    const read = board.version === undefined ? "not read yet" : `last read as ${version}`;
+    const texts = doing ? [] : [
+      board.image && `image ${board.image}`,
+      board.state === "unknown" && !phase && read,
+      canRelease(board) && !phase && "held",
+      board.takenBack && `taken back with ${board.takenBack}`,
+      board.lastTime && `last time: ${board.lastTime.code}`,
+      this.said?.mark,
+    ].filter(Boolean);
+    const isStaged = staged && !phase && !doing;
+    refill(this.marks, [texts, isStaged && staged, code], () => [
+      ...texts.map((text) => h("span", {}, text)),
+      isStaged && h("span", {}, `staged ${staged.version}`,
+        staged.stale ? ", of another target, " : ", ", time(staged.since)),
+      code && h("code", {}, code),
+    ]);
+    const goes = (phase ? board.state === "updating" && phase !== "rolling_back"
+      : board.state === "outdated") && !doing && version && target.version
       && board.version !== target.version;
     refill(this.version, [version, goes && target.version], () => [version && h("span", {}, version,
       goes && h("span", { class: "goes" }, ` → ${target.version}`))]);
     setText(this.running, running(board.running));
     setText(this.port, (board.port ?? "").replace(/^\/dev\/serial\/by-\w+\//, ""));
-    const hasEnded = this.last?.[0].phase && !board.phase;
+    const hasEnded = this.last?.[0].phase && !phase;
     this.last = [board, target, status];
     if (!this.details.hidden) this.showDetails(...this.last);
     if (hasEnded) this.findLog();
@@ -179,6 +230,10 @@ export class BoardRow {
 
   // --- the details
 
+  get isOpen() {
+    return !this.details.hidden;
+  }
+
   open(yes) {
     this.details.hidden = !yes;
     this.opener.setAttribute("aria-expanded", String(yes));
@@ -191,10 +246,11 @@ export class BoardRow {
 
   showDetails(board, target, status) {
     const rows = [
-      ["Version to run", board.state === "up_to_date" ? "" : target.version],
+      ["Version to run", board.state === "up_to_date" || board.doing ? "" : target.version],
       ["Pinned to", board.target && !board.image ? target.url : ""],
       ["Rolls back to", wayBack(board)],
-      ["Chip", [board.chip, board.flash_bytes && size(board.flash_bytes)].filter(Boolean).join(", ")],
+      ["Chip", [board.chip, board.flash_bytes && `${board.flash_bytes / 2 ** 20} MiB of flash`]
+        .filter(Boolean).join(", ")],
       ["MAC", board.mac],
       ["Port", board.port],
       ["Attempts", board.attempts && `${board.attempts} failed`],
@@ -206,8 +262,11 @@ export class BoardRow {
       ["Staged since", board.staged && time(board.staged.since)],
       ["Version read", board.version_read_at && time(board.version_read_at)]])]);
     const whole = this.flash && !status.bench?.merged && board.error?.code === "no-ota-slots";
-    refill(this.notices, [board.error, board.notice, this.said, board.state, whole], () => [
-      board.error && !isWanted(board) && errorNotice(board.error),
+    const error = !isWanted(board) && !board.doing && board.error;
+    const said = [error, board.lastTime, board.notice, this.said, board.state, whole];
+    refill(this.notices, said, () => [
+      error && errorNotice(error),
+      board.lastTime && errorNotice(board.lastTime, "Last time", "rest"),
       whole && notice("rest", "Or here: drop a Merged Binary on the bench above, and press Flash."),
       isWanted(board) && notice("rest", "Rolled back by a person: it is held there until another "
         + "target is configured, or Release."),
@@ -237,9 +296,8 @@ export class BoardRow {
     if (!found || this.isWatched) return;
     const [run, entry] = found;
     refill(this.log, [run.id, entry.boot_log], () => [
-      h("details", { open: kindOf(this.last[0]) === "bad" },
-        h("summary", {}, "Boot log, ", time(run.finished_at ?? run.started_at)),
-        logText(entry.boot_log))]);
+      bootLog(entry.boot_log, ["Boot log, ", time(run.finished_at ?? run.started_at)],
+        kindOf(this.last[0]) === "bad")]);
   }
 
   /** The lines of its start, as they come; `ended` is called behind the last one. */

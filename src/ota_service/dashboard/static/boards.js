@@ -3,7 +3,7 @@
 // and which are meant by the actions.
 
 import {
-  asMeant, BoardRow, canActivate, canReach, canRelease, COLUMNS, FILTERS, order,
+  asMeant, BoardRow, canActivate, canReach, canRelease, COLUMNS, droppedApp, FILTERS, order,
 } from "./board.js";
 import { $, arrange, count, h, inOrder, onPress, refill, setIdle, setText } from "./dom.js";
 
@@ -12,13 +12,16 @@ const REST_MS = 1500;
 
 const ACTIONS = [
   ["update", "Update…"], ["stage", "Stage…"], ["activate", "Activate…"], ["dry_run", "Dry run…"],
-  ["rollback", "Roll back…"], ["release", "Release"], ["version", "Version…"],
+  ["rollback", "Roll back…"], ["release", "Release…"], ["version", "Version…"],
   ["verify", "Verify…"],
 ];
 
 const rows = new Map();
 const chosen = new Set();
 const buttons = new Map();
+const doing = new Map();
+let isUnsorted = true;
+let firmware;
 let acts, verbs, status;
 let sorted = { column: "state", down: false };
 let touched = 0;
@@ -63,7 +66,7 @@ function head(column, title) {
   const button = h("button", { type: "button", class: "sort" }, title);
   button.addEventListener("click", () => {
     sorted = { column, down: sorted.column === column && !sorted.down };
-    touched = 0;
+    isUnsorted = true;
     show(status);
   });
   return h("th", { role: "columnheader", scope: "col", "data-column": column }, button);
@@ -108,16 +111,31 @@ function whom() {
 
 export const row = (name) => rows.get(name);
 
+/** What is being done to boards, from the press on; words: undefined when it is done. */
+export const does = (names, words) => names.forEach((name) => doing.set(name, words));
+
 /** What a dry run or a read said is over when a run begins. */
 export const forget = () => rows.forEach((one) => { one.said = null; });
 
 /** Those that are open look for their boards' logs again. */
 export const findLogs = () => rows.forEach((one) => one.findLog());
 
-/** news: the status. */
+/** Of a group that is being switched none is through before all are. */
+function waitsForGroup({ image, state }, { run, target }) {
+  const { step, steps = [] } = (run?.outcome === "running" && run.manifest) || {};
+  return Boolean(state === "up_to_date" && step && steps[step - 1]?.includes(image)
+    && target?.manifest?.together?.some((group) => group.includes(image)));
+}
+
+/** news: the status. Returns it with the boards as they are shown. */
 export function show(news) {
-  const boards = inOrder(news.boards).map(([name, board]) => [name, asMeant(board, news)]);
+  const boards = inOrder(news.boards).map(([name, board]) => [name, asMeant({ ...board,
+    doing: doing.get(name), takenBack: news.takenBack?.[name],
+    waitsForGroup: waitsForGroup(board, news) }, news)]);
   status = { ...news, boards: Object.fromEntries(boards) };
+  const dropped = JSON.stringify([news.bench?.firmware, droppedApp(news.bench)?.sha256]);
+  if (dropped !== firmware) forget();
+  firmware = dropped;
   for (const name of rows.keys()) {
     if (status.boards[name]) continue;
     rows.delete(name);
@@ -130,7 +148,6 @@ export function show(news) {
       const act = (verb, one) =>
         acts.act(verb, { names: [one], boards: [[one, status.boards[one]]], words: one, chosen: true });
       rows.set(name, new BoardRow(name, verbs, { choose: choseOne, act, refuse: acts.refuse }));
-      touched = 0;
     }
     const made = rows.get(name);
     made.show(board, status);
@@ -141,15 +158,25 @@ export function show(news) {
     made.pick.checked = chosen.has(name);
     made.element.classList.toggle("chosen", chosen.has(name));
   }
-  if (Date.now() - touched > REST_MS) sort(boards);
+  sort(boards);
   showCounts(boards);
   showActions();
+  return status;
 }
 
+/** Rows keep their places while one is open, pressed or at work; new ones come behind them. */
 function sort(boards) {
+  const table = $("boards");
   const wanted = [...boards].sort(order(sorted.column));
   if (sorted.down) wanted.reverse();
-  const table = $("boards");
+  const isHeld = Date.now() - touched <= REST_MS || boards.some(([name, board]) =>
+    rows.get(name).isOpen || !(canReach(board) || board.state === "absent"));
+  if (isHeld && !isUnsorted) {
+    const placed = new Map([...table.tBodies].map((body, at) => [body.dataset.board, at]));
+    const at = ([name]) => placed.get(name) ?? placed.size;
+    wanted.sort((a, b) => at(a) - at(b));
+  }
+  isUnsorted = boards.length === 0;
   arrange(table, [table.tHead, ...wanted.map(([name]) => rows.get(name).element)]);
   for (const cell of document.querySelectorAll("[data-column]")) {
     const isIt = cell.dataset.column === sorted.column;
@@ -164,8 +191,9 @@ function showCounts(boards) {
     const option = $("filter-state").querySelector(`[value=${name}]`);
     setText(option, `${words} (${n})`);
   }
-  setText($("counts"), counts.slice(1).filter(([, , n]) => n).map(([, words, n]) => `${n} ${words}`)
-    .join(", "));
+  const tally = counts.slice(1, -1).filter(([, , n]) => n).map(([, text, n]) => `${n} ${text}`);
+  const [, , staged] = counts.at(-1);
+  setText($("counts"), `${tally.join(", ")}${staged ? `; ${staged} with something staged` : ""}`);
   $("no-boards").hidden = boards.length > 0;
   $("boards").hidden = $("bar").hidden = $("tools").hidden = boards.length === 0;
   $("none-shown").hidden = !boards.length || namesShown().length > 0;
@@ -174,7 +202,7 @@ function showCounts(boards) {
 function showActions() {
   const meant = whom();
   const boards = meant.boards.map(([, board]) => board);
-  setText($("whom"), `For ${meant.words}:`);
+  setText($("whom"), boards.length ? `For ${meant.words}:` : "No board is meant.");
   const shown = namesShown().length;
   $("everyone").checked = shown > 0 && chosen.size === shown;
   $("everyone").indeterminate = chosen.size > 0 && chosen.size < shown;
@@ -182,7 +210,9 @@ function showActions() {
   const hasFirmware = !status.bench || status.bench.firmware;
   const needs = {
     update: [canRead, "None of these boards can be reached now."],
-    activate: [boards.some(canActivate), "Nothing is staged on these boards."],
+    activate: [boards.some(canActivate), !boards.some((board) => board.staged)
+      ? "Nothing is staged on these boards." : `What is staged is not of the firmware ${
+        status.bench ? "on the bench" : "that the boards are to run"}.`],
     rollback: [meant.chosen && canRead, "Select the boards that are to go back."],
     release: [boards.some(canRelease), "None of these boards is held."],
   };

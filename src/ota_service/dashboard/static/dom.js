@@ -92,8 +92,18 @@ export function errorNotice(error, before = "", kind = "bad") {
 export const facts = (rows) => rows.filter(([, value]) => value).flatMap(([name, value]) => [
   h("dt", {}, name), h("dd", { class: /MAC|Port|SHA/.test(name) ? "mono" : "" }, value)]);
 
-export const logText = (lines) =>
-  h("pre", { tabIndex: 0, role: "group", "aria-label": "Boot log" }, lines.join("\n"));
+const DECISIVE = /Guru Meditation|abort\(\) was called|assert failed|stack overflow|Brownout|rst:.*WDT/;
+
+/** Opens with the line in sight that decided, else with the last ones. */
+export function bootLog(lines, title, open = false) {
+  const text = h("pre", { tabIndex: 0, role: "group", "aria-label": "Boot log" }, lines.join("\n"));
+  const made = h("details", { open }, h("summary", {}, ...title), text);
+  const at = lines.findLastIndex((line) => DECISIVE.test(line));
+  made.addEventListener("toggle", () => {
+    text.scrollTop = text.scrollHeight * (at < 0 ? 1 : Math.max(0, at - 2) / lines.length);
+  });
+  return made;
+}
 
 export function ago(moment) {
   const age = (Date.now() - Date.parse(moment)) / 1000;
@@ -113,8 +123,8 @@ setInterval(() => {
 }, 15000);
 
 export function size(bytes) {
-  if (bytes >= 1 << 20) return `${+(bytes / (1 << 20)).toFixed(2)} MB`;
-  return bytes >= 1024 ? `${Math.round(bytes / 1024)} kB` : `${bytes} B`;
+  if (bytes >= 1e6) return `${+(bytes / 1e6).toFixed(2)} MB`;
+  return bytes >= 1000 ? `${Math.round(bytes / 1000)} kB` : `${bytes} B`;
 }
 
 export function duration(seconds) {

@@ -3,7 +3,7 @@
 
 import { kindOf, stateBadge } from "./board.js";
 import {
-  $, arrange, badge, compare, errorNotice, h, inOrder, logText, notice, refill, setText, time, words,
+  $, arrange, badge, bootLog, compare, errorNotice, h, inOrder, notice, refill, setText, time, words,
 } from "./dom.js";
 import { command } from "./server.js";
 
@@ -19,7 +19,9 @@ const TRIGGERS = {
 const KINDS = { succeeded: "good", running: "busy", partly: "warn", cancelled: "", failed: "bad" };
 
 export const outcome = (name) => (name === "partly" ? "succeeded in part" : words(name));
-export const trigger = (name) => TRIGGERS[name] ?? words(name);
+/** On a bench all is by command. */
+export const trigger = (name, bench) => (bench && name === "command" ? ""
+  : TRIGGERS[name] ?? words(name));
 export const outcomeKind = (name) => KINDS[name] ?? "bad";
 
 // --- the history
@@ -27,12 +29,12 @@ export const outcomeKind = (name) => KINDS[name] ?? "bad";
 const items = new Map();
 
 /** The newest runs, as the service tells them; those that are open stay open. */
-export async function showHistory() {
+export async function showHistory(bench) {
   const { runs = [] } = await command("history", { limit: 12 });
   for (const id of items.keys()) if (!runs.some((run) => run.id === id)) items.delete(id);
   for (const run of runs) {
     if (!items.has(run.id)) items.set(run.id, new RunItem(run.id));
-    items.get(run.id).show(run);
+    items.get(run.id).show(run, bench);
   }
   arrange($("history"), runs.map((run) => items.get(run.id).element));
   $("no-history").hidden = runs.length > 0;
@@ -49,14 +51,15 @@ class RunItem {
     this.element = h("li", {}, this.details);
   }
 
-  show(run) {
+  show(run, bench) {
     const purpose = run.target?.purpose ?? "update";
     const boards = inOrder(run.boards);
     refill(this.summary, [run.outcome, run.boards], () => [h("span", { class: "row" },
       badge(outcomeKind(run.outcome), outcome(run.outcome)),
       h("strong", {}, PURPOSES[purpose] ?? words(purpose),
         OF_A_VERSION.includes(purpose) && ` ${run.target?.version ?? ""}`),
-      h("span", { class: "dim" }, `${told(purpose, boards)}${trigger(run.trigger)}`),
+      h("span", { class: "dim" },
+        [told(purpose, boards), trigger(run.trigger, bench)].filter(Boolean).join(", ")),
       h("span", { class: "dim" }, time(run.finished_at ?? run.started_at)))]);
     if (this.details.open) this.fetch();
   }
@@ -76,8 +79,8 @@ class RunItem {
 function told(purpose, boards) {
   const good = boards.filter(([, board]) => board.outcome === "up_to_date").length;
   if (!boards.length) return "";
-  if (["update", "activate"].includes(purpose)) return `${good} of ${boards.length} up to date, `;
-  return boards.length === 1 ? `${boards[0][0]}, ` : `${boards.length} boards, `;
+  if (["update", "activate"].includes(purpose)) return `${good} of ${boards.length} up to date`;
+  return boards.length === 1 ? boards[0][0] : `${boards.length} boards`;
 }
 
 function runTable(boards) {
@@ -89,7 +92,8 @@ function runTable(boards) {
     h("thead", {}, h("tr", {}, ...head.map((name) =>
       h("th", { scope: "col", class: name === "seconds" ? "number" : "" }, name)))),
     h("tbody", {}, ...boards.map(([name, board]) => h("tr", {},
-      h("th", { scope: "row" }, name), h("td", {}, board.from ?? ""), h("td", {}, board.to ?? ""),
+      h("th", { scope: "row" }, name), h("td", {}, board.from ?? ""),
+      h("td", {}, board.to && board.to === board.from ? "unchanged" : board.to ?? ""),
       h("td", {}, came(board)),
       h("td", { class: "number" }, seconds(board) ? seconds(board).toFixed(1) : ""))))));
 }
@@ -106,21 +110,31 @@ function runErrors(run, boards) {
 }
 
 const bootLogs = (boards) => boards.filter(([, board]) => board.boot_log?.length)
-  .map(([name, board]) => h("details", {}, h("summary", {}, `Boot log of ${name}`),
-    logText(board.boot_log)));
+  .map(([name, board]) => bootLog(board.boot_log, [`Boot log of ${name}`]));
 
 // --- a manifest
 
 const PHASES = { staging: "staging", switching: "switching", confirming: "confirming" };
 
-/** The images in their steps, their boards, how far a run is with them, and what went back.
- * last: the newest run of the history, whole. */
-export function showManifest(status, last) {
+/** Whom the end of the newest run took back, and with whom: {name: "board-3"}. */
+export function takenBack({ run }, last) {
+  if (!last || last.id !== run?.id || run.outcome === "running") return {};
+  const entries = inOrder(last.boards);
+  const failed = entries.filter(([, entry]) => entry.error && !entry.by).map(([name]) => name);
+  return Object.fromEntries(entries.filter(([, entry]) => entry.by)
+    .map(([name, { by }]) => [name, failed.join(", ") || by]));
+}
+
+/** The images in their steps, their boards, how far a run is with them, and what went back. */
+export function showManifest(status) {
   const known = status.target?.manifest;
   const course = status.run?.manifest ?? known;
-  $("manifest").hidden = !course;
-  if (!course) return;
   const running = status.run?.outcome === "running" && status.run.manifest;
+  const { kind, version } = status.bench?.firmware ?? {};
+  const isMeant = !status.bench || running
+    || (kind === "manifest" && version === (course?.version ?? status.target?.version));
+  $("manifest").hidden = !course || !isMeant;
+  if (!course || !isMeant) return;
   const entries = inOrder(status.boards);
   const boards = entries.map(([name, board]) =>
     [name, board, board.image ?? status.run?.manifest?.boards?.[name]]);
@@ -141,7 +155,8 @@ export function showManifest(status, last) {
     `${group.join(", ")} go forward or back together.`).join(" "));
 
   const shown = boards.map(([name, board, image]) =>
-    [name, image, board.state, board.phase, board.error?.code, board.staged, board.target?.version]);
+    [name, image, board.state, board.phase, board.error?.code, board.staged,
+      board.target?.version, board.takenBack, board.waitsForGroup]);
   refill($("steps"), [steps, shown, running && course.step], () => steps.map((images, at) => {
     const item = h("li", {}, h("h3", {}, `Step ${at + 1}`),
       ...images.map((image) => imageItem(image, boards.filter(([, , its]) => its === image))));
@@ -151,8 +166,7 @@ export function showManifest(status, last) {
 
   const failed = boards.filter(([, board, image]) => image && board.error && kindOf(board) === "bad");
   const going = boards.filter(([, board, image]) => image && phase === "going_back" && board.phase);
-  const ended = last?.id === status.run?.id && !running ? inOrder(last?.boards) : [];
-  const back = ended.filter(([, board]) => board.by).map(([name]) => name);
+  const back = Object.keys(status.takenBack);
   const half = status.run?.manifest?.half ?? [];
   refill($("went-back"),
     [half, failed.map(([name, board]) => [name, board.error]), going.map(([n]) => n), back], () => [
@@ -171,6 +185,7 @@ function imageItem(image, boards) {
     h("p", {}, h("strong", {}, image), " ", h("span", { class: "dim" }, versions.join(", "))),
     boards.length ? h("ul", {}, ...boards.sort(([a], [b]) => compare(a, b)).map(([name, board]) =>
       h("li", {}, name, " ", board.phase ? badge("busy", words(board.phase)) : stateBadge(board),
+        board.takenBack && h("span", { class: "dim" }, ` taken back with ${board.takenBack}`),
         board.staged && h("span", { class: "dim" }, ` staged ${board.staged.version}, `,
           time(board.staged.since)))))
       : h("p", { class: "dim" }, "no board gets it"));
