@@ -61,7 +61,7 @@ def test_it_shows_what_changes_writes_and_watches(
     before = board.control.read_flash(0, 0x310000)
     shown = flash(board, file, tmp_path, "--keep-nvs", "--dry-run")
     assert board.control.read_flash(0, 0x310000) == before
-    for words in ("factory", "0x10000 1536 KB", "0x110000 1 MB", "10 keys move from 0x9000"):
+    for words in ("factory", "0x10000 1536 KB", "0x110000 1 MB", "11 keys move from 0x9000"):
         assert words in shown.stdout
     lost = flash(board, file, tmp_path, "--dry-run").stdout
     assert "nvs: what the board has there is LOST" in lost

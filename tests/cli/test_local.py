@@ -45,7 +45,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """The command in this process, which has folders of its own."""
     for name, folder in (("XDG_STATE_HOME", "state"), ("XDG_CACHE_HOME", "cache")):
         monkeypatch.setenv(name, str(tmp_path / folder))
-    for name in ("VIAM_HOME", "VIAM_MODULE_DATA"):
+    for name in ("VIAM_HOME", "VIAM_MODULE_DATA", "COLUMNS"):  # a test runner may set COLUMNS
         monkeypatch.delenv(name, raising=False)
     return here
 

@@ -623,7 +623,7 @@ async def test_a_boards_day_on_the_bench(tmp_path: Path, monkeypatch: pytest.Mon
             assert verdict == "its firmware runs"
             shown = (await here.status())["boards"]["a"]
             assert shown["version"] == "v1.1"
-            assert shown["back"] == {"slot": "factory", "version": "1.0.5"}
+            assert shown["back"] == {"slot": "factory", "version": "1.0.0"}
 
             bad = app("1.2.0", ending="panic", ending_after_s=0.05, print_secrets=True)
             await upload(client, url, "app.bin", bad)

@@ -164,4 +164,4 @@ async def test_another_file_under_the_same_version_is_said_and_not_installed(
         before = await rig.run_id()
         await rig.configure(url=rig.server.url("/1.1.0.bin"), version="1.1.1")
         status = await rig.next_run(before)
-        assert "notice" not in status["target"]
+        assert "another file" not in status["target"]["notice"]

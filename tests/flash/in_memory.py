@@ -129,11 +129,6 @@ def keys(raw: bytes) -> dict[tuple[str, str], Any]:
     return dict(state.items)
 
 
-def staying(raw: bytes) -> dict[tuple[str, str], Any]:
-    """What of them a flash with keep_nvs carries over: the stored version is the old firmware's."""
-    return {key: value for key, value in keys(raw).items() if key != ("VIAM_NS", "OTA_VERSION")}
-
-
 def nvs_of(data: bytes | bytearray, layout: str) -> bytes:
     """The nvs partition as it stands in flash."""
     part = LAYOUTS[layout].find("nvs")

@@ -39,7 +39,6 @@ from tests.flash.in_memory import (
     keys,
     nvs_of,
     restore,
-    staying,
 )
 from tests.flash.merged_files import merged
 from tests.support.elsewhere import layout_at
@@ -337,7 +336,7 @@ def test_a_flash_that_was_cut_is_finished_with_the_keys(tmp_path: Path, keep: bo
     )
     again = MemoryLink(left)
     flash(again, data, tmp_path / "cut", keep=True)
-    assert keys(nvs_of(again.data, "guide")) == staying(nvs_of(start, "no-ota"))
+    assert keys(nvs_of(again.data, "guide")) == keys(nvs_of(start, "no-ota"))
 
 
 @pytest.mark.slow
@@ -367,7 +366,7 @@ def test_a_flash_that_was_cut_anywhere_is_finished_with_the_keys(tmp_path: Path)
             assert boots(left) is None or at == len(trace) - 1, (at, how)
         again = MemoryLink(left)
         outcome = flash(again, data, state, keep=True)
-        assert keys(nvs_of(again.data, "guide")) == staying(nvs_of(start, "no-ota")), (at, how)
+        assert keys(nvs_of(again.data, "guide")) == before, (at, how)
         assert boots(again.data) == "factory", (at, how)
         assert outcome.backup is not None
         kept = read_backup(outcome.backup)
@@ -376,35 +375,10 @@ def test_a_flash_that_was_cut_anywhere_is_finished_with_the_keys(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_the_stored_version_is_taken_away_so_that_every_cut_leaves_the_other_keys(
-    tmp_path: Path,
-) -> None:
-    """In its place, where NVS is not erased: the same again ends the same, wherever it was cut."""
-    start = bytes(board("guide").data)
-    part, data = LAYOUTS["guide"].find("nvs"), merged(size_bytes=20_000)
-    whole = MemoryLink(start)
-    flash(whole, data, tmp_path / "whole", keep=True)
-    there = [i for i, op in enumerate(whole.trace) if part.offset <= op.offset < part.end]
-    assert there
-    for at, how in cuts(whole.trace):
-        if at not in (*there, there[-1] + 1):
-            continue
-        state = tmp_path / f"{at}{how}"
-        begun = partial(flash, data=data, state=state, keep=True)
-        left = cut(begun, start, at, how, whole.trace[at])
-        assert boots(left) is None or at == len(whole.trace) - 1, (at, how)
-        assert staying(nvs_of(left, "guide")) == staying(nvs_of(start, "guide")), (at, how)
-        again = MemoryLink(left)
-        flash(again, data, state, keep=True)
-        assert keys(nvs_of(again.data, "guide")) == staying(nvs_of(start, "guide")), (at, how)
-    (kept,) = flash(MemoryLink(whole.data), data, tmp_path / "whole", keep=True).plan.kept
-    assert (kept.in_place, kept.edits) == (True, ())  # not the saved ones, which have it still
-
-
-@pytest.mark.slow
 def test_a_second_cut_loses_nothing_either(tmp_path: Path) -> None:
     """The flash that was to mend the first one is cut as well."""
     start = bytes(board("no-ota").data)
+    before = keys(nvs_of(start, "no-ota"))
     data = merged(size_bytes=20_000)
     whole = MemoryLink(start)
     flash(whole, data, tmp_path / "whole", keep=False)
@@ -417,7 +391,7 @@ def test_a_second_cut_loses_nothing_either(tmp_path: Path) -> None:
             flash(second, data, state, keep=True)
         again = MemoryLink(second.data)
         flash(again, data, state, keep=True)
-        assert keys(nvs_of(again.data, "guide")) == staying(nvs_of(start, "no-ota")), first
+        assert keys(nvs_of(again.data, "guide")) == before, first
 
 
 def test_a_finished_flash_without_the_keys_does_not_bring_them_back_unasked(tmp_path: Path) -> None:
@@ -442,7 +416,7 @@ def test_keys_that_changed_since_an_unfinished_flash_are_not_undone(tmp_path: Pa
     now = {**default_nvs(), "WIFI_PASSWORD": "changed", "TLS_CERT": "x" * 600}
     del now["WIFI_SSID"]
     start = bytes(with_nvs(link, "guide", now).data)
-    wanted = staying(nvs_of(start, "guide"))
+    wanted = keys(nvs_of(start, "guide"))
     flash(link, data, tmp_path / "whole", keep=True)
     left = cut(partial(flash, data=data, state=tmp_path, keep=True), start, 3, "", link.trace[3])
     assert boots(left) is None

@@ -13,7 +13,6 @@ from esp32_sim.factory import build_nvs, make_flash
 from esp32_sim.images import build_app
 from esp32_sim.layouts import LAYOUTS, Layout, Partition
 from ota_service.errors import OtaError
-from ota_service.formats.flashops import Program
 from ota_service.formats.merged import parse_merged
 from ota_service.formats.nvs import parse_nvs
 from ota_service.update.flash_merged import FlashOutcome, look_before
@@ -21,7 +20,7 @@ from ota_service.update.flash_plan import Before, check_merged, plan_flash
 from ota_service.update.inspect import first_tag
 from ota_service.update.kept_keys import to_keep
 from ota_service.update.rewrite import rewrite
-from tests.flash.in_memory import MIB, Hooks, boots, chip, keys, nvs_of, staying
+from tests.flash.in_memory import MIB, Hooks, boots, chip, keys, nvs_of
 from tests.flash.merged_files import merged
 from tests.support.memory_flash import MemoryFlash
 
@@ -60,7 +59,7 @@ def test_all_keys_arrive_from_each_table_in_each_other(
 ) -> None:
     """NVS smaller, larger, elsewhere and in place; and the board starts the new app."""
     flash = MemoryFlash(make_flash(layout, mib * MIB))
-    before = staying(nvs_of(flash.data, layout))
+    before = keys(nvs_of(flash.data, layout))
     outcome = prepare(flash, merged(table, flash_mb=mib), keep=True)
     write(flash, outcome)
     assert keys(nvs_of(flash.data, named)) == before
@@ -72,20 +71,13 @@ def test_all_keys_arrive_from_each_table_in_each_other(
     assert not outcome.plan.lost
 
 
-def test_an_nvs_that_stays_is_never_erased() -> None:
-    """The stored version's marks are all that is programmed; without one, no operation reaches
-    it: nothing can go wrong with it."""
+def test_an_nvs_that_stays_is_never_touched() -> None:
+    """Not one operation reaches it: nothing can go wrong with it."""
     flash = MemoryFlash(make_flash("micro-rdk", 8 * MIB))
     part = LAYOUTS["micro-rdk"].find("nvs")
-    for marked in (True, False):
-        flash.trace.clear()
-        outcome = prepare(flash, merged("micro-rdk", flash_mb=8), keep=True)
-        assert any("stored version" in note for note in outcome.plan.notes) is marked
-        write(flash, outcome)
-        assert flash.trace
-        inside = [op for op in flash.trace if part.offset <= op.offset < part.end]
-        assert bool(inside) is marked
-        assert all(isinstance(op, Program) for op in inside)
+    write(flash, prepare(flash, merged("micro-rdk", flash_mb=8), keep=True))
+    assert flash.trace
+    assert not [op for op in flash.trace if part.offset <= op.offset < part.end]
 
 
 def test_without_keep_nvs_everything_is_the_files() -> None:
@@ -107,12 +99,12 @@ def test_keys_in_the_file_are_written_unless_the_boards_are_kept() -> None:
     own = build_nvs(0x4000, {"WIFI_SSID": "factory", "OTA_VERSION": "0"})
     data = merged(contents={"nvs": own})
     flash = MemoryFlash(make_flash("no-ota"))
-    before = staying(nvs_of(flash.data, "no-ota"))
+    before = keys(nvs_of(flash.data, "no-ota"))
     fresh = MemoryFlash(bytes(flash.data))
     write(fresh, prepare(fresh, data, keep=False))
     assert keys(nvs_of(fresh.data, "guide"))["VIAM_NS", "WIFI_SSID"][1] == b"factory"
     outcome = prepare(flash, data, keep=True)
-    assert "kept instead" in outcome.plan.notes[1]
+    assert "kept instead" in outcome.plan.notes[0]
     write(flash, outcome)
     assert keys(nvs_of(flash.data, "guide")) == before
 
@@ -204,7 +196,7 @@ def test_another_partition_with_the_label_of_the_nvs_is_no_nvs(first: bool) -> N
     others = [p for p in LAYOUTS["guide"].partitions if p.label != "phy_init"]
     twice = Layout("twice", 4 * MIB, (phy, *others) if first else (*others, phy))
     flash = MemoryFlash(make_flash(twice, 4 * MIB))
-    before = staying(nvs_of(flash.data, "guide"))
+    before = keys(nvs_of(flash.data, "guide"))
     data = merged(twice, size_bytes=20_000)
     outcome = prepare(flash, data, keep=True)
     assert [part.in_place for part in outcome.plan.kept] == [True]
@@ -213,7 +205,7 @@ def test_another_partition_with_the_label_of_the_nvs_is_no_nvs(first: bool) -> N
     assert flash.data[0xF000 : len(data)] == data[0xF000:]
     assert boots(flash.data) == "factory"
     moved = MemoryFlash(make_flash("no-ota"))
-    before = staying(nvs_of(moved.data, "no-ota"))
+    before = keys(nvs_of(moved.data, "no-ota"))
     write(moved, prepare(moved, data, keep=True))
     assert keys(nvs_of(moved.data, "guide")) == before
     assert moved.data[0xF000:0x10000] == b"\xff" * 0x1000
@@ -234,7 +226,7 @@ def test_an_nvs_partition_of_no_whole_sectors_is_used_as_far_as_they_go(keep: bo
         flash = MemoryFlash(start)
         wanted = keys(own)
         if keep:
-            wanted = staying(look_before(flash, chip()).nvs["nvs"])
+            wanted = keys(look_before(flash, chip()).nvs["nvs"])
         write(flash, prepare(flash, data, keep=keep))
         assert keys(bytes(flash.data[0x9000:0xD000])) == wanted
         assert boots(flash.data) == "factory"
@@ -316,16 +308,12 @@ def test_what_cannot_be_told_is_refused_with_both_ways_on(now: dict[str, Any]) -
     assert "move the other folder" in caught.value.remedy
 
 
-@pytest.mark.parametrize("layout", ["no-ota", "guide"])
-def test_the_stored_version_goes_with_the_firmware_that_it_is_of(layout: str) -> None:
-    """Moved or in its place: else a board whose tag is the target's would be called up to date
-    while it runs what was flashed."""
-    flash = MemoryFlash(make_flash(layout, 4 * MIB, version="0.8"))
-    outcome = prepare(flash, merged(), keep=True)
-    assert 'The stored version "0.8" goes: ' in outcome.plan.notes[0]
-    assert outcome.plan.kept[0].to_dict()["moved"] is (layout == "no-ota")
-    write(flash, outcome)
-    assert ("VIAM_NS", "OTA_VERSION") not in keys(nvs_of(flash.data, "guide"))
+def test_the_plan_says_the_tag_that_will_be_stored() -> None:
+    """`nvs.keys()` and the version are what the reply carries."""
+    flash = MemoryFlash(make_flash("no-ota", version="0.8"))
+    plan = prepare(flash, merged(), keep=True).plan
+    assert parse_nvs(plan.kept[0].data).get_string("VIAM_NS", "OTA_VERSION") == "0.8"
+    assert plan.kept[0].to_dict()["moved"] is True
 
 
 def test_the_version_is_in_the_first_nvs_that_has_one() -> None:

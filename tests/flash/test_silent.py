@@ -15,7 +15,7 @@ from ota_service.update.backup_files import Backups
 from ota_service.update.flash_merged import FlashJob, FlashOutcome, run_flash
 from ota_service.update.flash_plan import check_merged
 from ota_service.update.session import BootRules
-from tests.flash.in_memory import Hooks, keys, staying
+from tests.flash.in_memory import Hooks, keys
 from tests.flash.merged_files import merged
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def test_it_is_done_where_the_keys_are_still_there(tmp_path: Path) -> None:
     """So that what the firmware does with them later is never undone; and the board runs."""
     with silent_board(tmp_path) as sim:
         (board,) = sim.boards
-        before = staying(board.control.read_flash(0x9000, 0x6000))
+        before = keys(board.control.read_flash(0x9000, 0x6000))
         outcome = flash(board, tmp_path)
         assert outcome.confirmed is False
         assert outcome.error is None
@@ -75,7 +75,7 @@ def test_it_is_not_done_where_the_firmware_has_erased_them(tmp_path: Path) -> No
     """The same again gives them back, and the board is left running in between."""
     with silent_board(tmp_path) as sim:
         (board,) = sim.boards
-        before = staying(board.control.read_flash(0x9000, 0x6000))
+        before = keys(board.control.read_flash(0x9000, 0x6000))
         outcome = flash(board, tmp_path, b"\xff" * 0x4000)
         assert outcome.error is None
         assert Backups(tmp_path, board.mac).unfinished("flash")

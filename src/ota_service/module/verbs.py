@@ -229,9 +229,7 @@ class FlashArguments(Arguments):
         json_schema_extra={"inclusion": "Either"},
     )
     keep_nvs: Flag = Field(
-        False,
-        description="carry all keys of the board's NVS but the stored version over, also where its "
-        "partition moves",
+        False, description="carry all keys of the board's NVS over, also where its partition moves"
     )
     wait_s: LongestWait = WAIT_DEFAULT_S
 

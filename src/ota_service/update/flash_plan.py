@@ -14,16 +14,15 @@ from typing import Any
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
 from ota_service.formats.bootloader import FLASH_BYTES_ELSE
-from ota_service.formats.flashops import SECTOR_BYTES, FlashOp
+from ota_service.formats.flashops import SECTOR_BYTES
 from ota_service.formats.image import AppImage, require_revision
 from ota_service.formats.merged import MergedBinary, parse_merged, whole_flash
-from ota_service.formats.nvs import Nvs, erase_key, parse_nvs
+from ota_service.formats.nvs import Nvs, parse_nvs
 from ota_service.formats.nvs.move import move_nvs
 from ota_service.formats.partitions import TABLE_OFFSET, Partition, PartitionTable
 from ota_service.formats.table_places import all_tables
 from ota_service.link.chip import ChipInfo
 from ota_service.update.backup import NVS_KIND, Backup
-from ota_service.update.inspect import NAMESPACE, VERSION_KEY, tag_in
 from ota_service.update.rewrite import Write, WritePlan
 
 _REMEDY = "Make it again: `esp32-ota image merge`; `esp32-ota image inspect` says what is in it."
@@ -144,8 +143,7 @@ class KeptPartition:
     """An NVS partition whose keys are carried over.
 
     before: where they were; None where they come from a backup on this computer's disk.
-    in_place: they stay where they are. edits: what takes the stored version away there, which
-    speaks of the firmware that is replaced. tag: that version. data: the contents afterwards.
+    in_place: nothing has to be written for them.
     """
 
     label: str
@@ -154,8 +152,6 @@ class KeptPartition:
     keys: int
     in_place: bool
     data: bytes = field(repr=False)
-    edits: tuple[FlashOp, ...] = field(default=(), repr=False)
-    tag: str = ""
 
     def to_dict(self) -> dict[str, object]:
         """As in the reply."""
@@ -184,11 +180,6 @@ class FlashPlan(WritePlan):
     def standing(self) -> list[Write]:
         """The keys that stay, in their place or in another one."""
         return [Write(part.label, part.after.offset, part.data) for part in self.kept]
-
-    @property
-    def edits(self) -> list[FlashOp]:
-        """What takes a stored version out of the keys that stay in their place."""
-        return [op for part in self.kept for op in part.edits]
 
 
 def plan_flash(
@@ -290,10 +281,8 @@ def _kept(
             after.offset,
             after.size_bytes,
         )
-        edit = erase_key(data, base=after.offset, namespace=NAMESPACE, key=VERSION_KEY)
-        held = edit.result if in_place else move_nvs(edit.result, after.whole_bytes)
-        keys, ops = len(parse_nvs(held).keys()), edit.ops if in_place else ()
-        kept.append(KeptPartition(label, was, after, keys, in_place, held, ops, tag_in(nvs)))
+        moved = data if in_place else move_nvs(data, after.whole_bytes)
+        kept.append(KeptPartition(label, was, after, count, in_place, moved))
     return tuple(kept)
 
 
@@ -327,11 +316,7 @@ def _blank(part: Partition, begin: int) -> Write:
 
 
 def _notes(file: MergedFile, kept: Mapping[Partition, KeptPartition]) -> tuple[str, ...]:
-    notes = [
-        f'The stored version "{part.tag}" goes: it is of the firmware that is replaced.'
-        for part in kept.values()
-        if part.tag
-    ]
+    notes = []
     for part, nvs in file.nvs:
         if part in kept and nvs.keys():
             notes.append(

@@ -68,8 +68,8 @@ def _best(label: str, held: list[tuple[Path | None, bytes]]) -> bytes:
 
 def _counts(label: str, at: Path | None, newer: Nvs, folder: Path | None, older: Nvs) -> bool:
     """Whether the older of two count. Raises OtaError where that cannot be told."""
-    if newer.keys() | {(NAMESPACE, VERSION_KEY)} >= older.keys():
-        return False  # a flash takes the stored version away
+    if newer.keys() >= older.keys():
+        return False
     now, then = values(newer), values(older)
     same = now.items() & then.items()
     if len(same) == len(now):

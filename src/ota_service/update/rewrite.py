@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 from serial import SerialBase
 
 from ota_service.errors import OtaError
-from ota_service.formats.flashops import SECTOR_BYTES, Erase, FlashOp
+from ota_service.formats.flashops import SECTOR_BYTES, Erase
 from ota_service.formats.nvs import Nvs
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash, Progress, apply_verified
@@ -67,11 +67,6 @@ class WritePlan:
     @property
     def standing(self) -> Sequence[Write]:
         """What must be on the board, written or not, before the table is put in its place."""
-        return ()
-
-    @property
-    def edits(self) -> Sequence[FlashOp]:
-        """What is changed in what stands already, when all else was written."""
         return ()
 
 
@@ -220,7 +215,6 @@ def rewrite(
         for write in plan.writes:
             _write(flash, write, progress)
             done += len(write.data)
-        apply_verified(flash, plan.edits)
         hooks.phase("verifying")
         for write in plan.standing:
             _verify(flash, write)
