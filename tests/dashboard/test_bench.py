@@ -34,6 +34,7 @@ from ota_service.fleet.orders import Purpose
 from ota_service.fleet.run import Run
 from tests.flash.merged_files import merged
 from tests.support import signing
+from tests.support.command import ended_by_hand
 from tests.support.host_policy import add_key, make_host
 
 PROJECT = "micro-rdk-server"
@@ -373,24 +374,18 @@ def test_the_command_makes_a_bench_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without an address: of the boards here. It ends as it serves, by what SIGTERM does."""
-    stop: list[Callable[[], object]] = []
-
-    @contextlib.contextmanager
-    def on_stop(asked: Callable[[], object]) -> Iterator[None]:
-        stop.append(asked)
-        yield
+    stop = ended_by_hand(monkeypatch)
 
     async def status(here: AttachedBoards) -> dict[str, Any]:
         folders = [path.name for path in tmp_path.glob("esp32-ota-bench-*")]
         assert folders == [folder(here.bench).name]
         logging.getLogger("ota_service.dashboard").error("the page's server failed")
-        stop[0]()
+        stop()
         return {}
 
     for name in ("ESP32_OTA_ADDRESS", "ESP32_OTA_TOKEN", "VIAM_API_KEY", "VIAM_API_KEY_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("ota_service.cli.dashboard.on_stop", on_stop)
     monkeypatch.setattr(AttachedBoards, "status", status)
     with contextlib.suppress(SystemExit):
         main(["dashboard", "--port", "0", "--state-dir", str(tmp_path / "state")])

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -20,7 +20,7 @@ from ota_service.client.failure import Failure
 from ota_service.dashboard.feed import Feed
 from ota_service.dashboard.guard import HEADERS, Guard
 from ota_service.dashboard.server import VERBS, serving
-from tests.support.command import here
+from tests.support.command import ended_by_hand, here
 
 TOKEN = "a token of more than sixteen characters"
 
@@ -293,18 +293,12 @@ def test_a_token_is_the_default(
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     # Ends as soon as it serves: with the first question, which nobody answers.
-    stop: list[Callable[[], object]] = []
-
-    @contextlib.contextmanager
-    def on_stop(asked: Callable[[], object]) -> Iterator[None]:
-        stop.append(asked)
-        yield
+    stop = ended_by_hand(monkeypatch)
 
     async def status(_: object) -> dict[str, Any]:
-        stop[0]()
+        stop()
         return {}
 
-    monkeypatch.setattr("ota_service.cli.dashboard.on_stop", on_stop)
     monkeypatch.setattr("ota_service.client.machine.Machine.status", status)
     with contextlib.suppress(SystemExit):
         main(["dashboard", "--address", "127.0.0.1:9", "--port", "0", *options])

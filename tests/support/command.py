@@ -15,9 +15,11 @@ import pty
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from ota_service.cli.main import main
 
@@ -44,6 +46,20 @@ def environment(folder: Path | None = None, **more: str) -> dict[str, str]:
         env.pop("VIAM_HOME", None)
         env.pop("VIAM_MODULE_DATA", None)
     return {**env, **more}
+
+
+def ended_by_hand(monkeypatch: pytest.MonkeyPatch) -> Callable[[], object]:
+    """Let `dashboard`, which runs in this process until Ctrl-C or SIGTERM, end as by those when the
+    returned function is called."""
+    stop: list[Callable[[], object]] = []
+
+    @contextlib.contextmanager
+    def on_stop(asked: Callable[[], object]) -> Iterator[None]:
+        stop.append(asked)
+        yield
+
+    monkeypatch.setattr("ota_service.cli.dashboard.on_stop", on_stop)
+    return lambda: stop[0]()
 
 
 def here(*arguments: str) -> Done:

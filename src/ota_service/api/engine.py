@@ -261,8 +261,8 @@ class Engine:
             await engine.configure(self._settings, first=True)
             await engine.forget_ports()
             await engine.look_around()
-            shown = ((name, board.shown.state) for name, board in engine.boards.items())
-            await self.release(boards=[name for name, state in shown if state != "unrecognised"])
+            here = engine.boards.items()
+            await self.release(boards=[n for n, b in here if b.shown.state != "unrecognised"])
         except BaseException:
             await self.__aexit__()
             raise

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,10 @@ def _ports(_: click.Context, __: click.Parameter, given: Any) -> Any:
 
 port_argument = click.argument("port", shell_complete=_complete, callback=_ports)
 """The argument PORT, which the shell completes with what is attached."""
-ports_argument = click.argument(
-    "ports", metavar="[PORT]...", nargs=-1, shell_complete=_complete, callback=_ports
+_any_ports = partial(
+    click.argument, metavar="[PORT]...", nargs=-1, shell_complete=_complete, callback=_ports
 )
+ports_argument = _any_ports("ports")
 """The same for any number."""
 
 
@@ -71,9 +72,7 @@ WHICH = """
 def boards_here(function: Command) -> Command:
     """Which boards are meant: `boards`, ports that are named; `all_boards`; and `probe`."""
 
-    @click.argument(
-        "boards", metavar="[PORT]...", nargs=-1, shell_complete=_complete, callback=_ports
-    )
+    @_any_ports("boards")
     @click.option("--all", "all_boards", is_flag=True, help="Every board that is known here.")
     @click.option(
         "--probe",

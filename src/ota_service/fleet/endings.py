@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,6 @@ from ota_service.fleet import policy
 from ota_service.fleet.around import Around
 from ota_service.fleet.attempt import SessionEnd
 from ota_service.fleet.board_state import iso, staged_dict, utc_now
-from ota_service.fleet.journal_rows import SlotRecord
 from ota_service.fleet.memory import By, Memory, runs_by_now
 from ota_service.fleet.orders import Answer, Order, Purpose, last_reply, refusal
 from ota_service.fleet.sight import Sight, running_of
@@ -95,18 +93,10 @@ def _noted(memory: Memory, target: str, outcome: Outcome, image: Image | Staged 
     elif outcome.end == "unjudged":
         memory.unjudged(outcome, image, target)
     else:
-        _keep_failed(memory, outcome, target)
+        assert outcome.found is not None
+        if outcome.error is not None and outcome.error.code in policy.EVIDENCE:
+            memory.brought_failed(outcome.found.chip.mac, target)
         memory.rolled_back(outcome, target)
-
-
-def _keep_failed(memory: Memory, outcome: Outcome, target: str) -> None:
-    """What an update brought, and what failed, is in its slot still: nobody is to go back to it."""
-    assert outcome.found is not None
-    mac = outcome.found.chip.mac
-    new = memory.brought(mac, target)
-    if new is not None and outcome.error is not None and outcome.error.code in policy.EVIDENCE:
-        about = SlotRecord(mac, new.slot, new.md5, new.size_bytes, version=new.version)
-        memory.journal.put(replace(about, installed_at=utc_now()))
 
 
 def _show(sight: Sight, outcome: Outcome, image: Image | Staged | None) -> None:

@@ -18,14 +18,13 @@ from pathlib import Path
 from ota_service.errors import OtaError
 from ota_service.fleet.around import Around
 from ota_service.fleet.board_state import BoardState
-from ota_service.fleet.journal_rows import SlotRecord
 from ota_service.fleet.orders import SWITCHES, UPDATES, Fact, Order
 from ota_service.fleet.sight import Sight
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ownership import SERVICE_CLAIMS
 from ota_service.link.ports import shown
 from ota_service.update.boot import Heard
-from ota_service.update.facts import BoardFacts, KnownImage, SlotFact
+from ota_service.update.facts import BoardFacts, KnownImage
 from ota_service.update.flash_plan import Before, FlashPlan
 from ota_service.update.inspect import Inspection
 from ota_service.update.plan import Plan, WatchBoot, WriteSlot, tag_of_running
@@ -68,9 +67,7 @@ class SessionHooks:
         self.mac = mac
         place = partial(memory.learn_place, self.name, self.port, self._info, mac)
         memory.journal.whole(place)
-        slots = memory.journal.all(SlotRecord, mac=mac)
-        failed = {one.slot: one.to(SlotFact) for one in slots if one.seen_running_at is None}
-        facts = self.facts = replace(memory.facts(mac, self._target.key), failed=failed)
+        facts = self.facts = memory.facts(mac, self._target.key)
         record = memory.journal.board(mac)
         unchecked = record is not None and record.unchecked
         self.tell(lambda sight: sight.identified(mac, facts.confirmed, unchecked=unchecked))

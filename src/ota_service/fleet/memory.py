@@ -110,13 +110,13 @@ class Memory:
         record = self.journal.board(mac)
         attempt = self.journal.attempt(mac, target)
         latest = self._latest(mac) or attempt
-        slots = {
-            record.slot: record.to(SlotFact)
-            for record in self.journal.all(SlotRecord, mac=mac)
-            if record.seen_running_at is not None
-        }
+        slots: dict[str, SlotFact] = {}
+        failed: dict[str, SlotFact] = {}
+        for one in self.journal.all(SlotRecord, mac=mac):
+            (failed if one.seen_running_at is None else slots)[one.slot] = one.to(SlotFact)
         return BoardFacts(
             slots=slots,
+            failed=failed,
             version=(record.version or "") if record is not None else "",
             last_slot=record.slot if record is not None else None,
             confirmed=record.confirmed if record is not None else None,
@@ -347,6 +347,14 @@ class Memory:
     def brings(self, mac: str, target: str, brought: Brought) -> None:
         """A board is about to be switched to what an update has written."""
         self.journal.put(BroughtRecord.of(brought, mac=mac, target=target, since=utc_now()))
+
+    def brought_failed(self, mac: str, target: str) -> None:
+        """What an update brought, and what failed, is in its slot still: nobody is to go back to
+        it."""
+        new = self.brought(mac, target)
+        if new is not None:
+            about = SlotRecord(mac, new.slot, new.md5, new.size_bytes, version=new.version)
+            self.journal.put(replace(about, installed_at=utc_now()))
 
     def brought(self, mac: str | None, target: str) -> Brought | None:
         """What the last update brought to a board, if it was this target's."""
