@@ -161,6 +161,8 @@ class Control:
     def do_configure(self, **changes: Any) -> None:
         """Change settings (`config.BoardConfig`) of the running board."""
         self.board.set_config(**from_json(changes))
+        if self.board.config.usb == "bridge":
+            self.host.bridged()
 
     def do_protect(self, level: int, locked: bool, bottom: bool = False) -> None:
         """Set the block-protect bits: 0 nothing, 7 all, else 1/64 to 1/2 of the flash."""

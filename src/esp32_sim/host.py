@@ -86,6 +86,11 @@ class BoardHost:
         self._pulled = True
         self.unplug()
 
+    def bridged(self) -> None:
+        """The board is behind a bridge, whose port has power of its own."""
+        if self.port_directory is None and not self._pulled:
+            self.plug(self.place)
+
     def _leave_bus(self, back_s: float | None) -> None:
         """The chip's own port goes, and is back after so long, perhaps under another name."""
         self._cancel_return()

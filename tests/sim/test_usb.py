@@ -272,6 +272,15 @@ def test_esptool_over_otg(start: StartBoard, chip: str, buttons: bool) -> None:
 # --- who they are
 
 
+def test_a_board_put_behind_a_bridge_has_its_port(start: StartBoard) -> None:
+    """Its own port went with its power; a bridge's has power of its own."""
+    board = start(chip="esp32s2", config={**OTG, "usb_back_s": 0.05})
+    board.control.power_off()
+    assert board.control.state()["plugged"] is None
+    board.control.configure(usb="bridge")
+    assert board.control.state()["plugged"] == str(board.dir)
+
+
 @pytest.mark.parametrize(
     ("chip", "usb", "ids"),
     [
