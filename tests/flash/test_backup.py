@@ -25,7 +25,7 @@ from ota_service.formats.flashops import FlashOp
 from ota_service.update import rewrite
 from ota_service.update.backup import Backup, take_backup
 from ota_service.update.backup_files import MANIFEST, Backups, read_backup, write_backup
-from ota_service.update.boot import BootMonitor, BootRules, Expected
+from ota_service.update.boot import BootMonitor, Expected
 from ota_service.update.inspect import secrets_of
 from tests.flash.in_memory import (
     MAC,
@@ -475,7 +475,8 @@ def test_where_an_nvs_cannot_be_read_no_line_of_the_app_s_own_is_kept(
         outcome = restore(link, saved, tmp_path)
         assert outcome.hides is bool(noise)
         chip: Any = SimpleNamespace(restart=lambda: None, in_download=lambda: False)
-        rewrite.started(chip, chip, BootRules(), outcome, Expected(), nvs=[], remedy="")
+        job = rewrite.WriteJob("board", state_dir=tmp_path)
+        rewrite.started(chip, chip, job, outcome, Expected(), nvs=[], remedy="")
         assert outcome.boot_log
         assert any("hidden-word" in line for line in outcome.boot_log) is not bool(noise)
 
