@@ -7,7 +7,7 @@ import json
 import stat
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -203,6 +203,11 @@ JSON = st.recursive(
 )
 
 
+@lru_cache
+def _good() -> Backup:
+    return backup_of(board())
+
+
 @pytest.mark.slow
 @settings(max_examples=40)
 @given(data=st.data())
@@ -210,8 +215,7 @@ def test_any_manifest_is_a_backup_or_an_error_with_words(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """One field of a good one is anything; a file outside the folder is never read."""
-    folder = tmp_path_factory.mktemp("b")
-    good = backup_of(board())
+    folder, good = tmp_path_factory.mktemp("b"), _good()
     write_backup(folder, good)
     manifest = json.loads((folder / MANIFEST).read_bytes())
     inner = data.draw(st.sampled_from([manifest, manifest["table"], *manifest["nvs"]]))
