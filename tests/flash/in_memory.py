@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,12 @@ class Hooks:
         return False
 
 
+_checked = lru_cache(check_merged)
+
+
 def flash(link: Any, data: bytes, state: Path, *, keep: bool) -> flash_merged.FlashOutcome:
     """What `flash` does up to the restart; the board's start is then taken for good."""
-    job = FlashJob("a", check_merged(data), keep_nvs=keep, state_dir=state)
+    job = FlashJob("a", _checked(data), keep_nvs=keep, state_dir=state)
     outcome = flash_merged._prepare(link, job, Hooks())
     rewrite(link, outcome.plan, Hooks(), outcome, again="")
     return outcome

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from ota_service.formats.flashops import FlashOp
 from ota_service.update import rewrite
 from ota_service.update.backup import Backup, take_backup
 from ota_service.update.backup_files import MANIFEST, Backups, read_backup, write_backup
-from ota_service.update.boot import BootMonitor, BootRules, Expected
+from ota_service.update.boot import BootMonitor, Expected
 from ota_service.update.inspect import secrets_of
 from tests.flash.in_memory import (
     MAC,
@@ -46,6 +47,14 @@ from tests.support.memory_flash import PowerCut
 
 SMALL = build_app(size_bytes=20_000)
 OTHER = build_app(version="2.0.0", size_bytes=20_000)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _the_disk_is_not_waited_for() -> Iterator[None]:
+    """It is the board's power that fails here, not this computer's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        yield
 
 
 def board(layout: str = "guide", mac: str = MAC, **options: Any) -> MemoryLink:
@@ -203,6 +212,11 @@ JSON = st.recursive(
 )
 
 
+@lru_cache
+def _good() -> Backup:
+    return backup_of(board())
+
+
 @pytest.mark.slow
 @settings(max_examples=40)
 @given(data=st.data())
@@ -210,8 +224,7 @@ def test_any_manifest_is_a_backup_or_an_error_with_words(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """One field of a good one is anything; a file outside the folder is never read."""
-    folder = tmp_path_factory.mktemp("b")
-    good = backup_of(board())
+    folder, good = tmp_path_factory.mktemp("b"), _good()
     write_backup(folder, good)
     manifest = json.loads((folder / MANIFEST).read_bytes())
     inner = data.draw(st.sampled_from([manifest, manifest["table"], *manifest["nvs"]]))
@@ -475,7 +488,8 @@ def test_where_an_nvs_cannot_be_read_no_line_of_the_app_s_own_is_kept(
         outcome = restore(link, saved, tmp_path)
         assert outcome.hides is bool(noise)
         chip: Any = SimpleNamespace(restart=lambda: None, in_download=lambda: False)
-        rewrite.started(chip, chip, BootRules(), outcome, Expected(), nvs=[], remedy="")
+        job = rewrite.WriteJob("board", state_dir=tmp_path)
+        rewrite.started(chip, chip, job, outcome, Expected(), nvs=[], remedy="")
         assert outcome.boot_log
         assert any("hidden-word" in line for line in outcome.boot_log) is not bool(noise)
 

@@ -13,6 +13,8 @@ from ota_service.errors import OtaError
 from ota_service.formats.chips import CHIP_BY_ID, chip_name
 from ota_service.formats.image import HASH_BYTES, Segment, is_bootloader, whole_image
 from ota_service.formats.recognise import (
+    BOOTLOADER_DESCRIPTOR_MAGIC,
+    DESCRIPTOR_OFFSET,
     IMAGE_MAGIC,
     has_descriptor,
     is_esp8266,
@@ -21,8 +23,6 @@ from ota_service.formats.recognise import (
 )
 from ota_service.formats.text import field_text
 
-_DESCRIPTOR_AT = 32
-_DESCRIPTOR_MAGIC = 0x50
 _SIZE_AT = 3
 FLASH_MODES = {0: "qio", 1: "qout", 2: "dio", 3: "dout"}
 FLASH_BYTES = {code: 1 << (20 + code) for code in range(8)}
@@ -99,10 +99,10 @@ def parse_bootloader(data: bytes, *, trailing: bool = False) -> Bootloader:
     if not trailing and not is_bootloader(data, segments, CHIP_BY_ID.get(chip_id)):
         raise _refused("What was given as the bootloader is another program that runs from memory.")
     rest = data[size_bytes:]
-    if not trailing and rest.strip(b"\xff\0") and data[size_bytes:][:1] not in (b"\xe7", b"\xff"):
+    if not trailing and rest.strip(b"\xff\0") and rest[:1] not in (b"\xe7", b"\xff"):
         more = f"{len(rest)} bytes of something else follow"
         raise _refused(f"The bootloader ends at {size_bytes:#x}, and {more}.", "image-corrupt")
-    described = data[_DESCRIPTOR_AT] == _DESCRIPTOR_MAGIC
+    described = data[DESCRIPTOR_OFFSET] == BOOTLOADER_DESCRIPTOR_MAGIC
     return Bootloader(
         chip_id=chip_id,
         chip=chip_name(chip_id),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ota_service.errors import OtaError
 from ota_service.formats.chips import CHIP_BY_ID, Chip, chip_name, is_free
 from ota_service.formats.recognise import (
+    BOOTLOADER_DESCRIPTOR_MAGIC,
     DESCRIPTOR_OFFSET,
     IMAGE_MAGIC,
     MAX_SEGMENTS,
@@ -34,7 +35,6 @@ HASH_BYTES = 32
 MAX_SEGMENT_BYTES = 0x1000000
 """SIXTEEN_MB in esp_image_format.c: the bootloader refuses longer segments."""
 _CHECKSUM_SEED = 0xEF
-_BOOTLOADER_DESCRIPTOR_MAGIC = 0x50
 MIN_BOOTLOADER_BYTES = 4096
 """ESP-IDF's have 14 KB and more."""
 _SIGNATURE_V1_BYTES = 68
@@ -420,7 +420,7 @@ def is_bootloader(data: bytes, segments: tuple[Segment, ...], chip: Chip | None)
     """
     if sum(seg.size_bytes for seg in segments) < MIN_BOOTLOADER_BYTES:
         return False
-    if data[DESCRIPTOR_OFFSET] == _BOOTLOADER_DESCRIPTOR_MAGIC:
+    if data[DESCRIPTOR_OFFSET] == BOOTLOADER_DESCRIPTOR_MAGIC:
         return True
     if chip is None or _maps(segments, chip):
         return False

@@ -18,6 +18,7 @@ from ota_service.formats.table_places import TABLE_PLACES, table_at
 IMAGE_MAGIC = 0xE9
 DESCRIPTOR_OFFSET = 32
 DESCRIPTOR_MAGIC = b"\x32\x54\xcd\xab"  # 0xABCD5432
+BOOTLOADER_DESCRIPTOR_MAGIC = 0x50  # at the same place
 MAX_SEGMENTS = 16
 
 _STARTS: tuple[tuple[bytes, str], ...] = (

@@ -165,11 +165,10 @@ def _start(port: SerialBase, link: EspLink, job: RestoreJob, outcome: RestoreOut
     started(
         port,
         link,
-        job.boot,
+        job,
         outcome,
         Expected(matches=job.boot.matches),
         nvs=job.saved.held,
-        hears=job.hears,
         remedy="Look at the boot log; a Merged Binary of the firmware that the backup is of, "
         "flashed with keep_nvs, brings both.",
     )

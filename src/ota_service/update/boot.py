@@ -324,12 +324,9 @@ class BootMonitor:
     @property
     def lines(self) -> list[str]:
         """The last lines, without secrets."""
-        return self._shown(self._raw)
-
-    def _shown(self, lines: list[str]) -> list[str]:
         # Only what is shown is searched for secrets: for each line as it comes that would take
         # longer than the line, and what comes meanwhile would be lost.
-        return [self.redact(line)[:MAX_LINE_CHARS].strip() for line in lines]
+        return [self.redact(line)[:MAX_LINE_CHARS].strip() for line in self._raw]
 
     @property
     def told(self) -> list[str]:

@@ -157,11 +157,8 @@ def _prepare(link: EspLink, job: FlashJob, hooks: FlashHooks) -> FlashOutcome:
     keep = None
     if job.keep_nvs:
         saved = store.unfinished("flash" if before.backup is not None else None)
-        keep = (
-            {}
-            if chip.flash_encrypted
-            else to_keep(before, {one.folder: one.backup.nvs for one in saved})
-        )
+        held = {one.folder: one.backup.nvs for one in saved}
+        keep = {} if chip.flash_encrypted else to_keep(before, held)
     plan = plan_flash(job.file, chip, before, keep=keep)
     require_unprotected(link)
     hooks.planned(chip, before, plan)
@@ -187,19 +184,16 @@ def _start(
     port: SerialBase, link: EspLink, job: FlashJob, hooks: FlashHooks, outcome: FlashOutcome
 ) -> None:
     file = outcome.file
-    nvs = [parse_nvs(part.data) for part in outcome.plan.kept]
-    nvs += [held for _, held in file.nvs]
+    app = file.app.descriptor if file.app is not None else None
+    kept = [parse_nvs(part.data) for part in outcome.plan.kept]
     started(
         port,
         link,
-        job.boot,
+        job,
         outcome,
-        Expected.of(
-            file.booted, file.app.descriptor if file.app is not None else None, job.boot.matches
-        ),
-        nvs=nvs,
+        Expected.of(file.booted, app, job.boot.matches),
+        nvs=[*kept, *(held for _, held in file.nvs)],
         stopped=hooks.stopping,
-        hears=job.hears,
         remedy="Look at the boot log, correct the firmware, and flash it again.",
     )
     if outcome.confirmed or (outcome.notice and _has_kept_keys(port, job, outcome)):
@@ -218,7 +212,6 @@ def _has_kept_keys(port: SerialBase, job: FlashJob, outcome: FlashOutcome) -> bo
     kept = [parse_nvs(part.data).keys() for part in outcome.plan.kept]
     if not kept:
         return True
-
     try:
         with visited(port, job.baud, lambda mac: None, meant=outcome.chip.mac) as link:
             found = [

@@ -155,6 +155,17 @@ class Inspection:
             state=state,
         )
 
+    def changeable(self) -> Partition | None:
+        """What runs, on a board that may be changed now; None: nothing does, or it cannot be told.
+
+        Raises OtaError: its problem, or `awaiting-confirmation`.
+        """
+        if self.problem is not None:
+            raise self.problem
+        if self.pending:
+            raise OtaError("awaiting-confirmation")
+        return self.running.partition
+
     def app(self, partition: Partition) -> App | None:
         """The app in a partition."""
         return next((app for app in self.apps if app.partition.offset == partition.offset), None)
@@ -249,27 +260,14 @@ def inspect(
     NVS is encrypted.
     Raises OtaError `link-lost`; everything else that is wrong with the board is its `problem`.
     """
-    if problem := _unreadable(chip):
-        return Inspection(chip, problem=problem)
-    flash.prefetch([table_region(TABLE_OFFSET)])
     try:
-        table = find_table(flash.read, flash_bytes=chip.flash_bytes)
-        apps = [p for p in table.partitions if p.is_app and p.size_bytes >= HEAD_BYTES]
-        stores = _stores(table)
-        ends = [*(app.end for app in apps), *(store.end for store in stores)]
-        chip.require_reach(max(ends, default=0))
-        heads = [whole(p.offset, HEAD_BYTES) for p in apps]
-        flash.prefetch([*_bootloader_head(chip), *stores, *heads])
-        require_only(flash.read, table, lambda at, size: flash.md5(at, size) == blank_digest(size))
+        found = _laid_out(flash, chip)
     except OtaError as error:
         if error.code == "link-lost":
             raise
         return Inspection(chip, problem=error)
-    read = {partition: flash.read(partition.offset, HEAD_BYTES) for partition in apps}
-    held = tuple(App(partition, head, parse_header(head)) for partition, head in read.items())
-    found = Inspection(chip, table=table, apps=held)
     try:
-        require_ota(table)
+        require_ota(found.parts)
     except OtaError as error:
         return _with_nvs(flash, replace(found, problem=error))
     images = [*([firmware] if firmware is not None else []), *known]
@@ -299,12 +297,29 @@ def _with_hosts(found: Inspection, facts: BoardFacts) -> Inspection:
     return replace(found, problem=None, on_host=True, version=version)
 
 
-def _unreadable(chip: ChipInfo) -> OtaError | None:
+def _laid_out(flash: Flash, chip: ChipInfo) -> Inspection:
+    """With the partition table and what heads its apps, where the flash can be read.
+
+    Raises OtaError.
+    """
     if chip.secure_download:
-        return OtaError("secure-download")
+        raise OtaError("secure-download")
     if chip.flash_encrypted:
-        return OtaError("flash-encrypted", "The board encrypts its flash.")
-    return chip.flash_problem
+        raise OtaError("flash-encrypted", "The board encrypts its flash.")
+    if chip.flash_problem is not None:
+        raise chip.flash_problem
+    flash.prefetch([table_region(TABLE_OFFSET)])
+    table = find_table(flash.read, flash_bytes=chip.flash_bytes)
+    apps = [p for p in table.partitions if p.is_app and p.size_bytes >= HEAD_BYTES]
+    stores = _stores(table)
+    ends = [*(app.end for app in apps), *(store.end for store in stores)]
+    chip.require_reach(max(ends, default=0))
+    heads = [whole(p.offset, HEAD_BYTES) for p in apps]
+    flash.prefetch([*_bootloader_head(chip), *stores, *heads])
+    require_only(flash.read, table, lambda at, size: flash.md5(at, size) == blank_digest(size))
+    read = {partition: flash.read(partition.offset, HEAD_BYTES) for partition in apps}
+    held = tuple(App(partition, head, parse_header(head)) for partition, head in read.items())
+    return Inspection(chip, table=table, apps=held)
 
 
 def _stores(table: PartitionTable) -> list[Region]:

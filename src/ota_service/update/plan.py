@@ -187,12 +187,9 @@ class _Wanted:
     rescue: bool
 
     def plan(self) -> Plan:
-        found, image = self.found, self.image
-        if found.problem is not None:
-            raise found.problem
-        if found.pending:
-            raise OtaError("awaiting-confirmation")
-        running = found.running.partition
+        """May it be changed, is it ours, has it the version already, may it run the image?"""
+        found = self.found
+        running = found.changeable()
         if running is None:
             return self._rescue()
         if self.rescue:
@@ -205,24 +202,24 @@ class _Wanted:
         if not self.adopted:
             _require_ours(found, header)
         equal = found.version == self.version or self._turned_down()
-        kept = self._kept(running) if equal and not self.force else None
-        if kept is not None:
+        if equal and not self.force and (kept := self._kept(running)) is not None:
             return kept
-        if header is None:
-            if self.course == "activate":
-                raise OtaError("not-staged")
-            raise OtaError("no-board", "No image was given to plan an update with.")
-        _require_runnable(found, header)
-        if found.holds(running):
-            return self._watched_again(running) if equal and self.force else self._record(running)
-        if image is not None and (self.facts.silent or found.silent):
-            _require_certain(image)
-        return self._write(running, image)
+        _require_runnable(found, self._given(header))
+        if not found.holds(running):
+            return self._write(running)
+        return self._watched_again(running) if equal and self.force else self._record(running)
 
     def _header(self) -> AppImage | BootHeader | None:
         """Where the image runs, and what its app says of itself."""
         staged = self.facts.staged if self.course == "activate" else None
         return staged.header if staged is not None else self.image
+
+    def _given(self, header: AppImage | BootHeader | None) -> AppImage | BootHeader:
+        if header is not None:
+            return header
+        if self.course == "activate":
+            raise OtaError("not-staged")
+        raise OtaError("no-board", "No image was given to plan an update with.")
 
     def _kept(self, running: Partition) -> Plan | None:
         """The firmware stays, where the stored tag is the target's and not that of another one."""
@@ -244,8 +241,10 @@ class _Wanted:
         slot = _that_fits(found.parts.ota_slots, image)
         return self._switch(slot, "rescued: nothing on the board boots", write=True)
 
-    def _write(self, running: Partition, image: AppImage | None) -> Plan:
-        found = self.found
+    def _write(self, running: Partition) -> Plan:
+        found, image = self.found, self.image
+        if image is not None and (self.facts.silent or found.silent):
+            _require_certain(image)
         if found.version != self.version:
             why = f'version differs: stored "{found.version}", configured "{self.version}"'
         elif self.force:

@@ -26,14 +26,7 @@ from ota_service.link.flash import Flash, Progress, apply_verified
 from ota_service.link.link import EspLink
 from ota_service.link.sparse import digest
 from ota_service.link.stream import make_stream
-from ota_service.update.boot import (
-    UNJUDGED,
-    BootMonitor,
-    BootRules,
-    Expected,
-    Hears,
-    Verdict,
-)
+from ota_service.update.boot import UNJUDGED, BootMonitor, BootRules, Expected, Hears, Verdict
 from ota_service.update.inspect import secrets_of
 from ota_service.update.leave import left_running
 from ota_service.update.secrets import Redactor
@@ -239,13 +232,12 @@ def _verify(flash: Flash, write: Write) -> None:
 def started(
     port: SerialBase,
     link: EspLink,
-    rules: BootRules,
+    job: WriteJob,
     outcome: WriteOutcome,
     expected: Expected,
     *,
     nvs: Iterable[Nvs],
     stopped: Callable[[], bool] = lambda: False,
-    hears: Hears = lambda heard: None,
     remedy: str,
 ) -> None:
     """Restart the board, watch its log, and note in the outcome what that shows.
@@ -254,7 +246,7 @@ def started(
     does not start.
     """
     redact = Redactor(secrets_of([*nvs, *outcome.nvs]))
-    monitor = BootMonitor(expected, rules, redact, hides=outcome.hides, hears=hears)
+    monitor = BootMonitor(expected, job.boot, redact, hides=outcome.hides, hears=job.hears)
     link.restart()
     watch(port, monitor, link.in_download, stopped=stopped)
     outcome.boot_log = tuple(monitor.told)

@@ -121,9 +121,6 @@ class Redactor:
                     for one in found[at : at + MIN_SECRET_BYTES]:
                         yield dump.start() + one.start(), dump.start() + one.end()
 
-    def __repr__(self) -> str:
-        return "Redactor()"
-
 
 def _places(form: str, part: str) -> Iterator[int]:
     """Where a part of the least length stands in a form."""

@@ -590,11 +590,7 @@ class _Session:
         return outcome
 
     def _plan_go_back(self, found: Inspection) -> RollbackPlan:
-        if found.problem is not None:
-            raise found.problem
-        if found.pending:
-            raise OtaError("awaiting-confirmation")
-        running = found.running.partition
+        running = found.changeable()
         if running is None:
             raise found.running.why or OtaError("otadata-invalid")
         self._require_writable(found)
@@ -779,14 +775,9 @@ class _Session:
             return outcome
         if OtaState.NEW in states:
             return self._not_started(found, outcome, slot)
-        if OtaState.PENDING_VERIFY in states:
-            why = "its app did not confirm itself in time"
-        elif awaited.power_failed:
-            why = "The board's power failed before its new app confirmed itself"
-            return self._roll_back(found, outcome, slot, why, code="brown-out")
-        else:
-            why = "the board's bootloader went back by itself"
-        return self._roll_back(found, outcome, slot, why)
+        pending = OtaState.PENDING_VERIFY in states
+        code, why = _why_unconfirmed(pending=pending, power_failed=awaited.power_failed)
+        return self._roll_back(found, outcome, slot, why, code=code)
 
     def _not_started(self, found: Inspection, outcome: Outcome, slot: Partition) -> Outcome:
         """Either it never started, or this bootloader does not use rollback: after one more start
@@ -809,3 +800,12 @@ class _Session:
             gone = f"The board has no slot {name} any more."
             raise found.problem or OtaError("otadata-invalid", gone)
         return named[0]
+
+
+def _why_unconfirmed(*, pending: bool, power_failed: bool) -> tuple[str, str]:
+    """The error's code, and why an app whose time to confirm itself is over did not."""
+    if pending:
+        return "boot-failed", "its app did not confirm itself in time"
+    if power_failed:
+        return "brown-out", "The board's power failed before its new app confirmed itself"
+    return "boot-failed", "the board's bootloader went back by itself"

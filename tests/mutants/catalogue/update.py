@@ -38,8 +38,8 @@ _PLANNED = (
     ),
     Mutant(
         "a board that waits for its app is updated",
-        _PLAN,
-        '        if found.pending:\n            raise OtaError("awaiting-confirmation")\n',
+        _INSPECT,
+        '        if self.pending:\n            raise OtaError("awaiting-confirmation")\n',
         "",
         f"{PLAN}::test_a_board_in_pending_verify_is_left_alone",
     ),
@@ -54,14 +54,14 @@ _PLANNED = (
         "a board that boots is rescued",
         _PLAN,
         "        if self.rescue:\n",
-        "        if self.rescue and image is None:\n",
+        "        if self.rescue and self.image is None:\n",
         f"{PLAN}::test_a_board_that_boots_is_not_rescued",
     ),
     Mutant(
         "force writes the spare slot of a board that runs the image",
         _PLAN,
-        "        if found.holds(running):\n            return self",
-        "        if found.holds(running) and not self.force:\n            return self",
+        "        if not found.holds(running):\n            return self",
+        "        if not found.holds(running) or self.force:\n            return self",
         f"{RUNNING}::test_force_on_a_board_that_runs_the_image_leaves_its_way_back_alone",
     ),
     Mutant(
@@ -339,8 +339,8 @@ _CARRIED_OUT = (
     Mutant(
         "power that failed speaks against an app that had no time to confirm itself",
         _SESSION,
-        "        elif awaited.power_failed:\n",
-        "        elif awaited.power_failed and not awaited.slot:\n",
+        "    if power_failed:\n",
+        "    if power_failed and pending:\n",
         f"{SESSION}::test_power_that_failed_before_an_app_had_confirmed_itself_is_no_failure_of_it",
     ),
 )
