@@ -279,11 +279,13 @@ async def test_32_boards_are_filtered_sorted_and_selected(plain: Told) -> None:
     async def shown() -> list[str]:
         return list(await page.locator("#boards tbody:visible .name").all_inner_texts())
 
-    assert (await shown())[:3] == ["arm-14", "arm-23", "arm-13"]
-    assert len(await shown()) == 32
+    first = await shown()
+    assert first[:3] == ["arm-14", "arm-23", "arm-13"]
+    assert first.index("arm-12") < first.index("arm-1")
+    assert len(first) == 32
     await expect(page.locator("#counts")).to_have_text(
-        "2 failed, 14 being worked on, 3 outdated, 11 up to date, 1 rolled back as asked, "
-        "1 absent; 2 with something staged"
+        "2 failed, 14 being worked on, 1 not good, 3 outdated, 10 up to date, "
+        "1 rolled back as asked, 1 absent; 2 with something staged"
     )
     await page.locator("#history").scroll_into_view_if_needed()
     await expect(page.locator("[data-verb=update]")).to_be_in_viewport()
@@ -310,6 +312,11 @@ async def test_32_boards_are_filtered_sorted_and_selected(plain: Told) -> None:
     await page.select_option("#filter-state", "busy")
     assert sorted(await shown()) == [f"arm-2{n}" for n in (0, 1, 2, 4, 5, 6, 7, 8)]
     await page.fill("#filter-text", "")
+    await page.select_option("#filter-state", "doubtful")
+    assert await shown() == ["arm-12"]  # up to date by its version, and not good
+    doubtful = of(page, "arm-12").locator(".badge")
+    await expect(doubtful).to_have_text("! up to date, not good")
+    await expect(doubtful).to_have_class("badge warn")
     await page.select_option("#filter-state", "staged")
     assert sorted(await shown()) == ["arm-31", "arm-32"]
     await page.check("#everyone")
@@ -336,7 +343,9 @@ async def test_32_boards_are_filtered_sorted_and_selected(plain: Told) -> None:
     await expect(page.locator("#notices")).to_contain_text("See that viam-server runs.")
     await expect(page.locator("[data-verb=update]")).to_have_attribute("aria-disabled", "true")
     service.now = scenes.fleet_after()
-    await expect(page.locator("#toasts")).to_contain_text("The run succeeded in part: 25 of 32")
+    await expect(page.locator("#toasts")).to_contain_text(
+        "The run succeeded in part: 25 of 32 boards up to date, 2 with an error, 1 of them not good."
+    )
     await expect(page.locator("#page")).not_to_have_class("stale")
     assert await shown() == places  # while a row is open
 

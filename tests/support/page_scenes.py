@@ -96,7 +96,8 @@ def status(boards: Mapping[str, Any], outcome: str = "succeeded", **more: Any) -
 
 
 def fleet_mid_run() -> Status:
-    """32 boards, of which one went back, one cannot be updated, and eight are being written."""
+    """32 boards, of which one went back, one cannot be updated, one has the version to run and is
+    not good, and eight are being written."""
     boards: dict[str, Any] = {}
     for number in range(1, 33):
         name = f"arm-{number}"
@@ -112,7 +113,11 @@ def fleet_mid_run() -> Status:
             boards[name] = board(number, "absent", running=None)
         elif number == 30:
             boards[name] = board(number, "rolled_back")  # as a person wanted it
-        elif number <= 12:
+        elif number == 12:  # the tag is the target's, and that is all
+            boards[name] = board(number, "up_to_date", good=False, running={
+                "slot": "ota_0", "project": "lamp", "app_version": "1.0"},
+                notice="It stores the version to run, and runs another program.")  # fmt: skip
+        elif number < 12:
             boards[name] = board(number, "up_to_date", back={"slot": "ota_0", "version": "2.4.0"})
         elif number <= 20:
             boards[name] = being_written(number, (number * 37) % 97 + 0.4)

@@ -155,7 +155,7 @@ export function showManifest(status) {
     `${group.join(", ")} go forward or back together.`).join(" "));
 
   const shown = boards.map(([name, board, image]) =>
-    [name, image, board.state, board.phase, board.error?.code, board.staged,
+    [name, image, board.state, kindOf(board), board.phase, board.error?.code, board.staged,
       board.target?.version, board.takenBack, board.waitsForGroup]);
   refill($("steps"), [steps, shown, running && course.step], () => steps.map((images, at) => {
     const item = h("li", {}, h("h3", {}, `Step ${at + 1}`),
