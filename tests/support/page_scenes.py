@@ -234,7 +234,6 @@ def file(name: str, kind: str, size_bytes: int, **more: Any) -> dict[str, Any]:
 OF_ARM = {"project": "arm-controller", "app_version": "2.5.0", "chip": "ESP32"}
 APP = file("arm-controller.bin", "app", 1_400_000, **OF_ARM)
 MERGED = file("arm-merged.bin", "merged", 4 << 20, **OF_ARM)
-MANIFEST = file("manifest.json", "manifest", 800)
 REFUSED = file("bootloader.bin", "refused", 26_000, error={
     "code": "bootloader-image", "message": "This is a bootloader, no App Image.",
     "remedy": "Drop the `.bin` that the build names after the project."})  # fmt: skip
@@ -264,17 +263,25 @@ def bench_empty() -> Status:
 def bench_dropped() -> Status:
     """An App Image, a Merged Binary, and a file that is of no use."""
     merged = {key: MERGED[key] for key in ("name", "size_bytes", "chip", "sha256")}
-    firmware = {"kind": "app", "name": APP["name"], "version": "2.5.0"}
+    firmware = {"kind": "app", "name": APP["name"], "sha256": APP["sha256"], "version": "2.5.0"}
     told = {"ok": True, "state": "idle", "target": {}, "boards": bench_boards()}
     return {**told, "bench": bench_of(APP, MERGED, REFUSED, firmware=firmware, merged=merged)}
 
 
 def bench_manifest() -> Status:
-    """A manifest of which an image is missing."""
-    firmware = {"kind": "manifest", "name": "manifest.json", "version": "2.0",
-                "missing": ["sensor.bin", "display.bin"]}  # fmt: skip
+    """A manifest with two of its three images, and another App Image."""
+    apps = [file(f"{name}.bin", "app", 900_000, **{**OF_ARM, "project": name})
+            for name in ("motor", "sensor", "display")]  # fmt: skip
+    images = [
+        {"name": app["project"], "file": app["name"], "sha256": app["sha256"], "version": "2.0"}
+        for app in apps
+    ]
+    manifest = file("manifest.json", "manifest", 800, images=images, boards={"left": "motor"})
+    firmware = {"kind": "manifest", "name": "manifest.json", "sha256": manifest["sha256"],
+                "version": "2.0", "missing": ["display.bin"]}  # fmt: skip
     told = {"ok": True, "state": "idle", "target": {}, "boards": bench_boards()}
-    return {**told, "bench": bench_of(MANIFEST, APP, firmware=firmware)}
+    files = (*apps[:2], manifest, APP, MERGED)
+    return {**told, "bench": bench_of(*files, firmware=firmware, merged=MERGED)}
 
 
 SCENES = {

@@ -70,7 +70,7 @@ const aimOf = (status) => (status.bench ? status.bench.firmware : status.target)
 
 /** The file on the bench that is to run, if it is an App Image. */
 export const droppedApp = ({ files = [], firmware } = {}) => (firmware?.kind === "app"
-  ? files.findLast((file) => file.name === firmware.name && file.kind === "app") : undefined);
+  ? files.find((file) => file.sha256 === firmware.sha256) : undefined);
 
 const OF_A_FIRMWARE = ["up_to_date", "unknown", "outdated", "failed", "set_aside", "rolled_back"];
 
