@@ -344,7 +344,7 @@ async def test_32_boards_are_filtered_sorted_and_selected(plain: Told) -> None:
     await expect(page.locator("[data-verb=update]")).to_have_attribute("aria-disabled", "true")
     service.now = scenes.fleet_after()
     await expect(page.locator("#toasts")).to_contain_text(
-        "The run succeeded in part: 25 of 32 boards up to date, 2 with an error, 1 of them not"
+        "25 of 32 boards up to date, 1 with an error, 1 of them not good."
     )
     await expect(page.locator("#page")).not_to_have_class("stale")
     assert await shown() == places  # while a row is open
