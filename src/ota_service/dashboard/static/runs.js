@@ -146,9 +146,9 @@ export function showManifest(status) {
   const phases = phase === "going_back" ? { ...PHASES, going_back: "going back" } : PHASES;
   refill($("phases"), [phase, running && course.step], () => (phase ? [
     ...Object.entries(phases).map(([name, text]) => {
-      const item = h("li", { class: name === "going_back" ? "bad" : "" }, text);
-      if (name === phase) item.setAttribute("aria-current", "step");
-      return item;
+      if (name !== phase) return h("li", { class: "badge" }, text);
+      const kind = name === "going_back" ? "bad" : "busy";
+      return h("li", { class: `badge ${kind}`, "aria-current": "step" }, text);
     })] : []));
   $("phases").hidden = !phase;
   setText($("together"), together.map((group) =>
