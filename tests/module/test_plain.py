@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +18,6 @@ from ota_service.firmware import secrets
 from ota_service.module.folders import default_cache_dir, default_state_dir
 from ota_service.module.logs import set_up_logging
 from ota_service.module.plain import from_struct, plain
-
-
-class Colour(Enum):
-    """An enum to send."""
-
-    RED = "red"
-
-
-@dataclass(frozen=True)
-class Point:
-    """A dataclass to send."""
-
-    x: int
-    y: int | None
 
 
 def test_no_text_leaves_with_a_secret_or_unseen() -> None:
@@ -52,16 +35,9 @@ def test_no_text_leaves_with_a_secret_or_unseen() -> None:
 
 def test_every_kind_of_value_gets_through() -> None:
     """What the SDK refuses or changes is brought into a form that it keeps."""
-    east = timezone(timedelta(hours=2))
     value = {
         "none": None,
         "list": (1, None, "a"),
-        "set": {"b", "a"},
-        "when": datetime(2026, 1, 2, 5, 4, 5, tzinfo=east),
-        "naive": datetime(2026, 1, 2, 3, 4, 5),
-        "bytes": b"\xde\xad",
-        "enum": Colour.RED,
-        "point": Point(1, None),
         "nan": float("nan"),
         "path": Path("/x"),
         "deep": [{"none": None, "flag": False}],
@@ -69,12 +45,6 @@ def test_every_kind_of_value_gets_through() -> None:
     sent = plain(value)
     assert sent == {
         "list": [1, "a"],
-        "set": ["a", "b"],
-        "when": "2026-01-02T03:04:05Z",
-        "naive": "2026-01-02T03:04:05Z",
-        "bytes": "dead",
-        "enum": "red",
-        "point": {"x": 1},
         "path": "/x",
         "deep": [{"flag": False}],
     }
@@ -87,8 +57,7 @@ _ANYTHING = st.recursive(
     | st.integers(-(2**53), 2**53)
     | st.floats()
     | st.text()
-    | st.binary()
-    | st.datetimes(min_value=datetime(2000, 1, 1)),
+    | st.binary(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner),
     max_leaves=10,
 )
@@ -158,8 +127,3 @@ def test_where_the_sdk_serves_is_no_line_of_ours(records: list[logging.LogRecord
     assert not shows(logging.INFO)
     assert shows(logging.WARNING)
     assert shows(logging.DEBUG)
-
-
-def test_utc_is_what_a_time_without_a_zone_means() -> None:
-    """A local time in a status would be wrong on every machine in another zone."""
-    assert plain(datetime(2026, 6, 1, tzinfo=UTC)) == plain(datetime(2026, 6, 1))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import SequenceMatcher, get_close_matches
+from difflib import SequenceMatcher
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -260,8 +260,7 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     """The one of `known` that is near, by its letters or by having all the words of the other."""
     words = set(_folded(name).split("_"))
     alike = [word for word in known if words <= {*word.split("_")} or words >= {*word.split("_")}]
-    close = get_close_matches(_folded(name), alike or list(known), n=1, cutoff=0 if alike else 0.6)
-    return close[0] if close else None
+    return near(name, dict.fromkeys(alike or known, 0 if alike else 0.6))
 
 
 def near(name: str, known: Mapping[str, float]) -> str | None:
