@@ -3,7 +3,7 @@
 
 import { kindOf, stateBadge } from "./board.js";
 import {
-  $, arrange, badge, bootLog, compare, errorNotice, h, inOrder, notice, refill, setText, time, words,
+  $, arrange, badge, bootLog, errorNotice, h, inOrder, notice, refill, setText, time, words,
 } from "./dom.js";
 import { command } from "./server.js";
 
@@ -183,7 +183,7 @@ function imageItem(image, boards) {
   const versions = [...new Set(boards.map(([, board]) => board.target?.version).filter(Boolean))];
   return h("div", { class: "image" },
     h("p", {}, h("strong", {}, image), " ", h("span", { class: "dim" }, versions.join(", "))),
-    boards.length ? h("ul", {}, ...boards.sort(([a], [b]) => compare(a, b)).map(([name, board]) =>
+    boards.length ? h("ul", {}, ...boards.map(([name, board]) =>
       h("li", {}, name, " ", board.phase ? badge("busy", words(board.phase)) : stateBadge(board),
         board.takenBack && h("span", { class: "dim" }, ` taken back with ${board.takenBack}`),
         board.staged && h("span", { class: "dim" }, ` staged ${board.staged.version}, `,
