@@ -102,6 +102,11 @@ Call = Annotated[RobotCallConfig, _as_call]
 HealthCheck = Annotated[HealthCheckConfig, _as_call]
 
 
+def _its_own(name: str) -> Any:
+    """The field of a board that stands for the service's of the same name."""
+    return Field(None, description=f"Its own. Default: the service's `{name}`.")
+
+
 class BoardConfig(Strict):
     """One entry of `boards`: a name, a mac or a port, and what pins the board."""
 
@@ -146,9 +151,7 @@ class BoardConfig(Strict):
         description="Its own, such as for an app that is slow to start, or a log that says "
         "nothing. Default: the service's `boot_timeout_s`.",
     )
-    boot_stable_s: Annotated[float | None, optional_type(_boot_stable)] = Field(
-        None, description="Its own. Default: the service's `boot_stable_s`."
-    )
+    boot_stable_s: Annotated[float | None, optional_type(_boot_stable)] = _its_own("boot_stable_s")
     boot_expect: Pattern = Field(
         None,
         description="What a line of its own app's log must match. Default: the service's "
@@ -159,15 +162,9 @@ class BoardConfig(Strict):
         description="`host` for a board whose NVS cannot be read. Default: the service's "
         "`version_store`.",
     )
-    before_restart: Call | None = Field(
-        None, description="Its own. Default: the service's `before_restart`."
-    )
-    after_restart: Call | None = Field(
-        None, description="Its own. Default: the service's `after_restart`."
-    )
-    health_check: HealthCheck | None = Field(
-        None, description="Its own. Default: the service's `health_check`."
-    )
+    before_restart: Call | None = _its_own("before_restart")
+    after_restart: Call | None = _its_own("after_restart")
+    health_check: HealthCheck | None = _its_own("health_check")
     reset: Annotated[ResetPins | None, optional_type(check_reset)] = Field(
         None,
         json_schema_extra={"type": "object"},

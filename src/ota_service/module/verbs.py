@@ -91,10 +91,6 @@ class Arguments(Strict):
     The descriptions are in the reply of `help`, and in docs/ota_service.md (docs/generate.py).
     """
 
-    def values(self) -> dict[str, Any]:
-        """The arguments for the fleet, without those that have no value."""
-        return self.model_dump(exclude_none=True)
-
 
 class BoardsArguments(Arguments):
     """Arguments of the verbs that answer at once."""
@@ -142,6 +138,12 @@ class UpdateArguments(BoardsArguments):
         "with dry_run after 30",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _dry_run_waits(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """By default, since its reply is its purpose."""
+        return {"wait_s": WAIT_DEFAULT_S, **given} if given.get("dry_run") is True else given
+
     @model_validator(mode="after")
     def _rescues_one(self) -> UpdateArguments:
         if self.rescue and (self.boards is None or len(self.boards) != 1):
@@ -151,13 +153,6 @@ class UpdateArguments(BoardsArguments):
         if self.confirm is not None and not self.rescue:
             raise a_fault("takes confirm with rescue only")
         return self
-
-    def values(self) -> dict[str, Any]:
-        """As for every verb; a dry run waits by default, since its reply is its purpose."""
-        values = super().values()
-        if self.dry_run:
-            values.setdefault("wait_s", WAIT_DEFAULT_S)
-        return values
 
 
 class PartArguments(BoardsArguments):
@@ -322,16 +317,11 @@ VERBS: dict[str, Verb] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A command that was understood."""
+def parse_command(command: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Read one DoCommand: the verb's name, and its arguments without those that have no value.
 
-    verb: Verb
-    arguments: dict[str, Any]
-
-
-def parse_command(command: Mapping[str, Any]) -> Call:
-    """Read one DoCommand. Raises VerbError, which names what exists."""
+    Raises VerbError, which names what exists.
+    """
     name, given = _take_apart(command)
     verb = VERBS.get(name)
     if verb is None:
@@ -340,7 +330,7 @@ def parse_command(command: Mapping[str, Any]) -> Call:
     try:
         # What arrives as null was not given.
         values = {key: value for key, value in given.items() if value is not None}
-        return Call(verb, verb.arguments.model_validate(values).values())
+        return name, verb.arguments.model_validate(values).model_dump(exclude_none=True)
     except ValidationError as error:
         faults = [_in_words(dict(found), verb) for found in error.errors(include_url=False)]
         raise VerbError(sentences(faults)) from None
