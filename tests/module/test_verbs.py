@@ -84,6 +84,12 @@ def test_what_is_overridden_and_rescued_is_named() -> None:
         ({"update": {"wait_s": "5"}}, "wait_s: must be a number"),
         ({"version": {"wait_s": -1.0}}, "wait_s: -1 is out of range"),
         ({"version": {"wait_s": float("nan")}}, "out of range"),
+        ({"history": {"board": 5.0}}, "history: board: must be text."),
+        ({"history": {"id": True}}, "history: id: must be text."),
+        (
+            {"command": "flash", "board": "", "path": "/x", "confirm": "24:0a:c4:00:00:01"},
+            "flash: board: is empty.",
+        ),
     ],
 )
 def test_what_is_not_understood_is_answered_with_what_exists(

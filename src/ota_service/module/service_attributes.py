@@ -17,7 +17,6 @@ from ota_service.firmware.target import Headers, Target
 from ota_service.fleet.settings import BoardEntry, RobotCall, Settings
 from ota_service.link.resets import ResetPins
 from ota_service.module.checks import (
-    Flag,
     Strict,
     check_expected,
     check_firmware_url,
@@ -215,17 +214,17 @@ class ServiceConfig(Strict):
         description="The boards to update, and no others: see [below](#boards). Without it, "
         "boards are found: see [Which boards are touched](#which-boards-are-touched).",
     )
-    auto_update: Flag = Field(
+    auto_update: bool = Field(
         True,
         description="Update by itself when a version differs: at configuration, and when a board "
         "is plugged in. `false`: only on command.",
     )
-    check_on_start: Flag = Field(
+    check_on_start: bool = Field(
         True,
         description="`false`: a start of the module by itself reads no board. A new target still "
         "does.",
     )
-    adopt: Flag = Field(
+    adopt: bool = Field(
         False,
         description="Without `boards`: also update OTA-capable boards that hold no `VIAM_NS` yet, "
         "or that run another project than the image's.",
@@ -261,7 +260,7 @@ class ServiceConfig(Strict):
     max_parallel: Annotated[int, whole_type(1, 64)] = Field(
         8, description="How many boards are written at once, {range}."
     )
-    canary: Flag = Field(
+    canary: bool = Field(
         True,
         description="With more than 3 boards and a firmware that none has confirmed yet: update "
         "one first, then the rest.",

@@ -17,7 +17,6 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ota_service.fleet.settings import OVERRIDES
 from ota_service.module.checks import (
-    Flag,
     Strict,
     a_fault,
     check_firmware_url,
@@ -29,6 +28,7 @@ from ota_service.module.checks import (
     sentences,
     where,
     whole_type,
+    words_of,
 )
 
 # How long a verb that reads boards waits before it replies with its run's id.
@@ -109,7 +109,7 @@ def _overrides(value: object) -> list[str]:
 class UpdateArguments(BoardsArguments):
     """Arguments of `update`."""
 
-    force: Flag = Field(
+    force: bool = Field(
         False,
         description="although the version is equal, and nothing else; a board that runs the "
         "target's image already is restarted and watched, and keeps its way back",
@@ -120,7 +120,7 @@ class UpdateArguments(BoardsArguments):
         "and before_restart), stopped (a firmware that failed on too many boards; it stays "
         "stopped for all others), other-project (a board of another project, or not ours)",
     )
-    rescue: Flag = Field(
+    rescue: bool = Field(
         False,
         description="write a board of which it is proven that nothing on it boots: alone in "
         "boards, and with confirm; implies nothing else",
@@ -128,8 +128,8 @@ class UpdateArguments(BoardsArguments):
     confirm: Annotated[str | None, optional_type(check_mac)] = Field(
         None, description="with rescue: the board's MAC; any other board is left alone"
     )
-    probe: Flag = Field(False, description="also open ports that are not known to be an ESP32's")
-    dry_run: Flag = Field(
+    probe: bool = Field(False, description="also open ports that are not known to be an ESP32's")
+    dry_run: bool = Field(
         False, description="read the boards and reply with the plan for each; write nothing"
     )
     wait_s: Wait = Field(
@@ -175,8 +175,8 @@ class ReleaseArguments(BoardsArguments):
     """Arguments of `release`."""
 
     boards: Boards = Field(None, description="these boards, by name, MAC or port; or all: true")
-    all: Flag = Field(False, description="every board, instead of boards")
-    stopped: Flag = Field(
+    all: bool = Field(False, description="every board, instead of boards")
+    stopped: bool = Field(
         False, description="let a firmware that was stopped be tried again, and nothing else"
     )
 
@@ -197,7 +197,7 @@ class HistoryArguments(Arguments):
         20, description="how many runs at most"
     )
     id: str | None = Field(None, description="only the run of this id, with its boards' boot logs")
-    boot_log: Flag = Field(False, description="with what boards printed as they started")
+    boot_log: bool = Field(False, description="with what boards printed as they started")
 
 
 def _path(value: object) -> str:
@@ -223,7 +223,7 @@ class FlashArguments(Arguments):
         description="instead of path: its http or https address",
         json_schema_extra={"inclusion": "Either"},
     )
-    keep_nvs: Flag = Field(
+    keep_nvs: bool = Field(
         False, description="carry all keys of the board's NVS over, also where its partition moves"
     )
     wait_s: LongestWait = WAIT_DEFAULT_S
@@ -407,7 +407,7 @@ def _in_words(found: dict[str, Any], verb: Verb) -> str:
         hint = nearest(place, known)
         words = f"; did you mean {hint}?" if hint else "."
         return f"{verb.name} has no argument {place}{words} It takes {', '.join(known)}"
-    return f"{verb.name}: {place}: {found['msg']}"
+    return f"{verb.name}: {place}: {words_of(found)}"
 
 
 def _meant(name: str, *, verbs_only: bool) -> str:
