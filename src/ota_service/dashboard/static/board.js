@@ -78,11 +78,11 @@ const OF_A_FIRMWARE = ["up_to_date", "unknown", "outdated", "failed", "set_aside
  * is said of boards is of the former one. */
 export function asMeant(board, status) {
   const { bench, target = {} } = status;
-  const { kind, version } = bench?.firmware ?? {};
+  const { kind, sha256, version } = bench?.firmware ?? {};
   const shown = { ...board };
   if (bench && kind !== "manifest") shown.image = shown.target = undefined;
   if (!version || isBusy(board)) return shown;
-  const digest = droppedApp(bench)?.sha256;
+  const digest = kind === "app" ? sha256 : undefined;
   const isOther = target.version !== version || Boolean(target.manifest) !== (kind === "manifest")
     || (digest && target.sha256 && target.sha256 !== digest);
   if (isOther && OF_A_FIRMWARE.includes(board.state)) {
