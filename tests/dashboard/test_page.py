@@ -67,8 +67,7 @@ async def dashboard(*arguments: str, **env: str) -> AsyncIterator[str]:
 @asynccontextmanager
 async def told(browser: Browser, now: scenes.Status) -> AsyncIterator[Told]:
     """The page of a service that tells what it is given, through the real server."""
-    service = scenes.service_of(now)
-    async with serving(service, Guard("127.0.0.1"), "127.0.0.1", 0, label="localhost:8080") as url:
+    async with scenes.served(now) as (service, url):
         page, complaints = await open_page(browser, url)
         yield Told(page, service)
         await no_complaints(page, complaints)

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ota_service.client.failure import Failure
+from ota_service.dashboard.guard import Guard
+from ota_service.dashboard.server import serving
 
 Status = dict[str, Any]
 
@@ -362,6 +365,11 @@ class ToldBench(ToldService):
     bench = None
 
 
-def service_of(now: Status) -> ToldService:
-    """What tells this."""
-    return ToldBench(now) if "bench" in now else ToldService(now)
+@asynccontextmanager
+async def served(
+    now: Status, *, label: str = "rover.local:8080"
+) -> AsyncIterator[tuple[ToldService, str]]:
+    """The page of what tells this, by the real server: the service, and the page's address."""
+    service = ToldBench(now) if "bench" in now else ToldService(now)
+    async with serving(service, Guard("127.0.0.1"), "127.0.0.1", 0, label=label) as url:
+        yield service, url
