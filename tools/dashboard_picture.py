@@ -17,8 +17,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-from ota_service.dashboard.guard import Guard
-from ota_service.dashboard.server import serving
 from tests.support import page_scenes as scenes
 from tests.support.browser import Browser, Page, browsing, expect, open_page
 
@@ -61,9 +59,8 @@ PICTURES: dict[str, tuple[Callable[[], scenes.Status], Callable[[Page], Awaitabl
 async def take(browser: Browser, folder: Path, name: str) -> None:
     """One scene in each window and scheme."""
     scene, prepared = PICTURES[name]
-    service = scenes.service_of(scene())
-    label = "this computer" if name == "bench" else "rover.local:8080"
-    async with serving(service, Guard("127.0.0.1"), "127.0.0.1", 0, label=label) as url:
+    label = {"label": "this computer"} if name == "bench" else {}
+    async with scenes.served(scene(), **label) as (_, url):
         for width, height in WINDOWS.items():
             for scheme in ("light", "dark"):
                 page, _ = await open_page(

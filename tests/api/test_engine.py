@@ -273,7 +273,8 @@ async def test_a_board_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_boards_are_staged_and_activated(esp32_boards: StartBoard, tmp_path: Path) -> None:
-    """In one engine, and in one that is opened later, by the same file; and what is not staged."""
+    """In one engine, and in one that is opened later, by the same file, wherever it lies by then;
+    and what is not staged."""
     board = esp32_boards(layout="micro-rdk")
     file = image(tmp_path, "1.1")
     async with Engine({"a": board.url}, **QUICK) as engine:
@@ -287,7 +288,9 @@ async def test_boards_are_staged_and_activated(esp32_boards: StartBoard, tmp_pat
         other = await engine.activate(file, "1.2")
         assert other["a"].error is not None
         assert other["a"].error.code == "stage-stale"
-        done = (await engine.activate(file)).require()["a"]
+        elsewhere = tmp_path / "elsewhere.bin"
+        elsewhere.write_bytes(file.read_bytes())
+        done = (await engine.activate(elsewhere)).require()["a"]
         assert (done.action, done.version, done.outcome) == ("switch", "1.1", "up_to_date")
     async with Engine({"a": board.url}, **QUICK) as engine:
         order = engine.stage(image(tmp_path, "1.2"), boards=["a"])

@@ -48,13 +48,13 @@ def app(version: str = "1.1.0", project: str = PROJECT, **behaviour: Any) -> byt
     return build_app(project, version, size_bytes=40_000, behaviour=how)
 
 
-def manifest(*images: bytes, url: str = "build/{}.bin", **more: Any) -> bytes:
+def manifest(*images: bytes, url: str = "build/{}.bin", version: str = "r7", **more: Any) -> bytes:
     """A manifest of App Images, called image0, image1, .."""
     entries = {
         f"image{at}": {"url": url.format(at), "sha256": hashlib.sha256(image).hexdigest()}
         for at, image in enumerate(images)
     }
-    return json.dumps({"format": 1, "version": "r7", "images": entries, **more}).encode()
+    return json.dumps({"format": 1, "version": version, "images": entries, **more}).encode()
 
 
 @pytest.fixture
@@ -102,6 +102,17 @@ def kinds(bench: Bench) -> list[tuple[str, str, str | None]]:
     ]
 
 
+def digest(data: bytes) -> str:
+    """By which a file is known."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def meant(bench: Bench) -> tuple[str, str]:
+    """Name and version of what boards are to run."""
+    firmware = bench.to_dict()["firmware"]
+    return firmware["name"], firmware["version"]
+
+
 async def test_each_file_is_checked_and_described(bench: Bench) -> None:
     """By the service's own check; a Merged Binary is none for an update, and lies beside it."""
     image, whole = app(), merged()
@@ -120,12 +131,13 @@ async def test_each_file_is_checked_and_described(bench: Bench) -> None:
         ("empty.bin", "refused", "not-an-image"),
     ]
     shown = bench.to_dict()
-    digest = hashlib.sha256(image).hexdigest()
     assert shown["files"][0] == {
-        **{"name": "app.bin", "kind": "app", "size_bytes": len(image), "sha256": digest},
+        **{"name": "app.bin", "kind": "app", "size_bytes": len(image), "sha256": digest(image)},
         **{"project": PROJECT, "app_version": "1.1.0", "chip": "ESP32"},
     }
-    assert shown["firmware"] == {"kind": "app", "name": "app.bin", "version": "1.1.0"}
+    assert shown["firmware"] == {
+        **{"kind": "app", "name": "app.bin", "sha256": digest(image), "version": "1.1.0"},
+    }
     assert shown["merged"] == {
         **{"name": "whole.bin", "size_bytes": len(whole), "chip": "ESP32"},
         **{"sha256": hashlib.sha256(whole).hexdigest()},
@@ -280,7 +292,7 @@ async def test_a_manifest_comes_with_its_images_in_any_order(bench: Bench, first
         await drop(bench, "manifest.json", made)
         assert bench.to_dict()["firmware"] == {
             **{"kind": "manifest", "name": "manifest.json", "version": "r7"},
-            "missing": ["app.bin", "app.bin"],
+            **{"sha256": digest(made), "missing": ["app.bin", "app.bin"]},
         }
         with pytest.raises(OtaError, match=r"app\.bin, app\.bin") as caught:
             bench.firmware()
@@ -294,6 +306,7 @@ async def test_a_manifest_comes_with_its_images_in_any_order(bench: Bench, first
     await drop(bench, "app.bin", two)
     assert bench.to_dict()["firmware"] == {
         **{"kind": "manifest", "name": "manifest.json", "version": "r7"},
+        "sha256": digest(made),
     }
     path, version = bench.firmware()
     assert version == "r7"
@@ -305,7 +318,7 @@ async def test_a_manifest_comes_with_its_images_in_any_order(bench: Bench, first
     with pytest.raises(OtaError, match="manifest names"):
         bench.tag("mine")
     await drop(bench, "lamp.bin", app("3.0", "lamp"))  # and now something else is meant
-    assert bench.to_dict()["firmware"] == {"kind": "app", "name": "lamp.bin", "version": "3.0"}
+    assert meant(bench) == ("lamp.bin", "3.0")
 
 
 async def test_a_manifest_is_described_and_paths_have_the_names_of_their_files(
@@ -317,8 +330,8 @@ async def test_a_manifest_is_described_and_paths_have_the_names_of_their_files(
     await drop(bench, "release.json", manifest(one, two, **both))
     (about,) = bench.to_dict()["files"]
     assert about["images"] == [
-        {"name": "image0", "file": "0.bin", "version": "r7"},
-        {"name": "image1", "file": "1.bin", "version": "r7"},
+        {"name": f"image{at}", "file": f"{at}.bin", "sha256": digest(image), "version": "r7"}
+        for at, image in enumerate((one, two))
     ]
     assert (about["steps"], about["boards"]) == ([["image1"], ["image0"]], {"a": "image0"})
     await drop(bench, "0.bin", one)
@@ -331,6 +344,49 @@ async def test_a_manifest_is_described_and_paths_have_the_names_of_their_files(
         **{"url": "release.json", "n": 1},
         "runs": [{"file": "0.bin is read, and abababababab....bin"}],
     }
+
+
+async def test_one_of_several_files_is_chosen(bench: Bench) -> None:
+    """Whatever was dropped last, and with its own tag, until another one is dropped; one of a
+    manifest's images as well; and a file is taken off the bench alone."""
+    one, two, lamp = app("1.1.0"), app("1.2.0", "motor"), app("3.0", "lamp")
+    first, last = (manifest(one, two, version=version) for version in ("r7", "r8"))
+    made = {"0.bin": one, "1.bin": two, "r7.json": first, "r8.json": last, "lamp.bin": lamp}
+    for name, data in made.items():
+        await drop(bench, name, data)
+    for version in ("5", "6"):
+        await drop(bench, f"{version}.bin", merged(version=version))
+    assert meant(bench) == ("lamp.bin", "3.0")
+    bench.tag("mine")
+    for name, version in (
+        *(("1.bin", "1.2.0"), ("r7.json", "r7"), ("lamp.bin", "mine"), ("r8.json", "r8")),
+        *(("0.bin", "1.1.0"), ("r7.json", "r7")),
+    ):
+        bench.choose(digest(made[name]))
+        assert meant(bench) == (name, version)
+        path, aimed = bench.firmware()
+        assert (aimed, path.suffix) == (version, ".json" if "json" in name else ".bin")
+    assert [one["name"] for one in bench.to_dict()["files"]][:5] == list(made)
+    for version in ("5", "6"):
+        whole = merged(version=version)
+        bench.choose(digest(whole))
+        assert bench.merged().read_bytes() == whole
+    await drop(bench, "again.bin", two)  # an image of what was chosen
+    assert meant(bench) == ("r7.json", "r7")
+    await drop(bench, "new.bin", app("4.0", "lamp"))
+    assert meant(bench) == ("new.bin", "4.0")
+    bench.choose(digest(first))
+    bench.clear(digest(first))
+    assert meant(bench) == ("new.bin", "4.0")
+    bench.clear(digest(last))
+    await drop(bench, "text", b"text")
+    for sha256, code in ((digest(first), "not-found"), (digest(b"text"), "not-an-image")):
+        with pytest.raises(OtaError) as caught:
+            bench.choose(sha256)
+        assert caught.value.code == code
+    assert len(kept(bench)) == len(bench._kept)
+    bench.clear()
+    assert kept(bench) == []
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 
 from ota_service.cli.main import main
+from ota_service.client.addresses import is_loopback
 from ota_service.client.failure import Failure
 from ota_service.dashboard.feed import Feed
 from ota_service.dashboard.guard import HEADERS, Guard
@@ -390,7 +391,7 @@ async def test_two_lookers_on_share_the_questions() -> None:
 )  # fmt: skip
 def test_what_is_this_computer_alone(host: str, loopback: bool) -> None:
     """Decides whether a token is made up; in doubt it is."""
-    assert Guard.is_loopback(host) is loopback
+    assert is_loopback(host) is loopback
 
 
 async def test_two_host_headers_are_none() -> None:

@@ -67,8 +67,7 @@ async def dashboard(*arguments: str, **env: str) -> AsyncIterator[str]:
 @asynccontextmanager
 async def told(browser: Browser, now: scenes.Status) -> AsyncIterator[Told]:
     """The page of a service that tells what it is given, through the real server."""
-    service = scenes.service_of(now)
-    async with serving(service, Guard("127.0.0.1"), "127.0.0.1", 0, label="localhost:8080") as url:
+    async with scenes.served(now) as (service, url):
         page, complaints = await open_page(browser, url)
         yield Told(page, service)
         await no_complaints(page, complaints)
@@ -279,11 +278,13 @@ async def test_32_boards_are_filtered_sorted_and_selected(plain: Told) -> None:
     async def shown() -> list[str]:
         return list(await page.locator("#boards tbody:visible .name").all_inner_texts())
 
-    assert (await shown())[:3] == ["arm-14", "arm-23", "arm-13"]
-    assert len(await shown()) == 32
+    first = await shown()
+    assert first[:3] == ["arm-14", "arm-23", "arm-13"]
+    assert first.index("arm-12") < first.index("arm-1")
+    assert len(first) == 32
     await expect(page.locator("#counts")).to_have_text(
-        "2 failed, 14 being worked on, 3 outdated, 11 up to date, 1 rolled back as asked, "
-        "1 absent; 2 with something staged"
+        "2 failed, 14 being worked on, 1 not good, 3 outdated, 10 up to date, "
+        "1 rolled back as asked, 1 absent; 2 with something staged"
     )
     await page.locator("#history").scroll_into_view_if_needed()
     await expect(page.locator("[data-verb=update]")).to_be_in_viewport()
@@ -310,6 +311,11 @@ async def test_32_boards_are_filtered_sorted_and_selected(plain: Told) -> None:
     await page.select_option("#filter-state", "busy")
     assert sorted(await shown()) == [f"arm-2{n}" for n in (0, 1, 2, 4, 5, 6, 7, 8)]
     await page.fill("#filter-text", "")
+    await page.select_option("#filter-state", "doubtful")
+    assert await shown() == ["arm-12"]  # up to date by its version, and not good
+    doubtful = of(page, "arm-12").locator(".badge")
+    await expect(doubtful).to_have_text("! up to date, not good")
+    await expect(doubtful).to_have_class("badge warn")
     await page.select_option("#filter-state", "staged")
     assert sorted(await shown()) == ["arm-31", "arm-32"]
     await page.check("#everyone")
@@ -336,7 +342,9 @@ async def test_32_boards_are_filtered_sorted_and_selected(plain: Told) -> None:
     await expect(page.locator("#notices")).to_contain_text("See that viam-server runs.")
     await expect(page.locator("[data-verb=update]")).to_have_attribute("aria-disabled", "true")
     service.now = scenes.fleet_after()
-    await expect(page.locator("#toasts")).to_contain_text("The run succeeded in part: 25 of 32")
+    await expect(page.locator("#toasts")).to_contain_text(
+        "25 of 32 boards up to date, 1 with an error, 1 of them not good."
+    )
     await expect(page.locator("#page")).not_to_have_class("stale")
     assert await shown() == places  # while a row is open
 
@@ -480,7 +488,12 @@ async def test_a_day_at_the_bench(tmp_path: Path, browser: Browser) -> None:
             for part in ("✓ App Image", f"{PROJECT} 1.1.0", "ESP32", "40 kB",
                          hashlib.sha256(files["app.bin"]).hexdigest()):  # fmt: skip
                 await expect(described).to_contain_text(part)
-            await expect(page.locator("#tag")).to_have_value("1.1.0")
+            for name, version in (("release.json", "r7"), ("app.bin", "1.1.0")):
+                await page.get_by_role("radio", name=name).check()
+                await expect(page.locator("#tag")).to_have_value(version)
+                await expect(page.locator(".meant strong").first).to_have_text(name)
+            await page.get_by_label("Take notes.txt off the bench").click()
+            await expect(dropped).to_have_count(3)
             await page.fill("#tag", "v1.1")
             await page.keyboard.press("Enter")
 

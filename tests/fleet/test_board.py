@@ -287,7 +287,7 @@ def test_a_duel_is_no_interrupted_attempt(at_desk: AtDesk) -> None:
         desk.journal.end_attempt(MAC, desk.settings.target.key, succeeded=True)
         desk.memory.saw(replace(FOUND, version="9"))
         assert desk.memory.duel(MAC, desk.settings.target.key, "9", "2") == 1
-        assert not desk.memory.facts(MAC, OTHER.key).interrupted
+        assert not desk.memory.facts(MAC, OTHER).interrupted
 
     at_desk(test)
 
@@ -689,7 +689,7 @@ def test_a_flash_that_was_begun_leaves_nothing_known(at_desk: AtDesk) -> None:
         record = desk.journal.board(MAC)
         assert record is not None
         assert (record.version, record.version_read_at, noted(desk)) == (None, None, {})
-        assert desk.memory.facts(MAC, TARGET.key) == BoardFacts()
+        assert desk.memory.facts(MAC, TARGET) == BoardFacts()
 
     at_desk(test)
 
@@ -770,7 +770,7 @@ def test_a_version_that_nobody_knows_is_none(at_desk: AtDesk) -> None:
         hooks.identified(MAC)
         hooks.inspected(replace(RUNS, nvs=None, on_host=True, version=""))
         hooks.planned(WRITE)
-        assert desk.memory.facts(MAC, TARGET.key).slots["ota_0"].version is None
+        assert desk.memory.facts(MAC, TARGET).slots["ota_0"].version is None
 
     at_desk(test)
 
@@ -780,7 +780,7 @@ def test_a_target_is_reached_where_it_was_and_nothing_failed_since(at_desk: AtDe
 
     async def test(desk: Desk) -> None:
         def reached() -> bool:
-            return desk.memory.facts(MAC, TARGET.key).reached
+            return desk.memory.facts(MAC, TARGET).reached
 
         assert not reached()
         desk.journal.end_attempt(MAC, TARGET.key, succeeded=True)
@@ -912,7 +912,7 @@ def test_a_way_back_is_not_given_up_and_holds_nothing(at_desk: AtDesk) -> None:
         assert board.free
         assert not board.shown.error
         assert desk.memory.brought(MAC, TARGET.key) is None
-        assert desk.memory.facts(MAC, TARGET.key).reached is False
+        assert desk.memory.facts(MAC, TARGET).reached is False
         desk.script = [DONE]
         assert (await desk.give(board, desk.order())).end == "done"
 
@@ -978,7 +978,7 @@ def test_a_stage_leaves_the_board_what_it_was(at_desk: AtDesk) -> None:
         board, order = desk.board(), desk.order("stage", place=HERE)
         answer = await desk.give(board, order)
         assert (answer.end, board.shown.state, board.shown.version) == ("done", "outdated", "1")
-        waits = desk.memory.staged(MAC, TARGET.key)
+        waits = desk.memory.staged(MAC, TARGET)
         assert waits is not None
         assert board.shown.staged == waits
         assert (waits.slot, waits.version, waits.stale) == ("ota_1", "2", False)
@@ -986,9 +986,18 @@ def test_a_stage_leaves_the_board_what_it_was(at_desk: AtDesk) -> None:
         await desk.give(board, desk.order("stage", place=HERE))
         assert board.shown.staged == waits
         assert board.shown.staged.since == since
-        stale = desk.memory.staged(MAC, OTHER.key)
+        stale = desk.memory.staged(MAC, OTHER)
         assert stale is not None
         assert stale.stale
+        for url, version, sha256, is_stale in (  # by its digest, wherever it lies now
+            ("file:///a/desk.bin", waits.version, waits.sha256, False),
+            ("file:///a/desk.bin", "3", waits.sha256, True),
+            ("file:///a/desk.bin", waits.version, "ab" * 32, True),
+            ("file:///a/desk.bin", waits.version, None, True),
+        ):
+            found = desk.memory.staged(MAC, Target(url, version, sha256))
+            assert found is not None
+            assert found.stale is is_stale, (url, version, sha256)
         record = desk.journal.attempt(MAC, TARGET.key)
         assert (record.failed, record.updated_at) == (0, None)
 
@@ -1081,8 +1090,8 @@ def test_an_activation_needs_no_firmware(at_desk: AtDesk) -> None:
         assert (answer.end, board.shown.state) == ("done", "up_to_date")
         assert len(desk.firmwares.waiting) == began
         assert board.shown.staged is None
-        assert desk.memory.staged(MAC, TARGET.key) is None
-        facts = desk.memory.facts(MAC, TARGET.key)
+        assert desk.memory.staged(MAC, TARGET) is None
+        facts = desk.memory.facts(MAC, TARGET)
         assert facts.slots["ota_1"].md5 == desk.fetched.image.md5
         assert board.shown.running["slot"] == "ota_1"
         began, again = len(desk.begun), desk.order("activate", place=HERE)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ota_service.errors import OtaError
+from ota_service.firmware.target import Target
 from ota_service.fleet import journal as journal_module
 from ota_service.fleet import journal_runs, journal_schema
 from ota_service.fleet import memory as memory_module
@@ -668,8 +669,9 @@ def test_a_silent_bootloader_is_remembered(journal: Journal) -> None:
     """As it was last listened to; a look that did not listen changes nothing."""
     memory = Memory(journal, "OTA")
     chip = ChipInfo("ESP32", 0, MAC, 301, 4 << 20)
-    assert not memory.facts(MAC, "t").silent
+    target = Target("http://10.0.0.5/app.bin", "1")
+    assert not memory.facts(MAC, target).silent
     for heard, silent in ((True, True), (None, True), (False, False)):
         memory.saw(Inspection(chip, silent=heard))
-        assert memory.facts(MAC, "t").silent is silent
+        assert memory.facts(MAC, target).silent is silent
     journal.close()

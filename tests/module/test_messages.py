@@ -28,11 +28,14 @@ VALUES = st.recursive(
 
 @pytest.mark.slow
 @settings(max_examples=30)
-@given(st.dictionaries(st.text(), VALUES))
+@given(st.dictionaries(st.text(), VALUES | st.floats() | st.binary() | st.tuples(VALUES)))
 def test_a_reply_is_what_viam_sdk_would_make_of_it(reply: dict[str, Any]) -> None:
-    """Bit by bit the same message, for everything that `plain` lets through."""
+    """Bit by bit the same message, for everything that `plain` lets through; it arrives as it was
+    sent: in particular there is no None, which would arrive as 0."""
     wanted = plain(reply)
-    assert to_struct(wanted) == viam.utils.dict_to_struct(wanted)
+    sent = to_struct(wanted)
+    assert sent == viam.utils.dict_to_struct(wanted)
+    assert viam.utils.struct_to_dict(sent) == wanted
 
 
 @pytest.mark.slow

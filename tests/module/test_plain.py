@@ -5,15 +5,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from viam.rpc import server
 from viam.utils import dict_to_struct, struct_to_dict
 
@@ -21,20 +16,6 @@ from ota_service.firmware import secrets
 from ota_service.module.folders import default_cache_dir, default_state_dir
 from ota_service.module.logs import set_up_logging
 from ota_service.module.plain import from_struct, plain
-
-
-class Colour(Enum):
-    """An enum to send."""
-
-    RED = "red"
-
-
-@dataclass(frozen=True)
-class Point:
-    """A dataclass to send."""
-
-    x: int
-    y: int | None
 
 
 def test_no_text_leaves_with_a_secret_or_unseen() -> None:
@@ -52,16 +33,9 @@ def test_no_text_leaves_with_a_secret_or_unseen() -> None:
 
 def test_every_kind_of_value_gets_through() -> None:
     """What the SDK refuses or changes is brought into a form that it keeps."""
-    east = timezone(timedelta(hours=2))
     value = {
         "none": None,
         "list": (1, None, "a"),
-        "set": {"b", "a"},
-        "when": datetime(2026, 1, 2, 5, 4, 5, tzinfo=east),
-        "naive": datetime(2026, 1, 2, 3, 4, 5),
-        "bytes": b"\xde\xad",
-        "enum": Colour.RED,
-        "point": Point(1, None),
         "nan": float("nan"),
         "path": Path("/x"),
         "deep": [{"none": None, "flag": False}],
@@ -69,37 +43,9 @@ def test_every_kind_of_value_gets_through() -> None:
     sent = plain(value)
     assert sent == {
         "list": [1, "a"],
-        "set": ["a", "b"],
-        "when": "2026-01-02T03:04:05Z",
-        "naive": "2026-01-02T03:04:05Z",
-        "bytes": "dead",
-        "enum": "red",
-        "point": {"x": 1},
         "path": "/x",
         "deep": [{"flag": False}],
     }
-    assert struct_to_dict(dict_to_struct(sent)) == sent
-
-
-_ANYTHING = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**53), 2**53)
-    | st.floats()
-    | st.text()
-    | st.binary()
-    | st.datetimes(min_value=datetime(2000, 1, 1)),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner),
-    max_leaves=10,
-)
-
-
-@pytest.mark.slow
-@settings(max_examples=30)
-@given(st.dictionaries(st.text(), _ANYTHING))
-def test_what_plain_returns_arrives_as_it_was_sent(value: dict[str, Any]) -> None:
-    """In particular no None, which would arrive as 0."""
-    sent = plain(value)
     assert struct_to_dict(dict_to_struct(sent)) == sent
 
 
@@ -158,8 +104,3 @@ def test_where_the_sdk_serves_is_no_line_of_ours(records: list[logging.LogRecord
     assert not shows(logging.INFO)
     assert shows(logging.WARNING)
     assert shows(logging.DEBUG)
-
-
-def test_utc_is_what_a_time_without_a_zone_means() -> None:
-    """A local time in a status would be wrong on every machine in another zone."""
-    assert plain(datetime(2026, 6, 1, tzinfo=UTC)) == plain(datetime(2026, 6, 1))

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ota_service.client.failure import Failure
+from ota_service.dashboard.guard import Guard
+from ota_service.dashboard.server import serving
 
 Status = dict[str, Any]
 
@@ -96,7 +99,8 @@ def status(boards: Mapping[str, Any], outcome: str = "succeeded", **more: Any) -
 
 
 def fleet_mid_run() -> Status:
-    """32 boards, of which one went back, one cannot be updated, and eight are being written."""
+    """32 boards, of which one went back, one cannot be updated, one has the version to run and is
+    not good, and eight are being written."""
     boards: dict[str, Any] = {}
     for number in range(1, 33):
         name = f"arm-{number}"
@@ -112,7 +116,11 @@ def fleet_mid_run() -> Status:
             boards[name] = board(number, "absent", running=None)
         elif number == 30:
             boards[name] = board(number, "rolled_back")  # as a person wanted it
-        elif number <= 12:
+        elif number == 12:  # the tag is the target's, and that is all
+            boards[name] = board(number, "up_to_date", good=False, running={
+                "slot": "ota_0", "project": "lamp", "app_version": "1.0"},
+                notice="It stores the version to run, and runs another program.")  # fmt: skip
+        elif number < 12:
             boards[name] = board(number, "up_to_date", back={"slot": "ota_0", "version": "2.4.0"})
         elif number <= 20:
             boards[name] = being_written(number, (number * 37) % 97 + 0.4)
@@ -229,7 +237,6 @@ def file(name: str, kind: str, size_bytes: int, **more: Any) -> dict[str, Any]:
 OF_ARM = {"project": "arm-controller", "app_version": "2.5.0", "chip": "ESP32"}
 APP = file("arm-controller.bin", "app", 1_400_000, **OF_ARM)
 MERGED = file("arm-merged.bin", "merged", 4 << 20, **OF_ARM)
-MANIFEST = file("manifest.json", "manifest", 800)
 REFUSED = file("bootloader.bin", "refused", 26_000, error={
     "code": "bootloader-image", "message": "This is a bootloader, no App Image.",
     "remedy": "Drop the `.bin` that the build names after the project."})  # fmt: skip
@@ -259,17 +266,25 @@ def bench_empty() -> Status:
 def bench_dropped() -> Status:
     """An App Image, a Merged Binary, and a file that is of no use."""
     merged = {key: MERGED[key] for key in ("name", "size_bytes", "chip", "sha256")}
-    firmware = {"kind": "app", "name": APP["name"], "version": "2.5.0"}
+    firmware = {"kind": "app", "name": APP["name"], "sha256": APP["sha256"], "version": "2.5.0"}
     told = {"ok": True, "state": "idle", "target": {}, "boards": bench_boards()}
     return {**told, "bench": bench_of(APP, MERGED, REFUSED, firmware=firmware, merged=merged)}
 
 
 def bench_manifest() -> Status:
-    """A manifest of which an image is missing."""
-    firmware = {"kind": "manifest", "name": "manifest.json", "version": "2.0",
-                "missing": ["sensor.bin", "display.bin"]}  # fmt: skip
+    """A manifest with two of its three images, and another App Image."""
+    apps = [file(f"{name}.bin", "app", 900_000, **{**OF_ARM, "project": name})
+            for name in ("motor", "sensor", "display")]  # fmt: skip
+    images = [
+        {"name": app["project"], "file": app["name"], "sha256": app["sha256"], "version": "2.0"}
+        for app in apps
+    ]
+    manifest = file("manifest.json", "manifest", 800, images=images, boards={"left": "motor"})
+    firmware = {"kind": "manifest", "name": "manifest.json", "sha256": manifest["sha256"],
+                "version": "2.0", "missing": ["display.bin"]}  # fmt: skip
     told = {"ok": True, "state": "idle", "target": {}, "boards": bench_boards()}
-    return {**told, "bench": bench_of(MANIFEST, APP, firmware=firmware)}
+    files = (*apps[:2], manifest, APP, MERGED)
+    return {**told, "bench": bench_of(*files, firmware=firmware, merged=MERGED)}
 
 
 SCENES = {
@@ -350,6 +365,11 @@ class ToldBench(ToldService):
     bench = None
 
 
-def service_of(now: Status) -> ToldService:
-    """What tells this."""
-    return ToldBench(now) if "bench" in now else ToldService(now)
+@asynccontextmanager
+async def served(
+    now: Status, *, label: str = "rover.local:8080"
+) -> AsyncIterator[tuple[ToldService, str]]:
+    """The page of what tells this, by the real server: the service, and the page's address."""
+    service = ToldBench(now) if "bench" in now else ToldService(now)
+    async with serving(service, Guard("127.0.0.1"), "127.0.0.1", 0, label=label) as url:
+        yield service, url

@@ -14,6 +14,7 @@ from esp32_sim.bootmodel import Select
 from esp32_sim.layouts import Layout
 from esp32_sim.nvsmodel import nvs_init
 from ota_service.errors import OtaError
+from ota_service.firmware.target import Target
 from ota_service.fleet.journal import open_journal
 from ota_service.fleet.memory import Memory
 from ota_service.formats import nvs
@@ -153,18 +154,19 @@ def test_the_journal_tells_of_an_update_to_another_target(tmp_path: Path) -> Non
     """Only where it was the last thing done to the board, and never came to an end."""
     with contextlib.closing(open_journal(tmp_path)) as journal:
         memory = Memory(journal, "OTA")
-        journal.begin_attempt("board", "one")
-        assert memory.facts("board", "two").interrupted
-        assert not memory.facts("board", "one").interrupted
-        assert memory.facts("board", "one").unwatched
-        assert not memory.facts("other", "two").interrupted
-        journal.end_attempt("board", "one", succeeded=True)
-        assert not memory.facts("board", "two").interrupted
-        journal.begin_attempt("board", "two")
-        journal.end_attempt("board", "two", succeeded=False, error=OtaError("link-lost"))
-        assert memory.facts("board", "one").interrupted
-        journal.set_attempt_state("board", "two", "rolled_back")
-        assert not memory.facts("board", "one").interrupted
+        one, two = (Target("http://10.0.0.5/app.bin", version) for version in ("1", "2"))
+        journal.begin_attempt("board", one.key)
+        assert memory.facts("board", two).interrupted
+        assert not memory.facts("board", one).interrupted
+        assert memory.facts("board", one).unwatched
+        assert not memory.facts("other", two).interrupted
+        journal.end_attempt("board", one.key, succeeded=True)
+        assert not memory.facts("board", two).interrupted
+        journal.begin_attempt("board", two.key)
+        journal.end_attempt("board", two.key, succeeded=False, error=OtaError("link-lost"))
+        assert memory.facts("board", one).interrupted
+        journal.set_attempt_state("board", two.key, "rolled_back")
+        assert not memory.facts("board", one).interrupted
 
 
 class Tidy(Link):

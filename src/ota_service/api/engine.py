@@ -564,15 +564,15 @@ class Service:
         probe = given.pop("probe", False) if opens else False
         if not isinstance(probe, bool):  # "false" would open a lidar's port
             raise ValueError(f"{verb}: probe: must be true or false, without quotation marks.")
-        call = parse_command({"command": verb, **given})
-        if call.verb.name == "help":
+        verb, arguments = parse_command({"command": verb, **given})
+        if verb == "help":
             return help_reply()
         if verb in ("update", "stage", "verify") and not engine._is_aimed:
             raise OtaError(
                 "config-invalid", "No firmware is named yet.", remedy="Choose a firmware first."
             )
         more = {"probe": True} if probe else {}
-        return await engine._command(verb, {**call.arguments, **more})
+        return await engine._command(verb, {**arguments, **more})
 
 
 def _reports(run: Run) -> dict[str, BoardReport]:

@@ -44,13 +44,15 @@ class AttachedBoards:
         self, verb: str, arguments: Mapping[str, Any] | None = None, *, wait_s: float = 0
     ) -> dict[str, Any]:
         """A verb of the service, about the bench's firmware where it needs one; or one of the
-        bench: flash, log, tag, clear. Raises Failure."""
+        bench: flash, log, tag, choose, clear. Raises Failure."""
         given = dict(arguments or {})
         with explained():
             if verb == "tag":
                 self.bench.tag(given.get("version"))
+            elif verb == "choose":
+                self.bench.choose(given.get("sha256"))
             elif verb == "clear":
-                self.bench.clear()
+                self.bench.clear(given.get("sha256"))
             elif verb == "log":
                 boards, probe = _names(given), given.get("probe") is True
                 return self._seen(await self._engine.watch_start(boards=boards, probe=probe))

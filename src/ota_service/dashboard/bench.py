@@ -41,6 +41,8 @@ _NAME_MAX_CHARS = 200
 _OTHER_TAG = "Give another tag, such as 1.0.0."
 
 Kind = Literal["app", "merged", "manifest", "refused"]
+Use = Literal["firmware", "merged", "none"]
+"""What one of several files is meant for: to run on boards, to be flashed, or nothing."""
 
 _PREFIX = "esp32-ota-bench-"
 _KEPT_FILE = re.compile(rf"[^\s\"']*/{_PREFIX}[^/\s]+/([0-9a-f]{{64}}\.[a-z]+)")
@@ -63,6 +65,13 @@ class Dropped:
     chip: str | None = None
     manifest: Manifest | None = field(default=None, repr=False)
     error: OtaError | None = None
+
+    @property
+    def use(self) -> Use:
+        """What it can be chosen for."""
+        if self.kind == "refused":
+            return "none"
+        return "merged" if self.kind == "merged" else "firmware"
 
     def to_dict(self) -> dict[str, Any]:
         """As the page has it; what has no value is left out."""
@@ -96,8 +105,10 @@ class Bench:
         self._folder = tempfile.TemporaryDirectory(prefix=_PREFIX)  # has mode 700
         self._supply = Supply(default_cache_dir())
         self._files: list[Dropped] = []
-        self._tag: str | None = None
-        self._arriving: dict[Path, int] = {}
+        self._chosen: dict[Use, str] = {}
+        self._tags: dict[str, str] = {}
+        self._kept: dict[Path, int] = {}  # what is in the folder, and its bytes
+        self._arriving: set[Path] = set()
         self._names: dict[str, str] = {}
 
     def close(self) -> None:
@@ -108,12 +119,13 @@ class Bench:
 
     def to_dict(self) -> dict[str, Any]:
         """{"files": [..], "firmware": {..}, "merged": {..}}: docs/dashboard.md."""
-        meant, merged, missing = self._meant(), self._last("merged"), self._missing()
+        meant, merged, missing = self._meant(), self._merged(), self._missing()
         shown: dict[str, Any] = {"files": [self._shown(one, missing) for one in self._files]}
         if meant is not None:
             firmware = shown["firmware"] = {
                 "kind": meant.kind,
                 "name": meant.name,
+                "sha256": meant.sha256,
                 "version": self._version(meant),
             }
             names = [_file_name(image) for image in missing]
@@ -131,12 +143,19 @@ class Bench:
         if meant.manifest is not None:
             why, remedy = "A manifest names its boards' versions itself.", "Write them there."
             raise OtaError("config-invalid", why, remedy=remedy)
-        self._tag = _tag(version)
+        self._tags[meant.sha256] = _tag(version)
 
-    def clear(self) -> None:
-        """Take everything off the bench."""
-        self._files.clear()
-        self._tag = None
+    def choose(self, sha256: object) -> None:
+        """Mean this file, and not the one that was dropped last. Raises OtaError."""
+        chosen = self._require(sha256)
+        if chosen.error is not None:
+            raise chosen.error
+        self._chosen[chosen.use] = chosen.sha256
+
+    def clear(self, sha256: object = None) -> None:
+        """Take a file off the bench, or everything. Raises OtaError `not-found`."""
+        gone = self._files if sha256 is None else [self._require(sha256)]
+        self._files = [one for one in self._files if one not in gone]
         self._tidy()
 
     def firmware(self) -> tuple[Path, str]:
@@ -161,7 +180,7 @@ class Bench:
 
     def merged(self) -> Path:
         """The Merged Binary. Raises OtaError `not-found`."""
-        found = self._last("merged")
+        found = self._merged()
         if found is None:
             raise OtaError(
                 "not-found",
@@ -198,21 +217,23 @@ class Bench:
             raise _too_much(f"The bench holds {BENCH_FILES} files already, so {name} finds no room")
         handle, arriving = tempfile.mkstemp(dir=self._folder.name)
         part = Path(arriving)
-        self._arriving[part] = 0
+        self._arriving.add(part)
+        self._kept[part] = 0
         try:
             with os.fdopen(handle, "wb") as file:
                 sha256 = await self._store(name, file.write, chunks, part, announced_bytes or 0)
             path = part.with_name(f"{sha256}.bin")
-            about = Dropped(name, path, self._arriving[part], sha256)
+            about = Dropped(name, path, self._kept[part], sha256)
             dropped = await self._examine(about, part)
             if dropped.kind != "refused":
-                os.replace(part, dropped.path)
+                os.replace(part, path)
+                self._kept[path] = about.size_bytes
                 self._names[path.name] = name
             self._add(dropped)
             return dropped
         finally:
-            del self._arriving[part]
-            _remove(part)
+            self._arriving.discard(part)
+            self._remove(part)
 
     async def _store(
         self, name: str, write: Any, chunks: AsyncIterator[bytes], part: Path, announced_bytes: int
@@ -221,8 +242,8 @@ class Bench:
         digest = hashlib.sha256()
         self._require_room(name, announced_bytes, more_bytes=announced_bytes)
         async for chunk in chunks:
-            self._arriving[part] += len(chunk)
-            self._require_room(name, self._arriving[part])
+            self._kept[part] += len(chunk)
+            self._require_room(name, self._kept[part])
             digest.update(chunk)
             await asyncio.to_thread(write, chunk)
         return digest.hexdigest()
@@ -230,8 +251,7 @@ class Bench:
     def _require_room(self, name: str, file_bytes: int, *, more_bytes: int = 0) -> None:
         if file_bytes > FILE_BYTES:
             raise _too_much(f"{name} has more than {FILE_BYTES >> 20} MiB")
-        held = sum(one.stat().st_size for one in self._kept() if one not in self._arriving)
-        if held + sum(self._arriving.values()) + more_bytes > BENCH_BYTES:
+        if sum(self._kept.values()) + more_bytes > BENCH_BYTES:
             raise _too_much(f"With {name} the bench would hold more than {BENCH_BYTES >> 20} MiB")
 
     async def _examine(self, about: Dropped, part: Path) -> Dropped:
@@ -243,39 +263,60 @@ class Bench:
             return replace(about, error=error)
 
     def _add(self, dropped: Dropped) -> None:
-        wanted = {image.sha256 for image in self._images()} - {dropped.sha256}
+        images = {image.sha256 for image in self._images()}
+        wanted = images - {dropped.sha256}
         self._files = [
             one for one in self._files if one.sha256 in wanted or not dropped.succeeds(one)
         ]
         self._files.append(dropped)
-        if dropped.kind == "app":
-            self._tag = None
+        self._tags.pop(dropped.sha256, None)
+        if dropped.use != "none" and dropped.sha256 not in images:
+            self._chosen.pop(dropped.use, None)
         self._tidy()
-
-    def _kept(self) -> list[Path]:
-        return list(Path(self._folder.name).iterdir())
 
     def _tidy(self) -> None:
         """Remove what lies here no more."""
         stays = {*self._arriving, *(one.path for one in self._files)}
-        for path in self._kept() if not self._in_use() else ():
-            if path not in stays:
-                _remove(path)
+        for path in self._kept.keys() - stays if not self._in_use() else ():
+            self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        self._kept.pop(path, None)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
     # --- what is meant
 
     def _last(self, kind: Kind) -> Dropped | None:
         return next((one for one in reversed(self._files) if one.kind == kind), None)
 
+    def _require(self, sha256: object) -> Dropped:
+        found = next((one for one in self._files if one.sha256 == sha256), None)
+        if found is None:
+            why = "That file is not on the bench any more."
+            raise OtaError("not-found", why, remedy="Drop it on the page again.")
+        return found
+
+    def _choice(self, use: Use) -> Dropped | None:
+        chosen = self._chosen.get(use)
+        return next((one for one in self._files if one.sha256 == chosen), None)
+
+    def _merged(self) -> Dropped | None:
+        """What is to be flashed: what was chosen, else what was dropped last."""
+        return self._choice("merged") or self._last("merged")
+
     def _images(self) -> Sequence[ImageEntry]:
-        """What the manifest names, if there is one."""
-        found = self._last("manifest")
-        if found is None or found.manifest is None:
-            return ()
-        return tuple(found.manifest.images.values())
+        """What the manifest names, if there is one: the one chosen, else the last."""
+        for found in (self._choice("firmware"), self._last("manifest")):
+            if found is not None and found.manifest is not None:
+                return tuple(found.manifest.images.values())
+        return ()
 
     def _meant(self) -> Dropped | None:
-        """What boards are to run: what was dropped last; the images of a manifest come with it."""
+        """What boards are to run: what was chosen, else what was dropped last; the images of a
+        manifest come with it."""
+        if (chosen := self._choice("firmware")) is not None:
+            return chosen
         app, manifest = self._last("app"), self._last("manifest")
         if app is None or manifest is None:
             return app or manifest
@@ -296,7 +337,7 @@ class Bench:
     def _version(self, meant: Dropped) -> str:
         if meant.manifest is not None:
             return meant.manifest.version
-        return self._tag or meant.app_version or ""
+        return self._tags.get(meant.sha256) or meant.app_version or ""
 
     def _missing(self) -> Sequence[ImageEntry]:
         """The manifest's images that are neither here nor at an address of their own."""
@@ -328,6 +369,7 @@ class Bench:
         data = manifest.model_copy(update={"images": images}).dump()
         path = Path(self._folder.name) / f"{hashlib.sha256(data).hexdigest()}.json"
         write_file(path, data)
+        self._kept[path] = len(data)
         return path
 
 
@@ -337,6 +379,7 @@ def _about(manifest: Manifest) -> dict[str, Any]:
         {
             "name": name,
             "file": _file_name(image),
+            "sha256": image.sha256,
             "version": image.version or manifest.version,
             **{key: it for key in ("project", "chip") if (it := getattr(image, key))},
         }
@@ -380,11 +423,6 @@ def _tag(given: object) -> str:
     if problem:
         raise OtaError("config-invalid", f"version: {problem}.", remedy=_OTHER_TAG)
     return str(given)
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
 
 
 def _file_name(image: ImageEntry) -> str:

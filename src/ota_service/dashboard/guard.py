@@ -60,15 +60,13 @@ class Guard:
         self, host: str, *, token: str | None = None, extra_hosts: Collection[str] = ()
     ) -> None:
         self.token = token
-        self.loopback = self.is_loopback(host)
+        self.loopback = is_loopback(host)
         self._session = secrets.token_urlsafe(24)
         own = {host.lower(), *(name.lower() for name in extra_hosts)}
         if not self.loopback:
             name = socket.gethostname().lower()
             own |= {name, f"{name}.local"}
         self._hosts = own
-
-    is_loopback = staticmethod(is_loopback)
 
     def refusal(self, request: web.BaseRequest) -> str | None:
         """Why a request is refused whoever sent it, None: it is not."""
@@ -109,7 +107,7 @@ class Guard:
 
     def _is_ours(self, host: str) -> bool:
         name = _name(host)
-        if name in self._hosts or self.is_loopback(name):
+        if name in self._hosts or is_loopback(name):
             return True
         try:
             ipaddress.ip_address(name)

@@ -45,7 +45,7 @@ VERBS = (
 )
 """What the page may ask of a machine's service. `flash` is left to who is beside the board."""
 BENCH_VERBS = (*VERBS, "flash", "log")
-_OF_FILES = ("tag", "clear")
+_OF_FILES = ("tag", "choose", "clear")
 """What is about the bench's own files."""
 
 WAIT_S = 120.0

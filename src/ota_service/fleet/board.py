@@ -146,7 +146,7 @@ class Board:
         held = policy.spared(tried, by_person=True, as_last_read=False, board=self.shown.name)
         remember = partial(
             Sight.remember, record=record, running=memory.running(record), held=held,
-            staged=memory.staged(mac, key), back=memory.back(mac), failed=tried.failed,
+            staged=memory.staged(mac, self.target), back=memory.back(mac), failed=tried.failed,
         )  # fmt: skip
         self.from_thread(remember)
 
@@ -546,7 +546,7 @@ class Board:
         memory, mac, around = self._around.memory, update.place.mac, self._around
         if mac is None:
             return False
-        staged = await around.journaled(memory.staged, mac, update.target.key)
+        staged = await around.journaled(memory.staged, mac, update.target)
         record = await around.journaled(memory.journal.board, mac)
         if staged is None or staged.stale or staged.sha256 != image.sha256:
             return False

@@ -202,7 +202,7 @@ async def went_back(sight: Sight, around: Around, order: Order, end: SessionEnd)
     assert outcome.found is not None
     assert outcome.slot is not None
     mac, slot, error = outcome.found.chip.mac, outcome.slot.name, outcome.error
-    fact = (await around.journaled(memory.facts, mac, key)).slots.get(slot)
+    fact = (await around.journaled(memory.facts, mac, order.target)).slots.get(slot)
     note = partial(memory.rolled_back, outcome, key, by=by if error is None else "itself")
     await around.journaled(memory.journal.whole, note)
     around.renamed(about, mac)

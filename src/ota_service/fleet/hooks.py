@@ -67,7 +67,7 @@ class SessionHooks:
         self.mac = mac
         place = partial(memory.learn_place, self.name, self.port, self._info, mac)
         memory.journal.whole(place)
-        facts = self.facts = memory.facts(mac, self._target.key)
+        facts = self.facts = memory.facts(mac, self._target)
         record = memory.journal.board(mac)
         unchecked = record is not None and record.unchecked
         self.tell(lambda sight: sight.identified(mac, facts.confirmed, unchecked=unchecked))
@@ -145,7 +145,7 @@ class SessionHooks:
         for step in made.steps:
             if isinstance(step, WriteSlot):
                 self.memory.overwrites(mac, step.slot.name)
-                staged = self.memory.staged(mac, self._target.key)
+                staged = self.memory.staged(mac, self._target)
                 self.tell(partial(Sight.staged, staged=staged))
 
     def _require_assigned(self, found: Inspection) -> None:

@@ -105,10 +105,10 @@ class Memory:
 
     # --- what is on them
 
-    def facts(self, mac: str, target: str) -> BoardFacts:
+    def facts(self, mac: str, target: Target) -> BoardFacts:
         """What a plan for this board may depend on."""
         record = self.journal.board(mac)
-        attempt = self.journal.attempt(mac, target)
+        attempt = self.journal.attempt(mac, target.key)
         latest = self._latest(mac) or attempt
         slots: dict[str, SlotFact] = {}
         failed: dict[str, SlotFact] = {}
@@ -122,7 +122,7 @@ class Memory:
             confirmed=record.confirmed if record is not None else None,
             reached=latest == attempt and attempt.ended_well and attempt.updated_at is not None,
             unwatched=attempt.open_since is not None or attempt.failed > 0 or attempt.unjudged,
-            interrupted=latest.target != target
+            interrupted=latest.target != target.key
             and latest.state in ("none", "set_aside")
             and (latest.open_since is not None or latest.failed > 0),
             silent=bool(record and record.silent),
@@ -131,14 +131,15 @@ class Memory:
 
     def require_staged(self, mac: str | None, target: Target) -> Staged:
         """What waits on a board to be activated, which is the target's. Raises OtaError."""
-        return require_staged(self.staged(mac, target.key), target.version)
+        return require_staged(self.staged(mac, target), target.version)
 
-    def staged(self, mac: str | None, target: str) -> Staged | None:
-        """What waits on a board to be activated; target: the key of the board's."""
+    def staged(self, mac: str | None, target: Target) -> Staged | None:
+        """What waits on a board to be activated; target: the board's."""
         record = self.journal.get(StagedRecord, mac=mac)
         if record is None:
             return None
-        return record.to(Staged, stale=record.target != target)
+        staged = record.to(Staged)
+        return replace(staged, stale=not staged.is_of(target))
 
     def running(self, record: BoardRecord) -> dict[str, str]:
         """What ran on a board when it was last seen, as the status shows it; without what is not
@@ -171,7 +172,7 @@ class Memory:
             target.key, target.version, slot, known.size_bytes, image.sha256, known.md5,
             known.staged_md5, known.head[:HEAD_BYTES], utc_now(),
         )  # fmt: skip
-        before = self.staged(mac, target.key)
+        before = self.staged(mac, target)
         if before is not None and replace(before, since=staged.since) == staged:
             staged = before
         self.journal.put(StagedRecord.of(staged, mac=mac))

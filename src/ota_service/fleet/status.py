@@ -78,7 +78,7 @@ def _board(engine: Engine, board: Board) -> dict[str, Any]:
     wanted = engine.firmwares.about.get(board.target.key, {}).get("project")
     if (words := policy.runs_another(about, wanted)) is not None:
         shown |= {"good": False, "notice": words}
-    if about.staged is not None and about.staged.target != board.target.key:
+    if about.staged is not None and not about.staged.is_of(board.target):
         shown["staged"]["stale"] = True
     images = assignment.images if assignment is not None and not about.is_pinned else {}
     image = images.get(about.name)

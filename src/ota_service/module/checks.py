@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import SequenceMatcher, get_close_matches
+from difflib import SequenceMatcher
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BeforeValidator
 
@@ -28,6 +28,13 @@ from ota_service.link.ports import is_url, problem
 from ota_service.link.resets import ResetPins
 
 UNSET = ("", None)
+
+_WORDS = {
+    "bool_type": "must be true or false, without quotation marks",
+    "string_type": "must be text",
+    "string_too_short": "is empty",
+}
+"""Pydantic's kinds of faults in our words."""
 
 RESET_EXAMPLE = '{"gpiochip": "/dev/gpiochip0", "pins": {"en": 17, "boot": 18}}'
 _HEADERS_EXAMPLE = '{"Authorization": {"file": "/etc/ota/token"}}'
@@ -173,13 +180,6 @@ def check_whole(value: object, low: int, high: int, unit: str) -> int:
     return int(check_number(value, low, high, unit, "whole number"))
 
 
-def check_flag(value: object) -> bool:
-    """true or false."""
-    if not isinstance(value, bool):
-        raise a_fault("must be true or false, without quotation marks")
-    return value
-
-
 def check_path(value: object) -> str:
     """A whole path, with ~ resolved."""
     path = check_text(value, "the path of a file or folder")
@@ -230,9 +230,6 @@ def check_pattern(value: object) -> str:
     return pattern
 
 
-Flag = Annotated[bool, BeforeValidator(check_flag)]
-
-
 def whole_type(low: int, high: int, unit: str = "") -> BeforeValidator:
     """The pydantic validator of whole numbers from `low` to `high`."""
     return BeforeValidator(partial(check_whole, low=low, high=high, unit=unit))
@@ -248,6 +245,11 @@ def optional_type(check: Callable[[object], object]) -> BeforeValidator:
     return BeforeValidator(lambda value: None if value in UNSET else check(value))
 
 
+def words_of(fault: Mapping[str, Any]) -> str:
+    """What is wrong with a single value, of what pydantic found: it continues "NAME: ..."."""
+    return _WORDS.get(fault["type"], str(fault["msg"]))
+
+
 def where(loc: Sequence[str | int]) -> str:
     """A place in nested values as a person writes it: boards[1].mac."""
     shown = ""
@@ -260,8 +262,7 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     """The one of `known` that is near, by its letters or by having all the words of the other."""
     words = set(_folded(name).split("_"))
     alike = [word for word in known if words <= {*word.split("_")} or words >= {*word.split("_")}]
-    close = get_close_matches(_folded(name), alike or list(known), n=1, cutoff=0 if alike else 0.6)
-    return close[0] if close else None
+    return near(name, dict.fromkeys(alike or known, 0 if alike else 0.6))
 
 
 def near(name: str, known: Mapping[str, float]) -> str | None:

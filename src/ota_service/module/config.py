@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
 from ota_service.errors import OtaError
-from ota_service.module.checks import UNSET, Strict, check_mac, nearest, sentences, where
+from ota_service.module.checks import UNSET, Strict, check_mac, nearest, sentences, where, words_of
 from ota_service.module.service_attributes import (
     CALLS,
     BoardConfig,
@@ -88,7 +88,7 @@ def _in_words(found: dict[str, Any], model: type[Strict]) -> str:
             named = [part for part in loc if part in _OBJECTS]
             return f"{place}: must be an object, such as {_OBJECTS[named[-1]][1]}"
         case _:
-            return f"{place}: {found['msg']}"
+            return f"{place}: {words_of(found)}"
 
 
 def _missing(name: str, model: type[Strict]) -> str:

@@ -27,7 +27,7 @@ from viam.utils import dict_to_struct
 from ota_service.errors import OtaError
 from ota_service.link.ownership import PORT_OWNERS, SERVICE_CLAIMS, holders
 from ota_service.link.ports import canonical, describe, exists, list_ports, shown
-from ota_service.module.checks import UNSET, Flag, Strict, a_fault, check_port
+from ota_service.module.checks import UNSET, Strict, a_fault, check_port, words_of
 from ota_service.module.config import read_attributes
 from ota_service.module.findings import OF_BOARD, Finding, configurations, of_inspection, report_of
 from ota_service.module.folders import default_state_dir
@@ -212,7 +212,7 @@ def _held(port: str, looking: str) -> OtaError | None:
 class ProbeArguments(Strict):
     """What discovery can be asked for; the description stands in docs/ota_discovery.md."""
 
-    probe: Flag = Field(
+    probe: bool = Field(
         False,
         description="Open the ports that may have a board, up to 8 at once: Espressif's own USB, "
         "USB bridges, and those in `ports`. Takes a few seconds. A USB bridge behind which a "
@@ -225,7 +225,7 @@ def _wants_probe(given: Mapping[str, Any]) -> bool:
     try:
         return ProbeArguments(probe=given.get("probe", False)).probe
     except ValidationError as error:
-        raise ValueError(f"probe: {error.errors()[0]['msg']}") from None
+        raise ValueError(f"probe: {words_of(error.errors()[0])}") from None
 
 
 def _check_ports(value: object) -> tuple[str, ...]:

@@ -86,11 +86,11 @@ class OtaService(Generic):
     async def do_command(self, command: Mapping[str, Any], **_: Any) -> Mapping[str, Any]:
         """Carry out one verb. Raises ViamGRPCError, whose text reaches the client as it is."""
         with _plain_words(self.logger):
-            call = parse_command(command)
-            if call.verb.name == "help":
+            verb, arguments = parse_command(command)
+            if verb == "help":
                 return help_reply()
             fleet = await asyncio.shield(self._fleet)
-            reply = await fleet.command(call.verb.name, call.arguments)
+            reply = await fleet.command(verb, arguments)
             return {"ok": True, **plain(reply)}
 
     async def get_status(self, **_: Any) -> Mapping[str, Any]:

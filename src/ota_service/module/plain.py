@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Values in the form that survives the way through Viam, and their way into and out of protobuf.
 
-On that way None becomes 0, and times, sets and bytes raise. So a key without a value is left
-out, and everything else becomes text, numbers, booleans, lists and dictionaries.
+On that way None becomes 0, and what JSON does not have raises. So a key without a value is left
+out, and everything else is text, numbers, booleans, lists and dictionaries.
 
 viam-sdk's own way asks three runtime protocols of every value of a reply: 9 ms for the status of
 32 boards, in which nothing else is answered. protobuf takes a plain dictionary as it is, in 0.4 ms.
@@ -13,11 +13,7 @@ megabytes, so such a one is refused before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, is_dataclass
-from datetime import UTC, datetime
-from enum import Enum
-from types import NoneType
+from collections.abc import Mapping
 from typing import Any
 
 import viam.services.generic.service as generic
@@ -37,22 +33,21 @@ def plain(value: Any) -> Any:
     It is the last place before a reply leaves: no text keeps a secret of a url or of a header,
     nor a character that is not seen as what it is.
 
-    Times become ISO 8601 in UTC ("2026-01-02T03:04:05Z"), bytes hex digits, enums their
-    values, dataclasses dictionaries. Numbers that are not finite count as no value. Returns
-    None only where `value` itself has no value.
+    Replies are made of what JSON has; whatever else is in one becomes its text. Numbers that are
+    not finite count as no value. Returns None only where `value` itself has no value.
     """
-    for kind, way in _WAYS:
-        if isinstance(value, kind):
-            return way(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain({f.name: getattr(value, f.name) for f in fields(value)})
-    return str(value)
-
-
-def iso_utc(moment: datetime) -> str:
-    """`moment` in UTC, to the second: "2026-01-02T03:04:05Z"; without a zone it is UTC."""
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return aware.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    match value:
+        case None | bool():
+            return value
+        case int() | float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            found = {plain(str(key)): plain(item) for key, item in value.items()}
+            return {key: item for key, item in found.items() if item is not None}
+        case list() | tuple():
+            return [item for item in map(plain, value) if item is not None]
+        case _:
+            return visible(hide(str(value)))
 
 
 def from_struct(struct: Struct) -> dict[str, Any]:
@@ -74,25 +69,6 @@ def _from_value(value: Value) -> Any:
             return value.bool_value
         case _:
             return None
-
-
-def _entries(values: Mapping[Any, Any]) -> dict[str, Any]:
-    found = {visible(hide(str(key))): plain(item) for key, item in values.items()}
-    return {key: value for key, value in found.items() if value is not None}
-
-
-_WAYS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
-    (Enum, lambda value: plain(value.value)),
-    (str, lambda value: visible(hide(value))),
-    ((NoneType, bool), lambda value: value),
-    ((int, float), lambda value: value if math.isfinite(value) else None),
-    (datetime, iso_utc),
-    ((bytes, bytearray), lambda value: value.hex()),
-    (Mapping, _entries),
-    ((set, frozenset), lambda value: plain(sorted(value, key=str))),
-    (Iterable, lambda value: [kept for kept in map(plain, value) if kept is not None]),
-)
-"""What becomes of a value of some kind; the first that fits."""
 
 
 # --- commands and replies of the Generic service

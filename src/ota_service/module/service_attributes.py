@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ota_service.firmware.target import Headers, Target
 from ota_service.fleet.settings import BoardEntry, RobotCall, Settings
 from ota_service.link.resets import ResetPins
 from ota_service.module.checks import (
-    Flag,
     Strict,
     check_expected,
     check_firmware_url,
@@ -77,11 +76,6 @@ class RobotCallConfig(Strict):
         30.0, description="How long a reply may take, {range}."
     )
 
-    @property
-    def call(self) -> RobotCall:
-        """The same as a plain value for the fleet."""
-        return RobotCall(**dict(self))
-
 
 class HealthCheckConfig(RobotCallConfig):
     """`health_check`: the same, asked again and again."""
@@ -97,6 +91,19 @@ class HealthCheckConfig(RobotCallConfig):
         description="`health_check` only: what becomes of a board whose check nobody answered. "
         '`"back"` takes the firmware back.',
     )
+
+
+CALLS = ("before_restart", "after_restart", "health_check")
+"""The attributes that are DoCommands, of the service and of a board."""
+_as_call = AfterValidator(lambda config: RobotCall(**dict(config)))
+"""The fleet's own value, of one that was checked."""
+Call = Annotated[RobotCallConfig, _as_call]
+HealthCheck = Annotated[HealthCheckConfig, _as_call]
+
+
+def _its_own(name: str) -> Any:
+    """The field of a board that stands for the service's of the same name."""
+    return Field(None, description=f"Its own. Default: the service's `{name}`.")
 
 
 class BoardConfig(Strict):
@@ -143,9 +150,7 @@ class BoardConfig(Strict):
         description="Its own, such as for an app that is slow to start, or a log that says "
         "nothing. Default: the service's `boot_timeout_s`.",
     )
-    boot_stable_s: Annotated[float | None, optional_type(_boot_stable)] = Field(
-        None, description="Its own. Default: the service's `boot_stable_s`."
-    )
+    boot_stable_s: Annotated[float | None, optional_type(_boot_stable)] = _its_own("boot_stable_s")
     boot_expect: Pattern = Field(
         None,
         description="What a line of its own app's log must match. Default: the service's "
@@ -156,15 +161,9 @@ class BoardConfig(Strict):
         description="`host` for a board whose NVS cannot be read. Default: the service's "
         "`version_store`.",
     )
-    before_restart: RobotCallConfig | None = Field(
-        None, description="Its own. Default: the service's `before_restart`."
-    )
-    after_restart: RobotCallConfig | None = Field(
-        None, description="Its own. Default: the service's `after_restart`."
-    )
-    health_check: HealthCheckConfig | None = Field(
-        None, description="Its own. Default: the service's `health_check`."
-    )
+    before_restart: Call | None = _its_own("before_restart")
+    after_restart: Call | None = _its_own("after_restart")
+    health_check: HealthCheck | None = _its_own("health_check")
     reset: Annotated[ResetPins | None, optional_type(check_reset)] = Field(
         None,
         json_schema_extra={"type": "object"},
@@ -215,17 +214,17 @@ class ServiceConfig(Strict):
         description="The boards to update, and no others: see [below](#boards). Without it, "
         "boards are found: see [Which boards are touched](#which-boards-are-touched).",
     )
-    auto_update: Flag = Field(
+    auto_update: bool = Field(
         True,
         description="Update by itself when a version differs: at configuration, and when a board "
         "is plugged in. `false`: only on command.",
     )
-    check_on_start: Flag = Field(
+    check_on_start: bool = Field(
         True,
         description="`false`: a start of the module by itself reads no board. A new target still "
         "does.",
     )
-    adopt: Flag = Field(
+    adopt: bool = Field(
         False,
         description="Without `boards`: also update OTA-capable boards that hold no `VIAM_NS` yet, "
         "or that run another project than the image's.",
@@ -237,18 +236,18 @@ class ServiceConfig(Strict):
         "(`not-allowed-now`); an `update` with `override` does not ask. The sensor becomes an "
         "optional dependency of the service: where it is missing, boards are not restarted.",
     )
-    before_restart: RobotCallConfig | None = Field(
+    before_restart: Call | None = Field(
         None,
         description='`{"resource": NAME, "command": {..}, "expect": {..}, "timeout_s": 30}`: what '
         "is asked of a resource before a board's port is opened; see "
         "[The robot's own word](#the-robots-own-word). No yes: the run waits "
         "(`not-allowed-now`).",
     )
-    after_restart: RobotCallConfig | None = Field(
+    after_restart: Call | None = Field(
         None,
         description="Likewise, what a resource is told when the session is over, however it ended.",
     )
-    health_check: HealthCheckConfig | None = Field(
+    health_check: HealthCheck | None = Field(
         None,
         description="Likewise, what a resource is asked of a new firmware that runs, until it says "
         "yes or `timeout_s` (120) are over. A no takes the firmware back (`check-failed`). "
@@ -261,7 +260,7 @@ class ServiceConfig(Strict):
     max_parallel: Annotated[int, whole_type(1, 64)] = Field(
         8, description="How many boards are written at once, {range}."
     )
-    canary: Flag = Field(
+    canary: bool = Field(
         True,
         description="With more than 3 boards and a firmware that none has confirmed yet: update "
         "one first, then the rest.",
@@ -317,37 +316,23 @@ class ServiceConfig(Strict):
     def settings(self, service: str, *, state_dir: Path, cache_dir: Path) -> Settings:
         """The same as plain values for the fleet; `state_dir` holds where none is configured."""
         boards = [
-            BoardEntry(
-                **{name: value for name, value in board if name not in ("note", *CALLS)},
-                **_calls(board),
-            )
+            BoardEntry(**{name: value for name, value in board if name != "note"})
             for board in self.boards or ()
         ]
-        own = {"url", "version", "sha256", "headers", "boards", "allow_restart", "state_dir"}
-        own.update(CALLS)
+        own = ("url", "version", "sha256", "headers", "boards", "allow_restart", "state_dir")
         return Settings(
             service=service,
             target=Target(self.url, self.version, self.sha256, self.headers or ()),
             boards=None if self.boards is None else tuple(boards),
             state_dir=Path(self.state_dir) if self.state_dir else state_dir,
             cache_dir=cache_dir,
-            **_calls(self),
-            **self.model_dump(exclude=own),
+            **{name: value for name, value in self if name not in own},
         )
 
     @property
     def resources(self) -> list[str]:
         """The resources of the machine that it names, each once."""
         found = [self.allow_restart.sensor] if self.allow_restart is not None else []
-        calls = [call for one in (self, *(self.boards or ())) for call in _calls(one).values()]
+        calls = (getattr(one, name) for one in (self, *(self.boards or ())) for name in CALLS)
         found += [call.resource for call in calls if call is not None]
         return list(dict.fromkeys(name.rpartition("/")[2] for name in found))
-
-
-CALLS = ("before_restart", "after_restart", "health_check")
-
-
-def _calls(config: BoardConfig | ServiceConfig) -> dict[str, Any]:
-    """The `RobotCall`s of a service or a board; None for each that it does not have."""
-    given = {name: getattr(config, name) for name in CALLS}
-    return {name: one.call if one is not None else None for name, one in given.items()}

@@ -17,7 +17,6 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ota_service.fleet.settings import OVERRIDES
 from ota_service.module.checks import (
-    Flag,
     Strict,
     a_fault,
     check_firmware_url,
@@ -29,6 +28,7 @@ from ota_service.module.checks import (
     sentences,
     where,
     whole_type,
+    words_of,
 )
 
 # How long a verb that reads boards waits before it replies with its run's id.
@@ -91,10 +91,6 @@ class Arguments(Strict):
     The descriptions are in the reply of `help`, and in docs/ota_service.md (docs/generate.py).
     """
 
-    def values(self) -> dict[str, Any]:
-        """The arguments for the fleet, without those that have no value."""
-        return self.model_dump(exclude_none=True)
-
 
 class BoardsArguments(Arguments):
     """Arguments of the verbs that answer at once."""
@@ -113,7 +109,7 @@ def _overrides(value: object) -> list[str]:
 class UpdateArguments(BoardsArguments):
     """Arguments of `update`."""
 
-    force: Flag = Field(
+    force: bool = Field(
         False,
         description="although the version is equal, and nothing else; a board that runs the "
         "target's image already is restarted and watched, and keeps its way back",
@@ -124,7 +120,7 @@ class UpdateArguments(BoardsArguments):
         "and before_restart), stopped (a firmware that failed on too many boards; it stays "
         "stopped for all others), other-project (a board of another project, or not ours)",
     )
-    rescue: Flag = Field(
+    rescue: bool = Field(
         False,
         description="write a board of which it is proven that nothing on it boots: alone in "
         "boards, and with confirm; implies nothing else",
@@ -132,8 +128,8 @@ class UpdateArguments(BoardsArguments):
     confirm: Annotated[str | None, optional_type(check_mac)] = Field(
         None, description="with rescue: the board's MAC; any other board is left alone"
     )
-    probe: Flag = Field(False, description="also open ports that are not known to be an ESP32's")
-    dry_run: Flag = Field(
+    probe: bool = Field(False, description="also open ports that are not known to be an ESP32's")
+    dry_run: bool = Field(
         False, description="read the boards and reply with the plan for each; write nothing"
     )
     wait_s: Wait = Field(
@@ -141,6 +137,12 @@ class UpdateArguments(BoardsArguments):
         description="reply when the run ends, or after this many seconds; default: at once, "
         "with dry_run after 30",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dry_run_waits(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """By default, since its reply is its purpose."""
+        return {"wait_s": WAIT_DEFAULT_S, **given} if given.get("dry_run") is True else given
 
     @model_validator(mode="after")
     def _rescues_one(self) -> UpdateArguments:
@@ -151,13 +153,6 @@ class UpdateArguments(BoardsArguments):
         if self.confirm is not None and not self.rescue:
             raise a_fault("takes confirm with rescue only")
         return self
-
-    def values(self) -> dict[str, Any]:
-        """As for every verb; a dry run waits by default, since its reply is its purpose."""
-        values = super().values()
-        if self.dry_run:
-            values.setdefault("wait_s", WAIT_DEFAULT_S)
-        return values
 
 
 class PartArguments(BoardsArguments):
@@ -180,8 +175,8 @@ class ReleaseArguments(BoardsArguments):
     """Arguments of `release`."""
 
     boards: Boards = Field(None, description="these boards, by name, MAC or port; or all: true")
-    all: Flag = Field(False, description="every board, instead of boards")
-    stopped: Flag = Field(
+    all: bool = Field(False, description="every board, instead of boards")
+    stopped: bool = Field(
         False, description="let a firmware that was stopped be tried again, and nothing else"
     )
 
@@ -202,7 +197,7 @@ class HistoryArguments(Arguments):
         20, description="how many runs at most"
     )
     id: str | None = Field(None, description="only the run of this id, with its boards' boot logs")
-    boot_log: Flag = Field(False, description="with what boards printed as they started")
+    boot_log: bool = Field(False, description="with what boards printed as they started")
 
 
 def _path(value: object) -> str:
@@ -228,7 +223,7 @@ class FlashArguments(Arguments):
         description="instead of path: its http or https address",
         json_schema_extra={"inclusion": "Either"},
     )
-    keep_nvs: Flag = Field(
+    keep_nvs: bool = Field(
         False, description="carry all keys of the board's NVS over, also where its partition moves"
     )
     wait_s: LongestWait = WAIT_DEFAULT_S
@@ -322,16 +317,11 @@ VERBS: dict[str, Verb] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A command that was understood."""
+def parse_command(command: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Read one DoCommand: the verb's name, and its arguments without those that have no value.
 
-    verb: Verb
-    arguments: dict[str, Any]
-
-
-def parse_command(command: Mapping[str, Any]) -> Call:
-    """Read one DoCommand. Raises VerbError, which names what exists."""
+    Raises VerbError, which names what exists.
+    """
     name, given = _take_apart(command)
     verb = VERBS.get(name)
     if verb is None:
@@ -340,7 +330,7 @@ def parse_command(command: Mapping[str, Any]) -> Call:
     try:
         # What arrives as null was not given.
         values = {key: value for key, value in given.items() if value is not None}
-        return Call(verb, verb.arguments.model_validate(values).values())
+        return name, verb.arguments.model_validate(values).model_dump(exclude_none=True)
     except ValidationError as error:
         faults = [_in_words(dict(found), verb) for found in error.errors(include_url=False)]
         raise VerbError(sentences(faults)) from None
@@ -417,7 +407,7 @@ def _in_words(found: dict[str, Any], verb: Verb) -> str:
         hint = nearest(place, known)
         words = f"; did you mean {hint}?" if hint else "."
         return f"{verb.name} has no argument {place}{words} It takes {', '.join(known)}"
-    return f"{verb.name}: {place}: {found['msg']}"
+    return f"{verb.name}: {place}: {words_of(found)}"
 
 
 def _meant(name: str, *, verbs_only: bool) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from ota_service.firmware.target import Target
 from ota_service.formats.image import AppDescriptor, BootHeader, parse_boot_header
 
 
@@ -44,6 +45,12 @@ class Staged:
     head: bytes
     since: datetime
     stale: bool = False
+
+    def is_of(self, target: Target) -> bool:
+        """Whether this is the target's: also the very file, by its digest, that had the same tag
+        when it lay elsewhere."""
+        same = self.sha256, self.version
+        return self.target == target.key or same == (target.sha256, target.version)
 
     @property
     def known(self) -> KnownImage:

@@ -49,15 +49,15 @@ MUTANTS = (
     Mutant(
         "a reply keeps a password that a library repeated",
         "module/plain.py",
-        "visible(hide(value))",
-        "visible(value)",
+        "visible(hide(str(value)))",
+        "visible(str(value))",
         "tests/module/test_plain.py",
     ),
     Mutant(
         "a text from outside may forge a line",
         "module/plain.py",
-        "visible(hide(value))",
-        "hide(value)",
+        "visible(hide(str(value)))",
+        "hide(str(value))",
         "tests/module/test_plain.py",
     ),
     Mutant(

@@ -3,7 +3,7 @@
 
 import { confirmed, endToasts, toast } from "./ask.js";
 import * as bench from "./bench.js";
-import { droppedApp, planWords } from "./board.js";
+import { droppedApp, groupOf, planWords } from "./board.js";
 import * as boards from "./boards.js";
 import {
   $, count, errorNotice, h, inOrder, notice, onPress, refill, setText, size, time,
@@ -86,10 +86,11 @@ function over({ id, outcome: name }) {
   const done = its.filter(([board, entry]) => (isStage ? status.boards[board]?.staged
     : (entry.outcome ?? entry.state) === "up_to_date")).length;
   const wrong = its.filter(([, entry]) => entry.error && entry.error.code !== "cancelled").length;
+  const doubtful = its.filter(([board]) => groupOf(status.boards[board] ?? {}) === "doubtful").length;
   const message = `The run ${came === "cancelled" ? "was " : ""}${outcome(came)}: ${done} of ${
     count(its.length, "board")} ${isStage ? "staged" : "up to date"}${
-    wrong ? `, ${wrong} with an error` : ""}.`;
-  toast({ message }, outcomeKind(came) === "good" ? "ended good" : "ended");
+    wrong ? `, ${wrong} with an error` : ""}${doubtful ? `, ${doubtful} of them not good` : ""}.`;
+  toast({ message }, outcomeKind(came) === "good" && !doubtful ? "ended good" : "ended");
   ended = outcome(came);
   showTitle();
 }

@@ -57,7 +57,13 @@ export function show({ bench = {}, boards }) {
   const chip = droppedApp(bench)?.chip;
   const others = !chip ? [] : inOrder(boards).filter(([, board]) => board.chip && board.chip !== chip)
     .map(([name, board]) => `${name} (${board.chip})`);
-  refill($("dropped"), files, () => files.map(fileItem));
+  refill($("dropped"), files, () => files.map((file) => fileItem(file, files)));
+  for (const item of $("dropped").children) {
+    const isMeant = [firmware?.sha256, merged?.sha256].includes(item.dataset.sha256);
+    item.classList.toggle("meant", isMeant);
+    const choice = item.querySelector("input");
+    if (choice) choice.checked = isMeant;
+  }
   $("bench-hint").hidden = files.length > 0;
   $("clear").hidden = files.length === 0;
   $("tag-form").hidden = !firmware;
@@ -81,22 +87,51 @@ export function show({ bench = {}, boards }) {
   ]);
 }
 
+/** What one of several files is chosen for, if it is of use. */
+const useOf = ({ kind }) => (kind === "merged" ? "to flash" : kind === "refused" ? "" : "to run");
+
+/** Its name; where others are of the same use, with the choice between them. */
+function fileName(file, files) {
+  const name = h("strong", {}, file.name);
+  const use = useOf(file);
+  if (!use || files.filter((one) => useOf(one) === use).length < 2) return name;
+  const choice = h("input", { type: "radio", name: use, value: file.sha256 });
+  choice.addEventListener("change", () => command("choose", { sha256: file.sha256 }).catch(tell));
+  return h("label", {}, choice, " ", name);
+}
+
+function takeOff(file) {
+  const button = h("button", { type: "button", class: "close",
+    "aria-label": `Take ${file.name} off the bench` }, "×");
+  button.addEventListener("click", () => {
+    $("choose").focus();
+    command("clear", { sha256: file.sha256 }).catch(tell);
+  });
+  return button;
+}
+
 function imageBoards(file, image) {
   if (!file.boards) return "";
   const names = Object.keys(file.boards).filter((name) => file.boards[name] === image.name);
   return names.length > 0 ? `, for ${names.join(", ")}` : ", for no board";
 }
 
-function fileItem(file) {
+function fileItem(file, files) {
   const [kind, text] = KINDS[file.kind] ?? ["", file.kind];
-  return h("li", {}, h("p", { class: "row" }, badge(kind, text), h("strong", {}, file.name)),
+  const here = new Set(files.map(({ sha256 }) => sha256));
+  const of = files.flatMap(({ name, images = [] }) => images
+    .filter(({ sha256 }) => sha256 === file.sha256).map((image) => `${image.name} of ${name}`));
+  return h("li", { "data-sha256": file.sha256 }, h("p", { class: "row" }, fileName(file, files),
+    badge(kind, text), h("span", { class: "use" }, useOf(file))), takeOff(file),
     h("dl", {}, ...facts([
       ["Firmware", [file.project, file.app_version].filter(Boolean).join(" ")],
+      ["Image", of.join(", ")],
       ["Chip", file.chip], ["Size", file.size_bytes && size(file.size_bytes)],
       ["SHA-256", file.kind !== "refused" && file.sha256],
       ["Steps", file.steps?.map((step) => step.join(", ")).join(", then ")]])),
     file.images && h("ul", {}, ...file.images.map((image) => h("li", {},
-      h("strong", {}, image.name), `: ${[image.file, image.version, image.project, image.chip]
-        .filter(Boolean).join(", ")}${imageBoards(file, image)}`))),
+      here.has(image.sha256) ? "✓ " : "", h("strong", {}, image.name), `: ${[image.file,
+        image.version, image.project, image.chip].filter(Boolean).join(", ")}${
+        imageBoards(file, image)}`))),
     file.error && errorNotice(file.error));
 }

@@ -21,9 +21,13 @@ const isWanted = (board) =>
 
 const isBusy = (board) => Boolean(board.phase || board.doing);
 
+/** It has the version to run, and yet is not what it is meant to be; its notice or error says why. */
+const isDoubtful = (board) => board.state === "up_to_date" && board.good === false;
+
 export function kindOf(board) {
   if (board.doing || (board.phase && board.state !== "awaiting_confirmation")) return "busy";
-  return isWanted(board) || board.waitsForGroup ? "" : KINDS[board.state] ?? "";
+  if (isWanted(board) || board.waitsForGroup) return "";
+  return isDoubtful(board) ? "warn" : KINDS[board.state] ?? "";
 }
 
 /** What goes on, where that is no update: its state is as before. */
@@ -33,20 +37,26 @@ function busyWords({ doing, phase, state }) {
   return ["updating", "awaiting_confirmation"].includes(state) ? "" : "at work";
 }
 
-export const stateBadge = (board) => badge(kindOf(board), busyWords(board)
-  || (isWanted(board) ? "rolled back as asked" : words(board.state)));
+function stateWords(board) {
+  if (isWanted(board)) return "rolled back as asked";
+  return words(board.state) + (isDoubtful(board) ? ", not good" : "");
+}
+
+export const stateBadge = (board) => badge(kindOf(board), busyWords(board) || stateWords(board));
 
 const GROUPS = {
-  trouble: "failed", busy: "being worked on", outdated: "outdated", up_to_date: "up to date",
-  unknown: "unknown", candidate: "candidate", rolled_back: "rolled back as asked", absent: "absent",
+  trouble: "failed", busy: "being worked on", doubtful: "not good", outdated: "outdated",
+  up_to_date: "up to date", unknown: "unknown", candidate: "candidate",
+  rolled_back: "rolled back as asked", absent: "absent",
 };
 
 /** Each board counts to one of them. */
-function groupOf(board) {
+export function groupOf(board) {
   if (isBusy(board) || ["updating", "awaiting_confirmation"].includes(board.state)) return "busy";
   const isSpared = isWanted(board) || ["cancelled", "stopped"].includes(board.error?.code);
   if (board.state === "absent") return "absent";
-  return kindOf(board) === "bad" || (board.error && !isSpared) ? "trouble" : board.state;
+  if (kindOf(board) === "bad" || (board.error && !isSpared)) return "trouble";
+  return isDoubtful(board) ? "doubtful" : board.state;
 }
 
 export const FILTERS = {
@@ -60,7 +70,7 @@ const aimOf = (status) => (status.bench ? status.bench.firmware : status.target)
 
 /** The file on the bench that is to run, if it is an App Image. */
 export const droppedApp = ({ files = [], firmware } = {}) => (firmware?.kind === "app"
-  ? files.findLast((file) => file.name === firmware.name && file.kind === "app") : undefined);
+  ? files.find((file) => file.sha256 === firmware.sha256) : undefined);
 
 const OF_A_FIRMWARE = ["up_to_date", "unknown", "outdated", "failed", "set_aside", "rolled_back"];
 
@@ -68,11 +78,11 @@ const OF_A_FIRMWARE = ["up_to_date", "unknown", "outdated", "failed", "set_aside
  * is said of boards is of the former one. */
 export function asMeant(board, status) {
   const { bench, target = {} } = status;
-  const { kind, version } = bench?.firmware ?? {};
+  const { kind, sha256, version } = bench?.firmware ?? {};
   const shown = { ...board };
   if (bench && kind !== "manifest") shown.image = shown.target = undefined;
   if (!version || isBusy(board)) return shown;
-  const digest = droppedApp(bench)?.sha256;
+  const digest = kind === "app" ? sha256 : undefined;
   const isOther = target.version !== version || Boolean(target.manifest) !== (kind === "manifest")
     || (digest && target.sha256 && target.sha256 !== digest);
   if (isOther && OF_A_FIRMWARE.includes(board.state)) {

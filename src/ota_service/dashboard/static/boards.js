@@ -3,7 +3,7 @@
 // and which are meant by the actions.
 
 import {
-  asMeant, BoardRow, canActivate, canReach, canRelease, COLUMNS, droppedApp, FILTERS, order,
+  asMeant, BoardRow, canActivate, canReach, canRelease, COLUMNS, FILTERS, order,
 } from "./board.js";
 import { $, arrange, count, h, inOrder, onPress, refill, setIdle, setText } from "./dom.js";
 
@@ -133,7 +133,7 @@ export function show(news) {
     doing: doing.get(name), takenBack: news.takenBack?.[name],
     waitsForGroup: waitsForGroup(board, news) }, news)]);
   status = { ...news, boards: Object.fromEntries(boards) };
-  const dropped = JSON.stringify([news.bench?.firmware, droppedApp(news.bench)?.sha256]);
+  const dropped = JSON.stringify(news.bench?.firmware);
   if (dropped !== firmware) forget();
   firmware = dropped;
   for (const name of rows.keys()) {

@@ -3,7 +3,7 @@
 
 import { kindOf, stateBadge } from "./board.js";
 import {
-  $, arrange, badge, bootLog, compare, errorNotice, h, inOrder, notice, refill, setText, time, words,
+  $, arrange, badge, bootLog, errorNotice, h, inOrder, notice, refill, setText, time, words,
 } from "./dom.js";
 import { command } from "./server.js";
 
@@ -146,16 +146,16 @@ export function showManifest(status) {
   const phases = phase === "going_back" ? { ...PHASES, going_back: "going back" } : PHASES;
   refill($("phases"), [phase, running && course.step], () => (phase ? [
     ...Object.entries(phases).map(([name, text]) => {
-      const item = h("li", { class: name === "going_back" ? "bad" : "" }, text);
-      if (name === phase) item.setAttribute("aria-current", "step");
-      return item;
+      if (name !== phase) return h("li", { class: "badge" }, text);
+      const kind = name === "going_back" ? "bad" : "busy";
+      return h("li", { class: `badge ${kind}`, "aria-current": "step" }, text);
     })] : []));
   $("phases").hidden = !phase;
   setText($("together"), together.map((group) =>
     `${group.join(", ")} go forward or back together.`).join(" "));
 
   const shown = boards.map(([name, board, image]) =>
-    [name, image, board.state, board.phase, board.error?.code, board.staged,
+    [name, image, board.state, kindOf(board), board.phase, board.error?.code, board.staged,
       board.target?.version, board.takenBack, board.waitsForGroup]);
   refill($("steps"), [steps, shown, running && course.step], () => steps.map((images, at) => {
     const item = h("li", {}, h("h3", {}, `Step ${at + 1}`),
@@ -183,7 +183,7 @@ function imageItem(image, boards) {
   const versions = [...new Set(boards.map(([, board]) => board.target?.version).filter(Boolean))];
   return h("div", { class: "image" },
     h("p", {}, h("strong", {}, image), " ", h("span", { class: "dim" }, versions.join(", "))),
-    boards.length ? h("ul", {}, ...boards.sort(([a], [b]) => compare(a, b)).map(([name, board]) =>
+    boards.length ? h("ul", {}, ...boards.map(([name, board]) =>
       h("li", {}, name, " ", board.phase ? badge("busy", words(board.phase)) : stateBadge(board),
         board.takenBack && h("span", { class: "dim" }, ` taken back with ${board.takenBack}`),
         board.staged && h("span", { class: "dim" }, ` staged ${board.staged.version}, `,
