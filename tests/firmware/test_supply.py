@@ -486,44 +486,15 @@ async def test_redirects_that_are_not_followed(
     assert words in error.message
 
 
-async def test_one_target_is_downloaded_once(supply: Supply, server: FirmwareServer) -> None:
-    """However many services and runs ask for it at the same time."""
-    gate = server.hold(PATH)
-    target = Target(server.url(PATH), "1")
-    seen: list[int] = []
-    asking = [
-        asyncio.create_task(supply.get(target, progress=lambda done, _: seen.append(done)))
-        for _ in range(5)
-    ]
-    await server.wait_requests(1)
-    gate.set()
-    results = await asyncio.gather(*asking)
-    assert len({id(result) for result in results}) == 1
-    assert len(server.requests) == 1
-    assert seen.count(len(APP)) == 5
-
-
-async def test_a_download_ends_with_the_last_who_waits(
+async def test_a_download_ends_with_who_waits_for_it(
     supply: Supply, server: FirmwareServer, tmp_path: Path
 ) -> None:
-    """One who goes away does not stop the others; the last one does, and leaves nothing."""
-    gate = server.hold(PATH)
-    target = Target(server.url(PATH), "1")
-    first, second = (asyncio.create_task(supply.get(target)) for _ in range(2))
+    """Who goes away leaves nothing."""
+    server.hold(PATH)
+    only = asyncio.create_task(supply.get(Target(server.url(PATH), "1")))
     await server.wait_requests(1)
-    first.cancel()
-    await asyncio.wait([first])
-    gate.set()
-    assert (await second).data == APP
-
-    server.put("/b", OTHER)
-    server.hold("/b")
-    only = asyncio.create_task(supply.get(Target(server.url("/b"), "1")))
-    await server.wait_requests(2)
     only.cancel()
     await asyncio.wait([only])
-    others = [task for task in asyncio.all_tasks() if "_fetch" in repr(task.get_coro())]
-    await asyncio.wait(others, timeout=5) if others else None
     assert not list(tmp_path.rglob("*.part"))
 
 
