@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import logging
 import os
@@ -52,7 +51,7 @@ def supply(tmp_path: Path) -> Iterator[Supply]:
     made = Supply(tmp_path, patience=PATIENCE)
     yield made
     made.close()
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 def statuses(server: FirmwareServer) -> list[int]:
@@ -153,7 +152,6 @@ async def test_another_digest_is_refused(
     assert error.code == "digest-mismatch"
     assert DIGEST in error.message
     assert list((tmp_path / "firmware/images").iterdir()) == []
-    assert list((tmp_path / "firmware/incoming").iterdir()) == []
 
 
 async def test_what_is_no_app_image_is_refused(supply: Supply, server: FirmwareServer) -> None:
@@ -172,7 +170,7 @@ async def test_too_large_is_refused(
     assert error.code == "download-too-large"
     assert "100,000" in error.message
     assert statuses(server) == [200]
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
@@ -282,7 +280,7 @@ async def test_a_file_that_changed_meanwhile_is_not_joined(
     await refusal(supply, target)
     server.put(PATH, OTHER)
     assert (await supply.get(target)).data == OTHER
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 @pytest.mark.slow
@@ -393,23 +391,18 @@ async def test_several_processes_share_a_cache(server: FirmwareServer, tmp_path:
         out, _ = await process.communicate()
         assert out.decode().strip() == DIGEST
     assert [path.name for path in (tmp_path / "firmware/images").iterdir()] == [f"{DIGEST}.bin"]
-    assert list((tmp_path / "firmware/incoming").iterdir()) == []
 
 
 async def test_what_a_killed_process_left_is_removed(
     supply: Supply, server: FirmwareServer, tmp_path: Path
 ) -> None:
     """But not what another process is still writing."""
-    target = Target(server.url(PATH), "1")
-    await supply.get(target)
-    incoming = tmp_path / "firmware/incoming"
-    dead, alive = incoming / "dead.part", incoming / "alive.part"
+    await supply.get(Target(server.url(PATH), "1"))
+    dead, alive = (tmp_path / "firmware/images" / name for name in (".dead", ".alive"))
     for path in (dead, alive):
         path.write_bytes(b"x")
-        os.utime(path, (1, 1))
-    with alive.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        await supply.get(Target(server.put("/b", OTHER), "1"))
+    os.utime(dead, (1, 1))
+    await supply.get(Target(server.put("/b", OTHER), "1"))
     assert not dead.exists()
     alive.unlink()  # it was still there
 
@@ -421,7 +414,7 @@ async def test_any_file_can_be_fetched_and_is_not_kept(
     server.put("/merged", b"whatever" * 1000)
     server.cut_next("/merged", after_bytes=3000)
     assert await supply.fetch(server.url("/merged")) == b"whatever" * 1000
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert list(tmp_path.rglob("*")) == []
 
 
 async def test_compressed_content_is_refused_in_clear_words(
@@ -495,7 +488,7 @@ async def test_a_download_ends_with_who_waits_for_it(
     await server.wait_requests(1)
     only.cancel()
     await asyncio.wait([only])
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 async def test_the_cache_is_private(supply: Supply, server: FirmwareServer, tmp_path: Path) -> None:

@@ -85,11 +85,6 @@ def stock(source: Firmware | Path | str, version: str | None, sha256: str | None
         firmware = check_firmware(data, sha256=sha256, policies=())
     version = version or firmware.image.descriptor.version
     cache = Cache(cache_dir)
-    part = cache.part(len(firmware.file))
-    try:
-        part.append(firmware.file)
-        digest = part.keep()
-    finally:
-        part.discard()
+    digest = cache.keep(firmware.file)
     cache.remember(url, Known(digest, version))
     return Target(url, version, digest)

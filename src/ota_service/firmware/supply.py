@@ -118,13 +118,9 @@ class Supply:
         from ota_service.firmware.download import Download
 
         sent = await asyncio.to_thread(read_headers, headers)
-        download = Download(url, self._cache, max_bytes, progress or _quiet, headers=sent)
-        try:
-            await self._attempts(download, context)
-            assert download.part is not None
-            return await asyncio.to_thread(download.part.read)
-        finally:
-            download.discard()
+        download = Download(url, None, max_bytes, progress or _quiet, headers=sent)
+        await self._attempts(download, context)
+        return bytes(download.arrived)
 
     async def granted(
         self, url: str, version: str = "", *, ca_file: str | None = None, headers: Headers = ()
@@ -226,25 +222,19 @@ class Supply:
         """Go on with what an earlier call had to give up, if the server can tell its end."""
         before = self._unfinished.pop(download.url, None)
         if before is not None:
-            download.part = before.part
+            download.arrived = before.arrived
             download.etag, download.last_modified = before.etag, before.last_modified
 
     def _put_away(self, download: Download) -> None:
-        """Keep what arrived where a later call may go on with it, else remove it."""
-        if download.part is None:
-            return
-        resumable = download.gave_up and (download.etag or download.last_modified)
-        if resumable and download.size_bytes:
+        """Keep what arrived where a later call may go on with it."""
+        if download.gave_up and download.arrived and (download.etag or download.last_modified):
             self._unfinished[download.url] = download
             while len(self._unfinished) > MAX_UNFINISHED:
-                self._unfinished.pop(next(iter(self._unfinished))).discard()
-        else:
-            download.discard()
+                del self._unfinished[next(iter(self._unfinished))]
 
     def close(self) -> None:
-        """Remove what unfinished downloads left; call it when nothing is fetched any more."""
-        while self._unfinished:
-            self._unfinished.popitem()[1].discard()
+        """Forget what unfinished downloads left; call it when nothing is fetched any more."""
+        self._unfinished.clear()
 
     async def _download(
         self, download: Download, context: ssl.SSLContext, target: Target, check: _Check
@@ -288,8 +278,7 @@ class Supply:
         return await asyncio.to_thread(check, data, sha256=sha256)
 
     def _check_and_keep(self, download: Download, target: Target, check: _Check) -> _Got:
-        assert download.part is not None
-        data = download.part.read()
+        data = bytes(download.arrived)
         try:
             firmware = check(data, sha256=target.sha256)
         except OtaError as error:
@@ -302,8 +291,7 @@ class Supply:
                     f"long the file is: {error.message}",
                 ) from None
             raise
-        sha256 = download.part.keep()
-        self._remember(target, sha256, download)
+        self._remember(target, self._cache.keep(data), download)
         return firmware
 
     def _remember(self, target: Target, sha256: str, download: Download) -> None:
