@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ota_service.errors import OtaError
@@ -53,7 +53,8 @@ _HASHES = frozenset({"sha256", "sha384", "sha512", "sha3_256", "sha3_384", "sha3
 Part = tuple[str, Sequence[SignatureBlock | None] | None]
 """An image, as the beginning of a sentence, and its signature blocks; None for data, which has
 none."""
-Requirement = Literal["secure-boot-v2", "repository"]
+REQUIREMENTS = (("secure-boot-v2", KEYS), ("repository", REPOSITORIES))
+"""As the status names what is required, and what in a policy's folder asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +154,10 @@ def policies(environment: Mapping[str, str] = os.environ) -> tuple[Policy, ...]:
 
 def shown(environment: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
     """As in the status; None where nothing is required. Blocks as `policies` does."""
-    kinds: tuple[tuple[Requirement, str], ...] = (("secure-boot-v2", KEYS),
-                                                  ("repository", REPOSITORIES))  # fmt: skip
-    requires: list[Requirement] = []
+    requires: list[str] = []
     try:
         found = {folder: _files(folder, owners) for folder, owners in folders(environment)}
-        requires = [kind for kind, name in kinds
+        requires = [kind for kind, name in REQUIREMENTS
                     if any(folder / name in files for folder, files in found.items())]  # fmt: skip
         policies(environment)
     except OtaError as error:
