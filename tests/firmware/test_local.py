@@ -283,7 +283,6 @@ async def test_a_path_is_read_and_read_again_where_it_changed(tmp_path: Path) ->
     assert caught.value.code == "digest-mismatch"
     with pytest.raises(OtaError, match="max_image_bytes"):
         await supply.get(target, max_image_bytes=1024)
-    supply.close()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -46,12 +46,9 @@ async def server() -> AsyncIterator[FirmwareServer]:
 
 
 @pytest.fixture
-def supply(tmp_path: Path) -> Iterator[Supply]:
+def supply(tmp_path: Path) -> Supply:
     """A supply with an empty cache, which does not wait long between its attempts."""
-    made = Supply(tmp_path, patience=PATIENCE)
-    yield made
-    made.close()
-    assert not list(tmp_path.rglob(".*"))
+    return Supply(tmp_path, patience=PATIENCE)
 
 
 def statuses(server: FirmwareServer) -> list[int]:

@@ -12,7 +12,7 @@ import pwd
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -318,11 +318,9 @@ def serve(server: FirmwareServer, made: TufRepository, **options: Any) -> str:
 
 
 @pytest.fixture
-def supply(tmp_path: Path) -> Iterator[Supply]:
+def supply(tmp_path: Path) -> Supply:
     """A supply that does not wait long between its attempts."""
-    made = Supply(tmp_path / "cache", patience=Patience(delays_s=(0.01, 0.01)))
-    yield made
-    made.close()
+    return Supply(tmp_path / "cache", patience=Patience(delays_s=(0.01, 0.01)))
 
 
 @pytest.mark.slow

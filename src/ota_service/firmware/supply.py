@@ -232,10 +232,6 @@ class Supply:
             while len(self._unfinished) > MAX_UNFINISHED:
                 del self._unfinished[next(iter(self._unfinished))]
 
-    def close(self) -> None:
-        """Forget what unfinished downloads left; call it when nothing is fetched any more."""
-        self._unfinished.clear()
-
     async def _download(
         self, download: Download, context: ssl.SSLContext, target: Target, check: _Check
     ) -> _Got:
