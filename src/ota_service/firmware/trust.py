@@ -84,8 +84,8 @@ class Grant:
     """What signed metadata says of one file.
 
     folder: of the policy that asked for it. repository: its base. path: the target's. url: where
-    to get it, user info and query included. hashes: name of the algorithm -> hex. version,
-    project, chip: what the owner bound it to. metadata: role -> version; empty where it was
+    to get it, user info and query included. hashes: name of the algorithm -> hex. project,
+    chip: what the owner signed it as. metadata: role -> version; empty where it was
     allowed before and the metadata of now could not be had. expires: when the first of it does,
     in ISO 8601.
     """
@@ -96,7 +96,6 @@ class Grant:
     url: str = field(repr=False)
     size_bytes: int
     hashes: Mapping[str, str]
-    version: str | None = None
     project: str | None = None
     chip: str | None = None
     metadata: Mapping[str, int] = field(default_factory=dict)
