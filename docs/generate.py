@@ -39,7 +39,6 @@ PAGES = (
     "docs/ota_sensor.md",
     "docs/fleets.md",
 )
-SCHEMA = "docs/rollout.schema.json"
 _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.S)
 
 BLAMES = {
@@ -187,10 +186,10 @@ def rollout_rows(rows: Iterable[tuple[Iterable[str], Iterable[str], str, str]]) 
     )
 
 
-def schema() -> str:
-    """The JSON Schema of a rollout's plan."""
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return json.dumps({**head, **Plan.model_json_schema()}, indent=2) + "\n"
+def schema(model: type[BaseModel]) -> str:
+    """The JSON Schema of a file, for editors and validators."""
+    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+    return json.dumps(made, indent=2, ensure_ascii=False) + "\n"
 
 
 def _words(names: Iterable[str]) -> str:
@@ -229,7 +228,10 @@ def generated(text: str) -> str:
     return _BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}{found[3]}", text)
 
 
-WHOLE: dict[str, Callable[[], str]] = {"docs/manifest.schema.json": Manifest.schema_text}
+WHOLE: dict[str, Callable[[], str]] = {
+    "docs/manifest.schema.json": partial(schema, Manifest),
+    "docs/rollout.schema.json": partial(schema, Plan),
+}
 """Files that are made from their first byte to their last."""
 
 
@@ -242,7 +244,6 @@ def main() -> int:
         if new != text:
             path.write_text(new, encoding="utf-8")
             print(f"wrote {page}")
-    (ROOT / SCHEMA).write_text(schema(), encoding="utf-8")
     return 0
 
 

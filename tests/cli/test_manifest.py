@@ -8,15 +8,15 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession, web
-from rich.console import Console
 
 from esp32_sim.images import build_app
-from ota_service.cli.serve import Downloads, FolderServer, ManifestServer
+from ota_service.cli.serve import Look, Server, in_manifest, in_repository
 from ota_service.errors import OtaError
 from ota_service.firmware.check import Firmware, IsManifest, ManifestFile
 from ota_service.firmware.manifest import parse_manifest
@@ -92,9 +92,9 @@ def test_what_makes_no_manifest_is_said(
 
 
 @asynccontextmanager
-async def serving(server: FolderServer) -> AsyncIterator[str]:
+async def serving(look: Look) -> AsyncIterator[str]:
     """What `serve` serves, until the block ends: its base."""
-    runner = web.AppRunner(server.application())
+    runner = web.AppRunner(Server(look, lambda _: None).application())
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -107,19 +107,17 @@ async def test_serve_gives_the_manifest_and_its_images_alone(build: Path, tmp_pa
     """Not what lies beside them; a folder with an image that is another one is refused."""
     assert new(build).code == 0
     (build / "secret.txt").write_text("not for others")
-    file = build / "manifest.json"
-    with Downloads(Console(quiet=True)) as downloads:
-        async with serving(ManifestServer(file, downloads, None)) as base:
-            found = await supplied(
-                Supply(tmp_path / "cache"), Target(f"{base}manifest.json", "2.0")
-            )
-            assert isinstance(found, ManifestFile)
-            for target in found.manifest.targets(Target(f"{base}manifest.json", "2.0")).values():
-                assert isinstance(await supplied(Supply(tmp_path / "cache"), target), Firmware)
-            async with ClientSession() as session:
-                for path in ("", "secret.txt", "..%2fm.json", "%2fetc/passwd"):
-                    async with session.get(base + path) as answer:
-                        assert answer.status == 404, path
+    file, link = build / "manifest.json", build / "link.json"
+    link.symlink_to(file)
+    async with serving(partial(in_manifest, link)) as base:
+        found = await supplied(Supply(tmp_path / "cache"), Target(f"{base}link.json", "2.0"))
+        assert isinstance(found, ManifestFile)
+        for target in found.manifest.targets(Target(f"{base}link.json", "2.0")).values():
+            assert isinstance(await supplied(Supply(tmp_path / "cache"), target), Firmware)
+        async with ClientSession() as session:
+            for path in ("", "secret.txt", "..%2fm.json", "%2fetc/passwd"):
+                async with session.get(base + path) as answer:
+                    assert answer.status == 404, path
     (build / "motor.bin").write_bytes(build_app("motor", "2.1", size_bytes=20_000))
     for place in (build, file):
         done = here("serve", str(place), "--port", "0")
@@ -172,25 +170,24 @@ async def test_a_host_s_policy_holds_for_a_manifest_and_each_image(
         targets = found.manifest.targets(target)
         return [found, *[await supplied(supply, targets[name]) for name in ("motor", "arm")]]
 
-    with Downloads(Console(quiet=True)) as downloads:
-        async with serving(FolderServer(repo, downloads, None)) as base:
-            add_key(folder, public(OWN))
-            listed, motor, arm = await at(base)
-            assert isinstance(listed, ManifestFile)
-            assert isinstance(motor, Firmware)
-            assert arm.code == "signature-missing"
+    async with serving(partial(in_repository, repo)) as base:
+        add_key(folder, public(OWN))
+        listed, motor, arm = await at(base)
+        assert isinstance(listed, ManifestFile)
+        assert isinstance(motor, Firmware)
+        assert arm.code == "signature-missing"
 
-            (folder / "keys" / "release.pem").unlink()
-            (folder / "keys").rmdir()
-            add_repository(folder, base, (repo / "metadata" / "1.root.json").read_bytes())
-            listed, motor, arm = await at(base)
-            assert listed.allowed_by[0]["target"] == "manifest.json"
-            assert isinstance(motor, Firmware)
-            assert isinstance(arm, Firmware)
-            (other,) = await at(base, "8")
-            assert other.code == "version-mismatch"
-            # A server that gives another manifest than its owner signed.
-            for path in (repo / "targets").glob("*manifest.json"):
-                path.write_bytes(path.read_bytes().replace(b'"7"', b'"7" '))
-            (other,) = await at(base, cache="empty")
-            assert other.code in ("digest-mismatch", "download-too-large")
+        (folder / "keys" / "release.pem").unlink()
+        (folder / "keys").rmdir()
+        add_repository(folder, base, (repo / "metadata" / "1.root.json").read_bytes())
+        listed, motor, arm = await at(base)
+        assert listed.allowed_by[0]["target"] == "manifest.json"
+        assert isinstance(motor, Firmware)
+        assert isinstance(arm, Firmware)
+        (other,) = await at(base, "8")
+        assert other.code == "version-mismatch"
+        # A server that gives another manifest than its owner signed.
+        for path in (repo / "targets").glob("*manifest.json"):
+            path.write_bytes(path.read_bytes().replace(b'"7"', b'"7" '))
+        (other,) = await at(base, cache="empty")
+        assert other.code in ("digest-mismatch", "download-too-large")

@@ -21,7 +21,6 @@ from ota_service.api.load import load_firmware
 from ota_service.building.provision import nvs_from_csv
 from ota_service.building.tables import load_table
 from ota_service.errors import OtaError
-from ota_service.firmware import cache as cache_module
 from ota_service.firmware.cache import Cache, Known
 from ota_service.firmware.download import make_ssl_context
 from ota_service.firmware.files import read_file
@@ -187,13 +186,11 @@ def test_a_file_that_grows_or_does_not_say_its_size_is_read_up_to_the_limit(tmp_
 
 @pytest.mark.parametrize("kind", ["FIFO", "device", "link"])
 def test_what_stands_in_the_cache_in_place_of_a_file_is_taken_away(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path
 ) -> None:
     """It is as good as nothing: neither read nor followed nor waited for."""
     cache = Cache(tmp_path)
-    part = cache.part(None)
-    part.append(APP)
-    sha256 = part.keep()
+    sha256 = cache.keep(APP)
     cache.remember("http://h/a", Known(sha256, "1"))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_bytes(APP)
@@ -213,15 +210,9 @@ def test_what_stands_in_the_cache_in_place_of_a_file_is_taken_away(
     assert not cache.image_path(sha256).exists()
     cache.remember("http://h/a", Known(sha256, "1"))
     assert cache.first("http://h/a", "1") == sha256
-    monkeypatch.setattr(cache_module, "UNLOCKED_PART_S", -1.0)
-    replace(cache.incoming / "old.part")
-    cache.part(None).discard()
-    part = cache.part(None)
-    part.append(APP)
-    name = Path(part._file.name)
-    replace(name)
-    assert part.read() == APP
-    part.discard()
+    replace(cache.image_path(sha256))
+    assert cache.keep(APP) == sha256
+    assert cache.image(sha256) == APP
     assert elsewhere.read_bytes() == APP
 
 

@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any, cast
@@ -30,7 +31,7 @@ from ota_service import load_firmware
 from ota_service.building import repository
 from ota_service.building.tables import load_table
 from ota_service.cli.main import cli
-from ota_service.cli.serve import Downloads, FolderServer
+from ota_service.cli.serve import Server, in_repository
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
 from ota_service.formats.merge import merge
@@ -128,32 +129,29 @@ def test_two_commands_make_a_repository(folder: Path, tmp_path: Path) -> None:
 
 async def test_it_is_served_to_python_tuf(folder: Path, tmp_path: Path) -> None:
     """By `serve`, to the client as it comes; nothing beside metadata and targets is served."""
-    from rich.console import Console
-
     (folder / "notes.txt").write_text("not for others")
     os.mkfifo(folder / "targets" / "fifo")
     with (folder / "targets" / "large").open("wb") as file:
         file.truncate(1 << 40)
-    with Downloads(Console(quiet=True)) as downloads:
-        runner = web.AppRunner(FolderServer(folder, downloads, None).application())
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            base = f"http://127.0.0.1:{runner.addresses[0][1]}/"
-            updater = await asyncio.to_thread(by_python_tuf, folder, tmp_path / "cache", base)
-            found = await asyncio.to_thread(updater.get_targetinfo, "app.bin")
-            assert found is not None
-            await asyncio.to_thread(updater.download_target, found)
-            import aiohttp
+    runner = web.AppRunner(Server(partial(in_repository, folder), lambda _: None).application())
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        base = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+        updater = await asyncio.to_thread(by_python_tuf, folder, tmp_path / "cache", base)
+        found = await asyncio.to_thread(updater.get_targetinfo, "app.bin")
+        assert found is not None
+        await asyncio.to_thread(updater.download_target, found)
+        import aiohttp
 
-            async with aiohttp.ClientSession() as session:
-                for path in ("", "notes.txt", "metadata/%2e%2e/notes.txt", "targets/%00", "targets",
-                             "targets/fifo", "targets/large",
-                             "targets/..%2f..%2frepo-keys/root.pem"):  # fmt: skip
-                    async with session.get(base + path) as answer:
-                        assert answer.status == 404, path
-        finally:
-            await runner.cleanup()
+        async with aiohttp.ClientSession() as session:
+            for path in ("", "notes.txt", "metadata/%2e%2e/notes.txt", "targets/%00", "targets",
+                         "targets/fifo", "targets/large",
+                         "targets/..%2f..%2frepo-keys/root.pem"):  # fmt: skip
+                async with session.get(base + path) as answer:
+                    assert answer.status == 404, path
+    finally:
+        await runner.cleanup()
 
 
 def test_refresh_and_a_next_version(folder: Path, tmp_path: Path) -> None:

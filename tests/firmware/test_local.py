@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -25,8 +26,9 @@ from ota_service.firmware.local import find_file, read_firmware
 from ota_service.firmware.manifest import MAX_BYTES
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.target import Target
-from ota_service.fleet.firmwares import Firmwares, _keep, _read_kept
+from ota_service.fleet.firmwares import Fetched, Firmwares, _keep, _read_kept
 from ota_service.fleet.settings import Settings
+from tests.support.firmware_server import FirmwareServer
 
 ROOT = Path(__file__).parents[2]
 APP = build_app("demo", "1.0", size_bytes=20_000)
@@ -191,6 +193,26 @@ async def test_a_manifest_in_a_manifest_is_not_followed(
     await firmwares.close()
 
 
+async def test_one_target_is_downloaded_once(tmp_path: Path) -> None:
+    """However many boards and looks want it at the same time."""
+    async with FirmwareServer.start() as server:
+        server.put("/app.bin", APP)
+        gate = server.hold("/app.bin")
+        target = Target(server.url("/app.bin"), "1.0")
+        firmwares = firmwares_of(tmp_path, target)
+
+        async def had() -> Fetched:
+            async with firmwares.had(target) as fetched:
+                return fetched
+
+        asking = [asyncio.create_task(had()) for _ in range(5)]
+        await server.wait_requests(1)
+        gate.set()
+        assert len({id(one) for one in await asyncio.gather(*asking)}) == 1
+        assert len(server.requests) == 1
+        await firmwares.close()
+
+
 async def test_the_images_of_a_manifest_are_looked_at_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,7 +283,6 @@ async def test_a_path_is_read_and_read_again_where_it_changed(tmp_path: Path) ->
     assert caught.value.code == "digest-mismatch"
     with pytest.raises(OtaError, match="max_image_bytes"):
         await supply.get(target, max_image_bytes=1024)
-    supply.close()
 
 
 @pytest.mark.slow

@@ -288,12 +288,6 @@ def test_json_is_told_from_images(data: bytes, json_: bool) -> None:
     assert is_json(data) is json_
 
 
-def test_the_schema_in_the_docs_is_the_model_s() -> None:
-    """docs/manifest.schema.json is what docs/generate.py writes."""
-    path = Path(__file__).parents[2] / "docs" / "manifest.schema.json"
-    assert path.read_text(encoding="utf-8") == Manifest.schema_text()
-
-
 def test_the_robot_in_the_docs_is_a_manifest() -> None:
     """Its digests, which are cut short there, apart."""
     page = (Path(__file__).parents[2] / "docs" / "manifests.md").read_text(encoding="utf-8")

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import logging
 import os
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -47,12 +46,9 @@ async def server() -> AsyncIterator[FirmwareServer]:
 
 
 @pytest.fixture
-def supply(tmp_path: Path) -> Iterator[Supply]:
+def supply(tmp_path: Path) -> Supply:
     """A supply with an empty cache, which does not wait long between its attempts."""
-    made = Supply(tmp_path, patience=PATIENCE)
-    yield made
-    made.close()
-    assert not list(tmp_path.rglob("*.part"))
+    return Supply(tmp_path, patience=PATIENCE)
 
 
 def statuses(server: FirmwareServer) -> list[int]:
@@ -153,7 +149,6 @@ async def test_another_digest_is_refused(
     assert error.code == "digest-mismatch"
     assert DIGEST in error.message
     assert list((tmp_path / "firmware/images").iterdir()) == []
-    assert list((tmp_path / "firmware/incoming").iterdir()) == []
 
 
 async def test_what_is_no_app_image_is_refused(supply: Supply, server: FirmwareServer) -> None:
@@ -172,7 +167,7 @@ async def test_too_large_is_refused(
     assert error.code == "download-too-large"
     assert "100,000" in error.message
     assert statuses(server) == [200]
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
@@ -282,7 +277,7 @@ async def test_a_file_that_changed_meanwhile_is_not_joined(
     await refusal(supply, target)
     server.put(PATH, OTHER)
     assert (await supply.get(target)).data == OTHER
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 @pytest.mark.slow
@@ -393,23 +388,18 @@ async def test_several_processes_share_a_cache(server: FirmwareServer, tmp_path:
         out, _ = await process.communicate()
         assert out.decode().strip() == DIGEST
     assert [path.name for path in (tmp_path / "firmware/images").iterdir()] == [f"{DIGEST}.bin"]
-    assert list((tmp_path / "firmware/incoming").iterdir()) == []
 
 
 async def test_what_a_killed_process_left_is_removed(
     supply: Supply, server: FirmwareServer, tmp_path: Path
 ) -> None:
     """But not what another process is still writing."""
-    target = Target(server.url(PATH), "1")
-    await supply.get(target)
-    incoming = tmp_path / "firmware/incoming"
-    dead, alive = incoming / "dead.part", incoming / "alive.part"
+    await supply.get(Target(server.url(PATH), "1"))
+    dead, alive = (tmp_path / "firmware/images" / name for name in (".dead", ".alive"))
     for path in (dead, alive):
         path.write_bytes(b"x")
-        os.utime(path, (1, 1))
-    with alive.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        await supply.get(Target(server.put("/b", OTHER), "1"))
+    os.utime(dead, (1, 1))
+    await supply.get(Target(server.put("/b", OTHER), "1"))
     assert not dead.exists()
     alive.unlink()  # it was still there
 
@@ -421,7 +411,7 @@ async def test_any_file_can_be_fetched_and_is_not_kept(
     server.put("/merged", b"whatever" * 1000)
     server.cut_next("/merged", after_bytes=3000)
     assert await supply.fetch(server.url("/merged")) == b"whatever" * 1000
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert list(tmp_path.rglob("*")) == []
 
 
 async def test_compressed_content_is_refused_in_clear_words(
@@ -486,45 +476,16 @@ async def test_redirects_that_are_not_followed(
     assert words in error.message
 
 
-async def test_one_target_is_downloaded_once(supply: Supply, server: FirmwareServer) -> None:
-    """However many services and runs ask for it at the same time."""
-    gate = server.hold(PATH)
-    target = Target(server.url(PATH), "1")
-    seen: list[int] = []
-    asking = [
-        asyncio.create_task(supply.get(target, progress=lambda done, _: seen.append(done)))
-        for _ in range(5)
-    ]
-    await server.wait_requests(1)
-    gate.set()
-    results = await asyncio.gather(*asking)
-    assert len({id(result) for result in results}) == 1
-    assert len(server.requests) == 1
-    assert seen.count(len(APP)) == 5
-
-
-async def test_a_download_ends_with_the_last_who_waits(
+async def test_a_download_ends_with_who_waits_for_it(
     supply: Supply, server: FirmwareServer, tmp_path: Path
 ) -> None:
-    """One who goes away does not stop the others; the last one does, and leaves nothing."""
-    gate = server.hold(PATH)
-    target = Target(server.url(PATH), "1")
-    first, second = (asyncio.create_task(supply.get(target)) for _ in range(2))
+    """Who goes away leaves nothing."""
+    server.hold(PATH)
+    only = asyncio.create_task(supply.get(Target(server.url(PATH), "1")))
     await server.wait_requests(1)
-    first.cancel()
-    await asyncio.wait([first])
-    gate.set()
-    assert (await second).data == APP
-
-    server.put("/b", OTHER)
-    server.hold("/b")
-    only = asyncio.create_task(supply.get(Target(server.url("/b"), "1")))
-    await server.wait_requests(2)
     only.cancel()
     await asyncio.wait([only])
-    others = [task for task in asyncio.all_tasks() if "_fetch" in repr(task.get_coro())]
-    await asyncio.wait(others, timeout=5) if others else None
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 async def test_the_cache_is_private(supply: Supply, server: FirmwareServer, tmp_path: Path) -> None:

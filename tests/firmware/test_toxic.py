@@ -274,6 +274,5 @@ async def test_a_server_that_drips_has_stalled(tmp_path: Path) -> None:
     async with tcp_server(drip) as port:
         with pytest.raises(OtaError) as caught:
             await supply.get(Target(f"http://127.0.0.1:{port}/x.bin", "1.0"))
-    supply.close()
     assert caught.value.code == "download-stalled"
     assert re.search(r"sent \d+ bytes in \d+ s\.", caught.value.message)

@@ -12,7 +12,7 @@ import pwd
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +128,8 @@ def test_a_second_policy_only_adds(
     assert code(sign(APP, OWN)) == ""
 
 
-def test_a_changed_policy_counts_at_once(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_policy_counts_at_once(host: Path) -> None:
     """Without a restart, also one that is known already; and the status shows what is asked for."""
-    monkeypatch.setattr(trust, "_TICK_NS", -1)
     assert (code(APP), trust.shown()) == ("", None)
     path = add_key(host, public(OWN))
     assert code(APP) == "signature-missing"
@@ -169,31 +168,19 @@ def test_a_file_that_is_replaced_while_it_is_looked_at(
     assert code(sign(APP, OWN)) == "trust-invalid"
 
 
-def test_a_second_change_in_the_same_moment_counts(
-    host: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A disk's clock ticks in milliseconds, and keys on one curve have one size."""
-    path = add_key(host, public(OWN))
-    stamp = trust._stamp(host, trust.HOST_OWNERS)
-    monkeypatch.setattr(trust, "_stamp", lambda *_: stamp)
-    assert code(sign(APP, OWN)) == ""
-    path.write_bytes(public(FOREIGN))
-    assert code(sign(APP, OWN)) == "signature-untrusted"
-
-
 async def test_a_status_reads_no_file_in_the_event_loop(
     host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A policy may have a hundred; what the status shows of it is of the last second."""
     add_key(host, public(OWN))
     monkeypatch.setattr("ota_service.fleet.engine.POLL_S", 0.01)
-    asked, stamp = set(), trust._stamp
+    asked, files = set(), trust._files
 
     def noted(*arguments: Any) -> Any:
         asked.add(threading.current_thread() is threading.main_thread())
-        return stamp(*arguments)
+        return files(*arguments)
 
-    monkeypatch.setattr(trust, "_stamp", noted)
+    monkeypatch.setattr(trust, "_files", noted)
     target = Target("http://127.0.0.1:9/x.bin", "1")
     settings = Settings("OTA", target, boards=(), auto_update=False, state_dir=tmp_path / "state",
                         cache_dir=tmp_path / "cache")  # fmt: skip
@@ -331,11 +318,9 @@ def serve(server: FirmwareServer, made: TufRepository, **options: Any) -> str:
 
 
 @pytest.fixture
-def supply(tmp_path: Path) -> Iterator[Supply]:
+def supply(tmp_path: Path) -> Supply:
     """A supply that does not wait long between its attempts."""
-    made = Supply(tmp_path / "cache", patience=Patience(delays_s=(0.01, 0.01)))
-    yield made
-    made.close()
+    return Supply(tmp_path / "cache", patience=Patience(delays_s=(0.01, 0.01)))
 
 
 @pytest.mark.slow

@@ -72,6 +72,8 @@ async def test_a_server_that_comes_back_is_found(
                 later = Target(server.url("/later.bin"), "1.2.0")
                 service = await FleetService.open(dataclasses.replace(wanted, target=later))
                 await until(service, lambda s: s["run"]["outcome"] == "failed")
+                # What is told of the run's end stands before the next look.
+                await server.wait_requests(len(server.requests) + 1)
                 lines = len(caplog.records)
                 # Looked for, again and again, without a run or a line in the log.
                 await server.wait_requests(len(server.requests) + 3)

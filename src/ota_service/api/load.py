@@ -46,19 +46,16 @@ async def load_firmware(
     host does not take it (`signature-untrusted`, ..: docs/trust.md).
     """
     supply = Supply(cache_dir or default_cache_dir())
-    try:
-        if not is_url(source):
-            path = await asyncio.to_thread(Path(source).absolute)
-            asked, grants = await supply.granted(str(path))
-            check = partial(check_firmware, sha256=sha256, policies=asked, grants=grants)
-            firmware = check(await asyncio.to_thread(_read, path))
-            return replace(firmware, source=str(path)) if grants else firmware
-        target = Target(str(source), "", sha256.lower() if sha256 else None)
-        firmware = await supply.get(target, ca_file=str(ca_file) if ca_file else None)
-        from_there = any(one.repositories is not None for one in firmware.asked)
-        return replace(firmware, source=target.url) if from_there else firmware
-    finally:
-        supply.close()
+    if not is_url(source):
+        path = await asyncio.to_thread(Path(source).absolute)
+        asked, grants = await supply.granted(str(path))
+        check = partial(check_firmware, sha256=sha256, policies=asked, grants=grants)
+        firmware = check(await asyncio.to_thread(_read, path))
+        return replace(firmware, source=str(path)) if grants else firmware
+    target = Target(str(source), "", sha256.lower() if sha256 else None)
+    firmware = await supply.get(target, ca_file=str(ca_file) if ca_file else None)
+    from_there = any(one.repositories is not None for one in firmware.asked)
+    return replace(firmware, source=target.url) if from_there else firmware
 
 
 def _read(path: Path) -> bytes:
@@ -85,11 +82,6 @@ def stock(source: Firmware | Path | str, version: str | None, sha256: str | None
         firmware = check_firmware(data, sha256=sha256, policies=())
     version = version or firmware.image.descriptor.version
     cache = Cache(cache_dir)
-    part = cache.part(len(firmware.file))
-    try:
-        part.append(firmware.file)
-        digest = part.keep()
-    finally:
-        part.discard()
+    digest = cache.keep(firmware.file)
     cache.remember(url, Known(digest, version))
     return Target(url, version, digest)

@@ -45,8 +45,8 @@ def app_image(
     """
     esptool_setup.install()
     program = _read(elf)
-    chip = chip or _chip_of(elf, program)
     fitting = candidates(elf)
+    chip = chip or _only(elf, fitting)
     if chip in CHIPS and chip not in fitting and (fitting or not _same_machine(elf, chip)):
         raise OtaError(
             "wrong-chip",
@@ -124,8 +124,7 @@ def _unusable(message: str) -> OtaError:
     return OtaError("not-an-image", message, remedy=_REMEDY)
 
 
-def _chip_of(elf: bytes, program: Any) -> str:
-    found = candidates(elf)
+def _only(elf: bytes, found: list[str]) -> str:
     if len(found) == 1:
         return found[0]
     raise OtaError(

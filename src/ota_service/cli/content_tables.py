@@ -224,29 +224,7 @@ _LOCKS = {
 def on_board(port: str, found: Inspection) -> Group:
     """Everything on a board, one block below the other."""
     told = board_report(found)
-    chip, running, offset = told["chip"], told.get("running"), told.get("table_offset")
-    flash = size(chip["flash_bytes"]) if chip["flash_bytes"] is not None else "unknown size"
-    runs = version = elsewhere = None
-    if running is not None:
-        app = f"{running.get('project', '')} {running.get('app_version', '')}".strip()
-        how = _EVIDENCE[running["evidence"]]
-        runs = f"{running['slot']}: {app or 'no app descriptor'} ({how})"
-    if "version" in told:
-        version = f"{told['version'] or 'none'} (VIAM_NS/OTA_VERSION in NVS)"
-    if offset not in (None, TABLE_OFFSET):
-        elsewhere = f"at {offset:#x}, not at {TABLE_OFFSET:#x}"
-    about = {
-        "port": port,
-        "chip": f"{chip['name']} {chip['revision']}, {flash} of flash",
-        "MAC": told["mac"],
-        "security": ", ".join(words for lock, words in _LOCKS.items() if chip[lock]),
-        "trusted keys": ", ".join(chip.get("trusted_keys", ())),
-        "revoked keys": ", ".join(chip.get("revoked_keys", ())),
-        "running": runs,
-        "version": version,
-        "table": elsewhere,
-    }
-    blocks: list[RenderableType] = [facts(about, indent=0)]
+    blocks: list[RenderableType] = [facts({"port": port, **_about_board(told)}, indent=0)]
     if found.table is not None:
         apps = {app["offset"]: app for app in told["apps"]}
         rows = [
@@ -265,6 +243,31 @@ def on_board(port: str, found: Inspection) -> Group:
         line = Text.assemble(("It cannot be updated: ", "bold red"), line_of(problem))
         blocks += [Text(""), line]
     return Group(*blocks)
+
+
+def _about_board(told: Report) -> dict[str, str | None]:
+    """What there is to say of a board in a line each."""
+    chip, running, offset = told["chip"], told.get("running"), told.get("table_offset")
+    flash = size(chip["flash_bytes"]) if chip["flash_bytes"] is not None else "unknown size"
+    runs = version = elsewhere = None
+    if running is not None:
+        app = f"{running.get('project', '')} {running.get('app_version', '')}".strip()
+        how = _EVIDENCE[running["evidence"]]
+        runs = f"{running['slot']}: {app or 'no app descriptor'} ({how})"
+    if "version" in told:
+        version = f"{told['version'] or 'none'} (VIAM_NS/OTA_VERSION in NVS)"
+    if offset not in (None, TABLE_OFFSET):
+        elsewhere = f"at {offset:#x}, not at {TABLE_OFFSET:#x}"
+    return {
+        "chip": f"{chip['name']} {chip['revision']}, {flash} of flash",
+        "MAC": told["mac"],
+        "security": ", ".join(words for lock, words in _LOCKS.items() if chip[lock]),
+        "trusted keys": ", ".join(chip.get("trusted_keys", ())),
+        "revoked keys": ", ".join(chip.get("revoked_keys", ())),
+        "running": runs,
+        "version": version,
+        "table": elsewhere,
+    }
 
 
 # --- what was made

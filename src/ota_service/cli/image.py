@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 import click
@@ -14,7 +13,7 @@ from ota_service.cli.contents import app, report
 from ota_service.cli.output import files, json_option, out, print_json, size
 from ota_service.client.remedies import own_words
 from ota_service.errors import OtaError
-from ota_service.firmware.files import FIRMWARE_BYTES, read_file
+from ota_service.firmware.files import FIRMWARE_BYTES, read_file, write_file
 from ota_service.formats.bootloader import parse_bootloader
 from ota_service.formats.chips import CHIP_BY_ID
 from ota_service.formats.image import parse_app_image
@@ -279,15 +278,6 @@ def _nvs(file: Path, table: PartitionTable) -> dict[str, bytes]:
 def _write(output: Path, data: bytes, *, secret: bool) -> None:
     """The file appears whole, or not at all; readable by its owner only where it has keys."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        if not secret:
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(name, 0o666 & ~mask)
-        os.replace(name, output)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    mask = os.umask(0)
+    os.umask(mask)
+    write_file(output, data, mode=0o600 if secret else 0o666 & ~mask)

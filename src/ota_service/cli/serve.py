@@ -15,14 +15,15 @@ import hashlib
 import hmac
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 import click
 from aiohttp import BasicAuth, web
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from ota_service.cli.output import files, on_stop, out
@@ -30,7 +31,7 @@ from ota_service.client.addresses import listen
 from ota_service.errors import OtaError
 from ota_service.firmware.files import FIRMWARE_BYTES, read_file
 from ota_service.firmware.manifest import FILE_NAME, Manifest, is_json, parse_manifest
-from ota_service.formats.image import AppImage, parse_app_image
+from ota_service.formats.image import parse_app_image
 from ota_service.formats.merge import describe_app
 from ota_service.formats.text import field_text
 
@@ -56,41 +57,50 @@ def serve(file: Path, host: str, port: int, auth: str | None) -> None:
     auth = auth or None
     if auth is not None and ":" not in auth:
         raise click.BadParameter("it has the form USER:PASSWORD", param_hint="--auth")
+    say = partial(_say, out())
     with files():
-        served: Served | Manifest | None = None
         if file.is_dir() and (file / FILE_NAME).is_file():
             file /= FILE_NAME
-        if not file.is_dir():
-            listed = is_json(read_file(file, FIRMWARE_BYTES))
-            served = load_manifest(file) if listed else load(file)
-        elif not (file / "metadata").is_dir():
-            words = (f"{file} holds neither a {FILE_NAME} nor a repository; `esp32-ota manifest "
-                     "new` and `esp32-ota repo init` make them.")  # fmt: skip
-            raise click.BadParameter(words, param_hint="FILE")
-        asyncio.run(_serve(file, served, host, port, auth))
+        look: Look
+        if file.is_dir():
+            if not (file / "metadata").is_dir():
+                words = (f"{file} holds neither a {FILE_NAME} nor a repository; `esp32-ota "
+                         "manifest new` and `esp32-ota repo init` make them.")  # fmt: skip
+                raise click.BadParameter(words, param_hint="FILE")
+            look, what = partial(in_repository, file), None
+        elif is_json(read_file(file, FIRMWARE_BYTES)):
+            made = load_manifest(file)
+            look = partial(in_manifest, file)
+            what = _Introduced(f"a manifest of {', '.join(made.images)}", made.version)
+        else:
+            look = build = Build(file, say)
+            what = _Introduced(f"{build.about}, {len(build.content.data):,} bytes", build.version)
+        asyncio.run(_serve(file, what, Server(look, say, auth), host, port))
+
+
+@dataclass(frozen=True)
+class _Introduced:
+    """A firmware, in words, and its version."""
+
+    about: str
+    version: str
 
 
 async def _serve(
-    file: Path, served: Served | Manifest | None, host: str, port: int, auth: str | None
+    file: Path, what: _Introduced | None, server: Server, host: str, port: int
 ) -> None:
     console = out()
     stop = asyncio.Event()
-    with on_stop(stop.set), Downloads(console) as downloads:
-        server: _Server = (
-            FileServer(file, served, downloads, auth)
-            if isinstance(served, Served)
-            else FolderServer(file, downloads, auth)
-            if served is None
-            else ManifestServer(file, downloads, auth)
-        )
+    with on_stop(stop.set):
         runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
+            login = "://" if server.auth is None else f"://{_LOGIN}@"
+            path = "/" if what is None else "/" + quote(file.name)
             places = await listen(runner, host, port)
-            login = f"://{_LOGIN}@" if auth else "://"
-            urls = [place.replace("://", login) + server.url_path for place in places]
-            if served is not None:
-                _introduce(console, file, served, urls, auth is not None)
+            urls = [place.replace("://", login) + path for place in places]
+            if what is not None:
+                _introduce(console, file, what, urls, server.auth is not None)
             else:
                 words = f"The repository {file}; its firmwares are at targets/NAME below:"
                 console.print(words, soft_wrap=True)
@@ -102,25 +112,28 @@ async def _serve(
 
 
 def _introduce(
-    console: Console, file: Path, served: Served | Manifest, urls: list[str], auth: bool
+    console: Console, file: Path, what: _Introduced, urls: list[str], auth: bool
 ) -> None:
-    if isinstance(served, Served):
-        image = served.image
-        about = f"{describe_app(image)}, for {image.chip}, {len(served.data):,} bytes"
-    else:
-        about = f"a manifest of {', '.join(served.images)}"
-    console.print(f"{file.name}: {about}", soft_wrap=True)
+    console.print(f"{file.name}: {what.about}", soft_wrap=True)
     console.print(Text(urls[0], style="bold"), soft_wrap=True)
     if len(urls) > 1:
         others = ", ".join(urls[1:])
         console.print(f"This machine has further addresses: {others}", soft_wrap=True)
     console.print("To configure:")
-    attributes = {"url": urls[0], "version": served.version or "1"}
+    attributes = {"url": urls[0], "version": what.version or "1"}
     for line in json.dumps(attributes, indent=2, ensure_ascii=False).splitlines():
         console.print(line, soft_wrap=True)
     if auth:
         console.print(f"Put the user and password that you gave in place of {_LOGIN}.")
     console.print("Stop with Ctrl-C.")
+
+
+def _say(console: Console, text: str) -> None:
+    """One line with the time of day."""
+    console.print(f"{time.strftime('%H:%M:%S')} {text}", soft_wrap=True)
+
+
+# --- what is served
 
 
 @dataclass(frozen=True)
@@ -132,16 +145,77 @@ class Content:
     changed_s: float
 
 
-@dataclass(frozen=True)
-class Served(Content):
-    """The App Image as it is served: checked."""
+Say = Callable[[str], None]
+Look = Callable[[str], Content | None]
+"""What is at a request's path by now, None where nothing is; called in a thread. Raises OtaError,
+OSError, ValueError where it cannot be had."""
 
-    image: AppImage
+
+def content_of(path: Path) -> Content:
+    """A file as it is now. Raises OtaError, OSError."""
+    changed_s = path.stat().st_mtime
+    data = read_file(path, FIRMWARE_BYTES)
+    return Content(data, hashlib.sha256(data).hexdigest()[:32], changed_s)
+
+
+class Build:
+    """An App Image, of which the newest build that is whole is served: it may still be being
+    written. Raises OtaError for any other file, OSError."""
+
+    def __init__(self, path: Path, say: Say) -> None:
+        self._path = path
+        self._say = say
+        self._take(content_of(path))
+
+    def __call__(self, path: str) -> Content | None:
+        """A `Look`."""
+        if path != "/" + self._path.name:
+            return None
+        name, before = self._path.name, self.content.etag
+        try:
+            if self._path.stat().st_mtime != self._seen_s:
+                self._take(content_of(self._path))
+        except (OtaError, OSError) as error:
+            why = error.message if isinstance(error, OtaError) else error.strerror or str(error)
+            self._say(f"{name} has changed and cannot be served: {why} The old one stays.")
+        if self.content.etag != before:
+            self._say(
+                f"{name} has changed: now {describe_app(self._image)}. Configure "
+                f'"version": {json.dumps(self.version, ensure_ascii=False)} to have it installed.'
+            )
+        return self.content
+
+    def _take(self, content: Content) -> None:
+        self._seen_s = content.changed_s
+        self._image = parse_app_image(content.data)
+        self.content = content
 
     @property
     def version(self) -> str:
         """The version of the app descriptor."""
-        return self.image.descriptor.version
+        return self._image.descriptor.version
+
+    @property
+    def about(self) -> str:
+        """The app in words."""
+        return f"{describe_app(self._image)}, for {self._image.chip}"
+
+
+def in_repository(folder: Path, path: str) -> Content | None:
+    """A `Look` at a repository: its metadata and its targets, and nothing beside them."""
+    folder = folder.resolve()
+    place = (folder / path.lstrip("/")).resolve()
+    inside = any(place.is_relative_to(folder / part) for part in ("metadata", "targets"))
+    return content_of(place) if inside else None
+
+
+def in_manifest(file: Path, path: str) -> Content | None:
+    """A `Look` at a manifest and the images that it names by now, and at nothing beside them."""
+    folder = file.parent.resolve()
+    place = (folder / path.lstrip("/")).resolve()
+    made = parse_manifest(read_file(file, FIRMWARE_BYTES))
+    named = {_below(folder, image.url) for image in made.images.values()}
+    return content_of(place) if place in {file.resolve(), *named} else None
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -150,7 +224,9 @@ def load_manifest(path: Path) -> Manifest:
     for name, image in made.images.items():
         place = _below(path.parent, image.url)
         if place is not None:
-            found = hashlib.sha256(load(place).data).hexdigest()
+            data = read_file(place, FIRMWARE_BYTES)
+            parse_app_image(data)
+            found = hashlib.sha256(data).hexdigest()
             if found != image.sha256:
                 text = f"images.{name}.sha256: {place} is another file, with {found}."
                 raise OtaError("manifest-invalid", text)
@@ -166,20 +242,12 @@ def _below(folder: Path, url: str) -> Path | None:
     return place if place.is_relative_to(folder) else None
 
 
-def load(path: Path) -> Served:
-    """The App Image in a file. Raises OtaError for anything else, OSError."""
-    changed_s = path.stat().st_mtime
-    data = read_file(path, FIRMWARE_BYTES)
-    image = parse_app_image(data)
-    return Served(data, hashlib.sha256(data).hexdigest()[:32], changed_s, image)
-
-
 # --- who downloads what
 
 
 @dataclass(slots=True)
 class Transfer:
-    """One answer: who got how much of it. begin: the first byte's offset. bar: on a terminal."""
+    """One answer: who got how much of it. begin: the first byte's offset."""
 
     client: str
     agent: str
@@ -187,61 +255,6 @@ class Transfer:
     sent_bytes: int = 0
     total_bytes: int = 0
     started_s: float = field(default_factory=time.monotonic)
-    bar: TaskID | None = None
-
-
-class Downloads:
-    """Who downloads what: a bar each on a terminal, a line at begin and end elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._tasks: dict[int, TaskID] = {}
-        self._bars = (
-            Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=24),
-                DownloadColumn(),
-                TextColumn("{task.percentage:>3.0f} %"),
-                console=console,
-                transient=True,
-            )
-            if console.is_terminal
-            else None
-        )
-
-    def __enter__(self) -> Downloads:
-        if self._bars is not None:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-
-    def say(self, text: str) -> None:
-        """One line with the time of day."""
-        moment = time.strftime("%H:%M:%S")
-        self._console.print(f"{moment} {text}", soft_wrap=True)
-
-    def begin(self, transfer: Transfer) -> None:
-        """Bytes are on their way."""
-        if self._bars is not None:
-            transfer.bar = self._bars.add_task(transfer.client, total=transfer.total_bytes)
-        else:
-            self.say(f"{transfer.client} begins: {transfer.total_bytes:,} bytes")
-
-    def sent(self, transfer: Transfer, size_bytes: int) -> None:
-        """So many more."""
-        transfer.sent_bytes += size_bytes
-        if self._bars is not None and transfer.bar is not None:
-            self._bars.update(transfer.bar, completed=transfer.sent_bytes)
-
-    def end(self, transfer: Transfer, status: int | None) -> None:
-        """status: as answered; None: broken off."""
-        if self._bars is not None and transfer.bar is not None:
-            self._bars.remove_task(transfer.bar)
-        who = transfer.client + (f" ({transfer.agent})" if transfer.agent else "")
-        self.say(f"{who} {_ended(transfer, status)}")
 
 
 def _ended(transfer: Transfer, status: int | None) -> str:
@@ -267,22 +280,16 @@ def _ended(transfer: Transfer, status: int | None) -> str:
 # --- the server
 
 
-class _Server:
-    """What serves has in common. auth: "user:password" to ask for, or None."""
+class Server:
+    """Answers requests by a `look`, and says who downloads what.
 
-    def __init__(self, path: Path, downloads: Downloads, auth: str | None) -> None:
-        self.path = path
-        self._downloads = downloads
-        self._auth = auth
+    auth: "user:password" to ask for, or None.
+    """
 
-    @property
-    def url_path(self) -> str:
-        """The path of what is served."""
-        return "/" + quote(self.path.name)
-
-    async def content(self, path: str) -> Content | str:
-        """What is at a request's path, or why nothing."""
-        raise NotImplementedError
+    def __init__(self, look: Look, say: Say, auth: str | None = None) -> None:
+        self.auth = auth
+        self._look = look
+        self._say = say
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -298,7 +305,8 @@ class _Server:
             response = await self._answer(request, transfer)
             status = response.status
         finally:
-            self._downloads.end(transfer, status)
+            who = transfer.client + (f" ({transfer.agent})" if transfer.agent else "")
+            self._say(f"{who} {_ended(transfer, status)}")
         return response
 
     async def _answer(self, request: web.Request, transfer: Transfer) -> web.StreamResponse:
@@ -307,15 +315,17 @@ class _Server:
             return web.Response(status=401, text="user and password are needed\n", headers=headers)
         if request.method not in ("GET", "HEAD"):
             return web.Response(status=405, text="only GET\n", headers={"Allow": "GET, HEAD"})
-        found = await self.content(request.path)
-        if isinstance(found, str):
-            return web.Response(status=404, text=f"{found}\n")
+        found = None
+        with contextlib.suppress(OSError, ValueError, OtaError):
+            found = await asyncio.to_thread(self._look, request.path)
+        if found is None:
+            return web.Response(status=404, text="there is no such file\n")
         return await self._send(request, found, transfer)
 
     def _allowed(self, request: web.Request) -> bool:
-        if self._auth is None:
+        if self.auth is None:
             return True
-        user, _, password = self._auth.partition(":")
+        user, _, password = self.auth.partition(":")
         wanted = BasicAuth(user, password, "utf-8").encode()
         given = request.headers.get("Authorization", "")
         return hmac.compare_digest(given.encode("utf-8", "replace"), wanted.encode())
@@ -350,96 +360,10 @@ class _Server:
         if request.method == "HEAD":
             return response
         transfer.begin, transfer.total_bytes = begin, end - begin
-        self._downloads.begin(transfer)
+        self._say(f"{transfer.client} begins: {transfer.total_bytes:,} bytes")
         for at in range(begin, end, CHUNK_BYTES):
             chunk = served.data[at : min(at + CHUNK_BYTES, end)]
             await response.write(chunk)
-            self._downloads.sent(transfer, len(chunk))
+            transfer.sent_bytes += len(chunk)
         await response.write_eof()
         return response
-
-
-class FileServer(_Server):
-    """The handler of one file."""
-
-    def __init__(
-        self, path: Path, served: Served, downloads: Downloads, auth: str | None = None
-    ) -> None:
-        super().__init__(path, downloads, auth)
-        self.served = served
-        self._seen_s = served.changed_s
-
-    async def content(self, path: str) -> Content | str:
-        """The newest build that is whole."""
-        if path != "/" + self.path.name:
-            return f"the firmware is at {self.url_path}"
-        await asyncio.to_thread(self._look)
-        return self.served
-
-    def _look(self) -> None:
-        """Take up a new build, but only a whole one: it may still be being written."""
-        name, say = self.path.name, self._downloads.say
-        try:
-            changed_s = self.path.stat().st_mtime
-            if changed_s == self._seen_s:
-                return
-            self._seen_s = changed_s
-            served = load(self.path)
-        except (OtaError, OSError) as error:
-            why = error.message if isinstance(error, OtaError) else error.strerror or str(error)
-            say(f"{name} has changed and cannot be served: {why} The old one stays.")
-            return
-        if served.etag != self.served.etag:
-            self.served = served
-            say(
-                f"{name} has changed: now {describe_app(served.image)}. Configure "
-                f'"version": {json.dumps(served.version, ensure_ascii=False)} to have it installed.'
-            )
-
-
-class FolderServer(_Server):
-    """The handler of a repository: its metadata and its targets, and nothing beside them."""
-
-    @property
-    def url_path(self) -> str:
-        """The repository's base."""
-        return "/"
-
-    async def content(self, path: str) -> Content | str:
-        """The file as it is now."""
-        return await asyncio.to_thread(self._read, path) or "there is no such file"
-
-    @property
-    def _folder(self) -> Path:
-        return self.path.resolve()
-
-    def _serves(self, place: Path) -> bool:
-        return any(place.is_relative_to(self._folder / part) for part in ("metadata", "targets"))
-
-    def _read(self, path: str) -> Content | None:
-        try:
-            place = (self._folder / path.lstrip("/")).resolve()
-            if not self._serves(place):
-                return None
-            data, changed_s = read_file(place, FIRMWARE_BYTES), place.stat().st_mtime
-        except (OSError, ValueError, OtaError):
-            return None
-        return Content(data, hashlib.sha256(data).hexdigest()[:32], changed_s)
-
-
-class ManifestServer(FolderServer):
-    """The handler of a manifest: it and the images that it names by now."""
-
-    @property
-    def url_path(self) -> str:
-        """The manifest itself."""
-        return "/" + quote(self.path.name)
-
-    @property
-    def _folder(self) -> Path:
-        return self.path.parent.resolve()
-
-    def _serves(self, place: Path) -> bool:
-        made = parse_manifest(read_file(self.path, FIRMWARE_BYTES))
-        images = {_below(self._folder, image.url) for image in made.images.values()}
-        return place in images or place == self._folder / self.path.name

@@ -7,7 +7,6 @@ import asyncio
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +21,7 @@ from ota_service.firmware.files import read_file, write_file
 from ota_service.firmware.supply import Supply
 from ota_service.firmware.urls import check_url, is_path
 from ota_service.formats.signature import public_key_digest
+from ota_service.module.folders import default_cache_dir
 
 
 @click.group()
@@ -142,10 +142,9 @@ def _found(source: str, url: str | None, ca_file: str | None) -> tuple[bytes, st
         base = _base(policy.place_of(source))  # what opens the door comes with the configuration
         path = parts.path.removesuffix("/") + "/metadata/1.root.json"
         place = parts._replace(path=path, fragment="").geturl()
-        with tempfile.TemporaryDirectory() as folder:
-            supply = Supply(Path(folder), trusting=True)
-            fetch = supply.fetch(place, ca_file=ca_file, max_bytes=policy.MAX_FILE_BYTES)
-            return asyncio.run(fetch), base
+        supply = Supply(default_cache_dir(), trusting=True)
+        fetch = supply.fetch(place, ca_file=ca_file, max_bytes=policy.MAX_FILE_BYTES)
+        return asyncio.run(fetch), base
     if os.path.isdir(source):
         root = Path(source, "metadata", "1.root.json")
         return read_file(root, policy.MAX_FILE_BYTES), _base(os.path.abspath(source))

@@ -114,7 +114,6 @@ class Bench:
     def close(self) -> None:
         """Remove everything."""
         self._files.clear()
-        self._supply.close()
         self._folder.cleanup()
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 
     CACHE_DIR/firmware/images/<sha256>.bin     whole files
     CACHE_DIR/firmware/urls/<name>.json        what the url gave: digest, version, validators
-    CACHE_DIR/firmware/incoming/<random>.part  downloads in progress
 
 Several processes may use it at once: files appear under their names whole, by rename. No name
 and no content holds a url. Nothing here has to last.
@@ -13,12 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,11 +24,11 @@ from pathlib import Path
 
 from ota_service.errors import OtaError
 from ota_service.firmware import trust
-from ota_service.firmware.files import read_file
+from ota_service.firmware.files import read_file, write_file
 
 MAX_CACHE_BYTES = 256 << 20
-# A part belongs to whoever holds its lock; it may take this long to take it.
-UNLOCKED_PART_S = 60.0
+# What is older and has no name yet was left by a process that was killed while it wrote.
+UNNAMED_S = 3600.0
 # How many urls are remembered, and how many versions of each.
 MAX_URLS = 1000
 MAX_VERSIONS = 50
@@ -54,58 +51,6 @@ class Known:
     first: dict[str, str] = field(default_factory=dict)
 
 
-class Part:
-    """A file in the making: bytes are appended, counted and digested; at the end it is kept."""
-
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
-        self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed by `discard`
-            dir=cache.incoming, suffix=".part", delete=False
-        )
-        # The lock ends with the process, so a part without it belongs to nobody any more.
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._digest = hashlib.sha256()
-        self.size_bytes = 0
-
-    def append(self, data: bytes) -> None:
-        """Add `data` at the end."""
-        with self._cache.explained():
-            self._file.write(data)
-        self._digest.update(data)
-        self.size_bytes += len(data)
-
-    def restart(self) -> None:
-        """Forget everything that was added."""
-        with self._cache.explained():
-            self._file.seek(0)
-            self._file.truncate()
-        self._digest = hashlib.sha256()
-        self.size_bytes = 0
-
-    def read(self) -> bytes:
-        """Everything that was added."""
-        with self._cache.explained():
-            self._file.seek(0)
-            return self._file.read(self.size_bytes)
-
-    def keep(self) -> str:
-        """Make it an image of the cache; returns its SHA-256."""
-        sha256 = self._digest.hexdigest()
-        with self._cache.explained():
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            os.replace(self._file.name, self._cache.image_path(sha256))
-        return sha256
-
-    def discard(self) -> None:
-        """Remove what is left of it; does nothing after `keep`."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._file.name)
-
-
 class Cache:
     """The cache of one folder. Raises OtaError disk-full, file-access where it cannot write, and
     config-invalid for a folder that it may not have."""
@@ -115,25 +60,10 @@ class Cache:
         self.root = cache_dir / "firmware"
         self.images = self.root / "images"
         self.urls = self.root / "urls"
-        self.incoming = self.root / "incoming"
-
-    def part(self, expected_bytes: int | None) -> Part:
-        """A new file in the making, where the disk has room for it."""
-        self._make_folders()
-        with self.explained():
-            self._remove_stale_parts()
-        self.require_room(expected_bytes or 0)
-        with self.explained():
-            return Part(self)
-
-    def _make_folders(self) -> None:
-        with self.explained():
-            for folder in (self.root, self.images, self.urls, self.incoming):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def require_room(self, size_bytes: int) -> None:
         """Raise OtaError disk-full where `size_bytes` more do not fit."""
-        with self.explained():
+        with self._writing():
             free_bytes = shutil.disk_usage(self.root).free
         if free_bytes < size_bytes + SPARE_BYTES:
             raise OtaError(
@@ -141,6 +71,14 @@ class Cache:
                 f"The firmware has {size_bytes:,} bytes, and the disk of {self.root} has "
                 f"{free_bytes:,} bytes left.",
             )
+
+    def keep(self, data: bytes) -> str:
+        """Make a file one of the cache's; returns its SHA-256."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        self.require_room(len(data))
+        with self._writing():
+            write_file(self.image_path(sha256), data)
+        return sha256
 
     def image_path(self, sha256: str) -> Path:
         """Where the file with this digest is or will be."""
@@ -185,18 +123,16 @@ class Cache:
         first = dict(before.first) if before is not None else {}
         first.setdefault(known.version, known.sha256)
         known = replace(known, first=dict(list(first.items())[-MAX_VERSIONS:]))
-        self._make_folders()
-        with self.explained():
-            fd, name = tempfile.mkstemp(dir=self.incoming, suffix=".part")
-            with os.fdopen(fd, "w") as file:
-                json.dump(asdict(known), file)
-            os.replace(name, self._url_path(url))
+        with self._writing():
+            write_file(self._url_path(url), json.dumps(asdict(known)).encode())
         self._shrink(keep=known.sha256)
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Turn a disk's errors into ours."""
+    def _writing(self) -> Iterator[None]:
+        """The folders are there, and a disk's errors are ours."""
         try:
+            for folder in (self.root, self.images, self.urls):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -211,19 +147,12 @@ class Cache:
     def _url_path(self, url: str) -> Path:
         return self.urls / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
 
-    def _remove_stale_parts(self) -> None:
-        """Remove what processes left behind that were killed."""
-        for path in self.incoming.glob("*.part"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime < UNLOCKED_PART_S:
-                    continue
-                # Without waiting, whatever somebody may have put there.
-                with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-
     def _shrink(self, *, keep: str) -> None:
         """Remove the images that were used longest ago, until the rest fits."""
+        for path in (*self.images.glob(".*"), *self.urls.glob(".*")):
+            if 0.0 < _changed_s(path) < time.time() - UNNAMED_S:
+                with contextlib.suppress(OSError):
+                    path.unlink()
         records = sorted(self.urls.glob("*.json"), key=_changed_s)
         for path in records[:-MAX_URLS]:
             with contextlib.suppress(OSError):

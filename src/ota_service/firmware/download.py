@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One file over http or https into a `Part`: redirects, limits, resumption, errors in our words.
+"""One file over http or https into memory: redirects, limits, resumption, errors in our words.
 
 Sources: RFC 9110 (validators, ranges, redirects), RFC 7617 (Basic authentication in UTF-8).
 """
@@ -26,7 +26,7 @@ from yarl import URL
 
 from ota_service.errors import OtaError
 from ota_service.firmware import secrets
-from ota_service.firmware.cache import Cache, Known, Part
+from ota_service.firmware.cache import Cache, Known
 from ota_service.firmware.explain import explained
 from ota_service.firmware.failures import GaveUp, NotThere, Transient, is_retried
 from ota_service.firmware.files import TEXT_BYTES, read_file
@@ -68,20 +68,21 @@ class Patience:
 class Download:
     """A download across its attempts.
 
+    cache: what must have room for the file; None: it is kept nowhere.
     headers: sent to the url's own server, and to no other.
-    part: what has arrived; None before the first answer, and where the cached file is still
-    current (`unchanged`). etag, last_modified: the validators of what has arrived.
+    arrived: the file so far; nothing where the cached one is still current (`unchanged`).
+    etag, last_modified: the validators of what has arrived.
     open_ended: the server never said where the file ends, so nothing but the file itself can
     tell whether it is whole. gave_up: it ended by a failure that may pass.
     """
 
     url: str = field(repr=False)
-    cache: Cache = field(repr=False)
+    cache: Cache | None = field(repr=False)
     max_bytes: int
     progress: Progress = field(repr=False)
     known: Known | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    part: Part | None = field(default=None, repr=False)
+    arrived: bytearray = field(default_factory=bytearray, repr=False)
     unchanged: bool = False
     etag: str | None = None
     last_modified: str | None = None
@@ -95,16 +96,6 @@ class Download:
     def shown(self) -> str:
         """The url without its secrets."""
         return redact_url(self.url)
-
-    @property
-    def size_bytes(self) -> int:
-        """How much of the file is there."""
-        return self.part.size_bytes if self.part is not None else 0
-
-    def discard(self) -> None:
-        """Remove what has arrived."""
-        if self.part is not None:
-            self.part.discard()
 
     async def attempt(self, context: ssl.SSLContext, patience: Patience) -> None:
         """Try once; go on where an earlier attempt ended, if the server can.
@@ -168,8 +159,8 @@ class Download:
         # A weak validator must not join two parts (RFC 9110, section 13.1.5).
         weak = self.etag is None or self.etag.startswith("W/")
         validator = self.last_modified if weak else self.etag
-        if self.part is not None and self.part.size_bytes and validator:
-            headers["Range"] = f"bytes={self.part.size_bytes}-"
+        if self.arrived and validator:
+            headers["Range"] = f"bytes={len(self.arrived)}-"
             headers["If-Range"] = validator
         elif self.known is not None:
             if self.known.etag:
@@ -198,7 +189,7 @@ class Download:
         if answer.status == HTTPStatus.NOT_MODIFIED and self.known is not None:
             self.unchanged = True
             return
-        if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and self.part is not None:
+        if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and self.arrived:
             raise self._truncated(forget=True)
         if answer.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
             raise self._refused(answer)
@@ -216,28 +207,26 @@ class Download:
     async def _receive(
         self, content: aiohttp.StreamReader, total_bytes: int | None, window_s: float
     ) -> None:
-        part = self.part
-        assert part is not None
-        self.progress(part.size_bytes, total_bytes)
-        began_s, began_bytes = time.monotonic(), part.size_bytes
+        arrived = self.arrived
+        self.progress(len(arrived), total_bytes)
+        began_s, began_bytes = time.monotonic(), len(arrived)
         async for chunk in content.iter_chunked(CHUNK_BYTES):
-            if part.size_bytes + len(chunk) > self.max_bytes:
+            if len(arrived) + len(chunk) > self.max_bytes:
                 raise self._too_large(None)
-            part.append(chunk)
-            self.progress(part.size_bytes, total_bytes)
+            arrived += chunk
+            self.progress(len(arrived), total_bytes)
             spent_s = time.monotonic() - began_s
             if spent_s >= window_s:
-                brought = part.size_bytes - began_bytes
+                brought = len(arrived) - began_bytes
                 if brought < MIN_BYTES_PER_S * spent_s:
                     words = f"The server of {self.shown} sent {brought:,} bytes in {spent_s:.0f} s."
                     raise Transient(OtaError("download-stalled", words))
-                began_s, began_bytes = time.monotonic(), part.size_bytes
-        if total_bytes is not None and part.size_bytes != total_bytes:
+                began_s, began_bytes = time.monotonic(), len(arrived)
+        if total_bytes is not None and len(arrived) != total_bytes:
             raise self._truncated()
 
     def _begin(self, answer: aiohttp.ClientResponse) -> int | None:
         """Make ready for the body; returns the whole file's size where the server says it."""
-        length = answer.content_length
         partial = answer.status == HTTPStatus.PARTIAL_CONTENT
         match = re.fullmatch(
             r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)", answer.headers.get("Content-Range", "")
@@ -245,13 +234,9 @@ class Download:
         if partial and match and match[1] == "0" and int(match[2]) + 1 == _number(match[3]):
             partial = False  # the whole file, whatever it is called
         if partial:
-            if self.part is None or match is None or int(match[1]) != self.part.size_bytes:
-                raise self._truncated(forget=True)
-            total = _number(match[3])
-            if total is None and length is not None:
-                total = self.part.size_bytes + length
+            total = self._continued(match, answer.content_length)
         else:
-            total = length
+            total = answer.content_length
             chunked = answer.headers.get("Transfer-Encoding", "").lower() == "chunked"
             self.open_ended = total is None and not chunked
             self.etag = answer.headers.get("ETag")
@@ -259,11 +244,17 @@ class Download:
         if total is not None and total > self.max_bytes:
             raise self._too_large(total)
         if not partial:
-            if self.part is None:
-                self.part = self.cache.part(total)
-            else:
-                self.part.restart()
+            self.arrived.clear()
+            if self.cache is not None:
+                self.cache.require_room(total or 0)
         return total
+
+    def _continued(self, match: re.Match[str] | None, length: int | None) -> int | None:
+        """The whole file's size, as the rest of it says: its Content-Range, and its length."""
+        if not self.arrived or match is None or int(match[1]) != len(self.arrived):
+            raise self._truncated(forget=True)
+        total = _number(match[3])
+        return total if total is not None or length is None else len(self.arrived) + length
 
     def _refused(self, answer: aiohttp.ClientResponse) -> Exception:
         status = answer.status
@@ -295,9 +286,10 @@ class Download:
 
     def _truncated(self, *, forget: bool = False) -> Transient:
         """It ended too early. forget: what has arrived is of no use."""
-        if forget and self.part is not None:
-            self.part.restart()
-        words = f"The download from {self.shown} ended after {self.size_bytes:,} bytes, too early."
+        if forget:
+            self.arrived.clear()
+        size_bytes = len(self.arrived)
+        words = f"The download from {self.shown} ended after {size_bytes:,} bytes, too early."
         return Transient(OtaError("download-truncated", words))
 
 
@@ -431,16 +423,16 @@ async def run_attempts(
     """
     patience = patience or Patience()
     vain = 0
-    furthest_bytes = download.size_bytes
+    furthest_bytes = len(download.arrived)
     while True:
         try:
             await download.attempt(context, patience)
             return
         except Transient as failure:
             error, remedy = failure.error, failure.error.remedy
-            further = download.size_bytes >= furthest_bytes + PROGRESS_BYTES
+            further = len(download.arrived) >= furthest_bytes + PROGRESS_BYTES
             if further and error.code != "download-stalled":
-                vain, furthest_bytes = 0, download.size_bytes
+                vain, furthest_bytes = 0, len(download.arrived)
             in_vain = vain >= len(patience.delays_s)
             if in_vain or failure.after_s > patience.retry_after_s:
                 download.gave_up = True

@@ -248,13 +248,6 @@ class Manifest(Strict):
         return (json.dumps(shown, indent=2, ensure_ascii=False) + "\n").encode()
 
     @classmethod
-    def schema_text(cls) -> str:
-        """Its JSON Schema, for editors and validators."""
-        schema = {"$schema": "https://json-schema.org/draft/2020-12/schema",
-                  **cls.model_json_schema()}  # fmt: skip
-        return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
-
-    @classmethod
     def checked(cls, found: Any) -> Self:
         """From what JSON held. Raises OtaError `manifest-invalid`, naming the paths in the file."""
         try:

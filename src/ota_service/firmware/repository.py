@@ -344,7 +344,7 @@ class _Client:
         return Grant(
             folder=self.policy.folder, repository=self.repository.url, path=self.path,
             url=self._address(found["hashes"], folder), size_bytes=found["size_bytes"],
-            hashes=found["hashes"], version=said, project=_text(custom.get("project")),
+            hashes=found["hashes"], project=_text(custom.get("project")),
             chip=_text(custom.get("chip")), metadata=found.get("metadata", {}),
             expires=found.get("expires"),
         )  # fmt: skip

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,20 +39,9 @@ _MENDED = frozenset({"signature-missing", "signature-invalid", "signature-untrus
 """What this host's policy refuses a file for, and its owner may be about to publish aright: file
 and metadata do not appear at once."""
 
-_Key = tuple[str, str | None, int]
 _Got = Firmware | ManifestFile
 _Check = Callable[..., _Got]
 """`check_file` with what this host asks of the file, and what is known of it."""
-
-
-@dataclass
-class _Shared:
-    """One fetch that any number of callers wait for, each with its own view of the progress."""
-
-    task: asyncio.Task[Firmware]
-    asked: tuple[trust.Policy, ...]
-    watchers: list[Progress] = field(default_factory=list)
-    last: tuple[int, int | None] | None = None
 
 
 class Supply:
@@ -73,7 +62,6 @@ class Supply:
         self._trusting = trusting
         self._cache = Cache(cache_dir)
         self._patience = patience
-        self._shared: dict[_Key, _Shared] = {}
         self._unfinished: dict[str, Download] = {}
         self._stamps: dict[str, Stamp] = {}
         self._told = ""  # why attempts fail just now: once, however long it lasts
@@ -84,55 +72,34 @@ class Supply:
         *,
         ca_file: str | None = None,
         max_image_bytes: int = 16_777_216,
-        progress: Callable[[int, int | None], None] | None = None,
+        progress: Progress | None = None,
     ) -> Firmware:
         """The checked firmware of `target`.
 
         A target with a digest whose file is in the cache needs no network. Otherwise the server
         is asked whether the file changed; where it cannot be reached, what the same url gave
-        for the same version is used. Calls for one target at the same time share a download,
-        which ends when nobody waits for it any more.
+        for the same version is used.
         progress: called with the bytes that have arrived and the file's size, if known.
         The firmware's `changed_from` says where the url gave another file under this version
         before. Raises OtaError, blame "firmware" or "host"; no message holds a secret. Raises
         `IsManifest` with the manifest where the file is one, of this version.
         """
-        key = (target.key, ca_file, max_image_bytes)
-        asked = await self._policies()
-        shared = self._shared.get(key)
-        if shared is None or shared.task.done() or shared.asked != asked:
-            shared = self._begin(key, target, ca_file, max_image_bytes, asked)
-        # Each call has an entry of its own, also where two have the same function.
-        watcher: Progress = _quiet if progress is None else lambda *at: progress(*at)
-        shared.watchers.append(watcher)
-        if shared.last is not None:
-            watcher(*shared.last)
+        asked, grants = await self.granted(
+            target.url, target.version, ca_file=ca_file, headers=target.headers
+        )
+        report = progress or _quiet
         try:
-            return await asyncio.shield(shared.task)
-        finally:
-            shared.watchers.remove(watcher)
-            if not shared.watchers and not shared.task.done():
-                shared.task.cancel()
-                if self._shared.get(key) is shared:
-                    del self._shared[key]
-
-    def _begin(
-        self, key: _Key, target: Target, ca_file: str | None, max_image_bytes: int,
-        asked: tuple[trust.Policy, ...],
-    ) -> _Shared:  # fmt: skip
-        def report(done_bytes: int, total_bytes: int | None) -> None:
-            shared.last = (done_bytes, total_bytes)
-            for watcher in list(shared.watchers):
-                watcher(done_bytes, total_bytes)
-
-        def forget(_: asyncio.Task[Firmware]) -> None:
-            if self._shared.get(key) is shared:
-                del self._shared[key]
-
-        task = asyncio.create_task(self._fetch(target, ca_file, max_image_bytes, report))
-        shared = self._shared[key] = _Shared(task, asked)
-        task.add_done_callback(forget)
-        return shared
+            got = await self._allowed(target, ca_file, max_image_bytes, report, asked, grants)
+        except OtaError as error:
+            if asked and error.code in _MENDED and not isinstance(error, GaveUp):
+                raise NotThere(error.code, error.message, remedy=error.remedy) from None
+            raise
+        first = await asyncio.to_thread(self._cache.first, target.url, target.version)
+        changed = first if first not in (None, got.sha256) else None
+        if isinstance(got, ManifestFile):
+            place = await asyncio.to_thread(place_of, target.url)
+            raise IsManifest(replace(got, changed_from=changed, place=place), target.shown_url)
+        return replace(got, changed_from=changed)
 
     async def fetch(
         self,
@@ -151,13 +118,9 @@ class Supply:
         from ota_service.firmware.download import Download
 
         sent = await asyncio.to_thread(read_headers, headers)
-        download = Download(url, self._cache, max_bytes, progress or _quiet, headers=sent)
-        try:
-            await self._attempts(download, context)
-            assert download.part is not None
-            return await asyncio.to_thread(download.part.read)
-        finally:
-            download.discard()
+        download = Download(url, None, max_bytes, progress or _quiet, headers=sent)
+        await self._attempts(download, context)
+        return bytes(download.arrived)
 
     async def granted(
         self, url: str, version: str = "", *, ca_file: str | None = None, headers: Headers = ()
@@ -190,25 +153,6 @@ class Supply:
             return await self._policies() != asked
         except OtaError:  # whoever gets the file anew is told
             return True
-
-    async def _fetch(
-        self, target: Target, ca_file: str | None, max_image_bytes: int, report: Progress
-    ) -> Firmware:
-        asked, grants = await self.granted(
-            target.url, target.version, ca_file=ca_file, headers=target.headers
-        )
-        try:
-            got = await self._allowed(target, ca_file, max_image_bytes, report, asked, grants)
-        except OtaError as error:
-            if asked and error.code in _MENDED and not isinstance(error, GaveUp):
-                raise NotThere(error.code, error.message, remedy=error.remedy) from None
-            raise
-        first = await asyncio.to_thread(self._cache.first, target.url, target.version)
-        changed = first if first not in (None, got.sha256) else None
-        if isinstance(got, ManifestFile):
-            place = await asyncio.to_thread(place_of, target.url)
-            raise IsManifest(replace(got, changed_from=changed, place=place), target.shown_url)
-        return replace(got, changed_from=changed)
 
     async def still_good(
         self, target: Target, file: bytes, *, ca_file: str | None = None, checked: bool = True
@@ -278,25 +222,15 @@ class Supply:
         """Go on with what an earlier call had to give up, if the server can tell its end."""
         before = self._unfinished.pop(download.url, None)
         if before is not None:
-            download.part = before.part
+            download.arrived = before.arrived
             download.etag, download.last_modified = before.etag, before.last_modified
 
     def _put_away(self, download: Download) -> None:
-        """Keep what arrived where a later call may go on with it, else remove it."""
-        if download.part is None:
-            return
-        resumable = download.gave_up and (download.etag or download.last_modified)
-        if resumable and download.size_bytes:
+        """Keep what arrived where a later call may go on with it."""
+        if download.gave_up and download.arrived and (download.etag or download.last_modified):
             self._unfinished[download.url] = download
             while len(self._unfinished) > MAX_UNFINISHED:
-                self._unfinished.pop(next(iter(self._unfinished))).discard()
-        else:
-            download.discard()
-
-    def close(self) -> None:
-        """Remove what unfinished downloads left; call it when nothing is fetched any more."""
-        while self._unfinished:
-            self._unfinished.popitem()[1].discard()
+                del self._unfinished[next(iter(self._unfinished))]
 
     async def _download(
         self, download: Download, context: ssl.SSLContext, target: Target, check: _Check
@@ -340,8 +274,7 @@ class Supply:
         return await asyncio.to_thread(check, data, sha256=sha256)
 
     def _check_and_keep(self, download: Download, target: Target, check: _Check) -> _Got:
-        assert download.part is not None
-        data = download.part.read()
+        data = bytes(download.arrived)
         try:
             firmware = check(data, sha256=target.sha256)
         except OtaError as error:
@@ -354,8 +287,7 @@ class Supply:
                     f"long the file is: {error.message}",
                 ) from None
             raise
-        sha256 = download.part.keep()
-        self._remember(target, sha256, download)
+        self._remember(target, self._cache.keep(data), download)
         return firmware
 
     def _remember(self, target: Target, sha256: str, download: Download) -> None:

@@ -17,12 +17,11 @@ import json
 import os
 import pwd
 import stat
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ota_service.errors import OtaError
@@ -48,17 +47,14 @@ _MAX_FILES = 100
 """Of a folder: each is looked at for each firmware, and for the status."""
 _LISTINGS = 5
 """As often is a folder listed in which files are just being replaced."""
-_TICK_NS = 2_000_000_000
-"""Within so much, two changes may have one time: what has just changed is read again."""
 WARNED_DAYS = 14
 _HASHES = frozenset({"sha256", "sha384", "sha512", "sha3_256", "sha3_384", "sha3_512", "blake2b"})
 
 Part = tuple[str, Sequence[SignatureBlock | None] | None]
 """An image, as the beginning of a sentence, and its signature blocks; None for data, which has
 none."""
-Requirement = Literal["secure-boot-v2", "repository"]
-_Stamp = tuple[tuple[str, int, int, int, int, int], ...]
-"""Of each file and folder: path, inode, size, changes of contents and of the rest, mode."""
+REQUIREMENTS = (("secure-boot-v2", KEYS), ("repository", REPOSITORIES))
+"""As the status names what is required, and what in a policy's folder asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +84,8 @@ class Grant:
     """What signed metadata says of one file.
 
     folder: of the policy that asked for it. repository: its base. path: the target's. url: where
-    to get it, user info and query included. hashes: name of the algorithm -> hex. version,
-    project, chip: what the owner bound it to. metadata: role -> version; empty where it was
+    to get it, user info and query included. hashes: name of the algorithm -> hex. project,
+    chip: what the owner signed it as. metadata: role -> version; empty where it was
     allowed before and the metadata of now could not be had. expires: when the first of it does,
     in ISO 8601.
     """
@@ -100,7 +96,6 @@ class Grant:
     url: str = field(repr=False)
     size_bytes: int
     hashes: Mapping[str, str]
-    version: str | None = None
     project: str | None = None
     chip: str | None = None
     metadata: Mapping[str, int] = field(default_factory=dict)
@@ -143,16 +138,13 @@ class Grant:
 # --- what the host asks for
 
 
-_known: dict[Path, tuple[_Stamp, Policy]] = {}
-
-
 def policies(environment: Mapping[str, str] = os.environ) -> tuple[Policy, ...]:
     """All that must pass, as they are now; () where there is none. Raises `trust-invalid`, also for
     a folder of the host that asks for nothing: what was meant stands elsewhere.
 
     Blocks for as long as it takes to look at a few files.
     """
-    found = [_policy(folder, stamp) for folder, stamp in _stamps(environment)]
+    found = [_policy(folder, _files(folder, owners)) for folder, owners in folders(environment)]
     asking = tuple(p for p in found if p.keys is not None or p.repositories is not None)
     if any(one.folder == HOST and one not in asking for one in found):
         raise _invalid(f"{HOST} holds neither {KEYS} nor {REPOSITORIES}, so it asks for nothing.")
@@ -160,13 +152,12 @@ def policies(environment: Mapping[str, str] = os.environ) -> tuple[Policy, ...]:
 
 
 def shown(environment: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
-    """As in the status; None where nothing is required. Reads what has changed only."""
-    kinds: tuple[tuple[Requirement, str], ...] = (("secure-boot-v2", KEYS),
-                                                  ("repository", REPOSITORIES))  # fmt: skip
-    requires: list[Requirement] = []
+    """As in the status; None where nothing is required. Blocks as `policies` does."""
+    requires: list[str] = []
     try:
-        paths = {name for _, stamp in _stamps(environment) for name, *_ in stamp[1:]}
-        requires = [kind for kind, name in kinds if name in paths]
+        found = {folder: _files(folder, owners) for folder, owners in folders(environment)}
+        requires = [kind for kind, name in REQUIREMENTS
+                    if any(folder / name in files for folder, files in found.items())]  # fmt: skip
         policies(environment)
     except OtaError as error:
         return {"requires": requires, "error": error.to_dict()}
@@ -267,12 +258,8 @@ def _searchable(folder: Path) -> bool:
     return True
 
 
-def _stamps(environment: Mapping[str, str]) -> list[tuple[Path, _Stamp]]:
-    return [(folder, _stamp(folder, owners)) for folder, owners in folders(environment)]
-
-
-def _stamp(folder: Path, owners: frozenset[int], listings: int = _LISTINGS) -> _Stamp:
-    """What must change when the policy does; whose it is was looked at."""
+def _files(folder: Path, owners: frozenset[int], listings: int = _LISTINGS) -> list[Path]:
+    """What is in a policy's folder, and in its folder of keys; whose each is was looked at."""
     if not folder.is_absolute():
         raise _invalid(f"{ADDED} is {folder}, which is no whole path.")
     listed = False
@@ -280,21 +267,17 @@ def _stamp(folder: Path, owners: frozenset[int], listings: int = _LISTINGS) -> _
         if folder == HOST:
             for parent in folder.parents:
                 _require_owned(parent, os.lstat(parent), owners, sticky=True)
-        names = [folder, *_listed(folder)]
-        if folder / KEYS in names:
-            names += _listed(folder / KEYS)
-        stamp, listed = [], True
-        for path in names:
-            found = os.lstat(path)
-            _require_owned(path, found, owners)
-            name = str(path.relative_to(folder))
-            stamp.append((name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns,
-                          found.st_mode))  # fmt: skip
+        found = _listed(folder)
+        if folder / KEYS in found:
+            found += _listed(folder / KEYS)
+        listed = True
+        for path in (folder, *found):
+            _require_owned(path, os.lstat(path), owners)
     except OSError as error:
         if listed and listings > 1 and isinstance(error, FileNotFoundError):
-            return _stamp(folder, owners, listings - 1)  # it was just replaced
+            return _files(folder, owners, listings - 1)  # it was just replaced
         raise _invalid(f"{error.filename or folder} cannot be read: {error.strerror}.") from None
-    return tuple(stamp)
+    return found
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -316,26 +299,15 @@ def _require_owned(
         raise _invalid(f"Others than its owner may write to {path} (chmod go-w {path}).")
 
 
-def _policy(folder: Path, stamp: _Stamp) -> Policy:
-    before = _known.get(folder)
-    if before is not None and before[0] == stamp:
-        return before[1]
-    names = [name for name, *_ in stamp]
-    try:
-        keys = _keys(folder / KEYS) if KEYS in names else None
-    except OSError as error:  # it was changed since it was listed
-        raise _invalid(f"{error.filename or folder} cannot be read: {error.strerror}.") from None
-    made = Policy(folder, keys, _repositories(folder) if REPOSITORIES in names else None)
-    newest_ns = max(max(mtime_ns, ctime_ns) for *_, mtime_ns, ctime_ns, _ in stamp)
-    if abs(time.time_ns() - newest_ns) > _TICK_NS:
-        _known[folder] = stamp, made
-    return made
+def _policy(folder: Path, files: list[Path]) -> Policy:
+    keys = _keys(folder / KEYS, files) if folder / KEYS in files else None
+    return Policy(folder, keys, _repositories(folder) if folder / REPOSITORIES in files else None)
 
 
-def _keys(folder: Path) -> dict[bytes, str]:
+def _keys(folder: Path, files: list[Path]) -> dict[bytes, str]:
     keys = {}
-    for path in _listed(folder):
-        if path.suffix == ".pem":
+    for path in files:
+        if path.parent == folder and path.suffix == ".pem":
             try:
                 keys[public_key_digest(read(path))] = path.name
             except ValueError as error:

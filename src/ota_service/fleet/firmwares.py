@@ -287,12 +287,11 @@ class Firmwares:
             shelf.task.cancel()
 
     async def close(self) -> None:
-        """End every fetch, and remove what unfinished ones left."""
+        """End every fetch."""
         tasks = [shelf.task for shelf in self._shelves.values() if shelf.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._supply.close()
 
     # --- inside
 

@@ -14,8 +14,8 @@ MUTANTS = (
     Mutant(
         "a file of just the largest size is too large",
         "firmware/download.py",
-        "if part.size_bytes + len(chunk) > self.max_bytes:",
-        "if part.size_bytes + len(chunk) >= self.max_bytes:",
+        "if len(arrived) + len(chunk) > self.max_bytes:",
+        "if len(arrived) + len(chunk) >= self.max_bytes:",
         SUPPLY,
     ),
     Mutant(

@@ -39,13 +39,6 @@ MUTANTS = (
         f"{TRUST}::test_a_policy_that_is_not_root_s_own",
     ),
     Mutant(
-        "a changed policy is not read again",
-        "firmware/trust.py",
-        "if before is not None and before[0] == stamp:",
-        "if before is not None:",
-        f"{TRUST}::test_a_changed_policy_counts_at_once",
-    ),
-    Mutant(
         "what comes from no repository passes",
         "firmware/trust.py",
         "            if grant is None:\n                raise not_from_there(policy)\n",
@@ -163,13 +156,6 @@ MUTANTS = (
         "recent = not by_metadata or age_s <= LOOK_AGAIN_S",
         "recent = not by_metadata or age_s > LOOK_AGAIN_S",
         f"{TRUST}::test_what_was_taken_back_is_not_written_from_the_shelf",
-    ),
-    Mutant(
-        "a second change of the policy in the same moment is not read",
-        "firmware/trust.py",
-        "if abs(time.time_ns() - newest_ns) > _TICK_NS:",
-        "if abs(time.time_ns() - newest_ns) > 0:",
-        f"{TRUST}::test_a_second_change_in_the_same_moment_counts",
     ),
     Mutant(
         "what was fetched before the policy is written",
