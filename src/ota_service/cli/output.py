@@ -125,8 +125,7 @@ def print_line(value: Any) -> None:
 
 
 def _escaped(found: re.Match[str]) -> str:
-    units = found[0].encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{high:02x}{low:02x}" for high, low in zip(*[iter(units)] * 2, strict=True))
+    return json.dumps(found[0])[1:-1]
 
 
 def _hidden(value: Any) -> Any:
@@ -151,14 +150,21 @@ def files() -> Iterator[None]:
 
 
 @contextmanager
-def on_stop(stop: Callable[[], object]) -> Iterator[None]:
-    """In the event loop: what Ctrl-C and SIGTERM do for the length of a block."""
-    loop = asyncio.get_running_loop()
+def on_stop(stop: Callable[[], object]) -> Iterator[asyncio.Event]:
+    """In the event loop: what the first Ctrl-C or SIGTERM does in the length of a block; gives what
+    is set then."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     signals = (signal.SIGINT, signal.SIGTERM)
+
+    def once() -> None:
+        if not stopped.is_set():
+            stopped.set()
+            stop()
+
     for number in signals:
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, once)
     try:
-        yield
+        yield stopped
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
