@@ -171,6 +171,15 @@ def test_without_a_port_nobody_guesses(call: Call, monkeypatch: pytest.MonkeyPat
     assert (asked.code, asked.out) == (1, "")
     assert "Roll back 24:0a:c4:00:00:00? [y/N]" in asked.err
     assert asked.err.endswith("Error: Stopped. [cancelled]\n")
+
+    def plugged_in(question: str, **_: object) -> None:
+        assert question == "Roll back 24:0a:c4:00:00:00?"
+        ports.append(natives[1])
+
+    monkeypatch.setattr("click.confirm", plugged_in)
+    asked = call("rollback", "--all")
+    assert (asked.code, "24:0a:c4:00:00:00  " in asked.out) == (1, True), asked
+    assert "24:0a:c4:00:00:01" not in asked.out + asked.err  # nobody agreed to that one
     twice = call("version", "/dev/nowhere1", "/dev/../dev/nowhere1")
     assert twice.code == 1
     assert "/dev/nowhere1 and /dev/../dev/nowhere1 are one and the same port." in twice.err
@@ -476,19 +485,15 @@ def test_what_cannot_be_meant_is_wrong_usage(tmp_path: Path) -> None:
         assert "Traceback" not in done.err
 
 
-@pytest.mark.slow
 def test_a_file_that_is_no_app_image_is_refused_first(call: Call, tmp_path: Path) -> None:
-    """One line with the remedy and the code; the board is never opened."""
+    """One line with the remedy and the code, whatever is at the port."""
     junk = tmp_path / "junk.bin"
     junk.write_bytes(b"\x00" * 5000)
-    with SimProcess(tmp_path / "boards", [SimBoard("guide")]) as sim:
-        board = sim.boards[0]
-        done = call("update", board.url, "--file", str(junk))
-        assert (done.code, done.out) == (1, "")
-        assert done.err.startswith("Error: ")
-        assert done.err.strip().endswith("[not-an-image]")
-        assert len(done.err.splitlines()) == 1
-        assert board.control.counters().get("opened", 0) == 0
+    done = call("update", "/dev/ttyUSB77", "--file", str(junk))
+    assert (done.code, done.out) == (1, "")
+    (error,) = done.err.splitlines()
+    assert error.startswith("Error: ")
+    assert error.endswith("[not-an-image]")
 
 
 @pytest.mark.slow

@@ -193,22 +193,25 @@ def _made(name: str) -> click.Command:
         known = given.keys() & Options.__annotations__.keys()
         options = {key: one for key in known if (one := given.pop(key)) is not None}
         firmware, more = _firmware(verb.firmware, **given)
-        if asked:
-            rescue = {"rescue": asked["confirm"]} if "confirm" in asked else {}
-            more |= {key: asked[key] for key in ("force", "override") if key in asked} | rescue
+        more |= asked or {}
+        if "confirm" in more:
+            more["rescue"] = more.pop("confirm")
+        _quiet_logs()
+        find: Callable[[Reply], Reply] = partial(meant, all_boards=all_boards, probe=probe)
+        if not (boards or yes) and sys.stdin.isatty():
+            told = asyncio.run(attached(find, options.get("state_dir")))
+            click.confirm(f"Roll back {', '.join(told)}?", abort=True, err=True)
+            more["boards"] = list(told)  # and none that has come since
+            find = partial(_those, told)
         ask = "plan" if dry_run else {"rollback": "roll_back"}.get(name, name)
         calls = _Call(
             name,
             boards,
             lambda engine: getattr(engine, ask)(*firmware, probe=probe, **more),
-            partial(meant, all_boards=all_boards, probe=probe),
+            find,
             reads="plan" if dry_run else "boards" if name in LOOKS else "",
             as_json=as_json,
         )
-        _quiet_logs()
-        if not (boards or yes) and sys.stdin.isatty():
-            found = asyncio.run(attached(calls.find, options.get("state_dir")))
-            click.confirm(f"Roll back {', '.join(found)}?", abort=True, err=True)
         try:
             reply = asyncio.run(_run(calls, options))
         except OtaError as error:
@@ -224,6 +227,14 @@ def _made(name: str) -> click.Command:
     call.__doc__ = f"{verb.does}\n{verb.more}{WHICH}\n    \b\n{lines}\n"
     options = (boards_here, *verb.options, baud_option, reset_option, state_dir_option, json_option)
     return click.command(name)(reduce(lambda made, option: option(made), reversed(options), call))
+
+
+def _those(names: Mapping[str, str], status: Reply) -> Reply:
+    """Boards that were agreed to. Raises click.UsageError where one has gone."""
+    there = {name: board for name, board in status["boards"].items() if name in names}
+    if len(there) < len(names):
+        raise click.UsageError(f"{', '.join(names.keys() - there.keys())} is no longer attached.")
+    return there
 
 
 def _firmware(
@@ -278,19 +289,15 @@ async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
                 if name != board["port"]:
                     console.print(Text(f"{name} is at {board['port']}."), soft_wrap=True)
         order = call.order(engine)
-        stopped = False
 
         def stop() -> None:
-            nonlocal stopped
-            if not stopped:
-                stopped = True
-                every = "the board" if len(order.boards) == 1 else "every board"
-                words = "This is finished first: it" if call.reads else "Stopping where that"
-                console.print(f"{words} leaves {every} bootable...")
-                stop_asking(options.get("reset"))
-                order.cancel()
+            every = "the board" if len(order.boards) == 1 else "every board"
+            words = "This is finished first: it" if call.reads else "Stopping where that"
+            console.print(f"{words} leaves {every} bootable...")
+            stop_asking(options.get("reset"))
+            order.cancel()
 
-        with on_stop(stop), Live(console, names, transient=True) as live:
+        with on_stop(stop) as stopped, Live(console, names, transient=True) as live:
             noted: set[str] = set()
             async for status in order:
                 for name, board in order.boards.items():
@@ -300,7 +307,7 @@ async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
                 if console.is_terminal or call.reads != "boards":
                     live.show(status)
         report = await order
-        return _reply(call, console, engine.status(), report, stopped=stopped)
+        return _reply(call, console, engine.status(), report, stopped=stopped.is_set())
 
 
 def _reply(call: _Call, console: Console, status: Reply, report: Report, *, stopped: bool) -> Reply:
