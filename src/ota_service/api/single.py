@@ -148,8 +148,8 @@ async def _only(order: Order, on_progress: OnProgress | None) -> BoardReport:
 
 
 @dataclass(eq=False)
-class _Hooks(session.Hooks):
-    """For a look: nothing is known beforehand, nothing is kept."""
+class _Hooks:
+    """Implements `session.Hooks` for a look: nothing is known beforehand, nothing is kept."""
 
     told: OnProgress
     stopped: bool = False
@@ -166,6 +166,14 @@ class _Hooks(session.Hooks):
 
     def stopping(self) -> bool:
         return False
+
+    def inspected(self, found: Inspection) -> None: ...
+
+    def planned(self, made: Plan) -> None: ...
+
+    def progress(self, bytes_done: int, bytes_total: int) -> None: ...
+
+    def restarting(self, reason: str) -> None: ...
 
 
 async def _look(
