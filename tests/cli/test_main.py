@@ -72,12 +72,22 @@ def test_a_slip_is_wrong_usage_that_names_what_is_near(given: list[str], words: 
     assert words in done.err
 
 
-def test_a_device_of_another_kind_is_no_port() -> None:
-    """/dev/null is open in half of all processes, none of which is to be closed."""
-    done = here("inspect", "/dev/null")
-    assert done.code == 1
-    assert done.err.startswith("Error: /dev/null is not a serial port. ")
-    assert done.err.endswith("[port-missing]\n")
+@pytest.mark.parametrize(
+    ("port", "words"),
+    [
+        ("/dev/null", "is not a serial port. "),
+        (__file__, "is not a serial port. "),
+        ("/dev/ttyUSB77", "does not exist. "),
+    ],
+)
+def test_what_is_no_port_is_told_in_one_line(port: str, words: str) -> None:
+    """With the remedy, and before anything is said to be restarted. /dev/null is open in half of
+    all processes, none of which is to be closed."""
+    done = here("inspect", port)
+    assert (done.code, done.out) == (1, "")
+    (error,) = done.err.splitlines()
+    assert f"{port} {words}" in error
+    assert error.endswith("[port-missing]")
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
