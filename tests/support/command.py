@@ -167,15 +167,8 @@ def on_terminal(
         os.close(ours)
 
 
-def command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end, which is to be with `code`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ota_service.cli.main", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
+def command(*arguments: str, code: int = 0) -> Done:
+    """Run it in this process to its end, which is to be with `code`."""
+    done = here(*arguments)
+    assert done.code == code, done.out + done.err
     return done
