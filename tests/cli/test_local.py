@@ -17,6 +17,8 @@ from esp32_sim.images import Behaviour, build_app
 from esp32_sim.layouts import LAYOUTS
 from esp32_sim.process import SimBoard, SimProcess
 from ota_service.errors import OtaError
+from ota_service.firmware import download
+from ota_service.firmware.download import Patience
 from ota_service.fleet import roster
 from ota_service.fleet.journal import Journal
 from ota_service.fleet.memory import Memory
@@ -487,6 +489,7 @@ def test_what_never_began_is_told_as_not_updated(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A url that nobody serves, and a cache that cannot be: one line each, and what to do."""
+    monkeypatch.setattr(download, "Patience", lambda: Patience(delays_s=(0.01,)))
     with SimProcess(tmp_path / "boards", [SimBoard("guide")]) as sim:
         url = sim.boards[0].url
         done = call("update", url, "--url", "http://127.0.0.1:9/a.bin", "--version", "2")
