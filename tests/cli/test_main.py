@@ -24,10 +24,10 @@ from tests.support.command import here
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "ota_service.cli.main", *arguments],
+        [sys.executable, "-m", "ota_service.cli.main"],
         cwd=ROOT / "src",
         env=env,
         capture_output=True,
@@ -191,9 +191,9 @@ def test_a_dashboard_on_a_port_in_use_is_told_in_one_line() -> None:
     """With what to do, and a code of the table."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run("dashboard", "--address", "127.0.0.1:9", "--port", str(port))
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+        done = here("dashboard", "--address", "127.0.0.1:9", "--port", str(port))
+    assert done.code == 1
+    (line,) = done.err.splitlines()
     assert line.startswith(f"Error: Port {port} of 127.0.0.1 cannot be listened at (")
     assert line.endswith("[address-in-use]")
 
