@@ -68,11 +68,24 @@ def inspect(
     alone = len(ports) == 1 and not all_boards
     if alone and problems:
         raise problems.popitem()[1]
+    _tell(ports, seen, problems, as_json=as_json, alone=alone)
+    if problems:
+        raise SystemExit(1)
+
+
+def _tell(
+    ports: Mapping[str, str],
+    seen: Mapping[str, Inspection],
+    problems: Mapping[str, OtaError],
+    *,
+    as_json: bool,
+    alone: bool,
+) -> None:
     if as_json:
         told = {name: board_report(found) for name, found in seen.items()}
         told |= {name: {"error": own_words(one.to_dict())} for name, one in problems.items()}
-        boards_told = {name: {"port": shown(port), **told[name]} for name, port in ports.items()}
-        print_json(boards_told.popitem()[1] if alone else {"boards": boards_told})
+        boards = {name: {"port": shown(port), **told[name]} for name, port in ports.items()}
+        print_json(boards.popitem()[1] if alone else {"boards": boards})
     else:
         for number, (name, found) in enumerate(seen.items()):
             if number:
@@ -80,8 +93,6 @@ def inspect(
             out().print(on_board(shown(ports[name]), found))
     for problem in problems.values():
         say(f"Error: {line_of(problem)}", err=True)
-    if problems:
-        raise SystemExit(1)
 
 
 async def _look(

@@ -93,14 +93,14 @@ _START = (
 
 @dataclass(frozen=True, slots=True)
 class _Verb:
-    """One row. does: its line, and what follows in its help. examples: its arguments. options: what
-    it has beyond those of all; firmware: it is about one, and what is to be given of it."""
+    """One row. does: its line, and what follows in its help. examples: its arguments. firmware: it
+    is about one, and what is to be given of it. options: what else it has beyond those of all."""
 
     does: str
     more: str
     examples: tuple[str, ...]
-    options: tuple[Callable[[Command], Command], ...]
     firmware: str = ""
+    options: tuple[Callable[[Command], Command], ...] = ()
 
 
 _VERBS = {
@@ -122,8 +122,8 @@ _VERBS = {
             "/dev/ttyUSB0 --url http://10.0.0.5/app.bin --version 1.2.3",
             "--all --file release/manifest.json",
         ),
-        (*_FIRMWARE, asked_options, dry_run_option, *_START),
         "url and version",
+        (asked_options, dry_run_option, *_START),
     ),
     "stage": _Verb(
         "Write a firmware into boards' spare slots, for `activate`. Restarts them.",
@@ -132,7 +132,6 @@ _VERBS = {
     usually the firmware before, is overwritten, which is told. Ctrl-C stops it.
 """,
         ("/dev/ttyUSB0 --file build/app.bin", "--all --file build/app.bin"),
-        _FIRMWARE,
         "url and version",
     ),
     "activate": _Verb(
@@ -143,14 +142,13 @@ _VERBS = {
     is left as it is (`not-staged`, `stage-stale`).
 """,
         ("/dev/ttyUSB0", "--all"),
-        (*_FIRMWARE, *_START),
         "optional",
+        _START,
     ),
     "version": _Verb(
         "Read the version in boards' NVS. Restarts them.",
         "",
         ("", "--all --json"),
-        (),
     ),
     "verify": _Verb(
         "Check whether boards run a firmware, by its digest. Restarts them.",
@@ -158,7 +156,6 @@ _VERBS = {
     Exit code 0 only if all of them do.
 """,
         ("/dev/ttyUSB0 --file build/app.bin", "--all --file build/app.bin"),
-        _FIRMWARE,
         "url",
     ),
     "rollback": _Verb(
@@ -168,7 +165,7 @@ _VERBS = {
     On a terminal it asks where no port is named.
 """,
         ("/dev/ttyUSB0", "--all --yes"),
-        (yes_option, *_START),
+        options=(yes_option, *_START),
     ),
 }
 
@@ -225,7 +222,8 @@ def _made(name: str) -> click.Command:
 
     lines = "\n".join(f"    esp32-ota {name} {example}".rstrip() for example in verb.examples)
     call.__doc__ = f"{verb.does}\n{verb.more}{WHICH}\n    \b\n{lines}\n"
-    options = (boards_here, *verb.options, baud_option, reset_option, state_dir_option, json_option)
+    own = (*_FIRMWARE, *verb.options) if verb.firmware else verb.options
+    options = (boards_here, *own, baud_option, reset_option, state_dir_option, json_option)
     return click.command(name)(reduce(lambda made, option: option(made), reversed(options), call))
 
 
