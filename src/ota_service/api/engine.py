@@ -569,6 +569,13 @@ def _reports(run: Run) -> dict[str, BoardReport]:
         name = board.shown.name
         answer = order.answer.result() if order.answer.done() else None  # nobody was asked yet
         told: dict[str, Any] = {**order.report, **run.results.get(name, {})}
+        replaces = told.get("replaces")
+        if run.purpose == "plan" and told.get("action") in ("write", "switch"):
+            # As a session tells it that goes on to write; this one has just read what runs.
+            before = board.shown.running.get("project")
+            after = run.engine.firmwares.about.get(order.target.key, {}).get("project")
+            if before and after and before != after:
+                replaces = {"project": before, "by": after}
         boards[name] = BoardReport(
             name,
             mac=board.shown.mac,
@@ -576,7 +583,7 @@ def _reports(run: Run) -> dict[str, BoardReport]:
             outcome=order.report.get("outcome"),
             action=told.get("action"),
             reason=told.get("reason", ""),
-            replaces=replaces if isinstance(replaces := told.get("replaces"), Mapping) else None,
+            replaces=replaces if isinstance(replaces, Mapping) else None,
             staged=_staged(told),
             before=told.get("from"),
             version=told.get("version", told.get("to")),

@@ -329,9 +329,8 @@ def _reply(call: _Call, console: Console, status: Reply, report: Report, *, stop
     result = run.get("result", {})
     told = {n: b for n, b in in_order(result.get(call.reads, {})).items() if n not in closed}
     for name, planned in told.items():
-        if (replaces := _would_replace(status, name, planned)) is not None:
+        if call.reads == "plan" and (replaces := report.boards[name].replaces) is not None:
             planned["replaces"] = replaces
-            _note(console, replaces, name, told)
     return {"ok": True, "run": _short(run), **result, call.reads: told}
 
 
@@ -341,15 +340,6 @@ def _note(
     project, by = replaces["project"], replaces["by"]
     which = "" if len(boards) == 1 else f" on {name}"
     console.print(Text(f'Note: replaces the project "{project}" by "{by}"{which}.'))
-
-
-def _would_replace(status: Reply, name: str, planned: Reply) -> dict[str, str] | None:
-    """The same for a dry run, which has just read what the board runs."""
-    before = status["boards"][name].get("running", {}).get("project")
-    after = status.get("target", {}).get("project")
-    writes = planned.get("action") in ("write", "switch")
-    differs = before and after and before != after
-    return {"project": before, "by": after} if writes and differs else None
 
 
 def _short(run: Reply) -> Reply:
