@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
@@ -40,7 +40,7 @@ from ota_service.client.remedies import own_words
 from ota_service.errors import OtaError
 
 if TYPE_CHECKING:
-    from ota_service.api.engine import Engine, Order, Report
+    from ota_service.api.engine import BoardReport, Engine, Order, Report
 
 Reply = dict[str, Any]
 
@@ -298,10 +298,7 @@ async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
         with on_stop(stop) as stopped, Live(console, names, transient=True) as live:
             noted: set[str] = set()
             async for status in order:
-                for name, board in order.boards.items():
-                    if board.replaces is not None and name not in noted:
-                        noted.add(name)  # before it is shown that anything is written
-                        _note(console, board.replaces, name, order.boards)
+                _note(console, order.boards, noted)
                 if console.is_terminal or call.reads != "boards":
                     live.show(status)
         report = await order
@@ -334,12 +331,14 @@ def _reply(call: _Call, console: Console, status: Reply, report: Report, *, stop
     return {"ok": True, "run": _short(run), **result, call.reads: told}
 
 
-def _note(
-    console: Console, replaces: Mapping[str, str], name: str, boards: Collection[str]
-) -> None:
-    project, by = replaces["project"], replaces["by"]
-    which = "" if len(boards) == 1 else f" on {name}"
-    console.print(Text(f'Note: replaces the project "{project}" by "{by}"{which}.'))
+def _note(console: Console, boards: Mapping[str, BoardReport], noted: set[str]) -> None:
+    """Whose firmware is replaced: once, and before it is shown that anything is written."""
+    for name, board in boards.items():
+        if board.replaces is not None and name not in noted:
+            noted.add(name)
+            project, by = board.replaces["project"], board.replaces["by"]
+            which = "" if len(boards) == 1 else f" on {name}"
+            console.print(Text(f'Note: replaces the project "{project}" by "{by}"{which}.'))
 
 
 def _short(run: Reply) -> Reply:
