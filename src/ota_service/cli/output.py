@@ -21,6 +21,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import IO, Any, TextIO, TypeVar, cast
 
 import click
@@ -112,16 +113,14 @@ class _Trimmed:
         return getattr(self._stream, name)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, *, indent: int | None = 2) -> None:
     """`value` as indented JSON on stdout: valid, and its texts the same for a program."""
-    lines = json.dumps(_hidden(value), indent=2, ensure_ascii=False).split("\n")
+    lines = json.dumps(_hidden(value), indent=indent, ensure_ascii=False).split("\n")
     click.echo("\n".join(UNSEEN.sub(_escaped, line) for line in lines))
 
 
-def print_line(value: Any) -> None:
-    """The same on one line: for what is told bit by bit."""
-    text = json.dumps(_hidden(value), ensure_ascii=False)
-    click.echo(UNSEEN.sub(_escaped, text))
+print_line = partial(print_json, indent=None)
+"""The same on one line: for what is told bit by bit."""
 
 
 def _escaped(found: re.Match[str]) -> str:
