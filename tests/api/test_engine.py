@@ -74,6 +74,8 @@ async def test_boards_are_updated_read_verified_and_rolled_back(
             "b": "write",
         }
         assert planned["a"].reason
+        other = {"project": "micro-rdk-server", "by": "thermostat"}
+        assert [planned[name].replaces for name in "ab"] == [other, other]
         done = await engine.update(firmware)
         assert done.outcome == "succeeded"
         assert done.require() is done

@@ -36,14 +36,14 @@ def boards(tmp_path: Path) -> Iterator[list[RunningBoard]]:
 def backup(board: RunningBoard, folder: Path, *options: str, code: int = 0) -> str:
     """What `backup` prints."""
     done = command("backup", board.url, str(folder), *options, code=code)
-    return done.stdout if code == 0 else done.stderr
+    return done.out if code == 0 else done.err
 
 
 def restore(board: RunningBoard, folder: Path, state: Path, *options: str, code: int = 0) -> str:
     """What `restore` prints, on both."""
     options = ("--state-dir", str(state), *QUICK, *options)
     done = command("restore", board.url, str(folder), *options, code=code)
-    return done.stdout + done.stderr
+    return done.out + done.err
 
 
 def nvs(board: RunningBoard) -> bytes:
@@ -95,7 +95,7 @@ def test_the_backup_of_a_flash_brings_the_keys_back(
     file.write_bytes(merged("micro-rdk", flash_mb=8, size_bytes=60_000))
     state = tmp_path / "state"
     done = command("flash", board.url, str(file), "--state-dir", str(state), *QUICK)
-    (line,) = [line for line in done.stdout.splitlines() if "puts it back" in line]
+    (line,) = [line for line in done.out.splitlines() if "puts it back" in line]
     words = line.split("`")[1].split()
     assert words[:3] == ["esp32-ota", "restore", board.url]
     text = restore(board, Path(words[3]), state)

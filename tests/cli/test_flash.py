@@ -15,7 +15,7 @@ from esp32_sim.images import Behaviour
 from esp32_sim.nvsmodel import nvs_init
 from esp32_sim.process import RunningBoard, SimBoard, SimProcess
 from tests.flash.merged_files import merged
-from tests.support.command import command
+from tests.support.command import Done, command
 
 pytestmark = pytest.mark.slow
 
@@ -38,9 +38,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def flash(
-    board: RunningBoard, file: Path, folder: Path, *arguments: str, code: int = 0
-) -> subprocess.CompletedProcess[str]:
+def flash(board: RunningBoard, file: Path, folder: Path, *arguments: str, code: int = 0) -> Done:
     """Run the command."""
     where = ("--state-dir", str(folder / "state"), *QUICK, *arguments)
     return command("flash", board.url, str(file), *where, code=code)
@@ -62,27 +60,27 @@ def test_it_shows_what_changes_writes_and_watches(
     shown = flash(board, file, tmp_path, "--keep-nvs", "--dry-run")
     assert board.control.read_flash(0, 0x310000) == before
     for words in ("factory", "0x10000 1536 KB", "0x110000 1 MB", "11 keys move from 0x9000"):
-        assert words in shown.stdout
-    lost = flash(board, file, tmp_path, "--dry-run").stdout
+        assert words in shown.out
+    lost = flash(board, file, tmp_path, "--dry-run").out
     assert "nvs: what the board has there is LOST" in lost
 
     done = flash(board, file, tmp_path, "--keep-nvs", "--confirm", board.mac.upper())
-    assert done.stdout.splitlines()[0] == (
+    assert done.out.splitlines()[0] == (
         f"Writing {file} (a Merged Binary for ESP32 with micro-rdk-server 1.0.5, ESP-IDF v5.1.4, "
         f"{len(file.read_bytes()):,} bytes) to {board.url}."
     )
-    assert "Done: the board runs micro-rdk-server 1.0.5" in done.stdout
-    assert 'version "1.0.0"' in done.stdout
+    assert "Done: the board runs micro-rdk-server 1.0.5" in done.out
+    assert 'version "1.0.0"' in done.out
     board.control.wait_for_text(f"ROBOT_SECRET={hidden[1]}")
     for secret in hidden:
-        assert secret not in done.stdout + done.stderr + shown.stdout
+        assert secret not in done.out + done.err + shown.out
     kept = tmp_path / "state/backups" / board.mac.replace(":", "") / "1"
     assert (
         f"What it has (NVS, otadata, partition table) is kept in {kept}; "
         f"`esp32-ota restore {board.url} {kept}` puts it back."
-    ) in done.stdout.splitlines()
+    ) in done.out.splitlines()
     again = flash(board, file, tmp_path, "--keep-nvs", "--json")
-    reply = json.loads(again.stdout)
+    reply = json.loads(again.out)
     assert (reply["ok"], reply["confirmed"], reply["nvs"][0]["moved"]) == (True, True, False)
     assert Path(reply["backup"]).parent == kept.parent
 
@@ -107,7 +105,7 @@ def test_a_script_is_told_what_is_lost_before_it_is_written(
 ) -> None:
     """Without a terminal nobody is asked; the line is there, and the keys are gone."""
     done = flash(board, file, tmp_path)
-    lines = done.stdout.splitlines()
+    lines = done.out.splitlines()
     (lost,) = (n for n, line in enumerate(lines) if line.startswith("nvs: ") and "LOST" in line)
     assert lost < lines.index("Writing ...")
     state = nvs_init(bytearray(board.control.read_flash(0x9000, 0x4000)))
@@ -120,9 +118,9 @@ def test_another_boards_mac_and_other_files_write_nothing(
     """One line each, with exit code 1."""
     board.control.start_trace()
     done = flash(board, file, tmp_path, "--confirm", "24:0a:c4:ff:ff:ff", code=1)
-    assert "wrong-board" in done.stderr
+    assert "wrong-board" in done.err
     (tmp_path / "s3.bin").write_bytes(b"\xe9\x02" + bytes(2000))
-    assert "not-an-image" in flash(board, tmp_path / "s3.bin", tmp_path, code=1).stderr
+    assert "not-an-image" in flash(board, tmp_path / "s3.bin", tmp_path, code=1).err
     ops = [op for op in board.control.stop_trace() if op["who"] == "loader"]
     assert ops == []
 
@@ -135,15 +133,15 @@ def test_a_power_cut_in_the_middle_is_mended_by_the_same_command(
     hidden = secrets(board)
     board.control.cut_power_at(60, "torn")
     done = flash(board, file, tmp_path, "--keep-nvs", code=1)
-    assert "link-lost" in done.stderr
+    assert "link-lost" in done.err
     folder = tmp_path / "state/backups" / board.mac.replace(":", "")
-    assert str(folder / "1") in done.stderr
-    assert "Call flash again with `--keep-nvs` (with make: KEEP_NVS=1)" in done.stderr
-    assert "keep_nvs" not in done.stderr
+    assert str(folder / "1") in done.err
+    assert "Call flash again with `--keep-nvs` (with make: KEEP_NVS=1)" in done.err
+    assert "keep_nvs" not in done.err
     assert (folder / "unfinished.json").is_file()
     board.control.power_on()
     done = flash(board, file, tmp_path, "--keep-nvs")
-    assert "Done" in done.stdout
+    assert "Done" in done.out
     state = nvs_init(bytearray(board.control.read_flash(0x9000, 0x4000)))
     assert state.items["VIAM_NS", "ROBOT_SECRET"][1].decode() == hidden[1]
     assert not (folder / "unfinished.json").exists()
@@ -159,9 +157,9 @@ def test_a_firmware_that_does_not_start_is_told_with_its_log(
     behaviour = Behaviour(ending="panic", ending_after_s=1.0, print_secrets=True)
     bad.write_bytes(merged(behaviour=behaviour))
     done = flash(board, bad, tmp_path, "--keep-nvs", "--boot-stable-s", "4", code=1)
-    assert "boot-failed" in done.stdout
-    assert "Guru Meditation" in done.stdout
-    assert "is kept in" in done.stdout
-    assert "ROBOT_SECRET=***" in done.stdout
+    assert "boot-failed" in done.out
+    assert "Guru Meditation" in done.out
+    assert "is kept in" in done.out
+    assert "ROBOT_SECRET=***" in done.out
     for secret in hidden:
-        assert secret not in done.stdout + done.stderr
+        assert secret not in done.out + done.err

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from esp32_sim.process import RunningBoard, SimBoard, SimProcess
-from tests.support.command import ended, environment, run_command, start_command
+from tests.support.command import ended, environment, here, start_command
 from tests.support.machine import eventually
 
 
@@ -21,12 +21,12 @@ def digest(board: RunningBoard) -> str:
 
 
 @pytest.mark.slow
-async def test_it_shows_what_is_on_a_board_and_changes_nothing(tmp_path: Path) -> None:
+def test_it_shows_what_is_on_a_board_and_changes_nothing(tmp_path: Path) -> None:
     """Chip, MAC, table, otadata, slots with their apps and the version; then the app runs on."""
     with SimProcess(tmp_path, [SimBoard("guide", version="1.4.2")]) as sim:
         board = sim.boards[0]
         before = digest(board)
-        done = await run_command("inspect", board.url, "--json", env=environment(tmp_path))
+        done = here("inspect", board.url, "--json")
         assert done.code == 0, done.err
         told = json.loads(done.out)
         assert told["mac"] == board.mac
@@ -45,34 +45,22 @@ async def test_it_shows_what_is_on_a_board_and_changes_nothing(tmp_path: Path) -
         assert digest(board) == before
         assert board.control.running()["version"] == "1.4.2"
 
-        done = await run_command("inspect", board.url, env=environment(tmp_path))
+        done = here("inspect", board.url)
         for part in (board.mac, "ota_1", "1.4.2", "running", "otadata 0"):
             assert part in done.out
         assert "\x1b" not in done.out
 
 
 @pytest.mark.slow
-async def test_a_board_that_cannot_be_updated_is_shown_with_the_reason(tmp_path: Path) -> None:
+def test_a_board_that_cannot_be_updated_is_shown_with_the_reason(tmp_path: Path) -> None:
     """What is on it is the answer, so the exit code is 0; the remedy stands there as well."""
     with SimProcess(tmp_path, [SimBoard("no-ota")]) as sim:
-        done = await run_command("inspect", sim.boards[0].url, "--json", env=environment(tmp_path))
+        done = here("inspect", sim.boards[0].url, "--json")
         assert done.code == 0, done.err
         told = json.loads(done.out)
         assert told["problem"]["code"] == "no-ota-slots"
         assert told["problem"]["remedy"]
         assert told["partitions"]
-
-
-@pytest.mark.slow
-async def test_without_a_board_it_is_one_line_with_the_remedy(tmp_path: Path) -> None:
-    """And exit code 1; no trace."""
-    done = await run_command("inspect", "/dev/ttyUSB77", env=environment(tmp_path))
-    assert done.code == 1
-    assert done.out == ""
-    error = done.err.splitlines()[-1]
-    assert error.startswith("Error: The port /dev/ttyUSB77 does not exist.")
-    assert error.endswith("[port-missing]")
-    assert "Traceback" not in done.err
 
 
 @pytest.mark.slow

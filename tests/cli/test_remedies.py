@@ -20,7 +20,6 @@ from ota_service.errors import ERRORS, OtaError
 from ota_service.fleet.journal_rows import AttemptRecord
 from ota_service.fleet.policy import spared
 from ota_service.update.flash_merged import again
-from tests.support.command import environment, run_command
 
 
 def test_each_is_of_the_table_and_names_subcommands() -> None:
@@ -68,15 +67,6 @@ def test_errors_in_replies_are_found() -> None:
     assert own["boards"]["a"]["error"]["remedy"].endswith("`esp32-ota flash PORT FILE`.")
     assert own["boards"]["a"]["n"] == [1]
     assert reply["boards"]["a"]["error"]["remedy"] == ERRORS["no-ota-slots"].remedy  # type: ignore[index]
-
-
-@pytest.mark.slow
-async def test_a_file_that_is_no_port_is_not_said_to_be_restarted() -> None:
-    """It is looked at first."""
-    done = await run_command("inspect", __file__, env=environment())
-    assert done.code == 1
-    assert done.err.startswith("Error: ")
-    assert "[port-missing]" in done.err
 
 
 def test_an_option_is_named_as_it_is_called_here() -> None:

@@ -73,6 +73,19 @@ def here(*arguments: str) -> Done:
     return Done(code, out.getvalue(), err.getvalue())
 
 
+Call = Callable[..., Done]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """The command in this process, which has folders of its own."""
+    for name, folder in (("XDG_STATE_HOME", "state"), ("XDG_CACHE_HOME", "cache")):
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    for name in ("VIAM_HOME", "VIAM_MODULE_DATA", "COLUMNS"):  # a test runner may set COLUMNS
+        monkeypatch.delenv(name, raising=False)
+    return here
+
+
 async def start_command(
     *arguments: str, env: Mapping[str, str] | None = None
 ) -> asyncio.subprocess.Process:
@@ -154,15 +167,8 @@ def on_terminal(
         os.close(ours)
 
 
-def command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end, which is to be with `code`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ota_service.cli.main", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
+def command(*arguments: str, code: int = 0) -> Done:
+    """Run it in this process to its end, which is to be with `code`."""
+    done = here(*arguments)
+    assert done.code == code, done.out + done.err
     return done

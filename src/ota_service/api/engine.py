@@ -87,6 +87,28 @@ class Options(TypedDict, total=False):
     state_dir: Path
 
 
+class Asked(TypedDict, total=False):
+    """What an order about a firmware takes beside it.
+
+    sha256: the digest that a file or url must have. boards: names, MACs or ports; None: all.
+    probe: also open candidates, where the engine finds its boards.
+    """
+
+    sha256: str | None
+    boards: Iterable[str] | None
+    probe: bool
+
+
+class AskedOfUpdate(Asked, total=False):
+    """And an update. force: although the version is equal. override: codes of errors that are not
+    to matter: "stopped", "other-project". rescue: the MAC of the one board that is meant and on
+    which nothing boots."""
+
+    force: bool
+    override: Iterable[Override]
+    rescue: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class BoardReport:
     """What came of an order for one board. What the order does not tell has no value.
@@ -318,73 +340,36 @@ class Engine:
     # --- orders
 
     def update(
-        self,
-        firmware: Source,
-        version: str | None = None,
-        *,
-        sha256: str | None = None,
-        boards: Iterable[str] | None = None,
-        probe: bool = False,
-        force: bool = False,
-        override: Iterable[Override] = (),
-        rescue: str | None = None,
+        self, firmware: Source, version: str | None = None, **asked: Unpack[AskedOfUpdate]
     ) -> Order:
         """Bring boards to a firmware, watch them start, and take back what does not come up.
 
         firmware: where it is a manifest, each board gets the image that is for it. version: the
         tag to store, by default the one in the image's app descriptor, or of a manifest's file; a
-        manifest at a url needs it. sha256: the digest that a file or url must have. boards: names,
-        MACs or ports; None: all. Other boards that were named when the engine was opened keep the
-        firmware that they were last given here, but for a manifest. probe: also open candidates,
-        where the engine finds its boards. force: although the version is equal. override: codes of
-        errors that are not to matter: "stopped", "other-project". rescue: the MAC of the one board
-        that is meant and on which nothing boots. The order raises OtaError for what is wrong with
-        the arguments, and ValueError for a board that there is not.
+        manifest at a url needs it. asked: `AskedOfUpdate`. Other boards that were named when the
+        engine was opened keep the firmware that they were last given here, but for a manifest. The
+        order raises OtaError for what is wrong with the arguments, and ValueError for a board that
+        there is not.
         """
-        return self._asked("update", firmware, version, sha256, boards, probe=probe,
-                           force=force, override=list(override), rescue=rescue)  # fmt: skip
+        return self._asked("update", firmware, version, **asked)
 
     def plan(
-        self,
-        firmware: Source,
-        version: str | None = None,
-        *,
-        sha256: str | None = None,
-        boards: Iterable[str] | None = None,
-        probe: bool = False,
-        force: bool = False,
-        override: Iterable[Override] = (),
-        rescue: str | None = None,
+        self, firmware: Source, version: str | None = None, **asked: Unpack[AskedOfUpdate]
     ) -> Order:
         """What `update` would do, and why; restarts the boards and writes nothing."""
-        return self._asked("update", firmware, version, sha256, boards, dry_run=True, probe=probe,
-                           force=force, override=list(override), rescue=rescue)  # fmt: skip
+        return self._asked("update", firmware, version, dry_run=True, **asked)
 
-    def stage(
-        self,
-        firmware: Source,
-        version: str | None = None,
-        *,
-        sha256: str | None = None,
-        boards: Iterable[str] | None = None,
-        probe: bool = False,
-    ) -> Order:
+    def stage(self, firmware: Source, version: str | None = None, **asked: Unpack[Asked]) -> Order:
         """Write a firmware into spare slots and verify it, for `activate`.
 
         Arguments as for `update`. The boards are down meanwhile, and keep their firmware; what
         stood in the slots is overwritten. That the switch and the way back will fit is proven
         before.
         """
-        return self._asked("stage", firmware, version, sha256, boards, probe=probe)
+        return self._asked("stage", firmware, version, **asked)
 
     def activate(
-        self,
-        firmware: Source | None = None,
-        version: str | None = None,
-        *,
-        sha256: str | None = None,
-        boards: Iterable[str] | None = None,
-        probe: bool = False,
+        self, firmware: Source | None = None, version: str | None = None, **asked: Unpack[Asked]
     ) -> Order:
         """Switch boards to what is staged on them, in about a second each; then as `update`.
 
@@ -392,15 +377,12 @@ class Engine:
         boards were last given here, or else what was last staged with this `state_dir`. A board on
         which that is not staged has the error `not-staged` or `stage-stale`.
         """
-        return self._asked("activate", firmware, version, sha256, boards, probe=probe)
+        return self._asked("activate", firmware, version, **asked)
 
-    def verify(
-        self, firmware: Source, version: str | None = None, *, sha256: str | None = None,
-        boards: Iterable[str] | None = None, probe: bool = False,
-    ) -> Order:  # fmt: skip
+    def verify(self, firmware: Source, version: str | None = None, **asked: Unpack[Asked]) -> Order:
         """Whether boards run this firmware, by its digest. Restarts them. Arguments as for
         `update`; the version matters for a manifest at a url alone."""
-        return self._asked("verify", firmware, version, sha256, boards, probe=probe)
+        return self._asked("verify", firmware, version, **asked)
 
     def version(self, *, boards: Iterable[str] | None = None, probe: bool = False) -> Order:
         """The tags that boards have stored. Restarts them."""
@@ -447,11 +429,17 @@ class Engine:
         return dict(next(iter(reply["runs"]), run.to_dict()))
 
     def _asked(
-        self, verb: str, firmware: Source | None, version: str | None, sha256: str | None,
-        boards: Iterable[str] | None, **arguments: Any,
-    ) -> Order:  # fmt: skip
+        self,
+        verb: str,
+        firmware: Source | None,
+        version: str | None,
+        *,
+        sha256: str | None = None,
+        boards: Iterable[str] | None = None,
+        rescue: str | None = None,
+        **arguments: Any,
+    ) -> Order:
         names = _listed(boards)
-        rescue = arguments.pop("rescue", None)
         if rescue is not None:
             arguments |= {"rescue": True, "confirm": check_mac(rescue)}
             names = names or list(self._fleet.boards)
@@ -581,6 +569,13 @@ def _reports(run: Run) -> dict[str, BoardReport]:
         name = board.shown.name
         answer = order.answer.result() if order.answer.done() else None  # nobody was asked yet
         told: dict[str, Any] = {**order.report, **run.results.get(name, {})}
+        replaces = told.get("replaces")
+        if run.purpose == "plan" and told.get("action") in ("write", "switch"):
+            # As a session tells it that goes on to write; this one has just read what runs.
+            before = board.shown.running.get("project")
+            after = run.engine.firmwares.about.get(order.target.key, {}).get("project")
+            if before and after and before != after:
+                replaces = {"project": before, "by": after}
         boards[name] = BoardReport(
             name,
             mac=board.shown.mac,
@@ -588,7 +583,7 @@ def _reports(run: Run) -> dict[str, BoardReport]:
             outcome=order.report.get("outcome"),
             action=told.get("action"),
             reason=told.get("reason", ""),
-            replaces=replaces if isinstance(replaces := told.get("replaces"), Mapping) else None,
+            replaces=replaces if isinstance(replaces, Mapping) else None,
             staged=_staged(told),
             before=told.get("from"),
             version=told.get("version", told.get("to")),

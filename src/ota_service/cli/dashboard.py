@@ -23,6 +23,7 @@ from ota_service.cli.ports import ports_argument
 from ota_service.cli.remote import access_options
 from ota_service.client.machine import Access
 from ota_service.errors import OtaError
+from ota_service.module.folders import default_state_dir
 
 if TYPE_CHECKING:
     from ota_service.dashboard.feed import Service
@@ -117,12 +118,11 @@ async def _service(
         async with connect(access) as machine:
             yield machine, access.address
         return
-    from ota_service.api.engine import Engine, Options
+    from ota_service.api.engine import Engine
     from ota_service.dashboard.attached import AttachedBoards
 
-    options = Options() if state_dir is None else Options(state_dir=state_dir)
     try:
-        engine = Engine(ports or None, **options)
+        engine = Engine(ports or None, state_dir=state_dir or default_state_dir())
     except OtaError as error:
         if error.code not in ("config-invalid", "duplicate-board"):
             raise

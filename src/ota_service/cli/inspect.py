@@ -61,46 +61,49 @@ def inspect(
 
     find = partial(meant, all_boards=all_boards, probe=probe)
     ports = named(boards) if boards else asyncio.run(attached(find, state_dir))
-    found = asyncio.run(_look(ports, baud, reset))
+    seen, problems = asyncio.run(_look(ports, baud, reset))
     if probe:  # a person's word: their ports are known from now on
-        for name, one in found.items():
-            if not isinstance(one, OtaError):
-                remember(state_dir or default_state_dir(), ports[name], describe(ports[name]), one)
-    problems = [one for one in found.values() if isinstance(one, OtaError)]
-    alone = len(found) == 1 and not all_boards
+        for name, found in seen.items():
+            remember(state_dir or default_state_dir(), ports[name], describe(ports[name]), found)
+    alone = len(ports) == 1 and not all_boards
     if alone and problems:
-        raise problems[0]
-    if as_json:
-        told = {name: _report(ports[name], one) for name, one in found.items()}
-        print_json(next(iter(told.values())) if alone else {"boards": told})
-    else:
-        seen = [(n, one) for n, one in found.items() if not isinstance(one, OtaError)]
-        for name, one in seen:
-            if name != seen[0][0]:
-                out().print()
-            out().print(on_board(shown(ports[name]), one))
-    for problem in problems:
-        say(f"Error: {line_of(problem)}", err=True)
+        raise problems.popitem()[1]
+    _tell(ports, seen, problems, as_json=as_json, alone=alone)
     if problems:
         raise SystemExit(1)
 
 
-def _report(port: str, found: Inspection | OtaError) -> dict[str, Any]:
-    if isinstance(found, OtaError):
-        return {"port": shown(port), "error": own_words(found.to_dict())}
-    return {"port": shown(port), **board_report(found)}
+def _tell(
+    ports: Mapping[str, str],
+    seen: Mapping[str, Inspection],
+    problems: Mapping[str, OtaError],
+    *,
+    as_json: bool,
+    alone: bool,
+) -> None:
+    if as_json:
+        told = {name: board_report(found) for name, found in seen.items()}
+        told |= {name: {"error": own_words(one.to_dict())} for name, one in problems.items()}
+        boards = {name: {"port": shown(port), **told[name]} for name, port in ports.items()}
+        print_json(boards.popitem()[1] if alone else {"boards": boards})
+    else:
+        for number, (name, found) in enumerate(seen.items()):
+            if number:
+                out().print()
+            out().print(on_board(shown(ports[name]), found))
+    for problem in problems.values():
+        say(f"Error: {line_of(problem)}", err=True)
 
 
 async def _look(
     ports: Mapping[str, str], baud: int, reset: ResetWay | None
-) -> dict[str, Inspection | OtaError]:
-    """What is on each board, or why it could not be reached, by name. Raises Failure after Ctrl-C,
-    when the boards are back in their firmware."""
+) -> tuple[dict[str, Inspection], dict[str, OtaError]]:
+    """What is on each board, and why others could not be reached, by name. Raises Failure after
+    Ctrl-C, when the boards are back in their firmware."""
     from ota_service.api.single import inspect_board
 
     console = err()
     shows: dict[str, dict[str, Any]] = {name: {"state": "unknown"} for name in ports}
-    stopped = False
 
     async def one(name: str, port: str) -> Inspection | OtaError:
         def told(at: Progress) -> None:
@@ -111,12 +114,12 @@ async def _look(
 
         try:
             found = await inspect_board(port, baud=baud, reset=reset, on_progress=told)
-            shows[name] = {"state": "read"}
-            return found
         except OtaError as error:
             error.board = name if shown(port) not in error.message else None
             shows[name] = {"state": "failed", "error": error.to_dict()}
             return error
+        shows[name] = {"state": "read"}
+        return found
 
     def into(verb: str, several: str) -> str:
         if len(ports) == 1:
@@ -124,18 +127,17 @@ async def _look(
         return f"the boards {several} restarted into their firmware"
 
     def stop() -> None:
-        nonlocal stopped
-        if not stopped:
-            stopped = True
-            click.echo(f"Stopping; {into('is', 'are')}...", err=True)
-            stop_asking(reset)
-            task.cancel()
+        click.echo(f"Stopping; {into('is', 'are')}...", err=True)
+        stop_asking(reset)
+        task.cancel()
 
     task = asyncio.gather(*(one(*item) for item in ports.items()))
     with on_stop(stop), Live(console, transient=True) as live:
         if console.is_terminal:
             live.show({"boards": shows})
         try:
-            return dict(zip(ports, await task, strict=True))
+            found = dict(zip(ports, await task, strict=True))
         except asyncio.CancelledError:
             raise Failure(f"Stopped; {into('was', 'were')}.", code="cancelled") from None
+    problems = {name: one for name, one in found.items() if isinstance(one, OtaError)}
+    return {n: one for n, one in found.items() if not isinstance(one, OtaError)}, problems

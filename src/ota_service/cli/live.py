@@ -8,6 +8,7 @@ that something happens to come first and the others are counted.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -45,9 +46,6 @@ STYLES = {
     "unknown": "dim",
 }
 """The colour of a board's state."""
-
-_SHORT = {"awaiting_confirmation": "unconfirmed", "unrecognised": "unrecognised"}
-_BUSY_FIRST = {"waiting": 1}
 
 
 class Live:
@@ -168,31 +166,27 @@ def frame(
     grid.add_column(width=name_columns, no_wrap=True, overflow="ellipsis")
     grid.add_column(width=_WHAT_COLUMNS, no_wrap=True, overflow="ellipsis")
     grid.add_column(width=bar_columns)
-    grid.add_column(width=4, justify="right", no_wrap=True)
-    grid.add_column(width=9, justify="right", no_wrap=True)
-    grid.add_column(width=5, justify="right", no_wrap=True)
+    for width in (4, 9, 5):  # percent, rate, time left
+        grid.add_column(width=width, justify="right", no_wrap=True)
     for name, board in shown.items():
         grid.add_row(*_row(name, board, bar_columns))
-    parts: list[RenderableType] = [grid]
+    below: list[tuple[str, str]] = []
     if len(shown) < len(boards):
         left = [board for name, board in boards.items() if name not in shown]
-        more = f"   and {len(left)} more: {counts_text(left)}"
-        parts.append(Text(more, style="dim", no_wrap=True, overflow="ellipsis"))
-    parts += [
-        Text(f"   {line}", style="yellow", no_wrap=True, overflow="ellipsis") for line in half
-    ]
-    parts.append(
-        Text(f"   {_summary(status, boards)}", style="dim", no_wrap=True, overflow="ellipsis")
+        below.append((f"and {len(left)} more: {counts_text(left)}", "dim"))
+    below += [*((line, "yellow") for line in half), (_summary(status, boards), "dim")]
+    texts = (
+        Text(f"   {words}", style=style, no_wrap=True, overflow="ellipsis")
+        for words, style in below
     )
-    return Group(*parts)
+    return Group(grid, *texts)
 
 
 def _row(name: str, board: Board, bar_columns: int) -> tuple[RenderableType, ...]:
     state, phase = str(board.get("state", "")), board.get("phase")
     style = STYLES["updating"] if phase else STYLES.get(state, "")
     progress = dict(board.get("progress", {}))
-    percent: str = ""
-    rate = left = ""
+    percent = rate = left = ""
     bar: RenderableType = Text("")
     if _waits_for(board):
         bar = Text(str(board["error"].get("code", "")), style="yellow", no_wrap=True)
@@ -216,14 +210,8 @@ def _row(name: str, board: Board, bar_columns: int) -> tuple[RenderableType, ...
 
 def _mark(board: Board) -> Text:
     """A sign beside the colour: not everyone sees colours, and not every terminal has them."""
-    state = str(board.get("state", ""))
-    if board.get("phase"):
-        return Text("")
-    if state == "up_to_date":
-        return Text(" ✓", style="green")
-    if STYLES.get(state) == "red":
-        return Text(" ✗", style="red")
-    return Text("")
+    style = "" if board.get("phase") else STYLES.get(str(board.get("state", "")), "")
+    return Text({"green": " ✓", "red": " ✗"}.get(style, ""), style=style)
 
 
 def _rate_and_left(progress: Mapping[str, Any]) -> tuple[str, str]:
@@ -248,34 +236,28 @@ def _percent(board: Board) -> float:
 
 def _urgency(board: Board) -> int:
     """Boards that something happens to, then those with an error, then the rest."""
-    if board.get("phase"):
-        return _BUSY_FIRST.get(str(board["phase"]), 0)
+    if phase := board.get("phase"):
+        return 1 if phase == "waiting" else 0
     return 2 if STYLES.get(str(board.get("state"))) == "red" else 3
 
 
 def _what(board: Board) -> str:
     """The phase while there is one, else the state, in a person's words."""
     phase, state = board.get("phase"), str(board.get("state", ""))
-    if phase == "waiting" and state == "awaiting_confirmation":
-        return _SHORT[state]
-    if phase:
-        return str(phase).replace("_", " ")
-    return _SHORT.get(state, state.replace("_", " "))
+    if state == "awaiting_confirmation" and phase in (None, "", "waiting"):
+        return "unconfirmed"
+    return str(phase or state).replace("_", " ")
 
 
 def counts_text(boards: Sequence[Board]) -> str:
     """How many boards there are in each state: "3 up to date, 1 failed"."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for board in boards:
         waits = board.get("phase") == "waiting" and board.get("state") == "updating"
         busy = board.get("phase") and board.get("state") in ("unknown", "outdated", "up_to_date")
-        words = "waiting" if waits else _what(board) if busy else _state_words(board)
-        counts[words] = counts.get(words, 0) + 1
+        state = str(board.get("state", "unknown")).replace("_", " ")
+        counts["waiting" if waits else _what(board) if busy else state] += 1
     return ", ".join(f"{count} {words}" for words, count in counts.items())
-
-
-def _state_words(board: Board) -> str:
-    return str(board.get("state", "unknown")).replace("_", " ")
 
 
 def _download_text(status: Status) -> str:

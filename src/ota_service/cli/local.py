@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
@@ -40,7 +40,7 @@ from ota_service.client.remedies import own_words
 from ota_service.errors import OtaError
 
 if TYPE_CHECKING:
-    from ota_service.api.engine import Engine, Order, Report
+    from ota_service.api.engine import BoardReport, Engine, Order, Report
 
 Reply = dict[str, Any]
 
@@ -93,14 +93,14 @@ _START = (
 
 @dataclass(frozen=True, slots=True)
 class _Verb:
-    """One row. does: its line, and what follows in its help. examples: its arguments. options: what
-    it has beyond those of all; firmware: it is about one, and what is to be given of it."""
+    """One row. does: its line, and what follows in its help. examples: its arguments. firmware: it
+    is about one, and what is to be given of it. options: what else it has beyond those of all."""
 
     does: str
     more: str
     examples: tuple[str, ...]
-    options: tuple[Callable[[Command], Command], ...]
     firmware: str = ""
+    options: tuple[Callable[[Command], Command], ...] = ()
 
 
 _VERBS = {
@@ -122,8 +122,8 @@ _VERBS = {
             "/dev/ttyUSB0 --url http://10.0.0.5/app.bin --version 1.2.3",
             "--all --file release/manifest.json",
         ),
-        (*_FIRMWARE, asked_options, dry_run_option, *_START),
         "url and version",
+        (asked_options, dry_run_option, *_START),
     ),
     "stage": _Verb(
         "Write a firmware into boards' spare slots, for `activate`. Restarts them.",
@@ -132,7 +132,6 @@ _VERBS = {
     usually the firmware before, is overwritten, which is told. Ctrl-C stops it.
 """,
         ("/dev/ttyUSB0 --file build/app.bin", "--all --file build/app.bin"),
-        _FIRMWARE,
         "url and version",
     ),
     "activate": _Verb(
@@ -143,14 +142,13 @@ _VERBS = {
     is left as it is (`not-staged`, `stage-stale`).
 """,
         ("/dev/ttyUSB0", "--all"),
-        (*_FIRMWARE, *_START),
         "optional",
+        _START,
     ),
     "version": _Verb(
         "Read the version in boards' NVS. Restarts them.",
         "",
         ("", "--all --json"),
-        (),
     ),
     "verify": _Verb(
         "Check whether boards run a firmware, by its digest. Restarts them.",
@@ -158,7 +156,6 @@ _VERBS = {
     Exit code 0 only if all of them do.
 """,
         ("/dev/ttyUSB0 --file build/app.bin", "--all --file build/app.bin"),
-        _FIRMWARE,
         "url",
     ),
     "rollback": _Verb(
@@ -168,7 +165,7 @@ _VERBS = {
     On a terminal it asks where no port is named.
 """,
         ("/dev/ttyUSB0", "--all --yes"),
-        (yes_option, *_START),
+        options=(yes_option, *_START),
     ),
 }
 
@@ -193,22 +190,25 @@ def _made(name: str) -> click.Command:
         known = given.keys() & Options.__annotations__.keys()
         options = {key: one for key in known if (one := given.pop(key)) is not None}
         firmware, more = _firmware(verb.firmware, **given)
-        if asked:
-            rescue = {"rescue": asked["confirm"]} if "confirm" in asked else {}
-            more |= {key: asked[key] for key in ("force", "override") if key in asked} | rescue
+        more |= asked or {}
+        if "confirm" in more:
+            more["rescue"] = more.pop("confirm")
+        _quiet_logs()
+        find: Callable[[Reply], Reply] = partial(meant, all_boards=all_boards, probe=probe)
+        if not (boards or yes) and sys.stdin.isatty():
+            told = asyncio.run(attached(find, options.get("state_dir")))
+            click.confirm(f"Roll back {', '.join(told)}?", abort=True, err=True)
+            more["boards"] = list(told)  # and none that has come since
+            find = partial(_those, told)
         ask = "plan" if dry_run else {"rollback": "roll_back"}.get(name, name)
         calls = _Call(
             name,
             boards,
             lambda engine: getattr(engine, ask)(*firmware, probe=probe, **more),
-            partial(meant, all_boards=all_boards, probe=probe),
+            find,
             reads="plan" if dry_run else "boards" if name in LOOKS else "",
             as_json=as_json,
         )
-        _quiet_logs()
-        if not (boards or yes) and sys.stdin.isatty():
-            found = asyncio.run(attached(calls.find, options.get("state_dir")))
-            click.confirm(f"Roll back {', '.join(found)}?", abort=True, err=True)
         try:
             reply = asyncio.run(_run(calls, options))
         except OtaError as error:
@@ -222,8 +222,17 @@ def _made(name: str) -> click.Command:
 
     lines = "\n".join(f"    esp32-ota {name} {example}".rstrip() for example in verb.examples)
     call.__doc__ = f"{verb.does}\n{verb.more}{WHICH}\n    \b\n{lines}\n"
-    options = (boards_here, *verb.options, baud_option, reset_option, state_dir_option, json_option)
+    own = (*_FIRMWARE, *verb.options) if verb.firmware else verb.options
+    options = (boards_here, *own, baud_option, reset_option, state_dir_option, json_option)
     return click.command(name)(reduce(lambda made, option: option(made), reversed(options), call))
+
+
+def _those(names: Mapping[str, str], status: Reply) -> Reply:
+    """Boards that were agreed to. Raises click.UsageError where one has gone."""
+    there = {name: board for name, board in status["boards"].items() if name in names}
+    if len(there) < len(names):
+        raise click.UsageError(f"{', '.join(names.keys() - there.keys())} is no longer attached.")
+    return there
 
 
 def _firmware(
@@ -278,29 +287,22 @@ async def _run(call: _Call, options: Mapping[str, Any]) -> Reply:
                 if name != board["port"]:
                     console.print(Text(f"{name} is at {board['port']}."), soft_wrap=True)
         order = call.order(engine)
-        stopped = False
 
         def stop() -> None:
-            nonlocal stopped
-            if not stopped:
-                stopped = True
-                every = "the board" if len(order.boards) == 1 else "every board"
-                words = "This is finished first: it" if call.reads else "Stopping where that"
-                console.print(f"{words} leaves {every} bootable...")
-                stop_asking(options.get("reset"))
-                order.cancel()
+            every = "the board" if len(order.boards) == 1 else "every board"
+            words = "This is finished first: it" if call.reads else "Stopping where that"
+            console.print(f"{words} leaves {every} bootable...")
+            stop_asking(options.get("reset"))
+            order.cancel()
 
-        with on_stop(stop), Live(console, names, transient=True) as live:
+        with on_stop(stop) as stopped, Live(console, names, transient=True) as live:
             noted: set[str] = set()
             async for status in order:
-                for name, board in order.boards.items():
-                    if board.replaces is not None and name not in noted:
-                        noted.add(name)  # before it is shown that anything is written
-                        _note(console, board.replaces, name, order.boards)
+                _note(console, order.boards, noted)
                 if console.is_terminal or call.reads != "boards":
                     live.show(status)
         report = await order
-        return _reply(call, console, engine.status(), report, stopped=stopped)
+        return _reply(call, console, engine.status(), report, stopped=stopped.is_set())
 
 
 def _reply(call: _Call, console: Console, status: Reply, report: Report, *, stopped: bool) -> Reply:
@@ -324,27 +326,19 @@ def _reply(call: _Call, console: Console, status: Reply, report: Report, *, stop
     result = run.get("result", {})
     told = {n: b for n, b in in_order(result.get(call.reads, {})).items() if n not in closed}
     for name, planned in told.items():
-        if (replaces := _would_replace(status, name, planned)) is not None:
+        if call.reads == "plan" and (replaces := report.boards[name].replaces) is not None:
             planned["replaces"] = replaces
-            _note(console, replaces, name, told)
     return {"ok": True, "run": _short(run), **result, call.reads: told}
 
 
-def _note(
-    console: Console, replaces: Mapping[str, str], name: str, boards: Collection[str]
-) -> None:
-    project, by = replaces["project"], replaces["by"]
-    which = "" if len(boards) == 1 else f" on {name}"
-    console.print(Text(f'Note: replaces the project "{project}" by "{by}"{which}.'))
-
-
-def _would_replace(status: Reply, name: str, planned: Reply) -> dict[str, str] | None:
-    """The same for a dry run, which has just read what the board runs."""
-    before = status["boards"][name].get("running", {}).get("project")
-    after = status.get("target", {}).get("project")
-    writes = planned.get("action") in ("write", "switch")
-    differs = before and after and before != after
-    return {"project": before, "by": after} if writes and differs else None
+def _note(console: Console, boards: Mapping[str, BoardReport], noted: set[str]) -> None:
+    """Whose firmware is replaced: once, and before it is shown that anything is written."""
+    for name, board in boards.items():
+        if board.replaces is not None and name not in noted:
+            noted.add(name)
+            project, by = board.replaces["project"], board.replaces["by"]
+            which = "" if len(boards) == 1 else f" on {name}"
+            console.print(Text(f'Note: replaces the project "{project}" by "{by}"{which}.'))
 
 
 def _short(run: Reply) -> Reply:

@@ -26,6 +26,9 @@ from ota_service.errors import OtaError
 PROGRAM = "esp32-ota"
 EXIT_FAILED = 1
 PURPOSE = "Updates the firmware of the ESP32 boards that are attached to this computer."
+COMPLETE = "_ESP32_OTA_COMPLETE"
+"""Environment variable by which a shell's script asks for its words."""
+SHELLS = ("bash", "zsh", "fish")
 DEBUG = "ESP32_OTA_DEBUG"
 """Environment variable that shows the trace of an unforeseen failure, and logs."""
 
@@ -85,7 +88,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
         "Bring a firmware to many machines, in waves, through Viam's app.",
     ),
     "sim": ("esp32_sim.command", "Run simulated boards until stopped; prints one port url a line."),
-    "completion": (".completion", "Print what lets a shell complete this command."),
+    "completion": (".main", "Print what lets a shell complete this command."),
 }
 
 
@@ -143,14 +146,7 @@ class LazyGroup(click.Group):
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=lambda ctx, _, given: _tell_version(ctx) if given else None,
-    help="Show the version and exit.",
-)
+@click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Updates the firmware of the ESP32 boards that are attached to this computer.
@@ -159,11 +155,6 @@ def cli(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         click.echo(first_use(ctx))
-
-
-def _tell_version(ctx: click.Context) -> None:
-    click.echo(f"{PROGRAM} {__version__}")
-    ctx.exit()
 
 
 def first_use(ctx: click.Context) -> str:
@@ -179,13 +170,34 @@ def first_use(ctx: click.Context) -> str:
     return formatter.getvalue().rstrip("\n")
 
 
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS), required=False)
+def completion(shell: str | None) -> None:
+    """Print what lets a shell complete this command.
+
+    \b
+    bash:  eval "$(esp32-ota completion bash)"   in ~/.bashrc
+    zsh:   eval "$(esp32-ota completion zsh)"    in ~/.zshrc, below compinit
+    fish:  esp32-ota completion fish > ~/.config/fish/completions/esp32-ota.fish
+
+    Without SHELL: for the shell that runs this.
+    """
+    from click.shell_completion import get_completion_class
+
+    chosen = shell or os.path.basename(os.environ.get("SHELL", ""))
+    kind = get_completion_class(chosen) if chosen in SHELLS else None
+    if kind is None:
+        raise click.UsageError(f"Name one of the shells {', '.join(SHELLS)}.")
+    click.echo(kind(cli, {}, PROGRAM, COMPLETE).source(), nl=False)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command with `arguments` (default: the process's own) and exit."""
     try:
         cli.main(
             args=arguments,
             prog_name=PROGRAM,
-            complete_var="_ESP32_OTA_COMPLETE",
+            complete_var=COMPLETE,
         )
     except OtaError as error:
         fail(line_of(error))

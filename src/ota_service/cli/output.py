@@ -21,6 +21,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import IO, Any, TextIO, TypeVar, cast
 
 import click
@@ -112,21 +113,18 @@ class _Trimmed:
         return getattr(self._stream, name)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, *, indent: int | None = 2) -> None:
     """`value` as indented JSON on stdout: valid, and its texts the same for a program."""
-    lines = json.dumps(_hidden(value), indent=2, ensure_ascii=False).split("\n")
+    lines = json.dumps(_hidden(value), indent=indent, ensure_ascii=False).split("\n")
     click.echo("\n".join(UNSEEN.sub(_escaped, line) for line in lines))
 
 
-def print_line(value: Any) -> None:
-    """The same on one line: for what is told bit by bit."""
-    text = json.dumps(_hidden(value), ensure_ascii=False)
-    click.echo(UNSEEN.sub(_escaped, text))
+print_line = partial(print_json, indent=None)
+"""The same on one line: for what is told bit by bit."""
 
 
 def _escaped(found: re.Match[str]) -> str:
-    units = found[0].encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{high:02x}{low:02x}" for high, low in zip(*[iter(units)] * 2, strict=True))
+    return json.dumps(found[0])[1:-1]
 
 
 def _hidden(value: Any) -> Any:
@@ -151,14 +149,21 @@ def files() -> Iterator[None]:
 
 
 @contextmanager
-def on_stop(stop: Callable[[], object]) -> Iterator[None]:
-    """In the event loop: what Ctrl-C and SIGTERM do for the length of a block."""
-    loop = asyncio.get_running_loop()
+def on_stop(stop: Callable[[], object]) -> Iterator[asyncio.Event]:
+    """In the event loop: what the first Ctrl-C or SIGTERM does in the length of a block; gives what
+    is set then."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     signals = (signal.SIGINT, signal.SIGTERM)
+
+    def once() -> None:
+        if not stopped.is_set():
+            stopped.set()
+            stop()
+
     for number in signals:
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, once)
     try:
-        yield
+        yield stopped
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
