@@ -185,8 +185,13 @@ CREATE TABLE owed_calls (
 ) WITHOUT ROWID;
 """
 
+_REWRITTEN = """
+-- The last time that each board was rewritten of which what is known of it takes account.
+ALTER TABLE boards ADD COLUMN rewritten INTEGER;
+"""
+
 MIGRATIONS: tuple[str, ...] = (
-    *(_FIRST, _LINES, _UNKNOWN, _STOPS, _CLOCKS, _SILENT, _STAGED, _BROUGHT, _GROUPS),
+    *(_FIRST, _LINES, _UNKNOWN, _STOPS, _CLOCKS, _SILENT, _STAGED, _BROUGHT, _GROUPS, _REWRITTEN),
 )
 """Statements, each leading from the version that is its index to the next."""
 

@@ -72,8 +72,9 @@ class Memory:
         if record is None and bridge is not None and bridge.mac is not None:
             last = journal.board(bridge.mac)  # which has no place if its port's name was given away
             record = last if last is not None and last.port is None else None
-        same = record is not None and record.usb_serial == info.serial_number
-        return record if same else None
+        if record is None or record.usb_serial != info.serial_number:
+            return None
+        return journal.board(record.mac)
 
     def is_our_bridge(self, info: PortInfo) -> bool:
         """Whether a person has had this bridge opened before, and a board answered."""
@@ -309,20 +310,9 @@ class Memory:
             self.journal.drop(PendingRecord, mac=mac)
         self.journal.end_attempt(mac, target, succeeded=False, error=error)
 
-    def flashing(self, mac: str) -> None:
-        """A board's whole flash is being replaced: what was known of what it holds is void."""
-        self.journal.drop(SlotRecord, mac=mac)
-        self.journal.drop(StagedRecord, mac=mac)
-        self.journal.drop(BroughtRecord, mac=mac)
-        self.journal.update_board(
-            mac, version=None, version_read_at=None, slot=None, confirmed=None, unchecked=False,
-            **_names(None),
-        )  # fmt: skip
-        self.journal.drop(PendingRecord, mac=mac)
-
     def flashed(self, outcome: FlashOutcome) -> None:
         """A board's whole flash was replaced."""
-        self.flashing(outcome.chip.mac)
+        self.journal.forget_contents(outcome.chip.mac)
         self.journal.update_board(
             outcome.chip.mac,
             chip=outcome.chip.name,
@@ -331,7 +321,6 @@ class Memory:
             version=outcome.version,
             version_read_at=utc_now(),
             confirmed=outcome.confirmed,
-            silent=None,
             **_names(outcome.file.app),
         )
 
