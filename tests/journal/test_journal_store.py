@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -477,7 +477,7 @@ def test_migrations_keep_what_is_there(tmp_path: Path) -> None:
     assert is_safe(new)
     new.close()
     connection = sqlite3.connect(path)
-    assert journal_schema.version(connection) == len(more)
+    assert journal_schema.version(connection) == journal_schema.FIRST + len(more) - 1
     assert connection.execute("SELECT note FROM meta").fetchone() == ("n",)
     connection.close()
 
@@ -494,17 +494,26 @@ def test_a_failed_migration_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     assert in_file(path, "k") == "v"
 
 
-def test_a_newer_journal_is_set_aside(tmp_path: Path) -> None:
-    """After a downgrade, a journal that this program does not understand is kept, unread."""
-    newer = at(tmp_path, migrations=(*journal_schema.MIGRATIONS, "CREATE TABLE t (a);"))
-    put(newer, "k", "v")
-    newer.close()
+@pytest.mark.parametrize(
+    ("version", "word", "why"),
+    [(99, "newer", "newer version"), (5, "older", "before this program's first release")],
+)
+def test_a_journal_of_another_program_is_set_aside(
+    tmp_path: Path, version: int, word: str, why: str
+) -> None:
+    """After a downgrade, a journal that this program does not understand is kept, unread; and so is
+    one of before there was a release."""
+    other = at(tmp_path)
+    put(other, "k", "v")
+    other.close()
+    with closing(sqlite3.connect(other.path)) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
     with open_journal(tmp_path) as journal:
         assert journal.warning is not None
-        assert "newer version" in journal.warning
+        assert why in journal.warning
         assert noted(journal, "k") is None
         assert journal.problem is None
-    (aside,) = tmp_path.glob("journal.newer-*.sqlite3")
+    (aside,) = tmp_path.glob(f"journal.{word}-*.sqlite3")
     assert in_file(aside, "k") == "v"
 
 

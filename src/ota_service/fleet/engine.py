@@ -274,7 +274,7 @@ class Engine:
         new_target = await self.journaled(journal.set_target, service, together)
         await self._recall_manifest(settings)
         keys = self.roster.keys
-        stops = await self.journaled(journal.stops, service, keys, together)
+        stops = await self.journaled(journal.stops, service, keys)
         for key, why in stops.items():
             self.turns.note_stopped(key, why)
         if first:

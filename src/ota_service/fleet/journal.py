@@ -244,15 +244,9 @@ class Journal(Runs):
         self.put(StopRecord(service, target, reason, utc_now()))
 
     @whole
-    def stops(self, service: str, targets: Collection[str], together: str) -> dict[str, str]:
-        """The targets of a service that are stopped, and why; forgets those that it has no more.
-
-        together: the key for all of them, under which earlier versions stopped all at once.
-        """
+    def stops(self, service: str, targets: Collection[str]) -> dict[str, str]:
+        """The targets of a service that are stopped, and why; forgets those that it has no more."""
         for record in self.all(StopRecord, service=service):
-            if record.target == together:
-                for target in targets:
-                    self.put(replace(record, target=target))
             if record.target not in targets:
                 self.drop(StopRecord, service=service, target=record.target)
         return {r.target: r.reason for r in self.all(StopRecord, service=service)}

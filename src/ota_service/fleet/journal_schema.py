@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The journal's tables, and the way from each version of them to the next.
+"""The journal's tables, and the way from each released version of them to the next.
 
-The version is SQLite's `user_version`: the number of migrations that have been carried out. A
-migration that has been released is never changed; a new one is added below it. Times are text,
-ISO 8601 in UTC with microseconds, so that they sort as they are.
+The version is SQLite's `user_version`: that of the first release is `FIRST`, and each migration
+adds one. A migration that has been released is never changed; a new one is added below it. Times
+are text, ISO 8601 in UTC with microseconds, so that they sort as they are.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from typing import Any
+
+FIRST = 9
+"""Of the first release's journal: no program that was released has left an older one."""
 
 _FIRST = """
 CREATE TABLE meta (
@@ -21,7 +24,8 @@ CREATE TABLE boards (
     mac TEXT PRIMARY KEY, chip TEXT, flash_bytes INTEGER,
     port TEXT, usb_location TEXT, usb_serial TEXT, seen_at TEXT,
     version TEXT, version_read_at TEXT,
-    slot TEXT, project TEXT, app_version TEXT, confirmed INTEGER, layout TEXT
+    slot TEXT, project TEXT, app_version TEXT, confirmed INTEGER, layout TEXT,
+    silent INTEGER, unchecked INTEGER
 ) WITHOUT ROWID;
 
 -- What each slot holds, as far as this program wrote or saw it.
@@ -51,20 +55,17 @@ CREATE TABLE bridges (
     place TEXT PRIMARY KEY, identity TEXT, mac TEXT, since TEXT NOT NULL
 ) WITHOUT ROWID;
 
-CREATE TABLE speeds (
-    port TEXT PRIMARY KEY, baud INTEGER NOT NULL
-) WITHOUT ROWID;
-
 CREATE TABLE attempts (
     board TEXT NOT NULL, target TEXT NOT NULL, failed INTEGER NOT NULL DEFAULT 0,
     state TEXT NOT NULL DEFAULT 'none', code TEXT, message TEXT, since TEXT,
-    open_since TEXT, updated_at TEXT NOT NULL,
+    open_since TEXT, updated_at TEXT NOT NULL, seq INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (board, target)
 ) WITHOUT ROWID;
 
 CREATE TABLE pending (
     mac TEXT PRIMARY KEY, target TEXT NOT NULL, version TEXT NOT NULL, slot TEXT NOT NULL,
-    since TEXT NOT NULL, until TEXT NOT NULL, previous_slot TEXT, previous_version TEXT
+    since TEXT NOT NULL, until TEXT NOT NULL, previous_slot TEXT, previous_version TEXT,
+    power_failed INTEGER NOT NULL DEFAULT 0, boot TEXT, up_until_s REAL
 ) WITHOUT ROWID;
 
 CREATE TABLE targets (
@@ -88,70 +89,32 @@ CREATE TABLE run_boards (
     run TEXT NOT NULL, name TEXT NOT NULL, mac TEXT, port TEXT, data TEXT NOT NULL,
     PRIMARY KEY (run, name)
 ) WITHOUT ROWID;
-"""
 
-_LINES = """
--- A speed at which a port carried a whole slot to a board without an error.
-CREATE TABLE lines (
-    mac TEXT PRIMARY KEY, port TEXT NOT NULL, baud INTEGER NOT NULL
-) WITHOUT ROWID;
-"""
-
-_NO_MAC = "('00:00:00:00:00:00', 'ff:ff:ff:ff:ff:ff')"
-
-_UNKNOWN = f"""
--- Earlier versions took zeros for the MAC of every board whose chip is not an ESP32, so what
--- stands under that MAC is of nobody knows which board. Places stay known, but not by whom.
-DELETE FROM boards WHERE mac IN {_NO_MAC};
-DELETE FROM slots WHERE mac IN {_NO_MAC};
-DELETE FROM names WHERE mac IN {_NO_MAC};
-DELETE FROM ports WHERE mac IN {_NO_MAC};
-DELETE FROM lines WHERE mac IN {_NO_MAC};
-DELETE FROM pending WHERE mac IN {_NO_MAC};
-DELETE FROM attempts WHERE board IN {_NO_MAC};
-UPDATE not_ours SET mac = NULL WHERE mac IN {_NO_MAC};
-UPDATE bridges SET mac = NULL WHERE mac IN {_NO_MAC};
-UPDATE run_boards SET mac = NULL WHERE mac IN {_NO_MAC};
-"""
-
-_STOPS = """
 -- Firmwares that no further board of a service gets.
 CREATE TABLE stops (
     service TEXT NOT NULL, target TEXT NOT NULL, reason TEXT NOT NULL, since TEXT NOT NULL,
     PRIMARY KEY (service, target)
 ) WITHOUT ROWID;
-"""
 
-_CLOCKS = """
--- Times of a clock that jumps order nothing and end no wait; and nothing that was read before an
--- attempt that did not end well is taken for what a board holds.
-ALTER TABLE attempts ADD COLUMN seq INTEGER NOT NULL DEFAULT 0;
-UPDATE attempts SET seq = (
-    SELECT count(*) FROM attempts AS older WHERE older.updated_at <= attempts.updated_at
-);
-UPDATE boards SET version_read_at = NULL WHERE EXISTS (
-    SELECT 1 FROM attempts WHERE board = mac AND updated_at > version_read_at
-    AND (open_since IS NOT NULL OR code IS NOT NULL)
-);
-ALTER TABLE pending ADD COLUMN power_failed INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE pending ADD COLUMN boot TEXT;
-ALTER TABLE pending ADD COLUMN up_until_s REAL;
+-- What waits in a slot of a board, but for its magic byte, to be activated.
+CREATE TABLE staged (
+    mac TEXT PRIMARY KEY, target TEXT NOT NULL, version TEXT NOT NULL, slot TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL, sha256 TEXT NOT NULL, md5 TEXT NOT NULL,
+    staged_md5 TEXT NOT NULL, head TEXT NOT NULL, since TEXT NOT NULL
+) WITHOUT ROWID;
 
--- Before there was a table of stops, a service was stopped for all of its targets at once: `key`
--- stands for all of them.
-INSERT OR IGNORE INTO stops
-    SELECT service, key, stopped, since FROM targets WHERE stopped IS NOT NULL;
-UPDATE targets SET stopped = NULL;
-"""
+-- What the last update brought to each board, for its way back.
+CREATE TABLE brought (
+    mac TEXT PRIMARY KEY, target TEXT NOT NULL, slot TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+    md5 TEXT NOT NULL, version TEXT NOT NULL, previous_version TEXT, since TEXT NOT NULL
+) WITHOUT ROWID;
 
-_SILENT = """
--- Whether a board's bootloader prints nothing. And nothing is remembered of a port's speed.
-ALTER TABLE boards ADD COLUMN silent INTEGER;
-DROP TABLE speeds;
-DROP TABLE lines;
-"""
+-- What the robot is to be told when a session with a board is over, from before it begins.
+CREATE TABLE owed_calls (
+    service TEXT NOT NULL, board TEXT NOT NULL, call TEXT NOT NULL, since TEXT NOT NULL,
+    PRIMARY KEY (service, board)
+) WITHOUT ROWID;
 
-_GROUPS = """
 -- Groups of boards in the middle of their switch, which the next start finishes.
 CREATE TABLE board_groups (
     service TEXT NOT NULL, id TEXT NOT NULL, target TEXT NOT NULL, version TEXT NOT NULL,
@@ -160,40 +123,13 @@ CREATE TABLE board_groups (
 ) WITHOUT ROWID;
 """
 
-_STAGED = """
--- What waits in a slot of a board, but for its magic byte, to be activated.
-CREATE TABLE staged (
-    mac TEXT PRIMARY KEY, target TEXT NOT NULL, version TEXT NOT NULL, slot TEXT NOT NULL,
-    size_bytes INTEGER NOT NULL, sha256 TEXT NOT NULL, md5 TEXT NOT NULL,
-    staged_md5 TEXT NOT NULL, head TEXT NOT NULL, since TEXT NOT NULL
-) WITHOUT ROWID;
-"""
-
-_BROUGHT = """
--- What the last update brought to each board, for its way back, and whether the robot has said
--- that it works.
-CREATE TABLE brought (
-    mac TEXT PRIMARY KEY, target TEXT NOT NULL, slot TEXT NOT NULL, size_bytes INTEGER NOT NULL,
-    md5 TEXT NOT NULL, version TEXT NOT NULL, previous_version TEXT, since TEXT NOT NULL
-) WITHOUT ROWID;
-ALTER TABLE boards ADD COLUMN unchecked INTEGER;
-
--- What the robot is to be told when a session with a board is over, from before it begins.
-CREATE TABLE owed_calls (
-    service TEXT NOT NULL, board TEXT NOT NULL, call TEXT NOT NULL, since TEXT NOT NULL,
-    PRIMARY KEY (service, board)
-) WITHOUT ROWID;
-"""
-
 _REWRITTEN = """
 -- The last time that each board was rewritten of which what is known of it takes account.
 ALTER TABLE boards ADD COLUMN rewritten INTEGER;
 """
 
-MIGRATIONS: tuple[str, ...] = (
-    *(_FIRST, _LINES, _UNKNOWN, _STOPS, _CLOCKS, _SILENT, _STAGED, _BROUGHT, _GROUPS, _REWRITTEN),
-)
-"""Statements, each leading from the version that is its index to the next."""
+MIGRATIONS: tuple[str, ...] = (_FIRST, _REWRITTEN)
+"""Statements: the tables of the first release, and each way from one version to the next."""
 
 
 def version(connection: sqlite3.Connection) -> int:
@@ -201,14 +137,21 @@ def version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...] = MIGRATIONS) -> bool:
-    """Bring a database's tables up to date; whether there was anything to do."""
-    start = version(connection)
-    for number in range(start, len(migrations)):
-        connection.executescript(
-            f"BEGIN; {migrations[number]} PRAGMA user_version = {number + 1}; COMMIT;"
-        )
-    return start < len(migrations)
+def refusal(found: int, migrations: tuple[str, ...] = MIGRATIONS) -> tuple[str, str] | None:
+    """A word and the reason why a journal of a version is none of this program's."""
+    if found >= FIRST + len(migrations):
+        return "newer", f"is of a newer version ({found}) of this program"
+    if 0 < found < FIRST:
+        return "older", f"is of a version ({found}) before this program's first release"
+    return None
+
+
+def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...] = MIGRATIONS) -> None:
+    """Bring a database's tables up to date."""
+    found = version(connection)
+    steps = list(enumerate(migrations, FIRST))
+    for number, statements in steps[max(0, found + 1 - FIRST) :]:
+        connection.executescript(f"BEGIN; {statements} PRAGMA user_version = {number}; COMMIT;")
 
 
 Rows = dict[str, dict[tuple[Any, ...], None]]

@@ -275,10 +275,10 @@ class Store:
             return "damaged", f"is damaged ({report.splitlines()[-1]})"
         found = journal_schema.version(file)
         self._is_new = found == 0
-        if found > len(self._migrations):
-            return "newer", f"is of a newer version ({found}) of this program"
-        journal_schema.migrate(file, self._migrations)
-        return None
+        wrong = journal_schema.refusal(found, self._migrations)
+        if wrong is None:
+            journal_schema.migrate(file, self._migrations)
+        return wrong
 
     def _read_only_copy(self) -> sqlite3.Connection:
         """A copy in memory of a file that can only be read; empty where there is none."""
@@ -287,7 +287,8 @@ class Store:
             readable = _connect(f"{self.path.absolute().as_uri()}?immutable=1", uri=True)
             with contextlib.closing(readable):
                 readable.execute("PRAGMA quick_check").fetchone()
-                if journal_schema.version(readable) <= len(self._migrations):
+                found = journal_schema.version(readable)
+                if journal_schema.refusal(found, self._migrations) is None:
                     readable.backup(memory)
                     self._inode = os.stat(self.path).st_ino
         journal_schema.migrate(memory, self._migrations)
