@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -14,11 +16,10 @@ import pytest
 
 from ota_service.errors import OtaError
 from ota_service.fleet import journal as journal_module
-from ota_service.fleet import journal_runs, journal_schema
+from ota_service.fleet import journal_runs
 from ota_service.fleet import memory as memory_module
 from ota_service.fleet.board_state import iso
 from ota_service.fleet.journal import Journal, open_journal
-from ota_service.fleet.journal_lock import FolderLock
 from ota_service.fleet.journal_rows import (
     AttemptRecord,
     BoardRecord,
@@ -26,19 +27,21 @@ from ota_service.fleet.journal_rows import (
     NameRecord,
     PendingRecord,
     PortRecord,
+    Record,
     Run,
     SlotRecord,
     StopRecord,
     TargetRecord,
     to_sql,
 )
-from ota_service.fleet.journal_store import Store
+from ota_service.fleet.journal_store import FILE_NAME
 from ota_service.fleet.memory import Memory
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ports import PortInfo
 from ota_service.update.inspect import Inspection
 from ota_service.update.session import Awaited
 
+FIRST_RELEASE = Path(__file__).with_name("first_release.sql")
 MAC = "aa:bb:cc:dd:ee:01"
 OTHER = "aa:bb:cc:dd:ee:02"
 THEN = datetime(2026, 1, 2, 3, 4, 5, 6, UTC)
@@ -471,21 +474,43 @@ def test_times_are_utc_and_sort_as_text() -> None:
     assert str(to_sql(moment)) < str(to_sql(moment + timedelta(microseconds=1)))
 
 
-def test_a_journal_of_the_first_release_opens(tmp_path: Path) -> None:
-    """What was known of a board and of a run is still."""
-    old = Store(FolderLock(tmp_path), migrations=journal_schema.MIGRATIONS[:1])
-    then = to_sql(THEN)
-    old.write("INSERT INTO boards (mac, version, version_read_at) VALUES (?, '1', ?)", MAC, then)
-    old.write(
-        'INSERT INTO runs (id, service, "trigger", target, started_at, updated_at, outcome) '
-        "VALUES ('r', 'OTA', 'command', '{}', ?1, ?1, 'succeeded')",
-        then,
-    )
-    old.close()
+def sample(kind: type[Record], text: str) -> Record:
+    """A record with a value in each column."""
+    values: dict[str, Any] = {
+        "int": 1, "bool": True, "float": 1.5, "datetime": THEN, "bytes": b"\xe9",
+        "dict[str, Any]": {"a": 1},
+    }  # fmt: skip
+    types = {name: str(field.type).partition(" | ")[0] for name, field in kind.columns().items()}
+    return kind(**{name: values.get(typed, text) for name, typed in types.items()})
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_a_journal_of_the_first_release_opens(tmp_path: Path, released: bool) -> None:
+    """What it has is known, and it takes what a new one takes: each kind of record, in each
+    column, in place of the one with the same keys."""
+    if released:
+        with closing(sqlite3.connect(tmp_path / FILE_NAME)) as old:
+            old.executescript(FIRST_RELEASE.read_text("utf-8"))
     with open_journal(tmp_path) as journal:
         assert (journal.problem, journal.warning) == (None, None)
-        assert journal.board(MAC) == BoardRecord(MAC, version="1", version_read_at=THEN)
-        assert [run.id for run in journal.history()] == ["r"]
+        if released:
+            seen = BoardRecord(MAC, "ESP32", version="1.2.2", version_read_at=THEN)
+            assert journal.board(MAC) == seen
+            assert Memory(journal, "OTA").facts(MAC, "t").unwatched
+            assert not journal.set_target("OTA", "t")
+            staged = Memory(journal, "OTA").staged(MAC, "t")
+            assert staged is not None
+            assert staged.head == b"\xe9\x05"
+            assert [run.id for run in journal.history()] == ["r1", "r2"]
+            assert journal.history()[0].boards == {"left": {"to": "1.2.2"}}
+        begun(journal, "OTA", "command", {}, run_id="r3")
+        assert journal.history()[0].id == "r3"
+        for kind in Record.__subclasses__():
+            keys = dict.fromkeys(kind.KEYS, "k")
+            for text in ("k", "l"):
+                record = replace(sample(kind, text), **keys)
+                journal.put(record)
+                assert journal.all(kind, **keys) == [record]
 
 
 def test_one_unreadable_value_costs_that_value(journal: Journal) -> None:

@@ -108,7 +108,7 @@ class Memory:
 
     def facts(self, mac: str, target: str) -> BoardFacts:
         """What a plan for this board may depend on."""
-        record = self.journal.board(mac)
+        record = self.journal.board(mac) or BoardRecord(mac)
         attempt = self.journal.attempt(mac, target)
         latest = self._latest(mac) or attempt
         slots: dict[str, SlotFact] = {}
@@ -118,15 +118,15 @@ class Memory:
         return BoardFacts(
             slots=slots,
             failed=failed,
-            version=(record.version or "") if record is not None else "",
-            last_slot=record.slot if record is not None else None,
-            confirmed=record.confirmed if record is not None else None,
+            version=record.version or "",
+            last_slot=record.slot,
+            confirmed=record.confirmed,
             reached=latest == attempt and attempt.ended_well and attempt.updated_at is not None,
             unwatched=attempt.open_since is not None or attempt.failed > 0 or attempt.unjudged,
             interrupted=latest.target != target
             and latest.state in ("none", "set_aside")
             and (latest.open_since is not None or latest.failed > 0),
-            silent=bool(record and record.silent),
+            silent=bool(record.silent),
             staged=self.staged(mac, target),
         )
 
