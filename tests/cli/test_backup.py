@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,11 @@ from esp32_sim.factory import build_nvs, default_nvs
 from esp32_sim.images import Behaviour, build_app
 from esp32_sim.layouts import LAYOUTS
 from esp32_sim.process import RunningBoard, SimBoard, SimProcess
+from ota_service.fleet.journal import Journal, open_journal
+from ota_service.fleet.journal_rows import SlotRecord
+from ota_service.fleet.memory import Memory
+from ota_service.fleet.places import Place, stands_in
+from ota_service.link.ports import PortInfo
 from tests.flash.in_memory import keys
 from tests.flash.merged_files import merged
 from tests.support.command import command, environment, on_terminal
@@ -56,6 +62,35 @@ def provision(board: RunningBoard, **values: str) -> None:
     board.control.write_flash(NVS.offset, build_nvs(NVS.size, values))
 
 
+def place(board: RunningBoard) -> Place:
+    """As if it were on a bridge that has been there for long."""
+    then, port = datetime(2020, 1, 1, tzinfo=UTC), f"/dev/tty-{board.mac}"
+    return Place("a", "here", port, PortInfo(port, location=board.mac, appeared_at=then), board.mac)
+
+
+def learn(journal: Journal, board: RunningBoard) -> None:
+    """Note all that a service may have seen on a board."""
+    memory, mac, now = Memory(journal, "OTA"), board.mac, datetime.now(UTC)
+    at = place(board)
+    memory.learn_place("a", str(at.port), at.info, mac)
+    seen = {"version": "1.0.0", "version_read_at": now, "slot": "ota_0", "silent": True}
+    journal.update_board(mac, **seen)
+    journal.put(SlotRecord(mac, "ota_0", "0" * 32, 60_000, seen_running_at=now))
+    memory.awaits(mac, "t", version="1.0.0", slot="ota_0", seconds=60, previous_version=None)
+
+
+def knows(journal: Journal, board: RunningBoard) -> bool:
+    """Whether it goes by that, as far as it has come to look."""
+    memory, mac = Memory(journal, "OTA"), board.mac
+    proven = stands_in(place(board), memory, "1.0.0")
+    facts, awaited = memory.facts(mac, "t"), memory.awaited(mac) is not None
+    assert {bool(facts.slots), facts.silent, facts.last_slot == "ota_0", awaited} == {proven}
+    seen = journal.board(mac)
+    assert seen is not None
+    assert seen.usb_location == mac, "where it is, is known all the same"
+    return proven
+
+
 def test_a_backup_is_read_without_a_write_and_names_its_place(
     boards: list[RunningBoard], tmp_path: Path
 ) -> None:
@@ -87,14 +122,21 @@ def test_a_backup_is_read_without_a_write_and_names_its_place(
 def test_the_backup_of_a_flash_brings_the_keys_back(
     boards: list[RunningBoard], tmp_path: Path
 ) -> None:
-    """Flashed without the keys, then restored by the command that the flash has named."""
+    """Flashed without the keys, then restored by the command that the flash has named. A service
+    with a journal of its own believes neither time what it knew of the board."""
     board = boards[0]
     before = nvs(board)
+    service = open_journal(tmp_path / "service")
+    learn(service, board)
+    learn(service, boards[1])
+    assert knows(service, board)
     file = tmp_path / "m.bin"
     # Its table is another one: the board's own stays, and its otadata.
     file.write_bytes(merged("micro-rdk", flash_mb=8, size_bytes=60_000))
     state = tmp_path / "state"
     done = command("flash", board.url, str(file), "--state-dir", str(state), *QUICK)
+    assert not knows(service, board)
+    learn(service, board)
     (line,) = [line for line in done.out.splitlines() if "puts it back" in line]
     words = line.split("`")[1].split()
     assert words[:3] == ["esp32-ota", "restore", board.url]
@@ -104,7 +146,12 @@ def test_the_backup_of_a_flash_brings_the_keys_back(
     assert 'Its NVS holds version "1.0.0".' in text
     part = LAYOUTS["micro-rdk"].find("nvs")
     assert keys(board.control.read_flash(part.offset, part.size)) == keys(before)
+    assert not knows(service, board)
+    learn(service, board)
     assert "nothing is written" in restore(board, Path(words[3]), state)
+    assert knows(service, board)
+    assert knows(service, boards[1])
+    service.close()
 
 
 def test_a_restore_that_lost_its_power_is_finished_by_the_same_again(

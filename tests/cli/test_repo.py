@@ -646,7 +646,7 @@ async def test_root_passes_the_policy_by_and_it_is_noted(tmp_path: Path) -> None
             assert done_by_root.code == 0, done_by_root
     (journal,) = tmp_path.rglob("journal.sqlite3")
     with contextlib.closing(sqlite3.connect(journal)) as connection:
-        rows = connection.execute("SELECT target, outcome FROM runs ORDER BY seq").fetchall()
+        rows = connection.execute("SELECT target, outcome FROM runs ORDER BY rowid").fetchall()
     found = [(json.loads(target), outcome) for target, outcome in rows]
     assert [(about.get("no_trust"), outcome) for about, outcome in found] == [
         (None, "failed"), (True, "succeeded"), (True, "succeeded"),

@@ -23,6 +23,7 @@ from esp32_sim.images import build_app
 from esp32_sim.layouts import LAYOUTS
 from ota_service.errors import OtaError
 from ota_service.formats.flashops import FlashOp
+from ota_service.link.ownership import rewrite_mark
 from ota_service.update import rewrite
 from ota_service.update.backup import Backup, take_backup
 from ota_service.update.backup_files import MANIFEST, Backups, read_backup, write_backup
@@ -294,10 +295,13 @@ def test_a_disk_that_takes_nothing_is_told_before_anything_is_written(tmp_path: 
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_flash_keeps_what_the_board_has(tmp_path: Path, keep: bool) -> None:
-    """On disk before the first operation, and where the outcome says; it stays afterwards."""
+    """On disk before the first operation, and where the outcome says; it stays afterwards. And
+    whoever has a journal of the board can tell that it was rewritten."""
     link = board("no-ota")
     had = backup_of(link)
+    assert rewrite_mark(MAC) is None
     outcome = flash(link, merged(size_bytes=20_000), tmp_path, keep=keep)
+    assert rewrite_mark(MAC) is not None
     assert outcome.backup is not None
     assert read_backup(outcome.backup).pieces == had.pieces
     assert outcome.to_dict()["backup"] == str(outcome.backup)

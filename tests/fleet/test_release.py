@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
+from ota_service.fleet import engine
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.journal import open_journal
 from ota_service.fleet.journal_rows import BoardRecord, NameRecord, PortRecord
@@ -17,6 +19,7 @@ from ota_service.fleet.memory import Memory
 from ota_service.fleet.places import Place, place_entry, stands_in, without_twins
 from ota_service.fleet.service import FleetService, shutdown
 from ota_service.fleet.settings import BoardEntry, Settings
+from ota_service.link.ownership import mark_rewritten
 from ota_service.link.ports import PortInfo
 
 # A device that exists everywhere, and is none that could be restarted.
@@ -54,7 +57,7 @@ async def test_release_forgets_the_usb_device_that_was_learned(tmp_path: Path) -
             await shutdown()
 
 
-MAC = "24:0a:c4:00:00:01"
+MAC, OTHER = "24:0a:c4:00:00:01", "24:0a:c4:00:00:02"
 
 
 async def _placed(service: FleetService) -> None:
@@ -172,3 +175,36 @@ def test_a_board_whose_own_usb_port_came_back_by_another_name(
         journal.learn_port(port, MAC, location="1-2:1.0", serial=MAC.upper())
         place = place_entry(BoardEntry("a", port=port), [info], Memory(journal, "OTA"))
     assert (place.kind, place.port) == (kind, info.device if kind == "here" else port)
+
+
+async def test_what_another_program_has_written_to_a_board_is_shown_as_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A living service forgets what it knew of a board that `esp32-ota flash` or `restore` has
+    rewritten, which it can only learn from what they leave behind."""
+    monkeypatch.setattr(engine, "POLL_S", 0.02)
+    settings = _settings(tmp_path)
+    with open_journal(settings.state_dir) as journal:
+        for name, mac, at in (("a", MAC, PORT), ("b", OTHER, "/dev/zero")):
+            journal.put(NameRecord("OTA", name, mac))
+            journal.put(BoardRecord(mac, version="1", version_read_at=utc_now(), port=at))
+        entries = (BoardEntry("a", port=PORT), BoardEntry("b", port="/dev/zero"))
+        service = await FleetService.open(replace(settings, boards=entries))
+
+        def shown(name: str) -> tuple[str, str | None]:
+            board = service.status()["boards"][name]
+            return board["state"], board.get("version")
+
+        try:
+            await _placed(service)
+            assert shown("a") == shown("b") == ("up_to_date", "1")
+            mark_rewritten(MAC)
+            async with asyncio.timeout(20):
+                while shown("a") != ("unknown", None):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)  # the status has no event to await
+            assert shown("b") == ("up_to_date", "1")
+            known = journal.board(MAC)
+            assert known is not None
+            assert (known.version, known.port) == (None, PORT)
+        finally:
+            await shutdown()

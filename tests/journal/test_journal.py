@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -15,32 +17,32 @@ import pytest
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
 from ota_service.fleet import journal as journal_module
-from ota_service.fleet import journal_runs, journal_schema
+from ota_service.fleet import journal_runs
 from ota_service.fleet import memory as memory_module
 from ota_service.fleet.board_state import iso
 from ota_service.fleet.journal import Journal, open_journal
-from ota_service.fleet.journal_lock import FolderLock
 from ota_service.fleet.journal_rows import (
     AttemptRecord,
     BoardRecord,
     FirmwareRecord,
     NameRecord,
-    NotOursRecord,
     PendingRecord,
     PortRecord,
+    Record,
     Run,
     SlotRecord,
     StopRecord,
     TargetRecord,
     to_sql,
 )
-from ota_service.fleet.journal_store import Store
+from ota_service.fleet.journal_store import FILE_NAME
 from ota_service.fleet.memory import Memory
 from ota_service.link.chip import ChipInfo
 from ota_service.link.ports import PortInfo
 from ota_service.update.inspect import Inspection
 from ota_service.update.session import Awaited
 
+FIRST_RELEASE = Path(__file__).with_name("first_release.sql")
 MAC = "aa:bb:cc:dd:ee:01"
 OTHER = "aa:bb:cc:dd:ee:02"
 THEN = datetime(2026, 1, 2, 3, 4, 5, 6, UTC)
@@ -327,14 +329,14 @@ def test_a_stopped_target_stays_stopped(journal: Journal) -> None:
     journal = reopened(journal)
     assert not journal.set_target("OTA", "t")
     stopped = {"t": "3 of 4 boards failed to boot this firmware"}
-    assert journal.stops("OTA", ["t", "pinned"], "all") == stopped
-    assert journal.stops("OTA2", ["t"], "all") == {}
+    assert journal.stops("OTA", ["t", "pinned"]) == stopped
+    assert journal.stops("OTA2", ["t"]) == {}
     journal.drop(StopRecord, service="OTA")
-    assert journal.stops("OTA", ["t"], "all") == {}
+    assert journal.stops("OTA", ["t"]) == {}
     journal.stop("OTA", "t", "again")
     assert journal.set_target("OTA", "u")
-    assert journal.stops("OTA", ["u"], "all") == {}
-    assert journal.stops("OTA", ["t"], "all") == {}, "another target was configured meanwhile"
+    assert journal.stops("OTA", ["u"]) == {}
+    assert journal.stops("OTA", ["t"]) == {}, "another target was configured meanwhile"
     assert journal.get(TargetRecord, service="OTA2") is None
     journal.close()
 
@@ -473,44 +475,43 @@ def test_times_are_utc_and_sort_as_text() -> None:
     assert str(to_sql(moment)) < str(to_sql(moment + timedelta(microseconds=1)))
 
 
-@pytest.mark.parametrize("nobody", ["00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff"])
-def test_what_stands_under_no_mac_is_of_nobody(tmp_path: Path, nobody: str) -> None:
-    """Earlier versions noted boards under it: forgotten, but for which places are known."""
-    old = Store(FolderLock(tmp_path), migrations=journal_schema.MIGRATIONS[:2])
-    for mac, port in ((nobody, "/dev/ttyACM0"), (MAC, "/dev/ttyACM1")):
-        then = to_sql(THEN)
-        for table, values in {
-            "boards (mac, version)": (mac, "1"),
-            "slots (mac, slot, md5, size_bytes)": (mac, "ota_0", "m", 1),
-            "names": ("OTA", port, mac),
-            "ports (port, mac, learned_at)": (port, mac, then),
-            "bridges": (port, "usb", mac, then),
-            "not_ours": (port, "why", mac, then),
-            "lines": (mac, port, 921600),
-            "pending": (mac, "t", "1", "ota_0", then, then, None, None),
-            "attempts (board, target, failed, updated_at)": (mac, "t", 2, then),
-        }.items():
-            marks = ", ".join("?" * len(values))
-            old.write(f"INSERT INTO {table} VALUES ({marks})", *values)
-    old.close()
+def sample(kind: type[Record], text: str) -> Record:
+    """A record with a value in each column."""
+    values: dict[str, Any] = {
+        "int": 1, "bool": True, "float": 1.5, "datetime": THEN, "bytes": b"\xe9",
+        "dict[str, Any]": {"a": 1},
+    }  # fmt: skip
+    types = {name: str(field.type).partition(" | ")[0] for name, field in kind.columns().items()}
+    return kind(**{name: values.get(typed, text) for name, typed in types.items()})
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_a_journal_of_the_first_release_opens(tmp_path: Path, released: bool) -> None:
+    """What it has is known, and it takes what a new one takes: each kind of record, in each
+    column, in place of the one with the same keys."""
+    if released:
+        with closing(sqlite3.connect(tmp_path / FILE_NAME)) as old:
+            old.executescript(FIRST_RELEASE.read_text("utf-8"))
     with open_journal(tmp_path) as journal:
-        assert [record.mac for record in journal.all(BoardRecord)] == [MAC]
-        assert slots_of(journal, nobody) == {}
-        assert name_of(journal, "OTA", "/dev/ttyACM0") is None
-        assert journal.get(PortRecord, port="/dev/ttyACM0") is None
-        assert journal.get(PortRecord, port="/dev/ttyACM1") is not None
-        assert journal.get(PendingRecord, mac=nobody) is None
-        assert journal.all(AttemptRecord, board=nobody) == []
-        for place, whose in (("/dev/ttyACM0", None), ("/dev/ttyACM1", MAC)):
-            left = journal.get(NotOursRecord, place=place)
-            assert left is not None
-            assert left.mac == whose
-        assert name_of(journal, "OTA", "/dev/ttyACM1") == MAC
-        assert slots_of(journal, MAC)
-        assert journal.get(PendingRecord, mac=MAC) is not None
-        assert [attempt.failed for attempt in journal.all(AttemptRecord, board=MAC)] == [2]
-        learned = journal.learn_port("/dev/ttyACM0", OTHER)
-        assert learned.mac == OTHER, "the board that is there now is the right one"
+        assert (journal.problem, journal.warning) == (None, None)
+        if released:
+            seen = BoardRecord(MAC, "ESP32", version="1.2.2", version_read_at=THEN)
+            assert journal.board(MAC) == seen
+            assert Memory(journal, "OTA").facts(MAC, "t").unwatched
+            assert not journal.set_target("OTA", "t")
+            staged = Memory(journal, "OTA").staged(MAC, "t")
+            assert staged is not None
+            assert staged.head == b"\xe9\x05"
+            assert [run.id for run in journal.history()] == ["r1", "r2"]
+            assert journal.history()[0].boards == {"left": {"to": "1.2.2"}}
+        begun(journal, "OTA", "command", {}, run_id="r3")
+        assert journal.history()[0].id == "r3"
+        for kind in Record.__subclasses__():
+            keys = dict.fromkeys(kind.KEYS, "k")
+            for text in ("k", "l"):
+                record = replace(sample(kind, text), **keys)
+                journal.put(record)
+                assert journal.all(kind, **keys) == [record]
 
 
 def test_one_unreadable_value_costs_that_value(journal: Journal) -> None:
@@ -533,62 +534,6 @@ def test_one_unreadable_value_costs_that_value(journal: Journal) -> None:
     assert board is not None
     assert (board.chip, board.version, board.version_read_at) == (BOARD.chip, BOARD.version, None)
     journal.close()
-
-
-def old_journal(folder: Path, *statements: str) -> None:
-    """A journal of the version before this one."""
-    old = Store(FolderLock(folder), migrations=journal_schema.MIGRATIONS[:4])
-    for sql in statements:
-        old.write(sql)
-    old.close()
-
-
-def test_what_earlier_versions_stopped_stays_stopped(tmp_path: Path) -> None:
-    """They knew one stop a service, for all of its targets together."""
-    old_journal(
-        tmp_path,
-        "INSERT INTO targets VALUES ('OTA', 'both', '2026-01-02T03:04:05.000006Z', 'two panicked')",
-        "INSERT INTO targets VALUES ('FINE', 'x', '2026-01-02T03:04:05.000006Z', NULL)",
-    )
-    for _ in range(2):  # told again and again
-        with open_journal(tmp_path) as journal:
-            assert not journal.set_target("OTA", "both")
-            stopped = journal.stops("OTA", ["t", "pinned"], "both")
-            assert stopped == {"t": "two panicked", "pinned": "two panicked"}
-            assert journal.stops("FINE", ["x"], "x") == {}
-    with open_journal(tmp_path) as journal:
-        journal.drop(StopRecord, service="OTA")
-        assert journal.stops("OTA", ["t", "pinned"], "both") == {}
-
-
-def test_an_earlier_stop_of_other_targets_is_forgotten(tmp_path: Path) -> None:
-    """As each stop is when another target is configured."""
-    old_journal(
-        tmp_path,
-        "INSERT INTO targets VALUES ('OTA', 'both', '2026-01-02T03:04:05.000006Z', 'two panicked')",
-    )
-    with open_journal(tmp_path) as journal:
-        assert journal.stops("OTA", ["t"], "other") == {}
-        assert journal.stops("OTA", ["t"], "both") == {}
-
-
-def test_what_earlier_versions_read_before_an_attempt_is_no_evidence(tmp_path: Path) -> None:
-    """The order in which they tried targets stays known."""
-    then = "2026-01-02T03:04:0{}.000006Z"
-    boards = "INSERT INTO boards (mac, version, version_read_at) VALUES"
-    tried = "INSERT INTO attempts (board, target, failed, code, updated_at) VALUES"
-    old_journal(
-        tmp_path,
-        f"{boards} ('{MAC}', '1', '{then.format(4)}'), ('{OTHER}', '1', '{then.format(9)}')",
-        f"{tried} ('{MAC}', 'a', 1, 'link-lost', '{then.format(5)}')",
-        f"{tried} ('{MAC}', 'b', 0, NULL, '{then.format(3)}')",
-        f"{tried} ('{OTHER}', 'a', 1, 'link-lost', '{then.format(6)}')",
-    )
-    with open_journal(tmp_path) as journal:
-        boards_now = {board.mac: board for board in journal.all(BoardRecord)}
-        assert boards_now[MAC].version_read_at is None
-        assert boards_now[OTHER].version_read_at is not None
-        assert [attempt.target for attempt in journal.all(AttemptRecord, board=MAC)] == ["a", "b"]
 
 
 @pytest.fixture

@@ -14,14 +14,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ota_service.errors import OtaError
-from ota_service.fleet import journal_schema
 from ota_service.fleet.journal import FILE_NAME, Journal, open_journal
 from ota_service.fleet.journal_lock import FolderLock
 from ota_service.fleet.journal_store import Store
@@ -48,8 +47,8 @@ def process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def put(store: Store, key: str, value: str) -> None:
-    """Store a value of the program's own."""
-    store.write("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
+    """Store any value, in the plainest of the tables."""
+    store.write("INSERT OR REPLACE INTO confirmed_firmware VALUES (?, ?)", key, value)
 
 
 def at(folder: Path, **options: Any) -> Store:
@@ -64,8 +63,8 @@ def is_safe(store: Store) -> bool:
 
 def noted(journal: Journal, key: str) -> str | None:
     """A value that a test has put into a journal."""
-    rows = journal.read("SELECT value FROM meta WHERE key = ?", key)
-    return str(rows[0]["value"]) if rows else None
+    rows = journal.read("SELECT at FROM confirmed_firmware WHERE sha256 = ?", key)
+    return str(rows[0]["at"]) if rows else None
 
 
 def in_file(path: Path, key: str) -> str | None:
@@ -77,7 +76,9 @@ def in_file(path: Path, key: str) -> str | None:
         shutil.copy(found, copy)
     connection = sqlite3.connect(copy / path.name)
     try:
-        row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        row = connection.execute(
+            "SELECT at FROM confirmed_firmware WHERE sha256 = ?", (key,)
+        ).fetchone()
     finally:
         connection.close()
     return str(row[0]) if row else None
@@ -146,7 +147,7 @@ import sys
 from ota_service.fleet.journal import open_journal
 sys.argv[0] = "/opt/bin/esp32-ota"
 journal = open_journal(sys.argv[1])
-journal.write("INSERT OR REPLACE INTO meta VALUES (?, ?)", "k", "theirs")
+journal.write("INSERT OR REPLACE INTO confirmed_firmware VALUES (?, ?)", "k", "theirs")
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -171,11 +172,12 @@ import sys
 from ota_service.fleet.journal import open_journal
 journal = open_journal(sys.argv[1])
 print("ready", flush=True)
-number = int((journal.read("SELECT value FROM meta WHERE key = 'n'") or [["0"]])[0][0])
+noted = journal.read("SELECT at FROM confirmed_firmware WHERE sha256 = 'n'")
+number = int(noted[0][0] if noted else 0)
 while True:
     number += 1
     journal.begin_attempt("board", f"t{number}")
-    journal.write("INSERT OR REPLACE INTO meta VALUES (?, ?)", "n", str(number))
+    journal.write("INSERT OR REPLACE INTO confirmed_firmware VALUES (?, ?)", "n", str(number))
     journal.end_attempt("board", f"t{number}", succeeded=False)
     print(number, flush=True)
 """
@@ -220,7 +222,7 @@ def test_a_wrong_statement_changes_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(sqlite3.Error):
         store.whole(both)
-    assert store.read("SELECT * FROM meta") == []
+    assert store.read("SELECT * FROM confirmed_firmware") == []
     put(store, "l", "v")
     assert is_safe(store)
     assert in_file(path, "k") is None
@@ -291,7 +293,7 @@ from ota_service.fleet.journal_lock import FolderLock
 from ota_service.fleet.journal_store import Store
 
 def put(store, key, value):
-    store.write("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
+    store.write("INSERT OR REPLACE INTO confirmed_firmware VALUES (?, ?)", key, value)
 
 def limit(soft):
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
@@ -304,7 +306,7 @@ problems = []
 for number in range(20):
     put(store, f"k{number}", "x" * 3000)
     problems.append(store.problem.message if store.problem else "")
-seen = [row["key"] for row in store.read("SELECT key FROM meta")]
+seen = [row["sha256"] for row in store.read("SELECT sha256 FROM confirmed_firmware")]
 limit(resource.RLIM_INFINITY)
 put(store, "after", "1")
 print(json.dumps([problems, sorted(seen), store.problem is None]), flush=True)
@@ -354,13 +356,13 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         put(store, "k", "v")
         assert store.problem is not None
         assert store.problem.code == "disk-full"
-        assert len(store.read("SELECT * FROM meta")) == 1
+        assert len(store.read("SELECT * FROM confirmed_firmware")) == 1
         ballast.unlink()
         store.retry()
         assert is_safe(store)
         store.close()
         again = at(tmp_path)
-        assert len(again.read("SELECT * FROM meta")) == 1
+        assert len(again.read("SELECT * FROM confirmed_firmware")) == 1
         again.close()
 
 
@@ -463,48 +465,26 @@ def test_a_read_only_disk_still_knows_what_it_knew(tmp_path: Path) -> None:
 # --- versions
 
 
-def test_migrations_keep_what_is_there(tmp_path: Path) -> None:
-    """An older journal is brought up to date, in the file as well."""
-    path = tmp_path / FILE_NAME
-    old = at(tmp_path)
-    put(old, "k", "v")
-    old.close()
-    more = (*journal_schema.MIGRATIONS, "ALTER TABLE meta ADD COLUMN note TEXT DEFAULT 'n';")
-    new = at(tmp_path, migrations=more)
-    (row,) = new.read("SELECT * FROM meta")
-    assert dict(row) == {"key": "k", "value": "v", "note": "n"}
-    assert new.warning is None
-    assert is_safe(new)
-    new.close()
-    connection = sqlite3.connect(path)
-    assert journal_schema.version(connection) == len(more)
-    assert connection.execute("SELECT note FROM meta").fetchone() == ("n",)
-    connection.close()
-
-
-def test_a_failed_migration_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    """A migration is one step: its error changes nothing on the disk."""
-    path = tmp_path / FILE_NAME
-    old = at(tmp_path)
-    put(old, "k", "v")
-    old.close()
-    wrong = (*journal_schema.MIGRATIONS, "DROP TABLE meta; DROP TABLE nothing;")
-    with pytest.raises(sqlite3.Error):
-        at(tmp_path, migrations=wrong)
-    assert in_file(path, "k") == "v"
-
-
-def test_a_newer_journal_is_set_aside(tmp_path: Path) -> None:
-    """After a downgrade, a journal that this program does not understand is kept, unread."""
-    newer = at(tmp_path, migrations=(*journal_schema.MIGRATIONS, "CREATE TABLE t (a);"))
-    put(newer, "k", "v")
-    newer.close()
+@pytest.mark.parametrize(
+    ("version", "word", "why"),
+    [(99, "newer", "newer version"), (5, "older", "before this program's first release")],
+)
+def test_a_journal_of_another_program_is_set_aside(
+    tmp_path: Path, version: int, word: str, why: str
+) -> None:
+    """After a downgrade, a journal that this program does not understand is kept, unread; and so is
+    one of before there was a release."""
+    other = at(tmp_path)
+    put(other, "k", "v")
+    other.close()
+    with closing(sqlite3.connect(other.path)) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
     with open_journal(tmp_path) as journal:
         assert journal.warning is not None
-        assert "newer version" in journal.warning
+        assert why in journal.warning
         assert noted(journal, "k") is None
         assert journal.problem is None
-    (aside,) = tmp_path.glob("journal.newer-*.sqlite3")
+    (aside,) = tmp_path.glob(f"journal.{word}-*.sqlite3")
     assert in_file(aside, "k") == "v"
 
 
@@ -601,17 +581,17 @@ def test_what_was_forgotten_in_memory_is_forgotten_in_the_file(tmp_path: Path) -
         put(store, key, "1")
     store._to_memory()
     store._failed(OSError(28, "No space left on device"))
-    store.write("DELETE FROM meta WHERE key = 'gone'")
+    store.write("DELETE FROM confirmed_firmware WHERE sha256 = 'gone'")
     put(store, "changed", "2")
     put(store, "new", "2")
     with sqlite3.connect(store.path) as theirs:
-        theirs.execute("UPDATE meta SET value = '3' WHERE key = 'kept'")
-        theirs.execute("INSERT INTO meta VALUES ('other', '3')")
+        theirs.execute("UPDATE confirmed_firmware SET at = '3' WHERE sha256 = 'kept'")
+        theirs.execute("INSERT INTO confirmed_firmware VALUES ('other', '3')")
     theirs.close()
     assert not is_safe(store)
     store.retry()
     assert is_safe(store)
-    rows = store.read("SELECT key, value FROM meta ORDER BY key")
+    rows = store.read("SELECT sha256, at FROM confirmed_firmware ORDER BY 1")
     assert [tuple(row) for row in rows] == [
         *(("changed", "2"), ("kept", "3"), ("new", "2"), ("other", "3")),
     ]

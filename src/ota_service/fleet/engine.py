@@ -38,8 +38,9 @@ from ota_service.fleet.robot import Calls, Robot
 from ota_service.fleet.roster import Roster, effective_target
 from ota_service.fleet.run import Run
 from ota_service.fleet.settings import Settings
+from ota_service.fleet.sight import Sight
 from ota_service.fleet.turns import Turns
-from ota_service.link.ownership import SERVICE_CLAIMS
+from ota_service.link.ownership import SERVICE_CLAIMS, rewrite_mark
 from ota_service.link.ports import canonical, describe
 
 POLL_S = 1.0
@@ -273,7 +274,7 @@ class Engine:
         new_target = await self.journaled(journal.set_target, service, together)
         await self._recall_manifest(settings)
         keys = self.roster.keys
-        stops = await self.journaled(journal.stops, service, keys, together)
+        stops = await self.journaled(journal.stops, service, keys)
         for key, why in stops.items():
             self.turns.note_stopped(key, why)
         if first:
@@ -632,6 +633,7 @@ class Engine:
             try:
                 for target in self.firmwares.expiring():
                     self.spawn(self.firmwares.look_at_metadata(target))
+                self._look_for_rewritten()
                 await self._poll()
                 self._look_at_files()
                 await self._save_journal()
@@ -640,6 +642,15 @@ class Engine:
             except Exception:
                 # Boards that are plugged in later must be found all the same.
                 self.log.exception("looking at the ports failed")
+
+    def _look_for_rewritten(self) -> None:
+        """Show that nothing is known of boards that another program has flashed or restored. (The
+        journal forgets by itself what it is asked for.)"""
+        for board in filter(lambda board: board.free, self.boards.values()):
+            mac, read_at = board.shown.mac, board.shown.version_read_at
+            mark = rewrite_mark(mac) if mac is not None and read_at is not None else None
+            if mark is not None and read_at is not None and mark > read_at.timestamp() * 1e9:
+                board.post(Sight.rewritten)
 
     def _look_at_files(self) -> None:
         """A file on this machine may change under its version; that starts nothing. A path that

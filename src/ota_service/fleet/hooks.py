@@ -275,6 +275,6 @@ class FlashHooks:
         session = self._session
         if name == "writing" and session.mac is not None:
             self.wrote = True
-            session.memory.journal.whole(partial(session.memory.flashing, session.mac))
+            session.memory.journal.forget_contents(session.mac)
             session.tell(lambda sight: sight.switches())
         self._session.phase(name)

@@ -25,13 +25,18 @@ from ota_service.fleet.journal_rows import (
     AttemptRecord,
     AttemptState,
     BoardRecord,
+    BroughtRecord,
     FirmwareRecord,
+    PendingRecord,
     PortRecord,
+    SlotRecord,
+    StagedRecord,
     StopRecord,
     TargetRecord,
 )
 from ota_service.fleet.journal_runs import Runs
 from ota_service.fleet.journal_store import FILE_NAME, whole
+from ota_service.link.ownership import rewrite_mark
 
 MAX_ATTEMPT_ROWS = 2000
 """Rows of boards with old targets beyond this are forgotten, the oldest first."""
@@ -77,8 +82,24 @@ class Journal(Runs):
     # --- boards
 
     def board(self, mac: str) -> BoardRecord | None:
-        """What was last seen on the board with this MAC."""
-        return self.get(BoardRecord, mac=mac)
+        """What was last seen on the board with this MAC; what it holds is forgotten where a program
+        with another journal has replaced that since then."""
+        record = self.get(BoardRecord, mac=mac)
+        if record is None or rewrite_mark(mac) in (None, record.rewritten):
+            return record
+        return self.forget_contents(mac)
+
+    @whole
+    def forget_contents(self, mac: str) -> BoardRecord:
+        """What a board holds is replaced, or was: what was known of that is void."""
+        for kind in (SlotRecord, StagedRecord, BroughtRecord, PendingRecord):
+            self.drop(kind, mac=mac)
+        known = self.get(BoardRecord, mac=mac) or BoardRecord(mac)
+        places = ("port", "usb_location", "usb_serial", "seen_at", "chip", "flash_bytes")
+        kept = {name: getattr(known, name) for name in places}
+        record = BoardRecord(mac, **kept, rewritten=rewrite_mark(mac))
+        self.put(record)
+        return record
 
     @whole
     def update_board(self, mac: str, **changes: Any) -> BoardRecord:
@@ -86,7 +107,8 @@ class Journal(Runs):
 
         A board is at one place, so others lose that port.
         """
-        record = replace(self.board(mac) or BoardRecord(mac), **changes)
+        known = self.board(mac) or BoardRecord(mac, rewritten=rewrite_mark(mac))
+        record = replace(known, **changes)
         self.write(
             "UPDATE boards SET port = NULL, usb_location = NULL "
             "WHERE (port = ? OR usb_location = ?) AND mac != ?",
@@ -222,15 +244,9 @@ class Journal(Runs):
         self.put(StopRecord(service, target, reason, utc_now()))
 
     @whole
-    def stops(self, service: str, targets: Collection[str], together: str) -> dict[str, str]:
-        """The targets of a service that are stopped, and why; forgets those that it has no more.
-
-        together: the key for all of them, under which earlier versions stopped all at once.
-        """
+    def stops(self, service: str, targets: Collection[str]) -> dict[str, str]:
+        """The targets of a service that are stopped, and why; forgets those that it has no more."""
         for record in self.all(StopRecord, service=service):
-            if record.target == together:
-                for target in targets:
-                    self.put(replace(record, target=target))
             if record.target not in targets:
                 self.drop(StopRecord, service=service, target=record.target)
         return {r.target: r.reason for r in self.all(StopRecord, service=service)}

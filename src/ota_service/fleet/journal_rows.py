@@ -72,7 +72,8 @@ class BoardRecord(Record, table="boards"):
     mac: "aa:bb:cc:dd:ee:ff". version: the stored tag, "" where the board has none, None where it
     was not read. version_read_at: None also where an attempt was begun since then that did not
     end well. slot: name of the running slot. unchecked: the robot's health check has yet to say yes
-    to what runs.
+    to what runs. rewritten: the last time that its flash was replaced (`rewrite_mark`), of which
+    all of this takes account.
     """
 
     mac: str
@@ -90,6 +91,7 @@ class BoardRecord(Record, table="boards"):
     confirmed: bool | None = None
     silent: bool | None = None
     unchecked: bool = False
+    rewritten: int | None = None
 
 
 class SlotRecord(Record, table="slots", keys=2):

@@ -22,11 +22,11 @@ _SIZE = (
     "(SELECT coalesce(sum(length(data)), 0) FROM run_boards WHERE run = runs.id)"
 )
 _PRUNE = f"""
-DELETE FROM runs WHERE finished_at IS NOT NULL AND seq IN (
-    SELECT seq FROM (
-        SELECT seq, row_number() OVER newest AS number, sum(size) OVER newest AS total
-        FROM (SELECT seq, {_SIZE} AS size FROM runs)
-        WINDOW newest AS (ORDER BY seq DESC)
+DELETE FROM runs WHERE finished_at IS NOT NULL AND rowid IN (
+    SELECT nth FROM (
+        SELECT nth, row_number() OVER newest AS number, sum(size) OVER newest AS total
+        FROM (SELECT rowid AS nth, {_SIZE} AS size FROM runs)
+        WINDOW newest AS (ORDER BY nth DESC)
     ) WHERE number > ? OR total > ?
 )"""
 _TAKEN_UP = 2
@@ -92,7 +92,7 @@ class Runs(Store):
         rows = self.read(
             "SELECT * FROM runs WHERE (?1 IS NULL OR service = ?1) AND (?2 IS NULL OR id = ?2) AND "
             f"(?3 = 'null' OR id IN (SELECT run FROM run_boards WHERE {_called('?3')})) "
-            "ORDER BY seq DESC LIMIT ?4",
+            "ORDER BY rowid DESC LIMIT ?4",
             *(service, run_id, words, max(0, min(limit, MAX_RUNS))),
         )
         runs = [Run.from_row(row) for row in rows]

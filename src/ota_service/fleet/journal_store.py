@@ -47,6 +47,8 @@ _PRAGMAS = (
     "PRAGMA journal_size_limit = 1048576",
 )
 
+_NEWEST_FIRST: dict[type[Record], str] = {AttemptRecord: "seq DESC", Run: "rowid DESC"}
+
 Kind = TypeVar("Kind", bound=Record)
 Result = TypeVar("Result")
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -55,22 +57,15 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 class Store:
     """The records in one file; thread-safe. lock: asked before each write whether it is ours."""
 
-    def __init__(
-        self,
-        lock: FolderLock,
-        *,
-        migrations: tuple[str, ...] = journal_schema.MIGRATIONS,
-        retry_s: float = RETRY_S,
-    ) -> None:
+    def __init__(self, lock: FolderLock, *, retry_s: float = RETRY_S) -> None:
         """Open the database, made if need be.
 
-        No state of the disk makes it fail: see `problem` and `warning`. A wrong migration does.
+        No state of the disk makes it fail: see `problem` and `warning`.
         """
         self.path = lock.folder / FILE_NAME
         self.warning: str | None = None
         self.problem: OtaError | None = None
         self._lock = lock
-        self._migrations = migrations
         self._retry_s = retry_s
         self._tried_s = -math.inf
         self._mutex = threading.RLock()
@@ -92,8 +87,8 @@ class Store:
         return next(iter(self.all(kind, **where)), None)
 
     def all(self, kind: type[Kind], **where: SqlValue) -> list[Kind]:
-        """The records that have these values, the newest first where they have a `seq`."""
-        order = "seq DESC" if kind in (AttemptRecord, Run) else "1"
+        """The records that have these values, attempts and runs the newest first."""
+        order = _NEWEST_FIRST.get(kind, "1")
         sql = f'SELECT * FROM "{kind.TABLE}"{_having(where)} ORDER BY {order}'
         return [kind.from_row(row) for row in self.read(sql, *where.values())]
 
@@ -212,7 +207,7 @@ class Store:
         copy = _connect(":memory:")
         with contextlib.suppress(sqlite3.Error):
             self._db.backup(copy)
-        journal_schema.migrate(copy, self._migrations)
+        journal_schema.prepare(copy)
         self._in_file = journal_schema.rows(copy) if self._in_place() else {}
         with contextlib.suppress(sqlite3.Error):
             self._db.close()
@@ -275,10 +270,10 @@ class Store:
             return "damaged", f"is damaged ({report.splitlines()[-1]})"
         found = journal_schema.version(file)
         self._is_new = found == 0
-        if found > len(self._migrations):
-            return "newer", f"is of a newer version ({found}) of this program"
-        journal_schema.migrate(file, self._migrations)
-        return None
+        wrong = journal_schema.refusal(found)
+        if wrong is None:
+            journal_schema.prepare(file)
+        return wrong
 
     def _read_only_copy(self) -> sqlite3.Connection:
         """A copy in memory of a file that can only be read; empty where there is none."""
@@ -287,10 +282,10 @@ class Store:
             readable = _connect(f"{self.path.absolute().as_uri()}?immutable=1", uri=True)
             with contextlib.closing(readable):
                 readable.execute("PRAGMA quick_check").fetchone()
-                if journal_schema.version(readable) <= len(self._migrations):
+                if journal_schema.refusal(journal_schema.version(readable)) is None:
                     readable.backup(memory)
                     self._inode = os.stat(self.path).st_ino
-        journal_schema.migrate(memory, self._migrations)
+        journal_schema.prepare(memory)
         return memory
 
     def _set_aside(self, word: str, reason: str) -> None:

@@ -72,8 +72,9 @@ class Memory:
         if record is None and bridge is not None and bridge.mac is not None:
             last = journal.board(bridge.mac)  # which has no place if its port's name was given away
             record = last if last is not None and last.port is None else None
-        same = record is not None and record.usb_serial == info.serial_number
-        return record if same else None
+        if record is None or record.usb_serial != info.serial_number:
+            return None
+        return journal.board(record.mac)
 
     def is_our_bridge(self, info: PortInfo) -> bool:
         """Whether a person has had this bridge opened before, and a board answered."""
@@ -107,7 +108,7 @@ class Memory:
 
     def facts(self, mac: str, target: Target) -> BoardFacts:
         """What a plan for this board may depend on."""
-        record = self.journal.board(mac)
+        record = self.journal.board(mac) or BoardRecord(mac)
         attempt = self.journal.attempt(mac, target.key)
         latest = self._latest(mac) or attempt
         slots: dict[str, SlotFact] = {}
@@ -117,15 +118,15 @@ class Memory:
         return BoardFacts(
             slots=slots,
             failed=failed,
-            version=(record.version or "") if record is not None else "",
-            last_slot=record.slot if record is not None else None,
-            confirmed=record.confirmed if record is not None else None,
+            version=record.version or "",
+            last_slot=record.slot,
+            confirmed=record.confirmed,
             reached=latest == attempt and attempt.ended_well and attempt.updated_at is not None,
             unwatched=attempt.open_since is not None or attempt.failed > 0 or attempt.unjudged,
             interrupted=latest.target != target.key
             and latest.state in ("none", "set_aside")
             and (latest.open_since is not None or latest.failed > 0),
-            silent=bool(record and record.silent),
+            silent=bool(record.silent),
             staged=self.staged(mac, target),
         )
 
@@ -310,20 +311,9 @@ class Memory:
             self.journal.drop(PendingRecord, mac=mac)
         self.journal.end_attempt(mac, target, succeeded=False, error=error)
 
-    def flashing(self, mac: str) -> None:
-        """A board's whole flash is being replaced: what was known of what it holds is void."""
-        self.journal.drop(SlotRecord, mac=mac)
-        self.journal.drop(StagedRecord, mac=mac)
-        self.journal.drop(BroughtRecord, mac=mac)
-        self.journal.update_board(
-            mac, version=None, version_read_at=None, slot=None, confirmed=None, unchecked=False,
-            **_names(None),
-        )  # fmt: skip
-        self.journal.drop(PendingRecord, mac=mac)
-
     def flashed(self, outcome: FlashOutcome) -> None:
         """A board's whole flash was replaced."""
-        self.flashing(outcome.chip.mac)
+        self.journal.forget_contents(outcome.chip.mac)
         self.journal.update_board(
             outcome.chip.mac,
             chip=outcome.chip.name,
@@ -332,7 +322,6 @@ class Memory:
             version=outcome.version,
             version_read_at=utc_now(),
             confirmed=outcome.confirmed,
-            silent=None,
             **_names(outcome.file.app),
         )
 

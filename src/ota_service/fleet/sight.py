@@ -88,6 +88,16 @@ class Sight:
         about.state = "updating"
         self.log(logging.INFO, "the whole flash is written (%d bytes); %s", total_bytes, kept)
 
+    def rewritten(self) -> None:
+        """Another program has replaced what the board holds: the next look will show with what."""
+        about = self.about
+        self.log(logging.INFO, "another program has flashed or restored it; it is to be looked at")
+        about.version = about.version_read_at = about.staged = about.back = None
+        about.unchecked = False
+        self.switches()
+        if about.state in ("up_to_date", "outdated"):
+            about.state = "unknown"
+
     def restarted(self, reason: str) -> None:
         """The board is restarted, and why."""
         self._report.setdefault("restarts", []).append(reason)

@@ -12,7 +12,8 @@ Opening a port can reset the board behind it, so whoever else has it is looked u
 Files that another user's process holds cannot be seen; what then remains is the exclusive lock
 on the device itself, taken when it is opened (`serial_port.open_port`).
 
-`ServiceClaims` is the same for what services are configured with: boards, before any port.
+`ServiceClaims` is the same for what services are configured with: boards, before any port. And
+`mark_rewritten` leaves word of what was done to a board for processes that had no part in it.
 """
 
 from __future__ import annotations
@@ -312,6 +313,36 @@ def _locks() -> list[str]:
         return (_PROC / "locks").read_text().splitlines()
     except OSError:
         return []
+
+
+# --- what was done to a board
+
+_EVERYBODY = 0o666
+
+
+def mark_rewritten(mac: str) -> None:
+    """Leave word, beside the locks, that what a board holds is about to be replaced: each process
+    knows boards by a journal of its own."""
+    with contextlib.suppress(OSError):  # where there is no folder, a look at the board remains
+        fd = _open_lock(_mark_of(mac))
+        try:
+            os.utime(fd)
+            os.fchmod(fd, _EVERYBODY)  # another user's flash is as true
+        finally:
+            os.close(fd)
+
+
+def rewrite_mark(mac: str) -> int | None:
+    """What tells the last time that a board was rewritten from the one before: a time, in
+    nanoseconds since 1970; None: nobody did since this machine was started."""
+    try:
+        return os.stat(_mark_of(mac), follow_symlinks=False).st_mtime_ns
+    except OSError:
+        return None
+
+
+def _mark_of(mac: str) -> Path:
+    return _lock_folder() / f"rewritten.{mac.replace(':', '')}"
 
 
 # --- who is configured with a board

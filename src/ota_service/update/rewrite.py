@@ -24,6 +24,7 @@ from ota_service.formats.nvs import Nvs
 from ota_service.link.chip import ChipInfo
 from ota_service.link.flash import Flash, Progress, apply_verified
 from ota_service.link.link import EspLink
+from ota_service.link.ownership import mark_rewritten
 from ota_service.link.sparse import digest
 from ota_service.link.stream import make_stream
 from ota_service.update.boot import UNJUDGED, BootMonitor, BootRules, Expected, Hears, Verdict
@@ -195,6 +196,7 @@ def rewrite(
     blocks all the same. Raises OtaError with where to find what the board had.
     """
     total, done = total_bytes(plan), 0
+    mark_rewritten(outcome.chip.mac)
 
     def progress(at: int) -> None:
         if stopped():

@@ -24,6 +24,13 @@ _WHOLE_FLASH = (
         "tests/update/test_tables.py::test_a_whole_flash_ends_a_table_that_may_not_be_in_use",
     ),
     Mutant(
+        "a board is rewritten without a word to other journals",
+        _REWRITE,
+        "    mark_rewritten(outcome.chip.mac)\n",
+        "",
+        f"{BACKUP}::test_a_flash_keeps_what_the_board_has",
+    ),
+    Mutant(
         "the new table is written first",
         _REWRITE,
         "        for write in plan.writes:\n            _write(flash, write, progress)\n",
@@ -155,6 +162,13 @@ _JOURNAL = (
         _ATTEMPTS,
         "UPDATE boards SET version_read_at = NULL WHERE mac = ?",
         "UPDATE boards SET version_read_at = version_read_at WHERE mac = ?",
+        "tests/fleet/test_release.py",
+    ),
+    Mutant(
+        "the journal believes what it knew of a board that was rewritten since",
+        _ATTEMPTS,
+        "rewrite_mark(mac) in (None, record.rewritten)",
+        "rewrite_mark(mac) != 0",
         "tests/fleet/test_release.py",
     ),
     Mutant(
