@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
@@ -37,7 +38,7 @@ from ota_service.client.failure import Failure
 from ota_service.client.machine import Access
 from ota_service.firmware.files import TEXT_BYTES, read_file
 from ota_service.rollout import change, policy
-from ota_service.rollout.cloud import DEFAULT_URL, Cloud, Credentials, connect, is_here
+from ota_service.rollout.cloud import DEFAULT_URL, Cloud, Credentials, is_here
 from ota_service.rollout.drive import Drive, begin, clock_s, from_histories, obey
 from ota_service.rollout.plan import Plan, PlanError, read_plan
 from ota_service.rollout.state import LOOK_S, Order, Record, Rollout, StateFile, Verb
@@ -162,7 +163,7 @@ def plan(path: Path, credentials: Credentials, as_json: bool) -> None:
     wanted, _ = _read(path)
 
     async def look() -> Survey:
-        async with connect(credentials) as cloud:
+        with closing(Cloud(credentials)) as cloud:
             return await survey(wanted, cloud)
 
     found: Survey = _run(look())
@@ -232,20 +233,19 @@ def start(path: Path, credentials: Credentials, once: bool, as_json: bool) -> No
     shown = _Shown(as_json)
 
     async def go() -> Rollout:
-        async with connect(credentials) as cloud:
-            with file.owned():
-                state = await _begun(wanted, file, cloud)
-                if state.state in _HINTS:
-                    say(_HINTS[state.state], err=True)
-                    return state
-                drive = Drive(wanted, cloud, file, state, shown.tell)
-                work = asyncio.ensure_future(drive.run(once=once))
-                with shown.live(state), on_stop(work.cancel):
-                    try:
-                        await work
-                    except asyncio.CancelledError:
-                        say("Stopped; `start` goes on where it was.", err=True)
+        with closing(Cloud(credentials)) as cloud, file.owned():
+            state = await _begun(wanted, file, cloud)
+            if state.state in _HINTS:
+                say(_HINTS[state.state], err=True)
                 return state
+            drive = Drive(wanted, cloud, file, state, shown.tell)
+            work = asyncio.ensure_future(drive.run(once=once))
+            with shown.live(state), on_stop(work.cancel):
+                try:
+                    await work
+                except asyncio.CancelledError:
+                    say("Stopped; `start` goes on where it was.", err=True)
+            return state
 
     state: Rollout = _run(go())
     shown.end(state)
@@ -400,19 +400,18 @@ def undo(path: Path, credentials: Credentials, as_json: bool) -> None:
     shown = _Shown(as_json)
 
     async def go() -> Rollout:
-        async with connect(credentials) as cloud:
-            with file.owned():
-                state = file.load()
-                if state is None:
-                    found = await survey(wanted, cloud)
-                    state = await from_histories(wanted, cloud, found, clock_s())
-                elif state.digest != wanted.digest:
-                    raise click.UsageError(
-                        "The plan is not the one that was rolled out. Put it back as it was, or "
-                        "take its state file away."
-                    )
-                await Drive(wanted, cloud, file, state, shown.tell).undo()
-                return state
+        with closing(Cloud(credentials)) as cloud, file.owned():
+            state = file.load()
+            if state is None:
+                found = await survey(wanted, cloud)
+                state = await from_histories(wanted, cloud, found, clock_s())
+            elif state.digest != wanted.digest:
+                raise click.UsageError(
+                    "The plan is not the one that was rolled out. Put it back as it was, or "
+                    "take its state file away."
+                )
+            await Drive(wanted, cloud, file, state, shown.tell).undo()
+            return state
 
     state: Rollout = _run(go())
     shown.end(state)

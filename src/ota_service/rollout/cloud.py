@@ -16,7 +16,6 @@ import asyncio
 import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -48,7 +47,6 @@ PERMISSIONS = ("read_robot", "read_robot_config", "write_robot", "control_robot"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Sleep = Callable[[float], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +96,10 @@ class NotSent(Exception):
 
 
 class Cloud:
-    """A connection to the app. Made by `connect`."""
+    """A connection to the app, made at the first call; to be closed (`contextlib.closing`)."""
 
-    def __init__(self, credentials: Credentials, sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(self, credentials: Credentials) -> None:
         self.credentials = credentials
-        self._sleep = sleep
         self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
         secrets.learn("", {"api-key": credentials.key})
@@ -300,7 +297,7 @@ class Cloud:
         pause_s, words, renewed = FIRST_PAUSE_S, "", False
         for attempt in range(ATTEMPTS):
             if attempt:
-                await self._sleep(pause_s * random.uniform(0.5, 1.0))
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             connection = None
             try:
@@ -326,7 +323,6 @@ class Cloud:
             f"Viam's app cannot be asked ({method}: {words}).",
             "Try again later: what was done so far is kept, and `start` goes on with it.",
             code="unreachable",
-            unreachable=True,
         )
 
     async def _connected(self) -> _Connection:
@@ -373,16 +369,6 @@ class _Connection:
     metadata: dict[str, str]
     app: Any
     data: Any
-
-
-@asynccontextmanager
-async def connect(credentials: Credentials) -> AsyncIterator[Cloud]:
-    """The app for the length of a block; the connection is made at the first call."""
-    cloud = Cloud(credentials)
-    try:
-        yield cloud
-    finally:
-        cloud.close()
 
 
 def is_here(address: str) -> bool:

@@ -125,9 +125,7 @@ async def from_histories(plan: Plan, cloud: Cloud, found: Survey, now_s: float) 
                     record.state, record.values, record.text = "waiting", values, text
                     return
         except (UnfitError, Failure) as error:
-            if isinstance(error, Failure) and error.unreachable:
-                raise
-            record.happened("refused", f"of what it had before: {error}")
+            record.happened("refused", f"of what it had before: {_lasting(error)}")
             return
         record.happened("refused", "its history does not say what it had before")
 
@@ -380,8 +378,7 @@ class Drive:
             try:
                 return (await self._cloud.part(record.part)).offline
             except Failure as error:
-                if error.unreachable:
-                    raise
+                _lasting(error)
                 return True
         self._dialled_at[record.part] = time.monotonic()
         return False
@@ -433,8 +430,7 @@ class Drive:
         except UnfitError as error:
             return self._event(record, "refused", str(error))
         except Failure as error:
-            if error.unreachable:
-                raise
+            _lasting(error)
             return False  # who does not say is silent, and counts as that
         return not change.holds(found, self._target) and self._conflicts(record, found)
 
@@ -559,13 +555,9 @@ class Drive:
         """A machine's part and its values now; None: it is refused, with the reason."""
         try:
             return await self._found(record)
-        except UnfitError as error:
-            self._event(record, "refused", str(error))
-        except Failure as error:
-            if error.unreachable:
-                raise
-            self._event(record, "refused", str(error))
-        return None
+        except (UnfitError, Failure) as error:
+            self._event(record, "refused", _lasting(error))
+            return None
 
     async def _found(self, record: Record) -> tuple[Part, Values]:
         """Raises UnfitError, Failure."""
@@ -580,8 +572,7 @@ class Drive:
                 _, found = await self._found(record)
                 return change.holds(found, self._target) and not change.holds(found, record.values)
             except (UnfitError, Failure) as error:
-                if isinstance(error, Failure) and error.unreachable:
-                    raise
+                _lasting(error)
         return False
 
     async def _send(self, record: Record) -> None:
@@ -618,9 +609,7 @@ class Drive:
                 where = change.spots(self.plan, part.text, record.source)
                 await self._cloud.write(part, made(part.text, where, new))
             except (UnfitError, Failure) as error:
-                if isinstance(error, Failure) and error.unreachable:
-                    raise
-                self._event(record, "refused", str(error))
+                self._event(record, "refused", _lasting(error))
                 return
             except Conflict as error:
                 # Nobody documents with which status; what is read next says whether it is one.
@@ -633,7 +622,6 @@ class Drive:
             f"The configuration of {record.name} could not be written.",
             "Try again later: `start` goes on with it.",
             code="unreachable",
-            unreachable=True,
         )
 
     # --- undoing
@@ -713,6 +701,13 @@ def _again(rollout: Rollout, now_s: float) -> None:
         wave.settled_at = None
     if rollout.newest is not None:
         rollout.newest.began_at = now_s
+
+
+def _lasting(error: UnfitError | Failure) -> str:
+    """What keeps a machine from being read or written; what passes by itself is raised again."""
+    if isinstance(error, Failure) and error.unreachable:
+        raise error
+    return str(error)
 
 
 def _in_words(values: Values) -> str:

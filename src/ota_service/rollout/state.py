@@ -173,11 +173,6 @@ class StateFile:
     def save(self, rollout: Rollout) -> None:
         """Put it on disk before anything else happens. Raises OSError."""
         write_file(self.path, rollout.model_dump_json(exclude_defaults=True).encode())
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def put_aside(self, rollout: Rollout) -> None:
         """Make room for another one; of the same plan there may be several. Raises OSError."""
