@@ -21,7 +21,6 @@ from rich.text import Text
 from ota_service.cli.rollout import frame
 from ota_service.client.failure import Failure
 from ota_service.rollout.cloud import Cloud, Credentials, Part, Robot, at_once
-from ota_service.rollout.drive import begin
 from ota_service.rollout.plan import Plan, PlanError, Share, parse_plan
 from ota_service.rollout.state import StateFile
 from ota_service.rollout.survey import survey
@@ -210,12 +209,11 @@ async def test_a_thousand_machines_are_planned_at_once(tmp_path: Path) -> None:
     plan = parsed(waves=[1, "5%", "100%"])
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began_s = time.process_time()
-    found = await survey(plan, Thousand(Credentials("", "key" * 5)))
-    rollout = begin(plan, found, 0.0)
+    rollout, _ = await survey(plan, Thousand(Credentials("", "key" * 5)), 0.0)
     StateFile(tmp_path / "plan.json").save(rollout)
     took_s = time.process_time() - began_s
     grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb
-    assert [len(names) for names in found.waves] == [1, 50, 949]
+    assert [len(rollout.of_wave(number)) for number in range(3)] == [1, 50, 949]
     assert StateFile(tmp_path / "plan.json").load() == rollout
     assert took_s < 10
     assert grown_kb < 150_000

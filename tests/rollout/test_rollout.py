@@ -307,6 +307,22 @@ async def test_silence_in_the_soak_is_not_good(tmp_path: Path) -> None:
         assert fleet.got() == [[OLD, NEW]] * 3
 
 
+@simulated
+async def test_the_first_silence_after_a_night_is_no_failure(tmp_path: Path) -> None:
+    """The tool was stopped in a soak, and is started a day later, before its network is there."""
+    async with Fleet.start(tmp_path, 2, waves=[["m00"], "100%"], timeout="5m") as fleet:
+        while "m00 is good" not in (done := await fleet.run("start", "--once")).out:
+            assert done.code == 3, done
+            await asyncio.sleep(2)
+        await asyncio.sleep(86400)
+        fleet.machines["m00"].online = False
+        back = asyncio.get_running_loop().call_later
+        back(30.0, setattr, fleet.machines["m00"], "online", True)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 2
+
+
 @pytest.mark.slow
 @simulated
 async def test_silence_is_waited_for(tmp_path: Path) -> None:
@@ -492,6 +508,20 @@ async def test_undo_leaves_what_others_changed_since(tmp_path: Path) -> None:
         assert besides.config["theirs"] == 1
         assert fleet.machines["m01"].got[-1] == fleet.machines["m02"].got[-1] == OLD
         assert fleet.text("m02") == fleet.texts["m02"]
+
+
+@simulated
+async def test_what_was_undone_is_not_undone_again(tmp_path: Path) -> None:
+    """Where undo is called once more, say for a machine that could not be reached, whoever has
+    given another one that firmware since keeps it."""
+    async with Fleet.start(tmp_path, 1, waves=["100%"], soak="0s") as fleet:
+        assert (await fleet.run("start")).code == 0
+        assert (await fleet.run("undo")).code == 0
+        part, target = fleet.machines["m00"].machine.part, {"url": url(NEW), "version": NEW}
+        fleet.app.edit(part, lambda config: config["services"][1]["attributes"].update(target))
+        assert (await fleet.run("undo")).code == 0
+        assert part.config["services"][1]["attributes"]["version"] == NEW
+        assert len(fleet.writes) == 2
 
 
 @simulated
@@ -865,6 +895,31 @@ async def test_a_token_that_expires_is_renewed(tmp_path: Path) -> None:
         done = await fleet.run("start")
         assert done.code == 0, done
         assert fleet.got() == [[OLD, NEW]] * 4
+
+
+@simulated
+async def test_a_key_that_is_taken_away_leaves_no_machine_out(tmp_path: Path) -> None:
+    """That says nothing of a machine: the tool ends, and goes on with another key."""
+    async with Fleet.start(tmp_path, 3, waves=[1, "100%"], soak="1s") as fleet:
+        gone = True
+
+        def refuse(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "answered":
+                fleet.app.expire_tokens()
+            if call.method == "Authenticate" and moment == "arrives" and gone and fleet.writes:
+                raise GRPCError(Status.UNAUTHENTICATED, "no such key")
+
+        fleet.app.listen(refuse)
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert "Authenticate: no such key" in done.out + done.err
+        told = json.loads((await fleet.run("status", "--json")).out)
+        assert told["state"] == "running"
+        assert "conflict" not in {machine["state"] for machine in told["machines"].values()}
+        gone = False
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 3
 
 
 # --- what configurations look like

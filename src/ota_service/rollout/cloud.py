@@ -91,6 +91,10 @@ class Conflict(Exception):
     """The app refused a write; in its words. Whether because of another's is for reading."""
 
 
+class KeyRefused(Failure):
+    """The app does not know the key (any more), which says nothing of a machine."""
+
+
 class NotSent(Exception):
     """A write got no reply: it may have arrived."""
 
@@ -313,8 +317,11 @@ class Cloud:
                     # A token lasts hours, and a rollout days.
                     renewed = True
                     await self._forget(connection)
-                elif (why := _refusal(error.status, method, words, once=once)) is not None:
-                    raise why from None
+                else:
+                    refused = method if connection else "Authenticate"
+                    why = _refusal(error.status, refused, words, once=once)
+                    if why is not None:
+                        raise why from None
             except (StreamTerminatedError, OSError, TimeoutError) as error:
                 words = str(error) or type(error).__name__
                 if once and connection is not None:
@@ -401,7 +408,8 @@ async def at_once(
 def _refusal(status: Status, method: str, words: str, *, once: bool) -> Exception | None:
     """What a refused call comes to; None: it passes by itself, and is sent again."""
     if status.name in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return Failure(
+        of_all = status.name == "UNAUTHENTICATED" or method == "Authenticate"
+        return (KeyRefused if of_all else Failure)(
             f"The key may not do that: {method}: {words}.",
             "Check VIAM_API_KEY and VIAM_API_KEY_ID; the key needs to be an owner of the machines.",
             code="refused",

@@ -49,7 +49,8 @@ class Record(BaseModel):
     text that stood there. text: the whole configuration before our change, as soon as there may
     be one.
     written_at: when it was found to have the target; began_at: from when on its time counts;
-    seen_at: when it last showed how it is. note: what its boards wait for, where it is known.
+    seen_at: when it last showed how it is; missed_at: since when it does not, though it is asked.
+    note: what its boards wait for, where it is known.
     known: what it showed before. board, log: of the board that failed, with its start's last lines.
     """
 
@@ -70,6 +71,7 @@ class Record(BaseModel):
     written_at: float | None = None
     began_at: float | None = None
     seen_at: float | None = None
+    missed_at: float | None = None
     known: Before | None = None
     board: str = ""
     log: list[str] = []
