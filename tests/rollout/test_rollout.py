@@ -189,8 +189,9 @@ async def test_waves_are_counts_percentages_or_names(
 # --- the brake
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("became", [BACK, FAILED, STOPPED])
+@pytest.mark.parametrize(
+    ("mode", "became"), [("attributes", BACK), ("variables", FAILED), ("attributes", STOPPED)]
+)
 @simulated
 async def test_a_bad_release_halts_in_its_first_wave(
     tmp_path: Path, mode: str, became: str
@@ -471,6 +472,54 @@ async def test_abort_changes_nothing_and_undo_is_exact(
         fleet_again = await fleet.run("undo")
         assert fleet_again.code == 0 or not with_file
         assert len(fleet.writes) == 2 * len(written)
+
+
+@simulated
+async def test_who_cannot_be_read_after_its_write_is_watched(tmp_path: Path) -> None:
+    """The app takes the new value of a machine and fails to show it: the machine has the release,
+    and that it is a bad one for it counts."""
+    async with Fleet.start(
+        tmp_path, 3, waves=[["m00"], ["m01"], "100%"], soak="1s",
+        judge=lambda name, version: BACK if (name, version) == ("m01", NEW) else GOOD,
+    ) as fleet:  # fmt: skip
+        part = fleet.machines["m01"].machine.part
+
+        def fail(call: Call, moment: Moment) -> None:
+            asked = call.method == "GetRobotPart" and moment == "arrives"
+            if asked and call.request.id == part.id and part.id in fleet.app.written:
+                raise GRPCError(Status.INTERNAL, "oops")
+
+        fleet.app.listen(fail)
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert "abort() was called on m01/a" in done.out
+        assert untouched(fleet, "m02")
+
+
+@simulated
+async def test_who_comes_back_and_cannot_be_read_still_counts_as_silent(tmp_path: Path) -> None:
+    """It has the release, and nobody has seen it well since."""
+    async with Fleet.start(
+        tmp_path, 3, waves=[["m00"], ["m01"], "100%"], soak="1s", timeout="2m", takes_s=30.0
+    ) as fleet:
+        fake = fleet.machines["m01"]
+        part, back = fake.machine.part, False
+
+        def fail(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "answered":
+                fake.reachable = part.id not in fleet.app.written
+            asked = call.method == "GetRobotPart" and moment == "arrives"
+            if back and asked and call.request.id == part.id:
+                raise GRPCError(Status.INTERNAL, "oops")
+
+        fleet.app.listen(fail)
+        assert (await fleet.run("start")).code == 1
+        fake.reachable = back = True
+        assert (await fleet.run("resume")).code == 0
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert "m01 is offline" in done.out
+        assert untouched(fleet, "m02")
 
 
 @simulated
@@ -817,8 +866,10 @@ async def test_a_wrong_key_is_said_and_never_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("status", [Status.UNAVAILABLE, Status.RESOURCE_EXHAUSTED])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("status", "mode"),
+    [(Status.UNAVAILABLE, "variables"), (Status.RESOURCE_EXHAUSTED, "attributes")],
+)
 @simulated
 async def test_transient_errors_of_the_app_back_off(
     tmp_path: Path, status: Status, mode: str

@@ -490,8 +490,10 @@ class Drive:
             self._event(record, "lost", why)
             self._wait(record, POLL_OFFLINE_S)
             return
-        read = await self._read(record)
+        # Who has it, and can't be read, is as silent as before.
+        read = await self._read(record, "refused" if record.written_at is None else "lost")
         if read is None:
+            self._wait(record, POLL_OFFLINE_S)
             return
         part, found = read
         record.address = part.address
@@ -515,13 +517,18 @@ class Drive:
         else:
             self._event(record, "begin")
 
-    async def _read(self, record: Record) -> tuple[Part, Values] | None:
-        """A machine's part and its values now; None: it is refused, with the reason."""
+    async def _read(
+        self, record: Record, unread: policy.MachineEvent = "refused"
+    ) -> tuple[Part, Values] | None:
+        """A machine's part and its values now; None: it is left as it is, with the reason. unread:
+        what happens where the app does not show it."""
         try:
             return await self._found(record)
-        except (UnfitError, Failure) as error:
-            self._event(record, "refused", _lasting(error))
-            return None
+        except UnfitError as error:
+            self._event(record, "refused", str(error))
+        except Failure as error:
+            self._event(record, unread, _lasting(error))
+        return None
 
     async def _found(self, record: Record) -> tuple[Part, Values]:
         """Raises UnfitError, Failure."""
@@ -553,8 +560,9 @@ class Drive:
     ) -> None:
         """Bring a part from its old values to new ones. What counts is what is read afterwards."""
         pause_s, refused = FIRST_PAUSE_S, ""
+        unread: policy.MachineEvent = "refused"
         for _ in range(ATTEMPTS):
-            read = await self._read(record)
+            read = await self._read(record, unread)
             if read is None:
                 return
             part, found = read
@@ -571,7 +579,11 @@ class Drive:
                 return
             try:
                 where = change.spots(self.plan, part.text, record.source)
-                await self._cloud.write(part, made(part.text, where, new))
+                text = made(part.text, where, new)
+                if event == "sent":  # from here on it may have it, and is watched
+                    unread, record.written_at = event, clock_s()
+                    record.began_at = record.written_at
+                await self._cloud.write(part, text)
             except (UnfitError, Failure) as error:
                 self._event(record, "refused", _lasting(error))
                 return
