@@ -17,10 +17,11 @@ import yaml  # type: ignore[import-untyped]
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.text import Text
+from viam.proto.app import Robot
 
 from ota_service.cli.rollout import frame
 from ota_service.client.failure import Failure
-from ota_service.rollout.cloud import Cloud, Credentials, Part, Robot, at_once
+from ota_service.rollout.cloud import Cloud, Credentials, Part, at_once
 from ota_service.rollout.plan import Plan, PlanError, Share, parse_plan
 from ota_service.rollout.state import StateFile
 from ota_service.rollout.survey import survey
@@ -181,7 +182,9 @@ class Thousand(Cloud):
         raise AssertionError(method)
 
     async def robots(self, select: Any) -> list[Robot]:
-        return [Robot(f"r{index}", f"m{index}", "loc") for index in range(self.count)]
+        return [
+            Robot(id=f"r{index}", name=f"m{index}", location="loc") for index in range(self.count)
+        ]
 
     async def missing_permissions(self, robots: Any) -> dict[str, list[str]] | None:
         return {}

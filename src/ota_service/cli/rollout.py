@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
@@ -450,8 +450,6 @@ class _Shown:
 
     def live(self, now: Callable[[], Rollout]) -> Any:
         """Bars, for the length of a block, where there is a terminal; now: as it is by then."""
-        from contextlib import nullcontext
-
         if not self._bars or self._as_json:
             return nullcontext()
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
     from grpclib import Status
     from grpclib.client import Channel
+    from viam.proto.app import Robot
 
 DEFAULT_URL = "https://app.viam.com"
 CALL_TIMEOUT_S = 30.0
@@ -62,15 +63,6 @@ class Credentials:
         if is_here(address):
             return Access(address, service)
         return Access(address, service, self.key, self.key_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Robot:
-    """A machine."""
-
-    id: str
-    name: str
-    location: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +127,7 @@ class Cloud:
         request = ListRobotsForLocationsRequest(location_ids=locations)
         reply = await self._call("ListRobotsForLocations", request)
         # One that several locations share is listed in each.
-        robots = {robot.id: Robot(robot.id, robot.name, robot.location) for robot in reply.robots}
+        robots: dict[str, Robot] = {robot.id: robot for robot in reply.robots}
         if select.machines is None:
             return list(robots.values())
         wanted = set(select.machines)

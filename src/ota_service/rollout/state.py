@@ -48,9 +48,9 @@ class Record(BaseModel):
     source: where its values are. values: before the rollout, each as the JSON
     text that stood there. text: the whole configuration before our change, as soon as there may
     be one.
-    written_at: from when on it has the target, or may have it; began_at: from when on its time counts;
-    seen_at: when it last showed how it is; missed_at: since when it does not, though it is asked.
-    note: what its boards wait for, where it is known.
+    written_at: from when on it has the target, or may have it; began_at: from when on its time
+    counts; seen_at: when it last showed how it is; missed_at: since when it does not, though it is
+    asked. note: what its boards wait for, where it is known.
     known: what it showed before. board, log: of the board that failed, with its start's last lines.
     """
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ota_service.client.failure import Failure
 from ota_service.rollout import change, document
 from ota_service.rollout.change import Source, UnfitError
-from ota_service.rollout.cloud import Cloud, Part, Robot, at_once
+from ota_service.rollout.cloud import Cloud, Part, at_once
 from ota_service.rollout.plan import Plan, Wave, assign
 from ota_service.rollout.state import Record, Rollout, WaveRecord
+
+if TYPE_CHECKING:
+    from viam.proto.app import Robot
 
 _NAMED_AT_MOST = 3
 _BY_COMMAND = (
