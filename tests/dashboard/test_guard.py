@@ -344,7 +344,7 @@ async def test_the_status_streams_and_a_failure_is_told_with_its_remedy() -> Non
         stream = events(response)
         first = await asyncio.wait_for(anext(stream), 5)
         assert first["status"]["boards"]["a"]["attempts"] == 2
-        shelf.failure = Failure("It is gone.", "Look.", code="unreachable", unreachable=True)
+        shelf.failure = Failure("It is gone.", "Look.", code="unreachable")
         assert await asked(client, url) == 502  # a command makes it ask at once
         news = await asyncio.wait_for(anext(stream), 5)
         gone = {"message": "It is gone.", "remedy": "Look.", "code": "unreachable"}

@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 UNREACHABLE = Failure(
     "localhost:8080 cannot be reached (refused).", "See that viam-server runs.",
-    code="unreachable", unreachable=True,
+    code="unreachable",
 )  # fmt: skip
 
 

@@ -17,11 +17,11 @@ import yaml  # type: ignore[import-untyped]
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.text import Text
+from viam.proto.app import Robot
 
 from ota_service.cli.rollout import frame
 from ota_service.client.failure import Failure
-from ota_service.rollout.cloud import Cloud, Credentials, Part, Robot, at_once
-from ota_service.rollout.drive import begin
+from ota_service.rollout.cloud import Cloud, Credentials, Part, at_once
 from ota_service.rollout.plan import Plan, PlanError, Share, parse_plan
 from ota_service.rollout.state import StateFile
 from ota_service.rollout.survey import survey
@@ -182,7 +182,9 @@ class Thousand(Cloud):
         raise AssertionError(method)
 
     async def robots(self, select: Any) -> list[Robot]:
-        return [Robot(f"r{index}", f"m{index}", "loc") for index in range(self.count)]
+        return [
+            Robot(id=f"r{index}", name=f"m{index}", location="loc") for index in range(self.count)
+        ]
 
     async def missing_permissions(self, robots: Any) -> dict[str, list[str]] | None:
         return {}
@@ -210,12 +212,11 @@ async def test_a_thousand_machines_are_planned_at_once(tmp_path: Path) -> None:
     plan = parsed(waves=[1, "5%", "100%"])
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began_s = time.process_time()
-    found = await survey(plan, Thousand(Credentials("", "key" * 5)))
-    rollout = begin(plan, found, 0.0)
+    rollout, _ = await survey(plan, Thousand(Credentials("", "key" * 5)), 0.0)
     StateFile(tmp_path / "plan.json").save(rollout)
     took_s = time.process_time() - began_s
     grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb
-    assert [len(names) for names in found.waves] == [1, 50, 949]
+    assert [len(rollout.of_wave(number)) for number in range(3)] == [1, 50, 949]
     assert StateFile(tmp_path / "plan.json").load() == rollout
     assert took_s < 10
     assert grown_kb < 150_000

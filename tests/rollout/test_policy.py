@@ -7,16 +7,18 @@ import math
 from dataclasses import dataclass, field
 from typing import get_args
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ota_service.fleet.policy import by_pair
 from ota_service.rollout.plan import Share, Wave, assign
 from ota_service.rollout.policy import (
     MACHINE,
     MACHINE_ROWS,
     ROLLOUT,
-    ROLLOUT_ROWS,
     MachineEvent,
+    MachineRow,
     MachineState,
     RolloutEvent,
     RolloutState,
@@ -27,10 +29,12 @@ TOUCHES = ("writing",)
 ENDS = ("good", "failed", "offline", "conflict")
 
 
-def test_each_pair_has_one_row() -> None:
-    """Else the later one would silently win."""
-    for rows, table in ((MACHINE_ROWS, MACHINE), (ROLLOUT_ROWS, ROLLOUT)):
-        assert sum(len(states) * len(events) for states, events, _, _ in rows) == len(table)
+@pytest.mark.parametrize("again", [MACHINE_ROWS[0], (("pending", "good"), ("begin",), "good", "")])
+def test_each_pair_has_one_row(again: MachineRow) -> None:
+    """Else the later one would silently win: a table that has two is none."""
+    rows = [*MACHINE_ROWS, again]
+    with pytest.raises(ValueError, match=r"two rows for \('pending', 'begin'\)"):
+        by_pair((states, events, to) for states, events, to, _ in rows)
 
 
 def test_every_state_and_event_is_reached() -> None:

@@ -189,8 +189,9 @@ async def test_waves_are_counts_percentages_or_names(
 # --- the brake
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("became", [BACK, FAILED, STOPPED])
+@pytest.mark.parametrize(
+    ("mode", "became"), [("attributes", BACK), ("variables", FAILED), ("attributes", STOPPED)]
+)
 @simulated
 async def test_a_bad_release_halts_in_its_first_wave(
     tmp_path: Path, mode: str, became: str
@@ -305,6 +306,22 @@ async def test_silence_in_the_soak_is_not_good(tmp_path: Path) -> None:
         done = await fleet.run("start")
         assert done.code == 0, done
         assert fleet.got() == [[OLD, NEW]] * 3
+
+
+@simulated
+async def test_the_first_silence_after_a_night_is_no_failure(tmp_path: Path) -> None:
+    """The tool was stopped in a soak, and is started a day later, before its network is there."""
+    async with Fleet.start(tmp_path, 2, waves=[["m00"], "100%"], timeout="5m") as fleet:
+        while "m00 is good" not in (done := await fleet.run("start", "--once")).out:
+            assert done.code == 3, done
+            await asyncio.sleep(2)
+        await asyncio.sleep(86400)
+        fleet.machines["m00"].online = False
+        back = asyncio.get_running_loop().call_later
+        back(30.0, setattr, fleet.machines["m00"], "online", True)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 2
 
 
 @pytest.mark.slow
@@ -458,6 +475,54 @@ async def test_abort_changes_nothing_and_undo_is_exact(
 
 
 @simulated
+async def test_who_cannot_be_read_after_its_write_is_watched(tmp_path: Path) -> None:
+    """The app takes the new value of a machine and fails to show it: the machine has the release,
+    and that it is a bad one for it counts."""
+    async with Fleet.start(
+        tmp_path, 3, waves=[["m00"], ["m01"], "100%"], soak="1s",
+        judge=lambda name, version: BACK if (name, version) == ("m01", NEW) else GOOD,
+    ) as fleet:  # fmt: skip
+        part = fleet.machines["m01"].machine.part
+
+        def fail(call: Call, moment: Moment) -> None:
+            asked = call.method == "GetRobotPart" and moment == "arrives"
+            if asked and call.request.id == part.id and part.id in fleet.app.written:
+                raise GRPCError(Status.INTERNAL, "oops")
+
+        fleet.app.listen(fail)
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert "abort() was called on m01/a" in done.out
+        assert untouched(fleet, "m02")
+
+
+@simulated
+async def test_who_comes_back_and_cannot_be_read_still_counts_as_silent(tmp_path: Path) -> None:
+    """It has the release, and nobody has seen it well since."""
+    async with Fleet.start(
+        tmp_path, 3, waves=[["m00"], ["m01"], "100%"], soak="1s", timeout="2m", takes_s=30.0
+    ) as fleet:
+        fake = fleet.machines["m01"]
+        part, back = fake.machine.part, False
+
+        def fail(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "answered":
+                fake.reachable = part.id not in fleet.app.written
+            asked = call.method == "GetRobotPart" and moment == "arrives"
+            if back and asked and call.request.id == part.id:
+                raise GRPCError(Status.INTERNAL, "oops")
+
+        fleet.app.listen(fail)
+        assert (await fleet.run("start")).code == 1
+        fake.reachable = back = True
+        assert (await fleet.run("resume")).code == 0
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert "m01 is offline" in done.out
+        assert untouched(fleet, "m02")
+
+
+@simulated
 async def test_undo_by_a_history_in_another_order_touches_nothing(tmp_path: Path) -> None:
     """The oldest value is not the one before; which one is, nobody promises."""
     async with Fleet.start(tmp_path, 1, waves=["100%"]) as fleet:
@@ -492,6 +557,20 @@ async def test_undo_leaves_what_others_changed_since(tmp_path: Path) -> None:
         assert besides.config["theirs"] == 1
         assert fleet.machines["m01"].got[-1] == fleet.machines["m02"].got[-1] == OLD
         assert fleet.text("m02") == fleet.texts["m02"]
+
+
+@simulated
+async def test_what_was_undone_is_not_undone_again(tmp_path: Path) -> None:
+    """Where undo is called once more, say for a machine that could not be reached, whoever has
+    given another one that firmware since keeps it."""
+    async with Fleet.start(tmp_path, 1, waves=["100%"], soak="0s") as fleet:
+        assert (await fleet.run("start")).code == 0
+        assert (await fleet.run("undo")).code == 0
+        part, target = fleet.machines["m00"].machine.part, {"url": url(NEW), "version": NEW}
+        fleet.app.edit(part, lambda config: config["services"][1]["attributes"].update(target))
+        assert (await fleet.run("undo")).code == 0
+        assert part.config["services"][1]["attributes"]["version"] == NEW
+        assert len(fleet.writes) == 2
 
 
 @simulated
@@ -787,8 +866,10 @@ async def test_a_wrong_key_is_said_and_never_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("status", [Status.UNAVAILABLE, Status.RESOURCE_EXHAUSTED])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("status", "mode"),
+    [(Status.UNAVAILABLE, "variables"), (Status.RESOURCE_EXHAUSTED, "attributes")],
+)
 @simulated
 async def test_transient_errors_of_the_app_back_off(
     tmp_path: Path, status: Status, mode: str
@@ -865,6 +946,31 @@ async def test_a_token_that_expires_is_renewed(tmp_path: Path) -> None:
         done = await fleet.run("start")
         assert done.code == 0, done
         assert fleet.got() == [[OLD, NEW]] * 4
+
+
+@simulated
+async def test_a_key_that_is_taken_away_leaves_no_machine_out(tmp_path: Path) -> None:
+    """That says nothing of a machine: the tool ends, and goes on with another key."""
+    async with Fleet.start(tmp_path, 3, waves=[1, "100%"], soak="1s") as fleet:
+        gone = True
+
+        def refuse(call: Call, moment: Moment) -> None:
+            if call.method == "UpdateRobotPart" and moment == "answered":
+                fleet.app.expire_tokens()
+            if call.method == "Authenticate" and moment == "arrives" and gone and fleet.writes:
+                raise GRPCError(Status.UNAUTHENTICATED, "no such key")
+
+        fleet.app.listen(refuse)
+        done = await fleet.run("start")
+        assert done.code == 1, done
+        assert "Authenticate: no such key" in done.out + done.err
+        told = json.loads((await fleet.run("status", "--json")).out)
+        assert told["state"] == "running"
+        assert "conflict" not in {machine["state"] for machine in told["machines"].values()}
+        gone = False
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]] * 3
 
 
 # --- what configurations look like

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
@@ -37,11 +38,11 @@ from ota_service.client.failure import Failure
 from ota_service.client.machine import Access
 from ota_service.firmware.files import TEXT_BYTES, read_file
 from ota_service.rollout import change, policy
-from ota_service.rollout.cloud import DEFAULT_URL, Cloud, Credentials, connect, is_here
-from ota_service.rollout.drive import Drive, begin, clock_s, from_histories, obey
+from ota_service.rollout.cloud import DEFAULT_URL, Cloud, Credentials, is_here
+from ota_service.rollout.drive import Drive, clock_s, obey, recall_all
 from ota_service.rollout.plan import Plan, PlanError, read_plan
 from ota_service.rollout.state import LOOK_S, Order, Record, Rollout, StateFile, Verb
-from ota_service.rollout.survey import Survey, survey
+from ota_service.rollout.survey import survey
 
 EXIT_HALTED, EXIT_UNFINISHED = 1, 3
 WATCH_S = 0.5
@@ -161,55 +162,55 @@ def plan(path: Path, credentials: Credentials, as_json: bool) -> None:
     """
     wanted, _ = _read(path)
 
-    async def look() -> Survey:
-        async with connect(credentials) as cloud:
-            return await survey(wanted, cloud)
+    async def look() -> tuple[Rollout, list[str]]:
+        with closing(Cloud(credentials)) as cloud:
+            return await survey(wanted, cloud, clock_s())
 
-    found: Survey = _run(look())
-    target = change.wanted(wanted)
+    found, notes = _run(look())
     if as_json:
-        print_line(_survey_json(found, target))
+        print_line(_survey_json(found, notes))
     else:
-        _print_survey(found, target)
-    if any(one.unfit for one in found.found.values()):
+        _print_survey(found, notes)
+    if any(record.values is None for record in found.machines):
         raise SystemExit(1)
 
 
-def _survey_json(found: Survey, target: change.Values) -> dict[str, Any]:
+def _survey_json(found: Rollout, notes: list[str]) -> dict[str, Any]:
     return {
-        "target": _shown(target),
-        "waves": found.waves,
-        "notes": list(found.notes),
+        "target": _shown(found.target),
+        "waves": [[record.name for record in its] for _, its in _by_wave(found)],
+        "notes": notes,
         "machines": {
-            name: {
-                "wave": number,
+            record.name: {
+                "wave": record.wave + 1,
                 **(
-                    {"unfit": one.unfit} if one.unfit else {"diff": change.diff(one.values, target)}
+                    {"unfit": record.why}
+                    if record.values is None
+                    else {"diff": change.diff(record.values, found.target)}
                 ),
-                **({"note": one.note} if one.note else {}),
+                **({"note": record.note} if record.note else {}),
             }
-            for number, names in enumerate(found.waves, 1)
-            for name, one in ((name, found.found[name]) for name in names)
+            for record in found.machines
         },
     }
 
 
-def _print_survey(found: Survey, target: change.Values) -> None:
+def _print_survey(found: Rollout, notes: list[str]) -> None:
     console = out()
-    for number, names in enumerate(found.waves, 1):
-        console.print(Text(f"Wave {number}: {_machines(len(names))}", style="bold"))
-        for name in names:
-            one = found.found[name]
-            lines = [] if one.unfit else change.diff(one.values, target)
-            words = one.unfit or ("" if lines else "has the target already")
-            console.print(Text.assemble(f"  {name}", (f"  {words}", "red" if one.unfit else "dim")),
-                          soft_wrap=True)  # fmt: skip
+    for number, its in _by_wave(found):
+        console.print(Text(f"Wave {number + 1}: {_machines(len(its))}", style="bold"))
+        for record in its:
+            unfit = record.values is None
+            lines = [] if unfit else change.diff(record.values or {}, found.target)
+            words = record.why or ("" if lines else "has the target already")
+            shown = Text(f"  {record.name}").append(f"  {words}", "red" if unfit else "dim")
+            console.print(shown, soft_wrap=True)
             for line in lines:
                 style = "red" if line.startswith("-") else "green"
                 console.print(Text(f"    {line}", style=style), soft_wrap=True)
-            if one.note:
-                console.print(Text(f"    {one.note}", style="yellow"), soft_wrap=True)
-    for note in found.notes:
+            if record.note:
+                console.print(Text(f"    {record.note}", style="yellow"), soft_wrap=True)
+    for note in notes:
         console.print(Text(note, style="yellow"), soft_wrap=True)
 
 
@@ -232,20 +233,19 @@ def start(path: Path, credentials: Credentials, once: bool, as_json: bool) -> No
     shown = _Shown(as_json)
 
     async def go() -> Rollout:
-        async with connect(credentials) as cloud:
-            with file.owned():
-                state = await _begun(wanted, file, cloud)
-                if state.state in _HINTS:
-                    say(_HINTS[state.state], err=True)
-                    return state
-                drive = Drive(wanted, cloud, file, state, shown.tell)
-                work = asyncio.ensure_future(drive.run(once=once))
-                with shown.live(state), on_stop(work.cancel):
-                    try:
-                        await work
-                    except asyncio.CancelledError:
-                        say("Stopped; `start` goes on where it was.", err=True)
+        with closing(Cloud(credentials)) as cloud, file.owned():
+            state = await _begun(wanted, file, cloud)
+            if state.state in _HINTS:
+                say(_HINTS[state.state], err=True)
                 return state
+            drive = Drive(wanted, cloud, file, state, shown.tell)
+            work = asyncio.ensure_future(drive.run(once=once))
+            with shown.live(lambda: state), on_stop(work.cancel):
+                try:
+                    await work
+                except asyncio.CancelledError:
+                    say("Stopped; `start` goes on where it was.", err=True)
+            return state
 
     state: Rollout = _run(go())
     shown.end(state)
@@ -262,14 +262,13 @@ async def _begun(wanted: Plan, file: StateFile, cloud: Cloud) -> Rollout:
             f"The plan has changed since its rollout began, which is {state.state}. Put it back as "
             "it was (soak, max_failed and timeout may change), or `abort` first."
         )
-    found = await survey(wanted, cloud)
-    for note in found.notes:
+    begun, notes = await survey(wanted, cloud, clock_s())
+    for note in notes:
         say(note, err=True)
     if state is not None:
         file.put_aside(state)
-    state = begin(wanted, found, clock_s())
-    file.save(state)
-    return state
+    file.save(begun)
+    return begun
 
 
 def _exit_code(state: Rollout) -> int:
@@ -296,7 +295,7 @@ def status(path: Path, watch: bool, as_json: bool) -> None:
         state = _loaded(file)
         shown = _Shown(as_json)
         if watch:
-            with shown.live(state, lambda: _loaded(file)):
+            with shown.live(lambda: state):
                 while state.state in ("running", "paused"):
                     shown.changed(state)
                     time.sleep(WATCH_S)
@@ -400,19 +399,18 @@ def undo(path: Path, credentials: Credentials, as_json: bool) -> None:
     shown = _Shown(as_json)
 
     async def go() -> Rollout:
-        async with connect(credentials) as cloud:
-            with file.owned():
-                state = file.load()
-                if state is None:
-                    found = await survey(wanted, cloud)
-                    state = await from_histories(wanted, cloud, found, clock_s())
-                elif state.digest != wanted.digest:
-                    raise click.UsageError(
-                        "The plan is not the one that was rolled out. Put it back as it was, or "
-                        "take its state file away."
-                    )
-                await Drive(wanted, cloud, file, state, shown.tell).undo()
-                return state
+        with closing(Cloud(credentials)) as cloud, file.owned():
+            state = file.load()
+            if state is None:
+                state, _ = await survey(wanted, cloud, clock_s())
+                await recall_all(wanted, cloud, state)
+            elif state.digest != wanted.digest:
+                raise click.UsageError(
+                    "The plan is not the one that was rolled out. Put it back as it was, or "
+                    "take its state file away."
+                )
+            await Drive(wanted, cloud, file, state, shown.tell).undo()
+            return state
 
     state: Rollout = _run(go())
     shown.end(state)
@@ -450,16 +448,14 @@ class _Shown:
             elif not self._bars:
                 self._console.print(Text(summary(state)), soft_wrap=True)
 
-    def live(self, state: Rollout, read: Callable[[], Rollout] | None = None) -> Any:
-        """Bars, for the length of a block, where there is a terminal."""
-        from contextlib import nullcontext
-
+    def live(self, now: Callable[[], Rollout]) -> Any:
+        """Bars, for the length of a block, where there is a terminal; now: as it is by then."""
         if not self._bars or self._as_json:
             return nullcontext()
 
         def drawn() -> RenderableType:
             size = self._console.size
-            return frame(read() if read else state, columns=size.width, lines=size.height - 1)
+            return frame(now(), columns=size.width, lines=size.height - 1)
 
         return Live(console=self._console, refresh_per_second=4, get_renderable=drawn,
                     transient=True)  # fmt: skip

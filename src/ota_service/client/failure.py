@@ -11,17 +11,19 @@ class Failure(Exception):
     """What happened, and what to do about it, in which libraries and servers may have had a word:
     without secrets, and as it is seen.
 
-    code: of the error table. unreachable: nobody answered, so that asking again later may help.
+    code: of the error table.
     """
 
-    def __init__(
-        self, message: str, remedy: str = "", *, code: str, unreachable: bool = False
-    ) -> None:
+    def __init__(self, message: str, remedy: str = "", *, code: str) -> None:
         self.message = visible(hide(message))
         self.remedy = remedy
         self.code = code
-        self.unreachable = unreachable
         super().__init__(self.message)
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether nobody answered, so that asking again later may help."""
+        return self.code == "unreachable"
 
     def __str__(self) -> str:
         return " ".join(part for part in (self.message, self.remedy, f"[{self.code}]") if part)

@@ -31,7 +31,7 @@ STATUS_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 30.0
 DIAL_TIMEOUT_S = 20.0
 
-_UNREACHABLE = ERRORS["unreachable"].remedy
+_KEY_HINT = " A machine that asks for a key gets it from VIAM_API_KEY and VIAM_API_KEY_ID."
 # How the SDK writes an exception of a module, with the file and line that it came from.
 _FROM_MODULE = re.compile(
     r"(?:rpc error: code = \w+ desc = )*(?:(\w+) - )?(.*?)"
@@ -115,20 +115,16 @@ class Machine:
             raise _refusal(error.status, error.message or "", self.access) from None
         except TimeoutError:
             await self.close()
-            raise self._lost(f"did not answer within {timeout_s:.0f} s") from None
+            raise _unreached(self.access, f"did not answer within {timeout_s:.0f} s") from None
         except (StreamTerminatedError, OSError) as error:
             await self.close()
-            raise self._lost(f"is no longer connected ({_reason(error)})") from None
+            why = f"is no longer connected ({_reason(error)})"
+            raise _unreached(self.access, why) from None
         except NotImplementedError:
             raise _no_ota_service(self.access) from None
         except Exception as error:  # of the libraries below, which have many of their own
             await self.close()
-            raise self._lost(f"could not be asked ({_reason(error)})") from error
-
-    def _lost(self, what: str) -> Failure:
-        return Failure(
-            f"{self.access.address} {what}.", _UNREACHABLE, code="unreachable", unreachable=True
-        )
+            raise _unreached(self.access, f"could not be asked ({_reason(error)})") from error
 
 
 @asynccontextmanager
@@ -165,17 +161,8 @@ async def _dial(access: Access) -> RobotClient:
         async with asyncio.timeout(2 * DIAL_TIMEOUT_S):
             return await RobotClient.at_address(access.address, options)
     except Exception as error:
-        hint = (
-            ""
-            if access.api_key
-            else (" A machine that asks for a key gets it from VIAM_API_KEY and VIAM_API_KEY_ID.")
-        )
-        raise Failure(
-            f"{access.address} cannot be reached ({_reason(error)}).",
-            _UNREACHABLE + hint,
-            code="unreachable",
-            unreachable=True,
-        ) from None
+        hint = "" if access.api_key else _KEY_HINT
+        raise _unreached(access, f"cannot be reached ({_reason(error)})", hint) from None
 
 
 def _service(robot: RobotClient, name: str) -> GenericClient:
@@ -203,12 +190,7 @@ def _service(robot: RobotClient, name: str) -> GenericClient:
 def _refusal(status: Any, text: str, access: Access) -> Failure:
     """What a gRPC error means."""
     if status.name == "UNAVAILABLE":
-        return Failure(
-            f"{access.address} is not available ({text}).",
-            _UNREACHABLE,
-            code="unreachable",
-            unreachable=True,
-        )
+        return _unreached(access, f"is not available ({text})")
     if status.name == "UNIMPLEMENTED" or text.startswith("NotImplementedError -"):
         return _no_ota_service(access)
     if status.name in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
@@ -218,13 +200,13 @@ def _refusal(status: Any, text: str, access: Access) -> Failure:
             code="refused",
         )
     if status.name == "DEADLINE_EXCEEDED":
-        return Failure(
-            f"{access.address} did not answer in time.",
-            _UNREACHABLE,
-            code="unreachable",
-            unreachable=True,
-        )
+        return _unreached(access, "did not answer in time")
     return from_module(text)
+
+
+def _unreached(access: Access, what: str, hint: str = "") -> Failure:
+    remedy = ERRORS["unreachable"].remedy + hint
+    return Failure(f"{access.address} {what}.", remedy, code="unreachable")
 
 
 def _no_ota_service(access: Access) -> Failure:

@@ -88,15 +88,24 @@ Rows = tuple[tuple[tuple[S, ...], tuple[E, ...], S | None, A, str], ...]
 """A table as it is written: in these states, at these events."""
 
 
-def expand(rows: Rows[S, E, A]) -> dict[tuple[S, E], TableRow[S, A]]:
-    """A table as it is asked. Raises ValueError where two rows are for the same."""
-    table: dict[tuple[S, E], TableRow[S, A]] = {}
-    for states, events, state, action, why in rows:
-        for pair in ((at, event) for at in states for event in events):
+def by_pair(rows: Iterable[tuple[Iterable[S], Iterable[E], A]]) -> dict[tuple[S, E], A]:
+    """What stands there for each state and event. Raises ValueError where two rows are for the
+    same."""
+    table: dict[tuple[S, E], A] = {}
+    for states, events, what in rows:
+        for pair in product(states, events):
             if pair in table:
                 raise ValueError(f"the table has two rows for {pair}")
-            table[pair] = TableRow(state, action, why)
+            table[pair] = what
     return table
+
+
+def expand(rows: Rows[S, E, A]) -> dict[tuple[S, E], TableRow[S, A]]:
+    """A table as it is asked. Raises ValueError as `by_pair`."""
+    return by_pair(
+        (states, events, TableRow(state, action, why))
+        for states, events, state, action, why in rows
+    )
 
 
 Row = TableRow[State, Action]

@@ -16,7 +16,6 @@ import asyncio
 import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
     from grpclib import Status
     from grpclib.client import Channel
+    from viam.proto.app import Robot
 
 DEFAULT_URL = "https://app.viam.com"
 CALL_TIMEOUT_S = 30.0
@@ -48,7 +48,6 @@ PERMISSIONS = ("read_robot", "read_robot_config", "write_robot", "control_robot"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Sleep = Callable[[float], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +63,6 @@ class Credentials:
         if is_here(address):
             return Access(address, service)
         return Access(address, service, self.key, self.key_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Robot:
-    """A machine."""
-
-    id: str
-    name: str
-    location: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +83,19 @@ class Conflict(Exception):
     """The app refused a write; in its words. Whether because of another's is for reading."""
 
 
+class KeyRefused(Failure):
+    """The app does not know the key (any more), which says nothing of a machine."""
+
+
 class NotSent(Exception):
     """A write got no reply: it may have arrived."""
 
 
 class Cloud:
-    """A connection to the app. Made by `connect`."""
+    """A connection to the app, made at the first call; to be closed (`contextlib.closing`)."""
 
-    def __init__(self, credentials: Credentials, sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(self, credentials: Credentials) -> None:
         self.credentials = credentials
-        self._sleep = sleep
         self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
         secrets.learn("", {"api-key": credentials.key})
@@ -134,7 +127,7 @@ class Cloud:
         request = ListRobotsForLocationsRequest(location_ids=locations)
         reply = await self._call("ListRobotsForLocations", request)
         # One that several locations share is listed in each.
-        robots = {robot.id: Robot(robot.id, robot.name, robot.location) for robot in reply.robots}
+        robots: dict[str, Robot] = {robot.id: robot for robot in reply.robots}
         if select.machines is None:
             return list(robots.values())
         wanted = set(select.machines)
@@ -300,7 +293,7 @@ class Cloud:
         pause_s, words, renewed = FIRST_PAUSE_S, "", False
         for attempt in range(ATTEMPTS):
             if attempt:
-                await self._sleep(pause_s * random.uniform(0.5, 1.0))
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             connection = None
             try:
@@ -316,8 +309,11 @@ class Cloud:
                     # A token lasts hours, and a rollout days.
                     renewed = True
                     await self._forget(connection)
-                elif (why := _refusal(error.status, method, words, once=once)) is not None:
-                    raise why from None
+                else:
+                    refused = method if connection else "Authenticate"
+                    why = _refusal(error.status, refused, words, once=once)
+                    if why is not None:
+                        raise why from None
             except (StreamTerminatedError, OSError, TimeoutError) as error:
                 words = str(error) or type(error).__name__
                 if once and connection is not None:
@@ -326,7 +322,6 @@ class Cloud:
             f"Viam's app cannot be asked ({method}: {words}).",
             "Try again later: what was done so far is kept, and `start` goes on with it.",
             code="unreachable",
-            unreachable=True,
         )
 
     async def _connected(self) -> _Connection:
@@ -375,16 +370,6 @@ class _Connection:
     data: Any
 
 
-@asynccontextmanager
-async def connect(credentials: Credentials) -> AsyncIterator[Cloud]:
-    """The app for the length of a block; the connection is made at the first call."""
-    cloud = Cloud(credentials)
-    try:
-        yield cloud
-    finally:
-        cloud.close()
-
-
 def is_here(address: str) -> bool:
     """Whether a host, host:port or url is this computer."""
     return is_loopback(urlsplit(address if "://" in address else f"//{address}").hostname or "")
@@ -415,7 +400,8 @@ async def at_once(
 def _refusal(status: Status, method: str, words: str, *, once: bool) -> Exception | None:
     """What a refused call comes to; None: it passes by itself, and is sent again."""
     if status.name in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return Failure(
+        of_all = status.name == "UNAUTHENTICATED" or method == "Authenticate"
+        return (KeyRefused if of_all else Failure)(
             f"The key may not do that: {method}: {words}.",
             "Check VIAM_API_KEY and VIAM_API_KEY_ID; the key needs to be an owner of the machines.",
             code="refused",

@@ -30,26 +30,21 @@ from ota_service.rollout.cloud import (
     MAX_PARALLEL,
     Cloud,
     Conflict,
+    KeyRefused,
     NotSent,
     Part,
     at_once,
 )
 from ota_service.rollout.document import same
 from ota_service.rollout.plan import Plan
-from ota_service.rollout.state import (
-    KEPT_ANSWERS,
-    Order,
-    Record,
-    Rollout,
-    StateFile,
-    WaveRecord,
-)
-from ota_service.rollout.survey import Survey
+from ota_service.rollout.state import KEPT_ANSWERS, Order, Record, Rollout, StateFile
 
 POLL_FIRST_S, POLL_MOST_S = 1.0, 10.0
 """Between two looks at a machine that is waited for; machines ask for their configuration each
 10 s by default."""
 POLL_GOOD_S, POLL_PASSED_S, POLL_OFFLINE_S = 5.0, 60.0, 10.0
+SILENCE_S = 60.0
+"""A machine that is silent for less may be the network of whoever asks."""
 DIALLED_AGAIN_S = 60.0
 """Between two tries to reach a machine that the app calls offline."""
 ORDERS_S = 0.5
@@ -80,42 +75,12 @@ def clock_s() -> float:
     return datetime.now(UTC).timestamp()
 
 
-def begin(plan: Plan, found: Survey, now_s: float) -> Rollout:
-    """The state of a rollout that has touched nothing yet."""
-    machines = []
-    for number, names in enumerate(found.waves):
-        for name in names:
-            one = found.found[name]
-            record = Record(
-                name=name,
-                part=one.part.id,
-                wave=number,
-                address=one.part.address,
-                source=one.source,
-                sensor=one.sensor,
-                values=None if one.unfit else one.values,
-                note=one.note,
-            )
-            if one.unfit:
-                record.happened("refused", one.unfit)
-            machines.append(record)
-    return Rollout(
-        digest=plan.digest,
-        target=change.wanted(plan),
-        started_at=now_s,
-        waves=[WaveRecord() for _ in found.waves],
-        machines=machines,
-    )
-
-
-async def from_histories(plan: Plan, cloud: Cloud, found: Survey, now_s: float) -> Rollout:
-    """The state of a rollout of which no file is left: what each machine that has the target had
+async def recall_all(plan: Plan, cloud: Cloud, rollout: Rollout) -> None:
+    """Where no state file of a rollout is left: note what each machine that has the target had
     before, as Viam keeps it. Raises Failure."""
-    rollout = begin(plan, found, now_s)
 
     async def recall(record: Record) -> None:
-        one = found.found[record.name]
-        if one.unfit or not change.holds(one.values, rollout.target):
+        if record.values is None or not change.holds(record.values, rollout.target):
             record.why = record.why or "it does not have the target"
             return
         try:
@@ -125,14 +90,11 @@ async def from_histories(plan: Plan, cloud: Cloud, found: Survey, now_s: float) 
                     record.state, record.values, record.text = "waiting", values, text
                     return
         except (UnfitError, Failure) as error:
-            if isinstance(error, Failure) and error.unreachable:
-                raise
-            record.happened("refused", f"of what it had before: {error}")
+            record.happened("refused", f"of what it had before: {_lasting(error)}")
             return
         record.happened("refused", "its history does not say what it had before")
 
     await at_once(recall, rollout.machines)
-    return rollout
 
 
 class Drive:
@@ -157,8 +119,7 @@ class Drive:
         self._due: dict[str, float] = {}
         self._settled_s = -math.inf
         self._pause_s: dict[str, float] = {}
-        # Those that did not answer the last time; when one that is offline was last dialled.
-        self._silent: set[str] = set()
+        # When one that is offline was last dialled.
         self._dialled_at: dict[str, float] = {}
         self._saved_at = 0.0
         self._progress = False
@@ -341,7 +302,7 @@ class Drive:
         if seen is None:
             self._missed(record, why, now_s)
         else:
-            self._silent.discard(record.part)
+            record.missed_at = None
             # What was captured before a soak was over says nothing of its end.
             record.seen_at = now_s if captured_s is None else min(captured_s, now_s)
             await self._seen(record, seen, now_s)
@@ -351,14 +312,15 @@ class Drive:
 
     def _missed(self, record: Record, why: str, now_s: float) -> None:
         """Silence is neither good nor bad; a wave that has passed is not held up by it."""
-        self._silent.add(record.part)
-        since_s = record.seen_at
+        record.missed_at, since_s = record.missed_at or now_s, record.seen_at
         if record.state == "waiting":
             self._told(record, why)
             since_s = record.began_at
         elif record.wave < self.rollout.begun - 1:
             return
-        if now_s > (since_s or now_s) + self.plan.timeout_s:
+        # Where nobody has looked for a night, the first look proves nothing.
+        asked = now_s >= record.missed_at + SILENCE_S
+        if asked and now_s > (since_s or now_s) + self.plan.timeout_s:
             self._event(record, "lost", f"it has the firmware, and cannot be asked: {why}")
 
     async def _seen(self, record: Record, seen: gate.Look, now_s: float) -> None:
@@ -380,8 +342,7 @@ class Drive:
             try:
                 return (await self._cloud.part(record.part)).offline
             except Failure as error:
-                if error.unreachable:
-                    raise
+                _lasting(error)
                 return True
         self._dialled_at[record.part] = time.monotonic()
         return False
@@ -433,8 +394,7 @@ class Drive:
         except UnfitError as error:
             return self._event(record, "refused", str(error))
         except Failure as error:
-            if error.unreachable:
-                raise
+            _lasting(error)
             return False  # who does not say is silent, and counts as that
         return not change.holds(found, self._target) and self._conflicts(record, found)
 
@@ -481,7 +441,7 @@ class Drive:
         soak_s = self.plan.soak_of(begun - 1)
         if (record.seen_at or 0.0) >= settled_at + soak_s:
             return POLL_PASSED_S
-        if record.part in self._silent:
+        if record.missed_at is not None:
             return POLL_GOOD_S
         pace_s = min(max(POLL_GOOD_S, soak_s / LOOKS_A_SOAK), POLL_PASSED_S)
         return min(pace_s, max(settled_at + soak_s - clock_s(), 0.0))
@@ -530,8 +490,10 @@ class Drive:
             self._event(record, "lost", why)
             self._wait(record, POLL_OFFLINE_S)
             return
-        read = await self._read(record)
+        # Who has it, and can't be read, is as silent as before.
+        read = await self._read(record, "refused" if record.written_at is None else "lost")
         if read is None:
+            self._wait(record, POLL_OFFLINE_S)
             return
         part, found = read
         record.address = part.address
@@ -548,23 +510,24 @@ class Drive:
             return
         self._wait(record, 0.0)
         self._pause_s.pop(record.part, None)
-        record.began_at = clock_s()
+        record.began_at, record.missed_at = clock_s(), None
         if is_target:
             record.written_at = record.written_at or record.began_at
             self._event(record, "already", "it has the target already")
         else:
             self._event(record, "begin")
 
-    async def _read(self, record: Record) -> tuple[Part, Values] | None:
-        """A machine's part and its values now; None: it is refused, with the reason."""
+    async def _read(
+        self, record: Record, unread: policy.MachineEvent = "refused"
+    ) -> tuple[Part, Values] | None:
+        """A machine's part and its values now; None: it is left as it is, with the reason. unread:
+        what happens where the app does not show it."""
         try:
             return await self._found(record)
         except UnfitError as error:
             self._event(record, "refused", str(error))
         except Failure as error:
-            if error.unreachable:
-                raise
-            self._event(record, "refused", str(error))
+            self._event(record, unread, _lasting(error))
         return None
 
     async def _found(self, record: Record) -> tuple[Part, Values]:
@@ -580,8 +543,7 @@ class Drive:
                 _, found = await self._found(record)
                 return change.holds(found, self._target) and not change.holds(found, record.values)
             except (UnfitError, Failure) as error:
-                if isinstance(error, Failure) and error.unreachable:
-                    raise
+                _lasting(error)
         return False
 
     async def _send(self, record: Record) -> None:
@@ -598,8 +560,9 @@ class Drive:
     ) -> None:
         """Bring a part from its old values to new ones. What counts is what is read afterwards."""
         pause_s, refused = FIRST_PAUSE_S, ""
+        unread: policy.MachineEvent = "refused"
         for _ in range(ATTEMPTS):
-            read = await self._read(record)
+            read = await self._read(record, unread)
             if read is None:
                 return
             part, found = read
@@ -616,11 +579,13 @@ class Drive:
                 return
             try:
                 where = change.spots(self.plan, part.text, record.source)
-                await self._cloud.write(part, made(part.text, where, new))
+                text = made(part.text, where, new)
+                if event == "sent":  # from here on it may have it, and is watched
+                    unread, record.written_at = event, clock_s()
+                    record.began_at = record.written_at
+                await self._cloud.write(part, text)
             except (UnfitError, Failure) as error:
-                if isinstance(error, Failure) and error.unreachable:
-                    raise
-                self._event(record, "refused", str(error))
+                self._event(record, "refused", _lasting(error))
                 return
             except Conflict as error:
                 # Nobody documents with which status; what is read next says whether it is one.
@@ -633,12 +598,13 @@ class Drive:
             f"The configuration of {record.name} could not be written.",
             "Try again later: `start` goes on with it.",
             code="unreachable",
-            unreachable=True,
         )
 
     # --- undoing
 
     async def _undo(self, record: Record) -> None:
+        if record.state == "undone":  # who gave it the target since was not this rollout
+            return
         known = record.text is not None or record.written_at is not None
         if not known and not await self._was_written(record):
             return
@@ -713,6 +679,13 @@ def _again(rollout: Rollout, now_s: float) -> None:
         wave.settled_at = None
     if rollout.newest is not None:
         rollout.newest.began_at = now_s
+
+
+def _lasting(error: UnfitError | Failure) -> str:
+    """What keeps a machine from being read or written; what is not about it is raised again."""
+    if isinstance(error, KeyRefused) or (isinstance(error, Failure) and error.unreachable):
+        raise error
+    return str(error)
 
 
 def _in_words(values: Values) -> str:

@@ -61,16 +61,17 @@ class Share:
 
     def up(self, total: int) -> int:
         """Of `total` machines, at least one."""
-        if self.count is not None:
-            return self.count
-        # Of 300 machines 7 % are 21, whatever binary fractions make of it.
-        return max(1, math.ceil(round(total * (self.percent or 0) / 100, 6)))
+        return max(1, math.ceil(self._of(total)))
 
     def down(self, total: int) -> int:
         """Of `total` machines, rounded down."""
+        return math.floor(self._of(total))
+
+    def _of(self, total: int) -> float:
         if self.count is not None:
             return self.count
-        return math.floor(round(total * (self.percent or 0) / 100, 6))
+        # Of 300 machines 7 % are 21, whatever binary fractions make of it.
+        return round(total * (self.percent or 0) / 100, 6)
 
 
 def _check_duration(value: object) -> float:
@@ -250,18 +251,13 @@ class Plan(Strict):
         waves = [wave.model_dump(exclude={"soak_s"}) for wave in self.waves]
         brakes = {"soak_s", "max_failed", "timeout_s", "waves"}
         whole = [self.model_dump(mode="json", exclude=brakes), waves]
-        text = json.dumps(whole, sort_keys=True, default=vars_of)
+        text = json.dumps(whole, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def soak_of(self, wave: int) -> float:
         """In seconds, of the wave of this number."""
         own = self.waves[wave].soak_s if wave < len(self.waves) else None
         return self.soak_s if own is None else own
-
-
-def vars_of(share: Share) -> list[float | None]:
-    """A share as JSON has it."""
-    return [share.count, share.percent]
 
 
 def read_plan(path: Path) -> Plan:

@@ -11,13 +11,11 @@ that has no row changes nothing. docs/fleets.md shows both tables (docs/generate
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
-S = TypeVar("S")
-E = TypeVar("E")
+from ota_service.fleet.policy import by_pair
 
 MachineState = Literal[
     "pending", "writing", "waiting", "good", "failed", "offline", "conflict", "undone"
@@ -79,12 +77,8 @@ ROLLOUT_ROWS: tuple[RolloutRow, ...] = (
 )
 
 
-def _table(rows: Iterable[tuple[Iterable[S], Iterable[E], S, str]]) -> dict[tuple[S, E], S]:
-    return {pair: to for at, events, to, _ in rows for pair in product(at, events)}
-
-
-MACHINE = _table(MACHINE_ROWS)
-ROLLOUT = _table(ROLLOUT_ROWS)
+MACHINE = by_pair((at, events, to) for at, events, to, _ in MACHINE_ROWS)
+ROLLOUT = by_pair((at, events, to) for at, events, to, _ in ROLLOUT_ROWS)
 
 MACHINE_STATES: tuple[MachineState, ...] = get_args(MachineState)
 UNDECIDED: tuple[MachineState, ...] = ("pending", "writing", "waiting")

@@ -48,8 +48,9 @@ class Record(BaseModel):
     source: where its values are. values: before the rollout, each as the JSON
     text that stood there. text: the whole configuration before our change, as soon as there may
     be one.
-    written_at: when it was found to have the target; began_at: from when on its time counts;
-    seen_at: when it last showed how it is. note: what its boards wait for, where it is known.
+    written_at: from when on it has the target, or may have it; began_at: from when on its time
+    counts; seen_at: when it last showed how it is; missed_at: since when it does not, though it is
+    asked. note: what its boards wait for, where it is known.
     known: what it showed before. board, log: of the board that failed, with its start's last lines.
     """
 
@@ -70,6 +71,7 @@ class Record(BaseModel):
     written_at: float | None = None
     began_at: float | None = None
     seen_at: float | None = None
+    missed_at: float | None = None
     known: Before | None = None
     board: str = ""
     log: list[str] = []
@@ -173,11 +175,6 @@ class StateFile:
     def save(self, rollout: Rollout) -> None:
         """Put it on disk before anything else happens. Raises OSError."""
         write_file(self.path, rollout.model_dump_json(exclude_defaults=True).encode())
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def put_aside(self, rollout: Rollout) -> None:
         """Make room for another one; of the same plan there may be several. Raises OSError."""

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from ota_service.client.failure import Failure
 from ota_service.rollout import change, document
-from ota_service.rollout.change import Source, UnfitError, Values
-from ota_service.rollout.cloud import Cloud, Part, Robot, at_once
+from ota_service.rollout.change import Source, UnfitError
+from ota_service.rollout.cloud import Cloud, Part, at_once
 from ota_service.rollout.plan import Plan, Wave, assign
+from ota_service.rollout.state import Record, Rollout, WaveRecord
+
+if TYPE_CHECKING:
+    from viam.proto.app import Robot
 
 _NAMED_AT_MOST = 3
 _BY_COMMAND = (
@@ -22,31 +26,16 @@ _BY_COMMAND = (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A part that a plan means. unfit: why it cannot be changed. source: where its values are.
-    values: as they are now. sensor: of its service, where there is one. note: what else a person
-    should know of it."""
+    """A part that a plan means; record: what is known of it, which has its name and wave last."""
 
-    name: str
     robot: Robot
     part: Part
-    source: Source = field(default_factory=Source)
-    values: Values = field(default_factory=dict)
-    sensor: str = ""
-    unfit: str = ""
-    note: str = ""
+    record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """All of them, by name, and the names of each wave. notes: what a person should know."""
-
-    found: dict[str, Found]
-    waves: list[list[str]]
-    notes: tuple[str, ...] = ()
-
-
-async def survey(plan: Plan, cloud: Cloud) -> Survey:
-    """Look at every machine that a plan selects.
+async def survey(plan: Plan, cloud: Cloud, now_s: float) -> tuple[Rollout, list[str]]:
+    """Look at every machine that a plan selects: the state of a rollout that has touched nothing
+    yet, and what a person should know of it.
 
     Raises Failure, which names missing permissions, and PlanError where the waves don't fit.
     """
@@ -60,20 +49,30 @@ async def survey(plan: Plan, cloud: Cloud) -> Survey:
     if not found:
         remedy = "Correct select, or the key's access."
         raise Failure("No machine is selected.", remedy, code="not-found")
-    by_name = _named(found)
-    waves = _waves(plan.waves, by_name)
-    told = (*_about(plan, waves), *_equal_versions(plan, found), *_by_command(plan, by_name))
-    notes = (*notes, *told)
-    return Survey(by_name, waves, notes)
+    _name(found)
+    records = {one.record.name: one.record for one in found}
+    waves = _waves(plan.waves, found)
+    for number, names in enumerate(waves):
+        for name in names:
+            records[name].wave = number
+    rollout = Rollout(
+        digest=plan.digest,
+        target=change.wanted(plan),
+        started_at=now_s,
+        waves=[WaveRecord() for _ in waves],
+        machines=[records[name] for names in waves for name in names],
+    )
+    notes += [*_about(plan, waves), *_equal_versions(plan, rollout), *_by_command(plan, rollout)]
+    return rollout, notes
 
 
-async def _permitted(cloud: Cloud, robots: Sequence[Robot]) -> tuple[str, ...]:
+async def _permitted(cloud: Cloud, robots: Sequence[Robot]) -> list[str]:
     missing = await cloud.missing_permissions(robots)
     if missing is None:
-        return (
+        return [
             "Viam's app does not say what this key may do; whether it may write is seen at the "
-            "first machine.",
-        )
+            "first machine."
+        ]
     if missing:
         some = [f"{name} ({', '.join(lacks)})" for name, lacks in missing.items()]
         raise Failure(
@@ -82,7 +81,7 @@ async def _permitted(cloud: Cloud, robots: Sequence[Robot]) -> tuple[str, ...]:
             "or the machines.",
             code="refused",
         )
-    return ()
+    return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +208,8 @@ async def _of_robot(
     fit: list[Found] = []
     unfit: list[Found] = []
     for part in parts:
-        source, about = Source(), _Fragment()
+        record = Record(name="", part=part.id, wave=0, address=part.address)
+        about = _Fragment()
         try:
             wanted = plan.select.fragment
             if wanted is not None and wanted not in dict(change.fragments(part.text)):
@@ -220,20 +220,23 @@ async def _of_robot(
                     )
                 continue
             if plan.mode == "variables":
-                source, about = await fragments.source(part.text)
-            values = change.values(part.text, change.spots(plan, part.text, source))
-            sensor = change.sensor_of(part.text, plan.service) or about.sensor
-            waits = change.waits_for_command(part.text, plan.service, source, about.auto_update)
-            note = _BY_COMMAND if waits else ""
-            fit.append(Found(robot.name, robot, part, source, values, sensor, note=note))
+                record.source, about = await fragments.source(part.text)
+            where = change.spots(plan, part.text, record.source)
+            record.sensor = change.sensor_of(part.text, plan.service) or about.sensor
+            given = about.auto_update
+            if change.waits_for_command(part.text, plan.service, record.source, given):
+                record.note = _BY_COMMAND
+            record.values = change.values(part.text, where)
+            fit.append(Found(robot, part, record))
         except UnfitError as error:
-            unfit.append(Found(robot.name, robot, part, unfit=str(error)))
+            record.happened("refused", str(error))
+            unfit.append(Found(robot, part, record))
     return fit or unfit[:1]
 
 
-def _named(found: Sequence[Found]) -> dict[str, Found]:
-    """Each under a name of its own: of the machine; with its part's or location's where needed."""
-    made: dict[str, Found] = {}
+def _name(found: Sequence[Found]) -> None:
+    """Give each a name of its own: of the machine; with its part's or location's where needed."""
+    given: set[str] = set()
     robots: dict[str, set[str]] = {}
     parts: dict[str, int] = {}
     for one in found:
@@ -245,13 +248,13 @@ def _named(found: Sequence[Found]) -> dict[str, Found]:
             name = f"{name} ({one.robot.location})"
         if parts[one.robot.id] > 1:
             name = f"{name}/{one.part.name}"
-        if name in made:
+        if name in given:
             name = f"{name} {one.part.id}"
-        made[name] = replace(one, name=name)
-    return made
+        given.add(name)
+        one.record.name = name
 
 
-def _waves(waves: Sequence[Wave], found: Mapping[str, Found]) -> list[list[str]]:
+def _waves(waves: Sequence[Wave], found: Sequence[Found]) -> list[list[str]]:
     """Those that cannot be changed wait in the last wave, unless they are named."""
     expanded = [
         wave
@@ -260,24 +263,28 @@ def _waves(waves: Sequence[Wave], found: Mapping[str, Found]) -> list[list[str]]
         for wave in waves
     ]
     named = {name for wave in expanded for name in wave.machines or ()}
-    fit = [name for name, one in found.items() if not one.unfit or name in named]
-    made = assign(expanded, fit)
-    made[-1] += [name for name in found if name not in fit]
+    every = [one.record.name for one in found]
+    unfit = {one.record.name for one in found if one.record.values is None} - named
+    made = assign(expanded, [name for name in every if name not in unfit])
+    made[-1] += [name for name in every if name in unfit]
     return made
 
 
-def _meant(word: str, found: Mapping[str, Found]) -> list[str]:
-    names = [name for name, one in found.items() if word in (name, one.robot.id, one.robot.name)]
+def _meant(word: str, found: Sequence[Found]) -> list[str]:
+    names = [
+        one.record.name for one in found if word in (one.record.name, one.robot.id, one.robot.name)
+    ]
     return names or [word]
 
 
-def _equal_versions(plan: Plan, found: Sequence[Found]) -> list[str]:
+def _equal_versions(plan: Plan, rollout: Rollout) -> list[str]:
     """A board goes by its version: another file under the one that it has is not written."""
-    target = change.wanted(plan)
+    target = rollout.target
     equal = sum(
-        one.values.get("version") == target["version"] and not change.holds(one.values, target)
-        for one in found
-        if not one.unfit
+        record.values is not None
+        and record.values.get("version") == target["version"]
+        and not change.holds(record.values, target)
+        for record in rollout.machines
     )
     words = (
         f"{equal} of the machines are at version {plan.target.version} already, with another url "
@@ -286,9 +293,9 @@ def _equal_versions(plan: Plan, found: Sequence[Found]) -> list[str]:
     return [words] if equal else []
 
 
-def _by_command(plan: Plan, found: Mapping[str, Found]) -> list[str]:
+def _by_command(plan: Plan, rollout: Rollout) -> list[str]:
     """Of whom a wave waits for somebody else."""
-    names = [name for name, one in found.items() if one.note]
+    names = [record.name for record in rollout.machines if record.note]
     if not names:
         return []
     return [

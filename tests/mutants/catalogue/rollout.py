@@ -87,4 +87,18 @@ MUTANTS = (
         "now_s",
         f"{ROLLOUT}::test_a_reading_from_before_the_soaks_end_does_not_end_it",
     ),
+    Mutant(
+        "a rollout leaves out a machine that it has written and cannot read",
+        "rollout/drive.py",
+        "unread, record.written_at = event, clock_s()",
+        "record.written_at = clock_s()",
+        f"{ROLLOUT}::test_who_cannot_be_read_after_its_write_is_watched",
+    ),
+    Mutant(
+        "a rollout leaves out a machine that was silent and cannot be read",
+        "rollout/drive.py",
+        '"refused" if record.written_at is None else "lost"',
+        '"refused"',
+        f"{ROLLOUT}::test_who_comes_back_and_cannot_be_read_still_counts_as_silent",
+    ),
 )
