@@ -15,6 +15,7 @@ from esp32_sim.factory import build_nvs, default_nvs
 from esp32_sim.images import Behaviour, build_app
 from esp32_sim.layouts import LAYOUTS
 from esp32_sim.process import RunningBoard, SimBoard, SimProcess
+from ota_service.firmware.target import Target
 from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.journal_rows import SlotRecord
 from ota_service.fleet.memory import Memory
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 QUICK = ("--boot-timeout", "4", "--boot-stable", "0.5")
 NVS = LAYOUTS["guide"].find("nvs")
+TARGET = Target("http://10.0.0.5/app.bin", "1.0.0")
 
 
 @pytest.fixture
@@ -76,14 +78,14 @@ def learn(journal: Journal, board: RunningBoard) -> None:
     seen = {"version": "1.0.0", "version_read_at": now, "slot": "ota_0", "silent": True}
     journal.update_board(mac, **seen)
     journal.put(SlotRecord(mac, "ota_0", "0" * 32, 60_000, seen_running_at=now))
-    memory.awaits(mac, "t", version="1.0.0", slot="ota_0", seconds=60, previous_version=None)
+    memory.awaits(mac, TARGET.key, version="1.0.0", slot="ota_0", seconds=60, previous_version=None)
 
 
 def knows(journal: Journal, board: RunningBoard) -> bool:
     """Whether it goes by that, as far as it has come to look."""
     memory, mac = Memory(journal, "OTA"), board.mac
     proven = stands_in(place(board), memory, "1.0.0")
-    facts, awaited = memory.facts(mac, "t"), memory.awaited(mac) is not None
+    facts, awaited = memory.facts(mac, TARGET), memory.awaited(mac) is not None
     assert {bool(facts.slots), facts.silent, facts.last_slot == "ota_0", awaited} == {proven}
     seen = journal.board(mac)
     assert seen is not None

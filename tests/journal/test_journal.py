@@ -485,6 +485,9 @@ def sample(kind: type[Record], text: str) -> Record:
     return kind(**{name: values.get(typed, text) for name, typed in types.items()})
 
 
+NOTED = Target.noted("t", "http://10.0.0.5/app.bin", "2", None)
+
+
 @pytest.mark.parametrize("released", [True, False])
 def test_a_journal_of_the_first_release_opens(tmp_path: Path, released: bool) -> None:
     """What it has is known, and it takes what a new one takes: each kind of record, in each
@@ -497,9 +500,9 @@ def test_a_journal_of_the_first_release_opens(tmp_path: Path, released: bool) ->
         if released:
             seen = BoardRecord(MAC, "ESP32", version="1.2.2", version_read_at=THEN)
             assert journal.board(MAC) == seen
-            assert Memory(journal, "OTA").facts(MAC, "t").unwatched
+            assert Memory(journal, "OTA").facts(MAC, NOTED).unwatched
             assert not journal.set_target("OTA", "t")
-            staged = Memory(journal, "OTA").staged(MAC, "t")
+            staged = Memory(journal, "OTA").staged(MAC, NOTED)
             assert staged is not None
             assert staged.head == b"\xe9\x05"
             assert [run.id for run in journal.history()] == ["r1", "r2"]
