@@ -180,6 +180,16 @@ class Board:
         return self.state == "rest" and self._update is None and not self._line
 
     @property
+    def is_good(self) -> bool:
+        """Whether others may follow it: canary, steps, groups and rollouts wait for that."""
+        return policy.is_good(self.shown, self._around.firmwares.project(self.target))
+
+    @property
+    def runs_another(self) -> str | None:
+        """What is said of it where it has the target's version, and runs another program."""
+        return policy.runs_another(self.shown, self._around.firmwares.project(self.target))
+
+    @property
     def _under_way(self) -> Order:
         """The update that the table says there is."""
         assert self._update is not None
@@ -776,11 +786,8 @@ class Board:
             about.state = "set_aside"
         if self._why is not None and about.state == "up_to_date":
             update.report["cancel"] = "too late to cancel"
-        unchecked = about.unchecked
-        verdict = policy.verdict(
-            about.state, about.confirmed, error, of_image=of_image, unchecked=unchecked
-        )
-        if unchecked and about.state == "up_to_date":
+        verdict = policy.verdict(self.is_good, error, of_image=of_image)
+        if about.unchecked and about.state == "up_to_date":
             update.report["unchecked"] = True
         ended: End = "done" if error is None else "error"
         if error is not None:

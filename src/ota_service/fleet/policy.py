@@ -323,9 +323,10 @@ def good(shown: Shown, confirmed: bool | None, unchecked: bool) -> bool:
     return shown == "up_to_date" and confirmed is not None and not unchecked
 
 
-def is_good(about: BoardState) -> bool:
-    """The same, of what a board shows."""
-    return good(about.state, about.confirmed, about.unchecked)
+def is_good(about: BoardState, wanted: str | None) -> bool:
+    """The same, of what a board shows; wanted: as in `runs_another`, which is never good."""
+    seen = good(about.state, about.confirmed, about.unchecked)
+    return seen and runs_another(about, wanted) is None
 
 
 def runs_another(about: BoardState, wanted: str | None) -> str | None:
@@ -336,19 +337,16 @@ def runs_another(about: BoardState, wanted: str | None) -> str | None:
         return None
     words = " ".join(filter(None, (runs, about.running.get("app_version"))))
     return (
-        f"The stored version is the target's, but {words} runs there, and not {wanted}: update "
+        f"The stored version is the target's, but {words} runs there, and not {wanted}; update "
         "with force writes it."
     )
 
 
-def verdict(
-    shown: Shown, confirmed: bool | None, error: OtaError | None, *, of_image: bool,
-    unchecked: bool = False,
-) -> Verdict:  # fmt: skip
+def verdict(good: bool, error: OtaError | None, *, of_image: bool) -> Verdict:
     """What a board's end says of its firmware: nothing, where what was judged is another one."""
     if not of_image:
         return "neutral"
-    if good(shown, confirmed, unchecked):
+    if good:
         return "good"
     if error is not None and error.code == "check-unanswered":
         return "unanswered"
