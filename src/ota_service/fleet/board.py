@@ -917,7 +917,7 @@ class Board:
             about.state = "up_to_date"
         if update is not None:
             self._give_up(update, "neutral")
-            update.report["outcome"] = self.shown.state
+            update.report |= {"outcome": self.shown.state, "error": why.to_dict()}
             update.give(Answer("cancelled", why))
 
     async def _void_line(self, message: Message) -> None:
@@ -958,9 +958,8 @@ class Board:
 
     async def _rewrite(self, message: Message) -> None:
         """Rollback or flash; an update that waits is void with what it was made for."""
-        order = _order(message)
-        self._drop_waiting(OtaError("cancelled", board=self.shown.name))
-        self._exclusive = order
+        order = self._exclusive = _order(message)
+        self._drop_waiting(_reason(message))
         self._meet(order)
         if order.file is not None and order.file.file.allowed_by:
             order.report["allowed_by"] = list(order.file.file.allowed_by)
@@ -974,7 +973,7 @@ class Board:
             await self._begin_way_back(message.value)
         elif message.order is not None:
             order = self._exclusive = message.order
-            self._drop_waiting(OtaError("cancelled", board=self.shown.name))
+            self._drop_waiting(_reason(message))
             self._meet(order)
             mac, key = self.shown.mac or order.place.mac, order.target.key
             known = await self._around.journaled(self._around.memory.brought, mac, key)
@@ -1119,6 +1118,7 @@ def _reason(message: Message) -> OtaError:
         "retarget": "Another target was configured.",
         "end": "The service ends; its next start looks at the board and goes on.",
         "flash": "The whole flash is about to be written instead.",
+        "rollback": "The board is rolled back instead, as a person asked.",
         "back": "What was brought to its group is taken back instead.",
     }
     return OtaError("cancelled", texts.get(message.event, ""))

@@ -463,6 +463,7 @@ UNSUPPORTED = frozenset(
 _SHOWN: dict[str, Shown] = {
     **dict.fromkeys(("port-missing", "no-board"), "absent"),
     **dict.fromkeys(("wrong-board", "duplicate-board"), "set_aside"),
+    "held": "rolled_back",
     "no-answer": "unrecognised",
     "other-project": "unrecognised",
     "awaiting-confirmation": "awaiting_confirmation",
@@ -545,13 +546,12 @@ def spared(
 
     record: how it fared with the target. as_last_read: the journal proves that it has the version.
     """
+    if record.state == "held":
+        return Spared("rolled_back", OtaError("held", board=board))
     if record.state in HELD:
-        words = record.message or ""
-        if record.state != "held":  # what it says was so at that time
-            words = f"It is not tried again, since it failed before: {words}"
         error = OtaError(
-            record.code or "boot-failed",
-            words,
+            record.code or "boot-failed",  # what it says was so at that time
+            f"It is not tried again, since it failed before: {record.message or ''}",
             board=board,
             remedy="Configure a new version, or call release for this board to try again.",
         )

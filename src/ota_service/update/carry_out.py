@@ -217,8 +217,8 @@ def _started_by(
     certain, why_not = True, []
     for partition in boot_order(found.parts, otadata.parse_otadata(raw)):
         if partition in but:
-            certain = False
             why_not += [f"{partition.name} {but[partition]}"] if but[partition] else []
+            certain = False
             continue
         if _still_runs(flash, found, partition, floor):
             return partition, certain, ""
