@@ -28,7 +28,7 @@ STATES: tuple[policy.State, ...] = get_args(policy.State)
 EVENTS: tuple[policy.Event, ...] = get_args(policy.Event)
 ORDERS: tuple[policy.Event, ...] = (
     *("update", "more", "other", "read", "plan", "rollback", "back", "flash"),
-    *("missing", "spared"),
+    "known",
 )
 MOVING = set(policy.SESSIONS)
 

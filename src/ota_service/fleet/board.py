@@ -227,10 +227,8 @@ class Board:
 
     def _event(self, order: Order) -> Event:
         """What an order is to this board now."""
-        if order.place.kind != "here":
-            return "missing"
-        if order.spared is not None:
-            return "spared"
+        if order.place.kind != "here" or order.spared is not None:
+            return "known"
         update = self._update
         if order.purpose in UPDATES and update is not None:
             same = (update.target.key, update.whole) == (order.target.key, order.whole)
@@ -365,38 +363,32 @@ class Board:
     async def _join(self, message: Message) -> None:
         order, update = _order(message), self._update
         if order.purpose not in UPDATES:
-            await self._answer_missing(message)
+            await self._answer_known(message)
         elif update is not None:
             if message.event == "wider":
                 update.purpose = order.purpose
             update.permits |= order.permits
             update.followers += [order, *order.followers]
 
-    async def _answer_missing(self, message: Message) -> None:
+    async def _answer_known(self, message: Message) -> None:
+        """The board is not there, or the journal answers for it."""
         order, about = _order(message), self.shown
-        error = order.place.error
+        spared = order.spared if order.place.kind == "here" else None
+        error = spared.error if spared is not None else order.place.error
         if self.state == "rest":
             self._meet(order)
+            if spared is not None:
+                about.attempts, about.state, about.error = order.failed, spared.state, error
         if error is not None:
             order.report["error"] = error.to_dict()
-            if order.purpose in UPDATES:
-                self._sight.log(logging.WARNING, "%s", error.message)
         order.report["outcome"] = about.state
+        if spared is not None:
+            order.report["reason"] = "as last read" if error is None else "held"
+            order.give(Answer("done" if error is None else "error", error))
+            return
+        if error is not None and order.purpose in UPDATES:
+            self._sight.log(logging.WARNING, "%s", error.message)
         order.refuse(error or OtaError("no-board", board=about.name))
-
-    async def _answer_spared(self, message: Message) -> None:
-        order, about = _order(message), self.shown
-        spared = order.spared
-        assert spared is not None
-        if self.state == "rest":
-            self._sight.place(order.place)
-            about.attempts = order.failed
-            about.state, about.error = spared.state, spared.error
-        order.report["reason"] = "as last read" if spared.error is None else "held"
-        if spared.error is not None:
-            order.report["error"] = spared.error.to_dict()
-        order.report["outcome"] = about.state
-        order.give(Answer("done" if spared.error is None else "error", spared.error))
 
     async def _answer_last(self, message: Message) -> None:
         order, about = _order(message), self.shown

@@ -40,7 +40,7 @@ or before another attempt.
 
 Event = Literal[
     # orders
-    "update", "more", "other", "read", "plan", "rollback", "back", "flash", "missing", "spared",
+    "update", "more", "other", "read", "plan", "rollback", "back", "flash", "known",
     "release", "cancel", "retarget", "end", "later", "wider",
     # a wait is over
     "firmware", "no-firmware", "turn", "stopped", "free", "time", "passed", "refused", "unanswered",
@@ -54,15 +54,15 @@ Event = Literal[
 Orders: update, which stage and activate are, too (more: it permits what the one under way does
 not; wider: it does more than the stage under way; other: it has another target, or is another
 thing), read (version, verify), plan, rollback, back (its group goes back), flash, release, cancel,
-retarget, end (of the process); missing and spared are updates and reads of a board that is not
-there, or that the journal answers for; later: an update that pauses goes on pausing behind a look.
+retarget, end (of the process); known: an update or a read of a board that is not there, or that
+the journal answers for; later: an update that pauses goes on pausing behind a look.
 Sessions: done, failed for good, used-up (the last attempt failed), again (it may succeed later),
 hindered (sensor, robot or port said no), awaits (the app has to confirm itself), checks (the robot
 has to say that it works: passed, refused, unanswered), cancelled.
 """
 
 Action = Literal[
-    "nothing", "answer_last", "answer_missing", "answer_plan", "answer_spared", "ask", "ask_turn",
+    "nothing", "answer_known", "answer_last", "answer_plan", "ask", "ask_turn",
     "carry_out", "check", "drop", "drop_line", "fetch", "finish", "go_on", "hold", "join",
     "leave_alone", "leave_unchecked", "line_up", "look", "owe", "pass_check", "pause",
     "refuse_rollback", "release", "reply", "retarget", "rewrite", "set_aside", "show_came",
@@ -172,14 +172,9 @@ ROWS: Rows[State, Event, Action] = (
      "what is half way back goes all of it; updates in line are taken out"),
     (("owing",), ("end",), "rest", "drop", "the next process finds it in the journal"),
     # --- boards that are not there, or that the journal answers for
-    (("rest",), ("missing",), None, "answer_missing", "it is no attempt, and holds no run open"),
-    (("rest",), ("spared",), None, "answer_spared",
-     "held by an earlier failure, or as last read: no port is opened"),
-    ((*WAITS, "updating"), ("missing", "spared"), None, "join", "the update knows better"),
-    (_OTHERS, ("missing",), None, "answer_missing",
-     "it is no attempt, and holds no run open"),
-    (_OTHERS, ("spared",), None, "answer_spared",
-     "held by an earlier failure, or as last read"),
+    (("rest", *_OTHERS), ("known",), None, "answer_known",
+     "absent, held by an earlier failure, or as last read: no port is opened, no run held open"),
+    ((*WAITS, "updating"), ("known",), None, "join", "the update knows better"),
     # --- cancel, another target, the end of the process
     (("rest",), ("cancel", "end"), None, "nothing", "there is nothing to stop"),
     (WAITS, ("cancel", "end"), "rest", "drop", "no session has the board: at once"),
