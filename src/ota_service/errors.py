@@ -422,6 +422,11 @@ _ROWS: tuple[ErrorKind, ...] = (
         counts=False,
     ),
     _policy(
+        "held",
+        "The board was rolled back by a person, and is held at what it went back to.",
+        "Configure a new version, or call release for this board to have it taken up again.",
+    ),
+    _policy(
         "cancelled",
         "The update was cancelled.",
         "Call update to start it again.",

@@ -197,6 +197,9 @@ async def test_rollback_holds_the_board_until_release(tmp_path: Path) -> None:
         held = await rig.command("update", wait_s=30)
         status = await rig.module.status(NAME)
         assert held["run"]["outcome"] == "failed"
+        (run,) = (await rig.command("history", limit=1))["runs"]
+        assert run["boards"]["a"]["error"]["code"] == status["boards"]["a"]["error"]["code"]
+        assert run["boards"]["a"]["error"]["code"] == "held"
         assert (status["boards"]["a"]["state"], status["boards"]["a"]["version"]) == (
             "rolled_back",
             "1.1.0",

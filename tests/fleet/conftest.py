@@ -56,6 +56,11 @@ class Shelf:
             asyncio.get_running_loop().call_soon(arrived, self.at_once)
         return lambda: self.waiting.remove(arrived)
 
+    def project(self, target: Target) -> str | None:
+        """As `about` has it."""
+        project: str | None = self.about.get(target.key, {}).get("project")
+        return project
+
     async def outdated(self, target: Target, fetched: Fetched) -> bool:
         """It never is."""
         return False

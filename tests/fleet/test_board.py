@@ -21,15 +21,16 @@ import pytest
 from esp32_sim.images import build_app
 from ota_service.errors import OtaError
 from ota_service.firmware.target import Target
-from ota_service.fleet import endings
+from ota_service.fleet import endings, policy
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.firmwares import Fetched, Firmwares
 from ota_service.fleet.hooks import FlashHooks, SessionHooks
 from ota_service.fleet.journal_rows import FirmwareRecord, SlotRecord
-from ota_service.fleet.orders import Answer, Fact, FlashFile, Purpose
+from ota_service.fleet.orders import Answer, Fact, FlashFile, Purpose, Trigger
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Verdict
+from ota_service.fleet.run import Run
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.formats.image import parse_app_image
 from ota_service.formats.nvs import parse_nvs
@@ -336,6 +337,21 @@ async def in_wait(desk: Desk, board: Board, state: str) -> asyncio.Future[Answer
     board.order(order)
     await desk.until(lambda: board.state == state)
     return order.answer
+
+
+def test_an_update_that_a_rollback_makes_void_says_so(at_desk: AtDesk) -> None:
+    """The history tells what happened to the board, and not that somebody cancelled it."""
+
+    async def test(desk: Desk) -> None:
+        board, update = desk.board(), desk.order()
+        desk.script = ["link-lost", replace(DONE, end="rolled_back", version="1", found=RUNS)]
+        board.order(update)
+        await desk.until(lambda: board.state == "pausing")
+        assert (await desk.give(board, desk.order("rollback"))).end == "done"
+        assert (await update.answer).end == "cancelled"
+        assert "rolled back instead" in update.report["error"]["message"]
+
+    at_desk(test)
 
 
 @pytest.mark.parametrize("event", ["cancel", "end", "retarget"])
@@ -706,6 +722,7 @@ def test_the_next_process_shows_who_is_held(at_desk: AtDesk) -> None:
         await asyncio.sleep(0.1)
         assert board.shown.state == "rolled_back"
         assert board.shown.error is not None
+        assert board.shown.error.code == "held"
         assert "rolled back by a person" in board.shown.error.message
 
     at_desk(test)
@@ -1028,6 +1045,27 @@ def test_a_stage_each_night_restarts_no_board_for_nothing(
         assert len(desk.begun) == sessions
         assert again.report["staged"]["slot"] == "ota_1"
         assert board.free
+
+    at_desk(test)
+
+
+@pytest.mark.parametrize(("purpose", "trigger", "spared"), [
+    ("stage", "command", True), ("update", "command", False), ("activate", "command", False),
+    ("update", "configured", True),
+])  # fmt: skip
+def test_a_stage_opens_no_port_of_a_board_that_is_up_to_date(
+    at_desk: AtDesk, purpose: Purpose, trigger: Trigger, spared: bool
+) -> None:
+    """As far as was seen since its port is there; what else a person asks for reads the board."""
+
+    async def test(desk: Desk) -> None:
+        board, long_ago = desk.board(), datetime(2020, 1, 1, tzinfo=UTC)
+        desk.journal.update_board(MAC, version="2", version_read_at=utc_now(), seen_at=utc_now())
+        place = Place("a", "here", PORT, PortInfo(PORT, appeared_at=long_ago), MAC)
+        engine: Any = SimpleNamespace(memory=desk.memory)
+        run = Run(engine, trigger, purpose=purpose)
+        ((_, why_not),) = run._recall({board: place})
+        assert why_not == (policy.Spared("up_to_date") if spared else None)
 
     at_desk(test)
 

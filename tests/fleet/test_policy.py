@@ -15,17 +15,20 @@ from ota_service.fleet import policy
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.board_state import State as Shown
+from ota_service.fleet.group import Group, Member
 from ota_service.fleet.journal_rows import AttemptRecord
+from ota_service.fleet.orders import Answer
 from ota_service.fleet.policy import BOARD, FIRMWARE, Permits, Row
 from ota_service.fleet.status import _board
+from ota_service.fleet.steps import _why_not_further
 from ota_service.fleet.turns import Ask, Turns
-from tests.fleet.conftest import TARGET
+from tests.fleet.conftest import TARGET, AtDesk, Desk
 
 STATES: tuple[policy.State, ...] = get_args(policy.State)
 EVENTS: tuple[policy.Event, ...] = get_args(policy.Event)
 ORDERS: tuple[policy.Event, ...] = (
     *("update", "more", "other", "read", "plan", "rollback", "back", "flash"),
-    *("missing", "spared"),
+    "known",
 )
 MOVING = set(policy.SESSIONS)
 
@@ -169,22 +172,21 @@ def test_only_evidence_of_the_firmware_stops_it() -> None:
     )
     assert FIRMWARE["trying", "bad"].state == "stopped"
     for code in ERRORS:
-        told = policy.verdict("failed", None, OtaError(code), of_image=True)
+        told = policy.verdict(False, OtaError(code), of_image=True)
         known = {"check-unanswered": "unanswered"} | dict.fromkeys(policy.EVIDENCE, "bad")
         assert told == known.get(code, "neutral"), code
     assert {"boot-failed", "check-failed"} == policy.EVIDENCE
     for confirmed, said in ((True, "good"), (False, "good"), (None, "neutral")):
-        assert policy.verdict("up_to_date", confirmed, None, of_image=True) == said
-        assert policy.good("up_to_date", confirmed, False) is (said == "good")
+        good = policy.good("up_to_date", confirmed, False)
+        assert policy.verdict(good, None, of_image=True) == said
         assert not policy.good("up_to_date", confirmed, True)
         assert not policy.good("outdated", confirmed, False)
 
 
 def test_what_was_not_judged_says_nothing_of_a_firmware() -> None:
     """A board that carries the target's tag with another build in it, up to date or gone back."""
-    assert policy.verdict("up_to_date", True, None, of_image=False) == "neutral"
-    error = OtaError("boot-failed")
-    assert policy.verdict("rolled_back", None, error, of_image=False) == "neutral"
+    assert policy.verdict(True, None, of_image=False) == "neutral"
+    assert policy.verdict(False, OtaError("boot-failed"), of_image=False) == "neutral"
 
 
 class Asks:
@@ -270,7 +272,8 @@ def test_a_board_that_is_held_is_spared(state: str) -> None:
         assert told.error is not None
         assert told.state == ("set_aside" if state == "set_aside" else "rolled_back")
         failed = "It is not tried again, since it failed before: lost."
-        assert told.error.message == ("lost." if state == "held" else failed)
+        by_a_person = ERRORS["held"].message
+        assert told.error.message == (by_a_person if state == "held" else failed)
 
 
 def test_the_journal_stands_in_for_a_look_only_where_nobody_asked() -> None:
@@ -299,12 +302,41 @@ def test_a_tag_that_another_program_stores_is_said(
     """The tag decides what is written; what runs is said all the same, and it is not good."""
     running = {"slot": "factory", "project": runs, "app_version": "1.0.0"}
     about = BoardState("a", state=state, running=running, confirmed=True)
-    firmwares = SimpleNamespace(about={TARGET.key: {"project": wanted}})
-    engine: Any = SimpleNamespace(firmwares=firmwares, roster=SimpleNamespace(assignment=None))
-    board: Any = SimpleNamespace(shown=about, target=TARGET)
-    shown = _board(engine, board)
-    assert shown["good"] is (state == "up_to_date" and not said)
-    assert ("but motor 1.0.0 runs there, and not server" in shown.get("notice", "")) is said
+    assert policy.is_good(about, wanted) is (state == "up_to_date" and not said)
+    words = policy.runs_another(about, wanted) or ""
+    assert ("but motor 1.0.0 runs there, and not server" in words) is said
+
+
+def test_whoever_waits_for_a_board_goes_by_what_the_status_says(at_desk: AtDesk) -> None:
+    """Status, the steps and the groups of a manifest: the tag alone makes no board good."""
+
+    async def test(desk: Desk) -> None:
+        desk.firmwares.about[TARGET.key] = {"project": "server"}
+        board = desk.board()
+        board.shown.state, board.shown.confirmed = "up_to_date", True
+        assignment = SimpleNamespace(base=TARGET, images={"a": "motor"})
+        engine = SimpleNamespace(
+            settings=desk.settings, boards={"a": board}, firmwares=desk.firmwares,
+            roster=SimpleNamespace(assignment=None),
+        )  # fmt: skip
+        run: Any = SimpleNamespace(
+            engine=engine, course=SimpleNamespace(assignment=assignment, step=2), is_cancelled=False
+        )
+        order = desk.order()
+        order.give(Answer("done"))
+        order.report["outcome"] = "up_to_date"
+        member, group = Member("a", "motor", board, order), object.__new__(Group)
+        for runs, good in (("server", True), ("motor", False)):
+            board.shown.running = {"slot": "factory", "project": runs, "app_version": "1.0.0"}
+            shown = _board(run.engine, board)
+            why = _why_not_further(run, [(order, board)])
+            assert (shown["good"], "notice" in shown, why is None) == (good, not good, good)
+            assert why is None or "but motor 1.0.0 runs there, and not server" in why.message
+            refused = await group._why_not(member)
+            assert (member.before, refused is None) == (good, good)
+            assert refused is None or refused.code == "other-project"
+
+    at_desk(test)
 
 
 SHOWN = get_args(Shown)

@@ -196,6 +196,25 @@ def test_nobody_goes_back_to_what_did_not_come_up_on_this_board(same: bool) -> N
     assert not [op for op in board.ops if op.who == "loader"]
 
 
+def test_of_three_slots_the_one_that_did_not_come_up_is_passed_over() -> None:
+    """The next one that boots is gone back to, also where the bootloader would try the other."""
+    case = Case("go-back", replace(Start("three-slots", "first", True, "small"), spare=OTHER))
+    flash, slots = bytearray(case.flash()), ("ota_0", "ota_1", "ota_2")
+    plan, third = case.start.plan, next(s for s in slots if s not in ("ota_0", case.spare))
+    at = plan.find(third).offset
+    flash[at : at + len(OTHER.data)] = OTHER.data
+    md5 = hashlib.md5(OTHER.data, usedforsecurity=False).hexdigest()
+    for failed in (case.spare, third):
+        board = Link(Cells(bytes(flash)), case.start.bootloader)
+        known = {failed: SlotFact(len(OTHER.data), md5, "1.3.0")}
+        job = Job("board", course="rollback", boot=BOOT)
+        with quiet():
+            outcome = board.session(job, Notes(replace(case.facts(), failed=known)))
+        assert (outcome.end, outcome.error) == ("rolled_back", None)
+        assert outcome.slot is not None
+        assert {outcome.slot.name, failed} == {case.spare, third}
+
+
 def test_nvs_that_is_marked_read_only_is_not_written() -> None:
     """Its firmware could not write it either."""
     notes = Notes(CASE.facts())

@@ -180,6 +180,16 @@ class Board:
         return self.state == "rest" and self._update is None and not self._line
 
     @property
+    def is_good(self) -> bool:
+        """Whether others may follow it: canary, steps, groups and rollouts wait for that."""
+        return policy.is_good(self.shown, self._around.firmwares.project(self.target))
+
+    @property
+    def runs_another(self) -> str | None:
+        """What is said of it where it has the target's version, and runs another program."""
+        return policy.runs_another(self.shown, self._around.firmwares.project(self.target))
+
+    @property
     def _under_way(self) -> Order:
         """The update that the table says there is."""
         assert self._update is not None
@@ -217,10 +227,8 @@ class Board:
 
     def _event(self, order: Order) -> Event:
         """What an order is to this board now."""
-        if order.place.kind != "here":
-            return "missing"
-        if order.spared is not None:
-            return "spared"
+        if order.place.kind != "here" or order.spared is not None:
+            return "known"
         update = self._update
         if order.purpose in UPDATES and update is not None:
             same = (update.target.key, update.whole) == (order.target.key, order.whole)
@@ -355,38 +363,32 @@ class Board:
     async def _join(self, message: Message) -> None:
         order, update = _order(message), self._update
         if order.purpose not in UPDATES:
-            await self._answer_missing(message)
+            await self._answer_known(message)
         elif update is not None:
             if message.event == "wider":
                 update.purpose = order.purpose
             update.permits |= order.permits
             update.followers += [order, *order.followers]
 
-    async def _answer_missing(self, message: Message) -> None:
+    async def _answer_known(self, message: Message) -> None:
+        """The board is not there, or the journal answers for it."""
         order, about = _order(message), self.shown
-        error = order.place.error
+        spared = order.spared if order.place.kind == "here" else None
+        error = spared.error if spared is not None else order.place.error
         if self.state == "rest":
             self._meet(order)
+            if spared is not None:
+                about.attempts, about.state, about.error = order.failed, spared.state, error
         if error is not None:
             order.report["error"] = error.to_dict()
-            if order.purpose in UPDATES:
-                self._sight.log(logging.WARNING, "%s", error.message)
         order.report["outcome"] = about.state
+        if spared is not None:
+            order.report["reason"] = "as last read" if error is None else "held"
+            order.give(Answer("done" if error is None else "error", error))
+            return
+        if error is not None and order.purpose in UPDATES:
+            self._sight.log(logging.WARNING, "%s", error.message)
         order.refuse(error or OtaError("no-board", board=about.name))
-
-    async def _answer_spared(self, message: Message) -> None:
-        order, about = _order(message), self.shown
-        spared = order.spared
-        assert spared is not None
-        if self.state == "rest":
-            self._sight.place(order.place)
-            about.attempts = order.failed
-            about.state, about.error = spared.state, spared.error
-        order.report["reason"] = "as last read" if spared.error is None else "held"
-        if spared.error is not None:
-            order.report["error"] = spared.error.to_dict()
-        order.report["outcome"] = about.state
-        order.give(Answer("done" if spared.error is None else "error", spared.error))
 
     async def _answer_last(self, message: Message) -> None:
         order, about = _order(message), self.shown
@@ -776,11 +778,8 @@ class Board:
             about.state = "set_aside"
         if self._why is not None and about.state == "up_to_date":
             update.report["cancel"] = "too late to cancel"
-        unchecked = about.unchecked
-        verdict = policy.verdict(
-            about.state, about.confirmed, error, of_image=of_image, unchecked=unchecked
-        )
-        if unchecked and about.state == "up_to_date":
+        verdict = policy.verdict(self.is_good, error, of_image=of_image)
+        if about.unchecked and about.state == "up_to_date":
             update.report["unchecked"] = True
         ended: End = "done" if error is None else "error"
         if error is not None:
@@ -910,7 +909,7 @@ class Board:
             about.state = "up_to_date"
         if update is not None:
             self._give_up(update, "neutral")
-            update.report["outcome"] = self.shown.state
+            update.report |= {"outcome": self.shown.state, "error": why.to_dict()}
             update.give(Answer("cancelled", why))
 
     async def _void_line(self, message: Message) -> None:
@@ -951,9 +950,8 @@ class Board:
 
     async def _rewrite(self, message: Message) -> None:
         """Rollback or flash; an update that waits is void with what it was made for."""
-        order = _order(message)
-        self._drop_waiting(OtaError("cancelled", board=self.shown.name))
-        self._exclusive = order
+        order = self._exclusive = _order(message)
+        self._drop_waiting(_reason(message))
         self._meet(order)
         if order.file is not None and order.file.file.allowed_by:
             order.report["allowed_by"] = list(order.file.file.allowed_by)
@@ -967,7 +965,7 @@ class Board:
             await self._begin_way_back(message.value)
         elif message.order is not None:
             order = self._exclusive = message.order
-            self._drop_waiting(OtaError("cancelled", board=self.shown.name))
+            self._drop_waiting(_reason(message))
             self._meet(order)
             mac, key = self.shown.mac or order.place.mac, order.target.key
             known = await self._around.journaled(self._around.memory.brought, mac, key)
@@ -1112,6 +1110,7 @@ def _reason(message: Message) -> OtaError:
         "retarget": "Another target was configured.",
         "end": "The service ends; its next start looks at the board and goes on.",
         "flash": "The whole flash is about to be written instead.",
+        "rollback": "The board is rolled back instead, as a person asked.",
         "back": "What was brought to its group is taken back instead.",
     }
     return OtaError("cancelled", texts.get(message.event, ""))

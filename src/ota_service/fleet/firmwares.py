@@ -227,6 +227,10 @@ class Firmwares:
         except OtaError as error:
             self.notices[target.key] = error.message
 
+    def project(self, target: Target) -> str | None:
+        """Of its image; None where that is not known, or it has none."""
+        return self.about.get(target.key, {}).get("project")
+
     def retagged(self, target: Target) -> None:
         """A board runs a target's image already, under another tag: whoever forgot to change the
         url, or what is served there, is told."""

@@ -187,7 +187,7 @@ class Group:
             await order.answer
         if order.answer.done():
             member.before = _good(member)
-            return order.answer.result().error
+            return order.answer.result().error or _another(board)
         if not here:
             return order.place.error or OtaError("no-board", board=member.name)
         if "stopped" in order.permits.override:
@@ -203,9 +203,9 @@ class Group:
         place = await self._find(board)
         if place.kind != "here":
             return place.error or OtaError("no-board")
-        if policy.is_good(board.shown):
+        if board.is_good:
             return None
-        return board.shown.error or OtaError("no-board", "It was not named.")
+        return board.shown.error or _another(board) or OtaError("no-board", "It was not named.")
 
     async def stage(self) -> bool:
         """Have every member staged, its switch and its way back proven; whether they all are."""
@@ -271,6 +271,7 @@ class Group:
         if "staged" not in member.order.report:
             # It runs the target's firmware already: if need be its start is watched.
             member.before, member.switch = _good(member), "update"
+            return _another(member.board) if member.board is not None else None
         return None
 
     async def _recall(self, member: Member) -> OtaError | None:
@@ -279,7 +280,7 @@ class Group:
         try:
             await self.engine.journaled(memory.require_staged, order.place.mac, order.target)
         except OtaError as error:
-            member.before = member.board is not None and policy.is_good(member.board.shown)
+            member.before = member.board is not None and member.board.is_good
             return None if member.before else error
         return None
 
@@ -766,9 +767,19 @@ class Group:
 
 def _good(member: Member) -> bool:
     """Whether its last session left it good on the target."""
-    report, about = member.order.report, member.board.shown if member.board is not None else None
-    seen = about is not None and about.confirmed is not None
+    report, board = member.order.report, member.board
+    seen = board is not None and board.shown.confirmed is not None and not board.runs_another
     return seen and report.get("outcome") == "up_to_date" and "unchecked" not in report
+
+
+def _another(board: Board) -> OtaError | None:
+    """What is said of a member that nothing is brought to, since its version says that it has it:
+    another program runs there."""
+    words = board.runs_another
+    if words is None:
+        return None
+    remedy = "Call update with force for the boards of the group."
+    return OtaError("other-project", words, board=board.shown.name, remedy=remedy)
 
 
 def _past_switch(member: Member) -> bool:

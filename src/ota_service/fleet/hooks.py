@@ -126,27 +126,31 @@ class SessionHooks:
     def planned(self, made: Plan) -> None:
         """The plan stands; from here on the journal must know what is being done."""
         self.plan = made
-        found = self.found
-        if found is not None and made.action in ("write", "switch", "record"):
+        found, changes = self.found, made.action in ("write", "switch", "record")
+        if found is not None and changes:
             self._require_assigned(found)
         if found is None or not self._updates:
             return
         self.tell(lambda sight: sight.planned(made))
-        running = found.running.partition
-        fact = self.facts.slots.get(running.name) if running is not None else None
-        before = fact.version if fact is not None and made.of_image else None
-        if made.action == "record" and before == made.from_version != made.to_version:
-            self.tell(lambda _: self._around.firmwares.retagged(self._target))
+        self._tell_retagged(found, made)
         if not made.rolled_back and not self.facts.unwatched and not found.pending:
             self._remember_running(found)
         mac = found.chip.mac
-        if self._switches and made.action in ("write", "switch", "record"):
+        if self._switches and changes:
             self.memory.journal.begin_attempt(mac, self._target.key)
         for step in made.steps:
             if isinstance(step, WriteSlot):
                 self.memory.overwrites(mac, step.slot.name)
                 staged = self.memory.staged(mac, self._target)
                 self.tell(partial(Sight.staged, staged=staged))
+
+    def _tell_retagged(self, found: Inspection, made: Plan) -> None:
+        """That the target's image is what runs already, under another tag, as was known before."""
+        running = found.running.partition
+        fact = self.facts.slots.get(running.name) if running is not None else None
+        before = fact.version if fact is not None and made.of_image else None
+        if made.action == "record" and before == made.from_version != made.to_version:
+            self.tell(lambda _: self._around.firmwares.retagged(self._target))
 
     def _require_assigned(self, found: Inspection) -> None:
         """An image that a board gets for what runs on it rests on what was known of that."""

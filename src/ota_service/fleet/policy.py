@@ -40,7 +40,7 @@ or before another attempt.
 
 Event = Literal[
     # orders
-    "update", "more", "other", "read", "plan", "rollback", "back", "flash", "missing", "spared",
+    "update", "more", "other", "read", "plan", "rollback", "back", "flash", "known",
     "release", "cancel", "retarget", "end", "later", "wider",
     # a wait is over
     "firmware", "no-firmware", "turn", "stopped", "free", "time", "passed", "refused", "unanswered",
@@ -54,15 +54,15 @@ Event = Literal[
 Orders: update, which stage and activate are, too (more: it permits what the one under way does
 not; wider: it does more than the stage under way; other: it has another target, or is another
 thing), read (version, verify), plan, rollback, back (its group goes back), flash, release, cancel,
-retarget, end (of the process); missing and spared are updates and reads of a board that is not
-there, or that the journal answers for; later: an update that pauses goes on pausing behind a look.
+retarget, end (of the process); known: an update or a read of a board that is not there, or that
+the journal answers for; later: an update that pauses goes on pausing behind a look.
 Sessions: done, failed for good, used-up (the last attempt failed), again (it may succeed later),
 hindered (sensor, robot or port said no), awaits (the app has to confirm itself), checks (the robot
 has to say that it works: passed, refused, unanswered), cancelled.
 """
 
 Action = Literal[
-    "nothing", "answer_last", "answer_missing", "answer_plan", "answer_spared", "ask", "ask_turn",
+    "nothing", "answer_known", "answer_last", "answer_plan", "ask", "ask_turn",
     "carry_out", "check", "drop", "drop_line", "fetch", "finish", "go_on", "hold", "join",
     "leave_alone", "leave_unchecked", "line_up", "look", "owe", "pass_check", "pause",
     "refuse_rollback", "release", "reply", "retarget", "rewrite", "set_aside", "show_came",
@@ -129,8 +129,7 @@ ROWS: Rows[State, Event, Action] = (
      "no port is opened for it, but to end what was begun"),
     (("queued",), ("turn",), "updating", "carry_out", "a session in a thread"),
     # --- a further order meets an update
-    (WAITS, ("update",), None, "join", "both are answered when the update ends"),
-    (("updating",), ("update",), None, "join", "both are answered when the update ends"),
+    ((*WAITS, "updating"), ("update",), None, "join", "both are answered when the update ends"),
     (("fetching", "queued"), ("more",), None, "join", "the session will have what is permitted"),
     (("held", "pausing"), ("more",), "queued", "ask_turn", "a person's word ends the wait"),
     (("fetching",), ("wider",), None, "join", "the stage becomes an update"),
@@ -142,9 +141,8 @@ ROWS: Rows[State, Event, Action] = (
     (("checking",), ("more", "wider"), None, "line_up",
      "it runs the new firmware, which is being judged"),
     (("updating",), ("more",), None, "line_up", "the session on the way does not know of it"),
-    (WAITS, ("other",), None, "line_up",
+    ((*WAITS, "updating"), ("other",), None, "line_up",
      "it follows as soon as the one for the old target has ended"),
-    (("updating",), ("other",), None, "line_up", "it follows when the session has ended"),
     (_OTHERS, ("update", "more", "wider", "other"), None, "line_up",
      "it follows when the session has ended"),
     # --- reads
@@ -167,12 +165,11 @@ ROWS: Rows[State, Event, Action] = (
     (("confirming",), ("flash",), "rewriting", "rewrite", "everything on the board goes anyway"),
     (("updating",), ("flash",), "stopping", "stop_line", "everything on the board goes anyway"),
     (("updating",), ("rollback",), None, "line_up", "after the session"),
-    (_OTHERS, ("rollback", "flash"), None, "line_up", "after the session"),
+    (_OTHERS, ("rollback", "flash", "back"), None, "line_up", "after the session"),
     # --- the way back of a group
     (("rest", *WAITS), ("back",), "going_back", "take_back",
      "the update that waits is void; an app that has to confirm itself is not let be"),
     (("updating",), ("back",), "stopping", "stop_line", "its update is void"),
-    (_OTHERS, ("back",), None, "line_up", "after the session"),
     (("going_back",), ("hindered", "again"), "owing", "owe", "a way back is not given up for it"),
     (("owing",), ("time",), "going_back", "take_back", "asked, and tried, again"),
     (("going_back",), tuple(e for e in ENDS if e not in ("hindered", "again")), "rest", "reply",
@@ -181,29 +178,21 @@ ROWS: Rows[State, Event, Action] = (
      "what is half way back goes all of it; updates in line are taken out"),
     (("owing",), ("end",), "rest", "drop", "the next process finds it in the journal"),
     # --- boards that are not there, or that the journal answers for
-    (("rest",), ("missing",), None, "answer_missing", "it is no attempt, and holds no run open"),
-    (("rest",), ("spared",), None, "answer_spared",
-     "held by an earlier failure, or as last read: no port is opened"),
-    ((*WAITS, "updating"), ("missing", "spared"), None, "join", "the update knows better"),
-    (_OTHERS, ("missing",), None, "answer_missing",
-     "it is no attempt, and holds no run open"),
-    (_OTHERS, ("spared",), None, "answer_spared",
-     "held by an earlier failure, or as last read"),
+    (("rest", *_OTHERS), ("known",), None, "answer_known",
+     "absent, held by an earlier failure, or as last read: no port is opened, no run held open"),
+    ((*WAITS, "updating"), ("known",), None, "join", "the update knows better"),
     # --- cancel, another target, the end of the process
     (("rest",), ("cancel", "end"), None, "nothing", "there is nothing to stop"),
-    (WAITS, ("cancel", "end"), "rest", "drop", "no session has the board: at once"),
-    (("updating",), ("cancel", "end"), "stopping", "stop_session",
+    (WAITS, ("cancel", "end", "retarget"), "rest", "drop", "no session has the board: at once"),
+    (("updating",), ("cancel", "end", "retarget"), "stopping", "stop_session",
      "at the next place where the board boots; behind the switch it finishes"),
-    (("reading",), ("cancel",), None, "drop_line", "a look goes on; updates in line are taken out"),
-    (("reading", "going_back"), ("end",), "stopping", "stop_session", "the process ends"),
+    (("reading", "stopping"), ("cancel",), None, "drop_line",
+     "a look goes on; updates in line are taken out"),
+    (("reading", "going_back", "stopping"), ("end",), "stopping", "stop_session",
+     "the process ends"),
     (("rewriting",), ("cancel", "end"), "stopping", "stop_session",
      "before the first write; behind it only the end of the process stops it"),
-    (("stopping",), ("cancel",), None, "drop_line", "updates in line are taken out"),
-    (("stopping",), ("end",), None, "stop_session", "the process ends"),
     (("rest",), ("retarget",), None, "retarget", "what it shows is held against the new target"),
-    (WAITS, ("retarget",), "rest", "drop", "the update is void"),
-    (("updating",), ("retarget",), "stopping", "stop_session",
-     "before the switch; a board behind it finishes first"),
     (_OTHERS, ("retarget",), None, "retarget",
      "the session has nothing to do with the target, or was told to stop"),
     # --- a stopped firmware
@@ -332,9 +321,10 @@ def good(shown: Shown, confirmed: bool | None, unchecked: bool) -> bool:
     return shown == "up_to_date" and confirmed is not None and not unchecked
 
 
-def is_good(about: BoardState) -> bool:
-    """The same, of what a board shows."""
-    return good(about.state, about.confirmed, about.unchecked)
+def is_good(about: BoardState, wanted: str | None) -> bool:
+    """The same, of what a board shows; wanted: as in `runs_another`, which is never good."""
+    seen = good(about.state, about.confirmed, about.unchecked)
+    return seen and runs_another(about, wanted) is None
 
 
 def runs_another(about: BoardState, wanted: str | None) -> str | None:
@@ -345,19 +335,16 @@ def runs_another(about: BoardState, wanted: str | None) -> str | None:
         return None
     words = " ".join(filter(None, (runs, about.running.get("app_version"))))
     return (
-        f"The stored version is the target's, but {words} runs there, and not {wanted}: update "
+        f"The stored version is the target's, but {words} runs there, and not {wanted}; update "
         "with force writes it."
     )
 
 
-def verdict(
-    shown: Shown, confirmed: bool | None, error: OtaError | None, *, of_image: bool,
-    unchecked: bool = False,
-) -> Verdict:  # fmt: skip
+def verdict(good: bool, error: OtaError | None, *, of_image: bool) -> Verdict:
     """What a board's end says of its firmware: nothing, where what was judged is another one."""
     if not of_image:
         return "neutral"
-    if good(shown, confirmed, unchecked):
+    if good:
         return "good"
     if error is not None and error.code == "check-unanswered":
         return "unanswered"
@@ -474,6 +461,7 @@ UNSUPPORTED = frozenset(
 _SHOWN: dict[str, Shown] = {
     **dict.fromkeys(("port-missing", "no-board"), "absent"),
     **dict.fromkeys(("wrong-board", "duplicate-board"), "set_aside"),
+    "held": "rolled_back",
     "no-answer": "unrecognised",
     "other-project": "unrecognised",
     "awaiting-confirmation": "awaiting_confirmation",
@@ -556,13 +544,12 @@ def spared(
 
     record: how it fared with the target. as_last_read: the journal proves that it has the version.
     """
+    if record.state == "held":
+        return Spared("rolled_back", OtaError("held", board=board))
     if record.state in HELD:
-        words = record.message or ""
-        if record.state != "held":  # what it says was so at that time
-            words = f"It is not tried again, since it failed before: {words}"
         error = OtaError(
-            record.code or "boot-failed",
-            words,
+            record.code or "boot-failed",  # what it says was so at that time
+            f"It is not tried again, since it failed before: {record.message or ''}",
             board=board,
             remedy="Configure a new version, or call release for this board to try again.",
         )

@@ -149,7 +149,7 @@ class Sight:
         self.log(level, "%s (%s)", words or plan.action, plan.reason)
         # Whoever named the board consented to another project's firmware; it is said anyway.
         before = about.running.get("project")
-        after = self._around.firmwares.about.get(order.target.key, {}).get("project")
+        after = self._around.firmwares.project(order.target)
         if plan.action in ("write", "switch") and before and after and before != after:
             if order.purpose != "stage":
                 order.report["replaces"] = {"project": before, "by": after}

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from ota_service.firmware import trust
-from ota_service.fleet import policy
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
@@ -74,10 +73,9 @@ def _board(engine: Engine, board: Board) -> dict[str, Any]:
     """One board, with its own target where it has one: the service's is not for it. image: of the
     manifest."""
     about, assignment = board.shown, engine.roster.assignment
-    shown = {**about.to_dict(), "good": policy.is_good(about)}
-    wanted = engine.firmwares.about.get(board.target.key, {}).get("project")
-    if (words := policy.runs_another(about, wanted)) is not None:
-        shown |= {"good": False, "notice": words}
+    shown = {**about.to_dict(), "good": board.is_good}
+    if (words := board.runs_another) is not None:
+        shown["notice"] = words
     if about.staged is not None and not about.staged.is_of(board.target):
         shown["staged"]["stale"] = True
     images = assignment.images if assignment is not None and not about.is_pinned else {}

@@ -20,7 +20,6 @@ from ota_service.firmware.target import Target
 from ota_service.fleet import groups, policy
 from ota_service.fleet.assignment import Assignment
 from ota_service.fleet.board import heard
-from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.group_policy import Phase
 from ota_service.fleet.orders import Order
 from ota_service.fleet.sight import Sight
@@ -116,12 +115,11 @@ def _why_not_further(run: Run, pairs: Pairs) -> OtaError | None:
     ours = [pair for pair in pairs if _is_ours(run, pair[1])]
     if any(order.answer.result().end == "cancelled" for order, _ in ours):
         return OtaError("cancelled")
-    shown = [board.shown for _, board in ours]
-    bad = [one for one in shown if not policy.is_good(one)]
+    bad = {board.shown.name: _words(board) for _, board in ours if not board.is_good}
     if not bad:
         return None
     images = run.course.assignment.images
-    named = ", ".join(f"{one.name} ({images.get(one.name, '?')}): {_words(one)}" for one in bad)
+    named = ", ".join(f"{name} ({images.get(name, '?')}): {words}" for name, words in bad.items())
     text = f"Step {run.course.step} of the manifest is not good, so this one was not begun: {named}"
     return OtaError("manifest-incomplete", f"{text}.")
 
@@ -131,10 +129,12 @@ def _is_ours(run: Run, board: Board) -> bool:
     return run.engine.boards.get(board.shown.name) is board and not board.shown.is_pinned
 
 
-def _words(about: BoardState) -> str:
+def _words(board: Board) -> str:
     """Why a board is not good."""
-    unseen = ", and no start of it was watched" if about.state == "up_to_date" else ""
-    return about.state.replace("_", " ") + unseen
+    state = board.shown.state.replace("_", " ")
+    if board.shown.state != "up_to_date":
+        return state
+    return board.runs_another or f"{state}, and no start of it was watched"
 
 
 async def _leave_out(run: Run, pairs: Pairs, why: OtaError) -> None:

@@ -8,8 +8,9 @@ being written never looks bootable.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from ota_service.errors import OtaError
@@ -124,7 +125,7 @@ def plan_rollback(
     changed.
     """
     raw, ops = _without_entries_of(flash, found, bad)
-    slot, certain, why_not = _started_by(flash, found, raw, fused, but=bad)
+    slot, certain, why_not = _started_by(flash, found, raw, fused, but={bad: ""})
     if slot is None:
         raise OtaError(
             "boot-failed",
@@ -174,21 +175,29 @@ def rollback_after(flash: Flash, found: Inspection, whole: Plan) -> Flash:
 
 
 def plan_go_back(
-    flash: Flash, found: Inspection, *, running: Partition, fused: int, version_of: VersionOf
-) -> RollbackPlan:
+    flash: Flash, found: Inspection, *, running: Partition, fused: int, version_of: VersionOf,
+    failed: Mapping[Partition, str] = MappingProxyType({}),
+) -> RollbackPlan:  # fmt: skip
     """Plan the way from a firmware that works to the one in another slot, because a person says.
 
     The running entry is taken away where that alone leads to another whole image; otherwise the
-    other slot is chosen like an update chooses it. found, fused: as in `plan_rollback`.
+    other slot is chosen like an update chooses it. found, fused: as in `plan_rollback`. failed:
+    slots whose firmware is known to fail, which nobody goes back to, and in words why.
     Raises OtaError `boot-failed` where no other slot holds an image that boots.
     """
     raw, ops = _without_entries_of(flash, found, running)
-    slot, certain, why_not = _started_by(flash, found, raw, fused, but=running)
+    slot, certain, why_not = _started_by(flash, found, raw, fused, but={**failed, running: ""})
     if slot is None:
+        remedy = "Update the board to the firmware that it is to run."
+        if failed:
+            remedy = (
+                "Configure the version that the board is to run; to try one again that did not "
+                "come up, call release, then update."
+            )
         raise OtaError(
             "boot-failed",
             f"No slot but {running.name} can be gone back to ({why_not}), so nothing was changed.",
-            remedy="Update the board to the firmware that it is to run.",
+            remedy=remedy,
         )
     if not (ops and certain):
         before = flash.read(found.selection.offset, OTADATA_BYTES)
@@ -197,14 +206,18 @@ def plan_go_back(
 
 
 def _started_by(
-    flash: Flash, found: Inspection, raw: bytes, fused: int, *, but: Partition
+    flash: Flash, found: Inspection, raw: bytes, fused: int, *, but: Mapping[Partition, str]
 ) -> tuple[Partition | None, bool, str]:
-    """With this otadata: the first partition but one whose image certainly boots, whether it is
-    certain that nothing before it is started, and why those before it are not taken."""
+    """With this otadata: the first partition but some whose image certainly boots, whether it is
+    certain that nothing before it is started, and why those before it are not taken.
+
+    but: what is not to be taken, and in words why, where that is news.
+    """
     floor = found.secure_floor(fused)
     certain, why_not = True, []
     for partition in boot_order(found.parts, otadata.parse_otadata(raw)):
-        if partition == but:
+        if partition in but:
+            why_not += [f"{partition.name} {but[partition]}"] if but[partition] else []
             certain = False
             continue
         if _still_runs(flash, found, partition, floor):

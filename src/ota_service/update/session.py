@@ -595,26 +595,22 @@ class _Session:
             raise found.running.why or OtaError("otadata-invalid")
         self._require_writable(found)
         fused, version_of = self.link.chip.secure_version, partial(self._tag_of, found)
-        back = plan_go_back(self.link, found, running=running, fused=fused, version_of=version_of)
+        back = plan_go_back(
+            self.link, found, running=running, fused=fused, version_of=version_of,
+            failed=self._failed(found),
+        )  # fmt: skip
         if back.problem is not None:
             raise back.problem
-        self._require_not_failed(back.slot)
         return back
 
-    def _require_not_failed(self, slot: Partition) -> None:
-        """Nobody goes back to what was seen to fail on this very board.
-
-        Raises OtaError `boot-failed`.
-        """
-        fact = self.facts.failed.get(slot.name)
-        if fact is not None and self.link.md5(slot.offset, fact.size_bytes) == fact.md5:
-            raise OtaError(
-                "boot-failed",
-                f'{slot.name} holds "{fact.version}", which did not come up on this board before, '
-                "so nothing was changed.",
-                remedy="Configure the version that the board is to run; to try that one again, "
-                "call release, then update.",
-            )
+    def _failed(self, found: Inspection) -> dict[Partition, str]:
+        """Slots that hold what was seen to fail on this very board, and in words what that is."""
+        words = {}
+        for slot in found.parts.ota_slots:
+            fact = self.facts.failed.get(slot.name)
+            if fact is not None and self.link.md5(slot.offset, fact.size_bytes) == fact.md5:
+                words[slot] = f'holds "{fact.version}", which did not come up on this board before'
+        return words
 
     def _tag_of(self, found: Inspection, slot: Partition) -> str:
         return own_tag(found, slot, self.facts.slots.get(slot.name))

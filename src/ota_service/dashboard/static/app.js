@@ -24,6 +24,9 @@ let ended = "";
 
 const good = (message) => toast({ message }, "good");
 
+/** Codes of what a person asked for. */
+const WANTED = ["cancelled", "held"];
+
 // --- showing
 
 function link(state, ...text) {
@@ -85,7 +88,7 @@ function over({ id, outcome: name }) {
   const isStage = run?.target?.purpose === "stage";
   const done = its.filter(([board, entry]) => (isStage ? status.boards[board]?.staged
     : (entry.outcome ?? entry.state) === "up_to_date")).length;
-  const wrong = its.filter(([, entry]) => entry.error && entry.error.code !== "cancelled").length;
+  const wrong = its.filter(([, { error }]) => error && !WANTED.includes(error.code)).length;
   const doubtful = its.filter(([board]) => groupOf(status.boards[board] ?? {}) === "doubtful").length;
   const message = `The run ${came === "cancelled" ? "was " : ""}${outcome(came)}: ${done} of ${
     count(its.length, "board")} ${isStage ? "staged" : "up to date"}${

@@ -17,7 +17,7 @@ const RELEASABLE = ["set_aside", "rolled_back", "failed", "unrecognised"];
 
 /** A person's rollback is held as that person wanted it: nothing has failed. */
 const isWanted = (board) =>
-  board.state === "rolled_back" && (!board.error || board.error.code === "cancelled");
+  board.state === "rolled_back" && (!board.error || board.error.code === "held");
 
 const isBusy = (board) => Boolean(board.phase || board.doing);
 
