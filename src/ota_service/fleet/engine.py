@@ -28,7 +28,7 @@ from ota_service.fleet.around import Given, Log, Result
 from ota_service.fleet.board import Board, heard
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Firmwares
-from ota_service.fleet.groups import Groups
+from ota_service.fleet.groups import Groups, members_of
 from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.journal_rows import FirmwareRecord, GroupRecord, PortRecord, StopRecord
 from ota_service.fleet.memory import Memory
@@ -117,7 +117,7 @@ class Engine:
         self._ready = asyncio.Event()
         self._unfetched: dict[str, _Unfetched] = {}
         self._looking: set[str] = set()
-        self._orphans: set[str] = set()
+        self.groups.orphans = set() if settings.shares_state else None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._save_at_s = 0.0
 
@@ -323,37 +323,40 @@ class Engine:
         self.log.info(text, boards, version)
         await self._poll(first=True)
 
-    async def _resume_groups(
-        self, here: Collection[str | None] | None = None, came: Collection[str | None] = ()
-    ) -> None:
-        """Take up groups that were left in the middle of their switch, or on their way back.
-
-        here: MACs of boards that are there, for which what is left is tried again later and later;
-        came: that have just appeared, for which it is at once. None: at the start, all; where the
-        folder is shared, those whose boards are all here and whose process is not alive any more.
-        """
-        service, journal = self.settings.service, self.memory.journal
-        if here is not None and not (came or self.groups.left):
-            return
-        records = await self.journaled(journal.all, GroupRecord, service=service)
-        if self.settings.shares_state:  # another command may be in the middle of its own
-            if here is None:
-                self._orphans = {record.id for record in records if journal.alone}
-                places = await asyncio.to_thread(self.roster.places, policy.Permits())
-                here = {*(b.shown.mac for b in self.boards.values()), *(p.mac for p in places)}
-                came = here = here - {None}
-            whole = [r for r in records if {one["mac"] for one in r.data["members"]} <= set(here)]
-            ours = {r.id for r in whole if r.id in self._orphans} | self.groups.left.keys()
-            records = [record for record in records if record.id in ours]
-        for id in self.groups.left.keys() - {record.id for record in records}:
-            del self.groups.left[id]
+    async def _resume_groups(self) -> None:
+        """Take up, at the start, the groups that were left in the middle of their switch, or on
+        their way back."""
+        records = await self._groups_left()
+        if self.settings.shares_state and records:  # others may be in the middle of their own
+            self.groups.orphans = {record.id for record in records if self.memory.journal.alone}
+            places = await asyncio.to_thread(self.roster.places, policy.Permits())
+            boards = [board.shown.mac for board in self.boards.values()]
+            records = self.groups.ours(records, {*boards, *(place.mac for place in places)})
         for record in records:
-            members = {entry["mac"]: entry["name"] for entry in record.data["members"]}
-            if here is not None and members.keys().isdisjoint(here):
-                continue
-            at_once = here is None or not members.keys().isdisjoint(came)
-            if self.groups.due(record, at_once=at_once):
-                self.start(Run(self, "resumed", list(members.values()), resumes=record))
+            self._resume_group(record, at_once=True)
+
+    async def _resume_groups_of(
+        self, here: Collection[str | None], came: Collection[str | None]
+    ) -> None:
+        """What is left is tried again later and later while one of its boards is there. here:
+        their MACs; came: of those that have just appeared, for which it is tried at once."""
+        if not (came or self.groups.left):
+            return
+        for record in self.groups.ours(await self._groups_left(), here):
+            macs = members_of(record).keys()
+            if not macs.isdisjoint(here):
+                self._resume_group(record, at_once=not macs.isdisjoint(came))
+
+    async def _groups_left(self) -> list[GroupRecord]:
+        find = partial(self.memory.journal.all, GroupRecord, service=self.settings.service)
+        records = await self.journaled(find)
+        self.groups.forget_all_but({record.id for record in records})
+        return records
+
+    def _resume_group(self, record: GroupRecord, *, at_once: bool) -> None:
+        if self.groups.due(record, at_once=at_once):
+            names = list(members_of(record).values())
+            self.start(Run(self, "resumed", names, resumes=record))
 
     async def _recall_manifest(self, settings: Settings) -> None:
         """Show the boards against the images that they are to have, without asking its server."""
@@ -685,7 +688,7 @@ class Engine:
         names = [place.name if listed else str(place.port) for place in came]
         if not first:
             here = {place.mac for place in places if place.kind == "here"}
-            await self._resume_groups(here, {place.mac for place in came})
+            await self._resume_groups_of(here, {place.mac for place in came})
         if names and settings.auto_update and not first and not self._covered(names):
             self.log.info("plugged in: %s", ", ".join(names))
             self.start(Run(self, "attached", names))

@@ -188,11 +188,18 @@ async def _recalled(run: Run, record: GroupRecord) -> Group:
     return group
 
 
+def members_of(record: GroupRecord) -> dict[str | None, str]:
+    """MAC -> name, of the members that are left in it."""
+    return {entry["mac"]: entry["name"] for entry in record.data["members"]}
+
+
 class Groups:
     """A service's groups that are at work, and what waits until one has ended.
 
     known: the journal was asked what a process before has left. left: ids of those that the journal
     has yet to finish -> how often that was tried, and when it is again, in the event loop's time.
+    orphans: ids of those whose process was not alive any more at the start; None: the journal is
+    shared with no other process.
     """
 
     def __init__(self) -> None:
@@ -201,6 +208,7 @@ class Groups:
         self._due: dict[str, tuple[frozenset[str], asyncio.Event]] = {}
         self._later: dict[Board, Callable[[], None]] = {}
         self.left: dict[str, tuple[int, float]] = {}
+        self.orphans: set[str] | None = None
 
     @property
     def run(self) -> Run | None:
@@ -256,6 +264,19 @@ class Groups:
                     self._leave(group.id)
                 for board in group.boards:
                     self._later.pop(board, lambda: None)()
+
+    def ours(self, records: list[GroupRecord], here: Collection[str | None]) -> list[GroupRecord]:
+        """Those that are this process's to finish: where the journal is shared, orphans whose
+        boards are all here, and what it has begun to finish."""
+        if self.orphans is None:
+            return records
+        known = [one for one in records if one.id in self.orphans]
+        whole = {one.id for one in known if members_of(one).keys() <= set(here)}
+        return [one for one in records if one.id in whole | self.left.keys()]
+
+    def forget_all_but(self, ids: Collection[str]) -> None:
+        """What the journal has no more was finished."""
+        self.left = {id: tried for id, tried in self.left.items() if id in ids}
 
     def due(self, record: GroupRecord, *, at_once: bool) -> bool:
         """A group is about to be taken up from the journal; False: it is already, others of its
