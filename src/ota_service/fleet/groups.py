@@ -32,8 +32,8 @@ from ota_service.fleet.policy import Permits
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
+    from ota_service.fleet.manifests import Pairs
     from ota_service.fleet.run import Run
-    from ota_service.fleet.steps import Pairs
 
 # --- a block of steps
 
