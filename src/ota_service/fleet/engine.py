@@ -311,7 +311,7 @@ class Engine:
         if settings.auto_update and (settings.check_on_start or new_target or resumed):
             self.start(Run(self, "resumed" if resumed and not new_target else "configured"))
         elif settings.auto_update:
-            await self._poll(first=True)
+            await self._seen(first=True)
         else:
             await self._wait_for_a_person(settings)
 
@@ -321,7 +321,7 @@ class Engine:
         boards = "boards as they are found" if settings.boards is None else _boards(count)
         text = '%s, target "%s"; auto_update is off: waits for the command "update"'
         self.log.info(text, boards, version)
-        await self._poll(first=True)
+        await self._seen(first=True)
 
     async def _resume_groups(self) -> None:
         """Take up, at the start, the groups that were left in the middle of their switch, or on
@@ -610,7 +610,7 @@ class Engine:
 
     async def look_around(self) -> None:
         """See now what is plugged in, and have all boards show it; opens no port."""
-        await self._poll(first=True)
+        await self._seen(first=True)
         await self.journaled(lambda: None)  # what another look has asked of it is there, too
         await heard(self.boards.values())
 
@@ -669,8 +669,21 @@ class Engine:
         if self.journal_problem is None:
             self.log.info("the journal is on the disk again")
 
-    async def _poll(self, *, first: bool = False) -> None:
-        """One look at what is plugged in; boards that a session has are left out.
+    async def _poll(self) -> None:
+        """Take up what has come."""
+        settings = self.settings
+        places, came = await self._seen()
+        here = {place.mac for place in places if place.kind == "here"}
+        await self._resume_groups_of(here, {place.mac for place in came})
+        listed = settings.boards is not None
+        names = [place.name if listed else str(place.port) for place in came]
+        if names and settings.auto_update and not self._covered(names):
+            self.log.info("plugged in: %s", ", ".join(names))
+            self.start(Run(self, "attached", names))
+
+    async def _seen(self, *, first: bool = False) -> tuple[list[Place], list[Place]]:
+        """One look at what is plugged in, which all boards show but those that a session has: where
+        boards are, and those of them that have come.
 
         A port on native USB vanishes and comes back when its board is restarted, also just
         after a session: that is neither a board that went nor one that came.
@@ -678,20 +691,12 @@ class Engine:
         settings = self.settings
         places = await asyncio.to_thread(self.roster.places, policy.Permits())
         if settings is not self.settings:
-            return  # configured meanwhile
-        listed = settings.boards is not None
-        if not (listed or settings.auto_update):
-            await self._show_found(places)
-        if not listed:
+            return [], []  # configured meanwhile
+        if settings.boards is None:
+            if not settings.auto_update:
+                await self._show_found(places)
             self._show_gone({self.roster.of(place) for place in places})
-        came = [place for place in places if self._came_or_went(place, first=first)]
-        names = [place.name if listed else str(place.port) for place in came]
-        if not first:
-            here = {place.mac for place in places if place.kind == "here"}
-            await self._resume_groups_of(here, {place.mac for place in came})
-        if names and settings.auto_update and not first and not self._covered(names):
-            self.log.info("plugged in: %s", ", ".join(names))
-            self.start(Run(self, "attached", names))
+        return places, [place for place in places if self._came_or_went(place, first=first)]
 
     async def _show_found(self, places: Iterable[Place]) -> None:
         """What no run takes up is seen all the same, with what the journal has of it."""
