@@ -34,6 +34,7 @@ from ota_service.fleet.settings import Override
 from ota_service.update.session import Image
 
 if TYPE_CHECKING:
+    from ota_service.fleet.assignment import Course
     from ota_service.fleet.board import Board
     from ota_service.fleet.engine import Engine
     from ota_service.fleet.run import Run
@@ -108,6 +109,12 @@ class Group:
         return self.run.engine
 
     @property
+    def course(self) -> Course:
+        """Where the run stands in the manifest."""
+        assert self.run.course is not None
+        return self.run.course
+
+    @property
     def boards(self) -> set[Board]:
         """Those of its members that the service has."""
         return {member.board for member in self.members if member.board is not None}
@@ -143,13 +150,10 @@ class Group:
         return row.action
 
     async def _show(self) -> None:
-        course = self.run.course
-        if course is None:
-            return
         if self.state in get_args(Phase):
-            course.phase = cast(Phase, self.state)
-        elif self.state == "final" and course.phase == "staging":  # nothing was to be switched
-            course.phase = None
+            self.course.phase = cast(Phase, self.state)
+        elif self.state == "final" and self.course.phase == "staging":  # nothing was to be switched
+            self.course.phase = None
         else:
             return
         await self.run.note_course()
@@ -328,7 +332,8 @@ class Group:
         event: Event | None = None
         held_s, now_s = 0.0, self._now_s
         while event is None and not self.engine.closing:
-            await self._moment(tasks)
+            if pending := [task for task in tasks if not task.done()]:
+                await asyncio.wait(pending, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
             event, before_s, now_s = self._event(asked, more=more), now_s, self._now_s
             waits = [member for member in asked if member.waits]
             half = await self._half() if event is None and waits else []
@@ -341,14 +346,6 @@ class Group:
             if self.state == "switching" and over and all(map(_past_switch, asked)):
                 await self._take("switched")
         return event
-
-    async def _moment(self, tasks: Collection[asyncio.Task[None]]) -> None:
-        """Until a task ends, and not for long."""
-        pending = [task for task in tasks if not task.done()]
-        if pending:
-            await asyncio.wait(pending, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
-        else:
-            await asyncio.sleep(0)
 
     def _event(self, asked: Sequence[Member], *, more: bool) -> Event | None:
         """What has become of those that were asked, or who cancelled it."""
@@ -370,9 +367,7 @@ class Group:
 
     async def _show_half(self, members: Sequence[Member]) -> None:
         """These have the new firmware, and others do not, and somebody has to do something."""
-        course, ours = self.run.course, {member.name for member in self.members}
-        if course is None:
-            return
+        course, ours = self.course, {member.name for member in self.members}
         half = [name for name in course.half if name not in ours]  # of another group
         half += [member.name for member in members]
         if half != course.half:
@@ -547,9 +542,9 @@ class Group:
         await self._show_half(owed)
         await self._take("owed" if owed else "back")
         await self._note("owing" if owed else None, self._stop, owed)
-        error, course = self.error, self.run.course
-        if course is not None:
-            course.back = course.back or (error is not None and error.code != "cancelled")
+        error = self.error
+        if error is not None and error.code != "cancelled":
+            self.course.back = True
         if error is not None and error.code == "stopped":
             self.engine.stop_all(self.stops, error)
 
@@ -646,7 +641,7 @@ class Group:
             "others": [self._entry(member) for member in self.others],
             "names": list(self.names),
             "stops": list(self.stops),
-            "course": self.run.course.to_dict() if self.run.course is not None else None,
+            "course": self.course.to_dict(),
             "why": why,
         }
         journal, service = self.engine.memory.journal, self.engine.settings.service

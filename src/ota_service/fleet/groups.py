@@ -120,8 +120,8 @@ async def _step_by_step(
     for number, step in enumerate(block.steps):
         pairs = [pair for image in step if image not in grouped for pair in orders.get(image, ())]
         switched = [group.switch(number) for group in groups if group.has(number)]
-        if switched and run.course is not None:
-            run.course.at(step)
+        if switched:
+            groups[0].course.at(step)
         whys = await asyncio.gather(*switched, alone(step, pairs))
         if (why := next(filter(None, whys), None)) is not None:
             return why
