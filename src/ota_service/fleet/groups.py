@@ -260,7 +260,8 @@ class Groups:
             for group in groups:
                 self._active.remove(group)
                 group.ended.set()
-                if group.state not in ("final", "gone_back", "kept", "not_begun"):
+                unfinished = group.state not in ("final", "gone_back", "kept", "not_begun")
+                if unfinished and group.id not in self._due:  # `over` counts those that were due
                     self._leave(group.id)
                 for board in group.boards:
                     self._later.pop(board, lambda: None)()
