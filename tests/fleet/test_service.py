@@ -141,7 +141,7 @@ async def test_a_path_that_gives_no_answer_holds_nothing_up(
         asked.append(url)
         return not answer.wait(30)
 
-    async def poll(self: Engine, *, first: bool = False) -> None:
+    async def poll(self: Engine) -> None:
         polls.put_nowait(None)
 
     monkeypatch.setattr(Supply, "changed", hangs)
