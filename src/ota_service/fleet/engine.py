@@ -129,13 +129,13 @@ class Engine:
     # --- its life
 
     async def open(self) -> None:
-        """Claim the boards and open the journal. Raises OtaError `config-invalid`."""
+        """Claim the boards and open the journal. Raises OtaError `config-invalid`; then `end` is
+        for what was begun."""
         self._claim(self.settings)
         try:
             self._use(await _opened(self.settings))
         except OtaError as error:
             if error.code != "state-busy":
-                SERVICE_CLAIMS.release(self)
                 raise
             # A module that is being restarted may overlap with its old process for seconds.
             error.remedy = (
