@@ -127,19 +127,19 @@ async def _by_manifest(run: Run, base: Target, found: ManifestFile, pairs: Pairs
     rest = [pair for pair in pairs if pair not in open_]
     asked = await _ask(run, base, [*fresh, *rest])
     if any(_is_mistaken(*pair) for pair in asked):
-        asked = await _once_more(run, base, found, asked)
+        asked = await _ask_again(run, base, found, asked)
     if run.purpose == "plan":
         await _tell_more(run, asked)
 
 
-async def _once_more(run: Run, base: Target, found: ManifestFile, asked: list[Pair]) -> list[Pair]:
-    """By what the boards really run, which was read by now."""
+async def _ask_again(run: Run, base: Target, found: ManifestFile, asked: list[Pair]) -> list[Pair]:
+    """What they really run was read by now: once more, by that."""
     _require_current(run, base)
     run.course = Course(await _assigned(run, base, found, asked))
     binds = found.manifest.binds
     left = [pair for pair in asked if binds or pair[0].answer.result().error is not None]
     again = await run.prepare({board: order.place for order, board in left})
-    return [*(pair for pair in asked if pair not in left), *await _ask(run, base, again)]
+    return [pair for pair in asked if pair not in left] + await _ask(run, base, again)
 
 
 async def _ask(run: Run, base: Target, pairs: Pairs) -> list[Pair]:
