@@ -166,7 +166,7 @@ def test_what_is_left_of_a_group_is_tried_again_after_30_s_and_later_and_later()
         record = GroupRecord("OTA", "run:a", "key", "2", "owing", since, data)
         for pause_s in (30.0, 60.0, 120.0):
             assert groups.due(record, at_once=False)
-            with groups.at_work([Group(run, record.id, [], "key", "2", ["a"], state="owing")]):
+            with groups.at_work([Group(run, record.id, [], ["a"], state="owing")]):
                 assert not groups.due(record, at_once=True)
             groups.over(record)
             await asyncio.sleep(pause_s - 1.0)

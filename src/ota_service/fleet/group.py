@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ota_service.errors import OtaError
+from ota_service.firmware.target import Target
 from ota_service.fleet import group_policy, policy
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.group_policy import GROUP, Event, Fate, Phase, State
@@ -77,17 +78,15 @@ class Group:
     """One group of one run.
 
     id: in the journal. members: those of its boards that are asked, in the order of their steps.
-    target, version: the manifest's. names: of its boards. stops: keys of the targets that no board
-    gets any more where a firmware of the group fails. state: the table's. why: it goes no further,
-    or back. unused: its images that no board gets. others: of the block, with their steps: of none
-    of these groups, or of another one.
+    names: of its boards. stops: keys of the targets that no board gets any more where a firmware of
+    the group fails. state: the table's. why: it goes no further, or back. unused: its images that
+    no board gets. others: of the block, with their steps: of none of these groups, or of another
+    one.
     """
 
     run: Run
     id: str
     members: list[Member]
-    target: str
-    version: str
     names: Sequence[str]
     stops: tuple[str, ...] = ()
     state: State = "staging"
@@ -107,6 +106,11 @@ class Group:
         """Where the run stands in the manifest."""
         assert self.run.course is not None
         return self.run.course
+
+    @property
+    def base(self) -> Target:
+        """The service's target, which is the manifest."""
+        return self.course.assignment.base
 
     @property
     def boards(self) -> set[Board]:
@@ -191,7 +195,7 @@ class Group:
         if "stopped" in order.permits.override:
             return None
         turns = self.engine.turns
-        return turns.stopped(order.target.key) or turns.stopped(self.target)
+        return turns.stopped(order.target.key) or turns.stopped(self.base.key)
 
     async def _away(self, name: str) -> OtaError | None:
         """What is wrong with a board of the group that this run does not ask; None: it is good."""
@@ -471,7 +475,7 @@ class Group:
     async def pay(self) -> None:
         """Members that could not be reached go back, as far as they can be by now, and as far as
         the target is still the service's."""
-        if self.target == self.engine.settings.target.key:
+        if self.base.key == self.engine.settings.target.key:
             await self._take("came")
             await self.go_back()
             return
@@ -644,9 +648,8 @@ class Group:
             if phase is None:
                 journal.drop(GroupRecord, service=service, id=self.id)
             else:
-                journal.put(GroupRecord(
-                    service, self.id, self.target, self.version, phase, utc_now(), data
-                ))  # fmt: skip
+                key, version = self.base.key, self.base.version
+                journal.put(GroupRecord(service, self.id, key, version, phase, utc_now(), data))
             too()
 
         await self.engine.journaled(journal.whole, note)

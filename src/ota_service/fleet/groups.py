@@ -72,8 +72,7 @@ def _groups(run: Run, block: Block, orders: Mapping[str, Pairs]) -> list[Group]:
     course, groups = run.course, []
     assert course is not None
     assigned = course.assignment
-    base, version = assigned.base.key, assigned.manifest.version
-    stops = tuple(sorted({base, *assigned.keys}))
+    stops = tuple(sorted({assigned.base.key, *assigned.keys}))
     for images in block.groups:
         at = {image: n for n, step in enumerate(block.steps) for image in step}
         everyone = [
@@ -87,10 +86,7 @@ def _groups(run: Run, block: Block, orders: Mapping[str, Pairs]) -> list[Group]:
         id = f"{run.id}:{min(images)}"  # an image is in one group
         if names:
             unused = [image for image in assigned.unused if image in images]
-            groups.append(
-                Group(run, id, members, base, version, names, stops, unused=unused,
-                      others=others)
-            )  # fmt: skip
+            groups.append(Group(run, id, members, names, stops, unused=unused, others=others))
     return groups
 
 
@@ -173,8 +169,7 @@ async def _recalled(run: Run, record: GroupRecord) -> Group:
         if member.board is not None:
             run.orders[member.name] = (member.order, member.board)
     group = Group(
-        run, record.id, members, record.target, record.version, data["names"],
-        tuple(data["stops"]), record.phase,
+        run, record.id, members, data["names"], tuple(data["stops"]), record.phase,
         others=[recalled(entry) for entry in data["others"]],
     )  # fmt: skip
     await group.recall(data.get("why"))
