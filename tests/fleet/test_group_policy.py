@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
+from datetime import UTC, datetime
 from itertools import combinations_with_replacement, pairwise
-from typing import get_args
+from typing import cast, get_args
 
 import pytest
 from hypothesis import given
@@ -14,7 +16,12 @@ from hypothesis import strategies as st
 
 from ota_service.errors import ERRORS, OtaError
 from ota_service.fleet import group, group_policy
+from ota_service.fleet.group import Group
 from ota_service.fleet.group_policy import ENDS, GROUP, JOURNALLED, STATES, Event, Fate, State
+from ota_service.fleet.groups import Groups
+from ota_service.fleet.journal_rows import GroupRecord
+from ota_service.fleet.run import Run
+from tests.support.simulated_time import SimulatedLoop
 
 EVENTS: tuple[Event, ...] = get_args(Event)
 OUTSIDE: tuple[Event, ...] = ("cancel", "retarget", "end")
@@ -147,3 +154,24 @@ def test_every_error_has_a_fate_and_a_way() -> None:
     assert group_policy.fate(True, None, cancelled=False) == "good"
     assert group_policy.fate(True, None, cancelled=True) == "cancelled"
     assert group_policy.fate(False, None, cancelled=False) == "lost"
+
+
+def test_what_is_left_of_a_group_is_tried_again_after_30_s_and_later_and_later() -> None:
+    """Each try counts once, from the first one of a new process on."""
+
+    async def main() -> None:
+        groups, run = Groups(), cast(Run, None)
+        since = datetime.now(UTC)
+        data = {"names": ["a"], "members": []}
+        record = GroupRecord("OTA", "run:a", "key", "2", "owing", since, data)
+        for pause_s in (30.0, 60.0, 120.0):
+            assert groups.due(record, at_once=False)
+            with groups.at_work([Group(run, record.id, [], ["a"], state="owing")]):
+                assert not groups.due(record, at_once=True)
+            groups.over(record)
+            await asyncio.sleep(pause_s - 1.0)
+            assert not groups.due(record, at_once=False)
+            await asyncio.sleep(2.0)
+
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
+        runner.run(main())

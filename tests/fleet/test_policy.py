@@ -17,10 +17,10 @@ from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.board_state import State as Shown
 from ota_service.fleet.group import Group, Member
 from ota_service.fleet.journal_rows import AttemptRecord
+from ota_service.fleet.manifests import _why_not_further
 from ota_service.fleet.orders import Answer
 from ota_service.fleet.policy import BOARD, FIRMWARE, Permits, Row
 from ota_service.fleet.status import _board
-from ota_service.fleet.steps import _why_not_further
 from ota_service.fleet.turns import Ask, Turns
 from tests.fleet.conftest import TARGET, AtDesk, Desk
 

@@ -31,7 +31,7 @@ from ota_service.fleet import engine as engine_module
 from ota_service.fleet import places, roster
 from ota_service.fleet import service as services
 from ota_service.fleet.engine import Engine
-from ota_service.fleet.journal import open_journal
+from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.service import FleetService, UnknownBoard, shutdown
 from ota_service.fleet.settings import BoardEntry, Settings
 from ota_service.link.ownership import SERVICE_CLAIMS
@@ -141,7 +141,7 @@ async def test_a_path_that_gives_no_answer_holds_nothing_up(
         asked.append(url)
         return not answer.wait(30)
 
-    async def poll(self: Engine, *, first: bool = False) -> None:
+    async def poll(self: Engine) -> None:
         polls.put_nowait(None)
 
     monkeypatch.setattr(Supply, "changed", hangs)
@@ -380,6 +380,46 @@ async def test_a_refused_configuration_leaves_nothing_alive(tmp_path: Path) -> N
         again = await FleetService.open(settings(tmp_path, mine))
         assert again.status()["ok"] is True
     finally:
+        await shutdown()
+
+
+@pytest.mark.parametrize("where", ["journal", "boards"])
+async def test_a_configuration_that_is_given_up_leaves_nothing_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """viam-server may not wait for a slow disk: what it calls off keeps no board from others, and
+    the service that it asks for again begins as a new one."""
+    entry, begun, go_on = BoardEntry("a", port=f"{NOWHERE}a"), asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(folder: Path, *, shared: bool) -> Journal:
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(30)
+        return open_journal(folder, shared=shared)
+
+    async def never(_: Any) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    try:
+        with monkeypatch.context() as patched:
+            if where == "journal":
+                patched.setattr(engine_module, "open_journal", slow)
+            else:
+                patched.setattr(engine_module, "heard", never)
+            opening = asyncio.ensure_future(FleetService.open(settings(tmp_path, entry)))
+            async with asyncio.timeout(10):
+                await begun.wait()
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+            assert (services.engines(), SERVICE_CLAIMS.owner(f"{NOWHERE}a")) == ([], None)
+            go_on.set()
+        service = await FleetService.open(settings(tmp_path, entry, name="OTHER"))
+        async with asyncio.timeout(10):
+            await service._engine.groups.known.wait()
+    finally:
+        go_on.set()
         await shutdown()
 
 

@@ -57,7 +57,7 @@ def inspect(
 ) -> None:
     """The boards at the ports that are named, or those that are attached, one block each."""
     from ota_service.api.engine import named
-    from ota_service.fleet.probe import remember
+    from ota_service.fleet.directory import remember
 
     find = partial(meant, all_boards=all_boards, probe=probe)
     ports = named(boards) if boards else asyncio.run(attached(find, state_dir))

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which board gets which image of a manifest. Pure: from what is known of the boards, to values."""
+"""Which board gets which image of a manifest, and how far a run is with it: values, without
+I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from ota_service.errors import OtaError
 from ota_service.firmware.manifest import Manifest
 from ota_service.firmware.target import Target
+from ota_service.fleet.group_policy import Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,48 @@ class Assignment:
     def notice(self) -> str | None:
         """What fits nowhere, in words; None: everything has its place."""
         return f"No board gets {', '.join(self.unused)} of the manifest." if self.unused else None
+
+
+@dataclass
+class Course:
+    """Where a run stands in its manifest. step: from 1 on; phase: of a group's way, as far as it
+    has come. half: boards that have the new firmware while others of their group have not, where
+    that waits for something. back: a group failed, and went back."""
+
+    assignment: Assignment
+    step: int = 1
+    phase: Phase | None = None
+    half: list[str] = field(default_factory=list)
+    back: bool = False
+
+    @classmethod
+    def recalled(cls, shown: Mapping[str, Any], base: Target) -> Course:
+        """As the journal has it shown, of a process that ended: to be shown on."""
+        steps = [list(step) for step in shown["steps"]]
+        unknown = {"url": "unknown", "sha256": "0" * 64}
+        images = {image: unknown for step in steps for image in step}
+        made = {"format": 1, "version": shown["version"], "images": images, "order": steps}
+        assignment = Assignment(base, "", Manifest.checked(made), dict(shown["boards"]))
+        half = list(shown.get("half", ()))
+        return cls(assignment, int(shown["step"]), shown.get("phase"), half)
+
+    def at(self, step: Sequence[str]) -> None:
+        """A step begins."""
+        self.step = self.assignment.manifest.steps.index(tuple(step)) + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the status and the history."""
+        manifest = self.assignment.manifest
+        shown = {
+            "version": manifest.version,
+            "phase": self.phase,
+            "step": self.step,
+            "steps": [list(step) for step in manifest.steps],
+            "boards": dict(self.assignment.images),
+            "half": self.half or None,
+            "notice": self.assignment.notice,
+        }
+        return {key: value for key, value in shown.items() if value is not None}
 
 
 def about_manifest(manifest: Manifest) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ota_service.fleet.around import Given, Log, Result
 from ota_service.fleet.board import Board, heard
 from ota_service.fleet.board_state import BoardState
 from ota_service.fleet.firmwares import Firmwares
-from ota_service.fleet.groups import Groups
+from ota_service.fleet.groups import Groups, members_of
 from ota_service.fleet.journal import Journal, open_journal
 from ota_service.fleet.journal_rows import FirmwareRecord, GroupRecord, PortRecord, StopRecord
 from ota_service.fleet.memory import Memory
@@ -118,7 +118,7 @@ class Engine:
         self._ready = asyncio.Event()
         self._unfetched: dict[str, _Unfetched] = {}
         self._looking: set[str] = set()
-        self._orphans: set[str] = set()
+        self.groups.orphans = set() if settings.shares_state else None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._save_at_s = 0.0
 
@@ -130,13 +130,13 @@ class Engine:
     # --- its life
 
     async def open(self) -> None:
-        """Claim the boards and open the journal. Raises OtaError `config-invalid`."""
+        """Claim the boards and open the journal. Raises OtaError `config-invalid`; then `end` is
+        for what was begun."""
         self._claim(self.settings)
         try:
             self._use(await _opened(self.settings))
         except OtaError as error:
             if error.code != "state-busy":
-                SERVICE_CLAIMS.release(self)
                 raise
             # A module that is being restarted may overlap with its old process for seconds.
             error.remedy = (
@@ -312,7 +312,7 @@ class Engine:
         if settings.auto_update and (settings.check_on_start or new_target or resumed):
             self.start(Run(self, "resumed" if resumed and not new_target else "configured"))
         elif settings.auto_update:
-            await self._poll(first=True)
+            await self._seen(first=True)
         else:
             await self._wait_for_a_person(settings)
 
@@ -322,39 +322,42 @@ class Engine:
         boards = "boards as they are found" if settings.boards is None else _boards(count)
         text = '%s, target "%s"; auto_update is off: waits for the command "update"'
         self.log.info(text, boards, version)
-        await self._poll(first=True)
+        await self._seen(first=True)
 
-    async def _resume_groups(
-        self, here: Collection[str | None] | None = None, came: Collection[str | None] = ()
-    ) -> None:
-        """Take up groups that were left in the middle of their switch, or on their way back.
-
-        here: MACs of boards that are there, for which what is left is tried again later and later;
-        came: that have just appeared, for which it is at once. None: at the start, all; where the
-        folder is shared, those whose boards are all here and whose process is not alive any more.
-        """
-        service, journal = self.settings.service, self.memory.journal
-        if here is not None and not (came or self.groups.left):
-            return
-        records = await self.journaled(journal.all, GroupRecord, service=service)
-        if self.settings.shares_state:  # another command may be in the middle of its own
-            if here is None:
-                self._orphans = {record.id for record in records if journal.alone}
-                places = await asyncio.to_thread(self.roster.places, policy.Permits())
-                here = {*(b.shown.mac for b in self.boards.values()), *(p.mac for p in places)}
-                came = here = here - {None}
-            whole = [r for r in records if {one["mac"] for one in r.data["members"]} <= set(here)]
-            ours = {r.id for r in whole if r.id in self._orphans} | self.groups.left.keys()
-            records = [record for record in records if record.id in ours]
-        for id in self.groups.left.keys() - {record.id for record in records}:
-            del self.groups.left[id]
+    async def _resume_groups(self) -> None:
+        """Take up, at the start, the groups that were left in the middle of their switch, or on
+        their way back."""
+        records = await self._groups_left()
+        if self.settings.shares_state and records:  # others may be in the middle of their own
+            self.groups.orphans = {record.id for record in records if self.memory.journal.alone}
+            places = await asyncio.to_thread(self.roster.places, policy.Permits())
+            boards = [board.shown.mac for board in self.boards.values()]
+            records = self.groups.ours(records, {*boards, *(place.mac for place in places)})
         for record in records:
-            members = {entry["mac"]: entry["name"] for entry in record.data["members"]}
-            if here is not None and members.keys().isdisjoint(here):
-                continue
-            at_once = here is None or not members.keys().isdisjoint(came)
-            if self.groups.due(record, at_once=at_once):
-                self.start(Run(self, "resumed", list(members.values()), resumes=record))
+            self._resume_group(record, at_once=True)
+
+    async def _resume_groups_of(
+        self, here: Collection[str | None], came: Collection[str | None]
+    ) -> None:
+        """What is left is tried again later and later while one of its boards is there. here:
+        their MACs; came: of those that have just appeared, for which it is tried at once."""
+        if not (came or self.groups.left):
+            return
+        for record in self.groups.ours(await self._groups_left(), here):
+            macs = members_of(record).keys()
+            if not macs.isdisjoint(here):
+                self._resume_group(record, at_once=not macs.isdisjoint(came))
+
+    async def _groups_left(self) -> list[GroupRecord]:
+        find = partial(self.memory.journal.all, GroupRecord, service=self.settings.service)
+        records = await self.journaled(find)
+        self.groups.forget_all_but({record.id for record in records})
+        return records
+
+    def _resume_group(self, record: GroupRecord, *, at_once: bool) -> None:
+        if self.groups.due(record, at_once=at_once):
+            names = list(members_of(record).values())
+            self.start(Run(self, "resumed", names, resumes=record))
 
     async def _recall_manifest(self, settings: Settings) -> None:
         """Show the boards against the images that they are to have, without asking its server."""
@@ -608,7 +611,7 @@ class Engine:
 
     async def look_around(self) -> None:
         """See now what is plugged in, and have all boards show it; opens no port."""
-        await self._poll(first=True)
+        await self._seen(first=True)
         await self.journaled(lambda: None)  # what another look has asked of it is there, too
         await heard(self.boards.values())
 
@@ -677,8 +680,21 @@ class Engine:
         if self.journal_problem is None:
             self.log.info("the journal is on the disk again")
 
-    async def _poll(self, *, first: bool = False) -> None:
-        """One look at what is plugged in; boards that a session has are left out.
+    async def _poll(self) -> None:
+        """Take up what has come."""
+        settings = self.settings
+        places, came = await self._seen()
+        here = {place.mac for place in places if place.kind == "here"}
+        await self._resume_groups_of(here, {place.mac for place in came})
+        listed = settings.boards is not None
+        names = [place.name if listed else str(place.port) for place in came]
+        if names and settings.auto_update and not self._covered(names):
+            self.log.info("plugged in: %s", ", ".join(names))
+            self.start(Run(self, "attached", names))
+
+    async def _seen(self, *, first: bool = False) -> tuple[list[Place], list[Place]]:
+        """One look at what is plugged in, which all boards show but those that a session has: where
+        boards are, and those of them that have come.
 
         A port on native USB vanishes and comes back when its board is restarted, also just
         after a session: that is neither a board that went nor one that came.
@@ -686,20 +702,12 @@ class Engine:
         settings = self.settings
         places = await asyncio.to_thread(self.roster.places, policy.Permits())
         if settings is not self.settings:
-            return  # configured meanwhile
-        listed = settings.boards is not None
-        if not (listed or settings.auto_update):
-            await self._show_found(places)
-        if not listed:
+            return [], []  # configured meanwhile
+        if settings.boards is None:
+            if not settings.auto_update:
+                await self._show_found(places)
             self._show_gone({self.roster.of(place) for place in places})
-        came = [place for place in places if self._came_or_went(place, first=first)]
-        names = [place.name if listed else str(place.port) for place in came]
-        if not first:
-            here = {place.mac for place in places if place.kind == "here"}
-            await self._resume_groups(here, {place.mac for place in came})
-        if names and settings.auto_update and not first and not self._covered(names):
-            self.log.info("plugged in: %s", ", ".join(names))
-            self.start(Run(self, "attached", names))
+        return places, [place for place in places if self._came_or_went(place, first=first)]
 
     async def _show_found(self, places: Iterable[Place]) -> None:
         """What no run takes up is seen all the same, with what the journal has of it."""

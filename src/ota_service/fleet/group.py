@@ -10,19 +10,14 @@ first one goes back: the group as `GroupRecord`, and each member that may have b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import (
-    Callable,
-    Collection,
-    Coroutine,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ota_service.errors import OtaError
+from ota_service.firmware.target import Target
 from ota_service.fleet import group_policy, policy
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.group_policy import GROUP, Event, Fate, Phase, State
@@ -34,6 +29,7 @@ from ota_service.fleet.settings import Override
 from ota_service.update.session import Image
 
 if TYPE_CHECKING:
+    from ota_service.fleet.assignment import Course
     from ota_service.fleet.board import Board
     from ota_service.fleet.engine import Engine
     from ota_service.fleet.run import Run
@@ -82,17 +78,15 @@ class Group:
     """One group of one run.
 
     id: in the journal. members: those of its boards that are asked, in the order of their steps.
-    target, version: the manifest's. names: of its boards. stops: keys of the targets that no board
-    gets any more where a firmware of the group fails. state: the table's. why: it goes no further,
-    or back. unused: its images that no board gets. others: of the block, with their steps: of none
-    of these groups, or of another one.
+    names: of its boards. stops: keys of the targets that no board gets any more where a firmware of
+    the group fails. state: the table's. why: it goes no further, or back. unused: its images that
+    no board gets. others: of the block, with their steps: of none of these groups, or of another
+    one.
     """
 
     run: Run
     id: str
     members: list[Member]
-    target: str
-    version: str
     names: Sequence[str]
     stops: tuple[str, ...] = ()
     state: State = "staging"
@@ -106,6 +100,17 @@ class Group:
     def engine(self) -> Engine:
         """The service."""
         return self.run.engine
+
+    @property
+    def course(self) -> Course:
+        """Where the run stands in the manifest."""
+        assert self.run.course is not None
+        return self.run.course
+
+    @property
+    def base(self) -> Target:
+        """The service's target, which is the manifest."""
+        return self.course.assignment.base
 
     @property
     def boards(self) -> set[Board]:
@@ -143,13 +148,10 @@ class Group:
         return row.action
 
     async def _show(self) -> None:
-        course = self.run.course
-        if course is None:
-            return
         if self.state in get_args(Phase):
-            course.phase = cast(Phase, self.state)
-        elif self.state == "final" and course.phase == "staging":  # nothing was to be switched
-            course.phase = None
+            self.course.phase = cast(Phase, self.state)
+        elif self.state == "final" and self.course.phase == "staging":  # nothing was to be switched
+            self.course.phase = None
         else:
             return
         await self.run.note_course()
@@ -193,7 +195,7 @@ class Group:
         if "stopped" in order.permits.override:
             return None
         turns = self.engine.turns
-        return turns.stopped(order.target.key) or turns.stopped(self.target)
+        return turns.stopped(order.target.key) or turns.stopped(self.base.key)
 
     async def _away(self, name: str) -> OtaError | None:
         """What is wrong with a board of the group that this run does not ask; None: it is good."""
@@ -329,7 +331,8 @@ class Group:
         event: Event | None = None
         held_s, now_s = 0.0, self._now_s
         while event is None and not self.engine.closing:
-            await self._moment(tasks)
+            if pending := [task for task in tasks if not task.done()]:
+                await asyncio.wait(pending, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
             event, before_s, now_s = self._event(asked, more=more), now_s, self._now_s
             waits = [member for member in asked if member.waits]
             half = await self._half() if event is None and waits else []
@@ -342,14 +345,6 @@ class Group:
             if self.state == "switching" and over and all(map(_past_switch, asked)):
                 await self._take("switched")
         return event
-
-    async def _moment(self, tasks: Collection[asyncio.Task[None]]) -> None:
-        """Until a task ends, and not for long."""
-        pending = [task for task in tasks if not task.done()]
-        if pending:
-            await asyncio.wait(pending, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
-        else:
-            await asyncio.sleep(0)
 
     def _event(self, asked: Sequence[Member], *, more: bool) -> Event | None:
         """What has become of those that were asked, or who cancelled it."""
@@ -371,9 +366,7 @@ class Group:
 
     async def _show_half(self, members: Sequence[Member]) -> None:
         """These have the new firmware, and others do not, and somebody has to do something."""
-        course, ours = self.run.course, {member.name for member in self.members}
-        if course is None:
-            return
+        course, ours = self.course, {member.name for member in self.members}
         half = [name for name in course.half if name not in ours]  # of another group
         half += [member.name for member in members]
         if half != course.half:
@@ -483,7 +476,7 @@ class Group:
     async def pay(self) -> None:
         """Members that could not be reached go back, as far as they can be by now, and as far as
         the target is still the service's."""
-        if self.target == self.engine.settings.target.key:
+        if self.base.key == self.engine.settings.target.key:
             await self._take("came")
             await self.go_back()
             return
@@ -548,9 +541,9 @@ class Group:
         await self._show_half(owed)
         await self._take("owed" if owed else "back")
         await self._note("owing" if owed else None, self._stop, owed)
-        error, course = self.error, self.run.course
-        if course is not None:
-            course.back = course.back or (error is not None and error.code != "cancelled")
+        error = self.error
+        if error is not None and error.code != "cancelled":
+            self.course.back = True
         if error is not None and error.code == "stopped":
             self.engine.stop_all(self.stops, error)
 
@@ -647,7 +640,7 @@ class Group:
             "others": [self._entry(member) for member in self.others],
             "names": list(self.names),
             "stops": list(self.stops),
-            "course": self.run.course.to_dict() if self.run.course is not None else None,
+            "course": self.course.to_dict(),
             "why": why,
         }
         journal, service = self.engine.memory.journal, self.engine.settings.service
@@ -656,9 +649,8 @@ class Group:
             if phase is None:
                 journal.drop(GroupRecord, service=service, id=self.id)
             else:
-                journal.put(GroupRecord(
-                    service, self.id, self.target, self.version, phase, utc_now(), data
-                ))  # fmt: skip
+                key, version = self.base.key, self.base.version
+                journal.put(GroupRecord(service, self.id, key, version, phase, utc_now(), data))
             too()
 
         await self.engine.journaled(journal.whole, note)

@@ -9,14 +9,7 @@ Groups                                  those that are at work: whatever else is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Collection,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +25,8 @@ from ota_service.fleet.policy import Permits
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
+    from ota_service.fleet.manifests import Pairs
     from ota_service.fleet.run import Run
-    from ota_service.fleet.steps import Pairs
 
 # --- a block of steps
 
@@ -79,8 +72,7 @@ def _groups(run: Run, block: Block, orders: Mapping[str, Pairs]) -> list[Group]:
     course, groups = run.course, []
     assert course is not None
     assigned = course.assignment
-    base, version = assigned.base.key, assigned.manifest.version
-    stops = tuple(sorted({base, *assigned.keys}))
+    stops = tuple(sorted({assigned.base.key, *assigned.keys}))
     for images in block.groups:
         at = {image: n for n, step in enumerate(block.steps) for image in step}
         everyone = [
@@ -94,10 +86,7 @@ def _groups(run: Run, block: Block, orders: Mapping[str, Pairs]) -> list[Group]:
         id = f"{run.id}:{min(images)}"  # an image is in one group
         if names:
             unused = [image for image in assigned.unused if image in images]
-            groups.append(
-                Group(run, id, members, base, version, names, stops, unused=unused,
-                      others=others)
-            )  # fmt: skip
+            groups.append(Group(run, id, members, names, stops, unused=unused, others=others))
     return groups
 
 
@@ -120,8 +109,8 @@ async def _step_by_step(
     for number, step in enumerate(block.steps):
         pairs = [pair for image in step if image not in grouped for pair in orders.get(image, ())]
         switched = [group.switch(number) for group in groups if group.has(number)]
-        if switched and run.course is not None:
-            run.course.at(step)
+        if switched:
+            groups[0].course.at(step)
         whys = await asyncio.gather(*switched, alone(step, pairs))
         if (why := next(filter(None, whys), None)) is not None:
             return why
@@ -180,12 +169,16 @@ async def _recalled(run: Run, record: GroupRecord) -> Group:
         if member.board is not None:
             run.orders[member.name] = (member.order, member.board)
     group = Group(
-        run, record.id, members, record.target, record.version, data["names"],
-        tuple(data["stops"]), record.phase,
+        run, record.id, members, data["names"], tuple(data["stops"]), record.phase,
         others=[recalled(entry) for entry in data["others"]],
     )  # fmt: skip
     await group.recall(data.get("why"))
     return group
+
+
+def members_of(record: GroupRecord) -> dict[str | None, str]:
+    """MAC -> name, of the members that are left in it."""
+    return {entry["mac"]: entry["name"] for entry in record.data["members"]}
 
 
 class Groups:
@@ -193,6 +186,8 @@ class Groups:
 
     known: the journal was asked what a process before has left. left: ids of those that the journal
     has yet to finish -> how often that was tried, and when it is again, in the event loop's time.
+    orphans: ids of those whose process was not alive any more at the start; None: the journal is
+    shared with no other process.
     """
 
     def __init__(self) -> None:
@@ -201,6 +196,7 @@ class Groups:
         self._due: dict[str, tuple[frozenset[str], asyncio.Event]] = {}
         self._later: dict[Board, Callable[[], None]] = {}
         self.left: dict[str, tuple[int, float]] = {}
+        self.orphans: set[str] | None = None
 
     @property
     def run(self) -> Run | None:
@@ -252,10 +248,24 @@ class Groups:
             for group in groups:
                 self._active.remove(group)
                 group.ended.set()
-                if group.state not in ("final", "gone_back", "kept", "not_begun"):
+                unfinished = group.state not in ("final", "gone_back", "kept", "not_begun")
+                if unfinished and group.id not in self._due:  # `over` counts those that were due
                     self._leave(group.id)
                 for board in group.boards:
                     self._later.pop(board, lambda: None)()
+
+    def ours(self, records: list[GroupRecord], here: Collection[str | None]) -> list[GroupRecord]:
+        """Those that are this process's to finish: where the journal is shared, orphans whose
+        boards are all here, and what it has begun to finish."""
+        if self.orphans is None:
+            return records
+        known = [one for one in records if one.id in self.orphans]
+        whole = {one.id for one in known if members_of(one).keys() <= set(here)}
+        return [one for one in records if one.id in whole | self.left.keys()]
+
+    def forget_all_but(self, ids: Collection[str]) -> None:
+        """What the journal has no more was finished."""
+        self.left = {id: tried for id, tried in self.left.items() if id in ids}
 
     def due(self, record: GroupRecord, *, at_once: bool) -> bool:
         """A group is about to be taken up from the journal; False: it is already, others of its

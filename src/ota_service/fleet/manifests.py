@@ -3,30 +3,34 @@
 
 A plain App Image is the usual case: its boards are asked at once, and wait for it themselves. Where
 a manifest arrives in its place, or was kept from before, each board gets the target of its image,
-and the orders go out step by step (`steps`).
+and the orders go out step by step. What each board answers is noted by the run.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ota_service.errors import OtaError
 from ota_service.firmware.check import IsManifest, ManifestFile
 from ota_service.firmware.failures import GaveUp
+from ota_service.firmware.manifest import Block
 from ota_service.firmware.target import Target
-from ota_service.fleet import policy, steps
-from ota_service.fleet.assignment import Assignment, expected_s
+from ota_service.fleet import groups, policy
+from ota_service.fleet.assignment import Assignment, Course, expected_s
 from ota_service.fleet.board import heard
 from ota_service.fleet.orders import SWITCHES, Order, Purpose
 from ota_service.fleet.sight import Sight
-from ota_service.fleet.steps import Course, Pair, Pairs
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board
     from ota_service.fleet.run import Run
+
+Pair = tuple[Order, "Board"]
+Pairs = Sequence[Pair]
 
 BY_MANIFEST: frozenset[Purpose] = frozenset({"update", "stage", "activate", "plan", "verify"})
 """What is asked of boards for the sake of the target's image."""
@@ -145,7 +149,7 @@ async def _ask(run: Run, base: Target, pairs: Pairs) -> list[Pair]:
     await run.note_course()
     asked = [pair for some in orders.values() for pair in some]
     if run.purpose in SWITCHES:
-        await steps.go(run, assignment.manifest.blocks(), orders)
+        await _step_by_step(run, assignment.manifest.blocks(), orders)
         await _doubt(run, base, asked)
     else:
         await asyncio.gather(*(run.ask(*pair) for pair in asked))
@@ -269,3 +273,91 @@ async def _all_others(run: Run) -> list[Pair]:
     pairs = await run.prepare(more)
     await asyncio.gather(*(run.ask(*pair) for pair in pairs if pair[0].place.kind != "here"))
     return pairs
+
+
+# --- its steps, one after the other
+
+
+async def _step_by_step(run: Run, blocks: Sequence[Block], orders: Mapping[str, Pairs]) -> None:
+    """The boards of a step in parallel, and the next step when every one of them is good, until one
+    is not; when this returns, each order is answered.
+
+    orders: image -> the orders to its boards, which were asked of nobody yet.
+    """
+    alone = partial(_alone, run)
+    for number, block in enumerate(blocks):
+        if block.groups:
+            why = await groups.go(run, block, orders, alone)
+        else:
+            (step,) = block.steps
+            why = await alone(step, _of(step, orders))
+        if why is not None:
+            left = chain.from_iterable(one.steps for one in blocks[number:])
+            await _leave_out(run, [pair for step in left for pair in _of(step, orders)], why)
+            return
+
+
+async def _alone(run: Run, step: Sequence[str], pairs: Pairs) -> OtaError | None:
+    """The boards of a step that are in no group; why what follows is not begun."""
+    if not pairs:
+        return None
+    assert run.course is not None
+    run.course.at(step)
+    await run.note_course()
+    await run.renew([pair for pair in pairs if not pair[0].answer.done()])
+    await asyncio.gather(*(run.ask(order, board) for order, board in pairs))
+    return _why_not_further(run, pairs)
+
+
+def _why_not_further(run: Run, pairs: Pairs) -> OtaError | None:
+    """Why what follows these boards is not begun; None where every one of them is good."""
+    assert run.course is not None
+    if run.engine.settings.target.key != run.course.assignment.base.key:
+        return OtaError("cancelled", "Another target was configured.")
+    if run.is_cancelled:
+        return OtaError("cancelled")
+    ours = [pair for pair in pairs if _is_ours(run, pair[1])]
+    if any(order.answer.result().end == "cancelled" for order, _ in ours):
+        return OtaError("cancelled")
+    bad = {board.shown.name: _words(board) for _, board in ours if not board.is_good}
+    if not bad:
+        return None
+    images = run.course.assignment.images
+    named = ", ".join(f"{name} ({images.get(name, '?')}): {words}" for name, words in bad.items())
+    text = f"Step {run.course.step} of the manifest is not good, so this one was not begun: {named}"
+    return OtaError("manifest-incomplete", f"{text}.")
+
+
+def _is_ours(run: Run, board: Board) -> bool:
+    """Whether it is one of the manifest's still: it may be pinned or listed no more by now."""
+    return run.engine.boards.get(board.shown.name) is board and not board.shown.is_pinned
+
+
+def _words(board: Board) -> str:
+    """Why a board is not good."""
+    state = board.shown.state.replace("_", " ")
+    if board.shown.state != "up_to_date":
+        return state
+    return board.runs_another or f"{state}, and no start of it was watched"
+
+
+async def _leave_out(run: Run, pairs: Pairs, why: OtaError) -> None:
+    """Answer what is not begun any more; boards that it is the target of say so."""
+    for order, board in pairs:
+        if order.answer.done():
+            continue
+        if why.code != "cancelled" and board.target.key == order.target.key:
+            board.post(partial(_left_out, why=why))
+            await heard([board])
+        await run.give_up(order, board, why)
+
+
+def _left_out(sight: Sight, why: OtaError) -> None:
+    about = sight.about
+    if about.state in ("unknown", "outdated"):
+        about.state = policy.shown_when_dropped(about.state, about.version, sight.target.version)
+        about.error = why if about.state == "outdated" else about.error
+
+
+def _of(step: Sequence[str], orders: Mapping[str, Pairs]) -> Pairs:
+    return [pair for image in step for pair in orders.get(image, ())]

@@ -19,8 +19,10 @@ from ota_service.errors import OtaError
 from ota_service.firmware.check import IsManifest
 from ota_service.firmware.target import Target
 from ota_service.fleet import groups, manifests
+from ota_service.fleet.assignment import Course
 from ota_service.fleet.board_state import iso, utc_now
 from ota_service.fleet.journal_rows import GroupRecord
+from ota_service.fleet.manifests import Pair
 from ota_service.fleet.orders import (
     READS,
     SWITCHES,
@@ -36,7 +38,6 @@ from ota_service.fleet.orders import (
 from ota_service.fleet.places import Place, stands_in
 from ota_service.fleet.policy import Permits, Spared, spared
 from ota_service.fleet.robot import unless
-from ota_service.fleet.steps import Course, Pair
 
 if TYPE_CHECKING:
     from ota_service.fleet.board import Board

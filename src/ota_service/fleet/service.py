@@ -67,7 +67,7 @@ class FleetService:
 
         Raises OtaError `config-invalid` where another service has one of the boards, or where
         the services of this process name different state folders; nothing of the service is
-        alive then.
+        alive then, nor when it is cancelled.
         """
         name = settings.service
         grace = _graces.pop(name, None)
@@ -83,15 +83,16 @@ class FleetService:
         first = engine is None
         if engine is None:
             engine = Engine(settings, logger or logging.getLogger("ota_service.fleet"))
-            await engine.open()
-            _engines[name] = engine
         elif logger is not None:
             engine.log.logger = logger  # the new instance's, whose level is configured
         engine.robot = robot
         try:
+            if first:
+                await engine.open()
+                _engines[name] = engine
             await engine.configure(settings, first=first)
-        except OtaError:
-            await _end(engine)
+        except BaseException:  # also where nobody waits for it any more
+            await asyncio.shield(_end(engine))
             raise
         service = cls(engine)
         engine.handle = service

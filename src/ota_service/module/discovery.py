@@ -117,7 +117,7 @@ class OtaDiscovery(Discovery):
         return await asyncio.to_thread(_look, self.ports, services, known, self._owner)
 
     async def _probe(self, found: list[Finding]) -> list[Finding]:
-        probing = await asyncio.to_thread(importlib.import_module, "ota_service.fleet.probe")
+        probing = await asyncio.to_thread(importlib.import_module, "ota_service.fleet.directory")
         given_up = threading.Event()
         self._given_up.add(given_up)
         loop = asyncio.get_running_loop()

@@ -31,8 +31,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "what is owed waits for a plug",
         "fleet/engine.py",
-        '            here = {place.mac for place in places if place.kind == "here"}\n',
-        "            here = {place.mac for place in came}\n",
+        '        here = {place.mac for place in places if place.kind == "here"}\n',
+        "        here = {place.mac for place in came}\n",
         f"{_TESTS}::test_a_way_back_is_tried_again_while_its_board_is_there",
     ),
     Mutant(
