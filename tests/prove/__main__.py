@@ -243,11 +243,15 @@ def main() -> int:
             beside = [partial(groups.prove_groups, n, parts, quick=quick) for n in range(parts)]
             tally = run(trials, 8 if quick else 12, console, before_link=begin, beside=beside)
             found = injected[0].result() if injected else None
-            tally.merge(cut[0].result())
             told = rolled[0].result()
+            if (ended := cut[0].exception()) is None:
+                tally.merge(cut[0].result())
+        if ended is not None:  # what the others found is told all the same
+            console.print(f"the chips' part ended early: {ended!r}", highlight=False)
+            failed += 1
         if found is not None:
             console.print(found)
-            failed = found.failed
+            failed += found.failed
         console.print(str(told), highlight=False, soft_wrap=True)
         failed += told.failed
     show(tally, console)
