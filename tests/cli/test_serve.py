@@ -22,6 +22,7 @@ import pytest
 
 from esp32_sim.factory import make_flash
 from esp32_sim.images import build_app
+from ota_service.cli.serve import Build
 from ota_service.client.addresses import own_addresses
 from ota_service.errors import OtaError
 from ota_service.firmware.download import Patience
@@ -222,6 +223,20 @@ async def test_a_download_that_is_broken_off_is_told(app_file: Path) -> None:
         async with aiohttp.ClientSession() as session, session.get(url) as answer:
             await answer.content.readexactly(1000)
         assert "of 15,000,000 bytes" in await server.until("broke off after")
+
+
+def test_a_build_that_cannot_be_read_is_told_once(app_file: Path) -> None:
+    """And not with each request, while the build before is served."""
+    said: list[str] = []
+    build = Build(app_file, said.append)
+    app_file.unlink()
+    app_file.mkdir()
+    for _ in range(3):
+        found = build("/" + app_file.name)
+        assert found is not None
+        assert found.data == APP
+    assert len(said) == 1
+    assert "a folder" in said[0]
 
 
 def test_own_addresses_are_usable() -> None:

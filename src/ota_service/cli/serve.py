@@ -171,19 +171,25 @@ class Build:
         """A `Look`."""
         if path != "/" + self._path.name:
             return None
-        name, before = self._path.name, self.content.etag
         try:
-            if self._path.stat().st_mtime != self._seen_s:
-                self._take(content_of(self._path))
+            changed_s = self._path.stat().st_mtime
+            if changed_s != self._seen_s:
+                self._seen_s = changed_s  # before it is read: of each change one request tells
+                self._renew()
         except (OtaError, OSError) as error:
             why = error.message if isinstance(error, OtaError) else error.strerror or str(error)
+            name = self._path.name
             self._say(f"{name} has changed and cannot be served: {why} The old one stays.")
+        return self.content
+
+    def _renew(self) -> None:
+        before = self.content.etag
+        self._take(content_of(self._path))
         if self.content.etag != before:
             self._say(
-                f"{name} has changed: now {describe_app(self._image)}. Configure "
+                f"{self._path.name} has changed: now {describe_app(self._image)}. Configure "
                 f'"version": {json.dumps(self.version, ensure_ascii=False)} to have it installed.'
             )
-        return self.content
 
     def _take(self, content: Content) -> None:
         self._seen_s = content.changed_s
