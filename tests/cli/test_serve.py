@@ -138,7 +138,8 @@ async def test_ranges_and_validators(app_file: Path) -> None:
         assert (status, headers["Content-Range"]) == (416, "bytes */200000")
         assert (await ask(If_None_Match=f'"x", W/{etag}'))[0] == 304
         assert (await ask(method="HEAD"))[0::2] == (200, b"")
-        assert (await ask("x"))[0] == 404
+        status, _, body = await ask("x")
+        assert (status, body) == (404, b"the firmware is at /my%20app.bin\n")
         assert (await ask(method="POST"))[0] == 405
 
 
