@@ -273,6 +273,19 @@ async def test_a_board_that_is_not_there_is_named(tmp_path: Path) -> None:
         assert error.code == "port-missing"
 
 
+@pytest.mark.parametrize(
+    ("verb", "slip"),
+    [("update", "dry_run"), ("update", "forse"), ("plan", "wait_s"), ("stage", "force")],
+)
+async def test_an_argument_that_there_is_not_is_refused_at_once(
+    tmp_path: Path, verb: str, slip: str
+) -> None:
+    """And no file is read, nor a board asked, although the verb may know the name."""
+    async with Engine([]) as engine:
+        with pytest.raises(TypeError, match=f"no argument {slip}; it takes sha256, boards, probe"):
+            getattr(engine, verb)(tmp_path / "app.bin", **{slip: True})
+
+
 @pytest.mark.slow
 async def test_boards_are_staged_and_activated(esp32_boards: StartBoard, tmp_path: Path) -> None:
     """In one engine, and in one that is opened later, by the same file, wherever it lies by then;

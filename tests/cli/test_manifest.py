@@ -115,7 +115,8 @@ async def test_serve_gives_the_manifest_and_its_images_alone(build: Path, tmp_pa
         for target in found.manifest.targets(Target(f"{base}link.json", "2.0")).values():
             assert isinstance(await supplied(Supply(tmp_path / "cache"), target), Firmware)
         async with ClientSession() as session:
-            for path in ("", "secret.txt", "..%2fm.json", "%2fetc/passwd"):
+            (build / "ring").symlink_to("ring")
+            for path in ("", "secret.txt", "..%2fm.json", "%2fetc/passwd", "ring"):
                 async with session.get(base + path) as answer:
                     assert answer.status == 404, path
     (build / "motor.bin").write_bytes(build_app("motor", "2.1", size_bytes=20_000))

@@ -22,6 +22,7 @@ import pytest
 
 from esp32_sim.factory import make_flash
 from esp32_sim.images import build_app
+from ota_service.cli.serve import Build
 from ota_service.client.addresses import own_addresses
 from ota_service.errors import OtaError
 from ota_service.firmware.download import Patience
@@ -137,7 +138,8 @@ async def test_ranges_and_validators(app_file: Path) -> None:
         assert (status, headers["Content-Range"]) == (416, "bytes */200000")
         assert (await ask(If_None_Match=f'"x", W/{etag}'))[0] == 304
         assert (await ask(method="HEAD"))[0::2] == (200, b"")
-        assert (await ask("x"))[0] == 404
+        status, _, body = await ask("x")
+        assert (status, body) == (404, b"the firmware is at /my%20app.bin\n")
         assert (await ask(method="POST"))[0] == 405
 
 
@@ -222,6 +224,20 @@ async def test_a_download_that_is_broken_off_is_told(app_file: Path) -> None:
         async with aiohttp.ClientSession() as session, session.get(url) as answer:
             await answer.content.readexactly(1000)
         assert "of 15,000,000 bytes" in await server.until("broke off after")
+
+
+def test_a_build_that_cannot_be_read_is_told_once(app_file: Path) -> None:
+    """And not with each request, while the build before is served."""
+    said: list[str] = []
+    build = Build(app_file, said.append)
+    app_file.unlink()
+    app_file.mkdir()
+    for _ in range(3):
+        found = build("/" + app_file.name)
+        assert found is not None
+        assert found.data == APP
+    assert len(said) == 1
+    assert "a folder" in said[0]
 
 
 def test_own_addresses_are_usable() -> None:

@@ -389,6 +389,18 @@ async def test_one_of_several_files_is_chosen(bench: Bench) -> None:
     assert kept(bench) == []
 
 
+async def test_a_choice_goes_with_its_file(bench: Bench) -> None:
+    """An image that was chosen by itself, taken off and dropped again is its manifest's."""
+    one = app()
+    await drop(bench, "r7.json", manifest(one))
+    await drop(bench, "one.bin", one)
+    bench.choose(digest(one))
+    assert meant(bench)[0] == "one.bin"
+    bench.clear(digest(one))
+    await drop(bench, "one.bin", one)
+    assert meant(bench)[0] == "r7.json"
+
+
 @pytest.mark.parametrize(
     ("url", "missing"),
     [

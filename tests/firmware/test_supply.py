@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from esp32_sim.images import build_app
 from ota_service.errors import OtaError
 from ota_service.firmware import cache
+from ota_service.firmware import supply as supplies
 from ota_service.firmware.cache import Cache
 from ota_service.firmware.download import Download, Patience
 from ota_service.firmware.supply import Supply
@@ -267,6 +269,23 @@ async def test_a_download_that_gets_no_further_ends(supply: Supply, server: Firm
     assert 0 < begin <= 100_000
 
 
+async def test_what_is_given_up_does_not_fill_the_memory(
+    supply: Supply, server: FirmwareServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one is kept whatever its size, those before it up to a limit: urls may never be
+    asked for again."""
+    monkeypatch.setattr(supplies, "UNFINISHED_BYTES", 150_000)
+    targets = [Target(server.put(path, APP), "1") for path in ("/a", "/b", "/c")]
+    for target, after_bytes in zip(targets, (100_000, 100_000, 200_000), strict=True):
+        for cut_bytes in (after_bytes, *(0 for _ in DELAYS_S)):
+            server.cut_next(URL(target.url).path, after_bytes=cut_bytes)
+        await refusal(supply, target)
+    before = len(server.requests)
+    for target in targets:
+        assert (await supply.get(target)).data == APP
+    assert statuses(server)[before:] == [200, 206, 206]
+
+
 async def test_a_file_that_changed_meanwhile_is_not_joined(
     supply: Supply, server: FirmwareServer, tmp_path: Path
 ) -> None:
@@ -395,12 +414,15 @@ async def test_what_a_killed_process_left_is_removed(
 ) -> None:
     """But not what another process is still writing."""
     await supply.get(Target(server.url(PATH), "1"))
-    dead, alive = (tmp_path / "firmware/images" / name for name in (".dead", ".alive"))
-    for path in (dead, alive):
+    (tmp_path / "firmware/incoming").mkdir()  # of version 0.2.0
+    names = ("images/.dead", "incoming/dead.part", "images/.alive")
+    *dead, alive = (tmp_path / "firmware" / name for name in names)
+    for path in (*dead, alive):
         path.write_bytes(b"x")
-    os.utime(dead, (1, 1))
+    for path in dead:
+        os.utime(path, (1, 1))
     await supply.get(Target(server.put("/b", OTHER), "1"))
-    assert not dead.exists()
+    assert not any(path.exists() for path in dead)
     alive.unlink()  # it was still there
 
 

@@ -351,13 +351,13 @@ class Engine:
         order raises OtaError for what is wrong with the arguments, and ValueError for a board that
         there is not.
         """
-        return self._asked("update", firmware, version, **asked)
+        return self._asked("update", firmware, version, asked)
 
     def plan(
         self, firmware: Source, version: str | None = None, **asked: Unpack[AskedOfUpdate]
     ) -> Order:
         """What `update` would do, and why; restarts the boards and writes nothing."""
-        return self._asked("update", firmware, version, dry_run=True, **asked)
+        return self._asked("update", firmware, version, asked, dry_run=True)
 
     def stage(self, firmware: Source, version: str | None = None, **asked: Unpack[Asked]) -> Order:
         """Write a firmware into spare slots and verify it, for `activate`.
@@ -366,7 +366,7 @@ class Engine:
         stood in the slots is overwritten. That the switch and the way back will fit is proven
         before.
         """
-        return self._asked("stage", firmware, version, **asked)
+        return self._asked("stage", firmware, version, asked)
 
     def activate(
         self, firmware: Source | None = None, version: str | None = None, **asked: Unpack[Asked]
@@ -377,12 +377,12 @@ class Engine:
         boards were last given here, or else what was last staged with this `state_dir`. A board on
         which that is not staged has the error `not-staged` or `stage-stale`.
         """
-        return self._asked("activate", firmware, version, **asked)
+        return self._asked("activate", firmware, version, asked)
 
     def verify(self, firmware: Source, version: str | None = None, **asked: Unpack[Asked]) -> Order:
         """Whether boards run this firmware, by its digest. Restarts them. Arguments as for
         `update`; the version matters for a manifest at a url alone."""
-        return self._asked("verify", firmware, version, **asked)
+        return self._asked("verify", firmware, version, asked)
 
     def version(self, *, boards: Iterable[str] | None = None, probe: bool = False) -> Order:
         """The tags that boards have stored. Restarts them."""
@@ -433,13 +433,16 @@ class Engine:
         verb: str,
         firmware: Source | None,
         version: str | None,
-        *,
-        sha256: str | None = None,
-        boards: Iterable[str] | None = None,
-        rescue: str | None = None,
+        asked: Mapping[str, Any],
         **arguments: Any,
     ) -> Order:
-        names = _listed(boards)
+        known = (AskedOfUpdate if verb == "update" else Asked).__annotations__
+        if unknown := asked.keys() - known.keys():  # which a type checker finds, too
+            words = ", ".join(sorted(unknown))
+            raise TypeError(f"{verb} has no argument {words}; it takes {', '.join(known)}")
+        arguments |= asked
+        sha256, rescue = arguments.pop("sha256", None), arguments.pop("rescue", None)
+        names = _listed(arguments.pop("boards", None))
         if rescue is not None:
             arguments |= {"rescue": True, "confirm": check_mac(rescue)}
             names = names or list(self._fleet.boards)

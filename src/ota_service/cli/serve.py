@@ -75,7 +75,10 @@ def serve(file: Path, host: str, port: int, auth: str | None) -> None:
         else:
             look = build = Build(file, say)
             what = _Introduced(f"{build.about}, {len(build.content.data):,} bytes", build.version)
-        asyncio.run(_serve(file, what, Server(look, say, auth), host, port))
+        server = Server(look, say, auth)
+        if isinstance(look, Build):
+            server.nothing = f"the firmware is at /{quote(file.name)}"
+        asyncio.run(_serve(file, what, server, host, port))
 
 
 @dataclass(frozen=True)
@@ -171,19 +174,25 @@ class Build:
         """A `Look`."""
         if path != "/" + self._path.name:
             return None
-        name, before = self._path.name, self.content.etag
         try:
-            if self._path.stat().st_mtime != self._seen_s:
-                self._take(content_of(self._path))
+            changed_s = self._path.stat().st_mtime
+            if changed_s != self._seen_s:
+                self._seen_s = changed_s  # before it is read: of each change one request tells
+                self._renew()
         except (OtaError, OSError) as error:
             why = error.message if isinstance(error, OtaError) else error.strerror or str(error)
+            name = self._path.name
             self._say(f"{name} has changed and cannot be served: {why} The old one stays.")
+        return self.content
+
+    def _renew(self) -> None:
+        before = self.content.etag
+        self._take(content_of(self._path))
         if self.content.etag != before:
             self._say(
-                f"{name} has changed: now {describe_app(self._image)}. Configure "
+                f"{self._path.name} has changed: now {describe_app(self._image)}. Configure "
                 f'"version": {json.dumps(self.version, ensure_ascii=False)} to have it installed.'
             )
-        return self.content
 
     def _take(self, content: Content) -> None:
         self._seen_s = content.changed_s
@@ -283,11 +292,12 @@ def _ended(transfer: Transfer, status: int | None) -> str:
 class Server:
     """Answers requests by a `look`, and says who downloads what.
 
-    auth: "user:password" to ask for, or None.
+    auth: "user:password" to ask for, or None. nothing: what is said where nothing is.
     """
 
     def __init__(self, look: Look, say: Say, auth: str | None = None) -> None:
         self.auth = auth
+        self.nothing = "there is no such file"
         self._look = look
         self._say = say
 
@@ -316,10 +326,11 @@ class Server:
         if request.method not in ("GET", "HEAD"):
             return web.Response(status=405, text="only GET\n", headers={"Allow": "GET, HEAD"})
         found = None
-        with contextlib.suppress(OSError, ValueError, OtaError):
+        # A RuntimeError is a ring of links, before Python 3.13.
+        with contextlib.suppress(OSError, ValueError, OtaError, RuntimeError):
             found = await asyncio.to_thread(self._look, request.path)
         if found is None:
-            return web.Response(status=404, text="there is no such file\n")
+            return web.Response(status=404, text=f"{self.nothing}\n")
         return await self._send(request, found, transfer)
 
     def _allowed(self, request: web.Request) -> bool:

@@ -274,7 +274,9 @@ class Bench:
         self._tidy()
 
     def _tidy(self) -> None:
-        """Remove what lies here no more."""
+        """Forget, and remove, what lies here no more."""
+        here = {one.sha256 for one in self._files}
+        self._chosen = {use: sha256 for use, sha256 in self._chosen.items() if sha256 in here}
         stays = {*self._arriving, *(one.path for one in self._files)}
         for path in self._kept.keys() - stays if not self._in_use() else ():
             self._remove(path)

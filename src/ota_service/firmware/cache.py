@@ -29,6 +29,8 @@ from ota_service.firmware.files import read_file, write_file
 MAX_CACHE_BYTES = 256 << 20
 # What is older and has no name yet was left by a process that was killed while it wrote.
 UNNAMED_S = 3600.0
+# Where version 0.2.0 had what it was still downloading.
+_PARTS = "incoming/*.part"
 # How many urls are remembered, and how many versions of each.
 MAX_URLS = 1000
 MAX_VERSIONS = 50
@@ -149,7 +151,7 @@ class Cache:
 
     def _shrink(self, *, keep: str) -> None:
         """Remove the images that were used longest ago, until the rest fits."""
-        for path in (*self.images.glob(".*"), *self.urls.glob(".*")):
+        for path in (*self.images.glob(".*"), *self.urls.glob(".*"), *self.root.glob(_PARTS)):
             if 0.0 < _changed_s(path) < time.time() - UNNAMED_S:
                 with contextlib.suppress(OSError):
                     path.unlink()

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 
-# Downloads that were given up and may be gone on with: on a bad link each byte counts.
+# Downloads that were given up and may be gone on with: on a bad link each byte counts. They are in
+# memory, so the last one stays, and of those before it so many, and so much.
 MAX_UNFINISHED = 4
+UNFINISHED_BYTES = 8 << 20
 # What is taken from a file as the value of a header.
 MAX_HEADER_BYTES = 8000
 
@@ -228,9 +230,13 @@ class Supply:
     def _put_away(self, download: Download) -> None:
         """Keep what arrived where a later call may go on with it."""
         if download.gave_up and download.arrived and (download.etag or download.last_modified):
-            self._unfinished[download.url] = download
-            while len(self._unfinished) > MAX_UNFINISHED:
-                del self._unfinished[next(iter(self._unfinished))]
+            before = self._unfinished
+            while before and (
+                len(before) >= MAX_UNFINISHED
+                or sum(len(one.arrived) for one in before.values()) > UNFINISHED_BYTES
+            ):
+                del before[next(iter(before))]
+            before[download.url] = download
 
     async def _download(
         self, download: Download, context: ssl.SSLContext, target: Target, check: _Check

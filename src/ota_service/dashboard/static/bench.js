@@ -118,7 +118,7 @@ function imageBoards(file, image) {
 
 function fileItem(file, files) {
   const [kind, text] = KINDS[file.kind] ?? ["", file.kind];
-  const here = new Set(files.map(({ sha256 }) => sha256));
+  const here = new Set(files.filter(({ kind }) => kind === "app").map(({ sha256 }) => sha256));
   const of = files.flatMap(({ name, images = [] }) => images
     .filter(({ sha256 }) => sha256 === file.sha256).map((image) => `${image.name} of ${name}`));
   return h("li", { "data-sha256": file.sha256 }, h("p", { class: "row" }, fileName(file, files),
