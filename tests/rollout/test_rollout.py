@@ -309,16 +309,24 @@ async def test_silence_in_the_soak_is_not_good(tmp_path: Path) -> None:
 
 
 @simulated
-async def test_the_first_silence_after_a_night_is_no_failure(tmp_path: Path) -> None:
-    """The tool was stopped in a soak, and is started a day later, before its network is there."""
+@pytest.mark.parametrize("missed", [False, True])
+async def test_the_first_silence_after_a_night_is_no_failure(tmp_path: Path, missed: bool) -> None:
+    """The tool was stopped in a soak, also just as a machine did not answer, and is started a day
+    later, before its network is there."""
     async with Fleet.start(tmp_path, 2, waves=[["m00"], "100%"], timeout="5m") as fleet:
         while "m00 is good" not in (done := await fleet.run("start", "--once")).out:
             assert done.code == 3, done
             await asyncio.sleep(2)
+        fleet.machines["m00"].online = not missed
+        assert (await fleet.run("start", "--once")).code == 3
         await asyncio.sleep(86400)
         fleet.machines["m00"].online = False
-        back = asyncio.get_running_loop().call_later
-        back(30.0, setattr, fleet.machines["m00"], "online", True)
+
+        def back(call: Call, moment: Moment) -> None:
+            if call.method == "GetRobotPart" and moment == "answered":  # it was silent once
+                fleet.machines["m00"].online = True
+
+        fleet.app.listen(back)
         done = await fleet.run("start")
         assert done.code == 0, done
         assert fleet.got() == [[OLD, NEW]] * 2
