@@ -612,6 +612,30 @@ async def test_a_refusal_on_the_way_does_not_forget_what_was_before(tmp_path: Pa
 
 
 @simulated
+async def test_who_was_written_before_an_outage_is_watched_though_it_cannot_be_read(
+    tmp_path: Path,
+) -> None:
+    """The reply to the write is lost, then the app is, and then it refuses to show what it has."""
+    async with Fleet.start(tmp_path, 1, waves=["100%"]) as fleet:
+        asked = 0
+
+        def fail(call: Call, moment: Moment) -> None:
+            nonlocal asked
+            if call.method == "UpdateRobotPart" and moment == "answered":
+                asked = 1
+                raise GRPCError(Status.UNAVAILABLE, "gone")
+            if call.method == "GetRobotPart" and moment == "arrives" and asked:
+                asked += 1
+                status = Status.UNAVAILABLE if asked < 11 else Status.PERMISSION_DENIED
+                raise GRPCError(status, "not now")
+
+        fleet.app.listen(fail)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]]
+
+
+@simulated
 async def test_a_service_that_comes_back_after_a_conflict_is_undone_to_what_it_was(
     tmp_path: Path,
 ) -> None:
