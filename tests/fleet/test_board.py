@@ -25,6 +25,7 @@ from ota_service.fleet import endings, policy
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.firmwares import Fetched, Firmwares
+from ota_service.fleet.group import Group, Member
 from ota_service.fleet.hooks import FlashHooks, SessionHooks
 from ota_service.fleet.journal_rows import FirmwareRecord, SlotRecord
 from ota_service.fleet.orders import Answer, Fact, FlashFile, Purpose, Trigger
@@ -890,6 +891,27 @@ def test_the_failure_of_the_target_before_says_nothing_of_ours(at_desk: AtDesk) 
 
 
 BROUGHT = Brought("ota_1", 10, "0" * 32, "2", "1")
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_member_that_was_not_started_is_activated_wherever_its_file_was(
+    at_desk: AtDesk, waits: bool
+) -> None:
+    """A process ended between the note of its switch and its start. What waits on it is the file by
+    its digest and version, which was staged from another address."""
+
+    async def test(desk: Desk) -> None:
+        image = desk.fetched.image
+        target = Target("http://127.0.0.1:9/here.bin", TARGET.version, sha256=image.sha256)
+        desk.memory.stage(MAC, "ota_1", image, replace(target, url="http://127.0.0.1:9/there.bin"))
+        desk.memory.brings(MAC, target.key, BROUGHT)
+        if not waits:
+            desk.memory.activated(MAC, "ota_1")
+        member = Member("a", "a", None, desk.order(target=target), mac=MAC)
+        asked = Group(SimpleNamespace(engine=desk), "g", [member], ["a"])._how(member)  # type: ignore[arg-type]
+        assert await asked == ("activate" if waits else "update")
+
+    at_desk(test)
 
 
 async def updated(desk: Desk, board: Board) -> None:
