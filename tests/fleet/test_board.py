@@ -37,6 +37,7 @@ from ota_service.formats.image import parse_app_image
 from ota_service.formats.nvs import parse_nvs
 from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
+from ota_service.link.ownership import mark_rewritten, rewrite_mark
 from ota_service.link.ports import PortInfo
 from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.inspect import App, Inspection, Running
@@ -696,13 +697,17 @@ def test_a_board_that_went_back_by_itself_has_no_slot_that_is_known(at_desk: AtD
 
 
 def test_a_flash_that_was_begun_leaves_nothing_known(at_desk: AtDesk) -> None:
-    """From its first write on, for the next process too: nothing is up to date by the journal."""
+    """From its first write on, for the next process too: nothing is up to date by the journal. That
+    it was this service itself is known, so that what it sees from then on counts."""
 
     async def test(desk: Desk) -> None:
-        hooks = hooks_of(desk, desk.board())
+        board = desk.board()
+        hooks = hooks_of(desk, board)
         hooks.identified(MAC)
         hooks.inspected(MOTOR)
+        mark_rewritten(MAC)
         FlashHooks(hooks).phase("writing")
+        assert board.shown.rewritten == rewrite_mark(MAC) is not None
         record = desk.journal.board(MAC)
         assert record is not None
         assert (record.version, record.version_read_at, noted(desk)) == (None, None, {})
