@@ -25,6 +25,7 @@ from ota_service.fleet import endings, policy
 from ota_service.fleet.board import Board
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.firmwares import Fetched, Firmwares
+from ota_service.fleet.group import Group, Member
 from ota_service.fleet.hooks import FlashHooks, SessionHooks
 from ota_service.fleet.journal_rows import FirmwareRecord, SlotRecord
 from ota_service.fleet.orders import Answer, Fact, FlashFile, Purpose, Trigger
@@ -36,6 +37,7 @@ from ota_service.formats.image import parse_app_image
 from ota_service.formats.nvs import parse_nvs
 from ota_service.formats.partitions import Partition
 from ota_service.link.chip import ChipInfo
+from ota_service.link.ownership import mark_rewritten, rewrite_mark
 from ota_service.link.ports import PortInfo
 from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.inspect import App, Inspection, Running
@@ -695,13 +697,17 @@ def test_a_board_that_went_back_by_itself_has_no_slot_that_is_known(at_desk: AtD
 
 
 def test_a_flash_that_was_begun_leaves_nothing_known(at_desk: AtDesk) -> None:
-    """From its first write on, for the next process too: nothing is up to date by the journal."""
+    """From its first write on, for the next process too: nothing is up to date by the journal. That
+    it was this service itself is known, so that what it sees from then on counts."""
 
     async def test(desk: Desk) -> None:
-        hooks = hooks_of(desk, desk.board())
+        board = desk.board()
+        hooks = hooks_of(desk, board)
         hooks.identified(MAC)
         hooks.inspected(MOTOR)
+        mark_rewritten(MAC)
         FlashHooks(hooks).phase("writing")
+        assert board.shown.rewritten == rewrite_mark(MAC) is not None
         record = desk.journal.board(MAC)
         assert record is not None
         assert (record.version, record.version_read_at, noted(desk)) == (None, None, {})
@@ -890,6 +896,27 @@ def test_the_failure_of_the_target_before_says_nothing_of_ours(at_desk: AtDesk) 
 
 
 BROUGHT = Brought("ota_1", 10, "0" * 32, "2", "1")
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_member_that_was_not_started_is_activated_wherever_its_file_was(
+    at_desk: AtDesk, waits: bool
+) -> None:
+    """A process ended between the note of its switch and its start. What waits on it is the file by
+    its digest and version, which was staged from another address."""
+
+    async def test(desk: Desk) -> None:
+        image = desk.fetched.image
+        target = Target("http://127.0.0.1:9/here.bin", TARGET.version, sha256=image.sha256)
+        desk.memory.stage(MAC, "ota_1", image, replace(target, url="http://127.0.0.1:9/there.bin"))
+        desk.memory.brings(MAC, target.key, BROUGHT)
+        if not waits:
+            desk.memory.activated(MAC, "ota_1")
+        member = Member("a", "a", None, desk.order(target=target), mac=MAC)
+        asked = Group(SimpleNamespace(engine=desk), "g", [member], ["a"])._how(member)  # type: ignore[arg-type]
+        assert await asked == ("activate" if waits else "update")
+
+    at_desk(test)
 
 
 async def updated(desk: Desk, board: Board) -> None:

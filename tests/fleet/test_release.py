@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from ota_service.fleet.memory import Memory
 from ota_service.fleet.places import Place, place_entry, stands_in, without_twins
 from ota_service.fleet.service import FleetService, shutdown
 from ota_service.fleet.settings import BoardEntry, Settings
-from ota_service.link.ownership import mark_rewritten
+from ota_service.link.ownership import mark_rewritten, rewrite_mark
 from ota_service.link.ports import PortInfo
 
 # A device that exists everywhere, and is none that could be restarted.
@@ -181,13 +183,19 @@ async def test_what_another_program_has_written_to_a_board_is_shown_as_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A living service forgets what it knew of a board that `esp32-ota flash` or `restore` has
-    rewritten, which it can only learn from what they leave behind."""
+    rewritten, which it can only learn from what they leave behind; not of one that it has looked
+    at since then, also where the clock was set back."""
     monkeypatch.setattr(engine, "POLL_S", 0.02)
+    tomorrow_s = utc_now().timestamp() + 86400
+    with monkeypatch.context() as jumped:
+        jumped.setattr(os, "utime", partial(os.utime, times=(tomorrow_s, tomorrow_s)))
+        mark_rewritten(OTHER)
     settings = _settings(tmp_path)
     with open_journal(settings.state_dir) as journal:
         for name, mac, at in (("a", MAC, PORT), ("b", OTHER, "/dev/zero")):
             journal.put(NameRecord("OTA", name, mac))
-            journal.put(BoardRecord(mac, version="1", version_read_at=utc_now(), port=at))
+            seen = BoardRecord(mac, version="1", version_read_at=utc_now(), port=at)
+            journal.put(replace(seen, rewritten=rewrite_mark(mac)))
         entries = (BoardEntry("a", port=PORT), BoardEntry("b", port="/dev/zero"))
         service = await FleetService.open(replace(settings, boards=entries))
 

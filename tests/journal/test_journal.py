@@ -38,6 +38,7 @@ from ota_service.fleet.journal_rows import (
 from ota_service.fleet.journal_store import FILE_NAME
 from ota_service.fleet.memory import Memory
 from ota_service.link.chip import ChipInfo
+from ota_service.link.ownership import mark_rewritten
 from ota_service.link.ports import PortInfo
 from ota_service.update.inspect import Inspection
 from ota_service.update.session import Awaited
@@ -129,6 +130,19 @@ def test_update_board_changes_what_is_named(journal: Journal) -> None:
     assert journal.update_board(OTHER, chip="ESP32") == BoardRecord(OTHER, chip="ESP32")
     with pytest.raises(TypeError, match="colour"):
         journal.update_board(MAC, colour="red")
+
+
+def test_what_is_noted_too_late_is_forgotten_with_the_rest(journal: Journal) -> None:
+    """A session's end is noted when its port is free again, and another program may have flashed
+    the board by then: what was seen before that is not what it holds."""
+    journal.put(BOARD)
+    mark_rewritten(MAC)
+    journal.update_board(MAC, version="1.2.3", confirmed=True)
+    known = journal.board(MAC)
+    assert known is not None
+    assert (known.version, known.confirmed, known.port) == (None, None, BOARD.port)
+    journal.update_board(MAC, version="1.2.4")
+    assert journal.board(MAC) == replace(known, version="1.2.4")
 
 
 def test_a_port_has_one_board(journal: Journal) -> None:

@@ -16,7 +16,14 @@ import pytest
 
 from ota_service.errors import OtaError
 from ota_service.link import ownership
-from ota_service.link.ownership import PortOwners, ServiceClaims, holders, process_name
+from ota_service.link.ownership import (
+    PortOwners,
+    ServiceClaims,
+    holders,
+    mark_rewritten,
+    process_name,
+    rewrite_mark,
+)
 
 NO_UUCP: tuple[Path, ...] = ()
 
@@ -208,6 +215,30 @@ def test_a_trap_in_the_lock_folder_is_not_written_to(pty: str, tmp_path: Path) -
         plant(victim, lock)
         claimed(owners, pty, "service OTA")
         assert victim.read_text() == "precious"
+
+
+def test_a_mark_is_left_where_it_is_no_trap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write to the folder gets no file of another's opened to all by a flash."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mac, victim = "aa:bb:cc:dd:ee:ff", tmp_path / "victim"
+    mark_rewritten(mac)
+    (mark,) = (tmp_path / "esp32-ota-locks").iterdir()
+    assert stat.S_IMODE(mark.stat().st_mode) == 0o666
+    before = rewrite_mark(mac)
+    os.utime(mark, ns=(1, 1))
+    mark_rewritten(mac)
+    assert before is not None
+    assert (rewrite_mark(mac) or 0) >= before
+    victim.touch(mode=0o600)
+    os.utime(victim, ns=(1, 1))
+    for plant in (os.link, os.symlink):
+        mark.unlink()
+        plant(victim, mark)
+        mark_rewritten(mac)
+        found = victim.stat()
+        assert (stat.S_IMODE(found.st_mode), found.st_mtime_ns) == (0o600, 1)
 
 
 def test_without_a_lock_folder_the_rest_still_works(pty: str, tmp_path: Path) -> None:

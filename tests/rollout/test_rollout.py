@@ -309,16 +309,24 @@ async def test_silence_in_the_soak_is_not_good(tmp_path: Path) -> None:
 
 
 @simulated
-async def test_the_first_silence_after_a_night_is_no_failure(tmp_path: Path) -> None:
-    """The tool was stopped in a soak, and is started a day later, before its network is there."""
+@pytest.mark.parametrize("missed", [False, True])
+async def test_the_first_silence_after_a_night_is_no_failure(tmp_path: Path, missed: bool) -> None:
+    """The tool was stopped in a soak, also just as a machine did not answer, and is started a day
+    later, before its network is there."""
     async with Fleet.start(tmp_path, 2, waves=[["m00"], "100%"], timeout="5m") as fleet:
         while "m00 is good" not in (done := await fleet.run("start", "--once")).out:
             assert done.code == 3, done
             await asyncio.sleep(2)
+        fleet.machines["m00"].online = not missed
+        assert (await fleet.run("start", "--once")).code == 3
         await asyncio.sleep(86400)
         fleet.machines["m00"].online = False
-        back = asyncio.get_running_loop().call_later
-        back(30.0, setattr, fleet.machines["m00"], "online", True)
+
+        def back(call: Call, moment: Moment) -> None:
+            if call.method == "GetRobotPart" and moment == "answered":  # it was silent once
+                fleet.machines["m00"].online = True
+
+        fleet.app.listen(back)
         done = await fleet.run("start")
         assert done.code == 0, done
         assert fleet.got() == [[OLD, NEW]] * 2
@@ -601,6 +609,30 @@ async def test_a_refusal_on_the_way_does_not_forget_what_was_before(tmp_path: Pa
         undone = await fleet.run("undo")
         assert undone.code == 0, undone
         assert untouched(fleet)
+
+
+@simulated
+async def test_who_was_written_before_an_outage_is_watched_though_it_cannot_be_read(
+    tmp_path: Path,
+) -> None:
+    """The reply to the write is lost, then the app is, and then it refuses to show what it has."""
+    async with Fleet.start(tmp_path, 1, waves=["100%"]) as fleet:
+        asked = 0
+
+        def fail(call: Call, moment: Moment) -> None:
+            nonlocal asked
+            if call.method == "UpdateRobotPart" and moment == "answered":
+                asked = 1
+                raise GRPCError(Status.UNAVAILABLE, "gone")
+            if call.method == "GetRobotPart" and moment == "arrives" and asked:
+                asked += 1
+                status = Status.UNAVAILABLE if asked < 11 else Status.PERMISSION_DENIED
+                raise GRPCError(status, "not now")
+
+        fleet.app.listen(fail)
+        done = await fleet.run("start")
+        assert done.code == 0, done
+        assert fleet.got() == [[OLD, NEW]]
 
 
 @simulated

@@ -110,7 +110,7 @@ class BoardState:
     run, None where no start of it was watched; notice: why it is not confirmed. unchecked: the
     robot's health check has yet to say yes to it. staged: what waits in one of its slots to be
     activated. back: {"slot", "version"}, where a rollback leads as far as is known. log: of the
-    starts that its last session watched.
+    starts that its last session watched. rewritten: as in its record of the journal.
     """
 
     name: str
@@ -133,6 +133,7 @@ class BoardState:
     back: dict[str, str] | None = None
     log: StartLog = field(default_factory=StartLog)
     error: OtaError | None = None
+    rewritten: int | None = None
 
     @property
     def is_pinned(self) -> bool:

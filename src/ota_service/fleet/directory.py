@@ -74,6 +74,7 @@ def remember(state_dir: Path, port: str, info: PortInfo | None, found: Inspectio
 
 def _note(journal: Journal, port: str, info: PortInfo | None, found: Inspection) -> None:
     memory = Memory(journal, "")
+    journal.board(found.chip.mac)  # forgets what is void, which this is not
     memory.saw(found)
     memory.learn_place(None, port, info, found.chip.mac)
 

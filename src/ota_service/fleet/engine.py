@@ -650,10 +650,10 @@ class Engine:
         """Show that nothing is known of boards that another program has flashed or restored. (The
         journal forgets by itself what it is asked for.)"""
         for board in filter(lambda board: board.free, self.boards.values()):
-            mac, read_at = board.shown.mac, board.shown.version_read_at
-            mark = rewrite_mark(mac) if mac is not None and read_at is not None else None
-            if mark is not None and read_at is not None and mark > read_at.timestamp() * 1e9:
-                board.post(Sight.rewritten)
+            mac, version = board.shown.mac, board.shown.version
+            mark = rewrite_mark(mac) if mac is not None and version is not None else None
+            if mark not in (None, board.shown.rewritten):  # by no clock: that may jump
+                board.post(partial(Sight.rewritten, mark=mark))
 
     def _look_at_files(self) -> None:
         """A file on this machine may change under its version; that starts nothing. A path that

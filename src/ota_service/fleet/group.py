@@ -21,7 +21,7 @@ from ota_service.firmware.target import Target
 from ota_service.fleet import group_policy, policy
 from ota_service.fleet.board_state import utc_now
 from ota_service.fleet.group_policy import GROUP, Event, Fate, Phase, State
-from ota_service.fleet.journal_rows import BroughtRecord, GroupPhase, GroupRecord, StagedRecord
+from ota_service.fleet.journal_rows import BroughtRecord, GroupPhase, GroupRecord
 from ota_service.fleet.orders import Answer, End, Order, Purpose
 from ota_service.fleet.places import Place
 from ota_service.fleet.policy import Permits
@@ -673,11 +673,12 @@ class Group:
     async def _how(self, member: Member) -> Purpose:
         """What is asked of a member to be switched: one that was started waits for no activation
         any more, and has to be seen to run."""
-        memory, key, mac = self.engine.memory, member.order.target.key, member.mac
+        memory, target, mac = self.engine.memory, member.order.target, member.mac
 
         def started() -> bool:
-            known = mac is not None and memory.brought(mac, key) is not None
-            return known and memory.journal.get(StagedRecord, mac=mac, target=key) is None
+            staged = memory.staged(mac, target)
+            waits = staged is not None and not staged.stale
+            return not waits and mac is not None and memory.brought(mac, target.key) is not None
 
         return "update" if await self.engine.journaled(started) else member.switch
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from ota_service.errors import OtaError
 from ota_service.fleet.around import Around
 from ota_service.fleet.board_state import BoardState
+from ota_service.fleet.journal_rows import BoardRecord
 from ota_service.fleet.orders import SWITCHES, UPDATES, Fact, Order
 from ota_service.fleet.sight import Sight
 from ota_service.link.chip import ChipInfo
@@ -68,9 +69,8 @@ class SessionHooks:
         place = partial(memory.learn_place, self.name, self.port, self._info, mac)
         memory.journal.whole(place)
         facts = self.facts = memory.facts(mac, self._target)
-        record = memory.journal.board(mac)
-        unchecked = record is not None and record.unchecked
-        self.tell(lambda sight: sight.identified(mac, facts.confirmed, unchecked=unchecked))
+        record = memory.journal.board(mac) or BoardRecord(mac)
+        self.tell(lambda sight: sight.identified(record))
         self.tell(lambda sight: sight.staged(facts.staged))
         return facts
 
@@ -279,6 +279,6 @@ class FlashHooks:
         session = self._session
         if name == "writing" and session.mac is not None:
             self.wrote = True
-            session.memory.journal.forget_contents(session.mac)
-            session.tell(lambda sight: sight.switches())
+            record = session.memory.journal.forget_contents(session.mac)
+            session.tell(lambda sight: sight.emptied(record))
         self._session.phase(name)

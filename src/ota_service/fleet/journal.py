@@ -105,9 +105,11 @@ class Journal(Runs):
     def update_board(self, mac: str, **changes: Any) -> BoardRecord:
         """Change some fields of a board's record, begun if need be; the record as it is now.
 
-        A board is at one place, so others lose that port.
+        A board is at one place, so others lose that port. What was replaced since `board` was asked
+        is forgotten by the next `board` alone: a session's end is noted when others may have the
+        port already.
         """
-        known = self.board(mac) or BoardRecord(mac, rewritten=rewrite_mark(mac))
+        known = self.get(BoardRecord, mac=mac) or BoardRecord(mac, rewritten=rewrite_mark(mac))
         record = replace(known, **changes)
         self.write(
             "UPDATE boards SET port = NULL, usb_location = NULL "

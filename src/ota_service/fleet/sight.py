@@ -57,12 +57,13 @@ class Sight:
 
     # --- facts
 
-    def identified(self, mac: str, confirmed: bool | None, *, unchecked: bool = False) -> None:
-        """The chip said its MAC. confirmed, unchecked: as the journal has it of that one."""
-        if mac != self.about.mac or self.about.confirmed is None:
-            self._known(confirmed)
-        self.about.mac = self._report["mac"] = mac
-        self.about.unchecked = unchecked
+    def identified(self, record: BoardRecord) -> None:
+        """The chip said its MAC. record: what the journal has of that one."""
+        about, mac = self.about, record.mac
+        if mac != about.mac or about.confirmed is None:
+            self._known(record.confirmed)
+        about.mac = self._report["mac"] = mac
+        about.unchecked, about.rewritten = record.unchecked, record.rewritten
 
     def seen(self, found: Inspection) -> None:
         """The board was looked at."""
@@ -88,9 +89,13 @@ class Sight:
         about.state = "updating"
         self.log(logging.INFO, "the whole flash is written (%d bytes); %s", total_bytes, kept)
 
-    def rewritten(self) -> None:
-        """Another program has replaced what the board holds: the next look will show with what."""
+    def rewritten(self, mark: int) -> None:
+        """Another program has replaced what the board holds: the next look will show with what.
+        mark: what tells that time from others (`rewrite_mark`)."""
         about = self.about
+        if mark == about.rewritten:  # a session has begun meanwhile
+            return
+        about.rewritten = mark
         self.log(logging.INFO, "another program has flashed or restored it; it is to be looked at")
         about.version = about.version_read_at = about.staged = about.back = None
         about.unchecked = False
@@ -180,7 +185,7 @@ class Sight:
         about.mac, about.chip, about.flash_bytes = record.mac, record.chip, record.flash_bytes
         about.version, about.version_read_at = record.version, record.version_read_at
         self._known(record.confirmed)
-        about.unchecked = record.unchecked
+        about.unchecked, about.rewritten = record.unchecked, record.rewritten
         about.running = running
         if held is not None:
             about.state, about.error, about.attempts = held.state, held.error, failed
@@ -202,6 +207,11 @@ class Sight:
         """A tag was read, or stored, just now."""
         if version is not None:
             self.about.version, self.about.version_read_at = version, utc_now()
+
+    def emptied(self, record: BoardRecord) -> None:
+        """Its whole flash is being replaced. record: what the journal has left of it."""
+        self.about.rewritten = record.rewritten
+        self.switches()
 
     def switches(self) -> None:
         """Until a start has shown it, nobody knows what runs."""

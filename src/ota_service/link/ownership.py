@@ -240,15 +240,16 @@ def _lock_name(key: str) -> str:
     return f"{stem}.{digest}.lock"
 
 
-def _open_lock(path: Path) -> int:
-    """A file descriptor to lock on. Another user's file is opened for reading, which is enough.
+def _open_lock(path: Path, mode: int = 0o644) -> int:
+    """A file descriptor to lock on; mode: of a new file. Another user's file is opened for
+    reading, which is enough.
 
     Created apart from opened: in sticky folders Linux refuses O_CREAT on another user's file
     (fs.protected_regular).
     """
     with contextlib.suppress(FileExistsError):
         fd = open_lock(path, os.O_CREAT | os.O_EXCL)
-        os.fchmod(fd, 0o644)  # whatever the umask says: others must be able to lock it
+        os.fchmod(fd, mode)  # whatever the umask says: others must be able to lock it
         return fd
     fd = open_lock(path)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -324,10 +325,10 @@ def mark_rewritten(mac: str) -> None:
     """Leave word, beside the locks, that what a board holds is about to be replaced: each process
     knows boards by a journal of its own."""
     with contextlib.suppress(OSError):  # where there is no folder, a look at the board remains
-        fd = _open_lock(_mark_of(mac))
+        fd = _open_lock(_mark_of(mac), _EVERYBODY)  # another user's flash is as true
         try:
-            os.utime(fd)
-            os.fchmod(fd, _EVERYBODY)  # another user's flash is as true
+            if os.fstat(fd).st_nlink == 1:  # else it may be a trap, as in `_write_owner`
+                os.utime(fd)
         finally:
             os.close(fd)
 

@@ -129,6 +129,9 @@ class Drive:
 
         Raises Failure, once also where the app cannot be asked: what is true is on disk.
         """
+        if not once:  # what a process before has missed may be long ago
+            for record in self.rollout.machines:
+                record.missed_at = None
         try:
             for turn in count():
                 self._orders()
@@ -560,7 +563,8 @@ class Drive:
     ) -> None:
         """Bring a part from its old values to new ones. What counts is what is read afterwards."""
         pause_s, refused = FIRST_PAUSE_S, ""
-        unread: policy.MachineEvent = "refused"
+        sent = event == "sent" and record.written_at is not None  # before an outage
+        unread: policy.MachineEvent = event if sent else "refused"
         for _ in range(ATTEMPTS):
             read = await self._read(record, unread)
             if read is None:

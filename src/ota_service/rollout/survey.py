@@ -221,12 +221,12 @@ async def _of_robot(
                 continue
             if plan.mode == "variables":
                 record.source, about = await fragments.source(part.text)
-            where = change.spots(plan, part.text, record.source)
+            values = change.values(part.text, change.spots(plan, part.text, record.source))
             record.sensor = change.sensor_of(part.text, plan.service) or about.sensor
             given = about.auto_update
             if change.waits_for_command(part.text, plan.service, record.source, given):
                 record.note = _BY_COMMAND
-            record.values = change.values(part.text, where)
+            record.values = values
             fit.append(Found(robot, part, record))
         except UnfitError as error:
             record.happened("refused", str(error))
