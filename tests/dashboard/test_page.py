@@ -570,6 +570,14 @@ async def test_a_bridge_is_opened_only_where_it_is_selected(browser: Browser) ->
         on.service.now = {**scenes.gone_back(), "bench": scenes.bench_of()}
         await expect(of(on.page, "stern")).to_be_visible()
         await expect(on.page.locator("#manifest")).to_be_hidden()
+        now = scenes.bench_manifest()
+        files = now["bench"]["files"]
+        images = next(file["images"] for file in files if file["kind"] == "manifest")
+        files.append({**scenes.REFUSED, "sha256": images[2]["sha256"]})  # is there, and no use
+        on.service.now = now
+        named = on.page.locator("#dropped ul li")
+        await expect(named).to_contain_text(["✓ motor", "✓ sensor", "display"])
+        await expect(named.nth(2)).not_to_contain_text("✓")
 
 
 async def test_with_a_token_the_address_lets_in_and_hides_it(browser: Browser) -> None:

@@ -170,6 +170,11 @@ class Build:
         self._say = say
         self._take(content_of(path))
 
+    def _take(self, content: Content) -> None:
+        self._seen_s = content.changed_s
+        self._image = parse_app_image(content.data)
+        self.content = content
+
     def __call__(self, path: str) -> Content | None:
         """A `Look`."""
         if path != "/" + self._path.name:
@@ -193,11 +198,6 @@ class Build:
                 f"{self._path.name} has changed: now {describe_app(self._image)}. Configure "
                 f'"version": {json.dumps(self.version, ensure_ascii=False)} to have it installed.'
             )
-
-    def _take(self, content: Content) -> None:
-        self._seen_s = content.changed_s
-        self._image = parse_app_image(content.data)
-        self.content = content
 
     @property
     def version(self) -> str:
