@@ -461,6 +461,19 @@ def tag_of_running(found: Inspection, facts: BoardFacts) -> str | None:
     return found.nvs.get_string(NAMESPACE, VERSION_KEY) if found.nvs is not None else None
 
 
+def half_left(found: Inspection, facts: BoardFacts) -> Partition | None:
+    """The slot that the board has left by a way back whose end is missing: it ran at the last
+    success, another one runs now, and the stored tag is still its own."""
+    running, fact = found.running.partition, _own_fact(found, facts)
+    if running is None or fact is None or found.on_host or not _moved(running, facts):
+        return None
+    left = next((slot for slot in found.parts.ota_slots if slot.name == facts.last_slot), None)
+    theirs = facts.slots.get(left.name) if left is not None else None
+    if theirs is None or theirs.version in (None, fact.version):
+        return None
+    return left if found.version == theirs.version else None
+
+
 def _recorded(found: Inspection, version: str) -> tuple[RecordVersion, ...]:
     """The step that stores a tag on the board; none where the host keeps it."""
     if found.on_host:
