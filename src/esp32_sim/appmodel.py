@@ -16,12 +16,14 @@ from esp32_sim.core import Core
 from esp32_sim.flash import SECTOR_BYTES
 from esp32_sim.images import Behaviour, Ending, find_behaviour, read_descriptor
 from esp32_sim.layouts import Partition
-from esp32_sim.logs import BROWNOUTS
+from esp32_sim.logs import BROWNOUTS, ROM_EXCEPTION
 from esp32_sim.nvsformat import SECTOR, NvsError, Region
 from esp32_sim.nvsmodel import FlashRegion, MemoryRegion, NvsStore, Write, with_key
 
 NAMESPACE = "VIAM_NS"
 WATCHDOG_S = 5.0
+# The bootloader's, which an app stops at the end of its start (CONFIG_BOOTLOADER_WDT_TIME_MS).
+START_WATCHDOG_S = 9.0
 # Between two flash operations of the app's own NVS writer: long enough to be met by a reset.
 WRITER_PAUSE_S = 0.004
 # A life shorter than this would keep the simulator's process busy for nothing.
@@ -112,6 +114,12 @@ class App:
     async def run(self) -> Ending:
         """Live; returns how the app brought about its own reset."""
         behaviour = self.behaviour
+        if behaviour.ending in ("exception", "stuck"):
+            for line in ROM_EXCEPTION if behaviour.ending == "exception" else ():
+                self.core.print(line + "\r\n")
+            self._record("hang")
+            await self.core.sleep(START_WATCHDOG_S * self._scale)
+            return behaviour.ending
         if behaviour.console_baud:
             self._set_baud(behaviour.console_baud)
         self._start_lines()

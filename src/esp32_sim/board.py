@@ -45,6 +45,8 @@ RETRY_S = 1.0
 
 # What resets the chip at an app's end.
 RESETS: dict[Ending, ResetKind] = {
+    "exception": "rtc-watchdog",
+    "stuck": "rtc-watchdog",
     "panic": "cpu",
     "loop": "system",
     "watchdog": "timer-watchdog",

@@ -30,7 +30,7 @@ BEHAVIOUR_MAGIC = b"ESP32SIM-BEHAVIOUR:"
 PAGE = 0x10000
 
 Ending = Literal[
-    "run", "panic", "loop", "restart", "hang", "watchdog", "deep-sleep",
+    "run", "exception", "stuck", "panic", "loop", "restart", "hang", "watchdog", "deep-sleep",
     "brownout", "brownout-tagged", "brownout-reset",
 ]  # fmt: skip
 
@@ -39,10 +39,12 @@ Ending = Literal[
 class Behaviour:
     """What an app does once it runs; all times in seconds since its start.
 
-    ending: run (for ever), panic (last words and reboot), loop and restart (resets itself: the
-    chip, or the processor as esp_restart does), hang (falls silent), watchdog (falls silent and
-    is reset by the watchdog 5 s later), deep-sleep (wakes after sleep_s), brownout and
-    brownout-tagged (told by apps of older and newer ESP-IDF), brownout-reset (by the ROM alone).
+    ending: run (for ever), exception and stuck (falls, or hangs, before it prints a line: the ROM
+    tells of the one, and the bootloader's watchdog resets both), panic (last words and reboot),
+    loop and restart (resets itself: the chip, or the processor as esp_restart does), hang (falls
+    silent), watchdog (falls silent and is reset by the watchdog 5 s later), deep-sleep (wakes
+    after sleep_s), brownout and brownout-tagged (told by apps of older and newer ESP-IDF),
+    brownout-reset (by the ROM alone).
     ending_after_s: when. ending_lives: in so many lives since power or EN, and in those after
     them it runs; 0: in all. panic: its form, one of `logs.PANICS`. console_baud: 0 for no output
     at all. log_level_off: no log lines from ESP-IDF, so no descriptor lines. confirm_after_s:

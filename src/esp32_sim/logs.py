@@ -135,6 +135,13 @@ RISCV_PANICS: Final = _panics(
 )
 """The same on RISC-V, where abort() shows registers, too, and the stack stands for a backtrace."""
 
+# Of an app that has no handlers yet; what the real ROM prints of an illegal instruction at an app's
+# entry. Then it stops.
+ROM_EXCEPTION: Final = (
+    "Fatal exception (0): IllegalInstruction",
+    "epc1=0x4008119b, epc2=0x00000000, epc3=0x00000000, excvaddr=0x00000000, depc=0x00000000",
+)
+
 _BROWNOUT: Final = "Brownout detector was triggered"
 
 BROWNOUTS: Final[dict[str, tuple[str, ...]]] = {
@@ -162,6 +169,7 @@ LOOKALIKES: Final[dict[str, str]] = {
         )
     ),
     "co-processor-fails": "slave> E (60) boot: OTA app partition slot 0 is not bootable",
+    "co-processor-exception": "\n".join(("link to the co-processor is up", *ROM_EXCEPTION)),
     "quoted-bootloader": "I (910) diag: No bootable app partitions in the partition table",
     "quoted-brownout": "I (912) diag: Brownout detector was triggered 0 times",
     "task-wdt": "\n".join(

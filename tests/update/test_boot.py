@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esp32_sim.logs import LOOKALIKES, PANICS
+from esp32_sim.logs import LOOKALIKES, PANICS, ROM_EXCEPTION
 from ota_service.update.boot import (
     LINES_BEFORE,
     MAX_LINE_CHARS,
@@ -23,7 +23,9 @@ from ota_service.update.boot import (
     Expected,
     Heard,
     Verdict,
+    decisive,
 )
+from ota_service.update.first_look import first_look
 from ota_service.update.secrets import Redactor
 
 OFFSET = 0x110000
@@ -31,6 +33,7 @@ ROM = "rst:0x1 (POWERON_RESET),boot:0x13 (SPI_FAST_FLASH_BOOT)"
 LOADED = f"\x1b[0;32mI (107) boot: Loaded app from partition at offset {OFFSET:#x}\x1b[0m"
 PROJECT = "I (296) app_init: Project name:     robot"
 VERSION = "I (300) app_init: App version:      1.1.0"
+RNG_OFF = "I (123) boot: Disabling RNG early entropy source..."
 SHA = "I (308) app_init: ELF file SHA256:  489d76bb..."
 GOOD = Expected(offset=OFFSET, project="robot", version="1.1.0", elf_sha256="489d76bb" * 8)
 
@@ -408,6 +411,34 @@ def test_another_app_fails_the_boot(line: str) -> None:
     assert watched.verdict is Verdict.FAILED
 
 
+@pytest.mark.parametrize("before", [(LOADED, RNG_OFF), ()], ids=["", "silent bootloader"])
+def test_an_app_that_falls_before_it_has_handlers_has_panicked(before: tuple[str, ...]) -> None:
+    """The ROM tells of it, and then the board says nothing until its watchdog."""
+    watched = monitor()
+    feed(watched, 0.1, ETS, ROM, *before, *ROM_EXCEPTION)
+    watched.tick(2.2)
+    assert watched.verdict is FAILED
+    assert watched.reason.endswith("s after its start: Fatal exception (0): IllegalInstruction")
+    assert decisive(watched.told)[-1] == ROM_EXCEPTION[0]
+    assert not first_look([ROM, *ROM_EXCEPTION], None).app_prints
+
+
+def test_an_app_that_says_nothing_is_watched_until_the_bootloaders_watchdog_has_had_its_time() -> (
+    None
+):
+    """It resets an app that hangs at its start, 9 s after the bootloader's."""
+    hangs = monitor()
+    feed(hangs, 0.4, ROM, LOADED, RNG_OFF)
+    hangs.tick(8.9)
+    assert not hangs.reason
+    feed(hangs, 9.2, ETS, "rst:0x10 (RTCWDT_RTC_RESET),boot:0x13 (SPI_FAST_FLASH_BOOT)")
+    assert hangs.verdict is FAILED
+    silent = monitor()
+    feed(silent, 0.4, ROM, LOADED, RNG_OFF)
+    silent.tick(10.4)
+    assert (silent.verdict, silent.notice) == (RUNNING, SAYS_NOTHING)
+
+
 def test_silence_proves_nothing() -> None:
     """A board whose log is off, or at another speed, is not rolled back for it."""
     watched = monitor()
@@ -416,9 +447,6 @@ def test_silence_proves_nothing() -> None:
     assert watched.verdict is None
     watched.tick(20.0)
     assert watched.verdict is Verdict.SILENT
-
-
-RNG_OFF = "I (123) boot: Disabling RNG early entropy source..."
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from ota_service.formats.otadata import parse_otadata
 from ota_service.link.serial_port import ROM_BAUD, close_port, open_port
 from ota_service.update import session, starts
 from ota_service.update.boot import Heard
-from ota_service.update.facts import BoardFacts
+from ota_service.update.facts import BoardFacts, SlotFact
 from ota_service.update.inspect import Inspection
 from ota_service.update.session import Awaited, BootRules, Image, Job, Outcome
 from tests.prove.board import Link, Notes, Told
@@ -110,6 +110,38 @@ def firmware(version: str = "1.1.0", behaviour: Behaviour | None = None) -> Imag
     """A checked App Image."""
     app = build_app(version=version, size_bytes=60_000, behaviour=behaviour or Behaviour())
     return Image(app, sha256(app).hexdigest(), md5(app).hexdigest(), parse_app_image(app))
+
+
+def test_a_way_back_that_was_cut_is_finished_by_the_same_again(tmp_path: Path) -> None:
+    """The entry was taken away and the tag was not changed: going back from what runs now would
+    lead to the firmware that the person wanted to leave."""
+    old, new = firmware("1.0.0"), firmware("1.1.0")
+    with SimProcess(tmp_path, [SimBoard(app=old.data)]) as sim:
+        board = sim.boards[0]
+        run(board, Job("a", "1.1.0", new, boot=BOOT))
+        left = board.control.running()["slot"]
+        came_from = "ota_0" if left == "ota_1" else "ota_1"
+        facts = BoardFacts(
+            slots={
+                slot: SlotFact(len(image.data), image.md5, version=tag)
+                for slot, image, tag in ((came_from, old, "1.0.0"), (left, new, "1.1.0"))
+            },
+            last_slot=left,
+        )
+        back = Job("a", course="rollback", boot=BOOT)
+        board.control.cut_power_at(2, "torn")
+        with pytest.raises(OtaError, match="lost"):
+            run(board, back, Told(facts=facts))
+        board.control.power_on()
+        assert board.control.running()["slot"] == came_from
+        run(board, back, Told(facts=facts))
+        # And once more, where it was done but for the host's note of it.
+        outcome = run(board, back, Told(facts=facts))
+        assert outcome.slot is not None
+        assert (outcome.end, outcome.slot.name, outcome.version) == (
+            *("rolled_back", came_from, "1.0.0"),
+        )
+        assert board.control.running()["slot"] == came_from
 
 
 def by_hand(board: RunningBoard) -> None:

@@ -58,6 +58,11 @@ _NOT_BOOTABLE = re.compile(
     r"Factory app partition is not bootable)"
 )
 
+# The ROM's own word for an exception. It is heard of an app that falls before it has handlers of
+# its own, and then nothing until the bootloader's watchdog (9 s). An app that has printed something
+# has them: it passes on the log of a co-processor, whose ROM may say the same.
+_FATAL = re.compile(r"Fatal exception \(\d+\): ")
+
 # The panic handler's, and of what ends in it.
 _REGISTERS = re.compile(r"Core +\d+ register dump:$")
 _PANIC = re.compile(
@@ -81,7 +86,7 @@ def not_the_apps_own(text: str) -> bool:
     return theirs(text) or any(pattern.match(text) for pattern in _NOT_THE_APPS)
 
 
-_DECIDES = (_PANIC, _BROWN_OUT, _TASK_WATCHDOG, _NOT_BOOTABLE,
+_DECIDES = (_PANIC, _FATAL, _BROWN_OUT, _TASK_WATCHDOG, _NOT_BOOTABLE,
             re.compile(r"E (?:\([^)]*\) )?(?:boot|esp_image): "))  # fmt: skip
 HEADING = "--- start of "
 """Of each start in a boot log as it is kept."""
@@ -125,7 +130,7 @@ class BootRules:
     """How a start is judged; the configuration's boot_* attributes.
 
     timeout_s: how long the app may take to show that it starts. stable_s: how long it must then
-    run. restarts: how many planned restarts it may make.
+    run; twice as long where it prints nothing. restarts: how many planned restarts it may make.
     """
 
     timeout_s: float = 20.0
@@ -319,7 +324,11 @@ class BootMonitor:
     @property
     def due_s(self) -> float | None:
         """When time alone will show that the app runs; None while it has yet to show itself."""
-        return None if self.shown_at_s is None else self.shown_at_s + self.rules.stable_s
+        if self.shown_at_s is None:
+            return None
+        # By the bootloader's word alone: its watchdog (9 s) resets an app that hangs at its start.
+        mute = self.bootloader_speaks and not (self.app_prints or self.expectation_met)
+        return self.shown_at_s + self.rules.stable_s * (2 if mute else 1)
 
     @property
     def lines(self) -> list[str]:
@@ -348,7 +357,8 @@ class BootMonitor:
                 self._panicked(now_s)
             return
         must_match = self.expected.matches is not None
-        if self.shown_at_s is not None and now_s - self.shown_at_s >= self.rules.stable_s:
+        due_s = self.due_s
+        if due_s is not None and now_s >= due_s:
             if self.expectation_met or not must_match:
                 self._decide(Verdict.RUNNING, "")
                 return
@@ -448,6 +458,8 @@ class BootMonitor:
             self._panic, self._panic_at_s, self._decisive = "", None, None
             return False
         starts = _PANIC.match(text) or (None if self._task_watchdog else _REGISTERS.match(text))
+        if not self.app_prints:
+            starts = starts or _FATAL.match(text)
         begins = starts or (_PANIC_BEHIND.search(text) if not self._panic else None)
         if begins is None:
             return False

@@ -19,7 +19,8 @@ _ROM = re.compile(
     _JUNK + r"(ets |rst:0x|configsip: |clk_drv:|mode:|load:|ho \d|tail \d|entry |ESP-ROM:|Build:|"
     r"SPIWP:|Saved PC:|boot:0x|invalid header: |flash read err|csum err|ets_main|user code done|"
     r"Octal Flash Mode Enabled|For OPI Flash, |SHA-256 comparison failed|Calculated: |Expected: |"
-    r"Attempting to boot anyway|waiting for download|wait u\w+ download)"
+    r"Attempting to boot anyway|waiting for download|wait u\w+ download|"
+    r"Fatal exception \(\d+\): |epc1=0x)"
 )
 _BOOTLOADER = re.compile(
     r"^[EWIDV] \(\d+\) (boot|boot\.\w+|boot_comm|bootloader\w*|esp_image|flash_parts|efuse|"

@@ -461,6 +461,23 @@ def tag_of_running(found: Inspection, facts: BoardFacts) -> str | None:
     return found.nvs.get_string(NAMESPACE, VERSION_KEY) if found.nvs is not None else None
 
 
+def half_left(found: Inspection, facts: BoardFacts) -> Partition | None:
+    """The slot that the board has left by a way back of which the host has not seen the end: it
+    ran at the last success, another one runs now, and its entry in otadata was taken away or the
+    stored tag is still its own."""
+    running, fact, slots = found.running.partition, _own_fact(found, facts), found.parts.ota_slots
+    if running is None or fact is None or not _moved(running, facts):
+        return None
+    left = next((slot for slot in slots if slot.name == facts.last_slot), None)
+    theirs = facts.slots.get(left.name) if left is not None else None
+    if left is None or theirs is None:
+        return None
+    entries = found.otadata.entries if found.otadata is not None else ()
+    taken = any(one.taken_away and slots[one.slot_index(len(slots))] == left for one in entries)
+    tagged = found.version == theirs.version not in (None, fact.version)
+    return left if taken or (tagged and not found.on_host) else None
+
+
 def _recorded(found: Inspection, version: str) -> tuple[RecordVersion, ...]:
     """The step that stores a tag on the board; none where the host keeps it."""
     if found.on_host:

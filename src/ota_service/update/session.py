@@ -42,6 +42,7 @@ from ota_service.update.plan import (
     Plan,
     WatchBoot,
     WriteSlot,
+    half_left,
     own_tag,
     plan,
     refuse,
@@ -595,6 +596,9 @@ class _Session:
             raise found.running.why or OtaError("otadata-invalid")
         self._require_writable(found)
         fused, version_of = self.link.chip.secure_version, partial(self._tag_of, found)
+        if (left := half_left(found, self.facts)) is not None:
+            # Going back once more would lead to where the person wanted to leave.
+            return plan_rollback(self.link, found, bad=left, fused=fused, version_of=version_of)
         back = plan_go_back(
             self.link, found, running=running, fused=fused, version_of=version_of,
             failed=self._failed(found),
