@@ -333,6 +333,8 @@ class Group:
         while event is None and not self.engine.closing:
             if pending := [task for task in tasks if not task.done()]:
                 await asyncio.wait(pending, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
+            else:  # whatever became of them, the event loop is not kept
+                await asyncio.sleep(0)
             event, before_s, now_s = self._event(asked, more=more), now_s, self._now_s
             waits = [member for member in asked if member.waits]
             half = await self._half() if event is None and waits else []
